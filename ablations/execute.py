@@ -1,0 +1,177 @@
+"""Runs the cells of a study on this machine, a few at a time, each in a process of its own.
+
+Training and evaluation meet in the run directory only, so this file starts them as commands and reads what they
+leave there. Run again after any interruption: finished cells are kept, a half-finished one continues.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ablations.config import has_gpu
+from ablations.study import ROOT, Cell, Study, human, last_line, locked
+
+
+class Failed(RuntimeError):
+    """A command of a cell ended badly; its log says why."""
+
+
+def run(study: Study) -> list[str]:
+    """Prepare data, train and evaluate every cell that is not finished.
+
+    Returns:
+        What failed, a line for each cell; empty when all is well.
+    """
+    for cell in study.cells:
+        cell.check_recorded()
+    todo = [c for c in study.cells if not (c.dir / "eval.json").exists()]
+    if not todo:
+        return []
+    for corpus, tokenizer, vocab in sorted({
+        (corpus, c.run.data.tokenizer, c.run.model.vocab)
+        for c in todo for corpus in [c.run.data.corpus, *c.run.eval.corpora]
+    }):  # fmt: skip
+        prepare = [sys.executable, "-m", "data.prepare", corpus, "--tokenizer", tokenizer, "--vocab", str(vocab)]
+        subprocess.run([*prepare, "--store", str(study.out / "data")], cwd=ROOT, check=True, preexec_fn=_die_with_parent)
+    failures: list[str] = []
+    phase = {c.dir: "waiting" for c in todo}
+
+    def lane(cell: Cell) -> None:
+        try:
+            _finish(study, cell, phase)
+            phase[cell.dir] = "finished"
+        except Failed as error:
+            phase[cell.dir] = "failed"
+            failures.append(f"{cell.name}: {error}")
+
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(todo, phase, done))
+    watcher.start()
+    try:
+        with ThreadPoolExecutor(jobs(study)) as pool:
+            for future in [pool.submit(lane, cell) for cell in todo]:
+                future.result()
+    finally:
+        done.set()
+        watcher.join()
+    return failures
+
+
+def jobs(study: Study) -> int:
+    """How many runs at a time: as many as there are cores for on a CPU, one on a GPU."""
+    if study.jobs:
+        return study.jobs
+    layout = study.base.layout
+    return 1 if has_gpu() else max(1, len(os.sched_getaffinity(0)) // (layout.threads * max(layout.processes, 1)))
+
+
+def _finish(study: Study, cell: Cell, phase: dict[Path, str]) -> None:
+    """Train, if need be, then evaluate."""
+    cell.dir.mkdir(parents=True, exist_ok=True)
+    while locked(cell.dir):
+        phase[cell.dir] = "trained by another process"
+        time.sleep(0.5)
+    if not (cell.dir / "done").exists():
+        phase[cell.dir] = "starting"
+        index = str(study.cells.index(cell))
+        command = [sys.executable, "-m", "launch.train", "--cell", index, *study.words]
+        _command(command, cell, "train.log", cell.run.layout.processes or _gpus())
+    phase[cell.dir] = "evaluating"
+    _command([sys.executable, "-m", "eval", str(cell.dir)], cell, "eval.log", 1)
+
+
+def _command(command: list[str], cell: Cell, log: str, ranks: int) -> None:
+    """Run `command` once for each rank; when one ends badly, end the others."""
+    env = os.environ | {"OMP_NUM_THREADS": str(cell.run.layout.threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    if ranks > 1:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+    path = cell.dir / log
+    with open(path, "ab") as out:
+        children = [
+            subprocess.Popen(
+                command, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
+                env=env | ({"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {}),
+            )
+            for r in range(ranks)
+        ]  # fmt: skip
+        while any(c.poll() is None for c in children):
+            if any(c.poll() not in (None, 0) for c in children):
+                for c in children:
+                    c.kill()
+            time.sleep(0.05)
+    bad = [c.returncode for c in children if c.returncode]
+    if bad:
+        lines = [x for x in path.read_text(errors="replace").splitlines() if x.strip()]
+        said = next((x for x in reversed(lines) if x.startswith("error: ")), lines[-1] if lines else "")
+        how = f"killed by {signal.Signals(-bad[0]).name}" if bad[0] < 0 else said.removeprefix("error: ")
+        raise Failed(f"{how}  (log: {path}; the same command continues)")
+
+
+def _die_with_parent() -> None:
+    """A training process must not outlive a killed parent unseen (Linux: PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _gpus() -> int:
+    return max(1, len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+
+def _watch(cells: list[Cell], phase: dict[Path, str], done: threading.Event) -> None:
+    """Show how far every cell is, from metrics.jsonl: a bar each on a terminal, else a line now and then."""
+    if not sys.stdout.isatty():
+        told = 0.0
+        shown: dict[Path, str] = {}
+        while not done.wait(0.5):
+            for cell in cells:
+                if phase[cell.dir] != shown.get(cell.dir) or (phase[cell.dir] == "starting" and time.time() - told > 15):
+                    if phase[cell.dir] != "waiting":
+                        print(f"{cell.name:32} {_words(cell, phase[cell.dir])}", flush=True)
+                    shown[cell.dir] = phase[cell.dir]
+            if time.time() - told > 15:
+                told = time.time()
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = [TextColumn("{task.description:32}"), BarColumn(24), TextColumn("{task.fields[words]}"), TimeElapsedColumn()]
+    with Progress(*columns, refresh_per_second=4) as bar:
+        total = bar.add_task("all runs", total=sum(c.run.steps for c in cells), words="")
+        rows = {c.dir: bar.add_task(c.name, total=c.run.steps, words="waiting", start=False) for c in cells}
+        while True:
+            ended = done.wait(0.25)
+            finished = 0
+            for cell in cells:
+                row, here = last_line(cell.dir / "metrics.jsonl") or {}, phase[cell.dir]
+                step = cell.run.steps if here in ("evaluating", "finished") else row.get("step", 0)
+                finished += step
+                if here != "waiting" and not bar.tasks[rows[cell.dir]].started:
+                    bar.start_task(rows[cell.dir])
+                if here in ("finished", "failed"):
+                    bar.stop_task(rows[cell.dir])
+                bar.update(rows[cell.dir], completed=step, words=_words(cell, here))
+            bar.update(total, completed=finished)
+            if ended:
+                return
+
+
+def _words(cell: Cell, phase: str) -> str:
+    row: dict[str, Any] = last_line(cell.dir / "metrics.jsonl") or {}
+    if phase != "starting" or not row:
+        return phase
+    left = (cell.run.steps - row["step"]) * cell.run.train.batch * cell.run.model.seq / row["tokens_per_second"]
+    return (
+        f"step {row['step']}/{cell.run.steps}  loss {row['loss']:.3f}  {human(row['tokens_per_second'])} tokens/s  "
+        f"{int(left) // 60}:{int(left) % 60:02d} left"
+    )

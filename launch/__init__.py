@@ -1,0 +1,1 @@
+"""Training: a `Run` in, a run directory out."""

@@ -1,0 +1,53 @@
+"""What a run says while it trains: metrics.jsonl is the truth, Weights & Biases a mirror of it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ablations.config import Run
+
+
+class Log:
+    """Appends to metrics.jsonl, flushed line by line; and to W&B, offline by default and harmless when absent."""
+
+    def __init__(self, folder: Path, run: Run, name: str, last_step: int):
+        """Args:
+        last_step: of the checkpoint that the run continues from; later lines belong to a past that did not happen.
+        """
+        self.path = folder / "metrics.jsonl"
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
+        tmp = self.path.with_suffix(".tmp")
+        tmp.write_text("".join(kept))
+        os.replace(tmp, self.path)
+        self.file = open(self.path, "a")
+        self.wandb = _wandb(folder, run, name)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        if self.wandb:
+            self.wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish(quiet=True)
+
+
+def _wandb(folder: Path, run: Run, name: str) -> Any:
+    """A W&B run, or None: a mirror that cannot be had must not stop a training run."""
+    mode = os.environ.get("WANDB_MODE", run.layout.wandb)
+    if mode == "disabled":
+        return None
+    try:
+        import wandb
+
+        settings = wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True, silent=True)
+        ident = f"{folder.parent.name}-{folder.name}".replace("=", "-").replace(",", "-")
+        return wandb.init(project="megahour", name=name, id=ident, mode=mode, resume="allow", dir=str(folder),
+                          config=run.flat(), settings=settings)  # fmt: skip
+    except Exception as error:  # no network, no account, not installed, another version: all the same to us
+        print(f"W&B is not available ({type(error).__name__}: {error}); metrics.jsonl has everything", flush=True)
+        return None

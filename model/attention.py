@@ -1,0 +1,80 @@
+"""Causal attention: one score formula, two executors.
+
+score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) for k <= q, and minus infinity beyond.
+
+`plain` writes the scores out. It is the oracle, and on a CPU it is also the fast one: there a bias costs nothing,
+because it is added in the same breath as the causal mask. `fused` gives the same formula to FlexAttention, which
+compiles it into a flash kernel on a GPU (it has no backward on a CPU).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model.position import Position
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def prepare(position: Position, heads: int, x_BTD: Tensor) -> Attend:
+    """The attention that every layer of one forward pass shares, for inputs like `x_BTD`.
+
+    Returns a function of q, k, v, each [B, H, T, K], giving [B, H, T, K]. Positions act here and nowhere else in
+    attention, so no layer can miss them.
+    """
+    return (fused if x_BTD.is_cuda else plain)(position, heads, x_BTD)
+
+
+def plain(position: Position, heads: int, x_BTD: Tensor) -> Attend:
+    """Scores as a matrix product: [B x H, T, T] is held in memory."""
+    B, T, _ = x_BTD.shape
+    at = functools.partial(torch.arange, device=x_BTD.device)
+    h, q, k = at(heads)[:, None, None], at(T)[:, None], at(T)
+    bias = torch.where(k <= q, position.bias(h, q, k), -math.inf).to(x_BTD.dtype)
+    if bias.dim() == 2:
+        bias_NTT = bias.expand(B * heads, T, T)
+    else:  # one copy for each sequence of the batch, once for all layers
+        bias_NTT = bias.repeat(B, 1, 1)
+
+    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+        q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
+        q, k, v = (x.reshape(B * heads, T, -1) for x in (q_BHTK, k_BHTK, v_BHTK))
+        score_NTT = torch.baddbmm(bias_NTT, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+        return torch.bmm(score_NTT.softmax(dim=-1), v).view(B, heads, T, -1)
+
+    return attend
+
+
+def fused(position: Position, heads: int, x_BTD: Tensor) -> Attend:
+    """FlexAttention with a causal block mask."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    T = x_BTD.shape[1]
+    flex = _compiled_flex() if x_BTD.is_cuda else flex_attention
+    block_mask = _causal_mask(T, x_BTD.device)
+
+    def score(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return s + position.bias(h, q, k).to(s.dtype)
+
+    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+        q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
+        return flex(q_BHTK, k_BHTK, v_BHTK, score_mod=score, block_mask=block_mask)
+
+    return attend
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+@functools.lru_cache(maxsize=8)
+def _causal_mask(T: int, device: torch.device):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return create_block_mask(lambda b, h, q, k: k <= q, None, None, T, T, device=device)

@@ -1,0 +1,59 @@
+"""The shape of a model and the variant of each of its factors. No torch here: planning needs it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One decoder-only transformer. Every field is an axis that a study may vary.
+
+    Raises:
+        ValueError: when the fields do not make a model together; the message says what would.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    seq: int  # training length, tokens
+    vocab: int  # size of the tokenizer, before padding
+    pos: Literal["none", "learned", "rotary", "alibi"]
+    act: Literal["gelu", "swiglu", "swiglu-unmatched"]
+    norm: Literal["layernorm", "rmsnorm"]
+    embnorm: bool  # LayerNorm after the token lookup, before positions
+    rotary_base: float
+    init_std: float
+    norm_eps: float
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "seq", "vocab"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        if self.hidden % self.heads:
+            fits = [n for n in range(1, self.hidden + 1) if self.hidden % n == 0]
+            near = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:4])
+            raise ValueError(
+                f"model.heads={self.heads} does not divide model.hidden={self.hidden}; "
+                f"near it, {', '.join(map(str, near))} do"
+            )
+        if self.pos == "rotary" and self.head_dim % 2:
+            raise ValueError(f"model.pos=rotary needs an even head dimension, not {self.head_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding: the next multiple of 128, as Megatron pads (50,257 -> 50,304)."""
+        return -(-self.vocab // 128) * 128
+
+    @property
+    def ffn(self) -> int:
+        """Inner width of the MLP.
+
+        GELU has 4 x hidden. SwiGLU has three matrices where GELU has two, so it is matched in parameters at
+        2/3 of that, rounded down to a multiple of 8 as in BigScience's runs (hidden 2048 -> 5456);
+        `swiglu-unmatched` keeps 4 x hidden and has half as many parameters again.
+        """
+        return 8 * self.hidden // 3 // 8 * 8 if self.act == "swiglu" else 4 * self.hidden

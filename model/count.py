@@ -1,0 +1,27 @@
+"""Size and work of a model, by closed formulas: planning counts without torch. A test holds them against real models."""
+
+from model.config import ModelConfig
+
+
+def parameters(cfg: ModelConfig) -> int:
+    """Number of trained values; the tied output matrix counts once."""
+    D, F = cfg.hidden, cfg.ffn
+    norm = 2 * D if cfg.norm == "layernorm" else D
+    attention = 4 * D * D + 4 * D
+    matrices = 2 if cfg.act == "gelu" else 3
+    mlp = matrices * D * F + (matrices - 1) * F + D
+    position = cfg.seq * D if cfg.pos == "learned" else 0
+    embnorm = 2 * D if cfg.embnorm else 0
+    return cfg.padded_vocab * D + position + embnorm + cfg.layers * (2 * norm + attention + mlp) + norm
+
+
+def flops_per_token(cfg: ModelConfig) -> int:
+    """Floating-point operations to train on one token, forward and backward, nothing recomputed.
+
+    Megatron's formula, 6 x (weights of all matrix products + attention), the attention counted in full and not
+    halved for the causal mask (72 L h^2 (1 + s/6h + V/12hL) for GELU).
+    """
+    D = cfg.hidden
+    matrices = 2 if cfg.act == "gelu" else 3
+    layer = 4 * D * D + matrices * D * cfg.ffn + 2 * cfg.seq * D
+    return 6 * (cfg.layers * layer + cfg.padded_vocab * D)

@@ -1,0 +1,50 @@
+"""Every weight is drawn here, from the seed and its own name.
+
+Two models therefore share every weight whose name and shape they have in common.
+
+| parameter                                         | drawn from              | source                              |
+|---------------------------------------------------|-------------------------|-------------------------------------|
+| embed.weight, position.table                      | N(0, std)               | GPT-2; std 0.02 is Megatron's default |
+| attn.qkv.weight, mlp.up.weight, mlp.gate.weight   | N(0, std)               | GPT-2                               |
+| attn.proj.weight, mlp.down.weight                 | N(0, std / sqrt(2 L))   | GPT-2: they feed the residual stream |
+| norm gains (.weight of norm, norm1, norm2, embnorm) | 1                     |                                     |
+| all biases                                        | 0                       |                                     |
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, cfg: ModelConfig, seed: int) -> None:
+    """Draw all parameters of `model` in place, on the CPU in fp32, so that they are the same on every device.
+
+    Raises:
+        ValueError: for a parameter that the table above does not name.
+    """
+    for name, p in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        owner = module.rpartition(".")[2]
+        if kind == "bias":
+            p.zero_()
+        elif owner in ("norm", "norm1", "norm2", "embnorm"):
+            p.fill_(1.0)
+        elif owner in ("proj", "down"):
+            _normal(p, cfg.init_std / math.sqrt(2 * cfg.layers), seed, name)
+        elif owner in ("embed", "position", "qkv", "up", "gate"):
+            _normal(p, cfg.init_std, seed, name)
+        else:
+            raise ValueError(f"model/init.py does not say how {name} is drawn")
+
+
+def _normal(p: torch.Tensor, std: float, seed: int, name: str) -> None:
+    if p.is_meta:  # counting only
+        return
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    p.copy_(torch.empty(p.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))

@@ -1,0 +1,104 @@
+"""Position schemes. The base class *is* the scheme without positions; a variant overrides one of three places."""
+
+import math
+from typing import get_args, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+
+
+class Position(nn.Module):
+    """No positions. The model calls all three methods unconditionally, on the only forward path there is."""
+
+    max_length: int | None = None  # tokens; None: no limit
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+
+    def embed(self, x_BTD: Tensor) -> Tensor:
+        """Acts on the token embeddings (learned)."""
+        return x_BTD
+
+    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Acts on queries and keys before their product (rotary)."""
+        return q_BHTK, k_BHTK
+
+    def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """What is added to the scaled score of head `h` between query position `q` and key position `k`.
+
+        The three are integer tensors that broadcast together; fp32 out. Softmax ignores what is the same for all
+        keys, so only differences along `k` matter (ALiBi).
+        """
+        return torch.zeros((), device=k.device)
+
+
+class Learned(Position):
+    """A trained vector for each absolute position, added to the token embedding (GPT-2, GPT-3)."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.table = nn.Parameter(torch.empty(cfg.seq, cfg.hidden))
+        self.max_length = cfg.seq
+
+    def embed(self, x_BTD: Tensor) -> Tensor:
+        T = x_BTD.shape[1]
+        if T > self.table.shape[0]:
+            raise ValueError(f"learned positions end at {self.table.shape[0]} tokens; the input has {T}")
+        return x_BTD + self.table[:T]
+
+
+class Rotary(Position):
+    """Rotates pairs of query and key coordinates by an angle proportional to the position (Su et al. 2021).
+
+    The whole head dimension is rotated, coordinate i paired with i + K/2 (the GPT-NeoX layout).
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.base = cfg.rotary_base
+
+    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        T, K = q_BHTK.shape[-2:]
+        # fp32: in bf16 the angles of neighbouring late positions would coincide
+        freq = self.base ** (-torch.arange(0, K, 2, device=q_BHTK.device, dtype=torch.float32) / K)
+        angle_TK = torch.outer(torch.arange(T, device=q_BHTK.device, dtype=torch.float32), freq).repeat(1, 2)
+        cos, sin = angle_TK.cos(), angle_TK.sin()
+        return _rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)
+
+
+def _rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    a, b = x_BHTK.chunk(2, dim=-1)
+    return (x_BHTK * cos_TK + torch.cat((-b, a), dim=-1) * sin_TK).to(x_BHTK.dtype)
+
+
+class ALiBi(Position):
+    """Subtracts slope x distance from each score, a slope for each head (Press et al. 2021)."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.heads = cfg.heads
+        self.slopes: Tensor
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(cfg.heads)), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        # A model cast to bf16 casts its buffers too, and 2^-0.5 is no bf16 number: keep the slopes in fp32.
+        super()._apply(fn, recurse)
+        self.slopes = torch.tensor(alibi_slopes(self.heads), device=self.slopes.device)
+        return self
+
+    def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.slopes[h] * (k - q)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Slopes 2^(-8i/n), i = 1..n, for n a power of two; otherwise those of the next lower power of two, and then
+    every other one of twice that power (Press et al. 2021, appendix A and their reference code)."""
+    n = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * i / n) for i in range(1, n + 1)]
+    return slopes + [2 ** (-8 * i / (2 * n)) for i in range(1, 2 * (heads - n), 2)]
+
+
+POSITIONS: dict[str, type[Position]] = {"none": Position, "learned": Learned, "rotary": Rotary, "alibi": ALiBi}
+assert set(POSITIONS) == set(get_args(get_type_hints(ModelConfig)["pos"]))
