@@ -40,8 +40,9 @@ def known() -> list[str]:
 def load(corpus: str) -> dict[str, Any]:
     """The specification of a corpus: a name in data/corpora, or a file, folder or glob on disk.
 
-    Returns {"name"} and one of {"blend": {name: weight}}, {"packages": {name: version}, "held_out", "text", "minimum"},
-    {"files": [path, ...]}. Raises ValueError, naming what is allowed; reads no document.
+    Returns {"name"} with {"blend": {name: weight}}, the weights adding up to 1; or {"files": [path, ...]}; or
+    {"packages": {name: version}, "held_out": [name, ...], "text": of TEXTS, "minimum": characters}.
+    Raises ValueError, naming what is allowed. Reads no document.
     """
     path = CORPORA / f"{corpus}.yaml"
     if "/" not in corpus and path.is_file():
@@ -61,7 +62,7 @@ def check(corpus: str) -> None:
         check(component)
     for package, version in spec.get("packages", {}).items():
         _distribution(package, version)
-    for path in spec.get("files", ())[:1]:  # the others are as likely right; reading reports them by name and line
+    for path in spec.get("files", ())[:1]:  # a fault in another one is reported when it is read
         if next(_records(path, path.name), None) is None:
             raise ValueError(f"{path} holds no document")
 
@@ -70,7 +71,8 @@ def units(spec: dict[str, Any]) -> list[Unit]:
     """The files of a corpus in the order in which they are read: held-out packages first, then by name."""
     if "files" in spec:
         root = _root(spec["files"])
-        return [Unit(path, path.relative_to(root).as_posix(), "", path.stat().st_size) for path in spec["files"]]
+        return [Unit(path, path.relative_to(root).as_posix(), "", path.stat().st_size)
+                for path in spec["files"]]
     found = []
     for package, version in spec["packages"].items():
         distribution = _distribution(package, version)
@@ -89,7 +91,7 @@ def documents(spec: dict[str, Any], unit: Unit) -> Iterator[tuple[str, str]]:
         yield from _records(unit.path, unit.name)
     elif unit.path.suffix != ".py":
         # Headers of the description vary with the build tool; the text below them is the package's README.
-        _, _, text = unit.path.read_text(encoding="utf-8").partition("\n\n")
+        text = unit.path.read_text(encoding="utf-8").partition("\n\n")[2]
         if len(text) >= spec["minimum"]:
             yield f"{unit.package} README", text
     else:
@@ -121,11 +123,13 @@ def _named(name: str, spec: Any) -> dict[str, Any]:
         raise ValueError(f"{where}: text is {spec.get('text')!r}; allowed are {', '.join(TEXTS)}")
     if wrong := [package for package, version in spec["packages"].items() if not isinstance(version, str)]:
         raise ValueError(f"{where}: the versions of {wrong} must be quoted")
-    if wrong := set(spec.setdefault("held_out", [])) - set(spec["packages"]):
-        raise ValueError(f"{where}: held out, but not among the packages: {sorted(wrong)}")
+    if missing := set(spec.setdefault("held_out", [])) - set(spec["packages"]):
+        raise ValueError(f"{where}: held out, but not among the packages: {sorted(missing)}")
     if not spec["held_out"] or len(spec["held_out"]) == len(spec["packages"]):
         raise ValueError(f"{where}: held_out must name some of the packages, not none or all")
-    return {"minimum": 0, **spec}
+    if type(spec.setdefault("minimum", 0)) is not int:
+        raise ValueError(f"{where}: minimum is a number of characters, not {spec['minimum']!r}")
+    return spec
 
 
 def _blend(where: str, weights: dict[str, Any]) -> dict[str, float]:
@@ -144,13 +148,14 @@ def _blend(where: str, weights: dict[str, Any]) -> dict[str, float]:
 
 
 def _distribution(package: str, version: str) -> importlib.metadata.Distribution:
-    advice = "install the project's pinned requirements again (pip install -r requirements.txt)"
+    advice = "install the pinned packages again: pip install -r requirements.txt"
     try:
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(f"the corpus reads package {package} {version}, which is not installed: {advice}") from None
+        raise ValueError(f"the corpus reads {package} {version}, not installed here; {advice}") from None
     if distribution.version != version:
-        raise ValueError(f"the corpus reads {package} {version}, but {distribution.version} is installed: {advice}")
+        raise ValueError(f"the corpus reads {package} {version}, and {distribution.version} is installed here; "
+                         f"{advice}")
     return distribution
 
 
@@ -238,7 +243,8 @@ def _texts(file: TextIO, path: Path) -> Iterator[tuple[int, str]]:
 
 def _paragraphs(file: TextIO) -> Iterator[tuple[int, str]]:
     """OSCAR v1: documents of one or more lines, separated by blank lines."""
-    start, lines = 1, []
+    start = 1
+    lines: list[str] = []
     for number, line in enumerate(file, 1):
         if line.strip():
             start = start if lines else number
@@ -253,7 +259,7 @@ def _paragraphs(file: TextIO) -> Iterator[tuple[int, str]]:
 # Docstrings
 
 def _docstrings(source: str, name: str) -> Iterator[tuple[str, str]]:
-    """(qualified name, text) of a module and of each of its functions and classes, members with their class."""
+    """(qualified name, text) of a module and of each of its functions and classes, with their members."""
     try:
         module = ast.parse(source)
     except (SyntaxError, ValueError):

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-SPACE = "\u2581"  # SentencePiece writes a space as this character, so one that is in the text needs another way in
-SAMPLE_BYTES = 100_000_000  # text read for training at most; untuned (100 MB is ~10 s and well past saturation)
+SPACE = "\u2581"  # what SentencePiece writes for a space; one that is in the text has to go in as bytes
+SAMPLE_BYTES = 100_000_000  # text read for training at most; untuned
+SMALLEST = 259  # pieces: the 256 bytes, newline, <unk>, </s>
 
 
 class Tokenizer:
@@ -40,11 +41,11 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """Token ids of each text. `threads` changes the time, not the result."""
-        parts = [part for text in texts for part in text.split(SPACE)]
         try:
-            encoded = iter(self._processor.encode(parts, num_threads=threads))
+            parts = [part.encode() for text in texts for part in text.split(SPACE)]
         except UnicodeEncodeError as error:
             raise ValueError(f"not valid Unicode (a lone surrogate): {error}") from error
+        encoded = iter(self._processor.encode(parts, num_threads=threads))
         batch = []
         for text in texts:
             ids = list(next(encoded))
@@ -59,10 +60,11 @@ class Tokenizer:
 
 
 def train(documents: Iterable[str], size: int, vocab: int) -> bytes:
-    """Train a BPE model of exactly `vocab` pieces on documents of `size` bytes in all; returns the model file.
+    """Train a BPE model of exactly `vocab` pieces on documents of `size` bytes in all; returns the model.
 
-    The 256 bytes, newline, <unk> and </s> (end of document) are among the pieces. A corpus above SAMPLE_BYTES is
-    thinned to every n-th document. Raises ValueError naming the smallest or largest vocabulary this text allows.
+    Among the pieces are the 256 bytes, newline, <unk> and </s>, the end of document. More text than
+    SAMPLE_BYTES is thinned to every n-th document. Raises ValueError naming the smallest or largest
+    vocabulary the text allows.
     """
     import sentencepiece
 
@@ -72,7 +74,7 @@ def train(documents: Iterable[str], size: int, vocab: int) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_lines(text for i, text in enumerate(documents) if i % every == 0),
             model_writer=model, model_type="bpe", vocab_size=vocab,
-            # Lossless: nothing is normalised, added or removed, and what has no piece falls back to its bytes.
+            # Lossless: nothing is normalised, added or removed; what has no piece falls back to its bytes.
             byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
             remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True,
             user_defined_symbols=["\n"], unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
@@ -92,7 +94,9 @@ def _lines(documents: Iterable[str]) -> Iterator[str]:
 
 def _explain(error: str, vocab: int) -> str:
     if "too high" in error:
-        return f"vocab={vocab} is more than this text can fill: at most {error.rsplit('<= ', 1)[1].strip(' .')}"
+        most = error.rsplit("<= ", 1)[1].strip(" .")
+        return f"vocab={vocab} is more than this text can fill: at most {most}"
     if "smaller than required_chars" in error:
-        return f"vocab={vocab} is too small for this text's characters: at least {error.rsplit(' vs ')[1].split('.')[0]}"
+        least = error.rsplit(" vs ", 1)[1].split(".")[0]
+        return f"vocab={vocab} is too small for the characters of this text: at least {least}"
     return f"the tokenizer could not be trained: {error}"

@@ -1,1 +1,1 @@
-"""Evaluation of finished runs, and reports of studies. Reads run directories; writes eval.json and records."""
+"""Evaluation of finished runs and reports of studies: reads run directories, writes eval.json and records."""

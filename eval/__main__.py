@@ -1,4 +1,5 @@
-"""python -m eval RUN_DIR ...: judges finished runs; writes samples.jsonl.gz and eval.json beside the weights."""
+"""python -m eval RUN_DIR ...: judges finished runs; writes samples.jsonl.gz and eval.json beside the
+weights."""
 
 import argparse
 import gzip
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             result = current(directory) or evaluate(directory)
             print(f"{json.loads((directory / 'run.json').read_text())['cell']}: {summary(result)}")
     except ValueError as error:
-        print(f"eval: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,5 @@
-"""The figure of a report: loss curves, their paired differences, the held-out result. matplotlib and nothing else."""
+"""The figure of a report: loss curves, their paired differences, the held-out result. matplotlib and nothing
+else."""
 
 import warnings
 from pathlib import Path
@@ -100,7 +101,8 @@ def subtract(a: Curve, b: Curve) -> Curve:
 
 
 def lines(axes, arms: dict[str, dict[int, Curve]], colour: dict[str, str], zoom: bool = False) -> None:
-    """Seeds thin, their mean thick, the arm's name at its end. zoom: limits from the later half of the curves."""
+    """Seeds thin, their mean thick, the arm's name at its end. zoom: limits from the later half of the
+    curves."""
     ends: list[list] = []
     later: list[np.ndarray] = []
     for arm, seeds in arms.items():

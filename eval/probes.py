@@ -1,9 +1,10 @@
-"""Zero-shot items, made from held-out documents: text only, so that every arm and every tokenizer sees the same.
+"""Zero-shot items, made from held-out documents: text only, so that all arms and tokenizers see the same.
 
-An item is {"id", "context", "target"} or {"id", "context", "choices", "target": index}; the rules are in words in
-tasks.yaml. Nothing is drawn at run time: the order of documents and every choice follow from hashes of the text, so
-the same documents give the same items wherever they lie and in whatever order they come. An id is a hash of its item:
-two runs have an id in common exactly when they were asked the same question.
+An item is {"id", "context", "target"} or {"id", "context", "choices", "target": index}; tasks.yaml says in
+words what each task asks. Nothing is drawn at run time: the order of documents and every choice follow from
+hashes of the text, so the same documents give the same items wherever they lie and in whatever order they
+come. An id is a hash of its item: two runs have an id in common exactly when they were asked the same
+question.
 """
 
 import gzip
@@ -12,21 +13,22 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
 
 TASKS = Path(__file__).with_name("tasks.yaml")
-FEWEST = 20  # a task with fewer items than this is left out: its standard error would be above ten points
+FEWEST = 20  # a task with fewer items is left out: its standard error would be above ten points
 
-# Bytes per token between which the tokenizers used here lie, on prose. "Inside the training length" must hold for the
-# least economical of them, "beyond" for the most: SentencePiece with 4,096 pieces takes 3.2 bytes of documentation to
-# a token, with 32,000 about 4 (measured); below 1.5 is text a tokenizer was not trained on.
+# Bytes per token of running text, at the least and at the most, for any tokenizer one might use: "inside" the
+# training length must hold at the one and "beyond" at the other. 4,096 SentencePiece pieces make 2.1 to 3.8
+# of these items (measured); 1.5 allows for text unlike that of the tokenizer, 5 for a vocabulary of 50,000
+# and more.
 FEW_BYTES, MANY_BYTES = 1.5, 5.0
 
 WORD = re.compile(r"[A-Za-z]{3,}")
-LAST_WORD = re.compile(r"(?<=[a-z,] )[A-Za-z]{3,}(?=[.:;!?](?:\s|$)|\n\s*\n)")  # ends a sentence or a paragraph
+LAST_WORD = re.compile(r"([A-Za-z]+|[A-Za-z],) ([A-Za-z]{2,})(?=[\s.,:;)])")  # with the word before it
 GAP = re.compile(r"(?<=[a-z,]) (?=[a-z])")  # between two words of running text
 
 
@@ -37,11 +39,11 @@ def specification() -> dict:
 
 def documents(paths: Iterable[str | Path]) -> list[str]:
     """The texts of .jsonl.gz files, without repetitions, in an order that depends on the texts alone."""
-    texts = set()
+    texts: set[str] = set()
     for path in paths:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             texts.update(json.loads(line)["text"] for line in lines)
-    return sorted(filter(str.strip, texts), key=digest)
+    return sorted((text for text in texts if text.strip()), key=digest)
 
 
 def items(texts: list[str], seq: int) -> dict[str, list[dict]]:
@@ -51,22 +53,23 @@ def items(texts: list[str], seq: int) -> dict[str, list[dict]]:
     A task of which fewer than FEWEST items can be made (little text, or a very short seq) has an empty list.
     """
     tasks = specification()["tasks"]
-    makers: dict[str, Callable[[int], Iterator[dict]]] = {
-        "last_word": lambda n: last_word(texts, n),
-        "continuation": lambda n: continuation(texts),
-        "copy_inside": lambda n: copy(texts, longest=int(FEW_BYTES * seq)),
-        "copy_beyond": lambda n: copy(texts, filler=int(MANY_BYTES * seq)),
-        "copy_absent": lambda n: map(without_source, copy(texts, longest=int(FEW_BYTES * seq))),
+    inside = {"longest": int(FEW_BYTES * seq)}
+    drawn = {
+        "last_word": last_word(texts, tasks["last_word"]["items"]),
+        "continuation": continuation(texts),
+        "copy_inside": copying(texts, **inside),
+        "copy_beyond": copying(texts, between=int(MANY_BYTES * seq)),
+        "copy_absent": map(without_source, copying(texts, **inside)),
     }
-    made = {"bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"])}
-    for name, make in makers.items():
-        made[name] = distinct(make(tasks[name]["items"]), tasks[name]["items"])
-    return {name: rows if name == "bits_per_byte" or len(rows) >= FEWEST else [] for name, rows in made.items()}
+    made = {name: distinct(rows, tasks[name]["items"]) for name, rows in drawn.items()}
+    return {"bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"]),
+            **{name: rows if len(rows) >= FEWEST else [] for name, rows in made.items()}}
 
 
 def held_out(texts: list[str], most: int, each: int = 4096) -> list[dict]:
     """Documents for the held-out loss: the first `each` bytes of one after another, `most` bytes in all."""
-    rows, total = [], 0
+    rows: list[dict] = []
+    total = 0
     for text in texts:
         text = text.encode()[:each].decode(errors="ignore")
         total += len(text.encode())
@@ -77,46 +80,51 @@ def held_out(texts: list[str], most: int, each: int = 4096) -> list[dict]:
 
 
 def last_word(texts: list[str], n: int) -> Iterator[dict]:
-    """LAMBADA's property (Paperno et al. 2016): the word that ends the passage has occurred earlier in it.
+    """LAMBADA's two properties (Paperno et al. 2016): the last word occurs earlier in the passage, and can be
+    guessed.
 
-    No word is the answer of more than one item in a hundred, so that always giving the commonest earns little.
+    People chose LAMBADA's passages; here the pair of the last two words must stand in one document in a
+    hundred. No word is the answer of more than one item in twenty, so that always giving the commonest earns
+    little.
     """
-    answers: Counter[str] = Counter()
+    known: Counter[tuple[str, str]] = Counter()
+    for text in texts:
+        known.update({(m[1], m[2]) for m in LAST_WORD.finditer(text)})
+    often, answers = max(2, len(texts) / 100), Counter[str]()
     for text, rng in passes(texts):
-        found = [m for m in LAST_WORD.finditer(text) if m.start() > 100]
-        if not found:
-            continue
-        word = rng.choice(found)
-        context = whole_words(text[: word.start() - 1], 400)
-        if re.search(rf"\b{word[0]}\b", context) and answers[word[0]] < max(1, n // 100):
-            answers[word[0]] += 1
-            yield {"context": context, "target": " " + word[0]}
+        found = [m for m in LAST_WORD.finditer(text)
+                 if m.start() > 100 and known[m[1], m[2]] >= often and answers[m[2]] < n // 20
+                 and re.search(rf"\b{m[2]}\b", whole_words(text[: m.start(2) - 1], 250))]
+        if found:
+            word = rng.choice(found)
+            answers[word[2]] += 1
+            yield {"context": whole_words(text[: word.start(2) - 1], 250), "target": " " + word[2]}
 
 
 def continuation(texts: list[str]) -> Iterator[dict]:
-    """The true continuation, and three of the same length in bytes (within a tenth) from other documents."""
-    pieces = {text: [(gap.start(), end) for gap in GAP.finditer(text) if gap.start() > 120
-                     for end in [text.find(" ", gap.start() + 64)] if 0 < end < gap.start() + 80]
+    """The true continuation, and three of its length in bytes (within a tenth) from other documents."""
+    pieces = {text: [(gap.start(), end) for gap in GAP.finditer(text) if gap.start() > 100
+                     for end in [text.find(" ", gap.start() + 48)] if 0 < end < gap.start() + 64]
               for text in texts}
-    others = [text for text in texts if pieces[text]]
-    for text, rng in passes(others):
+    usable = [text for text in texts if pieces[text]]
+    for text, rng in passes(usable):
         start, end = rng.choice(pieces[text])
-        true = text[start:end]
-        wrong: list[str] = []
-        for other in rng.sample(others, min(len(others), 40)):
-            piece = slice(*rng.choice(pieces[other]))
-            same = abs(len(other[piece].encode()) - len(true.encode())) <= len(true.encode()) / 10
-            if other != text and same and other[piece] not in [true, *wrong]:
-                wrong.append(other[piece])
+        true, wrong = text[start:end], list[str]()
+        size = len(true.encode())
+        for other in rng.sample(usable, min(len(usable), 40)):
+            piece = other[slice(*rng.choice(pieces[other]))]
+            if other != text and abs(len(piece.encode()) - size) <= size / 10 and piece not in [true, *wrong]:
+                wrong.append(piece)
         if len(wrong) >= 3:
-            yield among(whole_words(text[:start], 200), true, wrong[:3], rng)
+            yield question(whole_words(text[:start], 160), true, wrong[:3], rng)
 
 
-def copy(texts: list[str], longest: int | None = None, filler: int = 0) -> Iterator[dict]:
+def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[dict]:
     """Induction (Olsson et al. 2022): ... A B ... A, what comes next? In running text, not in random tokens.
 
-    The four words all stand in the snippet, each once and nowhere else in the context, so that having seen a word
-    does not help: its place does. `longest`: bytes of a whole item; or `filler`: bytes between snippet and question.
+    The four words stand in the snippet, each once, and nowhere in the text between: to have seen a word does
+    not help, to have seen its place does. `longest`: bytes of a whole item; or `between`: bytes from snippet
+    to question.
     """
     for text, rng in passes(texts):
         words = text.split()
@@ -124,33 +132,39 @@ def copy(texts: list[str], longest: int | None = None, filler: int = 0) -> Itera
             continue
         at = rng.randrange(len(words) - 16)
         snippet, beginning = words[at : at + 16], words[at : at + 6]
-        once = [w for w in snippet[6:] if WORD.fullmatch(w) and snippet.count(w) == 1]
+        once = [word for word in snippet[6:] if WORD.fullmatch(word) and snippet.count(word) == 1]
         if len(once) < 4 or once[0] != snippet[6]:
             continue
         true, wrong = once[0], rng.sample(once[1:], 3)
-        room = longest - len(" ".join(snippet + beginning).encode()) - 4 if longest else filler
-        between, size = [], 0
-        for other in rng.sample(texts, min(len(texts), 60)):
-            for word in other.split() if other != text else []:
-                if word.strip(".,:;()`'\"").lower() not in {w.lower() for w in [true, *wrong]}:
-                    size += len(word.encode()) + 1
-                    between.append(word)
-                if size > room:
-                    break
-            if size > room:
+        room = longest - len("\n\n".join(map(" ".join, [snippet, [], beginning])).encode()) - 64 if longest else between
+        filler = other_text(texts, text, {true, *wrong}, room, rng)
+        if filler:
+            context = "\n\n".join([" ".join(snippet), filler, " ".join(beginning)])
+            yield question(context, " " + true, [" " + word for word in wrong], rng)
+
+
+def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
+    """Words of other documents, at least `size` bytes and at most a word more; "" when that is less than
+    40."""
+    avoided = {word.lower() for word in without}
+    kept: list[str] = []
+    while 40 <= size:
+        other = rng.choice(texts)
+        for word in other.split() if other != but else []:
+            if len(word) < 60 and word.strip(".,:;()`'\"").lower() not in avoided:
+                kept.append(word)
+                size -= len(word.encode()) + 1
+            if size <= 0:
                 break
-        if longest:
-            between.pop()
-        if room >= 40 and size > room:
-            yield among("\n\n".join(map(" ".join, [snippet, between, beginning])), " " + true,
-                        [" " + w for w in wrong], rng)
+    return " ".join(kept)
 
 
 def without_source(item: dict) -> dict:
+    """The same question, its snippet and the text between taken away."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
-def among(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
+def question(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
     choices = [*wrong, true]
     rng.shuffle(choices)
     return {"context": context, "choices": choices, "target": choices.index(true)}
@@ -164,6 +178,7 @@ def passes(texts: list[str], most: int = 20) -> Iterator[tuple[str, random.Rando
 
 
 def distinct(rows: Iterator[dict], most: int) -> list[dict]:
+    """The first so many different items, with their ids."""
     kept: dict[str, dict] = {}
     for row in rows:
         key = digest(json.dumps(row, sort_keys=True))
@@ -182,8 +197,8 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def chance(rows: list[dict], rule: float | str | None) -> float | None:
+def chance(rows: list[dict], rule: float | str) -> float:
     """The accuracy of guessing: the rule's number, or the share of the commonest answer."""
     if rule == "commonest":
         return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
-    return rule  # type: ignore[return-value]
+    return float(rule)

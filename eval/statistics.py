@@ -1,29 +1,33 @@
 """Standard errors, paired comparisons and verdicts. numpy and scipy, no model and no files.
 
-What may be concluded. An arm's result x[arm, seed] is taken as arm + seed + residual. Two things make a difference
-between two arms uncertain, and both are counted:
+What may be concluded. An arm's result x[arm, seed] is taken as arm + seed + residual. Two things make a
+difference between two arms uncertain, and both are counted:
 
-* the seeds. s**2 is the residual variance after removing arms and seeds, pooled over all arms of the study, with
-  (A - 1)(n - 1) degrees of freedom for A arms and n seeds; the difference of two arm means has the variance
-  s**2 * 2 / n (randomised blocks: Fisher 1935; Montgomery, Design and Analysis of Experiments, ch. 4). With two arms
-  this is the paired t-test. Cells may be missing: then it is least squares on the same model.
-* the items (held-out documents, questions), of which there could have been others. Both arms answered the same ones,
-  so it is the variance of the per-item differences, averaged over seeds (Miller 2024, arXiv:2411.00640).
+* the seeds. s**2 is the residual variance after removing arms and seeds, pooled over all arms of the study,
+  with (A - 1)(n - 1) degrees of freedom for A arms and n seeds; the difference of two arm means has the
+  variance s**2 * 2 / n (randomised blocks: Fisher 1935; Montgomery, Design and Analysis of Experiments, ch.
+  4). With two arms this is the paired t-test. Cells may be missing: then it is least squares on the same
+  model.
+* the items (held-out documents, questions), of which there could have been others. Both arms answered the
+  same ones, so it is the variance of the per-item differences, averaged over seeds (Miller 2024,
+  arXiv:2411.00640).
 
-`noise` is the square root of the sum of the two variances. What the seeds do to single items is in both of them, so
-it errs on the large side. A difference counts when it exceeds sqrt(t1**2 v1 + t2**2 v2), where t is the 0.975
-quantile of Student's t with the degrees of freedom of each part: Banerjee (1960, Sankhya 22) proved that this has
-at least its nominal coverage. Welch-Satterthwaite's one t for both is not used: with one degree of freedom for the
-seeds, as in two arms with two seeds, it calls up to 13 % of null differences real (tests/test_statistics.py).
+`noise` is the square root of the sum of the two variances. What the seeds do to single items is in both of
+them, so it errs on the large side. A difference counts when it exceeds sqrt(t1**2 v1 + t2**2 v2), where t is
+the 0.975 quantile of Student's t with the degrees of freedom of each part: Banerjee (1960, Sankhya 22) proved
+that this has at least its nominal coverage. Welch-Satterthwaite's one t for both is not used: with one degree
+of freedom for the seeds, as in two arms with two seeds, it calls up to 13 % of null differences real
+(tests/test_statistics.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isinf, sqrt
 
 import numpy as np
 
 LEVEL = 0.05  # of a wrong verdict when there is no difference, for the whole family of comparisons in a report
 LN2 = float(np.log(2))
+Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
 
 
 def mean_stderr(values: np.ndarray) -> float:
@@ -66,32 +70,38 @@ class Comparison:
         return sqrt((self.seeds.variance if self.seeds else 0.0) + self.items.variance)
 
 
-def seed_part(results: dict[str, dict[int, float]], arm: str, baseline: str) -> Part | None:
-    """The variance that the seeds give to the difference of two arms: {arm: {seed: result}} -> Part.
+def seed_part(results: Results, arm: str, baseline: str) -> Part | None:
+    """The variance that the seeds give to the mean difference of two arms over the seeds they share.
 
-    None when the two have fewer than two seeds in common, or nothing is left to estimate the residual from.
+    None when these are fewer than two, or nothing is left to estimate the residual from.
     """
-    if len(results[arm].keys() & results[baseline].keys()) < 2:
-        return None
+    shared = len(results[arm].keys() & results[baseline].keys())
     arms = list(results)
     seeds = sorted({seed for row in results.values() for seed in row})
     cells = [(a, s) for a in arms for s in results[a]]
     design = np.zeros((len(cells), len(arms) + len(seeds)))
     for row, (a, s) in enumerate(cells):
         design[row, arms.index(a)] = design[row, len(arms) + seeds.index(s)] = 1
-    y = np.array([results[a][s] for a, s in cells])
-    inverse = np.linalg.pinv(design)
-    dof = len(cells) - np.linalg.matrix_rank(design)
-    if not dof:
+    dof = len(cells) - int(np.linalg.matrix_rank(design)) if cells else 0
+    if shared < 2 or not dof:
         return None
-    contrast = np.zeros(design.shape[1])
-    contrast[arms.index(arm)], contrast[arms.index(baseline)] = 1, -1
-    residual = y - design @ (inverse @ y)
-    return Part(float(residual @ residual / dof * ((contrast @ inverse) ** 2).sum()), float(dof))
+    y = np.array([results[a][s] for a, s in cells])
+    residual = y - design @ np.linalg.lstsq(design, y)[0]
+    return Part(float(residual @ residual) / dof * 2 / shared, dof)
+
+
+def level_stderr(results: Results, arm: str, items: Part) -> float:
+    """Standard error of an arm's own mean: the seeds' variance within arms, pooled over them, and the
+    items'."""
+    rows = [np.array(list(row.values())) for row in results.values()]
+    dof = sum(len(row) - 1 for row in rows if len(row))
+    pooled = sum(float(((row - row.mean()) ** 2).sum()) for row in rows if len(row)) / dof if dof else 0.0
+    return sqrt(pooled / len(results[arm]) + items.variance)
 
 
 def add(parts: list[Part]) -> Part:
-    """The sum of independent parts, with Satterthwaite's degrees of freedom; for strata, which are all large."""
+    """The sum of independent parts, with Satterthwaite's degrees of freedom; for strata, which are all
+    large."""
     variance = sum(part.variance for part in parts)
     if not variance:
         return Part(0.0, inf)
@@ -101,8 +111,9 @@ def add(parts: list[Part]) -> Part:
 def item_part(strata: list[tuple[np.ndarray, np.ndarray]]) -> Part:
     """The variance that the items give to an unweighted mean over strata (tasks, corpora) of ratios.
 
-    strata: for each, (differences, weights) per item: sum(differences) / sum(weights) is the stratum's difference.
-    Accuracy: differences of outcomes averaged over seeds, weights 1. Bits per byte: bits and bytes.
+    strata: for each, (differences, weights) per item: sum(differences) / sum(weights) is the stratum's
+    difference. Accuracy: differences of outcomes averaged over seeds, weights 1. Bits per byte: bits and
+    bytes.
     """
     parts = [Part(ratio_stderr(d, w) ** 2 / len(strata) ** 2, len(d) - 1) for d, w in strata if len(d) > 1]
     return add(parts)
@@ -117,7 +128,8 @@ def quantile(alpha: float, seeds: Part, items: Part) -> float:
 
 
 def compare(difference: float, seeds: Part | None, items: Part) -> Comparison:
-    """One comparison, before any correction for others; p is the level at which the interval just touches zero."""
+    """One comparison, before any correction for others; p is the level at which the interval just touches
+    zero."""
     from scipy.optimize import brentq
 
     if seeds is None:
@@ -142,6 +154,12 @@ def holm(p: list[float]) -> list[float]:
         least = max(least, min(1.0, (len(order) - rank) * p[i]))
         adjusted[i] = least
     return adjusted
+
+
+def family(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
+    """The same comparisons, each with its p-value after Holm's correction for all of them."""
+    adjusted = holm([c.p for c in comparisons.values()])
+    return {arm: replace(c, adjusted=p) for (arm, c), p in zip(comparisons.items(), adjusted, strict=True)}
 
 
 def verdict(comparison: Comparison, higher_is_better: bool, digits: int = 3) -> str:

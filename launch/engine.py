@@ -173,11 +173,12 @@ class Engine:
     def write_weights(self, path: Path) -> None:
         """model.state_dict() as trained, in safetensors; whole or absent."""
         if dist.get_rank() == 0:
-            from safetensors.torch import save_file
+            from safetensors.torch import save
 
-            save_file({k: v.cpu().contiguous() for k, v in self.model.state_dict().items()}, f"{path}.tmp")
-            _sync(Path(f"{path}.tmp"))
-            os.replace(f"{path}.tmp", path)
+            tmp = path.with_name(path.name + ".tmp")
+            tmp.write_bytes(save({k: v.cpu().contiguous() for k, v in self.model.state_dict().items()}))
+            _sync(tmp)
+            os.replace(tmp, path)
         dist.barrier()
 
 
@@ -233,7 +234,7 @@ def _harmless() -> list[Any]:
 
 
 def _std_is(weight: Tensor, std: float) -> bool:
-    return abs(float(weight.float().std()) / std - 1) < 0.05
+    return abs(float(weight.detach().float().std()) / std - 1) < 0.05
 
 
 def _number(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,19 @@ class Log:
     def write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        if self.wandb:
-            self.wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+        self._mirror(lambda w: w.log({k: v for k, v in row.items() if k != "step"}, step=row["step"]))
 
     def close(self) -> None:
         self.file.close()
-        if self.wandb:
-            self.wandb.finish(quiet=True)
+        self._mirror(lambda w: w.finish())
+
+    def _mirror(self, act: Callable[[Any], Any]) -> None:
+        try:
+            if self.wandb:
+                act(self.wandb)
+        except Exception as error:  # see _wandb
+            print(f"W&B stopped ({type(error).__name__}: {error}); metrics.jsonl goes on", flush=True)
+            self.wandb = None
 
 
 def _wandb(folder: Path, run: Run, name: str) -> Any:

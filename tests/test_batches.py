@@ -1,0 +1,193 @@
+"""`batch(step)` depends on the token files, the weights, the seed and the step, and on nothing else."""
+import hashlib
+import struct
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.batches import Batches
+
+ROOT = Path(__file__).parents[1]
+SEQ, BATCH = 16, 6
+STEPS = (0, 3, 40, 1, 17)
+
+
+def write(prefix, documents):
+    """Megatron's format, written by hand from its description: an oracle for the reader used by the code."""
+    lengths = np.array([len(document) for document in documents], np.int32)
+    Path(f"{prefix}.bin").write_bytes(np.concatenate(documents).astype(np.uint16).tobytes())
+    offsets = (np.cumsum(lengths, dtype=np.int64) - lengths) * 2
+    Path(f"{prefix}.idx").write_bytes(
+        b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, len(lengths), len(lengths) + 1) + lengths.tobytes()
+        + offsets.tobytes() + np.arange(len(lengths) + 1, dtype=np.int64).tobytes())
+    return str(prefix)
+
+
+def make(folder, name, count, first):
+    """Documents of 1 to 40 tokens; every token of every source is another number."""
+    lengths = np.random.default_rng(first).integers(1, 40, count)
+    tokens = np.arange(first, first + lengths.sum())
+    return write(folder / name, np.split(tokens, np.cumsum(lengths)[:-1]))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokens")
+    return [(make(folder, "large", 300, 0), 0.7), (make(folder, "small", 20, 30_000), 0.3)]
+
+
+def tokens_of(source):
+    return np.fromfile(f"{source[0]}.bin", np.uint16).astype(np.int64)
+
+
+@pytest.fixture
+def batches(sources):
+    return Batches(sources, SEQ, BATCH, seed=1)
+
+
+def test_shape_and_overlap(batches):
+    batch = batches.batch(0)
+    assert batch.shape == (BATCH, SEQ + 1) and batch.dtype == torch.int64
+
+
+def test_same_whatever_was_asked_before(sources, batches):
+    forward = [batches.batch(step) for step in range(41)]  # across several growths of the blend
+    for step in STEPS:
+        assert torch.equal(Batches(sources, SEQ, BATCH, seed=1).batch(step), forward[step])  # as after a restart
+    for step in reversed(range(41)):
+        assert torch.equal(batches.batch(step), forward[step])
+
+
+def test_rows_are_rows_of_the_global_batch(sources, batches):
+    for step in STEPS:
+        whole = batches.batch(step)
+        for size in (1, 2, 3, 4):  # micro-batches, also such that do not divide the batch
+            parts = [Batches(sources, SEQ, BATCH, seed=1).batch(step, slice(at, at + size))
+                     for at in range(0, BATCH, size)]
+            assert torch.equal(torch.cat(parts), whole)
+        assert torch.equal(batches.batch(step, slice(1, None, 2)), whole[1::2])
+    assert batches.batch(0, slice(3, 3)).shape == (0, SEQ + 1)
+
+
+def test_batch_size_regroups_the_same_samples(sources, batches):
+    other = Batches(sources, SEQ, 2 * BATCH, seed=1)
+    assert torch.equal(other.batch(3), torch.cat([batches.batch(6), batches.batch(7)]))
+
+
+def test_folder_does_not_matter(tmp_path, sources, batches):
+    moved = []
+    for index, (prefix, weight) in enumerate(sources):
+        for suffix in (".bin", ".idx"):
+            (tmp_path / f"{index}{suffix}").write_bytes(Path(prefix + suffix).read_bytes())
+        moved.append((str(tmp_path / str(index)), weight))
+    assert torch.equal(Batches(moved, SEQ, BATCH, seed=1).batch(9), batches.batch(9))
+
+
+def test_nothing_is_written_beside_the_tokens(sources, batches):
+    batches.batch(5)
+    assert {path.suffix for path in Path(sources[0][0]).parent.rglob("*")} == {".bin", ".idx"}
+
+
+def test_rewritten_tokens_are_seen(tmp_path):
+    prefix = make(tmp_path, "tokens", 50, 0)
+    before = Batches([(prefix, 1.0)], SEQ, BATCH, seed=1).batch(0)
+    make(tmp_path, "tokens", 50, 20_000)  # megatron's own index cache would be keyed by the name alone
+    assert Batches([(prefix, 1.0)], SEQ, BATCH, seed=1).batch(0).min() >= 20_000 > before.max()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_each_epoch_uses_every_token_once(sources, which):
+    source = sources[which]
+    tokens = tokens_of(source)
+    length = (len(tokens) - 1) // SEQ
+    batches = Batches([source], SEQ, 1, seed=1)
+    orders = []
+    for epoch in range(3):
+        samples = torch.cat([batches.batch(epoch * length + i) for i in range(length)])
+        used = Counter(samples[:, :-1].flatten().tolist())
+        left = set(tokens.tolist()) - set(used)
+        assert set(used.values()) == {1} and set(used) < set(tokens.tolist())
+        assert len(left) == len(tokens) - length * SEQ <= SEQ
+        orders.append(samples[:, 0].tolist())
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_samples_are_documents_end_to_end(sources):
+    """Packed again by plain numpy: whole documents, one after the other, cut every `seq` tokens."""
+    lengths = np.frombuffer(Path(sources[0][0] + ".idx").read_bytes()[34:34 + 4 * 300], np.int32)
+    first = dict(zip((np.cumsum(lengths) - lengths).tolist(), lengths.tolist(), strict=True))
+    length = (lengths.sum() - 1) // SEQ
+    batches = Batches([sources[0]], SEQ, 1, seed=1)
+    following = {}
+    for step in range(length):
+        row = batches.batch(step)[0].tolist()
+        following.update(zip(row[:-1], row[1:], strict=True))
+    ends = {start + size - 1 for start, size in first.items()}
+    for token, after in following.items():
+        assert after in first if token in ends else after == token + 1
+
+
+def test_blend_keeps_the_weights(sources, batches):
+    for steps in (10, 200):
+        tokens = torch.cat([batches.batch(step)[:, 0] for step in range(steps)])
+        share = (tokens < 30_000).double().mean().item()
+        assert abs(share - 0.7) <= 1 / (steps * BATCH) + 1e-9  # the greedy choice is never off by a whole sample
+
+
+def test_seeds_and_epochs_differ(sources, batches):
+    assert not torch.equal(Batches(sources, SEQ, BATCH, seed=2).batch(0), batches.batch(0))
+
+
+RANK = """
+import hashlib, sys, torch
+sys.path.insert(0, sys.argv[1])
+from data.batches import Batches
+rank, world, rendezvous, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+torch.distributed.init_process_group("gloo", init_method="file://" + rendezvous, rank=rank, world_size=world)
+batches = Batches([(sys.argv[6], 0.7), (sys.argv[7], 0.3)], 16, 6, seed=1)
+rows = slice(rank * 6 // world, (rank + 1) * 6 // world)
+torch.save([batches.batch(step, rows) for step in (0, 3, 40, 1, 17)], out)
+"""
+
+
+def test_two_processes_read_what_one_reads(tmp_path, sources, batches):
+    outs = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(ROOT), str(rank), "2", str(tmp_path / "rendezvous"),
+                               str(outs[rank]), sources[0][0], sources[1][0]]) for rank in range(2)]
+    assert [process.wait(60) for process in ranks] == [0, 0]
+    read = [torch.load(out, weights_only=True) for out in outs]
+    for step, halves in zip(STEPS, zip(*read, strict=True), strict=True):
+        assert torch.equal(torch.cat(halves), batches.batch(step))
+
+
+def test_the_order_is_the_recorded_one(sources):
+    """A new order would silently change what every finished run was trained on."""
+    batches = Batches(sources, SEQ, BATCH, seed=1)
+    digest = hashlib.sha256(b"".join(batches.batch(step).numpy().tobytes() for step in range(40))).hexdigest()
+    assert digest[:16] == "714fbb16de23bdaa"
+
+
+@pytest.mark.parametrize("change, match", [
+    ({"sources": []}, "positive weight"), ({"sources": [("x", 0.0)]}, "positive weight"), ({"seq": 0}, "at least 1"),
+    ({"batch": 0}, "at least 1"), ({"seed": -1}, "at least 0"), ({"sources": [("/nowhere/x", 1.0)]}, "no token file"),
+    ({"seq": 100_000}, "one sample of seq=100000 needs 100001")])
+def test_bad_input_is_refused(sources, change, match):
+    with pytest.raises(ValueError, match=match):
+        Batches(**{"sources": sources, "seq": SEQ, "batch": BATCH, "seed": 1, **change})
+
+
+def test_shortest_possible_source(tmp_path):
+    prefix = write(tmp_path / "short", [np.arange(SEQ + 1)])
+    assert torch.equal(Batches([(prefix, 1.0)], SEQ, 2, seed=1).batch(7), torch.arange(SEQ + 1).repeat(2, 1))
+    with pytest.raises(ValueError, match="holds 16 tokens"):
+        Batches([(write(tmp_path / "shorter", [np.arange(SEQ)]), 1.0)], SEQ, 2, seed=1)
+
+
+def test_steps_are_counted_from_zero(batches):
+    with pytest.raises(ValueError, match="counted from 0"):
+        batches.batch(-1)

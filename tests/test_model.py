@@ -1,0 +1,245 @@
+"""The model against independent implementations and closed forms, over the table of variants."""
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from model import attention, count
+from model.config import ModelConfig
+from model.gpt import GPT
+from model.mlp import MLPS
+from model.norm import NORMS
+from model.position import POSITIONS, alibi_slopes
+
+SMALL = ModelConfig(
+    layers=2, hidden=48, heads=6, seq=32, vocab=120, pos="learned", act="gelu", norm="layernorm", embnorm=False,
+    rotary_base=10000.0, init_std=0.02, norm_eps=1e-5,
+)  # fmt: skip
+VARIANTS = [
+    replace(SMALL, pos=pos, act=act, norm=norm, embnorm=embnorm)
+    for pos, act, norm, embnorm in itertools.product(POSITIONS, MLPS, NORMS, (False, True))
+]
+
+
+def name(cfg: ModelConfig) -> str:
+    return f"{cfg.pos}-{cfg.act}-{cfg.norm}-{'embnorm' if cfg.embnorm else 'plain'}"
+
+
+def tokens(cfg: ModelConfig, T: int, B: int = 3) -> torch.Tensor:
+    return torch.randint(cfg.vocab, (B, T), generator=torch.Generator().manual_seed(0))
+
+
+def scrambled(model: GPT) -> GPT:
+    """Every parameter moved off its initial value, so that a gain or bias left out would show."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    return model
+
+
+# ------------------------------------------------------------------------------------------------ references
+
+
+def gpt2(ours: GPT) -> Any:
+    cfg = ours.cfg
+    theirs = GPT2LMHeadModel(GPT2Config(
+        vocab_size=cfg.padded_vocab, n_positions=cfg.seq, n_embd=cfg.hidden, n_layer=cfg.layers, n_head=cfg.heads,
+        activation_function="gelu_new", resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, layer_norm_epsilon=cfg.norm_eps,
+    ))  # fmt: skip
+    state = {"transformer.wte.weight": ours.embed.weight, "transformer.wpe.weight": ours.position.table}
+    for i, block in enumerate(ours.blocks):
+        at = f"transformer.h.{i}"
+        for their, our in {"ln_1": block.norm1, "ln_2": block.norm2}.items():
+            state |= {f"{at}.{their}.weight": our.weight, f"{at}.{their}.bias": our.bias}
+        linears = {"attn.c_attn": block.attn.qkv, "attn.c_proj": block.attn.proj, "mlp.c_fc": block.mlp.up,
+                   "mlp.c_proj": block.mlp.down}  # fmt: skip
+        for their, linear in linears.items():  # GPT-2 keeps its matrices transposed
+            state |= {f"{at}.{their}.weight": linear.weight.T, f"{at}.{their}.bias": linear.bias}
+    state |= {"transformer.ln_f.weight": ours.norm.weight, "transformer.ln_f.bias": ours.norm.bias}
+    return load(theirs, state | {"lm_head.weight": ours.embed.weight})
+
+
+def bloom(ours: GPT) -> Any:
+    cfg = ours.cfg
+    theirs = BloomForCausalLM(BloomConfig(
+        vocab_size=cfg.padded_vocab, hidden_size=cfg.hidden, n_layer=cfg.layers, n_head=cfg.heads,
+        layer_norm_epsilon=cfg.norm_eps, hidden_dropout=0.0, attention_dropout=0.0,
+    ))  # fmt: skip
+    H, K = cfg.heads, cfg.head_dim
+    state = {"transformer.word_embeddings.weight": ours.embed.weight, "lm_head.weight": ours.embed.weight,
+             "transformer.word_embeddings_layernorm.weight": ours.embnorm.weight,
+             "transformer.word_embeddings_layernorm.bias": ours.embnorm.bias,
+             "transformer.ln_f.weight": ours.norm.weight, "transformer.ln_f.bias": ours.norm.bias}  # fmt: skip
+    for i, block in enumerate(ours.blocks):
+        at = f"transformer.h.{i}"
+        # BLOOM interleaves q, k, v head by head
+        weight = block.attn.qkv.weight.view(3, H, K, -1).transpose(0, 1).reshape(3 * H * K, -1)
+        bias = block.attn.qkv.bias.view(3, H, K).transpose(0, 1).reshape(-1)
+        state |= {f"{at}.self_attention.query_key_value.weight": weight, f"{at}.self_attention.query_key_value.bias": bias}
+        pairs = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2,
+                 "self_attention.dense": block.attn.proj, "mlp.dense_h_to_4h": block.mlp.up,
+                 "mlp.dense_4h_to_h": block.mlp.down}  # fmt: skip
+        for their, our in pairs.items():
+            state |= {f"{at}.{their}.weight": our.weight, f"{at}.{their}.bias": our.bias}
+    return load(theirs, state)
+
+
+def neox(ours: GPT) -> Any:
+    cfg = ours.cfg
+    theirs = GPTNeoXForCausalLM(GPTNeoXConfig(
+        vocab_size=cfg.padded_vocab, hidden_size=cfg.hidden, num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads,
+        intermediate_size=cfg.ffn, hidden_act="gelu_new", rotary_pct=1.0, use_parallel_residual=False,
+        layer_norm_eps=cfg.norm_eps, tie_word_embeddings=True, max_position_embeddings=cfg.seq,
+        rope_parameters={"rope_type": "default", "rope_theta": cfg.rotary_base, "partial_rotary_factor": 1.0},
+    ))  # fmt: skip
+    H, K = cfg.heads, cfg.head_dim
+    state = {"gpt_neox.embed_in.weight": ours.embed.weight, "lm_head.weight": ours.embed.weight,
+             "gpt_neox.final_layer_norm.weight": ours.norm.weight, "gpt_neox.final_layer_norm.bias": ours.norm.bias}  # fmt: skip
+    for i, block in enumerate(ours.blocks):
+        at = f"gpt_neox.layers.{i}"
+        weight = block.attn.qkv.weight.view(3, H, K, -1).transpose(0, 1).reshape(3 * H * K, -1)
+        bias = block.attn.qkv.bias.view(3, H, K).transpose(0, 1).reshape(-1)
+        state |= {f"{at}.attention.query_key_value.weight": weight, f"{at}.attention.query_key_value.bias": bias}
+        pairs = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2, "attention.dense": block.attn.proj,
+                 "mlp.dense_h_to_4h": block.mlp.up, "mlp.dense_4h_to_h": block.mlp.down}  # fmt: skip
+        for their, our in pairs.items():
+            state |= {f"{at}.{their}.weight": our.weight, f"{at}.{their}.bias": our.bias}
+    return load(theirs, state)
+
+
+def load(theirs: Any, state: dict[str, torch.Tensor]) -> Any:
+    report = theirs.load_state_dict({k: v.detach().clone() for k, v in state.items()}, strict=False)
+    assert not report.unexpected_keys, report.unexpected_keys
+    assert all("bias" in k and "attn" in k or "rotary" in k for k in report.missing_keys), report.missing_keys  # buffers
+    return theirs
+
+
+REFERENCES = {
+    "GPT-2": (gpt2, SMALL),
+    "BLOOM": (bloom, replace(SMALL, pos="alibi", embnorm=True)),
+    "BLOOM, 5 heads": (bloom, replace(SMALL, pos="alibi", embnorm=True, hidden=40, heads=5)),
+    "GPT-NeoX": (neox, replace(SMALL, pos="rotary")),
+}
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_logits_and_gradients_equal_hugging_face(reference: str) -> None:
+    convert, cfg = REFERENCES[reference]
+    ours = scrambled(GPT(cfg))
+    theirs = convert(ours).eval()
+    x = tokens(cfg, 29)
+    assert (ours(x) - theirs(x).logits).abs().max() < 2e-5
+    ours.loss(x).backward()
+    theirs(x, labels=x).loss.backward()
+    expected = theirs.get_input_embeddings().weight.grad
+    assert (ours.embed.weight.grad - expected).abs().max() < 2e-5 * max(1.0, float(expected.abs().max()))
+
+
+# ------------------------------------------------------------------------------------------------ every variant
+
+
+@pytest.mark.parametrize("cfg", VARIANTS, ids=name)
+def test_the_future_is_unseen_and_padding_rows_exist(cfg: ModelConfig) -> None:
+    model = scrambled(GPT(cfg))
+    x = tokens(cfg, 20)
+    y = x.clone()
+    y[:, 11:] = (y[:, 11:] + 1) % cfg.vocab
+    with torch.no_grad():
+        assert torch.allclose(model(x)[:, :11], model(y)[:, :11], atol=1e-5)
+        assert (model(x)[:, 11:] - model(y)[:, 11:]).abs().max() > 1e-3
+        assert model(x).shape == (3, 20, 128)
+
+
+@pytest.mark.parametrize("cfg", VARIANTS, ids=name)
+def test_the_count_is_that_of_the_model(cfg: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = GPT(cfg)
+    assert sum(p.numel() for p in model.parameters()) == count.parameters(cfg)
+
+
+@pytest.mark.parametrize("cfg", [v for v in VARIANTS if not v.embnorm and v.norm == "layernorm"], ids=name)
+def test_flops_are_those_that_torch_counts(cfg: ModelConfig) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = GPT(cfg)
+    with FlopCounterMode(display=False) as counter:
+        model.loss(tokens(cfg, cfg.seq + 1, B=1)).backward()
+    assert counter.get_total_flops() == count.flops_per_token(cfg) * cfg.seq
+
+
+def test_published_sizes() -> None:
+    """BigScience's three 1.3B shapes with GPT-2's vocabulary padded to 50,304, and Megatron's FLOPs for them."""
+    big = ModelConfig(24, 2048, 16, 2048, 50257, "learned", "gelu", "layernorm", False, 1e4, 0.02, 1e-5)
+    assert big.padded_vocab == 50304
+    assert count.parameters(big) == 1_315_819_520
+    assert {count.parameters(replace(big, pos=p)) for p in ("none", "rotary", "alibi")} == {1_311_625_216}
+    assert replace(big, act="swiglu").ffn == 5456
+    assert count.parameters(replace(big, act="swiglu")) == 1_315_098_368
+    L, h, s, V = 24, 2048, 2048, 50304
+    assert count.flops_per_token(big) == pytest.approx(72 * L * h**2 * (1 + s / (6 * h) + V / (12 * h * L)))
+
+
+@pytest.mark.parametrize("pos", POSITIONS)
+def test_the_fused_executor_computes_the_plain_one(pos: str) -> None:
+    cfg = replace(SMALL, pos=pos)
+    position = POSITIONS[pos](cfg)
+    q, k, v = torch.randn(3, 2, cfg.heads, 32, cfg.head_dim, generator=torch.Generator().manual_seed(2)).unbind(0)
+    x = torch.empty(2, 32, cfg.hidden)
+    with torch.no_grad():
+        plain = attention.plain(position, cfg.heads, x)(q, k, v)
+        fused = attention.fused(position, cfg.heads, x)(q, k, v)
+    assert (plain - fused).abs().max() < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------ ALiBi, init
+
+
+@pytest.mark.parametrize("heads", range(1, 41))
+def test_alibi_slopes_are_those_of_bloom(heads: int) -> None:
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    alibi = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), heads, torch.float32)  # slope x key position
+    assert alibi[:, 0, 1].tolist() == pytest.approx(alibi_slopes(heads), rel=1e-6)
+    assert len(alibi_slopes(heads)) == heads
+
+
+def test_alibi_slopes_stay_exact_in_a_bf16_model() -> None:
+    model = GPT(replace(SMALL, pos="alibi")).bfloat16()
+    assert model.position.slopes.tolist() == pytest.approx(alibi_slopes(6), rel=1e-6)
+
+
+@pytest.mark.parametrize("cfg", [replace(SMALL, **{k: v}) for k, v in
+                                 [("pos", "alibi"), ("pos", "rotary"), ("act", "swiglu"), ("norm", "rmsnorm"),
+                                  ("embnorm", True)]], ids=name)  # fmt: skip
+def test_two_arms_share_every_weight_they_have_in_common(cfg: ModelConfig) -> None:
+    base, arm = GPT(SMALL, seed=5).state_dict(), GPT(cfg, seed=5).state_dict()
+    common = [n for n in base if n in arm and base[n].shape == arm[n].shape]
+    assert len(common) >= 18 and all(torch.equal(base[n], arm[n]) for n in common)
+    other = GPT(cfg, seed=6).state_dict()
+    assert not torch.equal(other["embed.weight"], arm["embed.weight"])
+
+
+def test_initial_weights_have_the_declared_spread() -> None:
+    cfg = replace(SMALL, hidden=256, heads=4, layers=3, act="swiglu")
+    state = GPT(cfg).state_dict()
+    for part in ("embed.weight", "position.table", "blocks.1.attn.qkv.weight", "blocks.2.mlp.gate.weight"):
+        assert float(state[part].std()) == pytest.approx(0.02, rel=0.03), part
+    for part in ("blocks.0.attn.proj.weight", "blocks.2.mlp.down.weight"):
+        assert float(state[part].std()) == pytest.approx(0.02 / math.sqrt(6), rel=0.03), part
+    assert not torch.equal(state["blocks.0.attn.proj.weight"], state["blocks.1.attn.proj.weight"])
+
+
+def test_learned_positions_end_where_they_were_trained_and_others_do_not() -> None:
+    assert {pos: GPT(replace(SMALL, pos=pos)).max_length for pos in POSITIONS} == {
+        "none": None, "learned": 32, "rotary": None, "alibi": None,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="end at 32 tokens"):
+        GPT(SMALL)(tokens(SMALL, 33))
+    with torch.no_grad():
+        assert GPT(replace(SMALL, pos="alibi"))(tokens(SMALL, 70)).isfinite().all()

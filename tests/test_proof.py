@@ -1,0 +1,178 @@
+"""Each proof holds for the model as it is, and fires when the thing that it guards is broken."""
+
+import torch
+import torch.nn.functional as F
+from pytest import MonkeyPatch, mark, raises
+
+from model import attention, gpt, mlp, position, proof
+from model.config import ModelConfig
+from model.gpt import GPT
+from tests.test_model import SMALL, VARIANTS, name
+
+
+def cfg(**change: object) -> ModelConfig:
+    from dataclasses import replace
+
+    return replace(SMALL, **change)  # type: ignore[arg-type]
+
+
+def failing(model: GPT) -> dict[str, str]:
+    return {p.factor: p.detail for p in proof.prove(model) if not p.passed}
+
+
+@mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@mark.parametrize("variant", VARIANTS, ids=name)
+def test_every_variant_proves_itself(variant: ModelConfig, dtype: torch.dtype) -> None:
+    model = GPT(variant).to(dtype)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert failing(model) == {}
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@mark.parametrize("declared", ["none", "learned", "rotary", "alibi"])
+@mark.parametrize("built", ["none", "learned", "rotary", "alibi"])
+def test_no_position_scheme_passes_for_another(declared: str, built: str, dtype: torch.dtype) -> None:
+    model = GPT(cfg(pos=built)).to(dtype)
+    if declared == "learned" and built != "learned":
+        model.position.table = torch.zeros(SMALL.seq, SMALL.hidden)
+    model.cfg = cfg(pos=declared)
+    assert ("model.pos" in failing(model)) == (declared != built)
+
+
+def test_a_bias_that_is_not_passed_on_fires(monkeypatch: MonkeyPatch) -> None:
+    """BigScience's first ALiBi run: the bias existed and the layers never saw it."""
+    model = GPT(cfg(pos="alibi"))
+    plain = attention.plain
+    monkeypatch.setattr(attention, "plain", lambda p, heads, x: plain(position.Position(model.cfg), heads, x))
+    assert "layer 0" in failing(model)["model.pos"] and "layer 1" in failing(model)["model.pos"]
+
+
+def test_a_bias_that_misses_one_layer_fires() -> None:
+    model = GPT(cfg(pos="alibi"))
+    block = model.blocks[1].attn
+    forward = block.forward
+    without = attention.plain(position.Position(model.cfg), 6, torch.empty(1, 32, 48))
+    block.forward = lambda x, attend: forward(x, without)
+    assert failing(model)["model.pos"].startswith("layer 1")
+
+
+@mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_slopes_of_the_wrong_heads_fire(dtype: torch.dtype) -> None:
+    """BigScience's second fault: every tensor-parallel rank used the first heads' slopes."""
+    model = GPT(cfg(pos="alibi")).to(dtype)
+    model.position.slopes = model.position.slopes[torch.tensor([0, 1, 2, 0, 1, 2])]
+    assert "heads [3, 4, 5]" in failing(model)["model.pos"]
+
+
+def test_a_rotation_that_returns_its_input_fires(monkeypatch: MonkeyPatch) -> None:
+    """Cramming's rotary option."""
+    monkeypatch.setattr(position, "_rotate", lambda x, cos, sin: x)
+    assert "model.pos" in failing(GPT(cfg(pos="rotary")))
+
+
+def test_a_rotation_of_the_wrong_base_fires() -> None:
+    model = GPT(cfg(pos="rotary"))
+    model.position.base = 500.0
+    assert "model.pos" in failing(model)
+
+
+def test_a_learned_table_that_is_not_added_fires() -> None:
+    model = GPT(cfg(pos="learned"))
+    model.position.embed = lambda x: x
+    assert "model.pos" in failing(model)
+
+
+def test_attention_that_sees_the_future_fires(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "where", lambda mask, a, b: a.expand(mask.shape))
+    assert "future" in failing(GPT(cfg(pos="none")))["model.pos"]
+
+
+@mark.parametrize("on", [True, False])
+def test_an_embedding_norm_that_is_not_what_was_declared_fires(on: bool) -> None:
+    model = GPT(cfg(embnorm=not on))
+    model.cfg = cfg(embnorm=on)
+    assert "model.embnorm" in failing(model)
+
+
+def test_an_embedding_norm_after_positions_fires() -> None:
+    model = GPT(cfg(embnorm=True))
+    norm, model.embnorm = model.embnorm, torch.nn.Identity()
+    embed = model.position.embed
+    model.position.embed = lambda x: norm(embed(x))
+    assert failing(model)
+
+
+def test_a_norm_that_is_not_applied_fires(monkeypatch: MonkeyPatch) -> None:
+    def forward(self: gpt.Block, x: torch.Tensor, attend: attention.Attend) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), attend)
+        return x + self.mlp(x)
+
+    model = GPT(cfg())
+    monkeypatch.setattr(gpt.Block, "forward", forward)
+    assert "norm2 is applied 0 times" in failing(model)["model.norm"]
+
+
+def test_a_norm_whose_output_is_thrown_away_fires(monkeypatch: MonkeyPatch) -> None:
+    def forward(self: gpt.Block, x: torch.Tensor, attend: attention.Attend) -> torch.Tensor:
+        self.norm1(x)
+        x = x + self.attn(x, attend)
+        return x + self.mlp(self.norm2(x))
+
+    model = GPT(cfg())
+    monkeypatch.setattr(gpt.Block, "forward", forward)
+    assert "not used" in failing(model)["model.norm"]
+
+
+@mark.parametrize("declared, built", [("layernorm", "rmsnorm"), ("rmsnorm", "layernorm")])
+def test_another_norm_fires(declared: str, built: str) -> None:
+    model = GPT(cfg(norm=built))
+    model.cfg = cfg(norm=declared)
+    assert "model.norm" in failing(model)
+
+
+def test_the_wrong_activation_fires(monkeypatch: MonkeyPatch) -> None:
+    """A GLU path that a fused GELU bypassed; erf GELU where tanh was declared would be below bf16's resolution."""
+    monkeypatch.setattr(mlp.GELU, "forward", lambda self, x: self.down(F.silu(self.up(x))))
+    assert "model.act" in failing(GPT(cfg()))
+
+
+@mark.parametrize("declared, built", [("gelu", "swiglu"), ("swiglu", "gelu"), ("swiglu", "swiglu-unmatched")])
+def test_another_mlp_fires(declared: str, built: str) -> None:
+    model = GPT(cfg(act=built))
+    model.cfg = cfg(act=declared)
+    assert "model.act" in failing(model)
+
+
+def test_an_untied_head_fires() -> None:
+    model = GPT(cfg())
+    head = torch.nn.Linear(SMALL.hidden, SMALL.padded_vocab, bias=False)
+    model.project = lambda x: head(x)
+    assert "model.tied" in failing(model)
+
+
+def test_the_audit_of_parameter_groups() -> None:
+    model = GPT(cfg(embnorm=True))
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+
+    def audit(decayed: list, plain: list) -> str:
+        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+        rows, verdict = proof.parameter_groups(model, groups)
+        assert [r["name"] for r in rows] == [n for n, _ in model.named_parameters()]
+        return "" if verdict.passed else verdict.detail
+
+    assert audit(matrices, vectors) == ""
+    gain = model.embnorm.weight  # BigScience's embedding-norm run decayed exactly this one
+    rest = [p for p in vectors if p is not gain]
+    assert audit([*matrices, gain], rest) == "embnorm.weight is decayed"
+    assert audit(matrices, rest) == "embnorm.weight is optimized 0 times"
+    assert "embed.weight is not decayed" in audit(matrices[1:], [*vectors, matrices[0]])
+    assert "optimized 2 times" in audit([*matrices, matrices[0]], vectors)
+    assert "not the model's" in audit([*matrices, torch.nn.Parameter(torch.zeros(2, 2))], vectors)
+
+
+def test_require_names_what_failed() -> None:
+    with raises(proof.InactiveFactor, match="model.pos=alibi: layer 3"):
+        proof.require([proof.Proof("model.pos", "alibi", False, "layer 3: nothing")])

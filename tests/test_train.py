@@ -1,0 +1,365 @@
+"""Training on a tiny corpus on disk: exact resume, no dead switch, no layout in the result, and stops that say why."""
+
+import dataclasses
+import inspect
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ablations.budget import learning_rate
+from ablations.config import KEYS, resolve
+from ablations.study import Study, build, from_args, state
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "model.layers": 2, "model.hidden": 32, "model.heads": 2, "model.seq": 32, "model.vocab": 512,
+    "train.tokens": 24 * 4 * 32, "train.batch": 4, "train.precision": "fp32", "train.lr": 1e-3,
+    "layout.micro_batch": 4, "layout.log_every": 1, "layout.save_every": 8, "layout.wandb": "disabled",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Docstrings of numpy, as C4 would hold them."""
+    import numpy
+
+    docs = {inspect.getdoc(getattr(numpy, n)) for n in dir(numpy)}
+    path = tmp_path_factory.mktemp("corpus") / "docs.jsonl"
+    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in sorted(d for d in docs if d and len(d) > 300)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def words(corpus: str, out: Path, **change: Any) -> list[str]:
+    setting = " ".join(f"{k}={v}" for k, v in (TINY | change).items())
+    return ["POS=alibi", f"DATA={corpus}", "SEEDS=1", f"OUT={out}", f"SET={setting}"]
+
+
+def study(corpus: str, out: Path, change: dict[str, Any] | None = None) -> Study:
+    """One arm beside the baseline; the data store lies in `out`."""
+    setting = list((TINY | {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}).items())
+    return build("t", "?", "?", setting + list((change or {}).items()), [("model.pos", "alibi")], [1], out)
+
+
+def result(folder: Path) -> tuple[bytes, list[tuple]]:
+    """Final weights, and the metrics that do not depend on the clock."""
+    rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    return (folder / "weights.safetensors").read_bytes(), [
+        (r["step"], r["tokens"], r["loss"], r["lr"], r["grad_norm"]) for r in rows
+    ]
+
+
+def launch(argv: list[str], cell: int = 1) -> subprocess.Popen:
+    command = [sys.executable, "-m", "launch.train", "--cell", str(cell), *argv]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
+    corpus: str, store: Path, tmp_path: Path, precision: str
+) -> None:
+    change = {"train.precision": precision}
+    calm = words(corpus, tmp_path / "calm", **change)
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "calm/data").symlink_to(store / "data")
+    (store / "data").mkdir(exist_ok=True)
+    process = launch(calm)
+    assert process.wait() == 0, process.stdout and process.stdout.read()
+
+    stormy = words(corpus, tmp_path / "stormy", **change)
+    (tmp_path / "stormy").mkdir()
+    (tmp_path / "stormy/data").symlink_to(store / "data")
+    folder = from_args(stormy).cells[1].dir
+    rng = random.Random(precision)
+
+    def at_step(n: int) -> Any:
+        return lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= n
+
+    moments = [
+        at_step(rng.randrange(1, 8)),  # before there is a checkpoint
+        lambda: (folder / "checkpoints/step_8").exists() and not (folder / "checkpoints/latest").exists(),  # inside a save
+        at_step(rng.randrange(9, 24)),
+        lambda: (folder / "checkpoints/step_24").exists(),  # around the last save, the weights and `done`
+    ]
+    for moment in moments:
+        process = launch(stormy)
+        while process.poll() is None and not moment():
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "done").exists() or moment is moments[-1]
+    process = launch(stormy)
+    assert process.wait() == 0
+    weights, metrics = result(folder)
+    calm_weights, calm_metrics = result(from_args(calm).cells[1].dir)
+    assert metrics == calm_metrics and len(metrics) == 24
+    assert weights == calm_weights
+    record = json.loads((folder / "run.json").read_text())
+    assert len(record["continued"]) >= 3
+
+
+def in_process(cell: Any, store: Path) -> tuple[bytes, list[tuple]]:
+    from launch.train import train
+
+    train(cell, store / "data")
+    return result(cell.dir)
+
+
+CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and what must be set for it to matter
+    "seed": (2, {}),
+    "model.layers": (1, {}),
+    "model.hidden": (64, {}),
+    "model.heads": (4, {}),
+    "model.seq": (16, {}),
+    "model.vocab": (384, {}),
+    "model.pos": ("rotary", {}),
+    "model.act": ("swiglu", {}),
+    "model.norm": ("rmsnorm", {}),
+    "model.embnorm": (True, {}),
+    "model.rotary_base": (100.0, {"model.pos": "rotary"}),
+    "model.init_std": (0.03, {}),
+    "model.norm_eps": (1e-3, {}),
+    "data.corpus": ("OTHER", {}),
+    "data.tokenizer": ("OTHER", {}),
+    "train.tokens": (12 * 4 * 32, {}),
+    "train.batch": (8, {}),
+    "train.lr": (2e-3, {}),
+    "train.min_lr": (0.5, {}),
+    "train.warmup": (0.5, {}),
+    "train.beta1": (0.8, {}),
+    "train.beta2": (0.9, {}),
+    "train.eps": (1e-3, {}),
+    "train.weight_decay": (0.5, {}),
+    "train.clip": (0.1, {}),
+    "train.precision": ("bf16", {}),
+    "train.divergence": (1e-9, {}),  # stops at once
+}
+
+
+def test_no_switch_is_dead(corpus: str, store: Path, tmp_path: Path) -> None:
+    """Every key that is part of what a run is changes what is trained. A new key must be added to CHANGES."""
+    from launch.train import Diverged
+
+    assert CHANGES.keys() == {k for k in KEYS if not k.startswith(("layout.", "eval.")) and k != "size"}
+    other = tmp_path / "other.jsonl"
+    lines = Path(corpus).read_text().splitlines(keepends=True)
+    other.write_text("".join(lines[::2]))
+    results: dict[str, Any] = {}
+
+    def run(setting: dict[str, Any]) -> Any:
+        key = json.dumps(setting, sort_keys=True)
+        if key not in results:
+            run = resolve((TINY | {"data.corpus": corpus, "data.tokenizer": corpus} | setting).items())
+            cell = dataclasses.replace(study(corpus, tmp_path).cells[0], run=run, dir=tmp_path / str(len(results)))
+            cell.dir.mkdir()
+            try:
+                results[key] = in_process(cell, store)
+            except Diverged:
+                results[key] = "diverged"
+        return results[key]
+
+    for key, (value, needs) in CHANGES.items():
+        value = str(other) if value == "OTHER" else value
+        assert run(needs) != run(needs | {key: value}), f"{key} changes nothing"
+
+
+def test_the_layout_leaves_no_trace(corpus: str, store: Path, tmp_path: Path) -> None:
+    def run(change: dict[str, Any], folder: str) -> Any:
+        cell = dataclasses.replace(study(corpus, tmp_path, change).cells[1], dir=tmp_path / folder)
+        cell.dir.mkdir()
+        return in_process(cell, store)
+
+    plain = run({}, "plain")
+    assert run({"layout.save_every": 5, "layout.zero": 2}, "exact")[0] == plain[0]
+    for change in ({"layout.micro_batch": 1}, {"layout.micro_batch": 2}):
+        losses = [r[2] for r in run(change, f"micro{change['layout.micro_batch']}")[1]]
+        assert losses == pytest.approx([r[2] for r in plain[1]], rel=2e-5)
+
+
+def test_two_ranks_train_what_one_does(corpus: str, store: Path, tmp_path: Path) -> None:
+    from ablations.execute import _command
+
+    losses = {}
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        out.mkdir()
+        (out / "data").symlink_to(store / "data")
+        change = {"layout.processes": ranks, "layout.micro_batch": 2}
+        argv = words(corpus, out, **change)
+        cell = from_args(argv).cells[1]
+        cell.dir.mkdir(parents=True)
+        _command([sys.executable, "-m", "launch.train", "--cell", "1", *argv], cell, "train.log", ranks)
+        losses[ranks] = [r[2] for r in result(cell.dir)[1]]
+        assert json.loads((cell.dir / "done").read_text())["ranks"] == ranks
+    assert losses[2] == pytest.approx(losses[1], rel=2e-5)
+
+
+def test_the_engine_is_adamw_with_clipping_and_the_schedule(corpus: str, store: Path, tmp_path: Path) -> None:
+    """Against a bare torch loop with the formulas written out: same losses, same gradient norms."""
+    from data.batches import Batches
+    from model.gpt import GPT
+
+    cell = dataclasses.replace(study(corpus, tmp_path, {"train.clip": 0.5}).cells[1], dir=tmp_path / "run")
+    cell.dir.mkdir()
+    _, rows = in_process(cell, store)
+    run = cell.run
+    data = json.loads((cell.dir / "run.json").read_text())["data"]
+    batches = Batches([(s["prefix"], s["weight"]) for s in data["train"]], run.model.seq, run.train.batch, 1, tmp_path / "i")
+    model = GPT(run.model, seed=1)
+    m = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    v = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    for step in range(1, 13):
+        loss = model.loss(batches.batch(step - 1))
+        model.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters()))
+        t = step / 24
+        peak, floor, warm = 1e-3, 1e-4, 0.05
+        lr = peak * t / warm if t < warm else floor + (peak - floor) * 0.5 * (
+            1 + math.cos(math.pi * (t - warm) / (1 - warm))
+        )
+        with torch.no_grad():
+            for n, p in model.named_parameters():
+                g = p.grad * min(1.0, 0.5 / (norm + 1e-6))
+                m[n] = 0.9 * m[n] + 0.1 * g
+                v[n] = 0.95 * v[n] + 0.05 * g * g
+                decay = 0.1 if p.dim() > 1 else 0.0
+                update = (m[n] / (1 - 0.9**step)) / ((v[n] / (1 - 0.95**step)).sqrt() + 1e-8)
+                p.mul_(1 - lr * decay).sub_(lr * update)
+        assert rows[step - 1][2] == pytest.approx(float(loss), rel=1e-5)
+        assert rows[step - 1][3] == pytest.approx(lr, rel=1e-9)
+        assert rows[step - 1][4] == pytest.approx(norm, rel=1e-3)
+
+
+def test_the_schedule_is_a_function_of_the_fraction() -> None:
+    short, long = (resolve([("train.tokens", n)]).train for n in ("1M", "100M"))
+    for t in (0.01, 0.05, 0.5, 1.0):
+        assert learning_rate(short, t) == learning_rate(long, t)
+    assert learning_rate(short, 0.05) == pytest.approx(short.lr)
+    assert learning_rate(short, 1.0) == pytest.approx(short.lr * short.min_lr)
+
+
+# ------------------------------------------------------------------------------------------------ stops
+
+
+def test_a_diverging_run_stops_and_says_why(corpus: str, store: Path) -> None:
+    argv = words(corpus, store, **{"train.lr": 1000.0, "train.warmup": 0.0})
+    process = launch(argv)
+    said = process.communicate()[0]
+    assert process.returncode == 1 and "Try a lower train.lr" in said
+    cell = from_args(argv).cells[1]
+    assert state(cell)["state"] == "failed" and "train.lr" in state(cell)["why"]
+    assert not (cell.dir / "done").exists()
+
+
+def test_a_run_whose_factor_is_inactive_stops_before_the_first_step(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch.train import main
+    from model import attention
+    from model.position import Position
+
+    plain = attention.plain
+    monkeypatch.setattr(attention, "plain", lambda p, heads, x: plain(Position(p), heads, x))
+    argv = words(corpus, store, **{"train.lr": 1.1e-3})
+    assert main(["--cell", "1", *argv]) == 1
+    cell = from_args(argv).cells[1]
+    assert "model.pos=alibi" in (cell.dir / "failed").read_text()
+    assert not (cell.dir / "run.json").exists() and not (cell.dir / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "lost"),
+    [("train.clip", "gradient_clipping"), ("train.batch", "train_batch_size")],
+)
+def test_a_setting_lost_on_its_way_to_the_engine_stops_the_run(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, lost: str
+) -> None:
+    from launch import engine
+    from launch.manifest import Mismatch
+
+    whole = engine.deepspeed_config
+
+    def without(run: Any, world: int) -> dict[str, Any]:
+        config = whole(run, world)
+        del config[lost]
+        if lost == "train_batch_size":
+            config["gradient_accumulation_steps"] = 2
+        return config
+
+    monkeypatch.setattr(engine, "deepspeed_config", without)
+    cell = dataclasses.replace(study(corpus, tmp_path).cells[0], dir=tmp_path / "run")
+    cell.dir.mkdir()
+    with pytest.raises(Mismatch, match=key):
+        in_process(cell, store)
+
+
+def test_a_decayed_norm_gain_stops_the_run(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through DeepSpeed, in whose own groups the audit looks."""
+    from launch.manifest import Mismatch
+
+    adamw = torch.optim.AdamW
+
+    def careless(groups: list[dict[str, Any]], **kw: Any) -> torch.optim.Optimizer:
+        moved = groups[1]["params"].pop(0)
+        groups[0]["params"].append(moved)
+        return adamw(groups, **kw)
+
+    monkeypatch.setattr(torch.optim, "AdamW", careless)
+    cell = dataclasses.replace(study(corpus, tmp_path).cells[0], dir=tmp_path / "run")
+    cell.dir.mkdir()
+    with pytest.raises(Mismatch, match="blocks.0.norm1.weight is decayed"):
+        in_process(cell, store)
+
+
+def test_other_data_under_the_same_name_stop_a_continued_run(corpus: str, store: Path, tmp_path: Path) -> None:
+    from launch.manifest import Mismatch
+
+    cell = dataclasses.replace(study(corpus, tmp_path).cells[0], dir=tmp_path / "run")
+    cell.dir.mkdir()
+    in_process(cell, store)
+    record = json.loads((cell.dir / "run.json").read_text())
+    record["data"]["sha256"] = "0" * 64
+    (cell.dir / "run.json").write_text(json.dumps(record))
+    with pytest.raises(Mismatch, match="not the one that the run began with"):
+        in_process(cell, store)
+
+
+def test_one_process_owns_a_run(tmp_path: Path) -> None:
+    from ablations.config import ConfigError
+    from launch.train import owned
+
+    with owned(tmp_path), pytest.raises(ConfigError, match="another process is training"), owned(tmp_path):
+        pass
+
+
+def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: Path) -> None:
+    cell = dataclasses.replace(study(corpus, tmp_path).cells[1], dir=tmp_path / "run")
+    cell.dir.mkdir()
+    in_process(cell, store)
+    record = json.loads((cell.dir / "run.json").read_text())
+    assert record["fingerprint"] == cell.run.fingerprint and record["delta"] == {"model.pos": "alibi"}
+    assert {p["factor"] for p in record["proofs"]} == {
+        "model.pos", "model.embnorm", "model.norm", "model.act", "model.tied", "train.weight_decay",
+    }  # fmt: skip
+    assert all(p["passed"] for p in record["proofs"])
+    groups = {g["name"]: g["decayed"] for g in record["parameters"]["groups"]}
+    assert groups["embed.weight"] and not groups["blocks.0.norm1.weight"] and not groups["blocks.1.mlp.up.bias"]
+    assert len(record["data"]["tokenizer"]["sha256"]) == 64
+    assert os.path.getsize(cell.dir / "weights.safetensors") > 4 * record["parameters"]["count"]
