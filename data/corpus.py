@@ -46,8 +46,11 @@ def load(corpus: str) -> dict[str, Any]:
     """
     path = CORPORA / f"{corpus}.yaml"
     if "/" not in corpus and path.is_file():
-        spec = _named(corpus, yaml.safe_load(path.read_text(encoding="utf-8")))
-    elif has_magic(corpus) or "/" in corpus or Path(corpus).exists():
+        try:
+            spec = _named(corpus, yaml.safe_load(path.read_text(encoding="utf-8")))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: {error}") from None
+    elif corpus and (has_magic(corpus) or "/" in corpus or Path(corpus).exists()):
         spec = {"files": _files(corpus)}
     else:
         raise ValueError(f"unknown corpus {corpus!r}: known are {', '.join(known())}; "
@@ -127,6 +130,8 @@ def _named(name: str, spec: Any) -> dict[str, Any]:
         raise ValueError(f"{where}: held out, but not among the packages: {sorted(missing)}")
     if not spec["held_out"] or len(spec["held_out"]) == len(spec["packages"]):
         raise ValueError(f"{where}: held_out must name some of the packages, not none or all")
+    if not isinstance(spec.get("sha256", ""), str):
+        raise ValueError(f"{where}: sha256 must be quoted")
     if type(spec.setdefault("minimum", 0)) is not int:
         raise ValueError(f"{where}: minimum is a number of characters, not {spec['minimum']!r}")
     return spec
@@ -154,7 +159,7 @@ def _distribution(package: str, version: str) -> importlib.metadata.Distribution
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(f"the corpus reads {package} {version}, not installed here; {advice}") from None
     if distribution.version != version:
-        raise ValueError(f"the corpus reads {package} {version}, and {distribution.version} is installed here; "
+        raise ValueError(f"the corpus reads {package} {version}, but {distribution.version} is installed; "
                          f"{advice}")
     return distribution
 

@@ -442,8 +442,8 @@ def main() -> None:
         prog="python -m data.prepare",
         description="Prepare a corpus for training: read, deduplicate, tokenize. Prints the manifest.",
         epilog=f"Corpora: {', '.join(corpora.known())}; or a file, folder or quoted glob of "
-               f"{', '.join(corpora.EXTENSIONS)}: JSON lines with \"text\", as in C4 and The Pile, or documents "
-               "separated by blank lines, as in OSCAR v1.")
+               f"{', '.join(corpora.EXTENSIONS)}: JSON lines with \"text\", as in C4 and The Pile, or "
+               "documents separated by blank lines, as in OSCAR v1.")
     add = parser.add_argument
     add("corpus", help="name, or path on disk")
     add("--tokenizer", metavar="CORPUS", help="what the tokenizer is trained on (the corpus itself)")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,9 @@ from eval.statistics import LN2, mean_stderr, ratio_stderr
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval", description="Evaluate finished runs. A run that was "
-                                     "evaluated before, with the same weights and tasks, is left as it is.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run directory that holds `done`")
+    about = "Evaluate finished runs. One whose eval.json is of the same weights and tasks is left as it is."
+    parser = argparse.ArgumentParser(prog="python -m eval", description=about)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="of a finished run")
     args = parser.parse_args(argv)
     try:
         for directory in args.runs:
@@ -67,7 +68,8 @@ def evaluate(directory: Path) -> dict:
     spec = probes.specification()["tasks"]
     tasks: dict[str, tuple[dict, list[dict]]] = {}
     for corpus in run["config"]["eval"]["corpora"]:
-        held_out = prepare(corpus, run["config"]["data"]["tokenizer"], vocab, Path(run["data_store"]))["valid"]
+        manifest = prepare(corpus, run["config"]["data"]["tokenizer"], vocab, Path(run["data_store"]))
+        held_out = manifest["valid"]
         for name, items in probes.items(probes.documents(held_out), seq).items():
             tasks[f"{corpus}/{name}"] = (spec[name], items)
     omitted = [name for name, (_, items) in tasks.items() if not items]
@@ -75,7 +77,8 @@ def evaluate(directory: Path) -> dict:
     from eval import harness
 
     with progress(run["cell"]) as advance:
-        scorer = harness.Scorer(*load(directory, run), window=seq, progress=advance)
+        model, tokenizer = load(directory, run)
+        scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance)
         found = harness.evaluate(scorer, {name: each for name, each in tasks.items() if each[1]})
 
     results, rows = {}, []
@@ -90,14 +93,19 @@ def evaluate(directory: Path) -> dict:
         else:
             stderr = mean_stderr(np.array([sample["value"] for sample in samples], float))
             chance = probes.chance(items, entry["chance"])
-        results[name] = {"metric": entry["metric"], **outcome, "stderr": stderr, "n": len(items), "chance": chance,
-                         "higher_is_better": entry["higher_is_better"], "mean": entry.get("mean", False)}
+        results[name] = {
+            "metric": entry["metric"], **outcome, "stderr": stderr, "n": len(items), "chance": chance,
+            "higher_is_better": entry["higher_is_better"], "mean": entry.get("mean", False),
+        }  # fmt: skip
     losses = [r for r in results.values() if r["metric"] == "bits_per_byte"]
     scores = [r for r in results.values() if r["mean"]]
+    zero_shot = {key: 100 * mean(scores, key) for key in ("value", "stderr", "chance")} if scores else None
     result = {
-        **identity(directory), "tasks": results, "omitted": omitted,
+        **identity(directory),
+        "tasks": results,
+        "omitted": omitted,
         "bits_per_byte": {key: mean(losses, key) for key in ("value", "stderr")},
-        "zero_shot": {key: 100 * mean(scores, key) for key in ("value", "stderr", "chance")} if scores else None,
+        "zero_shot": zero_shot,
         "seconds": round(time.monotonic() - start, 1),
     }
     write(directory / "samples.jsonl.gz", gzip.compress("".join(map(line, rows)).encode(), mtime=0))
@@ -105,7 +113,7 @@ def evaluate(directory: Path) -> dict:
     return result
 
 
-def load(directory: Path, run: dict) -> tuple:
+def load(directory: Path, run: dict) -> tuple[Any, Any]:
     """The model with its trained weights, and its tokenizer: fp32 on a CPU, bf16 on a GPU."""
     import torch
     from safetensors.torch import load_file
@@ -119,7 +127,9 @@ def load(directory: Path, run: dict) -> tuple:
         raise ValueError(f"{tokenizer.path} is not the tokenizer that {directory} was trained with")
     model = GPT(ModelConfig(**run["config"]["model"]))
     model.load_state_dict(load_file(directory / "weights.safetensors"), strict=True)
-    return model.to(*("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)), tokenizer
+    if torch.cuda.is_available():
+        model.to("cuda", torch.bfloat16)
+    return model, tokenizer
 
 
 @contextmanager

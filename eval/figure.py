@@ -3,12 +3,13 @@ else."""
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 # Okabe and Ito's colours, told apart under every common colour blindness; the baseline is black.
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-BINS = 48  # of equal width in log tokens: a single training batch is far noisier than the differences looked for
+BINS = 48  # equal in log tokens; one training batch is far noisier than the differences looked for
 
 Curve = tuple[np.ndarray, np.ndarray]  # tokens, loss
 
@@ -21,11 +22,12 @@ def binned(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]
     common = np.array(sorted(set.intersection(*(set(tokens) for tokens, _ in curves.values()))))
     if not len(common):
         return common, {seed: common for seed in curves}
-    bins = np.minimum(np.log(common / common[0]) / (np.log(common[-1] / common[0]) or 1) * BINS, BINS - 1).astype(int)
+    position = np.log(common / common[0]) / (np.log(common[-1] / common[0]) or 1.0)
+    bins = np.minimum(position * BINS, BINS - 1).astype(int)
     kept = np.unique(bins)
     values = {seed: dict(zip(tokens, loss, strict=True)) for seed, (tokens, loss) in curves.items()}
     means = {seed: np.array([np.mean([row[t] for t in common[bins == b]]) for b in kept])
-             for seed, row in values.items()}
+             for seed, row in values.items()}  # fmt: skip
     return np.array([common[bins == b].mean() for b in kept]), means
 
 
@@ -47,9 +49,10 @@ def draw(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "megahour",
-             "axes.titlesize": 9, "axes.titlelocation": "left", "savefig.dpi": 150, "axes.labelsize": 9}
+    style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "megahour",
+             "axes.titlesize": 9, "axes.titlelocation": "left", "savefig.dpi": 150, "axes.labelsize": 9}  # fmt: skip
     with plt.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         fig = plt.figure(figsize=(9, 5.6), layout="constrained")
@@ -62,12 +65,16 @@ def draw(
         fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
         lines(top, {arm: seeds for arm, seeds in curves.items() if seeds}, colour)
-        top.set(xscale="log", ylabel="training loss (nats/token)", title="Training loss: mean over seeds, seeds thin")
+        top.set(xscale="log", ylabel="training loss (nats/token)")
+        top.set_title("Training loss: mean over seeds, seeds thin")
+        top.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        top.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: human(tokens)))
+        top.xaxis.set_minor_locator(NullLocator())
         top.tick_params(labelbottom=False)
 
         paired = {arm: {seed: (t, loss) for seed in seeds if seed in curves.get(baseline, {})
                         for t, loss in [subtract(seeds[seed], curves[baseline][seed])] if len(t)}
-                  for arm, seeds in curves.items() if arm != baseline}
+                  for arm, seeds in curves.items() if arm != baseline}  # fmt: skip
         below.axhline(0, color=colour[baseline], lw=1)
         lines(below, {arm: seeds for arm, seeds in paired.items() if seeds}, colour, zoom=True)
         below.set(xlabel="training tokens", ylabel="difference (nats/token)",
@@ -93,6 +100,14 @@ def draw(
         plt.close(fig)
 
 
+def human(tokens: float) -> str:
+    """200000 -> "200K"."""
+    for scale, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if tokens >= scale:
+            return f"{tokens / scale:g}{suffix}"
+    return f"{tokens:g}"
+
+
 def subtract(a: Curve, b: Curve) -> Curve:
     """a - b at the tokens that both have."""
     other = dict(zip(*b, strict=True))
@@ -100,7 +115,7 @@ def subtract(a: Curve, b: Curve) -> Curve:
     return np.array([t for t, _ in common]), np.array([loss for _, loss in common])
 
 
-def lines(axes, arms: dict[str, dict[int, Curve]], colour: dict[str, str], zoom: bool = False) -> None:
+def lines(axes: Any, arms: dict[str, dict[int, Curve]], colour: dict[str, str], zoom: bool = False) -> None:
     """Seeds thin, their mean thick, the arm's name at its end. zoom: limits from the later half of the
     curves."""
     ends: list[list] = []

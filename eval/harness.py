@@ -9,7 +9,7 @@ from typing import Any
 # Set before `datasets` is imported, which reads them then: nothing of this is on the hub, and asking takes 25
 # s.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval has a bar for every step; the caller's `progress` is enough
+os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval has a bar for every step; `progress` is enough
 
 import torch
 from datasets import Dataset
@@ -66,7 +66,7 @@ class Scorer(TemplateLM):
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
-        raise NotImplementedError("this model scores text; tasks of output type generate_until are not supported")
+        raise NotImplementedError("this model only scores text: tasks of type generate_until cannot be run")
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         for (_, continuation), _, ids in requests:
@@ -104,7 +104,7 @@ class Scorer(TemplateLM):
         device = next(self.model.parameters()).device
         done, total = 0, sum(map(len, wanted))
         for group in batches(sorted(wanted, key=lambda tokens: (-len(tokens), tokens)), self.batch):
-            x_BT = torch.zeros(len(group), len(group[0]), dtype=torch.long)  # padded on the right: nothing looks there
+            x_BT = torch.zeros(len(group), len(group[0]), dtype=torch.long)  # padded on the right
             for row, tokens in enumerate(group):
                 x_BT[row, : len(tokens)] = torch.tensor(tokens)
             x_BTD = self.model.hidden(x_BT.to(device))
@@ -166,19 +166,21 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
         the items}}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    run = lm_evaluate(lm=scorer, task_dict={"tasks": {name: task(name, *each) for name, each in tasks.items()},
-                                            "groups": {}}, bootstrap_iters=0, log_samples=True)  # fmt: skip
+    made = {name: task(name, spec, items) for name, (spec, items) in tasks.items()}
+    run = lm_evaluate(lm=scorer, task_dict={"tasks": made, "groups": {}}, bootstrap_iters=0, log_samples=True)
     results = {}
     for name, (spec, items) in tasks.items():
         found = {key.split(",")[0]: value for key, value in run["results"][name].items()}
-        results[name] = {"value": found[spec["metric"]]}
-        results[name] |= {key: found[key] for key in ("acc", "perplexity") if key in found and key != spec["metric"]}
+        extra = {"acc", "perplexity"} & found.keys() - {spec["metric"]}
+        results[name] = {"value": found[spec["metric"]], **{key: found[key] for key in sorted(extra)}}
         if spec["output_type"] != "loglikelihood_rolling":
             lengths = [len(scorer.encode(item["context"])) for item in items]
             results[name]["context_tokens"] = [min(lengths), max(lengths)]
         samples = results[name]["samples"] = []
         for row in sorted(run["samples"][name], key=lambda row: row["doc_id"]):
-            value = row[spec["metric"]]
-            outcome = {"nats": -value[0], "bytes": value[1]} if isinstance(value, tuple) else {"value": int(value)}
-            samples.append({"id": items[row["doc_id"]]["id"], **outcome})
+            value, item = row[spec["metric"]], items[row["doc_id"]]["id"]
+            if spec["output_type"] == "loglikelihood_rolling":
+                samples.append({"id": item, "nats": -value[0], "bytes": value[1]})
+            else:
+                samples.append({"id": item, "value": int(value)})
     return results

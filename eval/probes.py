@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -28,7 +29,7 @@ FEWEST = 20  # a task with fewer items is left out: its standard error would be 
 FEW_BYTES, MANY_BYTES = 1.5, 5.0
 
 WORD = re.compile(r"[A-Za-z]{3,}")
-LAST_WORD = re.compile(r"([A-Za-z]+|[A-Za-z],) ([A-Za-z]{2,})(?=[\s.,:;)])")  # with the word before it
+PAIR = re.compile(r"(?<![A-Za-z])(?=([A-Za-z]+,?) ([A-Za-z]{2,})[\s.,:;)])")  # two words, at each first one
 GAP = re.compile(r"(?<=[a-z,]) (?=[a-z])")  # between two words of running text
 
 
@@ -80,25 +81,27 @@ def held_out(texts: list[str], most: int, each: int = 4096) -> list[dict]:
 
 
 def last_word(texts: list[str], n: int) -> Iterator[dict]:
-    """LAMBADA's two properties (Paperno et al. 2016): the last word occurs earlier in the passage, and can be
-    guessed.
+    """LAMBADA's properties (Paperno et al. 2016): the last word occurs before, and it can be guessed.
 
     People chose LAMBADA's passages; here the pair of the last two words must stand in one document in a
     hundred. No word is the answer of more than one item in twenty, so that always giving the commonest earns
     little.
     """
-    known: Counter[tuple[str, str]] = Counter()
+    known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
-        known.update({(m[1], m[2]) for m in LAST_WORD.finditer(text)})
+        known.update({pair.groups() for pair in PAIR.finditer(text)})
     often, answers = max(2, len(texts) / 100), Counter[str]()
     for text, rng in passes(texts):
-        found = [m for m in LAST_WORD.finditer(text)
-                 if m.start() > 100 and known[m[1], m[2]] >= often and answers[m[2]] < n // 20
-                 and re.search(rf"\b{m[2]}\b", whole_words(text[: m.start(2) - 1], 250))]
+        found = []
+        for pair in PAIR.finditer(text):
+            word, context = pair[2], whole_words(text[: pair.end(1)], 250)
+            if len(context) > 100 and known[pair.groups()] >= often and answers[word] < n // 20:
+                if re.search(rf"\b{word}\b", context):
+                    found.append((context, word))
         if found:
-            word = rng.choice(found)
-            answers[word[2]] += 1
-            yield {"context": whole_words(text[: word.start(2) - 1], 250), "target": " " + word[2]}
+            context, word = rng.choice(found)
+            answers[word] += 1
+            yield {"context": context, "target": " " + word}
 
 
 def continuation(texts: list[str]) -> Iterator[dict]:
@@ -116,7 +119,7 @@ def continuation(texts: list[str]) -> Iterator[dict]:
             if other != text and abs(len(piece.encode()) - size) <= size / 10 and piece not in [true, *wrong]:
                 wrong.append(piece)
         if len(wrong) >= 3:
-            yield question(whole_words(text[:start], 160), true, wrong[:3], rng)
+            yield question(whole_words(text[:start], 120), true, wrong[:3], rng)
 
 
 def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[dict]:
@@ -136,7 +139,8 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[di
         if len(once) < 4 or once[0] != snippet[6]:
             continue
         true, wrong = once[0], rng.sample(once[1:], 3)
-        room = longest - len("\n\n".join(map(" ".join, [snippet, [], beginning])).encode()) - 64 if longest else between
+        asked = len(" ".join(snippet + beginning).encode()) + 4
+        room = longest - asked - 64 if longest else between  # the last word between may have 59 bytes
         filler = other_text(texts, text, {true, *wrong}, room, rng)
         if filler:
             context = "\n\n".join([" ".join(snippet), filler, " ".join(beginning)])

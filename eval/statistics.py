@@ -25,7 +25,7 @@ from math import inf, isinf, sqrt
 
 import numpy as np
 
-LEVEL = 0.05  # of a wrong verdict when there is no difference, for the whole family of comparisons in a report
+LEVEL = 0.05  # chance of any wrong verdict in a report when there is no difference
 LN2 = float(np.log(2))
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
 
@@ -121,7 +121,7 @@ def item_part(strata: list[tuple[np.ndarray, np.ndarray]]) -> Part:
 
 def quantile(alpha: float, seeds: Part, items: Part) -> float:
     """Half-width of the 1 - alpha interval of Banerjee (1960)."""
-    from scipy.special import stdtrit  # quantile of Student's t; half a second faster to import than scipy.stats
+    from scipy.special import stdtrit  # the quantile of Student's t
 
     return sqrt(sum(float(stdtrit(part.dof, alpha / 2)) ** 2 * part.variance for part in (seeds, items)
                     if part.variance))
@@ -142,7 +142,7 @@ def compare(difference: float, seeds: Part | None, items: Part) -> Comparison:
     elif size <= quantile(high, seeds, items):
         p = 1.0
     else:
-        p = float(brentq(lambda alpha: quantile(alpha, seeds, items) - size, low, high, xtol=1e-16, rtol=1e-10))
+        p = float(brentq(lambda alpha: quantile(alpha, seeds, items) - size, low, high, xtol=1e-16))
     return Comparison(difference, seeds, items, threshold, p)
 
 

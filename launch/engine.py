@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ablations.config import Run
+from model.count import parameters
 
 
 def start(run: Run) -> tuple[int, int]:
@@ -21,27 +22,20 @@ def start(run: Run) -> tuple[int, int]:
     The group is described by the usual RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them
     this is a group of one.
     """
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    if "RANK" not in os.environ:
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(run.layout.threads)
     torch.use_deterministic_algorithms(not cuda)  # on a CPU a resumed run equals an undisturbed one bit for bit
-    deepspeed = _deepspeed()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory it did not write
+    local = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        torch.cuda.set_device(local)
+    deepspeed, backend = _deepspeed(), "nccl" if cuda else "gloo"
+    if "RANK" not in os.environ and not dist.is_initialized():  # no port, no network
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return dist.get_rank(), dist.get_world_size()
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _deepspeed() -> Any:
@@ -64,12 +58,18 @@ def deepspeed_config(run: Run, world: int) -> dict[str, Any]:
         raise ValueError(
             f"train.batch={run.train.batch} is no multiple of {world} ranks x layout.micro_batch={run.layout.micro_batch}"
         )
+    # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model
+    bucket = min(500_000_000, parameters(run.model))
     config: dict[str, Any] = {
         "train_batch_size": run.train.batch,
         "train_micro_batch_size_per_gpu": run.layout.micro_batch,
         "gradient_accumulation_steps": accumulate,
         "gradient_clipping": run.train.clip,
-        "zero_optimization": {"stage": run.layout.zero},
+        "zero_optimization": {
+            "stage": run.layout.zero,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
         "zero_allow_untested_optimizer": True,  # torch's own AdamW
         "steps_per_print": 10**9,
     }

@@ -80,7 +80,9 @@ def write(cell: Cell, engine: "Engine", data: dict[str, Any], store: Path, world
         "proofs": [p.json() for p in proofs],
         "effective": effective,
     }
-    if int(os.environ["RANK"]) == 0:
+    import torch.distributed as dist
+
+    if dist.get_rank() == 0:
         from launch.engine import replace_text
 
         replace_text(cell.dir / "run.json", json.dumps(record, indent=1))

@@ -1,0 +1,254 @@
+"""Corpora: what is read, what is refused, what is held out. Packages and files here are made for the test."""
+import dataclasses
+import gzip
+import importlib.metadata
+import inspect
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+import zstandard
+
+from data import corpus
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def write(path, texts):
+    """JSON lines, packed as the name of the file says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = "".join(json.dumps({"text": text, "url": "x"}) + "\n" for text in texts).encode()
+    pack = {".gz": gzip.compress, ".zst": lambda data: zstandard.ZstdCompressor().compress(data)}
+    path.write_bytes(pack.get(path.suffix, bytes)(data))
+    return str(path)
+
+
+def read(name):
+    spec = corpus.load(str(name))
+    return [found for unit in corpus.units(spec) for found in corpus.documents(spec, unit)]
+
+
+def specify(monkeypatch, tmp_path, text, name="some"):
+    (tmp_path / "specs").mkdir(exist_ok=True)
+    (tmp_path / "specs" / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(corpus, "CORPORA", tmp_path / "specs")
+
+
+# Files on disk
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst"])
+def test_json_lines_in_every_packing(tmp_path, suffix):
+    texts = ["one", "two\n\nthree\n", " \u2581é\U0001f600\0"]
+    assert [text for _, text in read(write(tmp_path / f"a{suffix}", texts))] == texts
+
+
+def test_zstd_files_of_several_frames(tmp_path):
+    frame = zstandard.ZstdCompressor().compress(b'{"text": "one"}\n')
+    (tmp_path / "a.jsonl.zst").write_bytes(frame + frame)
+    assert [name for name, _ in read(tmp_path / "a.jsonl.zst")] == ["a.jsonl.zst:1", "a.jsonl.zst:2"]
+
+
+def test_blank_lines_and_empty_documents_are_no_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n\n{"text": " \\n"}\n{"text": "one"}')
+    assert read(tmp_path / "a.jsonl") == [("a.jsonl:4", "one")]
+
+
+def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_joined(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}\n{"text": "\\ud83d\\ude00"}\n')
+    assert [text for _, text in read(tmp_path / "a.jsonl")] == ["a\ufffdb", "\U0001f600"]
+
+
+def test_oscar_documents_are_separated_by_blank_lines(tmp_path):
+    data = "\n\none\ntwo\n\nthree\n \n\nfour\r\nfive"
+    (tmp_path / "en_part_1.txt").write_bytes(data.encode())
+    (tmp_path / "en_part_2.txt.gz").write_bytes(gzip.compress(data.encode()))
+    expected = ["one\ntwo", "three", "four\nfive"]
+    assert [text for _, text in read(tmp_path)] == expected * 2
+    assert [name.rsplit(":", 1)[1] for name, _ in read(tmp_path / "en_part_1.txt")] == ["3", "6", "9"]
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "glob"])
+def test_names_of_documents_do_not_depend_on_the_place(tmp_path, what):
+    found = []
+    for place in ("here", "elsewhere/deep"):
+        for domain in ("b", "a"):
+            write(tmp_path / place / domain / "00.jsonl.zst", [f"{domain} {i}" for i in range(2)])
+        pattern = {"file": "a/00.jsonl.zst", "folder": "", "glob": "*/*.jsonl.zst"}[what]
+        found.append(read(tmp_path / place / pattern))
+    assert found[0] == found[1] == sorted(found[0]) and len(found[0]) == (2 if what == "file" else 4)
+
+
+def test_a_folder_is_searched_for_text_only(tmp_path):
+    write(tmp_path / "deep" / "a.jsonl", ["one"])
+    for other in ("README.md", "en_sha256.txt", "x.parquet"):
+        (tmp_path / other).write_text("no document")
+    assert [text for _, text in read(tmp_path)] == ["one"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data with real files")
+def test_real_files():
+    assert len(read(SHARED / "pretrain_samples/c4/c4-train.00000-of-01024.json.gz")) == 667
+    assert len(read(SHARED / "pretrain_samples/the_pile/*.zst")) > 1
+    for path in SHARED.glob("pretrain_samples/oscar_v1/*/*.txt.gz"):
+        plain = gzip.decompress(path.read_bytes()).decode()
+        expected = [text.strip("\n") for text in re.split(r"\n[ \t]*\n", plain) if text.strip()]
+        assert [text.strip("\n") for _, text in read(path)] == expected
+    with zstandard.open(SHARED / "corpora/books/00.jsonl.zst", "rt", encoding="utf-8") as file:
+        expected = [json.loads(line)["text"] for line in file]
+    assert [text for _, text in read(SHARED / "corpora/books")] == expected
+
+
+@pytest.mark.parametrize("name, content, match", [
+    ("a.jsonl", b'{"text": "x"}\n{"content": "x", "url": 1}\n', r"a.jsonl:2: .*\"text\".*\['content', 'url'\]"),
+    ("a.jsonl", b'{"text": ["x"]}\n', r"a.jsonl:1: no string under"),
+    ("a.jsonl", b'["x"]\n', r"a.jsonl:1: .* has list"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": "x\n', r"a.jsonl:2: not JSON"),
+    ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl: not UTF-8"),
+    ("a.txt", b"\xff\n", "a.txt: not UTF-8"),
+    ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9)[:-12], "a.jsonl.gz: damaged or cut short"),
+    ("a.jsonl.gz", b"plain", "a.jsonl.gz: damaged"),
+    ("a.jsonl.zst", b"plain", "a.jsonl.zst: damaged"),
+])
+def test_damaged_files_are_named_with_the_line(tmp_path, name, content, match):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=match):
+        read(tmp_path / name)
+
+
+def test_a_cut_zstd_file_is_not_taken_for_whole(tmp_path):
+    random.seed(0)
+    whole = Path(write(tmp_path / "a.jsonl.zst", [random.randbytes(2000).hex() for _ in range(200)]))
+    (tmp_path / "cut.jsonl.zst").write_bytes(whole.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="cut.jsonl.zst"):
+        read(tmp_path / "cut.jsonl.zst")
+
+
+@pytest.mark.parametrize("name, match", [
+    ("pydoc", "unknown corpus 'pydoc': known are pyblend, pycode, pydocs; or give .*jsonl.zst"),
+    ("", "unknown corpus ''"), ("../corpora/pydocs", "no file matches"), ("{}/a,b.jsonl", "without a comma"),
+    ("{}/*.txt", r"no file matches .*; looked for \.jsonl, .*\.txt\.zst"),
+    ("{}/a.parquet", r"a\.parquet: unknown kind of file; allowed are \.jsonl, "),
+    ("{}/empty.jsonl", "holds no document"), ("{}/other.jsonl", 'no string under "text"')])
+def test_check_refuses(tmp_path, name, match):
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "other.jsonl").write_text('{"content": "x"}')
+    with pytest.raises(ValueError, match=match):
+        corpus.check(name.format(tmp_path))
+
+
+def test_check_is_light():
+    code = """if True:
+        import sys
+        from data.prepare import check
+        for name in ("pydocs", "pycode", "pyblend"):
+            check(name)
+        heavy = {"torch", "numpy", "datatrove", "sentencepiece", "megatron", "rich"} & set(sys.modules)
+        assert not heavy, heavy"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# Packages
+
+NUMPY, PYYAML = (importlib.metadata.version(name) for name in ("numpy", "pyyaml"))
+GOOD = f"text: source\npackages: {{numpy: '{NUMPY}', pyyaml: '{PYYAML}'}}\nheld_out: [pyyaml]\n"
+
+
+@pytest.mark.parametrize("change, match", [
+    (("text: source", "text: sauce"), "text is 'sauce'; allowed are docstrings, source"),
+    (("held_out: [pyyaml]", "held_out: [pyaml]"), r"not among the packages: \['pyaml'\]"),
+    (("held_out: [pyyaml]", ""), "none or all"), (("[pyyaml]", "[numpy, pyyaml]"), "none or all"),
+    (("held_out", "heldout"), r"unknown \['heldout'\]; allowed are \['held_out', 'minimum', 'packages'"),
+    (("text", "minimum: many\ntext"), "number of characters"),
+    ((f"'{PYYAML}'", "6.0"), "must be quoted"),
+    (("numpy: ", "numpy: }"), "parsing"),
+    (("numpy: '", "numpy: '0."), r"reads numpy 0\.\S+, but \S+ is installed; .*requirements.txt"),
+    (("numpy", "nunpy"), "reads nunpy .* not installed here; .*requirements.txt"),
+    (("packages", "package"), "needs a mapping `blend` or `packages`")])
+def test_specifications_are_checked(monkeypatch, tmp_path, change, match):
+    specify(monkeypatch, tmp_path, GOOD)
+    corpus.check("some")
+    specify(monkeypatch, tmp_path, GOOD.replace(*change))
+    with pytest.raises(ValueError, match=match):
+        corpus.check("some")
+
+
+def test_blends_are_checked(monkeypatch, tmp_path):
+    specify(monkeypatch, tmp_path, GOOD, "one")
+    specify(monkeypatch, tmp_path, GOOD.replace("[pyyaml]", "[numpy]"), "two")
+    specify(monkeypatch, tmp_path, "blend: {one: 1}", "mixed")
+    for text, match in [("blend: {one: 1, two: 1}", "held out in one component and trained on in another"),
+                        ("blend: {one: 0}", "weights are positive"), ("blend: {one: true}", "weights are positive"),
+                        ("blend: {three: 1}", "unknown corpus 'three'"),
+                        ("blend: {mixed: 1}", "itself a blend"), ("blend: [one]", "needs a mapping"),
+                        ("blend: {no/*.jsonl: 1}", "no file matches 'no/")]:
+        specify(monkeypatch, tmp_path, text)
+        with pytest.raises(ValueError, match=match):
+            corpus.check("some")
+
+
+def test_weights_are_shares(monkeypatch, tmp_path):
+    specify(monkeypatch, tmp_path, GOOD, "one")
+    specify(monkeypatch, tmp_path, GOOD, "two")
+    specify(monkeypatch, tmp_path, "blend: {one: 3, two: 1}")
+    assert corpus.load("some")["blend"] == {"one": 0.75, "two": 0.25}
+
+
+@pytest.mark.parametrize("module", [
+    "click.core", "click.utils", "more_itertools.recipes", "sympy.ntheory.factor_"])
+def test_docstrings_are_those_that_python_sees(module):
+    """Against the imported module: each function and class that has a docstring there has it in the
+    documents."""
+    spec = corpus.load("pydocs") | {"minimum": 0}
+    unit = next(unit for unit in corpus.units(spec) if unit.name == module.replace(".", "/") + ".py")
+    found = dict(corpus.documents(spec, unit))
+    expected = {}
+    for member in vars(importlib.import_module(module)).values():
+        if getattr(member, "__module__", "") == module and isinstance(member, type | FunctionType):
+            inner = vars(member).values() if inspect.isclass(member) else ()
+            for each in (member, *filter(inspect.isfunction, inner)):
+                if each.__doc__ and each.__module__ == module and not dataclasses.is_dataclass(each):
+                    expected[f"{module}.{each.__qualname__}"] = inspect.cleandoc(each.__doc__)
+    text = "\n\n".join(found.values())
+    missing = [name for name, doc in expected.items() if f"{name}\n\n{doc}" not in text]
+    assert len(expected) > 10 and not missing
+
+
+def test_the_embedded_corpora_hold_out_the_same_packages():
+    docs, code = corpus.load("pydocs"), corpus.load("pycode")
+    assert set(docs["held_out"]) == set(code["held_out"])
+    packages = [unit.package for unit in corpus.units(docs)]
+    turn = sum(package in docs["held_out"] for package in packages)
+    assert set(packages[:turn]) == set(docs["held_out"])  # read first, so that their copies in training text go
+    assert set(packages) == set(docs["packages"])
+
+
+def test_pins_agree_with_the_requirements():
+    path = ROOT / "requirements.txt"
+    if not path.is_file():
+        pytest.skip("no requirements.txt")
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE))
+    pins = {re.sub("[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    for name in ("pydocs", "pycode"):
+        for package, version in corpus.load(name)["packages"].items():
+            assert pins[re.sub("[-_.]+", "-", package).lower()] == version
+
+
+def test_no_file_that_differs_between_machines_is_read():
+    names = [unit.name for name in ("pydocs", "pycode") for unit in corpus.units(corpus.load(name))]
+    differing = r"(^|/)(tests?|__pycache__)/|__config__|\b_?version\.py$"
+    assert names and not [name for name in names if re.search(differing, name)]
+
+
+def test_held_out_share_of_files():
+    texts = [f"document {i}" for i in range(20_000)]
+    held = [text for text in texts if corpus.held_out({"files": []}, "", text)]
+    expected = corpus.VALID_SHARE * len(texts)
+    assert abs(len(held) - expected) < 5 * expected ** 0.5
+    assert held == [text for text in texts if corpus.held_out({"files": []}, "", text)]

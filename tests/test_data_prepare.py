@@ -1,0 +1,332 @@
+"""Preparation from end to end, on packages and files made for the test, through the real pipeline."""
+import gzip
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import corpus, prepare
+from data.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+VOCAB = 400
+SYLLABLES = "ba do ki lu me no pi ra su te".split()
+WORDS = [a + b for a in SYLLABLES for b in SYLLABLES]
+
+
+def prose(seed, words=80):
+    generator = random.Random(seed)
+    return " ".join(generator.choice(WORDS) for _ in range(words))
+
+
+def install(folder, package, functions):
+    """A package of one module, whose functions have these docstrings, as pip would leave it."""
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / package).mkdir()
+    source = "\n\n".join(f'def {name}():\n    """{text}"""' for name, text in functions.items())
+    (folder / package / "__init__.py").write_text(source)
+    (info / "METADATA").write_text(f"Name: {package}\nVersion: 1.0\n\n{prose(package)}\n")
+    (info / "RECORD").write_text(f"{package}/__init__.py,,\n{info.name}/METADATA,,\n{info.name}/RECORD,,\n")
+
+
+SPEC = "text: docstrings\npackages: {alpha: '1.0', beta: '1.0', gamma: '1.0'}\nheld_out: [gamma]\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Packages alpha and beta, for training, hold copies of a document of gamma, which is held out."""
+    place = tmp_path_factory.mktemp("place")
+    shared, near = prose("shared"), prose("shared").split()
+    near[7] = "changed"
+    install(place / "site", "alpha", {f"f{i}": prose(f"a{i}") for i in range(30)} | {"copy": " ".join(near)})
+    install(place / "site", "beta", {f"f{i}": prose(f"b{i}") for i in range(30)} | {"copy": shared})
+    install(place / "site", "gamma", {f"f{i}": prose(f"c{i}") for i in range(5)} | {"origin": shared})
+    (place / "specs").mkdir()
+    (place / "specs" / "some.yaml").write_text(SPEC)
+    (place / "specs" / "code.yaml").write_text(SPEC.replace("docstrings", "source"))
+    (place / "specs" / "mixed.yaml").write_text("blend: {some: 3, code: 1}")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch, place):
+    monkeypatch.syspath_prepend(place / "site")
+    monkeypatch.setattr(corpus, "CORPORA", place / "specs")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def made(store):
+    return prepare.prepare("some", "some", VOCAB, store)
+
+
+def tokens(prefix):
+    """Each document's tokens, by plain numpy from the description of the format."""
+    index = Path(f"{prefix}.idx").read_bytes()
+    assert index[:9] == b"MMIDIDX\0\0" and index[17] == 8  # uint16
+    count = int.from_bytes(index[18:26], "little")
+    lengths = np.frombuffer(index, np.int32, count, 34)
+    flat = np.fromfile(f"{prefix}.bin", np.uint16)
+    assert lengths.sum() == len(flat)
+    return np.split(flat, np.cumsum(lengths)[:-1])
+
+
+def train_documents(made):
+    key = Path(made["valid"][0]).parent
+    return [json.loads(line) for path in sorted(key.glob("train/*.jsonl")) for line in open(path)]
+
+
+def valid_documents(made):
+    return [json.loads(line) for path in made["valid"] for line in gzip.open(path)]
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (".lock", "prepare.log")}
+
+
+def test_tokens_are_the_text(made):
+    tokenizer = Tokenizer(made["tokenizer"]["path"])
+    documents = train_documents(made)
+    stored = tokens(made["train"][0]["prefix"])
+    assert [tokenizer.decode(ids[:-1]) for ids in stored] == [document["text"] for document in documents]
+    assert all(ids[-1] == tokenizer.eod and tokenizer.eod not in ids[:-1] for ids in stored)
+
+
+def test_counts_and_hashes(made):
+    train, valid = train_documents(made), valid_documents(made)
+    tokenizer = Tokenizer(made["tokenizer"]["path"])
+    for split, documents in [("train", train), ("valid", valid)]:
+        assert made["counts"][split] == {
+            "documents": len(documents), "bytes": sum(len(document["text"].encode()) for document in documents),
+            "tokens": sum(len(tokenizer.encode(document["text"])) + 1 for document in documents)}
+    assert made["tokenizer"] | {"path": ""} == {
+        "path": "", "sha256": hashlib.sha256(Path(tokenizer.path).read_bytes()).hexdigest(), "vocab": VOCAB,
+        "corpus": "some"}
+    assert tokenizer.vocab_size == VOCAB and made["mismatch"] == [] and made["train"][0]["weight"] == 1
+    json.dumps(made)
+
+
+def test_whole_packages_are_held_out_and_keep_their_copy(made):
+    train, valid = train_documents(made), valid_documents(made)
+    assert {document["metadata"]["package"] for document in train} == {"alpha", "beta"}
+    assert {document["metadata"]["package"] for document in valid} == {"gamma"}
+    names = {document["id"] for document in train + valid}
+    assert "gamma.origin" in names and not {"alpha.copy", "beta.copy"} & names
+    assert made["counts"]["duplicates"] == {"exact": 0, "near": 2}  # each is headed by its own name
+    assert len(names) == len(train + valid) == 30 + 30 + 6 + 3  # with three descriptions
+
+
+def test_second_call_builds_nothing(made, store):
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
+    start = time.perf_counter()
+    assert prepare.prepare("some", "some", VOCAB, store) == made
+    assert time.perf_counter() - start < 1
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()} == before
+
+
+def test_bytes_do_not_depend_on_store_or_cores(made, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_cores", lambda: 1)
+    prepare.prepare("some", "some", VOCAB, tmp_path)
+    built = contents(tmp_path)
+    assert built and built.items() <= contents(store).items()
+
+
+def test_another_vocabulary_shares_the_text(made, store):
+    other = prepare.prepare("some", "some", VOCAB + 10, store)
+    assert other["valid"] == made["valid"] and other["sha256"] == made["sha256"]
+    assert other["train"] != made["train"] and other["tokenizer"]["sha256"] != made["tokenizer"]["sha256"]
+
+
+def test_blend(made, store):
+    mixed = prepare.prepare("mixed", "some", VOCAB, store)
+    assert [source["weight"] for source in mixed["train"]] == [0.75, 0.25]
+    assert mixed["train"][0]["prefix"] == made["train"][0]["prefix"]
+    assert mixed["tokenizer"] == made["tokenizer"] and len(mixed["valid"]) == 2
+    code = prepare.prepare("code", "some", VOCAB, store)
+    assert mixed["counts"]["train"]["tokens"] == sum(x["counts"]["train"]["tokens"] for x in (made, code))
+    assert len({mixed["sha256"], made["sha256"], code["sha256"]}) == 3
+    assert prepare.prepare("mixed", "mixed", VOCAB, store)["tokenizer"]["sha256"] != made["tokenizer"]["sha256"]
+
+
+def test_another_text_than_recorded_is_said(made, store, place):
+    spec = place / "specs" / "some.yaml"
+    try:
+        spec.write_text(SPEC + f"sha256: '{made['sha256']}'\n")
+        assert prepare.prepare("some", "some", VOCAB, store) == made
+        spec.write_text(SPEC + f"sha256: '{'0' * 64}'\n")
+        with pytest.warns(UserWarning, match="cannot be compared"):
+            told = prepare.prepare("some", "some", VOCAB, store)
+        assert len(told["mismatch"]) == 1 and made["sha256"] in told["mismatch"][0]
+    finally:
+        spec.write_text(SPEC)
+
+
+# Files
+
+def shingles(text, n=5):
+    words = text.split()
+    return {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+
+
+def save(path, texts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Documents with planted exact copies, near copies and half copies, short ones among them."""
+    generator = random.Random(0)
+    texts = [prose(i, 120) for i in range(300)] + ["Hi.", "Yes.", "Hi."]
+    texts += [texts[i] for i in range(0, 20)]
+    for i in range(20, 60):
+        words = texts[i].split()
+        words[generator.randrange(len(words))] = "changed"
+        texts.append(" ".join(words))
+    texts += [" ".join(texts[i].split()[:60] + prose(f"h{i}", 60).split()) for i in range(60, 100)]
+    order = list(range(len(texts)))
+    generator.shuffle(order)
+    return [texts[i] for i in order]
+
+
+def test_duplicates_against_brute_force(tmp_path, store, texts):
+    made = prepare.prepare(save(tmp_path / "a.jsonl", texts), "some", VOCAB, store)
+    kept = [document["text"] for document in train_documents(made) + valid_documents(made)]
+    assert len(set(kept)) == len(kept)  # no exact copy is left, in either split or across them
+    sets = [shingles(text) for text in kept]
+    for i, a in enumerate(sets):
+        for b in sets[:i]:
+            assert not a or not b or len(a & b) / len(a | b) < 0.85
+    gone = set(texts) - set(kept)
+    assert made["counts"]["duplicates"] == {"exact": 21, "near": len(gone)}
+    for text in gone:  # nothing went that has no like among the kept
+        assert max(len(shingles(text) & other) / len(shingles(text) | other) for other in sets if other) > 0.6
+    assert 38 <= len(gone) <= 41
+    assert {"Hi.", "Yes."} <= set(kept)
+
+
+def test_validation_is_by_the_text(tmp_path, store, texts):
+    made = prepare.prepare(save(tmp_path / "a.jsonl", texts), "some", VOCAB, store)
+    assert all(corpus.held_out({"files": []}, "", document["text"]) for document in valid_documents(made))
+    assert not any(corpus.held_out({"files": []}, "", document["text"]) for document in train_documents(made))
+
+
+def test_key_is_the_content(tmp_path, store, texts):
+    first = prepare.prepare(save(tmp_path / "d" / "a.jsonl", texts), "some", VOCAB, store)
+    os.utime(tmp_path / "d" / "a.jsonl", (1, 1))
+    assert prepare.prepare(str(tmp_path / "d" / "a.jsonl"), "some", VOCAB, store) == first
+    shutil.move(tmp_path / "d", tmp_path / "deep" / "d")
+    moved = prepare.prepare(str(tmp_path / "deep" / "d" / "a.jsonl"), "some", VOCAB, store)
+    assert moved | {"corpus": ""} == first | {"corpus": ""}
+    save(tmp_path / "deep" / "d" / "a.jsonl", [*texts, prose("new")])
+    changed = prepare.prepare(str(tmp_path / "deep" / "d" / "a.jsonl"), "some", VOCAB, store)
+    assert changed["sha256"] != first["sha256"] and changed["train"] != first["train"]
+
+
+def test_the_tokenizer_has_not_seen_the_validation_text(tmp_path, store):
+    """Held-out documents repeat a word that is nowhere else: as a piece it would save most of their
+    tokens."""
+    rare = "zyxwvq" * 20
+    numbered = (f"{prose(f'v{i}')} {rare}" for i in range(10_000))
+    held = [text for text in numbered if corpus.held_out({"files": []}, "", text)][:40]
+    train = [text for text in map(prose, range(200)) if not corpus.held_out({"files": []}, "", text)]
+    name = save(tmp_path / "a.jsonl", train + held)
+    made = prepare.prepare(name, name, VOCAB, store)
+    assert made["counts"]["valid"]["documents"] == len(held)
+    tokenizer = Tokenizer(made["tokenizer"]["path"])
+    assert len(tokenizer.encode(rare)) == len(rare)
+    assert len(tokenizer.encode(WORDS[0] + " " + WORDS[1])) < 6
+
+
+@pytest.mark.parametrize("texts, match", [
+    (["one document alone"], "no document is left for (train|valid)"),
+    ([prose(i) for i in range(100)] + [None], r'a.jsonl:101: no string under "text"')])
+def test_failures_leave_nothing_behind(tmp_path, store, texts, match):
+    before = {path.name for path in store.iterdir()} - {"prepare.log", ".lock"}
+    name = save(tmp_path / "a.jsonl", texts)
+    with pytest.raises(ValueError, match=match):
+        prepare.prepare(name, "some", VOCAB, store)
+    assert {path.name for path in store.iterdir()} - {"prepare.log", ".lock", "hashes"} <= before
+
+
+@pytest.mark.parametrize("vocab, match", [(258, "at least 259"), (100_000, r"at most \d+")])
+def test_vocabulary_out_of_range(store, vocab, match):
+    with pytest.raises(ValueError, match=match):
+        prepare.prepare("some", "some", vocab, store)
+
+
+# Processes
+
+CALL = """
+import json, sys
+from pathlib import Path
+from data import corpus, prepare
+if __name__ == "__main__":
+    corpus.CORPORA = Path(sys.argv[1])
+    print(json.dumps(prepare.prepare("some", "some", 400, Path(sys.argv[2]))))
+"""
+
+
+def start(place, store):
+    environment = os.environ | {"PYTHONPATH": f"{place / 'site'}{os.pathsep}{ROOT}"}
+    (place / "call.py").write_text(CALL)
+    return subprocess.Popen([sys.executable, place / "call.py", place / "specs", store], env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_processes_at_once_build_once(made, store, place, tmp_path):
+    calls = [start(place, tmp_path) for _ in range(2)]
+    outs = [call.communicate(timeout=120) for call in calls]
+    assert [call.returncode for call in calls] == [0, 0]
+    assert json.loads(outs[0][0]) == json.loads(outs[1][0])
+    assert contents(tmp_path).items() <= contents(store).items()
+    assert (tmp_path / "prepare.log").read_text().count("All 16 tasks") == 2  # reading and writing, once each
+
+
+def test_a_killed_process_leaves_neither_lock_nor_process(made, store, place, tmp_path):
+    killed = start(place, tmp_path)
+    while not list(tmp_path.glob("partial-*/scratch/read/*.digests")):
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)  # returns only when no child holds the pipes any more
+    again = start(place, tmp_path)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert json.loads(out)["sha256"] == made["sha256"]
+    assert contents(tmp_path).items() <= contents(store).items()
+
+
+def test_command_line(place, store):
+    def call(*arguments):
+        return subprocess.run([sys.executable, "-m", "data.prepare", *arguments], cwd=ROOT, capture_output=True,
+                              text=True, timeout=60)
+
+    assert "pydocs" in call("--help").stdout
+    wrong = call("pydoc")
+    assert wrong.returncode == 2 and "known are" in wrong.stderr and wrong.stderr.count("\n") == 1
+
+
+# The embedded corpus itself
+
+def test_pydocs_is_the_recorded_text(monkeypatch, tmp_path):
+    monkeypatch.setattr(corpus, "CORPORA", ROOT / "data" / "corpora")
+    _, about = prepare._text("pydocs", tmp_path)
+    assert not about["mismatch"]
+    assert about["train"]["bytes"] > 10e6 and 1e6 < about["valid"]["bytes"] < 4e6
