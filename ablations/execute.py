@@ -112,8 +112,9 @@ def _command(command: list[str], cell: Cell, log: str, ranks: int) -> None:
     bad = [c.returncode for c in children if c.returncode]
     if bad:
         lines = [x for x in path.read_text(errors="replace").splitlines() if x.strip()]
-        said = next((x for x in reversed(lines) if x.startswith("error: ")), lines[-1] if lines else "")
-        how = f"killed by {signal.Signals(-bad[0]).name}" if bad[0] < 0 else said.removeprefix("error: ")
+        at = max((i for i, x in enumerate(lines) if x.startswith("error: ")), default=-1)
+        said = "\n".join(lines[at:]).removeprefix("error: ")
+        how = f"killed by {signal.Signals(-bad[0]).name}" if bad[0] < 0 else said
         raise Failed(f"{how}  (log: {path}; the same command continues)")
 
 

@@ -284,9 +284,6 @@ def check_corpus(corpus: str) -> None:
 
 def state(cell: Cell) -> dict[str, Any]:
     """Where a run stands, from its files alone: {"state", "step", "loss", ...}. Reads no more than a few kB."""
-    made = cell.dir / "run.json"
-    if not made.exists():
-        return {"state": "not started"}
     last: dict[str, Any] = last_line(cell.dir / "metrics.jsonl") or {}
     if (cell.dir / "eval.json").exists():
         return last | {"state": "finished"} | _scores(cell.dir / "eval.json")
@@ -294,7 +291,9 @@ def state(cell: Cell) -> dict[str, Any]:
         return last | {"state": "trained, not evaluated"}
     if (cell.dir / "failed").exists():
         return last | {"state": "failed", "why": (cell.dir / "failed").read_text().strip()}
-    return last | {"state": "running" if locked(cell.dir) else "stopped"}
+    if locked(cell.dir):
+        return last | {"state": "running"}
+    return last | {"state": "stopped" if (cell.dir / "run.json").exists() else "not started"}
 
 
 def locked(run_dir: Path) -> bool:

@@ -36,7 +36,7 @@ from typing import Any
 
 from data import corpus as corpora
 from data.corpus import check
-from data.tokenizer import SMALLEST, Tokenizer, train
+from data.tokenizer import OPTIONS, SAMPLE_BYTES, SMALLEST, Tokenizer, train
 
 __all__ = ["check", "prepare"]
 
@@ -263,7 +263,7 @@ def _tokenizer(name: str, vocab: int, store: Path) -> tuple[Path, str]:
         return {"sha256": Tokenizer(work / "tokenizer.model").sha256}
 
     inputs = {"text": [about["sha256"] for _, about in texts], "vocab": vocab,
-              "sentencepiece": version("sentencepiece")}
+              "options": [OPTIONS, SAMPLE_BYTES], "sentencepiece": version("sentencepiece")}
     folder, about = _folder(store, f"{_label(name)}-tokenizer-{vocab}", inputs, make)
     return folder / "tokenizer.model", about["sha256"]
 
@@ -354,7 +354,8 @@ def _progress(store: Path, name: str) -> Iterator[Run]:
     terminal = os.dup(2)
     with open(store / "prepare.log", "ab") as log, open(terminal, "w", encoding="utf-8") as screen:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), Done(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(file=screen)) as progress:
+        with Progress(*columns, console=Console(file=screen), redirect_stdout=False,
+                      redirect_stderr=False) as progress:
             line = progress.add_task(f"data: {name}", total=None, logs="")
 
             def run(stage: str, pipeline: list[Any] | None = None, tasks: int = 1) -> None:
@@ -382,13 +383,16 @@ def _execute(pipeline: list[Any], tasks: int, logs: str) -> None:
     global _executing
     _executing = True
     try:
-        LocalPipelineExecutor(pipeline, tasks=tasks, workers=min(tasks, _cores()), logging_dir=logs).run()
+        # fork: the other methods import the caller's script again, which would wait here for itself without a
+        # guard on its name. The tasks touch neither torch nor a lock of this process' other threads.
+        LocalPipelineExecutor(pipeline, tasks=tasks, workers=min(tasks, _cores()), logging_dir=logs,
+                              start_method="fork").run()
     finally:
         _executing = False
 
 
 def _end_with_parent() -> None:
-    """Called in each forked process: the manager that datatrove's executor forks would outlive a kill."""
+    """Called in each forked process: those that datatrove's executor forks would outlive a kill."""
     if _executing and sys.platform == "linux":
         import ctypes
 

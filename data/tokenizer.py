@@ -6,10 +6,18 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 SPACE = "\u2581"  # what SentencePiece writes for a space; one that is in the text has to go in as bytes
 SAMPLE_BYTES = 100_000_000  # text read for training at most; untuned
-SMALLEST = 259  # pieces: the 256 bytes, newline, <unk>, </s>
+SMALLEST = 258  # pieces: the 256 bytes, <unk>, </s>
+OPTIONS: dict[str, Any] = {
+    "model_type": "bpe", "unk_id": 0, "eos_id": 1, "bos_id": -1, "pad_id": -1, "split_digits": True,
+    # Lossless: nothing is normalised, added or removed; what has no piece falls back to its bytes.
+    "byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True,
+    "max_sentence_length": 1 << 30, "num_threads": 1,  # the number is written into the model
+}
 
 
 class Tokenizer:
@@ -62,9 +70,9 @@ class Tokenizer:
 def train(documents: Iterable[str], size: int, vocab: int) -> bytes:
     """Train a BPE model of exactly `vocab` pieces on documents of `size` bytes in all; returns the model.
 
-    Among the pieces are the 256 bytes, newline, <unk> and </s>, the end of document. More text than
-    SAMPLE_BYTES is thinned to every n-th document. Raises ValueError naming the smallest or largest
-    vocabulary the text allows.
+    Among the pieces are the 256 bytes, <unk> and </s>, the end of document; a newline is always its byte.
+    More text than SAMPLE_BYTES is thinned to every n-th document. Raises ValueError naming the smallest or
+    largest vocabulary that the text allows.
     """
     import sentencepiece
 
@@ -73,23 +81,15 @@ def train(documents: Iterable[str], size: int, vocab: int) -> bytes:
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_lines(text for i, text in enumerate(documents) if i % every == 0),
-            model_writer=model, model_type="bpe", vocab_size=vocab,
-            # Lossless: nothing is normalised, added or removed; what has no piece falls back to its bytes.
-            byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
-            remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True,
-            user_defined_symbols=["\n"], unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
-            max_sentence_length=1 << 30, num_threads=1,  # the number of threads is written into the model
-            minloglevel=2,
-        )
+            model_writer=model, vocab_size=vocab, minloglevel=2, **OPTIONS)
     except RuntimeError as error:
         raise ValueError(_explain(str(error), vocab)) from error
     return model.getvalue()
 
 
 def _lines(documents: Iterable[str]) -> Iterator[str]:
-    for text in documents:
-        # NUL and the tab are the trainer's own separators; both are still encoded, as bytes.
-        yield from (line for line in text.replace("\0", " ").split("\n") if line)
+    for text in documents:  # by lines, so that no piece spans two
+        yield from (line for line in text.split("\n") if line)
 
 
 def _explain(error: str, vocab: int) -> str:

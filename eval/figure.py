@@ -51,8 +51,11 @@ def draw(
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "megahour",
-             "axes.titlesize": 9, "axes.titlelocation": "left", "savefig.dpi": 150, "axes.labelsize": 9}  # fmt: skip
+    style: dict[Any, Any] = {
+        "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "axes.titlelocation": "left",
+        "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150,
+        "svg.hashsalt": "megahour",  # else the ids in an SVG are random
+    }  # fmt: skip
     with plt.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         fig = plt.figure(figsize=(9, 5.6), layout="constrained")

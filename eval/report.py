@@ -47,6 +47,31 @@ METRICS = {
     "zero-shot": Metric("zero_shot", True, 1, 100.0),
 }
 
+PAIRED = """\
+Arm minus {baseline} at the same seed: the same batches in the same order, and the same initial weights
+where the arms have them in common. bits/byte: negative is better. zero-shot, in points: positive is."""
+
+NOISE = """\
+Noise is the standard error of the difference, from two sources. Seeds: what is left of the results after
+the mean of each arm and of each seed is taken out, pooled over the arms. Items: the arms are compared
+document by document and question by question, and others could have been drawn. A difference counts when it
+is larger than "counts above": many times the noise where there are few seeds, because the noise itself is
+then badly known. p is two-sided, after Holm's correction for the number of arms. Formulas and sources:
+eval/statistics.py."""
+
+TASKS = """\
+Mean over seeds ± standard error over items; in % but for bits_per_byte. Where the context is longer than a
+model's longest input, as with learned positions, it is cut from the left. What the tasks ask:
+eval/tasks.yaml."""
+
+TEXT_DIFFERS = """\
+The arms read different text or tokens: their training losses cannot be compared, the held-out bits per byte
+can."""
+
+NOTHING = """\
+Nothing. Every run is finished; but for the line that makes an arm, all have the same configuration, text,
+tokenizer, commit, versions, hardware and layout."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Writes ablations/records/<study> and prints its table."""
@@ -119,7 +144,8 @@ def read(directory: Path) -> dict[str, Any]:
 
 def curve(cell: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and training loss, [lines of the log]."""
-    return tuple(np.array([row[key] for row in cell["metrics"]]) for key in ("tokens", "loss"))  # type: ignore
+    rows = cell["metrics"]
+    return np.array([row["tokens"] for row in rows]), np.array([row["loss"] for row in rows])
 
 
 def collect(study: Any, cells: Cells, key: str) -> Results:
@@ -215,7 +241,7 @@ def footnotes(cells: Cells, compared: Compared) -> list[str]:
         "bits/byte: held-out loss, lower is better; the verdict is on it. "
         f"zero-shot: mean accuracy in %{chance}, higher is better"
         + (f"; the verdict on it: {zero_shot}." if zero_shot else "."),
-        "±: standard error of that number alone. Arms share seeds and documents: differences are surer than that.",
+        "±: standard error of that number alone. Arms share seeds and documents, so differences are surer.",
     ]
 
 
@@ -237,9 +263,7 @@ def markdown(study: Any, cells: Cells, results: dict[str, Results], compared: Co
         "## Activity proofs",
         proofs(cells),
         "## What does not match",
-        "\n".join(f"* {line}" for line in wrong)
-        or "Nothing. Every run is finished; but for the line that makes an arm, all have the same configuration, "
-        "text, tokenizer, commit, versions, hardware and layout.",
+        "\n".join(f"* {line}" for line in wrong) or NOTHING,
         "## How to reproduce",
         f"```\n{study.command}\n```",
         f"Commit: {', '.join(sorted({sha(cell) for cell in cells.values() if 'run' in cell})) or 'unknown'}.",
@@ -253,10 +277,7 @@ def sha(cell: dict[str, Any]) -> str:
 
 def caution(study: Any) -> list[str]:
     changed = {key for arm in study.arms for key in study.cell(arm, study.seeds[0]).delta}
-    if any(key.startswith("data.") or key == "model.vocab" for key in changed):
-        return ["The arms read different text or tokens: their training losses cannot be compared, the held-out "
-                "bits per byte can."]  # fmt: skip
-    return []
+    return [TEXT_DIFFERS] if any(key.startswith("data.") or key == "model.vocab" for key in changed) else []
 
 
 def paired(study: Any, results: dict[str, Results], compared: Compared) -> list[str]:
@@ -282,18 +303,11 @@ def paired(study: Any, results: dict[str, Results], compared: Compared) -> list[
     if len(each) == 1:
         return ["No arm can be compared with the baseline yet."]
     return [
-        f"Arm minus {baseline} at the same seed: the same batches in the same order, and the same initial "
-        "weights where the arms have them in common. bits/byte: negative is better. zero-shot, in points: "
-        "positive is better.",
+        PAIRED.format(baseline=baseline),
         grid(each),
         grid(tests),
-        "Noise is the standard error of the difference, from two sources. Seeds: what is left of the results "
-        "after the mean of each arm and of each seed is taken out, pooled over the arms. Items: the arms are "
-        "compared document by document and question by question, and others could have been drawn. A difference "
-        "counts when it is larger than \"counts above\": many times the noise where there are few seeds, because "
-        "the noise itself is then badly known. p is two-sided, after Holm's correction for the number of arms. "
-        "Formulas and sources: eval/statistics.py.",
-    ]  # fmt: skip
+        NOISE,
+    ]
 
 
 def per_task(study: Any, cells: Cells) -> list[str]:
@@ -317,10 +331,7 @@ def per_task(study: Any, cells: Cells) -> list[str]:
             error = scale * ratio_stderr(values[:, 0], values[:, 1])
             line.append(plus_minus(scale * float(mean), error, digits) if seeds else "-")
         lines.append(line)
-    about = ("Mean over seeds ± standard error over items; in % but for bits_per_byte. Where the context is longer "
-             "than a model's longest input, as with learned positions, it is cut from the left. What the tasks ask "
-             "and how they are scored: eval/tasks.yaml.")  # fmt: skip
-    return [about, grid(lines)]
+    return [TASKS, grid(lines)]
 
 
 def cost(cells: Cells) -> str:
@@ -376,13 +387,14 @@ def mismatches(study: Any, cells: Cells) -> list[str]:
                 "begun": {key: run[key] for key in ("commit", "versions", "hardware")},
                 "continued": {key: later[key] for key in ("commit", "versions", "hardware")},
             })]  # fmt: skip
-        found += [f"{name}, {run['data']['corpus']}: {plain(line)}" for line in run["data"].get("mismatch", [])]
+        found += [f"{name}, text: {plain(line)}" for line in run["data"].get("mismatch", [])]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]}
             for name, run in runs.items()}  # fmt: skip
-    tokenizer = {name: {f"tokenizer of {run['config']['data']['tokenizer']} with {run['config']['model']['vocab']} "
-                        "pieces": run["data"]["tokenizer"]["sha256"]} for name, run in runs.items()}  # fmt: skip
-    found += apart(text, only_shared=True) + apart(tokenizer, only_shared=True)
+    tokenizers = {name: run["data"]["tokenizer"] for name, run in runs.items()}
+    found += apart(text, only_shared=True)
+    found += apart({name: {f"tokenizer of {each['corpus']} with {each['vocab']} pieces": each["sha256"]}
+                    for name, each in tokenizers.items()}, only_shared=True)  # fmt: skip
 
     found += apart({name: {"evaluation": {key: cell["eval"][key] for key in ("version", "lm_eval")}}
                     for name, cell in evaluated.items()})  # fmt: skip
@@ -425,7 +437,8 @@ def apart(values: dict[str, dict], only_shared: bool = False) -> list[str]:
             if key in value or not only_shared:
                 groups.setdefault(plain(value.get(key, "none")), []).append(name)
         if len(groups) > 1:
-            lines.append(f"{key} differs: " + "; ".join(f"{v} ({' + '.join(runs)})" for v, runs in groups.items()))
+            each = [f"{value} ({' + '.join(runs)})" for value, runs in groups.items()]
+            lines.append(f"{key} differs: {'; '.join(each)}")
     return lines
 
 
@@ -438,7 +451,8 @@ def plain(value: Any) -> str:
 
 def grid(lines: list[list[str]]) -> str:
     """A Markdown table; the first line is its head."""
-    text = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines]
+    safe = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    text = [f"| {' | '.join(line)} |" for line in safe]
     return "\n".join([text[0], "|" + "---|" * len(lines[0]), *text[1:]])
 
 
@@ -453,11 +467,12 @@ def rows(cells: Cells) -> str:
     writer.writerow(["arm", "seed", "task", "metric", "value", "stderr", "items", "chance"])
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
-            writer.writerow([arm, seed, task, *(entry[key] for key in ("metric", "value", "stderr", "n", "chance"))])
+            numbers = [entry[key] for key in ("metric", "value", "stderr", "n", "chance")]
+            writer.writerow([arm, seed, task, *numbers])
         for metric in METRICS.values():
             if overall := cell.get("eval", {}).get(metric.key):
-                numbers = (overall["value"], overall["stderr"], "", overall.get("chance"))
-                writer.writerow([arm, seed, "", metric.key, *numbers])
+                numbers = [metric.key, overall["value"], overall["stderr"], "", overall.get("chance")]
+                writer.writerow([arm, seed, "", *numbers])
     return out.getvalue()
 
 
@@ -473,7 +488,8 @@ def record(study: Any, cells: Cells, results: dict[str, Results], compared: Comp
             for (arm, seed), cell in cells.items()
         ],
         "comparisons": [
-            {"arm": arm, "metric": METRICS[name].key, "difference": c.difference, "verdict": words_of(c, name)}
+            {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
+            | {"verdict": words_of(c, name)}
             | ({"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted} if c.seeds else {})
             for name in METRICS for arm, c in compared[name].items()
         ],

@@ -1,10 +1,11 @@
-"""Causal attention: one score formula, two executors.
+"""Causal attention: one score formula, three executors.
 
 score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) for k <= q, and minus infinity beyond.
 
-`plain` writes the scores out. It is the oracle, and on a CPU it is also the fast one: there a bias costs nothing,
-because it is added in the same breath as the causal mask. `fused` gives the same formula to FlexAttention, which
-compiles it into a flash kernel on a GPU (it has no backward on a CPU).
+`plain` writes the scores out: it is the oracle, and in bf16 on a CPU it is also the fast one. `masked` hands bias and
+mask to torch's attention, whose CPU kernel is the fast one in fp32. In both a bias costs nothing, because it is added
+with the causal mask. `fused` gives the formula to FlexAttention, which compiles it into a flash kernel on a GPU (it has
+no backward on a CPU).
 """
 
 import functools
@@ -12,6 +13,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.position import Position
@@ -25,25 +27,42 @@ def prepare(position: Position, heads: int, x_BTD: Tensor) -> Attend:
     Returns a function of q, k, v, each [B, H, T, K], giving [B, H, T, K]. Positions act here and nowhere else in
     attention, so no layer can miss them.
     """
-    return (fused if x_BTD.is_cuda else plain)(position, heads, x_BTD)
+    if x_BTD.is_cuda:
+        return fused(position, heads, x_BTD)
+    return (masked if x_BTD.dtype == torch.float32 else plain)(position, heads, x_BTD)
+
+
+def causal_bias(position: Position, heads: int, x_BTD: Tensor) -> Tensor:
+    """The bias, and minus infinity for the future: [T, T], or [H, T, T] where heads differ."""
+    T = x_BTD.shape[1]
+    at = functools.partial(torch.arange, device=x_BTD.device)
+    h, q, k = at(heads)[:, None, None], at(T)[:, None], at(T)
+    return torch.where(k <= q, position.bias(h, q, k), -math.inf).to(x_BTD.dtype)
 
 
 def plain(position: Position, heads: int, x_BTD: Tensor) -> Attend:
     """Scores as a matrix product: [B x H, T, T] is held in memory."""
     B, T, _ = x_BTD.shape
-    at = functools.partial(torch.arange, device=x_BTD.device)
-    h, q, k = at(heads)[:, None, None], at(T)[:, None], at(T)
-    bias = torch.where(k <= q, position.bias(h, q, k), -math.inf).to(x_BTD.dtype)
-    if bias.dim() == 2:
-        bias_NTT = bias.expand(B * heads, T, T)
-    else:  # one copy for each sequence of the batch, once for all layers
-        bias_NTT = bias.repeat(B, 1, 1)
+    bias = causal_bias(position, heads, x_BTD)
+    # where heads differ, one copy for each sequence of the batch serves all layers
+    bias_NTT = bias.expand(B * heads, T, T) if bias.dim() == 2 else bias.repeat(B, 1, 1)
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
         q, k, v = (x.reshape(B * heads, T, -1) for x in (q_BHTK, k_BHTK, v_BHTK))
         score_NTT = torch.baddbmm(bias_NTT, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
         return torch.bmm(score_NTT.softmax(dim=-1), v).view(B, heads, T, -1)
+
+    return attend
+
+
+def masked(position: Position, heads: int, x_BTD: Tensor) -> Attend:
+    """torch's scaled_dot_product_attention, with a float mask."""
+    bias = causal_bias(position, heads, x_BTD)
+
+    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+        q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=bias)
 
     return attend
 

@@ -3,14 +3,15 @@
 Shapes are in the names: B sequences, T tokens, D hidden, H heads, K head dimension, V padded vocabulary.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import attention
 from model.config import ModelConfig
 from model.init import initialise
+from model.linear import Linear, linear
 from model.mlp import MLPS
 from model.norm import NORMS
+from model.objective import cross_entropy
 from model.position import POSITIONS
 
 
@@ -18,8 +19,8 @@ class Attention(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.heads = cfg.heads
-        self.qkv = nn.Linear(cfg.hidden, 3 * cfg.hidden)
-        self.proj = nn.Linear(cfg.hidden, cfg.hidden)
+        self.qkv = Linear(cfg.hidden, 3 * cfg.hidden)
+        self.proj = Linear(cfg.hidden, cfg.hidden)
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
         B, T, D = x_BTD.shape
@@ -68,7 +69,7 @@ class GPT(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """[..., D] -> logits [..., V], through the embedding matrix (tied, no bias)."""
-        return F.linear(x, self.embed.weight)
+        return linear(x, self.embed.weight)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """[B, T] token ids -> logits [B, T, V]."""
@@ -77,4 +78,4 @@ class GPT(nn.Module):
     def loss(self, tokens_BS: Tensor) -> Tensor:
         """[B, T + 1] token ids -> mean cross-entropy of the T next tokens, nats per token, fp32."""
         logits_BTV = self(tokens_BS[:, :-1])
-        return F.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BS[:, 1:].flatten())
+        return cross_entropy(logits_BTV.flatten(0, 1), tokens_BS[:, 1:].flatten())

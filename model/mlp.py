@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.linear import Linear
 
 
 class GELU(nn.Module):
@@ -13,8 +14,8 @@ class GELU(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.up = nn.Linear(cfg.hidden, cfg.ffn)
-        self.down = nn.Linear(cfg.ffn, cfg.hidden)
+        self.up = Linear(cfg.hidden, cfg.ffn)
+        self.down = Linear(cfg.ffn, cfg.hidden)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x_BTD), approximate="tanh"))
@@ -25,9 +26,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.gate = nn.Linear(cfg.hidden, cfg.ffn)
-        self.up = nn.Linear(cfg.hidden, cfg.ffn)
-        self.down = nn.Linear(cfg.ffn, cfg.hidden)
+        self.gate = Linear(cfg.hidden, cfg.ffn)
+        self.up = Linear(cfg.hidden, cfg.ffn)
+        self.down = Linear(cfg.ffn, cfg.hidden)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))

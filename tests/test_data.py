@@ -49,9 +49,9 @@ def test_json_lines_in_every_packing(tmp_path, suffix):
 
 
 def test_zstd_files_of_several_frames(tmp_path):
-    frame = zstandard.ZstdCompressor().compress(b'{"text": "one"}\n')
-    (tmp_path / "a.jsonl.zst").write_bytes(frame + frame)
-    assert [name for name, _ in read(tmp_path / "a.jsonl.zst")] == ["a.jsonl.zst:1", "a.jsonl.zst:2"]
+    frame = zstandard.ZstdCompressor().compress(b'{"text": "one"}\n' * 50_000)
+    (tmp_path / "a.jsonl.zst").write_bytes(frame * 3)
+    assert len(read(tmp_path / "a.jsonl.zst")) == 150_000
 
 
 def test_blank_lines_and_empty_documents_are_no_documents(tmp_path):
@@ -105,7 +105,7 @@ def test_real_files():
 
 
 @pytest.mark.parametrize("name, content, match", [
-    ("a.jsonl", b'{"text": "x"}\n{"content": "x", "url": 1}\n', r"a.jsonl:2: .*\"text\".*\['content', 'url'\]"),
+    ("a.jsonl", b'{"text": "x"}\n{"content": "x", "url": 1}\n', r"a.jsonl:2: .*\['content', 'url'\]"),
     ("a.jsonl", b'{"text": ["x"]}\n', r"a.jsonl:1: no string under"),
     ("a.jsonl", b'["x"]\n', r"a.jsonl:1: .* has list"),
     ("a.jsonl", b'{"text": "x"}\n{"text": "x\n', r"a.jsonl:2: not JSON"),
@@ -184,7 +184,8 @@ def test_blends_are_checked(monkeypatch, tmp_path):
     specify(monkeypatch, tmp_path, GOOD.replace("[pyyaml]", "[numpy]"), "two")
     specify(monkeypatch, tmp_path, "blend: {one: 1}", "mixed")
     for text, match in [("blend: {one: 1, two: 1}", "held out in one component and trained on in another"),
-                        ("blend: {one: 0}", "weights are positive"), ("blend: {one: true}", "weights are positive"),
+                        ("blend: {one: 0}", "weights are positive"),
+                        ("blend: {one: true}", "weights are positive"),
                         ("blend: {three: 1}", "unknown corpus 'three'"),
                         ("blend: {mixed: 1}", "itself a blend"), ("blend: [one]", "needs a mapping"),
                         ("blend: {no/*.jsonl: 1}", "no file matches 'no/")]:
@@ -225,7 +226,7 @@ def test_the_embedded_corpora_hold_out_the_same_packages():
     assert set(docs["held_out"]) == set(code["held_out"])
     packages = [unit.package for unit in corpus.units(docs)]
     turn = sum(package in docs["held_out"] for package in packages)
-    assert set(packages[:turn]) == set(docs["held_out"])  # read first, so that their copies in training text go
+    assert set(packages[:turn]) == set(docs["held_out"])  # read first: of copies they stay
     assert set(packages) == set(docs["packages"])
 
 

@@ -1,9 +1,12 @@
 """Preparation from end to end, on packages and files made for the test, through the real pipeline."""
+import contextlib
 import gzip
 import hashlib
 import json
 import os
+import pty
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -96,7 +99,7 @@ def valid_documents(made):
 
 def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (".lock", "prepare.log")}
+            for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "prepare.log")}
 
 
 def test_tokens_are_the_text(made):
@@ -112,7 +115,8 @@ def test_counts_and_hashes(made):
     tokenizer = Tokenizer(made["tokenizer"]["path"])
     for split, documents in [("train", train), ("valid", valid)]:
         assert made["counts"][split] == {
-            "documents": len(documents), "bytes": sum(len(document["text"].encode()) for document in documents),
+            "documents": len(documents),
+            "bytes": sum(len(document["text"].encode()) for document in documents),
             "tokens": sum(len(tokenizer.encode(document["text"])) + 1 for document in documents)}
     assert made["tokenizer"] | {"path": ""} == {
         "path": "", "sha256": hashlib.sha256(Path(tokenizer.path).read_bytes()).hexdigest(), "vocab": VOCAB,
@@ -160,7 +164,8 @@ def test_blend(made, store):
     code = prepare.prepare("code", "some", VOCAB, store)
     assert mixed["counts"]["train"]["tokens"] == sum(x["counts"]["train"]["tokens"] for x in (made, code))
     assert len({mixed["sha256"], made["sha256"], code["sha256"]}) == 3
-    assert prepare.prepare("mixed", "mixed", VOCAB, store)["tokenizer"]["sha256"] != made["tokenizer"]["sha256"]
+    own = prepare.prepare("mixed", "mixed", VOCAB, store)
+    assert own["tokenizer"]["sha256"] != made["tokenizer"]["sha256"]
 
 
 def test_another_text_than_recorded_is_said(made, store, place):
@@ -234,7 +239,7 @@ def test_key_is_the_content(tmp_path, store, texts):
     shutil.move(tmp_path / "d", tmp_path / "deep" / "d")
     moved = prepare.prepare(str(tmp_path / "deep" / "d" / "a.jsonl"), "some", VOCAB, store)
     assert moved | {"corpus": ""} == first | {"corpus": ""}
-    save(tmp_path / "deep" / "d" / "a.jsonl", [*texts, prose("new")])
+    save(tmp_path / "deep" / "d" / "a.jsonl", [text.replace("ba", "bo") for text in texts])  # as long
     changed = prepare.prepare(str(tmp_path / "deep" / "d" / "a.jsonl"), "some", VOCAB, store)
     assert changed["sha256"] != first["sha256"] and changed["train"] != first["train"]
 
@@ -265,7 +270,7 @@ def test_failures_leave_nothing_behind(tmp_path, store, texts, match):
     assert {path.name for path in store.iterdir()} - {"prepare.log", ".lock", "hashes"} <= before
 
 
-@pytest.mark.parametrize("vocab, match", [(258, "at least 259"), (100_000, r"at most \d+")])
+@pytest.mark.parametrize("vocab, match", [(257, "at least 258"), (100_000, r"at most \d+")])
 def test_vocabulary_out_of_range(store, vocab, match):
     with pytest.raises(ValueError, match=match):
         prepare.prepare("some", "some", vocab, store)
@@ -277,17 +282,16 @@ CALL = """
 import json, sys
 from pathlib import Path
 from data import corpus, prepare
-if __name__ == "__main__":
-    corpus.CORPORA = Path(sys.argv[1])
-    print(json.dumps(prepare.prepare("some", "some", 400, Path(sys.argv[2]))))
+corpus.CORPORA = Path(sys.argv[1])  # with no guard on __name__: the workers must not run this again
+print(json.dumps(prepare.prepare("some", "some", 400, Path(sys.argv[2]))))
 """
 
 
-def start(place, store):
+def start(place, store, stderr=subprocess.PIPE):
     environment = os.environ | {"PYTHONPATH": f"{place / 'site'}{os.pathsep}{ROOT}"}
     (place / "call.py").write_text(CALL)
     return subprocess.Popen([sys.executable, place / "call.py", place / "specs", store], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 def test_processes_at_once_build_once(made, store, place, tmp_path):
@@ -313,10 +317,26 @@ def test_a_killed_process_leaves_neither_lock_nor_process(made, store, place, tm
     assert contents(tmp_path).items() <= contents(store).items()
 
 
+def test_a_terminal_shows_progress_and_nothing_else(made, place, tmp_path):
+    main, terminal = pty.openpty()
+    call = start(place, tmp_path, terminal)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while more := os.read(main, 4096):
+            shown += more
+    assert call.wait(60) == 0
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()))
+    assert any("data: some, reading" in line for line in lines)
+    assert [line for line in lines if line.strip() and "data: some" not in line] == []
+    assert json.loads(call.communicate()[0]) | {"train": 0, "valid": 0, "tokenizer": 0} == made | {
+        "train": 0, "valid": 0, "tokenizer": 0}
+
+
 def test_command_line(place, store):
     def call(*arguments):
-        return subprocess.run([sys.executable, "-m", "data.prepare", *arguments], cwd=ROOT, capture_output=True,
-                              text=True, timeout=60)
+        return subprocess.run([sys.executable, "-m", "data.prepare", *arguments], cwd=ROOT, timeout=60,
+                              capture_output=True, text=True)
 
     assert "pydocs" in call("--help").stdout
     wrong = call("pydoc")

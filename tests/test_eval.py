@@ -1,19 +1,22 @@
-"""eval/harness.py against lm-eval's own Hugging Face backend, and eval/__main__.py on a run directory."""
+"""eval/harness.py against lm-eval's own Hugging Face backend; eval/probes.py; eval/__main__.py on a run
+directory."""
 
 import gzip
+import hashlib
 import json
+import math
 import random
 
 import numpy as np
 import pytest
+import torch
+from lm_eval.api.instance import Instance
+from safetensors.torch import save_file
 
-torch = pytest.importorskip("torch")
-
-from eval import harness, probes  # noqa: E402
-from eval.__main__ import evaluate, main  # noqa: E402
-from lm_eval.api.instance import Instance  # noqa: E402
-from model.config import ModelConfig  # noqa: E402
-from model.gpt import GPT  # noqa: E402
+from eval import harness, probes
+from eval.__main__ import main
+from model.config import ModelConfig
+from model.gpt import GPT
 
 SHAPE = dict(layers=2, hidden=32, heads=4, seq=24, act="gelu", norm="layernorm", embnorm=False,
              rotary_base=10000.0, init_std=0.2, norm_eps=1e-5)
@@ -35,24 +38,28 @@ def model(pos: str = "learned", seq: int = 24) -> GPT:
 
 
 def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(request_type=kind, doc={}, arguments=a, idx=0, metadata=("t", i, 1)) for i, a in enumerate(arguments)]
+    return [Instance(request_type=kind, doc={}, arguments=each, idx=0, metadata=("t", i, 1))
+            for i, each in enumerate(arguments)]  # fmt: skip
 
 
 def gpt2_with_our_weights(ours: GPT):
     """Our learned + GELU + LayerNorm model is GPT-2; transformers' weights are the transposes."""
     transformers = pytest.importorskip("transformers")
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=ours.cfg.padded_vocab, n_positions=ours.cfg.seq, n_embd=ours.cfg.hidden, n_layer=ours.cfg.layers,
-        n_head=ours.cfg.heads, activation_function="gelu_new", bos_token_id=256, eos_token_id=256)).eval()
+        vocab_size=ours.cfg.padded_vocab, n_positions=ours.cfg.seq, n_embd=ours.cfg.hidden,
+        n_layer=ours.cfg.layers, n_head=ours.cfg.heads, activation_function="gelu_new",
+        bos_token_id=256, eos_token_id=256)).eval()  # fmt: skip
     with torch.no_grad():
-        for p in ours.parameters():  # biases and gains are 0 and 1 at initialisation, where mistakes would not show
+        for p in ours.parameters():  # else biases and gains are 0 and 1, where mistakes would not show
             p.add_(0.1 * torch.randn_like(p))
     w = ours.state_dict()
-    state = {"transformer.wte.weight": w["embed.weight"], "lm_head.weight": w["embed.weight"],
-             "transformer.wpe.weight": w["position.table"],
-             "transformer.ln_f.weight": w["norm.weight"], "transformer.ln_f.bias": w["norm.bias"]}
+    state = {
+        "transformer.wte.weight": w["embed.weight"], "lm_head.weight": w["embed.weight"],
+        "transformer.wpe.weight": w["position.table"],
+        "transformer.ln_f.weight": w["norm.weight"], "transformer.ln_f.bias": w["norm.bias"],
+    }  # fmt: skip
     names = {"ln_1": "norm1", "ln_2": "norm2", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj",
-             "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
+             "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}  # fmt: skip
     for layer in range(ours.cfg.layers):
         for hf, own in names.items():
             for kind in ("weight", "bias"):
@@ -90,7 +97,8 @@ def test_scores_equal_those_of_lm_eval_for_the_same_gpt2():
     scorer = harness.Scorer(ours, Letters(), window=24, batch=100)
     rng = random.Random(0)
     asked = [(text(rng, n), " " + rng.choice(WORDS)) for n in (1, 2, 3, 4, 5, 8, 20)]
-    asked += [(asked[1][0], " a"), (asked[1][0], " an"), (asked[1][0], " ane"), ("", "the graph"), ("in the ", "path")]
+    asked += [(asked[1][0], choice) for choice in (" a", " an", " ane")]
+    asked += [("", "the graph"), ("in the ", "path")]
     for words in range(1, 9):  # and the likeliest token itself, so that not every answer to "greedy?" is no
         context = text(rng, words)
         with torch.no_grad():
@@ -107,3 +115,281 @@ def test_scores_equal_those_of_lm_eval_for_the_same_gpt2():
     theirs = reference.loglikelihood_rolling(requests("loglikelihood_rolling", whole), disable_tqdm=True)
     mine = scorer.loglikelihood_rolling(requests("loglikelihood_rolling", whole))
     np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-4)
+
+
+def one_by_one(gpt: GPT, given: list[int], scored: list[int]) -> tuple[float, bool]:
+    """What `score` should give, from the model's forward pass alone and nothing shared."""
+    ids = given + scored
+    with torch.no_grad():
+        logp = gpt(torch.tensor([ids[:-1]]))[0, len(given) - 1 :].log_softmax(-1)
+    greedy = logp.argmax(-1).tolist() == scored
+    return sum(logp[i, token].item() for i, token in enumerate(scored)), greedy
+
+
+@pytest.mark.parametrize("pos", ["none", "rotary", "alibi"])
+def test_nothing_is_cut_where_the_model_has_no_longest_input(pos):
+    gpt, rng = model(pos), random.Random(1)
+    pairs = [([rng.randrange(257) for _ in range(n)], [rng.randrange(257) for _ in range(k)])
+             for n in (1, 24, 25, 100) for k in (1, 3)]  # fmt: skip
+    pairs += [(pairs[-1][0], [7]), (pairs[-1][0], [8, 9]), (pairs[-1][0], [8, 10, 11]), (pairs[-1][0][:50], [1])]
+    seen = []
+    got = harness.Scorer(gpt, Letters(), 24, batch=120, progress=lambda *now: seen.append(now)).score(pairs)
+    expected = [one_by_one(gpt, *pair) for pair in pairs]
+    np.testing.assert_allclose([x for x, _ in got], [x for x, _ in expected], atol=2e-4)
+    assert [g for _, g in got] == [g for _, g in expected]
+    assert seen[-1][0] == seen[-1][1] < sum(len(given) + len(scored) - 1 for given, scored in pairs)
+
+
+def test_an_input_that_begins_another_is_not_run_again():
+    context, seen = list(b"the path of the node"), []
+    scorer = harness.Scorer(model("alibi"), Letters(), 24, progress=lambda *now: seen.append(now))
+    scorer.score([(context, [i]) for i in range(4)] + [(context, [5, 6]), (context[:9], [context[9]])])
+    assert seen == [(len(context) + 1, len(context) + 1)]
+
+
+def test_what_cannot_be_scored_is_refused():
+    scorer = harness.Scorer(model(), Letters(), 24)
+    with pytest.raises(ValueError, match="longest input has 24"):
+        scorer.score([([1], [2] * 25)])
+    with pytest.raises(ValueError, match="no token to the continuation"):
+        scorer.loglikelihood(requests("loglikelihood", [("the", "")]))
+    with pytest.raises(NotImplementedError, match="generate_until"):
+        scorer.generate_until([])
+
+
+def test_tasks_go_through_lm_eval_as_they_are_written():
+    """Contexts with odd ends, digits and braces reach the model unchanged; results are what the scores
+    say."""
+    gpt = model("alibi")
+    scorer, spec = harness.Scorer(gpt, Letters(), 24), probes.specification()["tasks"]
+    choices = [" 1", " {{x}}", " [a]", " node"]
+    items = {
+        "bits_per_byte": [{"id": "a", "context": "", "target": "the node\n \n"},
+                          {"id": "b", "context": "", "target": "[1, 2]" * 9}],
+        "last_word": [{"id": str(i), "context": f"the {{{{node}}}} {i}.\n\nof:", "target": " node"} for i in range(3)],
+        "continuation": [{"id": str(i), "context": f"path {i}", "choices": choices, "target": i} for i in range(4)],
+    }  # fmt: skip
+    got = harness.evaluate(scorer, {name: (spec[name], rows) for name, rows in items.items()})
+
+    def ll(context: str, text: str) -> float:
+        return one_by_one(gpt, Letters().encode(context) or [256], Letters().encode(text))[0]
+
+    rolling = [sample["nats"] for sample in got["bits_per_byte"]["samples"]]
+    assert rolling[0] == pytest.approx(-ll("", "the node\n \n"), abs=1e-3)
+    assert [sample["bytes"] for sample in got["bits_per_byte"]["samples"]] == [11, 54]
+    assert got["bits_per_byte"]["value"] == pytest.approx(sum(rolling) / math.log(2) / 65)
+    words = [ll(item["context"], " node") for item in items["last_word"]]
+    assert got["last_word"]["perplexity"] == pytest.approx(math.exp(-np.mean(words)), rel=1e-4)
+    raised = [np.argmax([ll(item["context"], c) - ll("", c) for c in choices]) for item in items["continuation"]]
+    plain = [np.argmax([ll(item["context"], c) for c in choices]) for item in items["continuation"]]
+    hits = [sample["value"] for sample in got["continuation"]["samples"]]
+    assert hits == [int(best == i) for i, best in enumerate(raised)]
+    assert got["continuation"]["value"] == np.mean(hits)
+    assert got["continuation"]["acc"] == np.mean([best == i for i, best in enumerate(plain)])
+    assert got["continuation"]["context_tokens"] == [6, 6]
+
+
+# ------------------------------------------------------------------------------------------------ items
+
+
+def prose(documents: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(text(rng, rng.randint(6, 14)).capitalize() + "." for _ in range(rng.randint(5, 12)))
+            for _ in range(documents)]  # fmt: skip
+
+
+def stored(path, texts: list[str]):
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps({"text": each, "id": str(i), "metadata": {}}) + "\n" for i, each in enumerate(texts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[list[str], dict[str, list[dict]]]:
+    texts = sorted(prose(150), key=probes.digest)
+    return texts, probes.items(texts, seq=256)
+
+
+def test_items_follow_from_the_texts_alone(tmp_path, made):
+    """Not from their order, the files they lie in, or copies."""
+    texts = list(made[0])
+    random.Random(3).shuffle(texts)
+    files = [stored(tmp_path / "a.gz", texts[:40] + texts[:3]), stored(tmp_path / "b.gz", [*texts[40:], " \n"])]
+    assert probes.items(probes.documents(files), seq=256) == made[1]
+
+
+def test_items_of_this_version_do_not_change(made):
+    """If this fails, results are no longer comparable: raise `version` in eval/tasks.yaml and renew the
+    hash."""
+    content = json.dumps(made[1], sort_keys=True).encode()
+    assert (probes.specification()["version"], hashlib.sha256(content).hexdigest()[:12]) == (1, "HASH")
+
+
+def test_numbers_and_ids(made):
+    for name, spec in probes.specification()["tasks"].items():
+        rows = made[1][name]
+        assert len({row["id"] for row in rows}) == len(rows) >= probes.FEWEST
+        assert name == "bits_per_byte" or len(rows) <= spec["items"]
+    assert probes.chance(made[1]["continuation"], 0.25) == 0.25
+    assert probes.chance([{"target": "a"}, {"target": "b"}, {"target": "a"}], "commonest") == pytest.approx(2 / 3)
+
+
+def test_held_out_text_is_cut_but_not_changed():
+    texts = ["é" * 3000, "x" * 50, "", "y" * 5000]
+    rows = probes.held_out([each for each in texts if each], most=4200)
+    assert [row["target"] for row in rows] == ["é" * 2048, "x" * 50]
+    assert probes.held_out(["z" * 9000], most=10)[0]["target"] == "z" * 4096  # one document at least
+
+
+def test_last_words_have_occurred_and_are_not_all_the_same(made):
+    rows = made[1]["last_word"]
+    for row in rows:
+        assert row["target"][0] == " " and row["target"][1:] in row["context"].replace(".", " ").split()
+        assert 90 < len(row["context"]) <= 250 and not row["context"][-1].isspace()
+        assert any(row["context"] + row["target"] in each for each in made[0])
+    assert probes.chance(rows, "commonest") <= 0.05 + 1e-9
+
+
+def test_continuations_are_of_one_length_and_one_is_true(made):
+    for row in made[1]["continuation"]:
+        sizes = [len(choice.encode()) for choice in row["choices"]]
+        true = row["choices"][row["target"]]
+        assert len(set(row["choices"])) == 4 and max(abs(size - len(true)) for size in sizes) <= len(true) / 10
+        assert any(row["context"] + true in each for each in made[0])
+        wrong = [choice for choice in row["choices"] if choice != true]
+        assert not any(row["context"] + choice in each for each in made[0] for choice in wrong)
+    places = [row["target"] for row in made[1]["continuation"]]
+    assert max(places.count(i) for i in range(4)) < 0.4 * len(places)
+
+
+@pytest.mark.parametrize("task", ["copy_inside", "copy_beyond"])
+def test_copying_needs_the_place_of_a_word(made, task):
+    seq = 256
+    for row in made[1][task]:
+        snippet, between, beginning = row["context"].split("\n\n")
+        words = [choice[1:] for choice in row["choices"]]
+        assert all(row["context"].split().count(word) == 1 for word in words)
+        assert f"{beginning} {words[row['target']]} " in snippet + " "
+        assert not any(f"{beginning} {word}" in snippet for i, word in enumerate(words) if i != row["target"])
+        if task == "copy_inside":
+            assert len(row["context"].encode()) + max(map(len, row["choices"])) <= probes.FEW_BYTES * seq
+        else:
+            assert len(between.encode()) >= probes.MANY_BYTES * seq - 1
+    if task == "copy_inside":
+        alone = made[1]["copy_absent"]
+        assert [row["context"].split("\n\n")[2] for row in made[1][task]][:20] == [row["context"] for row in alone][:20]
+
+
+def test_a_model_that_copies_passes_the_copying_tasks_and_no_other_does(made):
+    """A stand-in that knows nothing but induction: what followed when these last words were last seen?"""
+    right = {}
+    for task in ("copy_inside", "copy_beyond", "copy_absent"):
+        hits = []
+        for row in made[1][task]:
+            last = row["context"].split()[-3:]
+            scores = [(" ".join([*last, choice[1:]]) in row["context"].replace("\n\n", " ")) for choice in row["choices"]]
+            hits.append(int(np.argmax(scores)) == row["target"])
+        right[task] = np.mean(hits)
+    assert right["copy_inside"] > 0.95 and right["copy_beyond"] > 0.95 and right["copy_absent"] < 0.45
+
+
+def test_too_little_text_leaves_tasks_out():
+    assert [name for name, rows in probes.items(prose(3), seq=16).items() if not rows] == [
+        "continuation", "copy_inside", "copy_beyond", "copy_absent"]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A corpus on disk, prepared for real: the folder and the manifest."""
+    from data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "prose.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in prose(2500)))
+    corpus = str(folder / "prose.jsonl")
+    return folder, corpus, prepare(corpus, corpus, 300, folder / "data")
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    """A finished run directory with an untrained model."""
+    folder, corpus, manifest = prepared
+    shape = {**SHAPE, "seq": 64, "vocab": 300, "pos": "learned"}
+    record = {
+        "cell": "a cell", "seed": 1, "data": manifest, "data_store": str(folder / "data"),
+        "config": {"model": shape, "data": {"corpus": corpus, "tokenizer": corpus}, "eval": {"corpora": [corpus]}},
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    gpt = GPT(ModelConfig(**shape), seed=1)
+    save_file({name: value.to(torch.bfloat16) for name, value in gpt.state_dict().items()},
+              tmp_path / "weights.safetensors")  # fmt: skip
+    (tmp_path / "done").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("missing", ["run.json", "done", "weights.safetensors"])
+def test_only_a_finished_run_is_evaluated(run, missing, capsys):
+    (run / missing).unlink()
+    assert main([str(run)]) == 2
+    assert f"has no {missing}" in capsys.readouterr().err and not (run / "eval.json").exists()
+
+
+def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().out.startswith("a cell: ")
+    result, samples = json.loads((run / "eval.json").read_text()), (run / "samples.jsonl.gz").read_bytes()
+    assert sorted(path.name for path in run.iterdir()) == [
+        "done", "eval.json", "run.json", "samples.jsonl.gz", "weights.safetensors"]  # fmt: skip
+
+    # held-out loss, once more: document by document, from the model's forward pass
+    from data.tokenizer import Tokenizer
+
+    _, corpus, manifest = prepared
+    tokenizer = Tokenizer(manifest["tokenizer"]["path"])
+    from safetensors.torch import load_file
+
+    gpt = GPT(ModelConfig(**json.loads((run / "run.json").read_text())["config"]["model"]), seed=2)
+    gpt.load_state_dict(load_file(run / "weights.safetensors"))
+    nats = size = 0.0
+    for item in probes.held_out(probes.documents(manifest["valid"]), 80_000):
+        ids = [tokenizer.eod, *tokenizer.encode(item["target"])]
+        for start in range(0, len(ids) - 1, 64):
+            piece = ids[start : start + 65]
+            nats -= one_by_one(gpt, piece[:1], piece[1:])[0]
+        size += len(item["target"].encode())
+    assert result["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    assert result["tasks"][f"{corpus}/bits_per_byte"]["bytes"] == size
+
+    rows = [json.loads(line) for line in gzip.decompress(samples).splitlines()]
+    for name, task in result["tasks"].items():
+        own = [row for row in rows if row["task"] == name]
+        assert len(own) == task["n"] == len({row["id"] for row in own})
+        if task["metric"] != "bits_per_byte":
+            assert task["value"] == pytest.approx(np.mean([row["value"] for row in own]))
+            assert 0 < task["chance"] < 0.3
+    counted = [task["value"] for task in result["tasks"].values() if task["mean"]]
+    assert result["zero_shot"]["value"] == pytest.approx(100 * np.mean(counted))
+    assert result["omitted"] == [f"{corpus}/copy_inside", f"{corpus}/copy_absent"]  # 64 tokens are too short for it
+
+    stamp = (run / "eval.json").stat().st_mtime_ns
+    assert main([str(run)]) == 0 and (run / "eval.json").stat().st_mtime_ns == stamp
+    for stale in ({"version": 0}, {"weights_sha256": "others"}, {"corpora": []}):
+        (run / "eval.json").write_text(json.dumps({**result, **stale}))
+        from eval.__main__ import current
+
+        assert current(run) is None
+    (run / "eval.json").unlink()
+    assert main([str(run)]) == 0
+    again = json.loads((run / "eval.json").read_text())
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+    assert (run / "samples.jsonl.gz").read_bytes() == samples
+
+
+def test_another_tokenizer_than_trained_with_is_refused(run, capsys):
+    record = json.loads((run / "run.json").read_text())
+    record["data"]["tokenizer"]["sha256"] = "0" * 64
+    (run / "run.json").write_text(json.dumps(record))
+    assert main([str(run)]) == 2
+    assert "is not the tokenizer" in capsys.readouterr().err and not (run / "eval.json").exists()
