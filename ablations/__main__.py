@@ -66,7 +66,10 @@ def plan(study: Study) -> int:
             f"{parameters(run.model):12,}  {human(tokens):>8}  {flops:8.1e}  {cell.dir}  [{state(cell)['state']}]"
         )
     base = study.base
-    print(f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, {base.train.precision}, size {base.size}")
+    print(
+        f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, "
+        f"{base.train.precision}, size {base.size}"
+    )
     return 0
 
 
@@ -88,10 +91,14 @@ def status(study: Study) -> int:
     print(study.title)
     for cell in study.cells:
         s = state(cell)
-        words = [f"step {s['step']}/{cell.run.steps}" if "step" in s else "", f"loss {s['loss']:.3f}" if "loss" in s else ""]
-        words += [f"{human(s['tokens_per_second'])} tokens/s" if "tokens_per_second" in s else ""]
-        words += [f"{s['bits_per_byte']:.3f} bits/byte" if "bits_per_byte" in s else "", s.get("why", "")]
-        print(f"  {cell.name:32} {s['state']:22} {'  '.join(w for w in words if w)}")
+        words = []
+        if "step" in s:
+            speed = human(s["tokens_per_second"])
+            words += [f"step {s['step']}/{cell.run.steps}  loss {s['loss']:.3f}  {speed} tokens/s"]
+        if "bits_per_byte" in s:
+            words += [f"{s['bits_per_byte']:.3f} bits/byte"]
+        words += [s["why"]] if "why" in s else []
+        print(f"  {cell.name:32} {s['state']:22} {'  '.join(words)}")
     return 0
 
 

@@ -39,8 +39,9 @@ def run(study: Study) -> list[str]:
         (corpus, c.run.data.tokenizer, c.run.model.vocab)
         for c in todo for corpus in [c.run.data.corpus, *c.run.eval.corpora]
     }):  # fmt: skip
-        prepare = [sys.executable, "-m", "data.prepare", corpus, "--tokenizer", tokenizer, "--vocab", str(vocab)]
-        subprocess.run([*prepare, "--store", str(study.out / "data")], cwd=ROOT, check=True, preexec_fn=_die_with_parent)
+        what = [corpus, "--tokenizer", tokenizer, "--vocab", str(vocab), "--store", str(study.out / "data")]
+        command = [sys.executable, "-m", "data.prepare", *what]
+        subprocess.run(command, cwd=ROOT, check=True, preexec_fn=_die_with_parent)
     failures: list[str] = []
     phase = {c.dir: "waiting" for c in todo}
 
@@ -80,7 +81,7 @@ def _finish(study: Study, cell: Cell, phase: dict[Path, str]) -> None:
         phase[cell.dir] = "trained by another process"
         time.sleep(0.5)
     if not (cell.dir / "done").exists():
-        phase[cell.dir] = "starting"
+        phase[cell.dir] = "training"
         index = str(study.cells.index(cell))
         command = [sys.executable, "-m", "launch.train", "--cell", index, *study.words]
         _command(command, cell, "train.log", cell.run.layout.processes or _gpus())
@@ -90,7 +91,8 @@ def _finish(study: Study, cell: Cell, phase: dict[Path, str]) -> None:
 
 def _command(command: list[str], cell: Cell, log: str, ranks: int) -> None:
     """Run `command` once for each rank; when one ends badly, end the others."""
-    env = os.environ | {"OMP_NUM_THREADS": str(cell.run.layout.threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    threads = str(cell.run.layout.threads)
+    env = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
     if ranks > 1:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -133,21 +135,20 @@ def _gpus() -> int:
 def _watch(cells: list[Cell], phase: dict[Path, str], done: threading.Event) -> None:
     """Show how far every cell is, from metrics.jsonl: a bar each on a terminal, else a line now and then."""
     if not sys.stdout.isatty():
-        told = 0.0
-        shown: dict[Path, str] = {}
+        told, shown = 0.0, dict(phase)
         while not done.wait(0.5):
+            due = time.monotonic() - told > 15
             for cell in cells:
-                if phase[cell.dir] != shown.get(cell.dir) or (phase[cell.dir] == "starting" and time.time() - told > 15):
-                    if phase[cell.dir] != "waiting":
-                        print(f"{cell.name:32} {_words(cell, phase[cell.dir])}", flush=True)
-                    shown[cell.dir] = phase[cell.dir]
-            if time.time() - told > 15:
-                told = time.time()
+                here = phase[cell.dir]
+                if here != shown[cell.dir] or (due and here == "training"):
+                    print(f"{cell.name:32} {_words(cell, here)}", flush=True)
+                shown[cell.dir] = here
+            told = time.monotonic() if due else told
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = [TextColumn("{task.description:32}"), BarColumn(24), TextColumn("{task.fields[words]}"), TimeElapsedColumn()]
-    with Progress(*columns, refresh_per_second=4) as bar:
+    text = [TextColumn("{task.description:32}"), BarColumn(24), TextColumn("{task.fields[words]}")]
+    with Progress(*text, TimeElapsedColumn(), refresh_per_second=4) as bar:
         total = bar.add_task("all runs", total=sum(c.run.steps for c in cells), words="")
         rows = {c.dir: bar.add_task(c.name, total=c.run.steps, words="waiting", start=False) for c in cells}
         while True:
@@ -169,7 +170,7 @@ def _watch(cells: list[Cell], phase: dict[Path, str], done: threading.Event) -> 
 
 def _words(cell: Cell, phase: str) -> str:
     row: dict[str, Any] = last_line(cell.dir / "metrics.jsonl") or {}
-    if phase != "starting" or not row:
+    if phase != "training" or not row:
         return phase
     left = (cell.run.steps - row["step"]) * cell.run.train.batch * cell.run.model.seq / row["tokens_per_second"]
     return (

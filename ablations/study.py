@@ -151,7 +151,8 @@ def from_args(words: list[str]) -> Study:
     asked = [(name, v) for name in FACTORS if name in given for v in given[name].split(",")]
     arm_values = [(FACTORS[name][0], v) for name, v in asked]
     arm_values += [_assignment(word) for word in given.get("ARM", "").split()]
-    factor = "-".join(dict.fromkeys([FACTORS[n][1] for n, _ in asked] + [k.split(".")[-1] for k, _ in arm_values[len(asked):]]))
+    names = [FACTORS[n][1] for n, _ in asked] + [k.split(".")[-1] for k, _ in arm_values[len(asked) :]]
+    factor = "-".join(dict.fromkeys(names))
 
     if "DATA" in given and (len({n for n, _ in asked}) > 1 or "ARM" in given or "STUDY" in given):
         if "," in given["DATA"]:

@@ -135,10 +135,12 @@ def load(directory: Path, run: dict) -> tuple[Any, Any]:
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """One line while it lasts: what is evaluated, tokens per second, time left."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]} tokens/s"),
-                   TimeRemainingColumn(), transient=True)
+    rate, console = TextColumn("{task.fields[rate]} tokens/s"), Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), rate, TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task(f"evaluate {name}", total=None, rate="-")
 
     def advance(done: int, total: int) -> None:

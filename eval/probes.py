@@ -148,19 +148,17 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[di
 
 
 def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
-    """Words of other documents, at least `size` bytes and at most a word more; "" when that is less than
-    40."""
+    """Words of other documents, at least `size` bytes and at most a word more; "" where under 40 are asked."""
     avoided = {word.lower() for word in without}
     kept: list[str] = []
-    while 40 <= size:
-        other = rng.choice(texts)
+    for other in rng.choices(texts, k=100 if size >= 40 else 0):
         for word in other.split() if other != but else []:
             if len(word) < 60 and word.strip(".,:;()`'\"").lower() not in avoided:
                 kept.append(word)
                 size -= len(word.encode()) + 1
             if size <= 0:
-                break
-    return " ".join(kept)
+                return " ".join(kept)
+    return ""
 
 
 def without_source(item: dict) -> dict:

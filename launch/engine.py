@@ -27,7 +27,7 @@ def start(run: Run) -> tuple[int, int]:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(run.layout.threads)
     torch.use_deterministic_algorithms(not cuda)  # on a CPU a resumed run equals an undisturbed one bit for bit
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory it did not write
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads memory it did not write
     local = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if cuda:
         torch.cuda.set_device(local)
@@ -56,7 +56,8 @@ def deepspeed_config(run: Run, world: int) -> dict[str, Any]:
     accumulate = run.train.batch // (run.layout.micro_batch * world)
     if accumulate * run.layout.micro_batch * world != run.train.batch:
         raise ValueError(
-            f"train.batch={run.train.batch} is no multiple of {world} ranks x layout.micro_batch={run.layout.micro_batch}"
+            f"train.batch={run.train.batch} is no multiple of {world} ranks x "
+            f"layout.micro_batch={run.layout.micro_batch}"
         )
     # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model
     bucket = min(500_000_000, parameters(run.model))
@@ -87,7 +88,8 @@ class Engine:
     device: torch.device
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
+        """The GPT itself."""
         return self.ds.module.model
 
     def step(self, rows_bS: Tensor, lr: float) -> tuple[float, float]:
@@ -187,7 +189,7 @@ class Loss(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, rows_bS: Tensor) -> Tensor:
         return self.model.loss(rows_bS)

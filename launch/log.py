@@ -45,7 +45,7 @@ class Log:
 
 def _wandb(folder: Path, run: Run, name: str) -> Any:
     """A W&B run, or None: a mirror that cannot be had must not stop a training run."""
-    mode = os.environ.get("WANDB_MODE", run.layout.wandb)
+    mode: Any = os.environ.get("WANDB_MODE", run.layout.wandb)
     if mode == "disabled":
         return None
     try:

@@ -1,4 +1,4 @@
-"""run.json: what the run is, where it came from, and the proof that it is what it says. Written before the first step."""
+"""run.json: what the run is, where it came from, and the proof that it is what it says; written before step one."""
 
 import importlib.metadata
 import json
@@ -62,7 +62,8 @@ def write(cell: Cell, engine: "Engine", data: dict[str, Any], store: Path, world
     this = launch(world)
     before = cell.recorded()
     if before and before["data"]["sha256"] != data["sha256"]:
-        raise Mismatch(f"the corpus {data['corpus']} is not the one that the run began with ({before['data']['sha256']})")
+        was = before["data"]["sha256"]
+        raise Mismatch(f"the corpus {data['corpus']} is not the one that the run began with (sha256 {was})")
     if before and before["data"]["tokenizer"]["sha256"] != data["tokenizer"]["sha256"]:
         raise Mismatch("the tokenizer is not the one that the run began with")
     record = {

@@ -42,7 +42,8 @@ def train(cell: Cell, store: Path) -> None:
     index = folder / "index"  # of this run alone: a kill may leave half a file in it
     if rank == 0:
         shutil.rmtree(index, ignore_errors=True)
-    batches = Batches([(s["prefix"], s["weight"]) for s in data["train"]], run.model.seq, run.train.batch, run.seed, index)
+    sources = [(s["prefix"], s["weight"]) for s in data["train"]]
+    batches = Batches(sources, run.model.seq, run.train.batch, run.seed, index)
     mine = slice(rank * run.train.batch // world, (rank + 1) * run.train.batch // world)
 
     state = engine.load(folder / "checkpoints") or {"step": 0, "seconds": 0.0, "losses": []}
@@ -83,13 +84,11 @@ def stop_if_diverged(run: Run, step: int, loss: float, norm: float) -> None:
     Diverged: for a loss or gradient that is no number, or a loss well above that of a uniform guess.
     """
     limit = math.log(run.model.vocab) + run.train.divergence
+    cure = "Try a lower train.lr or a longer train.warmup."
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Diverged(f"step {step}: the loss is {loss} and the gradient norm {norm}. Try a lower train.lr or longer train.warmup.")
+        raise Diverged(f"step {step}: the loss is {loss} and the gradient norm {norm}. {cure}")
     if loss > limit:
-        raise Diverged(
-            f"step {step}: the loss is {loss:.3f}, above {limit:.3f} = log(vocab) + train.divergence. "
-            "Try a lower train.lr or a longer train.warmup."
-        )
+        raise Diverged(f"step {step}: loss {loss:.3f}, above log(vocab) + train.divergence = {limit:.3f}. {cure}")
 
 
 @contextmanager

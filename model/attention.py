@@ -11,6 +11,7 @@ no backward on a CPU).
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ def fused(position: Position, heads: int, x_BTD: Tensor) -> Attend:
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]
-    flex = _compiled_flex() if x_BTD.is_cuda else flex_attention
+    flex: Any = _compiled_flex() if x_BTD.is_cuda else flex_attention
     block_mask = _causal_mask(T, x_BTD.device)
 
     def score(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -86,14 +87,14 @@ def fused(position: Position, heads: int, x_BTD: Tensor) -> Attend:
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., Tensor]:
+def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention)
 
 
 @functools.lru_cache(maxsize=8)
-def _causal_mask(T: int, device: torch.device):
+def _causal_mask(T: int, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     return create_block_mask(lambda b, h, q, k: k <= q, None, None, T, T, device=device)

@@ -1,4 +1,4 @@
-"""Size and work of a model, by closed formulas: planning counts without torch. A test holds them against real models."""
+"""Size and work of a model by closed formulas, without torch; a test holds them against real models."""
 
 from model.config import ModelConfig
 

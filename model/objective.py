@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows of logits whose fp32 work stays in a core's cache. Measured at 2048 x 4096 bf16 logits with the projection, forward
-# and backward, one core: 29 ms, against 88 ms for F.cross_entropy(logits.float()). A GPU wants few, large kernels.
+# Rows of logits whose fp32 work stays in a core's cache. Measured at 2048 x 4096 bf16 logits with the projection,
+# forward and backward, one core: 29 ms, against 88 ms for F.cross_entropy(logits.float()). A GPU wants few, large
+# kernels (untuned).
 ROWS_CPU, ROWS_GPU = 128, 4096
 
 
@@ -23,7 +24,8 @@ class _CrossEntropy(torch.autograd.Function):
         rows = ROWS_GPU if logits_NV.is_cuda else ROWS_CPU
         total = torch.zeros((), device=logits_NV.device)
         grad_NV = torch.empty_like(logits_NV)
-        for logits, target, grad in zip(*(x.split(rows) for x in (logits_NV, targets_N[:, None], grad_NV)), strict=True):
+        parts = (x.split(rows) for x in (logits_NV, targets_N[:, None], grad_NV))
+        for logits, target, grad in zip(*parts, strict=True):
             log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             total -= log_p.gather(1, target).sum()
             p = log_p.exp_()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# Models are typed Any here: a proof must not lean on what a class promises.
 TOLERANCE = 0.02  # absolute and relative; bf16 keeps 8 bits, so a chain of a few operations errs by 1 % at most
 
 
@@ -42,11 +43,12 @@ def require(proofs: Iterable[Proof]) -> None:
     """
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
-        raise InactiveFactor("declared but not active, so the run would answer another question:\n  " + "\n  ".join(failed))
+        listed = "\n  ".join(failed)
+        raise InactiveFactor(f"declared but not active, so the run would answer another question:\n  {listed}")
 
 
 @torch.no_grad()
-def prove(model: nn.Module) -> list[Proof]:
+def prove(model: Any) -> list[Proof]:
     """All proofs of a freshly initialised model, in its own precision, on its own device. Seconds at most."""
     return [position(model), embedding_norm(model), norms(model), activation(model), tied(model)]
 
@@ -75,7 +77,7 @@ def expected_scores(pos: str, heads: int, head_dim: int, T: int, base: float) ->
     return np.zeros((heads, T, T))
 
 
-def measured_scores(model: nn.Module, T: int) -> list[np.ndarray]:
+def measured_scores(model: Any, T: int) -> list[np.ndarray]:
     """The scores that each layer really used, [H, T, T] per layer, relative to each query's own position.
 
     The output of every layer's qkv projection is replaced by q = k = K^-1/4 (a score of 1, where bf16 is
@@ -98,9 +100,9 @@ def measured_scores(model: nn.Module, T: int) -> list[np.ndarray]:
         with hooks() as on:
             for layer, block in zip(weights, model.blocks, strict=True):
 
-                def read(module: nn.Module, args: Any, layer: np.ndarray = layer, s: int = start, w: int = width) -> None:
+                def read(m: Any, args: Any, seen: np.ndarray = layer[:, :, start : start + width]) -> None:
                     out = args[0].view(T, H, K).double().cpu().numpy()
-                    layer[:, :, s : s + w] = out.transpose(1, 0, 2)[:, :, :w]
+                    seen[:] = out.transpose(1, 0, 2)[:, :, : seen.shape[2]]
 
                 on(block.attn.qkv.register_forward_hook(inject))
                 on(block.attn.proj.register_forward_pre_hook(read))
@@ -110,7 +112,7 @@ def measured_scores(model: nn.Module, T: int) -> list[np.ndarray]:
     return [s - np.diagonal(s, axis1=1, axis2=2)[:, :, None] for s in logs]
 
 
-def position(model: nn.Module) -> Proof:
+def position(model: Any) -> Proof:
     """The declared scheme, and no other, acts in every layer's attention and on the embeddings."""
     cfg = model.cfg
     T = min(cfg.seq, 64)
@@ -141,14 +143,15 @@ def position(model: nn.Module) -> Proof:
     elif moved.abs().max() > 0:
         wrong.append("the embeddings depend on the position")
     where = {"none": "nowhere", "learned": "on the embeddings"}.get(cfg.pos, "in the scores")
-    good = f"acts {where}; the scores of {cfg.layers} layers x {cfg.heads} heads x {T} positions err by {worst:.1e} at most"
+    size = f"{cfg.layers} layers x {cfg.heads} heads x {T} positions"
+    good = f"acts {where}; the scores of {size} err by {worst:.1e} at most"
     return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or good)
 
 
 # ---------------------------------------------------------------------------------------------- norms
 
 
-def embedding_norm(model: nn.Module) -> Proof:
+def embedding_norm(model: Any) -> Proof:
     """With it, token embeddings enter the first layer with mean 0 and variance 1; without it, as they are."""
     cfg = model.cfg
     tokens = torch.arange(8, device=model.embed.weight.device)[:, None].expand(8, 2)
@@ -162,7 +165,7 @@ def embedding_norm(model: nn.Module) -> Proof:
     return Proof("model.embnorm", str(cfg.embnorm).lower(), ok, spread if ok else f"{spread}: not as declared")
 
 
-def norms(model: nn.Module) -> Proof:
+def norms(model: Any) -> Proof:
     """Each norm is applied once, computes the declared formula, and its output is what the next matrix reads."""
     cfg = model.cfg
     formula = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}[cfg.norm]
@@ -197,7 +200,7 @@ def norms(model: nn.Module) -> Proof:
 # ---------------------------------------------------------------------------------------------- MLP and head
 
 
-def activation(model: nn.Module) -> Proof:
+def activation(model: Any) -> Proof:
     """Known pre-activations go in; what reaches the down projection is compared with the formula. The width counts."""
     cfg = model.cfg
     gated = cfg.act != "gelu"
@@ -230,7 +233,7 @@ def activation(model: nn.Module) -> Proof:
     return Proof("model.act", cfg.act, not wrong, "; ".join(wrong) or good)
 
 
-def tied(model: nn.Module) -> Proof:
+def tied(model: Any) -> Proof:
     """Logits are the product with the input embedding, and there is no second matrix."""
     tokens = _tokens(model, 8)
     x = model.hidden(tokens).double()
@@ -241,7 +244,7 @@ def tied(model: nn.Module) -> Proof:
     return Proof("model.tied", "true", ok, f"output matrix: {', '.join(rows)}")
 
 
-def parameter_groups(model: nn.Module, groups: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Proof]:
+def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Proof]:
     """The audit: which weight decay every parameter really gets.
 
     Args:
@@ -289,11 +292,11 @@ def hooks() -> Iterator[Any]:
             handle.remove()
 
 
-def _tokens(model: nn.Module, T: int) -> Tensor:
+def _tokens(model: Any, T: int) -> Tensor:
     return (torch.arange(T, device=model.embed.weight.device) % model.cfg.vocab)[None]
 
 
-def _embedded(model: nn.Module, T: int, tokens: Tensor | None = None) -> Tensor:
+def _embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
     """What enters the first layer, [B, T, D] in float64; by default for one token repeated at T positions."""
     seen: list[Tensor] = []
     with hooks() as on:

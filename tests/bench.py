@@ -1,8 +1,8 @@
 """Training speed against peers on the same work, in one run: `make bench ARGS="--nanogpt path/to/nanoGPT"`.
 
-Everything is interleaved, round by round, and timed in process CPU time on one thread, because machines are noisy: read
-the ratios. Ours is the whole optimizer step of launch/engine.py, DeepSpeed included; the peers run a bare torch loop (AdamW,
-clipping), in fp32 and under bf16 autocast, and each is judged by its better setting.
+Everything is interleaved, round by round, and timed in process CPU time on one thread, because machines are noisy:
+read the ratios. Ours is the whole optimizer step of launch/engine.py, DeepSpeed included; the peers run a bare torch
+loop (AdamW, clipping), in fp32 and under bf16 autocast, and each is judged by its better setting.
 """
 
 import argparse

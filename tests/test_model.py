@@ -82,7 +82,8 @@ def bloom(ours: GPT) -> Any:
         # BLOOM interleaves q, k, v head by head
         weight = block.attn.qkv.weight.view(3, H, K, -1).transpose(0, 1).reshape(3 * H * K, -1)
         bias = block.attn.qkv.bias.view(3, H, K).transpose(0, 1).reshape(-1)
-        state |= {f"{at}.self_attention.query_key_value.weight": weight, f"{at}.self_attention.query_key_value.bias": bias}
+        fused = f"{at}.self_attention.query_key_value"
+        state |= {f"{fused}.weight": weight, f"{fused}.bias": bias}
         pairs = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2,
                  "self_attention.dense": block.attn.proj, "mlp.dense_h_to_4h": block.mlp.up,
                  "mlp.dense_4h_to_h": block.mlp.down}  # fmt: skip
@@ -94,21 +95,23 @@ def bloom(ours: GPT) -> Any:
 def neox(ours: GPT) -> Any:
     cfg = ours.cfg
     theirs = GPTNeoXForCausalLM(GPTNeoXConfig(
-        vocab_size=cfg.padded_vocab, hidden_size=cfg.hidden, num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads,
-        intermediate_size=cfg.ffn, hidden_act="gelu_new", rotary_pct=1.0, use_parallel_residual=False,
+        vocab_size=cfg.padded_vocab, hidden_size=cfg.hidden, num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads, intermediate_size=cfg.ffn, hidden_act="gelu_new", rotary_pct=1.0, use_parallel_residual=False,
         layer_norm_eps=cfg.norm_eps, tie_word_embeddings=True, max_position_embeddings=cfg.seq,
         rope_parameters={"rope_type": "default", "rope_theta": cfg.rotary_base, "partial_rotary_factor": 1.0},
     ))  # fmt: skip
     H, K = cfg.heads, cfg.head_dim
     state = {"gpt_neox.embed_in.weight": ours.embed.weight, "lm_head.weight": ours.embed.weight,
-             "gpt_neox.final_layer_norm.weight": ours.norm.weight, "gpt_neox.final_layer_norm.bias": ours.norm.bias}  # fmt: skip
+             "gpt_neox.final_layer_norm.weight": ours.norm.weight,
+             "gpt_neox.final_layer_norm.bias": ours.norm.bias}  # fmt: skip
     for i, block in enumerate(ours.blocks):
         at = f"gpt_neox.layers.{i}"
         weight = block.attn.qkv.weight.view(3, H, K, -1).transpose(0, 1).reshape(3 * H * K, -1)
         bias = block.attn.qkv.bias.view(3, H, K).transpose(0, 1).reshape(-1)
         state |= {f"{at}.attention.query_key_value.weight": weight, f"{at}.attention.query_key_value.bias": bias}
-        pairs = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2, "attention.dense": block.attn.proj,
-                 "mlp.dense_h_to_4h": block.mlp.up, "mlp.dense_4h_to_h": block.mlp.down}  # fmt: skip
+        pairs = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2,
+                 "attention.dense": block.attn.proj, "mlp.dense_h_to_4h": block.mlp.up,
+                 "mlp.dense_4h_to_h": block.mlp.down}  # fmt: skip
         for their, our in pairs.items():
             state |= {f"{at}.{their}.weight": our.weight, f"{at}.{their}.bias": our.bias}
     return load(theirs, state)
@@ -117,7 +120,7 @@ def neox(ours: GPT) -> Any:
 def load(theirs: Any, state: dict[str, torch.Tensor]) -> Any:
     report = theirs.load_state_dict({k: v.detach().clone() for k, v in state.items()}, strict=False)
     assert not report.unexpected_keys, report.unexpected_keys
-    assert all("bias" in k and "attn" in k or "rotary" in k for k in report.missing_keys), report.missing_keys  # buffers
+    assert all("bias" in k and "attn" in k or "rotary" in k for k in report.missing_keys)  # buffers
     return theirs
 
 

@@ -78,8 +78,18 @@ def make(study: Study) -> Study:
             steps = np.arange(8, 513, 8)
             drift = EFFECT[arm] * 2.3 * steps / 512
             loss = 3 + 6 * (steps / 8) ** -0.4 + drift + shared.normal(0, 0.08, 64) + rng.normal(0, 0.01, 64)
-            lines = [{"step": int(s), "tokens": int(s) * 2048, "loss": float(x), "lr": 1e-3, "grad_norm": 1.0,
-                      "tokens_per_second": 11000.0, "seconds": float(s) / 5} for s, x in zip(steps, loss, strict=True)]
+            lines = [
+                {
+                    "step": int(s),
+                    "tokens": int(s) * 2048,
+                    "loss": float(x),
+                    "lr": 1e-3,
+                    "grad_norm": 1.0,
+                    "tokens_per_second": 11000.0,
+                    "seconds": float(s) / 5,
+                }
+                for s, x in zip(steps, loss, strict=True)
+            ]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             (folder / "done").write_text("{}")
             evaluated(folder, arm, seed)
@@ -89,7 +99,9 @@ def make(study: Study) -> Study:
 def evaluated(folder: Path, arm: str, seed: int) -> None:
     fixed, rng = np.random.default_rng(5), np.random.default_rng([list(ARMS).index(arm), seed, 1])
     sizes = fixed.integers(200, 4096, 60)
-    bits = sizes * (2.5 + fixed.normal(0, 0.3, 60) + EFFECT[arm] + rng.normal(0, 0.02, 60) + rng.normal(0, 0.003))
+    bits = sizes * (
+        2.5 + fixed.normal(0, 0.3, 60) + EFFECT[arm] + rng.normal(0, 0.02, 60) + rng.normal(0, 0.003)
+    )
     rows = [{"task": "pydocs/bits_per_byte", "id": f"d{i}", "nats": b * np.log(2), "bytes": int(n)}
             for i, (b, n) in enumerate(zip(bits, sizes, strict=True))]  # fmt: skip
     tasks = {"pydocs/bits_per_byte": {
@@ -99,7 +111,9 @@ def evaluated(folder: Path, arm: str, seed: int) -> None:
                                   ("copy_absent", 50, 0.25, False)]:  # fmt: skip
         hard = np.random.default_rng([len(task)]).random(n)  # a question is as hard in every run
         hits = (hard + rng.normal(0, 0.1, n) < 0.4 - EFFECT[arm]).astype(int)
-        rows += [{"task": f"pydocs/{task}", "id": f"{task}{i}", "value": int(hit)} for i, hit in enumerate(hits)]
+        rows += [
+            {"task": f"pydocs/{task}", "id": f"{task}{i}", "value": int(hit)} for i, hit in enumerate(hits)
+        ]
         tasks[f"pydocs/{task}"] = {
             "metric": "acc", "value": hits.mean(), "stderr": float(stats.sem(hits)), "n": n, "chance": chance,
             "context_tokens": [20, 90], "higher_is_better": True, "mean": mean}  # fmt: skip
@@ -177,7 +191,11 @@ def test_the_items_are_paired(study, tmp_path):
     seeds."""
     report(study, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
-    row = next(line for line in text.splitlines() if line.startswith("| pos=alibi, bits/byte | ") and "d.o.f." in line)
+    row = next(
+        line
+        for line in text.splitlines()
+        if line.startswith("| pos=alibi, bits/byte | ") and "d.o.f." in line
+    )
     bits = {}
     for arm in study.arms:
         per_seed = []
@@ -209,9 +227,21 @@ def test_a_clean_study_says_so(study, tmp_path):
     assert "not match" not in text and "missing" not in text
     page = (tmp_path / "out" / "report.md").read_text()
     assert section(page, "What does not match").startswith("Nothing.")
-    for head in (study.question, study.expect, study.command, "![", "## Cost", "1,350,400", "102 s", "0123abc"):
+    for head in (
+        study.question,
+        study.expect,
+        study.command,
+        "![",
+        "## Cost",
+        "1,350,400",
+        "102 s",
+        "0123abc",
+    ):
         assert head in page, head
-    assert "| model.pos | alibi | active | acts \\| so | pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |" in page
+    assert (
+        "| model.pos | alibi | active | acts \\| so | pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |"
+        in page
+    )
     assert "| model.act | gelu | active | measured | all |" in page
     assert "| pydocs/copy_absent (not in the mean) | 50 | 20 to 90 | 25.0 |" in page
 
@@ -262,18 +292,44 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
         ("run.json", ["versions", "torch"], "2.12.0", "versions.torch differs: 2.13.0 ("),
         ("run.json", ["hardware", "threads"], 2, "hardware.threads differs: 1 ("),
         ("run.json", ["config", "layout", "processes"], 2, "layout.processes differs: 1 ("),
-        ("run.json", ["continued"], [{"commit": {"sha": "fff", "dirty": False}, "versions": {}, "hardware": {}}],
-         "pos=alibi, seed 2, when it was continued: commit.sha differs: 0123abc (begun); fff (continued)"),
+        (
+            "run.json",
+            ["continued"],
+            [{"commit": {"sha": "fff", "dirty": False}, "versions": {}, "hardware": {}}],
+            "pos=alibi, seed 2, when it was continued: commit.sha differs: 0123abc (begun); fff (continued)",
+        ),
         ("run.json", ["data", "sha256"], "other", "text of pydocs differs: text ("),
         ("run.json", ["data", "mismatch"], ["numpy 1.0"], "pos=alibi, seed 2, text: numpy 1.0"),
-        ("run.json", ["data", "tokenizer", "sha256"], "x", "tokenizer of pydocs with 4096 pieces differs: pieces ("),
-        ("run.json", ["config", "train", "lr"], 1e-3,
-         "pos=alibi, seed 2: differs from the baseline in more than its line: train.lr=0.001"),
-        ("run.json", ["config", "train", "lr"], 1e-3,
-         "pos=alibi, seed 2: ran with another configuration than the study has now: train.lr=0.001"),
-        ("run.json", ["effective", "train.batch"], 16,
-         "pos=alibi, seed 2: differs in effect from the baseline in more than its line: train.batch=16"),
-        ("run.json", ["proofs", 0, "passed"], False, "pos=alibi, seed 2: the activity proof of model.pos failed"),
+        (
+            "run.json",
+            ["data", "tokenizer", "sha256"],
+            "x",
+            "tokenizer of pydocs with 4096 pieces differs: pieces (",
+        ),
+        (
+            "run.json",
+            ["config", "train", "lr"],
+            1e-3,
+            "pos=alibi, seed 2: differs from the baseline in more than its line: train.lr=0.001",
+        ),
+        (
+            "run.json",
+            ["config", "train", "lr"],
+            1e-3,
+            "pos=alibi, seed 2: ran with another configuration than the study has now: train.lr=0.001",
+        ),
+        (
+            "run.json",
+            ["effective", "train.batch"],
+            16,
+            "pos=alibi, seed 2: differs in effect from the baseline in more than its line: train.batch=16",
+        ),
+        (
+            "run.json",
+            ["proofs", 0, "passed"],
+            False,
+            "pos=alibi, seed 2: the activity proof of model.pos failed",
+        ),
         ("run.json", ["proofs"], [], "pos=alibi, seed 2: there is no activity proof of model.pos"),
         ("eval.json", ["version"], 2, "evaluation.version differs: 1 ("),
         ("eval.json", ["lm_eval"], "0.5", "evaluation.lm_eval differs: 0.4.13 ("),
@@ -282,7 +338,9 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
 )
 def test_everything_that_does_not_match_is_said(study, file, keys, to, line):
     change(study.cell("pos=alibi", 2).dir / file, *keys, to=to)
-    found = mismatches(study, {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds})
+    found = mismatches(
+        study, {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    )
     assert [each for each in found if each.startswith(line)], found
 
 
@@ -291,7 +349,9 @@ def test_other_items_are_noticed_and_the_common_ones_compared(study, tmp_path):
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b'"d7"', b'"other"'), mtime=0))
     report(study, tmp_path / "out")
     page = section((tmp_path / "out" / "report.md").read_text(), "What does not match")
-    assert page == "* pydocs/bits_per_byte: not the same items in every run; only those in common are compared"
+    assert (
+        page == "* pydocs/bits_per_byte: not the same items in every run; only those in common are compared"
+    )
 
 
 def test_curves_are_averaged_over_the_tokens_that_all_seeds_have():

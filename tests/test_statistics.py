@@ -153,5 +153,7 @@ def test_verdicts_in_words():
     assert verdict(compare(9.0, None, NO_ITEMS), False) == "one seed: not replicated"
     alone = compare(0.1, Part(0.001, 4), NO_ITEMS)
     assert alone.p < 0.05 < 3 * alone.p  # real alone, not among three
-    three = family({"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)})
+    three = family(
+        {"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)}
+    )
     assert isinstance(three["a"], Comparison) and verdict(three["a"], True) == "within noise"

@@ -91,7 +91,8 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
 
     moments = [
         at_step(rng.randrange(1, 8)),  # before there is a checkpoint
-        lambda: (folder / "checkpoints/step_8").exists() and not (folder / "checkpoints/latest").exists(),  # inside a save
+        # inside a save
+        lambda: (folder / "checkpoints/step_8").exists() and not (folder / "checkpoints/latest").exists(),
         at_step(rng.randrange(9, 24)),
         lambda: (folder / "checkpoints/step_24").exists(),  # around the last save, the weights and `done`
     ]
@@ -218,7 +219,8 @@ def test_the_engine_is_adamw_with_clipping_and_the_schedule(corpus: str, store: 
     _, rows = in_process(cell, store)
     run = cell.run
     data = json.loads((cell.dir / "run.json").read_text())["data"]
-    batches = Batches([(s["prefix"], s["weight"]) for s in data["train"]], run.model.seq, run.train.batch, 1, tmp_path / "i")
+    sources = [(s["prefix"], s["weight"]) for s in data["train"]]
+    batches = Batches(sources, run.model.seq, run.train.batch, 1, tmp_path / "i")
     model = GPT(run.model, seed=1)
     m = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     v = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
