@@ -28,8 +28,7 @@ class Batches:
     sample. Indices are kept in memory (20 bytes per sample and 4 per document); no file is written.
     """
 
-    def __init__(self, sources: list[tuple[str, float]], seq: int, batch: int, seed: int,
-                 cache: Path | None = None):
+    def __init__(self, sources: list[tuple[str, float]], seq: int, batch: int, seed: int):
         if not sources or not all(weight > 0 for _, weight in sources):
             raise ValueError(f"each source needs a positive weight: {sources}")
         if seq < 1 or batch < 1 or seed < 0:

@@ -148,7 +148,7 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[di
 
 
 def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
-    """Words of other documents, at least `size` bytes and at most a word more; "" where under 40 are asked."""
+    """Words of other documents, `size` bytes and at most a word more; "" where under 40 are asked for."""
     avoided = {word.lower() for word in without}
     kept: list[str] = []
     for other in rng.choices(texts, k=100 if size >= 40 else 0):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ablations.config import Run
+from ablations.config import ConfigError, Run
 from model.count import parameters
 
 
@@ -52,10 +52,14 @@ def _deepspeed() -> Any:
 
 
 def deepspeed_config(run: Run, world: int) -> dict[str, Any]:
-    """DeepSpeed's JSON. bf16 keeps fp32 master weights and accumulates gradients in fp32."""
+    """DeepSpeed's JSON. bf16 keeps fp32 master weights and accumulates gradients in fp32.
+
+    Raises:
+        ConfigError: when the global batch cannot be spread over the ranks in whole micro-batches.
+    """
     accumulate = run.train.batch // (run.layout.micro_batch * world)
     if accumulate * run.layout.micro_batch * world != run.train.batch:
-        raise ValueError(
+        raise ConfigError(
             f"train.batch={run.train.batch} is no multiple of {world} ranks x "
             f"layout.micro_batch={run.layout.micro_batch}"
         )

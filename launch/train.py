@@ -9,7 +9,6 @@ import fcntl
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -39,11 +38,8 @@ def train(cell: Cell, store: Path) -> None:
     engine = ds.build(GPT(run.model, run.seed), run, world)
     manifest.write(cell, engine, data, store, world)  # proofs first: a run that is not what it says stops here
 
-    index = folder / "index"  # of this run alone: a kill may leave half a file in it
-    if rank == 0:
-        shutil.rmtree(index, ignore_errors=True)
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
-    batches = Batches(sources, run.model.seq, run.train.batch, run.seed, index)
+    batches = Batches(sources, run.model.seq, run.train.batch, run.seed)
     mine = slice(rank * run.train.batch // world, (rank + 1) * run.train.batch // world)
 
     state = engine.load(folder / "checkpoints") or {"step": 0, "seconds": 0.0, "losses": []}

@@ -162,5 +162,6 @@ def test_make_refuses_a_misspelt_variant_at_once_with_exit_code_2_and_creates_no
 
 
 def test_planning_imports_no_torch() -> None:
-    code = "import sys; from ablations.__main__ import main; main(['plan', 'POS=alibi']); assert 'torch' not in sys.modules"
+    plan = "from ablations.__main__ import main; main(['plan', 'POS=alibi'])"
+    code = f"import sys; {plan}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

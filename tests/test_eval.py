@@ -30,7 +30,7 @@ SHAPE = dict(
     init_std=0.2,
     norm_eps=1e-5,
 )
-WORDS = "the graph of a node is an edge in the path and each number has one value that was set by its name".split()
+WORDS = "the graph of a node is an edge in the path and each number has one value that was set by its name"
 
 
 class Letters:
@@ -93,7 +93,7 @@ def characters():
 
 
 def text(rng: random.Random, words: int) -> str:
-    return " ".join(rng.choice(WORDS) for _ in range(words))
+    return " ".join(rng.choice(WORDS.split()) for _ in range(words))
 
 
 def test_scores_equal_those_of_lm_eval_for_the_same_gpt2():
@@ -116,7 +116,7 @@ def test_scores_equal_those_of_lm_eval_for_the_same_gpt2():
     )
     scorer = harness.Scorer(ours, Letters(), window=24, batch=100)
     rng = random.Random(0)
-    asked = [(text(rng, n), " " + rng.choice(WORDS)) for n in (1, 2, 3, 4, 5, 8, 20)]
+    asked = [(text(rng, n), " " + rng.choice(WORDS.split())) for n in (1, 2, 3, 4, 5, 8, 20)]
     asked += [(asked[1][0], choice) for choice in (" a", " an", " ane")]
     asked += [("", "the graph"), ("in the ", "path")]
     for words in range(1, 9):  # and the likeliest token itself, so that not every answer to "greedy?" is no
@@ -191,8 +191,10 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
     items = {
         "bits_per_byte": [{"id": "a", "context": "", "target": "the node\n \n"},
                           {"id": "b", "context": "", "target": "[1, 2]" * 9}],
-        "last_word": [{"id": str(i), "context": f"the {{{{node}}}} {i}.\n\nof:", "target": " node"} for i in range(3)],
-        "continuation": [{"id": str(i), "context": f"path {i}", "choices": choices, "target": i} for i in range(4)],
+        "last_word": [{"id": str(i), "context": f"{{{{node}}}} {i}.\n\nof:", "target": " node"} for i in range(3)],
+        "continuation": [
+            {"id": str(i), "context": f"path {i}", "choices": choices, "target": i} for i in range(4)
+        ],
     }  # fmt: skip
     got = harness.evaluate(scorer, {name: (spec[name], rows) for name, rows in items.items()})
 
@@ -363,7 +365,8 @@ def run(prepared, tmp_path):
     shape = {**SHAPE, "seq": 64, "vocab": 300, "pos": "learned"}
     record = {
         "cell": "a cell", "seed": 1, "data": manifest, "data_store": str(folder / "data"),
-        "config": {"model": shape, "data": {"corpus": corpus, "tokenizer": corpus}, "eval": {"corpora": [corpus]}},
+        "config": {"model": shape, "data": {"corpus": corpus, "tokenizer": corpus},
+                   "eval": {"corpora": [corpus]}},
     }  # fmt: skip
     (tmp_path / "run.json").write_text(json.dumps(record))
     gpt = GPT(ModelConfig(**shape), seed=1)

@@ -63,14 +63,16 @@ def make(study: Study) -> Study:
             folder = study.cell(arm, seed).dir
             folder.mkdir(parents=True)
             run = {
-                "cell": folder.name, "arm": arm, "seed": seed, "config": config(arm, seed), "delta": ARMS[arm],
+                "cell": folder.name, "arm": arm, "seed": seed, "config": config(arm, seed),
+                "delta": ARMS[arm],
                 "fingerprint": f"{arm}{seed}", "commit": {"sha": "0123abc", "dirty": False},
                 "versions": {"python": "3.11.7", "torch": "2.13.0"},
                 "hardware": {"device": "a processor", "ranks": 1, "threads": 1}, "continued": [],
                 "data": {"corpus": "pydocs", "sha256": "text", "mismatch": [],
                          "tokenizer": {"corpus": "pydocs", "vocab": 4096, "sha256": "pieces"}},
                 "parameters": {"count": 1350400, "groups": []},
-                "proofs": [{"factor": "model.pos", "value": arm.split("=")[1], "passed": True, "detail": "acts | so"},
+                "proofs": [{"factor": "model.pos", "value": arm.split("=")[1], "passed": True,
+                            "detail": "acts | so"},
                            {"factor": "model.act", "value": "gelu", "passed": True, "detail": "measured"}],
                 "effective": {"train.batch": 8, "model.layers": 4},
             }  # fmt: skip
@@ -119,9 +121,11 @@ def evaluated(folder: Path, arm: str, seed: int) -> None:
             "context_tokens": [20, 90], "higher_is_better": True, "mean": mean}  # fmt: skip
     scores = [task for task in tasks.values() if task["mean"]]
     result = {
-        "version": 1, "lm_eval": "0.4.13", "weights_sha256": f"{arm}{seed}", "corpora": ["pydocs"], "tasks": tasks,
+        "version": 1, "lm_eval": "0.4.13", "weights_sha256": f"{arm}{seed}", "corpora": ["pydocs"],
+        "tasks": tasks,
         "omitted": [], "bits_per_byte": {"value": tasks["pydocs/bits_per_byte"]["value"], "stderr": 0.04},
-        "zero_shot": {"value": 50 * sum(s["value"] for s in scores), "stderr": 2.0, "chance": 15.0}, "seconds": 9.4,
+        "zero_shot": {"value": 50 * sum(s["value"] for s in scores), "stderr": 2.0, "chance": 15.0},
+        "seconds": 9.4,
     }  # fmt: skip
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "samples.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
@@ -239,7 +243,8 @@ def test_a_clean_study_says_so(study, tmp_path):
     ):
         assert head in page, head
     assert (
-        "| model.pos | alibi | active | acts \\| so | pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |"
+        "| model.pos | alibi | active | acts \\| so | "
+        "pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |"
         in page
     )
     assert "| model.act | gelu | active | measured | all |" in page

@@ -128,7 +128,7 @@ def studies(rng, arms, seeds, items, seed_sd, item_sd, n):
     [(2, 2, 0.0, 0.035), (3, 2, 0.0, 0.035), (2, 3, 2.0, 0.02), (2, 2, 2.0, 0.02), (2, 2, 8.0, 0.0)],
 )
 def test_rate_of_false_verdicts_is_at_most_five_percent(arms, seeds, item_sd, least):
-    """1,500 null studies: 5 % is 75, with a standard deviation of 8.4. Without item noise it is 5 % exactly."""
+    """1,500 null studies: 5 % is 75, standard deviation 8.4. Without item noise it is 5 % exactly."""
     found = list(studies(np.random.default_rng(7), arms, seeds, 100, 1.0, item_sd, 1500))
     wrong = np.mean([verdict(c, False) != "within noise" for c in found])
     assert least <= wrong <= 0.067

@@ -220,7 +220,7 @@ def test_the_engine_is_adamw_with_clipping_and_the_schedule(corpus: str, store: 
     run = cell.run
     data = json.loads((cell.dir / "run.json").read_text())["data"]
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
-    batches = Batches(sources, run.model.seq, run.train.batch, 1, tmp_path / "i")
+    batches = Batches(sources, run.model.seq, run.train.batch, 1)
     model = GPT(run.model, seed=1)
     m = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     v = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
