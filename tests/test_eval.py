@@ -124,7 +124,7 @@ def test_scores_equal_those_of_lm_eval_for_the_same_gpt2():
         with torch.no_grad():
             likeliest = int(ours(torch.tensor([Letters().encode(context)[-24:]]))[0, -1].argmax())
         if likeliest < 256:
-            asked.append((context, chr(likeliest)))
+            asked += [(context, chr(likeliest)), (context, chr(likeliest) + "~")]
     theirs = reference.loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
     mine = scorer.loglikelihood(requests("loglikelihood", asked))
     assert [g for _, g in mine] == [g for _, g in theirs]
@@ -186,11 +186,18 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
     """Contexts with odd ends, digits and braces reach the model unchanged; results are what the scores
     say."""
     gpt = model("alibi")
-    scorer, spec = harness.Scorer(gpt, Letters(), 24), probes.specification()["tasks"]
+    asked = []
+
+    class Recording(harness.Scorer):
+        def loglikelihood(self, requests, disable_tqdm=True):
+            asked.extend(request.args for request in requests)
+            return super().loglikelihood(requests)
+
+    scorer, spec = Recording(gpt, Letters(), 24), probes.specification()["tasks"]
     choices = [" 1", " {{x}}", " [a]", " node"]
     items = {
         "bits_per_byte": [{"id": "a", "context": "", "target": "the node\n \n"},
-                          {"id": "b", "context": "", "target": "[1, 2]" * 9}],
+                          {"id": "b", "context": "", "target": "[1, 2]"}],
         "last_word": [{"id": str(i), "context": f"{{{{node}}}} {i}.\n\nof:", "target": " node"} for i in range(3)],
         "continuation": [
             {"id": str(i), "context": f"path {i}", "choices": choices, "target": i} for i in range(4)
@@ -198,13 +205,18 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
     }  # fmt: skip
     got = harness.evaluate(scorer, {name: (spec[name], rows) for name, rows in items.items()})
 
+    expected = [(item["context"], item["target"]) for item in items["last_word"]]
+    expected += [pair for item in items["continuation"]
+                 for pair in [*((item["context"], c) for c in choices), *(("", c) for c in choices)]]  # fmt: skip
+    assert asked == expected
+
     def ll(context: str, text: str) -> float:
         return one_by_one(gpt, Letters().encode(context) or [256], Letters().encode(text))[0]
 
     rolling = [sample["nats"] for sample in got["bits_per_byte"]["samples"]]
     assert rolling[0] == pytest.approx(-ll("", "the node\n \n"), abs=1e-3)
-    assert [sample["bytes"] for sample in got["bits_per_byte"]["samples"]] == [11, 54]
-    assert got["bits_per_byte"]["value"] == pytest.approx(sum(rolling) / math.log(2) / 65)
+    assert [sample["bytes"] for sample in got["bits_per_byte"]["samples"]] == [11, 6]
+    assert got["bits_per_byte"]["value"] == pytest.approx(sum(rolling) / math.log(2) / 17)
     words = [ll(item["context"], " node") for item in items["last_word"]]
     assert got["last_word"]["perplexity"] == pytest.approx(math.exp(-np.mean(words)), rel=1e-4)
     raised = [

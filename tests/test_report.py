@@ -253,7 +253,9 @@ def test_a_clean_study_says_so(study, tmp_path):
 
 def test_several_arms_are_corrected_for_being_several(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    alibi, none = report(study, tmp_path / "out").splitlines()[2:4]
+    text = report(study, tmp_path / "out")
+    alibi, none = text.splitlines()[2:4]
+    assert "the verdict on it: pos=alibi better by 5.6 (3 × noise); pos=none within noise." in text
     assert "better by 0.0" in alibi and none.endswith("within noise")
     three = {c["arm"]: c["p"] for c in json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"]
              if c["metric"] == "bits_per_byte"}  # fmt: skip
