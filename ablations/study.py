@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -117,8 +118,9 @@ class Study:
 
     @property
     def command(self) -> str:
-        return " ".join(["make ablation", *(w if " " not in w else f'{w.split("=")[0]}="{w.split("=", 1)[1]}"'
-                                            for w in self.words)])  # fmt: skip
+        """What makes the same study anywhere: where it is kept and how many run at a time do not matter."""
+        named = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS="))]
+        return " ".join(["make ablation", *(f"{n}={shlex.quote(v)}" for n, _, v in named)])
 
     @cached_property
     def _cells(self) -> dict[tuple[str, int], Cell]:

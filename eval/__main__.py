@@ -1,5 +1,4 @@
-"""python -m eval RUN_DIR ...: judges finished runs; writes samples.jsonl.gz and eval.json beside the
-weights."""
+"""python -m eval RUN_DIR ...: judges finished runs; writes samples.jsonl.gz, then eval.json, into each."""
 
 import argparse
 import gzip

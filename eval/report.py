@@ -53,11 +53,11 @@ where the arms have them in common. bits/byte: negative is better. zero-shot, in
 
 NOISE = """\
 Noise is the standard error of the difference, from two sources. Seeds: what is left of the results after
-the mean of each arm and of each seed is taken out, pooled over the arms. Items: the arms are compared
-document by document and question by question, and others could have been drawn. A difference counts when it
-is larger than "counts above": many times the noise where there are few seeds, because the noise itself is
-then badly known. p is two-sided, after Holm's correction for the number of arms. Formulas and sources:
-eval/statistics.py."""
+the mean of each arm and of each seed is taken out (of each arm alone where there are two arms and two
+seeds), pooled over the arms. Items: the arms are compared document by document and question by question,
+and others could have been drawn. A difference counts when it is larger than "counts above": many times the
+noise where there are few seeds, because the noise itself is then badly known. p is two-sided, after Holm's
+correction for the number of arms. Formulas and sources: eval/statistics.py."""
 
 TASKS = """\
 Mean over seeds ± standard error over items; in % but for bits_per_byte. Where the context is longer than a

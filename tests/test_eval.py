@@ -183,8 +183,7 @@ def test_what_cannot_be_scored_is_refused():
 
 
 def test_tasks_go_through_lm_eval_as_they_are_written():
-    """Contexts with odd ends, digits and braces reach the model unchanged; results are what the scores
-    say."""
+    """Contexts with odd ends, digits and braces arrive unchanged; results are what the scores say."""
     gpt = model("alibi")
     asked = []
 
@@ -198,16 +197,15 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
     items = {
         "bits_per_byte": [{"id": "a", "context": "", "target": "the node\n \n"},
                           {"id": "b", "context": "", "target": "[1, 2]"}],
-        "last_word": [{"id": str(i), "context": f"{{{{node}}}} {i}.\n\nof:", "target": " node"} for i in range(3)],
-        "continuation": [
-            {"id": str(i), "context": f"path {i}", "choices": choices, "target": i} for i in range(4)
-        ],
+        "last_word": [{"id": f"{i}", "context": f"{{{{n}}}} {i}.\n\nof:", "target": " a"} for i in range(3)],
+        "continuation": [{"id": f"{i}", "context": f"path {i}", "choices": choices, "target": i}
+                         for i in range(4)],
     }  # fmt: skip
     got = harness.evaluate(scorer, {name: (spec[name], rows) for name, rows in items.items()})
 
     expected = [(item["context"], item["target"]) for item in items["last_word"]]
-    expected += [pair for item in items["continuation"]
-                 for pair in [*((item["context"], c) for c in choices), *(("", c) for c in choices)]]  # fmt: skip
+    for item in items["continuation"]:
+        expected += [(context, choice) for context in (item["context"], "") for choice in choices]
     assert asked == expected
 
     def ll(context: str, text: str) -> float:
@@ -217,7 +215,7 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
     assert rolling[0] == pytest.approx(-ll("", "the node\n \n"), abs=1e-3)
     assert [sample["bytes"] for sample in got["bits_per_byte"]["samples"]] == [11, 6]
     assert got["bits_per_byte"]["value"] == pytest.approx(sum(rolling) / math.log(2) / 17)
-    words = [ll(item["context"], " node") for item in items["last_word"]]
+    words = [ll(item["context"], " a") for item in items["last_word"]]
     assert got["last_word"]["perplexity"] == pytest.approx(math.exp(-np.mean(words)), rel=1e-4)
     raised = [
         np.argmax([ll(item["context"], c) - ll("", c) for c in choices]) for item in items["continuation"]
@@ -265,10 +263,9 @@ def test_items_follow_from_the_texts_alone(tmp_path, made):
 
 
 def test_items_of_this_version_do_not_change(made):
-    """If this fails, results are no longer comparable: raise `version` in eval/tasks.yaml and renew the
-    hash."""
-    content = json.dumps(made[1], sort_keys=True).encode()
-    assert (probes.specification()["version"], hashlib.sha256(content).hexdigest()[:12]) == (1, "fa2c3f5c9bf2")
+    """If this fails, results are not comparable any more: raise `version` in tasks.yaml, renew the hash."""
+    content = hashlib.sha256(json.dumps(made[1], sort_keys=True).encode()).hexdigest()
+    assert (probes.specification()["version"], content[:12]) == (1, "fa2c3f5c9bf2")
 
 
 def test_numbers_and_ids(made):
