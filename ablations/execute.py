@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ablations.config import has_gpu
+from ablations.config import ConfigError, has_gpu
 from ablations.study import ROOT, Cell, Study, human, last_line, locked
 
 
@@ -44,7 +44,8 @@ def run(study: Study) -> list[str]:
     }):  # fmt: skip
         what = [corpus, "--tokenizer", tokenizer, "--vocab", str(vocab), "--store", str(study.out / "data")]
         command = [sys.executable, "-m", "data.prepare", *what]
-        subprocess.run(command, cwd=ROOT, check=True, preexec_fn=_die_with_parent)
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
+            raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
     failures: list[str] = []
     phase = {c.dir: "waiting" for c in todo}
 
@@ -174,7 +175,7 @@ def _watch(cells: list[Cell], phase: dict[Path, str], done: threading.Event) -> 
 def _words(cell: Cell, phase: str) -> str:
     row: dict[str, Any] = last_line(cell.dir / "metrics.jsonl") or {}
     if phase != "training" or not row:
-        return phase
+        return "starting" if phase == "training" else phase
     left = (cell.run.steps - row["step"]) * cell.run.train.batch * cell.run.model.seq / row["tokens_per_second"]
     return (
         f"step {row['step']}/{cell.run.steps}  loss {row['loss']:.3f}  {human(row['tokens_per_second'])} tokens/s  "

@@ -97,7 +97,8 @@ def neox(ours: GPT) -> Any:
     theirs = GPTNeoXForCausalLM(GPTNeoXConfig(
         vocab_size=cfg.padded_vocab, hidden_size=cfg.hidden, num_hidden_layers=cfg.layers,
         num_attention_heads=cfg.heads, intermediate_size=cfg.ffn, hidden_act="gelu_new", rotary_pct=1.0,
-        use_parallel_residual=False, layer_norm_eps=cfg.norm_eps, tie_word_embeddings=True, max_position_embeddings=cfg.seq,
+        use_parallel_residual=False, layer_norm_eps=cfg.norm_eps, tie_word_embeddings=True,
+        max_position_embeddings=cfg.seq,
         rope_parameters={"rope_type": "default", "rope_theta": cfg.rotary_base, "partial_rotary_factor": 1.0},
     ))  # fmt: skip
     H, K = cfg.heads, cfg.head_dim
