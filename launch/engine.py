@@ -145,7 +145,7 @@ class Engine:
             "model.layers": len(blocks),
             "model.hidden": self.model.embed.embedding_dim,
             "model.heads": blocks[0].attn.heads,
-            "model.norm_eps": self.model.norm.eps,
+            "model.norm_eps": blocks[0].norm1.eps,
             "model.init_std": cfg.init_std if _std_is(self.model.embed.weight, cfg.init_std) else "another",
         }
 

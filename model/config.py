@@ -17,10 +17,14 @@ class ModelConfig:
     heads: int
     seq: int  # training length, tokens
     vocab: int  # size of the tokenizer, before padding
-    pos: Literal["none", "learned", "rotary", "alibi"]
-    act: Literal["gelu", "swiglu", "swiglu-unmatched"]
+    pos: Literal["none", "learned", "rotary", "alibi", "sinusoidal", "scaled-sinusoidal"]
+    act: Literal["gelu", "swiglu", "swiglu-unmatched", "geglu"]
     norm: Literal["layernorm", "rmsnorm"]
+    block: Literal["pre-ln", "post-ln", "parallel"]
     embnorm: bool  # LayerNorm after the token lookup, before positions
+    qkv_bias: bool  # biases of the query, key and value projections
+    linear_bias: bool  # biases of all other linear layers
+    tied: bool  # the output matrix is the token embedding
     rotary_base: float
     init_std: float
     norm_eps: float
@@ -52,8 +56,8 @@ class ModelConfig:
     def ffn(self) -> int:
         """Inner width of the MLP.
 
-        GELU has 4 x hidden. SwiGLU has three matrices where GELU has two, so it is matched in parameters at
-        2/3 of that, rounded down to a multiple of 8 as in BigScience's runs (hidden 2048 -> 5456);
+        GELU has 4 x hidden. SwiGLU and GEGLU have three matrices where GELU has two, so they are matched in
+        parameters at 2/3 of that, rounded down to a multiple of 8 as in BigScience's runs (hidden 2048 -> 5456);
         `swiglu-unmatched` keeps 4 x hidden and has half as many parameters again.
         """
-        return 8 * self.hidden // 3 // 8 * 8 if self.act == "swiglu" else 4 * self.hidden
+        return 8 * self.hidden // 3 // 8 * 8 if self.act in ("swiglu", "geglu") else 4 * self.hidden

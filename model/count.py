@@ -7,12 +7,13 @@ def parameters(cfg: ModelConfig) -> int:
     """Number of trained values; the tied output matrix counts once."""
     D, F = cfg.hidden, cfg.ffn
     norm = 2 * D if cfg.norm == "layernorm" else D
-    attention = 4 * D * D + 4 * D
+    attention = 4 * D * D + 3 * D * cfg.qkv_bias + D * cfg.linear_bias
     matrices = 2 if cfg.act == "gelu" else 3
-    mlp = matrices * D * F + (matrices - 1) * F + D
-    position = cfg.seq * D if cfg.pos == "learned" else 0
-    embnorm = 2 * D if cfg.embnorm else 0
-    return cfg.padded_vocab * D + position + embnorm + cfg.layers * (2 * norm + attention + mlp) + norm
+    mlp = matrices * D * F + ((matrices - 1) * F + D) * cfg.linear_bias
+    position = {"learned": cfg.seq * D, "scaled-sinusoidal": 1}.get(cfg.pos, 0)
+    embeddings = cfg.padded_vocab * D * (1 if cfg.tied else 2) + 2 * D * cfg.embnorm
+    norms = {"pre-ln": 2 * cfg.layers + 1, "post-ln": 2 * cfg.layers, "parallel": cfg.layers + 1}[cfg.block] * norm
+    return embeddings + position + cfg.layers * (attention + mlp) + norms
 
 
 def flops_per_token(cfg: ModelConfig) -> int:

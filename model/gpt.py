@@ -1,7 +1,9 @@
-"""The whole forward pass of a GPT-3-style decoder: pre-LN, dense causal attention, biases, tied embeddings.
+"""The whole forward pass of a GPT-3-style decoder.
 
 Shapes are in the names: B sequences, T tokens, D hidden, H heads, K head dimension, V padded vocabulary.
 """
+
+from typing import get_args, get_type_hints
 
 from torch import Tensor, nn
 
@@ -19,8 +21,8 @@ class Attention(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.heads = cfg.heads
-        self.qkv = Linear(cfg.hidden, 3 * cfg.hidden)
-        self.proj = Linear(cfg.hidden, cfg.hidden)
+        self.qkv = Linear(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
+        self.proj = Linear(cfg.hidden, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
         B, T, D = x_BTD.shape
@@ -29,6 +31,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Pre-LN: each part reads the normalised residual stream and adds to it (GPT-2)."""
+
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.norm1 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
@@ -41,6 +45,30 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.norm2(x_BTD))
 
 
+class PostLN(Block):
+    """The sum is normalised, and the next part reads that (Vaswani et al. 2017, GPT-1); there is no final norm."""
+
+    def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
+        x_BTD = self.norm1(x_BTD + self.attn(x_BTD, attend))
+        return self.norm2(x_BTD + self.mlp(x_BTD))
+
+
+class Parallel(Block):
+    """Attention and MLP read the same normalised input, with one norm for both (GPT-J, PaLM)."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        del self.norm2
+
+    def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
+        y_BTD = self.norm1(x_BTD)
+        return x_BTD + self.attn(y_BTD, attend) + self.mlp(y_BTD)
+
+
+BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLN, "parallel": Parallel}
+assert set(BLOCKS) == set(get_args(get_type_hints(ModelConfig)["block"]))
+
+
 class GPT(nn.Module):
     """A decoder-only language model, with weights drawn from `seed` (see model/init.py)."""
 
@@ -50,8 +78,9 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(cfg.padded_vocab, cfg.hidden)
         self.embnorm = nn.LayerNorm(cfg.hidden, cfg.norm_eps) if cfg.embnorm else nn.Identity()
         self.position = POSITIONS[cfg.pos](cfg)
-        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
-        self.norm = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
+        self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg) for _ in range(cfg.layers))
+        self.norm = nn.Identity() if cfg.block == "post-ln" else NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
+        self.head = None if cfg.tied else Linear(cfg.hidden, cfg.padded_vocab, bias=False)
         initialise(self, cfg, seed)
 
     @property
@@ -60,7 +89,7 @@ class GPT(nn.Module):
         return self.position.max_length
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """[B, T] token ids -> [B, T, D], after the final norm."""
+        """[B, T] token ids -> [B, T, D], what the output matrix reads."""
         x_BTD = self.position.embed(self.embnorm(self.embed(tokens_BT)))
         attend = attention.prepare(self.position, self.cfg.heads, x_BTD)
         for block in self.blocks:
@@ -68,8 +97,8 @@ class GPT(nn.Module):
         return self.norm(x_BTD)
 
     def project(self, x: Tensor) -> Tensor:
-        """[..., D] -> logits [..., V], through the embedding matrix (tied, no bias)."""
-        return linear(x, self.embed.weight)
+        """[..., D] -> logits [..., V]; no bias."""
+        return linear(x, (self.embed if self.head is None else self.head).weight)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """[B, T] token ids -> logits [B, T, V]."""

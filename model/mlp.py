@@ -14,8 +14,8 @@ class GELU(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.up = Linear(cfg.hidden, cfg.ffn)
-        self.down = Linear(cfg.ffn, cfg.hidden)
+        self.up = Linear(cfg.hidden, cfg.ffn, cfg.linear_bias)
+        self.down = Linear(cfg.ffn, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x_BTD), approximate="tanh"))
@@ -26,13 +26,20 @@ class SwiGLU(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.gate = Linear(cfg.hidden, cfg.ffn)
-        self.up = Linear(cfg.hidden, cfg.ffn)
-        self.down = Linear(cfg.ffn, cfg.hidden)
+        self.gate = Linear(cfg.hidden, cfg.ffn, cfg.linear_bias)
+        self.up = Linear(cfg.hidden, cfg.ffn, cfg.linear_bias)
+        self.down = Linear(cfg.ffn, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 
-MLPS: dict[str, type[nn.Module]] = {"gelu": GELU, "swiglu": SwiGLU, "swiglu-unmatched": SwiGLU}
+class GEGLU(SwiGLU):
+    """down(gelu(gate(x)) * up(x)), tanh approximation (Shazeer 2020)."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.gelu(self.gate(x_BTD), approximate="tanh") * self.up(x_BTD))
+
+
+MLPS: dict[str, type[nn.Module]] = {"gelu": GELU, "swiglu": SwiGLU, "swiglu-unmatched": SwiGLU, "geglu": GEGLU}
 assert set(MLPS) == set(get_args(get_type_hints(ModelConfig)["act"]))

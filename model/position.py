@@ -1,5 +1,6 @@
 """Position schemes. The base class *is* the scheme without positions; a variant overrides one of three places."""
 
+import functools
 import math
 from typing import get_args, get_type_hints
 
@@ -18,7 +19,7 @@ class Position(nn.Module):
         super().__init__()
 
     def embed(self, x_BTD: Tensor) -> Tensor:
-        """Acts on the token embeddings (learned)."""
+        """Acts on the token embeddings (learned, sinusoidal)."""
         return x_BTD
 
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,6 +48,31 @@ class Learned(Position):
         if T > self.table.shape[0]:
             raise ValueError(f"learned positions end at {self.table.shape[0]} tokens; the input has {T}")
         return x_BTD + self.table[:T]
+
+
+class Sinusoidal(Position):
+    """Fixed sines and cosines of geometric wavelengths, added to the token embedding (Vaswani et al. 2017)."""
+
+    def waves(self, x_BTD: Tensor) -> Tensor:
+        """[T, D]: sin at even coordinates and cos at odd ones, of t / 10000^(2i/D); in the precision of `x_BTD`."""
+        _, T, D = x_BTD.shape
+        at = functools.partial(torch.arange, device=x_BTD.device, dtype=torch.float32)
+        angle = torch.outer(at(T), 10000.0 ** (-at(0, D, 2) / D))
+        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :D].to(x_BTD.dtype)
+
+    def embed(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD + self.waves(x_BTD)
+
+
+class ScaledSinusoidal(Sinusoidal):
+    """The same times one trained number, which starts at 1/sqrt(D) (Hua et al. 2022, used in Cramming)."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.scale = nn.Parameter(torch.empty(1))
+
+    def embed(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD + self.scale * self.waves(x_BTD)
 
 
 class Rotary(Position):
@@ -100,5 +126,12 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes + [2 ** (-8 * i / (2 * n)) for i in range(1, 2 * (heads - n), 2)]
 
 
-POSITIONS: dict[str, type[Position]] = {"none": Position, "learned": Learned, "rotary": Rotary, "alibi": ALiBi}
+POSITIONS: dict[str, type[Position]] = {
+    "none": Position,
+    "learned": Learned,
+    "rotary": Rotary,
+    "alibi": ALiBi,
+    "sinusoidal": Sinusoidal,
+    "scaled-sinusoidal": ScaledSinusoidal,
+}
 assert set(POSITIONS) == set(get_args(get_type_hints(ModelConfig)["pos"]))

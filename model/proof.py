@@ -50,7 +50,7 @@ def require(proofs: Iterable[Proof]) -> None:
 @torch.no_grad()
 def prove(model: Any) -> list[Proof]:
     """All proofs of a freshly initialised model, in its own precision, on its own device. Seconds at most."""
-    return [position(model), embedding_norm(model), norms(model), activation(model), tied(model)]
+    return [f(model) for f in (position, embedding_norm, norms, block, activation, biases, tied)]
 
 
 # ---------------------------------------------------------------------------------------------- positions
@@ -75,6 +75,27 @@ def expected_scores(pos: str, heads: int, head_dim: int, T: int, base: float) ->
         one = np.cos(theta[:, None, None] * distance).mean(0)
         return np.repeat(one[None], heads, axis=0)
     return np.zeros((heads, T, T))
+
+
+ADDED = ("learned", "sinusoidal", "scaled-sinusoidal")  # schemes that add a row to each token's embedding
+
+
+def added_rows(model: Any, T: int) -> Tensor:
+    """What the declared scheme adds to the embeddings of T tokens, [T, D] in float64; zeros where nothing.
+
+    Sinusoidal (Vaswani et al. 2017, section 3.5): coordinate d has the angle t / 10000^(2 floor(d / 2) / D), and is its
+    sine for even d, its cosine for odd d.
+    """
+    D, pos, weight = model.cfg.hidden, model.cfg.pos, model.embed.weight
+    if pos == "learned":
+        table = getattr(model.position, "table", None)
+        return weight.new_zeros(T, D).double() if table is None else table[:T].double()
+    if pos not in ADDED:
+        return weight.new_zeros(T, D).double()
+    d = np.arange(D)
+    angle = np.arange(T)[:, None] / 10000.0 ** (2 * (d // 2) / D)
+    rows = torch.tensor(np.where(d % 2 == 0, np.sin(angle), np.cos(angle)), device=weight.device)
+    return rows if pos == "sinusoidal" else rows / math.sqrt(D)
 
 
 def measured_scores(model: Any, T: int) -> list[np.ndarray]:
@@ -131,18 +152,19 @@ def position(model: Any) -> Proof:
             wrong.append(f"layer {i}, heads {heads.tolist()}: scores are not those of {cfg.pos}")
     x_BTD = _embedded(model, T)
     moved = x_BTD - x_BTD[:, :1]
-    if cfg.pos == "learned":
-        table = model.position.table.double()
-        expected_move = (table[:T] - table[:1]).expand_as(moved)
+    rows_TD = added_rows(model, T)
+    expected_move = (rows_TD - rows_TD[:1]).expand_as(moved)
+    if not expected_move.any():
+        if moved.any():
+            wrong.append("the embeddings depend on the position")
+        elif cfg.pos in ADDED:
+            wrong.append(f"the rows that {cfg.pos} adds are the same at all positions")
+    else:
         share = float((moved * expected_move).sum() / expected_move.square().sum())
         # in bf16 a position is rounded to the precision of the larger embedding it is added to
         if abs(share - 1) > TOLERANCE or not _close(moved, expected_move, float(x_BTD.abs().max())):
-            wrong.append("the embeddings do not carry the learned table")
-        elif not moved[:, 1:].abs().amax(-1).min() > cfg.init_std:
-            wrong.append("the learned table is the same at different positions")
-    elif moved.abs().max() > 0:
-        wrong.append("the embeddings depend on the position")
-    where = {"none": "nowhere", "learned": "on the embeddings"}.get(cfg.pos, "in the scores")
+            wrong.append(f"the embeddings do not carry the rows that {cfg.pos} adds")
+    where = "nowhere" if cfg.pos == "none" else "on the embeddings" if cfg.pos in ADDED else "in the scores"
     size = f"{cfg.layers} layers x {cfg.heads} heads x {T} positions"
     good = f"acts {where}; the scores of {size} err by {worst:.1e} at most"
     return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or good)
@@ -156,45 +178,79 @@ def embedding_norm(model: Any) -> Proof:
     cfg = model.cfg
     tokens = torch.arange(8, device=model.embed.weight.device)[:, None].expand(8, 2)
     x_BD = _embedded(model, 2, tokens)[:, 0]
-    if cfg.pos == "learned":  # positions come after the norm
-        x_BD = x_BD - model.position.table[0].double()
+    x_BD = x_BD - added_rows(model, 1)[0]  # positions come after the norm
     raw_BD = model.embed.weight[:8].double()
     expected = _layernorm(raw_BD, cfg.norm_eps) if cfg.embnorm else raw_BD
-    ok = _close(x_BD, expected, 1.0 if cfg.embnorm else cfg.init_std)
+    # sinusoids are as large as 1, and in bf16 they round the small embeddings that they are added to
+    ok = _close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDED else cfg.init_std)
+    ok = ok and abs(float(x_BD.var() / expected.var()) - 1) < 0.1
     spread = f"token vectors enter layer 0 with mean {x_BD.mean():.1e} and variance {x_BD.var():.3g}"
     return Proof("model.embnorm", str(cfg.embnorm).lower(), ok, spread if ok else f"{spread}: not as declared")
 
 
 def norms(model: Any) -> Proof:
-    """Each norm is applied once, computes the declared formula, and its output is what the next matrix reads."""
+    """Each norm is applied once and computes the declared formula, and the last one is what the head reads."""
     cfg = model.cfg
-    formula = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}[cfg.norm]
-    sites: list[tuple[str, nn.Module, list[nn.Module]]] = [("norm", model.norm, [])]
-    for i, block in enumerate(model.blocks):
-        first = [block.mlp.up] + ([block.mlp.gate] if hasattr(block.mlp, "gate") else [])
-        sites += [(f"blocks.{i}.norm1", block.norm1, [block.attn.qkv]), (f"blocks.{i}.norm2", block.norm2, first)]
-    wrong = []
-    made: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name, _, _ in sites}
-    reads: dict[nn.Module, Tensor] = {}
+    formula = FORMULAS[cfg.norm]
+    inner = ("norm1",) if cfg.block == "parallel" else ("norm1", "norm2")
+    sites = {f"blocks.{i}.{n}": getattr(block, n, None) for i, block in enumerate(model.blocks) for n in inner}
+    if cfg.block != "post-ln":
+        sites["norm"] = model.norm
+    made: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in sites}
     with hooks() as on:
-        for name, norm, readers in sites:
-            # an input that is neither centred nor of unit size, so that no formula looks like another or like none
-            on(norm.register_forward_pre_hook(lambda m, args: (3 * args[0] / args[0].std() + 2,)))
-            on(norm.register_forward_hook(lambda m, args, out, name=name: made[name].append((args[0], out))))
-            for reader in readers:
-                on(reader.register_forward_pre_hook(lambda m, args: reads.__setitem__(m, args[0])))
+        for name, norm in sites.items():
+            if norm is not None:
+                # an input that is neither centred nor of unit size, so that no formula looks like another or like none
+                on(norm.register_forward_pre_hook(lambda m, args: (3 * args[0] / args[0].std() + 2,)))
+                on(norm.register_forward_hook(lambda m, args, out, name=name: made[name].append((args[0], out))))
         final = model.hidden(_tokens(model, 8))
-    for name, _, readers in sites:
-        if len(made[name]) != 1:
-            wrong.append(f"{name} is applied {len(made[name])} times")
-            continue
-        x, y = made[name][0]
-        if not _close(y, formula(x.double(), cfg.norm_eps), 1.0):
+    wrong = []
+    for name, seen in made.items():
+        if len(seen) != 1:
+            wrong.append(f"{name} is applied {len(seen)} times")
+        elif not _close(seen[0][1], formula(seen[0][0].double(), cfg.norm_eps), 1.0):
             wrong.append(f"{name} does not compute {cfg.norm}")
-        read = [reads.get(r) for r in readers] or [final]
-        if not all(r is not None and torch.equal(r, y) for r in read):
-            wrong.append(f"what {name} computes is not used")
+    if not wrong and not torch.equal(final, list(made.values())[-1][0][1]):
+        wrong.append("what the last norm computes is not used")
     return Proof("model.norm", cfg.norm, not wrong, "; ".join(wrong) or f"{len(sites)} norms applied, formula measured")
+
+
+def block(model: Any) -> Proof:
+    """How a layer puts norms, attention, MLP and residual stream together.
+
+    Attention and MLP are made to return known values; what each of them reads and what leaves the layer is compared
+    with the scheme written out.
+    """
+    cfg = model.cfg
+    wrong = []
+    for i, layer in enumerate(model.blocks):
+        seen: dict[str, Tensor] = {}
+        generator = torch.Generator().manual_seed(i)
+        out_BTD = {
+            name: torch.randn(1, 8, cfg.hidden, generator=generator).to(model.embed.weight) for name in ("attn", "mlp")
+        }
+        with hooks() as on:
+            on(layer.register_forward_pre_hook(lambda m, a: (2 * a[0] / a[0].std() + 1, *a[1:])))
+            on(layer.register_forward_hook(lambda m, a, o, seen=seen: seen.update(into=a[0], out=o)))
+            for name in ("attn", "mlp"):
+                on(getattr(layer, name).register_forward_hook(lambda m, a, o, v=out_BTD[name]: v))
+            on(layer.attn.qkv.register_forward_pre_hook(lambda m, a, seen=seen: seen.update(attn=a[0])))
+            on(layer.mlp.up.register_forward_pre_hook(lambda m, a, seen=seen: seen.update(mlp=a[0])))
+            model.hidden(_tokens(model, 8))
+        x, attn, mlp = seen["into"].double(), out_BTD["attn"].double(), out_BTD["mlp"].double()
+
+        def norm(y: Tensor) -> Tensor:
+            return FORMULAS[cfg.norm](y, cfg.norm_eps)
+
+        expected = {
+            "pre-ln": {"attn": norm(x), "mlp": norm(x + attn), "out": x + attn + mlp},
+            "post-ln": {"attn": x, "mlp": norm(x + attn), "out": norm(norm(x + attn) + mlp)},
+            "parallel": {"attn": norm(x), "mlp": norm(x), "out": x + attn + mlp},
+        }[cfg.block]
+        what = {"attn": "what attention reads", "mlp": "what the MLP reads", "out": "what leaves the layer"}
+        wrong += [f"layer {i}: {what[k]} is not that of {cfg.block}" for k, v in expected.items()
+                  if k not in seen or not _close(seen[k], v, float(v.abs().max()))]  # fmt: skip
+    return Proof("model.block", cfg.block, not wrong, "; ".join(wrong) or f"{cfg.layers} layers measured")
 
 
 # ---------------------------------------------------------------------------------------------- MLP and head
@@ -204,7 +260,7 @@ def activation(model: Any) -> Proof:
     """Known pre-activations go in; what reaches the down projection is compared with the formula. The width counts."""
     cfg = model.cfg
     gated = cfg.act != "gelu"
-    expected_width = 8 * cfg.hidden // 3 // 8 * 8 if cfg.act == "swiglu" else 4 * cfg.hidden
+    expected_width = 8 * cfg.hidden // 3 // 8 * 8 if cfg.act in ("swiglu", "geglu") else 4 * cfg.hidden
     wrong, worst = [], 0.0
     for i, block in enumerate(model.blocks):
         seen: list[Tensor] = []
@@ -218,10 +274,7 @@ def activation(model: Any) -> Proof:
             on(block.mlp.down.register_forward_pre_hook(lambda m, a, seen=seen: seen.append(a[0])))
             model.hidden(_tokens(model, 8))
         h, g = h_1TF.double(), g_1TF.double()
-        if gated:
-            expected = g * torch.sigmoid(g) * h
-        else:
-            expected = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+        expected = {"gelu": _gelu(h), "geglu": _gelu(g) * h}.get(cfg.act, g * torch.sigmoid(g) * h)
         if len(seen) != 1 or not _close(seen[0], expected, 1.0):
             wrong.append(f"layer {i}: the activation is not {cfg.act}")
         else:
@@ -233,15 +286,38 @@ def activation(model: Any) -> Proof:
     return Proof("model.act", cfg.act, not wrong, "; ".join(wrong) or good)
 
 
+def biases(model: Any) -> Proof:
+    """A bias that is declared moves what its layer computes; where none is declared there is none."""
+    cfg = model.cfg
+    wrong = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name != "head":
+            declared = cfg.qkv_bias if name.endswith(".qkv") else cfg.linear_bias
+            bias = getattr(module, "bias", None)
+            if (bias is not None) != declared:
+                wrong.append(f"{name} has {'a' if bias is not None else 'no'} bias")
+            elif bias is not None:
+                x = torch.zeros(1, module.in_features).to(bias)
+                before = bias.clone()
+                bias.fill_(1.0)
+                if not bool((module(x) == 1).all()):
+                    wrong.append(f"the bias of {name} does nothing")
+                bias.copy_(before)
+    value = f"qkv {str(cfg.qkv_bias).lower()}, linear {str(cfg.linear_bias).lower()}"
+    return Proof("model.qkv_bias, model.linear_bias", value, not wrong, "; ".join(wrong) or "as declared, in every layer")
+
+
 def tied(model: Any) -> Proof:
-    """Logits are the product with the input embedding, and there is no second matrix."""
+    """Logits are the product with the declared matrix: the input embedding, or one of their own."""
+    cfg = model.cfg
     tokens = _tokens(model, 8)
     x = model.hidden(tokens).double()
-    ok = _close(model(tokens), x @ model.embed.weight.double().T, 1.0)
     outside = ((n, p) for n, p in model.named_parameters() if not n.startswith("blocks."))
-    rows = [n for n, p in outside if p.shape[0] == model.cfg.padded_vocab]
-    ok = ok and rows == ["embed.weight"]
-    return Proof("model.tied", "true", ok, f"output matrix: {', '.join(rows)}")
+    rows = {n: p for n, p in outside if p.shape[0] == cfg.padded_vocab}
+    output = rows.get("embed.weight" if cfg.tied else "head.weight")
+    ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})
+    ok = ok and output is not None and _close(model(tokens), x @ output.double().T, 1.0)
+    return Proof("model.tied", str(cfg.tied).lower(), ok, f"matrices over the vocabulary: {', '.join(rows)}")
 
 
 def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Proof]:
@@ -319,3 +395,10 @@ def _layernorm(x: Tensor, eps: float) -> Tensor:
 
 def _rmsnorm(x: Tensor, eps: float) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+FORMULAS = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}

@@ -39,7 +39,7 @@ def test_values_are_read_in_the_type_of_their_key(key: str, text: str, value: ob
 @pytest.mark.parametrize(
     ("key", "text", "says"),
     [
-        ("model.pos", "alibbi", "none, learned, rotary, alibi (did you mean alibi?)"),
+        ("model.pos", "alibbi", "none, learned, rotary, alibi, sinusoidal, scaled-sinusoidal (did you mean alibi?)"),
         ("model.po", "alibi", "did you mean model.pos?"),
         ("train.lr", "fast", "a number such as 3e-4"),
         ("train.lr", "nan", "a number such as 3e-4"),

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 from model import attention, count
 from model.config import ModelConfig
-from model.gpt import GPT
+from model.gpt import BLOCKS, GPT
 from model.mlp import MLPS
 from model.norm import NORMS
 from model.objective import cross_entropy
@@ -19,16 +19,21 @@ from model.position import POSITIONS, alibi_slopes
 
 SMALL = ModelConfig(
     layers=2, hidden=48, heads=6, seq=32, vocab=120, pos="learned", act="gelu", norm="layernorm", embnorm=False,
-    rotary_base=10000.0, init_std=0.02, norm_eps=1e-5,
+    block="pre-ln", qkv_bias=True, linear_bias=True, tied=True, rotary_base=10000.0, init_std=0.02, norm_eps=1e-5,
 )  # fmt: skip
 VARIANTS = [
     replace(SMALL, pos=pos, act=act, norm=norm, embnorm=embnorm)
     for pos, act, norm, embnorm in itertools.product(POSITIONS, MLPS, NORMS, (False, True))
+] + [
+    replace(SMALL, pos="rotary", block=block, act=act, norm=norm, qkv_bias=not bare, linear_bias=bare, tied=bare)
+    for block, act, norm, bare in itertools.product(BLOCKS, ("gelu", "geglu"), NORMS, (False, True))
 ]
 
 
 def name(cfg: ModelConfig) -> str:
-    return f"{cfg.pos}-{cfg.act}-{cfg.norm}-{'embnorm' if cfg.embnorm else 'plain'}"
+    """What differs from SMALL."""
+    changed = [f"{k}={v}" for k, v in asdict(cfg).items() if v != getattr(SMALL, k)]
+    return ",".join(changed) or "baseline"
 
 
 def tokens(cfg: ModelConfig, T: int, B: int = 3) -> torch.Tensor:
@@ -180,7 +185,7 @@ def test_flops_are_those_that_torch_counts(cfg: ModelConfig) -> None:
 
 def test_published_sizes() -> None:
     """BigScience's three 1.3B shapes with GPT-2's vocabulary padded to 50,304, and Megatron's FLOPs for them."""
-    big = ModelConfig(24, 2048, 16, 2048, 50257, "learned", "gelu", "layernorm", False, 1e4, 0.02, 1e-5)
+    big = replace(SMALL, layers=24, hidden=2048, heads=16, seq=2048, vocab=50257)
     assert big.padded_vocab == 50304
     assert count.parameters(big) == 1_315_819_520
     assert {count.parameters(replace(big, pos=p)) for p in ("none", "rotary", "alibi")} == {1_311_625_216}
@@ -256,7 +261,7 @@ def test_initial_weights_have_the_declared_spread() -> None:
 
 def test_learned_positions_end_where_they_were_trained_and_others_do_not() -> None:
     assert {pos: GPT(replace(SMALL, pos=pos)).max_length for pos in POSITIONS} == {
-        "none": None, "learned": 32, "rotary": None, "alibi": None,
+        "none": None, "learned": 32, "rotary": None, "alibi": None, "sinusoidal": None, "scaled-sinusoidal": None,
     }  # fmt: skip
     with pytest.raises(ValueError, match="end at 32 tokens"):
         GPT(SMALL)(tokens(SMALL, 33))

@@ -30,7 +30,7 @@ def test_every_variant_proves_itself(variant: ModelConfig, dtype: torch.dtype) -
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@mark.parametrize("pos", ["none", "learned", "rotary", "alibi"])
+@mark.parametrize("pos", position.POSITIONS)
 def test_rounding_fails_no_honest_model(pos: str) -> None:
     """At the nano size, in bf16, over seeds: a proof that cries wolf would be switched off."""
     for seed in range(1, 9):
@@ -40,12 +40,10 @@ def test_rounding_fails_no_honest_model(pos: str) -> None:
 
 
 @mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@mark.parametrize("declared", ["none", "learned", "rotary", "alibi"])
-@mark.parametrize("built", ["none", "learned", "rotary", "alibi"])
+@mark.parametrize("declared", position.POSITIONS)
+@mark.parametrize("built", position.POSITIONS)
 def test_no_position_scheme_passes_for_another(declared: str, built: str, dtype: torch.dtype) -> None:
     model = GPT(cfg(pos=built)).to(dtype)
-    if declared == "learned" and built != "learned":
-        model.position.table = torch.zeros(SMALL.seq, SMALL.hidden)
     model.cfg = cfg(pos=declared)
     assert ("model.pos" in failing(model)) == (declared != built)
 
@@ -131,7 +129,36 @@ def test_a_norm_whose_output_is_thrown_away_fires(monkeypatch: MonkeyPatch) -> N
 
     model = GPT(cfg())
     monkeypatch.setattr(gpt.Block, "forward", forward)
-    assert "not used" in failing(model)["model.norm"]
+    assert "what attention reads" in failing(model)["model.block"]
+
+
+@mark.parametrize("declared", gpt.BLOCKS)
+@mark.parametrize("built", gpt.BLOCKS)
+@mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_no_block_passes_for_another(declared: str, built: str, dtype: torch.dtype) -> None:
+    model = GPT(cfg(block=built)).to(dtype)
+    model.cfg = cfg(block=declared)
+    assert ("model.block" in failing(model)) == (declared != built)
+
+
+@mark.parametrize("switch", ["qkv_bias", "linear_bias"])
+@mark.parametrize("on", [True, False])
+def test_a_bias_that_is_not_what_was_declared_fires(switch: str, on: bool) -> None:
+    model = GPT(cfg(**{switch: not on}))
+    model.cfg = cfg(**{switch: on})
+    assert "model.qkv_bias, model.linear_bias" in failing(model)
+
+
+def test_a_bias_that_is_not_added_fires() -> None:
+    model = GPT(cfg())
+    linear = model.blocks[0].attn.qkv
+    linear.forward = lambda x: F.linear(x, linear.weight)
+    assert failing(model)["model.qkv_bias, model.linear_bias"] == "the bias of blocks.0.attn.qkv does nothing"
+
+
+def test_sinusoids_that_are_not_scaled_fire(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(position.ScaledSinusoidal, "embed", position.Sinusoidal.embed)
+    assert "model.pos" in failing(GPT(cfg(pos="scaled-sinusoidal")))
 
 
 @mark.parametrize("declared, built", [("layernorm", "rmsnorm"), ("rmsnorm", "layernorm")])
@@ -147,11 +174,19 @@ def test_the_wrong_activation_fires(monkeypatch: MonkeyPatch) -> None:
     assert "model.act" in failing(GPT(cfg()))
 
 
-@mark.parametrize("declared, built", [("gelu", "swiglu"), ("swiglu", "gelu"), ("swiglu", "swiglu-unmatched")])
+@mark.parametrize("declared, built", [("gelu", "swiglu"), ("swiglu", "gelu"), ("swiglu", "swiglu-unmatched"),
+                                      ("swiglu", "geglu"), ("geglu", "swiglu")])  # fmt: skip
 def test_another_mlp_fires(declared: str, built: str) -> None:
     model = GPT(cfg(act=built))
     model.cfg = cfg(act=declared)
     assert "model.act" in failing(model)
+
+
+@mark.parametrize("declared", [True, False])
+def test_an_output_matrix_that_is_not_what_was_declared_fires(declared: bool) -> None:
+    model = GPT(cfg(tied=not declared))
+    model.cfg = cfg(tied=declared)
+    assert "model.tied" in failing(model)
 
 
 def test_an_untied_head_fires() -> None:

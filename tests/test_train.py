@@ -130,6 +130,10 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
     "model.pos": ("rotary", {}),
     "model.act": ("swiglu", {}),
     "model.norm": ("rmsnorm", {}),
+    "model.block": ("parallel", {}),
+    "model.qkv_bias": (False, {}),
+    "model.linear_bias": (False, {}),
+    "model.tied": (False, {}),
     "model.embnorm": (True, {}),
     "model.rotary_base": (100.0, {"model.pos": "rotary"}),
     "model.init_std": (0.03, {}),
@@ -359,7 +363,8 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
     record = json.loads((cell.dir / "run.json").read_text())
     assert record["fingerprint"] == cell.run.fingerprint and record["delta"] == {"model.pos": "alibi"}
     assert {p["factor"] for p in record["proofs"]} == {
-        "model.pos", "model.embnorm", "model.norm", "model.act", "model.tied", "train.weight_decay",
+        "model.pos", "model.embnorm", "model.norm", "model.block", "model.act", "model.qkv_bias, model.linear_bias",
+        "model.tied", "train.weight_decay",
     }  # fmt: skip
     assert all(p["passed"] for p in record["proofs"])
     groups = {g["name"]: g["decayed"] for g in record["parameters"]["groups"]}
