@@ -96,14 +96,18 @@ class Engine:
         """The GPT itself."""
         return self.ds.module.model
 
-    def step(self, rows_bS: Tensor, lr: float) -> tuple[float, float]:
+    def step(self, rows_bS: Tensor, lr: float, seed: int = 0) -> tuple[float, float]:
         """One optimizer step on this rank's rows of the global batch, [rows, seq + 1] token ids.
+
+        Args:
+            seed: of what this step and rank drop. Random numbers have no state that a resume could lose.
 
         Returns:
             The loss of the whole global batch before the step, nats per token, and the gradient norm before clipping.
         """
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
+        torch.manual_seed(seed)
         total = torch.zeros((), device=self.device)
         for micro_bS in rows_bS.to(self.device).split(self.run.layout.micro_batch):
             loss = self.ds(micro_bS)

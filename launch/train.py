@@ -49,7 +49,7 @@ def train(cell: Cell, store: Path) -> None:
     tick, ticked = began, step
     while step < run.steps:
         lr = learning_rate(run.train, (step + 1) / run.steps)
-        loss, norm = engine.step(batches.batch(step, mine), lr)
+        loss, norm = engine.step(batches.batch(step, mine), lr, seed=(run.seed * 1_000_003 + step) * world + rank)
         step += 1
         losses.append(loss)
         stop_if_diverged(run, step, loss, norm)

@@ -22,15 +22,18 @@ from model.position import Position
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def prepare(position: Position, heads: int, x_BTD: Tensor) -> Attend:
+def prepare(position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0) -> Attend:
     """The attention that every layer of one forward pass shares, for inputs like `x_BTD`.
+
+    `dropout` is the share of the attention probabilities that is dropped; the fused kernel cannot, so with it a GPU
+    runs one of the others.
 
     Returns a function of q, k, v, each [B, H, T, K], giving [B, H, T, K]. Positions act here and nowhere else in
     attention, so no layer can miss them.
     """
-    if x_BTD.is_cuda:
+    if x_BTD.is_cuda and not dropout:
         return fused(position, heads, x_BTD)
-    return (masked if x_BTD.dtype == torch.float32 else plain)(position, heads, x_BTD)
+    return (masked if x_BTD.dtype == torch.float32 else plain)(position, heads, x_BTD, dropout)
 
 
 def causal_bias(position: Position, heads: int, x_BTD: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ def causal_bias(position: Position, heads: int, x_BTD: Tensor) -> Tensor:
     return torch.where(k <= q, position.bias(h, q, k), -math.inf).to(x_BTD.dtype)
 
 
-def plain(position: Position, heads: int, x_BTD: Tensor) -> Attend:
+def plain(position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0) -> Attend:
     """Scores as a matrix product: [B x H, T, T] is held in memory."""
     B, T, _ = x_BTD.shape
     bias = causal_bias(position, heads, x_BTD)
@@ -52,18 +55,18 @@ def plain(position: Position, heads: int, x_BTD: Tensor) -> Attend:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
         q, k, v = (x.reshape(B * heads, T, -1) for x in (q_BHTK, k_BHTK, v_BHTK))
         score_NTT = torch.baddbmm(bias_NTT, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-        return torch.bmm(score_NTT.softmax(dim=-1), v).view(B, heads, T, -1)
+        return torch.bmm(F.dropout(score_NTT.softmax(dim=-1), dropout), v).view(B, heads, T, -1)
 
     return attend
 
 
-def masked(position: Position, heads: int, x_BTD: Tensor) -> Attend:
+def masked(position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0) -> Attend:
     """torch's scaled_dot_product_attention, with a float mask."""
     bias = causal_bias(position, heads, x_BTD)
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
-        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=bias)
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=bias, dropout_p=dropout)
 
     return attend
 

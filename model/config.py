@@ -25,6 +25,8 @@ class ModelConfig:
     qkv_bias: bool  # biases of the query, key and value projections
     linear_bias: bool  # biases of all other linear layers
     tied: bool  # the output matrix is the token embedding
+    dropout: float  # of the embeddings and of what attention and MLP add to the residual stream
+    attn_dropout: float  # of the attention probabilities
     rotary_base: float
     init_std: float
     norm_eps: float
@@ -33,6 +35,9 @@ class ModelConfig:
         for name in ("layers", "hidden", "heads", "seq", "vocab"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("dropout", "attn_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)}: must lie between 0 and 1, 1 excluded")
         if self.hidden % self.heads:
             fits = [n for n in range(1, self.hidden + 1) if self.hidden % n == 0]
             near = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:4])

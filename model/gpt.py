@@ -39,18 +39,19 @@ class Block(nn.Module):
         self.attn = Attention(cfg)
         self.norm2 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
         self.mlp = MLPS[cfg.act](cfg)
+        self.drop = nn.Dropout(cfg.dropout)
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
-        x_BTD = x_BTD + self.attn(self.norm1(x_BTD), attend)
-        return x_BTD + self.mlp(self.norm2(x_BTD))
+        x_BTD = x_BTD + self.drop(self.attn(self.norm1(x_BTD), attend))
+        return x_BTD + self.drop(self.mlp(self.norm2(x_BTD)))
 
 
 class PostLN(Block):
     """The sum is normalised, and the next part reads that (Vaswani et al. 2017, GPT-1); there is no final norm."""
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
-        x_BTD = self.norm1(x_BTD + self.attn(x_BTD, attend))
-        return self.norm2(x_BTD + self.mlp(x_BTD))
+        x_BTD = self.norm1(x_BTD + self.drop(self.attn(x_BTD, attend)))
+        return self.norm2(x_BTD + self.drop(self.mlp(x_BTD)))
 
 
 class Parallel(Block):
@@ -62,7 +63,7 @@ class Parallel(Block):
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
         y_BTD = self.norm1(x_BTD)
-        return x_BTD + self.attn(y_BTD, attend) + self.mlp(y_BTD)
+        return x_BTD + self.drop(self.attn(y_BTD, attend)) + self.drop(self.mlp(y_BTD))
 
 
 BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLN, "parallel": Parallel}
@@ -78,6 +79,7 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(cfg.padded_vocab, cfg.hidden)
         self.embnorm = nn.LayerNorm(cfg.hidden, cfg.norm_eps) if cfg.embnorm else nn.Identity()
         self.position = POSITIONS[cfg.pos](cfg)
+        self.drop = nn.Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg) for _ in range(cfg.layers))
         self.norm = nn.Identity() if cfg.block == "post-ln" else NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
         self.head = None if cfg.tied else Linear(cfg.hidden, cfg.padded_vocab, bias=False)
@@ -90,8 +92,9 @@ class GPT(nn.Module):
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """[B, T] token ids -> [B, T, D], what the output matrix reads."""
-        x_BTD = self.position.embed(self.embnorm(self.embed(tokens_BT)))
-        attend = attention.prepare(self.position, self.cfg.heads, x_BTD)
+        x_BTD = self.drop(self.position.embed(self.embnorm(self.embed(tokens_BT))))
+        dropout = self.cfg.attn_dropout if self.training else 0.0
+        attend = attention.prepare(self.position, self.cfg.heads, x_BTD, dropout)
         for block in self.blocks:
             x_BTD = block(x_BTD, attend)
         return self.norm(x_BTD)

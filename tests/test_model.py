@@ -29,7 +29,8 @@ from model.position import POSITIONS, alibi_slopes
 
 SMALL = ModelConfig(
     layers=2, hidden=48, heads=6, seq=32, vocab=120, pos="learned", act="gelu", norm="layernorm", embnorm=False,
-    block="pre-ln", qkv_bias=True, linear_bias=True, tied=True, rotary_base=10000.0, init_std=0.02, norm_eps=1e-5,
+    block="pre-ln", qkv_bias=True, linear_bias=True, tied=True, dropout=0.0, attn_dropout=0.0,
+    rotary_base=10000.0, init_std=0.02, norm_eps=1e-5,
 )  # fmt: skip
 VARIANTS = [
     replace(SMALL, pos=pos, act=act, norm=norm, embnorm=embnorm)
@@ -289,6 +290,22 @@ def test_the_loss_and_its_gradient_are_those_of_torch(dtype: torch.dtype, tolera
     (loss * 7).backward()
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert (logits.grad.double() - reference.grad).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_dropout_keeps_the_mean_and_ends_with_training(dtype: torch.dtype) -> None:
+    cfg = replace(SMALL, dropout=0.1, attn_dropout=0.2)
+    model = scrambled(GPT(cfg)).to(dtype)
+    x = tokens(cfg, 16)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert not torch.equal(model(x), model(x))
+        draws = torch.stack([model(x).float() for _ in range(400)])
+        still = model.eval()(x).float()
+        assert torch.equal(still, model(x).float())
+        plain = scrambled(GPT(SMALL)).to(dtype)(x).float()
+    assert torch.equal(still, plain)
+    assert (draws.mean(0) - plain).square().mean() < 0.2 * draws.var(0).mean()  # no bias beyond the nonlinearity's
 
 
 # ------------------------------------------------------------------------------------------------ ALiBi, init

@@ -52,7 +52,7 @@ def test_a_bias_that_is_not_passed_on_fires(monkeypatch: MonkeyPatch) -> None:
     """BigScience's first ALiBi run: the bias existed and the layers never saw it."""
     model = GPT(cfg(pos="alibi"))
     prepare = attention.prepare
-    monkeypatch.setattr(attention, "prepare", lambda p, heads, x: prepare(position.Position(model.cfg), heads, x))
+    monkeypatch.setattr(attention, "prepare", lambda p, *args: prepare(position.Position(model.cfg), *args))
     assert "layer 0" in failing(model)["model.pos"] and "layer 1" in failing(model)["model.pos"]
 
 
@@ -113,8 +113,8 @@ def test_an_embedding_norm_after_positions_fires() -> None:
 
 def test_a_norm_that_is_not_applied_fires(monkeypatch: MonkeyPatch) -> None:
     def forward(self: gpt.Block, x: torch.Tensor, attend: attention.Attend) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), attend)
-        return x + self.mlp(x)
+        x = x + self.drop(self.attn(self.norm1(x), attend))
+        return x + self.drop(self.mlp(x))
 
     model = GPT(cfg())
     monkeypatch.setattr(gpt.Block, "forward", forward)
@@ -194,6 +194,29 @@ def test_an_untied_head_fires() -> None:
     head = torch.nn.Linear(SMALL.hidden, SMALL.padded_vocab, bias=False)
     model.project = lambda x: head(x)
     assert "model.tied" in failing(model)
+
+
+@mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@mark.parametrize("block", gpt.BLOCKS)
+@mark.parametrize("declared", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1), (0.1, 0.1)])
+@mark.parametrize("built", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1), (0.1, 0.1), (0.3, 0.5)])
+def test_no_dropout_passes_for_another(
+    declared: tuple[float, float], built: tuple[float, float], block: str, dtype: torch.dtype
+) -> None:
+    model = GPT(cfg(hidden=96, layers=3, block=block, dropout=built[0], attn_dropout=built[1])).to(dtype)
+    forward = model.hidden
+    real = model.cfg
+    told = cfg(hidden=96, layers=3, block=block, dropout=declared[0], attn_dropout=declared[1])
+
+    def hidden(tokens: torch.Tensor) -> torch.Tensor:
+        model.cfg = real  # the model does what it was built to do, whatever the proof believes
+        try:
+            return forward(tokens)
+        finally:
+            model.cfg = told
+
+    model.hidden, model.cfg = hidden, told
+    assert ("model.dropout, model.attn_dropout" in failing(model)) == (declared != built)
 
 
 def test_the_audit_of_parameter_groups() -> None:

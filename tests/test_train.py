@@ -72,7 +72,8 @@ def launch(argv: list[str], cell: int = 1) -> subprocess.Popen:
 def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
     corpus: str, store: Path, tmp_path: Path, precision: str
 ) -> None:
-    change = {"train.precision": precision}
+    # with dropout, so that random numbers must be resumed as well
+    change = {"train.precision": precision, "model.dropout": 0.1, "model.attn_dropout": 0.1}
     calm = words(corpus, tmp_path / "calm", **change)
     (tmp_path / "calm").mkdir()
     (tmp_path / "calm/data").symlink_to(store / "data")
@@ -134,6 +135,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
     "model.qkv_bias": (False, {}),
     "model.linear_bias": (False, {}),
     "model.tied": (False, {}),
+    "model.dropout": (0.1, {}),
+    "model.attn_dropout": (0.1, {}),
     "model.embnorm": (True, {}),
     "model.rotary_base": (100.0, {"model.pos": "rotary"}),
     "model.init_std": (0.03, {}),
@@ -280,7 +283,7 @@ def test_a_run_whose_factor_is_inactive_stops_before_the_first_step(
     from model.position import Position
 
     prepare = attention.prepare
-    monkeypatch.setattr(attention, "prepare", lambda p, heads, x: prepare(Position(p), heads, x))
+    monkeypatch.setattr(attention, "prepare", lambda p, *args: prepare(Position(p), *args))
     argv = words(corpus, store, **{"train.lr": 1.1e-3})
     assert main(["--cell", "1", *argv]) == 1
     cell = from_args(argv).cells[1]
@@ -364,7 +367,7 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
     assert record["fingerprint"] == cell.run.fingerprint and record["delta"] == {"model.pos": "alibi"}
     assert {p["factor"] for p in record["proofs"]} == {
         "model.pos", "model.embnorm", "model.norm", "model.block", "model.act", "model.qkv_bias, model.linear_bias",
-        "model.tied", "train.weight_decay",
+        "model.tied", "model.dropout, model.attn_dropout", "train.weight_decay",
     }  # fmt: skip
     assert all(p["passed"] for p in record["proofs"])
     groups = {g["name"]: g["decayed"] for g in record["parameters"]["groups"]}

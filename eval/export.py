@@ -1,0 +1,168 @@
+"""python -m eval.export RUN_DIR --to DIR: a finished run as a Hugging Face checkpoint, verified before it is there."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing of this is on the hub
+
+ROWS = 2  # sequences of held-out text whose logits are compared
+AWKWARD = ["", " ", "   ", "\n", "\r\n\t\0", "</s>", "<unk>", "<0x0A>", "\u2581", " \u2581a\u2581 ", "\u00e9e\u0301",
+           "\U0001f469\u200d\U0001f680", "\ufeff\ufffd\U0010ffff", "0123456789", "x" * 999]  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.export", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="of a finished run")
+    parser.add_argument("--to", type=Path, metavar="DIR", required=True, help="a folder that does not exist yet")
+    args = parser.parse_args(argv)
+    try:
+        print(f"{args.to}: {export(args.run, args.to)}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(directory: Path, to: Path) -> str:
+    """Write the run in `directory` as the folder `to`; returns what was verified.
+
+    Raises:
+        ValueError: when the run is not finished, `to` exists, Hugging Face has no such architecture, or what was
+            written does not compute the same. Nothing is left then.
+    """
+    for name in ("run.json", "done", "weights.safetensors"):
+        if not (directory / name).exists():
+            raise ValueError(f"{directory} has no {name}: only a finished run can be exported")
+    if to.exists():
+        raise ValueError(f"{to} exists; name a folder that does not")
+    from model import hub
+    from model.config import ModelConfig
+
+    run = json.loads((directory / "run.json").read_text())
+    try:
+        cfg = ModelConfig(**run["config"]["model"])
+    except TypeError as error:
+        raise ValueError(f"{directory} was trained by another version: {error}") from error
+    form = hub.counterpart(cfg)
+
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    from data.tokenizer import Tokenizer
+    from eval.probes import documents
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    tokenizer = Tokenizer(run["data"]["tokenizer"]["path"])
+    if tokenizer.sha256 != run["data"]["tokenizer"]["sha256"]:
+        raise ValueError(f"{tokenizer.path} is not the tokenizer that {directory} was trained with")
+    state = load_file(directory / "weights.safetensors")
+    texts = documents(run["data"]["valid"])
+    encoded = tokenizer.encode_batch(texts)
+    rows_BT = torch.tensor(sequences(encoded, tokenizer.eod, cfg.seq))
+    draft = to.with_name(f".{to.name}.{os.getpid()}")
+    draft.mkdir(parents=True)
+    try:
+        origin = {name: run[name] for name in ("cell", "fingerprint", "commit")}
+        hub.save(cfg, state, draft, tokenizer.eod, origin)
+        convert(tokenizer, cfg.seq if cfg.pos == "learned" else None).save_pretrained(draft)
+        compare(tokenizer, transformers.AutoTokenizer.from_pretrained(draft, local_files_only=True),
+                [*texts, *AWKWARD], [*encoded, *map(tokenizer.encode, AWKWARD)])  # fmt: skip
+        error = hub.verify(draft, cfg, state, rows_BT)
+        os.rename(draft, to)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    size = sum(map(len, texts))
+    return (
+        f"{form.name}; its logits differ by {error:.1e} of the largest (allowed {hub.TOLERANCE:.0e}), it generates as "
+        f"ours does, and its tokenizer gives the same ids on {len(texts)} held-out documents ({size:,} characters)"
+    )
+
+
+def sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
+    """The first ROWS sequences of held-out text, [rows][tokens]; one shorter sequence where there is less."""
+    stream: list[int] = []
+    for ids in encoded:
+        stream += [eod, *ids]
+        if len(stream) >= ROWS * seq:
+            return [stream[i * seq : (i + 1) * seq] for i in range(ROWS)]
+    if not stream:
+        raise ValueError("there is no held-out text to verify the export with")
+    return [stream[:seq]]
+
+
+# ------------------------------------------------------------------------------------------- the tokenizer
+
+
+def convert(tokenizer: Any, longest: int | None = None) -> Any:
+    """Our tokenizer as a transformers one: the same ids for every text.
+
+    A space is a space in its pieces, so that U+2581 has no special meaning and goes in as bytes, and no step before
+    or after BPE is needed. `split_special_tokens`: "</s>" in a text is four characters, not the end of document.
+
+    One difference is left. Of ids whose bytes are no UTF-8 as a whole, which no text gives, each byte becomes U+FFFD
+    here, and in ours only those that cannot be read.
+    """
+    from tokenizers import Regex, decoders, models
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerFast
+
+    processor = tokenizer._processor
+    pieces = [processor.id_to_piece(i).replace("\u2581", " ") for i in range(tokenizer.vocab_size)]
+    special = (processor.is_byte, processor.is_control, processor.is_unknown)
+    scores = {p: processor.get_score(i) for i, p in enumerate(pieces) if not any(is_(i) for is_ in special)}
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    backend = Backend(models.BPE(vocab=vocab, merges=merges(scores), byte_fallback=True))
+    newline = decoders.Replace(Regex("^<0x0A>$"), "\n")  # always a byte; a broken character after it leaves it whole
+    backend.decoder = decoders.Sequence([newline, decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=pieces[tokenizer.eod], split_special_tokens=True,
+        clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
+        **({"model_max_length": longest} if longest else {}),
+    )  # fmt: skip
+
+
+def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """The pairs that BPE joins, best first, for a vocabulary that says only how good each piece is.
+
+    SentencePiece joins the neighbours whose union has the best score, the leftmost of equals. As long as nothing
+    crosses the borders of a stretch of text, it is joined as it would be standing alone; so a piece is always made
+    from the same two parts, those it has last when it is encoded alone. With these pairs and no others, a list in
+    order gives what the scores give, in every text.
+    """
+    pairs = []
+    for piece in sorted(scores, key=lambda piece: -scores[piece]):
+        parts = list(piece)
+        while len(parts) > 2:
+            unions = map("".join, zip(parts, parts[1:], strict=False))
+            joins = [(scores[union], -i) for i, union in enumerate(unions) if union in scores]
+            if not joins:
+                break  # never made
+            at = -max(joins)[1]
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
+    """Raises ValueError unless `theirs` encodes the texts as `ours` did, and decodes them."""
+    if theirs.eos_token_id != ours.eod:
+        raise ValueError(f"the tokenizer's end of document is {theirs.eos_token_id}, not {ours.eod}")
+    for text, ids, other in zip(texts, encoded, theirs(texts).input_ids, strict=True):
+        if ids != other:
+            same = os.path.commonprefix([ids, other])
+            raise ValueError(f"the converted tokenizer gives other ids, after {ours.decode(same)[-40:]!r}")
+        if theirs.decode(ids) != text:
+            raise ValueError(f"the converted tokenizer does not give back {text[:40]!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

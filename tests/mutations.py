@@ -1,0 +1,270 @@
+"""Breaks the code in each of the ways on record and shows what notices: `make mutations`, or a few by a word of the name.
+
+A mutation is a replacement of text in a copy of the sources. The mutant is asked what every run is asked before its
+first step (the proofs, the audit of parameter groups, the engine's effective settings), and tested. The exit code is 1
+when a mutant passes the tests, or passes the proof that should see it; when its text is no longer in the sources; and
+when the code is at fault before it is broken.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("ablations", "data", "eval", "launch", "model")
+# six heads, no power of two, as in the tests
+SMALL = ("train.precision=fp32 train.batch=4 layout.micro_batch=4 "
+         "model.layers=2 model.hidden=48 model.heads=6 model.seq=32 model.vocab=120")  # fmt: skip
+MODEL = "tests/test_model.py tests/test_mutants.py tests/test_proof.py"
+TRAIN = "tests/test_mutants.py tests/test_train.py::test_the_engine_is_adamw_with_clipping_and_the_schedule"
+DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
+GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
+
+
+class Mutation(NamedTuple):
+    name: str
+    record: str  # where it happened; empty: nowhere that we know of
+    setting: str  # the run that it concerns, as on the command line
+    proof: str  # the key whose proof must fail; empty: not a thing that proofs look at, or beyond what they resolve
+    edits: list[tuple[str, str, str]]  # file, text, its replacement
+    tests: str = MODEL
+
+
+def one(
+    name: str, record: str, setting: str, proof: str, file: str, old: str, new: str, tests: str = MODEL
+) -> Mutation:
+    return Mutation(name, record, setting, proof, [(file, old, new)], tests)
+
+
+MDS = "Megatron-DeepSpeed"
+MUTATIONS = [
+    # positions
+    one("ALiBi's bias never reaches the layers", f"BigScience tr7a, {MDS} #222", "model.pos=alibi", "model.pos",
+        GPT, "attention.prepare(self.position,", 'attention.prepare(POSITIONS["none"](self.cfg),'),
+    one("ALiBi is accepted and means none", "megatron-core GPTModel", "model.pos=alibi", "model.pos",
+        POSITION, '"alibi": ALiBi', '"alibi": Position'),
+    # proofs measure the executor of the device they run on
+    one("ALiBi's bias is lost in the GPU's executor only", f"{MDS} #222", "model.pos=alibi", "",
+        ATTENTION, "return s + position.bias(h, q, k).to(s.dtype)", "return s"),
+    one("ALiBi's bias is scaled like the scores", "BigScience: by the layer number", "model.pos=alibi", "model.pos",
+        ATTENTION, "torch.where(k <= q, position.bias(h, q, k),",
+        "torch.where(k <= q, position.bias(h, q, k) * (x_BTD.shape[-1] // heads) ** -0.5,"),
+    one("every rank has the first heads' slopes", f"{MDS} #244", "model.pos=alibi", "model.pos",
+        POSITION, "self.slopes[h]", "self.slopes[h % (self.heads // 2)]"),
+    one("slopes of heads that are no power of two", "", "model.pos=alibi", "model.pos",
+        POSITION, "n = 2 ** math.floor(math.log2(heads))", "n = heads"),
+    one("rotary returns q and k unrotated", "Cramming b91e375", "model.pos=rotary", "model.pos",
+        POSITION, "return _rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)",
+        "_rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)\n        return q_BHTK, k_BHTK"),
+    one("rotary turns q only", "", "model.pos=rotary", "model.pos",
+        POSITION, "_rotate(k_BHTK, cos, sin)", "k_BHTK"),
+    one("rotary pairs neighbours, angles are for halves", "GPT-J's and GPT-NeoX's layouts mixed", "model.pos=rotary",
+        "model.pos", POSITION, "torch.cat((-b, a), dim=-1)",
+        "torch.stack((-x_BHTK[..., 1::2], x_BHTK[..., ::2]), dim=-1).flatten(-2)"),
+    # a permutation of the weights turns it into the declared model, so only a reference with weights can tell
+    Mutation("rotary pairs neighbours throughout", "GPT-J's layout for GPT-NeoX's weights", "model.pos=rotary", "", [
+        (POSITION, "torch.cat((-b, a), dim=-1)",
+         "torch.stack((-x_BHTK[..., 1::2], x_BHTK[..., ::2]), dim=-1).flatten(-2)"),
+        (POSITION, "freq).repeat(1, 2)", "freq).repeat_interleave(2, dim=1)")]),
+    one("the learned table is not added", "", "model.pos=learned", "model.pos",
+        POSITION, "return x_BTD + self.table[:T]", "return x_BTD"),
+    one("the learned table is added twice", "", "model.pos=learned", "model.pos",
+        POSITION, "return x_BTD + self.table[:T]", "return x_BTD + 2 * self.table[:T]"),
+    one("scaled sinusoids are not scaled", "", "model.pos=scaled-sinusoidal", "model.pos",
+        POSITION, "self.scale * self.waves(x_BTD)", "self.waves(x_BTD)"),
+    # attention
+    Mutation("scores are not scaled", "", "model.pos=rotary", "model.pos", [
+        (ATTENTION, "alpha=q.shape[-1] ** -0.5", "alpha=1.0"),
+        (ATTENTION, "attn_mask=bias)", "attn_mask=bias, scale=1.0)")]),
+    one("a token sees the next one", "", "", "model.pos",
+        ATTENTION, "torch.where(k <= q,", "torch.where(k <= q + 1,"),
+    one("q, k and v are read head by head", "BLOOM's layout", "", "model.pos",
+        GPT, ".view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)",
+        ".view(B, T, self.heads, 3, -1).permute(3, 0, 2, 1, 4)"),
+    # norms and blocks
+    one("the embedding norm comes after positions", "", "model.embnorm=true", "model.embnorm",
+        GPT, "self.position.embed(self.embnorm(self.embed(tokens_BT)))",
+        "self.embnorm(self.position.embed(self.embed(tokens_BT)))"),
+    one("the embedding norm is not applied", "", "model.embnorm=true", "model.embnorm",
+        GPT, "self.embnorm(self.embed(tokens_BT))", "self.embed(tokens_BT)"),
+    one("the final norm is left out", "", "", "model.norm", GPT, "return self.norm(x_BTD)", "return x_BTD"),
+    one("RMSNorm is LayerNorm", "", "model.norm=rmsnorm", "model.norm",
+        "model/norm.py", '"rmsnorm": nn.RMSNorm', '"rmsnorm": nn.LayerNorm'),
+    one("post-LN is pre-LN", "Cramming: norm_scheme ignored", "model.block=post-ln", "model.block",
+        GPT, '"post-ln": PostLN', '"post-ln": Block'),
+    one("parallel blocks are serial", "", "model.block=parallel", "model.block",
+        GPT, "self.attn(y_BTD, attend) + self.mlp(y_BTD)",
+        "self.attn(y_BTD, attend) + self.mlp(self.norm1(x_BTD + self.attn(y_BTD, attend)))"),
+    # MLP, biases, head
+    one("GELU by erf for tanh", "BigScience's conversions to Hugging Face", "", "model.act",
+        MLP, 'F.gelu(self.up(x_BTD), approximate="tanh")', "F.gelu(self.up(x_BTD))"),
+    one("the gated unit is bypassed", f"{MDS} #148", "model.act=swiglu", "model.act",
+        MLP, "F.silu(self.gate(x_BTD)) * self.up(x_BTD)", 'F.gelu(self.up(x_BTD), approximate="tanh")'),
+    one("SwiGLU's halves are swapped", "Megatron's layout, changed tensor parallelism", "model.act=swiglu", "model.act",
+        MLP, "F.silu(self.gate(x_BTD)) * self.up(x_BTD)", "F.silu(self.up(x_BTD)) * self.gate(x_BTD)"),
+    one("SwiGLU has GELU's width", "", "model.act=swiglu", "model.act",
+        "model/config.py", "8 * self.hidden // 3 // 8 * 8 if", "4 * self.hidden if"),
+    one("the MLP is too narrow", 'BigScience tr8: "104B" of 58B', "", "model.act",
+        "model/config.py", "else 4 * self.hidden", "else 2 * self.hidden"),
+    one("GEGLU is SwiGLU", "", "model.act=geglu", "model.act", MLP, '"geglu": GEGLU', '"geglu": SwiGLU'),
+    one("a linear layer's wrapper drops the bias", "", "", "model.linear_bias",
+        "model/linear.py", "_product(x.flatten(0, -2), weight, bias)", "_product(x.flatten(0, -2), weight)"),
+    one("qkv_bias=false is ignored", "", "model.qkv_bias=false", "model.qkv_bias",
+        GPT, "3 * cfg.hidden, cfg.qkv_bias)", "3 * cfg.hidden)"),
+    one("the tied matrix is a second one", "", "", "model.tied",
+        GPT, "self.head = self.embed if cfg.tied else", "self.head ="),
+    one("tied=false is ignored", "Cramming: tie_weights ignored", "model.tied=false", "model.tied",
+        GPT, "linear(x, self.head.weight)", "linear(x, self.embed.weight)"),
+    # initial weights and loss: what they are shows in the tests, proofs look at what the factors do
+    one("residual projections start as wide as the others", "", "", "",
+        "model/init.py", "cfg.init_std / math.sqrt(2 * cfg.layers)", "cfg.init_std"),
+    Mutation("weights come from one generator in order", "the usual way; arms then share no weights", "", "", [
+        ("model/init.py", "    for name, p in model.named_parameters():",
+         "    torch.manual_seed(seed)\n    for name, p in model.named_parameters():"),
+        ("model/init.py", "generator=generator)", "generator=None)")]),
+    one("the loss is that of the current token", "", "", "", GPT, "tokens_BS[:, 1:]", "tokens_BS[:, :-1]"),
+    one("cross-entropy in bf16", "", "", "",
+        "model/objective.py", "dim=-1, dtype=torch.float32)", "dim=-1)"),
+    # training
+    Mutation("the embedding norm's gain is decayed", f"BigScience, {MDS} #191 to #262", "model.embnorm=true",
+             "train.weight_decay", [
+        ("launch/engine.py", "[p for _, p in named if p.dim() >= 2]",
+         '[p for n, p in named if p.dim() >= 2 or n == "embnorm.weight"]'),
+        ("launch/engine.py", "[p for _, p in named if p.dim() < 2]",
+         '[p for n, p in named if p.dim() < 2 and n != "embnorm.weight"]')], TRAIN),
+    one("clipping is lost", "BigScience: the tied embedding on the last stage", "train.clip=0.5", "train.clip",
+        "launch/engine.py", '"gradient_clipping": run.train.clip,', "", TRAIN),
+    one("the schedule does not reach the optimizer", "", "", "",
+        "launch/engine.py", 'group["lr"] = lr', "pass", TRAIN),
+    one("a resume loses the optimizer's state", "BigScience tr8b, DeepSpeed before 0.5.10", "", "",
+        "launch/engine.py", "load_checkpoint(str(folder), tag=tag",
+        "load_checkpoint(str(folder), load_optimizer_states=False, tag=tag", TRAIN),
+    one("the order of the data depends on the budget", "", "", "",
+        "launch/train.py", "run.train.batch, run.seed)", "run.train.batch, run.seed + run.steps)", TRAIN),
+    one("the order of the data depends on how many are asked for", "megatron-core's GPTDataset", "", "",
+        "data/batches.py", "self._blend[index] for", "self._blend[len(self._blend) - 1 - index] for", DATA),
+]  # fmt: skip
+CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(dict.fromkeys(f"{MODEL} {TRAIN} {DATA}".split())))
+
+
+# ------------------------------------------------------------------------------------------------ in the copy
+
+
+def judge(mutation: Mutation) -> dict[str, Any]:
+    """What notices, in the process of the mutant: {"proofs": [key, ...], "test": the first that fails, or None}."""
+    import importlib
+
+    import pytest
+
+    for name in PACKAGES:  # an editable installation would lead back to the sources that are whole
+        found = importlib.import_module(name).__file__
+        assert found and Path(found).is_relative_to(ROOT), f"{name} comes from {found}, not from {ROOT}"
+    settings = dict.fromkeys(m.setting for m in MUTATIONS) if mutation is CONTROL else [mutation.setting]
+    proofs = [key for setting in settings for key in unproved(f"{SMALL} {setting}".split())]
+    failed: list[str] = []
+
+    class FirstFailure:
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.failed:
+                failed.append(report.nodeid)
+
+    options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", *mutation.tests.split()]
+    code = pytest.main(options, plugins=[FirstFailure()])
+    assert code == (pytest.ExitCode.TESTS_FAILED if failed else pytest.ExitCode.OK), f"pytest: {code!r}"
+    return {"proofs": proofs, "test": failed[0] if failed else None}
+
+
+def unproved(words: list[str]) -> list[str]:
+    """The keys over which launch/manifest.py would stop a run so set before its first step."""
+    from ablations.config import resolve
+    from launch import engine
+    from model import proof
+    from model.gpt import GPT
+
+    run = resolve([(key, value) for key, _, value in (word.partition("=") for word in words)])
+    engine.start(run)
+    live = engine.build(GPT(run.model, run.seed), run, 1)
+    _, groups = proof.parameter_groups(live.model, live.groups())
+    failed = [p.factor for p in [*proof.prove(live.model), groups] if not p.passed]
+    declared = run.flat()
+    return failed + [key for key, value in live.effective().items() if value != declared[key]]
+
+
+# ------------------------------------------------------------------------------------------------ outside
+
+
+def notice(mutation: Mutation, index: int) -> tuple[dict[str, Any] | None, str]:
+    """Breaks a copy and judges it there. Returns what `judge` does, and what is at fault (empty: all is well)."""
+    with tempfile.TemporaryDirectory(prefix="mutant") as tmp:
+        copy = Path(tmp)
+        for name in (*PACKAGES, "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        for file, old, new in mutation.edits:
+            text = (copy / file).read_text()
+            if text.count(old) != 1:
+                return None, f"does not apply: {file} has {text.count(old)} times: {old}"
+            (copy / file).write_text(text.replace(old, new))
+        environment = os.environ | {
+            "PYTHONPATH": tmp, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+            "DS_ACCELERATOR": "cpu",
+        }  # fmt: skip
+        verdict = copy / "verdict.json"
+        command = [sys.executable, str(copy / "tests" / Path(__file__).name), "--judge", str(index), str(verdict)]
+        process = subprocess.run(
+            command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if not verdict.exists():
+            return None, "does not run:\n" + "\n".join(process.stdout.splitlines()[-15:])
+        seen = json.loads(verdict.read_text())
+    if mutation is CONTROL:
+        whole = not seen["proofs"] and not seen["test"]
+        return seen, "" if whole else "at fault before anything is broken:\n" + process.stdout[-3000:]
+    faults = [] if seen["test"] else ["no test notices"]
+    if mutation.proof and not any(mutation.proof in key for key in seen["proofs"]):
+        faults.append(f"the proof of {mutation.proof} does not notice")
+    return seen, " and ".join(faults)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*", help="only mutations with one of these words in the name")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--judge", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    everything = [CONTROL, *MUTATIONS]
+    if args.judge:
+        Path(args.judge[1]).write_text(json.dumps(judge(everything[int(args.judge[0])])))
+        return 0
+
+    chosen = [i for i, m in enumerate(everything) if not args.words or any(w in m.name for w in args.words)]
+    began = time.perf_counter()
+    results: dict[int, tuple[dict[str, Any] | None, str]] = {}
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        waiting = {pool.submit(notice, everything[i], i): i for i in chosen}
+        for done in concurrent.futures.as_completed(waiting):
+            i = waiting[done]
+            results[i] = done.result()
+            progress = f"{len(results)}/{len(chosen)} {time.perf_counter() - began:.0f} s"
+            print(f"{progress}  {everything[i].name}: {results[i][1] or 'ok'}", file=sys.stderr, flush=True)
+    print("| mutation | on record | proof | test |\n|---|---|---|---|")
+    for i in chosen:
+        seen, _ = results[i]
+        if i and seen:
+            proofs, test = ", ".join(seen["proofs"]) or "–", (seen["test"] or "**none**").replace("tests/", "")
+            print(f"| {everything[i].name} | {everything[i].record or '–'} | {proofs} | {test} |")
+    faults = [f"{everything[i].name}: {results[i][1]}" for i in chosen if results[i][1]]
+    print("\n".join(faults) if faults else f"all {len(chosen) - (0 in chosen)} noticed")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
