@@ -309,7 +309,8 @@ def biases(model: Any) -> Proof:
                     wrong.append(f"the bias of {name} does nothing")
                 bias.copy_(before)
     value = f"qkv {str(cfg.qkv_bias).lower()}, linear {str(cfg.linear_bias).lower()}"
-    return Proof("model.qkv_bias, model.linear_bias", value, not wrong, "; ".join(wrong) or "as declared, in every layer")
+    said = "; ".join(wrong) or "as declared, in every layer"
+    return Proof("model.qkv_bias, model.linear_bias", value, not wrong, said)
 
 
 def tied(model: Any) -> Proof:
