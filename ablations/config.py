@@ -113,16 +113,16 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
         ConfigError: for a key, type or value that is not allowed, naming what is.
     """
     given = [(key, parse(key, value)) for key, value in overrides]
-    flat = flatten(_read_yaml(HERE / "baseline.yaml"))
+    flat = flatten(read_yaml(HERE / "baseline.yaml"))
     for key in sorted(KEYS.keys() | flat.keys()):
         if key not in KEYS or key not in flat:
             raise ConfigError(f"ablations/baseline.yaml must hold exactly the keys of a run: see {key}")
     size = dict(given).get("size", flat["size"])
     if size == "auto":
         size = "14m" if has_gpu() else "nano"
-    sizes = _read_yaml(HERE / "sizes.yaml")
+    sizes = read_yaml(HERE / "sizes.yaml")
     if size not in sizes:
-        raise ConfigError(f"size={size} is not one of {', '.join(sizes)}{_meant(size, sizes)}")
+        raise ConfigError(f"size={size} is not one of {', '.join(sizes)}{did_you_mean(size, sizes)}")
     bundle = [(key, parse(key, value)) for key, value in sizes[size]["set"].items()]
     flat = {key: parse(key, value) for key, value in flat.items()} | dict(bundle) | dict(given) | {"size": size}
     if flat["train.precision"] == "auto":
@@ -177,7 +177,7 @@ def _build(flat: dict[str, Any]) -> Run:
 
 def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
     """A size that does not count what it says stops here (BigScience's "104B" was 58B for five experiments)."""
-    flat = flatten(_read_yaml(HERE / "baseline.yaml")) | dict(bundle)
+    flat = flatten(read_yaml(HERE / "baseline.yaml")) | dict(bundle)
     model = ModelConfig(**{key[6:]: parse(key, v) for key, v in flat.items() if key.startswith("model.")})
     if count.parameters(model) != declared:
         raise ConfigError(f"size {name} declares {declared:,} parameters and counts {count.parameters(model):,}")
@@ -193,7 +193,7 @@ def parse(key: str, value: Any) -> Any:
         ConfigError: unknown key, wrong type, or a variant that does not exist.
     """
     if key not in KEYS:
-        raise ConfigError(f"there is no setting {key!r}{_meant(key, KEYS)}. Settings: {', '.join(sorted(KEYS))}")
+        raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, KEYS)}. Settings: {', '.join(sorted(KEYS))}")
     kind = KEYS[key]
     if get_origin(kind) is Literal:
         allowed = get_args(kind)
@@ -201,7 +201,7 @@ def parse(key: str, value: Any) -> Any:
             if value == option and type(value) is type(option) or str(value) == str(option):
                 return option
         listed = ", ".join(map(str, allowed))
-        raise ConfigError(f"{key}={value} is not one of {listed}{_meant(str(value), map(str, allowed))}")
+        raise ConfigError(f"{key}={value} is not one of {listed}{did_you_mean(str(value), map(str, allowed))}")
     if get_origin(kind) is list:
         items = value if isinstance(value, list) else [v for v in str(value).strip("[]").split(",") if v.strip()]
         return [str(v).strip() for v in items]
@@ -260,7 +260,7 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
 
 
-def _meant(word: str, options: Iterable[str]) -> str:
+def did_you_mean(word: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(options), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -281,7 +281,7 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _map
 
 
 @functools.cache
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     with open(path, encoding="utf-8") as f:
         return yaml.load(f, Loader=_UniqueKeys)  # a SafeLoader
 

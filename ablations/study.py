@@ -5,12 +5,12 @@ import json
 import os
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ablations.config import KEYS, ConfigError, Run, _read_yaml, difference, parse, resolve
+from ablations.config import KEYS, ConfigError, Run, did_you_mean, difference, flatten, parse, read_yaml, resolve
 
 STUDIES = Path(__file__).parent / "studies"
 ROOT = Path(__file__).parent.parent
@@ -56,8 +56,6 @@ class Cell:
 
     @property
     def config(self) -> dict[str, Any]:
-        from dataclasses import asdict
-
         return asdict(self.run)
 
     @property
@@ -77,8 +75,6 @@ class Cell:
         """
         recorded = self.recorded()
         if recorded and recorded["fingerprint"] != self.run.fingerprint:
-            from ablations.config import flatten
-
             was, now = flatten(recorded["config"]), self.run.flat()
             changed = [k for k in difference(was, now) if not k.startswith("layout.") and k != "size"]
             lines = "\n  ".join(f"{k}: {was.get(k)} there, {now.get(k)} now" for k in changed)
@@ -140,9 +136,7 @@ def from_args(words: list[str]) -> Study:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in HELP:
-            from ablations.config import _meant
-
-            raise ConfigError(f"{word!r} is no NAME=VALUE of {', '.join(HELP)}{_meant(name, HELP)}")
+            raise ConfigError(f"{word!r} is no NAME=VALUE of {', '.join(HELP)}{did_you_mean(name, HELP)}")
         if name in given:
             raise ConfigError(f"{name} is given twice")
         if value.strip():
@@ -258,11 +252,9 @@ def _read_study(name: str) -> tuple[str, str, list[tuple[str, Any]], str, list[t
     """question, expectation, arms, factor, base settings of ablations/studies/`name`.yaml."""
     path = STUDIES / f"{name}.yaml"
     if not path.exists():
-        from ablations.config import _meant
-
         names = [p.stem for p in sorted(STUDIES.glob("*.yaml"))]
-        raise ConfigError(f"STUDY={name} is not one of {', '.join(names)}{_meant(name, names)}")
-    content = _read_yaml(path)
+        raise ConfigError(f"STUDY={name} is not one of {', '.join(names)}{did_you_mean(name, names)}")
+    content = read_yaml(path)
     keys = {"question", "expect", "base", "arms"}
     if content.keys() - keys or not {"question", "expect", "arms"} <= content.keys():
         raise ConfigError(f"{path.name} must hold question, expect, arms and maybe base, not {sorted(content)}")
