@@ -75,14 +75,15 @@ def export(directory: Path, to: Path) -> str:
         convert(tokenizer, cfg.seq if cfg.pos == "learned" else None).save_pretrained(draft)
         compare(tokenizer, transformers.AutoTokenizer.from_pretrained(draft, local_files_only=True),
                 [*texts, *AWKWARD], [*encoded, *map(tokenizer.encode, AWKWARD)])  # fmt: skip
-        error = hub.verify(draft, cfg, state, rows_BT)
+        difference = hub.verify(draft, cfg, state, rows_BT)
         os.rename(draft, to)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     size = sum(map(len, texts))
     return (
-        f"{form.name}; its logits differ by {error:.1e} of the largest (allowed {hub.TOLERANCE:.0e}), it generates as "
-        f"ours does, and its tokenizer gives the same ids on {len(texts)} held-out documents ({size:,} characters)"
+        f"{form.name}; its logits differ by {difference:.1e} of the largest (allowed {hub.TOLERANCE:.0e}), it "
+        f"generates as ours does, and its tokenizer gives the same ids on {len(texts)} held-out documents "
+        f"({size:,} characters)"
     )
 
 
@@ -130,26 +131,15 @@ def convert(tokenizer: Any, longest: int | None = None) -> Any:
 
 
 def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The pairs that BPE joins, best first, for a vocabulary that says only how good each piece is.
+    """The pairs that BPE joins, best first, for pieces that only have scores: each piece, cut in every way.
 
-    SentencePiece joins the neighbours whose union has the best score, the leftmost of equals. As long as nothing
-    crosses the borders of a stretch of text, it is joined as it would be standing alone; so a piece is always made
-    from the same two parts, those it has last when it is encoded alone. With these pairs and no others, a list in
-    order gives what the scores give, in every text.
+    SentencePiece joins the neighbours whose union has the best score, the leftmost of equals. A stretch of text
+    whose borders nothing has crossed yet has been joined as if it stood alone; so a piece is always made of the same
+    two parts, whatever surrounds it. Its other cuts never meet, and their order does not matter.
     """
-    pairs = []
-    for piece in sorted(scores, key=lambda piece: -scores[piece]):
-        parts = list(piece)
-        while len(parts) > 2:
-            unions = map("".join, zip(parts, parts[1:], strict=False))
-            joins = [(scores[union], -i) for i, union in enumerate(unions) if union in scores]
-            if not joins:
-                break  # never made
-            at = -max(joins)[1]
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) == 2:
-            pairs.append((parts[0], parts[1]))
-    return pairs
+    best = sorted(scores, key=lambda piece: -scores[piece])
+    cuts = ((piece[:i], piece[i:]) for piece in best for i in range(1, len(piece)))
+    return [(left, right) for left, right in cuts if left in scores and right in scores]
 
 
 def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:

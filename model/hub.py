@@ -24,7 +24,9 @@ from torch import Tensor
 
 from model.config import ModelConfig
 
-TOLERANCE = 1e-4  # of logits in fp32, relative to the largest; measured: 1e-6 where right, 5e-3 for GELU by erf
+# Of logits in fp32, relative to the largest. Measured on a trained nano run: 5e-7, but 9e-4 with GELU by erf in place
+# of tanh, and 3e-4 with norm_eps off by a fifth. 24 layers of large random weights: 5e-5.
+TOLERANCE = 1e-4
 SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}  # one function, many names
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
