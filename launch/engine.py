@@ -64,7 +64,8 @@ def deepspeed_config(run: Run, world: int) -> dict[str, Any]:
             f"layout.micro_batch={run.layout.micro_batch}"
         )
     # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model
-    bucket = min(500_000_000, parameters(run.model))
+    # and must be even (its alignment factor)
+    bucket = min(500_000_000, parameters(run.model) // 2 * 2)
     config: dict[str, Any] = {
         "train_batch_size": run.train.batch,
         "train_micro_batch_size_per_gpu": run.layout.micro_batch,
@@ -95,6 +96,11 @@ class Engine:
     def model(self) -> Any:
         """The GPT itself."""
         return self.ds.module.model
+
+    @property
+    def lr(self) -> float:
+        """The learning rate that the optimizer holds, whatever it was meant to be."""
+        return float(self.ds.optimizer.param_groups[0]["lr"])
 
     def step(self, rows_bS: Tensor, lr: float, seed: int = 0) -> tuple[float, float]:
         """One optimizer step on this rank's rows of the global batch, [rows, seq + 1] token ids.

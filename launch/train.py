@@ -58,7 +58,7 @@ def train(cell: Cell, store: Path) -> None:
             if log:
                 tokens = run.train.batch * run.model.seq
                 log.write({
-                    "step": step, "tokens": step * tokens, "loss": math.fsum(losses) / len(losses), "lr": lr,
+                    "step": step, "tokens": step * tokens, "loss": math.fsum(losses) / len(losses), "lr": engine.lr,
                     "grad_norm": norm, "tokens_per_second": (step - ticked) * tokens / (now - tick),
                     "seconds": before + now - began,
                 })  # fmt: skip

@@ -1,4 +1,4 @@
-"""Breaks the code in each of the ways on record and shows what notices: `make mutations`, or a few by a word of the name.
+"""Breaks the code in each of the ways on record and shows what notices: `make mutations`, ARGS="rotary bias" for a few.
 
 A mutation is a replacement of text in a copy of the sources. The mutant is asked what every run is asked before its
 first step (the proofs, the audit of parameter groups, the engine's effective settings), and tested. The exit code is 1
@@ -7,23 +7,32 @@ when the code is at fault before it is broken.
 """
 
 import argparse
-import concurrent.futures
+import gc
+import importlib
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+sys.dont_write_bytecode = True
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ablations", "data", "eval", "launch", "model")
+FOREIGN = ("numpy", "torch", "deepspeed", "pytest", "transformers.models.bloom.modeling_bloom",
+           "transformers.models.gpt2.modeling_gpt2", "transformers.models.gpt_neox.modeling_gpt_neox",
+           "transformers.models.llama.modeling_llama", "megatron.core.datasets.gpt_dataset", "datatrove")  # fmt: skip
 # six heads, no power of two, as in the tests
 SMALL = ("train.precision=fp32 train.batch=4 layout.micro_batch=4 "
          "model.layers=2 model.hidden=48 model.heads=6 model.seq=32 model.vocab=120")  # fmt: skip
-MODEL = "tests/test_model.py tests/test_mutants.py tests/test_proof.py"
+MODEL = "tests/test_model.py tests/test_mutants.py tests/test_proof.py::test_every_variant_proves_itself"
 TRAIN = "tests/test_mutants.py tests/test_train.py::test_the_engine_is_adamw_with_clipping_and_the_schedule"
 DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
 GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
@@ -83,7 +92,7 @@ MUTATIONS = [
     # attention
     Mutation("scores are not scaled", "", "model.pos=rotary", "model.pos", [
         (ATTENTION, "alpha=q.shape[-1] ** -0.5", "alpha=1.0"),
-        (ATTENTION, "attn_mask=bias)", "attn_mask=bias, scale=1.0)")]),
+        (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0")]),
     one("a token sees the next one", "", "", "model.pos",
         ATTENTION, "torch.where(k <= q,", "torch.where(k <= q + 1,"),
     one("q, k and v are read head by head", "BLOOM's layout", "", "model.pos",
@@ -101,8 +110,7 @@ MUTATIONS = [
     one("post-LN is pre-LN", "Cramming: norm_scheme ignored", "model.block=post-ln", "model.block",
         GPT, '"post-ln": PostLN', '"post-ln": Block'),
     one("parallel blocks are serial", "", "model.block=parallel", "model.block",
-        GPT, "self.attn(y_BTD, attend) + self.mlp(y_BTD)",
-        "self.attn(y_BTD, attend) + self.mlp(self.norm1(x_BTD + self.attn(y_BTD, attend)))"),
+        GPT, "self.mlp(y_BTD)", "self.mlp(self.norm1(x_BTD + self.attn(y_BTD, attend)))"),
     # MLP, biases, head
     one("GELU by erf for tanh", "BigScience's conversions to Hugging Face", "", "model.act",
         MLP, 'F.gelu(self.up(x_BTD), approximate="tanh")', "F.gelu(self.up(x_BTD))"),
@@ -112,7 +120,7 @@ MUTATIONS = [
         MLP, "F.silu(self.gate(x_BTD)) * self.up(x_BTD)", "F.silu(self.up(x_BTD)) * self.gate(x_BTD)"),
     one("SwiGLU has GELU's width", "", "model.act=swiglu", "model.act",
         "model/config.py", "8 * self.hidden // 3 // 8 * 8 if", "4 * self.hidden if"),
-    one("the MLP is too narrow", 'BigScience tr8: "104B" of 58B', "", "model.act",
+    one("the MLP is too narrow", 'BigScience tr8: "104B" of 58B', "", "size",
         "model/config.py", "else 4 * self.hidden", "else 2 * self.hidden"),
     one("GEGLU is SwiGLU", "", "model.act=geglu", "model.act", MLP, '"geglu": GEGLU', '"geglu": SwiGLU'),
     one("a linear layer's wrapper drops the bias", "", "", "model.linear_bias",
@@ -120,9 +128,13 @@ MUTATIONS = [
     one("qkv_bias=false is ignored", "", "model.qkv_bias=false", "model.qkv_bias",
         GPT, "3 * cfg.hidden, cfg.qkv_bias)", "3 * cfg.hidden)"),
     one("the tied matrix is a second one", "", "", "model.tied",
-        GPT, "self.head = self.embed if cfg.tied else", "self.head ="),
+        GPT, "None if cfg.tied else Linear(", "Linear("),
     one("tied=false is ignored", "Cramming: tie_weights ignored", "model.tied=false", "model.tied",
-        GPT, "linear(x, self.head.weight)", "linear(x, self.embed.weight)"),
+        GPT, "(self.embed if self.head is None else self.head).weight", "self.embed.weight"),
+    one("dropout is ignored", "", "model.dropout=0.1", "model.dropout",
+        GPT, "self.drop(self.attn(self.norm1(x_BTD), attend))", "self.attn(self.norm1(x_BTD), attend)"),
+    one("attention still drops in evaluation", "", "model.attn_dropout=0.1", "model.attn_dropout",
+        GPT, "self.cfg.attn_dropout if self.training else 0.0", "self.cfg.attn_dropout"),
     # initial weights and loss: what they are shows in the tests, proofs look at what the factors do
     one("residual projections start as wide as the others", "", "", "",
         "model/init.py", "cfg.init_std / math.sqrt(2 * cfg.layers)", "cfg.init_std"),
@@ -155,41 +167,49 @@ MUTATIONS = [
 CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(dict.fromkeys(f"{MODEL} {TRAIN} {DATA}".split())))
 
 
-# ------------------------------------------------------------------------------------------------ in the copy
+# ------------------------------------------------------------------------------------------------ the mutant's process
 
 
-def judge(mutation: Mutation) -> dict[str, Any]:
-    """What notices, in the process of the mutant: {"proofs": [key, ...], "test": the first that fails, or None}."""
-    import importlib
+def judge(mutation: Mutation, copy: Path) -> None:
+    """Writes what notices the mutant in `copy`: {"proofs": [key, ...], "test": the first that fails, or None}."""
+    with open(copy / "output", "w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)  # for the processes that tests start
+    sys.path[0] = str(copy)
+    for name in PACKAGES:  # an editable installation would lead back to the sources that are whole
+        found = importlib.import_module(name).__file__
+        assert found and Path(found).is_relative_to(copy), f"{name} comes from {found}, not from {copy}"
 
     import pytest
 
-    for name in PACKAGES:  # an editable installation would lead back to the sources that are whole
-        found = importlib.import_module(name).__file__
-        assert found and Path(found).is_relative_to(ROOT), f"{name} comes from {found}, not from {ROOT}"
     settings = dict.fromkeys(m.setting for m in MUTATIONS) if mutation is CONTROL else [mutation.setting]
     proofs = [key for setting in settings for key in unproved(f"{SMALL} {setting}".split())]
     failed: list[str] = []
 
-    class FirstFailure:
+    class Failures:
         def pytest_runtest_logreport(self, report: Any) -> None:
             if report.failed:
                 failed.append(report.nodeid)
 
     options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", *mutation.tests.split()]
-    code = pytest.main(options, plugins=[FirstFailure()])
+    code = pytest.main(options, plugins=[Failures()])
     assert code == (pytest.ExitCode.TESTS_FAILED if failed else pytest.ExitCode.OK), f"pytest: {code!r}"
-    return {"proofs": proofs, "test": failed[0] if failed else None}
+    (copy / "verdict.json").write_text(json.dumps({"proofs": proofs, "test": failed[0] if failed else None}))
 
 
 def unproved(words: list[str]) -> list[str]:
-    """The keys over which launch/manifest.py would stop a run so set before its first step."""
-    from ablations.config import resolve
+    """The keys over which a run so set would be stopped before its first step (launch/manifest.py)."""
+    from ablations.config import ConfigError, resolve
     from launch import engine
     from model import proof
     from model.gpt import GPT
 
-    run = resolve([(key, value) for key, _, value in (word.partition("=") for word in words)])
+    try:
+        run = resolve([(key, value) for key, _, value in (word.partition("=") for word in words)])
+    except ConfigError as error:
+        return [str(error).partition(" ")[0]]
     engine.start(run)
     live = engine.build(GPT(run.model, run.seed), run, 1)
     _, groups = proof.parameter_groups(live.model, live.groups())
@@ -201,68 +221,85 @@ def unproved(words: list[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ outside
 
 
-def notice(mutation: Mutation, index: int) -> tuple[dict[str, Any] | None, str]:
-    """Breaks a copy and judges it there. Returns what `judge` does, and what is at fault (empty: all is well)."""
-    with tempfile.TemporaryDirectory(prefix="mutant") as tmp:
-        copy = Path(tmp)
-        for name in (*PACKAGES, "tests"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", copy)
-        for file, old, new in mutation.edits:
-            text = (copy / file).read_text()
-            if text.count(old) != 1:
-                return None, f"does not apply: {file} has {text.count(old)} times: {old}"
-            (copy / file).write_text(text.replace(old, new))
-        environment = os.environ | {
-            "PYTHONPATH": tmp, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-            "DS_ACCELERATOR": "cpu",
-        }  # fmt: skip
-        verdict = copy / "verdict.json"
-        command = [sys.executable, str(copy / "tests" / Path(__file__).name), "--judge", str(index), str(verdict)]
-        process = subprocess.run(
-            command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        if not verdict.exists():
-            return None, "does not run:\n" + "\n".join(process.stdout.splitlines()[-15:])
-        seen = json.loads(verdict.read_text())
+def break_a_copy(mutation: Mutation, copy: Path) -> str:
+    """Copies the sources and applies the mutation. Returns what is at fault with it (empty: nothing)."""
+    for name in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    for file, old, new in mutation.edits:
+        text = (copy / file).read_text()
+        if text.count(old) != 1:
+            return f"does not apply: {file} has {text.count(old)} times: {old}"
+        (copy / file).write_text(text.replace(old, new))
+    return ""
+
+
+def verdict(mutation: Mutation, copy: Path) -> tuple[dict[str, Any], str]:
+    """What `judge` wrote, and what is at fault (empty: the mutant was noticed)."""
+    output = (copy / "output").read_text()
+    if not (copy / "verdict.json").exists():
+        return {}, "does not run:\n" + output[-2000:]
+    seen = json.loads((copy / "verdict.json").read_text())
     if mutation is CONTROL:
-        whole = not seen["proofs"] and not seen["test"]
-        return seen, "" if whole else "at fault before anything is broken:\n" + process.stdout[-3000:]
+        return seen, "" if seen == {"proofs": [], "test": None} else f"fails, {seen['proofs']}:\n{output[-3000:]}"
     faults = [] if seen["test"] else ["no test notices"]
     if mutation.proof and not any(mutation.proof in key for key in seen["proofs"]):
         faults.append(f"the proof of {mutation.proof} does not notice")
     return seen, " and ".join(faults)
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("words", nargs="*", help="only mutations with one of these words in the name")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--judge", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    everything = [CONTROL, *MUTATIONS]
-    if args.judge:
-        Path(args.judge[1]).write_text(json.dumps(judge(everything[int(args.judge[0])])))
-        return 0
+def run(mutations: list[Mutation], jobs: int, folder: Path) -> list[tuple[dict[str, Any], str]]:
+    """Each in a process of its own, forked when everything foreign is imported; what `verdict` says, in order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in FOREIGN:
+            importlib.import_module(name)
+    gc.freeze()  # what is shared by all is not searched again in each
+    began, done = time.perf_counter(), 0
+    results: list[tuple[dict[str, Any], str]] = [({}, "")] * len(mutations)
+    running: dict[Any, tuple[int, Any]] = {}
+    todo = list(enumerate(mutations))
+    while todo or running:
+        if todo and len(running) < jobs:
+            i, mutation = todo.pop(0)
+            copy = folder / str(i)
+            fault = break_a_copy(mutation, copy)
+            results[i] = {}, fault
+            if fault:
+                done += 1
+                print(f"{mutation.name}: {fault}", file=sys.stderr, flush=True)
+            else:
+                process = multiprocessing.get_context("fork").Process(target=judge, args=(mutation, copy))
+                process.start()
+                running[process.sentinel] = i, process
+            continue
+        for sentinel in multiprocessing.connection.wait(list(running)):
+            i, process = running.pop(sentinel)
+            process.join()
+            results[i] = verdict(mutations[i], folder / str(i))
+            shutil.rmtree(folder / str(i))
+            done += 1
+            at = f"{done}/{len(mutations)} {time.perf_counter() - began:.0f} s"
+            print(f"{at}  {mutations[i].name}: {results[i][1] or 'noticed'}", file=sys.stderr, flush=True)
+    return results
 
-    chosen = [i for i, m in enumerate(everything) if not args.words or any(w in m.name for w in args.words)]
-    began = time.perf_counter()
-    results: dict[int, tuple[dict[str, Any] | None, str]] = {}
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        waiting = {pool.submit(notice, everything[i], i): i for i in chosen}
-        for done in concurrent.futures.as_completed(waiting):
-            i = waiting[done]
-            results[i] = done.result()
-            progress = f"{len(results)}/{len(chosen)} {time.perf_counter() - began:.0f} s"
-            print(f"{progress}  {everything[i].name}: {results[i][1] or 'ok'}", file=sys.stderr, flush=True)
-    print("| mutation | on record | proof | test |\n|---|---|---|---|")
-    for i in chosen:
-        seen, _ = results[i]
-        if i and seen:
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only mutations with one of these in the name")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args(argv)
+    chosen = [m for m in MUTATIONS if not args.words or any(w in m.name for w in args.words)]
+    with tempfile.TemporaryDirectory(prefix="mutants") as folder:
+        (_, fault), *results = run([CONTROL, *chosen], args.jobs, Path(folder))
+    print("| mutation | on record | proof | first test |\n|---|---|---|---|")
+    for mutation, (seen, _) in zip(chosen, results, strict=True):
+        if seen:
             proofs, test = ", ".join(seen["proofs"]) or "–", (seen["test"] or "**none**").replace("tests/", "")
-            print(f"| {everything[i].name} | {everything[i].record or '–'} | {proofs} | {test} |")
-    faults = [f"{everything[i].name}: {results[i][1]}" for i in chosen if results[i][1]]
-    print("\n".join(faults) if faults else f"all {len(chosen) - (0 in chosen)} noticed")
+            print(f"| {mutation.name} | {mutation.record or '–'} | {proofs} | {test} |")
+    faults = [f"{m.name}: {fault}" for m, (_, fault) in zip(chosen, results, strict=True) if fault]
+    faults += [f"{CONTROL.name}: {fault}"] if fault else []
+    print("\n" + ("\n".join(faults) if faults else f"{len(chosen)} of {len(chosen)} noticed"))
     return bool(faults)
 
 

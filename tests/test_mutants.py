@@ -1,20 +1,30 @@
 """What tests/mutations.py showed to be guarded by nothing else."""
 
+import itertools
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ablations.config import resolve
-from model.gpt import GPT
+from model.gpt import BLOCKS, GPT
+from model.mlp import MLPS
+from model.norm import NORMS
+from model.position import POSITIONS
+from tests.test_model import BARE, filled, llama, neox, scrambled, tokens
+from tests.test_model import SMALL as SHAPE
 
+X = tokens(SHAPE, 29)
 SMALL = {
     "model.layers": 2, "model.hidden": 48, "model.heads": 6, "model.seq": 32, "model.vocab": 120,
     "train.precision": "fp32", "train.batch": 4, "layout.micro_batch": 4,
 }  # fmt: skip
 
 
-def built(**change: object):
+def built(**change: object) -> Any:
     from launch import engine
 
     run = resolve((SMALL | change).items())
@@ -28,8 +38,18 @@ def test_no_gain_and_no_bias_is_decayed_wherever_it_is(norm: str) -> None:
     decay = {id(p): g["weight_decay"] for g in live.groups() for p in g["params"]}
     named = dict(live.model.named_parameters())
     assert decay.keys() == {id(p) for p in named.values()}
-    assert {n for n, p in named.items() if decay[id(p)] == 0} == {n for n, p in named.items() if p.dim() == 1}
+    assert {n for n in named if decay[id(named[n])] == 0} == {n for n in named if n.endswith(".bias") or "norm" in n}
     assert {decay[id(p)] for p in named.values()} == {0.0, 0.1}
+
+
+VARIANTS = {"pos": POSITIONS, "act": MLPS, "norm": NORMS, "block": BLOCKS}
+
+
+@pytest.mark.parametrize("key, value", [(key, value) for key, table in VARIANTS.items() for value in table])
+def test_every_variant_takes_a_step(key: str, value: str) -> None:
+    """Through DeepSpeed, which has demands of its own, as on the number of parameters."""
+    loss, norm = built(**{f"model.{key}": value}).step(X.repeat(2, 1)[:4], 1e-3)
+    assert math.isfinite(loss) and norm > 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -47,3 +67,64 @@ def test_a_resumed_engine_goes_on_as_if_it_had_not_stopped(tmp_path: Path, preci
     assert [resumed.step(rows[step], 1e-3) for step in range(3, 6)] == expected
     for (name, p), q in zip(calm.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p, q), name
+
+
+# ------------------------------------------------------------------------------------------------ other references
+
+
+def test_geglu_equals_hugging_face_llama_with_that_activation() -> None:
+    ours = scrambled(GPT(replace(SHAPE, pos="rotary", **(BARE | {"act": "geglu"}))))
+    theirs, state = llama(ours)
+    theirs = filled(theirs, state)
+    for layer in theirs.model.layers:
+        layer.mlp.act_fn = torch.nn.GELU("tanh")
+    assert (ours(X) - theirs(X).logits).abs().max() < 2e-5
+
+
+def test_parallel_blocks_equal_hugging_face_gpt_neox_with_one_norm_for_both() -> None:
+    ours = scrambled(GPT(replace(SHAPE, pos="rotary", block="parallel")))
+    for block in ours.blocks:
+        block.norm2 = block.norm1  # NeoX has two
+    theirs, state = neox(ours)
+    for layer in theirs.gpt_neox.layers:
+        layer.use_parallel_residual = True
+    assert (ours(X) - filled(theirs, state)(X).logits).abs().max() < 2e-5
+
+
+def test_post_ln_equals_torch() -> None:
+    ours = scrambled(GPT(replace(SHAPE, pos="none", block="post-ln")))
+    x = ours.embed(X)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(X.shape[1])
+    for block in ours.blocks:
+        layer = torch.nn.TransformerEncoderLayer(
+            SHAPE.hidden, SHAPE.heads, SHAPE.ffn, 0.0, torch.nn.GELU("tanh"), SHAPE.norm_eps, batch_first=True
+        )
+        state = {"self_attn.in_proj_weight": block.attn.qkv.weight, "self_attn.in_proj_bias": block.attn.qkv.bias}
+        names = {"self_attn.out_proj": block.attn.proj, "linear1": block.mlp.up, "linear2": block.mlp.down,
+                 "norm1": block.norm1, "norm2": block.norm2}  # fmt: skip
+        for their, our in names.items():
+            state |= {f"{their}.weight": our.weight, f"{their}.bias": our.bias}
+        layer.load_state_dict(state)
+        x = layer(x, mask)
+    assert (ours(X) - x @ ours.embed.weight.T).abs().max() < 2e-5
+
+
+def test_what_enters_the_first_layer_written_out() -> None:
+    """Token by token: the embedding, its norm, and then the row of its position."""
+    D = SHAPE.hidden
+    wave = [[math.sin(t / 10000 ** (d / D)) if d % 2 == 0 else math.cos(t / 10000 ** ((d - 1) / D)) for d in range(D)]
+            for t in range(X.shape[1])]  # fmt: skip
+    for pos, embnorm in itertools.product(("learned", "sinusoidal", "scaled-sinusoidal", "none"), (True, False)):
+        ours = scrambled(GPT(replace(SHAPE, pos=pos, embnorm=embnorm)))
+        x = ours.embed.weight[X]
+        if embnorm:
+            mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+            x = (x - mean) / (var + SHAPE.norm_eps).sqrt() * ours.embnorm.weight + ours.embnorm.bias
+        if pos == "learned":
+            x = x + ours.position.table[: X.shape[1]]
+        elif pos != "none":
+            x = x + torch.tensor(wave) * (ours.position.scale if pos == "scaled-sinusoidal" else 1.0)
+        seen: list[torch.Tensor] = []
+        ours.blocks[0].register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
+        ours(X)
+        assert (seen[0] - x).abs().max() < 1e-5, (pos, embnorm)

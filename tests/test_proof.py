@@ -169,9 +169,24 @@ def test_another_norm_fires(declared: str, built: str) -> None:
 
 
 def test_the_wrong_activation_fires(monkeypatch: MonkeyPatch) -> None:
-    """A GLU path that a fused GELU bypassed; erf GELU where tanh was declared would be below bf16's resolution."""
+    """A GLU path that a fused GELU bypassed."""
     monkeypatch.setattr(mlp.GELU, "forward", lambda self, x: self.down(F.silu(self.up(x))))
     assert "model.act" in failing(GPT(cfg()))
+
+
+@mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_gelu_by_erf_fires(dtype: torch.dtype, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(mlp.GELU, "forward", lambda self, x: self.down(F.gelu(self.up(x))))
+    assert "model.act" in failing(GPT(cfg()).to(dtype))
+
+
+@mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@mark.parametrize("pos", position.POSITIONS)
+def test_scores_that_are_not_scaled_fire(pos: str, dtype: torch.dtype, monkeypatch: MonkeyPatch) -> None:
+    sdpa, baddbmm = F.scaled_dot_product_attention, torch.baddbmm
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **kw: sdpa(*a, **kw, scale=1.0))
+    monkeypatch.setattr(torch, "baddbmm", lambda *a, alpha: baddbmm(*a, alpha=1.0))
+    assert "model.pos" in failing(GPT(cfg(pos=pos)).to(dtype))
 
 
 @mark.parametrize("declared, built", [("gelu", "swiglu"), ("swiglu", "gelu"), ("swiglu", "swiglu-unmatched"),

@@ -1,0 +1,66 @@
+"""The estimate of memory against the tensors that are alive in real steps through DeepSpeed, byte by byte."""
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ablations.config import Run, resolve
+from launch import engine
+from model.gpt import GPT
+from model.memory import estimate
+
+SMALL = {"size": "nano", "train.batch": 8, "layout.micro_batch": 8}
+WIDE = {"model.hidden": 384, "model.heads": 6, "model.seq": 64, "layout.micro_batch": 1}  # weights outweigh activations
+SHAPES: dict[str, dict[str, Any]] = {
+    "nano": {},
+    "rotary, SwiGLU, RMSNorm": {"model.pos": "rotary", "model.act": "swiglu", "model.norm": "rmsnorm"},
+    "ALiBi, embedding norm, parallel": {"model.pos": "alibi", "model.embnorm": True, "model.block": "parallel"},
+    "dropout, post-LN, GEGLU": {"model.dropout": 0.1, "model.attn_dropout": 0.1, "model.block": "post-ln",
+                                "model.act": "geglu", "model.pos": "sinusoidal"},
+    "wide, 1 sequence": {**WIDE, "train.batch": 1},
+    "wide, 2 micro-batches": {**WIDE, "train.batch": 2, "model.pos": "none"},
+    "small vocabulary": {"model.vocab": 256, "model.seq": 512, "model.heads": 8, "layout.micro_batch": 2},
+    "large vocabulary": {"model.vocab": 32000, "model.seq": 128, "layout.micro_batch": 2, "model.tied": False},
+}  # fmt: skip
+
+
+def measured(run: Run, trace: Path) -> int:
+    """Most bytes of tensors alive at once during a step, the second one."""
+    gc.collect()
+    engine.start(run)
+    rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        built = engine.build(GPT(run.model, run.seed), run, 1)
+        built.step(rows, run.train.lr)
+        with record_function("second step"):
+            built.step(rows, run.train.lr)
+    profiler.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    began = next(e["ts"] for e in events if e.get("name") == "second step" and e.get("ph") == "X")
+    alive: dict[int, int] = {}
+    now = most = 0
+    for e in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
+        address, size = e["args"]["Addr"], e["args"]["Bytes"]
+        if size > 0:
+            alive[address], now = size, now + size
+        else:
+            now -= alive.pop(address, 0)  # what older tests left behind was not counted
+        most = max(most, now) if e["ts"] >= began else most
+    return most
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_estimate_is_within_a_tenth_of_a_real_step(shape: str, precision: str, zero: int, tmp_path: Path) -> None:
+    over = SMALL | SHAPES[shape] | {"train.precision": precision, "layout.zero": zero}
+    run = resolve(list(over.items()))
+    micro = run.layout.micro_batch
+    held = estimate(run.model, micro, precision, zero, 1, run.train.batch // micro)
+    assert held["total"] == pytest.approx(measured(run, tmp_path / "trace.json"), rel=0.1)
+    assert held["total"] == sum(v for k, v in held.items() if k != "total")
