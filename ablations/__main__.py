@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from ablations.config import ConfigError
+from ablations.config import ConfigError, has_gpu
 from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_args, human, state
 
 COMMANDS = {
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
 
 def plan(study: Study) -> int:
     from model.count import flops_per_token, parameters
+    from model.memory import estimate
 
     print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n")
     print(f"{'cell':>4}  {'arm':28} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
@@ -65,10 +66,14 @@ def plan(study: Study) -> int:
             f"{i:4}  {cell.arm + (' (baseline)' if not cell.delta else ''):28} {cell.seed:4}  "
             f"{parameters(run.model):12,}  {human(tokens):>8}  {flops:8.1e}  {cell.dir}  [{state(cell)['state']}]"
         )
-    base = study.base
+    base, layout = study.base, study.base.layout
+    ranks = max(layout.processes, 1)
+    accumulate = base.train.batch // (layout.micro_batch * ranks)
+    shape = (layout.micro_batch, base.train.precision, layout.zero, ranks, accumulate, has_gpu())
+    memory = max(estimate(cell.run.model, *shape)["total"] for cell in study.cells)
     print(
-        f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, "
-        f"{base.train.precision}, size {base.size}"
+        f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, {base.train.precision}, "
+        f"size {base.size}; at most {human(memory)}B of tensors on each rank, by estimate"
     )
     return 0
 

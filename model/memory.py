@@ -1,0 +1,101 @@
+"""Bytes of tensors that one rank holds to train, by closed formulas, without torch; a test compares with real steps.
+
+A step passes through moments with different things alive: the loss, both ends of the backward pass, the reduction of
+the gradients, the update. The peak is the largest of them. What lies beside the tensors (the interpreter, libraries,
+kernels' scratch space, an allocator's gaps) is not in it.
+"""
+
+from model.config import ModelConfig
+from model.count import parameters
+
+BUCKET = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
+ROWS_CPU, ROWS_GPU = 128, 4096  # of logits in fp32 at a time: model/objective.py
+
+
+def estimate(
+    cfg: ModelConfig, micro_batch: int, precision: str, zero: int, ranks: int, accumulate: int = 1, gpu: bool = False
+) -> dict[str, int]:
+    """What is alive on one rank at the peak of a training step, in bytes.
+
+    Args:
+        precision: bf16 (with fp32 masters) or fp32.
+        zero: ZeRO stage, 1 or 2.
+        accumulate: micro-batches per optimizer step.
+
+    Returns:
+        weights, optimizer (fp32 masters and two moments, divided by `ranks`), gradients (with their buffers),
+        activations, logits, and their total.
+    """
+    width = 2 if precision == "bf16" else 4
+    count, rows = parameters(cfg), micro_batch * cfg.seq
+    fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
+    kept, passing = activations(cfg, micro_batch, precision, gpu)
+    logits = rows * cfg.padded_vocab * width
+    embedding = cfg.padded_vocab * cfg.hidden * width  # its gradient waits for the one of the token lookup
+    chunk = ROWS_GPU if gpu else ROWS_CPU
+    # one in work while the one before is let go; in bf16 also its copy in fp32
+    work = min(rows, chunk) * cfg.padded_vocab * 4 * (1 + (rows > chunk) + (precision == "bf16"))
+    copies = 2 if precision == "fp32" and not gpu else 1  # oneDNN turns the gradient of the logits around
+    before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate)
+    moments = [
+        {"gradients": before, "activations": kept + passing},
+        {"gradients": before, "activations": kept, "logits": 2 * logits + work},
+        {"gradients": before + embedding, "activations": kept, "logits": copies * logits},
+        {"gradients": first + embedding, "activations": kept + passing},
+        {"gradients": last + embedding},
+        {"gradients": reduction},
+        {"gradients": update},
+    ]
+    peak = max(moments, key=lambda moment: sum(moment.values()))
+    held = {"weights": 0, "optimizer": 0, "gradients": 0, "activations": 0, "logits": 0} | fixed | peak
+    return held | {"total": sum(held.values())}
+
+
+def gradients(
+    cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int
+) -> tuple[int, int, int, int, int]:
+    """Bytes of gradients and of DeepSpeed's buffers: before the last backward pass, at its begin, at its end, when
+    they are reduced, and at the update. Read from DeepSpeed 0.19.8 and measured."""
+    count, more = parameters(cfg), accumulate > 1
+    bucket, largest = min(BUCKET, count), cfg.padded_vocab * cfg.hidden
+    part = 4 * count // ranks  # this rank's share in fp32
+    if precision == "bf16" and zero == 1:  # fp32 sums of all gradients, always; reduced as a copy in bf16
+        sums, own = 4 * count, 2 * count
+        before = sums + (own if more else 0)
+        joined = 4 * count if count < BUCKET else 0  # a group above the bucket is not joined with the next
+        return before, before, sums + own, sums + own + max(joined + 2 * count, 4 * largest), sums + own
+    if precision == "bf16":  # into a bucket; a copy of the bucket is reduced, and summed into this rank's share
+        before = part if more else 0
+        return before, before + 2 * bucket, before + 2 * bucket, 4 * bucket + part + min(4 * largest, part), part
+    if zero == 1:  # gradients first, the bucket beside them
+        before = 4 * count + 4 * bucket if more else 0  # both are kept from one micro-batch to the next
+        return before, before or 4 * bucket, 4 * bucket + 4 * count, 4 * bucket + 4 * count, 4 * bucket + part
+    before = part if more else 0
+    joined = 4 * bucket if ranks > 1 else 0
+    return before, before + 4 * bucket, before + 4 * bucket, before + 4 * bucket + joined + part, 2 * part
+
+
+def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and what is alive beside them while one layer is at work."""
+    B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn, cfg.heads
+    width = 2 if precision == "bf16" else 4
+    unit, inner, scores = B * T * D * width, B * T * F * width, B * H * T * T * width
+    alibi, rotary = cfg.pos == "alibi", cfg.pos == "rotary"
+    if gpu and not cfg.attn_dropout:  # fused: q, k, v, the output, and a number for each row
+        attention, working = (4 + 2 * rotary) * unit + B * H * T * 4, 3 * unit
+    elif precision == "bf16" or alibi or cfg.attn_dropout:  # plain, and torch's own plain path in fp32
+        dropped = 2 * scores if cfg.attn_dropout else 0
+        attention, working = 4 * unit + scores + dropped, 2 * scores
+    else:
+        attention, working = (4 + 2 * rotary) * unit + B * H * T * 4, 4 * unit
+    # LayerNorm keeps its input, its output and two numbers a row; RMSNorm on a CPU is many small operations
+    norm = 2 * unit
+    if cfg.norm == "rmsnorm" and not gpu:
+        norm = unit + 2 * B * T * D * 4
+    mlp = 2 * inner if cfg.act == "gelu" else 4 * inner
+    dropout = 2 * unit if cfg.dropout else 0
+    norms = {"pre-ln": 2, "post-ln": 2, "parallel": 1}[cfg.block]
+    layer = norms * norm + attention + mlp + dropout
+    mask = (H if alibi else 1) * T * T * width
+    ends = norm + unit * (cfg.embnorm + (cfg.dropout > 0)) + mask
+    return cfg.layers * layer + ends, max(working, 2 * inner) + unit
