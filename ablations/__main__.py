@@ -73,7 +73,7 @@ def plan(study: Study) -> int:
     memory = max(estimate(cell.run.model, *shape)["total"] for cell in study.cells)
     print(
         f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, {base.train.precision}, "
-        f"size {base.size}; at most {human(memory)}B of tensors on each rank, by estimate"
+        f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
     return 0
 

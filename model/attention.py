@@ -61,8 +61,9 @@ def plain(position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0) -
 
 
 def masked(position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0) -> Attend:
-    """torch's scaled_dot_product_attention, with a float mask."""
-    bias = causal_bias(position, heads, x_BTD)
+    """torch's scaled_dot_product_attention; with a float mask of three dimensions it would take its slow path."""
+    T = x_BTD.shape[1]
+    bias = causal_bias(position, heads, x_BTD).view(1, -1, T, T)
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)

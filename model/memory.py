@@ -83,7 +83,7 @@ def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool) -
     alibi, rotary = cfg.pos == "alibi", cfg.pos == "rotary"
     if gpu and not cfg.attn_dropout:  # fused: q, k, v, the output, and a number for each row
         attention, working = (4 + 2 * rotary) * unit + B * H * T * 4, 3 * unit
-    elif precision == "bf16" or alibi or cfg.attn_dropout:  # plain, and torch's own plain path in fp32
+    elif precision == "bf16" or cfg.attn_dropout:  # plain, and torch's own plain path in fp32
         dropped = 2 * scores if cfg.attn_dropout else 0
         attention, working = 4 * unit + scores + dropped, 2 * scores
     else:
