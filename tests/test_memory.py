@@ -62,5 +62,5 @@ def test_the_estimate_is_within_a_tenth_of_a_real_step(shape: str, precision: st
     run = resolve(list(over.items()))
     micro = run.layout.micro_batch
     held = estimate(run.model, micro, precision, zero, 1, run.train.batch // micro)
-    assert held["total"] == pytest.approx(measured(run, tmp_path / "trace.json"), rel=0.06)
+    assert held["total"] == pytest.approx(measured(run, tmp_path / "trace.json"), rel=0.1)
     assert held["total"] == sum(v for k, v in held.items() if k != "total")
