@@ -1,0 +1,131 @@
+"""How often to save, and what failures cost: arithmetic for a plan, and a simulation where arithmetic ends.
+
+    python -m ablations.reliability        # the two clusters of docs/reliability.md
+"""
+
+import heapq
+import math
+import random
+from dataclasses import dataclass
+
+
+def save_interval(stall: float, mtbf: float) -> float:
+    """Seconds of training between two saves that lose least: Daly (2006), eq. 37; Young (1974) is its first term.
+
+    Args:
+        stall: seconds for which one save holds up training.
+        mtbf: mean seconds between two failures of the whole job: a node's, divided by the number of nodes.
+    """
+    if stall <= 0:
+        return 0.0
+    if stall >= 2 * mtbf:
+        return mtbf
+    x = stall / (2 * mtbf)
+    return math.sqrt(2 * stall * mtbf) * (1 + math.sqrt(x) / 3 + x / 9) - stall
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a job meets. Times in seconds.
+
+    nodes are in use, spares stand by; a node fails every `node_mtbf` on average (exponentially), `broken` of the
+    failures take the node away for `repair`, the others only end the job. A failure is noticed after `detect` (a hang
+    later than a crash), starting again takes `restart`. A save stalls training for `stall` and is whole `write` later.
+    """
+
+    nodes: int
+    spares: int
+    node_mtbf: float
+    broken: float
+    repair: float
+    detect: float
+    restart: float
+    stall: float
+    write: float
+
+    @property
+    def mtbf(self) -> float:
+        """Of the whole job."""
+        return self.node_mtbf / self.nodes
+
+
+def simulate(c: Cluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
+    """One history of `seconds` on a cluster, with the policies of launch/: the shares of the time by what it went to.
+
+    Returns:
+        trained (kept work), saving, redone (lost since the last whole save), detecting, restarting, waiting (for
+        a repaired node), as fractions of the time; failures, a count.
+    """
+    rng = random.Random(seed)
+    spent = dict.fromkeys(("trained", "saving", "redone", "detecting", "restarting", "waiting"), 0.0)
+    now, failures = 0.0, 0
+    ready = c.nodes + c.spares
+    repairs: list[float] = []  # when broken nodes come back
+
+    def spend(what: str, amount: float) -> None:
+        nonlocal now
+        amount = max(0.0, min(amount, seconds - now))
+        spent[what] += amount
+        now += amount
+
+    while now < seconds:
+        while repairs and repairs[0] <= now:
+            heapq.heappop(repairs)
+            ready += 1
+        if ready < c.nodes:
+            spend("waiting", repairs[0] - now)
+            continue
+        life = min(rng.expovariate(1 / c.mtbf), seconds - now)  # until the next failure, or the end
+        cycle = interval + c.stall
+        saves = int(life // cycle)
+        # the last save counts only when it was whole before the failure
+        kept = saves - 1 if saves and life - saves * cycle < c.write - c.stall and now + life < seconds else saves
+        ended = now + life >= seconds
+        work = life - saves * c.stall
+        good = work if ended else kept * interval
+        spend("trained", good)
+        spend("redone", work - good)
+        spend("saving", saves * c.stall)
+        if ended:
+            break
+        failures += 1
+        if rng.random() < c.broken:
+            ready -= 1
+            heapq.heappush(repairs, now + c.repair)
+        spend("detecting", c.detect)
+        spend("restarting", c.restart)
+    return {k: v / seconds for k, v in spent.items()} | {"failures": failures}
+
+
+WEEK = 7 * 86400.0
+# BLOOM's 384 A100 in 48 nodes lost one or two GPUs a week (its paper, section 3.4); Llama 3's 16,384 H100, in 2,048
+# nodes of 8, had 419 unexpected interruptions in 54 days (its paper, table 5).
+NODE_MTBF = {"BLOOM": 48 * WEEK / 1.5, "Llama 3": 2048 * 54 * 86400 / 419}
+# Of these only the rates above are published. Repair takes days on a shared cluster; the rest are guesses on the
+# careful side: a hang noticed by the watchdog, start-up with a warm cache, a save of 20 GB a node to a parallel file system.
+GUESS = {"broken": 0.5, "repair": 2 * 86400.0, "detect": 300.0, "restart": 300.0, "stall": 1.0, "write": 60.0}
+CLUSTERS = [
+    ("52 nodes (48 + 4 spares), BLOOM's rate", Cluster(48, 4, NODE_MTBF["BLOOM"], **GUESS)),
+    ("52 nodes (52 + 0 spares), BLOOM's rate", Cluster(52, 0, NODE_MTBF["BLOOM"], **GUESS)),
+    ("52 nodes (48 + 4 spares), Llama 3's rate", Cluster(48, 4, NODE_MTBF["Llama 3"], **GUESS)),
+    ("1,000 nodes + 20 spares, BLOOM's rate", Cluster(1000, 20, NODE_MTBF["BLOOM"], **GUESS)),
+    ("1,000 nodes + 20 spares, Llama 3's rate", Cluster(1000, 20, NODE_MTBF["Llama 3"], **GUESS)),
+]
+
+
+def main() -> None:
+    histories, weeks = 200, 18
+    print(f"{weeks} weeks, mean of {histories} simulated histories, checkpoints at Daly's interval")
+    print(f"{'':44}{'saves every':>12}{'failures':>10}{'trained':>9}{'saving':>8}{'redone':>8}{'down':>7}{'waiting':>9}")
+    for name, cluster in CLUSTERS:
+        # no sooner than the one before is whole
+        interval = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
+        runs = [simulate(cluster, weeks * WEEK, interval, seed) for seed in range(histories)]
+        mean = {k: sum(r[k] for r in runs) / histories for k in runs[0]}
+        down = mean["detecting"] + mean["restarting"]
+        print(f"{name:44}{interval / 60:8.1f} min{mean['failures']:10.1f}{mean['trained']:9.2%}{mean['saving']:8.2%}"
+              f"{mean['redone']:8.2%}{down:7.2%}{mean['waiting']:9.2%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
