@@ -2,24 +2,30 @@
 from __future__ import annotations
 
 import ast
-import gzip
 import hashlib
 import importlib.metadata
-import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import yaml
 
+from data import readers
+from data.readers import EXTENSIONS, Ledger
+
 CORPORA = Path(__file__).parent / "corpora"
-FORMATS = (".jsonl", ".json", ".txt")  # each plain, .gz or .zst
-EXTENSIONS = [form + packed for form in FORMATS for packed in ("", ".gz", ".zst")]
 VALID_SHARE = 0.02  # of the documents of a corpus on disk; untuned
-FIELDS = {"blend": {"blend"}, "packages": {"text", "minimum", "packages", "held_out", "sha256"}}
+VALID_BYTES = 1e9   # of files, packed: larger corpora hold out a smaller share; untuned
+ABOUT = {"licence", "published"}  # for people: not part of what is read
+FIELDS = {
+    "blend": {"blend", "alpha"} | ABOUT,
+    "packages": {"text", "minimum", "packages", "held_out", "sha256"},
+    "files": {"files", "hub", "revision", "path", "layout", "text", "where", "variant", "checksums"} | ABOUT,
+}
 TEXTS = ("docstrings", "source")
 TESTS = {"test", "tests", "testing", "conftest.py"}  # fixtures and generated cases: hardly prose
 MACHINE = {"__config__.py", "_version.py", "version.py", "_distributor_init.py"}  # differ from build to build
@@ -27,55 +33,83 @@ MACHINE = {"__config__.py", "_version.py", "version.py", "_distributor_init.py"}
 
 class Unit(NamedTuple):
     """One file to read documents from."""
-    path: Path
-    name: str      # the same on every machine
-    package: str   # its distribution, "" for a corpus on disk
-    size: int      # bytes
+    path: Path | str   # a str is an address on the hub
+    name: str          # the same on every machine
+    package: str       # its distribution, "" for a corpus of files
+    size: int          # bytes
+    sha256: str = ""   # of the content, where the hub says it
 
 
 def known() -> list[str]:
     return sorted(path.stem for path in CORPORA.glob("*.yaml"))
 
 
-def load(corpus: str) -> dict[str, Any]:
-    """The specification of a corpus: a name in data/corpora, or a file, folder or glob on disk.
+def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
+    """The specification of a corpus: a name in data/corpora, a .yaml file, or a file, folder or glob of text.
 
-    Returns {"name"} with {"blend": {name: weight}}, the weights adding up to 1; or {"files": [path, ...]}; or
+    A name may carry a variant, as in oscar:fr. `store` knows where the files of named corpora lie (see `locate`).
+
+    Returns {"name"} with {"blend": {name: weight}, "alpha"}: the weights add up to 1, or, where alpha is a number, are
+    still to be found from the sizes; or {"files": [path, ...] or globs, "layout", ...}; or
     {"packages": {name: version}, "held_out": [name, ...], "text": of TEXTS, "minimum": characters}.
     Raises ValueError, naming what is allowed. Reads no document.
     """
-    path = CORPORA / f"{corpus}.yaml"
-    if "/" not in corpus and path.is_file():
+    name, _, variant = corpus.partition(":")
+    path = None if "/" in name else CORPORA / f"{name}.yaml"
+    if corpus.endswith(".yaml") and Path(corpus).is_file():
+        path, name, variant = Path(corpus), corpus, ""
+    if path and path.is_file():
         try:
-            spec = _named(corpus, yaml.safe_load(path.read_text(encoding="utf-8")))
+            spec = _named(path, yaml.safe_load(path.read_text(encoding="utf-8")), variant)
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: {error}") from None
+        if "files" in spec and (root := _location(name, spec, store)):
+            spec = {**spec, "files": _below(root, spec), "root": root}
     elif corpus and (has_magic(corpus) or "/" in corpus or Path(corpus).exists()):
-        spec = {"files": _files(corpus)}
+        spec = {"files": _files(corpus), "layout": "auto"}
+        spec["root"] = _root(spec["files"])
     else:
         raise ValueError(f"unknown corpus {corpus!r}: known are {', '.join(known())}; "
                          f"or give a file, folder or glob of {', '.join(EXTENSIONS)}")
     return {"name": corpus, **spec}
 
 
-def check(corpus: str) -> None:
+def check(corpus: str, store: Path | None = None) -> None:
     """Raise ValueError, naming what is allowed, when the corpus cannot be prepared. Takes milliseconds."""
-    spec = load(corpus)
+    spec = load(corpus, store)
     for component in spec.get("blend", ()):
-        check(component)
+        check(component, store)
     for package, version in spec.get("packages", {}).items():
         _distribution(package, version)
-    for path in spec.get("files", ())[:1]:  # a fault in another one is reported when it is read
-        if next(_records(path, path.name), None) is None:
-            raise ValueError(f"{path} holds no document")
+    if "root" in spec:  # a fault in another file is reported when it is read
+        unit = units(spec)[0]
+        if next(documents(spec, unit), None) is None:
+            raise ValueError(f"{unit.path} holds no document")
+
+
+def locate(corpus: str, folder: str, store: Path) -> None:
+    """Remember in the store that the files of a named corpus lie below `folder`."""
+    name = corpus.partition(":")[0]
+    spec = load(name)
+    if "layout" not in spec or has_magic(name) or "/" in name:
+        raise ValueError(f"{corpus} is not read from files of its own: FROM is for {', '.join(_of_files())}")
+    if not Path(folder).is_dir():
+        raise ValueError(f"FROM={folder} is no folder")
+    _below(Path(folder), load(corpus))
+    store.mkdir(parents=True, exist_ok=True)
+    path = store / "sources.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.with_suffix(".tmp").write_text(json.dumps(known | {name: str(Path(folder).resolve())}, indent=1))
+    os.replace(path.with_suffix(".tmp"), path)
 
 
 def units(spec: dict[str, Any]) -> list[Unit]:
     """The files of a corpus in the order in which they are read: held-out packages first, then by name."""
-    if "files" in spec:
-        root = _root(spec["files"])
-        return [Unit(path, path.relative_to(root).as_posix(), "", path.stat().st_size)
+    if "root" in spec:
+        return [Unit(path, path.relative_to(spec["root"]).as_posix(), "", path.stat().st_size)
                 for path in spec["files"]]
+    if "files" in spec:
+        return _on_hub(spec)
     found = []
     for package, version in spec["packages"].items():
         distribution = _distribution(package, version)
@@ -88,40 +122,78 @@ def units(spec: dict[str, Any]) -> list[Unit]:
     return sorted(found, key=lambda unit: (unit.package not in spec["held_out"], unit.package, unit.name))
 
 
-def documents(spec: dict[str, Any], unit: Unit) -> Iterator[tuple[str, str]]:
-    """(id, text) of each document in one file, in file order. Raises ValueError naming file and line."""
+def documents(spec: dict[str, Any], unit: Unit, ledger: Ledger | None = None) -> Iterator[tuple[str, str, dict]]:
+    """(id, text, labels) of each document in one file, in file order.
+
+    What is wrong with the file goes to the ledger; without one it raises ValueError naming file and line.
+    """
+    ledger = ledger or Ledger()
     if "files" in spec:
-        yield from _records(unit.path, unit.name)
-    elif unit.path.suffix != ".py":
+        yield from readers.documents(unit.path, unit.name, spec["layout"], ledger,
+                                     spec.get("text", ""), spec.get("where") or {})
+        return
+    assert isinstance(unit.path, Path)
+    labels = {"package": unit.package}
+    if unit.path.suffix != ".py":
         # Headers of the description vary with the build tool; the text below them is the package's README.
         text = unit.path.read_text(encoding="utf-8").partition("\n\n")[2]
         if len(text) >= spec["minimum"]:
-            yield f"{unit.package} README", text
+            yield f"{unit.package} README", text, labels
     else:
         source = unit.path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
         found = _docstrings(source, unit.name) if spec["text"] == "docstrings" else [(unit.name, source)]
-        yield from ((name, text) for name, text in found if len(text) >= spec["minimum"])
+        yield from ((name, text, labels) for name, text in found if len(text) >= spec["minimum"])
 
 
-def held_out(spec: dict[str, Any], package: str, text: str) -> bool:
-    """Whether a document is for validation: by its package, or on disk by the hash of its text."""
+def valid_share(spec: dict[str, Any], units: list[Unit]) -> float:
+    """The share of the documents of a corpus of files that is held out."""
+    return min(VALID_SHARE, VALID_BYTES / max(1, sum(unit.size for unit in units)))
+
+
+def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
+    """Whether a document is for validation: by its package, or of files by the hash of its text."""
     if "packages" in spec:
         return package in spec["held_out"]
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < VALID_SHARE * 2**64
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
+    """{name of a unit: sha256} from the lists beside the files, as OSCAR v1 has them; None where there is none.
+
+    Raises ValueError for a file that a list names and that is not there.
+    """
+    if "root" not in spec:
+        return None
+    found: dict[str, str] = {}
+    lists = {path.parent: sorted(path.parent.glob("*sha256*.txt")) for path in spec["files"]}
+    for folder, paths in sorted(lists.items()):
+        for line in (line for path in paths for line in path.read_text().splitlines() if line.strip()):
+            # OSCAR writes name, then hash; sha256sum the hash first
+            words = line.replace("*", " ").split()
+            name, sha = (words[1], words[0]) if re.fullmatch(r"[0-9a-f]{64}", words[0]) else (words[0], words[-1])
+            if not (folder / name).is_file():
+                raise ValueError(f"{paths[0]} lists {name}, which is not there: the download is not complete")
+            found[(folder / name).relative_to(spec["root"]).as_posix()] = sha
+    return found if any(lists.values()) else None
 
 
 # Specifications
 
-def _named(name: str, spec: Any) -> dict[str, Any]:
-    where = f"{CORPORA.name}/{name}.yaml"
-    kind = "blend" if isinstance(spec, dict) and "blend" in spec else "packages"
-    if not isinstance(spec, dict) or kind not in spec or not isinstance(spec[kind], dict) or not spec[kind]:
-        raise ValueError(f"{where}: needs a mapping `blend` or `packages`")
+def _named(path: Path, spec: Any, variant: str) -> dict[str, Any]:
+    where = f"{path.parent.name}/{path.name}"
+    kind = next((kind for kind in FIELDS if isinstance(spec, dict) and kind in spec), None)
+    if kind is None or not isinstance(spec[kind], dict | (list if kind != "packages" else dict)) or not spec[kind]:
+        raise ValueError(f"{where}: needs a mapping `blend` or `packages`, or a list `files`")
     if unknown := set(spec) - FIELDS[kind]:
         raise ValueError(f"{where}: unknown {sorted(unknown)}; allowed are {sorted(FIELDS[kind])}")
+    if variant and "variant" not in spec:
+        raise ValueError(f"{where} has no variants, so no {variant!r}")
+    spec = {key: value for key, value in spec.items() if key not in ABOUT}
     if kind == "blend":
-        return {"blend": _blend(where, spec["blend"])}
+        return {"blend": _blend(where, spec["blend"], spec.get("alpha"), path.parent), "alpha": spec.get("alpha")}
+    if kind == "files":
+        return _of_files_checked(where, spec, variant)
     if spec.get("text") not in TEXTS:
         raise ValueError(f"{where}: text is {spec.get('text')!r}; allowed are {', '.join(TEXTS)}")
     if wrong := [package for package, version in spec["packages"].items() if not isinstance(version, str)]:
@@ -137,17 +209,87 @@ def _named(name: str, spec: Any) -> dict[str, Any]:
     return spec
 
 
-def _blend(where: str, weights: dict[str, Any]) -> dict[str, float]:
+def _of_files_checked(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
+    layout = spec.setdefault("layout", "auto")
+    if layout not in readers.LAYOUTS:
+        raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
+    if "hub" in spec and not re.fullmatch(r"[0-9a-f]{40}|refs/convert/parquet", str(spec.get("revision"))):
+        raise ValueError(f"{where}: a corpus on the hub needs a revision: the 40 digits of a commit")
+    if not isinstance(spec["files"], list) or not all(isinstance(pattern, str) for pattern in spec["files"]):
+        raise ValueError(f"{where}: files is a list of globs below the repository or folder")
+    if not isinstance(spec.get("where", {}), dict):
+        raise ValueError(f"{where}: where is a mapping such as meta.pile_set_name: [Github]")
+    chosen = variant or spec.pop("variant", "")
+    spec.pop("variant", None)
+    return spec | {"files": [pattern.replace("{}", chosen) for pattern in spec["files"]]}
+
+
+def _of_files() -> list[str]:
+    return [name for name in known() if "layout" in load(name)]
+
+
+def _location(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
+    """The folder where the files of a named corpus lie on this machine; None: they are read from the hub."""
+    sources = store / "sources.json" if store else None
+    noted = json.loads(sources.read_text()) if sources and sources.exists() else {}
+    return Path(noted[name]) if name in noted else Path(spec["path"]) if "path" in spec else None
+
+
+def _below(root: Path, spec: dict[str, Any]) -> list[Path]:
+    found = {path for pattern in spec["files"] for path in root.glob(pattern) if path.is_file()}
+    if not found:
+        raise ValueError(f"no file below {root} matches {' or '.join(spec['files'])}")
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def _on_hub(spec: dict[str, Any]) -> list[Unit]:
+    if "hub" not in spec:
+        raise ValueError(f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
+                         f"they lie: make data CORPUS={spec['name']} FROM=folder")
+    from fnmatch import fnmatch
+
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    repo, revision = spec["hub"], spec["revision"]
+    try:
+        listed = list(HfApi().list_repo_tree(repo, recursive=True, revision=revision, repo_type="dataset"))
+    except Exception as error:  # the library raises its own, httpx's and the operating system's
+        raise ValueError(f"{spec['name']}: the hub cannot be read ({type(error).__name__}: {error}). Where its files "
+                         f"are here already: make data CORPUS={spec['name']} FROM=folder") from None
+    found = []
+    for entry in listed:
+        if isinstance(entry, RepoFile) and any(fnmatch(entry.path, pattern) for pattern in spec["files"]):
+            address = f"hf://datasets/{repo}@{revision.replace('/', '%2F')}/{entry.path}"
+            found.append(Unit(address, entry.path, "", entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id))
+    if not found:
+        raise ValueError(f"no file of {repo} at {revision} matches {' or '.join(spec['files'])}")
+    return sorted(found, key=lambda unit: unit.name)
+
+
+def _blend(where: str, asked: Any, alpha: Any, folder: Path) -> dict[str, float]:
+    """{component: weight}; equal weights where alpha will draw them from the sizes."""
+    if isinstance(asked, list) != (alpha is not None):
+        raise ValueError(f"{where}: a blend maps components to weights; or it lists them and alpha gives the weights: "
+                         "size ** alpha, 1 for shares by tokens, 0 for equal ones")
+    if alpha is not None and not (type(alpha) in (int, float) and 0 <= alpha <= 1):
+        raise ValueError(f"{where}: alpha is {alpha!r}; it lies between 0 and 1")
     split: dict[str, bool] = {}
-    for name, weight in weights.items():
+    weights: dict[str, float] = {}
+    for name, weight in (asked.items() if isinstance(asked, dict) else [(name, 1) for name in asked]):
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight > 0:
             raise ValueError(f"{where}: the weight of {name} is {weight!r}; weights are positive numbers")
+        if folder != CORPORA and (folder / name).exists():
+            name = str(folder / name)  # beside a .yaml file of one's own
         part = load(name)
         if "blend" in part:
             raise ValueError(f"{where}: {name} is itself a blend; name its components")
+        if name in weights:
+            raise ValueError(f"{where}: {name} is there twice")
         for package in part.get("packages", ()):
             if split.setdefault(package, package in part["held_out"]) != (package in part["held_out"]):
                 raise ValueError(f"{where}: {package} is held out in one component and trained on in another")
+        weights[name] = weight
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
 
@@ -170,24 +312,16 @@ def _files(pattern: str) -> list[Path]:
     root = Path(pattern)
     if root.is_dir():
         # A folder of OSCAR also holds checksums, which are no text.
-        found = [path for path in root.rglob("*") if path.is_file() and _packing(path) is not None
+        found = [path for path in root.rglob("*") if path.is_file() and readers.packing(path.name) is not None
                  and not path.name.endswith("sha256.txt")]
     else:
         found = [root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)]
         found = [path for path in found if path.is_file()]
-        if wrong := [path for path in found if _packing(path) is None]:
+        if wrong := [path for path in found if readers.packing(path.name) is None]:
             raise ValueError(f"{wrong[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
     if not found:
         raise ValueError(f"no file matches {pattern!r}; looked for {', '.join(EXTENSIONS)}")
     return sorted(found, key=lambda path: path.as_posix())
-
-
-# Files on disk
-
-def _packing(path: Path) -> tuple[str, str] | None:
-    """(".jsonl", ".gz") and the like; None for another kind of file."""
-    match = re.fullmatch(r".+?(\.jsonl|\.json|\.txt)(\.gz|\.zst|)", path.name)
-    return (match[1], match[2]) if match else None
 
 
 def _root(files: list[Path]) -> Path:
@@ -196,69 +330,6 @@ def _root(files: list[Path]) -> Path:
     while not all(path.is_relative_to(root) for path in files):
         root = root.parent
     return root
-
-
-def _open(path: Path) -> TextIO:
-    packed = _packing(path)
-    if packed is None:
-        raise ValueError(f"{path}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
-    raw: Any = open(path, "rb")
-    if packed[1] == ".gz":
-        raw = gzip.GzipFile(fileobj=raw)
-    elif packed[1] == ".zst":
-        import zstandard
-        raw = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
-    return io.TextIOWrapper(raw, encoding="utf-8")
-
-
-def _records(path: Path, name: str) -> Iterator[tuple[str, str]]:
-    with _open(path) as file:
-        numbered = _paragraphs(file) if _packing(path)[0] == ".txt" else _texts(file, path)  # type: ignore[index]
-        try:
-            for line, text in numbered:
-                # JSON may escape half of a surrogate pair, which is no text: U+FFFD takes its place.
-                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                if text.strip():
-                    yield f"{name}:{line}", text
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8: {error}") from None
-        except (EOFError, OSError, _zstd_error()) as error:
-            raise ValueError(f"{path}: damaged or cut short: {error}") from None
-
-
-def _zstd_error() -> type[Exception]:
-    import zstandard
-    return zstandard.ZstdError
-
-
-def _texts(file: TextIO, path: Path) -> Iterator[tuple[int, str]]:
-    """C4 and The Pile: a JSON object in each line, the document under "text"."""
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            fields = sorted(record) if isinstance(record, dict) else type(record).__name__
-            raise ValueError(f'{path}:{number}: no string under "text"; the line has {fields}')
-        yield number, record["text"]
-
-
-def _paragraphs(file: TextIO) -> Iterator[tuple[int, str]]:
-    """OSCAR v1: documents of one or more lines, separated by blank lines."""
-    start = 1
-    lines: list[str] = []
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            start = start if lines else number
-            lines.append(line)
-        elif lines:
-            yield start, "".join(lines).rstrip("\n")
-            lines = []
-    if lines:
-        yield start, "".join(lines).rstrip("\n")
 
 
 # Docstrings

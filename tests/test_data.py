@@ -31,7 +31,7 @@ def write(path, texts):
 
 def read(name):
     spec = corpus.load(str(name))
-    return [found for unit in corpus.units(spec) for found in corpus.documents(spec, unit)]
+    return [(name, text) for unit in corpus.units(spec) for name, text, _ in corpus.documents(spec, unit)]
 
 
 def specify(monkeypatch, tmp_path, text, name="some"):
@@ -86,7 +86,7 @@ def test_names_of_documents_do_not_depend_on_the_place(tmp_path, what):
 
 def test_a_folder_is_searched_for_text_only(tmp_path):
     write(tmp_path / "deep" / "a.jsonl", ["one"])
-    for other in ("README.md", "en_sha256.txt", "x.parquet"):
+    for other in ("README.md", "en_sha256.txt", "x.csv"):
         (tmp_path / other).write_text("no document")
     assert [text for _, text in read(tmp_path)] == ["one"]
 
@@ -109,9 +109,9 @@ def test_real_files():
     ("a.jsonl", b'{"text": ["x"]}\n', r"a.jsonl:1: no string under"),
     ("a.jsonl", b'["x"]\n', r"a.jsonl:1: .* has list"),
     ("a.jsonl", b'{"text": "x"}\n{"text": "x\n', r"a.jsonl:2: not JSON"),
-    ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl: not UTF-8"),
-    ("a.txt", b"\xff\n", "a.txt: not UTF-8"),
-    ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9)[:-12], "a.jsonl.gz: damaged or cut short"),
+    ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8"),
+    ("a.txt", b"x\n\xff\n", "a.txt:2: not UTF-8"),
+    ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9, mtime=0)[:-12], "a.jsonl.gz: damaged or cut short"),
     ("a.jsonl.gz", b"plain", "a.jsonl.gz: damaged"),
     ("a.jsonl.zst", b"plain", "a.jsonl.zst: damaged"),
 ])
@@ -130,13 +130,14 @@ def test_a_cut_zstd_file_is_not_taken_for_whole(tmp_path):
 
 
 @pytest.mark.parametrize("name, match", [
-    ("pydoc", "unknown corpus 'pydoc': known are pyblend, pycode, pydocs; or give .*jsonl.zst"),
+    ("pydoc", "unknown corpus 'pydoc': known are bookcorpus, .* pydocs, wikipedia; or give .*jsonl.zst"),
     ("", "unknown corpus ''"), ("../corpora/pydocs", "no file matches"), ("{}/a,b.jsonl", "without a comma"),
     ("{}/*.txt", r"no file matches .*; looked for \.jsonl, .*\.txt\.zst"),
-    ("{}/a.parquet", r"a\.parquet: unknown kind of file; allowed are \.jsonl, "),
+    ("{}/a.csv", r"a\.csv: unknown kind of file; allowed are \.jsonl, "), ("{}/a.parquet", "a.parquet: damaged"),
     ("{}/empty.jsonl", "holds no document"), ("{}/other.jsonl", 'no string under "text"')])
 def test_check_refuses(tmp_path, name, match):
     (tmp_path / "a.parquet").touch()
+    (tmp_path / "a.csv").touch()
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "other.jsonl").write_text('{"content": "x"}')
     with pytest.raises(ValueError, match=match):
@@ -187,7 +188,9 @@ def test_blends_are_checked(monkeypatch, tmp_path):
                         ("blend: {one: 0}", "weights are positive"),
                         ("blend: {one: true}", "weights are positive"),
                         ("blend: {three: 1}", "unknown corpus 'three'"),
-                        ("blend: {mixed: 1}", "itself a blend"), ("blend: [one]", "needs a mapping"),
+                        ("blend: {mixed: 1}", "itself a blend"), ("blend: [one]", "alpha gives the weights"),
+                        ("blend: {one: 1}\nalpha: 1", "alpha gives"),
+                        ("blend: [one]\nalpha: 2", "alpha is 2"), ("blend: one", "needs a mapping"),
                         ("blend: {no/*.jsonl: 1}", "no file matches 'no/")]:
         specify(monkeypatch, tmp_path, text)
         with pytest.raises(ValueError, match=match):
@@ -208,7 +211,7 @@ def test_docstrings_are_those_that_python_sees(module):
     documents."""
     spec = corpus.load("pydocs") | {"minimum": 0}
     unit = next(unit for unit in corpus.units(spec) if unit.name == module.replace(".", "/") + ".py")
-    found = dict(corpus.documents(spec, unit))
+    found = {name: text for name, text, _ in corpus.documents(spec, unit)}
     expected = {}
     for member in vars(importlib.import_module(module)).values():
         if getattr(member, "__module__", "") == module and isinstance(member, type | FunctionType):

@@ -1,40 +1,66 @@
-"""The tokenizer: lossless for every string, deterministic, and clear about what it cannot do."""
+"""Tokenizers: lossless for every string, deterministic, and clear about what they cannot do."""
 import argparse
 import hashlib
 import inspect
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tokenizer import SMALLEST, SPACE, Tokenizer, train
+from data import tokenizer as module
+from data.tokenizer import SMALLEST, SPACE, load_tokenizer, read, train
 
+ROOT = Path(__file__).parents[1]
 TEXTS = [inspect.getsource(module) for module in (argparse, inspect)]  # real text that is everywhere
 TEXTS.append("2026-11-23\n" * 200)
 SIZE = sum(map(len, TEXTS))
-AWKWARD = [SPACE, SPACE * 3, " ", "   ", "\n", "\r\n", "\t", "\0", "</s>", "<unk>", "<0x0A>", "é", "e\u0301",
-           "\U0001f469\u200d\U0001f680", "\ufeff", "\ufffd", "\U0010ffff", "the"]
+AWKWARD = [SPACE, SPACE * 3, " ", "   ", "\n", "\r\n", "\t", "\0", "</s>", "<unk>", "<0x0A>", "<|endoftext|>", "é",
+           "e\u0301", "\U0001f469\u200d\U0001f680", "\ufeff", "\ufffd", "\U0010ffff", "the", "'ll", "\u2028",
+           "\x85", "²"]
+TRAINED = ("bpe", "unigram", "byte-bpe")
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    path.write_bytes(train(TEXTS, SIZE, 600))
-    return path
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    found = {kind: folder / (kind + (".json" if kind == "byte-bpe" else ".model")) for kind in TRAINED}
+    for kind, path in found.items():
+        path.write_bytes(train(TEXTS, SIZE, 600, kind))
+    return found
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def tokenizer(request, paths):
+    return load_tokenizer(paths[request.param])
 
 
 @pytest.fixture(scope="module")
-def tokenizer(path):
-    return Tokenizer(path)
+def bpe(paths):
+    return load_tokenizer(paths["bpe"])
+
+
+@pytest.fixture(scope="module")
+def byte_bpe(paths):
+    return load_tokenizer(paths["byte-bpe"])
+
+
+strings = st.lists(st.text() | st.sampled_from(AWKWARD)).map("".join)
 
 
 @settings(deadline=None)
-@given(st.lists(st.text() | st.sampled_from(AWKWARD)).map("".join))
+@given(strings)
 def test_round_trip_is_lossless(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert all(0 < token < tokenizer.vocab_size and token != tokenizer.eod for token in ids)  # 0 is <unk>
+    unknown = 0 if tokenizer.eod == 1 else None  # SentencePiece's
+    assert all(0 <= token < tokenizer.vocab_size and token not in (tokenizer.eod, unknown) for token in ids)
 
 
 @pytest.mark.parametrize("text", [
@@ -47,11 +73,45 @@ def test_round_trip_of_awkward_strings(tokenizer, text):
 @settings(deadline=None)
 @given(st.lists(st.text() | st.sampled_from(AWKWARD), max_size=6))
 def test_batch_equals_one_by_one(tokenizer, texts):
-    assert tokenizer.encode_batch(texts, threads=2) == [tokenizer.encode(text) for text in texts]
+    single = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch(texts, threads=2) == single
+    ids, counts = tokenizer.arrays(texts)
+    assert ids.tolist() == [token for text in single for token in text] and counts.tolist() == list(map(len, single))
 
 
-def test_newlines_and_digits_stand_alone(tokenizer):
-    pieces = [tokenizer.decode([token]) for token in tokenizer.encode(TEXTS[0] + "2026-11-23\n")]
+@settings(deadline=None, max_examples=300)
+@given(strings)
+def test_byte_bpe_gives_the_ids_of_hugging_face(byte_bpe, text):
+    """The library that encodes is young; the reference is built here, without our class."""
+    assert byte_bpe.encode(text) == _reference(byte_bpe.path).encode(text, add_special_tokens=False).ids
+
+
+def _reference(path):
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+
+
+def test_byte_bpe_is_compared_with_its_reference(byte_bpe, monkeypatch):
+    byte_bpe.check(TEXTS)
+    monkeypatch.setattr(type(byte_bpe), "encode_batch", lambda self, texts: [[0] for _ in texts])
+    with pytest.raises(RuntimeError, match="different ids for a text that begins '# Author"):
+        byte_bpe.check(TEXTS[:1])
+
+
+def test_forgetting_does_not_change_ids(byte_bpe, monkeypatch):
+    before = [byte_bpe.encode(text) for text in TEXTS]
+    monkeypatch.setattr(module, "FORGET", 1)
+    byte_bpe._left = 0
+    coders = []
+    for text, ids in zip(TEXTS, before, strict=True):
+        assert byte_bpe.encode(text) == ids
+        coders.append(byte_bpe._coder)
+    assert len(set(map(id, coders))) == len(TEXTS)
+
+
+def test_newlines_and_digits_stand_alone(bpe):
+    pieces = [bpe.decode([token]) for token in bpe.encode(TEXTS[0] + "2026-11-23\n")]
     assert all(len(piece) == 1 for piece in pieces if set(piece) & set("\n0123456789"))
     assert Counter(pieces)["\n"] == TEXTS[0].count("\n") + 1
     assert "    " in pieces  # runs of spaces are pieces, or indentation would be most of a text
@@ -61,20 +121,32 @@ def test_it_compresses(tokenizer):
     assert len(tokenizer.encode(TEXTS[0])) < len(TEXTS[0].encode()) / 2
 
 
-def test_training_is_deterministic(path):
-    assert train(iter(TEXTS), SIZE, 600) == path.read_bytes()
+@pytest.mark.parametrize("kind", TRAINED)
+def test_training_is_deterministic(paths, kind):
+    assert train(iter(TEXTS), SIZE, 600, kind) == paths[kind].read_bytes()
 
 
-def test_hash_is_of_the_file(path, tokenizer, tmp_path):
+def test_training_does_not_depend_on_threads(paths, tmp_path):
+    """Hugging Face's trainer uses all cores."""
+    (tmp_path / "texts").write_text(json.dumps(TEXTS))
+    code = ("import json, sys; sys.path.insert(0, sys.argv[1]); from data.tokenizer import train; "
+            "sys.stdout.buffer.write(train(json.load(open(sys.argv[2])), 1, 600, 'byte-bpe'))")
+    one = subprocess.run([sys.executable, "-c", code, ROOT, tmp_path / "texts"], capture_output=True, check=True,
+                         env=os.environ | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    assert one.stdout == paths["byte-bpe"].read_bytes()
+
+
+def test_hash_is_of_the_file(paths, bpe, tmp_path):
     other = tmp_path / "other.model"
     other.write_bytes(train(TEXTS[:1], SIZE, 600))
-    assert tokenizer.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != Tokenizer(other).sha256
+    assert bpe.sha256 == hashlib.sha256(paths["bpe"].read_bytes()).hexdigest() != load_tokenizer(other).sha256
 
 
-def test_a_large_corpus_is_thinned_evenly(monkeypatch):
+@pytest.mark.parametrize("kind", ["bpe", "byte-bpe"])
+def test_a_large_corpus_is_thinned_evenly(monkeypatch, kind):
     monkeypatch.setattr("data.tokenizer.SAMPLE_BYTES", -(-SIZE // 2))
     mixed = [text for line in TEXTS[0].splitlines() for text in (line, "~" * 9)]
-    assert train(mixed, SIZE, 600) == train(mixed[::2], 0, 600)
+    assert train(mixed, SIZE, 600, kind) == train(mixed[::2], 0, 600, kind)
 
 
 def test_vocabulary_limits_are_named(tmp_path):
@@ -85,13 +157,92 @@ def test_vocabulary_limits_are_named(tmp_path):
     with pytest.raises(ValueError, match=f"at most {most}"):
         train(texts, 1, most + 1)
     (tmp_path / "m").write_bytes(train(texts, 1, most))
-    assert Tokenizer(tmp_path / "m").vocab_size == most
+    assert load_tokenizer(tmp_path / "m").vocab_size == most
     with pytest.raises(ValueError, match=r"vocab=260 is too small .* at least \d+$"):
         train(texts, 1, SMALLEST + 2)
 
 
+def test_vocabulary_limits_of_byte_bpe(tmp_path):
+    with pytest.raises(ValueError, match=r"at most (\d+)") as caught:
+        train(["some words, and some more words"], 1, 5000, "byte-bpe")
+    most = int(str(caught.value).rsplit(" ", 1)[1])
+    (tmp_path / "m.json").write_bytes(train(["some words, and some more words"], 1, most, "byte-bpe"))
+    assert load_tokenizer(tmp_path / "m.json").vocab_size == most
+    (tmp_path / "m.json").write_bytes(train(["a"], 1, 257, "byte-bpe"))  # nothing but bytes and the end of document
+    assert load_tokenizer(tmp_path / "m.json").encode("é\n") == [131, 102, 198]  # in the order of GPT-2's byte pieces
+    with pytest.raises(ValueError, match="at least 257"):
+        train(["a"], 1, 256, "byte-bpe")
+
+
 def test_end_of_document_is_no_text(tokenizer):
     assert tokenizer.decode([*tokenizer.encode("a"), tokenizer.eod]) == "a"
+
+
+# Tokenizers that exist
+
+def gpt2_files(path, folder, names):
+    """A trained vocabulary written as GPT-2's two files: the original format, with a vocabulary of ours."""
+    spec = json.loads(path.read_text(encoding="utf-8"))["model"]
+    folder.mkdir()
+    (folder / names[0]).write_text(json.dumps(spec["vocab"]), encoding="utf-8")
+    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in spec["merges"]]
+    (folder / names[1]).write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+def test_gpt2s_two_files(byte_bpe, tmp_path, names):
+    folder = gpt2_files(byte_bpe.path, tmp_path / "gpt2", names)
+    loaded = load_tokenizer(folder)
+    assert (loaded.vocab_size, loaded.eod) == (600, 599)
+    assert loaded.encode_batch(TEXTS) == byte_bpe.encode_batch(TEXTS)
+    for other in (folder / names[0], folder / names[1]):
+        assert load_tokenizer(other).sha256 == loaded.sha256
+    name, content = read(folder)  # the copy that a run keeps
+    (tmp_path / name).write_bytes(content)
+    assert name == "tokenizer.json" and load_tokenizer(tmp_path / name).sha256 == loaded.sha256
+
+
+@pytest.mark.skipif("GPT2" not in os.environ, reason="GPT2 names a folder with GPT-2's original files")
+def test_gpt2_itself():
+    gpt2 = load_tokenizer(os.environ["GPT2"])
+    assert (gpt2.vocab_size, gpt2.eod) == (50257, 50256)
+    assert gpt2.encode("Hello world, it's 2026!\n\n  def f(x):") == [
+        15496, 995, 11, 340, 338, 1160, 2075, 0, 628, 220, 825, 277, 7, 87, 2599]
+
+
+def t5_model(path):
+    """A model with what T5's spiece.model has: unigram, ids of <pad>, </s>, <unk>, Unicode normal forms, no bytes."""
+    import sentencepiece
+
+    with open(path, "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXTS[0].splitlines()), model_writer=file, vocab_size=500, model_type="unigram",
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="nmt_nfkc", minloglevel=2)
+    return path
+
+
+def test_t5s_file(tmp_path):
+    import sentencepiece
+
+    loaded = load_tokenizer(t5_model(tmp_path / "spiece.model"))
+    own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    assert (loaded.vocab_size, loaded.eod, loaded.lossless, loaded.kind) == (500, 1, False, "unigram")
+    for text in [*TEXTS, *AWKWARD]:
+        assert loaded.encode(text) == own.encode(text)  # as its library does, with all that it changes
+    assert load_tokenizer(tmp_path).sha256 == loaded.sha256
+
+
+def test_text_is_never_the_end_of_document(byte_bpe, tmp_path):
+    """An added token of a tokenizer.json is found in any text by the libraries; a document must not hold one."""
+    spec = json.loads(byte_bpe.path.read_text(encoding="utf-8"))
+    spec["added_tokens"] = [{"id": 599, "content": "<|endoftext|>", "single_word": False, "lstrip": False,
+                             "rstrip": False, "normalized": False, "special": True}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    loaded = load_tokenizer(tmp_path)
+    assert _reference(tmp_path / "tokenizer.json").encode("a<|endoftext|>").ids[-1] == 599  # so it would be
+    assert loaded.encode("a<|endoftext|>") == byte_bpe.encode("a<|endoftext|>") and loaded.eod == 599
+    assert 599 not in loaded.encode("a<|endoftext|>") and loaded.decode([*loaded.encode("a"), 599]) == "a"
 
 
 def test_bad_input_is_refused(tokenizer, tmp_path):
@@ -99,4 +250,46 @@ def test_bad_input_is_refused(tokenizer, tmp_path):
         tokenizer.encode("a\ud800")
     (tmp_path / "model").write_bytes(b"no model")
     with pytest.raises(ValueError, match="not a SentencePiece model"):
-        Tokenizer(tmp_path / "model")
+        load_tokenizer(tmp_path / "model")
+    for content in ("no json", "{}", '{"model": {"vocab": []}, "pre_tokenizer": 0}'):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not a"):
+            load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"holds no tokenizer: needed is .* vocab\.json and merges\.txt"):
+        load_tokenizer(tmp_path / "nothing")
+
+
+def test_a_tokenizer_without_end_of_document_is_refused(byte_bpe, tmp_path):
+    spec = json.loads(byte_bpe.path.read_text(encoding="utf-8"))
+    del spec["model"]["vocab"]["<|endoftext|>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match=r"no piece <\|endoftext\|> or </s>"):
+        load_tokenizer(tmp_path)
+
+
+def test_pieces_are_the_vocabulary(bpe):
+    assert len(bpe.pieces) == 600 and Counter(piece.kind for piece in bpe.pieces)["byte"] == 256
+    assert [bpe.pieces[i].kind for i in (0, 1)] == ["unknown", "control"]
+    word = bpe.encode("the")
+    assert "".join(bpe.pieces[token].text for token in word) == "the"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte-bpe"])
+def test_exported_to_hugging_face(paths, kind):
+    from eval import export
+
+    tokenizer = load_tokenizer(paths[kind])
+    texts = [*TEXTS, *AWKWARD, *export.AWKWARD]
+    export.compare(tokenizer, export.convert(tokenizer), texts, tokenizer.encode_batch(texts))
+
+
+def test_what_is_not_exported_is_refused(paths, tmp_path):
+    from eval import export
+
+    with pytest.raises(ValueError, match="unigram is not exported"):
+        export.convert(load_tokenizer(paths["unigram"]))
+
+
+def test_width_of_the_arrays(byte_bpe):
+    ids, counts = byte_bpe.arrays([])
+    assert len(ids) == len(counts) == 0 and ids.dtype.kind in "iu" and np.issubdtype(counts.dtype, np.integer)

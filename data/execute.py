@@ -1,0 +1,171 @@
+"""Runs datatrove's pipelines: on this machine, as arrays of Slurm jobs, or on Ray. What is finished is not redone."""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("local", "slurm", "ray")
+POLL = 2.0  # seconds between two looks at the queue
+
+
+class Executor(NamedTuple):
+    """Where tasks run, and how many at a time (0: one for each core here, or all at once on a cluster).
+
+    options: of datatrove's executor. For Slurm time and partition, and whatever else: mem_per_cpu_gb, qos, account ...;
+    what datatrove does not know goes to sbatch. For Ray address, mem_per_cpu_gb, cpus_per_task.
+    """
+
+    kind: str = "local"
+    workers: int = 0
+    options: dict[str, str] = {}
+
+
+def check(how: Executor) -> None:
+    """Raise ValueError, naming what is allowed."""
+    if how.kind not in KINDS:
+        raise ValueError(f"EXECUTOR={how.kind} is not one of {', '.join(KINDS)}")
+    if how.workers < 0:
+        raise ValueError(f"WORKERS={how.workers}: a number of tasks at a time, or 0")
+    if how.kind == "slurm" and (missing := {"partition", "time"} - set(how.options)):
+        raise ValueError(f"EXECUTOR=slurm needs {' and '.join(sorted(missing))}: OPTIONS=\"partition=cpu time=9:00\"")
+    if how.kind == "local" and how.options:
+        raise ValueError(f"EXECUTOR=local has no options: {', '.join(how.options)}")
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def run(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
+    """Run the tasks of a pipeline that `logs` does not list as completed, and wait for them.
+
+    Raises what a task raised, or RuntimeError naming the logs when tasks ended on another machine.
+    """
+    {"local": _local, "slurm": _slurm, "ray": _ray}[how.kind](how, pipeline, tasks, logs)
+
+
+_executing = False
+
+
+def _local(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
+    from datatrove.executor import LocalPipelineExecutor
+
+    global _executing
+    _executing = True
+    try:
+        # fork: the other methods import the caller's script again, which would wait here for itself without a
+        # guard on its name. The tasks touch neither torch nor a lock of this process' other threads.
+        LocalPipelineExecutor(pipeline, tasks=tasks, workers=min(tasks, how.workers or cores()), logging_dir=logs,
+                              start_method="fork").run()
+    finally:
+        _executing = False
+
+
+def _end_with_parent() -> None:
+    """Called in each forked process: those that datatrove's executor forks would outlive a kill."""
+    if _executing and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
+os.register_at_fork(after_in_child=_end_with_parent)
+
+
+def _slurm(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
+    import inspect
+
+    from datatrove.executor import SlurmPipelineExecutor
+
+    class Quiet(SlurmPipelineExecutor):
+        def launch_merge_stats(self) -> None:
+            pass  # another job, for statistics that nobody reads
+
+    noted = Path(logs, "job")
+    if noted.exists():  # of a driver that was killed: its jobs would write the same files
+        _cancel(noted.read_text())
+    known = inspect.signature(SlurmPipelineExecutor.__init__).parameters
+    given: dict[str, Any] = {name: int(value) if value.isdigit() else value
+                             for name, value in how.options.items() if name in known}
+    rest = {name: value for name, value in how.options.items() if name not in known}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    given.setdefault("env_command", f'export PATH="{Path(sys.executable).parent}:$PATH" PYTHONPATH="{paths}"')
+    # Slurm's own requeue of a lost node's task is safe: a task writes its files anew
+    executor = Quiet(pipeline, tasks=tasks, workers=how.workers or -1, logging_dir=logs, sbatch_args=rest or None,
+                     **({"job_name": "megahour-data", "qos": "", "mail_type": "NONE"} | given))
+    executor.run()
+    if executor.job_id == -1:
+        return
+    noted.write_text(str(executor.job_id))
+    try:
+        while executor.get_incomplete_ranks() and _alive(str(executor.job_id)):
+            time.sleep(POLL)
+    except BaseException:
+        _cancel(str(executor.job_id))
+        raise
+    for _ in range(15):  # a network file system may show the last files late
+        if not (left := executor.get_incomplete_ranks()):
+            noted.unlink()
+            return
+        time.sleep(POLL)
+    raise RuntimeError(f"{len(left)} of {tasks} tasks did not finish, the first is {left[0]}; see {logs}/slurm_logs. "
+                       "The same command does these again")
+
+
+def _alive(job: str) -> bool:
+    """Whether the queue still holds an element of a job array. A queue that cannot be asked just now does."""
+    asked = subprocess.run(["squeue", "--noheader", "--jobs", job, "--states", "PENDING,RUNNING,CONFIGURING,COMPLETING,"
+                            "REQUEUED,SUSPENDED,RESIZING"], capture_output=True, text=True)
+    if asked.returncode:
+        return "Invalid job id" not in asked.stderr
+    return bool(asked.stdout.strip())
+
+
+def _cancel(job: str) -> None:
+    subprocess.run(["scancel", job.strip()], capture_output=True)
+    while _alive(job.strip()):
+        time.sleep(POLL)
+
+
+def _ray(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("EXECUTOR=ray needs ray: pip install '.[ray]'") from None
+    from datatrove.executor.ray import RayPipelineExecutor
+
+    options = dict(how.options)
+    address = options.pop("address", None)
+    if not ray.is_initialized():
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False,
+                 logging_level="ERROR", include_dashboard=False if address is None else None)
+    executor = RayPipelineExecutor(pipeline, tasks=tasks, workers=how.workers or -1, logging_dir=logs,
+                                   **{name: float(value) if "." in value else int(value) if value.isdigit() else value
+                                      for name, value in options.items()})  # fmt: skip
+    executor.run()
+    if left := executor.get_incomplete_ranks(skip_completed=True):
+        raise RuntimeError(f"{len(left)} of {tasks} tasks did not finish, the first is {left[0]}; see {logs}/logs. "
+                           "The same command does these again")
+
+
+@contextlib.contextmanager
+def stderr_in(path: Path) -> Any:
+    """Standard error of this process and its children goes to the end of a file; yields the terminal's number."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with open(path, "ab") as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield terminal
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)

@@ -1,0 +1,204 @@
+"""The documents in a file, by its layout: C4, The Pile, OSCAR, parquet, plain text. Nothing is left out unsaid."""
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+FORMATS = (".jsonl", ".json", ".txt")  # each plain, .gz or .zst
+EXTENSIONS = [form + packed for form in FORMATS for packed in ("", ".gz", ".zst")] + [".parquet"]
+LAYOUTS = (
+    "auto",          # by the extension; .txt is OSCAR v1's
+    "jsonl",         # a JSON object in each line, the document under "text": C4, The Pile, OSCAR 21.09
+    "oscar-v1",      # documents of one or more lines, separated by blank lines
+    "one-per-file",  # the file is the document: OpenWebText, PG-19
+    "parquet",       # the document in the column "text"
+)
+DOMAIN = ("meta", "pile_set_name")  # The Pile's own name for the source of a document
+MOST = 20  # problems named in one error message
+
+
+class Ledger:
+    """What readers met: `problems`, sentences that name file and line, and `counts` of what is no document.
+
+    Raises ValueError, naming them, as soon as there are more problems than allowed.
+    """
+
+    def __init__(self, allowed: int = 0):
+        self.allowed = allowed
+        self.problems: list[str] = []
+        self.counts: Counter[str] = Counter()
+
+    def problem(self, where: Any, what: str) -> None:
+        self.problems.append(f"{where}: {what}")
+        if len(self.problems) > self.allowed:
+            raise ValueError(listed(self.problems, self.allowed))
+
+
+def listed(problems: list[str], allowed: int) -> str:
+    """The message for more problems than allowed."""
+    shown = problems[:MOST] + [f"and {len(problems) - MOST} more"] * (len(problems) > MOST)
+    if allowed or len(problems) > 1:
+        shown.insert(0, f"{len(problems)} problems, data.allow_errors={allowed}:")
+    return "\n  ".join(shown)
+
+
+def packing(name: str) -> tuple[str, str] | None:
+    """(".jsonl", ".gz") and the like; None for another kind of file."""
+    match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name)
+    return (match[1] or match[3], match[2] or "") if match else None
+
+
+def documents(path: Path | str, name: str, layout: str, ledger: Ledger, field: str = "",
+              where: dict[str, list[str]] | None = None) -> Iterator[tuple[str, str, dict]]:
+    """(id, text, labels) of each document of a file, in file order. A label is {"domain": of The Pile}.
+
+    field: where the text is, "text" unless said. where: {"meta.pile_set_name": [allowed, ...]}: others are left out
+    and counted. A damaged file gives the documents before the damage.
+    """
+    kind = packing(name)
+    if kind is None and layout != "one-per-file":
+        raise ValueError(f"{path}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
+    form, packed = kind or ("", "")
+    if layout == "auto":
+        layout = {".txt": "oscar-v1", ".parquet": "parquet"}.get(form, "jsonl")
+    before, found = len(ledger.problems), 0
+    try:
+        with _open(path, packed) as file:
+            for place, record in _LAYOUTS[layout](file, path, field, ledger):
+                text = record if isinstance(record, str) else _text(record, field, f"{path}:{place}", ledger)
+                if text is None:
+                    continue
+                if not text.strip():
+                    ledger.counts["empty"] += 1
+                    continue
+                found += 1
+                labels = {}
+                if isinstance(record, dict):
+                    if any(_at(record, key.split(".")) not in allowed for key, allowed in (where or {}).items()):
+                        ledger.counts["not selected"] += 1
+                        continue
+                    if isinstance(domain := _at(record, DOMAIN), str):
+                        labels["domain"] = domain
+                yield f"{name}:{place}" if place else name, text, labels
+    except _damage(packed, layout) as error:
+        ledger.problem(path, f"damaged or cut short: {error}")
+    if not found and len(ledger.problems) == before:
+        ledger.problem(path, "holds no document")
+
+
+def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
+    """What libraries raise for a damaged file."""
+    if packed == ".zst":
+        import zstandard
+        return EOFError, OSError, zstandard.ZstdError
+    if layout == "parquet":
+        import pyarrow
+        return EOFError, OSError, pyarrow.ArrowException
+    return EOFError, OSError, zlib.error
+
+
+def _open(path: Path | str, packed: str) -> Any:
+    if isinstance(path, str):
+        import fsspec
+        raw: Any = fsspec.open(path, "rb").open()
+    else:
+        raw = open(path, "rb")
+    if packed == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if packed == ".zst":
+        import zstandard
+        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
+        return io.BufferedReader(reader, 1 << 20)  # type: ignore[arg-type]
+    return raw
+
+
+def _at(record: Any, keys: Any) -> Any:
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def _text(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
+    if isinstance(record, dict):
+        # OSCAR 22.01 and later write "content", beside the headers of the crawl
+        field = field or ("content" if "warc_headers" in record else "text")
+        if isinstance(record.get(field), str):
+            return record[field]
+    fields = sorted(record) if isinstance(record, dict) else type(record).__name__
+    ledger.problem(where, f'no string under "{field or "text"}"; the line has {fields}')
+    return None
+
+
+# Layouts: (file, path, field, ledger) -> (line or row, record or text) of each document
+
+def _lines(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tuple[int, Any]]:
+    import orjson
+
+    for number, line in enumerate(file, 1):
+        try:
+            yield number, orjson.loads(line)
+        except orjson.JSONDecodeError:
+            if not line.strip():
+                continue
+            try:  # JSON may escape half of a surrogate pair, which is no text: U+FFFD takes its place
+                plain = json.dumps(json.loads(line.decode()), ensure_ascii=False)
+                record = json.loads(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+            except UnicodeDecodeError as error:
+                ledger.problem(f"{path}:{number}", f"not UTF-8: {error}")
+                continue
+            except ValueError as error:
+                ledger.problem(f"{path}:{number}", f"not JSON: {error}")
+                continue
+            yield number, record
+
+
+def _paragraphs(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tuple[int, str]]:
+    start, number, damaged = 1, 0, False
+    lines: list[str] = []
+    for number, raw in enumerate(file, 1):
+        try:
+            line = raw.decode().replace("\r\n", "\n").replace("\r", "\n")
+        except UnicodeDecodeError as error:
+            ledger.problem(f"{path}:{number}", f"not UTF-8: {error}; its document is left out")
+            damaged, line = True, "damaged"
+        if line.strip():
+            start = start if lines else number
+            lines.append(line)
+        elif lines:
+            if not damaged:
+                yield start, "".join(lines).rstrip("\n")
+            lines, damaged = [], False
+    if lines and not damaged:
+        yield start, "".join(lines).rstrip("\n")
+
+
+def _whole(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tuple[int, str]]:
+    try:
+        yield 0, file.read().decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        ledger.problem(path, f"not UTF-8: {error}")
+
+
+def _rows(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tuple[int, Any]]:
+    from pyarrow import parquet
+
+    number = 0
+    opened = parquet.ParquetFile(file)
+    column = field or "text"
+    if column not in opened.schema_arrow.names:
+        ledger.problem(path, f'no column "{column}"; the columns are {opened.schema_arrow.names}')
+        return
+    for batch in opened.iter_batches(batch_size=1000, columns=[column]):
+        for text in batch.column(0).to_pylist():
+            number += 1
+            yield number, {column: text}
+
+
+_LAYOUTS = {"jsonl": _lines, "oscar-v1": _paragraphs, "one-per-file": _whole, "parquet": _rows}

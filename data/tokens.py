@@ -1,0 +1,224 @@
+"""Token files in Megatron's format: texts in, .bin and .idx out.
+
+.bin holds the tokens of all documents end to end, .idx their lengths and offsets. A file appears under its name when
+it is whole, the .idx last. As a command, python -m data.tokens tokenizes a corpus as it is, with nothing removed and
+nothing held out, as Megatron-LM's preprocess_data does and with the same bytes; data.prepare is what a study uses.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from data.tokenizer import ByteBPE, SentencePiece
+
+MAGIC = b"MMIDIDX\0\0"
+HEADER = struct.Struct("<9sQBQQ")  # magic, version, type, sequences, documents and one more
+DTYPES: dict[int, np.dtype] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}  # Megatron's codes
+BATCH = 1 << 22  # characters that are encoded at once: enough to forget the call, small beside the memory of a process
+CHECKED = 8192  # characters of the first document of each batch that are encoded by the reference too
+CHUNK = 1 << 20  # documents whose offsets are computed at once
+
+
+class Count(NamedTuple):
+    """Of documents: how many, their UTF-8 bytes, words (stretches without space or line end), and tokens, ends of
+    document included."""
+    documents: int
+    bytes: int
+    words: int
+    tokens: int
+
+    def __add__(self, other: Any) -> Count:
+        return Count(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def dtype(vocab: int) -> np.dtype:
+    """What holds a token: 2 bytes while the vocabulary allows (Megatron's rule)."""
+    return DTYPES[8 if vocab < 65500 else 4]
+
+
+def write(prefix: str | Path, documents: Iterable[tuple[str, str]],
+          tokenizer: SentencePiece | ByteBPE) -> dict[str, Count]:
+    """Write (text, domain) pairs as prefix.bin and prefix.idx; each document ends with the end-of-document token.
+
+    Memory does not grow with the text, but for 4 bytes per document. Returns the counts of each domain. Raises
+    RuntimeError when the tokenizer disagrees with its reference on a text: one is compared in each batch.
+    """
+    prefix, kind = str(prefix), dtype(tokenizer.vocab_size)
+    lengths: list[np.ndarray] = []
+    domains: dict[str, Count] = defaultdict(lambda: Count(0, 0, 0, 0))
+    with open(prefix + ".bin.part", "wb") as file:
+        for batch in _batches(documents):
+            texts = [text for text, _ in batch]
+            tokenizer.check([texts[0][:CHECKED]])
+            ids, counts = tokenizer.arrays(texts)
+            tokens = np.empty(len(ids) + len(counts), kind)
+            ends = np.cumsum(counts + 1) - 1
+            of_text = np.ones(len(tokens), bool)
+            of_text[ends] = False
+            tokens[of_text], tokens[ends] = ids, tokenizer.eod
+            tokens.tofile(file)
+            lengths.append((counts + 1).astype("<i4"))
+            for (_, domain), *count in zip(batch, *_sizes(texts), (counts + 1).tolist(), strict=True):
+                domains[domain] += (1, *count)
+    os.replace(prefix + ".bin.part", prefix + ".bin")
+    _write_index(prefix, kind, [np.concatenate(lengths, dtype="<i4") if lengths else np.empty(0, "<i4")])
+    return dict(domains)
+
+
+def join(parts: list[str | Path], prefix: str | Path) -> None:
+    """Write the token files of `parts`, end to end, as one. Raises ValueError when their tokens differ in width."""
+    prefix, heads = str(prefix), [read(part) for part in parts]
+    if len({kind for kind, _ in heads}) != 1:
+        raise ValueError(f"token files to be joined must hold tokens of one width: {', '.join(map(str, parts))}")
+    with open(prefix + ".bin.part", "wb") as out:
+        for part in parts:
+            with open(f"{part}.bin", "rb") as file:
+                shutil.copyfileobj(file, out, 1 << 22)
+    os.replace(prefix + ".bin.part", prefix + ".bin")
+    _write_index(prefix, heads[0][0], [lengths for _, lengths in heads])
+
+
+def read(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
+    """Of a token file: the type of its tokens, and the lengths of its sequences, mapped, int32 [sequences].
+
+    Raises ValueError when the two files do not belong together.
+    """
+    with open(f"{prefix}.idx", "rb") as file:
+        head = file.read(HEADER.size)
+    magic, version, code, count, _ = HEADER.unpack(head) if len(head) == HEADER.size else (b"", 0, 0, 0, 0)
+    if magic != MAGIC or version != 1 or code not in DTYPES:
+        raise ValueError(f"{prefix}.idx is not an index of Megatron's with tokens of 2 or 4 bytes")
+    lengths = np.memmap(f"{prefix}.idx", "<i4", "r", HEADER.size, (count,)) if count else np.empty(0, "<i4")
+    size, needed = Path(f"{prefix}.bin").stat().st_size, int(lengths.sum(dtype=np.int64)) * DTYPES[code].itemsize
+    if size != needed:
+        raise ValueError(f"{prefix}.bin has {size} bytes, but its index says {needed}")
+    return DTYPES[code], lengths
+
+
+def _write_index(prefix: str, kind: np.dtype, parts: list[np.ndarray]) -> None:
+    count = sum(map(len, parts))
+    code = next(code for code, known in DTYPES.items() if known == kind)
+    with open(prefix + ".idx.part", "wb") as file:
+        file.write(HEADER.pack(MAGIC, 1, code, count, count + 1))
+        for lengths in parts:
+            lengths.astype("<i4", copy=False).tofile(file)
+        offset = 0
+        for lengths in parts:
+            for start in range(0, len(lengths), CHUNK):
+                ends = offset + np.cumsum(lengths[start:start + CHUNK], dtype="<i8") * kind.itemsize
+                np.concatenate(([offset], ends[:-1]), dtype="<i8").tofile(file)
+                offset = int(ends[-1])
+        for start in range(0, count + 1, CHUNK):
+            np.arange(start, min(start + CHUNK, count + 1), dtype="<i8").tofile(file)
+    os.replace(prefix + ".idx.part", prefix + ".idx")
+
+
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[0])
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _sizes(texts: list[str]) -> tuple[list[int], list[int]]:
+    """Bytes and words of each text. All bytes up to that of the space separate words."""
+    encoded = [text.encode() for text in texts]
+    gap = np.frombuffer(b"\n" + b"\n".join(encoded), np.uint8) <= 32
+    begins, at, words = gap[:-1] > gap[1:], 0, []
+    for text in encoded:
+        words.append(int(np.count_nonzero(begins[at:at + len(text)])))
+        at += len(text) + 1
+    return [len(text) for text in encoded], words
+
+
+def select(source: str | Path, documents: np.ndarray, prefix: str | Path) -> None:
+    """Write the sequences of the token file `source` with these numbers, in this order, as another one."""
+    prefix = str(prefix)
+    kind, lengths = read(source)
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    flat = np.memmap(f"{source}.bin", kind, "r")
+    with open(prefix + ".bin.part", "wb") as out:
+        for number in documents:
+            flat[starts[number]:starts[number] + lengths[number]].tofile(out)
+    os.replace(prefix + ".bin.part", prefix + ".bin")
+    _write_index(prefix, kind, [np.asarray(lengths)[documents]])
+
+
+def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: int = 1) -> dict[str, Count]:
+    """Write all documents of a corpus, by name or on disk, as prefix.bin and .idx; returns the counts of each domain.
+
+    Each file is tokenized by one of the workers; their number changes the time alone. Raises ValueError naming what is
+    wrong with the corpus or the tokenizer.
+    """
+    from data import corpus as corpora
+
+    spec = corpora.load(corpus)
+    if "blend" in spec:
+        raise ValueError(f"{corpus} is a blend: tokenize {', '.join(spec['blend'])} one by one")
+    units = corpora.units(spec)
+    scratch = Path(f"{prefix}.parts")
+    scratch.mkdir(parents=True, exist_ok=True)
+    parts = [scratch / f"{number:06d}" for number in range(len(units))]
+    try:
+        with ProcessPoolExecutor(workers) as pool:
+            each = list(pool.map(partial(_tokenize_file, spec, tokenizer), units, parts))
+        join(list(parts), prefix)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    counts: dict[str, Count] = {}
+    for domains in each:
+        for name, count in domains.items():
+            counts[name] = counts[name] + count if name in counts else count
+    return counts
+
+
+def _tokenize_file(spec: dict[str, Any], tokenizer: str | Path, unit: Any, part: Path) -> dict[str, Count]:
+    from data import corpus as corpora
+
+    documents = ((text, labels.get("domain", "")) for _, text, labels in corpora.documents(spec, unit))
+    return write(part, documents, _loaded(tokenizer))
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: str | Path) -> Any:  # once in each worker
+    from data.tokenizer import load_tokenizer
+
+    return load_tokenizer(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.tokens", description="Tokenize a corpus as it is.")
+    add = parser.add_argument
+    add("corpus", help="name, file, folder or quoted glob")
+    add("--tokenizer", metavar="PATH", required=True, help="a SentencePiece model, a tokenizer.json, or the folder of "
+        "GPT-2's vocab.json and merges.txt")
+    add("--to", metavar="PREFIX", required=True, help="writes PREFIX.bin and PREFIX.idx")
+    add("--workers", type=int, metavar="N", default=1, help="processes, each with a file at a time (%(default)s)")
+    given = parser.parse_args()
+    try:
+        counts = tokenize(given.corpus, given.tokenizer, given.to, given.workers)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    for name, c in sorted(counts.items()):
+        print(f"{name or 'documents':24} {c.documents:>12,} documents {c.bytes:>16,} bytes {c.tokens:>15,} tokens  "
+              f"{c.tokens / c.bytes:.4f} per byte  {c.tokens / max(c.words, 1):.3f} per word")
+
+
+if __name__ == "__main__":
+    main()
