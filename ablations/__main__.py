@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 
-from ablations.config import ConfigError, has_gpu
-from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_args, human, state
+from ablations.budget import learning_rate
+from ablations.config import ConfigError, bundles, has_gpu, resolve
+from ablations.status import state, table, watch
+from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_args, human
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; creates nothing",
     "run": "train and evaluate what is not finished, then report",
     "status": "where every run of a study stands",
-    "report": "write the report of a study from its run directories",
+    "report": "write the report of a study from its run directories; also STUDY=a,b, RUNS=\"dir dir\" (of anyone), NOISE=dirs",
     "show": "the complete configuration of every arm, and the line that makes it",
+    "diff": "what two sizes or presets set differently, line by line: A=bigscience-1b3 B=modern-1b3",
 }
 
 
@@ -37,10 +40,18 @@ def main(argv: list[str]) -> int:
         command = sub.add_parser(name, help=text, description=text, epilog=parser.epilog,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         command.add_argument("words", nargs="*", metavar="NAME=VALUE", help="the study; see below")
+        if name == "status":
+            command.add_argument("--watch", action="store_true", help="a live view")
     args = parser.parse_args(argv)
     try:
+        if args.command == "diff":
+            return diff(args.words)
+        if args.command == "report":
+            return report(args.words)
         study = from_args(args.words)
-        return {"plan": plan, "run": run, "status": status, "report": report, "show": show}[args.command](study)
+        if args.command == "status" and args.watch:
+            watch(study)
+        return {"plan": plan, "run": run, "status": status, "show": show}[args.command](study)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,6 +61,8 @@ def main(argv: list[str]) -> int:
 
 
 def plan(study: Study) -> int:
+    from ablations.execute import reading
+    from ablations.power import foresee
     from model.count import flops_per_token, parameters
     from model.memory import estimate
 
@@ -59,7 +72,7 @@ def plan(study: Study) -> int:
     for i, cell in enumerate(study.cells):
         cell.check_recorded()
         run = cell.run
-        tokens = run.steps * run.train.batch * run.model.seq
+        tokens = run.tokens
         flops = tokens * flops_per_token(run.model)
         total += flops
         print(
@@ -67,14 +80,16 @@ def plan(study: Study) -> int:
             f"{parameters(run.model):12,}  {human(tokens):>8}  {flops:8.1e}  {cell.dir}  [{state(cell)['state']}]"
         )
     base, layout = study.base, study.base.layout
-    ranks = max(layout.processes, 1)
-    accumulate = base.train.batch // (layout.micro_batch * ranks)
-    shape = (layout.micro_batch, base.train.precision, layout.zero, ranks, accumulate, has_gpu())
+    replicas = max(layout.processes // layout.tp, 1)
+    accumulate = base.train.batch // (layout.micro_batch * replicas)
+    shape = (layout.micro_batch, base.train.precision, layout.zero, replicas, accumulate, has_gpu(), layout.tp)
     memory = max(estimate(cell.run.model, *shape)["total"] for cell in study.cells)
     print(
         f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, {base.train.precision}, "
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
+    print(*reading(study), sep="\n")
+    print(foresee(base.size, base.tokens, len(study.arms), len(study.seeds)))
     return 0
 
 
@@ -86,29 +101,19 @@ def run(study: Study) -> int:
     failures = execute(study)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
-    report(study)
+    report(study.words)
     seconds = time.monotonic() - began
     print(f"\n{int(seconds) // 60} min {int(seconds) % 60} s. Report: ablations/records/{study.name}/report.md")
     return 1 if failures else 0
 
 
 def status(study: Study) -> int:
-    print(study.title)
-    for cell in study.cells:
-        s = state(cell)
-        words = []
-        if "step" in s:
-            speed = human(s["tokens_per_second"])
-            words += [f"step {s['step']}/{cell.run.steps}  loss {s['loss']:.3f}  {speed} tokens/s"]
-        if "bits_per_byte" in s:
-            words += [f"{s['bits_per_byte']:.3f} bits/byte"]
-        words += [s["why"]] if "why" in s else []
-        print(f"  {cell.name:32} {s['state']:22} {'  '.join(words)}")
+    print(table(study))
     return 0
 
 
-def report(study: Study) -> int:
-    return subprocess.run([sys.executable, "-m", "eval.report", *study.words], cwd=ROOT).returncode
+def report(words: list[str]) -> int:
+    return subprocess.run([sys.executable, "-m", "eval.report", *words], cwd=ROOT).returncode
 
 
 def show(study: Study) -> int:
@@ -117,6 +122,26 @@ def show(study: Study) -> int:
     for arm in study.arms:
         cell = study.cell(arm, study.seeds[0])
         print(f"{arm}: {json.dumps(cell.delta) if cell.delta else 'the baseline'}  fingerprint {cell.run.fingerprint}")
+    return 0
+
+
+def diff(words: list[str]) -> int:
+    from model.count import flops_per_token, parameters
+
+    names = dict(word.partition("=")[::2] for word in words)
+    if names.keys() != {"A", "B"} or len(words) != 2:
+        raise ConfigError(f"diff needs A= and B=, each one of {', '.join(bundles())}")
+    a, b = (resolve([("size", names[side])]) for side in "AB")
+    follows = {
+        "parameters": lambda run: f"{parameters(run.model):,}",
+        "steps": lambda run: f"{run.steps:,}",
+        "the last learning rate": lambda run: f"{learning_rate(run.train, run.tokens / run.horizon):.3g}",
+        "FLOPs": lambda run: f"{run.tokens * flops_per_token(run.model):.3g}",
+    }
+    flat_a, flat_b = a.flat(), b.flat()
+    rows = [(key, json.dumps(flat_a[key]), json.dumps(flat_b[key])) for key in flat_a if flat_a[key] != flat_b[key]]
+    for key, left, right in [*rows, *((what, of(a), of(b)) for what, of in follows.items())]:
+        print(f"{key:28} {left:>20} {right:>20}")
     return 0
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ablations import budget
+from data import filters
 from model import count
 from model.config import ModelConfig
 
@@ -26,22 +28,43 @@ class ConfigError(ValueError):
 class DataConfig:
     corpus: str
     tokenizer: str
+    tokenizer_kind: Literal["bpe", "unigram", "byte-bpe", "file"]
+    dedup: filters.Dedup
+    quality: filters.Quality
+    decontaminate: str
+    compress: float
+    order: filters.Order
+    allow_errors: int
+
+    @property
+    def recipe(self) -> filters.Recipe:
+        """How the corpus becomes training text."""
+        return filters.Recipe(*(getattr(self, name) for name in filters.Recipe._fields))
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     tokens: int
     batch: int
+    ramp: list[int]
     lr: float
     min_lr: float
+    decay_tokens: int
     warmup: float
     beta1: float
     beta2: float
     eps: float
     weight_decay: float
     clip: float
-    precision: Literal["auto", "bf16", "fp32"]
+    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    loss_scale_power: int
+    loss_scale_window: int
+    loss_scale_hysteresis: int
+    loss_scale_min: int
     divergence: float
+    spike: float
+    skip: int
+    rollbacks: int
 
 
 @dataclass(frozen=True)
@@ -52,11 +75,17 @@ class EvalConfig:
 @dataclass(frozen=True)
 class LayoutConfig:
     processes: int
+    tp: int
     threads: int
     micro_batch: int
     zero: Literal[1, 2]
     log_every: int
     save_every: int
+    keep: int
+    mtbf: float
+    hang: float
+    patience: float
+    compile: Literal["auto", "always", "never"]
     wandb: Literal["offline", "online", "disabled"]
 
 
@@ -79,7 +108,21 @@ class Run:
     @property
     def steps(self) -> int:
         """Optimizer steps: the budget in tokens, rounded down to whole steps."""
-        return self.train.tokens // (self.train.batch * self.model.seq)
+        return budget.steps(self.train, self.train.tokens // self.model.seq)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all steps."""
+        return self.tokens_after(self.steps)
+
+    @property
+    def horizon(self) -> int:
+        """Tokens at which the learning rate has reached its least."""
+        return self.train.decay_tokens or self.tokens
+
+    def tokens_after(self, step: int) -> int:
+        """Tokens of the first `step` steps."""
+        return budget.samples(self.train, step).start * self.model.seq
 
     @property
     def fingerprint(self) -> str:
@@ -120,7 +163,7 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
     size = dict(given).get("size", flat["size"])
     if size == "auto":
         size = "14m" if has_gpu() else "nano"
-    sizes = read_yaml(HERE / "sizes.yaml")
+    sizes = bundles()
     if size not in sizes:
         raise ConfigError(f"size={size} is not one of {', '.join(sizes)}{did_you_mean(size, sizes)}")
     bundle = [(key, parse(key, value)) for key, value in sizes[size]["set"].items()]
@@ -129,6 +172,15 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
         flat["train.precision"] = "bf16" if has_bf16() else "fp32"
     _check_size(size, sizes[size]["params"], bundle)
     return _build(flat)
+
+
+def bundles() -> dict[str, dict[str, Any]]:
+    """What `size` may be: {name: {"params": count, "set": {key: value}}} of sizes.yaml and of each file of presets/."""
+    found = dict(read_yaml(HERE / "sizes.yaml"))
+    for path in sorted((HERE / "presets").glob("*.yaml")):
+        tree = dict(read_yaml(path))
+        found[path.stem] = {"params": tree.pop("params"), "set": flatten(tree)}
+    return found
 
 
 def _build(flat: dict[str, Any]) -> Run:
@@ -148,10 +200,12 @@ def _build(flat: dict[str, Any]) -> Run:
         raise ConfigError(str(error)) from None
     run = Run(**parts)
     for key in ("train.tokens", "train.batch", "layout.micro_batch", "layout.threads", "layout.log_every",
-                "layout.save_every"):  # fmt: skip
+                "layout.keep", "layout.tp", "train.loss_scale_window", "train.loss_scale_hysteresis",
+                "train.loss_scale_min"):  # fmt: skip
         if flat[key] < 1:
             raise ConfigError(f"{key}={flat[key]}: must be at least 1")
-    for key in ("train.lr", "train.eps", "train.clip", "model.init_std", "model.norm_eps", "train.divergence"):
+    for key in ("train.lr", "train.eps", "train.clip", "model.init_std", "model.norm_eps", "train.divergence",
+                "layout.mtbf", "layout.hang", "layout.patience"):  # fmt: skip
         if not flat[key] > 0:
             raise ConfigError(f"{key}={flat[key]}: must be above 0")
     for key in ("train.min_lr", "train.warmup", "train.beta1", "train.beta2"):
@@ -161,18 +215,70 @@ def _build(flat: dict[str, Any]) -> Run:
         raise ConfigError(f"train.weight_decay={run.train.weight_decay}: must not be negative")
     if run.layout.processes < 0:
         raise ConfigError("layout.processes: a number of ranks, or 0 for one on each GPU")
-    if run.steps < 1:
-        step = run.train.batch * run.model.seq
-        raise ConfigError(f"train.tokens={run.train.tokens} is less than one step of {step} tokens")
-    ranks = max(run.layout.processes, 1)
-    if run.train.batch % (ranks * run.layout.micro_batch):
+    for key in ("train.spike", "train.skip", "train.rollbacks", "layout.save_every"):
+        if flat[key] < 0:
+            raise ConfigError(f"{key}={flat[key]}: must not be negative")
+    if run.train.rollbacks and not run.train.skip:
+        raise ConfigError("train.rollbacks without train.skip: the same batches would lead to the same spike")
+    if run.train.skip and not run.train.rollbacks:
+        raise ConfigError("train.skip without train.rollbacks: nothing is skipped unless the run goes back")
+    if run.train.decay_tokens < 0:
+        raise ConfigError("train.decay_tokens: a number of tokens, or 0 for the budget")
+    if not 0 <= run.train.loss_scale_power <= 32:
+        raise ConfigError(f"train.loss_scale_power={run.train.loss_scale_power}: must lie between 0 and 32")
+    if run.model.qk_scaling and run.train.precision != "fp16":
         raise ConfigError(
-            f"train.batch={run.train.batch} is no multiple of layout.processes x layout.micro_batch = "
-            f"{ranks} x {run.layout.micro_batch}"
+            f"model.qk_scaling=true does nothing in {run.train.precision}: it keeps scores within the range of fp16, "
+            "so it needs train.precision=fp16"
         )
+    _check_ramp(run.train)
+    if run.steps < 1:
+        step = budget.batch_sizes(run.train)[0] * run.model.seq
+        raise ConfigError(f"train.tokens={run.train.tokens} is less than one step of {step} tokens")
+    _check_tensor_parallel(run)
+    check_batches(run, max(run.layout.processes, run.layout.tp) // run.layout.tp)
+    try:
+        filters.check(run.data.recipe)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if not run.eval.corpora:
         raise ConfigError("eval.corpora names no corpus")
     return run
+
+
+def _check_ramp(train: TrainConfig) -> None:
+    if not train.ramp:
+        return
+    form = "train.ramp needs three numbers: the first batch, the increment, and the samples that the ramp takes"
+    if len(train.ramp) != 3 or min(train.ramp) < 1:
+        raise ConfigError(f"{form}, such as 32,32,2M; or none for no ramp")
+    first, more, _ = train.ramp
+    if first >= train.batch or (train.batch - first) % more:
+        raise ConfigError(f"train.ramp={first},{more},...: train.batch={train.batch} is no whole number of "
+                          f"increments of {more} above {first}")  # fmt: skip
+
+
+def _check_tensor_parallel(run: Run) -> None:
+    tp, model = run.layout.tp, run.model
+    for name, number in {
+        "layout.processes": run.layout.processes, "model.heads": model.heads, "the MLP's inner width": model.ffn,
+        "the padded vocabulary (model.vocab_multiple)": model.padded_vocab,
+    }.items():  # fmt: skip
+        if number % tp:
+            more = " (0: one for each GPU)" if name == "layout.processes" else ""
+            raise ConfigError(f"layout.tp={tp} does not divide {name}, {number}{more}")
+
+
+def check_batches(run: Run, ranks: int) -> None:
+    """Raises:
+    ConfigError: when a batch of the run cannot be spread over the ranks in whole micro-batches.
+    """
+    unit = ranks * run.layout.micro_batch
+    for size in budget.batch_sizes(run.train):
+        if size % unit:
+            name = f"train.batch={size}" if size == run.train.batch else f"train.ramp: a batch of {size}"
+            micro = run.layout.micro_batch
+            raise ConfigError(f"{name} is no multiple of ranks x layout.micro_batch = {ranks} x {micro}")
 
 
 def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
@@ -204,7 +310,12 @@ def parse(key: str, value: Any) -> Any:
         raise ConfigError(f"{key}={value} is not one of {listed}{did_you_mean(str(value), map(str, allowed))}")
     if get_origin(kind) is list:
         items = value if isinstance(value, list) else [v for v in str(value).strip("[]").split(",") if v.strip()]
-        return [str(v).strip() for v in items]
+        if get_args(kind) == (str,):
+            return [str(v).strip() for v in items]
+        try:
+            return [_int(v) for v in items]
+        except (ValueError, TypeError):
+            raise ConfigError(f"{key}={value}: whole numbers with commas between them are needed") from None
     reader = {bool: _bool, int: _int, float: _float, str: _str}[kind]
     try:
         return reader(value)

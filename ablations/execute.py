@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import ConfigError, has_gpu
-from ablations.study import ROOT, Cell, Study, human, last_line, locked
+from ablations.status import locked
+from ablations.study import ROOT, Cell, Study, human, last_line
 
 
 class Failed(RuntimeError):
@@ -32,20 +33,19 @@ def run(study: Study) -> list[str]:
     """
     for cell in study.cells:
         cell.check_recorded()
+    if study.judged:  # a task that cannot be run is said now, not when the runs are trained
+        command = [sys.executable, "-m", "eval", *study.judged]
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
+            raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
     todo = [c for c in study.cells if not (c.dir / "eval.json").exists()]
     if evaluated := [str(c.dir) for c in study.cells if c not in todo]:
-        # at once, unless the tasks have another version by now
-        subprocess.run([sys.executable, "-m", "eval", *evaluated], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        # at once, unless the tasks have another version by now or there are more
+        command = [sys.executable, "-m", "eval", *study.judged, *evaluated]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     if not todo:
         return []
-    for corpus, tokenizer, vocab in sorted({
-        (corpus, c.run.data.tokenizer, c.run.model.vocab)
-        for c in todo for corpus in [c.run.data.corpus, *c.run.eval.corpora]
-    }):  # fmt: skip
-        what = [corpus, "--tokenizer", tokenizer, "--vocab", str(vocab), "--store", str(study.out / "data")]
-        command = [sys.executable, "-m", "data.prepare", *what]
-        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
-            raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
+    prepare(study, todo)
+    print(*reading(study), "", sep="\n", flush=True)
     failures: list[str] = []
     phase = {c.dir: "waiting" for c in todo}
 
@@ -70,6 +70,50 @@ def run(study: Study) -> list[str]:
     return failures
 
 
+def prepare(study: Study, cells: list[Cell]) -> None:
+    """Corpora, tokenizers and tokens that the cells need, where they are missing.
+
+    Raises:
+        ConfigError: when one cannot be had.
+    """
+    asked = []
+    for data, vocab in {(c.run.data, c.run.model.vocab): 0 for c in cells}:
+        given = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
+        tokenizer = ["--tokenizer", data.tokenizer, "--kind", data.tokenizer_kind, "--vocab", str(vocab)]
+        asked.append([data.corpus, *tokenizer, "--set", *given])
+    judged = {(corpus, c.run.data.allow_errors): 0 for c in cells for corpus in c.run.eval.corpora}
+    asked += [[corpus, "--held-out", "--set", f"data.allow_errors={errors}"] for corpus, errors in judged]
+    for what in asked:
+        corpus = what[0]
+        command = [sys.executable, "-m", "data.prepare", *what, "--store", str(study.out / "data")]
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
+            raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
+
+
+def reading(study: Study) -> list[str]:
+    """A line for each source of each corpus: how often the runs read it. Of corpora that are prepared."""
+    from data.prepare import Missing, epochs
+    from data.prepare import prepare as find
+
+    lines = {}
+    for run in (cell.run for cell in study.cells):
+        data, store = run.data, study.out / "data"
+        try:
+            found = find(data.corpus, data.tokenizer, run.model.vocab, store, data.tokenizer_kind, data.recipe,
+                         build=False)
+        except Missing:
+            lines[f"{data.corpus} is not prepared yet: how often it is read is said before the first run"] = 0
+            continue
+        for each in epochs(found, run.tokens):
+            of = "" if each["corpus"] == data.corpus else f" of {data.corpus}"
+            read = f"{each['share']:.1%} of {human(run.tokens)} tokens is {each['epochs']:.3g} epochs"
+            often = "; NOTE: more than one epoch, so text is repeated" if each["epochs"] > 1 else ""
+            lines[f"{each['corpus']}{of}: {read} of its {human(each['tokens'])}{often}"] = 0
+        plain = data.recipe == type(data.recipe)()
+        lines |= {f"note: {note}": 0 for note in found["notes"] if not (plain and "removed nothing" in note)}
+    return list(lines)
+
+
 def jobs(study: Study) -> int:
     """How many runs at a time: as many as there are cores for on a CPU, one on a GPU."""
     if study.jobs:
@@ -90,7 +134,7 @@ def _finish(study: Study, cell: Cell, phase: dict[Path, str]) -> None:
         command = [sys.executable, "-m", "launch.train", "--cell", index, *study.words]
         _command(command, cell, "train.log", cell.run.layout.processes or _gpus())
     phase[cell.dir] = "evaluating"
-    _command([sys.executable, "-m", "eval", str(cell.dir)], cell, "eval.log", 1)
+    _command([sys.executable, "-m", "eval", *study.judged, str(cell.dir)], cell, "eval.log", 1)
 
 
 def _command(command: list[str], cell: Cell, log: str, ranks: int) -> None:
@@ -176,7 +220,7 @@ def _words(cell: Cell, phase: str) -> str:
     row: dict[str, Any] = last_line(cell.dir / "metrics.jsonl") or {}
     if phase != "training" or not row:
         return "starting" if phase == "training" else phase
-    left = (cell.run.steps - row["step"]) * cell.run.train.batch * cell.run.model.seq / row["tokens_per_second"]
+    left = (cell.run.tokens - row["tokens"]) / row["tokens_per_second"]
     return (
         f"step {row['step']}/{cell.run.steps}  loss {row['loss']:.3f}  {human(row['tokens_per_second'])} tokens/s  "
         f"{int(left) // 60}:{int(left) % 60:02d} left"

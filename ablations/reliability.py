@@ -102,7 +102,7 @@ WEEK = 7 * 86400.0
 # nodes of 8, had 419 unexpected interruptions in 54 days (its paper, table 5).
 NODE_MTBF = {"BLOOM": 48 * WEEK / 1.5, "Llama 3": 2048 * 54 * 86400 / 419}
 # Of these only the rates above are published. Repair takes days on a shared cluster; the rest are guesses on the
-# careful side: a hang noticed by the watchdog, start-up with a warm cache, a save of 20 GB a node to a parallel file system.
+# careful side: a hang noticed by the watchdog, start-up with a warm cache, 20 GB a node to a parallel file system.
 GUESS = {"broken": 0.5, "repair": 2 * 86400.0, "detect": 300.0, "restart": 300.0, "stall": 1.0, "write": 60.0}
 CLUSTERS = [
     ("52 nodes (48 + 4 spares), BLOOM's rate", Cluster(48, 4, NODE_MTBF["BLOOM"], **GUESS)),
@@ -116,7 +116,7 @@ CLUSTERS = [
 def main() -> None:
     histories, weeks = 200, 18
     print(f"{weeks} weeks, mean of {histories} simulated histories, checkpoints at Daly's interval")
-    print(f"{'':44}{'saves every':>12}{'failures':>10}{'trained':>9}{'saving':>8}{'redone':>8}{'down':>7}{'waiting':>9}")
+    print(f"{'':44} saves every  failures  trained  saving  redone   down  waiting")
     for name, cluster in CLUSTERS:
         # no sooner than the one before is whole
         interval = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)

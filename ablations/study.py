@@ -39,6 +39,8 @@ HELP = {
     "SEEDS": "how many seeds per arm (default 2)",
     "SET": 'settings for all runs, e.g. "train.lr=3e-4 train.batch=16"',
     "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"',
+    "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), or names such as hellaswag,blimp",
+    "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "JOBS": "runs at a time (default: as many as fit the CPU cores; 1 on a GPU)",
     "OUT": "where runs and prepared data are kept (default runs)",
 }
@@ -104,19 +106,29 @@ class Study:
     def name(self) -> str:
         """For file names: "position-alibi-nano"."""
         values = [_slug(a.split("=", 1)[1]) for a in self.arms[1:]]
-        return "-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")])
+        name = "-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")])
+        # file systems end at 255 bytes; corpora that are paths get there
+        return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     @property
     def title(self) -> str:
         n = len(self.seeds)
-        tokens = human(self.base.steps * self.base.train.batch * self.base.model.seq)
+        tokens = human(self.base.tokens)
         return f"{self.factor}, {self.base.size}, {tokens} tokens each, {n} seed{'s' * (n > 1)}"
 
     @property
     def command(self) -> str:
         """What makes the same study anywhere: where it is kept and how many run at a time do not matter."""
-        named = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS="))]
+        named = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA="))]
         return " ".join(["make ablation", *(f"{n}={shlex.quote(v)}" for n, _, v in named)])
+
+    @property
+    def judged(self) -> list[str]:
+        """By what the runs are judged besides held-out text, as arguments of `python -m eval`. Not part of what a run
+        is: a finished run can be asked more."""
+        given = dict(word.split("=", 1) for word in self.words)
+        tasks = given.get("TASKS", "").strip()
+        return ["--tasks", tasks, "--data", given.get("EVAL_DATA") or str(self.out / "eval-data")] if tasks else []
 
     @cached_property
     def _cells(self) -> dict[tuple[str, int], Cell]:
@@ -170,7 +182,7 @@ def from_args(words: list[str]) -> Study:
             if {k for k, _ in values} == {k for k, _ in arm_values}:
                 question, expect = q, e
                 break
-    if not arm_values:
+    if not arm_values and "STUDY" not in given:
         factors = ", ".join(f"{n}=" for n in FACTORS)
         studies = ", ".join(p.stem for p in sorted(STUDIES.glob("*.yaml")))
         raise ConfigError(f"no question asked: give one of {factors} ARM=, or STUDY= one of {studies}")
@@ -181,6 +193,8 @@ def from_args(words: list[str]) -> Study:
         count = 0
     if not 1 <= count <= 100:
         raise ConfigError(f"SEEDS={given['SEEDS']}: a number of seeds from 1 to 100 is needed")
+    if "EVAL_DATA" in given and "TASKS" not in given:
+        raise ConfigError("EVAL_DATA says where the data of evaluation tasks is: name them, e.g. TASKS=suite")
     if "JOBS" in given and not (given["JOBS"].isdigit() and int(given["JOBS"]) > 0):
         raise ConfigError(f"JOBS={given['JOBS']}: a number of runs at a time is needed")
 
@@ -208,7 +222,8 @@ def build(
     if any(k == "seed" for k, _ in setting + arm_values):
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     base = resolve(setting)
-    for corpus in {base.data.corpus, base.data.tokenizer, *base.eval.corpora}:
+    trained_on = [] if base.data.tokenizer_kind == "file" else [base.data.tokenizer]
+    for corpus in {base.data.corpus, *trained_on, *base.eval.corpora}:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
     deltas: dict[str, dict[str, Any]] = {}
@@ -233,12 +248,12 @@ def build(
     cells = []
     seen: dict[str, str] = {}
     for seed in seeds:
+        reference = resolve([*given, ("size", base.size), ("seed", seed)]).flat()
         for arm, delta in deltas.items():
             run = resolve([*given, ("size", base.size), ("train.precision", base.train.precision),
                            *delta.items(), ("seed", seed)])  # fmt: skip
-            reference = resolve([*given, ("size", base.size), ("seed", seed)])
-            if difference(reference.flat(), run.flat()) != delta:
-                raise ConfigError(f"{arm} differs from the baseline in {difference(reference.flat(), run.flat())}")
+            if difference(reference, run.flat()) != delta:
+                raise ConfigError(f"{arm} differs from the baseline in {difference(reference, run.flat())}")
             name = "baseline" if not delta else _slug(arm)
             cell = Cell(arm, seed, run, delta, out / stage / f"{name},seed={seed}")
             if run.fingerprint in seen:
@@ -269,40 +284,12 @@ def check_corpus(corpus: str) -> None:
     """Raises:
     ConfigError: when no such corpus is defined and no file matches.
     """
-    from data.prepare import check
+    from data.corpus import check
 
     try:
         check(corpus)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-def state(cell: Cell) -> dict[str, Any]:
-    """Where a run stands, from its files alone: {"state", "step", "loss", ...}. Reads no more than a few kB."""
-    last: dict[str, Any] = last_line(cell.dir / "metrics.jsonl") or {}
-    if (cell.dir / "eval.json").exists():
-        return last | {"state": "finished"} | _scores(cell.dir / "eval.json")
-    if (cell.dir / "done").exists():
-        return last | {"state": "trained, not evaluated"}
-    if (cell.dir / "failed").exists():
-        return last | {"state": "failed", "why": (cell.dir / "failed").read_text().strip()}
-    if locked(cell.dir):
-        return last | {"state": "running"}
-    return last | {"state": "stopped" if (cell.dir / "run.json").exists() else "not started"}
-
-
-def locked(run_dir: Path) -> bool:
-    """Whether a process holds the run directory."""
-    import fcntl
-
-    try:
-        with open(run_dir / "lock") as f:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
@@ -315,11 +302,6 @@ def last_line(path: Path) -> dict[str, Any] | None:
         return None
     whole = tail[: tail.rfind(b"\n")]
     return json.loads(whole[whole.rfind(b"\n") + 1 :]) if whole.strip() else None
-
-
-def _scores(path: Path) -> dict[str, Any]:
-    scores = json.loads(path.read_text())
-    return {k: scores[k]["value"] for k in ("bits_per_byte", "zero_shot") if k in scores}
 
 
 def human(n: float) -> str:
@@ -353,7 +335,7 @@ def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else "+".join(value) if isinstance(value, list) else str(value)
+    return f"{value:g}" if isinstance(value, float) else "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _slug(text: str) -> str:

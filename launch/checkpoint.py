@@ -1,15 +1,17 @@
 """Checkpoints that know no layout: every weight and optimizer moment in fp32, by its parameter's name, in pieces.
 
 A checkpoint is a folder `step_N`: one safetensors file for each rank with the pieces that this rank holds, named
-`parameter|kind|start`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint. Since pieces
-are found by name and place, a checkpoint of any number of ranks and any ZeRO stage loads at any other; nothing in it is
-ever unpickled, and every file's sha256 is compared before it is used.
+`parameter|kind|start`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint. Since
+pieces are found by name and place, a checkpoint of any number of ranks and any ZeRO stage loads at any other; nothing
+in it is ever unpickled, and every file's sha256 is compared before it is used. Where tensor parallelism cuts a
+parameter the key ends with `|rank|size`, and at another size the parameter is put together and cut anew.
 
 Saving is asynchronous: `save` copies the pieces to host memory and returns; a thread writes them.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -25,11 +27,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from launch.manifest import Failed, replace_text
+from model.shard import dimension, full_shape, shard, unshard
+
 MANIFEST = "checkpoint.json"
 KINDS = ("weight", "exp_avg", "exp_avg_sq")  # the fp32 master weight, and AdamW's two moments
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Failed):
     """A checkpoint could not be written or read; the message says what is left and what to do."""
 
 
@@ -41,10 +46,14 @@ class Piece:
     kind: str
     start: int
     data: Tensor  # [n] fp32, a view of the live state
+    shape: tuple[int, ...] = ()  # of the parameter, or of what this rank has of it under tensor parallelism
+    rank: int = 0  # which part of the parameter that is, ...
+    size: int = 1  # ... of how many (model/shard.py); 1: all of it
 
     @property
     def key(self) -> str:
-        return f"{self.name}|{self.kind}|{self.start}"
+        part = f"|{self.rank}|{self.size}" if self.size > 1 else ""
+        return f"{self.name}|{self.kind}|{self.start}{part}"
 
 
 class Checkpoints:
@@ -100,7 +109,8 @@ class Checkpoints:
             with open(file, "rb") as f:
                 os.fsync(f.fileno())
                 digest = hashlib.file_digest(f, "sha256").hexdigest()
-            write_json(target / f"rank_{rank}.json", {"sha256": digest, "bytes": file.stat().st_size})
+            sums = {"sha256": digest, "bytes": file.stat().st_size}
+            replace_text(target / f"rank_{rank}.json", json.dumps(sums))
             if rank == 0:
                 self._complete(target, what, began)
             self.seconds = time.perf_counter() - began
@@ -115,7 +125,8 @@ class Checkpoints:
             time.sleep(0.02)
         files = {s.with_suffix(".safetensors").name: json.loads(s.read_text()) for s in sums}
         seconds = time.perf_counter() - began
-        write_json(target / MANIFEST, {**what, "files": files, "seconds": seconds, "stall": self.stall})
+        manifest = {**what, "files": files, "seconds": seconds, "stall": self.stall}
+        replace_text(target / MANIFEST, json.dumps(manifest))
         for s in sums:
             s.unlink()
         for old in whole(self.folder)[self.keep :]:
@@ -159,7 +170,7 @@ class Checkpoints:
             CheckpointError: when a checkpoint does not hold what the model needs, or all of them are damaged.
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        damaged = []
+        damaged: list[Path] = []
         found = [c for c in whole(self.folder) if before is None or number(c) < before]
         for path in found:
             manifest = json.loads((path / MANIFEST).read_text())
@@ -179,7 +190,7 @@ class Checkpoints:
         return None
 
     def _forget_later(self, path: Path, damaged: list[Path]) -> None:
-        """Later folders belong to a past that did not happen; damaged ones are kept aside, for whoever wants to look."""
+        """Later folders belong to a past that did not happen; damaged ones are kept aside for whoever wants to look."""
         for later in self.folder.glob("step_*"):
             if later in damaged:
                 shutil.rmtree(self.folder / f"damaged_{later.name}", ignore_errors=True)
@@ -216,17 +227,21 @@ def _first(complaints: list[str]) -> str:
 
 
 def _fill(path: Path, files: list[str], pieces: Iterable[Piece]) -> None:
-    """Copy into `pieces` from whichever saved pieces overlap them."""
+    """Copy into `pieces` from whichever saved pieces overlap them, cut anew where tensor parallelism was another."""
     readers = [safe_open(path / name, framework="pt") for name in files]
-    saved: dict[tuple[str, str], list[tuple[int, int, Any]]] = {}  # (name, kind) -> (start, end, slice)
+    saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
     for reader in readers:
         for key in reader.keys():  # noqa: SIM118  # not a dictionary
-            name, kind, start = key.split("|")
-            data = reader.get_slice(key)
-            saved.setdefault((name, kind), []).append((int(start), int(start) + data.get_shape()[0], data))
+            name, kind, start, *part = key.split("|")
+            rank, size = map(int, part or (0, 1))
+            parts = saved.setdefault((name, kind), [{} for _ in range(size)])
+            parts[rank][int(start)] = reader.get_slice(key)
     for piece in pieces:
         filled, end = 0, piece.start + len(piece.data)
-        for a, b, data in saved.get((piece.name, piece.kind), []):
+        parts = saved.get((piece.name, piece.kind), [{}] * piece.size)
+        mine = parts[piece.rank] if len(parts) == piece.size else {0: _recut(piece, parts)}
+        for a, data in mine.items():
+            b = a + (len(data) if isinstance(data, Tensor) else data.get_shape()[0])
             low, high = max(a, piece.start), min(b, end)
             if low < high:
                 piece.data[low - piece.start : high - piece.start] = data[low - a : high - a].to(piece.data.device)
@@ -235,20 +250,12 @@ def _fill(path: Path, files: list[str], pieces: Iterable[Piece]) -> None:
             raise CheckpointError(f"{path} lacks {piece.kind} of {piece.name}, or holds it in another shape")
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(content))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that it is either the old one or the whole new one, also after a power loss."""
-    tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+def _recut(piece: Piece, parts: list[dict[int, Any]]) -> Tensor:
+    """This rank's part of a parameter that was saved in other parts, flattened; empty where some of it is missing."""
+    full = full_shape(piece.name, piece.shape, piece.size)
+    shape = [n // len(parts) if i == dimension(piece.name) else n for i, n in enumerate(full)]
+    flat = [torch.cat([part[start][:] for start in sorted(part)] or [torch.empty(0)]) for part in parts]
+    if any(len(f) != math.prod(shape) for f in flat):
+        return torch.empty(0)
+    whole = unshard(piece.name, [f.view(shape) for f in flat])
+    return shard(piece.name, whole, piece.rank, piece.size).flatten()

@@ -1,19 +1,29 @@
 """DeepSpeed, and nothing else of ours knows it: its configuration is generated from a `Run`; step, save, load."""
 
+import ctypes
 import logging
+import math
 import os
-import shutil
+import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ablations.config import ConfigError, Run
+from ablations.config import ConfigError, Run, check_batches
+from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Piece
+from launch.manifest import Diverged
 from model.count import parameters
+from model.shard import WHOLE, Whole, dimension
+
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's loss scaler remembers
 
 
 def start(run: Run) -> tuple[int, int]:
@@ -26,6 +36,7 @@ def start(run: Run) -> tuple[int, int]:
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(run.layout.threads)
+        keep_freed_memory()
     torch.use_deterministic_algorithms(not cuda)  # on a CPU a resumed run equals an undisturbed one bit for bit
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads memory it did not write
     local = int(os.environ.setdefault("LOCAL_RANK", "0"))
@@ -36,6 +47,35 @@ def start(run: Run) -> tuple[int, int]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return dist.get_rank(), dist.get_world_size()
+
+
+def ranks(run: Run) -> Whole:
+    """The ranks that hold one copy of the model together with this one, after `start`.
+
+    Raises:
+        ConfigError: when the ranks that were started cannot be divided so.
+    """
+    if run.layout.tp == 1:
+        return WHOLE
+    if dist.get_world_size() % run.layout.tp:
+        raise ConfigError(f"{dist.get_world_size()} ranks were started: no multiple of layout.tp={run.layout.tp}")
+    from model.parallel import Ranks
+
+    return Ranks(run.layout.tp)
+
+
+def keep_freed_memory() -> None:
+    """Freed blocks stay with the process. glibc gives large ones back to the system, and each step then pays for
+    getting them again, zeroed: 16% of a step in bf16 and 20% in fp32, measured at the nano size on one core.
+
+    Without glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TOP_PAD, 64 << 20)
 
 
 def _deepspeed() -> Any:
@@ -51,25 +91,24 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def deepspeed_config(run: Run, world: int) -> dict[str, Any]:
-    """DeepSpeed's JSON. bf16 keeps fp32 master weights and accumulates gradients in fp32.
+def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
+    """DeepSpeed's JSON. bf16 keeps fp32 master weights and accumulates gradients in fp32; fp16 keeps fp32 master
+    weights, and its gradients, in fp16, are those of a scaled loss.
+
+    Args:
+        replicas: copies of the model.
 
     Raises:
-        ConfigError: when the global batch cannot be spread over the ranks in whole micro-batches.
+        ConfigError: when a global batch cannot be spread over them in whole micro-batches.
     """
-    accumulate = run.train.batch // (run.layout.micro_batch * world)
-    if accumulate * run.layout.micro_batch * world != run.train.batch:
-        raise ConfigError(
-            f"train.batch={run.train.batch} is no multiple of {world} ranks x "
-            f"layout.micro_batch={run.layout.micro_batch}"
-        )
+    check_batches(run, replicas)
     # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model
     # and must be even (its alignment factor)
-    bucket = min(500_000_000, parameters(run.model) // 2 * 2)
+    bucket = min(500_000_000, parameters(run.model) // run.layout.tp // 2 * 2)
     config: dict[str, Any] = {
         "train_batch_size": run.train.batch,
         "train_micro_batch_size_per_gpu": run.layout.micro_batch,
-        "gradient_accumulation_steps": accumulate,
+        "gradient_accumulation_steps": run.train.batch // (run.layout.micro_batch * replicas),
         "gradient_clipping": run.train.clip,
         "zero_optimization": {
             "stage": run.layout.zero,
@@ -81,6 +120,14 @@ def deepspeed_config(run: Run, world: int) -> dict[str, Any]:
     }
     if run.train.precision == "bf16":
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    if run.train.precision == "fp16":
+        config["fp16"] = {
+            "enabled": True,
+            "initial_scale_power": run.train.loss_scale_power,
+            "loss_scale_window": run.train.loss_scale_window,
+            "hysteresis": run.train.loss_scale_hysteresis,
+            "min_loss_scale": run.train.loss_scale_min,
+        }
     return config
 
 
@@ -91,40 +138,134 @@ class Engine:
     ds: Any
     run: Run
     device: torch.device
+    forwards: list[Callable[[], float]] = field(default_factory=list)  # how long the last ones took
+    compile_seconds: float = 0.0  # before the first step, and no part of training
 
     @property
     def model(self) -> Any:
         """The GPT itself."""
         return self.ds.module.model
 
+    def compile(self) -> None:
+        """torch.compile the model and its loss, forward and backward, on an empty micro-batch; no gradient is kept."""
+        began, model = time.perf_counter(), self.run.model
+        self.ds.module.compile(dynamic=False)
+        rows = torch.zeros(self.run.layout.micro_batch, model.seq + 1, dtype=torch.long, device=self.device)
+        prefix = None if model.objective == "causal" else torch.ones(len(rows), dtype=torch.long, device=self.device)
+        # not .backward(), which would fire DeepSpeed's hooks
+        torch.autograd.grad(self.ds.module(rows, prefix), list(self.ds.module.parameters()))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.compile_seconds = time.perf_counter() - began
+
     @property
     def lr(self) -> float:
         """The learning rate that the optimizer holds, whatever it was meant to be."""
         return float(self.ds.optimizer.param_groups[0]["lr"])
 
-    def step(self, rows_bS: Tensor, lr: float, seed: int = 0) -> tuple[float, float]:
+    @property
+    def scaled(self) -> dict[str, Any]:
+        """For the log, in fp16: {"overflows": steps so far that updated nothing, "loss_scale": of the next step}."""
+        if self.run.train.precision != "fp16":
+            return {}
+        return {"overflows": self.ds.skipped_steps, "loss_scale": self.ds.optimizer.loss_scaler.cur_scale}
+
+    @property
+    def scaling(self) -> dict[str, Any]:
+        """All that fp16's dynamic loss scale remembers: set it to continue from there. Empty in other precisions."""
+        if self.run.train.precision != "fp16":
+            return {}
+        return {"overflows": self.ds.skipped_steps, **{k: getattr(self.ds.optimizer.loss_scaler, k) for k in SCALER}}
+
+    @scaling.setter
+    def scaling(self, state: dict[str, Any]) -> None:
+        self.ds.skipped_steps = state.get("overflows", 0)
+        for key in state.keys() & set(SCALER):
+            setattr(self.ds.optimizer.loss_scaler, key, state[key])
+
+    def step(
+        self, rows_bS: Tensor, lr: float, seed: int = 0, prefix_b: Tensor | None = None, wish: float = 0.0
+    ) -> tuple[float, float, float]:
         """One optimizer step on this rank's rows of the global batch, [rows, seq + 1] token ids.
 
         Args:
             seed: of what this step and rank drop. Random numbers have no state that a resume could lose.
+            prefix_b: the length of each row's prefix, where the objective has them.
+            wish: what this rank wants to be done after the step (launch/watch.py). It travels with the loss, so that
+                all ranks hear of it at the same step and at no cost.
 
         Returns:
-            The loss of the whole global batch before the step, nats per token, and the gradient norm before clipping.
+            The loss of the whole global batch before the step, nats per predicted token; the gradient norm before
+            clipping; the sum of all ranks' wishes. Where gradients overflow in fp16 the norm is infinite and the step
+            is skipped: the batch is used up, weights and optimizer stay as they were, and the loss scale goes down.
+
+        Raises:
+            Diverged: when they overflow at the least loss scale.
         """
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(seed)
         total = torch.zeros((), device=self.device)
-        for micro_bS in rows_bS.to(self.device).split(self.run.layout.micro_batch):
-            loss = self.ds(micro_bS)
+        rows = rows_bS.to(self.device).split(self.run.layout.micro_batch)
+        prefixes, weights = self._prefixes(prefix_b, len(rows))
+        replicas = dist.get_world_size() // self.model.tp.size
+        self.ds.set_train_batch_size(len(rows_bS) * replicas)  # the batches of a ramp differ
+        for i, (micro_bS, prefix, weight) in enumerate(zip(rows, prefixes, weights, strict=True), start=1):
+            # DeepSpeed counts micro-batches modulo their number in a batch, which is wrong once that has changed
+            self.ds.set_gradient_accumulation_boundary(i == len(rows))
+            with self._busy():
+                loss = self.ds(micro_bS, prefix) * weight
             self.ds.backward(loss)
-            self.ds.step()
+            try:
+                self.ds.step()
+            except Exception as error:  # DeepSpeed raises nothing narrower
+                if "loss scale already at minimum" not in str(error):
+                    raise
+                least = self.run.train.loss_scale_min
+                raise Diverged(f"gradients overflow in fp16 even at train.loss_scale_min={least}") from None
             total += loss.detach().float()
-        total /= len(rows_bS) // self.run.layout.micro_batch
+        total /= len(rows)
+        if dist.get_world_size() > 1:
+            both = torch.stack((total, torch.tensor(wish, device=self.device)))
+            dist.all_reduce(both)
+            total, wish = both[0] / dist.get_world_size(), float(both[1])
+        return float(total), float(self.ds.get_global_grad_norm()), wish
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Adds up the time of forward passes: what a rank computes without waiting for another."""
+        if self.device.type == "cuda":
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            yield
+            last.record()
+            self.forwards.append(lambda: first.elapsed_time(last) / 1000)
+        else:
+            began = time.perf_counter()
+            yield
+            seconds = time.perf_counter() - began
+            self.forwards.append(lambda: seconds)
+
+    def busy(self) -> list[float]:
+        """Seconds that each rank spent in forward passes since the last call. All ranks call it together."""
+        mine = torch.zeros(dist.get_world_size(), device=self.device)
+        mine[dist.get_rank()] = sum(seconds() for seconds in self.forwards)
+        self.forwards.clear()
+        if len(mine) > 1:
+            dist.all_reduce(mine)
+        return mine.tolist()
+
+    def _prefixes(self, prefix_b: Tensor | None, micros: int) -> tuple[list[Tensor | None], list[float]]:
+        """The prefixes of each micro-batch, and what makes the mean of the micro-batches' mean losses the mean over all
+        tokens that the global batch predicts, however it is cut."""
+        if prefix_b is None:
+            return [None] * micros, [1.0] * micros
+        parts = prefix_b.to(self.device).split(self.run.layout.micro_batch)
+        counts = [int((self.run.model.seq + 1 - part).sum()) for part in parts]
+        total = torch.tensor(sum(counts), device=self.device)
         if dist.get_world_size() > 1:
             dist.all_reduce(total)
-            total /= dist.get_world_size()
-        return float(total), float(self.ds.get_global_grad_norm())
+        return list(parts), [count * micros * dist.get_world_size() / int(total) for count in counts]
 
     def groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups as DeepSpeed holds them: the model's parameters and their weight decay."""
@@ -142,9 +283,19 @@ class Engine:
         decays = {g["weight_decay"] for g in groups} - {0.0} or {0.0}
         (eps,), (betas,), (decay,) = one["eps"], one["betas"], decays
         dtypes = {p.dtype for p in self.model.parameters()}
-        names = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-        blocks, cfg = self.model.blocks, self.model.cfg
-        return {
+        names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+        blocks, cfg, tp = self.model.blocks, self.model.cfg, self.model.tp
+        embed = tp.gather("embed.weight", self.model.embed.weight)
+        scaling = {}
+        if torch.float16 in dtypes:
+            scaler = self.ds.optimizer.loss_scaler
+            scaling = {
+                "train.loss_scale_power": math.log2(scaler.cur_scale),
+                "train.loss_scale_window": scaler.scale_window,
+                "train.loss_scale_hysteresis": scaler.delayed_shift,
+                "train.loss_scale_min": scaler.min_scale,
+            }
+        return scaling | {
             "train.batch": self.ds.train_batch_size(),
             "train.clip": self.ds.gradient_clipping(),
             "train.eps": eps,
@@ -154,65 +305,118 @@ class Engine:
             "train.precision": names[dtypes.pop()] if len(dtypes) == 1 else f"mixed {dtypes}",
             "model.layers": len(blocks),
             "model.hidden": self.model.embed.embedding_dim,
-            "model.heads": blocks[0].attn.heads,
+            "model.vocab_multiple": cfg.vocab_multiple if len(embed) == cfg.padded_vocab else "other",
+            "model.heads": blocks[0].attn.heads * tp.size,
             "model.norm_eps": blocks[0].norm1.eps,
-            "model.init_std": cfg.init_std if _std_is(self.model.embed.weight, cfg.init_std) else "another",
+            "model.init_std": cfg.init_std if _std_is(embed, cfg.init_std) else "another",
+            "layout.tp": tp.size,
         }
 
-    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
-        """Write checkpoint `step`; `latest` names it only once it is whole, and the one before is kept."""
-        tag = f"step_{step}"
-        self.ds.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            for file in (folder / tag).iterdir():
-                _sync(file)
-            replace_text(folder / "latest", tag)
-            for old in sorted(folder.glob("step_*"), key=_number)[:-2]:
-                shutil.rmtree(old)
-        dist.barrier()
+    def pieces(self) -> list[Piece]:
+        """This rank's share of the fp32 master weights and of AdamW's moments, as views by parameter and place."""
+        found, tp = [], self.model.tp
+        for name, param in self.model.named_parameters():
+            at = param._hp_mapping  # DeepSpeed's own record of which part of a parameter this rank updates
+            if at is None:
+                continue
+            flat = self.ds.optimizer.param_groups[at.param_group_index]["params"][0]
+            adam = self.ds.optimizer.state[flat]
+            if not adam:  # no step was made yet: what AdamW would begin with
+                zero = torch.zeros((), dtype=torch.float32, device=flat.device)
+                adam |= {"step": zero, "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
+            start, span = at.lp_fragment_address.start, at.hp_fragment_address
+            part = (tp.rank, tp.size) if dimension(name) is not None else (0, 1)
+            data = {"weight": at.hp_fragment.detach()}
+            data |= {kind: adam[kind].detach().narrow(0, span.start, span.numel) for kind in KINDS[1:]}
+            found += [Piece(name, kind, start, data[kind], tuple(param.shape), *part) for kind in KINDS]
+        return found
 
-    def load(self, folder: Path) -> dict[str, Any] | None:
-        """Continue from the last whole checkpoint. Returns the state given to `save`, or None when there is none."""
-        if not (folder / "latest").exists():
+    def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
+        """Begin to write checkpoint `step`; see `Checkpoints.save`.
+
+        Raises:
+            CheckpointError: the save before this one has failed, or the ranks' weights are no longer the same.
+        """
+        self._same_weights(step)
+        steps = {float(adam["step"]) for adam in self.ds.optimizer.state.values() if adam} or {0.0}  # fp16 may skip all
+        assert len(steps) == 1, "AdamW's step counters differ between parameter groups"
+        optimizer = {"adam_step": steps.pop(), "scaling": self.scaling}
+        checkpoints.save(step, self.pieces(), {"optimizer": optimizer, "progress": progress})
+
+    def load(self, checkpoints: Checkpoints, before: int | None = None) -> dict[str, Any] | None:
+        """Continue from the newest whole checkpoint (of a step below `before`), written at whatever width.
+
+        Returns:
+            The progress given to `save`, or None when there is no checkpoint.
+        """
+        state = checkpoints.load(self.pieces(), before)
+        if state is None:
             return None
-        tag = (folder / "latest").read_text().strip()
-        path, state = self.ds.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise RuntimeError(f"{folder / tag} is named by `latest` and cannot be loaded")
-        for newer in folder.glob("step_*"):  # begun and never finished
-            if _number(newer) > _number(Path(tag)) and dist.get_rank() == 0:
-                shutil.rmtree(newer)
-        dist.barrier()
-        return state
+        for adam in self.ds.optimizer.state.values():
+            adam["step"].fill_(state["optimizer"]["adam_step"])
+        self.scaling = state["optimizer"]["scaling"]
+        self.ds.optimizer.update_lp_params()  # what is computed with, from the fp32 masters of all ranks
+        return state["progress"]
+
+    def _same_weights(self, step: int) -> None:
+        """What several ranks hold must be the same, bit for bit: a GPU or a cable may be at fault silently, and of what
+        tensor parallelism does not cut, training itself never compares the copies."""
+        if dist.get_world_size() == 1:
+            return
+        rank, size = dist.get_rank(), self.model.tp.size
+        sums = torch.zeros(2, dist.get_world_size(), dtype=torch.int64, device=self.device)
+        bits = {2: torch.int16, 4: torch.int32}
+        for name, p in self.model.named_parameters():
+            cut = dimension(name) is not None
+            sums[int(cut), rank] += p.detach().view(bits[p.element_size()]).sum()
+        dist.all_reduce(sums)
+        same, own = sums.tolist()  # of what all ranks have, of what only those with the same part have
+        odd = [r for r in range(len(same))
+               if same[r] != median_low(same) or own[r] != median_low(own[r % size :: size])]  # fmt: skip
+        if odd:
+            ranks = ", ".join(map(str, odd))
+            raise CheckpointError(f"step {step}: the weights of rank {ranks} differ from the others'. Nothing was saved; "
+                                  "the same command goes back to the last checkpoint.")  # fmt: skip
 
     def write_weights(self, path: Path) -> None:
-        """model.state_dict() as trained, in safetensors; whole or absent."""
+        """model.state_dict() as trained, of the whole model, in safetensors; whole or absent."""
+        state = {}
+        for name, mine in self.model.state_dict().items():
+            whole = self.model.tp.gather(name, mine)
+            if dist.get_rank() == 0:
+                state[name] = whole.cpu().contiguous()
         if dist.get_rank() == 0:
             from safetensors.torch import save
 
             tmp = path.with_name(path.name + ".tmp")
-            tmp.write_bytes(save({k: v.cpu().contiguous() for k, v in self.model.state_dict().items()}))
-            _sync(tmp)
+            tmp.write_bytes(save(state))
+            with open(tmp, "rb") as f:
+                os.fsync(f.fileno())
             os.replace(tmp, path)
         dist.barrier()
 
 
 class Loss(nn.Module):
-    """What DeepSpeed calls: token ids in, the loss out. The model is inside."""
+    """What DeepSpeed calls: token ids and prefixes in, the loss out. The model is inside."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model: Any = model
 
-    def forward(self, rows_bS: Tensor) -> Tensor:
-        return self.model.loss(rows_bS)
+    def forward(self, rows_bS: Tensor, prefix_b: Tensor | None) -> Tensor:
+        return self.model.loss(rows_bS, prefix_b)
 
 
-def build(model: nn.Module, run: Run, world: int) -> Engine:
-    """Put `model` under DeepSpeed with AdamW; matrices are decayed, biases and norm gains are not."""
+def build(model: Any, run: Run, world: int) -> Engine:
+    """Put `model` under DeepSpeed with AdamW; matrices are decayed, biases and norm gains are not.
+
+    Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model.
+    """
     import deepspeed
 
+    if run.train.precision == "fp16" and not torch.cuda.is_available():
+        # DeepSpeed refuses where oneDNN has no fast fp16; torch's other kernels are slow and correct
+        deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
     named = list(model.named_parameters())
     matrices = [p for _, p in named if p.dim() >= 2]
     vectors = [p for _, p in named if p.dim() < 2]
@@ -223,50 +427,22 @@ def build(model: nn.Module, run: Run, world: int) -> Engine:
         eps=run.train.eps,
         fused=True,
     )
+    mpu, size = None, model.tp.size
+    if size > 1:
+        from model.parallel import MPU
+
+        mpu = MPU(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ds, *_ = deepspeed.initialize(model=Loss(model), optimizer=optimizer, config=deepspeed_config(run, world))
-    ds.checkpoint_engine = _weights_only(ds.checkpoint_engine)
-    return Engine(ds, run, next(model.parameters()).device)
-
-
-def _weights_only(engine: Any) -> Any:
-    """DeepSpeed unpickles whatever a checkpoint holds; this lets tensors and plain values through, nothing else."""
-
-    def load(path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(_harmless()):
-            return torch.load(path, map_location=map_location, weights_only=True)
-
-    engine.load = load
+        config = deepspeed_config(run, world // size)
+        ds, *_ = deepspeed.initialize(model=Loss(model), optimizer=optimizer, config=config, mpu=mpu)
+    engine = Engine(ds, run, next(model.parameters()).device)
+    # auto: not with tensor parallelism, whose layers communicate; not on a CPU, where a nano run is over sooner
+    auto = torch.cuda.is_available() and size == 1
+    if {"auto": auto, "always": True, "never": False}[run.layout.compile]:
+        engine.compile()
     return engine
-
-
-def _harmless() -> list[Any]:
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, ZeroStageEnum, fragment_address]
 
 
 def _std_is(weight: Tensor, std: float) -> bool:
     return abs(float(weight.detach().float().std()) / std - 1) < 0.05
-
-
-def _number(path: Path) -> int:
-    return int(path.name.rpartition("_")[2])
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as f:
-        os.fsync(f.fileno())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that it is either the old one or the whole new one, also after a power loss."""
-    tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)

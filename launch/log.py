@@ -17,13 +17,17 @@ class Log:
         last_step: of the checkpoint that the run continues from; later lines belong to a past that did not happen.
         """
         self.path = folder / "metrics.jsonl"
+        self.rewind(last_step)
+        self.wandb = _wandb(folder, run, name)
+
+    def rewind(self, last_step: int) -> None:
+        """Forget what came after `last_step`."""
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
         tmp = self.path.with_suffix(".tmp")
         tmp.write_text("".join(kept))
         os.replace(tmp, self.path)
         self.file = open(self.path, "a")
-        self.wandb = _wandb(folder, run, name)
 
     def write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")

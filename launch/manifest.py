@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "sentencepiece", "numpy"]
 
 
-class Mismatch(RuntimeError):
+class Failed(RuntimeError):
+    """A run cannot go on; the message says why, and what to do."""
+
+
+class Diverged(Failed):
+    """The loss or the gradients are no longer those of a model that learns."""
+
+
+class Mismatch(Failed):
     """The run is not what its configuration says, or not what it was before."""
 
 
@@ -27,16 +36,18 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     """Corpus, tokenizer and tokens, built by the first rank where they are missing (see data/prepare.py)."""
     import torch.distributed as dist
 
-    from data.prepare import prepare
+    from data.prepare import epochs, prepare
 
+    what = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
     if dist.get_rank() == 0:
-        prepare(run.data.corpus, run.data.tokenizer, run.model.vocab, store)
+        prepare(*what, recipe=run.data.recipe)
     dist.barrier()
-    return prepare(run.data.corpus, run.data.tokenizer, run.model.vocab, store)
+    data = prepare(*what, recipe=run.data.recipe)
+    return data | {"epochs": epochs(data, run.tokens)}
 
 
-def write(cell: Cell, engine: "Engine", data: dict[str, Any], store: Path, world: int) -> None:
-    """Prove, compare, record.
+def write(cell: Cell, engine: "Engine", data: dict[str, Any], store: Path, hosts: list[str]) -> None:
+    """Prove, compare, record. `hosts`: the node of each rank.
 
     Raises:
         Mismatch: a factor is inactive; the live engine differs from the configuration; or the data are not those
@@ -49,6 +60,8 @@ def write(cell: Cell, engine: "Engine", data: dict[str, Any], store: Path, world
     effective = engine.effective() | {
         "data.corpus": data["corpus"],
         "data.tokenizer": data["tokenizer"]["corpus"],
+        **{f"data.{name}": value for name, value in data["recipe"].items()},
+        "data.tokenizer_kind": data["tokenizer"]["kind"],
         "model.vocab": data["tokenizer"]["vocab"],
     }
     try:
@@ -59,7 +72,7 @@ def write(cell: Cell, engine: "Engine", data: dict[str, Any], store: Path, world
     wrong = {k: (v, declared[k]) for k, v in effective.items() if v != declared[k]}
     if wrong:
         raise Mismatch("; ".join(f"{k} is {v[0]} in effect and {v[1]} by configuration" for k, v in wrong.items()))
-    this = launch(world)
+    this = launch(hosts)
     before = cell.recorded()
     if before and before["data"]["sha256"] != data["sha256"]:
         was = before["data"]["sha256"]
@@ -77,19 +90,26 @@ def write(cell: Cell, engine: "Engine", data: dict[str, Any], store: Path, world
         "continued": (before["continued"] + [this] if before else []),  # later launches of the same run
         "data": data,
         "data_store": str(store),
-        "parameters": {"count": sum(p.numel() for p in engine.model.parameters()), "groups": rows},
+        "parameters": {"count": sum(math.prod(row["shape"]) for row in rows), "groups": rows},
         "proofs": [p.json() for p in proofs],
         "effective": effective,
+        "rollbacks": before.get("rollbacks", []) if before else [],
     }
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        from launch.engine import replace_text
-
         replace_text(cell.dir / "run.json", json.dumps(record, indent=1))
 
 
-def launch(world: int) -> dict[str, Any]:
+def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
+    """A run that went back and left data out says so in its run.json."""
+    import torch.distributed as dist
+
+    if dist.get_rank() == 0:
+        replace_text(cell.dir / "run.json", json.dumps({**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1))
+
+
+def launch(hosts: list[str]) -> dict[str, Any]:
     """Commit, versions and hardware of this launch."""
     import torch
 
@@ -103,7 +123,8 @@ def launch(world: int) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "hardware": {
             "device": torch.cuda.get_device_name() if cuda else cpu,
-            "ranks": world,
+            "ranks": len(hosts),
+            "nodes": sorted(set(hosts)),
             "threads": torch.get_num_threads(),
         },
         "command": [*sys.argv[1:]],
@@ -123,3 +144,18 @@ def commit() -> dict[str, Any]:
         }
     except (OSError, subprocess.CalledProcessError):
         return {"sha": "unknown", "dirty": True}
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that it is either the old one or the whole new one, also after a power loss."""
+    tmp = path.with_name(path.name + ".tmp")
+    with open(tmp, "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -5,86 +5,187 @@ one bit for bit. Under torchrun or Slurm the same command is one rank of many.
 """
 
 import argparse
+import errno
 import fcntl
 import json
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ablations.budget import learning_rate
+from ablations.budget import learning_rate, samples
 from ablations.config import ConfigError, Run
+from ablations.reliability import save_interval
 from ablations.study import Cell, from_args
 from launch import manifest
+from launch.watch import KILLED, LEAVE, RESUBMIT, SAVE, Stop, Watch, event, killed
+
+if TYPE_CHECKING:
+    from launch.checkpoint import Checkpoints
+    from launch.engine import Engine
 
 
-class Diverged(RuntimeError):
-    """Training cannot go on."""
+@dataclass
+class Progress:
+    """Where a run stands: all that a checkpoint keeps of it beside the weights and the optimizer."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, in all launches
+    losses: list[float] = field(default_factory=list)  # since the last line of the log
+    recent: list[float] = field(default_factory=list)  # of the last 64 steps, to tell a spike from noise
+    skipped: int = 0  # samples that were left out after divergences
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train(cell: Cell, store: Path) -> None:
-    """From the first step, or from the last checkpoint, to the end of the budget."""
+def train(cell: Cell, out: Path) -> None:
+    """From the first step, or from the last checkpoint, to the end of the budget.
+
+    Raises:
+        Stop: somebody asked for it, or a node is unfit; what was trained is saved.
+        manifest.Failed: the run cannot go on.
+    """
+    import psutil
+
     from data.batches import Batches
     from launch import engine as ds
+    from launch import preflight
+    from launch.checkpoint import Checkpoints
     from launch.log import Log
     from model.gpt import GPT
+    from model.objective import OBJECTIVES
 
     run, folder = cell.run, cell.dir
     rank, world = ds.start(run)
-    data = manifest.prepare_data(run, store)
-    engine = ds.build(GPT(run.model, run.seed), run, world)
-    manifest.write(cell, engine, data, store, world)  # proofs first: a run that is not what it says stops here
+    preflight.check_memory(run, world)
+    hosts = [node.host for node in preflight.check(run, folder, out)]
+    data = manifest.prepare_data(run, out / "data")
+    tp = ds.ranks(run)
+    replica, replicas = rank // tp.size, world // tp.size  # ranks that hold a model together see the same samples
+    engine = ds.build(GPT(run.model, run.seed, tp), run, world)
+    manifest.write(cell, engine, data, out / "data", hosts)  # proofs first: a run that is not what it says stops here
 
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
-    batches = Batches(sources, run.model.seq, run.train.batch, run.seed)
-    mine = slice(rank * run.train.batch // world, (rank + 1) * run.train.batch // world)
-
-    state = engine.load(folder / "checkpoints") or {"step": 0, "seconds": 0.0, "losses": []}
-    step, before, losses = state["step"], state["seconds"], state["losses"]
-    log = Log(folder, run, cell.name, step) if rank == 0 else None
-    began = time.perf_counter()
-    tick, ticked = began, step
-    while step < run.steps:
-        lr = learning_rate(run.train, (step + 1) / run.steps)
-        loss, norm = engine.step(batches.batch(step, mine), lr, seed=(run.seed * 1_000_003 + step) * world + rank)
-        step += 1
-        losses.append(loss)
-        stop_if_diverged(run, step, loss, norm)
-        if step % run.layout.log_every == 0 or step == run.steps:
+    batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
+    prefixes = OBJECTIVES[run.model.objective]
+    checkpoints = Checkpoints(folder / "checkpoints", run.layout.keep)
+    at = Progress(**(engine.load(checkpoints) or {}))
+    log = Log(folder, run, cell.name, at.step) if rank == 0 else None
+    with Watch(folder, out, run.steps, rank, hosts, run.layout.hang, run.layout.patience) as watch:
+        now = logged = saved = time.perf_counter()
+        logged_step = begun = at.step
+        while at.step < run.steps:
+            batch = samples(run.train, at.step)
+            first, last = (batch.start + at.skipped + r * len(batch) // replicas for r in (replica, replica + 1))
+            mine = range(first, last)  # the numbers of this rank's samples
+            lr = learning_rate(run.train, run.tokens_after(at.step + 1) / run.horizon)
+            noise = (run.seed * 1_000_003 + at.step) * replicas + replica
+            wish = LEAVE if watch.asked else SAVE * (rank == 0 and now - saved > pause(run, checkpoints, hosts))
+            loss, norm, wish = engine.step(
+                batches.batch(mine), lr, noise, prefixes(run.seed, mine, run.model.seq), wish
+            )
+            at.step += 1
+            at.seconds += time.perf_counter() - now
             now = time.perf_counter()
-            if log:
-                tokens = run.train.batch * run.model.seq
-                log.write({
-                    "step": step, "tokens": step * tokens, "loss": math.fsum(losses) / len(losses), "lr": engine.lr,
-                    "grad_norm": norm, "tokens_per_second": (step - ticked) * tokens / (now - tick),
-                    "seconds": before + now - began,
-                })  # fmt: skip
-            tick, ticked, losses = now, step, []
-        if step % run.layout.save_every == 0 or step == run.steps:
-            seconds = before + time.perf_counter() - began
-            engine.save(folder / "checkpoints", step, {"step": step, "seconds": seconds, "losses": losses})
+            watch.stepped(at.step)
+            if log and at.step == begun + 1:
+                started = time.time() - psutil.Process().create_time()
+                print(f"first step {started:.1f} s after the start, {engine.compile_seconds:.1f} s of them compiling",
+                      flush=True)  # fmt: skip
+            checkpoints.check()
+
+            if complaint := divergence(run, at, loss, norm):
+                at = go_back(cell, engine, checkpoints, at, complaint)
+                if log:
+                    log.rewind(at.step)
+                now = logged = saved = time.perf_counter()
+                logged_step = at.step
+                watch.pause()
+                continue
+            at.losses.append(loss)
+            at.recent = [*at.recent[-63:], loss]
+            if at.step % run.layout.log_every == 0 or at.step == run.steps:
+                tokens, busy = run.tokens_after(at.step), engine.busy()
+                speed = (tokens - run.tokens_after(logged_step)) / (now - logged)
+                if log:
+                    log.write({
+                        "step": at.step, "tokens": tokens, "loss": math.fsum(at.losses) / len(at.losses),
+                        "lr": engine.lr, "grad_norm": norm if math.isfinite(norm) else None,
+                        "tokens_per_second": speed, "seconds": at.seconds, **engine.scaled,
+                    })  # fmt: skip
+                watch.speed(speed, busy)
+                logged, logged_step, at.losses = now, at.step, []
+            if wish or at.step == run.steps or (run.layout.save_every and at.step % run.layout.save_every == 0):
+                engine.save(checkpoints, at.step, asdict(at))
+                saved = time.perf_counter()
+                watch.pause()
+            if wish >= LEAVE:
+                checkpoints.wait()
+                raise Stop(watch.asked or "another rank was asked to stop", KILLED if killed(out) else RESUBMIT)
+        checkpoints.wait()
 
     engine.write_weights(folder / "weights.safetensors")
     if log:
         log.close()
-        seconds = before + time.perf_counter() - began
-        done = {"steps": step, "tokens": step * run.train.batch * run.model.seq, "seconds": seconds, "ranks": world}
-        ds.replace_text(folder / "done", json.dumps(done))
+        done = {"steps": at.step, "tokens": run.tokens, "seconds": at.seconds, "ranks": world, **engine.scaled}
+        manifest.replace_text(folder / "done", json.dumps(done))
 
 
-def stop_if_diverged(run: Run, step: int, loss: float, norm: float) -> None:
-    """Raises:
-    Diverged: for a loss or gradient that is no number, or a loss well above that of a uniform guess.
-    """
+def pause(run: Run, checkpoints: "Checkpoints", hosts: list[str]) -> float:
+    """Seconds until the next checkpoint, where layout.save_every leaves it to the clock."""
+    if run.layout.save_every:
+        return math.inf
+    if not checkpoints.seconds:
+        return 30.0  # the first save measures what one costs
+    mtbf = run.layout.mtbf * 3600 / len(set(hosts))
+    return max(save_interval(checkpoints.stall, mtbf), 2 * checkpoints.seconds)
+
+
+def divergence(run: Run, at: Progress, loss: float, norm: float) -> str:
+    """What is wrong with a step, or nothing: a loss or gradient that is no number, a loss well above that of a uniform
+    guess, or a spike. Gradients that overflow in fp16 are part of how its loss scale is found (see `Engine.step`)."""
     limit = math.log(run.model.vocab) + run.train.divergence
-    cure = "Try a lower train.lr or a longer train.warmup."
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Diverged(f"step {step}: the loss is {loss} and the gradient norm {norm}. {cure}")
+    overflow = run.train.precision == "fp16" and norm == math.inf
+    if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
+        return f"step {at.step}: the loss is {loss} and the gradient norm {norm}"
     if loss > limit:
-        raise Diverged(f"step {step}: loss {loss:.3f}, above log(vocab) + train.divergence = {limit:.3f}. {cure}")
+        return f"step {at.step}: loss {loss:.3f}, above log(vocab) + train.divergence = {limit:.3f}"
+    if run.train.spike and len(at.recent) >= 8 and loss > statistics.median(at.recent) + run.train.spike:
+        return (f"step {at.step}: loss {loss:.3f}, more than train.spike={run.train.spike:g} above the median "
+                f"{statistics.median(at.recent):.3f} of the last {len(at.recent)} steps")  # fmt: skip
+    return ""
+
+
+def go_back(cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progress, complaint: str) -> Progress:
+    """To a checkpoint well before a divergence, and past the data that led to it (Chowdhery et al. 2022, section 5.1).
+
+    Raises:
+        manifest.Diverged: when the configuration does not allow it, or not once more, or nothing is there to go back to.
+    """
+    train, cure = cell.run.train, "Try a lower train.lr or a longer train.warmup."
+    if not train.rollbacks:
+        raise manifest.Diverged(f"{complaint}. {cure}")
+    if len(at.rollbacks) == train.rollbacks:
+        raise manifest.Diverged(f"{complaint}, after going back {train.rollbacks} times. {cure}")
+    checkpoints.wait()
+    state = engine.load(checkpoints, before=at.step - train.skip + 1)
+    if state is None:
+        raise manifest.Diverged(f"{complaint}, and there is no checkpoint at least train.skip={train.skip} steps before. {cure}")
+    back = Progress(**state)
+    bad = samples(train, at.step - 1)
+    first = samples(train, back.step).start
+    back.skipped = at.skipped + bad.stop - first + train.skip * len(bad)
+    left_out = [first + at.skipped, first + back.skipped]
+    back.rollbacks = [*at.rollbacks, {"why": complaint, "back_to": back.step, "samples_left_out": left_out}]
+    back.seconds = at.seconds
+    manifest.record_rollbacks(cell, back.rollbacks)
+    event(cell.dir, at.step, "rollback", f"{complaint}; back to step {back.step}, samples {left_out} left out")
+    return back
 
 
 @contextmanager
@@ -114,13 +215,24 @@ def main(argv: list[str]) -> int:
         if (cell.dir / "done").exists():
             print(f"{cell.name} is finished")
             return 0
+        if why := killed(study.out):
+            raise Stop(why, KILLED)
         with owned(cell.dir):
             (cell.dir / "failed").unlink(missing_ok=True)
-            train(cell, study.out / "data")
+            train(cell, study.out)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (Diverged, manifest.Mismatch) as error:
+    except Stop as stop:
+        print(f"stopped: {cell.name}: {stop}", file=sys.stderr)
+        return stop.code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        cure = "Nothing is lost: make room and give the same command again."
+        print(f"error: {cell.name}: {error}. {cure}", file=sys.stderr)
+        return 1
+    except manifest.Failed as error:
         (cell.dir / "failed").write_text(f"{error}\n")
         print(f"error: {cell.name}: {error}", file=sys.stderr)
         return 1

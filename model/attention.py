@@ -1,6 +1,7 @@
 """Causal attention: one score formula, three executors.
 
-score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) for k <= q, and minus infinity beyond.
+score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) for k <= q, and minus infinity beyond. Where a sequence
+has a prefix, its tokens are seen from everywhere: k <= q or k < prefix.
 
 `plain` writes the scores out: it is the oracle, and in bf16 on a CPU it is also the fast one. `masked` hands bias and
 mask to torch's attention, whose CPU kernel is the fast one in fp32. In both a bias costs nothing, because it is added
@@ -9,8 +10,10 @@ no backward on a CPU).
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,51 +22,91 @@ from torch import Tensor
 
 from model.position import Position
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[..., Tensor]  # of q, k, v; and the layer's number, from 1, where QK layer scaling is on
 
 
-def prepare(position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0) -> Attend:
+@dataclass
+class Places:
+    """Where the tokens of a batch stand and what each sees, when that does not follow from their order (eval/score.py).
+
+    at_BT: the position of each token. sees_BTS: whether a token (T) sees another: those of the past, then these
+    (S = P + T). Each must see one at least.
+    past: for each layer the keys and values [B, H, P, K] of tokens seen before; a forward pass appends its own, and
+    at_BP has their positions. None keeps nothing.
+    two_way: that sees_BTS lets the tokens of a context see each other both ways, as the prefix objective needs.
+    """
+
+    at_BT: Tensor
+    sees_BTS: Tensor
+    past: list[tuple[Tensor, Tensor]] | None = None
+    at_BP: Tensor | None = None
+    two_way: bool = False
+
+
+def prepare(
+    position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0, places: Places | None = None,
+    prefix_B: Tensor | None = None, qk_scaling: bool = False,
+) -> Attend:  # fmt: skip
     """The attention that every layer of one forward pass shares, for inputs like `x_BTD`.
 
     `dropout` is the share of the attention probabilities that is dropped; the fused kernel cannot, so with it a GPU
-    runs one of the others.
+    runs one of the others. `prefix_B`: so many tokens of each sequence are seen from everywhere in it (none: causal).
+    `qk_scaling`: see `plain`; in the others, scores are fp32 and never overflow.
 
     Returns a function of q, k, v, each [B, H, T, K], giving [B, H, T, K]. Positions act here and nowhere else in
     attention, so no layer can miss them.
     """
+    if places:
+        return placed(position, heads, x_BTD, places)
+    if qk_scaling:
+        return plain(position, heads, x_BTD, dropout, prefix_B)
     if x_BTD.is_cuda and not dropout:
-        return fused(position, heads, x_BTD)
-    return (masked if x_BTD.dtype == torch.float32 else plain)(position, heads, x_BTD, dropout)
+        return fused(position, heads, x_BTD, prefix_B)
+    return (masked if x_BTD.dtype == torch.float32 else plain)(position, heads, x_BTD, dropout, prefix_B)
 
 
-def causal_bias(position: Position, heads: int, x_BTD: Tensor) -> Tensor:
-    """The bias, and minus infinity for the future: [T, T], or [H, T, T] where heads differ."""
+def visible_bias(position: Position, heads: int, x_BTD: Tensor, prefix_B: Tensor | None = None) -> Tensor:
+    """The bias, and minus infinity for what is not seen: [T, T], or [H, T, T] where heads differ; with a prefix
+    [B, 1, T, T] or [B, H, T, T]."""
     T = x_BTD.shape[1]
     at = functools.partial(torch.arange, device=x_BTD.device)
     h, q, k = at(heads)[:, None, None], at(T)[:, None], at(T)
-    return torch.where(k <= q, position.bias(h, q, k), -math.inf).to(x_BTD.dtype)
+    seen = k <= q
+    if prefix_B is not None:
+        seen = seen | (k < prefix_B[:, None, None, None])
+    return torch.where(seen, position.bias(h, q, k), -math.inf).to(x_BTD.dtype)
 
 
-def plain(position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0) -> Attend:
-    """Scores as a matrix product: [B x H, T, T] is held in memory."""
+def plain(
+    position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0, prefix_B: Tensor | None = None
+) -> Attend:
+    """Scores as a matrix product: [B x H, T, T] is held in memory.
+
+    With a `layer` above 1, QK layer scaling: scores are written divided by it, so that those of fp16 do not overflow,
+    and multiplied back in fp32, where softmax is taken (Megatron's --apply-query-key-layer-scaling).
+    """
     B, T, _ = x_BTD.shape
-    bias = causal_bias(position, heads, x_BTD)
-    # where heads differ, one copy for each sequence of the batch serves all layers
-    bias_NTT = bias.expand(B * heads, T, T) if bias.dim() == 2 else bias.repeat(B, 1, 1)
+    bias = visible_bias(position, heads, x_BTD, prefix_B)
+    # where heads or prefixes differ, one copy for each sequence of the batch serves all layers
+    bias_NTT = bias.expand(B * heads, T, T) if bias.dim() == 2 else bias.expand(B, heads, T, T).reshape(-1, T, T)
 
-    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, layer: int = 1) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
         q, k, v = (x.reshape(B * heads, T, -1) for x in (q_BHTK, k_BHTK, v_BHTK))
-        score_NTT = torch.baddbmm(bias_NTT, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-        return torch.bmm(F.dropout(score_NTT.softmax(dim=-1), dropout), v).view(B, heads, T, -1)
+        score_NTT = torch.baddbmm(bias_NTT, q, k.transpose(1, 2), beta=1 / layer, alpha=q.shape[-1] ** -0.5 / layer)
+        p_NTT = (score_NTT if layer == 1 else score_NTT.float() * layer).softmax(dim=-1).to(v.dtype)
+        return torch.bmm(F.dropout(p_NTT, dropout), v).view(B, heads, T, -1)
 
     return attend
 
 
-def masked(position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0) -> Attend:
+def masked(
+    position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0, prefix_B: Tensor | None = None
+) -> Attend:
     """torch's scaled_dot_product_attention; with a float mask of three dimensions it would take its slow path."""
     T = x_BTD.shape[1]
-    bias = causal_bias(position, heads, x_BTD).view(1, -1, T, T)
+    bias = visible_bias(position, heads, x_BTD, prefix_B)
+    bias = bias if bias.dim() == 4 else bias.view(1, -1, T, T)
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
@@ -72,13 +115,41 @@ def masked(position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0) 
     return attend
 
 
-def fused(position: Position, heads: int, x_BTD: Tensor) -> Attend:
-    """FlexAttention with a causal block mask."""
+def placed(position: Position, heads: int, x_BTD: Tensor, places: Places) -> Attend:
+    """Tokens at any places, seeing what `places` says, and keys and values of earlier passes. No dropout."""
+    B, T, _ = x_BTD.shape
+    at_BT, past, passed = places.at_BT, places.past, itertools.count()
+    at_BS = at_BT if places.at_BP is None else torch.cat((places.at_BP, at_BT), dim=1)
+    h = torch.arange(heads, device=x_BTD.device)[:, None, None]
+    bias = position.bias(h, at_BT[:, None, :, None], at_BS[:, None, None, :])
+    bias = torch.where(places.sees_BTS[:, None], bias, -math.inf).to(x_BTD.dtype)  # [B, 1 or H, T, S]
+    written_out = x_BTD.dtype != torch.float32 and not x_BTD.is_cuda  # see `prepare`
+    if written_out:
+        bias = bias.expand(B, heads, T, -1).reshape(B * heads, T, -1)
+
+    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, layer: int = 1) -> Tensor:
+        q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK, at_BT)
+        if past is not None:
+            i = next(passed)
+            if i < len(past):
+                k_BHTK, v_BHTK = (torch.cat(pair, dim=2) for pair in zip(past[i], (k_BHTK, v_BHTK), strict=True))
+            past[i : i + 1] = [(k_BHTK, v_BHTK)]
+        if not written_out:
+            return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, bias)
+        q, k, v = (x.reshape(B * heads, x.shape[2], -1) for x in (q_BHTK, k_BHTK, v_BHTK))
+        score_NTS = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.shape[-1]))
+        return torch.bmm(score_NTS.softmax(dim=-1), v).view(B, heads, T, -1)
+
+    return attend
+
+
+def fused(position: Position, heads: int, x_BTD: Tensor, prefix_B: Tensor | None = None) -> Attend:
+    """FlexAttention with a causal block mask, or one for each sequence where they have a prefix."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]
     flex: Any = _compiled_flex() if x_BTD.is_cuda else flex_attention
-    block_mask = _causal_mask(T, x_BTD.device)
+    block_mask = _causal_mask(T, x_BTD.device) if prefix_B is None else _prefix_mask(T, prefix_B)
 
     def score(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return s + position.bias(h, q, k).to(s.dtype)
@@ -102,3 +173,12 @@ def _causal_mask(T: int, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     return create_block_mask(lambda b, h, q, k: k <= q, None, None, T, T, device=device)
+
+
+def _prefix_mask(T: int, prefix_B: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) | (k < prefix_B[b])
+
+    return create_block_mask(seen, len(prefix_B), None, T, T, device=prefix_B.device)

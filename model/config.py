@@ -17,10 +17,13 @@ class ModelConfig:
     heads: int
     seq: int  # training length, tokens
     vocab: int  # size of the tokenizer, before padding
+    vocab_multiple: int  # the embedding has as many rows as the next multiple of this
     pos: Literal["none", "learned", "rotary", "alibi", "sinusoidal", "scaled-sinusoidal"]
     act: Literal["gelu", "swiglu", "swiglu-unmatched", "geglu"]
     norm: Literal["layernorm", "rmsnorm"]
     block: Literal["pre-ln", "post-ln", "parallel"]
+    objective: Literal["causal", "prefix"]  # prefix: both ways inside a prefix of each sequence, and no loss on it
+    qk_scaling: bool  # scores divided by the layer's number, multiplied back in fp32: only fp16 needs it
     embnorm: bool  # LayerNorm after the token lookup, before positions
     qkv_bias: bool  # biases of the query, key and value projections
     linear_bias: bool  # biases of all other linear layers
@@ -32,7 +35,7 @@ class ModelConfig:
     norm_eps: float
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "heads", "seq", "vocab"):
+        for name in ("layers", "hidden", "heads", "seq", "vocab", "vocab_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
         for name in ("dropout", "attn_dropout"):
@@ -45,6 +48,8 @@ class ModelConfig:
                 f"model.heads={self.heads} does not divide model.hidden={self.hidden}; "
                 f"near it, {', '.join(map(str, near))} do"
             )
+        if self.qk_scaling and self.layers < 2:
+            raise ValueError("model.qk_scaling=true does nothing in the first layer, and there is no other")
         if self.pos == "rotary" and self.head_dim % 2:
             raise ValueError(f"model.pos=rotary needs an even head dimension, not {self.head_dim}")
 
@@ -54,8 +59,8 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding: the next multiple of 128, as Megatron pads (50,257 -> 50,304)."""
-        return -(-self.vocab // 128) * 128
+        """Rows of the embedding: the next multiple of 128 as Megatron pads (50,257 -> 50,304), or of another number."""
+        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def ffn(self) -> int:

@@ -3,15 +3,16 @@
 from model.config import ModelConfig
 
 
-def parameters(cfg: ModelConfig) -> int:
-    """Number of trained values; the tied output matrix counts once."""
+def parameters(cfg: ModelConfig, tp: int = 1) -> int:
+    """Number of trained values; the tied output matrix counts once. `tp`: of those that each of so many ranks holds
+    under tensor parallelism (model/shard.py)."""
     D, F = cfg.hidden, cfg.ffn
     norm = 2 * D if cfg.norm == "layernorm" else D
-    attention = 4 * D * D + 3 * D * cfg.qkv_bias + D * cfg.linear_bias
+    attention = (4 * D * D + 3 * D * cfg.qkv_bias) // tp + D * cfg.linear_bias
     matrices = 2 if cfg.act == "gelu" else 3
-    mlp = matrices * D * F + ((matrices - 1) * F + D) * cfg.linear_bias
+    mlp = (matrices * D * F + (matrices - 1) * F * cfg.linear_bias) // tp + D * cfg.linear_bias
     position = {"learned": cfg.seq * D, "scaled-sinusoidal": 1}.get(cfg.pos, 0)
-    embeddings = cfg.padded_vocab * D * (1 if cfg.tied else 2) + 2 * D * cfg.embnorm
+    embeddings = cfg.padded_vocab * D * (1 if cfg.tied else 2) // tp + 2 * D * cfg.embnorm
     norms = {"pre-ln": 2 * cfg.layers + 1, "post-ln": 2 * cfg.layers, "parallel": cfg.layers + 1}[cfg.block] * norm
     return embeddings + position + cfg.layers * (attention + mlp) + norms
 

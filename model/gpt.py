@@ -3,42 +3,43 @@
 Shapes are in the names: B sequences, T tokens, D hidden, H heads, K head dimension, V padded vocabulary.
 """
 
-from typing import get_args, get_type_hints
+import functools
+from typing import Any, get_args, get_type_hints
 
 from torch import Tensor, nn
 
 from model import attention
 from model.config import ModelConfig
 from model.init import initialise
-from model.linear import Linear, linear
 from model.mlp import MLPS
 from model.norm import NORMS
-from model.objective import cross_entropy
+from model.objective import check_prefix, predicted
 from model.position import POSITIONS
+from model.shard import WHOLE, Whole
 
 
 class Attention(nn.Module):
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig, tp: Whole):
         super().__init__()
-        self.heads = cfg.heads
-        self.qkv = Linear(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
-        self.proj = Linear(cfg.hidden, cfg.hidden, cfg.linear_bias)
+        self.heads = cfg.heads // tp.size
+        self.qkv = tp.column(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
+        self.proj = tp.row(cfg.hidden, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
-        B, T, D = x_BTD.shape
+        B, T, _ = x_BTD.shape
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, D))
+        return self.proj(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1))
 
 
 class Block(nn.Module):
     """Pre-LN: each part reads the normalised residual stream and adds to it (GPT-2)."""
 
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig, tp: Whole):
         super().__init__()
         self.norm1 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
-        self.attn = Attention(cfg)
+        self.attn = Attention(cfg, tp)
         self.norm2 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
-        self.mlp = MLPS[cfg.act](cfg)
+        self.mlp = MLPS[cfg.act](cfg, tp)
         self.drop = nn.Dropout(cfg.dropout)
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
@@ -57,8 +58,8 @@ class PostLN(Block):
 class Parallel(Block):
     """Attention and MLP read the same normalised input, with one norm for both (GPT-J, PaLM)."""
 
-    def __init__(self, cfg: ModelConfig):
-        super().__init__(cfg)
+    def __init__(self, cfg: ModelConfig, tp: Whole):
+        super().__init__(cfg, tp)
         del self.norm2
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
@@ -71,43 +72,74 @@ assert set(BLOCKS) == set(get_args(get_type_hints(ModelConfig)["block"]))
 
 
 class GPT(nn.Module):
-    """A decoder-only language model, with weights drawn from `seed` (see model/init.py)."""
+    """A decoder-only language model, with weights drawn from `seed` (see model/init.py).
 
-    def __init__(self, cfg: ModelConfig, seed: int = 1):
+    Args:
+        tp: makes the layers that tensor parallelism cuts (see model/shard.py); by default this rank has them whole.
+    """
+
+    def __init__(self, cfg: ModelConfig, seed: int = 1, tp: Whole = WHOLE):
         super().__init__()
-        self.cfg = cfg
-        self.embed = nn.Embedding(cfg.padded_vocab, cfg.hidden)
+        self.cfg, self.tp = cfg, tp
+        self.embed: Any = tp.embedding(cfg.padded_vocab, cfg.hidden)
         self.embnorm = nn.LayerNorm(cfg.hidden, cfg.norm_eps) if cfg.embnorm else nn.Identity()
         self.position = POSITIONS[cfg.pos](cfg)
+        self.position.first_head = tp.rank * cfg.heads // tp.size
         self.drop = nn.Dropout(cfg.dropout)
-        self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg) for _ in range(cfg.layers))
+        self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg, tp) for _ in range(cfg.layers))
         self.norm = nn.Identity() if cfg.block == "post-ln" else NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
-        self.head = None if cfg.tied else Linear(cfg.hidden, cfg.padded_vocab, bias=False)
-        initialise(self, cfg, seed)
+        self.head: Any = None if cfg.tied else tp.column(cfg.hidden, cfg.padded_vocab, bias=False)
+        initialise(self, cfg, seed, tp)
 
     @property
     def max_length(self) -> int | None:
         """The longest input, in tokens; None where nothing in the architecture limits it."""
         return self.position.max_length
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """[B, T] token ids -> [B, T, D], what the output matrix reads."""
-        x_BTD = self.drop(self.position.embed(self.embnorm(self.embed(tokens_BT))))
+    def hidden(
+        self, tokens_BT: Tensor, places: attention.Places | None = None, prefix_B: Tensor | None = None
+    ) -> Tensor:
+        """[B, T] token ids -> [B, T, D], what the output matrix reads.
+
+        Args:
+            places: where the tokens stand, if not in order.
+            prefix_B: how many tokens of each sequence see each other both ways; the prefix objective needs it (or
+                `places` that are `two_way`), and the causal one must not have it.
+
+        Raises:
+            ValueError: when the one is missing or the other there: neither would be the model that was trained.
+        """
+        check_prefix(self.cfg.objective, prefix_B is not None or bool(places and places.two_way))
+        at_BT = places.at_BT if places else None
+        x_BTD = self.drop(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT))
         dropout = self.cfg.attn_dropout if self.training else 0.0
-        attend = attention.prepare(self.position, self.cfg.heads, x_BTD, dropout)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, attend)
+        attend = attention.prepare(
+            self.position, self.cfg.heads // self.tp.size, x_BTD, dropout, places, prefix_B, self.cfg.qk_scaling
+        )
+        if dropout:
+            attend = self.tp.apart(attend)
+        for number, block in enumerate(self.blocks, start=1):
+            x_BTD = block(x_BTD, functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend)
         return self.norm(x_BTD)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V, D], or this rank's rows of it: the token embedding, where they are tied."""
+        return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:
         """[..., D] -> logits [..., V]; no bias."""
-        return linear(x, (self.embed if self.head is None else self.head).weight)
+        return self.tp.project(x, self.output_weight)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """[B, T] token ids -> logits [B, T, V]."""
-        return self.project(self.hidden(tokens_BT))
+    def forward(self, tokens_BT: Tensor, prefix_B: Tensor | None = None) -> Tensor:
+        """[B, T] token ids -> logits [B, T, V]. `prefix_B`: see `hidden`."""
+        return self.project(self.hidden(tokens_BT, prefix_B=prefix_B))
 
-    def loss(self, tokens_BS: Tensor) -> Tensor:
-        """[B, T + 1] token ids -> mean cross-entropy of the T next tokens, nats per token, fp32."""
-        logits_BTV = self(tokens_BS[:, :-1])
-        return cross_entropy(logits_BTV.flatten(0, 1), tokens_BS[:, 1:].flatten())
+    def loss(self, tokens_BS: Tensor, prefix_B: Tensor | None = None) -> Tensor:
+        """[B, T + 1] token ids -> mean cross-entropy of the next tokens, nats per token, fp32: of all T, or of those
+        that are not in the prefix."""
+        x_BTD, next_BT = self.hidden(tokens_BS[:, :-1], prefix_B=prefix_B), tokens_BS[:, 1:]
+        if prefix_B is None:
+            return self.tp.loss(x_BTD.flatten(0, 1), self.output_weight, next_BT.flatten())
+        rest_BT = predicted(prefix_B, next_BT.shape[1])
+        return self.tp.loss(x_BTD[rest_BT], self.output_weight, next_BT[rest_BT])

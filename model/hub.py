@@ -78,7 +78,7 @@ class Format:
     layouts: Mapping[str, Layout]
 
 
-BIASED = {"block": ("pre-ln",), "qkv_bias": (True,), "linear_bias": (True,)}
+BIASED = {"objective": ("causal",), "block": ("pre-ln",), "qkv_bias": (True,), "linear_bias": (True,)}
 UNBIASED = BIASED | {"qkv_bias": (False,), "linear_bias": (False,)}
 
 GPT2 = Format(
@@ -157,7 +157,7 @@ LLAMA = Format(
 LLAMA_BIASED = replace(LLAMA, name="Llama with biases", needs={**LLAMA.needs, **BIASED})
 
 FORMATS = (GPT2, BLOOM, NEOX, LLAMA, LLAMA_BIASED)
-FREE = ("vocab", "rotary_base", "tied", "dropout", "attn_dropout")  # and `sizes`
+FREE = ("vocab", "vocab_multiple", "qk_scaling", "rotary_base", "tied", "dropout", "attn_dropout")  # and `sizes`
 
 
 def counterpart(cfg: ModelConfig) -> Format:
@@ -292,8 +292,8 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
     Returns: the configuration, and the state for GPT(cfg).load_state_dict, in the precision it was saved in. What
     means nothing to such a model, dropout for one, is left out; settings the format has not (the rotary base of
-    GPT-2) get the value of the paper. Without `unpadded_vocab_size` the vocabulary is taken for unpadded, and has to
-    be a multiple of 128: rows of padding that were not trained would take probability from the others.
+    GPT-2) get the value of the paper. Without `unpadded_vocab_size` the vocabulary is taken for unpadded, and stays so:
+    rows of padding that were not trained would take probability from the others.
 
     Raises:
         ValueError: for another architecture, a setting that has no counterpart here, or weights that are not whole.
@@ -351,9 +351,11 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     rope = getattr(config, "rope_parameters", None) or {}
     nearest: list[str] | None = None
+    rows, vocab = config.vocab_size, getattr(config, "unpadded_vocab_size", config.vocab_size)
+    multiple = next(m for m in (128, 1, rows) if -(-vocab // m) * m == rows)
     for f in formats:
         given: dict[str, Any] = {
-            "vocab": getattr(config, "unpadded_vocab_size", config.vocab_size), "tied": config.tie_word_embeddings,
+            "vocab": vocab, "vocab_multiple": multiple, "qk_scaling": False, "tied": config.tie_word_embeddings,
             "rotary_base": rope.get("rope_theta", 10000.0), "dropout": 0.0, "attn_dropout": 0.0,
             **{our: getattr(config, their) for their, our in f.dropout.items()},
             # BLOOM's configuration may leave out its training length, which was 2048 (Le Scao et al. 2022)

@@ -20,11 +20,14 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
+from model.shard import WHOLE, Whole, full_shape, shard
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, cfg: ModelConfig, seed: int) -> None:
+def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Whole = WHOLE) -> None:
     """Draw all parameters of `model` in place, on the CPU in fp32, so that they are the same on every device.
+
+    Whole parameters are drawn, of which a rank keeps its part: they do not depend on tensor parallelism either.
 
     Raises:
         ValueError: for a parameter that the table above does not name.
@@ -39,16 +42,17 @@ def initialise(model: nn.Module, cfg: ModelConfig, seed: int) -> None:
         elif name == "position.scale":
             p.fill_(cfg.hidden**-0.5)
         elif owner in ("proj", "down"):
-            _normal(p, cfg.init_std / math.sqrt(2 * cfg.layers), seed, name)
+            _normal(p, cfg.init_std / math.sqrt(2 * cfg.layers), seed, name, tp)
         elif owner in ("embed", "position", "qkv", "up", "gate", "head"):
-            _normal(p, cfg.init_std, seed, name)
+            _normal(p, cfg.init_std, seed, name, tp)
         else:
             raise ValueError(f"model/init.py does not say how {name} is drawn")
 
 
-def _normal(p: torch.Tensor, std: float, seed: int, name: str) -> None:
+def _normal(p: torch.Tensor, std: float, seed: int, name: str, tp: Whole) -> None:
     if p.is_meta:  # counting only
         return
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    p.copy_(torch.empty(p.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+    full = torch.empty(full_shape(name, p.shape, tp.size), dtype=torch.float32).normal_(0.0, std, generator=generator)
+    p.copy_(shard(name, full, tp.rank, tp.size))

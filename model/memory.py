@@ -13,34 +13,40 @@ ROWS_CPU, ROWS_GPU = 128, 4096  # of logits in fp32 at a time: model/objective.p
 
 
 def estimate(
-    cfg: ModelConfig, micro_batch: int, precision: str, zero: int, ranks: int, accumulate: int = 1, gpu: bool = False
-) -> dict[str, int]:
+    cfg: ModelConfig, micro_batch: int, precision: str, zero: int, ranks: int, accumulate: int = 1, gpu: bool = False,
+    tp: int = 1,
+) -> dict[str, int]:  # fmt: skip
     """What is alive on one rank at the peak of a training step, in bytes.
 
     Args:
-        precision: bf16 (with fp32 masters) or fp32.
+        precision: bf16 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
+        ranks: among which it spreads the optimizer: those that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
+        tp: ranks that hold one copy of the model together. What they need is by formula only; it was not measured.
 
     Returns:
         weights, optimizer (fp32 masters and two moments, divided by `ranks`), gradients (with their buffers),
         activations, logits, and their total.
     """
-    width = 2 if precision == "bf16" else 4
-    count, rows = parameters(cfg), micro_batch * cfg.seq
+    half = precision != "fp32"
+    width = 2 if half else 4
+    count, rows, vocab = parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
-    kept, passing = activations(cfg, micro_batch, precision, gpu)
-    logits = rows * cfg.padded_vocab * width
-    embedding = cfg.padded_vocab * cfg.hidden * width  # its gradient waits for the one of the token lookup
+    kept, passing = activations(cfg, micro_batch, precision, gpu, tp)
+    logits = rows * vocab * width
+    embedding = vocab * cfg.hidden * width  # its gradient waits for the one of the token lookup
     chunk = ROWS_GPU if gpu else ROWS_CPU
-    # one in work while the one before is let go; in bf16 also its copy in fp32
-    work = min(rows, chunk) * cfg.padded_vocab * 4 * (1 + (rows > chunk) + (precision == "bf16"))
-    copies = 2 if precision == "fp32" and not gpu else 1  # oneDNN turns the gradient of the logits around
-    before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate)
+    # in half precision a copy in fp32 of some rows, made while the one before is let go; in fp32 all is done in place
+    work = min(rows, chunk) * vocab * 4 * (1 + (rows > chunk)) * half
+    if tp > 1:  # megatron-core's loss copies and keeps all of them
+        logits, work = rows * vocab * (width + 4 * half), 0
+    ends = 3 * rows * cfg.hidden * width  # what the output matrix reads, and its gradient, before and after scaling
+    before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate, tp)
     moments = [
         {"gradients": before, "activations": kept + passing},
-        {"gradients": before, "activations": kept, "logits": 2 * logits + work},
-        {"gradients": before + embedding, "activations": kept, "logits": copies * logits},
+        {"gradients": before, "activations": kept, "logits": logits + work},
+        {"gradients": before + embedding, "activations": kept + ends, "logits": logits},
         {"gradients": first + embedding, "activations": kept + passing},
         {"gradients": last + embedding},
         {"gradients": reduction},
@@ -52,12 +58,12 @@ def estimate(
 
 
 def gradients(
-    cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int
+    cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int, tp: int = 1
 ) -> tuple[int, int, int, int, int]:
     """Bytes of gradients and of DeepSpeed's buffers: before the last backward pass, at its begin, at its end, when
     they are reduced, and at the update. Read from DeepSpeed 0.19.8 and measured."""
-    count, more = parameters(cfg), accumulate > 1
-    bucket, largest = min(BUCKET, count), cfg.padded_vocab * cfg.hidden
+    count, more = parameters(cfg, tp), accumulate > 1
+    bucket, largest = min(BUCKET, count), cfg.padded_vocab // tp * cfg.hidden
     part = 4 * count // ranks  # this rank's share in fp32
     if precision == "bf16" and zero == 1:  # fp32 sums of all gradients, always; reduced as a copy in bf16
         sums, own = 4 * count, 2 * count
@@ -67,27 +73,35 @@ def gradients(
     if precision == "bf16":  # into a bucket; a copy of the bucket is reduced, and summed into this rank's share
         before = part if more else 0
         return before, before + 2 * bucket, before + 2 * bucket, 4 * bucket + part + min(4 * largest, part), part
+    # fp16 has no sums in fp32, and at the update its gradients and the bucket stand beside their fp32 copy
+    half = precision != "fp32"
+    width = 2 if half else 4
     if zero == 1:  # gradients first, the bucket beside them
-        before = 4 * count + 4 * bucket if more else 0  # both are kept from one micro-batch to the next
-        return before, before or 4 * bucket, 4 * bucket + 4 * count, 4 * bucket + 4 * count, 4 * bucket + part
-    before = part if more else 0
-    joined = 4 * bucket if ranks > 1 else 0
-    return before, before + 4 * bucket, before + 4 * bucket, before + 4 * bucket + joined + part, 2 * part
+        before = width * (count + bucket) if more else 0  # both are kept from one micro-batch to the next
+        both = width * (count + bucket)
+        return before, before or width * bucket, both, both, width * bucket + part + half * width * count
+    own, bucket = width * count // ranks, width * bucket
+    before = own if more else 0
+    joined = bucket if ranks > 1 else 0
+    return before, before + bucket, before + bucket, before + bucket + joined + own, own + part + half * bucket
 
 
-def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool) -> tuple[int, int]:
+def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1) -> tuple[int, int]:
     """Bytes kept for the backward pass, and what is alive beside them while one layer is at work."""
-    B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn, cfg.heads
-    width = 2 if precision == "bf16" else 4
+    B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn // tp, cfg.heads // tp
+    width = 4 if precision == "fp32" else 2
     unit, inner, scores = B * T * D * width, B * T * F * width, B * H * T * T * width
+    own = unit // tp  # of this rank's heads
     alibi, rotary = cfg.pos == "alibi", cfg.pos == "rotary"
-    if gpu and not cfg.attn_dropout:  # fused: q, k, v, the output, and a number for each row
-        attention, working = (4 + 2 * rotary) * unit + B * H * T * 4, 3 * unit
-    elif precision == "bf16" or cfg.attn_dropout:  # plain, and torch's own plain path in fp32
+    if gpu and not cfg.attn_dropout and not cfg.qk_scaling:  # fused: q, k, v, the output, and a number for each row
+        attention, working = (4 + 2 * rotary) * own + B * H * T * 4, 3 * own
+    elif precision != "fp32" or cfg.attn_dropout:  # plain, and torch's own plain path in fp32
         dropped = 2 * scores if cfg.attn_dropout else 0
-        attention, working = 4 * unit + scores + dropped, 2 * scores
+        attention, working = 4 * own + scores + dropped, 2 * scores
+        if cfg.qk_scaling:  # softmax in fp32, in all layers but the first
+            attention, working = attention + 2 * scores * (cfg.layers - 1) // cfg.layers, 2 * scores
     else:
-        attention, working = (4 + 2 * rotary) * unit + B * H * T * 4, 4 * unit
+        attention, working = (4 + 2 * rotary) * own + B * H * T * 4, 4 * own
     # LayerNorm keeps its input, its output and two numbers a row; RMSNorm on a CPU is many small operations
     norm = 2 * unit
     if cfg.norm == "rmsnorm" and not gpu:
@@ -96,6 +110,6 @@ def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool) -
     dropout = 2 * unit if cfg.dropout else 0
     norms = {"pre-ln": 2, "post-ln": 2, "parallel": 1}[cfg.block]
     layer = norms * norm + attention + mlp + dropout
-    mask = (H if alibi else 1) * T * T * width
+    mask = (H if alibi else 1) * (B if cfg.objective == "prefix" else 1) * T * T * width
     ends = norm + unit * (cfg.embnorm + (cfg.dropout > 0)) + mask
     return cfg.layers * layer + ends, max(working, 2 * inner) + unit

@@ -14,15 +14,16 @@ class Position(nn.Module):
     """No positions. The model calls all three methods unconditionally, on the only forward path there is."""
 
     max_length: int | None = None  # tokens; None: no limit
+    first_head = 0  # the place among all heads of what `bias` knows as head 0: tensor parallelism cuts between heads
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
 
-    def embed(self, x_BTD: Tensor) -> Tensor:
-        """Acts on the token embeddings (learned, sinusoidal)."""
+    def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
+        """Acts on the token embeddings (learned, sinusoidal). `at_BT`: where the tokens stand, if not at 0 to T - 1."""
         return x_BTD
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, at_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Acts on queries and keys before their product (rotary)."""
         return q_BHTK, k_BHTK
 
@@ -43,25 +44,27 @@ class Learned(Position):
         self.table = nn.Parameter(torch.empty(cfg.seq, cfg.hidden))
         self.max_length = cfg.seq
 
-    def embed(self, x_BTD: Tensor) -> Tensor:
-        T = x_BTD.shape[1]
+    def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
+        T = x_BTD.shape[1] if at_BT is None else int(at_BT.max()) + 1
         if T > self.table.shape[0]:
             raise ValueError(f"learned positions end at {self.table.shape[0]} tokens; the input has {T}")
+        if at_BT is not None:
+            return x_BTD + self.table[at_BT]
         return x_BTD + self.table[:T]
 
 
 class Sinusoidal(Position):
     """Fixed sines and cosines of geometric wavelengths, added to the token embedding (Vaswani et al. 2017)."""
 
-    def waves(self, x_BTD: Tensor) -> Tensor:
-        """[T, D]: sin at even coordinates and cos at odd ones, of t / 10000^(2i/D); in the precision of `x_BTD`."""
+    def waves(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
+        """[(B,) T, D]: sin at even coordinates, cos at odd ones, of t / 10000^(2i/D); in the precision of `x_BTD`."""
         _, T, D = x_BTD.shape
         at = functools.partial(torch.arange, device=x_BTD.device, dtype=torch.float32)
-        angle = torch.outer(at(T), 10000.0 ** (-at(0, D, 2) / D))
-        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :D].to(x_BTD.dtype)
+        angle = (at(T) if at_BT is None else at_BT)[..., None] * 10000.0 ** (-at(0, D, 2) / D)
+        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :D].to(x_BTD.dtype)
 
-    def embed(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + self.waves(x_BTD)
+    def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
+        return x_BTD + self.waves(x_BTD, at_BT)
 
 
 class ScaledSinusoidal(Sinusoidal):
@@ -71,8 +74,8 @@ class ScaledSinusoidal(Sinusoidal):
         super().__init__(cfg)
         self.scale = nn.Parameter(torch.empty(1))
 
-    def embed(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + self.scale * self.waves(x_BTD)
+    def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
+        return x_BTD + self.scale * self.waves(x_BTD, at_BT)
 
 
 class Rotary(Position):
@@ -85,22 +88,29 @@ class Rotary(Position):
         super().__init__(cfg)
         self.base = cfg.rotary_base
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, at_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         T, K = q_BHTK.shape[-2:]
         # fp32: in bf16 the angles of neighbouring late positions would coincide
         freq = self.base ** (-torch.arange(0, K, 2, device=q_BHTK.device, dtype=torch.float32) / K)
+        T = T if at_BT is None else int(at_BT.max()) + 1
         angle_TK = torch.outer(torch.arange(T, device=q_BHTK.device, dtype=torch.float32), freq).repeat(1, 2)
-        cos, sin = angle_TK.cos(), angle_TK.sin()
+        cos, sin = angle_TK.cos().to(q_BHTK.dtype), angle_TK.sin().to(q_BHTK.dtype)
+        if at_BT is not None:
+            cos, sin = cos[at_BT][:, None], sin[at_BT][:, None]
         return _rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)
 
 
 def _rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    x_BHTK = x_BHTK.contiguous()  # as attention wants it; torch's loops over the products are then long
     a, b = x_BHTK.chunk(2, dim=-1)
-    return (x_BHTK * cos_TK + torch.cat((-b, a), dim=-1) * sin_TK).to(x_BHTK.dtype)
+    return torch.addcmul(x_BHTK * cos_TK, torch.cat((-b, a), dim=-1), sin_TK)
 
 
 class ALiBi(Position):
-    """Subtracts slope x distance from each score, a slope for each head (Press et al. 2021)."""
+    """Subtracts slope x distance from each score, a slope for each head (Press et al. 2021).
+
+    The distance |q - k| counts alike in both directions, for the keys behind the query that a prefix shows.
+    """
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
@@ -115,7 +125,7 @@ class ALiBi(Position):
         return self
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return self.slopes[h] * (k - q)
+        return -self.slopes[self.first_head + h] * (q - k).abs()
 
 
 def alibi_slopes(heads: int) -> list[float]:

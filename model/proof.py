@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.shard import full_shape
+
 # Models are typed Any here: a proof must not lean on what a class promises.
 TOLERANCE = 0.02  # absolute and relative; bf16 keeps 8 bits, so a chain of a few operations errs by 1 % at most
 
@@ -49,13 +51,18 @@ def require(proofs: Iterable[Proof]) -> None:
 
 @torch.no_grad()
 def prove(model: Any) -> list[Proof]:
-    """All proofs of a freshly initialised model, in its own precision, on its own device. Seconds at most."""
+    """All proofs of a freshly initialised model, in its own precision, on its own device. Seconds at most.
+
+    Where several ranks hold the model together each measures its own heads and rows; a proof passes when all of them
+    do, and says what the first of them found that does not.
+    """
     training = model.training
     model.eval()
     try:
-        return [f(model) for f in (position, embedding_norm, norms, block, activation, biases, tied, dropout)]
+        found = model.tp.everyone([f(model) for f in PROOFS])
     finally:
         model.train(training)
+    return [next((p for p in proofs if not p.passed), proofs[0]) for proofs in zip(*found, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------- positions
@@ -64,7 +71,8 @@ def prove(model: Any) -> list[Proof]:
 def expected_scores(pos: str, heads: int, head_dim: int, T: int, base: float) -> np.ndarray:
     """Scores [H, T, T] between equal queries and keys of all K^-1/4, up to a constant per row, in float64.
 
-    none, learned: attention sees no position: 0. ALiBi (Press et al. 2021): -slope_h x distance. Rotary (Su et al.
+    none, learned: attention sees no position: 0. ALiBi (Press et al. 2021): -slope_h x distance, alike in both
+    directions. Rotary (Su et al.
     2021): two equal vectors of squared length sqrt(K), rotated by i and j and divided by sqrt(K), have the mean of
     cos(theta_p (i - j)) over the pairs p as their product.
     """
@@ -74,7 +82,7 @@ def expected_scores(pos: str, heads: int, head_dim: int, T: int, base: float) ->
         # odd members of the sequence twice as fine
         n = 1 << (heads.bit_length() - 1)
         exponents = [8 * (i + 1) / n for i in range(n)] + [4 * (2 * i + 1) / n for i in range(heads - n)]
-        return np.stack([-(2.0**-e) * distance for e in exponents]) + _key_sizes(T)
+        return np.stack([-(2.0**-e) * np.abs(distance) for e in exponents]) + _key_sizes(T)
     if pos == "rotary":
         theta = base ** (-2 * np.arange(head_dim // 2) / head_dim)
         one = np.cos(theta[:, None, None] * distance).mean(0)
@@ -108,15 +116,15 @@ def _key_sizes(T: int) -> np.ndarray:
     return np.where(np.arange(T) % 2, 0.5, 1.0)
 
 
-def measured_scores(model: Any, T: int) -> list[np.ndarray]:
-    """The scores that each layer really used, [H, T, T] per layer, relative to each query's own position.
+def measured_scores(model: Any, T: int, prefix: int = 1) -> list[np.ndarray]:
+    """The scores that each layer really used, [H, T, T] of this rank's heads per layer, relative to each query's own
+    position; minus infinity for what is not seen. `prefix`: the length of the prefix, where the objective has one.
 
     The output of every layer's qkv projection is replaced by q = k = K^-1/4 (a score of 1, where bf16 is
     fine enough to see the smallest slope) and by values that are indicators of the key's position, so that what
     reaches the output projection is the attention matrix itself.
     """
-    cfg = model.cfg
-    H, K = cfg.heads, cfg.head_dim
+    H, K = len(_heads(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
     for start in range(0, T, K):
         width = min(K, T - start)
@@ -138,7 +146,7 @@ def measured_scores(model: Any, T: int) -> list[np.ndarray]:
 
                 on(block.attn.qkv.register_forward_hook(inject))
                 on(block.attn.proj.register_forward_pre_hook(read))
-            model.hidden(_tokens(model, T))
+            _hidden(model, _tokens(model, T), prefix)
     with np.errstate(divide="ignore"):
         logs = [np.log(w) for w in weights]
     return [s - np.diagonal(s, axis1=1, axis2=2)[:, :, None] for s in logs]
@@ -148,18 +156,19 @@ def position(model: Any) -> Proof:
     """The declared scheme, and no other, acts in every layer's attention and on the embeddings."""
     cfg = model.cfg
     T = min(cfg.seq, 64)
-    expected = expected_scores(cfg.pos, cfg.heads, cfg.head_dim, T, cfg.rotary_base)
+    expected = expected_scores(cfg.pos, cfg.heads, cfg.head_dim, T, cfg.rotary_base)[_heads(model)]
     expected = expected - np.diagonal(expected, axis1=1, axis2=2)[:, :, None]
-    seen = np.tril(np.ones((T, T), bool))
+    prefix = T // 2 if cfg.objective == "prefix" else 1
+    seen = visible(T, prefix)
     wrong, worst = [], 0.0
-    for i, score in enumerate(measured_scores(model, T)):
+    for i, score in enumerate(measured_scores(model, T, prefix)):
         if np.isfinite(score[:, ~seen]).any():
             wrong.append(f"layer {i}: attention sees the future")
         error = np.abs(score - expected)[:, seen]
         excess = error - TOLERANCE * np.abs(expected[:, seen])
         worst = max(worst, float(error.max()))
         if not (excess < TOLERANCE).all():
-            heads = np.flatnonzero(~(excess < TOLERANCE).all(1))
+            heads = _heads(model).start + np.flatnonzero(~(excess < TOLERANCE).all(1))
             wrong.append(f"layer {i}, heads {heads.tolist()}: scores are not those of {cfg.pos}")
     x_BTD = _embedded(model, T)
     moved = x_BTD - x_BTD[:, :1]
@@ -181,16 +190,99 @@ def position(model: Any) -> Proof:
     return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or good)
 
 
+# ---------------------------------------------------------------------------------------------- objective and scores
+
+
+def visible(T: int, prefix: int) -> np.ndarray:
+    """Which keys each query sees, [T, T]: the past, and the prefix; one of a single token is causal."""
+    at = np.arange(T)
+    return (at <= at[:, None]) | (at < prefix)
+
+
+def objective(model: Any) -> Proof:
+    """What the tokens of a sequence see, and which of them are predicted.
+
+    Where the last norm is made to return zeros, each prediction costs log V. Then one position at a time is made to
+    cost more, and the loss must rise by its share, or not at all where nothing is to be predicted.
+    """
+    cfg, T = model.cfg, min(model.cfg.seq, 8)
+    declared = T // 2 if cfg.objective == "prefix" else 1
+    wrong, counts = [], []
+    for prefix in sorted({1, declared}):
+        for i, score in enumerate(measured_scores(model, T, prefix)):
+            if not (np.isfinite(score) == visible(T, prefix)).all():
+                wrong.append(f"layer {i}: a prefix of {prefix} of {T} tokens is not what is seen both ways")
+        tokens = _tokens(model, T + 1)
+        matrix = _whole(model, "embed.weight" if model.head is None else "head.weight")
+        other = matrix[min(T + 2, cfg.vocab - 1)]
+        y_D = 30 * other / other.square().sum()
+        logits = matrix.double() @ y_D.double()
+        rest = range(prefix - 1, T)
+        for t in range(T):
+            with hooks() as on:
+
+                def one(m: Any, args: Any, out: Tensor, t: int = t, y_D: Tensor = y_D) -> Tensor:
+                    out = torch.zeros_like(out)
+                    out[:, t] = y_D
+                    return out
+
+                on(model.norm.register_forward_hook(one))
+                loss = float(model.loss(tokens, **_prefixes(model, tokens, prefix)))
+            base = math.log(cfg.padded_vocab)
+            more = float(logits.logsumexp(0) - logits[tokens[0, t + 1]]) - base
+            expected = base + (more / len(rest) if t in rest else 0)
+            if abs(loss - expected) > TOLERANCE * base:
+                wrong.append(f"position {t} of {T}, prefix {prefix}: the loss is {loss:.3f} and not {expected:.3f}")
+        counts.append(f"{len(rest)} of {T} predicted after a prefix of {prefix}")
+    return Proof("model.objective", cfg.objective, not wrong, "; ".join(wrong) or "; ".join(counts))
+
+
+def qk_scaling(model: Any) -> Proof:
+    """In layer l, a score of l - 1/2 times the largest fp16 number is used as it is: so it was divided by l at least.
+
+    What is multiplied back shows in the proof of positions: scores of other layers would be too small there.
+    """
+    cfg, dtype = model.cfg, model.embed.weight.dtype
+    value = str(cfg.qk_scaling).lower()
+    if dtype != torch.float16:
+        said = f"{str(dtype).removeprefix('torch.')} does not need it"
+        return Proof("model.qk_scaling", value, not cfg.qk_scaling, said + ": it is idle" * cfg.qk_scaling)
+    H, K = len(_heads(model)), cfg.head_dim
+    whole = []
+    with hooks() as on:
+        for number, layer in enumerate(model.blocks, start=1):
+            size = math.sqrt((number - 0.5) * torch.finfo(dtype).max / math.sqrt(K))
+
+            def inject(m: Any, args: Any, out: Tensor, size: float = size) -> Tensor:
+                qkv = torch.full((*out.shape[:2], 3, H, K), size, dtype=dtype, device=out.device)
+                qkv[:, :, 2] = 1
+                return qkv.view_as(out)
+
+            on(layer.attn.qkv.register_forward_hook(inject))
+            on(layer.attn.proj.register_forward_pre_hook(lambda m, args: whole.append(bool((args[0] == 1).all()))))
+            on(layer.attn.register_forward_hook(lambda m, args, out: torch.ones_like(out)))
+        _hidden(model, _tokens(model, 1))
+    lost = [i + 1 for i, kept in enumerate(whole) if not kept]
+    if cfg.qk_scaling:
+        said = f"scores up to {cfg.layers - 0.5:g} x 65504 are used in {cfg.layers} layers"
+        return Proof("model.qk_scaling", value, not lost, said if not lost else f"scores overflow in layers {lost}")
+    # the kernels of a GPU keep scores in fp32, where nothing overflows and nothing can be told
+    off = lost == list(range(2, cfg.layers + 1)) or model.embed.weight.is_cuda
+    said = "scores overflow as those of fp16 do" if off else f"only the scores of layers {lost} overflow"
+    return Proof("model.qk_scaling", value, off, said)
+
+
 # ---------------------------------------------------------------------------------------------- norms
 
 
 def embedding_norm(model: Any) -> Proof:
     """With it, token embeddings enter the first layer with mean 0 and variance 1; without it, as they are."""
     cfg = model.cfg
-    tokens = torch.arange(8, device=model.embed.weight.device)[:, None].expand(8, 2)
+    some = torch.arange(8, device=model.embed.weight.device) * (cfg.vocab - 1) // 7  # from the first row to the last
+    tokens = some[:, None].expand(8, 2)
     x_BD = _embedded(model, 2, tokens)[:, 0]
     x_BD = x_BD - added_rows(model, 1)[0]  # positions come after the norm
-    raw_BD = model.embed.weight[:8].double()
+    raw_BD = _whole(model, "embed.weight")[some].double()
     expected = _layernorm(raw_BD, cfg.norm_eps) if cfg.embnorm else raw_BD
     # sinusoids are as large as 1, and in bf16 they round the small embeddings that they are added to
     ok = _close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDED else cfg.init_std)
@@ -214,7 +306,7 @@ def norms(model: Any) -> Proof:
                 # an input that is neither centred nor of unit size, so that no formula looks like another or like none
                 on(norm.register_forward_pre_hook(lambda m, args: (3 * args[0] / args[0].std() + 2,)))
                 on(norm.register_forward_hook(lambda m, args, out, name=name: made[name].append((args[0], out))))
-        final = model.hidden(_tokens(model, 8))
+        final = _hidden(model, _tokens(model, 8))
     wrong = []
     for name, seen in made.items():
         if len(seen) != 1:
@@ -247,7 +339,7 @@ def block(model: Any) -> Proof:
                 on(getattr(layer, name).register_forward_hook(lambda m, a, o, v=out_BTD[name]: v))
             on(layer.attn.qkv.register_forward_pre_hook(lambda m, a, seen=seen: seen.update(attn=a[0])))
             on(layer.mlp.up.register_forward_pre_hook(lambda m, a, seen=seen: seen.update(mlp=a[0])))
-            model.hidden(_tokens(model, 8))
+            _hidden(model, _tokens(model, 8))
         x, attn, mlp = seen["into"].double(), out_BTD["attn"].double(), out_BTD["mlp"].double()
 
         def norm(y: Tensor) -> Tensor:
@@ -283,15 +375,15 @@ def activation(model: Any) -> Proof:
             if gated and hasattr(block.mlp, "gate"):
                 on(block.mlp.gate.register_forward_hook(lambda m, a, o, g=g_1TF: g))
             on(block.mlp.down.register_forward_pre_hook(lambda m, a, seen=seen: seen.append(a[0])))
-            model.hidden(_tokens(model, 8))
+            _hidden(model, _tokens(model, 8))
         h, g = h_1TF.double(), g_1TF.double()
         expected = {"gelu": _gelu(h), "geglu": _gelu(g) * h}.get(cfg.act, g * torch.sigmoid(g) * h)
         if len(seen) != 1 or not _close(seen[0], expected, 0.01):
             wrong.append(f"layer {i}: the activation is not {cfg.act}")
         else:
             worst = max(worst, float((seen[0].double() - expected).abs().max()))
-        if expected_width != F:
-            wrong.append(f"layer {i}: inner width {F}, not {expected_width}")
+        if expected_width != F * model.tp.size:
+            wrong.append(f"layer {i}: inner width {F * model.tp.size}, not {expected_width}")
     matched = (3 if gated else 2) * expected_width / (8 * cfg.hidden)
     good = f"inner width {expected_width}, {matched:.3f} x GELU's weights; formula errs by {worst:.1e} at most"
     return Proof("model.act", cfg.act, not wrong, "; ".join(wrong) or good)
@@ -302,7 +394,7 @@ def biases(model: Any) -> Proof:
     cfg = model.cfg
     wrong = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "head":
+        if hasattr(module, "out_features") and name != "head":
             declared = cfg.qkv_bias if name.endswith(".qkv") else cfg.linear_bias
             bias = getattr(module, "bias", None)
             if (bias is not None) != declared:
@@ -323,12 +415,12 @@ def tied(model: Any) -> Proof:
     """Logits are the product with the declared matrix: the input embedding, or one of their own."""
     cfg = model.cfg
     tokens = _tokens(model, 8)
-    x = model.hidden(tokens).double()
-    outside = ((n, p) for n, p in model.named_parameters() if not n.startswith("blocks."))
-    rows = {n: p for n, p in outside if p.shape[0] == cfg.padded_vocab}
+    x = _hidden(model, tokens).double()
+    outside = (n for n, _ in model.named_parameters() if not n.startswith(("blocks.", "position.")))
+    rows = {n: p for n in outside if (p := _whole(model, n)).shape[0] == cfg.padded_vocab}
     output = rows.get("embed.weight" if cfg.tied else "head.weight")
     ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})
-    ok = ok and output is not None and _close(model(tokens), x @ output.double().T, 1.0)
+    ok = ok and output is not None and _close(model(tokens, **_prefixes(model, tokens)), x @ output.double().T, 1.0)
     return Proof("model.tied", str(cfg.tied).lower(), ok, f"matrices over the vocabulary: {', '.join(rows)}")
 
 
@@ -336,7 +428,7 @@ def dropout(model: Any) -> Proof:
     """Known values go in at every place that may drop; in training the declared share of them comes out as zero and
     the rest enlarged by 1 / (1 - p), in evaluation all come out as they were."""
     cfg, T = model.cfg, min(model.cfg.seq, 64)
-    H, K = cfg.heads, cfg.head_dim
+    H, K = len(_heads(model)), cfg.head_dim
     tokens = _tokens(model, T).expand(8, T)
     into: list[Tensor] = []  # what enters each layer
     added: list[Tensor] = []  # what each layer adds when attention and MLP return ones
@@ -361,7 +453,7 @@ def dropout(model: Any) -> Proof:
                 on(layer.attn.register_forward_hook(ones))
                 on(layer.mlp.register_forward_hook(ones))
                 on(layer.drop.register_forward_hook(lambda m, a, out: added.append(out.double())))
-            model.hidden(tokens)
+            _hidden(model, tokens)
         survivors = [float((a > 0).double().mean()) for a in added] or [1.0]
         sizes = [float(a[a > 0].mean()) for a in added] or [1.0]
         # With the first token's single probability dropped, its head returns nothing.
@@ -427,7 +519,7 @@ def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list
             wrong.append(f"{name} is decayed")
         if not decayed and not vector:
             wrong.append(f"{name} is not decayed")
-        rows.append({"name": name, "shape": list(p.shape), "decayed": decayed})
+        rows.append({"name": name, "shape": full_shape(name, p.shape, model.tp.size), "decayed": decayed})
     if decay:
         wrong.append(f"{len(decay)} optimized tensors are not the model's")
     n = sum(r["decayed"] for r in rows)
@@ -449,8 +541,30 @@ def hooks() -> Iterator[Any]:
             handle.remove()
 
 
+def _heads(model: Any) -> range:
+    """The heads that this rank computes."""
+    H = model.cfg.heads // model.tp.size
+    return range(model.tp.rank * H, (model.tp.rank + 1) * H)
+
+
+def _whole(model: Any, name: str) -> Tensor:
+    """A parameter, whatever the rank holds of it. All ranks call it together."""
+    return model.tp.gather(name, model.get_parameter(name))
+
+
 def _tokens(model: Any, T: int) -> Tensor:
     return (torch.arange(T, device=model.embed.weight.device) % model.cfg.vocab)[None]
+
+
+def _prefixes(model: Any, tokens: Tensor, prefix: int = 1) -> dict[str, Tensor]:
+    """What the model must be told beside the tokens; a prefix of one token is the same as none."""
+    if model.cfg.objective != "prefix":
+        return {}
+    return {"prefix_B": torch.full((len(tokens),), prefix, device=tokens.device)}
+
+
+def _hidden(model: Any, tokens: Tensor, prefix: int = 1) -> Tensor:
+    return model.hidden(tokens, **_prefixes(model, tokens, prefix))
 
 
 def _embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
@@ -459,7 +573,7 @@ def _embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
     with hooks() as on:
         on(model.blocks[0].register_forward_pre_hook(lambda m, args: seen.append(args[0])))
         zeros = torch.zeros(1, T, dtype=torch.long, device=model.embed.weight.device)
-        model.hidden(zeros if tokens is None else tokens)
+        _hidden(model, zeros if tokens is None else tokens)
     return seen[0].double()
 
 
@@ -482,4 +596,5 @@ def _gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+PROOFS = (position, objective, qk_scaling, embedding_norm, norms, block, activation, biases, tied, dropout)
 FORMULAS = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}

@@ -1,8 +1,79 @@
 """One thread per process: the suite runs on as many processes as there are cores."""
 
+import multiprocessing
 import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ.setdefault(variable, "1")
+
+
+class Launch:
+    """`python -m launch.train ARGV` on some ranks, each a real process, forked from one that has imported torch."""
+
+    def __init__(self, context: multiprocessing.context.BaseContext, argv: list[str], ranks: int, log: Path):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = str(s.getsockname()[1])
+        self.log = log
+        self.processes = []
+        for rank in range(ranks):
+            group = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+                     "MASTER_PORT": port} if ranks > 1 else {}  # fmt: skip
+            process = context.Process(target=_train, args=(argv, group, log))  # type: ignore[attr-defined]
+            process.start()
+            self.processes.append(process)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def running(self) -> bool:
+        return any(p.is_alive() for p in self.processes)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def wait(self, seconds: float = 120) -> int:
+        """The exit code: the first that is not 0."""
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        assert not self.running(), f"still running after {seconds} s: {self.said}"
+        return next((p.exitcode for p in self.processes if p.exitcode), 0)
+
+
+def _train(argv: list[str], group: dict[str, str], log: Path) -> None:
+    os.environ.update(group)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from launch.train import main
+
+    code = main(argv)
+    os._exit(code)  # as quickly as it ends: what must be on the disk is there
+
+
+@pytest.fixture(scope="session")
+def launch() -> Iterator[Callable[..., Launch]]:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "deepspeed", "launch.train", "launch.engine", "model.gpt", "model.proof"])
+    launched: list[Launch] = []
+
+    def start(argv: list[str], log: Path, ranks: int = 1) -> Launch:
+        launched.append(Launch(context, argv, ranks, log))
+        return launched[-1]
+
+    yield start
+    for one in launched:
+        one.kill()

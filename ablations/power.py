@@ -1,0 +1,131 @@
+"""The least difference that a study can see, before it is run: from the noise that earlier ones recorded.
+
+The same rule as the report's verdict (eval/statistics.py), which this may not import: a difference counts above
+sqrt(t**2 v1 + z**2 v2), t of Student with the seeds' degrees of freedom, v1 and v2 the variances that seeds and items
+give to it. What the seeds will give is not known but drawn: s**2 / sigma**2 is chi-square over its degrees of freedom.
+No scipy: its import takes longer than everything else that `make plan` does.
+"""
+
+import json
+from collections.abc import Callable
+from math import erfc, exp, inf, lgamma, log, sqrt
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).parent / "records"
+LEVEL = 0.05  # chance of any wrong verdict where there is no difference
+POWER = 0.8  # chance to see a difference that is there; Cohen's convention
+NODES = 1200
+
+
+def above(x: float) -> float:
+    """Chance of a standard normal number above x."""
+    return erfc(x / sqrt(2)) / 2
+
+
+def chi(dof: float) -> list[tuple[float, float]]:
+    """(s / sigma, weight) that integrate over the distribution of an estimated standard deviation.
+
+    Midpoints in u, s = u**2: small s, which decide the tails for few degrees of freedom, are the densest.
+    """
+    if dof == inf:
+        return [(1.0, 1.0)]
+    top = sqrt(1 + 9 / sqrt(dof))
+    step = top / NODES
+    scale = log(2) + dof / 2 * log(dof / 2) - lgamma(dof / 2)
+    nodes = []
+    for i in range(NODES):
+        u = (i + 0.5) * step
+        s = u * u
+        nodes.append((s, exp(scale + (dof - 1) * log(s) - dof * s * s / 2) * 2 * u * step))
+    return nodes
+
+
+def quantile(dof: float, level: float) -> float:
+    """What Student's |t| exceeds with chance `level`."""
+    nodes = chi(dof)
+    return solve(lambda t: 1 - sum(w * 2 * above(t * s) for s, w in nodes), 1 - level)
+
+
+def power(difference: float, seeds: float, items: float, dof: float, level: float = LEVEL) -> float:
+    """Chance that a true difference counts, in either direction.
+
+    seeds, items: variances of the difference that come from each. dof: of the estimate of the first.
+    """
+    nodes = chi(dof)
+    return _power(difference, seeds, items, nodes, quantile(dof, level), quantile(inf, level))
+
+
+def _power(difference: float, seeds: float, items: float, nodes: list, t: float, z: float) -> float:
+    sigma = sqrt(seeds + items)
+    total = 0.0
+    for s, weight in nodes:
+        least = sqrt(t * t * s * s * seeds + z * z * items)
+        total += weight * (above((least - difference) / sigma) + above((least + difference) / sigma))
+    return total
+
+
+def detectable(sd: float, items: float, arms: int, seeds: int) -> float:
+    """The least difference from the baseline that such a study sees with chance POWER, each arm corrected for all
+    (Bonferroni: what Holm's correction asks of the first). inf: with one seed nothing is seen.
+
+    Args:
+        sd: standard deviation of a run from the seed alone, in the units of the metric.
+        items: standard error that the items give to a difference.
+        arms: of the study, the baseline too.
+        seeds: of each arm.
+    """
+    if seeds < 2 or arms < 2:
+        return inf
+    # eval.statistics.seed_part: two arms with two seeds are the ordinary t-test, else the seeds are taken out
+    dof = 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
+    level = LEVEL / (arms - 1)
+    v1, v2 = 2 * sd * sd / seeds, items * items
+    if not v1 + v2:
+        return 0.0
+    nodes, t, z = chi(dof), quantile(dof, level), quantile(inf, level)
+    return solve(lambda d: _power(d, v1, v2, nodes, t, z), POWER, start=sqrt(v1 + v2))
+
+
+def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
+    """x >= 0 at which a rising function has a value, to five digits."""
+    low, high = 0.0, start
+    while rising(high) < value:
+        low, high = high, 2 * high
+    while high - low > 1e-5 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < value else (low, middle)
+    return high
+
+
+def recorded(size: str, tokens: int, records: Path = RECORDS) -> dict[str, Any] | None:
+    """The noise in the record of the study of this size whose budget is the nearest; None where there is none.
+
+    Returns:
+        {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "unit"}}}.
+    """
+    found = []
+    for path in sorted(records.glob("*/run.json")):
+        record = json.loads(path.read_text())
+        if record.get("size") == size and record.get("noise"):
+            found.append({key: record[key] for key in ("tokens", "noise")} | {"record": path.parent.name})
+    return min(found, key=lambda each: abs(log(each["tokens"] / tokens)), default=None)
+
+
+def foresee(size: str, tokens: int, arms: int, seeds: int, records: Path = RECORDS) -> str:
+    """What `make plan` says about what the study can see."""
+    known = recorded(size, tokens, records)
+    if not known:
+        return (
+            f"what it can see: unknown, no record in {records.parent.name}/{records.name} has the noise at size {size}"
+        )
+    if seeds < 2:
+        return "what it can see: nothing, with one seed no difference is replicated"
+    parts = []
+    for name, noise in known["noise"].items():
+        least = detectable(noise["seed_sd"], noise["items"], arms, seeds)
+        parts.append(f"{least:.2g} {noise['unit']}" + (f" ({name})" if name not in noise["unit"] else ""))
+    return (
+        f"what it can see with a chance of {POWER:.0%}: differences of {' and '.join(parts)}; "
+        f"from the noise of {known['record']}, {known['tokens']:,} tokens"
+    )

@@ -1,0 +1,199 @@
+"""A run's attempts under Slurm: `launch/run.sh` reports the start and end of each, and what is next is decided here.
+
+attempts.jsonl in the run directory has a line for each submission, start and end. A start without an end is an attempt
+that lost its power. What decides is what the run left on disk, not an exit code: of several ranks that end together,
+Slurm kills the slower ones and reports that.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ablations.config import ConfigError
+from ablations.status import attempts, last_checkpoint
+from ablations.study import Cell, from_args
+
+LIMIT = 3  # attempts of one job without a newer checkpoint, then it is given up; untuned
+FINISHED, KILLED = 0, 76  # exit codes
+PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that are not the run's fault
+
+
+def start(job: str, cell: Cell, out: Path) -> int:
+    """Print the run directory that is to be trained, or nothing when it is finished. Returns an exit code."""
+    cell.check_recorded()
+    if (cell.dir / "done").exists():
+        say(f"{cell.name} is finished: {cell.dir}")
+        return FINISHED
+    if (out / "stop").exists():
+        say(f"{out}/stop is there: nothing starts until it is removed. {(out / 'stop').read_text().strip()}")
+        return KILLED
+    cell.dir.mkdir(parents=True, exist_ok=True)
+    step = last_checkpoint(cell.dir)
+    if (n := in_vain(cell.dir, job, step)) >= LIMIT:
+        say(give_up(cell.dir, job, n, "without a word, as when a node loses its power"))
+        return 1
+    for old in ("stop", "failed"):
+        (cell.dir / old).unlink(missing_ok=True)
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    write(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step)
+    say(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
+    print(cell.dir)
+    return 0
+
+
+def end(job: str, folder: Path, code: int, told: str) -> int:
+    """Record how an attempt ended, and put the job back into the queue where the run needs more of them.
+
+    Args:
+        code: srun's exit code.
+        told: the signal by which Slurm asked the job to leave, LIMIT when its time is over and launch/run.sh has
+            put it back into the queue at once, or nothing.
+
+    Returns:
+        The job's exit code.
+    """
+    out = folder.parent.parent
+    step, why, again = last_checkpoint(folder), "", False
+    now = slurm(job)
+    bad = bad_nodes(out) & expand(os.environ.get("SLURM_JOB_NODELIST", ""))
+    if (folder / "done").exists():
+        how = "finished"
+    elif (out / "stop").exists():
+        how, why = "killed", f"by the file {out}/stop"
+    elif told != "LIMIT" and now["state"] not in ("RUNNING", "unknown") and now["reason"] != "TimeLimit":
+        # Slurm has ended the job and will start it again by itself, or it was cancelled and must not come back
+        how = REQUEUED if now["restarts"] > restarts() else "cancelled"
+    elif (folder / "failed").exists():
+        how, why = "failed", (folder / "failed").read_text().strip()
+    elif code == 2:  # of a wrong configuration: the same again would end the same way
+        how, why = "failed", complaint(folder)
+        (folder / "failed").write_text(f"{why}\n")
+    else:
+        how, again = f"srun's exit code {code}", True
+        if bad:
+            how = f"bad nodes: {','.join(sorted(bad))}"
+        elif told == "LIMIT" or now["reason"] == "TimeLimit":
+            how = "time limit"
+        elif told == "TERM" or now["preempted"]:
+            how = PREEMPTED
+        elif told:
+            how = "warned of the time limit"
+        if how != PREEMPTED and (n := in_vain(folder, job, step)) >= LIMIT:
+            how, why, again = "failed", give_up(folder, job, n, how), False
+    write(folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again)
+    say(f"step {step}: {how}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}")
+    if again and now["restarts"] == restarts():
+        requeue(job, now["excluded"] | bad)
+    return 0 if how == "finished" else code or 1
+
+
+def complaint(folder: Path) -> str:
+    """The last error that train.log tells of."""
+    lines = (folder / "train.log").read_text(errors="replace").splitlines()
+    return next((x.partition("error: ")[2] for x in reversed(lines) if ": error: " in x and "srun: " not in x),
+                "see train.log")  # fmt: skip
+
+
+def give_up(folder: Path, job: str, n: int, how: str) -> str:
+    why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
+    (folder / "failed").write_text(f"{why}\n")
+    return why
+
+
+def in_vain(folder: Path, job: str, step: int) -> int:
+    """How many attempts of this job began where the last checkpoint still is, but for those that Slurm sent away."""
+    starts: list[dict[str, Any]] = []
+    for line in attempts(folder):
+        if line["event"] == "start" and line["job"] == job and line["step"] == step:
+            starts.append(line)
+        elif line["event"] == "end" and starts and line["how"] in (PREEMPTED, REQUEUED):
+            starts.pop()
+    return len(starts)
+
+
+def requeue(job: str, excluded: set[str]) -> None:
+    """The same job, with the same id, once more. This ends the calling job: TERM must be ignored by now."""
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if done.returncode and slurm(job)["state"] == "RUNNING":
+        say(f"the job could not be requeued ({done.stderr.strip()}): submit it again")
+    if excluded:  # takes effect on a job that is pending, which the requeued job now is
+        nodes = ",".join(sorted(excluded))
+        command = ["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        say(f"from now on without {nodes}{done.stderr and ': Slurm refused: '}{done.stderr.strip()}")
+
+
+def slurm(job: str) -> dict[str, Any]:
+    """What Slurm says of the job: "state", "reason", "restarts", "preempted", "excluded" nodes."""
+    text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True).stdout
+    found = dict(re.findall(r"(JobState|Reason|Restarts|PreemptTime|ExcNodeList)=(\S+)", text))
+    excluded = found.get("ExcNodeList", "(null)")
+    return {
+        "state": found.get("JobState", "unknown"),
+        "reason": found.get("Reason", ""),
+        "restarts": int(found.get("Restarts", "0")),
+        "preempted": found.get("PreemptTime", "None") not in ("None", "N/A"),
+        "excluded": set() if excluded == "(null)" else expand(excluded),
+    }
+
+
+def bad_nodes(out: Path) -> set[str]:
+    """Nodes that a preflight check found bad: a line "node reason" each. Remove the line of one that is repaired."""
+    path = out / "bad_nodes"
+    return {line.split()[0] for line in path.read_text().splitlines() if line.strip()} if path.exists() else set()
+
+
+def expand(nodes: str) -> set[str]:
+    """node[1-2] -> {"node1", "node2"}."""
+    if not nodes:
+        return set()
+    shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
+    return set(shown.stdout.split())
+
+
+def restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def write(folder: Path, **line: Any) -> None:
+    with open(folder / "attempts.jsonl", "a") as f:
+        f.write(json.dumps({"time": round(time.time(), 1)} | line) + "\n")
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%F %T')} {text}", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.attempts", description=__doc__)
+    sub = parser.add_subparsers(dest="command", required=True)
+    begin = sub.add_parser("start")
+    begin.add_argument("job")
+    begin.add_argument("cell", type=int)
+    begin.add_argument("words", nargs="+")
+    finish = sub.add_parser("end")
+    finish.add_argument("job")
+    finish.add_argument("run", type=Path)
+    finish.add_argument("--code", type=int, required=True)
+    finish.add_argument("--told", default="")
+    args = parser.parse_args(argv)
+    if args.command == "end":
+        return end(args.job, args.run, args.code, args.told)
+    try:
+        study = from_args(args.words)
+        if args.cell not in range(len(study.cells)):
+            raise ConfigError(f"the array's index {args.cell}: the plan has the runs 0 to {len(study.cells) - 1}")
+        return start(args.job, study.cells[args.cell], study.out)
+    except ConfigError as error:
+        say(f"error: {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""Before the first step: is every node fit to train on? A bad node is named, and the next attempt is kept off it.
+
+Each rank measures its own node; all ranks see all measurements and come to the same verdict.
+"""
+
+import os
+import shutil
+import socket
+import statistics
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ablations.config import ConfigError, Run
+from launch.watch import BAD_NODE, Stop
+from model.memory import estimate
+
+# Untuned, on the careful side: a healthy node must not be turned away.
+SPEED = 0.7  # of the median rank's matrix product
+CLOCK = 30.0  # seconds between a node's clock and the median; wrong clocks break make, Slurm and the reading of logs
+SHARED = 64 << 20  # bytes of free /dev/shm that gloo, NCCL and data loaders need
+FREE = 0.9  # of a GPU's memory must be free: what is missing is held by a process that should be dead
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one rank found on its node."""
+
+    host: str
+    matmul: float  # FLOP/s
+    all_reduce: float  # bytes/s, of the whole group
+    memory: float  # share of the device's memory that is free; 1 without a GPU
+    shared: int  # bytes free in /dev/shm
+    disk: int  # bytes free where the run directory lies
+    written: str  # what went wrong when a file was written there, or nothing
+    clock: float  # seconds since the epoch, at the same moment on all nodes (up to a collective's latency)
+
+
+def check(run: Run, folder: Path, out: Path) -> list[Node]:
+    """Measure, compare, and go on or stop. All ranks call it together. Returns what each rank found.
+
+    Raises:
+        Stop: some nodes are bad. Their names and why are in `out`/bad_nodes.
+        ConfigError: the disk cannot hold the run's checkpoints.
+    """
+    mine = measure(folder)
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, asdict(mine))
+    nodes = [Node(**n) for n in everyone]
+    need = checkpoint_bytes(run) * (run.layout.keep + 1)
+    free = min(n.disk for n in nodes)
+    if free < need:
+        raise ConfigError(
+            f"{folder} has {free / 1e9:.3g} GB free; {run.layout.keep + 1} checkpoints need {need / 1e9:.3g} GB. "
+            "Make room, lower layout.keep, or choose another OUT."
+        )
+    bad = verdict(nodes)
+    if bad:
+        if dist.get_rank() == 0:
+            with open(out / "bad_nodes", "a") as f:
+                f.writelines(f"{host} {why}\n" for host, why in bad.items())
+        raise Stop("; ".join(f"node {host}: {why}" for host, why in bad.items()), BAD_NODE)
+    return nodes
+
+
+def verdict(nodes: list[Node]) -> dict[str, str]:
+    """Host -> what is wrong with it."""
+    usual = statistics.median(n.matmul for n in nodes)
+    noon = statistics.median(n.clock for n in nodes)
+    bad: dict[str, str] = {}
+    for n in nodes:
+        if n.written:
+            bad[n.host] = f"cannot write into the run directory ({n.written})"
+        elif n.shared < SHARED:
+            bad[n.host] = f"/dev/shm has {n.shared >> 20} MiB free, {SHARED >> 20} are needed"
+        elif n.memory < FREE:
+            bad[n.host] = f"only {n.memory:.0%} of a GPU's memory is free"
+        elif n.matmul < SPEED * usual:
+            bad[n.host] = f"a matrix product runs at {n.matmul / usual:.0%} of the usual speed"
+        elif abs(n.clock - noon) > CLOCK:
+            bad[n.host] = f"the clock is {n.clock - noon:+.0f} s off"
+    return bad
+
+
+def measure(folder: Path) -> Node:
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    free, total = torch.cuda.mem_get_info() if cuda else (1, 1)
+    dist.barrier()
+    clock = time.time()
+    shm = shutil.disk_usage("/dev/shm").free if os.path.exists("/dev/shm") else SHARED
+    return Node(socket.gethostname(), _matmul(device), _all_reduce(device), free / total, shm,
+                shutil.disk_usage(folder).free, _write(folder), clock)  # fmt: skip
+
+
+def _matmul(device: torch.device) -> float:
+    """FLOP/s of the fastest of a few products: what else runs on a CPU must not condemn its node."""
+    n, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (256, torch.float32)
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(8):
+        _wait(device)
+        began = time.perf_counter()
+        a @ a
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def _all_reduce(device: torch.device) -> float:
+    data = torch.zeros((64 << 20 if device.type == "cuda" else 1 << 20) // 4, device=device)
+    dist.all_reduce(data)  # the first one sets up the connections
+    _wait(device)
+    began = time.perf_counter()
+    dist.all_reduce(data)
+    _wait(device)
+    return data.nbytes / (time.perf_counter() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _write(folder: Path) -> str:
+    path = folder / f".probe-{uuid.uuid4().hex}"
+    try:
+        path.write_bytes(b"x" * 4096)
+        path.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def checkpoint_bytes(run: Run) -> int:
+    """fp32 weights and two moments, and the weights once more in the end."""
+    from model.count import parameters
+
+    return 12 * parameters(run.model)
+
+
+def check_memory(run: Run, ranks: int) -> None:
+    """Refuse by arithmetic what would run out of memory at hour two.
+
+    Raises:
+        ConfigError: with the largest micro-batch that would fit.
+    """
+    cuda = torch.cuda.is_available()
+    local, replicas = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), max(1, ranks // run.layout.tp)
+    if cuda:
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local
+
+    def need(micro: int) -> float:
+        accumulate = max(1, run.train.batch // (micro * replicas))
+        precision, zero, tp = run.train.precision, run.layout.zero, run.layout.tp
+        return estimate(run.model, micro, precision, zero, replicas, accumulate, cuda, tp)["total"]
+
+    if need(run.layout.micro_batch) <= 0.95 * total:  # untuned: the estimate is within 10 %, and errs to the high side
+        return
+    fits = [m for m in range(run.layout.micro_batch - 1, 0, -1)
+            if run.train.batch % (m * replicas) == 0 and need(m) <= 0.95 * total]  # fmt: skip
+    cure = "no micro-batch does: more ranks (ZeRO shares the optimizer among them), or a smaller model"
+    if fits:
+        cure = f"layout.micro_batch={fits[0]} would need {need(fits[0]) / 1e9:.3g} GB"
+    wanted = need(run.layout.micro_batch) / 1e9
+    raise ConfigError(f"the run needs {wanted:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")

@@ -1,0 +1,201 @@
+"""Puts a study into a Slurm queue: python -m launch.submit --nodes 4 STUDY=position.
+
+Three jobs: an array that trains, an index for each run of the plan; an array that evaluates each run once it is
+trained; and the report, whatever became of the runs. What needs a network is done here before, on the login node.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from ablations.config import ConfigError, check_batches
+from ablations.execute import prepare
+from ablations.site import find, site
+from ablations.status import attempts
+from ablations.study import ROOT, Study, from_args
+from launch.attempts import bad_nodes, write
+
+
+def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) -> None:
+    """Submit what is not finished, and say where to look.
+
+    Args:
+        options: of sbatch, for the training array.
+        given: variables for sbatch, from the site file.
+        ranks: that each run will have.
+
+    Raises:
+        ConfigError: before anything is submitted; or what sbatch said.
+    """
+    for cell in study.cells:
+        cell.check_recorded()
+        check_batches(cell.run, ranks)
+    if (study.out / "stop").exists():
+        raise ConfigError(f"{study.out / 'stop'} is there: nothing starts until it is removed")
+    todo = [i for i, c in enumerate(study.cells) if not (c.dir / "eval.json").exists()]
+    busy = in_queue(study)
+    for i in sorted(busy):
+        print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
+    train = [i for i in todo if i not in busy and not (study.cells[i].dir / "done").exists()]
+    trained = [i for i in todo if (study.cells[i].dir / "done").exists()]
+    if not train and not trained:
+        print("nothing to submit: every run is finished or in the queue")
+        return
+    prepare(study, [study.cells[i] for i in todo])
+    logs = _logs(study)
+    logs.mkdir(parents=True, exist_ok=True)
+
+    excluded = sorted(bad_nodes(study.out))
+    options = options + ([f"--exclude={','.join(excluded)}"] if excluded else [])
+    waited_for = []
+    if train:
+        words = with_mtbf(study.words, given)
+        command = [f"--job-name={study.name}", *options, f"--array={_ranges(train)}", "launch/run.sh", *words]
+        job = sbatch(command, given)
+        for i in train:
+            study.cells[i].dir.mkdir(parents=True, exist_ok=True)
+            write(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
+        print(f"job {job}: trains {len(train)} run{'s' * (len(train) > 1)}: array indices {_ranges(train)}")
+        after = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"]
+        waited_for.append(evaluate(study, train, given, options, after))
+    if trained:
+        waited_for.append(evaluate(study, trained, given, options, []))
+    report = _job("report", options) + [f"--dependency=afterany:{':'.join(waited_for)}", f"--output={logs}/%j.log"]
+    job = sbatch(report, given, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
+    print(f"job {job}: the report, ablations/records/{study.name}/report.md\n")
+    print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
+    print(f"logs:            {logs}/JOB.log, and train.log in each run's folder under {study.out / study.stage}")
+    print(f"to stop it all:  touch {study.out / 'stop'}    (runs save and leave the queue; remove it, submit again)")
+
+
+def evaluate(study: Study, cells: list[int], given: dict[str, str], options: list[str], after: list[str]) -> str:
+    """Submit the evaluation of `cells`, an array with an index for each. Returns its job id."""
+    folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
+    command = f"{_python()} -m eval {shlex.join(study.judged)}"
+    script = f'runs=({folders})\nexec {command} "${{runs[$SLURM_ARRAY_TASK_ID]}}"'
+    array = [f"--array={_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
+    gpus = "SBATCH_GPUS_PER_NODE" in given or any(o.startswith("--gres=gpu") for o in options)
+    gpu = ["--gpus-per-node=1"] if gpus else []
+    job = sbatch(_job("evaluation", options) + gpu + array + after, given, script)
+    print(f"job {job}: evaluates each when it is trained")
+    return job
+
+
+def sbatch(arguments: list[str], given: dict[str, str], script: str | None = None) -> str:
+    """The id of the new job, which runs what the arguments name, or `script`.
+
+    Raises:
+        ConfigError: with sbatch's words.
+    """
+    # inside a job, its own variables must not be taken for options of the next one
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"} | given
+    command = ["sbatch", "--parsable", *arguments]
+    try:
+        text = f"#!/bin/bash\n{script}\n" if script else None
+        done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise ConfigError("there is no sbatch on this machine: is this a login node of a Slurm cluster?") from None
+    if done.returncode:
+        raise ConfigError(f"{shlex.join(command)}: {done.stderr.strip()}")
+    return done.stdout.strip().partition(";")[0]
+
+
+def _job(name: str, options: list[str]) -> list[str]:
+    """Options of a job that needs one task, in the same place as one with `options`."""
+    place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
+    same = [o for o in options if o.startswith(place)]
+    return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
+
+
+def in_queue(study: Study) -> dict[int, str]:
+    """Index -> job, of the runs whose last job Slurm still has."""
+    last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := attempts(c.dir))}
+    if not last:
+        return {}
+    try:
+        done = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return {}
+    return {i: job for i, job in last.items() if job in done.stdout.split()}
+
+
+def like(job: str) -> list[str]:
+    """sbatch options that ask for what a job has."""
+    text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"(\S+?)=(\S*)", text))
+    names = {"NumNodes": "nodes", "Partition": "partition", "TimeLimit": "time", "Account": "account", "QOS": "qos",
+             "Features": "constraint", "Reservation": "reservation", "ExcNodeList": "exclude", "NtasksPerN:B:S:C": "",
+             "CPUs/Task": "cpus-per-task"}  # fmt: skip
+    options = [f"--{o}={found[k].split('-')[0] if k == 'NumNodes' else found[k]}" for k, o in names.items()
+               if o and found.get(k, "(null)") not in ("(null)", "N/A")]  # fmt: skip
+    per_node = found.get("NtasksPerN:B:S:C", "0").split(":")[0]
+    if per_node not in ("0", ""):
+        options.append(f"--ntasks-per-node={per_node}")
+    if found.get("TresPerNode", "(null)") != "(null)":
+        options.append(f"--gres={found['TresPerNode'].replace('gres:', '')}")
+    if found.get("OverSubscribe") == "NO":
+        options.append("--exclusive")
+    return options
+
+
+def with_mtbf(words: list[str], given: dict[str, str]) -> list[str]:
+    """The study's words, with the site's mean time between failures for the checkpoint interval."""
+    if "NODE_MTBF_HOURS" not in given or any("layout.mtbf=" in w for w in words):
+        return words
+    said = next((w for w in words if w.startswith("SET=")), "SET=")
+    return [*(w for w in words if w != said), f"{said} layout.mtbf={given['NODE_MTBF_HOURS']}"]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1][1:] = [n]
+        else:
+            runs.append([n])
+    return ",".join("-".join(map(str, r)) for r in runs)
+
+
+def _logs(study: Study) -> Path:
+    """Where launch/run.sh has its own."""
+    return study.out / "slurm"
+
+
+def _python() -> str:
+    return shlex.quote(sys.executable)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.submit", description=__doc__)
+    parser.add_argument("--nodes", default="1", help="for each run")
+    parser.add_argument("--site", default="", help="a file of launch/sites, or a path (default: launch/site.sh)")
+    parser.add_argument("--like", metavar="JOB", help="ask for what this job has; used by launch/run.sh")
+    parser.add_argument("words", nargs="+", metavar="NAME=VALUE", help="the study, as for `python -m ablations`")
+    args = parser.parse_args(argv)
+    try:
+        study = from_args(args.words)
+        given = site(args.site)
+        if path := find(args.site):
+            given["SITE"] = str(path)
+        if args.like:
+            options, nodes = like(args.like), int(os.environ["SLURM_NNODES"])
+            per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_GPUS_ON_NODE") or 1)
+        elif args.nodes.isdigit() and int(args.nodes) > 0:
+            options, nodes = [f"--nodes={args.nodes}"], int(args.nodes)
+            per_node = int(given.get("SBATCH_GPUS_PER_NODE", "1").rpartition(":")[2])
+        else:
+            raise ConfigError(f"NODES={args.nodes}: a number of nodes for each run is needed")
+        submit(study, options, given, nodes * per_node)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""What runs beside the loop: a heartbeat, a watchdog for hangs, an alarm for slowness, an ear for who wants a stop."""
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# Exit codes of launch.train that launch/run.sh understands.
+RESUBMIT = 75  # not finished, and nothing is wrong with the run: submit it again
+KILLED = 76  # somebody put a stop file at the output root: nothing is to be submitted again
+BAD_NODE = 77  # see launch/preflight.py
+
+# What a rank may want to be done after a step. The wishes of all ranks are added up (Engine.step).
+SAVE = 1.0
+LEAVE = 1000.0
+
+BEAT = 5.0  # seconds between heartbeats; untuned
+STARTUP = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned
+
+
+class Stop(RuntimeError):
+    """The run was asked to stop, and has saved. `code` is what the process exits with."""
+
+    def __init__(self, reason: str, code: int):
+        super().__init__(reason)
+        self.code = code
+
+
+class Watch:
+    """Watches one rank of a run, on a thread of its own.
+
+    Args:
+        folder: the run directory; `stop` in it makes the run save and leave, to be submitted again.
+        out: the output root; `stop` there ends all runs below it, and keeps new ones from starting.
+        hang: a step that takes longer than so many times the median is a hang ...
+        patience: ... but never before so many seconds.
+    """
+
+    def __init__(
+        self, folder: Path, out: Path, steps: int, rank: int, hosts: Sequence[str], hang: float, patience: float
+    ):
+        self.folder, self.out, self.steps, self.rank = folder, out, steps, rank
+        self.hosts, self.hang, self.patience = list(hosts), hang, patience
+        self.step = 0
+        self.asked = ""  # why the run should stop, once somebody asked
+        self.moved = time.monotonic()
+        self.durations: deque[float] = deque(maxlen=101)
+        self.speeds: list[float] = []
+        self.slow = False
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        if self.rank == 0:
+            (self.folder / "stop").unlink(missing_ok=True)  # meant for the process before this one
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", "SIGTERM"))
+        self._beat()
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.over.set()
+        self.thread.join()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.rank == 0:
+            (self.folder / "heartbeat.json").unlink(missing_ok=True)
+
+    def stepped(self, step: int) -> None:
+        """Tell the watchdog that `step` is done."""
+        now = time.monotonic()
+        if self.step:  # the first one compiles and warms up
+            self.durations.append(now - self.moved)
+        self.step, self.moved = step, now
+
+    def pause(self) -> None:
+        """What follows (a save, a reload) is no step: the clock starts anew."""
+        self.moved = time.monotonic()
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which a step that has not ended is a hang."""
+        if len(self.durations) < 3:
+            return max(STARTUP, self.patience)
+        return max(self.patience, self.hang * statistics.median(self.durations))
+
+    def _run(self) -> None:
+        beaten = time.monotonic()
+        while not self.over.wait(min(0.5, self.limit / 4)):
+            now = time.monotonic()
+            if now - self.moved > self.limit:
+                self._hung(now - self.moved)
+            if self.rank == 0:
+                self.asked = self.asked or self._stop_file()
+                if now - beaten > BEAT:
+                    self._beat()
+                    beaten = now
+
+    def _stop_file(self) -> str:
+        for path in (self.out / "stop", self.folder / "stop"):
+            if path.exists():
+                return f"{path}: {path.read_text().strip()}"
+        return ""
+
+    def _beat(self) -> None:
+        if self.rank:
+            return
+        beat = {
+            "time": time.time(), "step": self.step, "steps": self.steps, "nodes": sorted(set(self.hosts)),
+            "ranks": len(self.hosts), "host": socket.gethostname(), "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID", ""), "limit": self.limit,
+        }  # fmt: skip
+        try:
+            tmp = self.folder / "heartbeat.json.tmp"
+            tmp.write_text(json.dumps(beat))
+            os.replace(tmp, self.folder / "heartbeat.json")
+        except OSError:
+            pass  # a full disk: the checkpoint will say so
+
+    def _hung(self, seconds: float) -> None:
+        """Say where every thread of this rank stands, and leave; the other ranks do the same, or Slurm ends them."""
+        where = self.folder / "stacks" / f"rank_{self.rank}.txt"
+        where.parent.mkdir(exist_ok=True)
+        with open(where, "w") as f:
+            print(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s", file=f, flush=True)
+            faulthandler.dump_traceback(f, all_threads=True)
+        who = f"rank {self.rank} on {socket.gethostname()}"
+        event(self.folder, self.step, "hang", f"{who}: no step for {seconds:.0f} s, stacks in {where.parent}")
+        os._exit(RESUBMIT)
+
+    def speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
+        """Raise an alarm when training has become much slower than it was, and name the rank that is slower than the
+        others; one alarm until it is as fast again.
+
+        Args:
+            busy: seconds that each rank spent computing since the last call, waiting for others left out.
+        """
+        self.speeds.append(tokens_per_second)
+        if self.rank or len(self.speeds) < 15:  # too few to know what is usual
+            return
+        usual, now = statistics.median(self.speeds), statistics.median(self.speeds[-5:])
+        was_slow, self.slow = self.slow, now < SLOW * usual
+        if was_slow or not self.slow:
+            return
+        slowest = max(range(len(busy)), key=busy.__getitem__)
+        middle = statistics.median(busy)
+        who = ""
+        if len(busy) > 1 and busy[slowest] > middle / SLOW:
+            times = busy[slowest] / middle
+            who = f"; rank {slowest} on {self.hosts[slowest]} computes {times:.2f} times as long as the median"
+        event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{who}")
+
+
+SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
+
+
+def killed(out: Path) -> str:
+    """Why nothing may start below this output root, or nothing."""
+    path = out / "stop"
+    return f"{path}: {path.read_text().strip()}" if path.exists() else ""
+
+
+def event(folder: Path, step: int, kind: str, detail: str) -> None:
+    """A line in events.jsonl: what happened to a run beyond its steps."""
+    line = json.dumps({"time": time.time(), "step": step, "event": kind, "detail": detail})
+    try:
+        with open(folder / "events.jsonl", "a") as f:
+            f.write(line + "\n")
+    except OSError:
+        pass
+    print(f"step {step}: {kind}: {detail}", flush=True)
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

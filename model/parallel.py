@@ -1,0 +1,141 @@
+"""Tensor parallelism: megatron-core's layers, and its groups for DeepSpeed. Imported only where layout.tp is above 1.
+
+The ranks that hold one copy of the model together are neighbours (0 and 1, 2 and 3, ...); those with the same place in
+their copy form a data-parallel group, over which ZeRO spreads its optimizer. Parameters that are not cut get equal
+gradients on all ranks without being reduced, since what reaches them has been; only the first rank's count in the
+gradient norm, which is what `tensor_model_parallel` on the other parameters tells DeepSpeed.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.linear import linear
+from model.shard import Whole, dimension, unshard
+
+with warnings.catch_warnings():  # of what a machine without TransformerEngine and Apex lacks
+    warnings.simplefilter("ignore")
+    from megatron.core import ModelParallelConfig, parallel_state
+    from megatron.core.tensor_parallel import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+        linear_with_grad_accumulation_and_async_allreduce,
+        vocab_parallel_cross_entropy,
+    )
+
+# model/init.py draws the weights, by name. Memory is left as it is, on the CPU: DeepSpeed moves the model.
+CONFIG = {"config": ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False), "init_method": None}
+
+
+class _Bare(nn.Module):
+    """Takes away what megatron-core's layers keep for Transformer Engine: an empty entry in every state_dict."""
+
+    get_extra_state = nn.Module.get_extra_state
+    set_extra_state = nn.Module.set_extra_state
+
+
+class Embedding(_Bare, VocabParallelEmbedding):
+    def __init__(self, rows: int, width: int):
+        super().__init__(rows, width, **CONFIG, tp_group=parallel_state.get_tensor_model_parallel_group())
+
+
+class Column(_Bare, ColumnParallelLinear):
+    def __init__(self, into: int, out: int, bias: bool):
+        group = parallel_state.get_tensor_model_parallel_group()
+        super().__init__(into, out, **CONFIG, bias=bias, gather_output=False, tp_group=group)
+        self.in_features, self.out_features = into, self.output_size_per_partition
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+class Row(_Bare, RowParallelLinear):
+    def __init__(self, into: int, out: int, bias: bool):
+        group = parallel_state.get_tensor_model_parallel_group()
+        super().__init__(into, out, **CONFIG, bias=bias, input_is_parallel=True, skip_bias_add=False, tp_group=group)
+        self.in_features, self.out_features = self.input_size_per_partition, out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+class Ranks(Whole):
+    """This process among the `size` ranks that hold a model together; the process group must be there already.
+
+    Raises:
+        ValueError: when the ranks cannot be divided into groups of this size, or were divided otherwise.
+    """
+
+    def __init__(self, size: int):
+        if dist.get_world_size() % size:
+            raise ValueError(f"{dist.get_world_size()} ranks are no multiple of layout.tp={size}")
+        if not parallel_state.model_parallel_is_initialized():
+            parallel_state.initialize_model_parallel(size, create_gloo_process_groups=False)
+        self.group = parallel_state.get_tensor_model_parallel_group()
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        if self.size != size:
+            raise ValueError(f"the ranks are already in groups of {self.size}, not {size}")
+
+    def embedding(self, rows: int, width: int) -> nn.Module:
+        return Embedding(rows, width)
+
+    def column(self, into: int, out: int, bias: bool) -> nn.Module:
+        return Column(into, out, bias)
+
+    def row(self, into: int, out: int, bias: bool) -> nn.Module:
+        return Row(into, out, bias)
+
+    def loss(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        logits_NV = linear_with_grad_accumulation_and_async_allreduce(
+            x_ND, weight_VD, None, gradient_accumulation_fusion=False, allreduce_dgrad=True, sequence_parallel=False,
+            tp_group=self.group,
+        )  # fmt: skip
+        return vocab_parallel_cross_entropy(logits_NV, targets_N).mean()
+
+    @torch.no_grad()
+    def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
+        """No gradient flows through it. megatron-core's own gathering wants a GPU."""
+        return torch.cat(self._all(linear(x, weight_VD)), dim=-1)
+
+    def apart(self, attend: Any) -> Any:
+        def call(q: Tensor, *rest: Tensor, **named: Any) -> Tensor:
+            # drawn from the numbers that all ranks share, so that these stay in step, and other in each call
+            seed = int(torch.randint(2**62, ()))
+            with torch.random.fork_rng([q.device] if q.is_cuda else []):
+                torch.manual_seed(seed + self.rank)
+                return attend(q, *rest, **named)
+
+        return call
+
+    def gather(self, name: str, mine: Tensor) -> Tensor:
+        return unshard(name, self._all(mine)) if dimension(name) is not None else mine
+
+    def everyone(self, mine: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, mine, group=self.group)
+        return found
+
+    def _all(self, mine: Tensor) -> list[Tensor]:
+        mine = mine.detach().contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine, group=self.group)
+        return parts
+
+
+class MPU:
+    """What DeepSpeed asks of Megatron. Three of its names are in no release of megatron-core; the rest is as it is."""
+
+    def __init__(self, model: nn.Module):
+        for name, p in model.named_parameters():
+            p.tensor_model_parallel = dimension(name) is not None  # type: ignore[attr-defined]
+
+    get_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(parallel_state, name)

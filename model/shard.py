@@ -1,0 +1,99 @@
+"""How tensor parallelism cuts each parameter, as pure functions of its name; and the layers of a model that is not cut.
+
+| parameter                            | a rank of `size` keeps                                                  |
+|--------------------------------------|-------------------------------------------------------------------------|
+| embed.weight, head.weight            | a run of the padded vocabulary's rows                                   |
+| qkv.weight, qkv.bias                 | whole heads, the same ones of q, of k and of v: rows are [3, heads, K]  |
+| up.*, gate.*                         | a run of the inner width's rows, the same one of both                   |
+| proj.weight, down.weight             | the columns that read what it computed                                  |
+| all else: norms, positions, and the biases of proj and down | everything; they are equal on all ranks          |
+
+No torch.distributed and no megatron-core here: model/parallel.py has those.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.linear import Linear, linear
+from model.objective import cross_entropy
+
+ROWS, COLUMNS = ("embed", "head", "qkv", "up", "gate"), ("proj", "down")  # by which dimension their layer is cut
+
+
+def dimension(name: str) -> int | None:
+    """The dimension along which a parameter is cut; None: every rank has all of it."""
+    owner, kind = name.split(".")[-2:]
+    if owner in ROWS:
+        return 0
+    return 1 if owner in COLUMNS and kind == "weight" else None
+
+
+def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
+    """What rank `rank` of `size` keeps of a parameter, or of anything of its shape, such as its gradient."""
+    dim = dimension(name)
+    if dim is None or size == 1:
+        return full
+    if name.split(".")[-2] == "qkv":
+        return full.unflatten(0, (3, -1)).tensor_split(size, dim=1)[rank].flatten(0, 1)
+    return full.tensor_split(size, dim)[rank]
+
+
+def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
+    """The inverse of `shard`, from the parts of all ranks in order."""
+    dim = dimension(name)
+    if dim is None or len(parts) == 1:
+        return parts[0]
+    if name.split(".")[-2] == "qkv":
+        return torch.cat([part.unflatten(0, (3, -1)) for part in parts], dim=1).flatten(0, 1)
+    return torch.cat(list(parts), dim)
+
+
+def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
+    """The shape of the parameter of which a rank holds `shape`."""
+    return [n * size if i == dimension(name) else n for i, n in enumerate(shape)]
+
+
+class Whole:
+    """Makes the layers of a model that one rank holds whole; `model.parallel.Ranks` those of one that several share.
+
+    rank, size: among the ranks that hold the model together.
+    """
+
+    rank, size = 0, 1
+
+    def embedding(self, rows: int, width: int) -> nn.Module:
+        return nn.Embedding(rows, width)
+
+    def column(self, into: int, out: int, bias: bool) -> nn.Module:
+        """A linear layer of which each rank computes some outputs."""
+        return Linear(into, out, bias)
+
+    def row(self, into: int, out: int, bias: bool) -> nn.Module:
+        """A linear layer that reads what each rank has, and returns the whole output to all."""
+        return Linear(into, out, bias)
+
+    def loss(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        """Mean of -log softmax(x @ weight.T)[target] in nats, fp32."""
+        return cross_entropy(x_ND, weight_VD, targets_N)
+
+    def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
+        """[..., D] -> logits [..., V], of the whole vocabulary on every rank."""
+        return linear(x, weight_VD)
+
+    def apart(self, attend: Any) -> Any:
+        """`attend` with random numbers of this rank's own: what it drops is of heads that no other rank has."""
+        return attend
+
+    def gather(self, name: str, mine: Tensor) -> Tensor:
+        """The whole parameter `name` (or its gradient) from what each rank holds of it. All ranks call it together."""
+        return mine
+
+    def everyone(self, mine: Any) -> list[Any]:
+        """What each of the ranks gives, in order. All call it together."""
+        return [mine]
+
+
+WHOLE = Whole()

@@ -1,0 +1,207 @@
+"""A run that is stopped, killed, damaged, widened or narrowed goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from ablations.study import from_args
+from launch.checkpoint import whole
+from launch.watch import read_events
+from tests.conftest import Launch
+from tests.test_train import corpus, result, store, words  # noqa: F401  # fixtures
+
+Start = Callable[..., Launch]
+
+
+def folder(out: Path, store: Path) -> Path:
+    """An output root that shares the data store."""
+    out.mkdir()
+    (store / "data").mkdir(exist_ok=True)
+    (out / "data").symlink_to(store / "data")
+    return out
+
+
+def begin(launch: Start, argv: list[str], ranks: int = 1) -> Launch:
+    cell = from_args(argv).cells[1]
+    cell.dir.mkdir(parents=True, exist_ok=True)
+    return launch(["--cell", "1", *argv], cell.dir / "test.log", ranks)
+
+
+def train(launch: Start, argv: list[str], ranks: int = 1) -> Path:
+    """To the end. Returns the run directory."""
+    started = begin(launch, argv, ranks)
+    assert started.wait() == 0, started.said
+    return from_args(argv).cells[1].dir
+
+
+def text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def steps(run: Path) -> int:
+    return text(run / "metrics.jsonl").count("\n")
+
+
+def until(condition: Callable[[], Any], started: Launch) -> None:
+    while not condition() and started.running():
+        time.sleep(0.001)
+
+
+def test_fifty_kills_leave_no_trace(launch: Start, corpus: str, store: Path, tmp_path: Path) -> None:  # noqa: F811
+    """SIGKILL at 50 random moments. With dropout; checkpoints at every other step, so that many fall into a save."""
+    change = {"model.dropout": 0.1, "model.attn_dropout": 0.1, "layout.save_every": 2, "train.tokens": 60 * 4 * 32}
+    calm = train(launch, words(corpus, folder(tmp_path / "calm", store), **change))
+    argv = words(corpus, folder(tmp_path / "stormy", store), **change)
+    run = from_args(argv).cells[1].dir
+    rng, kills, inside = random.Random(1), 0, 0
+    while kills < 50:
+        started = begin(launch, argv)
+        pid = started.processes[0].pid
+        until(lambda: f'"pid": {pid}' in text(run / "heartbeat.json"), started)  # noqa: B023  # it is in its loop
+        time.sleep(rng.expovariate(1 / 0.1))  # a step and a save take some 20 ms
+        alive = started.running()
+        started.kill()
+        if not alive:
+            assert (run / "done").exists(), started.said
+            shutil.rmtree(run)  # and once more from the start
+            run.mkdir()
+            continue
+        kills += 1
+        inside += any(not (p / "checkpoint.json").exists() for p in (run / "checkpoints").glob("step_*"))
+    assert train(launch, argv) == run
+    assert inside >= 3, "too few kills fell into a save to mean anything"
+    assert result(run) == result(calm) and steps(run) == 60
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
+    launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
+) -> None:
+    change = {"layout.save_every": 8}
+    calm = train(launch, words(corpus, folder(tmp_path / "calm", store), **change))
+    argv = words(corpus, folder(tmp_path / "damaged", store), **change)
+    run = train(launch, argv)
+    (run / "done").unlink()
+    os.truncate(run / "checkpoints/step_24/rank_0.safetensors", 1000)
+    started = begin(launch, argv)
+    assert started.wait() == 0 and "step_24 is damaged" in started.said
+    assert result(run) == result(calm)
+
+
+def test_who_asks_for_a_stop_gets_one_and_nothing_is_lost(
+    launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
+) -> None:
+    change = {"layout.save_every": 1000, "train.tokens": 2000 * 4 * 32}
+    out = folder(tmp_path / "out", store)
+    argv = words(corpus, out, **change)
+    run = from_args(argv).cells[1].dir
+
+    started = begin(launch, argv)
+    until(lambda: steps(run) >= 3, started)
+    (run / "stop").write_text("ten minutes left")
+    assert started.wait() == 75 and "ten minutes left" in started.said
+    (first,) = whole(run / "checkpoints")
+    assert steps(run) == int(first.name[5:])
+
+    started = begin(launch, argv)  # the stop file was meant for the process before
+    until(lambda: steps(run) >= int(first.name[5:]) + 3, started)
+    os.kill(started.processes[0].pid or 0, 15)
+    assert started.wait() == 75 and "SIGTERM" in started.said
+    second = whole(run / "checkpoints")[0]
+    assert int(second.name[5:]) > int(first.name[5:])
+
+    started = begin(launch, argv)
+    until(lambda: steps(run) >= int(second.name[5:]) + 3, started)
+    (out / "stop").write_text("everybody out")
+    assert started.wait() == 76 and "everybody out" in started.said
+    assert begin(launch, argv).wait() == 76
+    rows = [json.loads(x)["step"] for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(1, len(rows) + 1))  # nothing lost, nothing twice
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_any_width_and_zero_stage_continues_any_other(
+    launch: Start, corpus: str, store: Path, tmp_path: Path, precision: str  # noqa: F811
+) -> None:
+    """1 -> 2 -> 4 -> 2 ranks, ZeRO 1 -> 2 -> 1 -> 2: the data order is the same, and losses are equal up to rounding."""
+    fixed = {"layout.micro_batch": 1, "layout.save_every": 1000, "train.precision": precision}
+    calm = train(launch, words(corpus, folder(tmp_path / "calm", store), **fixed))
+    out = folder(tmp_path / "wide", store)
+    for ranks, zero, stop in ((1, 1, 4), (2, 2, 10), (4, 1, 16), (2, 2, 24)):
+        # a budget is part of what a run is: stop with checkpoints at these steps, and take the later part away
+        every = {"layout.processes": ranks, "layout.zero": zero, "layout.save_every": stop}
+        argv = words(corpus, out, **(fixed | every))
+        run = from_args(argv).cells[1].dir
+        started = begin(launch, argv, ranks)
+        if stop == 24:
+            assert started.wait() == 0, started.said
+            break
+        until(lambda: (run / f"checkpoints/step_{stop}/checkpoint.json").exists(), started)  # noqa: B023
+        started.kill()
+        for path in (run / "checkpoints").glob("step_*"):
+            if int(path.name[5:]) > stop:
+                (path / "checkpoint.json").unlink(missing_ok=True)
+    record = json.loads((run / "run.json").read_text())
+    assert [c["hardware"]["ranks"] for c in record["continued"]] == [2, 4, 2]
+    rel = 2e-5 if precision == "fp32" else 5e-3
+    assert [r[2] for r in result(run)[1]] == pytest.approx([r[2] for r in result(calm)[1]], rel=rel)
+    assert [r[3] for r in result(run)[1]] == [r[3] for r in result(calm)[1]]
+
+
+def test_after_a_spike_the_run_goes_back_and_past_the_data(
+    launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
+) -> None:
+    """At so low a learning rate the loss is noise; the spike that it takes is chosen from an undisturbed run."""
+    change = {"train.lr": 1e-5, "layout.save_every": 2, "layout.keep": 100}
+    calm = [r[2] for r in result(train(launch, words(corpus, folder(tmp_path / "calm", store), **change)))[1]]
+    above = [loss - sorted(calm[:i])[i // 2] for i, loss in enumerate(calm) if i >= 8]
+    spike = sorted(above)[-1] * 0.999  # the highest of them only
+    assert spike > 0
+    at = 8 + above.index(max(above)) + 1  # the step of the spike
+    argv = words(corpus, folder(tmp_path / "run", store), **change, **{
+        "train.spike": spike, "train.skip": 3, "train.rollbacks": 5})  # fmt: skip
+    run = train(launch, argv)
+    record = json.loads((run / "run.json").read_text())
+    first = record["rollbacks"][0]
+    back = (at - 3) // 2 * 2
+    assert first["back_to"] == back and f"step {at}: " in first["why"]
+    assert first["samples_left_out"] == [4 * back, 4 * (at + 3)]
+    assert read_events(run)[0]["event"] == "rollback"
+    rows = result(run)[1]
+    assert [r[0] for r in rows] == list(range(1, 25))  # each step once
+    if len(record["rollbacks"]) == 1:
+        assert [r[2] for r in rows[:back]] == calm[:back]
+        # the weights hardly move at this rate: what the next steps see are the samples after those left out
+        from data.batches import Batches
+        from model.gpt import GPT
+
+        cell = from_args(argv).cells[1]
+        model = GPT(cell.run.model, cell.run.seed)
+        with safe_open(run / f"checkpoints/step_{back}/rank_0.safetensors", "pt") as saved, torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(saved.get_tensor(f"{name}|weight|0").view_as(p))
+        sources = [(s["prefix"], s["weight"]) for s in record["data"]["train"]]
+        batch = Batches(sources, cell.run.model.seq, 1).batch(range(4 * (at + 3), 4 * (at + 4)))
+        assert rows[back][2] == pytest.approx(model.loss(batch).item(), rel=1e-5)
+    # and the same once more
+    again = train(launch, words(corpus, folder(tmp_path / "again", store), **change, **{
+        "train.spike": spike, "train.skip": 3, "train.rollbacks": 5}))  # fmt: skip
+    assert result(again) == result(run)
+
+
+def test_a_spike_without_a_checkpoint_before_it_ends_the_run(
+    launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
+) -> None:
+    change = {"train.lr": 1e-5, "layout.save_every": 1000, "train.spike": 1e-4, "train.skip": 3, "train.rollbacks": 1}
+    argv = words(corpus, folder(tmp_path / "run", store), **change)
+    started = begin(launch, argv)
+    assert started.wait() == 1
+    assert "no checkpoint at least train.skip=3 steps before" in (from_args(argv).cells[1].dir / "failed").read_text()

@@ -1,0 +1,142 @@
+"""What runs beside the loop and before it: verdicts on nodes, refusal by arithmetic, heartbeat, hangs, stops."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ablations.config import ConfigError, resolve
+from launch.preflight import CLOCK, SHARED, Node, check_memory, verdict
+from launch.watch import Watch, killed, read_events
+
+ROOT = Path(__file__).parents[1]
+GOOD = Node("n", matmul=1e12, all_reduce=1e9, memory=1.0, shared=1 << 30, disk=1 << 40, written="", clock=1e9)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"matmul": 0.5e12}, "a matrix product runs at 50% of the usual speed"),
+        ({"memory": 0.5}, "only 50% of a GPU's memory is free"),
+        ({"shared": SHARED - 1}, "/dev/shm has 63 MiB free"),
+        ({"written": "Read-only file system"}, "cannot write into the run directory (Read-only file system)"),
+        ({"clock": 1e9 + 2 * CLOCK}, "the clock is +60 s off"),
+    ],
+)
+def test_a_bad_node_is_named_and_good_ones_are_not(change: dict, why: str) -> None:
+    nodes = [dataclasses.replace(GOOD, host=f"node{i}", matmul=1e12 * (1 + 0.05 * i)) for i in range(4)]
+    assert verdict(nodes) == {}
+    found = verdict([*nodes, dataclasses.replace(GOOD, host="bad", **change)])
+    assert list(found) == ["bad"] and found["bad"].startswith(why[:20])
+
+
+def test_one_node_alone_is_judged_by_what_needs_no_comparison() -> None:
+    assert verdict([GOOD]) == {} and verdict([dataclasses.replace(GOOD, shared=0)])
+
+
+def test_what_cannot_fit_is_refused_by_arithmetic_and_told_what_fits() -> None:
+    check_memory(resolve([("size", "nano")]), 1)
+    big = resolve([("size", "1b3"), ("layout.micro_batch", 512), ("train.precision", "fp32")])
+    with pytest.raises(ConfigError, match=r"the run needs .* GB on each rank, by estimate, of"):
+        check_memory(big, 1)
+    with pytest.raises(ConfigError, match=r"layout.micro_batch=\d+ would need"):
+        check_memory(big, 64)  # ZeRO makes room
+
+
+def watch(folder: Path, rank: int = 0, hosts: tuple[str, ...] = ("a", "b"), patience: float = 60.0) -> Watch:
+    (folder / "run").mkdir(exist_ok=True)
+    return Watch(folder / "run", folder, steps=100, rank=rank, hosts=hosts, hang=5, patience=patience)
+
+
+def test_the_heartbeat_says_where_a_run_is_and_goes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "run/heartbeat.json"
+    with watch(tmp_path) as w:
+        beat = json.loads(path.read_text())
+        assert beat["step"] == 0 and beat["steps"] == 100 and beat["nodes"] == ["a", "b"] and beat["pid"] == os.getpid()
+        w.stepped(7)
+        w._beat()
+        assert json.loads(path.read_text())["step"] == 7
+    assert not path.exists()
+    with watch(tmp_path, rank=1):
+        assert not path.exists()
+
+
+def test_a_stop_file_is_heard_and_an_old_one_is_not(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/stop").write_text("meant for the process before")
+    with watch(tmp_path) as w:
+        time.sleep(1.2)
+        assert not w.asked
+        (tmp_path / "run/stop").write_text("10 minutes left")
+        end = time.monotonic() + 10
+        while not w.asked and time.monotonic() < end:
+            time.sleep(0.05)
+        assert "10 minutes left" in w.asked
+    assert not killed(tmp_path)
+    (tmp_path / "stop").write_text("everybody out")
+    assert "everybody out" in killed(tmp_path)
+
+
+def test_sigterm_asks_for_a_stop(tmp_path: Path) -> None:
+    with watch(tmp_path) as w:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        assert w.asked == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_hang_leaves_the_stacks_and_the_right_exit_code(tmp_path: Path) -> None:
+    """A process that makes quick steps and then none."""
+    code = f"""
+import time
+from pathlib import Path
+from launch.watch import Watch
+def waits_for_ever():
+    time.sleep(60)
+with Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 100, 3, ["a"] * 4, hang=5, patience=1.0) as w:
+    for step in range(1, 20):
+        time.sleep(0.02)
+        w.stepped(step)
+    waits_for_ever()
+"""
+    began = time.monotonic()
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 75, process.stderr
+    assert time.monotonic() - began < 20
+    stacks = (tmp_path / "stacks/rank_3.txt").read_text()
+    assert "waits_for_ever" in stacks and "after step 19" in stacks
+    assert read_events(tmp_path)[-1]["event"] == "hang"
+
+
+def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
+    with watch(tmp_path, patience=0.5) as w:
+        for step in range(1, 6):
+            time.sleep(0.3)
+            w.stepped(step)
+        assert w.limit == pytest.approx(1.5, rel=0.2)  # 5 x the median
+        time.sleep(1.0)  # and still here
+
+
+def test_slowness_is_said_and_the_slow_rank_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    w = watch(tmp_path, hosts=("a", "b", "c"))
+    for _ in range(20):
+        w.speed(1000.0, [1.0, 1.0, 1.0])
+    for _ in range(9):
+        w.speed(900.0, [1.0, 1.0, 1.2])
+    w.speed(100.0, [1.0, 1.0, 9.0])  # once is nothing: a save, a neighbour
+    assert read_events(tmp_path / "run") == []
+    for _ in range(9):
+        w.speed(500.0, [1.0, 1.1, 2.2])
+    (said,) = read_events(tmp_path / "run")  # once until it is over
+    assert said["event"] == "slow" and "500 tokens/s, usually 1,000; rank 2 on c computes 2.00 times" in said["detail"]
+    for _ in range(20):
+        w.speed(1000.0, [1.0, 1.0, 1.0])
+    for _ in range(9):
+        w.speed(500.0, [1.0, 1.0, 1.0])
+    assert len(read_events(tmp_path / "run")) == 2 and "rank" not in read_events(tmp_path / "run")[1]["detail"]
