@@ -1,4 +1,8 @@
-"""python -m eval RUN_DIR ...: judges finished runs; writes samples.jsonl.gz, then eval.json, into each."""
+"""python -m eval RUN_DIR ...: judges finished runs; writes samples.jsonl.gz, then eval.json, into each.
+
+Always by what held-out text gives (eval/probes.py); with --tasks also by lm-eval's tasks, on data that is on this
+machine (eval/mirror.py). Without a run, says whether those tasks could be run.
+"""
 
 import argparse
 import gzip
@@ -6,36 +10,74 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval import probes
+from eval import mirror, probes
 from eval.statistics import LN2, mean_stderr, ratio_stderr
+
+PARTS = "eval.parts"  # in a run directory, while it is evaluated: outcomes so far (eval/score.py)
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = "Evaluate finished runs. One whose eval.json is of the same weights and tasks is left as it is."
+    about = "Evaluate finished runs. One whose eval.json is of the same weights and has the tasks is left as it is."
     parser = argparse.ArgumentParser(prog="python -m eval", description=about)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="of a finished run")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a finished run")
+    parser.add_argument("--tasks", default="", metavar="NAMES", help="suite, or any of lm-eval's, with commas between")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where their data is (make eval-data)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 elsewhere")
+    parser.add_argument("--processes", type=int, default=0, help="default: one for each GPU, or one")
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    tasks = [name.strip() for name in args.tasks.split(",") if name.strip()]
+    if not args.runs and not tasks:
+        parser.error("give the directory of a run, or --tasks")
     try:
+        if tasks and not args.data:
+            raise ValueError("--tasks needs --data, the folder that `make eval-data` has filled")
         for directory in args.runs:
             for name in ("run.json", "done", "weights.safetensors"):
                 if not (directory / name).exists():
                     raise ValueError(f"{directory} has no {name}: only a finished run can be evaluated")
+        data = mirror.Mirror(args.data) if tasks else None
+        if data and not args.runs:
+            print(f"{len(available(tasks, data)[0])} tasks can be run")
         for directory in args.runs:
-            result = current(directory) or evaluate(directory)
-            print(f"{json.loads((directory / 'run.json').read_text())['cell']}: {summary(result)}")
+            result = None if args.rank else current(directory, tasks, data)
+            result = result or evaluate(directory, tasks, data, args.precision, args.processes, args.rank)
+            if not args.rank:
+                print(f"{json.loads((directory / 'run.json').read_text())['cell']}: {summary(result)}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def available(tasks: list[str], data: mirror.Mirror) -> tuple[dict, list[str]]:
+    """lm-eval's definitions of the tasks whose data is here and whole, and the names of the others, which are told.
+
+    Raises:
+        ValueError: when a task that was asked for by its own name cannot be run, or none can.
+    """
+    from eval import harness
+
+    found = harness.definitions(mirror.names(tasks))
+    lacking = {name: why for name, each in found.items() if (why := data.lacks(each.source))}
+    if unable := [f"{name}: {why}" for name, why in lacking.items() if name in tasks]:
+        raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))
+    for name, why in lacking.items():
+        print(f"missing: {name}: {why}", file=sys.stderr)
+    if len(lacking) == len(found):
+        raise ValueError(f"{data.folder} has the data of no task that was asked for")
+    return {name: each for name, each in found.items() if name not in lacking}, list(lacking)
 
 
 def identity(directory: Path) -> dict:
@@ -47,55 +89,82 @@ def identity(directory: Path) -> dict:
             "weights_sha256": weights, "corpora": config["eval"]["corpora"]}
 
 
-def current(directory: Path) -> dict | None:
-    """The evaluation that is there already, when it is of these weights by these tasks."""
+def current(directory: Path, tasks: Iterable[str] = (), data: mirror.Mirror | None = None) -> dict | None:
+    """The evaluation that is there already, when it is of these weights and has the tasks, on the same data."""
     try:
         result = json.loads((directory / "eval.json").read_text())
     except FileNotFoundError:
         return None
-    return result if identity(directory).items() <= result.items() else None
+    had = result.get("lm_eval_tasks", {"asked": [], "data_sha256": None})
+    more = data and (not set(tasks) <= set(had["asked"]) or had["data_sha256"] != data.sha256)
+    return result if identity(directory).items() <= result.items() and not more else None
 
 
-def evaluate(directory: Path) -> dict:
-    """Evaluates one run; returns what it writes to eval.json."""
+def evaluate(
+    directory: Path, tasks: list[str], data: mirror.Mirror | None, precision: str | None = None, processes: int = 0,
+    rank: int = 0,
+) -> dict:  # fmt: skip
+    """Evaluates one run; returns what it writes to eval.json.
+
+    precision: fp32 or bf16. processes: how many share the work, each with a GPU of its own where there are GPUs; this
+    one is number `rank`, and 0 starts the others and writes.
+    """
     start = time.monotonic()
     run = json.loads((directory / "run.json").read_text())
-    seq, vocab = run["config"]["model"]["seq"], run["config"]["model"]["vocab"]
+    seq = run["config"]["model"]["seq"]
 
-    from data.prepare import prepare
+    from data.prepare import held_out
 
     spec = probes.specification()["tasks"]
-    tasks: dict[str, tuple[dict, list[dict]]] = {}
+    made: dict[str, tuple[dict, list[dict]]] = {}
     for corpus in run["config"]["eval"]["corpora"]:
-        manifest = prepare(corpus, run["config"]["data"]["tokenizer"], vocab, Path(run["data_store"]))
-        held_out = manifest["valid"]
-        for name, items in probes.items(probes.documents(held_out), seq).items():
-            tasks[f"{corpus}/{name}"] = (spec[name], items)
-    omitted = [name for name, (_, items) in tasks.items() if not items]
+        text = held_out(corpus, Path(run["data_store"]), run["config"]["data"].get("allow_errors", 0))
+        for name, items in probes.items(probes.documents(text), seq).items():
+            made[f"{corpus}/{name}"] = (spec[name], items)
+    omitted = [name for name, (_, items) in made.items() if not items]
 
-    from eval import harness
+    from eval import harness, score
 
+    named, missing = available(tasks, data) if data else ({}, [])
+    model, tokenizer, precision, gpus = load(directory, run, precision, rank)
+    processes = processes or max(1, gpus)
+    others = [] if rank else [
+        subprocess.Popen([sys.executable, "-m", "eval", str(directory), "--precision", precision, "--processes",
+                          str(processes), "--rank", str(other), *(["--tasks", ",".join(tasks)] if data else []),
+                          *(["--data", str(data.folder)] if data else [])], stderr=subprocess.DEVNULL)
+        for other in range(1, processes)]  # fmt: skip
+    depends = identity(directory) | {"precision": precision, "data_sha256": data.sha256 if data else None}
+    journal = score.Journal(directory / PARTS, depends, rank, processes,
+                            lambda: all(other.poll() is None for other in others))  # fmt: skip
     with progress(run["cell"]) as advance:
-        model, tokenizer = load(directory, run)
-        scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance)
-        found = harness.evaluate(scorer, {name: each for name, each in tasks.items() if each[1]})
+        scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
+        found = harness.evaluate(scorer, {name: each for name, each in made.items() if each[1]})
+        theirs = harness.evaluate_named(scorer, named, data) if data else {}
+    journal.close()
+    if rank:
+        return {}
 
     results, rows = {}, []
     for name, outcome in found.items():
-        entry, items = tasks[name]
+        entry, items = made[name]
         samples = outcome.pop("samples")
         rows += [{"task": name, **sample} for sample in samples]
         if entry["metric"] == "bits_per_byte":
             nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
-            stderr, chance = ratio_stderr(nats / LN2, sizes), None
+            error, chance = ratio_stderr(nats / LN2, sizes), None
             outcome["bytes"] = int(sizes.sum())
         else:
-            stderr = mean_stderr(np.array([sample["value"] for sample in samples], float))
+            error = mean_stderr(np.array([sample["value"] for sample in samples], float))
             chance = probes.chance(items, entry["chance"])
         results[name] = {
-            "metric": entry["metric"], **outcome, "stderr": stderr, "n": len(items), "chance": chance,
+            "metric": entry["metric"], **outcome, "stderr": error, "n": len(items), "chance": chance,
             "higher_is_better": entry["higher_is_better"], "mean": entry.get("mean", False),
         }  # fmt: skip
+    for name, outcome in theirs.items():
+        rows += [{"task": name, **sample} for sample in outcome["samples"]]
+        values = np.array([sample["value"] for sample in outcome.pop("samples")], float)
+        stderr = mean_stderr(values) if outcome["metric"] in ("acc", "exact_match") else None
+        results[name] = {**outcome, "stderr": stderr, "mean": False, "suite": name in mirror.suite()}
     losses = [r for r in results.values() if r["metric"] == "bits_per_byte"]
     scores = [r for r in results.values() if r["mean"]]
     zero_shot = {key: 100 * mean(scores, key) for key in ("value", "stderr", "chance")} if scores else None
@@ -105,30 +174,67 @@ def evaluate(directory: Path) -> dict:
         "omitted": omitted,
         "bits_per_byte": {key: mean(losses, key) for key in ("value", "stderr")},
         "zero_shot": zero_shot,
+        "precision": precision,
         "seconds": round(time.monotonic() - start, 1),
     }
+    if data:
+        result["lm_eval_tasks"] = {"asked": tasks, "missing": missing, "data_sha256": data.sha256}
+        result["suite"] = suite([result])
     write(directory / "samples.jsonl.gz", gzip.compress("".join(map(line, rows)).encode(), mtime=0))
     write(directory / "eval.json", json.dumps(result, indent=1).encode())
+    for other in others:
+        other.wait()
+    shutil.rmtree(directory / PARTS)
     return result
 
 
-def load(directory: Path, run: dict) -> tuple[Any, Any]:
-    """The model with its trained weights, and its tokenizer: fp32 on a CPU, bf16 on a GPU."""
+def suite(evaluations: list[dict]) -> dict | None:
+    """The headline of the suite over evaluations (of one run, or of all that are compared), in points.
+
+    Returns: {"value": unweighted mean over the tasks, "stderr", "chance", "corrected": the mean of (value - chance) /
+        (1 - chance) with its "corrected_stderr", "tasks": how many of "of" there are, "able": the tasks that these runs
+        can do, taken together (see eval/tasks.yaml), and "able_value", the mean over them}; None without any task.
+        Only tasks that all evaluations have are counted.
+    """
+    each = [{k: v for k, v in e["tasks"].items() if v.get("suite")} for e in evaluations]
+    names = [name for name in mirror.suite() if all(name in tasks for tasks in each)]
+    if not names:
+        return None
+    value, stderr, chance, best = (np.array([[tasks[name][key] for name in names] for tasks in each], float)
+                                   for key in ("value", "stderr", "chance", "guess"))  # fmt: skip
+    n, k = len(names), len(evaluations)
+    apart = value.mean(0) - best.mean(0)
+    able = apart > 2 * stderr.mean(0)  # the same items in all: more runs do not make a task's error smaller
+    scale = 1 - chance
+    return {
+        "value": 100 * float(value.mean()), "stderr": 100 * float(np.sqrt((stderr**2).mean(0).sum()) / n),
+        "chance": 100 * float(chance.mean()),
+        "corrected": 100 * float(((value - chance) / scale).mean()),
+        "corrected_stderr": 100 * float(np.sqrt(((stderr / scale) ** 2).mean(0).sum()) / n),
+        "tasks": n, "of": len(mirror.suite()), "runs": k,
+        "able": [name for name, can in zip(names, able, strict=True) if can],
+        "able_value": 100 * float(value[:, able].mean()) if able.any() else None,
+    }  # fmt: skip
+
+
+def load(directory: Path, run: dict, precision: str | None, rank: int) -> tuple[Any, Any, str, int]:
+    """The model with its trained weights, its tokenizer, the precision it has, and how many GPUs there are."""
     import torch
     from safetensors.torch import load_file
 
-    from data.tokenizer import Tokenizer
+    from data.tokenizer import load_tokenizer
     from model.config import ModelConfig
     from model.gpt import GPT
 
-    tokenizer = Tokenizer(run["data"]["tokenizer"]["path"])
+    tokenizer = load_tokenizer(run["data"]["tokenizer"]["path"])
     if tokenizer.sha256 != run["data"]["tokenizer"]["sha256"]:
         raise ValueError(f"{tokenizer.path} is not the tokenizer that {directory} was trained with")
     model = GPT(ModelConfig(**run["config"]["model"]))
     model.load_state_dict(load_file(directory / "weights.safetensors"), strict=True)
-    if torch.cuda.is_available():
-        model.to("cuda", torch.bfloat16)
-    return model, tokenizer
+    gpus = torch.cuda.device_count()
+    precision = precision or ("bf16" if gpus else "fp32")
+    device = f"cuda:{rank % gpus}" if gpus else "cpu"
+    return model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32), tokenizer, precision, gpus
 
 
 @contextmanager
@@ -161,6 +267,10 @@ def summary(result: dict) -> str:
     text = f"{loss['value']:.3f} ± {loss['stderr']:.3f} bits/byte"
     if score:
         text += f", zero-shot {score['value']:.1f} ± {score['stderr']:.1f} % (chance {score['chance']:.1f} %)"
+    if found := result.get("suite"):
+        some = "" if found["tasks"] == found["of"] else f" ONLY {found['tasks']} OF"
+        text += (f", suite{some} {found['of']} tasks {found['value']:.2f} ± {found['stderr']:.2f} % "
+                 f"(chance {found['chance']:.1f} %)")  # fmt: skip
     return f"{text}, {result['seconds']:.0f} s"
 
 

@@ -55,12 +55,12 @@ def export(directory: Path, to: Path) -> str:
     import transformers
     from safetensors.torch import load_file
 
-    from data.tokenizer import Tokenizer
+    from data.tokenizer import load_tokenizer
     from eval.probes import documents
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    tokenizer = Tokenizer(run["data"]["tokenizer"]["path"])
+    tokenizer = load_tokenizer(run["data"]["tokenizer"]["path"])
     if tokenizer.sha256 != run["data"]["tokenizer"]["sha256"]:
         raise ValueError(f"{tokenizer.path} is not the tokenizer that {directory} was trained with")
     state = load_file(directory / "weights.safetensors")
@@ -105,29 +105,47 @@ def sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int
 def convert(tokenizer: Any, longest: int | None = None) -> Any:
     """Our tokenizer as a transformers one: the same ids for every text.
 
-    A space is a space in its pieces, so that U+2581 has no special meaning and goes in as bytes, and no step before
-    or after BPE is needed. `split_special_tokens`: "</s>" in a text is four characters, not the end of document.
+    `split_special_tokens`: the name of the end of document in a text is some characters, not the end of document.
 
     One difference is left. Of ids whose bytes are no UTF-8 as a whole, which no text gives, each byte becomes U+FFFD
     here, and in ours only those that cannot be read.
     """
-    from tokenizers import Regex, decoders, models
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
-    processor = tokenizer._processor
-    pieces = [processor.id_to_piece(i).replace("\u2581", " ") for i in range(tokenizer.vocab_size)]
-    special = (processor.is_byte, processor.is_control, processor.is_unknown)
-    scores = {p: processor.get_score(i) for i, p in enumerate(pieces) if not any(is_(i) for is_ in special)}
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    backend = Backend(models.BPE(vocab=vocab, merges=merges(scores), byte_fallback=True))
-    newline = decoders.Replace(Regex("^<0x0A>$"), "\n")  # always a byte; a broken character after it leaves it whole
-    backend.decoder = decoders.Sequence([newline, decoders.ByteFallback(), decoders.Fuse()])
+    if hasattr(tokenizer, "definition"):  # byte-level BPE is in Hugging Face's format already
+        backend = Backend.from_str(tokenizer.definition)
+        end = backend.id_to_token(tokenizer.eod)
+    else:
+        backend, end = from_sentencepiece(tokenizer), tokenizer.pieces[tokenizer.eod].text
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=pieces[tokenizer.eod], split_special_tokens=True,
+        tokenizer_object=backend, eos_token=end, split_special_tokens=True,
         clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
         **({"model_max_length": longest} if longest else {}),
     )  # fmt: skip
+
+
+def from_sentencepiece(tokenizer: Any) -> Any:
+    """A backend for a SentencePiece model that was trained here by BPE.
+
+    A space is a space in its pieces, so that U+2581 has no special meaning and goes in as bytes, and no step before
+    or after the model is needed.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models
+
+    if tokenizer.kind != "bpe":
+        raise ValueError(f"a tokenizer of the kind {tokenizer.kind} is not exported: Hugging Face's adds up scores in "
+                         "another precision and cuts some words in another way")  # fmt: skip
+    if not tokenizer.lossless:
+        raise ValueError(f"{tokenizer.path} changes texts before it cuts them, which is not exported: use the Hugging "
+                         "Face tokenizer that comes with it")  # fmt: skip
+    pieces = [piece._replace(text=piece.text.replace("\u2581", " ")) for piece in tokenizer.pieces]
+    scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}
+    vocab = {piece.text: i for i, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges(scores), byte_fallback=True))
+    newline = decoders.Replace(Regex("^<0x0A>$"), "\n")  # always a byte; a broken character after it leaves it whole
+    backend.decoder = decoders.Sequence([newline, decoders.ByteFallback(), decoders.Fuse()])
+    return backend
 
 
 def merges(scores: dict[str, float]) -> list[tuple[str, str]]:

@@ -1,34 +1,47 @@
-"""Our model as an lm-eval model, and our tasks as lm-eval tasks. The only file that knows lm_eval."""
+"""Our model as an lm-eval model; our tasks, and lm-eval's own, as lm-eval tasks. The only file that knows lm_eval."""
 
+import difflib
+import functools
+import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-# Set before `datasets` is imported, which reads them then: nothing of this is on the hub, and asking takes 25
-# s.
+# Set before `datasets` is imported, which reads them then: evaluation reads no hub, and asking it takes 25 s.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval has a bar for every step; `progress` is enough
 
-import torch
+import lm_eval.tasks
 from datasets import Dataset
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as lm_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml  # the one loader that resolves `include:` and `!function`
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-Tokens = tuple[int, ...]
+from eval import score
+from eval.mirror import Mirror, Source, suite
+from eval.probes import digest
+
+TASKS = Path(lm_eval.tasks.__file__).parent
+NEW = 256  # tokens of a continuation where the task names no number; lm-eval's own
 
 
 class Scorer(TemplateLM):
-    """Log-likelihoods of text under a GPT, in nats.
+    """Log-likelihoods of text under a GPT, in nats, and greedy continuations.
 
-    model: with `hidden` [B, T] -> [B, T, D], `project` [..., D] -> [..., V] and `max_length`; on any device.
-    tokenizer: with `encode(text) -> ids` and `eod`, the id that begins a document.
+    model: a GPT (model/gpt.py) on any device.
+    tokenizer: with `encode(text) -> ids`, `decode(ids) -> text` and `eod`, the id that begins a document.
     window: tokens that the model is given at a time for held-out loss: the training length, in every arm.
-    batch: tokens of a forward pass, padding included.
+    batch: tokens of a forward pass, padding included; None: what suits the device.
     progress: called after every forward pass with the tokens done and the tokens in all.
+    journal: keeps outcomes as they come (eval/score.py).
     """
 
     def __init__(
@@ -36,13 +49,15 @@ class Scorer(TemplateLM):
         model: Any,
         tokenizer: Any,
         window: int,
-        batch: int = 4096,
+        batch: int | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        journal: score.Journal | None = None,
     ):
         super().__init__()
-        self.model, self.eod, self.window = model.eval(), tokenizer.eod, window
-        self.batch, self.progress = batch, progress
-        self.encode = lru_cache(maxsize=None)(lambda text: tuple(tokenizer.encode(text)))
+        self.model, self.window, self.eod = model.eval(), window, tokenizer.eod
+        self.how: dict[str, Any] = {"batch": batch, "progress": progress, "journal": journal or score.Journal()}
+        self.encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(tokenizer.encode(text)))
+        self.decode: Callable[[list[int]], str] = getattr(tokenizer, "decode", str)
 
     @property
     def eot_token_id(self) -> int:
@@ -55,8 +70,7 @@ class Scorer(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of whole texts: every token once, in disjoint windows, the first of them after
-        `eod`."""
+        """The log-likelihood of whole texts: every token once, in disjoint windows, the first of them after `eod`."""
         windows = [
             [make_disjoint_window(pair) for pair in get_rolling_token_windows(
                 self.tok_encode(request.args[0]), self.eod, max_seq_len=self.window, context_len=1)]
@@ -66,7 +80,38 @@ class Scorer(TemplateLM):
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
-        raise NotImplementedError("this model only scores text: tasks of type generate_until cannot be run")
+        """The greedy continuation of each context, up to the first of the task's stop strings or the end of document.
+
+        Raises:
+            ValueError: when a task asks for sampling.
+        """
+        asked: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            asked.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        made = [""] * len(requests)
+        for settings, which in asked.items():
+            wanted = json.loads(settings)
+            if wanted.get("do_sample") or wanted.get("num_beams", 1) != 1:
+                raise ValueError(f"only greedy continuations can be made, not {settings}")
+            stops = wanted.get("until") or []
+            stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
+            new = int(wanted.get("max_gen_toks", NEW))
+            if self.model.max_length:  # half of the longest input at least is left to the context
+                new = min(new, self.model.max_length // 2)
+            ended = functools.partial(self._ended, stops=stops)
+            contexts = [self.tok_encode(requests[i].args[0]) or [self.eod] for i in which]
+            found = score.continuations(self.model, contexts, new, ended, **self.how)
+            for i, ids in zip(which, found, strict=True):
+                made[i] = self._text(ids)
+                for stop in stops:
+                    made[i] = made[i].split(stop)[0]
+        return made
+
+    def _text(self, ids: list[int]) -> str:
+        return self.decode(ids[: ids.index(self.eod)] if self.eod in ids else ids)
+
+    def _ended(self, ids: list[int], stops: list[str]) -> bool:
+        return ids[-1] == self.eod or any(stop in self._text(ids) for stop in stops)
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         for (_, continuation), _, ids in requests:
@@ -74,64 +119,12 @@ class Scorer(TemplateLM):
                 raise ValueError(f"the tokenizer leaves no token to the continuation {continuation!r}")
         return self.score([(context or [self.eod], continuation) for _, context, continuation in requests])
 
-    @torch.inference_mode()
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """For token ids (given, scored): log p(scored | given), and whether each scored token is the
-        likeliest.
-
-        Where the model has a longest input, what is given is cut from the left; elsewhere nothing is.
-        """
-        longest = self.model.max_length
-        inputs: list[Tokens] = []
-        for given, scored in pairs:
-            if longest and len(scored) > longest:
-                raise ValueError(f"{len(scored)} tokens to score; this model's longest input has {longest}")
-            inputs.append(tuple((given + scored)[:-1][-longest:] if longest else (given + scored)[:-1]))
-
-        # Attention is causal, so an input that another one begins with needs no pass of its own: four choices
-        # of one word are a single pass. In lexicographic order an input stands right before those that begin
-        # with it.
-        serves: dict[Tokens, Tokens] = {}
-        after: Tokens = ()
-        for tokens in sorted(set(inputs), reverse=True):
-            serves[tokens] = serves[after] if after[: len(tokens)] == tokens else tokens
-            after = tokens
-        wanted: dict[Tokens, list[int]] = {}
-        for i, tokens in enumerate(inputs):
-            wanted.setdefault(serves[tokens], []).append(i)
-
-        results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-        device = next(self.model.parameters()).device
-        done, total = 0, sum(map(len, wanted))
-        for group in batches(sorted(wanted, key=lambda tokens: (-len(tokens), tokens)), self.batch):
-            x_BT = torch.zeros(len(group), len(group[0]), dtype=torch.long)  # padded on the right
-            for row, tokens in enumerate(group):
-                x_BT[row, : len(tokens)] = torch.tensor(tokens)
-            x_BTD = self.model.hidden(x_BT.to(device))
-            for row, tokens in enumerate(group):
-                for i in wanted[tokens]:
-                    target_T = torch.tensor(pairs[i][1], device=device)
-                    end = len(inputs[i])
-                    logits_TV = self.model.project(x_BTD[row, end - len(target_T) : end])
-                    logp_TV = logits_TV.float().log_softmax(-1)
-                    greedy = bool((logp_TV.argmax(-1) == target_T).all())
-                    results[i] = (logp_TV.gather(1, target_T[:, None]).sum().item(), greedy)
-            done += sum(map(len, group))
-            self.progress(done, total)
-        return results
+        """See `score.likelihoods`."""
+        return score.likelihoods(self.model, pairs, **self.how)
 
 
-def batches(inputs: Iterable[Tokens], most: int) -> Iterable[list[Tokens]]:
-    """Cuts inputs, longest first, into batches of at most so many tokens with padding, and at least one
-    input."""
-    group: list[Tokens] = []
-    for each in inputs:
-        if group and (len(group) + 1) * len(group[0]) > most:
-            yield group
-            group = []
-        group.append(each)
-    if group:
-        yield group
+# ------------------------------------------------------------------------------------------------ our tasks
 
 
 def task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
@@ -184,3 +177,150 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
             else:
                 samples.append({"id": item, "value": int(value)})
     return results
+
+
+# ------------------------------------------------------------------------------------------------ lm-eval's tasks
+
+
+class Definition(NamedTuple):
+    """A task of lm-eval: its resolved YAML, and the split of which data set it is evaluated on."""
+
+    config: dict
+    source: Source
+
+
+def definitions(names: list[str]) -> dict[str, Definition]:
+    """Tasks, groups and tags of lm-eval, by name; {task: Definition}.
+
+    Those of the suite are found at once; for others lm-eval's 14,000 files are searched (7 s).
+
+    Raises:
+        ValueError: for a name that lm-eval does not know, or a task that cannot be run here.
+    """
+    known = suite()
+    files = {name: TASKS / known[name]["file"] for name in names if name in known}
+    if others := [name for name in names if name not in known]:
+        index = TaskManager().task_index
+        for name in others:
+            files |= {task: Path(index[task].yaml_path) for task in _members(name, index)}
+    found = {}
+    for name, path in files.items():
+        config = load_yaml(path)
+        spec = known.get(name)
+        if "class" in config or config.get("output_type") not in ("multiple_choice", "loglikelihood",
+                                                                   "loglikelihood_rolling", "generate_until"):
+            raise ValueError(f"{name} is a task with code of its own in lm-eval, and cannot be run here")
+        split = config.get("test_split") or config["validation_split"]
+        source = Source(spec["path"], spec["config"], spec["split"]) if spec else _source(name, config, split)
+        if spec and (config["metadata"]["version"] != spec["version"] or split != spec["split"]):
+            raise ValueError(f"{name} has version {config['metadata']['version']} and split {split} in the installed "
+                             f"lm-eval, {spec['version']} and {spec['split']} in eval/tasks.yaml")  # fmt: skip
+        found[name] = Definition(config, source)
+    return found
+
+
+def _members(name: str, index: dict) -> list[str]:
+    """The tasks of a group or tag; a task itself."""
+    if name not in index:
+        close = difflib.get_close_matches(name, list(index), n=1)
+        raise ValueError(f"there is no task {name!r} in lm-eval{f' (did you mean {close[0]}?)' if close else ''}; "
+                         "suite names the 27 of eval/tasks.yaml")  # fmt: skip
+    entry = index[name]
+    if entry.yaml_path is None:  # a tag
+        return sorted(entry.tags)
+    if "group" not in entry.cfg:
+        return [name]
+    members = entry.cfg["task"]
+    found = []
+    for each in [members] if isinstance(members, str) else members:
+        if not isinstance(each, str) and each.keys() - {"task", "group"}:
+            raise ValueError(f"{name} is a group that changes its tasks, and cannot be run here; name the tasks")
+        found += _members(each if isinstance(each, str) else each.get("task") or each["group"], index)
+    return found
+
+
+def _source(name: str, config: dict, split: str) -> Source:
+    path = config["dataset_path"]
+    if "/" not in path:  # a builder such as json, with addresses of files
+        address = json.dumps(config.get("dataset_kwargs"))
+        hub = re.search(r"hf://datasets/([^/@]+/[^/@]+)", address)
+        if not hub:
+            raise ValueError(f"{name} reads {address}, which is not on the hub, and cannot be mirrored")
+        path = hub[1]
+    return Source(path, config.get("dataset_name") or "default", split)
+
+
+def build(tasks: dict[str, Definition], mirror: Mirror) -> dict[str, ConfigurableTask]:
+    """lm-eval's own tasks, zero-shot, on the data of `mirror` and nothing else."""
+    made = {}
+    for name, (config, source) in tasks.items():
+        table = mirror.table(source)
+        rest = {k: v for k, v in config.items() if k not in ("tag", "group", "task_list", "fewshot_config")}
+        made[name] = ConfigurableTask(config={
+            **rest, "training_split": None, "fewshot_split": None, "num_fewshot": 0, "dataset_kwargs": None,
+            "validation_split": None if config.get("test_split") else source.split,
+            "custom_dataset": lambda table=table, split=source.split, **_: {split: table},
+        })  # fmt: skip
+    return made
+
+
+def evaluate_named(scorer: Scorer, tasks: dict[str, Definition], mirror: Mirror) -> dict[str, dict]:
+    """Runs the tasks of `build`.
+
+    Returns: {name: {"metric", "value", "version", "n", "chance": mean of one over the options (0 for an answer written
+        out, None where neither applies), "guess": the better of chance and always the commonest answer, "data": where
+        the items are from, other metrics by name, "context_tokens": [least, most], "samples": [{"id", "value"}]}}.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    made = build(tasks, mirror)
+    run = lm_evaluate(lm=scorer, task_dict={"tasks": made, "groups": {}}, bootstrap_iters=0, log_samples=True)
+    return {name: _outcome(scorer, made[name], run, name) | {"data": _origin(mirror, tasks[name].source)}
+            for name in tasks}  # fmt: skip
+
+
+def _origin(mirror: Mirror, source: Source) -> dict:
+    entry = mirror.entries[source]
+    return {**source._asdict(), **{key: entry.get(key) for key in ("rows", "sha256", "revision")}}
+
+
+def _outcome(scorer: Scorer, made: ConfigurableTask, run: Any, name: str) -> dict:
+    found = {key.split(",")[0]: value for key, value in run["results"][name].items()
+             if isinstance(value, float | int) and "_stderr" not in key}  # fmt: skip
+    listed = [each["metric"] for each in made.config.metric_list if isinstance(each["metric"], str)]
+    metric = next((each for each in ("acc", "exact_match") if each in listed), listed[0])
+    rows, one = {}, None  # where a task has several filters, the first
+    for row in run["samples"][name]:
+        one = one or row["filter"]
+        if row["filter"] == one:
+            rows[row["doc_id"]] = row
+    ordered = [rows[i] for i in sorted(rows)]
+    questions = [json.dumps([row["arguments"], row["target"]], default=str) for row in ordered]
+    seen: Counter[str] = Counter()
+    samples = []
+    for row, question in zip(ordered, questions, strict=True):
+        seen[question] += 1
+        again = f"-{seen[question]}" if seen[question] > 1 else ""  # the same question twice is two items
+        if isinstance(row[metric], float | int):
+            samples.append({"id": digest(question) + again, "value": float(row[metric])})
+    outcome = {"metric": metric, "value": found[metric], **{k: found[k] for k in listed if k in found and k != metric}}
+    contexts = [len(scorer.encode(argument[0])) for row in ordered for argument in row["arguments"][:1]]
+    return {
+        **outcome, **guess(made.config.output_type, metric, ordered), "version": made.VERSION, "n": len(ordered),
+        "higher_is_better": made.higher_is_better()[metric], "context_tokens": [min(contexts), max(contexts)],
+        "samples": samples,
+    }  # fmt: skip
+
+
+def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
+    """{"chance", "guess"} of a task, from lm-eval's logged samples.
+
+    Always giving the commonest answer is a guess only where the answers have names, the same for every item.
+    """
+    if metric == "exact_match" or kind == "loglikelihood":
+        return {"chance": 0.0, "guess": 0.0}
+    if kind != "multiple_choice" or metric != "acc" or not all(isinstance(row["target"], int | str) for row in rows):
+        return {"chance": None, "guess": None}
+    chance = sum(1 / len(row["arguments"]) for row in rows) / len(rows)
+    answers = {tuple(argument[1] for argument in row["arguments"]) for row in rows}
+    commonest = Counter(str(row["target"]) for row in rows).most_common(1)[0][1] / len(rows)
+    return {"chance": chance, "guess": max(chance, commonest) if len(answers) == 1 else chance}

@@ -1,28 +1,39 @@
 """Standard errors, paired comparisons and verdicts. numpy and scipy, no model and no files.
 
-What may be concluded. An arm's result x[arm, seed] is taken as arm + seed + residual. Two things make a
-difference between two arms uncertain, and both are counted:
+What may be concluded. An arm's result x[arm, seed] is taken as arm + seed + residual. Two things make a difference
+between two arms uncertain, and both are counted:
 
-* the seeds. s**2 is the residual variance after removing arms and seeds, pooled over all arms of the study,
-  with (A - 1)(n - 1) degrees of freedom for A arms and n seeds; the difference of two arm means has the
-  variance s**2 * 2 / n (randomised blocks: Fisher 1935; Montgomery, Design and Analysis of Experiments, ch.
-  4). With two arms this is the paired t-test. Cells may be missing: then it is least squares on the same
-  model. With two arms and two seeds a single degree of freedom would be left, and a difference would have to
-  be 12.7 times its noise. There the seeds are not removed, s**2 is the variance within arms with A (n - 1) =
-  2 degrees of freedom, and 4.3 times is enough: the ordinary t-test, which errs on the large side when the
-  arms of a seed share something and loses power only when they correlate by more than 0.88. The design alone
-  decides this.
-* the items (held-out documents, questions), of which there could have been others. Both arms answered the
-  same ones, so it is the variance of the per-item differences, averaged over seeds (Miller 2024,
-  arXiv:2411.00640).
+* the seeds. s**2 is the residual variance after removing arms and seeds, pooled over all arms of the study, with
+  (A - 1)(n - 1) degrees of freedom for A arms and n seeds; the difference of two arm means has the variance
+  s**2 * 2 / n (randomised blocks: Fisher 1935; Montgomery, Design and Analysis of Experiments, ch. 4). With two arms
+  this is the paired t-test. Cells may be missing: then it is least squares on the same model. With two arms and two
+  seeds a single degree of freedom would be left, and a difference would have to be 12.7 times its noise. There the
+  seeds are not removed, s**2 is the variance within arms with A (n - 1) = 2 degrees of freedom, and 4.3 times is
+  enough: the ordinary t-test, which errs on the large side when the arms of a seed share something and loses power
+  only when they correlate by more than 0.88. The design alone decides this. Runs that share no seeds (others') are
+  not paired: Welch's variance and degrees of freedom (Welch 1947, Biometrika 34).
+* the items (held-out documents, questions), of which there could have been others. Both arms answered the same ones,
+  so it is the variance of the per-item differences (Miller 2024, arXiv:2411.00640).
 
-`noise` is the square root of the sum of the two variances. What the seeds do to single items is in both of
-them, so it errs on the large side. A difference counts when it exceeds sqrt(t1**2 v1 + t2**2 v2), where t is
-the 0.975 quantile of Student's t with the degrees of freedom of each part: Banerjee (1960, Sankhya 22) proved
-that this has at least its nominal coverage. Welch and Satterthwaite's one t for both is not used: with so few
-degrees of freedom for the seeds it calls up to 8 % of null differences real (tests/test_statistics.py).
+Both at once is the mixed model with crossed random effects, difference[seed, item] = mean + seed + item + rest. Its
+estimate of the variance of the mean is closed where every seed has every item: the mean square between seeds plus
+the one between items minus that of the rest, which is in both (Cornfield & Tukey 1956, Ann. Math. Stat. 27; the F''
+of Clark 1973). The rest is taken from the items' part, and a part is never below zero.
+
+A difference counts when it exceeds sqrt(t1**2 v1 + t2**2 v2), where t is the 0.975 quantile of Student's t with the
+degrees of freedom of each part: Banerjee (1960, Sankhya 22) proved that this has at least its nominal coverage.
+Welch and Satterthwaite's one t for both parts is not used: with so few degrees of freedom for the seeds it calls up
+to 8 % of null differences real (tests/test_statistics.py).
+
+Several arms: Holm's step-down correction. It needs nothing but the p-values and holds under any dependence. max-T and
+Dunnett's test, which know that all arms share a baseline, would gain a few per cent of the threshold; but max-T by
+permutation cannot reach 5 % with two or three seeds, and Dunnett's tables do not cover two parts of noise.
+
+With one seed nothing is better or worse: a difference that the items or a known noise floor explain is within noise,
+any other is not replicated.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf, isinf, sqrt
 
@@ -30,7 +41,9 @@ import numpy as np
 
 LEVEL = 0.05  # chance of any wrong verdict in a report when there is no difference
 LN2 = float(np.log(2))
+DRAWS = 4000  # of the bootstrap: the ends of a 95 % interval to some 3 % of its width
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
+Stratum = tuple[np.ndarray, np.ndarray]  # differences [seeds, items], weights [items]
 
 
 def mean_stderr(values: np.ndarray) -> float:
@@ -61,16 +74,23 @@ class Comparison:
     """An arm against the baseline. difference: arm - baseline, in the units of the metric."""
 
     difference: float
-    seeds: Part | None  # None: fewer than two seeds in common
+    seeds: Part | None  # None: one seed, and no noise floor is known
     items: Part
-    threshold: float  # |difference| above which it counts, alone; inf when it cannot be told
-    p: float  # two-sided; nan when it cannot be told
+    threshold: float  # |difference| above which it counts, alone
+    p: float  # two-sided
     adjusted: float = float("nan")  # p after Holm's correction, over the arms of the study
+    replicated: bool = True  # False: seen with one seed
 
     @property
     def noise(self) -> float:
         """Standard error of the difference."""
         return sqrt((self.seeds.variance if self.seeds else 0.0) + self.items.variance)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the difference is more than noise, and seen more than once."""
+        p = self.p if np.isnan(self.adjusted) else self.adjusted
+        return self.replicated and bool(p <= LEVEL)
 
 
 def seed_part(results: Results, arm: str, baseline: str) -> Part | None:
@@ -94,13 +114,31 @@ def seed_part(results: Results, arm: str, baseline: str) -> Part | None:
     return Part(float(residual @ residual) / dof * 2 / shared, dof)
 
 
+def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:
+    """The variance of the difference of two means of runs that share no seeds; None where either has a single run.
+
+    Without any variance in either, the degrees of freedom are the smaller ones of the two.
+    """
+    rows = [np.array(list(row), float) for row in (ours, theirs)]
+    if min(map(len, rows)) < 2:
+        return None
+    parts = [Part(float(row.var(ddof=1)) / len(row), len(row) - 1) for row in rows]
+    return add(parts) if any(part.variance for part in parts) else Part(0.0, min(part.dof for part in parts))
+
+
+def noise_floor(results: Results) -> Part | None:
+    """The variance between runs that differ in nothing but the seed, pooled over the arms that have several; None where
+    no arm has."""
+    rows = [np.array(list(row.values()), float) for row in results.values() if len(row) > 1]
+    dof = sum(len(row) - 1 for row in rows)
+    return Part(sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / dof, dof) if dof else None
+
+
 def level_stderr(results: Results, arm: str, items: Part) -> float:
     """Standard error of an arm's own mean: the seeds' variance within arms, pooled over them, and the
     items'."""
-    rows = [np.array(list(row.values())) for row in results.values()]
-    dof = sum(len(row) - 1 for row in rows if len(row))
-    pooled = sum(float(((row - row.mean()) ** 2).sum()) for row in rows if len(row)) / dof if dof else 0.0
-    return sqrt(pooled / len(results[arm]) + items.variance)
+    floor = noise_floor(results)
+    return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)
 
 
 def add(parts: list[Part]) -> Part:
@@ -112,42 +150,87 @@ def add(parts: list[Part]) -> Part:
     return Part(variance, variance**2 / sum(part.variance**2 / part.dof for part in parts))
 
 
-def item_part(strata: list[tuple[np.ndarray, np.ndarray]]) -> Part:
-    """The variance that the items give to an unweighted mean over strata (tasks, corpora) of ratios.
+def item_part(strata: list[Stratum]) -> Part:
+    """The variance that the items give to an unweighted mean over strata (tasks, corpora) of ratios, without what is
+    left of seeds and items together, which the seeds' part holds.
 
-    strata: for each, (differences, weights) per item: sum(differences) / sum(weights) is the stratum's
-    difference. Accuracy: differences of outcomes averaged over seeds, weights 1. Bits per byte: bits and
-    bytes.
+    strata: for each, differences [seeds, items] and weights [items]: a seed's sum(differences) / sum(weights) is the
+    stratum's difference. Accuracy: differences of outcomes, weights 1. Bits per byte: bits and bytes.
     """
-    parts = [Part(ratio_stderr(d, w) ** 2 / len(strata) ** 2, len(d) - 1) for d, w in strata if len(d) > 1]
-    return add(parts)
+    parts, rest, T = [], 0.0, len(strata)
+    for d_SN, w_N in strata:
+        S, n = d_SN.shape
+        if n < 2:
+            continue
+        parts.append(Part(ratio_stderr(d_SN.mean(0), w_N) ** 2 / T**2, n - 1))
+        if S > 1:
+            e_SN = d_SN - d_SN.sum(1, keepdims=True) / w_N.sum() * w_N
+            e_SN -= e_SN.mean(0)
+            rest += n / (n - 1) * float((e_SN**2).sum()) / ((S - 1) * S * w_N.sum() ** 2 * T**2)
+    whole = add(parts)
+    return replace(whole, variance=max(0.0, whole.variance - rest))
+
+
+def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Mean differences over strata, [draws], of resampled items; or of resampled strata (`tasks`), each as found.
+
+    Items: within each stratum, with replacement, both arms answering the same (paired); averaged over seeds. Strata:
+    the tasks as a sample of tasks there could be; what their items add is in the differences that are drawn.
+    """
+    rng, T = np.random.default_rng(seed), len(strata)
+    if tasks:
+        d_T = np.array([d_SN.mean(0).sum() / w_N.sum() for d_SN, w_N in strata])
+        return d_T[rng.integers(0, T, (draws, T))].mean(1) if T > 1 else np.full(draws, np.nan)
+    total = np.zeros(draws)
+    for d_SN, w_N in strata:
+        # equal items are drawn together: accuracies have few different outcomes, and tasks up to 40,000 items
+        pairs, count = np.unique(np.stack([d_SN.mean(0), w_N], 1), axis=0, return_counts=True)
+        times = rng.multinomial(len(w_N), count / len(w_N), draws)
+        total += times @ pairs[:, 0] / (times @ pairs[:, 1])
+    return total / T
+
+
+def interval(draws: np.ndarray, n: float = inf) -> tuple[float, float]:
+    """The 95 % interval of bootstrap draws.
+
+    n: how many values were resampled, where they are few: resampling n values lacks a factor sqrt(1 - 1/n) of their
+    spread and knows no Student's t, so the percentiles are taken further out (Hesterberg 2015, arXiv:1411.5279, the
+    expanded percentile interval).
+    """
+    from scipy.special import ndtr, stdtrit
+
+    out = LEVEL / 2 if isinf(n) or n < 2 else float(ndtr(stdtrit(n - 1, LEVEL / 2) * sqrt(n / (n - 1))))
+    low, high = np.quantile(draws, [out, 1 - out])
+    return float(low), float(high)
 
 
 def quantile(alpha: float, seeds: Part, items: Part) -> float:
     """Half-width of the 1 - alpha interval of Banerjee (1960)."""
     from scipy.special import stdtrit  # the quantile of Student's t
 
-    return sqrt(sum(float(stdtrit(part.dof, alpha / 2)) ** 2 * part.variance for part in (seeds, items)
-                    if part.variance))
+    return sqrt(
+        sum(float(stdtrit(part.dof, alpha / 2)) ** 2 * part.variance for part in (seeds, items) if part.variance)
+    )
 
 
-def compare(difference: float, seeds: Part | None, items: Part) -> Comparison:
-    """One comparison, before any correction for others; p is the level at which the interval just touches
-    zero."""
+def compare(difference: float, seeds: Part | None, items: Part, replicated: bool = True) -> Comparison:
+    """One comparison, before any correction for others; p is the level at which the interval just touches zero.
+
+    seeds: None when nothing is known about them; then p and threshold count the items alone, and are too small.
+    """
     from scipy.optimize import brentq
 
-    if seeds is None:
-        return Comparison(difference, None, items, inf, float("nan"))
-    threshold = quantile(LEVEL, seeds, items)
+    known = seeds or Part(0.0, inf)
+    threshold = quantile(LEVEL, known, items)
     size = abs(difference)
     low, high = 1e-15, 1 - 1e-12
-    if size >= quantile(low, seeds, items):
+    if size >= quantile(low, known, items):
         p = low
-    elif size <= quantile(high, seeds, items):
+    elif size <= quantile(high, known, items):
         p = 1.0
     else:
-        p = float(brentq(lambda alpha: quantile(alpha, seeds, items) - size, low, high, xtol=1e-16))
-    return Comparison(difference, seeds, items, threshold, p)
+        p = float(brentq(lambda alpha: quantile(alpha, known, items) - size, low, high, xtol=1e-16))
+    return Comparison(difference, seeds, items, threshold, p, replicated=replicated and seeds is not None)
 
 
 def holm(p: list[float]) -> list[float]:
@@ -168,12 +251,43 @@ def family(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
 
 def verdict(comparison: Comparison, higher_is_better: bool, digits: int = 3) -> str:
     """In words: better or worse by how much and how many times the noise; within noise; not replicated."""
-    if comparison.seeds is None:
-        return "one seed: not replicated"
     p = comparison.p if np.isnan(comparison.adjusted) else comparison.adjusted
     if not p <= LEVEL:
         return "within noise"
+    if not comparison.replicated:
+        return "one seed: not replicated"
     word = "better" if (comparison.difference > 0) == higher_is_better else "worse"
     size = abs(comparison.difference)
     times = size / comparison.noise if comparison.noise else inf
     return f"{word} by {size:.{digits}f} ({'∞' if isinf(times) else f'{times:.0f}'} × noise)"
+
+
+def places(results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool) -> dict[str, str]:
+    """{arm: "1" or "2-4"}: the places that an arm may have, counting only differences that are more than noise.
+
+    counts: {(one, other): whether these two differ by more than noise}, of every pair once.
+    """
+
+    def beats(a: str, b: str) -> bool:
+        return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better
+
+    found = {}
+    for a in results:
+        first = 1 + sum(beats(b, a) for b in results if b != a)
+        last = len(results) - sum(beats(a, b) for b in results if b != a)
+        found[a] = str(first) if first == last else f"{first}–{last}"
+    return found
+
+
+def power_law(points: list[tuple[float, float]]) -> dict[str, float] | None:
+    """loss = scale x compute ** -exponent through the lower envelope, by least squares in logarithms; None where fewer
+    than three points are on it. The envelope: what no point with less or equal compute undercuts."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not best or y < best[-1][1]:
+            best.append((x, y))
+    if len(best) < 3:
+        return None
+    x, y = np.log(np.array(best)).T
+    slope, intercept = np.polyfit(x, y, 1)
+    return {"scale": float(np.exp(intercept)), "exponent": -float(slope), "points": len(best)}

@@ -1,21 +1,31 @@
-"""eval/report.py on run directories made by a fixed recipe."""
+"""The report (eval/report.py and what it is made of) on run directories made by a fixed recipe, and in a browser."""
 
 import gzip
+import html
 import json
+import re
 import shutil
-from dataclasses import dataclass, field
+import subprocess
+import xml.dom.minidom
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from eval import figure
-from eval.report import main, mismatches, read, report
+from ablations.config import resolve
+from eval import cost, figure, published
+from eval.match import mismatches
+from eval.page import page
+from eval.report import asked, main, report
+from eval.runs import collect_runs, read
+from eval.statistics import bootstrap, interval, power_law, verdict
+from eval.table import Figure, Section, Table, latex, markdown
 
 ARMS = {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}, "pos=none": {"model.pos": "none"}}
 EFFECT = {"pos=learned": 0.0, "pos=alibi": -0.06, "pos=none": 0.001}  # bits per byte
-FILES = ["figure.png", "figure.svg", "report.md", "results.csv", "run.json"]
+FILES = ["figure.svg", "report.html", "report.md", "results.csv", "run.json", "table.tex"]
 
 
 @dataclass
@@ -200,18 +210,24 @@ def test_the_items_are_paired(study, tmp_path):
         for line in text.splitlines()
         if line.startswith("| pos=alibi, bits/byte | ") and "d.o.f." in line
     )
-    bits = {}
+    bits, bits_of = {}, {}
     for arm in study.arms:
         per_seed = []
         for seed in study.seeds:
             lines = map(json.loads, gzip.open(study.cell(arm, seed).dir / "samples.jsonl.gz", "rt"))
             per_seed.append([(line["nats"] / np.log(2), line["bytes"]) for line in lines if "nats" in line])
-        bits[arm] = np.array(per_seed).mean(0)
+        bits[arm], bits_of[arm] = np.array(per_seed).mean(0), per_seed
     apart, sizes = bits["pos=alibi"][:, 0] - bits["pos=learned"][:, 0], bits["pos=alibi"][:, 1]
     drawn = np.random.default_rng(0).integers(0, 60, (4000, 60))
-    bootstrap = np.std(apart[drawn].sum(1) / sizes[drawn].sum(1))
-    assert float(row.split(" | ")[3]) == pytest.approx(bootstrap, rel=0.15)
-    assert float(row.split(" | ")[3]) < 0.01 < 0.03 < np.std(bits["pos=alibi"][:, 0] / sizes) / 60**0.5
+    known = np.std(apart[drawn].sum(1) / sizes[drawn].sum(1))
+    # what is left of single documents at single seeds is in the seeds' part, not here
+    each = np.array([[b for b, _ in seed] for seed in bits_of["pos=alibi"]]) - [
+        [b for b, _ in s] for s in bits_of["pos=learned"]
+    ]
+    rest = each / sizes - (each / sizes).mean(0)
+    alone = np.sqrt((rest**2 * sizes**2).sum() / (2 * 3)) / sizes.sum()
+    assert float(row.split(" | ")[3]) == pytest.approx(np.sqrt(max(0, known**2 - alone**2)), abs=0.0008)
+    assert known < 0.01 < 0.03 < np.std(bits["pos=alibi"][:, 0] / sizes) / 60**0.5
 
 
 def test_twice_the_same_bytes_wherever_the_runs_lie(study, tmp_path):
@@ -244,18 +260,17 @@ def test_a_clean_study_says_so(study, tmp_path):
         assert head in page, head
     assert (
         "| model.pos | alibi | active | acts \\| so | "
-        "pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |"
-        in page
+        "pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |" in page
     )
     assert "| model.act | gelu | active | measured | all |" in page
-    assert "| pydocs/copy_absent (not in the mean) | 50 | 20 to 90 | 25.0 |" in page
+    assert "| pydocs/copy_absent (not in the mean) | acc | 50 | 20 to 90 | 25.0 |" in page
 
 
 def test_several_arms_are_corrected_for_being_several(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
     text = report(study, tmp_path / "out")
     alibi, none = text.splitlines()[2:4]
-    assert "the verdict on it: pos=alibi better by 5.6 (3 × noise); pos=none within noise." in text
+    assert "the verdict on it: pos=alibi better by 5.6 (5 × noise); pos=none within noise." in text
     assert "better by 0.0" in alibi and none.endswith("within noise")
     three = {c["arm"]: c["p"] for c in json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"]
              if c["metric"] == "bits_per_byte"}  # fmt: skip
@@ -338,6 +353,12 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
             "pos=alibi, seed 2: the activity proof of model.pos failed",
         ),
         ("run.json", ["proofs"], [], "pos=alibi, seed 2: there is no activity proof of model.pos"),
+        (
+            "run.json",
+            ["rollbacks"],
+            [{"why": "step 70: loss 9.1", "back_to": 64, "samples_left_out": [512, 600]}],
+            "pos=alibi, seed 2: went back to step 64, and left out samples 512 to 600: step 70: loss 9.1",
+        ),
         ("eval.json", ["version"], 2, "evaluation.version differs: 1 ("),
         ("eval.json", ["lm_eval"], "0.5", "evaluation.lm_eval differs: 0.4.13 ("),
         ("eval.json", ["omitted"], ["pydocs/copy_inside"], "pydocs/copy_inside: left out, the held-out text"),
@@ -351,14 +372,23 @@ def test_everything_that_does_not_match_is_said(study, file, keys, to, line):
     assert [each for each in found if each.startswith(line)], found
 
 
-def test_other_items_are_noticed_and_the_common_ones_compared(study, tmp_path):
+def test_what_all_runs_share_is_said_once(study):
+    for arm in study.arms:
+        for seed in study.seeds:
+            change(study.cell(arm, seed).dir / "run.json", "commit", "dirty", to=True)
+    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    assert mismatches(study, cells) == [
+        "all runs: ran from a working tree with changes that are in no commit"
+    ]
+
+
+def test_an_arm_that_was_asked_other_questions_is_not_compared(study, tmp_path):
     path = study.cell("pos=alibi", 2).dir / "samples.jsonl.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b'"d7"', b'"other"'), mtime=0))
-    report(study, tmp_path / "out")
-    page = section((tmp_path / "out" / "report.md").read_text(), "What does not match")
-    assert (
-        page == "* pydocs/bits_per_byte: not the same items in every run; only those in common are compared"
-    )
+    text = report(study, tmp_path / "out")
+    assert text.splitlines()[2].endswith("evaluated differently: not compared")
+    assert "Evaluated differently, so not compared: pos=alibi (seed 2): pydocs/bits_per_byte: items" in text
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"] == []
 
 
 def test_curves_are_averaged_over_the_tokens_that_all_seeds_have():
@@ -376,3 +406,350 @@ def test_curves_are_averaged_over_the_tokens_that_all_seeds_have():
 def test_the_command_line_refuses_what_the_study_refuses(capsys):
     assert main(["POS=alibbi"]) == 2
     assert "alibi" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ what it looks like
+
+
+def full(study: Study) -> Study:
+    """Adds to every run what a large study has: the suite of 27 tasks, checkpoints on the way, loss by position, two
+    corpora."""
+    names = list(published.load()["per_task"]["rows"])
+    for arm in study.arms:
+        for seed in study.seeds:
+            folder = study.cell(arm, seed).dir
+            rng = np.random.default_rng([list(ARMS).index(arm), seed, 7])
+            shape = asdict(resolve([("size", "nano"), ("model.pos", arm.split("=")[1])]).model)
+            change(folder / "run.json", "config", "model", to=shape)  # one that has FLOPs
+            result = json.loads((folder / "eval.json").read_text())
+            samples = gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).decode()
+            for i, task in enumerate(names):
+                hits = (
+                    np.random.default_rng(i).random(80) + rng.normal(0, 0.05, 80) < 0.3 + i / 60 - EFFECT[arm]
+                ).astype(int)
+                samples += "".join(
+                    json.dumps({"task": task, "id": j, "value": int(h)}) + "\n" for j, h in enumerate(hits)
+                )
+                result["tasks"][task] = {
+                    "metric": "acc", "value": hits.mean(), "stderr": 0.05, "n": 80, "chance": 0.25, "guess": 0.25,
+                    "version": 1.0, "higher_is_better": True, "mean": False, "suite": True}  # fmt: skip
+            other = dict(result["tasks"]["pydocs/bits_per_byte"])
+            lines = [
+                {**json.loads(x), "task": "pycode/bits_per_byte"}
+                for x in samples.splitlines()
+                if '"nats"' in x
+            ]
+            result["tasks"]["pycode/bits_per_byte"] = other
+            samples += "".join(json.dumps(line) + "\n" for line in lines)
+            mean = 100 * np.mean([result["tasks"][task]["value"] for task in names])
+            result["suite"] = {"value": mean, "stderr": 1.0, "chance": 25.0, "tasks": 27, "of": 27}
+            positions = [64, 128, 256, 512, 1024]
+            result["by_position"] = {
+                "positions": positions,
+                "bits_per_byte": [3.0, 2.7, 2.6, 2.6 - 10 * EFFECT[arm], 3.9],
+            }
+            (folder / "samples.jsonl.gz").write_bytes(gzip.compress(samples.encode(), mtime=0))
+            (folder / "eval.json").write_text(json.dumps(result))
+            for step in (128, 256):
+                early = {
+                    **result,
+                    "tokens": step * 2048,
+                    "suite": {**result["suite"], "value": mean - 500 / step},
+                }
+                (folder / f"eval-step_{step}.json").write_text(json.dumps(early))
+    return study
+
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+INSPECT = """\
+<body style="margin:0"><iframe width="%d" height="800" style="border:0" srcdoc="%s"></iframe><script>
+onload = () => {
+  const d = document.querySelector("iframe").contentDocument, found = [];
+  d.querySelectorAll("figure > svg").forEach(f => {
+    f.closest("details")?.setAttribute("open", "");
+    const box = f.getBoundingClientRect(), out = [...f.querySelectorAll("text")].filter(t => {
+      const b = t.getBoundingClientRect();
+      return b.left < box.left - 2 || b.right > box.right + 2 || b.top < box.top - 2 || b.bottom > box.bottom + 2;
+    });
+    const title = f.getAttribute("aria-label"), cut = out.map(t => t.textContent);
+    found.push({title, width: box.width, height: box.height, out: cut});
+  });
+  const heads = d.querySelectorAll("th button"); heads.forEach(h => h.click());
+  const first = d.querySelector("table"), names = () => [...first.tBodies[0].rows].map(r => r.cells[1].textContent);
+  first.querySelectorAll("button")[1].click();
+  const up = names(); first.querySelectorAll("button")[1].click();
+  document.title = JSON.stringify({found, sorted: d.querySelectorAll("th[aria-sort]").length, up, down: names(),
+    width: d.documentElement.scrollWidth, tables: d.querySelectorAll("table").length,
+    asked: performance.getEntriesByType("resource").length, ink: getComputedStyle(d.querySelector(".fig text")).fill});
+};
+</script></body>"""
+
+
+def inspect(tmp_path: Path, text: str, width: int, dark: bool = False) -> tuple[dict, list[str]]:
+    """What Chromium makes of a page at a width in CSS pixels, and what its console says."""
+    outer = tmp_path / f"outer-{width}-{dark}.html"
+    outer.write_text(INSPECT % (width, html.escape(text)))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={max(width, 500)},900",
+               f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom",
+               outer.as_uri()]  # fmt: skip
+    if dark:
+        command.insert(1, "--blink-settings=preferredColorScheme=0")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(html.unescape(re.findall(r"<title>(\{.*?\})</title>", done.stdout)[0])), said
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs chromium (apt-get install chromium)")
+def test_a_browser_shows_every_figure_and_reports_no_error(tmp_path):
+    study = full(make(Study(tmp_path / "runs", arms=list(ARMS))))
+    report(study, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)|@import|url\(""", text)  # nothing is fetched
+    colours = set()
+    for width, dark in ((1100, False), (390, False), (390, True)):
+        seen, said = inspect(tmp_path, text, width, dark)
+        assert said == [] and seen["asked"] == 0
+        titles = [f["title"] for f in seen["found"]]
+        for words in ("bits/byte: difference", "zero-shot: difference", "suite: difference",
+                      "Training loss against tokens", "against FLOPs", "against hours", "Same seed, same batches",
+                      "suite against tokens", "Loss by position",
+                      "Bits per byte: trained", "Accuracy in %"):  # fmt: skip
+            assert any(words in title for title in titles), words
+        assert all(f["width"] > 300 and f["height"] > 60 for f in seen["found"]), seen["found"]
+        assert [f["out"] for f in seen["found"] if f["out"]] == []  # no word is cut off
+        assert seen["width"] <= width  # nothing makes the page itself scroll sideways
+        assert seen["sorted"] == seen["tables"] > 8
+        assert seen["up"] == sorted(seen["up"]) and seen["down"] == seen["up"][::-1]
+        colours.add(seen["ink"])
+    assert len(colours) == 2  # light and dark
+
+
+def test_every_figure_is_well_formed_and_drawn_the_same_every_time(tmp_path):
+    study = full(make(Study(tmp_path / "runs")))
+    report(study, tmp_path / "one")
+    report(study, tmp_path / "two")
+    text = (tmp_path / "one" / "report.html").read_text()
+    figures = re.findall(r"<figure>(<svg.*?</svg>)(?:<figcaption>|</figure>)", text, re.S)
+    assert len(figures) >= 11
+    for each in [*figures, (tmp_path / "one" / "figure.svg").read_text()]:
+        xml.dom.minidom.parseString(each.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+                                    if "xmlns" not in each else each)  # fmt: skip
+        assert "nan" not in each.lower().replace("nano", "") and "inf " not in each
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_nothing_within_noise_is_bold(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    report(study, tmp_path / "out")
+    for name, bold in (("report.md", r"\*\*(.+?)\*\*"), ("report.html", "<strong>(.+?)</strong>"),
+                       ("table.tex", r"\\textbf\{(.+?)\}")):  # fmt: skip
+        text = (tmp_path / "out" / name).read_text()
+        assert "within noise" in text and not any("within noise" in words for words in re.findall(bold, text))
+        assert any(words.startswith("better by") for words in re.findall(bold, text)), name
+
+
+def test_ticks_and_numbers():
+    assert figure.ticks(0, 10) == [0, 2, 4, 6, 8, 10] and figure.ticks(-0.31, 0.02) == [-0.3, -0.2, -0.1, 0]
+    assert figure.ticks(900, 2.1e6, log=True) == [1e3, 1e4, 1e5, 1e6]
+    assert figure.ticks(2e4, 3e5, log=True) == [2e4, 5e4, 1e5, 2e5]
+    assert [figure.human(x) for x in (0, 200000, 1.05e6, 4.1e21, -0.25, 0.0002)] == [
+        "0", "200K", "1.05M", "4.1e21", "−0.25", "0.0002"]  # fmt: skip
+    x = figure.scale(10, 1000, 0, 1, log=True)
+    assert (x(10), x(1000)) == (0, 1) and x(100) == pytest.approx(0.5)
+
+
+def test_the_same_words_in_three_formats():
+    table = Table(
+        ["arm", "x_1", "verdict"], [["a&b", "1 ± 2", "**better** by 5 %"], ["p|q", "-", "`key`"]], "T"
+    )
+    sections = [Section("Head", ["a <b> **c**", table, Figure("", "nothing drawn")])]
+    text = markdown("Title", sections)
+    assert "| p\\|q | - | `key` |" in text and "## Head" in text and "nothing drawn" not in text
+    shown = page("Title", sections)
+    assert (
+        "a &lt;b&gt; <strong>c</strong>" in shown
+        and "<code>key</code>" in shown
+        and "nothing drawn" not in shown
+    )
+    tex = latex(table, "100 % of x_1")
+    assert r"a\&b & 1 $\pm$ 2 & \textbf{better} by 5 \% \\" in tex and r"\caption{100 \% of x\_1}" in tex
+    assert tex.count(r"\begin") == tex.count(r"\end") == 2 and r"\toprule" in tex and "{lrl}" in tex
+
+
+# ------------------------------------------------------------------------------------------------ beyond one study
+
+
+def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, monkeypatch):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    one, noise = asked([f"RUNS={study.root}"])
+    assert one.arms == ["alibi", "learned", "none"] and one.seeds == [1, 2, 3] and noise == []
+    text = report(one, tmp_path / "out")
+    assert "learned" in text.splitlines()[2] and "worse by 0.0" in text.splitlines()[2]
+    assert str(tmp_path) not in (tmp_path / "out" / "report.md").read_text()
+    places = section((tmp_path / "out" / "report.md").read_text(), "Places")
+    assert "| 1 | alibi |" in places and "| 2–3 | learned |" in places and "| 2–3 | none |" in places
+    both = f"RUNS={study.cell('pos=none', 1).dir} {study.cell('pos=learned', 1).dir}"
+    assert asked([both])[0].arms == ["none", "learned"]  # in the order in which they are named
+    for words, why in ((f"RUNS={tmp_path / 'nowhere'}", "is no run directory"),):
+        assert main([words]) == 2
+        assert why in capsys.readouterr().err
+    shutil.copytree(study.cell("pos=none", 1).dir, tmp_path / "copy")
+    with pytest.raises(ValueError, match="are the same run"):
+        collect_runs([("", study.cell("pos=none", 1).dir), ("", tmp_path / "copy")], "")
+
+
+@pytest.mark.parametrize(
+    "keys, to, why",
+    [
+        (["version"], 2, "version 2, not 1"),
+        (["lm_eval"], "0.5", "lm_eval 0.5, not 0.4.13"),
+        (["corpora"], ["other"], "corpora other, not pydocs"),
+        (["precision"], "bf16", "precision bf16, not unknown"),
+        (["lm_eval_tasks"], {"data_sha256": "beef"}, "data of the named tasks beef, not None"),
+        (["tasks", "pydocs/last_word", "version"], 3, "pydocs/last_word: version 3, not unknown"),
+    ],
+)
+def test_runs_that_were_evaluated_differently_are_not_ranked(tmp_path, keys, to, why):
+    study = make(Study(tmp_path / "runs"))
+    for seed in study.seeds:
+        change(study.cell("pos=alibi", seed).dir / "eval.json", *keys, to=to)
+    one, _ = asked([f"RUNS={study.root}"])
+    text = report(one, tmp_path / "out")
+    assert text.splitlines()[2].endswith("evaluated differently: not compared")
+    assert "better" not in text.split("±:")[0].replace("is better", "")
+    places = section((tmp_path / "out" / "report.md").read_text(), "Places")
+    assert "Not ranked together" in places and "| 1 |" not in places and "| 2 |" not in places
+    assert "learned (seeds 1, 2, 3): " in places
+    assert why in places or why.replace(f"{to}, not", "").split()[0] in places
+
+
+def test_runs_without_common_seeds_are_not_paired(tmp_path):
+    study = make(Study(tmp_path / "runs", seeds=[1, 2, 3, 4]))
+    for arm, seeds in (("pos=alibi", (3, 4)), ("pos=learned", (1, 2))):
+        for seed in seeds:
+            shutil.rmtree(study.cell(arm, seed).dir)
+    one, _ = asked([f"RUNS={study.root}"])
+    report(one, tmp_path / "out")
+    got = json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"][0]
+    x = {arm: [json.loads(path.read_text())["bits_per_byte"]["value"]
+               for path in sorted(study.root.glob(f"{arm},*/eval.json"))] for arm in ARMS}  # fmt: skip
+    assert got["difference"] == pytest.approx(np.mean(x["pos=learned"]) - np.mean(x["pos=alibi"]))
+    seeds = np.sqrt((np.var(x["pos=learned"], ddof=1) + np.var(x["pos=alibi"], ddof=1)) / 2)
+    assert got["noise"] >= seeds * 0.999
+
+
+def test_noise_runs_tell_the_noise_of_a_study_with_one_seed(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS), seeds=[1]))
+    more = make(Study(tmp_path / "noise", arms=["pos=learned"], seeds=[5, 6, 7, 8]))
+    alone = report(study, tmp_path / "one")
+    known = report(study, tmp_path / "two", [more.cell("pos=learned", seed).dir for seed in more.seeds])
+    assert [line.split("    ")[-1].strip() for line in alone.splitlines()[2:4]] == [
+        "one seed: not replicated",
+        "within noise",
+    ]
+    assert "one seed: not replicated" in known.splitlines()[2] and known.splitlines()[3].endswith(
+        "within noise"
+    )
+    got = json.loads((tmp_path / "two" / "run.json").read_text())["comparisons"][0]
+    sd = np.std(values(more, "bits_per_byte")[0], ddof=1)
+    assert got["noise"] >= np.sqrt(2) * sd and got["counts_above"] >= stats.t.isf(0.025, 3) * np.sqrt(2) * sd
+
+
+def test_several_studies_share_their_baseline(tmp_path, monkeypatch):
+    from ablations import study as studies
+
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+
+    class Planned:
+        def __init__(self, name, arms):
+            self.factor = name
+            self.cells = [study.cell(arm, seed) for arm in arms for seed in study.seeds]
+
+    plans = {"a": Planned("a", ["pos=learned", "pos=alibi"]), "b": Planned("b", ["pos=learned", "pos=none"])}
+    monkeypatch.setattr(studies, "from_args", lambda words: plans[words[0].removeprefix("STUDY=")])
+    one, _ = asked(["STUDY=a,b"])
+    assert one.arms == ["learned", "alibi", "none"] and len(one.places) == 9
+
+
+# ------------------------------------------------------------------------------------------------ published numbers
+
+
+def test_published_c4_and_pile_differ_by_less_than_the_noise():
+    """The accuracies that the BigScience repository stores for its 1.3B models at 112B tokens, of 27 tasks:
+    bigscience-workshop/bigscience @ 9e64ede, evaluation/results/{tr3,tr12}/*_agg.json."""
+    known = published.load()["per_task"]
+    numbers = np.array(list(known["rows"].values()), float)
+    assert numbers.shape == (27, 4)
+    assert numbers[:, 1:].mean(0) == pytest.approx([41.24, 42.53, 42.32], abs=0.006)
+    p = numbers[:, 1:] / 100
+    assert 100 * np.sqrt((p * (1 - p) / (numbers[:, :1] - 1)).sum(0)) / 27 == pytest.approx(0.41, abs=0.005)
+
+    c, strata = published.task_difference("C4", "The Pile")
+    assert c.difference == pytest.approx(0.21, abs=0.005) and c.noise == pytest.approx(
+        0.41 * 2**0.5, abs=0.01
+    )
+    assert verdict(c, higher_is_better=True, digits=2) == "within noise"
+    low, high = interval(bootstrap(strata, tasks=True), 27)
+    assert low < 0 < high
+    # one run of each: a difference that the items do not explain is still no result
+    assert verdict(published.task_difference("C4", "OSCAR v1")[0], True) == "one seed: not replicated"
+
+
+def test_every_published_number_has_a_mark_and_a_source():
+    known = published.load()
+    for each in [
+        *known["tables"],
+        *known["external"],
+        known["trajectories"],
+        known["per_task"],
+        known["scaling"],
+    ]:
+        assert each["mark"] in ("published", "computed", "unverified") and each["source"], each
+    for table in known["tables"]:
+        assert all(len(numbers) == len(published.columns(table)) for _, numbers in published.rows(table))
+    paths = known["trajectories"]
+    assert all(len(row) == len(paths["tokens"]) for row in paths["rows"].values())
+
+
+def test_published_figures_stand_beside_a_study_of_the_same_factor(study, tmp_path):
+    report(study, tmp_path / "out")
+    text = section((tmp_path / "out" / "report.md").read_text(), "Beside the BigScience study")
+    assert "unverified, Table 2" in text and "Unverified" in text
+    own = values(study, "zero_shot").mean(1)
+    line = next(line for line in text.splitlines() if line.startswith("| alibi | 43.70 | +2.47 |"))
+    assert f"| {own[1]:.1f} | {own[1] - own[0]:+.1f} |" in line
+    assert "| rotary | 41.46 | +0.23 | - | - | - |" in text
+    assert "Embedding norm" not in text
+
+
+def test_power_law_of_the_lower_envelope():
+    x = np.array([1e15, 1e16, 1e17, 1e18])
+    points = [
+        *zip(x, 3 * (x / 1e15) ** -0.05, strict=True),
+        (5e16, 9.0),
+        (2e18, 9.0),
+    ]  # two that are not on it
+    fit = power_law(points)
+    assert (fit["exponent"], fit["points"]) == (pytest.approx(0.05), 4)
+    assert fit["scale"] * 1e15**-0.05 == pytest.approx(3)
+    assert power_law(points[:2]) is None
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+
+@pytest.mark.parametrize("device, ranks, threads, unit, hours, kwh", [
+    ("AMD EPYC", 1, 2, "core", 2.0, 2 * 4.4 / 1000), ("NVIDIA H100 80GB HBM3", 8, 4, "GPU", 8.0, 8 * 0.7),
+    ("NVIDIA Nonesuch", 2, 1, "GPU", 2.0, None)])  # fmt: skip
+def test_hours_and_energy(device, ranks, threads, unit, hours, kwh):
+    hardware = {"device": device, "ranks": ranks, "threads": threads}
+    cell = {"run": {"hardware": hardware, "config": {"model": {"pos": "x"}}},
+            "metrics": [{"tokens": 5, "seconds": 3600.0}]}  # fmt: skip
+    spent = cost.spent(cell)
+    assert (spent["unit"], spent["hours"]) == (unit, hours)
+    assert spent["kwh"] == (pytest.approx(kwh) if kwh else None)
+    assert spent["flops"] is None  # a configuration of another version

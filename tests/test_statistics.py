@@ -1,25 +1,32 @@
-"""eval/statistics.py against scipy, closed forms and simulated studies."""
+"""eval/statistics.py and ablations/power.py against scipy, closed forms, a likelihood and simulated studies."""
 
-from math import nan, sqrt
+import json
+from math import inf, nan, sqrt
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
+from ablations import power
 from eval.statistics import (
     Comparison,
     Part,
     add,
+    bootstrap,
     compare,
     family,
     holm,
+    interval,
     item_part,
     level_stderr,
     mean_stderr,
+    noise_floor,
+    places,
     quantile,
     ratio_stderr,
     seed_part,
     verdict,
+    welch,
 )
 
 NO_ITEMS = Part(0.0, np.inf)
@@ -89,7 +96,7 @@ def test_stderr_of_a_mean_and_of_a_ratio():
 def test_items_are_stratified_by_task():
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=50), 3 * rng.normal(size=20)
-    part = item_part([(a, np.ones(50)), (b, np.ones(20))])
+    part = item_part([(a[None], np.ones(50)), (b[None], np.ones(20))])
     assert sqrt(part.variance) == pytest.approx(sqrt(stats.sem(a) ** 2 + stats.sem(b) ** 2) / 2)
     # the difference of two independent means has the same variance and degrees of freedom as their sum
     assert part.dof == pytest.approx(stats.ttest_ind(a, b, equal_var=False).df)
@@ -121,31 +128,128 @@ def test_holm():
     assert both["a"].adjusted == pytest.approx(2 * both["a"].p)
 
 
-def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0):
-    """Studies without any true difference: (comparison of arm 1 with arm 0) x n."""
+def mixed_by_likelihood(d_SN: np.ndarray) -> float:
+    """Variance of the grand mean under d = mean + seed + item + rest: restricted maximum likelihood, numerically."""
+    S, n = d_SN.shape
+    seed, item = np.kron(np.eye(S), np.ones((n, 1))), np.kron(np.ones((S, 1)), np.eye(n))
+    y, one = d_SN.ravel(), np.ones(S * n)
+
+    def covariance(logs):
+        a, b, c = np.exp(logs)
+        return a * seed @ seed.T + b * item @ item.T + c * np.eye(S * n)
+
+    def objective(logs):
+        sign, logdet = np.linalg.slogdet(v := covariance(logs))
+        inverse = np.linalg.inv(v)
+        information = one @ inverse @ one
+        rest = y - (one @ inverse @ y) / information
+        return logdet + np.log(information) + rest @ inverse @ rest
+
+    best = optimize.minimize(objective, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9})
+    return 1 / (one @ np.linalg.inv(covariance(best.x)) @ one)
+
+
+def test_seeds_and_items_together_are_the_mixed_model():
+    rng = np.random.default_rng(4)
+    d_SN = rng.normal(0, 1, (4, 1)) + rng.normal(0, 1.5, (1, 12)) + rng.normal(0, 1, (4, 12))
+    table_ = {"0": dict.fromkeys(range(4), 0.0), "1": dict(enumerate(d_SN.mean(1)))}
+    seeds, items = seed_part(table_, "1", "0"), item_part([(d_SN, np.ones(12))])
+    assert seeds.variance + items.variance == pytest.approx(mixed_by_likelihood(d_SN), rel=1e-4)
+    averaged = item_part([(d_SN.mean(0, keepdims=True), np.ones(12))])
+    assert averaged.variance > items.variance  # without the seeds apart, the rest is counted twice
+    # nothing but noise of single answers: it is all in the seeds' part
+    alone = item_part([(rng.normal(0, 1, (3, 20000)), np.ones(20000))])
+    assert alone.variance < 0.1 * item_part([(rng.normal(0, 1, (1, 20000)), np.ones(20000))]).variance
+
+
+def test_welch():
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(0, 1, 4), rng.normal(1, 3, 6)
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    got = compare(float(a.mean() - b.mean()), welch(a, b), NO_ITEMS)
+    assert (got.p, got.seeds.dof) == (pytest.approx(expected.pvalue, rel=1e-6), pytest.approx(expected.df))
+    assert welch(a, b[:1]) is None
+    assert welch([1.0, 1.0], [2.0, 2.0, 2.0]) == Part(0.0, 1)
+
+
+def test_noise_floor_is_pooled_over_the_arms_that_have_seeds():
+    x = np.random.default_rng(7).normal(size=(3, 4)) + np.arange(3)[:, None]
+    floor = noise_floor(table(x) | {"lonely": {1: 9.0}})
+    assert floor.dof == 9 and floor.variance == pytest.approx(x.var(axis=1, ddof=1).mean())
+    assert noise_floor({"a": {1: 1.0}, "b": {1: 2.0}}) is None
+
+
+def test_bootstrap_over_items_is_paired_and_stratified():
+    rng = np.random.default_rng(8)
+    hits = rng.integers(-1, 2, (2, 400)).astype(float)
+    sizes = rng.lognormal(6, 1, 150)
+    bits = sizes * rng.normal(0.1, 0.4, (2, 150))
+    draws = bootstrap([(hits, np.ones(400)), (bits, sizes)])
+    mean = (hits.mean() + bits.mean(0).sum() / sizes.sum()) / 2
+    error = sqrt(stats.sem(hits.mean(0)) ** 2 + ratio_stderr(bits.mean(0), sizes) ** 2) / 2
+    assert draws.mean() == pytest.approx(mean, abs=0.1 * error)
+    assert draws.std() == pytest.approx(error, rel=0.06)
+    assert (draws == bootstrap([(hits, np.ones(400)), (bits, sizes)])).all()
+    low, high = interval(draws)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.08)
+    shifted = bootstrap([(hits + 5, np.ones(400))])  # what all items share does not spread
+    assert shifted.std() == pytest.approx(bootstrap([(hits, np.ones(400))]).std(), rel=1e-6)
+
+
+def test_bootstrap_over_tasks_is_the_standard_error_of_the_tasks_mean():
+    rng = np.random.default_rng(9)
+    strata = [(rng.normal(mean, 1, (1, 50)), np.ones(50)) for mean in rng.normal(0, 2, 27)]
+    each = [d.mean() for d, _ in strata]
+    draws = bootstrap(strata, tasks=True)
+    assert draws.std() == pytest.approx(np.std(each) / 27**0.5, rel=0.05)
+    width = 2 * stats.t.isf(0.025, 26) * stats.sem(each)
+    assert np.subtract(*interval(draws, 27)[::-1]) == pytest.approx(width, rel=0.1)
+    assert draws.mean() == pytest.approx(np.mean(each), abs=0.1 * stats.sem(each))
+    assert np.isnan(bootstrap(strata[:1], tasks=True)).all()
+
+
+@pytest.mark.parametrize("tasks", [False, True])
+def test_bootstrap_intervals_miss_as_often_as_they_say(tasks):
+    """400 null studies: 5 % is 20, standard deviation 4.4."""
+    rng, wrong = np.random.default_rng(10), 0
+    for _ in range(400):
+        strata = [(rng.normal(rng.normal() if tasks else 0, 1, (1, 60)), np.ones(60)) for _ in range(6)]
+        draws = bootstrap(strata, tasks, draws=1000 if tasks else 300, seed=int(rng.integers(1 << 30)))
+        low, high = interval(draws, 6 if tasks else inf)
+        wrong += low > 0 or high < 0
+    assert 0.01 <= wrong / 400 <= 0.08
+
+
+def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0, rest=0.0, effect=0.0):
+    """Studies in which arm 1 differs from arm 0 by `effect`: (their comparison) x n."""
     for _ in range(n):
         y = rng.normal(0, shared, (1, seeds, 1))
         y = y + rng.normal(0, seed_sd, (arms, seeds, 1)) + rng.normal(0, item_sd, (arms, 1, items))
+        y = y + rng.normal(0, rest, (arms, seeds, items))
+        y[1] += effect
         x = y.mean(2)
         yield compare(float(x[1].mean() - x[0].mean()), seed_part(table(x), "1", "0"),
-                      item_part([((y[1] - y[0]).mean(0), np.ones(items))]))  # fmt: skip
+                      item_part([(y[1] - y[0], np.ones(items))]))  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "arms, seeds, item_sd, shared, least",
+    "arms, seeds, item_sd, shared, rest, least",
     [
-        (2, 2, 0.0, 0.0, 0.04),
-        (3, 2, 0.0, 0.0, 0.04),
-        (3, 2, 0.0, 5.0, 0.04),  # what the arms of a seed share is taken out,
-        (2, 2, 0.0, 1.0, 0.01),  # but with one d.o.f.
-        (2, 3, 2.0, 0.0, 0.01),
-        (2, 2, 2.0, 0.0, 0.01),
-        (2, 2, 8.0, 0.0, 0.0),
+        (2, 2, 0.0, 0.0, 0.0, 0.04),
+        (3, 2, 0.0, 0.0, 0.0, 0.04),
+        (3, 2, 0.0, 5.0, 0.0, 0.04),  # what the arms of a seed share is taken out,
+        (2, 2, 0.0, 1.0, 0.0, 0.01),  # but with one d.o.f.
+        (2, 3, 2.0, 0.0, 0.0, 0.01),
+        (2, 2, 2.0, 0.0, 0.0, 0.01),
+        (2, 2, 8.0, 0.0, 0.0, 0.0),
+        (2, 3, 0.0, 0.0, 9.0, 0.03),  # all the noise is of single answers at single seeds: nothing is counted twice
+        (2, 3, 8.0, 0.0, 9.0, 0.01),
+        (4, 5, 2.0, 1.0, 5.0, 0.01),
     ],
 )
-def test_rate_of_false_verdicts_is_at_most_five_percent(arms, seeds, item_sd, shared, least):
+def test_rate_of_false_verdicts_is_at_most_five_percent(arms, seeds, item_sd, shared, rest, least):
     """3,000 null studies: 5 % is 150, standard deviation 12. Without item noise it is 5 % exactly."""
-    found = studies(np.random.default_rng(11), arms, seeds, 40, 1.0, item_sd, 3000, shared)
+    found = studies(np.random.default_rng(11), arms, seeds, 40, 1.0, item_sd, 3000, shared, rest)
     wrong = np.mean([verdict(c, False) != "within noise" for c in found])
     assert least <= wrong <= 0.061
 
@@ -167,9 +271,81 @@ def test_verdicts_in_words():
     assert verdict(compare(0.01, Part(0.004**2, 1), NO_ITEMS), False) == "within noise"
     assert verdict(compare(0.01, Part(0.0, 1), NO_ITEMS), False) == "worse by 0.010 (∞ × noise)"
     assert verdict(compare(9.0, None, NO_ITEMS), False) == "one seed: not replicated"
+    assert verdict(compare(9.0, None, Part(100.0, 50)), False) == "within noise"  # of the items alone
+    floor = Part(2 * 5.0**2, 8)
+    assert verdict(compare(9.0, floor, NO_ITEMS, replicated=False), False) == "within noise"
+    assert verdict(compare(99.0, floor, NO_ITEMS, replicated=False), False) == "one seed: not replicated"
+    assert not compare(99.0, floor, NO_ITEMS, replicated=False).counts and compare(99.0, floor, NO_ITEMS).counts
     alone = compare(0.1, Part(0.001, 4), NO_ITEMS)
     assert alone.p < 0.05 < 3 * alone.p  # real alone, not among three
     three = family(
         {"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)}
     )
     assert isinstance(three["a"], Comparison) and verdict(three["a"], True) == "within noise"
+
+
+def test_any_wrong_verdict_among_four_arms_is_as_rare():
+    """Holm: 1,500 null studies of four arms beside the baseline; arms share the baseline's noise."""
+    rng, wrong = np.random.default_rng(12), 0
+    for _ in range(1500):
+        x = rng.normal(size=(5, 3)) + rng.normal(size=(1, 3))
+        found = {str(a): compare(float(x[a].mean() - x[0].mean()), seed_part(table(x), str(a), "0"), NO_ITEMS)
+                 for a in range(1, 5)}  # fmt: skip
+        wrong += any(c.counts for c in family(found).values())
+    assert wrong / 1500 <= 0.062
+
+
+@pytest.mark.parametrize("dof", [1, 2, 3, 8, 60])
+@pytest.mark.parametrize("level", [0.05, 0.05 / 6])
+def test_quantiles_of_power_are_students(dof, level):
+    assert power.quantile(dof, level) == pytest.approx(stats.t.isf(level / 2, dof), rel=1e-4)
+    assert power.quantile(inf, level) == pytest.approx(stats.norm.isf(level / 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("dof, difference", [(2, 4.0), (4, 2.0), (12, 3.0)])
+def test_power_without_items_is_the_noncentral_t(dof, difference):
+    t = stats.t.isf(0.025, dof)
+    expected = stats.nct.sf(t, dof, difference) + stats.nct.cdf(-t, dof, difference)
+    assert power.power(difference, 1.0, 0.0, dof) == pytest.approx(expected, abs=1e-5)
+    z = stats.norm.isf(0.025)
+    known = stats.norm.sf(z - difference) + stats.norm.cdf(-z - difference)
+    assert power.power(difference, 0.25, 0.75, inf) == pytest.approx(known, abs=1e-5)
+
+
+@pytest.mark.parametrize("arms, seeds, item_sd", [(2, 2, 0.0), (2, 3, 2.0), (4, 3, 2.0), (2, 5, 4.0)])
+def test_a_detectable_difference_is_detected_as_often_as_stated(arms, seeds, item_sd):
+    """What `make plan` prints, against 1,500 studies with exactly that difference: 80 %, standard deviation 1 %."""
+    items = sqrt(2 * item_sd**2 / 40)
+    least = power.detectable(1.0, items, arms, seeds)
+    found = studies(np.random.default_rng(13), arms, seeds, 40, 1.0, item_sd, 1500, effect=least)
+    level = 0.05 / (arms - 1)
+    assert np.mean([c.p <= level for c in found]) == pytest.approx(0.8, abs=0.035)
+
+
+def test_more_seeds_and_fewer_arms_see_more():
+    assert power.detectable(1, 0.1, 2, 5) < power.detectable(1, 0.1, 2, 3) < power.detectable(1, 0.1, 2, 2)
+    assert power.detectable(1, 0.1, 2, 5) < power.detectable(1, 0.1, 3, 5) * 1.5
+    assert power.detectable(1, 0.1, 2, 1) == inf and power.detectable(0, 0, 2, 3) == 0
+
+
+def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
+    for name, size, tokens, sd in [("a", "nano", 10**6, 0.01), ("b", "nano", 10**7, 0.001), ("c", "1b3", 10**6, 9.0)]:
+        (tmp_path / name).mkdir()
+        noise = {"bits/byte": {"seed_sd": sd, "dof": 2, "items": 0.0, "unit": "bits/byte"}}
+        (tmp_path / name / "run.json").write_text(json.dumps({"size": size, "tokens": tokens, "noise": noise}))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text("{}")
+    assert power.recorded("nano", 2 * 10**6, tmp_path)["record"] == "a"
+    assert power.recorded("nano", 8 * 10**6, tmp_path)["record"] == "b"
+    said = power.foresee("nano", 10**6, 2, 3, tmp_path)
+    assert f"{power.detectable(0.01, 0, 2, 3):.2g} bits/byte;" in said and "of a, 1,000,000 tokens" in said
+    assert "unknown" in power.foresee("14m", 10**6, 2, 3, tmp_path)
+    assert "nothing" in power.foresee("nano", 10**6, 2, 1, tmp_path)
+
+
+def test_places_share_what_noise_does_not_tell_apart():
+    pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("a", "d"), ("b", "d"), ("c", "d")]
+    counts = dict(zip(pairs, [False, True, True, True, False, True], strict=True))
+    assert places({"a": 1.0, "b": 2.0, "c": 9.0, "d": 3.0}, counts, higher_is_better=False) == {
+        "a": "1–2", "b": "1–3", "c": "4", "d": "2–3"}  # fmt: skip
+    assert places({"a": 1.0, "b": 2.0}, {("a", "b"): True}, higher_is_better=True) == {"a": "2", "b": "1"}

@@ -1,0 +1,89 @@
+"""What runs cost: FLOPs, hours of processors, energy by estimate."""
+
+from typing import Any
+
+import numpy as np
+
+from eval.compare import Found
+from eval.runs import plain
+from eval.table import Table
+
+# (a word of the device's name, watts, what they are). A GPU's board at its limit; one core of a processor's. Neither
+# memory, network, cooling nor idle neighbours are in them: an estimate from below for the machine, from above for the
+# processor.
+WATTS = [
+    ("GB200", 1200, "NVIDIA data sheet, board limit"),
+    ("B200", 1000, "NVIDIA data sheet, board limit"),
+    ("H200", 700, "NVIDIA data sheet, SXM, board limit"),
+    ("H100 PCIe", 350, "NVIDIA data sheet, board limit"),
+    ("H100", 700, "NVIDIA data sheet, SXM, board limit"),
+    ("A100-PCI", 300, "NVIDIA data sheet, board limit of 80 GB"),
+    ("A100", 400, "NVIDIA data sheet, SXM, board limit"),
+    ("V100-PCI", 250, "NVIDIA data sheet, board limit"),
+    ("V100", 300, "NVIDIA data sheet, SXM2, board limit"),
+    ("L40S", 350, "NVIDIA data sheet, board limit"),
+    ("T4", 70, "NVIDIA data sheet, board limit"),
+]
+CORE = (4.4, "280 W of an AMD EPYC 7763 over its 64 cores, assumed for any")
+GPUS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
+
+
+def spent(cell: dict[str, Any]) -> dict[str, Any]:
+    """{"unit": "GPU" or "core", "processors", "seconds", "hours", "kwh", "watts", "power", "tokens", "flops"} of a run
+    so far; hours of all processors together; kwh None where no power is known."""
+    hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
+    device = hardware["device"]
+    known = next(((watts, source) for word, watts, source in WATTS if word.lower() in device.lower()), None)
+    gpu = known is not None or any(word in device for word in GPUS)
+    processors = hardware["ranks"] * (1 if gpu else hardware["threads"])
+    watts, source = known or ((None, "no power is known for it") if gpu else CORE)
+    hours = last["seconds"] / 3600 * processors
+    per_token = flops_per_token(cell["run"]["config"]["model"])
+    return {
+        "unit": "GPU" if gpu else "core", "processors": processors, "seconds": last["seconds"], "hours": hours,
+        "kwh": hours * watts / 1000 if watts else None, "watts": watts, "power": source, "tokens": last["tokens"],
+        "flops": last["tokens"] * per_token if per_token else None,
+    }  # fmt: skip
+
+
+def flops_per_token(model: dict[str, Any]) -> int | None:
+    """None for a configuration that this version does not know: runs that others send may be older or newer."""
+    from model.config import ModelConfig
+    from model.count import flops_per_token
+
+    try:
+        return flops_per_token(ModelConfig(**model))
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def costs(f: Found) -> list:
+    lines, energy, seen = [], 0.0, {}
+    hours: dict[str, float] = {}
+    for (arm, seed), cell in f.cells.items():
+        if not cell.get("metrics"):
+            continue
+        each = spent(cell)
+        speed = float(np.median([row["tokens_per_second"] for row in cell["metrics"]]))
+        hours[each["unit"]] = hours.get(each["unit"], 0.0) + each["hours"]
+        energy += each["kwh"] or 0.0
+        seen[cell["run"]["hardware"]["device"]] = (each["watts"], each["power"], each["unit"])
+        lines.append([
+            f"{arm}, seed {seed}", f"{cell['run']['parameters']['count']:,}", f"{each['tokens']:,}",
+            f"{each['flops']:.2e}" if each["flops"] else "-", f"{each['seconds']:,.0f} s", f"{speed:,.0f}",
+            f"{each['hours']:.3g} {each['unit']}-hours", f"{each['kwh']:.2g} kWh" if each["kwh"] else "-",
+            f"{cell['eval']['seconds']:.0f} s" if "eval" in cell else "-", plain(cell["run"]["hardware"]),
+        ])  # fmt: skip
+    if not lines:
+        return ["No run has begun."]
+    head = ["run", "parameters", "tokens", "FLOPs", "training", "tokens/s", "processors", "energy, estimate",
+            "evaluation", "hardware"]  # fmt: skip
+    power = "; ".join(
+        f"{device}: {f'{w} W per {unit}' if w else 'unknown'} ({source})" for device, (w, source, unit) in seen.items()
+    )
+    total = " and ".join(f"{value:.3g} {unit}-hours" for unit, value in sorted(hours.items()))
+    return [
+        f"**{total} of training in all, about {energy:.2g} kWh.** The energy is an estimate, not measured: hours at "
+        f"full power. {power}. FLOPs: 6 per weight and token of every matrix product, and attention (model/count.py).",
+        Table(head, lines),
+    ]

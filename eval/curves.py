@@ -1,0 +1,178 @@
+"""The figures of a study's runs: losses, scores on the way, loss by position, corpora, scaling."""
+
+import numpy as np
+
+from eval import cost, figure, published
+from eval.compare import METRICS, Found, caution, table_of, tasks, words_of
+from eval.figure import Line
+from eval.runs import curve
+from eval.statistics import Part, Results, level_stderr, power_law, ratio_stderr
+from eval.table import Figure, Table, plus_minus
+
+
+def forest(f: Found, name: str) -> str:
+    """Effects with the intervals that the verdict uses."""
+    effects = []
+    for arm, c in f.compared.get(name, {}).items():
+        kind = "same" if not c.counts else "good" if (c.difference > 0) == METRICS[name].higher_is_better else "bad"
+        half = c.threshold if c.seeds else np.inf
+        effects.append((arm, c.difference, half, kind, words_of(f, arm, name).split(" (")[0]))
+    better = "right" if METRICS[name].higher_is_better else "left"
+    title = f"{name}: difference from the baseline"
+    return figure.forest(title, effects, f"{METRICS[name].unit}; {better} of the line is better")
+
+
+def loss_curves(f: Found) -> list[str]:
+    """Training loss against tokens, FLOPs and hours: seeds thin, their mean thick."""
+    having = f.having("metrics")
+    figures = []
+    axes = [("training tokens", 1.0), ("training FLOPs", None), ("processor-hours", None)]
+    for i, (xlabel, _) in enumerate(axes):
+        curves = []
+        for arm, seeds in having.items():
+            factors = {seed: per_token(cell, i) for seed, cell in seeds.items()}
+            if any(factor is None for factor in factors.values()):
+                continue
+            x, means = figure.binned({seed: curve(cell) for seed, cell in seeds.items()})
+            for seed, mean in means.items():
+                curves.append(Line(f"{arm}, seed {seed}", f.colour(arm), x * factors[seed], mean, "thin"))
+            if len(x):
+                factor = float(np.mean([v for v in factors.values() if v]))
+                curves.append(Line(arm, f.colour(arm), x * factor, np.mean(list(means.values()), axis=0), f.kind(arm)))
+        unit = {cost.spent(c)["unit"] for seeds in having.values() for c in seeds.values()}
+        xlabel = f"{'-'.join(sorted(unit))}-hours" if i == 2 else xlabel
+        title = f"Training loss against {['tokens', 'FLOPs', 'hours'][i]}"
+        figures.append(figure.lines(title, curves, xlabel, "nats per token", logx=True))
+    return [each for each in figures if each]
+
+
+def per_token(cell: dict, axis: int) -> float | None:
+    """What a token costs: 1, FLOPs, or processor-hours (the run's mean: pauses and resumes are not in it)."""
+    spent = cost.spent(cell)
+    total = (spent["tokens"], spent["flops"], spent["hours"])[axis]
+    return total / spent["tokens"] if total else None
+
+
+def paired_curves(f: Found) -> list[str]:
+    """Difference of the training loss from the baseline at the same seed."""
+    having = f.having("metrics")
+    if caution(f) or f.baseline not in having:
+        return []
+    curves = []
+    for arm, seeds in having.items():
+        apart = {seed: figure.subtract(curve(cell), curve(having[f.baseline][seed])) for seed, cell in seeds.items()
+                 if arm != f.baseline and seed in having[f.baseline]}  # fmt: skip
+        apart = {seed: c for seed, c in apart.items() if len(c[0])}
+        if not apart:
+            continue
+        x, means = figure.binned(apart)
+        curves += [Line(f"{arm}, seed {seed}", f.colour(arm), x, mean, "thin") for seed, mean in means.items()]
+        if len(x):
+            curves.append(Line(arm, f.colour(arm), x, np.mean(list(means.values()), axis=0), f.kind(arm)))
+    title = f"Same seed, same batches: minus {f.baseline}"
+    return [
+        figure.lines(
+            title, curves, "training tokens; below zero is better", "nats per token", True, zero=True, zoom=True
+        )
+    ]
+
+
+def on_the_way(f: Found) -> list:
+    """Scores of the checkpoints that were evaluated, and of the end."""
+    having = f.having("checkpoints")
+    figures = []
+    for name, metric in METRICS.items() if having else ():
+        curves = []
+        for arm, seeds in having.items():
+            at: dict[int, list[float]] = {}
+            for cell in seeds.values():
+                end = [{"tokens": cell["metrics"][-1]["tokens"], **cell["eval"]}] if "eval" in cell else []
+                for each in {e["tokens"]: e for e in [*cell["checkpoints"], *end]}.values():
+                    if each.get(metric.key):
+                        at.setdefault(each["tokens"], []).append(each[metric.key]["value"])
+            x = sorted(tokens for tokens, values in at.items() if len(values) == len(seeds))
+            curves.append(Line(arm, f.colour(arm), x, [float(np.mean(at[tokens])) for tokens in x], f.kind(arm)))
+        figures.append(figure.lines(f"{name} against tokens", curves, "training tokens", metric.unit, logx=True))
+    return [Figure(each) for each in figures if each]
+
+
+def beyond(f: Found) -> list:
+    """Loss by position, up to several times the training length."""
+    curves, seqs = [], set()
+    for arm, seeds in f.having("eval").items():
+        found = [cell["eval"].get("by_position") for cell in seeds.values()]
+        if all(found):
+            x = found[0]["positions"]
+            curves.append(
+                Line(arm, f.colour(arm), x, np.mean([each["bits_per_byte"] for each in found], axis=0), f.kind(arm))
+            )
+            seqs |= {cell["run"]["config"]["model"]["seq"] for cell in seeds.values()}
+    marks = {"training length": float(min(seqs))} if seqs else {}
+    return [
+        Figure(figure.lines("Loss by position", curves, "position in the text, tokens", "bits/byte", True, marks=marks))
+    ]
+
+
+def matrix(f: Found) -> list:
+    """Bits per byte on each corpus of models trained on each, with the noise."""
+    columns = tasks(f.cells, "bits/byte")
+    arms = [arm for arm, seeds in f.having("eval").items()
+            if all(task in cell["eval"]["tasks"] for cell in seeds.values() for task in columns)]  # fmt: skip
+    if len(columns) < 2 or len(arms) < 2:
+        return []
+    lines, cells, values = [], [], {}
+    for task in columns:
+        results: Results = {arm: {seed: c["eval"]["tasks"][task]["value"] for seed, c in f.having("eval")[arm].items()
+                                  if task in c["eval"]["tasks"]} for arm in arms}  # fmt: skip
+        for arm in arms:
+            if results[arm]:
+                items = table_of(f.cells, arm, sorted(results[arm]), task)
+                averaged = np.array([(value.mean(), weight) for value, weight in items.values()])
+                error = level_stderr(results, arm, Part(ratio_stderr(averaged[:, 0], averaged[:, 1]) ** 2, len(items)))
+                values[arm, task] = (float(np.mean(list(results[arm].values()))), error)
+    for arm in arms:
+        lines.append([arm, *(plus_minus(*values[arm, t], 3) if (arm, t) in values else "-" for t in columns)])
+        row: list[tuple[str, float, str] | None] = []
+        for task in columns:
+            column = [values[a, task][0] for a in arms if (a, task) in values]
+            if (arm, task) not in values:
+                row.append(None)
+                continue
+            value, error = values[arm, task]
+            middle, half = (max(column) + min(column)) / 2, (max(column) - min(column)) / 2 or 1.0
+            row.append((f"{value:.3f}", (middle - value) / half, f"{arm} on {task}: {plus_minus(value, error, 3)}"))
+        cells.append(row)
+    names = [task.split("/")[0] for task in columns]
+    head = [f"on {name}" for name in names]
+    return [
+        "Held-out bits per byte, lower is better, ± standard error over seeds and documents. Compare within a column.",
+        Table(["trained", *head], lines),
+        Figure(figure.heat("Bits per byte: trained (rows), held-out text (columns)", arms, head, cells),
+               "Coloured within each column, from its worst to its best."),
+    ]  # fmt: skip
+
+
+def scaling(f: Found) -> list:
+    """Held-out loss against compute over several sizes or budgets, with a power law through the best."""
+    points = {}
+    for arm, seeds in f.having("eval").items():
+        flops = [cost.spent(c)["flops"] for c in seeds.values()]
+        loss = [c["eval"]["bits_per_byte"]["value"] for c in seeds.values()]
+        if all(flops):
+            points[arm] = (float(np.mean(flops)), float(np.mean(loss)))
+    if len({round(np.log10(x), 1) for x, _ in points.values()}) < 3:
+        return []
+    curves = [Line(arm, f.colour(arm), [x], [y], "point") for arm, (x, y) in points.items()]
+    fit = power_law(list(points.values()))
+    words = ["A power law needs three runs on the lower envelope."]
+    if fit:
+        at = np.geomspace(min(x for x, _ in points.values()), 10 * max(x for x, _ in points.values()), 20)
+        curves.append(Line("fit", 0, at, fit["scale"] * at ** -fit["exponent"], "dash"))
+        known = published.load()["scaling"]
+        words = [f"Lower envelope: loss falls as compute to the power of −{fit['exponent']:.3f} ({fit['points']} runs; "
+                 f"the dashed line goes ten times beyond them). BigScience: −{known['exponent']} ({known['mark']}, "
+                 f"{known['source']}), of another loss on another text."]  # fmt: skip
+    return [
+        Figure(figure.lines("Held-out loss against compute", curves, "training FLOPs", "bits/byte", True, True)),
+        *words,
+    ]

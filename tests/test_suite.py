@@ -1,0 +1,301 @@
+"""The suite of 27 tasks: its data (eval/mirror.py), its speed without loss (eval/score.py), its results
+(eval/__main__.py)."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval import harness, mirror, score
+from eval.__main__ import main, suite
+from model.config import ModelConfig
+from model.gpt import GPT
+from model.position import POSITIONS
+from tests.test_eval import SHAPE, WORDS, Letters, characters, gpt2_with_our_weights, prepared, requests, run  # noqa: F401  # fixtures
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data" / "zero_shot"
+shared = pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data/zero_shot here")
+MODELS = [*((pos, "causal") for pos in POSITIONS), ("learned", "prefix"), ("alibi", "prefix"), ("rotary", "prefix")]
+
+
+def model(pos: str, objective: str, seq: int = 24) -> GPT:
+    cfg = ModelConfig(**{**SHAPE, "seq": seq, "objective": objective}, vocab=257, pos=pos)  # type: ignore[arg-type]
+    return GPT(cfg, seed=3).eval()
+
+
+def alone(gpt: GPT, given: list[int], ids: list[int]) -> torch.Tensor:
+    """Logits after each token of given + ids, from the plain forward pass."""
+    told = {"prefix_B": torch.tensor([len(given)])} if gpt.cfg.objective == "prefix" else {}
+    with torch.no_grad():
+        return gpt(torch.tensor([[*given, *ids]]), **told)[0]
+
+
+def questions(rng: random.Random, number: int = 12) -> list[tuple[list[int], list[int]]]:
+    """Contexts that begin alike in many ways, each with several continuations of several lengths."""
+
+    def some(n: int) -> list[int]:
+        return [rng.randrange(257) for _ in range(n)]
+
+    passage, pairs = some(9), []
+    for i in range(number):
+        context = (passage if i % 2 else passage[:4]) + some(rng.randrange(1, 6))
+        first = some(1)
+        choices = [some(1), some(1), some(2), [*first, *some(2)], [*first, *some(3)], some(5)]
+        pairs += [(context, choice) for choice in choices]
+    return pairs + [(passage, [7]), (passage, [7, 8]), ([256], some(3)), ([256], some(3))]
+
+
+@pytest.mark.parametrize("pos,objective", MODELS)
+def test_shared_rows_compute_what_each_input_would_alone(pos, objective):
+    gpt, pairs = model(pos, objective), questions(random.Random(0))
+    for given, _ in list(pairs):  # and what the model would say, so that "greedy" is not always no
+        pairs.append((given, [int(alone(gpt, given, [])[-1].argmax())]))
+    got = score.likelihoods(gpt, pairs, batch=150)
+    for (given, scored), (nats, greedy) in zip(pairs, got, strict=True):
+        logp = alone(gpt, given, scored[:-1])[len(given) - 1 :].log_softmax(-1)
+        assert nats == pytest.approx(sum(logp[i, v].item() for i, v in enumerate(scored)), abs=1e-4)
+        assert greedy == (logp.argmax(-1).tolist() == scored)
+    assert {greedy for _, greedy in got} == {True, False}
+
+
+def test_a_context_is_computed_once_for_its_choices_and_longer_stems_for_several():
+    rng = random.Random(1)
+    context = tuple(rng.randrange(257) for _ in range(50))
+    inputs = [score.Input((*context, i, i + 1, i + 2), 0) for i in range(4)]
+    assert [(row.stem, len(row)) for row in score.rows(inputs, 384, 4096)] == [(50, 62)]
+    apart = [score.Input((*inputs[0].tokens[:2], *(rng.randrange(257) for _ in range(48))), 0) for _ in range(4)]
+    assert [len(row.inputs) for row in score.rows(apart, 384, 4096)] == [1, 1, 1, 1]  # two tokens are not worth a row
+    assert max(len(row) for row in score.rows(inputs * 1 + apart, 384, 55)) <= 55
+    prefixed = [score.Input(each.tokens, n) for each, n in zip(inputs, (50, 50, 49, 51), strict=True)]
+    assert sorted(len(row.inputs) for row in score.rows(prefixed, 384, 4096)) == [1, 1, 2]
+
+
+def test_more_to_score_than_the_longest_input_is_scored_in_pieces():
+    gpt, ids = model("learned", "causal"), [random.Random(2).randrange(257) for _ in range(70)]
+    nats, _ = score.likelihoods(gpt, [(ids[:5], ids[5:])])[0]
+    parts = [score.likelihoods(gpt, [(ids[:at], ids[at : at + 12])])[0][0] for at in range(5, 70, 12)]
+    assert nats == pytest.approx(sum(parts), abs=1e-4) and not score.cut([1], [2] * 24, 24)[1:]
+
+
+@pytest.mark.parametrize("pos,objective", MODELS)
+def test_continuations_are_the_likeliest_token_again_and_again(pos, objective):
+    gpt, rng = model(pos, objective), random.Random(3)
+    contexts = [[rng.randrange(257) for _ in range(n)] for n in (1, 3, 7, 7, 16, 30)]
+
+    def ended(ids: list[int]) -> bool:
+        return len(ids) >= 2 + sum(ids) % 7
+
+    got = score.continuations(gpt, contexts, 8, ended, batch=60)
+    for context, made in zip(contexts, got, strict=True):
+        given = context[-16:] if gpt.max_length else context
+        expected: list[int] = []
+        while len(expected) < 8 and not (expected and ended(expected)):
+            expected.append(int(alone(gpt, given, expected)[-1, :257].argmax()))
+        assert made == expected
+
+
+def test_written_answers_equal_those_of_lm_evals_backend():
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers import decoders
+
+    class Spelled(Letters):
+        def decode(self, ids):
+            return bytes(ids).decode("latin-1")
+
+    tokenizer = characters()
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()
+    # without padding: lm-eval's backend may say a token that is none
+    ours = GPT(ModelConfig(**{**SHAPE, "vocab_multiple": 1}, vocab=257, pos="learned"), seed=3)  # type: ignore[arg-type]
+    theirs = HFLM(pretrained=gpt2_with_our_weights(ours), tokenizer=tokenizer, max_length=24, device="cpu",
+                  dtype="float32", batch_size=3, prefix_token_id=256)  # fmt: skip
+    rng = random.Random(5)
+    texts = [" ".join(rng.choice(WORDS.split()) for _ in range(n)) for n in (1, 2, 3, 4, 5, 9)]
+    scorer = harness.Scorer(ours, Spelled(), window=24)
+    stops: list[str] = []
+    for _ in range(2):
+        settings = {"until": stops, "max_gen_toks": 12, "do_sample": False}
+        asked = requests("generate_until", [(text, settings) for text in texts])
+        free = scorer.generate_until(asked)
+        stops = sorted({text[4] for text in free if len(text) > 4})[:2]
+        assert scorer.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def test_the_suite_is_that_of_the_installed_lm_eval():
+    found = harness.definitions(mirror.names(["suite"]))
+    assert len(found) == 27
+    for name, (config, source) in found.items():  # definitions() has compared versions and splits
+        spec = mirror.suite()[name]
+        assert spec["since"] and spec["metric"] in [each["metric"] for each in config["metric_list"]]
+        assert config["dataset_path"] in (spec["path"], "json") and source.split == spec["split"]
+        assert (config.get("dataset_name") or "default") == spec["config"]
+    assert 100 * np.mean([spec["chance"] for spec in mirror.suite().values()]) == pytest.approx(34.4, abs=0.1)
+
+
+def test_any_task_of_lm_eval_by_name():
+    with pytest.raises(ValueError, match="no task 'helaswag' .*did you mean hellaswag"):
+        harness.definitions(["helaswag"])
+    found = harness.definitions(["blimp", "copa"])
+    assert len(found) == 68 and {each.source.path for each in found.values()} == {"nyu-mll/blimp", "aps/super_glue"}
+
+
+@shared
+def test_the_shared_mirror_has_every_task_whole(tmp_path, capsys):
+    assert main(["--tasks", "suite", "--data", str(SHARED)]) == 0
+    assert "27 tasks can be run" in capsys.readouterr().out
+
+    part = tmp_path / "part"
+    shutil.copytree(SHARED / "aps__super_glue", part / "aps__super_glue")
+    kept = [e for e in json.loads((SHARED / "manifest.json").read_text()) if e["dataset_path"] == "aps/super_glue"]
+    (part / "manifest.json").write_text(json.dumps(kept))
+    (part / "aps__super_glue" / "copa" / "validation.jsonl.gz").write_bytes(b"another file")
+    assert main(["--tasks", "suite", "--data", str(part)]) == 0
+    said = capsys.readouterr()
+    assert "4 tasks can be run" in said.out  # boolq, multirc, wic, wsc
+    assert "missing: hellaswag" in said.err and "copa/validation.jsonl.gz is not the file of the manifest" in said.err
+    assert main(["--tasks", "boolq,copa", "--data", str(part)]) == 2  # asked for by name: nothing less will do
+    assert "cannot be run:\n  copa" in capsys.readouterr().err
+    assert main(["--tasks", "suite", "--data", str(tmp_path)]) == 2
+    assert "make eval-data" in capsys.readouterr().err
+
+
+@shared
+def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
+    """From copies of the hub's repositories on disk, in a process of its own as `make eval-data` is."""
+    to = tmp_path / "to"
+    command = [sys.executable, "-m", "eval.mirror", "--to", str(to), "--tasks", "copa,triviaqa", "--from", str(SHARED)]
+    env = os.environ | {"HF_HOME": str(tmp_path / "cache")}
+    subprocess.run(command, cwd=ROOT, check=True, env=env, capture_output=True)
+    theirs, ours = mirror.Mirror(SHARED), mirror.Mirror(to)
+    assert len(ours.entries) == 2
+    for source in ours.entries:
+        a, b = theirs.table(source), ours.table(source)
+        assert a.features == b.features and a.to_list() == b.to_list() and len(a) > 50
+    before = {path: path.stat().st_mtime_ns for path in to.rglob("*.gz")}
+    (to / ours.entries[min(ours.entries)]["file"]).write_bytes(b"harmed")
+    subprocess.run(command, cwd=ROOT, check=True, env=env, capture_output=True)
+    after = {path: path.stat().st_mtime_ns for path in to.rglob("*.gz")}
+    assert sum(before[path] != after[path] for path in before) == 1  # the harmed one is made again, the other kept
+    assert not mirror.Mirror(to).lacks(min(ours.entries))
+
+
+def test_logiqa_is_read_as_the_hubs_script_did():
+    block = "\n{}\nA fact.Another one.\nWhich follows?\nA.First.Second\nB.One\nC.Two\nD.Three\n"
+    assert mirror.logiqa(block.format("c") + block.format("a")) == [
+        {"label": label, "context": "A fact. Another one.", "question": "Which follows?",
+         "options": ["First. Second", "One", "Two", "Three"]} for label in "ca"]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+def test_headline_numbers():
+    def task(value, stderr, chance, guess):
+        return {"value": value, "stderr": stderr, "chance": chance, "guess": guess, "suite": True}
+
+    first = {"tasks": {"boolq": task(0.6, 0.03, 0.5, 0.62), "hellaswag": task(0.4, 0.04, 0.25, 0.25),
+                       "lambada_openai": task(0.1, 0.0, 0.0, 0.0), "other": {"value": 0.9}}}  # fmt: skip
+    got = suite([first])
+    assert got["value"] == pytest.approx(100 * 1.1 / 3) and got["chance"] == pytest.approx(25)
+    assert got["stderr"] == pytest.approx(100 * 0.05 / 3)
+    assert got["corrected"] == pytest.approx(100 * (0.2 + 0.2 + 0.1) / 3)
+    assert (got["tasks"], got["of"]) == (3, 27)
+    assert got["able"] == ["hellaswag", "lambada_openai"] and got["able_value"] == pytest.approx(25)
+    second = {"tasks": {"boolq": task(0.7, 0.03, 0.5, 0.62), "hellaswag": task(0.25, 0.04, 0.25, 0.25)}}
+    both = suite([first, second])  # only what both have; all runs together choose: 0.65 and 0.325 are not enough
+    assert (both["tasks"], both["runs"], both["able"], both["able_value"]) == (2, 2, [], None)
+    assert suite([{"tasks": {}}]) is None
+
+
+def test_guesses():
+    def row(n, target, answers=("yes", "no")):
+        return {"arguments": [("q", answers[i % len(answers)]) for i in range(n)], "target": target}
+
+    yes_no = [row(2, 0), row(2, 0), row(2, 0), row(2, 1)]
+    assert harness.guess("multiple_choice", "acc", yes_no) == {"chance": 0.5, "guess": 0.75}
+    own = [row(4, 3, "abcd"), row(5, 3, "efghi")]  # the place of an answer is no answer
+    assert harness.guess("multiple_choice", "acc", own) == {"chance": 0.225, "guess": 0.225}
+    assert harness.guess("generate_until", "exact_match", [])["chance"] == 0
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+TASKS = ["--tasks", "copa,wnli,wsc,race", "--data", str(SHARED)]
+
+
+def outcome(directory: Path) -> tuple[dict, bytes]:
+    result = json.loads((directory / "eval.json").read_text())
+    assert not (directory / "eval.parts").exists()
+    return {**result, "seconds": 0}, (directory / "samples.jsonl.gz").read_bytes()
+
+
+@shared
+def test_a_run_is_judged_without_a_network_and_only_when_asked_more(run, offline, capsys):  # noqa: F811
+    assert main([str(run), *TASKS]) == 0
+    assert "suite ONLY 4 OF 27 tasks" in capsys.readouterr().out
+    result, _ = outcome(run)
+    for name in ("copa", "wnli", "wsc", "race"):
+        task = result["tasks"][name]
+        assert task["suite"] and task["data"]["sha256"] and task["version"] == mirror.suite()[name]["version"]
+        assert task["guess"] >= task["chance"]
+    counted = [result["tasks"][name]["value"] for name in ("copa", "race", "wnli", "wsc")]
+    assert result["suite"]["value"] == pytest.approx(100 * np.mean(counted))
+    assert result["lm_eval"] and result["precision"] == "fp32" and result["zero_shot"]["value"] > 0
+
+    stamp = (run / "eval.json").stat().st_mtime_ns
+    for words in ([], TASKS, ["--tasks", "copa", *TASKS[2:]]):  # nothing of these is new
+        assert main([str(run), *words]) == 0 and (run / "eval.json").stat().st_mtime_ns == stamp
+    assert main([str(run), "--tasks", "wic", *TASKS[2:]]) == 0 and (run / "eval.json").stat().st_mtime_ns > stamp
+
+
+@shared
+def test_killed_and_divided_evaluations_end_the_same(run, tmp_path):  # noqa: F811
+    assert main([str(run), *TASKS]) == 0
+    expected = outcome(run)
+    (run / "eval.json").unlink()
+    command = [sys.executable, "-m", "eval", str(run), *TASKS]
+    process = subprocess.Popen(command, cwd=ROOT)
+    while not sum(len(path.read_bytes().splitlines()) > 2 for path in (run / "eval.parts").glob("*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "eval.json").exists()
+    part = next((run / "eval.parts").glob("*"))
+    part.write_bytes(part.read_bytes()[:-7])  # a kill may cut a line
+    known = score.Journal(run / "eval.parts", json.loads(part.read_bytes().splitlines()[0])["identity"])
+    assert len(known.known) > 10
+    known.close()
+    assert main([str(run), *TASKS]) == 0
+    assert outcome(run) == expected
+
+    (run / "eval.json").unlink()
+    subprocess.run([*command, "--processes", "2"], cwd=ROOT, check=True)
+    assert outcome(run) == expected
+
+
+def test_what_another_model_left_is_not_read(tmp_path):
+    first = score.Journal(tmp_path, {"weights": "a"})
+    first.add({"key": [1.0, True]})
+    first.close()
+    assert "key" in score.Journal(tmp_path, {"weights": "a"}) and "key" not in score.Journal(tmp_path, {"weights": "b"})
