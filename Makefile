@@ -1,27 +1,43 @@
 # make ablation POS=alibi      compare ALiBi with the baseline: data, training, evaluation, report
-# make test                    the tests
+# make ablation STUDY=position ON=slurm NODES=4      a study on a Slurm cluster, 4 nodes for each run; SITE=name: launch/sites
+# make status STUDY=position WATCH=1                 where every run stands, live
+# make test                    the tests; make test-slurm: those that need a Slurm of their own (root, Debian packages)
+# make eval-data              task data for TASKS=suite, on a machine with a network
 # make export RUN=runs/nano/baseline,seed=1 TO=folder      a finished run as a Hugging Face checkpoint
+# make data CORPUS=c4          a corpus prepared ahead: from the hub, or FROM=/path/to/shards
 # Variables: see `make help`.
 
 PYTHON ?= python3
 PY := .venv/bin/python
-NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM JOBS OUT
+NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM TASKS EVAL_DATA JOBS OUT RUNS NOISE
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
 WORDS := $(foreach n,$(NAMES),$(if $(filter command,$(firstword $(origin $(n)))),'$(n)=$($(n))'))
 
-.PHONY: ablation plan status report show export test check mutations bench help clean
+.PHONY: ablation data plan status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval help clean
 
+SUBMIT = launch.submit --nodes '$(or $(NODES),1)' --site '$(SITE)'
 ablation: .venv/ready
-	@$(PY) -m ablations run $(WORDS)
+	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(SUBMIT)),ablations run) $(WORDS)
 plan status report show: .venv/ready
-	@$(PY) -m ablations $@ $(WORDS)
+	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
+diff: .venv/ready
+	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
+data: .venv/ready
+	@$(PY) -m data.prepare '$(CORPUS)' $(if $(FROM),--from '$(FROM)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') \
+	  $(if $(KIND),--kind '$(KIND)') $(if $(VOCAB),--vocab '$(VOCAB)') $(if $(SET),--set $(SET)) \
+	  --store '$(or $(OUT),runs)/data' --executor '$(or $(EXECUTOR),local)' $(if $(WORKERS),--workers '$(WORKERS)') \
+	  $(if $(OPTIONS),--options $(OPTIONS))
 export: .venv/ready
 	@$(PY) -m eval.export '$(RUN)' --to '$(TO)'
 help: .venv/ready
 	@$(PY) -m ablations --help
 
 test: .venv/ready
-	$(PY) -m pytest -q -n 2 $(ARGS)
+	$(PY) -m pytest -q -n 2 --ignore=tests/slurm $(ARGS)
+test-slurm: .venv/ready
+	$(PY) -m pytest -q tests/slurm $(ARGS)
+chaos: .venv/ready
+	$(PY) tests/slurm/chaos.py $(ARGS)
 check: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -29,6 +45,16 @@ mutations: .venv/ready
 	$(PY) tests/mutations.py $(ARGS)
 bench: .venv/ready
 	$(PY) tests/bench.py $(ARGS)
+bench-data: .venv/ready
+	OMP_NUM_THREADS=1 $(PY) tests/bench_data.py $(ARGS)
+bench-gpu: .venv/ready
+	$(PY) tests/bench_gpu.py $(ARGS)
+# on a machine with a network; evaluation itself never uses one
+EVAL_DATA ?= $(or $(OUT),runs)/eval-data
+eval-data: .venv/ready
+	$(PY) -m eval.mirror --to '$(EVAL_DATA)' --tasks '$(or $(TASKS),suite)' $(ARGS)
+bench-eval: .venv/ready
+	OMP_NUM_THREADS=1 $(PY) tests/bench_eval.py --data '$(EVAL_DATA)' $(ARGS)
 
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

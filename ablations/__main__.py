@@ -10,7 +10,7 @@ import sys
 import time
 
 from ablations.budget import learning_rate
-from ablations.config import ConfigError, bundles, has_gpu, resolve
+from ablations.config import ConfigError, spread, bundles, has_gpu, resolve
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_args, human
 
@@ -18,7 +18,7 @@ COMMANDS = {
     "plan": "list the runs of a study and what they cost; creates nothing",
     "run": "train and evaluate what is not finished, then report",
     "status": "where every run of a study stands",
-    "report": "write the report of a study from its run directories; also STUDY=a,b, RUNS=\"dir dir\" (of anyone), NOISE=dirs",
+    "report": "write the report of a study; also of STUDY=a,b or RUNS=\"dir dir\" (anyone's); NOISE=dirs: the noise",
     "show": "the complete configuration of every arm, and the line that makes it",
     "diff": "what two sizes or presets set differently, line by line: A=bigscience-1b3 B=modern-1b3",
 }
@@ -79,8 +79,10 @@ def plan(study: Study) -> int:
             f"{i:4}  {cell.arm + (' (baseline)' if not cell.delta else ''):28} {cell.seed:4}  "
             f"{parameters(run.model):12,}  {human(tokens):>8}  {flops:8.1e}  {cell.dir}  [{state(cell)['state']}]"
         )
-    base, layout = study.base, study.base.layout
+    layout = study.base.layout
     replicas = max(layout.processes // layout.tp, 1)
+    base = spread(study.base, replicas)
+    layout = base.layout
     accumulate = base.train.batch // (layout.micro_batch * replicas)
     shape = (layout.micro_batch, base.train.precision, layout.zero, replicas, accumulate, has_gpu(), layout.tp)
     memory = max(estimate(cell.run.model, *shape)["total"] for cell in study.cells)

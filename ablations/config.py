@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -236,7 +236,7 @@ def _build(flat: dict[str, Any]) -> Run:
         step = budget.batch_sizes(run.train)[0] * run.model.seq
         raise ConfigError(f"train.tokens={run.train.tokens} is less than one step of {step} tokens")
     _check_tensor_parallel(run)
-    check_batches(run, max(run.layout.processes, run.layout.tp) // run.layout.tp)
+    spread(run, max(run.layout.processes, run.layout.tp) // run.layout.tp)
     try:
         filters.check(run.data.recipe)
     except ValueError as error:
@@ -269,16 +269,19 @@ def _check_tensor_parallel(run: Run) -> None:
             raise ConfigError(f"layout.tp={tp} does not divide {name}, {number}{more}")
 
 
-def check_batches(run: Run, ranks: int) -> None:
-    """Raises:
-    ConfigError: when a batch of the run cannot be spread over the ranks in whole micro-batches.
+def spread(run: Run, ranks: int) -> Run:
+    """`run` on so many data-parallel ranks: its micro-batch is no larger than a rank's share of the smallest batch.
+
+    Raises:
+        ConfigError: when a batch of the run cannot be spread over the ranks in whole micro-batches.
     """
-    unit = ranks * run.layout.micro_batch
-    for size in budget.batch_sizes(run.train):
-        if size % unit:
+    sizes = budget.batch_sizes(run.train)
+    micro = max(1, min(run.layout.micro_batch, min(sizes) // ranks))
+    for size in sizes:
+        if size % (ranks * micro):
             name = f"train.batch={size}" if size == run.train.batch else f"train.ramp: a batch of {size}"
-            micro = run.layout.micro_batch
             raise ConfigError(f"{name} is no multiple of ranks x layout.micro_batch = {ranks} x {micro}")
+    return replace(run, layout=replace(run.layout, micro_batch=micro))
 
 
 def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ablations.config import ConfigError, Run, check_batches
+from ablations.config import ConfigError, Run, spread
 from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Piece
 from launch.manifest import Diverged
 from model.count import parameters
@@ -101,7 +101,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
     Raises:
         ConfigError: when a global batch cannot be spread over them in whole micro-batches.
     """
-    check_batches(run, replicas)
+    spread(run, replicas)
     # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model
     # and must be even (its alignment factor)
     bucket = min(500_000_000, parameters(run.model) // run.layout.tp // 2 * 2)

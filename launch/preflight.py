@@ -21,7 +21,7 @@ from launch.watch import BAD_NODE, Stop
 from model.memory import estimate
 
 # Untuned, on the careful side: a healthy node must not be turned away.
-SPEED = 0.7  # of the median rank's matrix product
+SPEED = 0.7  # of the median rank's matrix product; on a GPU, which nobody else uses
 CLOCK = 30.0  # seconds between a node's clock and the median; wrong clocks break make, Slurm and the reading of logs
 SHARED = 64 << 20  # bytes of free /dev/shm that gloo, NCCL and data loaders need
 FREE = 0.9  # of a GPU's memory must be free: what is missing is held by a process that should be dead
@@ -32,7 +32,7 @@ class Node:
     """What one rank found on its node."""
 
     host: str
-    matmul: float  # FLOP/s
+    matmul: float  # FLOP/s; 0 without a GPU: what else runs on a CPU must not condemn its node
     all_reduce: float  # bytes/s, of the whole group
     memory: float  # share of the device's memory that is free; 1 without a GPU
     shared: int  # bytes free in /dev/shm
@@ -94,14 +94,14 @@ def measure(folder: Path) -> Node:
     dist.barrier()
     clock = time.time()
     shm = shutil.disk_usage("/dev/shm").free if os.path.exists("/dev/shm") else SHARED
-    return Node(socket.gethostname(), _matmul(device), _all_reduce(device), free / total, shm,
+    return Node(socket.gethostname(), _matmul(device) if cuda else 0.0, _all_reduce(device), free / total, shm,
                 shutil.disk_usage(folder).free, _write(folder), clock)  # fmt: skip
 
 
 def _matmul(device: torch.device) -> float:
-    """FLOP/s of the fastest of a few products: what else runs on a CPU must not condemn its node."""
-    n, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (256, torch.float32)
-    a = torch.ones(n, n, device=device, dtype=dtype)
+    """FLOP/s of the fastest of a few products."""
+    n = 4096
+    a = torch.ones(n, n, device=device, dtype=torch.bfloat16)
     best = float("inf")
     for _ in range(8):
         _wait(device)

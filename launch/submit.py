@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ablations.config import ConfigError, check_batches
+from ablations.config import ConfigError, spread
 from ablations.execute import prepare
 from ablations.site import find, site
 from ablations.status import attempts
@@ -33,7 +33,7 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
     """
     for cell in study.cells:
         cell.check_recorded()
-        check_batches(cell.run, ranks)
+        spread(cell.run, max(1, ranks // cell.run.layout.tp))
     if (study.out / "stop").exists():
         raise ConfigError(f"{study.out / 'stop'} is there: nothing starts until it is removed")
     todo = [i for i, c in enumerate(study.cells) if not (c.dir / "eval.json").exists()]

@@ -14,13 +14,13 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.budget import learning_rate, samples
-from ablations.config import ConfigError, Run
+from ablations.config import ConfigError, Run, spread
 from ablations.reliability import save_interval
 from ablations.study import Cell, from_args
 from launch import manifest
@@ -60,8 +60,9 @@ def train(cell: Cell, out: Path) -> None:
     from model.gpt import GPT
     from model.objective import OBJECTIVES
 
+    rank, world = ds.start(cell.run)
+    cell = replace(cell, run=spread(cell.run, world // cell.run.layout.tp))
     run, folder = cell.run, cell.dir
-    rank, world = ds.start(run)
     preflight.check_memory(run, world)
     hosts = [node.host for node in preflight.check(run, folder, out)]
     data = manifest.prepare_data(run, out / "data")
@@ -219,6 +220,8 @@ def main(argv: list[str]) -> int:
             raise Stop(why, KILLED)
         with owned(cell.dir):
             (cell.dir / "failed").unlink(missing_ok=True)
+            if "SLURM_JOB_ID" not in os.environ:  # there launch/run.sh does it, before Slurm can give a warning
+                (cell.dir / "stop").unlink(missing_ok=True)
             train(cell, study.out)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -230,6 +233,8 @@ def main(argv: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         cure = "Nothing is lost: make room and give the same command again."
+        with suppress(OSError):
+            (cell.dir / "failed").write_text(f"{error}. {cure}\n")
         print(f"error: {cell.name}: {error}. {cure}", file=sys.stderr)
         return 1
     except manifest.Failed as error:

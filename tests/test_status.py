@@ -1,0 +1,124 @@
+"""Where runs stand, from files alone."""
+
+import fcntl
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.status import duration, state, table
+from ablations.study import from_args
+
+ROOT = Path(__file__).parents[1]
+NOW = 1_800_000_000.0
+
+
+def line(path: Path, *rows: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as f:
+        f.writelines(json.dumps(r) + "\n" for r in rows)
+
+
+def metrics(folder: Path, step: int) -> None:
+    """As launch/train.py writes them."""
+    line(folder / "metrics.jsonl", *(
+        {"step": s, "tokens": s * 2048, "loss": 8.3 - s / 100, "lr": 1e-3, "grad_norm": 1.0,
+         "tokens_per_second": 2048.0, "seconds": float(s)} for s in range(8, step + 1, 8)
+    ))  # fmt: skip
+
+
+def beat(folder: Path, at: float, step: int) -> None:
+    """As launch/watch.py writes them."""
+    line(folder / "heartbeat.json", {"time": at, "step": step, "nodes": ["node1", "node2"], "ranks": 4, "host": "node1",
+                                     "pid": 7, "job": "71"})  # fmt: skip
+
+
+START = {"event": "start", "job": "70_1", "restart": 0, "nodes": "node[1-2]", "step": 0}
+END = {"event": "end", "job": "70_1", "step": 64, "code": 75, "how": "time limit", "again": True}
+
+
+@pytest.mark.parametrize(
+    ("attempts", "heartbeat", "files", "expected"),
+    [
+        ([], None, [], {"state": "not started"}),
+        ([], None, ["run.json"], {"state": "stopped"}),
+        ([{"time": -9, "event": "submitted", "job": "70_1"}], None, [], {"state": "queued", "why": "job 70_1"}),
+        ([{"time": -9} | START], None, [], {"state": "starting", "silent": 9.0, "nodes": "node[1-2]"}),
+        ([{"time": -1000} | START], None, [], {"state": "stalled", "why": "nothing heard for 16:40"}),
+        ([{"time": -1000} | START], (-3, 70), [], {"state": "running", "step": 70, "silent": 3.0,
+                                                   "nodes": "node1,node2", "left": (512 - 64) * 1.0, "attempts": 1}),
+        ([{"time": -1000} | START], (-90, 70), [], {"state": "stalled", "step": 70, "silent": 90.0}),
+        # a heartbeat of the attempt before says nothing of this one
+        ([{"time": -1000} | START, {"time": -5} | START], (-90, 70), [], {"state": "starting", "attempts": 2}),
+        ([{"time": -1000} | START, {"time": -5} | END], None, [], {"state": "queued", "why": "time limit at step 64"}),
+        ([{"time": -1000} | START, {"time": -5} | END | {"how": "cancelled", "again": False}], None, ["run.json"],
+         {"state": "stopped", "why": "cancelled at step 64"}),
+        ([{"time": -1000} | START], (-3, 70), ["failed"], {"state": "failed", "why": "failed"}),
+        ([{"time": -1000} | START], None, ["done"], {"state": "trained, not evaluated"}),
+        ([{"time": -1000} | START], None, ["done", "eval.json"], {"state": "finished", "bits_per_byte": 2.5}),
+    ],
+)  # fmt: skip
+def test_state(tmp_path: Path, attempts: list, heartbeat: Any, files: list[str], expected: dict[str, Any]) -> None:
+    cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
+    for row in attempts:
+        line(cell.dir / "attempts.jsonl", row | {"time": NOW + row["time"]})
+    if heartbeat:
+        beat(cell.dir, NOW + heartbeat[0], heartbeat[1])
+    metrics(cell.dir, 64)
+    content = {"eval.json": '{"bits_per_byte": {"value": 2.5}, "zero_shot": null}'}
+    for name in files:
+        (cell.dir / name).write_text(content.get(name, name))
+    found = state(cell, NOW)
+    assert {k: found.get(k) for k in expected} == expected
+
+
+def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(tmp_path: Path) -> None:
+    cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
+    line(cell.dir / "attempts.jsonl", {"time": 5.0} | START, {"time": 6.0} | END)
+    with open(cell.dir / "attempts.jsonl", "a") as f:
+        f.write('{"time": 7, "eve')
+    assert state(cell)["state"] == "queued"
+    with open(cell.dir / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert state(cell)["state"] == "starting"
+        beat(cell.dir, time.time() + 1, 3)
+        assert state(cell)["state"] == "running"
+    assert state(cell)["state"] == "queued"
+
+
+def test_200_runs_in_half_a_second_without_torch_or_slurm(tmp_path: Path) -> None:
+    words = ["POS=alibi", "SIZE=nano", "SEEDS=100", f"OUT={tmp_path}"]
+    study = from_args(words)
+    assert len(study.cells) == 200
+    for i, cell in enumerate(study.cells):
+        metrics(cell.dir, 512)
+        line(cell.dir / "attempts.jsonl", *([{"time": time.time()} | START] * (1 + i % 5)))
+        beat(cell.dir, time.time() + 60, 300)
+    command = [sys.executable, "-X", "importtime", "-m", "ablations", "status", *words]
+    seconds = []
+    for _ in range(3):  # processor seconds, and the least: others use this machine
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PATH": ""})
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert done.stdout.count("running") == 200 and done.stdout.count("node1,node2") == 200, done.stderr[-500:]
+    assert not {"torch", "numpy", "rich"} & {row.split("|")[-1].strip() for row in done.stderr.splitlines()}
+    print(f"{min(seconds):.3f} s")
+    assert min(seconds) < 0.5
+
+
+def test_the_table_says_only_what_there_is(tmp_path: Path) -> None:
+    study = from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])
+    assert table(study).splitlines()[1].split() == ["run", "state"]
+    metrics(study.cells[0].dir, 16)
+    assert table(study).splitlines()[1].split() == ["run", "state", "step", "loss", "tokens/s"]
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0, 75, 4000, 200_000)] == ["0:00", "1:15", "1 h 06 min", "2 d 7 h"]
