@@ -10,7 +10,7 @@ import sys
 import time
 
 from ablations.budget import learning_rate
-from ablations.config import ConfigError, spread, bundles, has_gpu, resolve
+from ablations.config import ConfigError, bundles, has_gpu, resolve, spread
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_args, human
 
@@ -63,6 +63,7 @@ def main(argv: list[str]) -> int:
 def plan(study: Study) -> int:
     from ablations.execute import reading
     from ablations.power import foresee
+    from ablations.reliability import saves
     from model.count import flops_per_token, parameters
     from model.memory import estimate
 
@@ -90,6 +91,9 @@ def plan(study: Study) -> int:
         f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, {base.train.precision}, "
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
+    every = layout.save_every
+    known = [p for cell in study.cells for p in cell.dir.glob("checkpoints/step_*/checkpoint.json")]
+    print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
     print(*reading(study), sep="\n")
     print(foresee(base.size, base.tokens, len(study.arms), len(study.seeds)))
     return 0

@@ -404,7 +404,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible, without torch. CUDA_VISIBLE_DEVICES="" hides it."""
+    """Whether an NVIDIA GPU is visible, without torch. CUDA_VISIBLE_DEVICES="" hides it; MEGAHOUR_GPU=1 says that the
+    runs will have one, which a login node cannot see."""
+    if os.environ.get("MEGAHOUR_GPU"):
+        return os.environ["MEGAHOUR_GPU"] == "1"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(Path("/proc/driver/nvidia/gpus").glob("*"))

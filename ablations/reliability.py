@@ -4,9 +4,12 @@
 """
 
 import heapq
+import json
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 def save_interval(stall: float, mtbf: float) -> float:
@@ -22,6 +25,22 @@ def save_interval(stall: float, mtbf: float) -> float:
         return mtbf
     x = stall / (2 * mtbf)
     return math.sqrt(2 * stall * mtbf) * (1 + math.sqrt(x) / 3 + x / 9) - stall
+
+
+def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
+    """A line for the plan: how often a run will save, by what a save has cost so far.
+
+    Args:
+        checkpoints: of runs of this kind, if there are any.
+        mtbf: mean hours between two failures of a node.
+    """
+    known = max(checkpoints, key=lambda p: p.stat().st_mtime, default=None)
+    if known is None:
+        return "checkpoints: the first after 30 s, which measures what a save costs; then at Daly's interval for it"
+    cost = json.loads(known.read_text())
+    seconds = max(save_interval(cost["stall"], mtbf * 3600 / nodes), 2 * cost["seconds"])
+    return (f"checkpoints: every {seconds:.0f} s, at Daly's interval for a stall of {cost['stall']:.3g} s (measured) and "
+            f"{mtbf:g} h between failures of a node")  # fmt: skip
 
 
 @dataclass(frozen=True)

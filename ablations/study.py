@@ -234,6 +234,8 @@ def build(
         value = parse(key, value)
         if key.startswith(("layout.", "eval.")) or key == "size":
             raise ConfigError(f"{key} cannot make an arm: it is no part of what is trained, or many lines at once")
+        if lacking := [f"{k}={v}" for k, v in needs(key).items() if flat[k] != v]:
+            raise ConfigError(f"{key} does nothing without {' and '.join(lacking)}: an arm of it would be the baseline")
         label = f"{key.split('.')[-1]}={_text(value)}"
         if value == flat[key] or label in deltas:
             raise ConfigError(
@@ -261,6 +263,13 @@ def build(
             seen[run.fingerprint] = cell.name
             cells.append(cell)
     return Study(factor, question, expect, base, list(deltas), cells, seeds, stage, out, jobs, list(words or []))
+
+
+def needs(key: str) -> dict[str, Any]:
+    """What must be set for a setting to have an effect."""
+    if key.startswith("train.loss_scale_"):
+        return {"train.precision": "fp16"}
+    return {"model.rotary_base": {"model.pos": "rotary"}}.get(key, {})
 
 
 def _read_study(name: str) -> tuple[str, str, list[tuple[str, Any]], str, list[tuple[str, Any]]]:
@@ -325,7 +334,8 @@ def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
     flat = base.flat()
     named = {}
     for key, _ in setting:
-        if key != "size" and not key.startswith("layout.") and flat[key] != plain[key]:
+        # what precision is by default depends on the machine; a path must not
+        if key != "size" and not key.startswith("layout.") and (flat[key] != plain[key] or key == "train.precision"):
             if key in ("data.tokenizer", "eval.corpora") and _text(flat[key]) == base.data.corpus:
                 continue  # follows from the corpus
             named[key] = _slug(human(flat[key]) if key == "train.tokens" else _text(flat[key]))
@@ -335,7 +345,9 @@ def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _slug(text: str) -> str:

@@ -5,7 +5,7 @@ the number of samples asked for: a longer run would see other data from its firs
 a source is what a GPTDataset of exactly one epoch with its own seed gives; and the blend, whose greedy choice looks
 at the weights and the past alone, is extended when a sample beyond its end is asked for.
 
-Its index is built and samples are read without that class, which takes three times the memory and ten times the time.
+Its index is built and samples are read without that class, which takes four times the memory and twice the time.
 """
 from __future__ import annotations
 

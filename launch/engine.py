@@ -375,8 +375,10 @@ class Engine:
                if same[r] != median_low(same) or own[r] != median_low(own[r % size :: size])]  # fmt: skip
         if odd:
             ranks = ", ".join(map(str, odd))
-            raise CheckpointError(f"step {step}: the weights of rank {ranks} differ from the others'. Nothing was saved; "
-                                  "the same command goes back to the last checkpoint.")  # fmt: skip
+            raise CheckpointError(
+                f"step {step}: the weights of rank {ranks} differ from the others'. Nothing was saved; the same "
+                "command goes back to the last checkpoint."
+            )
 
     def write_weights(self, path: Path) -> None:
         """model.state_dict() as trained, of the whole model, in safetensors; whole or absent."""

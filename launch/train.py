@@ -166,7 +166,7 @@ def go_back(cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progre
     """To a checkpoint well before a divergence, and past the data that led to it (Chowdhery et al. 2022, section 5.1).
 
     Raises:
-        manifest.Diverged: when the configuration does not allow it, or not once more, or nothing is there to go back to.
+        manifest.Diverged: when the configuration does not allow it, or not once more, or there is no such checkpoint.
     """
     train, cure = cell.run.train, "Try a lower train.lr or a longer train.warmup."
     if not train.rollbacks:
@@ -176,7 +176,8 @@ def go_back(cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progre
     checkpoints.wait()
     state = engine.load(checkpoints, before=at.step - train.skip + 1)
     if state is None:
-        raise manifest.Diverged(f"{complaint}, and there is no checkpoint at least train.skip={train.skip} steps before. {cure}")
+        before = f"no checkpoint at least train.skip={train.skip} steps before"
+        raise manifest.Diverged(f"{complaint}, and there is {before}. {cure}")
     back = Progress(**state)
     bad = samples(train, at.step - 1)
     first = samples(train, back.step).start

@@ -1,195 +1,164 @@
-"""Training speed against peers on the same work, in one run: `make bench ARGS="--nanogpt path/to/nanoGPT"`.
+"""Training speed against peers on the same work: `make bench ARGS="--nanogpt path/to/nanoGPT"`.
 
-Everything is interleaved, round by round, because machines are noisy: read the ratios. Ours is the whole optimizer
-step of launch/engine.py, DeepSpeed included; the peers run a bare torch loop (AdamW, clipping). Each runs in fp32 and
-in bf16 (the peers under autocast). `floor` is the linear layers' matrix products alone, through torch.mm. One thread
-is timed in CPU time, more in wall time. Memory is the most that was allocated for tensors, from the building on.
-transformers is installed; litgpt and x-transformers join where Python finds them (PYTHONPATH).
+Every row runs in a process of its own (what else a process holds moves a row by up to 40%), and all take a few steps in
+turn, round by round, because machines are noisy: read the ratios, which are medians over rounds. Each peer is tried
+eager and compiled, in bf16 under autocast and with bf16 weights and fp32 masters, and the fastest of these settings
+goes on. One thread is timed in CPU time, more in wall time. MB is the most that was allocated for tensors, from the
+building on. transformers is installed; litgpt and x-transformers join where Python finds them (PYTHONPATH).
 """
 
 import argparse
-import contextlib
-import importlib
-import importlib.util
-import io
-import itertools
+import multiprocessing
 import os
 import statistics
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-os.environ["DS_ACCELERATOR"] = "cpu"
-
-import torch
-from torch.nn.functional import cross_entropy
-from torch.profiler import ProfilerActivity, profile
-
-from ablations.config import Run, resolve
-from launch import engine
-from model import count
-from model.gpt import GPT
-from model.position import POSITIONS
-
-Step = Callable[[], object]
+OURS = ("none", "learned", "rotary", "alibi", "sinusoidal", "scaled-sinusoidal")
+PEERS = ("nanoGPT, learned", "litgpt, rotary", "GPT-2, learned", "GPT-NeoX, rotary", "BLOOM, ALiBi",
+         "Llama, rotary, SwiGLU", "x-transformers, learned", "x-transformers, rotary",
+         "x-transformers, ALiBi")  # fmt: skip
+SETTINGS = {"fp32": ("eager", "compiled"),
+            "bf16": ("eager autocast", "compiled autocast", "eager masters", "compiled masters")}  # fmt: skip
 
 
-def ours(run: Run, rows: torch.Tensor) -> Step:
-    built = engine.build(GPT(run.model, run.seed), run, 1)
-    return lambda: built.step(rows, run.train.lr)
+class Row(NamedTuple):
+    name: str
+    setting: str
+    process: Any
+    pipe: Connection
+    mb: float
+    seconds: list[float]
+    faults: list[float]
 
 
-def peer(
-    make: Callable[[], torch.nn.Module], run: Run, rows: torch.Tensor, precision: str, compiled: bool
-) -> Step:
-    model = make()
-    x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+def start(name: str, setting: str, words: list[tuple[str, Any]], options: dict[str, Any]) -> Row | None:
+    """A process that has built the row and taken its first steps; None, with a line on stderr, where it cannot."""
+    from bench_rows import serve
 
-    def loss() -> Any:
-        if "nanogpt" in type(model).__module__:  # asked for the logits of all positions it wants the targets
-            return model(x, y)[1]
-        out = model(x)
-        return cross_entropy(getattr(out, "logits", out).flatten(0, 1), y.flatten())
-
-    run_loss = torch.compile(loss) if compiled else loss
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
-            value = run_loss()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(there, name, setting, words, options), daemon=True
+    )
+    process.start()
+    there.close()
+    try:
+        told = here.recv()
+    except EOFError:
+        told = {"error": "its process ended"}
+    if "error" in told:
+        print(f"without {name} ({setting}): {told['error']}", file=sys.stderr, flush=True)
+        process.join()
+        return None
+    print(f"{name} ({setting}): ready in {told['start']:.0f} s", file=sys.stderr, flush=True)
+    return Row(name, setting, process, here, told["mb"], [], [])
 
 
-def peers(run: Run, nanogpt: Path | None) -> dict[str, Callable[[], torch.nn.Module]]:
-    """Name -> a function that builds it, in the shape of `run`: tied embeddings, no dropout."""
-    hf: Any = importlib.import_module("transformers")
-    m = run.model
-    V, T, L, H, D, F = m.padded_vocab, m.seq, m.layers, m.heads, m.hidden, m.ffn
-    tied: dict[str, Any] = {"vocab_size": V, "tie_word_embeddings": True}
-    found: dict[str, Callable[[], torch.nn.Module]] = {
-        "GPT-2, learned": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(
-            n_positions=T, n_embd=D, n_layer=L, n_head=H, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **tied)),
-        "GPT-NeoX, rotary": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(
-            max_position_embeddings=T, hidden_size=D, num_hidden_layers=L, num_attention_heads=H, intermediate_size=F,
-            rotary_pct=1.0, hidden_act="gelu_new", use_parallel_residual=False, **tied)),
-        "BLOOM, ALiBi": lambda: hf.BloomForCausalLM(hf.BloomConfig(hidden_size=D, n_layer=L, n_head=H, **tied)),
-        "Llama, rotary, SwiGLU": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(
-            max_position_embeddings=T, hidden_size=D, num_hidden_layers=L, num_attention_heads=H,
-            intermediate_size=8 * D // 3 // 8 * 8, **tied)),
-    }  # fmt: skip
-    if nanogpt:
-        spec = importlib.util.spec_from_file_location("nanogpt", nanogpt / "model.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["nanogpt"] = module
-        spec.loader.exec_module(module)
-        found["nanoGPT, learned"] = lambda: module.GPT(module.GPTConfig(
-            block_size=T, vocab_size=V, n_layer=L, n_head=H, n_embd=D, dropout=0.0, bias=True))  # fmt: skip
-    if importlib.util.find_spec("litgpt"):
-
-        def litgpt() -> torch.nn.Module:
-            from litgpt import GPT as Lit
-            from litgpt import Config
-
-            model = Lit(Config(
-                block_size=T, vocab_size=V, padded_vocab_size=V, n_layer=L, n_head=H, n_embd=D, rotary_percentage=1.0,
-                parallel_residual=False, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", intermediate_size=F,
-                gelu_approximate="tanh"))  # fmt: skip
-            model.lm_head.weight = model.transformer.wte.weight
-            return model
-
-        found["litgpt, rotary"] = litgpt
-    if importlib.util.find_spec("x_transformers"):
-        from x_transformers import Decoder, TransformerWrapper
-
-        def x_transformers(learned: bool, **kind: bool) -> torch.nn.Module:
-            layers = Decoder(dim=D, depth=L, heads=H, attn_dim_head=D // H, attn_flash=True, **kind)
-            return TransformerWrapper(
-                num_tokens=V, max_seq_len=T, tie_embedding=True, use_abs_pos_emb=learned, attn_layers=layers
-            )
-
-        found["x-transformers, learned"] = partial(x_transformers, True)
-        found["x-transformers, rotary"] = partial(x_transformers, False, rotary_pos_emb=True)
-        found["x-transformers, ALiBi"] = partial(x_transformers, False, alibi_pos_bias=True)
-    return found
+def stop(row: Row) -> None:
+    row.pipe.send(0)
+    row.process.join()
 
 
-def floor(run: Run, precision: str) -> Step:
-    """Forward, and both gradients, of every linear layer."""
-    m, N = run.model, run.train.batch * run.model.seq
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    shapes = [(m.hidden, 3 * m.hidden), (m.hidden, m.hidden), (m.hidden, m.ffn), (m.ffn, m.hidden)] * m.layers
-    made = [tuple(torch.randn(*s).to(dtype) for s in ((N, i), (i, o), (N, o)))
-            for i, o in [*shapes, (m.hidden, m.padded_vocab)]]  # fmt: skip
-    return lambda: [(torch.mm(x, w), torch.mm(g, w.t()), torch.mm(x.t(), g)) for x, w, g in made]
+def rounds(rows: list[Row], number: int, steps: int) -> None:
+    """Every row in turn, from another one on in each round."""
+    for i in range(number):
+        for row in rows[i % len(rows) :] + rows[: i % len(rows)]:
+            row.pipe.send(steps)
+            seconds, faults = row.pipe.recv()
+            row.seconds.append(seconds)
+            row.faults.append(faults)
 
 
-def weighed(build: Callable[[], Step]) -> tuple[Step, int]:
-    """A step that has run twice, and the most bytes of tensors that were alive meanwhile."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        with contextlib.redirect_stdout(io.StringIO()):
-            step = build()
-        for _ in range(2):
-            step()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    return step, max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+def fastest(rows: list[Row]) -> Row:
+    return min(rows, key=lambda row: statistics.median(row.seconds))
+
+
+def ratio(a: Row, b: Row) -> float:
+    """How many times as fast as `b` is `a`."""
+    return statistics.median(y / x for x, y in zip(a.seconds, b.seconds, strict=True))
+
+
+def compare(precision: str, args: argparse.Namespace) -> list[Row]:
+    """Start everything, choose each peer's setting, take the rounds."""
+    options = {"nanogpt": args.nanogpt, "allocator": args.allocator}
+    base = [("size", args.size), ("train.batch", args.batch), ("layout.micro_batch", args.batch),
+            ("layout.threads", args.threads), ("train.precision", precision)]  # fmt: skip
+
+    def wanted(name: str) -> bool:
+        return not args.only or any(word in name for word in args.only)
+
+    rows: list[Row | None] = []
+    for name in filter(wanted, PEERS):
+        found = [start(name, setting, base, options) for setting in SETTINGS[precision] if args.setting in setting]
+        tried = [row for row in found if row]
+        if len(tried) > 1:
+            rounds(tried, 3, args.steps)
+        for row in tried:
+            if row is not fastest(tried):
+                stop(row)
+        rows += [fastest(tried)] if tried else []
+    for library in ("torch.mm", "oneDNN"):
+        rows.append(start(f"floor, {library}", "", base, options))
+    for pos in OURS:
+        if wanted(f"ours, {pos}"):
+            rows.append(start(f"ours, {pos}", "eager", [*base, ("model.pos", pos)], options))
+            if args.compiled:
+                words = [*base, ("model.pos", pos), ("layout.compile", "always")]
+                rows.append(start(f"ours, {pos}", "compiled", words, options))
+    started = [row for row in rows if row]
+    for row in started:
+        row.seconds.clear()
+        row.faults.clear()
+    rounds(started, args.rounds, args.steps)
+    for row in started:
+        stop(row)
+    return started
+
+
+def table(precision: str, rows: list[Row], args: argparse.Namespace) -> None:
+    from ablations.config import resolve
+    from model.count import flops_per_token
+
+    model = resolve([("size", args.size), ("train.batch", args.batch), ("layout.micro_batch", args.batch)]).model
+    tokens, flops = args.batch * model.seq, flops_per_token(model)
+    peers = [row for row in rows if not row.name.startswith(("ours", "floor"))]
+    lowest = fastest([row for row in rows if row.name.startswith("floor")])
+    unit = "CPU second" if args.threads == 1 else "second"
+    head = f"{args.size}, {precision}, threads: {args.threads}, {args.batch} x {model.seq}"
+    print(f"\n| {head} | setting | tokens per {unit} | GFLOP/s | of floor | × best peer | MB | page faults a step |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in sorted(rows, key=lambda row: statistics.median(row.seconds)):
+        speed = tokens / statistics.median(row.seconds)
+        against = f"{ratio(row, fastest(peers)):.2f}" if peers and not row.name.startswith("floor") else "–"
+        print(f"| {row.name} | {row.setting} | {speed:,.0f} | {speed * flops / 1e9:.0f} | {ratio(row, lowest):.2f} "
+              f"| {against} | {row.mb:.0f} | {statistics.median(row.faults):,.0f} |")  # fmt: skip
+    ours = [row for row in rows if row.name.startswith("ours")]
+    if peers and ours:
+        slow, lean = min(ours, key=lambda row: ratio(row, fastest(peers))), min(row.mb for row in peers)
+        print(f"\nslowest of ours: {slow.name}, {slow.setting}: {ratio(slow, fastest(peers)):.2f} x the best peer "
+              f"({fastest(peers).name}, {fastest(peers).setting}); memory: ours at most "
+              f"{max(row.mb for row in ours):.0f} MB, the leanest peer {lean:.0f}")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--size", default="nano")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
-    parser.add_argument("--compile", action="store_true", help="the peers under torch.compile")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=3, help="in each round")
+    parser.add_argument("--only", nargs="+", default=[], help="rows whose name holds one of these")
+    parser.add_argument("--setting", default="", help="peers' settings that hold this text: eager, compiled, masters")
+    parser.add_argument("--compiled", action="store_true", help="ours also with layout.compile=always")
+    parser.add_argument("--allocator", action="store_true", help="peers too keep freed memory, as ours does")
     args = parser.parse_args()
-    base = [("size", args.size), ("train.batch", 8), ("layout.micro_batch", 8), ("layout.threads", args.threads)]
-    run = resolve(base)
-    engine.start(run)
-    warnings.simplefilter("ignore")
-    rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
-
-    steps: dict[tuple[str, str], tuple[Step, int]] = {}
-    for p in ("fp32", "bf16"):
-        makers: dict[str, Callable[[], Step]] = {"floor": partial(floor, run, p)}
-        for pos in POSITIONS:
-            chosen = resolve([*base, ("model.pos", pos), ("train.precision", p)])
-            makers[f"ours, {pos}"] = partial(ours, chosen, rows)
-        for name, make in peers(run, args.nanogpt).items():
-            makers[name] = partial(peer, make, run, rows, p, args.compile)
-        steps |= {(n, p): weighed(make) for n, make in makers.items() if args.only in n or n == "floor"}
-    clock = time.process_time if args.threads == 1 else time.perf_counter
-    seconds: dict[tuple[str, str], list[float]] = {row: [] for row in steps}
-    for _ in range(args.rounds):
-        for row, (step, _) in steps.items():
-            began = clock()
-            step()
-            seconds[row].append(clock() - began)
-
-    tokens = run.train.batch * run.model.seq
-    speed = {row: tokens / statistics.median(s) for row, s in seconds.items()}
-    rivals = {row: s for row, s in speed.items() if not row[0].startswith(("ours", "floor"))} or speed
-    best = {p: max(s for (_, q), s in rivals.items() if q == p) for p in ("fp32", "bf16")}
-    unit = "CPU second" if args.threads == 1 else "second"
-    work = f"{run.train.batch} x {run.model.seq} tokens a step"
-    print(f"{args.size}: {work}, {args.threads} threads, {args.rounds} rounds; floor does the linear layers only")
-    print(f"{'':32}{'tokens per ' + unit:>21} GFLOP/s   MB  of floor  x best peer, same precision  x best peer")
-    for (name, p), s in sorted(speed.items(), key=lambda row: (row[0][1], -row[1])):
-        flops, of_floor = s * count.flops_per_token(run.model) / 1e9, s / speed["floor", p]
-        print(f"{name + ', ' + p:32} {s:20,.0f} {flops:7.1f} {steps[name, p][1] / 1e6:4.0f} {of_floor:9.2f}"
-              f" {s / best[p]:28.2f} {s / max(best.values()):12.2f}")  # fmt: skip
-    if not args.nanogpt:
-        print("nanoGPT was not measured: give --nanogpt with a checkout of it")
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the rows' processes
+    for precision in args.precision:
+        table(precision, compare(precision, args), args)
 
 
 if __name__ == "__main__":

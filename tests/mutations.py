@@ -35,6 +35,12 @@ SMALL = ("train.precision=fp32 train.batch=4 layout.micro_batch=4 "
 MODEL = "tests/test_model.py tests/test_mutants.py tests/test_proof.py::test_every_variant_proves_itself"
 TRAIN = "tests/test_mutants.py tests/test_train.py::test_the_engine_is_adamw_with_clipping_and_the_schedule"
 DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
+OBJECTIVE, BUDGET = "tests/test_objective.py", "tests/test_budget.py"
+RANKS = "tests/test_parallel.py"
+RESUME = "tests/test_resume.py::test_a_damaged_checkpoint_costs_steps_and_nothing_else"
+DAMAGE = "tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before"
+BACK = "tests/test_resume.py::test_after_a_spike_the_run_goes_back_and_past_the_data"
+PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
 GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
 
 
@@ -57,17 +63,17 @@ MDS = "Megatron-DeepSpeed"
 MUTATIONS = [
     # positions
     one("ALiBi's bias never reaches the layers", f"BigScience tr7a, {MDS} #222", "model.pos=alibi", "model.pos",
-        GPT, "attention.prepare(self.position,", 'attention.prepare(POSITIONS["none"](self.cfg),'),
+        GPT, "            self.position, self.cfg.heads", '            POSITIONS["none"](self.cfg), self.cfg.heads'),
     one("ALiBi is accepted and means none", "megatron-core GPTModel", "model.pos=alibi", "model.pos",
         POSITION, '"alibi": ALiBi', '"alibi": Position'),
     # proofs measure the executor of the device they run on
     one("ALiBi's bias is lost in the GPU's executor only", f"{MDS} #222", "model.pos=alibi", "",
         ATTENTION, "return s + position.bias(h, q, k).to(s.dtype)", "return s"),
     one("ALiBi's bias is scaled like the scores", "BigScience: by the layer number", "model.pos=alibi", "model.pos",
-        ATTENTION, "torch.where(k <= q, position.bias(h, q, k),",
-        "torch.where(k <= q, position.bias(h, q, k) * (x_BTD.shape[-1] // heads) ** -0.5,"),
+        ATTENTION, "torch.where(seen, position.bias(h, q, k),",
+        "torch.where(seen, position.bias(h, q, k) * (x_BTD.shape[-1] // heads) ** -0.5,"),
     one("every rank has the first heads' slopes", f"{MDS} #244", "model.pos=alibi", "model.pos",
-        POSITION, "self.slopes[h]", "self.slopes[h % (self.heads // 2)]"),
+        POSITION, "self.slopes[self.first_head + h]", "self.slopes[h % (self.heads // 2)]"),
     one("slopes of heads that are no power of two", "", "model.pos=alibi", "model.pos",
         POSITION, "n = 2 ** math.floor(math.log2(heads))", "n = heads"),
     one("rotary returns q and k unrotated", "Cramming b91e375", "model.pos=rotary", "model.pos",
@@ -88,20 +94,48 @@ MUTATIONS = [
     one("the learned table is added twice", "", "model.pos=learned", "model.pos",
         POSITION, "return x_BTD + self.table[:T]", "return x_BTD + 2 * self.table[:T]"),
     one("scaled sinusoids are not scaled", "", "model.pos=scaled-sinusoidal", "model.pos",
-        POSITION, "self.scale * self.waves(x_BTD)", "self.waves(x_BTD)"),
+        POSITION, "self.scale * self.waves(x_BTD, at_BT)", "self.waves(x_BTD, at_BT)"),
     # attention
     Mutation("scores are not scaled", "", "model.pos=rotary", "model.pos", [
-        (ATTENTION, "alpha=q.shape[-1] ** -0.5", "alpha=1.0"),
+        (ATTENTION, "alpha=q.shape[-1] ** -0.5 / layer", "alpha=1.0 / layer"),
         (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0")]),
     one("a token sees the next one", "", "", "model.pos",
-        ATTENTION, "torch.where(k <= q,", "torch.where(k <= q + 1,"),
+        ATTENTION, "    seen = k <= q\n", "    seen = k <= q + 1\n"),
+    # objective
+    one("a prefix is not seen both ways", "", "model.objective=prefix", "model.objective",
+        ATTENTION, "seen = seen | (k < prefix_B[:, None, None, None])", "pass", OBJECTIVE),
+    # proofs measure the executor of the device they run on
+    one("a prefix is not seen in the GPU's executor only", "", "model.objective=prefix", "",
+        ATTENTION, "return (k <= q) | (k < prefix_B[b])", "return k <= q", OBJECTIVE),
+    one("the prefix is predicted too", "Megatron-DeepSpeed without loss-on-targets-only", "model.objective=prefix",
+        "model.objective", "model/objective.py", ">= prefix_B[:, None] - 1", ">= 0 * prefix_B[:, None]", OBJECTIVE),
+    one("ALiBi favours what comes after", "BLOOM's bias by key position", "model.objective=prefix model.pos=alibi",
+        "model.pos", POSITION, "(q - k).abs()", "(q - k)", OBJECTIVE),
+    one("prefixes depend on how a batch is cut", "", "model.objective=prefix", "",
+        "model/objective.py", "default_rng([seed, n])", "default_rng([seed, n % 50])", OBJECTIVE),
+    one("each micro-batch of prefixes counts alike", "Megatron-DeepSpeed's loss mask", "model.objective=prefix", "",
+        "launch/engine.py", "return list(parts), [count", "return list(parts), [1.0 for _ in counts] or [count",
+        OBJECTIVE),
+    # fp16
+    one("scores are not divided by the layer's number", "", "train.precision=fp16 model.qk_scaling=true",
+        "model.qk_scaling", GPT, "functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend", "attend",
+        OBJECTIVE),
+    one("scores are not multiplied back", "BigScience: ALiBi's bias", "train.precision=fp16 model.qk_scaling=true",
+        "model.pos", ATTENTION, "score_NTT.float() * layer", "score_NTT.float()", OBJECTIVE),
+    one("the bias is not divided with the scores", f"{MDS} #222",
+        "train.precision=fp16 model.qk_scaling=true model.pos=alibi", "model.pos",
+        ATTENTION, "beta=1 / layer", "beta=1", OBJECTIVE),
+    one("the loss scale is DeepSpeed's own", "", "train.precision=fp16", "train.loss_scale_power",
+        "launch/engine.py", '"initial_scale_power": run.train.loss_scale_power,', "", BUDGET),
+    one("a resume begins with another loss scale", "", "train.precision=fp16", "",
+        "launch/engine.py", "for key in state.keys() & set(SCALER):", "for key in ():", BUDGET),
     one("q, k and v are read head by head", "BLOOM's layout", "", "model.pos",
         GPT, ".view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)",
         ".view(B, T, self.heads, 3, -1).permute(3, 0, 2, 1, 4)"),
     # norms and blocks
     one("the embedding norm comes after positions", "", "model.embnorm=true", "model.embnorm",
-        GPT, "self.position.embed(self.embnorm(self.embed(tokens_BT)))",
-        "self.embnorm(self.position.embed(self.embed(tokens_BT)))"),
+        GPT, "self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)",
+        "self.embnorm(self.position.embed(self.embed(tokens_BT), at_BT))"),
     one("the embedding norm is not applied", "", "model.embnorm=true", "model.embnorm",
         GPT, "self.embnorm(self.embed(tokens_BT))", "self.embed(tokens_BT)"),
     one("the final norm is left out", "", "", "model.norm", GPT, "return self.norm(x_BTD)", "return x_BTD"),
@@ -113,9 +147,9 @@ MUTATIONS = [
         GPT, "self.mlp(y_BTD)", "self.mlp(self.norm1(x_BTD + self.attn(y_BTD, attend)))"),
     # MLP, biases, head
     one("GELU by erf for tanh", "BigScience's conversions to Hugging Face", "", "model.act",
-        MLP, 'F.gelu(self.up(x_BTD), approximate="tanh")', "F.gelu(self.up(x_BTD))"),
+        MLP, "gelu(self.up(x_BTD))", "F.gelu(self.up(x_BTD))"),
     one("the gated unit is bypassed", f"{MDS} #148", "model.act=swiglu", "model.act",
-        MLP, "F.silu(self.gate(x_BTD)) * self.up(x_BTD)", 'F.gelu(self.up(x_BTD), approximate="tanh")'),
+        MLP, "F.silu(self.gate(x_BTD)) * self.up(x_BTD)", "gelu(self.up(x_BTD))"),
     one("SwiGLU's halves are swapped", "Megatron's layout, changed tensor parallelism", "model.act=swiglu", "model.act",
         MLP, "F.silu(self.gate(x_BTD)) * self.up(x_BTD)", "F.silu(self.up(x_BTD)) * self.gate(x_BTD)"),
     one("SwiGLU has GELU's width", "", "model.act=swiglu", "model.act",
@@ -124,11 +158,11 @@ MUTATIONS = [
         "model/config.py", "else 4 * self.hidden", "else 2 * self.hidden"),
     one("GEGLU is SwiGLU", "", "model.act=geglu", "model.act", MLP, '"geglu": GEGLU', '"geglu": SwiGLU'),
     one("a linear layer's wrapper drops the bias", "", "", "model.linear_bias",
-        "model/linear.py", "_product(x.flatten(0, -2), weight, bias)", "_product(x.flatten(0, -2), weight)"),
+        "model/linear.py", "product(x.flatten(0, -2), weight, bias)", "product(x.flatten(0, -2), weight)"),
     one("qkv_bias=false is ignored", "", "model.qkv_bias=false", "model.qkv_bias",
-        GPT, "3 * cfg.hidden, cfg.qkv_bias)", "3 * cfg.hidden)"),
+        GPT, "3 * cfg.hidden, cfg.qkv_bias)", "3 * cfg.hidden, True)"),
     one("the tied matrix is a second one", "", "", "model.tied",
-        GPT, "None if cfg.tied else Linear(", "Linear("),
+        GPT, "None if cfg.tied else tp.column(", "tp.column("),
     one("tied=false is ignored", "Cramming: tie_weights ignored", "model.tied=false", "model.tied",
         GPT, "(self.embed if self.head is None else self.head).weight", "self.embed.weight"),
     one("dropout is ignored", "", "model.dropout=0.1", "model.dropout",
@@ -143,8 +177,7 @@ MUTATIONS = [
          "    torch.manual_seed(seed)\n    for name, p in model.named_parameters():"),
         ("model/init.py", "generator=generator)", "generator=None)")]),
     one("the loss is that of the current token", "", "", "", GPT, "tokens_BS[:, 1:]", "tokens_BS[:, :-1]"),
-    one("cross-entropy in bf16", "", "", "",
-        "model/objective.py", "dim=-1, dtype=torch.float32)", "dim=-1)"),
+    one("cross-entropy in bf16", "", "", "", "model/objective.py", "p = logits.float()", "p = logits.clone()"),
     # training
     Mutation("the embedding norm's gain is decayed", f"BigScience, {MDS} #191 to #262", "model.embnorm=true",
              "train.weight_decay", [
@@ -157,14 +190,70 @@ MUTATIONS = [
     one("the schedule does not reach the optimizer", "", "", "",
         "launch/engine.py", 'group["lr"] = lr', "pass", TRAIN),
     one("a resume loses the optimizer's state", "BigScience tr8b, DeepSpeed before 0.5.10", "", "",
-        "launch/engine.py", "load_checkpoint(str(folder), tag=tag",
-        "load_checkpoint(str(folder), load_optimizer_states=False, tag=tag", TRAIN),
+        "launch/engine.py", 'adam["step"].fill_(state["optimizer"]["adam_step"])', "pass", TRAIN),
+    one("a resumed run computes with the initial weights", "", "", "",
+        "launch/engine.py", "self.ds.optimizer.update_lp_params()", "pass", RESUME),
+    one("what a resumed run drops follows from how long its process has run", "", "", "",
+        "launch/engine.py", "torch.manual_seed(seed)",
+        '"seeded" in self.__dict__ or self.__dict__.update(seeded=torch.manual_seed(seed))', RESUME),
+    one("a resumed run's clock begins anew", "", "", "",
+        "launch/train.py", "at = Progress(**(engine.load(checkpoints) or {}))",
+        "at = Progress(**(engine.load(checkpoints) or {}))\n    at.seconds = 0.0", RESUME),
+    one("a damaged checkpoint is taken for whole", "", "", "",
+        "launch/checkpoint.py", 'return "" if same else', 'return "" if True else', DAMAGE),
+    one("after a spike the same data come again", "", "", "",
+        "launch/train.py", "batch.start + at.skipped + r", "batch.start + r", BACK),
+    # tensor parallelism
+    one("slopes by the head's place on its rank", f"{MDS} #227, #244", "", "",
+        POSITION, "self.slopes[self.first_head + h]", "self.slopes[h]", RANKS),
+    one("norms get another gradient on every rank", f"{MDS}: LayerNorms drifted apart", "", "",
+        PARALLEL, "gather_output=False,", "gather_output=False, disable_grad_reduce=True,", RANKS),
+    one("every rank adds the bias", "", "", "",
+        PARALLEL, "self.in_features, self.out_features = self.input_size_per_partition, out",
+        "self.in_features, self.out_features = self.input_size_per_partition, out\n"
+        "        if bias:\n"
+        "            self.register_forward_hook(lambda m, a, y: y + (m.tp_group.size() - 1) * m.bias)", RANKS),
+    Mutation("q, k and v are cut as one block", "a new cut for tensor parallelism of an old layout", "", "", [
+        (SHARD, 'if name.split(".")[-2] == "qkv":\n        return full', "if False:\n        return full"),
+        (SHARD, 'if name.split(".")[-2] == "qkv":\n        return torch', "if False:\n        return torch")], RANKS),
+    one("every rank looks up all tokens", "", "", "",
+        PARALLEL, "class Column(_Bare,",
+        "    def forward(self, ids: Tensor) -> Tensor:\n"
+        "        from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region as reduce\n"
+        "        return reduce(nn.functional.embedding(ids % len(self.weight), self.weight), self.tp_group)\n\n\n"
+        "class Column(_Bare,", RANKS),
+    one("what all ranks hold counts on each in the gradient norm", "", "", "",
+        PARALLEL, "p.tensor_model_parallel = dimension(name) is not None", "p.tensor_model_parallel = True", RANKS),
+    one("what a rank holds alone does not count in the gradient norm", "megatron-core without initialisation", "", "",
+        PARALLEL, "p.tensor_model_parallel = dimension(name) is not None", "pass", RANKS),
+    one("every rank begins with the first part", "", "", "",
+        "model/init.py", "shard(name, full, tp.rank, tp.size)", "shard(name, full, 0, tp.size)", RANKS),
+    one("all ranks drop the same attention", "", "", "",
+        PARALLEL, "torch.manual_seed(seed + self.rank)", "torch.manual_seed(seed)", RANKS),
+    one("ranks of one model drop differently", "", "", "",
+        "launch/train.py", "+ at.step) * replicas + replica", "+ at.step) * world + rank", RANKS),
+    one("ranks of one model see different samples", "", "", "",
+        "launch/train.py", "len(batch) // replicas for r in (replica, replica + 1)",
+        "len(batch) // world for r in (rank, rank + 1)", RANKS),
+    one("another cut is loaded as if it were this one", "", "", "",
+        "launch/checkpoint.py", "return shard(piece.name, whole, piece.rank, piece.size).flatten()",
+        "return shard(piece.name, whole, 0, piece.size).flatten()", RANKS),
     one("the order of the data depends on the budget", "", "", "",
-        "launch/train.py", "run.train.batch, run.seed)", "run.train.batch, run.seed + run.steps)", TRAIN),
+        "launch/train.py", "run.model.seq, run.seed,", "run.model.seq, run.seed + run.steps,", TRAIN),
+    one("the samples of a step are step x batch", "", "", "",
+        "ablations/budget.py", "begin = first + (step - first_step) * size", "begin = step * size", BUDGET),
+    one("a batch of the ramp is divided by the full batch", "", "", "", "launch/engine.py",
+        "self.ds.set_train_batch_size(len(rows_bS) * replicas)", "pass", BUDGET),
+    one("a batch of the ramp ends where another would", "", "", "", "launch/engine.py",
+        "self.ds.set_gradient_accumulation_boundary(i == len(rows))", "pass", BUDGET),
+    one("the cosine ends with the budget", "reading 112 billion tokens as the schedule's", "", "",
+        "ablations/config.py", "return self.train.decay_tokens or self.tokens", "return self.tokens", BUDGET),
     one("the order of the data depends on how many are asked for", "megatron-core's GPTDataset", "", "",
-        "data/batches.py", "self._blend[index] for", "self._blend[len(self._blend) - 1 - index] for", DATA),
+        "data/batches.py", "int(self._blend[1][number])", "int(self._blend[1][len(self._blend[1]) - 1 - number])",
+        DATA),
 ]  # fmt: skip
-CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(dict.fromkeys(f"{MODEL} {TRAIN} {DATA}".split())))
+EVERYTHING = dict.fromkeys(f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {RANKS} {RESUME} {DAMAGE} {BACK}".split())
+CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(EVERYTHING))
 
 
 # ------------------------------------------------------------------------------------------------ the mutant's process

@@ -128,6 +128,8 @@ def test_a_corpus_is_the_question_alone_and_the_circumstance_beside_another_fact
         (["POS=alibi", "SET=train.lrr=1"], "did you mean train.lr?"),
         (["ARM=layout.zero=2"], "cannot make an arm"),
         (["ARM=size=14m"], "cannot make an arm"),
+        (["ARM=model.rotary_base=500"], "does nothing without model.pos=rotary"),
+        (["ARM=train.loss_scale_window=9", "SET=train.precision=bf16"], "does nothing without train.precision=fp16"),
         (["POS=alibi", "SET=seed=3"], "use SEEDS"),
         (["POS=alibi", "DATA=no/such/*.jsonl.zst"], "no/such"),
     ],

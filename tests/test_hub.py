@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import normalizers
 
-from data.tokenizer import SPACE, Tokenizer, train
+from data.tokenizer import SPACE, SentencePiece, load_tokenizer, train
 from eval import export
 from model import hub
 from model.config import ModelConfig
@@ -29,12 +29,13 @@ from model.gpt import GPT
 SMALL = ModelConfig(
     layers=2, hidden=48, heads=6, seq=24, vocab=120, pos="learned", act="gelu", norm="layernorm", block="pre-ln",
     embnorm=False, qkv_bias=True, linear_bias=True, tied=True, dropout=0.0, attn_dropout=0.0, rotary_base=500.0,
-    init_std=0.03, norm_eps=1e-4,
+    init_std=0.03, norm_eps=1e-4, vocab_multiple=128, objective="causal", qk_scaling=False,
 )  # fmt: skip
 LLAMA = replace(SMALL, pos="rotary", act="swiglu", norm="rmsnorm", qkv_bias=False, linear_bias=False)
 CHOICES = {
     name: get_args(kind) or ((False, True) if kind is bool else ())
     for name, kind in get_type_hints(ModelConfig).items()
+    if name != "qk_scaling"  # does nothing to the formats
 }
 VARIANTS = [
     replace(SMALL, **dict(zip(names, values, strict=True)))
@@ -309,12 +310,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(model: Path) -> Tokenizer:
-    return Tokenizer(model)
+def ours(model: Path) -> SentencePiece:
+    return load_tokenizer(model)
 
 
 @pytest.fixture(scope="module")
-def theirs(ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def theirs(ours: SentencePiece, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = saved(SMALL, tmp_path_factory.mktemp("converted"))
     export.convert(ours, 24).save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
@@ -322,7 +323,7 @@ def theirs(ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.text() | st.sampled_from([*export.AWKWARD, *TEXTS[0].split(" ")])).map("".join))
-def test_the_same_ids_for_every_text(ours: Tokenizer, theirs: Any, text: str) -> None:
+def test_the_same_ids_for_every_text(ours: SentencePiece, theirs: Any, text: str) -> None:
     ids = ours.encode(text)
     assert theirs(text).input_ids == theirs.encode(text) == ids
     assert theirs.decode(ids) == text
@@ -341,21 +342,21 @@ def test_the_same_ids_where_pieces_overlap_in_many_ways(seed: int, tmp_path: Pat
     for piece, score in zip(pieces, scores, strict=True):
         piece.score = score
     (tmp_path / "m").write_bytes(proto.SerializeToString())
-    ours = Tokenizer(tmp_path / "m")
+    ours = load_tokenizer(tmp_path / "m")
     texts = ["".join(rng.choices("ab ", k=rng.randint(1, 60))) for _ in range(3000)]
     assert export.convert(ours)(texts).input_ids == ours.encode_batch(texts)
 
 
 @pytest.mark.parametrize("cfg", [replace(SMALL, pos="alibi", embnorm=True), replace(SMALL, pos="rotary"), LLAMA],
                          ids=name)  # fmt: skip
-def test_every_format_gets_the_same_tokenizer(cfg: ModelConfig, ours: Tokenizer, tmp_path: Path) -> None:
+def test_every_format_gets_the_same_tokenizer(cfg: ModelConfig, ours: SentencePiece, tmp_path: Path) -> None:
     export.convert(ours).save_pretrained(saved(cfg, tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     export.compare(ours, theirs, [*TEXTS, *export.AWKWARD], ours.encode_batch([*TEXTS, *export.AWKWARD]))
     assert theirs.eos_token_id == ours.eod and set(theirs("a b")) == {"input_ids", "attention_mask"}
 
 
-def test_bytes_that_are_no_text(ours: Tokenizer, theirs: Any) -> None:
+def test_bytes_that_are_no_text(ours: SentencePiece, theirs: Any) -> None:
     """The one difference: which bytes of a broken run are given up. Newlines never are."""
     cut = ours.encode("a\n\U0001f469")[:-1]
     assert theirs.decode(cut) == ours.decode(cut) == "a\n" + "\ufffd" * 3
@@ -363,7 +364,7 @@ def test_bytes_that_are_no_text(ours: Tokenizer, theirs: Any) -> None:
     assert theirs.decode([*ours.encode(SPACE), cut[-1]]) == "\ufffd" * 4
 
 
-def test_a_tokenizer_that_differs_is_seen(ours: Tokenizer) -> None:
+def test_a_tokenizer_that_differs_is_seen(ours: SentencePiece) -> None:
     theirs = export.convert(ours)
     export.compare(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
     theirs.backend_tokenizer.normalizer = normalizers.Replace("  ", " ")
@@ -375,7 +376,7 @@ def test_a_tokenizer_that_differs_is_seen(ours: Tokenizer) -> None:
 
 
 @pytest.fixture()
-def run(model: Path, ours: Tokenizer, tmp_path: Path) -> Path:
+def run(model: Path, ours: SentencePiece, tmp_path: Path) -> Path:
     """A run directory as training leaves it, of a model that was not trained."""
     cfg = replace(SMALL, vocab=ours.vocab_size)
     with gzip.open(tmp_path / "valid.jsonl.gz", "wt") as file:
@@ -393,7 +394,7 @@ def run(model: Path, ours: Tokenizer, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_is_exported(run: Path, ours: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_exported(run: Path, ours: SentencePiece, capsys: pytest.CaptureFixture[str]) -> None:
     to = run.parent / "deep" / "exported"
     assert export.main([str(run), "--to", str(to)]) == 0
     assert "GPT-2; its logits differ by" in capsys.readouterr().out

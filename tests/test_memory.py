@@ -22,11 +22,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     "ALiBi, embedding norm, parallel": {"model.pos": "alibi", "model.embnorm": True, "model.block": "parallel"},
     "dropout, post-LN, GEGLU": {"model.dropout": 0.1, "model.attn_dropout": 0.1, "model.block": "post-ln",
                                 "model.act": "geglu", "model.pos": "sinusoidal"},
+    "prefix, ALiBi": {"model.objective": "prefix", "model.pos": "alibi"},
     "wide, 1 sequence": {**WIDE, "train.batch": 1},
     "wide, 2 micro-batches": {**WIDE, "train.batch": 2, "model.pos": "none"},
     "small vocabulary": {"model.vocab": 256, "model.seq": 512, "model.heads": 8, "layout.micro_batch": 2},
     "large vocabulary": {"model.vocab": 32000, "model.seq": 128, "layout.micro_batch": 2, "model.tied": False},
 }  # fmt: skip
+SCALED = {"model.qk_scaling": True, "model.dropout": 0.1, "model.attn_dropout": 0.1}  # BigScience's recipe
+FP16: dict[str, dict[str, Any]] = {
+    "nano": {},
+    "scores divided": SCALED,
+    "wide, 2 micro-batches": {**WIDE, "train.batch": 2},
+    "wide, 1 sequence": {**WIDE, "train.batch": 1},
+}
 
 
 def measured(run: Run, trace: Path) -> int:
@@ -34,11 +42,13 @@ def measured(run: Run, trace: Path) -> int:
     gc.collect()
     engine.start(run)
     rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
+    # with prefixes of one token all are predicted: the most that there may be
+    prefixes = torch.ones(run.train.batch, dtype=torch.long) if run.model.objective == "prefix" else None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         built = engine.build(GPT(run.model, run.seed), run, 1)
-        built.step(rows, run.train.lr)
+        built.step(rows, run.train.lr, prefix_b=prefixes)
         with record_function("second step"):
-            built.step(rows, run.train.lr)
+            built.step(rows, run.train.lr, prefix_b=prefixes)
     profiler.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text())["traceEvents"]
     began = next(e["ts"] for e in events if e.get("name") == "second step" and e.get("ph") == "X")
@@ -64,3 +74,14 @@ def test_the_estimate_is_within_a_tenth_of_a_real_step(shape: str, precision: st
     held = estimate(run.model, micro, precision, zero, 1, run.train.batch // micro)
     assert held["total"] == pytest.approx(measured(run, tmp_path / "trace.json"), rel=0.1)
     assert held["total"] == sum(v for k, v in held.items() if k != "total")
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+@pytest.mark.parametrize("shape", FP16)
+def test_so_it_is_in_fp16(shape: str, zero: int, tmp_path: Path) -> None:
+    """Slow on a CPU, hence few layers, short sequences and a small vocabulary."""
+    small = {"model.layers": 2, "model.seq": 128, "model.vocab": 1024, "train.precision": "fp16", "layout.zero": zero}
+    run = resolve(list((SMALL | small | FP16[shape]).items()))
+    micro = run.layout.micro_batch
+    held = estimate(run.model, micro, "fp16", zero, 1, run.train.batch // micro)
+    assert held["total"] == pytest.approx(measured(run, tmp_path / "trace.json"), rel=0.1)

@@ -48,23 +48,26 @@ VARIANTS = {"pos": POSITIONS, "act": MLPS, "norm": NORMS, "block": BLOCKS}
 @pytest.mark.parametrize("key, value", [(key, value) for key, table in VARIANTS.items() for value in table])
 def test_every_variant_takes_a_step(key: str, value: str) -> None:
     """Through DeepSpeed, which has demands of its own, as on the number of parameters."""
-    loss, norm = built(**{f"model.{key}": value}).step(X.repeat(2, 1)[:4], 1e-3)
+    loss, norm, _ = built(**{f"model.{key}": value}).step(X.repeat(2, 1)[:4], 1e-3)
     assert math.isfinite(loss) and norm > 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_resumed_engine_goes_on_as_if_it_had_not_stopped(tmp_path: Path, precision: str) -> None:
-    """Bit for bit, Adam's step counter and moments included."""
+    """Bit for bit, Adam's step counter and moments included, and the loss scale, which is still being found here."""
+    from launch.checkpoint import Checkpoints
+
     rows = torch.randint(120, (6, 4, 33), generator=torch.Generator().manual_seed(0))
-    change = {"train.precision": precision}
-    calm = built(**change)
+    change = {"train.precision": precision, "train.loss_scale_power": 20, "train.loss_scale_window": 2}
+    calm, checkpoints = built(**change), Checkpoints(tmp_path, keep=2)
     for step in range(3):
         calm.step(rows[step], 1e-3)
-    calm.save(tmp_path, 3, {"step": 3})
-    expected = [calm.step(rows[step], 1e-3) for step in range(3, 6)]
+    calm.save(checkpoints, 3, {"step": 3})
+    checkpoints.wait()
+    expected = [(*calm.step(rows[step], 1e-3), calm.scaled) for step in range(3, 6)]
     resumed = built(**change)
-    assert (resumed.load(tmp_path) or {})["step"] == 3
-    assert [resumed.step(rows[step], 1e-3) for step in range(3, 6)] == expected
+    assert (resumed.load(checkpoints) or {})["step"] == 3
+    assert [(*resumed.step(rows[step], 1e-3), resumed.scaled) for step in range(3, 6)] == expected
     for (name, p), q in zip(calm.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p, q), name
 

@@ -60,8 +60,7 @@ def test_a_bias_that_misses_one_layer_fires() -> None:
     model = GPT(cfg(pos="alibi"))
     block = model.blocks[1].attn
     forward = block.forward
-    without = attention.plain(position.Position(model.cfg), 6, torch.empty(1, 32, 48))
-    block.forward = lambda x, attend: forward(x, without)
+    block.forward = lambda x, attend: forward(x, attention.plain(position.Position(model.cfg), 6, x))
     assert failing(model)["model.pos"].startswith("layer 1")
 
 
@@ -87,7 +86,7 @@ def test_a_rotation_of_the_wrong_base_fires() -> None:
 
 def test_a_learned_table_that_is_not_added_fires() -> None:
     model = GPT(cfg(pos="learned"))
-    model.position.embed = lambda x: x
+    model.position.embed = lambda x, at=None: x
     assert "model.pos" in failing(model)
 
 
@@ -107,7 +106,7 @@ def test_an_embedding_norm_after_positions_fires() -> None:
     model = GPT(cfg(embnorm=True))
     norm, model.embnorm = model.embnorm, torch.nn.Identity()
     embed = model.position.embed
-    model.position.embed = lambda x: norm(embed(x))
+    model.position.embed = lambda x, at=None: norm(embed(x))
     assert failing(model)
 
 
@@ -185,7 +184,7 @@ def test_gelu_by_erf_fires(dtype: torch.dtype, monkeypatch: MonkeyPatch) -> None
 def test_scores_that_are_not_scaled_fire(pos: str, dtype: torch.dtype, monkeypatch: MonkeyPatch) -> None:
     sdpa, baddbmm = F.scaled_dot_product_attention, torch.baddbmm
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **kw: sdpa(*a, **kw, scale=1.0))
-    monkeypatch.setattr(torch, "baddbmm", lambda *a, alpha: baddbmm(*a, alpha=1.0))
+    monkeypatch.setattr(torch, "baddbmm", lambda *a, alpha, **kw: baddbmm(*a, alpha=1.0, **kw))
     assert "model.pos" in failing(GPT(cfg(pos=pos)).to(dtype))
 
 
@@ -223,10 +222,10 @@ def test_no_dropout_passes_for_another(
     real = model.cfg
     told = cfg(hidden=96, layers=3, block=block, dropout=declared[0], attn_dropout=declared[1])
 
-    def hidden(tokens: torch.Tensor) -> torch.Tensor:
+    def hidden(tokens: torch.Tensor, **more: object) -> torch.Tensor:
         model.cfg = real  # the model does what it was built to do, whatever the proof believes
         try:
-            return forward(tokens)
+            return forward(tokens, **more)
         finally:
             model.cfg = told
 

@@ -1,10 +1,12 @@
 """Checkpoint intervals and the simulated cluster, against closed forms for exponential failures."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
-from ablations.reliability import Cluster, save_interval, simulate
+from ablations.reliability import Cluster, save_interval, saves, simulate
 
 
 def kept(interval: float, stall: float, mtbf: float) -> float:
@@ -25,6 +27,16 @@ def test_extremes_of_the_interval() -> None:
     assert save_interval(0.0, 1000.0) == 0.0  # a save that costs nothing: always
     assert save_interval(5000.0, 1000.0) == 1000.0  # one that takes longer than the machine lives: Daly's bound
     assert save_interval(1.0, 1e6) > save_interval(1.0, 1e4)
+
+
+def test_the_plan_says_how_often_by_what_a_save_has_cost(tmp_path: Path) -> None:
+    assert "measures what a save costs" in saves([], 24.0, 1)
+    path = tmp_path / "checkpoint.json"
+    path.write_text(json.dumps({"stall": 0.5, "seconds": 3.0}))
+    assert f"every {save_interval(0.5, 86400):.0f} s" in saves([path], 24.0, 1)
+    assert f"every {save_interval(0.5, 86400 / 4):.0f} s" in saves([path], 24.0, 4)
+    path.write_text(json.dumps({"stall": 0.5, "seconds": 3000.0}))  # never before the last one is whole
+    assert "every 6000 s" in saves([path], 24.0, 1)
 
 
 PERFECT = {"broken": 0.0, "repair": 0.0, "detect": 0.0, "restart": 0.0, "write": 0.0}

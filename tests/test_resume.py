@@ -23,7 +23,7 @@ Start = Callable[..., Launch]
 KILLS = int(os.environ.get("KILLS", "8"))  # 50 in .ci/run
 
 
-def folder(out: Path, store: Path) -> Path:
+def folder(out: Path, store: Path) -> Path:  # noqa: F811
     """An output root that shares the data store."""
     out.mkdir()
     (store / "data").mkdir(exist_ok=True)
@@ -50,6 +50,10 @@ def text(path: Path) -> str:
 
 def steps(run: Path) -> int:
     return text(run / "metrics.jsonl").count("\n")
+
+
+def seconds(run: Path) -> list[float]:
+    return [json.loads(x)["seconds"] for x in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def until(condition: Callable[[], Any], started: Launch) -> None:
@@ -86,15 +90,17 @@ def test_kills_leave_no_trace(launch: Start, corpus: str, store: Path, tmp_path:
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
 ) -> None:
-    change = {"layout.save_every": 8}
+    change = {"layout.save_every": 8, "model.dropout": 0.1, "train.precision": "bf16"}
     calm = train(launch, words(corpus, folder(tmp_path / "calm", store), **change))
     argv = words(corpus, folder(tmp_path / "damaged", store), **change)
     run = train(launch, argv)
     (run / "done").unlink()
     os.truncate(run / "checkpoints/step_24/rank_0.safetensors", 1000)
+    before = seconds(run)
     started = begin(launch, argv)
     assert started.wait() == 0 and "step_24 is damaged" in started.said
     assert result(run) == result(calm)
+    assert seconds(run)[:16] == before[:16] and sorted(seconds(run)) == seconds(run)  # the clock goes on, too
 
 
 def test_who_asks_for_a_stop_gets_one_and_nothing_is_lost(
@@ -132,7 +138,7 @@ def test_who_asks_for_a_stop_gets_one_and_nothing_is_lost(
 def test_any_width_and_zero_stage_continues_any_other(
     launch: Start, corpus: str, store: Path, tmp_path: Path, precision: str  # noqa: F811
 ) -> None:
-    """1 -> 2 -> 4 -> 2 ranks, ZeRO 1 -> 2 -> 1 -> 2: the data order is the same, and losses are equal up to rounding."""
+    """1 -> 2 -> 4 -> 2 ranks, ZeRO 1 -> 2 -> 1 -> 2: the same data in the same order, losses equal up to rounding."""
     fixed = {"layout.micro_batch": 1, "layout.save_every": 1000, "train.precision": precision}
     calm = train(launch, words(corpus, folder(tmp_path / "calm", store), **fixed))
     out = folder(tmp_path / "wide", store)

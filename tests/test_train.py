@@ -18,7 +18,8 @@ import torch
 
 from ablations.budget import learning_rate
 from ablations.config import KEYS, resolve
-from ablations.study import Study, build, from_args, state
+from ablations.status import state
+from ablations.study import Study, build, from_args
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -93,7 +94,7 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
     moments = [
         at_step(rng.randrange(1, 8)),  # before there is a checkpoint
         # inside a save
-        lambda: (folder / "checkpoints/step_8").exists() and not (folder / "checkpoints/latest").exists(),
+        lambda: (at8 := folder / "checkpoints/step_8").exists() and not (at8 / "checkpoint.json").exists(),
         at_step(rng.randrange(9, 24)),
         lambda: (folder / "checkpoints/step_24").exists(),  # around the last save, the weights and `done`
     ]
@@ -105,7 +106,8 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
         process.wait()
         assert not (folder / "done").exists() or moment is moments[-1]
     process = launch(stormy)
-    assert process.wait() == 0
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
     weights, metrics = result(folder)
     calm_weights, calm_metrics = result(from_args(calm).cells[1].dir)
     assert metrics == calm_metrics and len(metrics) == 24
@@ -117,10 +119,12 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
 def in_process(cell: Any, store: Path) -> tuple[bytes, list[tuple]]:
     from launch.train import train
 
-    train(cell, store / "data")
+    train(cell, store)
     return result(cell.dir)
 
 
+# at so low a learning rate the loss is noise, and above the median of the steps before it soon
+SPIKES = {"train.lr": 1e-5, "train.spike": 1e-4, "train.rollbacks": 1, "train.skip": 2, "layout.save_every": 2}
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and what must be set for it to matter
     "seed": (2, {}),
     "model.layers": (1, {}),
@@ -138,15 +142,27 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
     "model.dropout": (0.1, {}),
     "model.attn_dropout": (0.1, {}),
     "model.embnorm": (True, {}),
+    "model.objective": ("prefix", {}),
+    "model.qk_scaling": (True, {"train.precision": "fp16"}),
+    "model.vocab_multiple": (384, {}),
     "model.rotary_base": (100.0, {"model.pos": "rotary"}),
     "model.init_std": (0.03, {}),
     "model.norm_eps": (1e-3, {}),
     "data.corpus": ("OTHER", {}),
     "data.tokenizer": ("OTHER", {}),
+    "data.tokenizer_kind": ("unigram", {}),
+    "data.dedup": ("none", {"data.corpus": "OTHER"}),  # which holds copies
+    "data.quality": ("gopher", {}),
+    "data.decontaminate": ("TASKS", {}),  # a folder with a document of the corpus
+    "data.compress": (0.5, {}),
+    "data.order": ("short-first", {}),
+    "data.allow_errors": (1, {"data.corpus": "BROKEN"}),  # which holds a bad line
     "train.tokens": (12 * 4 * 32, {}),
     "train.batch": (8, {}),
+    "train.ramp": ([2, 1, 12], {"layout.micro_batch": 1}),
     "train.lr": (2e-3, {}),
     "train.min_lr": (0.5, {}),
+    "train.decay_tokens": (48 * 4 * 32, {}),
     "train.warmup": (0.5, {}),
     "train.beta1": (0.8, {}),
     "train.beta2": (0.9, {}),
@@ -154,18 +170,29 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
     "train.weight_decay": (0.5, {}),
     "train.clip": (0.1, {}),
     "train.precision": ("bf16", {}),
+    "train.loss_scale_power": (8, {"train.precision": "fp16"}),
+    "train.loss_scale_window": (4, {"train.precision": "fp16"}),
+    "train.loss_scale_hysteresis": (1, {"train.precision": "fp16", "train.loss_scale_power": 32}),
+    "train.loss_scale_min": (2**31, {"train.precision": "fp16", "train.loss_scale_power": 32}),
+    "train.spike": (1e-4, {"train.lr": 1e-5}),
+    "train.rollbacks": (2, SPIKES),
+    "train.skip": (3, SPIKES),
     "train.divergence": (1000.0, {"model.init_std": 1.0}),  # so wide a start counts as divergence by default
 }
 
 
 def test_no_switch_is_dead(corpus: str, store: Path, tmp_path: Path) -> None:
     """Every key that is part of what a run is changes what is trained. A new key must be added to CHANGES."""
-    from launch.train import Diverged
+    from launch.manifest import Diverged
 
     assert CHANGES.keys() == {k for k in KEYS if not k.startswith(("layout.", "eval.")) and k != "size"}
-    other = tmp_path / "other.jsonl"
+    other, broken, tasks = tmp_path / "other.jsonl", tmp_path / "broken.jsonl", tmp_path / "tasks"
     lines = Path(corpus).read_text().splitlines(keepends=True)
-    other.write_text("".join(lines[::2]))
+    other.write_text("".join(lines[::2] + lines[:20:2]))
+    broken.write_text("".join([*lines, "no JSON"]))
+    tasks.mkdir()
+    (tasks / "test.jsonl").write_text("".join(lines[:20]))
+    paths = {"OTHER": str(other), "BROKEN": str(broken), "TASKS": str(tasks)}
     results: dict[str, Any] = {}
 
     def run(setting: dict[str, Any]) -> Any:
@@ -176,12 +203,16 @@ def test_no_switch_is_dead(corpus: str, store: Path, tmp_path: Path) -> None:
             cell.dir.mkdir()
             try:
                 results[key] = in_process(cell, store)
-            except Diverged:
-                results[key] = "diverged"
+            except Diverged as error:
+                results[key] = f"diverged: {error}"
+            except ValueError as error:
+                assert "not JSON" in str(error)
+                results[key] = "refused"
         return results[key]
 
     for key, (value, needs) in CHANGES.items():
-        value = str(other) if value == "OTHER" else value
+        needs = {k: paths.get(v, v) if isinstance(v, str) else v for k, v in needs.items()}
+        value = paths.get(value, value) if isinstance(value, str) else value
         assert run(needs) != run(needs | {key: value}), f"{key} changes nothing"
 
 
@@ -227,12 +258,12 @@ def test_the_engine_is_adamw_with_clipping_and_the_schedule(corpus: str, store: 
     run = cell.run
     data = json.loads((cell.dir / "run.json").read_text())["data"]
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
-    batches = Batches(sources, run.model.seq, run.train.batch, 1)
+    batches = Batches(sources, run.model.seq, 1)
     model = GPT(run.model, seed=1)
     m = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     v = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     for step in range(1, 13):
-        loss = model.loss(batches.batch(step - 1))
+        loss = model.loss(batches.batch(range(4 * step - 4, 4 * step)))
         model.zero_grad()
         loss.backward()
         norm = math.sqrt(sum(float(p.grad.detach().double().square().sum()) for p in model.parameters()))
@@ -366,7 +397,8 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
     record = json.loads((cell.dir / "run.json").read_text())
     assert record["fingerprint"] == cell.run.fingerprint and record["delta"] == {"model.pos": "alibi"}
     assert {p["factor"] for p in record["proofs"]} == {
-        "model.pos", "model.embnorm", "model.norm", "model.block", "model.act", "model.qkv_bias, model.linear_bias",
+        "model.pos", "model.objective", "model.qk_scaling", "model.embnorm", "model.norm", "model.block", "model.act",
+        "model.qkv_bias, model.linear_bias",
         "model.tied", "model.dropout, model.attn_dropout", "train.weight_decay",
     }  # fmt: skip
     assert all(p["passed"] for p in record["proofs"])

@@ -1,0 +1,271 @@
+"""Speed of the data path: `make bench-data`, or with Megatron-LM beside it ARGS="--megatron path/to/Megatron-LM".
+
+From files to tokens: decompress, parse, tokenize, write .bin and .idx (python -m data.tokens), against Megatron-LM's
+preprocess_data on the same text, which has to give the same bytes, and against a SentencePiece model's own library.
+The text is that of ../shared/data/corpora, repeated with a changed word in every hundred. Times are CPU seconds of all
+processes (MB per core-second), without what the same command takes for one document; two workers are timed by the
+clock. From tokens to batches: building the index and reading, from a cold and from a warm page cache, which is dropped
+where this runs as root. Everything is written below --work and removed.
+"""
+
+import argparse
+import filecmp
+import glob
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CORPORA = ROOT.parent / "shared" / "data" / "corpora"
+SHARDS = 16
+SEQ = 2048
+PACE = 200_000  # tokens per second and process: 1.3B parameters on eight GPUs; the bar is 1% of its time
+
+
+def documents() -> list[dict[str, Any]]:
+    import zstandard
+
+    found = []
+    for path in sorted(CORPORA.glob("*/*.jsonl.zst")):
+        with open(path, "rb") as file:
+            raw = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
+        found += [json.loads(line) for line in raw.splitlines()]
+    return found
+
+
+def make_text(folder: Path, megabytes: int) -> float:
+    """SHARDS files of JSON lines, packed; returns MB of text."""
+    import zstandard
+
+    folder.mkdir(parents=True)
+    rng, source, size = random.Random(megabytes), documents(), 0
+    for shard in range(SHARDS):
+        path = folder / f"{shard:02d}.jsonl.zst"
+        with open(path, "wb") as file, zstandard.ZstdCompressor().stream_writer(file) as out:
+            while size < (shard + 1) * megabytes * 1_000_000 / SHARDS:
+                document = rng.choice(source)
+                words = document["text"].split(" ")
+                for _ in range(len(words) // 100 + 1):  # to words that were never seen
+                    words[rng.randrange(len(words))] += f"{rng.getrandbits(24):x}"
+                text = " ".join(words)
+                size += len(text.encode())
+                out.write(json.dumps({"text": text, "meta": document["meta"]}, ensure_ascii=False).encode() + b"\n")
+    return size / 1e6
+
+
+def unpack(folder: Path, to: Path) -> None:
+    """All shards as one plain file: Megatron-LM's tool reads no .zst."""
+    import zstandard
+
+    with open(to, "wb") as out:
+        for path in sorted(folder.glob("*.zst")):
+            with open(path, "rb") as file:
+                packed = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+                shutil.copyfileobj(packed, out, 1 << 22)
+
+
+def run(command: list[Any], **environment: str) -> tuple[float, float, float]:
+    """(seconds by the clock, CPU seconds of all its processes, MB of the largest of them)."""
+    start = time.monotonic()
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | environment, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    said = process.stderr.read()  # type: ignore[union-attr]
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = status
+    if status:
+        sys.exit(f"{' '.join(map(str, command))}\n{said}")
+    return time.monotonic() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+def ours(text: Path, tokenizer: Path, to: Path, workers: int = 1) -> tuple[float, float, float]:
+    return run([sys.executable, "-m", "data.tokens", text, "--tokenizer", tokenizer, "--to", to,
+                "--workers", workers])  # fmt: skip
+
+
+def theirs(checkout: Path, tool: str, text: Path, tokenizer: Path, to: Path) -> tuple[float, float, float]:
+    more = ["--use-gigatoken"] if tool.endswith("fast.py") else ["--workers", "1"]
+    return run([sys.executable, checkout / "tools" / tool, "--input", text, "--tokenizer-type", "HuggingFaceTokenizer",
+                "--tokenizer-model", tokenizer, "--append-eod", "--output-prefix", to, *more], PYTHONPATH=str(checkout),
+               HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1",
+               OMP_NUM_THREADS="1")  # fmt: skip
+
+
+def tokenization(work: Path, sizes: list[int], gpt2: Path | None, checkout: Path | None) -> None:
+    from data.tokenizer import load_tokenizer, train
+
+    texts = [document["text"] for document in documents()]
+    bytes_ = sum(len(text.encode()) for text in texts)
+    byte_bpe, pieces = work / "byte.json", work / "pieces.model"
+    if gpt2:
+        byte_bpe = gpt2
+    else:
+        byte_bpe.write_bytes(train(texts, bytes_, 32_000, "byte-bpe"))
+    pieces.write_bytes(train(texts[::4], bytes_ // 4, 32_000, "bpe"))
+    tiny = work / "tiny.jsonl"
+    tiny.write_text(json.dumps({"text": "a"}) + "\n")
+    nothing = min(ours(tiny, byte_bpe, work / "tiny")[1] for _ in range(3))
+    print(f"one document, ours: {nothing:.2f} CPU s")
+    for size in sizes:
+        folder, to = work / f"text{size}", work / f"ours{size}"
+        mb = make_text(folder, size)
+        clock, cpu, memory = ours(folder, byte_bpe, to)
+        print(f"{mb:.0f} MB, byte-level BPE: {mb / (cpu - nothing):.1f} MB per core-second ({mb / cpu:.1f} with the "
+              f"start), {clock:.1f} s, largest process {memory:.0f} MB", flush=True)  # fmt: skip
+        if size == sizes[0]:
+            if checkout:
+                megatron(work, checkout, folder, to, byte_bpe, mb, mb / (cpu - nothing))
+            sentencepiece(work, folder, pieces, load_tokenizer(pieces))
+        if size == sizes[-1] and len(os.sched_getaffinity(0)) > 1:
+            one = min(clock, ours(folder, byte_bpe, to)[0])
+            two = min(ours(folder, byte_bpe, work / "two", 2)[0] for _ in range(2))
+            same = all(filecmp.cmp(f"{to}{end}", f"{work / 'two'}{end}", False) for end in (".bin", ".idx"))
+            print(f"{mb:.0f} MB, two workers: {one / two:.2f} x by the clock ({one:.1f} s, {two:.1f} s); "
+                  f"{'the same bytes' if same else 'OTHER BYTES'}", flush=True)  # fmt: skip
+        for path in glob.glob(f"{work}/*.bin") + glob.glob(f"{work}/*.idx"):
+            os.remove(path)
+        shutil.rmtree(folder)
+
+
+def megatron(work: Path, checkout: Path, folder: Path, to: Path, tokenizer: Path, mb: float, rate: float) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    from data.tokenizer import ByteBPE, load_tokenizer
+    from eval.export import convert
+
+    loaded = load_tokenizer(tokenizer)
+    assert isinstance(loaded, ByteBPE)
+    converted: PreTrainedTokenizerFast = convert(loaded)
+    converted.split_special_tokens = False
+    converted.save_pretrained(work / "hf")
+    unpack(folder, work / "all.jsonl")
+    for tool in ("preprocess_data.py", "preprocess_data_fast.py"):
+        if not (checkout / "tools" / tool).exists():
+            continue
+        nothing = theirs(checkout, tool, work / "tiny.jsonl", work / "hf", work / "tiny_theirs")[1]
+        clock, cpu, memory = theirs(checkout, tool, work / "all.jsonl", work / "hf", work / "theirs")
+        same = all(filecmp.cmp(f"{to}{e}", f"{work / 'theirs'}_text_document{e}", False) for e in (".bin", ".idx"))
+        print(f"{mb:.0f} MB, Megatron-LM's {tool}, from a plain file: {mb / (cpu - nothing):.1f} MB per core-second "
+              f"({mb / cpu:.1f} with the start), {clock:.1f} s, largest process {memory:.0f} MB; ours is "
+              f"{rate * (cpu - nothing) / mb:.1f} x; {'the same bytes' if same else 'OTHER BYTES'}",
+              flush=True)  # fmt: skip
+
+
+def sentencepiece(work: Path, folder: Path, path: Path, tokenizer: Any) -> None:
+    import sentencepiece as library
+
+    from data import corpus
+
+    some = sorted(folder.glob("*"))[0]
+    spec = corpus.load(str(some))
+    texts = [text for _, text, _ in corpus.documents(spec, corpus.units(spec)[0])]
+    mb = sum(len(text.encode()) for text in texts) / 1e6
+    own = library.SentencePieceProcessor(model_file=str(path))
+    nothing = min(ours(work / "tiny.jsonl", path, work / "tiny")[1] for _ in range(3))
+    rates: dict[str, list[float]] = {"library": [], "ours": []}
+    for _ in range(3):
+        start = time.process_time()
+        own.encode(texts, num_threads=1)
+        rates["library"].append(mb / (time.process_time() - start))
+        rates["ours"].append(mb / (ours(some, path, work / "sp")[1] - nothing))
+    library_rate, rate = (sorted(each)[1] for each in rates.values())
+    print(f"{mb:.0f} MB, SentencePiece BPE of {tokenizer.vocab_size:,}: {rate:.2f} MB per core-second, the library in "
+          f"memory {library_rate:.2f}: {rate / library_rate:.0%}", flush=True)  # fmt: skip
+
+
+def batches(work: Path, tokens: float, sequence: int) -> None:
+    """The index of `tokens` random tokens, and reading."""
+    import numpy as np
+
+    from data import tokens as files
+    from data.batches import Batches
+
+    rng = np.random.default_rng(1)
+    lengths = np.maximum(rng.lognormal(6.0, 1.0, int(tokens / 665)), 8).astype("<i4")  # mean 665: 2.6 kB of web text
+    with open(work / "synthetic.bin", "wb") as file:
+        left = int(lengths.sum(dtype=np.int64))
+        while left:
+            rng.integers(0, 50_000, min(left, 1 << 26), np.uint16).tofile(file)
+            left -= min(left, 1 << 26)
+    files._write_index(str(work / "synthetic"), np.dtype("<u2"), [lengths])
+    count = int(lengths.sum(dtype=np.int64))
+    source = Batches([(str(work / "synthetic"), 1.0)], sequence, 1)  # with its imports
+    seconds, most = index(work / "synthetic", sequence)
+    print(f"{count / 1e9:.2f}B tokens, {len(lengths) / 1e6:.2f}M documents, {(count - 1) // sequence / 1e6:.2f}M "
+          f"samples of {sequence}: index in {seconds:.2f} CPU s, {most:.0f} MB at most", flush=True)  # fmt: skip
+    rows, sizes = 8, {"cold": 512, "warm": 4096}
+    for state, samples in sizes.items():
+        if state == "cold":
+            os.sync()
+            try:
+                Path("/proc/sys/vm/drop_caches").write_text("1")
+            except OSError:
+                print("not root: the page cache stays warm")
+                continue
+        start = time.perf_counter()
+        for first in range(0, samples, rows):
+            source.batch(range(first, first + rows))
+        rate = samples / (time.perf_counter() - start)
+        print(f"reading, {state} page cache: {rate:,.0f} samples of {sequence} per second, {rate * sequence:,.0f} "
+              f"tokens/s; {PACE / (rate * sequence):.2%} of a step at {PACE:,} tokens/s", flush=True)  # fmt: skip
+
+
+def index(prefix: Path, sequence: int) -> tuple[float, float]:
+    """CPU seconds of a process until it has read the first sample, and the most MB that it took."""
+    from data.batches import Batches
+
+    here, there = os.pipe()
+    if not (child := os.fork()):
+        os.read(here, 1)
+        Batches([(str(prefix), 1.0)], sequence, 1).batch(range(1))
+        os._exit(0)
+    before = most = _own(child)
+    begun = _cpu(child)
+    os.write(there, b".")
+    while True:
+        ended, _, used = os.wait4(child, os.WNOHANG)
+        if ended:
+            return used.ru_utime + used.ru_stime - begun, most - before
+        most = max(most, _own(child))
+        time.sleep(0.002)
+
+
+def _cpu(process: int) -> float:
+    """CPU seconds of a process so far."""
+    ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def _own(process: int) -> float:
+    """MB of a process that are its own, not pages of files."""
+    with open(f"/proc/{process}/status") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("RssAnon")), 0) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--megatron", type=Path, metavar="DIR", help="a checkout of Megatron-LM, whose tool runs on the first size")
+    add("--gpt2", type=Path, metavar="DIR", help="a folder with GPT-2's vocabulary (else 32,000 pieces are trained)")
+    add("--mb", type=int, nargs="+", default=[100, 1000], help="sizes of the text (%(default)s)")
+    add("--tokens", type=float, default=1e9, help="of the file that batches are read from (%(default)s); 0: none")
+    add("--work", type=Path, default=ROOT / "runs" / "bench-data")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True)
+    try:
+        if given.mb[0]:
+            tokenization(given.work, given.mb, given.gpt2, given.megatron)
+        if given.tokens:
+            batches(given.work, given.tokens, SEQ)
+    finally:
+        shutil.rmtree(given.work)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

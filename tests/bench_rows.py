@@ -1,0 +1,195 @@
+"""What tests/bench.py times, each row in a process of its own: `serve` builds one and then steps when it is told to.
+
+A row is "ours, POS" (the whole optimizer step of launch/engine.py, DeepSpeed included), "floor, LIBRARY" (the linear
+layers' matrix products alone), or a peer: the same shape, work and optimizer in a bare torch loop.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import itertools
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.profiler import ProfilerActivity, profile
+
+from ablations.config import Run, resolve
+from launch import engine
+from model.gpt import GPT
+
+Step = Callable[[], object]
+
+
+def serve(pipe: Connection, row: str, setting: str, words: list[tuple[str, Any]], options: dict[str, Any]) -> None:
+    """Build `row`, send {"mb", "start"} or {"error"}, then for each number received take so many steps and send the
+    seconds and page faults of one."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    warnings.simplefilter("ignore")
+    try:
+        run = resolve(words)
+        torch.set_num_threads(run.layout.threads)
+        if options["allocator"]:
+            engine.keep_freed_memory()
+        torch.manual_seed(0)
+        rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
+        began = time.perf_counter()
+        step, most = weighed(partial(build, row, setting, run, rows, options["nanogpt"]))
+        pipe.send({"mb": most / 1e6, "start": time.perf_counter() - began})
+    except Exception as error:  # the parent says so and goes on without this row
+        pipe.send({"error": f"{type(error).__name__}: {error}"})
+        return
+    clock = time.process_time if run.layout.threads == 1 else time.perf_counter
+    while steps := pipe.recv():
+        began, faults = clock(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(steps):
+            step()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        pipe.send(((clock() - began) / steps, faults / steps))
+
+
+def build(row: str, setting: str, run: Run, rows: torch.Tensor, nanogpt: Path | None) -> Step:
+    kind, _, which = row.partition(", ")
+    if kind == "floor":
+        return floor(run, which)
+    if kind == "ours":
+        return ours(run, rows, setting)
+    return peer(peers(run, nanogpt)[row](), run, rows, setting)
+
+
+def ours(run: Run, rows: torch.Tensor, setting: str) -> Step:
+    engine.start(run)
+    built = engine.build(GPT(run.model, run.seed), run, 1)
+    return lambda: built.step(rows, run.train.lr)
+
+
+def peer(model: torch.nn.Module, run: Run, rows: torch.Tensor, setting: str) -> Step:
+    """A bare torch loop: AdamW, clipping. In bf16 under autocast, or with bf16 weights and fp32 masters of them."""
+    x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    if "masters" in setting:
+        model.bfloat16()
+    weights: list[torch.Tensor] = list(model.parameters())
+    masters = [p.detach().float().requires_grad_() for p in weights] if "masters" in setting else weights
+    optimizer = torch.optim.AdamW(masters, lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    autocast = torch.autocast("cpu", torch.bfloat16) if "autocast" in setting else contextlib.nullcontext()
+
+    def loss() -> Any:
+        if "nanogpt" in type(model).__module__:  # asked for the logits of all positions it wants the targets
+            return model(x, y)[1]
+        out = model(x)
+        return cross_entropy(getattr(out, "logits", out).flatten(0, 1).float(), y.flatten())
+
+    run_loss = torch.compile(loss) if "compiled" in setting else loss
+
+    def step() -> None:
+        with autocast:
+            value = run_loss()
+        value.backward()
+        if "masters" in setting:
+            for master, weight in zip(masters, weights, strict=True):
+                master.grad = weight.grad.float()  # type: ignore[union-attr]
+                weight.grad = None
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if "masters" in setting:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, masters)
+
+    return step
+
+
+def peers(run: Run, nanogpt: Path | None) -> dict[str, Callable[[], Any]]:
+    """Name -> a function that builds it, in the shape of `run`: tied embeddings, no dropout."""
+    m = run.model
+    V, T, L, H, D, F = m.padded_vocab, m.seq, m.layers, m.heads, m.hidden, m.ffn
+    tied: dict[str, Any] = {"vocab_size": V, "tie_word_embeddings": True}
+
+    def hf(name: str, **shape: Any) -> Any:
+        transformers: Any = importlib.import_module("transformers")
+        config = getattr(transformers, name.replace("LMHeadModel", "").replace("ForCausalLM", "") + "Config")
+        return getattr(transformers, name)(config(**shape, **tied))
+
+    def nano() -> Any:
+        if not nanogpt:
+            raise FileNotFoundError("give --nanogpt with a checkout of karpathy/nanoGPT")
+        spec = importlib.util.spec_from_file_location("nanogpt", nanogpt / "model.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["nanogpt"] = module
+        spec.loader.exec_module(module)
+        return module.GPT(module.GPTConfig(
+            block_size=T, vocab_size=V, n_layer=L, n_head=H, n_embd=D, dropout=0.0, bias=True))  # fmt: skip
+
+    def litgpt() -> Any:
+        lit: Any = importlib.import_module("litgpt")
+        model = lit.GPT(lit.Config(
+            block_size=T, vocab_size=V, padded_vocab_size=V, n_layer=L, n_head=H, n_embd=D, rotary_percentage=1.0,
+            parallel_residual=False, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", intermediate_size=F,
+            gelu_approximate="tanh"))  # fmt: skip
+        model.lm_head.weight = model.transformer.wte.weight
+        return model
+
+    def x_transformers(learned: bool, **kind: bool) -> Any:
+        xt: Any = importlib.import_module("x_transformers")
+        layers = xt.Decoder(dim=D, depth=L, heads=H, attn_dim_head=D // H, attn_flash=True, **kind)
+        return xt.TransformerWrapper(
+            num_tokens=V, max_seq_len=T, tie_embedding=True, use_abs_pos_emb=learned, attn_layers=layers
+        )
+
+    undropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return {
+        "nanoGPT, learned": nano,
+        "litgpt, rotary": litgpt,
+        "GPT-2, learned": partial(hf, "GPT2LMHeadModel", n_positions=T, n_embd=D, n_layer=L, n_head=H, **undropped),
+        "GPT-NeoX, rotary": partial(
+            hf, "GPTNeoXForCausalLM", max_position_embeddings=T, hidden_size=D, num_hidden_layers=L,
+            num_attention_heads=H, intermediate_size=F, rotary_pct=1.0, hidden_act="gelu_new",
+            use_parallel_residual=False),
+        "BLOOM, ALiBi": partial(hf, "BloomForCausalLM", hidden_size=D, n_layer=L, n_head=H),
+        "Llama, rotary, SwiGLU": partial(
+            hf, "LlamaForCausalLM", max_position_embeddings=T, hidden_size=D, num_hidden_layers=L,
+            num_attention_heads=H, intermediate_size=8 * D // 3 // 8 * 8),
+        "x-transformers, learned": partial(x_transformers, True),
+        "x-transformers, rotary": partial(x_transformers, False, rotary_pos_emb=True),
+        "x-transformers, ALiBi": partial(x_transformers, False, alibi_pos_bias=True),
+    }  # fmt: skip
+
+
+def floor(run: Run, library: str) -> Step:
+    """Forward, and both gradients, of every linear layer, through torch.mm or straight through oneDNN."""
+    m, N = run.model, run.train.batch * run.model.seq
+    dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
+    shapes = [(m.hidden, 3 * m.hidden), (m.hidden, m.hidden), (m.hidden, m.ffn), (m.ffn, m.hidden)] * m.layers
+    made = [tuple(torch.randn(*s).to(dtype) for s in ((N, i), (i, o), (N, o)))
+            for i, o in [*shapes, (m.hidden, m.padded_vocab)]]  # fmt: skip
+
+    def onednn(a: torch.Tensor, b: torch.Tensor) -> Any:
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+
+    product: Any = onednn if library == "oneDNN" else torch.mm
+    return lambda: [(product(x, w), product(g, w.t()), product(x.t(), g)) for x, w, g in made]
+
+
+def weighed(make: Callable[[], Step]) -> tuple[Step, int]:
+    """A step that has run three times, and the most bytes of tensors that were alive from its building on."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step = make()
+        for _ in range(2):
+            step()
+    step()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    return step, max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))

@@ -1,0 +1,59 @@
+"""The benchmarks say what they measure: bench_gpu's comparison on what a CPU runs, and torch.compile in the engine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ablations.config import resolve
+from launch import engine
+from model import attention, position
+from model.gpt import GPT
+from tests.bench_gpu import POSITIONS, wrong
+
+TINY = [("size", "nano"), ("model.layers", 1), ("model.hidden", 32), ("model.heads", 2), ("model.seq", 16),
+        ("model.vocab", 100), ("train.batch", 2), ("layout.micro_batch", 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("pos", POSITIONS)
+def test_what_runs_here_passes_the_comparison_of_bench_gpu(pos: str) -> None:
+    assert wrong(pos, "cpu") == []
+
+
+def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exact model runs in fp32, what is compared in bf16: here only that goes wrong."""
+    honest, rotate = attention.visible_bias, position._rotate
+
+    def lost(p: position.Position, heads: int, x: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+        return honest(p if x.dtype == torch.float32 else position.Position(resolve(TINY).model), heads, x, *rest)
+
+    monkeypatch.setattr(attention, "visible_bias", lost)
+    assert any("qkv.weight" in fault for fault in wrong("alibi", "cpu"))
+    monkeypatch.setattr(attention, "visible_bias", honest)
+    monkeypatch.setattr(position, "_rotate", lambda x, *table: rotate(x, *table) if x.dtype == torch.float32 else x)
+    assert any("qkv.weight" in fault for fault in wrong("rotary", "cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_bench_gpu_says_so_in_one_line() -> None:
+    script = Path(__file__).with_name("bench_gpu.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "error: make bench-gpu needs an NVIDIA GPU, and torch sees none\n"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
+    rows = torch.randint(100, (2, 17), generator=torch.Generator().manual_seed(0))
+
+    def losses(compiled: str) -> list[float]:
+        run = resolve([*TINY, ("model.pos", "rotary"), ("train.precision", precision), ("layout.compile", compiled)])
+        engine.start(run)
+        built = engine.build(GPT(run.model, run.seed), run, 1)
+        assert (built.compile_seconds > 0) == (compiled == "always")
+        return [x for _ in range(3) for x in built.step(rows, 1e-2)[:2]]
+
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    assert losses("always") == pytest.approx(losses("never"), rel=tolerance)

@@ -1,0 +1,204 @@
+"""The prefix objective and QK layer scaling against sums written out, in every executor of attention."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytest import MonkeyPatch
+
+from ablations.config import ConfigError, resolve
+from model import attention, gpt, proof
+from model.gpt import GPT
+from model.objective import OBJECTIVES, predicted
+from model.position import POSITIONS
+from tests.test_model import SMALL, scrambled, tokens
+
+PREFIX = replace(SMALL, objective="prefix")
+LENGTHS = torch.tensor([1, 7, 20])
+X = tokens(SMALL, 20)
+
+
+def qkv(T: int = 20) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(3, 6, T, 8, generator=generator) for _ in range(3))
+
+
+def written_out(pos: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """Attention in float64, score by score."""
+    cfg = replace(SMALL, pos=pos)
+    q, k = POSITIONS[pos](cfg).rotate(q, k)
+    out = torch.zeros_like(v, dtype=torch.float64)
+    B, H, T, K = q.shape
+    slopes = [2.0 ** (-2 * (i + 1)) for i in range(4)] + [2.0**-1, 2.0**-3]  # of six heads, by the paper
+    for b in range(B):
+        for h in range(H):
+            for i in range(T):
+                seen = [j for j in range(T) if j <= i or j < lengths[b]]
+                bias = [-slopes[h] * abs(i - j) if pos == "alibi" else 0.0 for j in seen]
+                score = (k[b, h, seen].double() @ q[b, h, i].double()) / math.sqrt(K) + torch.tensor(bias).double()
+                out[b, h, i] = score.softmax(0) @ v[b, h, seen].double()
+    return out
+
+
+@pytest.mark.parametrize("executor", [attention.plain, attention.masked, attention.fused], ids=lambda e: e.__name__)
+@pytest.mark.parametrize("pos", ["none", "rotary", "alibi"])
+def test_a_prefix_is_seen_both_ways(pos: str, executor: Any) -> None:
+    q, k, v = qkv()
+    ours = executor(POSITIONS[pos](replace(SMALL, pos=pos)), 6, torch.empty(3, 20, 48), prefix_B=LENGTHS)(q, k, v)
+    assert (ours - written_out(pos, q, k, v, LENGTHS.tolist())).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("pos", POSITIONS)
+def test_a_prefix_of_one_token_is_the_causal_model(pos: str) -> None:
+    causal = scrambled(GPT(replace(SMALL, pos=pos)))
+    both_ways = scrambled(GPT(replace(PREFIX, pos=pos)))
+    ones = torch.ones(3, dtype=torch.long)
+    assert (both_ways(X, prefix_B=ones) - causal(X)).abs().max() < 1e-5
+    assert float(both_ways.loss(X, ones)) == pytest.approx(float(causal.loss(X)), rel=1e-6)
+
+
+def test_the_loss_is_of_the_rest_alone() -> None:
+    model = scrambled(GPT(PREFIX))
+    rows, T = tokens(SMALL, 21), 20
+    logits = model(rows[:, :-1], prefix_B=LENGTHS)
+    costs = [F.cross_entropy(logits[b, t], rows[b, t + 1]) for b, p in enumerate(LENGTHS) for t in range(p - 1, T)]
+    assert len(costs) == 20 + 14 + 1
+    assert float(model.loss(rows, LENGTHS)) == pytest.approx(float(torch.stack(costs).mean()), rel=1e-5)
+
+
+def test_lengths_depend_on_seed_and_sample_alone_and_are_uniform() -> None:
+    draw = OBJECTIVES["prefix"]
+    whole = draw(1, range(4000), 8)
+    assert whole is not None
+    parts = [draw(1, range(at, at + 100), 8) for at in range(3900, -1, -100)]  # in another order
+    assert torch.equal(torch.cat([p for p in reversed(parts) if p is not None]), whole)
+    assert not torch.equal(whole, draw(2, range(4000), 8))  # type: ignore[arg-type]
+    counts = whole.bincount(minlength=9)
+    assert counts[0] == 0 and (counts[1:] - 500).abs().max() < 4 * math.sqrt(500)  # four standard deviations
+
+
+def test_neither_objective_passes_for_the_other() -> None:
+    """An evaluation that does not know of prefixes must not quietly judge another model than was trained."""
+    with pytest.raises(ValueError, match="give the length of each sequence's prefix"):
+        GPT(PREFIX)(X)
+    with pytest.raises(ValueError, match="was not trained to see what comes after"):
+        GPT(SMALL)(X, prefix_B=LENGTHS)
+
+
+def built(**change: object) -> Any:
+    from launch import engine
+
+    small = {"model.layers": 2, "model.hidden": 48, "model.heads": 6, "model.seq": 32, "model.vocab": 120,
+             "train.precision": "fp32", "train.batch": 4, "layout.micro_batch": 4}  # fmt: skip
+    run = resolve((small | change).items())
+    engine.start(run)
+    return engine.build(GPT(run.model, run.seed), run, 1)
+
+
+def test_how_a_batch_is_cut_does_not_change_the_prefix_loss() -> None:
+    rows, lengths = tokens(SMALL, 33, 4), torch.tensor([32, 3, 17, 1])
+    results = [
+        built(**{"model.objective": "prefix", "layout.micro_batch": micro}).step(rows, 1e-3, prefix_b=lengths)[:2]
+        for micro in (4, 2, 1)
+    ]
+    assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)
+    model = GPT(replace(PREFIX, seq=32), 1)
+    assert results[0][0] == pytest.approx(float(model.loss(rows, lengths)), rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ QK layer scaling
+
+
+@pytest.mark.parametrize("pos", ["none", "alibi"])
+@pytest.mark.parametrize("layer", [1, 2, 24])
+def test_scores_divided_and_multiplied_back_are_the_same(pos: str, layer: int) -> None:
+    """Up to the rounding of fp16, against float64."""
+    q, k, v = (x.half() for x in qkv())
+    attend = attention.plain(POSITIONS[pos](replace(SMALL, pos=pos)), 6, torch.empty(3, 20, 48, dtype=torch.float16))
+    expected = written_out(pos, q, k, v, [1, 1, 1])
+    assert (attend(q, k, v, layer=layer) - expected).abs().max() < 5e-3
+    assert (attend(q, k, v) - expected).abs().max() < 5e-3
+
+
+def test_they_survive_where_fp16_overflows() -> None:
+    x, (q, k, v) = torch.empty(3, 20, 48, dtype=torch.float16), qkv()
+    q, k, v = (300 * q).half(), (300 * k).half(), v.half()
+    attend = attention.plain(POSITIONS["none"](SMALL), 6, x)
+    assert not attend(q, k, v).isfinite().all()
+    assert (attend(q, k, v, layer=8) - written_out("none", q, k, v, [1, 1, 1])).abs().max() < 5e-3
+
+
+def test_every_layer_gets_its_own_number() -> None:
+    cfg = replace(SMALL, layers=4, qk_scaling=True)
+    model, numbers = GPT(cfg), []
+    for block in model.blocks:
+        block.attn.forward = lambda x, attend: numbers.append(attend.keywords["layer"]) or x
+    model(X)
+    assert numbers == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+def test_the_proof_tells_whether_scores_are_divided(declared: bool, done: bool) -> None:
+    model = GPT(replace(SMALL, layers=3, qk_scaling=declared)).half()
+    prepare = attention.prepare
+
+    def undivided(*args: Any) -> Any:
+        attend = prepare(*args)
+        return lambda q, k, v, layer=1: attend(q, k, v)
+
+    def always(*args: Any) -> Any:
+        attend, layers = prepare(*args), iter((1, 2, 3))
+        return lambda q, k, v, layer=1: attend(q, k, v, layer=next(layers))
+
+    with MonkeyPatch.context() as patch:
+        patch.setattr(attention, "prepare", always if done else undivided)
+        with torch.no_grad():
+            assert proof.qk_scaling(model).passed == (declared == done)
+
+
+def test_a_score_that_is_not_multiplied_back_fires(monkeypatch: MonkeyPatch) -> None:
+    model = GPT(replace(SMALL, qk_scaling=True)).half()
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x.to(torch.float32) / 2)  # undoes the second layer's
+    assert "layer 1" in {p.factor: p.detail for p in proof.prove(model) if not p.passed}["model.pos"]
+
+
+def test_qk_scaling_without_fp16_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs train.precision=fp16"):
+        resolve([("model.qk_scaling", True), ("train.precision", "bf16")])
+    with pytest.raises(ConfigError, match="there is no other"):
+        resolve([("model.qk_scaling", True), ("train.precision", "fp16"), ("model.layers", 1)])
+    assert not proof.qk_scaling(GPT(replace(SMALL, qk_scaling=True))).passed
+
+
+# ------------------------------------------------------------------------------------------------ proofs of prefixes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("pos", POSITIONS)
+@pytest.mark.parametrize("block", ["pre-ln", "post-ln"])
+def test_a_prefix_model_proves_itself(pos: str, block: str, dtype: torch.dtype) -> None:
+    scaled = dtype == torch.float16
+    model = GPT(replace(PREFIX, pos=pos, block=block, qk_scaling=scaled)).to(dtype)
+    assert [(p.factor, p.detail) for p in proof.prove(model) if not p.passed] == []
+
+
+def broken(monkeypatch: MonkeyPatch, where: Any, name: str, value: Any) -> dict[str, str]:
+    monkeypatch.setattr(where, name, value)
+    return {p.factor: p.detail for p in proof.prove(GPT(replace(PREFIX, pos="alibi"))) if not p.passed}
+
+
+def test_a_prefix_that_attention_does_not_see_fires(monkeypatch: MonkeyPatch) -> None:
+    prepare = attention.prepare
+    found = broken(monkeypatch, attention, "prepare", lambda *a: prepare(*a[:5], None, *a[6:]))
+    assert "is not what is seen both ways" in found["model.objective"]
+
+
+def test_a_loss_on_the_prefix_fires(monkeypatch: MonkeyPatch) -> None:
+    everything = broken(monkeypatch, gpt, "predicted", lambda p, T: torch.ones(len(p), T, dtype=torch.bool))
+    assert "position 0 of 8, prefix 4" in everything["model.objective"]
+    late = broken(monkeypatch, gpt, "predicted", lambda p, T: predicted(p + 1, T))
+    assert "position 3 of 8, prefix 4" in late["model.objective"]
