@@ -39,8 +39,8 @@ def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
         return "checkpoints: the first after 30 s, which measures what a save costs; then at Daly's interval for it"
     cost = json.loads(known.read_text())
     seconds = max(save_interval(cost["stall"], mtbf * 3600 / nodes), 2 * cost["seconds"])
-    return (f"checkpoints: every {seconds:.0f} s, at Daly's interval for a stall of {cost['stall']:.3g} s (measured) and "
-            f"{mtbf:g} h between failures of a node")  # fmt: skip
+    why = f"a stall of {cost['stall']:.3g} s (measured) and {mtbf:g} h between failures of a node"
+    return f"checkpoints: every {seconds:.0f} s, at Daly's interval for {why}"
 
 
 @dataclass(frozen=True)

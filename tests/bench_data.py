@@ -256,6 +256,8 @@ def main() -> None:
     add("--tokens", type=float, default=1e9, help="of the file that batches are read from (%(default)s); 0: none")
     add("--work", type=Path, default=ROOT / "runs" / "bench-data")
     given = parser.parse_args()
+    for name in ("megatron", "gpt2", "work"):  # commands run in ROOT
+        setattr(given, name, getattr(given, name) and getattr(given, name).resolve())
     given.work.mkdir(parents=True)
     try:
         if given.mb[0]:
