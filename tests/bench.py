@@ -103,10 +103,12 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
         rows.append(start(f"floor, {library}", "", base, options))
     for pos in OURS:
         if wanted(f"ours, {pos}"):
-            rows.append(start(f"ours, {pos}", "eager", [*base, ("model.pos", pos)], options))
+            words = [*base, ("model.pos", pos)]
+            rows.append(start(f"ours, {pos}", "eager", words, options))
+            if args.bare:
+                rows.append(start(f"bare, {pos}", "eager masters" if precision == "bf16" else "eager", words, options))
             if args.compiled:
-                words = [*base, ("model.pos", pos), ("layout.compile", "always")]
-                rows.append(start(f"ours, {pos}", "compiled", words, options))
+                rows.append(start(f"ours, {pos}", "compiled", [*words, ("layout.compile", "always")], options))
     started = [row for row in rows if row]
     for row in started:
         row.seconds.clear()
@@ -123,7 +125,7 @@ def table(precision: str, rows: list[Row], args: argparse.Namespace) -> None:
 
     model = resolve([("size", args.size), ("train.batch", args.batch), ("layout.micro_batch", args.batch)]).model
     tokens, flops = args.batch * model.seq, flops_per_token(model)
-    peers = [row for row in rows if not row.name.startswith(("ours", "floor"))]
+    peers = [row for row in rows if not row.name.startswith(("ours", "bare", "floor"))]
     lowest = fastest([row for row in rows if row.name.startswith("floor")])
     unit = "CPU second" if args.threads == 1 else "second"
     head = f"{args.size}, {precision}, threads: {args.threads}, {args.batch} x {model.seq}"
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="rows whose name holds one of these")
     parser.add_argument("--setting", default="", help="peers' settings that hold this text: eager, compiled, masters")
     parser.add_argument("--compiled", action="store_true", help="ours also with layout.compile=always")
+    parser.add_argument("--bare", action="store_true", help="our model also without DeepSpeed, in the peers' loop")
     parser.add_argument("--allocator", action="store_true", help="peers too keep freed memory, as ours does")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the rows' processes

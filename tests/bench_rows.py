@@ -1,7 +1,8 @@
 """What tests/bench.py times, each row in a process of its own: `serve` builds one and then steps when it is told to.
 
-A row is "ours, POS" (the whole optimizer step of launch/engine.py, DeepSpeed included), "floor, LIBRARY" (the linear
-layers' matrix products alone), or a peer: the same shape, work and optimizer in a bare torch loop.
+A row is "ours, POS" (the whole optimizer step of launch/engine.py, DeepSpeed included), "bare, POS" (our model in the
+loop of the peers: what DeepSpeed costs), "floor, LIBRARY" (the linear layers' matrix products alone), or a peer: the
+same shape, work and optimizer in a bare torch loop.
 """
 
 import contextlib
@@ -66,11 +67,14 @@ def build(row: str, setting: str, run: Run, rows: torch.Tensor, nanogpt: Path | 
     if kind == "floor":
         return floor(run, which)
     if kind == "ours":
-        return ours(run, rows, setting)
+        return ours(run, rows)
+    if kind == "bare":
+        engine.keep_freed_memory()
+        return peer(GPT(run.model, run.seed), run, rows, setting)
     return peer(peers(run, nanogpt)[row](), run, rows, setting)
 
 
-def ours(run: Run, rows: torch.Tensor, setting: str) -> Step:
+def ours(run: Run, rows: torch.Tensor) -> Step:
     engine.start(run)
     built = engine.build(GPT(run.model, run.seed), run, 1)
     return lambda: built.step(rows, run.train.lr)
@@ -87,6 +91,8 @@ def peer(model: torch.nn.Module, run: Run, rows: torch.Tensor, setting: str) -> 
     autocast = torch.autocast("cpu", torch.bfloat16) if "autocast" in setting else contextlib.nullcontext()
 
     def loss() -> Any:
+        if isinstance(model, GPT):
+            return model.loss(rows)
         if "nanogpt" in type(model).__module__:  # asked for the logits of all positions it wants the targets
             return model(x, y)[1]
         out = model(x)
