@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -101,9 +101,26 @@ class Rotary(Position):
 
 
 def _rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    return _Rotation.apply(x_BHTK, cos_TK, sin_TK)
+
+
+class _Rotation(torch.autograd.Function):
+    """Its gradient is the rotation back. Left to autograd it would be twice as many passes over the numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_TK, sin_TK)
+        return _rotated(x_BHTK, cos_TK, sin_TK, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _rotated(grads[0], *ctx.saved_tensors, -1), None, None
+
+
+def _rotated(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor, turn: int) -> Tensor:
     x_BHTK = x_BHTK.contiguous()  # as attention wants it; torch's loops over the products are then long
     a, b = x_BHTK.chunk(2, dim=-1)
-    return torch.addcmul(x_BHTK * cos_TK, torch.cat((-b, a), dim=-1), sin_TK)
+    return torch.addcmul(x_BHTK * cos_TK, torch.cat((-b, a), dim=-1), sin_TK, value=turn)
 
 
 class ALiBi(Position):
