@@ -13,6 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ.setdefault(variable, "1")
+os.environ["DS_ACCELERATOR"] = "cpu"
+# A process has one server that its tests fork from: it imports what takes long, once.
+multiprocessing.set_forkserver_preload(
+    ["torch", "deepspeed", "launch.train", "launch.engine", "model.gpt", "model.proof", "model.parallel"]
+)
 
 
 class Launch:
@@ -65,9 +70,7 @@ def _train(argv: list[str], group: dict[str, str], log: Path) -> None:
 
 @pytest.fixture(scope="session")
 def launch() -> Iterator[Callable[..., Launch]]:
-    os.environ["DS_ACCELERATOR"] = "cpu"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "deepspeed", "launch.train", "launch.engine", "model.gpt", "model.proof"])
     launched: list[Launch] = []
 
     def start(argv: list[str], log: Path, ranks: int = 1) -> Launch:

@@ -48,10 +48,7 @@ def _rank(rank: int, ranks: int, work: Callable[..., None], folder: Path, args: 
 
 
 def on(ranks: int, work: Callable[..., None], folder: Path, *args: Any) -> None:
-    method = "fork"
-    if dist.is_initialized():  # by another test: what is forked would have its group
-        method = "forkserver"
-        multiprocessing.get_context(method).set_forkserver_preload(["launch.checkpoint", __name__])
+    method = "forkserver" if dist.is_initialized() else "fork"  # what is forked would have the group of another test
     multiprocessing.start_processes(_rank, (ranks, work, folder, args), nprocs=ranks, start_method=method)
     (folder / f"store-{ranks}-{work.__name__}").unlink(missing_ok=True)
 

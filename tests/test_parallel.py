@@ -47,10 +47,7 @@ def on(ranks: int, work: Callable[..., None], folder: Path, *args: Any) -> None:
 
     import model.parallel  # noqa: F401
 
-    method = "fork"
-    if dist.is_initialized():  # by another test: what is forked would have its group
-        method = "forkserver"
-        multiprocessing.get_context(method).set_forkserver_preload(["deepspeed", "model.parallel", __name__])
+    method = "forkserver" if dist.is_initialized() else "fork"  # what is forked would have the group of another test
     gc.freeze()  # what is shared is not searched, and so copied, in each process
     try:
         multiprocessing.start_processes(_rank, (ranks, work, folder, args), nprocs=ranks, start_method=method)
