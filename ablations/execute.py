@@ -96,7 +96,8 @@ def reading(study: Study) -> list[str]:
     from data.prepare import prepare as find
 
     lines = {}
-    for run in (cell.run for cell in study.cells):
+    asked = {repr((run.data, run.model.vocab, run.tokens)): run for run in (cell.run for cell in study.cells)}
+    for run in asked.values():
         data, store = run.data, study.out / "data"
         try:
             found = find(data.corpus, data.tokenizer, run.model.vocab, store, data.tokenizer_kind, data.recipe,

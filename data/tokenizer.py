@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 KINDS = ("bpe", "unigram", "byte-bpe", "file")
 SPACE = "\u2581"  # what SentencePiece writes for a space; one that is in the text has to go in as bytes
@@ -116,6 +117,8 @@ class SentencePiece:
     def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all texts in one array, and the number of each text's."""
         batch = self.encode_batch(texts)
+        import numpy as np  # not by those who only plan
+
         counts = np.fromiter(map(len, batch), np.int64, len(batch))
         ids = np.empty(counts.sum(), np.int32)
         for end, text in zip(accumulate(counts.tolist()), batch, strict=True):
@@ -182,6 +185,8 @@ class ByteBPE:
     def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all texts in one array, and the number of each text's."""
         layout = self._gigatoken(parts := _utf8(texts)).encode_batch(parts, parallel=False).layout
+        import numpy as np
+
         ends = np.asarray(layout.offsets.data)
         return np.asarray(layout.content.data)[ends[0]:ends[-1]], np.diff(ends)
 

@@ -114,7 +114,8 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(grads[0], *ctx.saved_tensors, -1), None, None
+        cos_TK, sin_TK = ctx.saved_tensors
+        return _rotated(grads[0], cos_TK, sin_TK, -1), None, None
 
 
 def _rotated(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor, turn: int) -> Tensor:

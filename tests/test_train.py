@@ -42,7 +42,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "data").mkdir()
+    return folder
 
 
 def words(corpus: str, out: Path, **change: Any) -> list[str]:
@@ -78,7 +80,6 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
     calm = words(corpus, tmp_path / "calm", **change)
     (tmp_path / "calm").mkdir()
     (tmp_path / "calm/data").symlink_to(store / "data")
-    (store / "data").mkdir(exist_ok=True)
     process = launch(calm)
     assert process.wait() == 0, process.stdout and process.stdout.read()
 
