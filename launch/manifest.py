@@ -124,9 +124,9 @@ def launch(hosts: list[str]) -> dict[str, Any]:
         "hardware": {
             "device": torch.cuda.get_device_name() if cuda else cpu,
             "ranks": len(hosts),
-            "nodes": sorted(set(hosts)),
             "threads": torch.get_num_threads(),
         },
+        "nodes": sorted(set(hosts)),
         "command": [*sys.argv[1:]],
     }
 
