@@ -64,12 +64,14 @@ def test_shape_and_overlap(batches):
 
 
 def test_same_whatever_was_asked_before(sources, batches):
-    forward = [batches.batch(at(step)) for step in range(41)]  # across several growths of the blend
+    forward = [batches.batch(at(step)) for step in range(41)]
     for step in STEPS:
         again = Batches(sources, SEQ, seed=1)  # as after a restart
         assert torch.equal(again.batch(at(step)), forward[step])
     for step in reversed(range(41)):
         assert torch.equal(batches.batch(at(step)), forward[step])
+    batches.batch(range(5000, 5001))  # the blend grows
+    assert torch.equal(batches.batch(at(40)), forward[40])
 
 
 def test_rows_are_rows_of_the_global_batch(sources, batches):
