@@ -5,12 +5,14 @@ A study is one question; a run is the baseline plus one line; nothing else diffe
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, bundles, has_gpu, resolve, spread
+from ablations.site import site
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_args, human
 
@@ -44,6 +46,8 @@ def main(argv: list[str]) -> int:
             command.add_argument("--watch", action="store_true", help="a live view")
     args = parser.parse_args(argv)
     try:
+        if args.command != "run" and "SBATCH_GPUS_PER_NODE" in site():
+            os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
         if args.command == "diff":
             return diff(args.words)
         if args.command == "report":

@@ -334,8 +334,7 @@ def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
     flat = base.flat()
     named = {}
     for key, _ in setting:
-        # what precision is by default depends on the machine; a path must not
-        if key != "size" and not key.startswith("layout.") and (flat[key] != plain[key] or key == "train.precision"):
+        if key != "size" and not key.startswith("layout.") and flat[key] != plain[key]:
             if key in ("data.tokenizer", "eval.corpora") and _text(flat[key]) == base.data.corpus:
                 continue  # follows from the corpus
             named[key] = _slug(human(flat[key]) if key == "train.tokens" else _text(flat[key]))

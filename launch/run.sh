@@ -54,12 +54,9 @@ if [ -z "$told" ]; then
     "$python" -m launch.train --cell "$cell" "$@" >>"$run/train.log" 2>&1 &
   srun=$!
   [ -z "$told" ] || leave "$told"
+  while kill -0 $srun 2>/dev/null; do wait $srun; done # every signal ends a `wait`
   wait $srun
   code=$?
-  while kill -0 $srun 2>/dev/null; do # every signal ends a `wait`
-    wait $srun
-    code=$?
-  done
 fi
 trap '' USR1 TERM # a requeue ends this job, and would end whoever asks for it
 exec "$python" -m launch.attempts end "$job" "$run" --code "${code:-75}" --told "$told"

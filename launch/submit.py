@@ -142,18 +142,6 @@ def like(job: str) -> list[str]:
     return options
 
 
-def settled(words: list[str]) -> list[str]:
-    """The study's words, with what would otherwise depend on the machine: size and precision."""
-    base = from_args(words).base
-    said = next((w for w in words if w.startswith("SET=")), "SET=")
-    words = [w for w in words if w != said]
-    if not any(w.startswith("SIZE=") for w in words):
-        words.append(f"SIZE={base.size}")
-    if "train.precision=" not in said:
-        said = f"{said} train.precision={base.train.precision}".replace("= ", "=", 1)
-    return [*words, said]
-
-
 def with_mtbf(words: list[str], given: dict[str, str]) -> list[str]:
     """The study's words, with the site's mean time between failures for the checkpoint interval."""
     if "NODE_MTBF_HOURS" not in given or any("layout.mtbf=" in w for w in words):
@@ -192,8 +180,8 @@ def main(argv: list[str]) -> int:
     try:
         given = site(args.site)
         if "SBATCH_GPUS_PER_NODE" in given:
-            os.environ["MEGAHOUR_GPU"] = "1"
-        study = from_args(settled(args.words))
+            os.environ.setdefault("MEGAHOUR_GPU", "1")
+        study = from_args(args.words)
         if path := find(args.site):
             given["SITE"] = str(path)
         if args.like:

@@ -64,7 +64,7 @@ def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit
     corpus = tmp_path / "docs.jsonl"
     corpus.write_text("".join(json.dumps({"text": d}) + "\n" for d in docs))
     setting = " ".join(f"{k}={v}" for k, v in TINY.items())
-    words = ["POS=alibi", f"DATA={corpus}", "SEEDS=1", f"SET={setting}", f"OUT={tmp_path}/runs"]
+    words = ["POS=alibi", "SIZE=nano", f"DATA={corpus}", "SEEDS=1", f"SET={setting}", f"OUT={tmp_path}/runs"]
     said = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
     train, evaluate, report = (x.split()[1].rstrip(":") for x in said.splitlines() if x.startswith("job "))
     assert "make status" in said and "train.log" in said
