@@ -66,7 +66,7 @@ def ranks(run: Run) -> Whole:
 
 def keep_freed_memory() -> None:
     """Freed blocks stay with the process. glibc gives large ones back to the system, and each step then pays for
-    getting them again, zeroed: 16% of a step in bf16 and 20% in fp32, measured at the nano size on one core.
+    getting them again, zeroed: 19% of a step in bf16 and 16% in fp32, measured at the nano size on one core.
 
     Without glibc this does nothing.
     """
