@@ -308,9 +308,6 @@ def _read(of: Path, share: float, allowed: int, met: Path, _: Any, rank: int, ta
         (met / f"{rank:05d}.json").write_text(json.dumps({"problems": ledger.problems, "counts": ledger.counts}))
 
 
-DIGEST = 17  # bytes: a hash, and whether the document is held out
-
-
 def _digest(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
     """Records what finds exact duplicates: documents of fewer words than a shingle have no signature."""
     with open(folder / f"{rank:05d}.digests", "wb") as file:
