@@ -1,10 +1,11 @@
-"""A whole study on a real Slurm, with real training: 2 nodes x 2 ranks for each run, one of the nodes unfit."""
+"""Whole studies on a real Slurm, with real training: with an unfit node, and with a rank that hangs."""
 
 import inspect
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,18 +55,24 @@ def unfit(slurm: Cluster) -> Iterator[str]:
     slurm.on("node1", "mount", "-o", "remount,size=1g", "/dev/shm")
 
 
-@pytest.mark.timeout(600)
-def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit: str) -> None:
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A study of two runs on a corpus of its own."""
     import numpy
 
-    code = copy_code(tmp_path / "code")
-    (code / "launch/site.sh").write_text(SITE)
     docs = sorted({d for n in dir(numpy) if (d := inspect.getdoc(getattr(numpy, n))) and len(d) > 300})
     corpus = tmp_path / "docs.jsonl"
     corpus.write_text("".join(json.dumps({"text": d}) + "\n" for d in docs))
     setting = " ".join(f"{k}={v}" for k, v in TINY.items())
-    words = ["POS=alibi", "SIZE=nano", f"DATA={corpus}", "SEEDS=1", f"SET={setting}", f"OUT={tmp_path}/runs"]
-    said = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
+    return ["POS=alibi", "SIZE=nano", f"DATA={corpus}", "SEEDS=1", f"SET={setting}", f"OUT={tmp_path}/runs"]
+
+
+@pytest.mark.timeout(600)
+def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit: str, words: list[str]) -> None:
+    code = copy_code(tmp_path / "code")
+    (code / "launch/site.sh").write_text(SITE)
+    make = ["make", "--old-file=.venv/ready", "ablation", "ON=slurm", "NODES=2"]
+    said = slurm.run(*make, *words, cwd=code)
     train, evaluate, report = (x.split()[1].rstrip(":") for x in said.splitlines() if x.startswith("job "))
     assert "make status" in said and "train.log" in said
     again = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
@@ -103,3 +110,34 @@ def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit
     assert "bits/byte" in next((code / "ablations/records").glob("*/report.md")).read_text()
     nothing = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
     assert "nothing to submit" in nothing
+
+
+@pytest.mark.timeout(600)
+def test_a_rank_that_hangs_is_found_and_the_run_goes_on(slurm: Cluster, tmp_path: Path, words: list[str]) -> None:
+    """One of two ranks stands still, alive: the other says where it waits, and the run goes back into the queue."""
+    code = copy_code(tmp_path / "code")
+    setting = " train.tokens=51200 layout.save_every=50 layout.hang=20 layout.patience=10"  # 400 steps
+    words = [w + setting * w.startswith("SET=") for w in words]
+    (tmp_path / "runs").mkdir()
+    job = slurm.run("sbatch", "--parsable", "--nodes=2", "--array=1", "launch/run.sh", *words, cwd=code) + "_1"
+    run = from_args(words).cells[1].dir
+    end = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count("\n") < 60:
+        assert time.monotonic() < end, slurm.job(job)
+        time.sleep(0.05)
+    job_nodes = slurm.run("scontrol", "show", "hostnames", slurm.job(job)["NodeList"]).split()
+    find = "grep -qs launch.train $p/cmdline && grep -qs python $p/comm"
+    slurm.on(job_nodes[1], "sh", "-c", f"for p in /proc/[0-9]*; do if {find}; then kill -STOP ${{p#/proc/}}; fi; done")
+
+    assert slurm.wait(job, seconds=300)["JobState"] == "COMPLETED", (run / "train.log").read_text()[-3000:]
+    assert slurm.job(job)["Restarts"] == "1"
+    first, last = (line for line in attempts(run) if line["event"] == "end")
+    assert first["how"].startswith("srun's exit code ") and first["again"] and last["how"] == "finished"
+    begun = [line["step"] for line in attempts(run) if line["event"] == "start"]
+    assert begun[0] == 0 and begun[1] in range(50, 400, 50)
+    stacks = (run / "stacks/rank_0.txt").read_text()
+    assert stacks.startswith(f"{job_nodes[0]}, after step ") and "all_reduce" in stacks and "train.py" in stacks
+    hang = next(json.loads(x) for x in (run / "events.jsonl").read_text().splitlines() if '"hang"' in x)
+    assert hang["detail"].startswith(f"rank 0 on {job_nodes[0]}: no step for ")
+    steps = [json.loads(x)["step"] for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 401))
