@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
         study = from_args(args.words)
         if args.command == "status" and args.watch:
             watch(study)
+            return 0
         return {"plan": plan, "run": run, "status": status, "show": show}[args.command](study)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -41,7 +41,7 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
         if "tokens_per_second" in found:
             found["left"] = (cell.run.tokens - found["tokens"]) / found["tokens_per_second"]
         if silent > (SILENT if alive else STARTUP):
-            return found | {"state": "stalled", "why": f"nothing heard for {duration(silent)}"}
+            return found | {"state": "stalled"}
         return found | {"state": "running" if alive else "starting"}
     if last.get("event") == "submitted" or last.get("again"):
         return found | {"state": "queued", "why": _ended(last) or f"job {last['job']}"}
@@ -86,8 +86,8 @@ def locked(run_dir: Path) -> bool:
     return False
 
 
-def table(study: Study) -> str:
-    """A line for each run."""
+def table(study: Study, width: int | None = None, height: int | None = None) -> str:
+    """A line for each run; on a screen of `height` lines those that fit, what needs a look before what does not."""
     rows: list[tuple[str, ...]] = [("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "")]
     for i, cell in enumerate(study.cells):
         s = state(cell)
@@ -104,22 +104,37 @@ def table(study: Study) -> str:
             s.get("nodes", ""),
             s.get("why", score).splitlines()[0] if s.get("why", score) else "",
         ))  # fmt: skip
+    states = [row[1] for row in rows[1:]]
+    counts = ", ".join(f"{states.count(name)} {name}" for name in STATES if name in states)
+    if height and len(rows) > (room := max(2, height - 3)):
+        shown = sorted(range(1, len(rows)), key=lambda i: STATES.index(rows[i][1]))[: room - 1]
+        counts += f"; {len(shown)} of {len(states)} are shown"
+        rows = [rows[0], *(rows[i] for i in sorted(shown))]
     used = [any(row[c] for row in rows[1:]) for c in range(len(rows[0]))]
     rows = [tuple(x for x, u in zip(row, used, strict=True) if u) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([study.title, *lines])
+    return "\n".join(line[:width] for line in (study.title, *lines, counts))
+
+
+# What a run can be, what needs a look first.
+STATES = ("failed", "stalled", "stopped", "running", "starting", "queued", "trained, not evaluated", "not started",
+          "finished")  # fmt: skip
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:
     """The table, again and again, until Ctrl-C."""
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    def now() -> Text:
-        return Text(f"{table(study)}\n{time.strftime('%T')}; Ctrl-C ends this view, not the runs")
+    console = Console()
 
-    with Live(now(), auto_refresh=False, vertical_overflow="visible") as live:
+    def now() -> Text:
+        text = table(study, console.width, console.height - 1)
+        return Text(f"{text}\n{time.strftime('%T')}; Ctrl-C ends this view, not the runs")
+
+    with contextlib.suppress(KeyboardInterrupt), Live(now(), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(seconds)
             live.update(now(), refresh=True)

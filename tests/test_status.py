@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ablations.status import duration, state, table
+from ablations.status import STATES, duration, state, table
 from ablations.study import from_args
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ END = {"event": "end", "job": "70_1", "step": 64, "code": 75, "how": "time limit
         ([], None, ["run.json"], {"state": "stopped"}),
         ([{"time": -9, "event": "submitted", "job": "70_1"}], None, [], {"state": "queued", "why": "job 70_1"}),
         ([{"time": -9} | START], None, [], {"state": "starting", "silent": 9.0, "nodes": "node[1-2]"}),
-        ([{"time": -1000} | START], None, [], {"state": "stalled", "why": "nothing heard for 16:40"}),
+        ([{"time": -1000} | START], None, [], {"state": "stalled", "silent": 1000.0}),
         ([{"time": -1000} | START], (-3, 70), [], {"state": "running", "step": 70, "silent": 3.0,
                                                    "nodes": "node1,node2", "left": (512 - 64) * 1.0, "attempts": 1}),
         ([{"time": -1000} | START], (-90, 70), [], {"state": "stalled", "step": 70, "silent": 90.0}),
@@ -75,7 +75,7 @@ def test_state(tmp_path: Path, attempts: list, heartbeat: Any, files: list[str],
     for name in files:
         (cell.dir / name).write_text(content.get(name, name))
     found = state(cell, NOW)
-    assert {k: found.get(k) for k in expected} == expected
+    assert {k: found.get(k) for k in expected} == expected and found["state"] in STATES
 
 
 def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_200_runs_in_half_a_second_without_torch_or_slurm(tmp_path: Path) -> Non
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PATH": ""})
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert done.stdout.count("running") == 200 and done.stdout.count("node1,node2") == 200, done.stderr[-500:]
+    assert done.stdout.count(" running ") == 200 and done.stdout.count("node1,node2") == 200, done.stderr[-500:]
     assert not {"torch", "numpy", "rich"} & {row.split("|")[-1].strip() for row in done.stderr.splitlines()}
     print(f"{min(seconds):.3f} s")
     assert min(seconds) < 0.5
@@ -118,6 +118,18 @@ def test_the_table_says_only_what_there_is(tmp_path: Path) -> None:
     assert table(study).splitlines()[1].split() == ["run", "state"]
     metrics(study.cells[0].dir, 16)
     assert table(study).splitlines()[1].split() == ["run", "state", "step", "loss", "tokens/s"]
+
+
+def test_a_small_screen_shows_first_what_needs_a_look(tmp_path: Path) -> None:
+    study = from_args(["POS=alibi", "SIZE=nano", "SEEDS=10", f"OUT={tmp_path}"])
+    files = {3: ("failed", "the disk is full\nof logs"), 17: ("failed", "spike"), 9: ("done", "")}
+    for i, (name, content) in files.items():
+        study.cells[i].dir.mkdir(parents=True)
+        (study.cells[i].dir / name).write_text(content)
+    whole, small = table(study).splitlines(), table(study, 60, 7).splitlines()
+    assert whole[-1] == "2 failed, 1 trained, not evaluated, 17 not started" and len(whole) == 23
+    assert len(small) == 6 and max(map(len, small)) <= 60 and small[-1].startswith(whole[-1][:40])
+    assert [line.split()[0] for line in small[2:5]] == ["3", "9", "17"] and "the disk" in small[2]
 
 
 def test_durations() -> None:
