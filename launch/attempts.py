@@ -41,7 +41,9 @@ def start(job: str, cell: Cell, out: Path) -> int:
     for old in ("stop", "failed"):
         (cell.dir / old).unlink(missing_ok=True)
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    write(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step)
+    log = cell.dir / "train.log"
+    read = log.stat().st_size if log.exists() else 0
+    write(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
     say(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
     print(cell.dir)
     return 0
@@ -71,8 +73,8 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
         how = REQUEUED if now["restarts"] > restarts() else "cancelled"
     elif (folder / "failed").exists():
         how, why = "failed", (folder / "failed").read_text().strip()
-    elif code == 2:  # of a wrong configuration: the same again would end the same way
-        how, why = "failed", complaint(folder)
+    elif code == 2 or complaint(folder):  # a wrong configuration: the same again would end the same way
+        how, why = "failed", complaint(folder) or "see train.log"
         (folder / "failed").write_text(f"{why}\n")
     else:
         how, again = f"srun's exit code {code}", True
@@ -94,10 +96,16 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
 
 
 def complaint(folder: Path) -> str:
-    """The last error that train.log tells of."""
-    lines = (folder / "train.log").read_text(errors="replace").splitlines()
-    return next((x.partition("error: ")[2] for x in reversed(lines) if ": error: " in x and "srun: " not in x),
-                "see train.log")  # fmt: skip
+    """What a rank of this attempt said against the configuration before it ended, if one did. The exit code may be
+    another rank's, which was ended for it."""
+    begun = next((x for x in reversed(attempts(folder)) if x["event"] == "start"), {})
+    try:
+        with open(folder / "train.log", "rb") as f:
+            f.seek(begun.get("log", 0))
+            found = re.findall(r"^\d+: error: (.*)", f.read().decode(errors="replace"), re.MULTILINE)
+    except OSError:
+        return ""
+    return found[-1] if found else ""
 
 
 def give_up(folder: Path, job: str, n: int, how: str) -> str:

@@ -24,6 +24,7 @@ from model.memory import estimate
 SPEED = 0.7  # of the median rank's matrix product; on a GPU, which nobody else uses
 CLOCK = 30.0  # seconds between a node's clock and the median; wrong clocks break make, Slurm and the reading of logs
 SHARED = 64 << 20  # bytes of free /dev/shm that gloo, NCCL and data loaders need
+LINK = 0.25  # of the median node's link
 FREE = 0.9  # of a GPU's memory must be free: what is missing is held by a process that should be dead
 
 
@@ -33,7 +34,7 @@ class Node:
 
     host: str
     matmul: float  # FLOP/s; 0 without a GPU: what else runs on a CPU must not condemn its node
-    all_reduce: float  # bytes/s, of the whole group
+    link: float  # bytes/s over the better of the links to two other nodes; 0 where there is no other node
     memory: float  # share of the device's memory that is free; 1 without a GPU
     shared: int  # bytes free in /dev/shm
     disk: int  # bytes free where the run directory lies
@@ -52,14 +53,21 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, asdict(mine))
     nodes = [Node(**n) for n in everyone]
-    need = checkpoint_bytes(run) * (run.layout.keep + 1)
+    copies, milestones = run.layout.keep + 1, len(run.milestones)
+    need = checkpoint_bytes(run) * copies + checkpoint_bytes(run) // 3 * milestones
     free = min(n.disk for n in nodes)
     if free < need:
+        also = f" and the weights at {milestones} shares of the budget (layout.eval_at)" if milestones else ""
         raise ConfigError(
-            f"{folder} has {free / 1e9:.3g} GB free; {run.layout.keep + 1} checkpoints need {need / 1e9:.3g} GB. "
+            f"{folder} has {free / 1e9:.3g} GB free; {copies} checkpoints{also} need {need / 1e9:.3g} GB. "
             "Make room, lower layout.keep, or choose another OUT."
         )
     bad = verdict(nodes)
+    if dist.get_rank() == 0:
+        said = {"a matrix product": [n.matmul for n in nodes if n.matmul], "a link": [n.link for n in nodes if n.link]}
+        units = {"a matrix product": "TFLOP/s", "a link": "TB/s"}
+        rates = "".join(f"; {k} {min(v) / 1e12:.3g} to {max(v) / 1e12:.3g} {units[k]}" for k, v in said.items() if v)
+        print(f"{len({n.host for n in nodes})} nodes checked{rates}", flush=True)
     if bad:
         if dist.get_rank() == 0:
             with open(out / "bad_nodes", "a") as f:
@@ -72,6 +80,7 @@ def verdict(nodes: list[Node]) -> dict[str, str]:
     """Host -> what is wrong with it."""
     usual = statistics.median(n.matmul for n in nodes)
     noon = statistics.median(n.clock for n in nodes)
+    link = statistics.median([n.link for n in nodes if n.link] or [0.0])
     bad: dict[str, str] = {}
     for n in nodes:
         if n.written:
@@ -82,6 +91,8 @@ def verdict(nodes: list[Node]) -> dict[str, str]:
             bad[n.host] = f"only {n.memory:.0%} of a GPU's memory is free"
         elif n.matmul < SPEED * usual:
             bad[n.host] = f"a matrix product runs at {n.matmul / usual:.0%} of the usual speed"
+        elif 0 < n.link < LINK * link:
+            bad[n.host] = f"its network runs at {n.link / link:.0%} of the usual speed"
         elif abs(n.clock - noon) > CLOCK:
             bad[n.host] = f"the clock is {n.clock - noon:+.0f} s off"
     return bad
@@ -94,7 +105,7 @@ def measure(folder: Path) -> Node:
     dist.barrier()
     clock = time.time()
     shm = shutil.disk_usage("/dev/shm").free if os.path.exists("/dev/shm") else SHARED
-    return Node(socket.gethostname(), _matmul(device) if cuda else 0.0, _all_reduce(device), free / total, shm,
+    return Node(socket.gethostname(), _matmul(device) if cuda else 0.0, _link(device), free / total, shm,
                 shutil.disk_usage(folder).free, _write(folder), clock)  # fmt: skip
 
 
@@ -112,14 +123,37 @@ def _matmul(device: torch.device) -> float:
     return 2 * n**3 / best
 
 
-def _all_reduce(device: torch.device) -> float:
-    data = torch.zeros((64 << 20 if device.type == "cuda" else 1 << 20) // 4, device=device)
-    dist.all_reduce(data)  # the first one sets up the connections
-    _wait(device)
-    began = time.perf_counter()
-    dist.all_reduce(data)
-    _wait(device)
-    return data.nbytes / (time.perf_counter() - began)
+def _link(device: torch.device) -> float:
+    """Bytes/s between this node and its neighbours in a ring of all nodes, the better of the two: a good node beside
+    a bad one has another neighbour. The first rank of each node measures; its links are used one after the other."""
+    hosts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    first = sorted({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
+    n, best = len(first), 0.0
+    data = torch.zeros(16 << 20 if device.type == "cuda" else 1 << 20, dtype=torch.uint8, device=device)
+    for turn in range(3):  # the links of a turn share no node; a ring of odd length needs three
+        for i in range(n if n > 2 else n - 1):
+            pair = first[i], first[(i + 1) % n]
+            if turn == (2 if n % 2 and i == n - 1 else i % 2) and dist.get_rank() in pair:
+                best = max(best, _exchange(data, *pair, device))
+        dist.barrier()
+    found: list[Any] = [None] * len(hosts)
+    dist.all_gather_object(found, best)
+    return found[hosts.index(socket.gethostname())]
+
+
+def _exchange(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
+    """Bytes/s from rank a to rank b and back, the best of a few; the first sets up the connection."""
+    here, there = dist.get_rank(), a + b - dist.get_rank()
+    best = 0.0
+    for _ in range(5):
+        _wait(device)
+        began = time.perf_counter()
+        for act in (dist.send, dist.recv) if here == a else (dist.recv, dist.send):
+            act(data, there)
+        _wait(device)
+        best = max(best, 2 * data.nbytes / (time.perf_counter() - began))
+    return best
 
 
 def _wait(device: torch.device) -> None:

@@ -85,6 +85,7 @@ def running(monkeypatch: pytest.MonkeyPatch, **said: Any) -> list[tuple[str, set
         (["../../stop"], 143, "", {}, "killed", False),
         (["../../bad_nodes"], 143, "", {}, "bad nodes: node2", True),
         (["train.log"], 2, "", {}, "failed", False),
+        (["train.log"], 143, "", {}, "failed", False),  # of another rank, which was ended for it
     ],
 )
 def test_what_is_next(cell: Any, monkeypatch: pytest.MonkeyPatch, files: list[str], code: int, told: str,
@@ -92,15 +93,18 @@ def test_what_is_next(cell: Any, monkeypatch: pytest.MonkeyPatch, files: list[st
     content = {"train.log": "1: noise\n0: error: train.batch=8 is odd\nsrun: error: node1\n",
                "../../bad_nodes": "node2 too hot\nnode9 too cold\n"}  # fmt: skip
     asked = running(monkeypatch, **said)
+    cell.dir.mkdir(parents=True)
+    (cell.dir / "train.log").write_text("0: error: of an attempt before\n")
     assert start("7_1", cell, cell.dir.parents[1]) == 0
     for name in files:
-        (cell.dir / name).write_text(content.get(name, name))
+        with open(cell.dir / name, "a") as f:
+            f.write(content.get(name, name))
     assert (end("7_1", cell.dir, code, told) == 0) == (how == "finished")
     last = attempts(cell.dir)[-1]
     assert (last["how"], last["again"]) == (how, again)
     requeued = again and told != "LIMIT"  # that was done at once
     assert asked == ([("7_1", {"node2"} if "bad" in how else set())] if requeued else [])
-    if code == 2:
+    if files == ["train.log"]:
         assert (cell.dir / "failed").read_text().strip() == last["why"] == "train.batch=8 is odd"
 
 

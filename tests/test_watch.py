@@ -16,13 +16,14 @@ from launch.preflight import CLOCK, SHARED, Node, check_memory, verdict
 from launch.watch import Watch, killed, read_events
 
 ROOT = Path(__file__).parents[1]
-GOOD = Node("n", matmul=1e12, all_reduce=1e9, memory=1.0, shared=1 << 30, disk=1 << 40, written="", clock=1e9)
+GOOD = Node("n", matmul=1e12, link=1e9, memory=1.0, shared=1 << 30, disk=1 << 40, written="", clock=1e9)
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         ({"matmul": 0.5e12}, "a matrix product runs at 50% of the usual speed"),
+        ({"link": 0.1e9}, "its network runs at 10% of the usual speed"),
         ({"memory": 0.5}, "only 50% of a GPU's memory is free"),
         ({"shared": SHARED - 1}, "/dev/shm has 63 MiB free"),
         ({"written": "Read-only file system"}, "cannot write into the run directory (Read-only file system)"),
@@ -37,7 +38,7 @@ def test_a_bad_node_is_named_and_good_ones_are_not(change: dict, why: str) -> No
 
 
 def test_one_node_alone_is_judged_by_what_needs_no_comparison() -> None:
-    assert verdict([GOOD]) == {} and verdict([dataclasses.replace(GOOD, shared=0)])
+    assert verdict([GOOD]) == {} == verdict([dataclasses.replace(GOOD, link=0.0)]) and verdict([dataclasses.replace(GOOD, shared=0)])
 
 
 def test_what_cannot_fit_is_refused_by_arithmetic_and_told_what_fits() -> None:

@@ -113,6 +113,28 @@ def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit
 
 
 @pytest.mark.timeout(600)
+def test_a_node_with_a_slow_cable_is_left_out(slurm: Cluster, tmp_path: Path, words: list[str]) -> None:
+    code = copy_code(tmp_path / "code")
+    words = [w + " train.batch=3 train.tokens=1536" * w.startswith("SET=") for w in words]
+    (tmp_path / "runs").mkdir()
+    slow = "tbf rate 40mbit burst 64kb latency 50ms".split()
+    slurm.run("tc", "qdisc", "add", "dev", "to-node2", "root", *slow)
+    try:
+        place = ["--nodes=3", "--nodelist=node2", "--array=1"]
+        job = slurm.run("sbatch", "--parsable", *place, "launch/run.sh", *words, cwd=code)
+        run = from_args(words).cells[1].dir
+        end = time.monotonic() + 200
+        while not any(line["event"] == "end" for line in attempts(run)):
+            assert time.monotonic() < end, (run / "train.log").read_text()
+            time.sleep(0.1)
+        assert next(line["how"] for line in attempts(run) if line["event"] == "end") == "bad nodes: node2"
+        assert (tmp_path / "runs/bad_nodes").read_text().startswith("node2 its network runs at ")
+        slurm.run("scancel", f"{job}_1")
+    finally:
+        slurm.run("tc", "qdisc", "del", "dev", "to-node2", "root")
+
+
+@pytest.mark.timeout(600)
 def test_a_rank_that_hangs_is_found_and_the_run_goes_on(slurm: Cluster, tmp_path: Path, words: list[str]) -> None:
     """One of two ranks stands still, alive: the other says where it waits, and the run goes back into the queue."""
     code = copy_code(tmp_path / "code")
