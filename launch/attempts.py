@@ -98,7 +98,7 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
 def complaint(folder: Path) -> str:
     """What a rank of this attempt said against the configuration before it ended, if one did. The exit code may be
     another rank's, which was ended for it."""
-    begun = next((x for x in reversed(attempts(folder)) if x["event"] == "start"), {})
+    begun: dict[str, Any] = next((x for x in reversed(attempts(folder)) if x["event"] == "start"), {})
     try:
         with open(folder / "train.log", "rb") as f:
             f.seek(begun.get("log", 0))

@@ -64,9 +64,9 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
         )
     bad = verdict(nodes)
     if dist.get_rank() == 0:
-        said = {"a matrix product": [n.matmul for n in nodes if n.matmul], "a link": [n.link for n in nodes if n.link]}
-        units = {"a matrix product": "TFLOP/s", "a link": "TB/s"}
-        rates = "".join(f"; {k} {min(v) / 1e12:.3g} to {max(v) / 1e12:.3g} {units[k]}" for k, v in said.items() if v)
+        measured = [("a matrix product", [n.matmul / 1e12 for n in nodes if n.matmul], "TFLOP/s"),
+                    ("the network", [n.link / 1e9 for n in nodes if n.link], "GB/s")]  # fmt: skip
+        rates = "".join(f"; {what} {min(v):.3g} to {max(v):.3g} {unit}" for what, v, unit in measured if v)
         print(f"{len({n.host for n in nodes})} nodes checked{rates}", flush=True)
     if bad:
         if dist.get_rank() == 0:
