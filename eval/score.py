@@ -104,9 +104,9 @@ def likelihoods(
         done += sum(map(len, group))
         if all(keys[i] in journal for i in asked):
             continue
-        x_BTD = model.hidden(*arrange(group, device, two_way))
-        logp, greedy = measure(model, x_BTD.flatten(0, 1), np.concatenate(where),
-                               np.concatenate([np.asarray(pairs[i][1]) for i in asked]))  # fmt: skip
+        places, index = np.unique(np.concatenate(where), return_inverse=True)
+        x_ND = model.hidden(*arrange(group, device, two_way), only=torch.from_numpy(places).to(device))
+        logp, greedy = measure(model, x_ND, index, np.concatenate([np.asarray(pairs[i][1]) for i in asked]))
         starts = np.cumsum([0] + [len(pairs[i][1]) for i in asked])[:-1]
         nats, best = np.add.reduceat(logp, starts), np.logical_and.reduceat(greedy, starts)
         journal.add({keys[i]: found for i, *found in zip(asked, nats.tolist(), best.tolist(), strict=True)})
@@ -124,17 +124,15 @@ def cut(given: Sequence[int], scored: Sequence[int], longest: int) -> list[tuple
     return [([*given, *scored[:at]], scored[at : at + half]) for at in range(0, len(scored), half)]
 
 
-def measure(model: Any, x_ND: Tensor, where: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For outputs `x_ND`: the log-probabilities, in float64, of tokens `target` at `where`, and whether each is the
-    likeliest. A place that several ask about is projected once."""
-    places, index = np.unique(where, return_inverse=True)
+def measure(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For outputs `x_ND`: the log-probabilities, in float64, of tokens `target` at `index` of them, and whether each
+    is the likeliest. Every output is projected once, whoever asks about it."""
     order = np.argsort(index, kind="stable")
-    logp, greedy = np.empty(len(where)), np.empty(len(where), bool)
+    logp, greedy = np.empty(len(index)), np.empty(len(index), bool)
     step = ROWS_GPU if x_ND.is_cuda else ROWS_CPU
-    for first in range(0, len(places), step):
-        some = torch.from_numpy(places[first : first + step]).to(x_ND.device)
+    for first in range(0, len(x_ND), step):
         asked = order[np.searchsorted(index[order], first) : np.searchsorted(index[order], first + step)]
-        logp_NV = model.project(x_ND[some]).float().log_softmax(-1)
+        logp_NV = model.project(x_ND[first : first + step]).float().log_softmax(-1)
         likeliest = logp_NV.argmax(-1)
         n, v = (torch.from_numpy(a).to(x_ND.device) for a in (index[asked] - first, target[asked]))
         logp[asked] = logp_NV[n, v].double().cpu().numpy()

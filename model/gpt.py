@@ -25,10 +25,15 @@ class Attention(nn.Module):
         self.qkv = tp.column(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
         self.proj = tp.row(cfg.hidden, cfg.hidden, cfg.linear_bias)
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None) -> Tensor:
         B, T, _ = x_BTD.shape
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1))
+        return self.proj(chosen(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1), only))
+
+
+def chosen(x_BTD: Tensor, only: Tensor | None) -> Tensor:
+    """The rows [N, D] of a flat batch at places `only`; None: all that there is."""
+    return x_BTD if only is None else x_BTD.flatten(0, 1)[only]
 
 
 class Block(nn.Module):
@@ -42,16 +47,16 @@ class Block(nn.Module):
         self.mlp = MLPS[cfg.act](cfg, tp)
         self.drop = nn.Dropout(cfg.dropout)
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
-        x_BTD = x_BTD + self.drop(self.attn(self.norm1(x_BTD), attend))
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
+        x_BTD = chosen(x_BTD, only) + self.drop(self.attn(self.norm1(x_BTD), attend, only))
         return x_BTD + self.drop(self.mlp(self.norm2(x_BTD)))
 
 
 class PostLN(Block):
     """The sum is normalised, and the next part reads that (Vaswani et al. 2017, GPT-1); there is no final norm."""
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
-        x_BTD = self.norm1(x_BTD + self.drop(self.attn(x_BTD, attend)))
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
+        x_BTD = self.norm1(chosen(x_BTD, only) + self.drop(self.attn(x_BTD, attend, only)))
         return self.norm2(x_BTD + self.drop(self.mlp(x_BTD)))
 
 
@@ -62,9 +67,10 @@ class Parallel(Block):
         super().__init__(cfg, tp)
         del self.norm2
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
         y_BTD = self.norm1(x_BTD)
-        return x_BTD + self.drop(self.attn(y_BTD, attend)) + self.drop(self.mlp(y_BTD))
+        x_BTD = chosen(x_BTD, only) + self.drop(self.attn(y_BTD, attend, only))
+        return x_BTD + self.drop(self.mlp(chosen(y_BTD, only)))
 
 
 BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLN, "parallel": Parallel}
@@ -97,14 +103,16 @@ class GPT(nn.Module):
         return self.position.max_length
 
     def hidden(
-        self, tokens_BT: Tensor, places: attention.Places | None = None, prefix_B: Tensor | None = None
-    ) -> Tensor:
-        """[B, T] token ids -> [B, T, D], what the output matrix reads.
+        self, tokens_BT: Tensor, places: attention.Places | None = None, prefix_B: Tensor | None = None,
+        only: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """[B, T] token ids -> [B, T, D], what the output matrix reads; [N, D] where only N of them are wanted.
 
         Args:
             places: where the tokens stand, if not in order.
             prefix_B: how many tokens of each sequence see each other both ways; the prefix objective needs it (or
                 `places` that are `two_way`), and the causal one must not have it.
+            only: places in the flat batch. The others end at the last block's attention, which needs them.
 
         Raises:
             ValueError: when the one is missing or the other there: neither would be the model that was trained.
@@ -119,7 +127,8 @@ class GPT(nn.Module):
         if dropout:
             attend = self.tp.apart(attend)
         for number, block in enumerate(self.blocks, start=1):
-            x_BTD = block(x_BTD, functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend)
+            last = only if number == self.cfg.layers else None
+            x_BTD = block(x_BTD, functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend, last)
         return self.norm(x_BTD)
 
     @property

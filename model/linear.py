@@ -37,6 +37,11 @@ def product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
     return (_opaque if torch.compiler.is_compiling() else _direct)(a_ND, b_FD, bias_F)
 
 
+def gelu_product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
+    """gelu(a @ b.T + bias), tanh approximation, without a gradient; on a CPU."""
+    return torch.ops.mkldnn._linear_pointwise(a_ND, b_FD, bias_F, "gelu", [], "tanh")
+
+
 def _direct(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a_ND, b_FD, bias_F, "none", [], "")
 
