@@ -31,13 +31,17 @@ TESTS = {"test", "tests", "testing", "conftest.py"}  # fixtures and generated ca
 MACHINE = {"__config__.py", "_version.py", "version.py", "_distributor_init.py"}  # differ from build to build
 
 
+class Missing(LookupError):
+    """What was asked for is not prepared."""
+
+
 class Unit(NamedTuple):
     """One file to read documents from."""
     path: Path | str   # a str is an address on the hub
     name: str          # the same on every machine
     package: str       # its distribution, "" for a corpus of files
     size: int          # bytes
-    sha256: str = ""   # of the content, where the hub says it
+    sha256: str = ""   # of the content, where the hub says it; or git's hash, of 40 digits
 
 
 def known() -> list[str]:
@@ -103,13 +107,17 @@ def locate(corpus: str, folder: str, store: Path) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def units(spec: dict[str, Any]) -> list[Unit]:
-    """The files of a corpus in the order in which they are read: held-out packages first, then by name."""
+def units(spec: dict[str, Any], store: Path | None = None, ask: bool = True) -> list[Unit]:
+    """The files of a corpus in the order in which they are read: held-out packages first, then by name.
+
+    The hub is asked once what a commit holds, which never changes: the store remembers it. Raises Missing where it does
+    not and `ask` is false; ValueError when the hub cannot be asked or has no such files.
+    """
     if "root" in spec:
         return [Unit(path, path.relative_to(spec["root"]).as_posix(), "", path.stat().st_size)
                 for path in spec["files"]]
     if "files" in spec:
-        return _on_hub(spec)
+        return _on_hub(spec, store, ask)
     found = []
     for package, version in spec["packages"].items():
         distribution = _distribution(package, version)
@@ -130,7 +138,7 @@ def documents(spec: dict[str, Any], unit: Unit, ledger: Ledger | None = None) ->
     ledger = ledger or Ledger()
     if "files" in spec:
         yield from readers.documents(unit.path, unit.name, spec["layout"], ledger,
-                                     spec.get("text", ""), spec.get("where") or {})
+                                     spec.get("text", ""), spec.get("where") or {}, unit.size, unit.sha256)
         return
     assert isinstance(unit.path, Path)
     labels = {"package": unit.package}
@@ -213,7 +221,7 @@ def _of_files_checked(where: str, spec: dict[str, Any], variant: str) -> dict[st
     layout = spec.setdefault("layout", "auto")
     if layout not in readers.LAYOUTS:
         raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
-    if "hub" in spec and not re.fullmatch(r"[0-9a-f]{40}|refs/convert/parquet", str(spec.get("revision"))):
+    if "hub" in spec and not re.fullmatch(r"[0-9a-f]{40}", str(spec.get("revision"))):
         raise ValueError(f"{where}: a corpus on the hub needs a revision: the 40 digits of a commit")
     if not isinstance(spec["files"], list) or not all(isinstance(pattern, str) for pattern in spec["files"]):
         raise ValueError(f"{where}: files is a list of globs below the repository or folder")
@@ -242,29 +250,61 @@ def _below(root: Path, spec: dict[str, Any]) -> list[Path]:
     return sorted(found, key=lambda path: path.as_posix())
 
 
-def _on_hub(spec: dict[str, Any]) -> list[Unit]:
+def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Unit]:
     if "hub" not in spec:
         raise ValueError(f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
                          f"they lie: make data CORPUS={spec['name']} FROM=folder")
+    repo, revision = spec["hub"], spec["revision"]
+    key = hashlib.sha256(json.dumps([repo, revision, spec["files"]]).encode()).hexdigest()[:8]
+    noted = store / "hub" / f"{repo.replace('/', '__')}-{key}.json" if store else None
+    if noted and noted.exists():
+        found = json.loads(noted.read_text())
+    elif not ask:
+        raise Missing(f"the files of {repo} were not listed yet")
+    else:
+        found = _listed(spec["name"], repo, revision, spec["files"])
+        if noted:
+            noted.parent.mkdir(parents=True, exist_ok=True)
+            partial = noted.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(found))
+            os.replace(partial, noted)
+    return [Unit(f"hf://datasets/{repo}@{revision}/{name}", name, "", size, sha) for name, size, sha in found]
+
+
+def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
+    """(path, bytes, hash) of each file on the hub that matches, by path. Only the folders of the patterns are listed:
+    C4's repository has a hundred languages more than its English."""
     from fnmatch import fnmatch
 
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
-    repo, revision = spec["hub"], spec["revision"]
+    api, found = HfApi(), {}
     try:
-        listed = list(HfApi().list_repo_tree(repo, recursive=True, revision=revision, repo_type="dataset"))
+        api.dataset_info(repo, revision=revision, expand=["sha"])  # fails at once, where listing would try for long
+        for folder, deep in sorted({_folder_of(pattern) for pattern in patterns}):
+            try:
+                for entry in api.list_repo_tree(repo, folder, recursive=deep, revision=revision, repo_type="dataset"):
+                    if isinstance(entry, RepoFile) and any(fnmatch(entry.path, pattern) for pattern in patterns):
+                        sha = entry.lfs.sha256 if entry.lfs else entry.blob_id
+                        found[entry.path] = (entry.path, entry.size, sha)
+            except EntryNotFoundError:
+                continue  # another pattern may have its folder
     except Exception as error:  # the library raises its own, httpx's and the operating system's
-        raise ValueError(f"{spec['name']}: the hub cannot be read ({type(error).__name__}: {error}). Where its files "
-                         f"are here already: make data CORPUS={spec['name']} FROM=folder") from None
-    found = []
-    for entry in listed:
-        if isinstance(entry, RepoFile) and any(fnmatch(entry.path, pattern) for pattern in spec["files"]):
-            address = f"hf://datasets/{repo}@{revision.replace('/', '%2F')}/{entry.path}"
-            found.append(Unit(address, entry.path, "", entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id))
+        raise ValueError(f"{corpus}: the hub cannot be read ({type(error).__name__}: {' '.join(str(error).split())}). "
+                         f"Where its files are here already: make data CORPUS={corpus} FROM=folder") from None
     if not found:
-        raise ValueError(f"no file of {repo} at {revision} matches {' or '.join(spec['files'])}")
-    return sorted(found, key=lambda unit: unit.name)
+        raise ValueError(f"no file of {repo} at {revision} matches {' or '.join(patterns)}. Where its files are here "
+                         f"already: make data CORPUS={corpus} FROM=folder")
+    return sorted(found.values())
+
+
+def _folder_of(pattern: str) -> tuple[str, bool]:
+    """The folder that a glob begins with, and whether it goes deeper than that."""
+    *folders, _ = pattern.split("/")
+    plain = next((number for number, part in enumerate(folders) if has_magic(part)), len(folders))
+    return "/".join(folders[:plain]), plain < len(folders)
 
 
 def _blend(where: str, asked: Any, alpha: Any, folder: Path) -> dict[str, float]:

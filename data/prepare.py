@@ -38,13 +38,13 @@ from typing import Any, NamedTuple
 from data import corpus as corpora
 from data import execute, filters, report
 from data import tokenizer as tokenizers
-from data.corpus import check
+from data.corpus import Missing, check
 from data.execute import Executor
 from data.filters import Recipe, Step
 from data.readers import Ledger, listed
 from data.tokenizer import KINDS, OPTIONS, SAMPLE_BYTES, SMALLEST, load_tokenizer, train
 
-__all__ = ["check", "epochs", "held_out", "prepare"]
+__all__ = ["Missing", "check", "epochs", "held_out", "prepare"]
 
 LAYOUT = 2  # of the folders; a change of this file or of those it calls that alters their bytes raises it
 TASKS = 16  # shards of the work at least; their number depends on the files alone, so that nothing depends on the cores
@@ -56,10 +56,6 @@ SHINGLE, BUCKETS, HASHES = 5, 14, 8
 PLAIN, HERE = Recipe(), Executor()
 
 Run = Callable[..., None]  # (stage, pipeline, tasks): names a stage on the terminal and runs datatrove steps
-
-
-class Missing(LookupError):
-    """What was asked for is not prepared."""
 
 
 class Place(NamedTuple):
@@ -108,6 +104,7 @@ def prepare(corpus: str, tokenizer: str, vocab: int, store: Path, kind: str = "b
     texts = [_text(name, recipe, place) for name in weights]
     tokens = [_tokens(name, folder, about, model, model_sha, recipe, place)
               for name, (folder, about) in zip(weights, texts, strict=True)]
+    _unchanged(model, model_sha, tokens)
     abouts, counted = [about for _, about in texts], [about for _, about in tokens]
     if spec.get("alpha") is not None:
         sizes = [about["train"] ** spec["alpha"] for about in counted]
@@ -160,7 +157,7 @@ def _text(name: str, recipe: Recipe, place: Place) -> tuple[Path, dict[str, Any]
     """Folder and manifest of the filtered and deduplicated text of a corpus that is no blend."""
     spec = corpora.load(name, place.store)
     recorded = spec.pop("sha256", None)
-    units = corpora.units(spec)
+    units = corpora.units(spec, place.store, place.build)
     inputs: dict[str, Any]
     wrong: list[str] = []
     if "files" in spec:
@@ -425,8 +422,10 @@ def _existing(path: str, vocab: int, place: Place) -> tuple[Path, str]:
     def make(work: Path, _: Run) -> dict[str, Any]:
         (work / file).write_bytes(content)
         loaded = load_tokenizer(work / file)
-        if loaded.vocab_size != vocab:
-            raise ValueError(f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that")
+        if vocab not in (allowed := tokenizers.vocabularies(loaded)):
+            more = f", or {allowed[-1]} with T5's {tokenizers.EXTRA_IDS} extra ids" if len(allowed) > 1 else ""
+            raise ValueError(f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that"
+                             + more)
         return {"sha256": loaded.sha256}
 
     inputs = {"content": hashlib.sha256(content).hexdigest(), "vocab": vocab}
@@ -466,6 +465,20 @@ def _tokens(name: str, text: Path, about: dict[str, Any], model: Path, model_sha
     inputs = {"text": [about["sha256"], text.name], "tokenizer": model_sha, "compress": recipe.compress,
               "order": recipe.order, "sentencepiece": version("sentencepiece")}
     return _folder(place, f"{_label(name)}-tokens", inputs, make)
+
+
+def _unchanged(model: Path, model_sha: str, tokens: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Raises ValueError unless the tokenizer is the one of the tokens, and they are as many as were written: with
+    another one in its place a model would be trained on ids that mean something else."""
+    found = hashlib.sha256(model.read_bytes()).hexdigest()
+    if found != model_sha:
+        raise ValueError(f"{model} is not the tokenizer that the tokens were made with: its sha256 is {found}, theirs "
+                         f"{model_sha}. Remove {model.parent}, and it is made again")
+    for folder, about in tokens:
+        size = (folder / "train.bin").stat().st_size
+        if size not in (2 * about["train"], 4 * about["train"]):
+            raise ValueError(f"{folder}/train.bin has {size} bytes, not those of the {about['train']} tokens that were "
+                             f"written there. Remove {folder}, and it is made again")
 
 
 def _tokenize(folder: Path, model: Path, parts: Path, _: Any, rank: int, __: int) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -22,6 +23,12 @@ LAYOUTS = (
 )
 DOMAIN = ("meta", "pile_set_name")  # The Pile's own name for the source of a document
 MOST = 20  # problems named in one error message
+BLOCK = 1 << 23  # bytes asked of the hub at a time; untuned
+
+
+class Unreachable(RuntimeError):
+    """A file of the hub could not be read, or came other than it is listed: not the corpus' fault, and no ValueError,
+    so that what was prepared so far is kept."""
 
 
 class Ledger:
@@ -56,11 +63,13 @@ def packing(name: str) -> tuple[str, str] | None:
 
 
 def documents(path: Path | str, name: str, layout: str, ledger: Ledger, field: str = "",
-              where: dict[str, list[str]] | None = None) -> Iterator[tuple[str, str, dict]]:
+              where: dict[str, list[str]] | None = None, size: int = 0,
+              sha256: str = "") -> Iterator[tuple[str, str, dict]]:
     """(id, text, labels) of each document of a file, in file order. A label is {"domain": of The Pile}.
 
     field: where the text is, "text" unless said. where: {"meta.pile_set_name": [allowed, ...]}: others are left out
-    and counted. A damaged file gives the documents before the damage.
+    and counted. A damaged file gives the documents before the damage. size, sha256: what the hub lists for a file
+    there (a hash of another length counts as none). Raises Unreachable when that file cannot be read or is another one.
     """
     kind = packing(name)
     if kind is None and layout != "one-per-file":
@@ -69,8 +78,10 @@ def documents(path: Path | str, name: str, layout: str, ledger: Ledger, field: s
     if layout == "auto":
         layout = {".txt": "oscar-v1", ".parquet": "parquet"}.get(form, "jsonl")
     before, found = len(ledger.problems), 0
+    source: Any = None
     try:
-        with _open(path, packed) as file:
+        source = FromHub(path, size, sha256) if isinstance(path, str) else open(path, "rb")
+        with _unpacked(source, packed) as file:
             for place, record in _LAYOUTS[layout](file, path, field, ledger):
                 text = record if isinstance(record, str) else _text(record, field, f"{path}:{place}", ledger)
                 if text is None:
@@ -87,8 +98,15 @@ def documents(path: Path | str, name: str, layout: str, ledger: Ledger, field: s
                     if isinstance(domain := _at(record, DOMAIN), str):
                         labels["domain"] = domain
                 yield f"{name}:{place}" if place else name, text, labels
+            if isinstance(source, FromHub):
+                source.compare()
     except _damage(packed, layout) as error:
+        if isinstance(source, FromHub):
+            source.compare()  # where the damage is the transfer's, the corpus is not blamed
         ledger.problem(path, f"damaged or cut short: {error}")
+    finally:
+        if source:
+            source.close()
     if not found and len(ledger.problems) == before:
         ledger.problem(path, "holds no document")
 
@@ -104,17 +122,77 @@ def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
     return EOFError, OSError, zlib.error
 
 
-def _open(path: Path | str, packed: str) -> Any:
-    if isinstance(path, str):
-        import fsspec
-        raw: Any = fsspec.open(path, "rb").open()
-    else:
-        raw = open(path, "rb")
+class FromHub(io.RawIOBase):
+    """A file of the hub, hf://datasets/organisation/name@commit/path of `size` bytes, as it comes, hashed on the way.
+
+    huggingface_hub's file system asks in every process for all names of the repository, of C4's tasks a thousand times;
+    here only the file's bytes are asked for, in ranges. Its HTTP client asks again, five times, before it gives up.
+    """
+
+    def __init__(self, address: str, size: int, sha256: str = ""):
+        from huggingface_hub import hf_hub_url
+
+        repo, _, place = address.removeprefix("hf://datasets/").partition("@")
+        revision, _, path = place.partition("/")
+        self.url = hf_hub_url(repo, path, repo_type="dataset", revision=revision)
+        self.address, self.size, self.at = address, size, 0
+        self.expected, self.hash = sha256 if len(sha256) == 64 else "", hashlib.sha256()
+
+    def _failed(self, why: str) -> Unreachable:
+        return Unreachable(f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
+                           "files are here already, give their folder: FROM=folder")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        self.expected = ""  # parquet is not read from start to end
+        self.at = max(0, place + (0, self.at, self.size)[whence])
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+        wanted = max(0, min(len(buffer), self.size - self.at))
+        if not wanted:
+            return 0
+        part = {"Range": f"bytes={self.at}-{self.at + wanted - 1}"}
+        try:
+            answer = http_backoff("GET", self.url, headers=build_hf_headers() | part, timeout=60)
+            hf_raise_for_status(answer)
+        except Exception as error:  # the library raises its own, those of its HTTP client and the operating system's
+            said = " ".join(str(error).split())
+            raise self._failed(f"the hub did not send it ({type(error).__name__}: {said})") from None
+        if len(answer.content) != wanted:
+            raise self._failed(f"the hub sent {len(answer.content)} bytes in place of {wanted}")
+        if self.expected:
+            self.hash.update(answer.content)
+        buffer[:wanted] = answer.content
+        self.at += wanted
+        return wanted
+
+    def compare(self) -> None:
+        """Raises Unreachable unless the content, read to its end, is what the hub lists."""
+        while self.expected and self.read(BLOCK):
+            pass
+        if self.expected and self.hash.hexdigest() != self.expected:
+            raise self._failed(f"it came with the sha256 {self.hash.hexdigest()}, but the hub lists {self.expected}")
+
+
+def _unpacked(raw: Any, packed: str) -> Any:
+    if isinstance(raw, FromHub):
+        raw = io.BufferedReader(raw, BLOCK)
     if packed == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if packed == ".zst":
         import zstandard
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
+        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
         return io.BufferedReader(reader, 1 << 20)  # type: ignore[arg-type]
     return raw
 

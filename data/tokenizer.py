@@ -22,6 +22,7 @@ KINDS = ("bpe", "unigram", "byte-bpe", "file")
 SPACE = "\u2581"  # what SentencePiece writes for a space; one that is in the text has to go in as bytes
 SAMPLE_BYTES = 100_000_000  # text read for training at most; untuned
 SMALLEST = 258  # pieces: the 256 bytes, <unk>, </s>
+EXTRA_IDS = 100  # of T5's models, beyond the 32,000 pieces of its file: no text becomes one (arXiv:1910.10683)
 OPTIONS: dict[str, Any] = {
     "model_type": "bpe", "unk_id": 0, "eos_id": 1, "bos_id": -1, "pad_id": -1, "split_digits": True,
     # Lossless: nothing is normalised, added or removed; what has no piece falls back to its bytes.
@@ -126,8 +127,8 @@ class SentencePiece:
         return ids, counts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; end-of-document is "", bytes that are no UTF-8 become U+FFFD."""
-        return self._processor.decode(list(map(int, ids)))
+        """The text of `ids`; end-of-document and extra ids are "", bytes that are no UTF-8 become U+FFFD."""
+        return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     @cached_property
     def pieces(self) -> list[Piece]:
@@ -222,6 +223,12 @@ class ByteBPE:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_coder": None, "_left": 0}
+
+
+def vocabularies(tokenizer: SentencePiece | ByteBPE) -> list[int]:
+    """What model.vocab may be with a tokenizer: its pieces, or of a unigram model, as T5's is, EXTRA_IDS more."""
+    unigram = isinstance(tokenizer, SentencePiece) and tokenizer.kind == "unigram"
+    return [tokenizer.vocab_size, *[tokenizer.vocab_size + EXTRA_IDS] * unigram]
 
 
 def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe") -> bytes:

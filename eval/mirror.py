@@ -10,6 +10,7 @@ Where a manifest has no "features", the types of the columns are those that the 
 """
 
 import argparse
+import functools
 import gzip
 import hashlib
 import json
@@ -154,7 +155,7 @@ def mirror(wanted: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
         try:
             table, revision = fetch(source, spec, local)
         except Exception as error:  # of any library on the way: say it, and go on with the others
-            failed[task] = f"{source}: {type(error).__name__}: {error}"
+            failed[task] = f"{source}: {type(error).__name__}: {' '.join(str(error).split())}"
             continue
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
         packed = gzip.compress(content.encode(), mtime=0)
@@ -179,18 +180,26 @@ def write(path: Path, content: bytes) -> None:
 
 def suite() -> dict[str, dict]:
     """The tasks of the group `suite`: {name: entry} of tasks.yaml."""
-    return yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))["suite"]["tasks"]
+    return groups()["suite"]
+
+
+@functools.cache
+def groups() -> dict[str, Any]:
+    """What names several tasks: {group: the `tasks` of tasks.yaml}."""
+    content = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
+    return {name: content[name]["tasks"] for name in ("suite", "multilingual")}
 
 
 def names(asked: Iterable[str]) -> list[str]:
-    """Task names, with `suite` in its members."""
-    return list(dict.fromkeys(task for name in asked for task in (suite() if name == "suite" else [name])))
+    """Task names, with `suite` and `multilingual` in their members."""
+    return list(dict.fromkeys(task for name in asked for task in groups().get(name, [name])))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.mirror", description="Mirror the data of evaluation tasks.")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--tasks", default="suite", help="names with commas between them: suite, or any of lm-eval's")
+    parser.add_argument("--tasks", default="suite",
+                        help="names with commas between them: suite, multilingual, or any of lm-eval's")  # fmt: skip
     parser.add_argument("--from", dest="local", type=Path, metavar="FOLDER",
                         help="copies of the hub's repositories as organisation__name, in place of the hub")  # fmt: skip
     args = parser.parse_args(argv)
@@ -208,6 +217,9 @@ def main(argv: list[str] | None = None) -> int:
     failed = mirror(wanted, args.to, args.local)
     for task, why in failed.items():
         print(f"error: {task}: {why}", file=sys.stderr)
+    if failed:
+        print("The same command tries these again and keeps the others. Where the hub's repositories are copied here "
+              "already: make eval-data ARGS='--from FOLDER'", file=sys.stderr)  # fmt: skip
     print(f"{args.to}: {len(wanted) - len(failed)} of {len(wanted)} tasks")
     return 1 if failed else 0
 

@@ -33,16 +33,26 @@ class Mismatch(Failed):
 
 
 def prepare_data(run: Run, store: Path) -> dict[str, Any]:
-    """Corpus, tokenizer and tokens, built by the first rank where they are missing (see data/prepare.py)."""
+    """Corpus, tokenizer and tokens, built by the first rank where they are missing (see data/prepare.py).
+
+    Raises:
+        Failed: they cannot be had, or those in the store are of another tokenizer.
+    """
     import torch.distributed as dist
 
     from data.prepare import epochs, prepare
 
-    what = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
+    def made() -> dict[str, Any]:
+        what = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
+        try:
+            return prepare(*what, recipe=run.data.recipe)
+        except (ValueError, RuntimeError) as error:
+            raise Failed(str(error)) from error
+
     if dist.get_rank() == 0:
-        prepare(*what, recipe=run.data.recipe)
+        made()
     dist.barrier()
-    data = prepare(*what, recipe=run.data.recipe)
+    data = made()
     return data | {"epochs": epochs(data, run.tokens)}
 
 

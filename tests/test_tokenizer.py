@@ -2,6 +2,7 @@
 import argparse
 import hashlib
 import inspect
+import io
 import json
 import os
 import subprocess
@@ -211,14 +212,20 @@ def test_gpt2_itself():
         15496, 995, 11, 340, 338, 1160, 2075, 0, 628, 220, 825, 277, 7, 87, 2599]
 
 
-def t5_model(path):
-    """A model with what T5's spiece.model has: unigram, ids of <pad>, </s>, <unk>, Unicode normal forms, no bytes."""
+def t5_model(path, pieces=500):
+    """A model in the layout of T5's spiece.model, not that file: unigram, ids of <pad>, </s>, <unk>, Unicode normal
+    forms, no bytes. Beyond 500 it is filled up with pieces that no text has."""
     import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
 
-    with open(path, "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(TEXTS[0].splitlines()), model_writer=file, vocab_size=500, model_type="unigram",
-            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="nmt_nfkc", minloglevel=2)
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS[0].splitlines()), model_writer=made, vocab_size=500, model_type="unigram",
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="nmt_nfkc", minloglevel=2)
+    model = sentencepiece_model_pb2.ModelProto.FromString(made.getvalue())
+    for number in range(500, pieces):
+        model.pieces.add(piece=f"\ue000{number}", score=-100.0)
+    path.write_bytes(model.SerializeToString())
     return path
 
 
@@ -231,6 +238,73 @@ def test_t5s_file(tmp_path):
     for text in [*TEXTS, *AWKWARD]:
         assert loaded.encode(text) == own.encode(text)  # as its library does, with all that it changes
     assert load_tokenizer(tmp_path).sha256 == loaded.sha256
+
+
+def prepared(tmp_path, tokenizer, vocab):
+    """What the preparation of a corpus with a tokenizer that exists says."""
+    from data.prepare import prepare
+
+    lines = [json.dumps({"text": part}) for part in TEXTS[0].split("\n\n") if len(part) > 60]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    return prepare(str(tmp_path / "corpus.jsonl"), str(tokenizer), vocab, tmp_path / "store", "file")
+
+
+def test_t5s_vocabulary_with_and_without_its_extra_ids(tmp_path):
+    """T5's models have 32,100 ids, 100 more than its file has pieces, and 32,128 rows, the next multiple of 128."""
+    from ablations.config import resolve
+    from data import tokens
+
+    t5 = t5_model(tmp_path / "spiece.model", 32000)
+    made = {vocab: prepared(tmp_path, t5, vocab) for vocab in (32000, 32100)}
+    assert resolve([("model.vocab", 32100)]).model.padded_vocab == 32128
+    prefix = made[32100]["train"][0]["prefix"]
+    assert made[32000]["train"][0]["prefix"] == prefix  # the same tokens
+    assert made[32100]["tokenizer"]["vocab"] == 32100
+    flat = np.fromfile(f"{prefix}.bin", tokens.read(prefix)[0])
+    loaded = load_tokenizer(made[32100]["tokenizer"]["path"])
+    assert loaded.vocab_size == 32000 and flat.max() < 500 and (flat == 1).sum() == len(tokens.read(prefix)[1])
+    ids = loaded.encode("def a word")
+    assert loaded.decode([*ids, 32099, 32000]) == loaded.decode(ids) == "def a word"  # a model may say an extra id
+    for vocab in (31999, 32001, 32128):
+        with pytest.raises(ValueError, match=f"32000 pieces: model.vocab={vocab} must be that, or 32100 with T5's"):
+            prepared(tmp_path, t5, vocab)
+
+
+def test_no_extra_ids_for_others(byte_bpe, bpe, tmp_path):
+    for loaded in (byte_bpe, bpe):
+        with pytest.raises(ValueError, match="600 pieces: model.vocab=700 must be that$"):
+            prepared(tmp_path, loaded.path, 700)
+
+
+def test_a_vocabulary_of_250000(byte_bpe, tmp_path):
+    """GPT-2's two files with ids beyond 16 bits: merged pieces come last, after pieces that no text has."""
+    from data import tokens
+
+    spec = json.loads(byte_bpe.path.read_text(encoding="utf-8"))["model"]
+    order = sorted(spec["vocab"], key=spec["vocab"].get)
+    vocab = {piece: at if at < 256 else at + 250_000 - len(order) for at, piece in enumerate(order)}
+    vocab |= {f"!{number}": number for number in range(256, 250_000 - len(order) + 256)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(merge) for merge in spec["merges"]), encoding="utf-8")
+    large = load_tokenizer(tmp_path)
+    assert (large.vocab_size, large.eod) == (250_000, 249_999)
+    tokens.write(tmp_path / "train", [(text, "") for text in TEXTS], large)  # compares ids with Hugging Face's
+    kind, lengths = tokens.read(tmp_path / "train")
+    flat = np.fromfile(tmp_path / "train.bin", kind)
+    ours = [[vocab[order[token]] for token in ids] + [249_999] for ids in byte_bpe.encode_batch(TEXTS)]
+    assert kind.itemsize == 4 and flat.tolist() == sum(ours, []) and lengths.tolist() == list(map(len, ours))
+    assert large.decode(ours[0]) == TEXTS[0] and 65536 < max(ours[0][:-1]) < 249_999
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_smallest_vocabulary_of_a_study(kind, tmp_path):
+    """2 ** 11 pieces, exactly, and a text of all of them."""
+    (tmp_path / "tokenizer").write_bytes(train(TEXTS, SIZE, 2048, kind))
+    (tmp_path / "tokenizer").rename(path := tmp_path / ("tokenizer.json" if kind == "byte-bpe" else "tokenizer.model"))
+    loaded = load_tokenizer(path)
+    assert loaded.vocab_size == 2048
+    for text in [*TEXTS, *AWKWARD]:
+        assert loaded.decode(loaded.encode(text)) == text and max(loaded.encode(text)) < 2048
 
 
 def test_text_is_never_the_end_of_document(byte_bpe, tmp_path):
