@@ -149,6 +149,11 @@ class Engine:
     def compile(self) -> None:
         """torch.compile the model and its loss, forward and backward, on an empty micro-batch; no gradient is kept."""
         began, model = time.perf_counter(), self.run.model
+        if self.device.type == "cpu":
+            from torch._functorch import config
+
+            # the backward pass computes anew what is cheap: at nano in bf16, 13% less memory in no more time
+            config.activation_memory_budget = 0.8
         self.ds.module.compile(dynamic=False)
         rows = torch.zeros(self.run.layout.micro_batch, model.seq + 1, dtype=torch.long, device=self.device)
         prefix = None if model.objective == "causal" else torch.ones(len(rows), dtype=torch.long, device=self.device)
@@ -438,6 +443,8 @@ def build(model: Any, run: Run, world: int) -> Engine:
         warnings.simplefilter("ignore")
         config = deepspeed_config(run, world // size)
         ds, *_ = deepspeed.initialize(model=Loss(model), optimizer=optimizer, config=config, mpu=mpu)
+    if world == size and hasattr(ds.optimizer, "bf16_groups"):
+        ds.enable_backward_allreduce = False  # one copy of the model: its gradients are summed already
     engine = Engine(ds, run, next(model.parameters()).device)
     # auto: not with tensor parallelism, whose layers communicate; not on a CPU, where a nano run is over sooner
     auto = torch.cuda.is_available() and size == 1

@@ -9,7 +9,8 @@ from model.config import ModelConfig
 from model.count import parameters
 
 BUCKET = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
-ROWS_CPU, ROWS_GPU = 128, 4096  # of logits in fp32 at a time: model/objective.py
+ROWS_CPU, SOFTMAX_CPU = 512, 128  # of logits at a time, and of those in fp32: model/objective.py
+QUERIES = 128  # at a time: ROWS of model/attention.py
 
 
 def estimate(
@@ -34,19 +35,19 @@ def estimate(
     count, rows, vocab = parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
     kept, passing = activations(cfg, micro_batch, precision, gpu, tp)
-    logits = rows * vocab * width
-    embedding = vocab * cfg.hidden * width  # its gradient waits for the one of the token lookup
-    chunk = ROWS_GPU if gpu else ROWS_CPU
-    # in half precision a copy in fp32 of some rows, made while the one before is let go; in fp32 all is done in place
-    work = min(rows, chunk) * vocab * 4 * (1 + (rows > chunk)) * half
-    if tp > 1:  # megatron-core's loss copies and keeps all of them
-        logits, work = rows * vocab * (width + 4 * half), 0
-    ends = 3 * rows * cfg.hidden * width  # what the output matrix reads, and its gradient, before and after scaling
+    logits = min(rows, ROWS_CPU) * vocab * width
+    matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32
+    work, summed = max(min(rows, SOFTMAX_CPU) * vocab * 4 * half, matrix * width), 4 * matrix
+    if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
+        logits, work, summed = rows * vocab * (width + 4 * half * (tp > 1)), 0, 0
+    embedding = matrix * width  # its gradient waits for the one of the token lookup
+    unit = rows * cfg.hidden * width
     before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate, tp)
     moments = [
         {"gradients": before, "activations": kept + passing},
-        {"gradients": before, "activations": kept, "logits": logits + work},
-        {"gradients": before + embedding, "activations": kept + ends, "logits": logits},
+        {"gradients": before + summed, "activations": kept + 2 * unit, "logits": logits + work},
+        # what the output matrix reads, and its gradient, before and after scaling
+        {"gradients": before + summed + embedding, "activations": kept + 3 * unit, "logits": 0 if summed else logits},
         {"gradients": first + embedding, "activations": kept + passing},
         {"gradients": last + embedding},
         {"gradients": reduction},
@@ -69,7 +70,8 @@ def gradients(
         sums, own = 4 * count, 2 * count
         before = sums + (own if more else 0)
         joined = 4 * count if count < BUCKET else 0  # a group above the bucket is not joined with the next
-        return before, before, sums + own, sums + own + max(joined + 2 * count, 4 * largest), sums + own
+        copies = max(joined + 2 * count, 4 * largest) if ranks > 1 else 0  # one rank has nothing to reduce
+        return before, before, sums + own, sums + own + copies, sums + own
     if precision == "bf16":  # into a bucket; a copy of the bucket is reduced, and summed into this rank's share
         before = part if more else 0
         return before, before + 2 * bucket, before + 2 * bucket, 4 * bucket + part + min(4 * largest, part), part
@@ -95,11 +97,13 @@ def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, t
     alibi, rotary = cfg.pos == "alibi", cfg.pos == "rotary"
     if gpu and not cfg.attn_dropout and not cfg.qk_scaling:  # fused: q, k, v, the output, and a number for each row
         attention, working = (4 + 2 * rotary) * own + B * H * T * 4, 3 * own
-    elif precision != "fp32" or cfg.attn_dropout:  # plain, and torch's own plain path in fp32
-        dropped = 2 * scores if cfg.attn_dropout else 0
-        attention, working = 4 * own + scores + dropped, 2 * scores
-        if cfg.qk_scaling:  # softmax in fp32, in all layers but the first
-            attention, working = attention + 2 * scores * (cfg.layers - 1) // cfg.layers, 2 * scores
+    elif precision != "fp32":  # plain: of the scores, those that blocks of queries see; one block is at work
+        block = min(QUERIES, T) if cfg.objective == "causal" else T
+        seen = sum(min(block, T - start) * min(start + block, T) for start in range(0, T, block))
+        attention = 4 * own + B * H * seen * (width + (cfg.attn_dropout > 0))
+        working = 2 * B * H * block * T * width
+    elif cfg.attn_dropout:  # torch's own plain path
+        attention, working = 4 * own + 3 * scores, 2 * scores
     else:
         attention, working = (4 + 2 * rotary) * own + B * H * T * 4, 4 * own
     # LayerNorm keeps its input, its output and two numbers a row; RMSNorm on a CPU is many small operations

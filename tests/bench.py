@@ -93,7 +93,7 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
     for name in filter(wanted, PEERS):
         found = [start(name, setting, base, options) for setting in SETTINGS[precision] if args.setting in setting]
         tried = [row for row in found if row]
-        if len(tried) > 1:
+        if tried:
             rounds(tried, 3, args.steps)
         for row in tried:
             if row is not fastest(tried):

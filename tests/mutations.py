@@ -97,10 +97,14 @@ MUTATIONS = [
         POSITION, "self.scale * self.waves(x_BTD, at_BT)", "self.waves(x_BTD, at_BT)"),
     # attention
     Mutation("scores are not scaled", "", "model.pos=rotary", "model.pos", [
-        (ATTENTION, "alpha=q.shape[-1] ** -0.5 / layer", "alpha=1.0 / layer"),
+        (ATTENTION, "alpha=ctx.scale / layer", "alpha=1.0 / layer"),
         (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0")]),
     one("a token sees the next one", "", "", "model.pos",
         ATTENTION, "    seen = k <= q\n", "    seen = k <= q + 1\n"),
+    one("of a key's gradient only the first queries' share is kept", "", "", "",
+        ATTENTION, "dk[:, seen] += ", "dk[:, seen] = "),
+    one("the blocks' shares of the output matrix's gradient are not summed", "", "", "",
+        "model/objective.py", "weight_grad_VD += ", "weight_grad_VD[:] = "),
     # objective
     one("a prefix is not seen both ways", "", "model.objective=prefix", "model.objective",
         ATTENTION, "seen = seen | (k < prefix_B[:, None, None, None])", "pass", OBJECTIVE),
@@ -121,7 +125,7 @@ MUTATIONS = [
         "model.qk_scaling", GPT, "functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend", "attend",
         OBJECTIVE),
     one("scores are not multiplied back", "BigScience: ALiBi's bias", "train.precision=fp16 model.qk_scaling=true",
-        "model.pos", ATTENTION, "score_NTT.float() * layer", "score_NTT.float()", OBJECTIVE),
+        "model.pos", ATTENTION, "else score.float() * layer)", "else score.float())", OBJECTIVE),
     one("the bias is not divided with the scores", f"{MDS} #222",
         "train.precision=fp16 model.qk_scaling=true model.pos=alibi", "model.pos",
         ATTENTION, "beta=1 / layer", "beta=1", OBJECTIVE),
@@ -144,10 +148,12 @@ MUTATIONS = [
     one("post-LN is pre-LN", "Cramming: norm_scheme ignored", "model.block=post-ln", "model.block",
         GPT, '"post-ln": PostLN', '"post-ln": Block'),
     one("parallel blocks are serial", "", "model.block=parallel", "model.block",
-        GPT, "self.mlp(y_BTD)", "self.mlp(self.norm1(x_BTD + self.attn(y_BTD, attend)))"),
+        GPT, "self.mlp(chosen(y_BTD, only))", "self.mlp(self.norm1(x_BTD))"),
     # MLP, biases, head
     one("GELU by erf for tanh", "BigScience's conversions to Hugging Face", "", "model.act",
         MLP, "gelu(self.up(x_BTD))", "F.gelu(self.up(x_BTD))"),
+    one("evaluation has GELU by erf", "", "", "",
+        "model/linear.py", '"gelu", [], "tanh"', '"gelu", [], "none"'),
     one("the gated unit is bypassed", f"{MDS} #148", "model.act=swiglu", "model.act",
         MLP, "F.silu(self.gate(x_BTD)) * self.up(x_BTD)", "gelu(self.up(x_BTD))"),
     one("SwiGLU's halves are swapped", "Megatron's layout, changed tensor parallelism", "model.act=swiglu", "model.act",
@@ -166,7 +172,7 @@ MUTATIONS = [
     one("tied=false is ignored", "Cramming: tie_weights ignored", "model.tied=false", "model.tied",
         GPT, "(self.embed if self.head is None else self.head).weight", "self.embed.weight"),
     one("dropout is ignored", "", "model.dropout=0.1", "model.dropout",
-        GPT, "self.drop(self.attn(self.norm1(x_BTD), attend))", "self.attn(self.norm1(x_BTD), attend)"),
+        GPT, "self.drop(self.attn(self.norm1(x_BTD), attend, only))", "self.attn(self.norm1(x_BTD), attend, only)"),
     one("attention still drops in evaluation", "", "model.attn_dropout=0.1", "model.attn_dropout",
         GPT, "self.cfg.attn_dropout if self.training else 0.0", "self.cfg.attn_dropout"),
     # initial weights and loss: what they are shows in the tests, proofs look at what the factors do
@@ -177,7 +183,7 @@ MUTATIONS = [
          "    torch.manual_seed(seed)\n    for name, p in model.named_parameters():"),
         ("model/init.py", "generator=generator)", "generator=None)")]),
     one("the loss is that of the current token", "", "", "", GPT, "tokens_BS[:, 1:]", "tokens_BS[:, :-1]"),
-    one("cross-entropy in bf16", "", "", "", "model/objective.py", "p = logits.float()", "p = logits.clone()"),
+    one("cross-entropy in bf16", "", "", "", "model/objective.py", "p = logits_NV.float()", "p = logits_NV.clone()"),
     # training
     Mutation("the embedding norm's gain is decayed", f"BigScience, {MDS} #191 to #262", "model.embnorm=true",
              "train.weight_decay", [

@@ -20,7 +20,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from model import attention, count, mlp
+from model import attention, count, mlp, objective
 from model.config import ModelConfig
 from model.gpt import BLOCKS, GPT
 from model.mlp import MLPS
@@ -238,6 +238,22 @@ def test_the_future_is_unseen_and_padding_rows_exist(cfg: ModelConfig) -> None:
         assert model(x).shape == (3, 20, 128)
 
 
+@pytest.mark.parametrize("cfg", [c for c in VARIANTS if c.norm == "layernorm" and not c.embnorm], ids=name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_evaluation_computes_what_training_does_and_only_what_is_asked(cfg: ModelConfig, dtype: torch.dtype) -> None:
+    """In inference mode the up-projection has GELU in it, and the last block ends early for what nobody asks."""
+    model, x = scrambled(GPT(cfg, seed=2)).eval(), tokens(cfg, 20)
+    exact = model.double().hidden(x).detach().flatten(0, 1)
+    model.to(dtype)
+    trained = model.hidden(x).detach().flatten(0, 1)
+    only = torch.tensor([3, 4, 19, 20, 41])
+    with torch.inference_mode():
+        found = model.hidden(x, only=only)
+        torch.testing.assert_close(found, model.hidden(x).flatten(0, 1)[only])
+    assert found.shape == (5, cfg.hidden)
+    assert relative(found, exact[only]) < 1.1 * relative(trained[only], exact[only]) + 1e-6
+
+
 @pytest.mark.parametrize("cfg", VARIANTS, ids=name)
 def test_the_count_is_that_of_the_model(cfg: ModelConfig) -> None:
     with torch.device("meta"):
@@ -267,8 +283,10 @@ def test_published_sizes() -> None:
     assert count.flops_per_token(big) == pytest.approx(72 * L * h**2 * (1 + s / (6 * h) + V / (12 * h * L)))
 
 
+@pytest.mark.parametrize("rows", [128, 7])
 @pytest.mark.parametrize("pos", POSITIONS)
-def test_the_executors_compute_the_same(pos: str) -> None:
+def test_the_executors_compute_the_same(pos: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "ROWS", rows)
     cfg = replace(SMALL, pos=pos)
     position = POSITIONS[pos](cfg)
     q, k, v = torch.randn(3, 2, cfg.heads, 32, cfg.head_dim, generator=torch.Generator().manual_seed(2)).unbind(0)
@@ -279,13 +297,38 @@ def test_the_executors_compute_the_same(pos: str) -> None:
             assert (plain - executor(position, cfg.heads, x)(q, k, v)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("lengths", [None, [1, 5]], ids=["causal", "prefix"])
+@pytest.mark.parametrize("pos", ["none", "rotary", "alibi"])
+def test_attention_s_gradients_are_its_numerical_derivatives(
+    pos: str, lengths: list[int] | None, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "ROWS", 3)  # three blocks of queries, the last one short
+    generator = torch.Generator().manual_seed(4)
+    qkv = torch.randn(3, 2, 3, 8, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    cfg = replace(SMALL, pos=pos, heads=3, hidden=12)
+    prefix = None if lengths is None else torch.tensor(lengths)
+    x = torch.empty(2, 8, 12, dtype=torch.float64)
+
+    def attend(qkv: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(5)  # the same are dropped each time
+        return attention.plain(POSITIONS[pos](cfg), 3, x, dropout, prefix)(*qkv)
+
+    assert torch.autograd.gradcheck(attend, (qkv,), fast_mode=True)
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.detach().double() - b.double()).norm() / b.detach().double().norm())
 
 
+@pytest.mark.parametrize("rows", [512, 128])  # all 300 at once, and in blocks
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_the_loss_and_its_gradients_are_as_exact_as_torch_s(dtype: torch.dtype) -> None:
+def test_the_loss_and_its_gradients_are_as_exact_as_torch_s(
+    dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both against float64: ours, which joins it with the projection, and torch's cross-entropy of fp32 logits."""
+    monkeypatch.setattr(objective, "ROWS_CPU", rows)
+    monkeypatch.setattr(objective, "SOFTMAX_CPU", 50)
     generator = torch.Generator().manual_seed(3)
     x, weight = ((torch.randn(n, 24, generator=generator)).to(dtype).requires_grad_() for n in (300, 50))
     target = torch.randint(50, (300,), generator=generator)

@@ -123,6 +123,19 @@ def test_scores_divided_and_multiplied_back_are_the_same(pos: str, layer: int) -
     assert (attend(q, k, v) - expected).abs().max() < 5e-3
 
 
+def test_their_gradients_are_the_same() -> None:
+    x = torch.empty(3, 20, 48, dtype=torch.float16)
+    attend = attention.plain(POSITIONS["alibi"](replace(SMALL, pos="alibi")), 6, x)
+
+    def gradients(layer: int) -> list[torch.Tensor]:
+        inputs = [t.half().requires_grad_() for t in qkv()]
+        attend(*inputs, layer=layer).square().sum().backward()
+        return [t.grad.float() for t in inputs if t.grad is not None]
+
+    for undivided, divided in zip(gradients(1), gradients(24), strict=True):
+        assert (divided - undivided).norm() < 5e-3 * undivided.norm()
+
+
 def test_they_survive_where_fp16_overflows() -> None:
     x, (q, k, v) = torch.empty(3, 20, 48, dtype=torch.float16), qkv()
     q, k, v = (300 * q).half(), (300 * k).half(), v.half()
@@ -135,7 +148,7 @@ def test_every_layer_gets_its_own_number() -> None:
     cfg = replace(SMALL, layers=4, qk_scaling=True)
     model, numbers = GPT(cfg), []
     for block in model.blocks:
-        block.attn.forward = lambda x, attend: numbers.append(attend.keywords["layer"]) or x
+        block.attn.forward = lambda x, attend, *_: numbers.append(attend.keywords["layer"]) or x
     model(X)
     assert numbers == [1, 2, 3, 4]
 

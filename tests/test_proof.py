@@ -60,7 +60,7 @@ def test_a_bias_that_misses_one_layer_fires() -> None:
     model = GPT(cfg(pos="alibi"))
     block = model.blocks[1].attn
     forward = block.forward
-    block.forward = lambda x, attend: forward(x, attention.plain(position.Position(model.cfg), 6, x))
+    block.forward = lambda x, attend, *rest: forward(x, attention.plain(position.Position(model.cfg), 6, x), *rest)
     assert failing(model)["model.pos"].startswith("layer 1")
 
 
