@@ -99,6 +99,8 @@ def plan(study: Study) -> int:
     every = layout.save_every
     known = [p for cell in study.cells for p in cell.dir.glob("checkpoints/step_*/checkpoint.json")]
     print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
+    if at := study.base.milestones:
+        print(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
     print(*reading(study), sep="\n")
     print(foresee(base.size, base.tokens, len(study.arms), len(study.seeds)))
     return 0

@@ -1,5 +1,6 @@
 """A `Run`: the resolved configuration of one training run. Loading is strict and needs neither torch nor time."""
 
+import bisect
 import difflib
 import functools
 import hashlib
@@ -82,6 +83,7 @@ class LayoutConfig:
     log_every: int
     save_every: int
     keep: int
+    eval_at: list[float]
     mtbf: float
     hang: float
     patience: float
@@ -123,6 +125,16 @@ class Run:
     def tokens_after(self, step: int) -> int:
         """Tokens of the first `step` steps."""
         return budget.samples(self.train, step).start * self.model.seq
+
+    @property
+    def milestones(self) -> dict[int, int]:
+        """{step: tokens} of layout.eval_at: the first step at which each of these shares of the budget is trained. The
+        last step is none: the end is evaluated in any case."""
+        reached = {share: self._first(share * self.tokens) for share in self.layout.eval_at}
+        return {step: self.tokens_after(step) for step in sorted(reached.values()) if step < self.steps}
+
+    def _first(self, tokens: float) -> int:
+        return bisect.bisect_left(range(self.steps), tokens, key=self.tokens_after)
 
     @property
     def fingerprint(self) -> str:
@@ -218,6 +230,9 @@ def _build(flat: dict[str, Any]) -> Run:
     for key in ("train.spike", "train.skip", "train.rollbacks", "layout.save_every"):
         if flat[key] < 0:
             raise ConfigError(f"{key}={flat[key]}: must not be negative")
+    for share in run.layout.eval_at:
+        if not 0 < share < 1:
+            raise ConfigError(f"layout.eval_at={share:g}: shares of the budget, above 0 and below 1, are needed")
     if run.train.rollbacks and not run.train.skip:
         raise ConfigError("train.rollbacks without train.skip: the same batches would lead to the same spike")
     if run.train.skip and not run.train.rollbacks:
@@ -315,10 +330,11 @@ def parse(key: str, value: Any) -> Any:
         items = value if isinstance(value, list) else [v for v in str(value).strip("[]").split(",") if v.strip()]
         if get_args(kind) == (str,):
             return [str(v).strip() for v in items]
+        each, what = (_float, "numbers") if get_args(kind) == (float,) else (_int, "whole numbers")
         try:
-            return [_int(v) for v in items]
+            return [each(v) for v in items]
         except (ValueError, TypeError):
-            raise ConfigError(f"{key}={value}: whole numbers with commas between them are needed") from None
+            raise ConfigError(f"{key}={value}: {what} with commas between them are needed") from None
     reader = {bool: _bool, int: _int, float: _float, str: _str}[kind]
     try:
         return reader(value)

@@ -14,15 +14,19 @@ STARTUP = 900.0  # seconds before the first heartbeat that are still a start: to
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
-    """{"state", "step", "loss", "tokens_per_second", "left", "silent", "nodes", "attempts", "why"}, as far as known.
+    """{"state", "step", "loss", "tokens_per_second", "left", "silent", "nodes", "attempts", "on_the_way",
+    "why"}, as far as known.
 
-    "left" and "silent" (since the last heartbeat) are seconds; "attempts" counts what was begun under Slurm.
+    "left" and "silent" (since the last heartbeat) are seconds; "attempts" counts what was begun under Slurm;
+    "on_the_way" is [how many of the weights that were kept are evaluated, how many were kept].
     """
     now = time.time() if now is None else now
     found: dict[str, Any] = dict(last_line(cell.dir / "metrics.jsonl") or {})
     tries = attempts(cell.dir)
     last = tries[-1] if tries else {}
     found["attempts"] = sum(line["event"] == "start" for line in tries)
+    if kept := len(list(cell.dir.glob("checkpoints/weights_*/checkpoint.json"))):
+        found["on_the_way"] = [kept - len(unjudged(cell.dir)), kept]
     if (cell.dir / "eval.json").exists():
         return found | {"state": "finished"} | _scores(cell.dir / "eval.json")
     if (cell.dir / "done").exists():
@@ -74,6 +78,12 @@ def last_checkpoint(folder: Path) -> int:
     return max((int(p.parent.name[5:]) for p in folder.glob("checkpoints/step_*/checkpoint.json")), default=0)
 
 
+def unjudged(folder: Path) -> list[int]:
+    """The steps at which a run has kept its weights (layout.eval_at), as far as they are not evaluated."""
+    kept = (int(p.parent.name[8:]) for p in folder.glob("checkpoints/weights_*/checkpoint.json"))
+    return sorted(step for step in kept if not (folder / f"eval-step_{step}.json").exists())
+
+
 def locked(run_dir: Path) -> bool:
     """Whether a process on this machine holds the run directory."""
     try:
@@ -88,7 +98,8 @@ def locked(run_dir: Path) -> bool:
 
 def table(study: Study, width: int | None = None, height: int | None = None) -> str:
     """A line for each run; on a screen of `height` lines those that fit, what needs a look before what does not."""
-    rows: list[tuple[str, ...]] = [("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "")]
+    head = ("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "judged", "")
+    rows: list[tuple[str, ...]] = [head]
     for i, cell in enumerate(study.cells):
         s = state(cell)
         score = f"{s['bits_per_byte']:.3f} bits/byte" if "bits_per_byte" in s else ""
@@ -102,6 +113,7 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
             duration(s["silent"]) if "silent" in s else "",
             str(s["attempts"] or ""),
             s.get("nodes", ""),
+            "{} of {} on the way".format(*s["on_the_way"]) if "on_the_way" in s else "",
             s.get("why", score).splitlines()[0] if s.get("why", score) else "",
         ))  # fmt: skip
     states = [row[1] for row in rows[1:]]

@@ -39,7 +39,7 @@ HELP = {
     "SEEDS": "how many seeds per arm (default 2)",
     "SET": 'settings for all runs, e.g. "train.lr=3e-4 train.batch=16"',
     "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"',
-    "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), or names such as hellaswag,blimp",
+    "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), multilingual, or names such as hellaswag,blimp",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "JOBS": "runs at a time (default: as many as fit the CPU cores; 1 on a GPU)",
     "OUT": "where runs and prepared data are kept (default runs)",

@@ -1,15 +1,14 @@
-"""python -m eval RUN_DIR ...: judges finished runs; writes samples.jsonl.gz, then eval.json, into each.
+"""python -m eval RUN_DIR ...: judges runs; writes samples.jsonl.gz, then eval.json, into each that is finished.
 
+Where weights were kept on the way (layout.eval_at), they are judged too, also while the run goes on: eval-step_N.json.
 Always by what held-out text gives (eval/probes.py); with --tasks also by lm-eval's tasks, on data that is on this
 machine (eval/mirror.py). Without a run, says whether those tasks could be run.
 """
 
 import argparse
 import gzip
-import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,21 +20,25 @@ from typing import Any
 
 import numpy as np
 
-from eval import mirror, probes
+from eval import mirror, position, probes
 from eval.statistics import LN2, mean_stderr, ratio_stderr
+from eval.weights import Weights, found, write
 
-PARTS = "eval.parts"  # in a run directory, while it is evaluated: outcomes so far (eval/score.py)
+PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/score.py)
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = "Evaluate finished runs. One whose eval.json is of the same weights and has the tasks is left as it is."
+    about = ("Evaluate finished runs, and the weights that a run has kept so far. What has an eval.json of the same "
+             "weights with the tasks is left as it is.")  # fmt: skip
     parser = argparse.ArgumentParser(prog="python -m eval", description=about)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a finished run")
-    parser.add_argument("--tasks", default="", metavar="NAMES", help="suite, or any of lm-eval's, with commas between")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a run")
+    parser.add_argument("--tasks", default="", metavar="NAMES",
+                        help="suite, multilingual, or any of lm-eval's, with commas between")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="where their data is (make eval-data)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 elsewhere")
     parser.add_argument("--processes", type=int, default=0, help="default: one for each GPU, or one")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--weights", default="", help=argparse.SUPPRESS)  # of a rank: those of `Weights.name`
     args = parser.parse_args(argv)
     tasks = [name.strip() for name in args.tasks.split(",") if name.strip()]
     if not args.runs and not tasks:
@@ -45,17 +48,21 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--tasks needs --data, the folder that `make eval-data` has filled")
         for directory in args.runs:
             for name in ("run.json", "done", "weights.safetensors"):
-                if not (directory / name).exists():
-                    raise ValueError(f"{directory} has no {name}: only a finished run can be evaluated")
+                if not (directory / name).exists() and (name == "run.json" or not found(directory)):
+                    raise ValueError(f"{directory} has no {name}: only a finished run can be evaluated, or one that "
+                                     "has kept weights on the way (layout.eval_at)")  # fmt: skip
         data = mirror.Mirror(args.data) if tasks else None
         if data and not args.runs:
             print(f"{len(available(tasks, data)[0])} tasks can be run")
-        for directory in args.runs:
-            result = None if args.rank else current(directory, tasks, data)
-            result = result or evaluate(directory, tasks, data, args.precision, args.processes, args.rank)
+        for directory, weights in [(each, weights) for each in args.runs for weights in found(each)]:
+            if args.weights not in ("", weights.name):
+                continue
+            result = None if args.rank else current(directory, weights, tasks, data)
+            result = result or evaluate(directory, weights, tasks, data, args.precision, args.processes, args.rank)
             if not args.rank:
-                print(f"{json.loads((directory / 'run.json').read_text())['cell']}: {summary(result)}")
-    except ValueError as error:
+                at = f" at {weights.tokens:,} tokens" if weights.tokens else ""
+                print(f"{json.loads((directory / 'run.json').read_text())['cell']}{at}: {summary(result)}")
+    except (ValueError, FileNotFoundError) as error:  # the latter when training goes back to an earlier step meanwhile
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -65,46 +72,48 @@ def available(tasks: list[str], data: mirror.Mirror) -> tuple[dict, list[str]]:
     """lm-eval's definitions of the tasks whose data is here and whole, and the names of the others, which are told.
 
     Raises:
-        ValueError: when a task that was asked for by its own name cannot be run, or none can.
+        ValueError: when a task that was asked for by its own name cannot be run, or none of a group.
     """
     from eval import harness
 
-    found = harness.definitions(mirror.names(tasks))
+    asked = {name: harness.definitions(mirror.names([name])) for name in tasks}
+    found = {name: each for own in asked.values() for name, each in own.items()}
     lacking = {name: why for name, each in found.items() if (why := data.lacks(each.source))}
-    if unable := [f"{name}: {why}" for name, why in lacking.items() if name in tasks]:
+    unable = [f"{name}: {lacking[name]}" for name in asked if name in lacking]
+    unable += [f"{name}: {data.folder} has the data of none of its {len(own)} tasks"
+               for name, own in asked.items() if name not in own and own.keys() <= lacking.keys()]  # fmt: skip
+    if unable:
         raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))
     for name, why in lacking.items():
         print(f"missing: {name}: {why}", file=sys.stderr)
-    if len(lacking) == len(found):
-        raise ValueError(f"{data.folder} has the data of no task that was asked for")
     return {name: each for name, each in found.items() if name not in lacking}, list(lacking)
 
 
-def identity(directory: Path) -> dict:
+def identity(directory: Path, weights: Weights) -> dict:
     """What the result of an evaluation depends on, besides the items that follow from it."""
-    with open(directory / "weights.safetensors", "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
     config = json.loads((directory / "run.json").read_text())["config"]
     return {"version": probes.specification()["version"], "lm_eval": importlib.metadata.version("lm_eval"),
-            "weights_sha256": weights, "corpora": config["eval"]["corpora"]}
+            "weights_sha256": weights.sha256, "corpora": config["eval"]["corpora"]}
 
 
-def current(directory: Path, tasks: Iterable[str] = (), data: mirror.Mirror | None = None) -> dict | None:
+def current(
+    directory: Path, weights: Weights, tasks: Iterable[str] = (), data: mirror.Mirror | None = None
+) -> dict | None:
     """The evaluation that is there already, when it is of these weights and has the tasks, on the same data."""
     try:
-        result = json.loads((directory / "eval.json").read_text())
+        result = json.loads((directory / f"{weights.name}.json").read_text())
     except FileNotFoundError:
         return None
     had = result.get("lm_eval_tasks", {"asked": [], "data_sha256": None})
     more = data and (not set(tasks) <= set(had["asked"]) or had["data_sha256"] != data.sha256)
-    return result if identity(directory).items() <= result.items() and not more else None
+    return result if identity(directory, weights).items() <= result.items() and not more else None
 
 
 def evaluate(
-    directory: Path, tasks: list[str], data: mirror.Mirror | None, precision: str | None = None, processes: int = 0,
-    rank: int = 0,
+    directory: Path, weights: Weights, tasks: list[str], data: mirror.Mirror | None, precision: str | None = None,
+    processes: int = 0, rank: int = 0,
 ) -> dict:  # fmt: skip
-    """Evaluates one run; returns what it writes to eval.json.
+    """Evaluates one model of a run; returns what it writes to eval.json, or to eval-step_N.json.
 
     precision: fp32 or bf16. processes: how many share the work, each with a GPU of its own where there are GPUs; this
     one is number `rank`, and 0 starts the others and writes.
@@ -117,42 +126,51 @@ def evaluate(
 
     spec = probes.specification()["tasks"]
     made: dict[str, tuple[dict, list[dict]]] = {}
+    domains: dict[str, tuple[dict, list[dict]]] = {}
+    read: dict[str, list[str]] = {}
     for corpus in run["config"]["eval"]["corpora"]:
         text = held_out(corpus, Path(run["data_store"]), run["config"]["data"].get("allow_errors", 0))
-        for name, items in probes.items(probes.documents(text), seq).items():
+        read[corpus] = probes.documents(text)
+        for name, items in probes.items(read[corpus], seq).items():
             made[f"{corpus}/{name}"] = (spec[name], items)
+        for name, items in probes.by_domain(text, spec["bits_per_byte"]["domain_bytes"]).items():
+            domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)
     omitted = [name for name, (_, items) in made.items() if not items]
 
     from eval import harness, score
 
     named, missing = available(tasks, data) if data else ({}, [])
-    model, tokenizer, precision, gpus = load(directory, run, precision, rank)
+    model, tokenizer, precision, gpus = load(directory, weights, run, precision, rank)
     processes = processes or max(1, gpus)
     others = [] if rank else [
         subprocess.Popen([sys.executable, "-m", "eval", str(directory), "--precision", precision, "--processes",
-                          str(processes), "--rank", str(other), *(["--tasks", ",".join(tasks)] if data else []),
+                          str(processes), "--rank", str(other), "--weights", weights.name,
+                          *(["--tasks", ",".join(tasks)] if data else []),
                           *(["--data", str(data.folder)] if data else [])], stderr=subprocess.DEVNULL)
         for other in range(1, processes)]  # fmt: skip
-    depends = identity(directory) | {"precision": precision, "data_sha256": data.sha256 if data else None}
-    journal = score.Journal(directory / PARTS, depends, rank, processes,
+    depends = identity(directory, weights) | {"precision": precision, "data_sha256": data.sha256 if data else None}
+    journal = score.Journal(directory / (weights.name + PARTS), depends, rank, processes,
                             lambda: all(other.poll() is None for other in others))  # fmt: skip
     with progress(run["cell"]) as advance:
         scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
-        found = harness.evaluate(scorer, {name: each for name, each in made.items() if each[1]})
+        ours = harness.evaluate(scorer, {name: each for name, each in made.items() if each[1]})
         theirs = harness.evaluate_named(scorer, named, data) if data else {}
+        apart = harness.evaluate(scorer, domains) if domains else {}
+        reach = {} if weights.step else {
+            corpus: position.curve(position.pieces(texts, tokenizer, seq), seq, model.max_length, scorer.score)
+            for corpus, texts in read.items()}  # fmt: skip
     journal.close()
     if rank:
         return {}
 
     results, rows = {}, []
-    for name, outcome in found.items():
+    for name, outcome in ours.items():
         entry, items = made[name]
         samples = outcome.pop("samples")
         rows += [{"task": name, **sample} for sample in samples]
         if entry["metric"] == "bits_per_byte":
-            nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
-            error, chance = ratio_stderr(nats / LN2, sizes), None
-            outcome["bytes"] = int(sizes.sum())
+            error, chance = loss(samples)["stderr"], None
+            outcome["bytes"] = loss(samples)["bytes"]
         else:
             error = mean_stderr(np.array([sample["value"] for sample in samples], float))
             chance = probes.chance(items, entry["chance"])
@@ -169,23 +187,36 @@ def evaluate(
     scores = [r for r in results.values() if r["mean"]]
     zero_shot = {key: 100 * mean(scores, key) for key in ("value", "stderr", "chance")} if scores else None
     result = {
-        **identity(directory),
+        **identity(directory, weights),
+        **({"step": weights.step, "tokens": weights.tokens} if weights.step else {}),
         "tasks": results,
         "omitted": omitted,
         "bits_per_byte": {key: mean(losses, key) for key in ("value", "stderr")},
+        "by_domain": {corpus: {name.removeprefix(f"{corpus}/"): loss(outcome["samples"])
+                               for name, outcome in apart.items() if name.startswith(f"{corpus}/")} for corpus in read},
         "zero_shot": zero_shot,
         "precision": precision,
         "seconds": round(time.monotonic() - start, 1),
     }
+    if not weights.step:
+        result["by_position"] = position.mean(list(reach.values()))
     if data:
         result["lm_eval_tasks"] = {"asked": tasks, "missing": missing, "data_sha256": data.sha256}
         result["suite"] = suite([result])
-    write(directory / "samples.jsonl.gz", gzip.compress("".join(map(line, rows)).encode(), mtime=0))
-    write(directory / "eval.json", json.dumps(result, indent=1).encode())
+    if not weights.step:
+        write(directory / "samples.jsonl.gz", gzip.compress("".join(map(line, rows)).encode(), mtime=0))
+    write(directory / f"{weights.name}.json", json.dumps(result, indent=1).encode())
     for other in others:
         other.wait()
-    shutil.rmtree(directory / PARTS)
+    shutil.rmtree(directory / (weights.name + PARTS), ignore_errors=True)  # another process may do the same
     return result
+
+
+def loss(samples: list[dict]) -> dict:
+    """Of documents [{"nats", "bytes"}]: {"value": bits per byte, "stderr", "bytes", "n": documents}."""
+    nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
+    return {"value": float(nats.sum() / LN2 / sizes.sum()), "stderr": ratio_stderr(nats / LN2, sizes),
+            "bytes": int(sizes.sum()), "n": len(samples)}  # fmt: skip
 
 
 def suite(evaluations: list[dict]) -> dict | None:
@@ -217,10 +248,11 @@ def suite(evaluations: list[dict]) -> dict | None:
     }  # fmt: skip
 
 
-def load(directory: Path, run: dict, precision: str | None, rank: int) -> tuple[Any, Any, str, int]:
+def load(
+    directory: Path, weights: Weights, run: dict, precision: str | None, rank: int
+) -> tuple[Any, Any, str, int]:
     """The model with its trained weights, its tokenizer, the precision it has, and how many GPUs there are."""
     import torch
-    from safetensors.torch import load_file
 
     from data.tokenizer import load_tokenizer
     from model.config import ModelConfig
@@ -230,7 +262,7 @@ def load(directory: Path, run: dict, precision: str | None, rank: int) -> tuple[
     if tokenizer.sha256 != run["data"]["tokenizer"]["sha256"]:
         raise ValueError(f"{tokenizer.path} is not the tokenizer that {directory} was trained with")
     model = GPT(ModelConfig(**run["config"]["model"]))
-    model.load_state_dict(load_file(directory / "weights.safetensors"), strict=True)
+    model.load_state_dict(weights.read(run, model), strict=True)
     gpus = torch.cuda.device_count()
     precision = precision or ("bf16" if gpus else "fp32")
     device = f"cuda:{rank % gpus}" if gpus else "cpu"
@@ -263,8 +295,8 @@ def mean(results: list[dict], key: str) -> float:
 
 
 def summary(result: dict) -> str:
-    loss, score = result["bits_per_byte"], result["zero_shot"]
-    text = f"{loss['value']:.3f} ± {loss['stderr']:.3f} bits/byte"
+    bits, score = result["bits_per_byte"], result["zero_shot"]
+    text = f"{bits['value']:.3f} ± {bits['stderr']:.3f} bits/byte"
     if score:
         text += f", zero-shot {score['value']:.1f} ± {score['stderr']:.1f} % (chance {score['chance']:.1f} %)"
     if found := result.get("suite"):
@@ -276,13 +308,6 @@ def summary(result: dict) -> str:
 
 def line(row: dict) -> str:
     return json.dumps(row) + "\n"
-
-
-def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

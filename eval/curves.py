@@ -4,7 +4,8 @@ import numpy as np
 
 from eval import cost, figure, published
 from eval.compare import METRICS, Found, caution, table_of, tasks, words_of
-from eval.figure import Line
+from eval.figure import Line, human
+from eval.position import BEYOND
 from eval.runs import curve
 from eval.statistics import Part, Results, level_stderr, power_law, ratio_stderr
 from eval.table import Figure, Table, plus_minus
@@ -77,40 +78,99 @@ def paired_curves(f: Found) -> list[str]:
     ]
 
 
+def alike(result: dict, end: dict, metric: str = "") -> bool:
+    """Whether two evaluations of one run asked the same: only then are they points of one curve."""
+
+    def how(e: dict) -> list:
+        same = [e.get(key) for key in ("version", "lm_eval", "corpora", "precision")]
+        if metric == "suite":
+            data = e.get("lm_eval_tasks", {}).get("data_sha256")
+            same += [data, sorted(name for name, task in e["tasks"].items() if task.get("suite"))]
+        return same
+
+    return how(result) == how(end)
+
+
 def on_the_way(f: Found) -> list:
-    """Scores of the checkpoints that were evaluated, and of the end."""
+    """Scores of the weights that were kept on the way and evaluated, and of the end."""
     having = f.having("checkpoints")
-    figures = []
+    blocks: list = []
     for name, metric in METRICS.items() if having else ():
         curves = []
+        shown: dict[int, dict[str, str]] = {}
         for arm, seeds in having.items():
             at: dict[int, list[float]] = {}
             for cell in seeds.values():
                 end = [{"tokens": cell["metrics"][-1]["tokens"], **cell["eval"]}] if "eval" in cell else []
-                for each in {e["tokens"]: e for e in [*cell["checkpoints"], *end]}.values():
-                    if each.get(metric.key):
+                points = {e["tokens"]: e for e in [*cell["checkpoints"], *end]}
+                for each in points.values():
+                    if each.get(metric.key) and alike(each, points[max(points)], metric.key):
                         at.setdefault(each["tokens"], []).append(each[metric.key]["value"])
-            x = sorted(tokens for tokens, values in at.items() if len(values) == len(seeds))
-            curves.append(Line(arm, f.colour(arm), x, [float(np.mean(at[tokens])) for tokens in x], f.kind(arm)))
-        figures.append(figure.lines(f"{name} against tokens", curves, "training tokens", metric.unit, logx=True))
-    return [Figure(each) for each in figures if each]
+            means = {tokens: float(np.mean(at[tokens])) for tokens in sorted(at) if len(at[tokens]) == len(seeds)}
+            curves.append(Line(arm, f.colour(arm), list(means), list(means.values()), f.kind(arm)))
+            for tokens, value in means.items():
+                shown.setdefault(tokens, {})[arm] = f"{value:.{metric.digits}f}"
+        if drawn := figure.lines(f"{name} against tokens", curves, "training tokens", metric.unit, logx=True):
+            rows = [[human(tokens), *(shown[tokens].get(arm, "-") for arm in having)] for tokens in sorted(shown)]
+            blocks += [Figure(drawn), Table(["training tokens", *having], rows, name)]
+    return blocks
 
 
 def beyond(f: Found) -> list:
-    """Loss by position, up to several times the training length."""
-    curves, seqs = [], set()
-    for arm, seeds in f.having("eval").items():
+    """Loss by position, up to several times the training length, and what stands beyond it in each scheme."""
+    curves, marks, lines = [], {}, []
+    schemes: dict[str, list[str]] = {}
+    having = f.having("eval")
+    longest = max((each["positions"][-1] for seeds in having.values() for cell in seeds.values()
+                   if (each := cell["eval"].get("by_position"))), default=0.0)  # fmt: skip
+    for arm, seeds in having.items():
         found = [cell["eval"].get("by_position") for cell in seeds.values()]
-        if all(found):
-            x = found[0]["positions"]
-            curves.append(
-                Line(arm, f.colour(arm), x, np.mean([each["bits_per_byte"] for each in found], axis=0), f.kind(arm))
-            )
-            seqs |= {cell["run"]["config"]["model"]["seq"] for cell in seeds.values()}
-    marks = {"training length": float(min(seqs))} if seqs else {}
+        if not all(found):
+            continue
+        x, y = found[0]["positions"], np.mean([each["bits_per_byte"] for each in found], axis=0)
+        curves.append(Line(arm, f.colour(arm), x, y, f.kind(arm)))
+        model = next(iter(seeds.values()))["run"]["config"]["model"]
+        marks["training length"] = float(model["seq"])
+        at = [max((i for i, p in enumerate(x) if p < n * model["seq"]), default=0) for n in (1, 2, 4)]
+        ends = [f"{y[i]:.3f}" if x[i] > n / 2 * model["seq"] else "-" for i, n in zip(at, (1, 2, 4), strict=True)]
+        change = f"{y[at[2]] - y[at[0]]:+.3f}" if x[at[2]] == longest > x[at[0]] else "-"
+        lines.append([arm, *ends, change])
+        schemes.setdefault(BEYOND.get(model["pos"], ""), []).append(arm)
+    if not curves:
+        return []
+    tokens = min(each["eval"]["by_position"].get("tokens", 0) for seeds in having.values() for each in seeds.values()
+                 if each["eval"].get("by_position"))  # fmt: skip
     return [
-        Figure(figure.lines("Loss by position", curves, "position in the text, tokens", "bits/byte", True, marks=marks))
-    ]
+        f"Each point is the loss of the same {tokens:,} tokens of held-out text with so many tokens before them, so a "
+        "curve shows what a longer context gives or costs and not what is easier to predict (eval/position.py).",
+        Figure(figure.lines("Loss by position", curves, "tokens before", "bits/byte", marks=marks)),
+        Table(["arm", "training length", "2 ×", "4 ×", "change"], lines, "bits/byte with up to so many tokens before"),
+        "Beyond the training length:",
+        "\n".join(f"* {', '.join(arms)}: {words}" for words, arms in schemes.items() if words),
+    ]  # fmt: skip
+
+
+def domains(f: Found) -> list:
+    """Held-out loss of each domain, where the text names several."""
+    results = {arm: [{(corpus, name): entry for corpus, found in cell["eval"].get("by_domain", {}).items()
+                      for name, entry in found.items()} for cell in seeds.values()]
+               for arm, seeds in f.having("eval").items()}  # fmt: skip
+    names = list(dict.fromkeys(name for cells in results.values() for each in cells for name in each))
+    arms = [arm for arm, cells in results.items() if any(cells)]
+    if not names:
+        return []
+    lines = []
+    for name in names:
+        line = [name[1] if len({corpus for corpus, _ in names}) == 1 else f"{name[1]}, of {name[0]}"]
+        for arm in arms:
+            have = [each[name] for each in results[arm] if name in each]
+            value, error = (float(np.mean([each[key] for each in have] or [np.nan])) for key in ("value", "stderr"))
+            known = f"{value:.3f}" if np.isnan(error) else plus_minus(value, error, 3)  # one document has no error
+            line.append(known if have else "-")
+        most = max((each[name]["n"] for cells in results.values() for each in cells if name in each), default=0)
+        lines.append([*line, str(most)])
+    return ["Bits per byte of held-out text by domain, mean over seeds ± standard error over documents.",
+            Table(["domain", *arms, "documents"], lines)]  # fmt: skip
 
 
 def matrix(f: Found) -> list:

@@ -200,7 +200,7 @@ def definitions(names: list[str]) -> dict[str, Definition]:
     known = suite()
     files = {name: TASKS / known[name]["file"] for name in names if name in known}
     if others := [name for name in names if name not in known]:
-        index = TaskManager().task_index
+        index = _index()
         for name in others:
             files |= {task: Path(index[task].yaml_path) for task in _members(name, index)}
     found = {}
@@ -219,12 +219,17 @@ def definitions(names: list[str]) -> dict[str, Definition]:
     return found
 
 
+@functools.cache
+def _index() -> dict:
+    return TaskManager().task_index
+
+
 def _members(name: str, index: dict) -> list[str]:
     """The tasks of a group or tag; a task itself."""
     if name not in index:
         close = difflib.get_close_matches(name, list(index), n=1)
         raise ValueError(f"there is no task {name!r} in lm-eval{f' (did you mean {close[0]}?)' if close else ''}; "
-                         "suite names the 27 of eval/tasks.yaml")  # fmt: skip
+                         "suite and multilingual name those of eval/tasks.yaml")  # fmt: skip
     entry = index[name]
     if entry.yaml_path is None:  # a tag
         return sorted(entry.tags)

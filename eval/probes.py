@@ -10,6 +10,7 @@ question.
 import gzip
 import hashlib
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -30,6 +31,7 @@ FEW_BYTES, MANY_BYTES = 1.5, 5.0
 
 WORD = re.compile(r"[A-Za-z]{3,}")
 PAIR = re.compile(r"(?<![A-Za-z])(?=([A-Za-z]+,?) ([A-Za-z]{2,})[\s.,:;)])")  # two words, at each first one
+HOLE = re.compile(r"(?<=[a-z,]) ([a-z]{3,})(?= [a-z]) [^\n]{20,40}(?= )")  # a word of running text, and what follows
 GAP = re.compile(r"(?<=[a-z,]) (?=[a-z])")  # between two words of running text
 
 
@@ -47,6 +49,24 @@ def documents(paths: Iterable[str | Path]) -> list[str]:
     return sorted((text for text in texts if text.strip()), key=digest)
 
 
+def by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
+    """Documents for the held-out loss of each domain, `most` bytes of each: {domain: as `held_out`}.
+
+    A document's domain is the one that its corpus names (The Pile's pile_set_name); in a blend of corpora without such
+    names, the corpus: its files lie in a folder NAME-HASH. Nothing where all is of one domain.
+    """
+    texts: dict[str, set[str]] = {}
+    for path in paths:
+        corpus = Path(path).parent.name.rpartition("-")[0]
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for document in map(json.loads, lines):
+                if document["text"].strip():
+                    domain = document.get("metadata", {}).get("domain") or corpus
+                    texts.setdefault(domain, set()).add(document["text"])
+    found = {domain: held_out(sorted(texts[domain], key=digest), most) for domain in sorted(texts)}
+    return found if len(found) > 1 else {}
+
+
 def items(texts: list[str], seq: int) -> dict[str, list[dict]]:
     """The items of every task of tasks.yaml, from documents in the order of `documents`.
 
@@ -58,6 +78,7 @@ def items(texts: list[str], seq: int) -> dict[str, list[dict]]:
     drawn = {
         "last_word": last_word(texts, tasks["last_word"]["items"]),
         "continuation": continuation(texts),
+        "cloze": cloze(texts),
         "copy_inside": copying(texts, **inside),
         "copy_beyond": copying(texts, between=int(MANY_BYTES * seq)),
         "copy_absent": map(without_source, copying(texts, **inside)),
@@ -120,6 +141,27 @@ def continuation(texts: list[str]) -> Iterator[dict]:
                 wrong.append(piece)
         if len(wrong) >= 3:
             yield question(whole_words(text[:start], 120), true, wrong[:3], rng)
+
+
+def cloze(texts: list[str]) -> Iterator[dict]:
+    """A word left out of running text: it and what follows, against the same with another word in its place.
+
+    As in the Children's Book Test (Hill et al. 2015) the wrong words are from the same document; here they are about as
+    common as the true one. What comes after the gap is the same in all choices.
+    """
+    common: Counter[str] = Counter()
+    for text in texts:
+        common.update(WORD.findall(text))
+    for text, rng in passes(texts):
+        gaps = [gap for gap in HOLE.finditer(text) if gap.start() > 100]
+        words = {gap[1] for gap in gaps}
+        if len(words) < 8:
+            continue
+        gap = rng.choice(gaps)
+        near = sorted(words - {gap[1]}, key=lambda word: (abs(math.log(common[word] / common[gap[1]])), word))  # noqa: B023
+        wrong, rest = rng.sample(near[:6], 3), text[gap.end(1) : gap.end()]
+        context = whole_words(text[: gap.start()], 250)
+        yield question(context, f" {gap[1]}{rest}", [f" {word}{rest}" for word in wrong], rng)
 
 
 def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[dict]:

@@ -39,7 +39,7 @@ from eval.compare import (
     words_of,
 )
 from eval.cost import costs
-from eval.curves import beyond, forest, loss_curves, matrix, on_the_way, paired_curves, scaling
+from eval.curves import beyond, domains, forest, loss_curves, matrix, on_the_way, paired_curves, scaling
 from eval.match import mismatches
 from eval.page import page
 from eval.published import beside
@@ -176,6 +176,7 @@ def contents(f: Found) -> list[Section]:
         Section("Training", [*caution(f), *map(Figure, loss_curves(f)), *map(Figure, paired_curves(f))]),
         Section("Score against tokens", on_the_way(f)),
         Section("Beyond the training length", beyond(f)),
+        Section("Loss by domain", domains(f)),
         Section("Trained on, evaluated on", matrix(f)),
         Section("Loss against compute", scaling(f)),
         Section("Task by task", per_task(f)),

@@ -6,6 +6,9 @@ pieces are found by name and place, a checkpoint of any number of ranks and any 
 in it is ever unpickled, and every file's sha256 is compared before it is used. Where tensor parallelism cuts a
 parameter the key ends with `|rank|size`, and at another size the parameter is put together and cut anew.
 
+Of some steps the weights are kept besides, in `weights_N`: the same files without the moments, whole before `step_N`
+is, so that a run continued from there has them. They are never thinned; eval/weights.py reads them.
+
 Saving is asynchronous: `save` copies the pieces to host memory and returns; a thread writes them.
 """
 
@@ -16,9 +19,10 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,10 +65,11 @@ class Checkpoints:
 
     Args:
         keep: how many of the newest are kept.
+        milestones: steps of which the weights are kept besides, and the tokens trained at each.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, milestones: Mapping[int, int] = MappingProxyType({})):
+        self.folder, self.keep, self.milestones = folder, keep, milestones
         self.host: dict[str, Tensor] = {}  # copies of the pieces; pinned where there is a GPU, and used again
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
@@ -82,17 +87,18 @@ class Checkpoints:
         """
         began = time.perf_counter()
         self.wait()
-        target = self.folder / f"step_{step}"
-        if dist.get_rank() == 0:
-            shutil.rmtree(target, ignore_errors=True)  # begun by a process that was killed
-            target.mkdir(parents=True)
+        kinds: dict[str, tuple[str, ...]] = {f"weights_{step}": KINDS[:1]} if step in self.milestones else {}
+        kinds[f"step_{step}"] = KINDS
+        for name in kinds if dist.get_rank() == 0 else ():
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # begun by a process that was killed
+            (self.folder / name).mkdir(parents=True)
         dist.barrier()
         tensors = {piece.key: self._copy(piece) for piece in pieces}
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        what = {"step": step, "ranks": dist.get_world_size(), "state": state}
+        what = {"step": step, "ranks": dist.get_world_size(), "tokens": self.milestones.get(step), "state": state}
         self.thread = threading.Thread(
-            target=self._write, args=(target, tensors, what, dist.get_rank(), began), daemon=True
+            target=self._write, args=(kinds, tensors, what, dist.get_rank(), began), daemon=True
         )
         self.thread.start()
         self.stall = time.perf_counter() - began
@@ -102,20 +108,31 @@ class Checkpoints:
             self.host[piece.key] = torch.empty_like(piece.data, device="cpu", pin_memory=piece.data.is_cuda)
         return self.host[piece.key].copy_(piece.data, non_blocking=True)
 
-    def _write(self, target: Path, tensors: dict[str, Tensor], what: dict[str, Any], rank: int, began: float) -> None:
-        file = target / f"rank_{rank}.safetensors"
+    def _write(
+        self, kinds: dict[str, tuple[str, ...]], tensors: dict[str, Tensor], what: dict[str, Any], rank: int,
+        began: float,
+    ) -> None:  # fmt: skip
+        """kinds: what goes into which folder."""
+        file = self.folder
         try:
-            save_file(tensors, file)
-            with open(file, "rb") as f:
-                os.fsync(f.fileno())
-                digest = hashlib.file_digest(f, "sha256").hexdigest()
-            sums = {"sha256": digest, "bytes": file.stat().st_size}
-            replace_text(target / f"rank_{rank}.json", json.dumps(sums))
-            if rank == 0:
-                self._complete(target, what, began)
+            for name, some in kinds.items():
+                file = self.folder / name / f"rank_{rank}.safetensors"
+                save_file({key: x for key, x in tensors.items() if key.split("|")[1] in some}, file)
+                with open(file, "rb") as f:
+                    os.fsync(f.fileno())
+                    digest = hashlib.file_digest(f, "sha256").hexdigest()
+                sums = {"sha256": digest, "bytes": file.stat().st_size}
+                replace_text(file.with_suffix(".json"), json.dumps(sums))
+                if rank == 0:
+                    self._complete(file.parent, what, began)
+            for old in whole(self.folder)[self.keep :] if rank == 0 else ():
+                # first the manifest: a folder that is half removed must not look whole
+                (old / MANIFEST).unlink()
+                shutil.rmtree(old)
             self.seconds = time.perf_counter() - began
         except Exception as error:  # the training thread must hear of it
-            file.unlink(missing_ok=True)
+            if file.suffix:
+                file.unlink(missing_ok=True)
             self.error = error
 
     def _complete(self, target: Path, what: dict[str, Any], began: float) -> None:
@@ -129,10 +146,6 @@ class Checkpoints:
         replace_text(target / MANIFEST, json.dumps(manifest))
         for s in sums:
             s.unlink()
-        for old in whole(self.folder)[self.keep :]:
-            # first the manifest: a folder that is half removed must not look whole
-            (old / MANIFEST).unlink()
-            shutil.rmtree(old)
 
     def wait(self) -> None:
         """Until the save that is under way is on the disk.
@@ -196,6 +209,10 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"damaged_{later.name}", ignore_errors=True)
                 later.rename(self.folder / f"damaged_{later.name}")
             elif number(later) > number(path):
+                shutil.rmtree(later)
+        for later in self.folder.glob("weights_*"):
+            if number(later) > number(path):
+                (later / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(later)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ablations.config import ConfigError, spread
 from ablations.execute import prepare
 from ablations.site import find, site
-from ablations.status import attempts
+from ablations.status import attempts, unjudged
 from ablations.study import ROOT, Study, from_args
 from launch.attempts import bad_nodes, write
 
@@ -42,7 +42,8 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
     train = [i for i in todo if i not in busy and not (study.cells[i].dir / "done").exists()]
     trained = [i for i in todo if (study.cells[i].dir / "done").exists()]
-    if not train and not trained:
+    ahead = [i for i in sorted(busy) if i not in trained and unjudged(study.cells[i].dir)]
+    if not train and not trained and not ahead:
         print("nothing to submit: every run is finished or in the queue")
         return
     prepare(study, [study.cells[i] for i in todo])
@@ -61,9 +62,12 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
             write(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
         print(f"job {job}: trains {len(train)} run{'s' * (len(train) > 1)}: array indices {_ranges(train)}")
         after = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"]
-        waited_for.append(evaluate(study, train, given, options, after))
+        waited_for.append(evaluate(study, train, given, options, after, "each when it is trained"))
     if trained:
-        waited_for.append(evaluate(study, trained, given, options, []))
+        waited_for.append(evaluate(study, trained, given, options, [], "what is trained"))
+    if ahead:
+        what = "what runs that go on have kept on the way (layout.eval_at)"
+        waited_for.append(evaluate(study, ahead, given, options, [], what))
     report = _job("report", options) + [f"--dependency=afterany:{':'.join(waited_for)}", f"--output={logs}/%j.log"]
     job = sbatch(report, given, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
     print(f"job {job}: the report, ablations/records/{study.name}/report.md\n")
@@ -72,7 +76,9 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
     print(f"to stop it all:  touch {study.out / 'stop'}    (runs save and leave the queue; remove it, submit again)")
 
 
-def evaluate(study: Study, cells: list[int], given: dict[str, str], options: list[str], after: list[str]) -> str:
+def evaluate(
+    study: Study, cells: list[int], given: dict[str, str], options: list[str], after: list[str], what: str
+) -> str:
     """Submit the evaluation of `cells`, an array with an index for each. Returns its job id."""
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     command = f"{_python()} -m eval {shlex.join(study.judged)}"
@@ -81,7 +87,7 @@ def evaluate(study: Study, cells: list[int], given: dict[str, str], options: lis
     gpus = "SBATCH_GPUS_PER_NODE" in given or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []
     job = sbatch(_job("evaluation", options) + gpu + array + after, given, script)
-    print(f"job {job}: evaluates each when it is trained")
+    print(f"job {job}: evaluates {what}")
     return job
 
 

@@ -74,7 +74,7 @@ def train(cell: Cell, out: Path) -> None:
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
     prefixes = OBJECTIVES[run.model.objective]
-    checkpoints = Checkpoints(folder / "checkpoints", run.layout.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", run.layout.keep, run.milestones)
     at = Progress(**(engine.load(checkpoints) or {}))
     log = Log(folder, run, cell.name, at.step) if rank == 0 else None
     with Watch(folder, out, run.steps, rank, hosts, run.layout.hang, run.layout.patience) as watch:
@@ -121,7 +121,8 @@ def train(cell: Cell, out: Path) -> None:
                     })  # fmt: skip
                 watch.speed(speed, busy)
                 logged, logged_step, at.losses = now, at.step, []
-            if wish or at.step == run.steps or (run.layout.save_every and at.step % run.layout.save_every == 0):
+            due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
+            if wish or due or at.step == run.steps:
                 engine.save(checkpoints, at.step, asdict(at))
                 saved = time.perf_counter()
                 watch.pause()
@@ -192,14 +193,19 @@ def go_back(cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progre
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Only one process (its first rank) may write a run directory."""
+    """Only one process (its first rank) may write a run directory; under Slurm one on its way out is waited for."""
     folder.mkdir(parents=True, exist_ok=True)
+    patience = 60 if "SLURM_JOB_ID" in os.environ else 0
     with open(folder / "lock", "w") as lock:
-        if int(os.environ.get("RANK", "0")) == 0:
+        while int(os.environ.get("RANK", "0")) == 0:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except BlockingIOError:
-                raise ConfigError(f"another process is training {folder}") from None
+                if not patience:
+                    raise ConfigError(f"another process is training {folder}") from None
+            patience -= 1
+            time.sleep(1)
         yield
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import torch
 from lm_eval.api.instance import Instance
 from safetensors.torch import save_file
 
-from eval import harness, probes
+from eval import harness, position, probes
 from eval.__main__ import main
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.position import POSITIONS
 
 SHAPE = dict(
     vocab_multiple=128,
@@ -49,6 +51,9 @@ class Letters:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("latin-1"))
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i != self.eod).decode("latin-1")
 
 
 def model(pos: str = "learned", seq: int = 24) -> GPT:
@@ -272,7 +277,7 @@ def test_items_follow_from_the_texts_alone(tmp_path, made):
 def test_items_of_this_version_do_not_change(made):
     """If this fails, results are not comparable any more: raise `version` in tasks.yaml, renew the hash."""
     content = hashlib.sha256(json.dumps(made[1], sort_keys=True).encode()).hexdigest()
-    assert (probes.specification()["version"], content[:12]) == (1, "fa2c3f5c9bf2")
+    assert (probes.specification()["version"], content[:12]) == (2, "5b42cdbf768d")
 
 
 def test_numbers_and_ids(made):
@@ -316,6 +321,29 @@ def test_continuations_are_of_one_length_and_one_is_true(made):
     assert max(places.count(i) for i in range(4)) < 0.4 * len(places)
 
 
+def test_a_left_out_word_is_told_from_others_of_its_document_by_all_that_stands_around_it(made):
+    for row in made[1]["cloze"]:
+        words = [choice.split()[0] for choice in row["choices"]]
+        rest = {choice[len(word) + 1 :] for choice, word in zip(row["choices"], words, strict=True)}
+        assert len(set(words)) == 4 and len(rest) == 1 and 20 < len(rest.pop()) < 42
+        whole = row["context"] + row["choices"][row["target"]]
+        (document,) = [each for each in made[0] if whole in each][:1]
+        assert all(f" {word} " in document for word in words)
+    assert max(Counter(row["target"] for row in made[1]["cloze"]).values()) < 60
+
+
+def test_how_common_a_word_is_does_not_tell_the_one_left_out():
+    rng, words = random.Random(2), [a + b + c for a in "bdfgk" for b in "aei" for c in "lmn"]
+    texts = [" ".join(rng.choices(words, [1 / rank for rank in range(1, 46)], k=300)) for _ in range(40)]
+    count = Counter(" ".join(texts).split())
+    items, away = probes.items(sorted(texts, key=probes.digest), 256)["cloze"], []
+    for row in items:
+        said = [count[choice.split()[0]] for choice in row["choices"]]
+        away += [abs(math.log(n / said[row["target"]])) for n in said]
+    everyone = [abs(math.log(a / b)) for a in count.values() for b in count.values()]
+    assert len(items) == 160 and np.mean(away) < 0.8 * np.mean(everyone)
+
+
 @pytest.mark.parametrize("task", ["copy_inside", "copy_beyond"])
 def test_copying_needs_the_place_of_a_word(made, task):
     seq = 256
@@ -353,11 +381,83 @@ def test_a_model_that_copies_passes_the_copying_tasks_and_no_other_does(made):
 
 
 def test_too_little_text_leaves_tasks_out():
-    assert [name for name, rows in probes.items(prose(1), seq=256).items() if rows] == ["bits_per_byte"]
+    assert [name for name, rows in probes.items(prose(1), seq=256).items() if rows] == ["bits_per_byte", "cloze"]
     assert {name for name, rows in probes.items(prose(60), seq=16).items() if not rows} == {
         "copy_inside",
         "copy_absent",
     }
+
+
+# ------------------------------------------------------------------------------------------------ domains, positions
+
+
+def test_domains_are_those_that_the_corpus_names_or_the_corpora_of_a_blend(tmp_path):
+    texts = prose(12)
+    (tmp_path / "pile-0123abcd").mkdir()
+    (tmp_path / "my-code-4567abcd").mkdir()
+    with gzip.open(tmp_path / "pile-0123abcd/valid.jsonl.gz", "wt") as file:
+        for i, text in enumerate(texts[:8]):
+            labels = {"domain": ("Github", "ArXiv")[i % 2]} if i < 6 else {}
+            file.write(json.dumps({"text": text, "id": str(i), "metadata": labels}) + "\n")
+    blend = [tmp_path / "pile-0123abcd/valid.jsonl.gz", stored(tmp_path / "my-code-4567abcd/valid.jsonl.gz", texts[8:])]
+    found = probes.by_domain(blend, 10**6)
+    assert {name: len(rows) for name, rows in found.items()} == {"ArXiv": 3, "Github": 3, "my-code": 4, "pile": 2}
+    assert {row["target"] for row in found["Github"]} == set(texts[:6:2])
+    assert len(probes.by_domain(blend, 600)["my-code"]) == 1
+    assert probes.by_domain(blend[1:], 10**6) == {}  # one domain is the whole
+
+
+@pytest.mark.parametrize("pos", [*POSITIONS])
+def test_loss_by_position_against_a_plain_loop_in_float64(pos):
+    """Of the same tokens at every position; nothing but what comes before them is more and more."""
+    seq, w = 8, 4
+    gpt, letters = model(pos, seq), Letters()
+    texts = [text(random.Random(i), 30) for i in range(6)]
+    pieces = position.pieces(texts, letters, seq)
+    assert len(pieces) == 6 and all(len(piece.ids) == position.length(seq) == 45 for piece in pieces)
+    assert all("".join(map(chr, piece.ids)) in each for piece, each in zip(pieces, texts, strict=True))
+    asked = []
+
+    def score(pairs):
+        asked.extend(pairs)
+        return harness.Scorer(gpt, letters, seq, batch=200).score(pairs)
+
+    got = position.curve(pieces, seq, gpt.max_length, score)
+    bins = 2 if pos == "learned" else 8  # there are no learned positions beyond
+    assert got["positions"] == [2.0 + 4 * b for b in range(bins)]
+
+    exact = GPT(gpt.cfg, seed=3).double().eval()
+    expected = np.zeros((bins, len(pieces)))
+    for p, piece in enumerate(pieces):
+        for target in range(29, 45):
+            for b in range(bins):
+                start = (target - 1) // w * w - b * w
+                with torch.no_grad():
+                    logits = exact(torch.tensor([piece.ids[start:target]]))[0, -1]
+                expected[b, p] -= logits.log_softmax(-1)[piece.ids[target]].item()
+    size = 16 * len(pieces)  # of one byte each
+    assert got["bytes"] == got["tokens"] == size
+    np.testing.assert_allclose(got["bits_per_byte"], expected.sum(1) / size / math.log(2), rtol=1e-4)
+    by_bin: dict[int, list] = {}
+    for given, scored in asked:
+        by_bin.setdefault(len(given), []).append(tuple(scored))
+    assert [n for n in sorted(by_bin)] == [1 + w * b for b in range(bins)]
+    assert len({tuple(sorted(scored)) for scored in by_bin.values()}) == 1
+
+
+def test_text_for_positions_is_long_documents_first_and_others_joined():
+    letters, n = Letters(), position.length(8)
+    short, long = ["a" * 20, "b" * 30, "c" * 5], ["d" * 400, "e" * 225]
+    found = position.pieces([*short, *long], letters, 8)
+    assert [bytes(i % 256 for i in piece.ids) for piece in found] == [
+        b"d" * n, b"e" * n, b"a" * 20 + b"\0" + b"b" * (n - 21)]  # fmt: skip
+    assert [piece.size for piece in found] == [16, 16, 16]
+    assert position.pieces(short[2:], letters, 8) == [] and position.curve([], 8, None, lambda pairs: []) is None
+    assert set(position.BEYOND) == set(POSITIONS)
+    one, two = ({"positions": [2.0], "bits_per_byte": [x], "stderr": [x], "tokens": 8, "bytes": 9} for x in (3.0, 4.0))
+    assert position.mean([one, None, two]) == {"positions": [2.0], "bits_per_byte": [3.5], "stderr": [2.5],
+                                               "tokens": 16, "bytes": 18}  # fmt: skip
+    assert position.mean([None]) is None
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -426,6 +526,8 @@ def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
     assert result["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert result["tasks"][f"{corpus}/bits_per_byte"]["bytes"] == size
 
+    assert result["by_position"]["positions"] == [16.0, 48.0] and result["by_domain"] == {corpus: {}}
+
     rows = [json.loads(line) for line in gzip.decompress(samples).splitlines()]
     for name, task in result["tasks"].items():
         own = [row for row in rows if row["task"] == name]
@@ -445,8 +547,9 @@ def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
     for stale in ({"version": 0}, {"weights_sha256": "others"}, {"corpora": []}):
         (run / "eval.json").write_text(json.dumps({**result, **stale}))
         from eval.__main__ import current
+        from eval.weights import found
 
-        assert current(run) is None
+        assert current(run, *found(run)) is None
     (run / "eval.json").unlink()
     assert main([str(run)]) == 0
     again = json.loads((run / "eval.json").read_text())

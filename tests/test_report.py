@@ -515,7 +515,7 @@ def test_a_browser_shows_every_figure_and_reports_no_error(tmp_path):
         titles = [f["title"] for f in seen["found"]]
         for words in ("bits/byte: difference", "zero-shot: difference", "suite: difference",
                       "Training loss against tokens", "against FLOPs", "against hours", "Same seed, same batches",
-                      "suite against tokens", "Loss by position",
+                      "suite against tokens", "bits/byte against tokens", "Loss by position",
                       "Bits per byte: trained", "Accuracy in %"):  # fmt: skip
             assert any(words in title for title in titles), words
         assert all(f["width"] > 300 and f["height"] > 60 for f in seen["found"]), seen["found"]
@@ -753,3 +753,35 @@ def test_hours_and_energy(device, ranks, threads, unit, hours, kwh):
     assert (spent["unit"], spent["hours"]) == (unit, hours)
     assert spent["kwh"] == (pytest.approx(kwh) if kwh else None)
     assert spent["flops"] is None  # a configuration of another version
+
+
+def test_domains_have_a_table(tmp_path):
+    study = make(Study(tmp_path / "runs", seeds=[1, 2]))
+    for arm in study.arms:
+        for seed in study.seeds:
+            each = {"value": 2.0 + seed / 10 + EFFECT[arm], "stderr": 0.05, "bytes": 9, "n": 3}
+            to = {"pile": {"Github": each, "ArXiv": {**each, "value": 3.0}}}
+            change(study.cell(arm, seed).dir / "eval.json", "by_domain", to=to)
+    report(study, tmp_path / "out")
+    found = section((tmp_path / "out/report.md").read_text(), "Loss by domain")
+    assert "| Github | 2.150 ± 0.050 | 2.090 ± 0.050 | 3 |" in found and "| ArXiv | 3.000 ± 0.050 |" in found
+    change(study.cell("pos=alibi", 1).dir / "eval.json", "by_domain", to={"own": {"ArXiv": each}})
+    report(study, tmp_path / "out")
+    found = section((tmp_path / "out/report.md").read_text(), "Loss by domain")
+    assert "| ArXiv, of own | - | 2.140 ± 0.050 | 3 |" in found
+
+
+def test_what_stands_beyond_the_training_length_is_said(tmp_path):
+    study = make(Study(tmp_path / "runs", seeds=[1, 2], arms=list(ARMS)))
+    for arm in study.arms:
+        for seed in study.seeds:
+            n = 2 if arm == "pos=learned" else 8
+            values = [2.5 + i * {"pos=none": 0.01}.get(arm, 0.0) + seed / 10 for i in range(n)]
+            found = {"positions": [64.0 + 128 * i for i in range(n)], "bits_per_byte": values, "tokens": 4096}
+            change(study.cell(arm, seed).dir / "eval.json", "by_position", to=found)
+    report(study, tmp_path / "out")
+    said = section((tmp_path / "out/report.md").read_text(), "Beyond the training length")
+    assert "| pos=learned | 2.650 | - | - | - |" in said and "* pos=learned: there is no vector" in said
+    assert "| pos=none | 2.660 | 2.680 | 2.720 | +0.060 |" in said
+    assert "| pos=alibi | 2.650 | 2.650 | 2.650 | +0.000 |" in said
+    assert "* pos=none: nothing has to be extended" in said and "the same 4,096 tokens" in said

@@ -145,6 +145,15 @@ def test_the_suite_is_that_of_the_installed_lm_eval():
     assert 100 * np.mean([spec["chance"] for spec in mirror.suite().values()]) == pytest.approx(34.4, abs=0.1)
 
 
+def test_the_group_of_other_languages():
+    found = harness.definitions(mirror.names(["multilingual"]))
+    study = {"ar", "bn", "ca", "en", "es", "eu", "fr", "hi", "id", "pt", "ur", "vi", "zh"}
+    assert {name.rpartition("_")[2] for name in found} <= study and len(found) == 19
+    xnli = {name.rpartition("_")[2] for name in found if name.startswith("xnli")}
+    assert xnli == {"en", "zh", "es", "fr", "vi", "ar", "hi", "ur"}  # the columns of the study's table
+    assert mirror.names(["copa", "multilingual", "copa"]) == ["copa", *mirror.groups()["multilingual"]]
+
+
 def test_any_task_of_lm_eval_by_name():
     with pytest.raises(ValueError, match="no task 'helaswag' .*did you mean hellaswag"):
         harness.definitions(["helaswag"])
@@ -168,6 +177,8 @@ def test_the_shared_mirror_has_every_task_whole(tmp_path, capsys):
     assert "missing: hellaswag" in said.err and "copa/validation.jsonl.gz is not the file of the manifest" in said.err
     assert main(["--tasks", "boolq,copa", "--data", str(part)]) == 2  # asked for by name: nothing less will do
     assert "cannot be run:\n  copa" in capsys.readouterr().err
+    assert main(["--tasks", "boolq,multilingual", "--data", str(part)]) == 2  # nor nothing of a group
+    assert "multilingual: " in (said := capsys.readouterr().err) and "the data of none of its 19 tasks" in said
     assert main(["--tasks", "suite", "--data", str(tmp_path)]) == 2
     assert "make eval-data" in capsys.readouterr().err
 
@@ -266,6 +277,69 @@ def test_a_run_is_judged_without_a_network_and_only_when_asked_more(run, offline
     for words in ([], TASKS, ["--tasks", "copa", *TASKS[2:]]):  # nothing of these is new
         assert main([str(run), *words]) == 0 and (run / "eval.json").stat().st_mtime_ns == stamp
     assert main([str(run), "--tasks", "wic", *TASKS[2:]]) == 0 and (run / "eval.json").stat().st_mtime_ns > stamp
+
+
+NLI = [  # in XNLI's schema; rows of our own
+    {"premise": "Le chat dort sur la table.", "hypothesis": "Le chat est sur la table.", "label": 0},
+    {"premise": "Le chat dort sur la table.", "hypothesis": "Le chat est noir.", "label": 1},
+    {"premise": "Le chat dort sur la table.", "hypothesis": "Le chat court.", "label": 2},
+    {"premise": "Il pleut depuis hier, dit-elle.", "hypothesis": "Il a fait sec hier.", "label": 2},
+]
+CARD = """---
+dataset_info:
+- config_name: fr
+  features:
+  - {name: premise, dtype: string}
+  - {name: hypothesis, dtype: string}
+  - name: label
+    dtype: {class_label: {names: {'0': entailment, '1': neutral, '2': contradiction}}}
+configs:
+- config_name: fr
+  data_files: [{split: validation, path: fr/validation.jsonl}]
+---
+"""
+
+
+def test_tasks_of_other_languages_are_mirrored_and_scored_as_written(run, tmp_path, offline, capsys):  # noqa: F811
+    """From the hub's file to the accuracy; against one forward pass of the model for each choice."""
+    from safetensors.torch import load_file
+
+    from data.tokenizer import load_tokenizer
+
+    hub, to = tmp_path / "hub", tmp_path / "to"
+    (hub / "facebook__xnli/fr").mkdir(parents=True)
+    (hub / "facebook__xnli/README.md").write_text(CARD)
+    (hub / "facebook__xnli/fr/validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in NLI))
+    command = [sys.executable, "-m", "eval.mirror", "--to", str(to), "--tasks", "multilingual", "--from", str(hub)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HOME": str(tmp_path / "cache")}, capture_output=True,
+                          text=True)  # fmt: skip
+    assert "1 of 19 tasks" in done.stdout and "error: xnli_zh" in done.stderr
+
+    # the model sees more than its 64 tokens of training, which learned positions would not
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["model"]["pos"] = "alibi"
+    gpt = GPT(ModelConfig(**record["config"]["model"]), seed=4)
+    (run / "run.json").write_text(json.dumps(record))
+    from safetensors.torch import save_file
+
+    save_file(gpt.state_dict(), run / "weights.safetensors")
+    assert main([str(run), "--tasks", "multilingual", "--data", str(to)]) == 0
+    assert "missing: xnli_zh" in capsys.readouterr().err
+    result = json.loads((run / "eval.json").read_text())
+    gpt.load_state_dict(load_file(run / "weights.safetensors"))
+    tokenizer, hits = load_tokenizer(record["data"]["tokenizer"]["path"]), []
+    for row in NLI:
+        said = []
+        for word in ("Oui", "Aussi", "Non"):
+            # with lm-eval's delimiter before it, though nothing stands before that
+            ids = tokenizer.encode(f" {row['premise']}, correct? {word}, {row['hypothesis']}")
+            logp = alone(gpt.eval(), [tokenizer.eod], ids[:-1]).log_softmax(-1)
+            said.append(sum(logp[i, token].item() for i, token in enumerate(ids)))
+        hits.append(int(np.argmax(said)) == row["label"])
+    task = result["tasks"]["xnli_fr"]
+    assert task["value"] == np.mean(hits) and task["chance"] == pytest.approx(1 / 3) and task["n"] == 4
+    assert result["lm_eval_tasks"]["asked"] == ["multilingual"] and len(result["lm_eval_tasks"]["missing"]) == 18
+    assert result["suite"] is None and not task["suite"]
 
 
 @shared

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 TINY = {
     "model.layers": 1, "model.hidden": 32, "model.heads": 2, "model.seq": 32, "model.vocab": 512,
     "train.tokens": 12 * 4 * 32, "train.batch": 4, "train.precision": "fp32", "train.lr": 1e-3,
-    "layout.micro_batch": 1, "layout.log_every": 1, "layout.save_every": 6, "layout.wandb": "disabled",
+    "layout.micro_batch": 1, "layout.log_every": 1, "layout.save_every": 6, "layout.eval_at": 0.4,
+    "layout.wandb": "disabled",
 }  # fmt: skip
 SITE = """
 export SBATCH_PARTITION=spot SBATCH_TIMELIMIT=30 SBATCH_GPUS_PER_NODE=2 NODE_MTBF_HOURS=99
@@ -107,9 +108,38 @@ def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit
 
     assert slurm.wait(report, seconds=200)["JobState"] == "COMPLETED"
     assert [slurm.job(f"{evaluate}_{i}")["JobState"] for i in range(2)] == ["COMPLETED"] * 2
+    for cell in cells:  # what four ranks kept at two fifths of the budget, judged by the job that judges the end
+        kept = json.loads((cell.dir / "eval-step_5.json").read_text())
+        assert kept["tokens"] == 5 * 4 * 32 and not list(cell.dir.glob("*.parts"))
+    assert "Score against tokens" in next((code / "ablations/records").glob("*/report.md")).read_text()
     assert "bits/byte" in next((code / "ablations/records").glob("*/report.md")).read_text()
     nothing = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
     assert "nothing to submit" in nothing
+
+
+@pytest.mark.timeout(300)
+def test_submitting_again_judges_what_runs_have_kept_so_far(slurm: Cluster, tmp_path: Path, words: list[str]) -> None:
+    """Of two runs that are in the queue, one has been at work before."""
+    code = copy_code(tmp_path / "code")
+    (code / "launch/site.sh").write_text(SITE)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    subprocess.run([sys.executable, "-m", "launch.train", "--cell", "1", *words], cwd=code, env=env, check=True)
+    cells = from_args(words).cells
+    (cells[1].dir / "done").unlink()
+    job = slurm.run("sbatch", "--parsable", "--hold", "--wrap", "sleep 1").strip()
+    for cell in cells:
+        cell.dir.mkdir(parents=True, exist_ok=True)
+        (cell.dir / "attempts.jsonl").write_text(json.dumps({"time": 1, "event": "submitted", "job": job}) + "\n")
+    said = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
+    assert said.count("already in the queue") == 2 and "trains" not in said
+    (line,) = [x for x in said.splitlines() if "evaluates what runs that go on have kept" in x]
+    evaluate = line.split()[1].rstrip(":")
+    assert slurm.wait(f"{evaluate}_1", seconds=200)["JobState"] == "COMPLETED"
+    assert (cells[1].dir / "eval-step_5.json").exists() and not (cells[1].dir / "eval.json").exists()
+    assert not list(cells[0].dir.glob("eval*"))
+    said = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
+    assert "nothing to submit" in said
+    slurm.run("scancel", job)
 
 
 @pytest.mark.timeout(600)
