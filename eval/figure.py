@@ -233,7 +233,7 @@ def heat(
     """A table of coloured cells: (text, strength from -1 to 1, tooltip). Above zero good, below bad, zero no colour."""
     side = min(170.0, 8 + max(wide(r, 11) for r in rows))
     step = max(46.0, (WIDTH - side - 4) / len(columns))
-    columns = [c if len(c) <= 24 else c[:23] + "…" for c in columns]
+    columns = [c if len(c) <= 24 else "…" + c[-23:] for c in columns]  # paths differ in their ends
     tilt = max(wide(c) for c in columns) > step - 4
     head = 24 + (min(90.0, 0.6 * max(wide(c) for c in columns)) + 12 if tilt else 20)
     over = 0.75 * max(wide(c) for c in columns) if tilt else 0  # what a tilted name has to the right of its column
@@ -245,7 +245,7 @@ def heat(
                    else text(x, head - 6, name, "", "middle"))  # fmt: skip
     for i, (name, line) in enumerate(zip(rows, cells, strict=True)):
         y = head + 21 * i
-        short = name if wide(name, 11) <= side else name[:24] + "…"
+        short = name if wide(name, 11) <= side else "…" + name[-24:]
         out.append(
             f'<text x="{side - 6:.1f}" y="{y + 15:.1f}" text-anchor="end" style="font-size:11px">{escape(short)}</text>'
         )

@@ -111,8 +111,8 @@ def test_an_embedding_norm_after_positions_fires() -> None:
 
 
 def test_a_norm_that_is_not_applied_fires(monkeypatch: MonkeyPatch) -> None:
-    def forward(self: gpt.Block, x: torch.Tensor, attend: attention.Attend) -> torch.Tensor:
-        x = x + self.drop(self.attn(self.norm1(x), attend))
+    def forward(self: gpt.Block, x: torch.Tensor, attend: attention.Attend, only: None) -> torch.Tensor:
+        x = x + self.drop(self.attn(self.norm1(x), attend, only))
         return x + self.drop(self.mlp(x))
 
     model = GPT(cfg())
@@ -121,9 +121,9 @@ def test_a_norm_that_is_not_applied_fires(monkeypatch: MonkeyPatch) -> None:
 
 
 def test_a_norm_whose_output_is_thrown_away_fires(monkeypatch: MonkeyPatch) -> None:
-    def forward(self: gpt.Block, x: torch.Tensor, attend: attention.Attend) -> torch.Tensor:
+    def forward(self: gpt.Block, x: torch.Tensor, attend: attention.Attend, only: None) -> torch.Tensor:
         self.norm1(x)
-        x = x + self.attn(x, attend)
+        x = x + self.attn(x, attend, only)
         return x + self.mlp(self.norm2(x))
 
     model = GPT(cfg())
