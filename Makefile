@@ -52,7 +52,7 @@ bench-gpu: .venv/ready
 # on a machine with a network; evaluation itself never uses one
 EVAL_DATA ?= $(or $(OUT),runs)/eval-data
 eval-data: .venv/ready
-	$(PY) -m eval.mirror --to '$(EVAL_DATA)' --tasks '$(or $(TASKS),suite)' $(ARGS)
+	$(PY) -m eval.fetch --to '$(EVAL_DATA)' --tasks '$(or $(TASKS),suite)' $(ARGS)
 bench-eval: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/bench_eval.py --data '$(EVAL_DATA)' $(ARGS)
 

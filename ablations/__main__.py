@@ -11,7 +11,8 @@ import sys
 import time
 
 from ablations.budget import learning_rate
-from ablations.config import ConfigError, bundles, has_gpu, resolve, spread
+from ablations.config import ConfigError, bundles, resolve, spread
+from ablations.machine import has_gpu
 from ablations.site import site
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_args, human
@@ -90,8 +91,9 @@ def plan(study: Study) -> int:
     base = spread(study.base, replicas)
     layout = base.layout
     accumulate = base.train.batch // (layout.micro_batch * replicas)
-    shape = (layout.micro_batch, base.train.precision, layout.zero, replicas, accumulate, has_gpu(), layout.tp)
-    memory = max(estimate(cell.run.model, *shape)["total"] for cell in study.cells)
+    shape = (layout.zero, replicas, accumulate, has_gpu(), layout.tp)
+    memory = max(estimate(cell.run.model, layout.micro_batch, cell.run.train.precision, *shape)["total"]
+                 for cell in study.cells)  # fmt: skip
     print(
         f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, {base.train.precision}, "
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"

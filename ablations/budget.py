@@ -1,13 +1,11 @@
 """The budget drives the run: stop, batch size and learning rate are pure functions of the step and of what is spent."""
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ablations.config import TrainConfig
+from ablations.settings import TrainConfig
 
 
-def batch_sizes(train: "TrainConfig") -> list[int]:
+def batch_sizes(train: TrainConfig) -> list[int]:
     """The batch sizes of the ramp, in sequences; the last of them, or without a ramp the only one, is `batch`."""
     if not train.ramp:
         return [train.batch]
@@ -15,7 +13,7 @@ def batch_sizes(train: "TrainConfig") -> list[int]:
     return [*range(first, train.batch, more), train.batch]
 
 
-def stages(train: "TrainConfig") -> list[tuple[int, int, int]]:
+def stages(train: TrainConfig) -> list[tuple[int, int, int]]:
     """(first step, first sample, batch size) of each stretch of steps with one batch size.
 
     Megatron's ramp: the samples of the ramp are divided evenly among the increments, and a batch has the size that
@@ -34,14 +32,14 @@ def stages(train: "TrainConfig") -> list[tuple[int, int, int]]:
     return found
 
 
-def samples(train: "TrainConfig", step: int) -> range:
+def samples(train: TrainConfig, step: int) -> range:
     """The numbers of the samples in the batch of `step`; steps and samples are counted from 0."""
     first_step, first, size = [stage for stage in stages(train) if stage[0] <= step][-1]
     begin = first + (step - first_step) * size
     return range(begin, begin + size)
 
 
-def steps(train: "TrainConfig", count: int) -> int:
+def steps(train: TrainConfig, count: int) -> int:
     """Whole steps that `count` samples are enough for."""
     stage = [stage for stage in stages(train) if stage[1] <= count]
     first_step, first, size = stage[-1]
@@ -49,7 +47,7 @@ def steps(train: "TrainConfig", count: int) -> int:
     return first_step + (count - first) // size
 
 
-def learning_rate(train: "TrainConfig", t: float) -> float:
+def learning_rate(train: TrainConfig, t: float) -> float:
     """Linear warm-up to the peak, then a cosine down to `min_lr` x the peak at t = 1, and flat from there (GPT-3).
 
     Args:

@@ -1,94 +1,22 @@
 """A `Run`: the resolved configuration of one training run. Loading is strict and needs neither torch nor time."""
 
 import bisect
-import difflib
-import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any, get_type_hints
 
 from ablations import budget
+from ablations.machine import has_bf16, has_gpu
+from ablations.settings import DataConfig, EvalConfig, LayoutConfig, TrainConfig
+from ablations.values import ConfigError, did_you_mean, flatten, read_yaml, typed
 from data import filters
 from model import count
 from model.config import ModelConfig
 
 HERE = Path(__file__).parent
-
-
-class ConfigError(ValueError):
-    """The user asked for something that does not exist or does not fit; the message says what would."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    corpus: str
-    tokenizer: str
-    tokenizer_kind: Literal["bpe", "unigram", "byte-bpe", "file"]
-    dedup: filters.Dedup
-    quality: filters.Quality
-    decontaminate: str
-    compress: float
-    order: filters.Order
-    allow_errors: int
-
-    @property
-    def recipe(self) -> filters.Recipe:
-        """How the corpus becomes training text."""
-        return filters.Recipe(*(getattr(self, name) for name in filters.Recipe._fields))
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    tokens: int
-    batch: int
-    ramp: list[int]
-    lr: float
-    min_lr: float
-    decay_tokens: int
-    warmup: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    clip: float
-    precision: Literal["auto", "bf16", "fp16", "fp32"]
-    loss_scale_power: int
-    loss_scale_window: int
-    loss_scale_hysteresis: int
-    loss_scale_min: int
-    divergence: float
-    spike: float
-    skip: int
-    rollbacks: int
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    corpora: list[str]
-
-
-@dataclass(frozen=True)
-class LayoutConfig:
-    processes: int
-    tp: int
-    threads: int
-    micro_batch: int
-    zero: Literal[1, 2]
-    log_every: int
-    save_every: int
-    keep: int
-    eval_at: list[float]
-    mtbf: float
-    hang: float
-    patience: float
-    compile: Literal["auto", "always", "never"]
-    wandb: Literal["offline", "online", "disabled"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +34,12 @@ class Run:
     def flat(self) -> dict[str, Any]:
         """{"model.pos": "alibi", ...}, layout included."""
         return flatten(asdict(self))
+
+    @property
+    def corpora(self) -> list[str]:
+        """What is read: to train on, to be judged by, and for the tokenizer unless that one exists."""
+        tokenizer = [] if self.data.tokenizer_kind == "file" else [self.data.tokenizer]
+        return list(dict.fromkeys([self.data.corpus, *tokenizer, *self.eval.corpora]))
 
     @property
     def steps(self) -> int:
@@ -156,6 +90,17 @@ def _collect(cls: type, prefix: str = "") -> None:
 
 
 _collect(Run)
+
+
+def parse(key: str, value: Any) -> Any:
+    """`value`, as text or as YAML read it, in the type of `key`.
+
+    Raises:
+        ConfigError: unknown key, wrong type, or a variant that does not exist.
+    """
+    if key not in KEYS:
+        raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, KEYS)}. Settings: {', '.join(sorted(KEYS))}")
+    return typed(key, KEYS[key], value)
 
 
 def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
@@ -246,6 +191,7 @@ def _build(flat: dict[str, Any]) -> Run:
             f"model.qk_scaling=true does nothing in {run.train.precision}: it keeps scores within the range of fp16, "
             "so it needs train.precision=fp16"
         )
+    _check_fp8(run)
     _check_ramp(run.train)
     if run.steps < 1:
         step = budget.batch_sizes(run.train)[0] * run.model.seq
@@ -271,6 +217,21 @@ def _check_ramp(train: TrainConfig) -> None:
     if first >= train.batch or (train.batch - first) % more:
         raise ConfigError(f"train.ramp={first},{more},...: train.batch={train.batch} is no whole number of "
                           f"increments of {more} above {first}")  # fmt: skip
+
+
+def _check_fp8(run: Run) -> None:
+    """GPUs multiply in FP8 matrices whose sides are multiples of 16. The length of a sequence stands for the tokens of
+    a micro-batch: how a run is cut must not decide whether it can be."""
+    if run.train.precision != "fp8":
+        return
+    if run.layout.tp > 1:
+        raise ConfigError(f"layout.tp={run.layout.tp} has no layers in fp8: train.precision=fp8 needs layout.tp=1, and "
+                          "tensor parallelism bf16, fp16 or fp32")  # fmt: skip
+    model = run.model
+    inner = f"the inner width of model.act={model.act} (of a multiple of 48 as model.hidden it is one)"
+    for name, number in {"model.hidden": model.hidden, "model.seq": model.seq, inner: model.ffn}.items():
+        if number % 16:
+            raise ConfigError(f"train.precision=fp8 needs multiples of 16, and {number} is {name}")
 
 
 def _check_tensor_parallel(run: Run) -> None:
@@ -305,136 +266,3 @@ def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None
     model = ModelConfig(**{key[6:]: parse(key, v) for key, v in flat.items() if key.startswith("model.")})
     if count.parameters(model) != declared:
         raise ConfigError(f"size {name} declares {declared:,} parameters and counts {count.parameters(model):,}")
-
-
-# ------------------------------------------------------------------------------------------------ values
-
-
-def parse(key: str, value: Any) -> Any:
-    """`value`, as text or as YAML read it, in the type of `key`.
-
-    Raises:
-        ConfigError: unknown key, wrong type, or a variant that does not exist.
-    """
-    if key not in KEYS:
-        raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, KEYS)}. Settings: {', '.join(sorted(KEYS))}")
-    kind = KEYS[key]
-    if get_origin(kind) is Literal:
-        allowed = get_args(kind)
-        for option in allowed:
-            if value == option and type(value) is type(option) or str(value) == str(option):
-                return option
-        listed = ", ".join(map(str, allowed))
-        raise ConfigError(f"{key}={value} is not one of {listed}{did_you_mean(str(value), map(str, allowed))}")
-    if get_origin(kind) is list:
-        items = value if isinstance(value, list) else [v for v in str(value).strip("[]").split(",") if v.strip()]
-        if get_args(kind) == (str,):
-            return [str(v).strip() for v in items]
-        each, what = (_float, "numbers") if get_args(kind) == (float,) else (_int, "whole numbers")
-        try:
-            return [each(v) for v in items]
-        except (ValueError, TypeError):
-            raise ConfigError(f"{key}={value}: {what} with commas between them are needed") from None
-    reader = {bool: _bool, int: _int, float: _float, str: _str}[kind]
-    try:
-        return reader(value)
-    except (ValueError, TypeError):
-        example = {bool: "true or false", int: "a whole number such as 512, 2M or 10B", float: "a number such as 3e-4"}
-        raise ConfigError(f"{key}={value}: {example.get(kind, 'text')} is needed") from None
-
-
-def _bool(value: Any) -> bool:
-    words = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
-    if str(value).lower() not in words:
-        raise ValueError
-    return words[str(value).lower()]
-
-
-def _int(value: Any) -> int:
-    if isinstance(value, bool):
-        raise ValueError
-    text = str(value).replace(",", "").replace("_", "")
-    scale = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper(), 1)
-    number = float(text[:-1] if scale > 1 else text) * scale
-    if number != int(number):
-        raise ValueError
-    return int(number)
-
-
-def _float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    number = float(value)
-    if number != number or number in (float("inf"), float("-inf")):
-        raise ValueError
-    return number
-
-
-def _str(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError
-    return value.strip()
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"pos": "none"}} -> {"model.pos": "none"}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """What `b` holds where it differs from `a`; both flat. A key that one of them lacks differs too."""
-    nothing = object()
-    return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
-
-
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(options), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys and says nothing; here that is an error."""
-
-
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    names = [k.value for k, _ in node.value]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{node.start_mark.name}: the key {name!r} stands twice")
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-@functools.cache
-def read_yaml(path: Path) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as f:
-        return yaml.load(f, Loader=_UniqueKeys)  # a SafeLoader
-
-
-# ------------------------------------------------------------------------------------------------ the machine
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible, without torch. CUDA_VISIBLE_DEVICES="" hides it; MEGAHOUR_GPU=1 says that the
-    runs will have one, which a login node cannot see."""
-    if os.environ.get("MEGAHOUR_GPU"):
-        return os.environ["MEGAHOUR_GPU"] == "1"
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    return any(Path("/proc/driver/nvidia/gpus").glob("*"))
-
-
-def has_bf16() -> bool:
-    """Whether bf16 is fast here: on any GPU that DeepSpeed still supports, on CPUs with AVX512-BF16, AMX or Arm's."""
-    if has_gpu():
-        return True
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

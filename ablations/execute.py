@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ablations.config import ConfigError, has_gpu
+from ablations.config import ConfigError
+from ablations.machine import has_gpu
 from ablations.status import locked
 from ablations.study import ROOT, Cell, Study, human, last_line
 
@@ -76,6 +77,8 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     Raises:
         ConfigError: when one cannot be had.
     """
+    from data.corpus import incomplete
+
     asked = []
     for data, vocab in {(c.run.data, c.run.model.vocab): 0 for c in cells}:
         given = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
@@ -83,16 +86,20 @@ def prepare(study: Study, cells: list[Cell]) -> None:
         asked.append([data.corpus, *tokenizer, "--set", *given])
     judged = {(corpus, c.run.data.allow_errors): 0 for c in cells for corpus in c.run.eval.corpora}
     asked += [[corpus, "--held-out", "--set", f"data.allow_errors={errors}"] for corpus, errors in judged]
+    store = study.out / "data"
+    for sentence in incomplete((corpus for c in cells for corpus in c.run.corpora), store):
+        print(f"warning: {sentence}", file=sys.stderr)
     for what in asked:
         corpus = what[0]
-        command = [sys.executable, "-m", "data.prepare", *what, "--store", str(study.out / "data")]
+        command = [sys.executable, "-m", "data.prepare", *what, "--told", "--store", str(store)]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
             raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
 
 
 def reading(study: Study) -> list[str]:
     """A line for each source of each corpus: how often the runs read it. Of corpora that are prepared."""
-    from data.prepare import Missing, epochs
+    from data.corpus import Missing
+    from data.prepare import epochs
     from data.prepare import prepare as find
 
     lines = {}

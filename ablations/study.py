@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ablations.config import KEYS, ConfigError, Run, did_you_mean, difference, flatten, parse, read_yaml, resolve
+from ablations.config import KEYS, ConfigError, Run, parse, resolve
+from ablations.values import did_you_mean, difference, flatten, read_yaml
 
 STUDIES = Path(__file__).parent / "studies"
 ROOT = Path(__file__).parent.parent
@@ -222,8 +223,7 @@ def build(
     if any(k == "seed" for k, _ in setting + arm_values):
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     base = resolve(setting)
-    trained_on = [] if base.data.tokenizer_kind == "file" else [base.data.tokenizer]
-    for corpus in {base.data.corpus, *trained_on, *base.eval.corpora}:
+    for corpus in base.corpora:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
     deltas: dict[str, dict[str, Any]] = {}

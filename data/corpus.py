@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,11 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
     return {"name": corpus, **spec}
 
 
+def components(corpus: str, store: Path | None = None) -> dict[str, float]:
+    """{component: weight} of a blend; another corpus is its own only one."""
+    return load(corpus, store).get("blend", {corpus: 1.0})
+
+
 def check(corpus: str, store: Path | None = None) -> None:
     """Raise ValueError, naming what is allowed, when the corpus cannot be prepared. Takes milliseconds."""
     spec = load(corpus, store)
@@ -100,11 +105,24 @@ def locate(corpus: str, folder: str, store: Path) -> None:
     if not Path(folder).is_dir():
         raise ValueError(f"FROM={folder} is no folder")
     _below(Path(folder), load(corpus))
-    store.mkdir(parents=True, exist_ok=True)
     path = store / "sources.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    path.with_suffix(".tmp").write_text(json.dumps(known | {name: str(Path(folder).resolve())}, indent=1))
-    os.replace(path.with_suffix(".tmp"), path)
+    write_whole(path, json.dumps(known | {name: str(Path(folder).resolve())}, indent=1))
+
+
+def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
+    """A sentence for each family of numbered files on this machine that lacks some: what is there is read as it is."""
+    specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
+    return [f"{name}: {sentence}; what is missing is not read" for name, spec in specs.items() if "root" in spec
+            for sentence in readers.incomplete(unit.name for unit in units(spec))]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The whole file or none of it, also where several processes write it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def units(spec: dict[str, Any], store: Path | None = None, ask: bool = True) -> list[Unit]:
@@ -153,7 +171,7 @@ def documents(spec: dict[str, Any], unit: Unit, ledger: Ledger | None = None) ->
         yield from ((name, text, labels) for name, text in found if len(text) >= spec["minimum"])
 
 
-def valid_share(spec: dict[str, Any], units: list[Unit]) -> float:
+def valid_share(units: list[Unit]) -> float:
     """The share of the documents of a corpus of files that is held out."""
     return min(VALID_SHARE, VALID_BYTES / max(1, sum(unit.size for unit in units)))
 
@@ -264,10 +282,7 @@ def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Unit]:
     else:
         found = _listed(spec["name"], repo, revision, spec["files"])
         if noted:
-            noted.parent.mkdir(parents=True, exist_ok=True)
-            partial = noted.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(found))
-            os.replace(partial, noted)
+            write_whole(noted, json.dumps(found))
     return [Unit(f"hf://datasets/{repo}@{revision}/{name}", name, "", size, sha) for name, size, sha in found]
 
 

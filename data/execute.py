@@ -27,6 +27,9 @@ class Executor(NamedTuple):
     options: dict[str, str] = {}
 
 
+HERE = Executor()
+
+
 def check(how: Executor) -> None:
     """Raise ValueError, naming what is allowed."""
     if how.kind not in KINDS:

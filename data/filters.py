@@ -45,6 +45,9 @@ class Recipe(NamedTuple):
     allow_errors: int = 0
 
 
+PLAIN = Recipe()
+
+
 def check(recipe: Recipe) -> None:
     """Raise ValueError, naming what is allowed. Reads no document."""
     for name, kind in get_type_hints(Recipe).items():

@@ -8,7 +8,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,22 +44,35 @@ class Ledger:
 
     def problem(self, where: Any, what: str) -> None:
         self.problems.append(f"{where}: {what}")
-        if len(self.problems) > self.allowed:
-            raise ValueError(listed(self.problems, self.allowed))
+        tolerate(self.problems, self.allowed)
 
 
-def listed(problems: list[str], allowed: int) -> str:
-    """The message for more problems than allowed."""
+def tolerate(problems: list[str], allowed: int) -> None:
+    """Raise ValueError, naming them, when there are more problems than allowed."""
+    if len(problems) <= allowed:
+        return
     shown = problems[:MOST] + [f"and {len(problems) - MOST} more"] * (len(problems) > MOST)
     if allowed or len(problems) > 1:
         shown.insert(0, f"{len(problems)} problems, data.allow_errors={allowed}:")
-    return "\n  ".join(shown)
+    raise ValueError("\n  ".join(shown))
 
 
 def packing(name: str) -> tuple[str, str] | None:
     """(".jsonl", ".gz") and the like; None for another kind of file."""
     match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name)
     return (match[1] or match[3], match[2] or "") if match else None
+
+
+def incomplete(names: Iterable[str]) -> list[str]:
+    """A sentence for each family of files, numbered "3-of-8" or the like, of which some are missing."""
+    families: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        form, packed = packing(name) or ("", "")
+        if match := re.search(r"(\d+)([-_.]?of[-_.]?)(\d+)", plain := name.removesuffix(form + packed)):
+            family = f"{plain[:match.start()]}*{match[2]}{match[3]}{plain[match.end():]}"
+            families.setdefault((family, int(match[3])), set()).add(int(match[1]))
+    return [f"{len(found):,} of the {number:,} files {family} {'is' if len(found) == 1 else 'are'} there"
+            for (family, number), found in sorted(families.items()) if len(found) < number]
 
 
 def documents(path: Path | str, name: str, layout: str, ledger: Ledger, field: str = "",

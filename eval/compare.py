@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.figure import SERIES
-from eval.runs import Cells, named, plain
+from eval.runs import Cells, Collection, named, plain
 from eval.statistics import (
     Comparison,
     Part,
@@ -49,7 +49,7 @@ METRICS = {
 class Found(NamedTuple):
     """All that a report says, before it is said."""
 
-    study: Any
+    study: Collection
     cells: Cells
     results: dict[str, Results]  # of METRICS, those that any run has
     compared: Compared
@@ -62,7 +62,7 @@ class Found(NamedTuple):
 
     @property
     def controlled(self) -> bool:
-        return getattr(self.study, "controlled", True)
+        return self.study.controlled
 
     def colour(self, arm: str) -> int:
         return self.study.arms.index(arm) % SERIES
@@ -204,9 +204,8 @@ def comparisons(
 
     noise: results of runs that differ in the seed alone, by group.
     """
-    controlled = getattr(study, "controlled", True)
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    found = {arm: pair(cells, results, arm, study.arms[0], name, controlled, floor) for arm in study.arms[1:]}
+    found = {arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor) for arm in study.arms[1:]}
     return family({arm: c for arm, c in found.items() if c})
 
 

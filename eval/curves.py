@@ -1,7 +1,5 @@
 """The figures of a study's runs: losses, scores on the way, loss by position, corpora, scaling."""
 
-from pathlib import Path
-
 import numpy as np
 
 from eval import cost, figure, published
@@ -204,10 +202,7 @@ def matrix(f: Found) -> list:
             middle, half = (max(column) + min(column)) / 2, (max(column) - min(column)) / 2 or 1.0
             row.append((f"{value:.3f}", (middle - value) / half, f"{arm} on {task}: {plus_minus(value, error, 3)}"))
         cells.append(row)
-    corpora = [task.rpartition("/")[0] for task in columns]
-    ends = [Path(corpus).name for corpus in corpora]
-    names = [end if ends.count(end) == 1 else corpus for end, corpus in zip(ends, corpora, strict=True)]
-    head = [f"on {name}" for name in names]
+    head = [f"on {task.rpartition('/')[0]}" for task in columns]
     return [
         "Held-out bits per byte, lower is better, ± standard error over seeds and documents. Compare within a column.",
         Table(["trained", *head], lines),

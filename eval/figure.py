@@ -110,6 +110,12 @@ def wide(text: str, size: float = 12) -> float:
     return 0.58 * size * len(text)
 
 
+def ending(words: str, room: float, size: float = 12) -> str:
+    """As much of the end of a text as there is room for: what is cut are paths and settings, which differ there."""
+    most = max(2, int(room / wide("x", size)))
+    return words if len(words) <= most else "…" + words[1 - most :]
+
+
 # ------------------------------------------------------------------------------------------------ figures
 
 
@@ -120,7 +126,8 @@ def lines(title: str, curves: Iterable[Line], xlabel: str, ylabel: str, logx: bo
     curves = [c for c in curves if len(c.x)]
     if not curves:
         return ""
-    legend = list(dict.fromkeys((c.label, c.colour, c.kind) for c in curves if c.kind != "thin" and c.label))
+    named = [c for c in curves if c.kind != "thin" and c.label]
+    legend = list(dict.fromkeys((ending(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
     row, place, at = 0, [], 12.0
     for label, colour, kind in legend if len(legend) > 1 else []:
         if at + 20 + wide(label) > WIDTH and at > 12:
@@ -215,7 +222,8 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
     out.append(f'<path d="M{X(0):.1f} {top - 4}V{bottom}" class="line s0"/>')
     for i, (arm, d, half, kind, words) in enumerate(effects):
         y = top + step * i + 28
-        out += [text(14, y - 12, arm, "halo"), text(WIDTH - 14, y - 12, words, "faint halo", "end")]
+        name = ending(arm, WIDTH - 36 - wide(words))
+        out += [text(14, y - 12, name, "halo"), text(WIDTH - 14, y - 12, words, "faint halo", "end")]
         bar = (
             f'<path d="M{X(d - half):.1f} {y}H{X(d + half):.1f}" class="{kind}" stroke-width="2.5"/>'
             if math.isfinite(half)
@@ -233,7 +241,7 @@ def heat(
     """A table of coloured cells: (text, strength from -1 to 1, tooltip). Above zero good, below bad, zero no colour."""
     side = min(170.0, 8 + max(wide(r, 11) for r in rows))
     step = max(46.0, (WIDTH - side - 4) / len(columns))
-    columns = [c if len(c) <= 24 else "…" + c[-23:] for c in columns]  # paths differ in their ends
+    columns = [ending(c, 170) for c in columns]
     tilt = max(wide(c) for c in columns) > step - 4
     head = 24 + (min(90.0, 0.6 * max(wide(c) for c in columns)) + 12 if tilt else 20)
     over = 0.75 * max(wide(c) for c in columns) if tilt else 0  # what a tilted name has to the right of its column
@@ -245,7 +253,7 @@ def heat(
                    else text(x, head - 6, name, "", "middle"))  # fmt: skip
     for i, (name, line) in enumerate(zip(rows, cells, strict=True)):
         y = head + 21 * i
-        short = name if wide(name, 11) <= side else "…" + name[-24:]
+        short = ending(name, side - 6, 11)
         out.append(
             f'<text x="{side - 6:.1f}" y="{y + 15:.1f}" text-anchor="end" style="font-size:11px">{escape(short)}</text>'
         )

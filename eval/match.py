@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ablations.config import difference, flatten
+from ablations.values import difference, flatten
 from eval.compare import evaluation
 from eval.runs import Cells, plain
 

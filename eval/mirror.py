@@ -1,28 +1,19 @@
-"""Task data on disk: a folder of gzipped JSON lines with a manifest of hashes. The only file that knows `datasets`.
+"""Task data on disk: a folder of gzipped JSON lines with a manifest of hashes.
 
-Evaluation reads nothing else, so that compute nodes need no network. `make eval-data` fills such a folder on a machine
-that has one, each data set at a pinned revision of the hub:
-
-    python -m eval.mirror --to FOLDER [--tasks suite,blimp] [--from FOLDER_OF_REPOSITORIES]
-
-manifest.json is a list of {"dataset_path", "config", "split", "file", "rows", "sha256", "revision", "features", ...}.
-Where a manifest has no "features", the types of the columns are those that the card beside the files declares.
+Evaluation reads nothing else, so that compute nodes need no network; eval/fetch.py (`make eval-data`) fills such a
+folder. manifest.json is a list of {"dataset_path", "config", "split", "file", "rows", "sha256", "revision", "features",
+...}. Where a manifest has no "features", the types of the columns are those that the card beside the files declares.
 """
 
-import argparse
 import functools
 import gzip
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-
-LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
 
 
 class Source(NamedTuple):
@@ -88,96 +79,6 @@ class Mirror:
         return Dataset.from_list(rows, features=features)
 
 
-# ------------------------------------------------------------------------------------------- making one
-
-
-def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | None]:
-    """A split from the hub, and the revision that it is of.
-
-    spec: of eval/tasks.yaml: "revision" (None: the newest, whatever it is), and where the hub's own loader cannot read
-        the data set, "files" (a pattern in the repository) with "format", or "github".
-    local: a folder that holds copies of the hub's repositories as organisation__name, read in place of the hub.
-    """
-    from datasets import Dataset, load_dataset
-
-    revision, split = spec.get("revision"), source.split
-    if "github" in spec and not local:
-        import urllib.request
-
-        url = LOGIQA.format(revision=revision, file=spec["github"])
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            return Dataset.from_list(logiqa(answer.read().decode("utf-8"))), revision
-    if local:
-        where, revision = str(local / source.path.replace("/", "__")), None
-    else:
-        from huggingface_hub import HfApi
-
-        # a branch such as refs/convert/parquet moves: what it points to now is what is read and recorded
-        revision = HfApi().dataset_info(source.path, revision=revision or spec.get("branch")).sha
-        where = source.path
-    if "files" in spec and not local:
-        files = {split: f"hf://datasets/{source.path}@{revision}/{spec['files']}"}
-        return load_dataset(spec["format"], data_files=files, split=split), revision
-    name = None if source.config == "default" else source.config
-    return load_dataset(where, name, split=split, **({} if local else {"revision": revision})), revision
-
-
-def logiqa(text: str) -> list[dict]:
-    """LogiQA's own files (blocks of eight lines) as the hub's script gave them: EleutherAI/logiqa cannot be loaded by
-    datasets 4 and later, which run no scripts."""
-    lines = text.split("\n")
-    rows = []
-    for at in range(0, len(lines) - 7, 8):  # the first line is empty, the last four begin with "A." to "D."
-        label, context, question, *options = lines[at + 1 : at + 8]
-        texts = [each.replace(".", ". ").strip() for each in (context, question, *(option[2:] for option in options))]
-        rows.append({"label": label.strip(), "context": texts[0], "question": texts[1], "options": texts[2:]})
-    return rows
-
-
-def mirror(wanted: dict[str, tuple[Source, dict]], to: Path, local: Path | None = None) -> dict[str, str]:
-    """Writes the split of every task {name: (source, its entry in tasks.yaml)} to the folder `to`.
-
-    What the manifest has, unharmed and of the revision that is asked for, is kept.
-
-    Returns: {task: why it could not be had}.
-    """
-    to.mkdir(parents=True, exist_ok=True)
-    path = to / "manifest.json"
-    entries = {Source(e["dataset_path"], e["config"], e["split"]): e
-               for e in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])}  # fmt: skip
-    failed = {}
-    for task, (source, spec) in wanted.items():
-        have = entries.get(source)
-        asked = None if local else spec.get("revision")
-        if have and asked in (None, have["revision"]) and not Mirror(to).lacks(source):
-            continue
-        print(f"{task}: {source}", flush=True)
-        try:
-            table, revision = fetch(source, spec, local)
-        except Exception as error:  # of any library on the way: say it, and go on with the others
-            failed[task] = f"{source}: {type(error).__name__}: {' '.join(str(error).split())}"
-            continue
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
-        packed = gzip.compress(content.encode(), mtime=0)
-        file = Path(source.path.replace("/", "__")) / source.config / f"{source.split}.jsonl.gz"
-        write(to / file, packed)
-        entries[source] = {
-            "dataset_path": source.path, "config": source.config, "split": source.split, "task": task,
-            "file": str(file), "rows": len(table), "bytes": len(packed),
-            "sha256": hashlib.sha256(packed).hexdigest(), "revision": revision, "features": table.features.to_dict(),
-        }  # fmt: skip
-        write(path, json.dumps([entries[key] for key in sorted(entries)], indent=1).encode())
-    return failed
-
-
-def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def suite() -> dict[str, dict]:
     """The tasks of the group `suite`: {name: entry} of tasks.yaml."""
     return groups()["suite"]
@@ -193,36 +94,3 @@ def groups() -> dict[str, Any]:
 def names(asked: Iterable[str]) -> list[str]:
     """Task names, with `suite` and `multilingual` in their members."""
     return list(dict.fromkeys(task for name in asked for task in groups().get(name, [name])))
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.mirror", description="Mirror the data of evaluation tasks.")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--tasks", default="suite",
-                        help="names with commas between them: suite, multilingual, or any of lm-eval's")  # fmt: skip
-    parser.add_argument("--from", dest="local", type=Path, metavar="FOLDER",
-                        help="copies of the hub's repositories as organisation__name, in place of the hub")  # fmt: skip
-    args = parser.parse_args(argv)
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1" if args.local else "0"
-    import datasets  # noqa: F401  before eval.harness, which takes it off the network
-
-    from eval import harness
-
-    try:
-        wanted = {name: (each.source, suite().get(name, {})) for name, each in
-                  harness.definitions(names(args.tasks.split(","))).items()}  # fmt: skip
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    failed = mirror(wanted, args.to, args.local)
-    for task, why in failed.items():
-        print(f"error: {task}: {why}", file=sys.stderr)
-    if failed:
-        print("The same command tries these again and keeps the others. Where the hub's repositories are copied here "
-              "already: make eval-data ARGS='--from FOLDER'", file=sys.stderr)  # fmt: skip
-    print(f"{args.to}: {len(wanted) - len(failed)} of {len(wanted)} tasks")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,13 +3,13 @@
 import gzip
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ablations.config import difference, flatten
+from ablations.values import difference, flatten
 from eval.figure import human
 from eval.statistics import LN2
 
@@ -27,20 +27,23 @@ class Place:
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs compared as they are, of several studies or of others: what the report asks of a study, without its promise
-    that arms differ in one line."""
+    """Runs compared: what the report asks of a study.
+
+    controlled: the arms differ in one line, as a study promises; else runs are compared as they are, of several studies
+    or of others.
+    """
 
     name: str
     title: str
     arms: list[str]
     seeds: list[int]
-    places: dict[tuple[str, int], Place]
+    places: dict[tuple[str, int], Any]  # Place, or a study's Cell
     command: str
     question: str = "How do these runs compare?"
     expect: str = "Nothing was written down before the runs."
-    controlled: bool = field(default=False, init=False)
+    controlled: bool = False
 
-    def cell(self, arm: str, seed: int) -> Place | None:
+    def cell(self, arm: str, seed: int) -> Any:
         return self.places.get((arm, seed))
 
 

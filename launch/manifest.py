@@ -9,13 +9,10 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ablations.config import Run
 from ablations.study import ROOT, Cell
-
-if TYPE_CHECKING:
-    from launch.engine import Engine
 
 PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "sentencepiece", "numpy"]
 
@@ -56,8 +53,8 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     return data | {"epochs": epochs(data, run.tokens)}
 
 
-def write(cell: Cell, engine: "Engine", data: dict[str, Any], store: Path, hosts: list[str]) -> None:
-    """Prove, compare, record. `hosts`: the node of each rank.
+def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
+    """Prove, compare, record. `engine`: a launch.engine.Engine, about to train; `hosts`: the node of each rank.
 
     Raises:
         Mismatch: a factor is inactive; the live engine differs from the configuration; or the data are not those

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from ablations import budget
-from ablations.config import HERE, ConfigError, bundles, flatten, read_yaml, resolve
+from ablations.config import HERE, ConfigError, bundles, resolve
 from ablations.study import build
+from ablations.values import flatten, read_yaml
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (HERE / "presets").glob("*.yaml"))

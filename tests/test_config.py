@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from ablations import config, study
-from ablations.config import ConfigError, difference, flatten, resolve
+from ablations.config import ConfigError, resolve
 from ablations.study import from_args
+from ablations.values import difference, flatten, read_yaml
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_baseline_is_complete_and_every_size_resolves() -> None:
-    assert flatten(config.read_yaml(config.HERE / "baseline.yaml")).keys() == config.KEYS.keys()
-    for size in config.read_yaml(config.HERE / "sizes.yaml"):
+    assert flatten(read_yaml(config.HERE / "baseline.yaml")).keys() == config.KEYS.keys()
+    for size in read_yaml(config.HERE / "sizes.yaml"):
         assert resolve([("size", size)]).size == size
 
 
@@ -63,8 +64,7 @@ def test_what_is_wrong_is_refused_and_what_is_allowed_is_named(key: str, text: s
 
 def test_a_size_that_does_not_count_what_it_declares_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"104b": {"params": 104_000_000_000, "set": {"model.layers": 2}}}
-    read = config.read_yaml
-    monkeypatch.setattr(config, "read_yaml", lambda path: sizes if path.name == "sizes.yaml" else read(path))
+    monkeypatch.setattr(config, "read_yaml", lambda path: sizes if path.name == "sizes.yaml" else read_yaml(path))
     with pytest.raises(ConfigError, match="declares 104,000,000,000 parameters and counts"):
         resolve([("size", "104b")])
 
@@ -72,7 +72,7 @@ def test_a_size_that_does_not_count_what_it_declares_is_refused(monkeypatch: pyt
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("a: 1\nb: 2\na: 3\n")
     with pytest.raises(ConfigError, match="'a' stands twice"):
-        config.read_yaml(tmp_path / "twice.yaml")
+        read_yaml(tmp_path / "twice.yaml")
 
 
 def test_the_layout_is_no_part_of_what_a_run_is() -> None:

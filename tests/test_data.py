@@ -14,7 +14,7 @@ from types import FunctionType
 import pytest
 import zstandard
 
-from data import corpus
+from data import corpus, readers
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -147,13 +147,66 @@ def test_check_refuses(tmp_path, name, match):
 def test_check_is_light():
     code = """if True:
         import sys
-        from data.prepare import check
+        import data.prepare
+        from data.corpus import check
         for name in ("pydocs", "pycode", "pyblend"):
             check(name)
         heavy = {"torch", "numpy", "datatrove", "sentencepiece", "megatron", "rich"} & set(sys.modules)
         assert not heavy, heavy"""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
+
+# Files of a numbered family
+
+@pytest.mark.parametrize("names, said", [
+    (["c4-train.00000-of-01024.json.gz"], ["1 of the 1,024 files c4-train.*-of-01024 is there"]),
+    ([f"{i}-of-3.jsonl" for i in range(3)], []), ([f"{i}-of-3.jsonl" for i in range(1, 4)], []),
+    (["en/0-of-3.jsonl", "en/2-of-3.jsonl", "fr/0-of-1.jsonl"], ["2 of the 3 files en/*-of-3 are there"]),
+    (["0-of-2.jsonl", "1-of-2.jsonl.zst"], []),  # one of them unpacked
+    (["0-of-2.jsonl", "0-of-2.jsonl.zst"], ["1 of the 2 files *-of-2 is there"]),
+    (["x_1_of_4.txt", "x_1_of_2.txt"], ["1 of the 2 files x_*_of_2 is there", "1 of the 4 files x_*_of_4 is there"]),
+    (["00.jsonl.zst", "en_part_1.txt", "office2.txt", "list-of-3.txt"], [])])
+def test_what_is_missing_of_a_numbered_family_is_counted(names, said):
+    assert readers.incomplete(names) == said
+
+
+def test_an_incomplete_corpus_is_said_once_and_before_any_work(tmp_path):
+    """FROM with 2 of C4's 1,024 shards, a glob and a blend of them; a vocabulary that is refused ends each at once."""
+    for number in range(2):
+        write(tmp_path / "shards" / f"c4-train.{number:05d}-of-01024.json.gz", [f"one {number}"])
+    write(tmp_path / "whole" / "0-of-1.jsonl", ["one"])
+    (tmp_path / "some.yaml").write_text(f"blend: {{c4: 1, {tmp_path}/whole/*.jsonl: 1}}")
+
+    def call(corpus, *more):
+        command = [sys.executable, "-m", "data.prepare", corpus, "--vocab", "9", "--store", tmp_path / "store", *more]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert not list((tmp_path / "store").glob("*-*"))
+        return done.stderr.splitlines()
+
+    said = ": 2 of the 1,024 files c4-train.*-of-01024 are there; what is missing is not read"
+    refused = "error: vocab=9 is too small: at least 258"
+    assert call("c4", "--from", str(tmp_path / "shards")) == [f"warning: c4{said}", refused]
+    assert call("c4") == [f"warning: c4{said}", refused]  # remembered in the store
+    assert call("c4", "--told") == [refused]
+    path = str(tmp_path / "shards" / "*.gz")
+    assert call(str(tmp_path / "whole"), "--tokenizer", path) == [f"warning: {path}{said}", refused]
+    for tokenizer in (str(tmp_path / "whole"), "c4"):
+        assert call(str(tmp_path / "some.yaml"), "--tokenizer", tokenizer) == [f"warning: c4{said}", refused]
+    assert call(str(tmp_path / "whole")) == [refused]
+
+
+def test_a_study_says_an_incomplete_corpus_once(tmp_path, capfd):
+    from ablations.config import ConfigError
+    from ablations.execute import prepare
+    from ablations.study import from_args
+
+    path = Path(write(tmp_path / "0-of-2.jsonl", ["one"]))
+    study = from_args(["POS=alibi", f"DATA={path}", "SET=model.vocab=9", f"OUT={tmp_path / 'out'}"])
+    with pytest.raises(ConfigError, match="cannot be prepared"):
+        prepare(study, study.cells)
+    said = capfd.readouterr().err.splitlines()
+    assert said == [f"warning: {path}: 1 of the 2 files *-of-2 is there; what is missing is not read",
+                    "error: vocab=9 is too small: at least 258"]
 
 # Packages
 

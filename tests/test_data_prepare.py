@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from data import corpus, execute, filters, prepare
+from data.store import Place
+from data.text import prepared_text
 from data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -353,6 +355,6 @@ def test_command_line(place, store):
 
 def test_pydocs_is_the_recorded_text(monkeypatch, tmp_path):
     monkeypatch.setattr(corpus, "CORPORA", ROOT / "data" / "corpora")
-    _, about = prepare._text("pydocs", filters.Recipe(), prepare.Place(tmp_path))
+    _, about = prepared_text("pydocs", filters.Recipe(), Place(tmp_path))
     assert not about["mismatch"]
     assert about["train"]["bytes"] > 10e6 and 1e6 < about["valid"]["bytes"] < 4e6

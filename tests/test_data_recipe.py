@@ -11,6 +11,7 @@ import pytest
 
 from data import corpus, filters, prepare, readers
 from data.filters import Recipe
+from data.text import not_as_listed
 from data.tokenizer import load_tokenizer
 from tests.test_data_prepare import VOCAB, prose, save, tokens, train_documents, valid_documents
 
@@ -309,7 +310,7 @@ def test_checksums_of_oscar(tmp_path, store, texts):
 @real
 def test_the_placeholders_of_the_oscar_samples_are_no_hashes():
     spec = corpus.load(str(SHARED / "pretrain_samples/oscar_v1/en_dedup"))
-    assert prepare._wrong(spec, corpus.units(spec), ["0" * 64])[0].endswith("the list beside it says insert_hash_here")
+    assert not_as_listed(spec, corpus.units(spec), ["0" * 64])[0].endswith("the list beside it says insert_hash_here")
 
 
 # Blends

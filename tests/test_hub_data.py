@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from data import corpus
-from data.prepare import Missing, prepare
+from data.corpus import Missing
+from data.prepare import prepare
 from data.tokenizer import load_tokenizer
 from eval import mirror
 from eval.__main__ import main
@@ -287,7 +288,7 @@ def test_task_data_from_the_hub_and_a_run_judged_on_it(tmp_path, run):  # noqa: 
         branch = hub.add("bigbio/pubmed_qa", {path: packed(PUBMED)}, "refs/convert/parquet")
 
         def fill(*names):
-            return call("eval.mirror", hub, tmp_path / "home", "--to", to, "--tasks", ",".join(names))
+            return call("eval.fetch", hub, tmp_path / "home", "--to", to, "--tasks", ",".join(names))
 
         done = fill(*tasks, "piqa")  # the last is not there
         assert done.returncode == 1 and "error: piqa: baber/piqa" in done.stderr and "3 of 4 tasks" in done.stdout
@@ -303,7 +304,7 @@ def test_task_data_from_the_hub_and_a_run_judged_on_it(tmp_path, run):  # noqa: 
 
 
 def fill(hub, tmp_path):
-    return call("eval.mirror", hub, tmp_path / "home", "--to", tmp_path / "to", "--tasks", "copa")
+    return call("eval.fetch", hub, tmp_path / "home", "--to", tmp_path / "to", "--tasks", "copa")
 
 
 @pytest.mark.parametrize("fault", ["not there", "no such revision", "dies", "cut short"])

@@ -17,6 +17,7 @@ from scipy import stats
 from ablations.config import resolve
 from eval import cost, figure, published
 from eval.match import mismatches
+from eval.names import brief
 from eval.page import page
 from eval.report import asked, main, report
 from eval.runs import collect_runs, read
@@ -785,3 +786,113 @@ def test_what_stands_beyond_the_training_length_is_said(tmp_path):
     assert "| pos=none | 2.660 | 2.680 | 2.720 | +0.060 |" in said
     assert "| pos=alibi | 2.650 | 2.650 | 2.650 | +0.000 |" in said
     assert "* pos=none: nothing has to be extended" in said and "the same 4,096 tokens" in said
+
+
+# ------------------------------------------------------------------------------------------------ corpora by path
+
+
+class ByPath(Study):
+    """Arms that are corpora given by path, each judged on the held-out text of all of them."""
+
+    def cell(self, arm: str, seed: int) -> Cell:
+        own = list(ARMS)[self.arms.index(arm)]
+        corpora = [arm.removeprefix("corpus=") for arm in self.arms]
+        what = config(own, seed) | {"eval": {"corpora": corpora}}
+        what["model"]["pos"] = "learned"
+        what["data"]["corpus"] = arm.removeprefix("corpus=")
+        delta = {} if arm == self.arms[0] else {"data.corpus": arm.removeprefix("corpus=")}
+        return Cell(self.root / f"{own},seed={seed}", what, delta)
+
+
+def by_path(root: Path, *corpora: str) -> ByPath:
+    study = ByPath(root, [f"corpus={each}" for each in corpora], [1, 2])
+    make(Study(root, list(ARMS)[: len(corpora)], study.seeds))
+    for arm in study.arms:
+        for seed in study.seeds:
+            cell = study.cell(arm, seed)
+            change(cell.dir / "run.json", "config", to=cell.config)
+            change(cell.dir / "run.json", "delta", to=cell.delta)
+            result = json.loads((cell.dir / "eval.json").read_text())
+            result["tasks"] = {f"{corpus}/{task.removeprefix('pydocs/')}": entry
+                               for corpus in corpora for task, entry in result["tasks"].items()}  # fmt: skip
+            each = {"value": 2.0, "stderr": 0.05, "bytes": 9, "n": 3}
+            result |= {"corpora": list(corpora), "by_domain": {corpus: {"Github": each} for corpus in corpora},
+                       "omitted": [f"{corpora[0]}/copy_inside"]}  # fmt: skip
+            (cell.dir / "eval.json").write_text(json.dumps(result))
+            rows = gzip.decompress((cell.dir / "samples.jsonl.gz").read_bytes()).decode()
+            rows = "".join(rows.replace('"pydocs/', f'"{corpus}/') for corpus in corpora)
+            (cell.dir / "samples.jsonl.gz").write_bytes(gzip.compress(rows.encode(), mtime=0))
+    return study
+
+
+@pytest.mark.parametrize("names, short", [
+    (["pydocs", "/data/web.jsonl"], ["pydocs", "web.jsonl"]),
+    (["/data/a/web.jsonl", "/data/b/web.jsonl"], ["a/web.jsonl", "b/web.jsonl"]),
+    (["/x/a/en/1.txt", "/x/b/en/1.txt", "/x/b/fr/1.txt"], ["a/en/1.txt", "b/en/1.txt", "fr/1.txt"]),
+    (["/data/c4/*.json.gz", "/data/pile"], ["c4/*.json.gz", "pile"]),  # a wildcard alone tells nothing
+    (["/data/c4/*/*.gz", "/data/pile/*/*.gz"], ["c4/*/*.gz", "pile/*/*.gz"]),
+    (["web.jsonl", "a/web.jsonl", "b/a/web.jsonl"], ["web.jsonl", "a/web.jsonl", "b/a/web.jsonl"]),
+    (["/a.jsonl", "oscar:fr", "*.gz"], ["a.jsonl", "oscar:fr", "*.gz"]), ([], [])])  # fmt: skip
+def test_paths_are_told_apart_by_their_ends(names, short):
+    assert list(brief(names).values()) == short and list(brief(names)) == names
+
+
+ONE, OTHER = "/home/someone/corpora of mine/a/web.jsonl", "/home/someone/corpora of mine/b/web.jsonl"
+
+
+@pytest.mark.parametrize("corpora, short", [
+    ((ONE, OTHER), ("a/web.jsonl", "b/web.jsonl")), (("pydocs", ONE), ("pydocs", "web.jsonl")),
+    ((ONE, f"{ONE}/en"), ("web.jsonl", "en")),
+    (("a/web", "za/web/en", "/q/za/web/en"), ("web", "za/web/en", "q/za/web/en"))])  # fmt: skip
+def test_corpora_by_path_have_their_short_names_in_every_table_and_legend(tmp_path, corpora, short):
+    study = by_path(tmp_path / "runs", *corpora)
+    shown = report(study, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"\ncorpus={short[0]} (baseline) " in shown and f"\ncorpus={short[1]} " in shown
+    assert f"| trained | on {short[0]} | on {short[1]} |" in section(text, "Trained on, evaluated on")
+    assert f"| corpus={short[1]}, bits/byte | " in section(text, "Differences from the baseline")
+    assert f"| {short[1]}/last_word | acc | 200 | " in section(text, "Task by task")
+    assert f"| Github, of {short[0]} | " in section(text, "Loss by domain")
+    assert f"{short[0]}/copy_inside: left out" in section(text, "What does not match")
+    differs = section(text, "What differs")  # the one table that says which corpus that is
+    assert f"| corpus={short[0]} | {corpora[0]} |" in differs and f"| corpus={short[1]} | {corpora[1]} |" in differs
+    fixed = section(text, "Held fixed")
+    for file in FILES:
+        content = (tmp_path / "out" / file).read_text()
+        parts = [differs, fixed] if file == "report.md" else []
+        for each in re.findall(r"<table>.*?</table>", content, re.S) if file == "report.html" else []:
+            parts += [each] * ("in all runs" in each or "data.corpus" in each)
+        for part in parts:
+            content = content.replace(part, "")
+        assert str(Path(ONE).parent) not in content, file
+    page = (tmp_path / "out" / "report.html").read_text()
+    figures = dict(re.findall(r'(?s)<figure><svg [^>]*aria-label="([^"]*)">(.*?)</svg>(?:<figcap|</figure)', page))
+    drawn = figures["Training loss against tokens"]
+    assert all(f">corpus={name}</text>" in drawn for name in short)  # the legend
+    heat = figures["Bits per byte: trained (rows), held-out text (columns)"]
+    assert all(f">on {name}</text>" in heat and f">corpus={name}</text>" in heat for name in short)
+
+
+def test_runs_on_corpora_by_path_have_their_short_names_without_a_study_too(tmp_path):
+    study = by_path(tmp_path / "runs", ONE, OTHER)
+    for seed in study.seeds:
+        change(study.cell(study.arms[1], seed).dir / "run.json", "config", "train", "tokens", to=2**21)
+    one, _ = asked([f"RUNS={study.root}"])
+    assert report(one, tmp_path / "out").splitlines()[1].startswith("b/web.jsonl (baseline) ")
+    places = section((tmp_path / "out" / "report.md").read_text(), "Places")
+    assert "| trained on | 1.05M | 2.1M |" in places and "| b/web.jsonl, 2 seeds | - | " in places
+
+
+def test_names_that_are_cut_keep_their_ends():
+    long = [f"{'settings-that-all-have-' * 4}{i}=value" for i in (1, 2)]
+    seen = {
+        "map": figure.heat("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
+        "legend": figure.lines("t", [figure.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"),
+        "forest": figure.forest("t", [(name, 0.1, 0.2, "same", "within noise") for name in long], "x"),
+    }
+    for kind, svg in seen.items():
+        cut = re.findall(r">…([^<]*)</text>", svg)
+        assert len(cut) == (4 if kind == "map" else 2), kind
+        for name in long:
+            assert sum(len(end) > 10 and name.endswith(end) for end in cut) == len(cut) // 2, (kind, cut)
+    assert figure.ending("short", 100) == "short" and figure.ending("0123456789", figure.wide("xxxx")) == "…789"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import harness, mirror, score
+from eval import fetch, harness, mirror, score
 from eval.__main__ import main, suite
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -187,7 +187,7 @@ def test_the_shared_mirror_has_every_task_whole(tmp_path, capsys):
 def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
     """From copies of the hub's repositories on disk, in a process of its own as `make eval-data` is."""
     to = tmp_path / "to"
-    command = [sys.executable, "-m", "eval.mirror", "--to", str(to), "--tasks", "copa,triviaqa", "--from", str(SHARED)]
+    command = [sys.executable, "-m", "eval.fetch", "--to", str(to), "--tasks", "copa,triviaqa", "--from", str(SHARED)]
     env = os.environ | {"HF_HOME": str(tmp_path / "cache")}
     subprocess.run(command, cwd=ROOT, check=True, env=env, capture_output=True)
     theirs, ours = mirror.Mirror(SHARED), mirror.Mirror(to)
@@ -205,7 +205,7 @@ def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
 
 def test_logiqa_is_read_as_the_hubs_script_did():
     block = "\n{}\nA fact.Another one.\nWhich follows?\nA.First.Second\nB.One\nC.Two\nD.Three\n"
-    assert mirror.logiqa(block.format("c") + block.format("a")) == [
+    assert fetch.logiqa(block.format("c") + block.format("a")) == [
         {"label": label, "context": "A fact. Another one.", "question": "Which follows?",
          "options": ["First. Second", "One", "Two", "Three"]} for label in "ca"]  # fmt: skip
 
@@ -310,7 +310,7 @@ def test_tasks_of_other_languages_are_mirrored_and_scored_as_written(run, tmp_pa
     (hub / "facebook__xnli/fr").mkdir(parents=True)
     (hub / "facebook__xnli/README.md").write_text(CARD)
     (hub / "facebook__xnli/fr/validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in NLI))
-    command = [sys.executable, "-m", "eval.mirror", "--to", str(to), "--tasks", "multilingual", "--from", str(hub)]
+    command = [sys.executable, "-m", "eval.fetch", "--to", str(to), "--tasks", "multilingual", "--from", str(hub)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HOME": str(tmp_path / "cache")}, capture_output=True,
                           text=True)  # fmt: skip
     assert "1 of 19 tasks" in done.stdout and "error: xnli_zh" in done.stderr

@@ -401,7 +401,7 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
     assert {p["factor"] for p in record["proofs"]} == {
         "model.pos", "model.objective", "model.qk_scaling", "model.embnorm", "model.norm", "model.block", "model.act",
         "model.qkv_bias, model.linear_bias",
-        "model.tied", "model.dropout, model.attn_dropout", "train.weight_decay",
+        "model.tied", "model.dropout, model.attn_dropout", "train.weight_decay", "train.precision",
     }  # fmt: skip
     assert all(p["passed"] for p in record["proofs"])
     groups = {g["name"]: g["decayed"] for g in record["parameters"]["groups"]}

@@ -1,7 +1,4 @@
-"""launch/run.sh on a real Slurm, with a stand-in for training: what only a real one shows.
-
-The numbers in brackets are those of the bugs that each test would find, listed in docs/slurm.md.
-"""
+"""launch/run.sh on a real Slurm, with a stand-in for training: what only a real one shows."""
 
 import json
 import os
@@ -63,13 +60,13 @@ def test_without_slurm_it_is_the_same_study_on_this_machine() -> None:
         assert said.stdout == f"-m ablations run {study}\n", said
 
 
-def test_slurms_json_is_never_read() -> None:  # (10) it differs between versions
+def test_slurms_json_is_never_read() -> None:  # it differs between versions
     for path in [*(ROOT / "launch").glob("*.py"), *(ROOT / "launch").glob("*.sh"), *(ROOT / "ablations").glob("*.py")]:
         assert "--json" not in path.read_text()
 
 
 def test_sbatch_runs_the_baseline_from_any_folder_and_in_a_fresh_checkout(slurm: Cluster, code: Path) -> None:
-    """(1) $0 is a copy in the spool; (2) there is no folder for the log yet."""
+    """$0 is a copy in the spool; there is no folder for the log yet."""
     assert not (code / "runs").exists()
     job = sbatch(slurm, code, "run.sh", cwd=code / "launch")
     assert slurm.wait(job)["JobState"] == "COMPLETED", log(code, job)
@@ -95,8 +92,8 @@ def test_a_rank_on_each_gpu_of_each_node_and_none_calls_itself_localhost(slurm: 
 
 
 def test_a_warned_task_saves_goes_back_alone_and_continues(slurm: Cluster, code: Path) -> None:
-    """(3) the log is kept; (4) in an array the last task's bare id is the array's; (5) who asks for a requeue survives;
-    (6) ranks get no USR1; (9) a signal does not end the wait for srun."""
+    """The log is kept; in an array the last task's bare id is the array's; who asks for a requeue survives;
+    ranks get no USR1; a signal does not end the wait for srun."""
     array = sbatch(slurm, code, "--array=0-1", "launch/run.sh", *STUDY)
     other, last = f"{array}_0", f"{array}_1"
     run = folder(code, 1)
@@ -116,7 +113,7 @@ def test_a_warned_task_saves_goes_back_alone_and_continues(slurm: Cluster, code:
 
 
 def test_a_study_becomes_an_array_with_the_same_options(slurm: Cluster, code: Path) -> None:
-    """(11) what depends on a run that failed is cancelled, and the report is written all the same."""
+    """What depends on a run that failed is cancelled, and the report is written all the same."""
     (code / "runs").mkdir()
     (code / "runs/trouble").write_text("diverge 3")
     job = sbatch(slurm, code, "--nodes=2", "--time=50", "--gres=gpu:1", "--exclude=node4", "launch/run.sh", *STUDY)
@@ -144,7 +141,7 @@ def test_percent_1_is_one_at_a_time(slurm: Cluster, code: Path) -> None:
     assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False)), spans
 
 
-def test_a_run_that_always_crashes_is_given_up_after_three_attempts(slurm: Cluster, code: Path) -> None:  # (8)
+def test_a_run_that_always_crashes_is_given_up_after_three_attempts(slurm: Cluster, code: Path) -> None:
     (code / "runs").mkdir()
     (code / "runs/trouble").write_text("crash")
     array = sbatch(slurm, code, "--array=2", "launch/run.sh", *STUDY)
@@ -207,7 +204,7 @@ def test_a_bad_node_is_left_out_from_then_on(slurm: Cluster, code: Path) -> None
 
 @pytest.mark.parametrize("attentive", [True, False])
 def test_preempted_it_comes_back(slurm: Cluster, code: Path, attentive: bool) -> None:
-    """(7) ranks that leave within the grace period must not end the job."""
+    """Ranks that leave within the grace period must not end the job."""
     (code / "runs").mkdir()
     job = sbatch(slurm, code, "--partition=spot", "--array=0", "launch/run.sh", *STUDY)
     run = folder(code)

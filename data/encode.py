@@ -1,0 +1,187 @@
+"""From text to tokens: the tokenizer, trained or copied, and the training text as token files, arranged."""
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from data import corpus as corpora
+from data import filters, report, store
+from data.filters import Recipe
+from data.store import Place, Run
+from data.text import lines, prepared_text
+from data.tokenizer import EXTRA_IDS, OPTIONS, SAMPLE_BYTES, load_tokenizer, train, vocabularies
+from data.tokenizer import read as read_tokenizer
+
+
+def prepared_tokenizer(name: str, vocab: int, kind: str, recipe: Recipe, place: Place) -> tuple[Path, str]:
+    """Path and hash of the tokenizer trained on a corpus; the components of a blend are taken whole."""
+    if kind == "file":
+        return _existing(name, vocab, place)
+    texts = [prepared_text(part, recipe, place) for part in corpora.components(name, place.store)]
+    size = sum(about["train"]["bytes"] for _, about in texts)
+    file = "tokenizer.json" if kind == "byte-bpe" else "tokenizer.model"
+
+    def make(work: Path, run: Run) -> dict[str, Any]:
+        run("training")
+        documents = (json.loads(line)["text"] for folder, _ in texts for line in lines(folder / "train"))
+        (work / file).write_bytes(train(documents, size, vocab, kind))
+        return {"sha256": load_tokenizer(work / file).sha256}
+
+    library = "tokenizers" if kind == "byte-bpe" else "sentencepiece"
+    inputs = {"text": [about["sha256"] for _, about in texts], "vocab": vocab, "kind": kind,
+              "options": [OPTIONS, SAMPLE_BYTES], library: version(library)}
+    folder, about = store.folder(place, f"{store.label(name)}-tokenizer-{vocab}", inputs, make)
+    return folder / file, about["sha256"]
+
+
+def _existing(path: str, vocab: int, place: Place) -> tuple[Path, str]:
+    """Path and hash of a copy of a tokenizer that exists."""
+    file, content = read_tokenizer(path)
+
+    def make(work: Path, _: Run) -> dict[str, Any]:
+        (work / file).write_bytes(content)
+        loaded = load_tokenizer(work / file)
+        if vocab not in (allowed := vocabularies(loaded)):
+            more = f", or {allowed[-1]} with T5's {EXTRA_IDS} extra ids" if len(allowed) > 1 else ""
+            raise ValueError(f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that"
+                             + more)
+        return {"sha256": loaded.sha256}
+
+    inputs = {"content": hashlib.sha256(content).hexdigest(), "vocab": vocab}
+    folder, about = store.folder(place, f"{store.label(path)}-tokenizer-{vocab}", inputs, make)
+    return folder / file, about["sha256"]
+
+
+def prepared_tokens(name: str, text: Path, about: dict[str, Any], model: Path, model_sha: str, recipe: Recipe,
+                    place: Place) -> tuple[Path, dict[str, Any]]:
+    """Folder of the training text as tokens; its manifest: tokens of the training and validation text, steps, notes."""
+
+    def make(work: Path, run: Run) -> dict[str, Any]:
+        from data import tokens
+
+        parts, shards = work / "scratch", sorted((text / "train").glob("*.jsonl"))
+        parts.mkdir(exist_ok=True)
+        run("tokenizing", [partial(_tokenize, text / "train", model, parts)], len(shards))
+        prefixes: list[str | Path] = [parts / shard.stem for shard in shards]
+        kept, steps = _arrange(prefixes, shards, recipe, work)
+        valid = 0
+        tokenizer = load_tokenizer(model)
+        with gzip.open(text / "valid.jsonl.gz", "rt", encoding="utf-8") as file:
+            for line in file:
+                valid += len(tokenizer.encode(json.loads(line)["text"])) + 1
+        domains: dict[str, list[int]] = {}
+        for prefix in prefixes:
+            for domain, count in json.loads(Path(f"{prefix}.domains").read_text()).items():
+                before = domains.get(domain, [0] * len(count))
+                domains[domain] = [a + b for a, b in zip(before, count, strict=True)]
+        lengths = tokens.read(work / "train")[1]
+        made: dict[str, Any] = {"train": int(lengths.sum()), "valid": valid, "domains": domains, **kept,
+                "steps": [*about["steps"], *steps]}
+        made["notes"] = report.notes(name, recipe, made["steps"], about)
+        report.write(work, name, recipe, about, made, lengths, text)
+        return made
+
+    inputs = {"text": [about["sha256"], text.name], "tokenizer": model_sha, "compress": recipe.compress,
+              "order": recipe.order, "sentencepiece": version("sentencepiece")}
+    return store.folder(place, f"{store.label(name)}-tokens", inputs, make)
+
+
+def check_unchanged(model: Path, model_sha: str, tokens: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Raises ValueError unless the tokenizer is the one of the tokens, and they are as many as were written: with
+    another one in its place a model would be trained on ids that mean something else."""
+    found = hashlib.sha256(model.read_bytes()).hexdigest()
+    if found != model_sha:
+        raise ValueError(f"{model} is not the tokenizer that the tokens were made with: its sha256 is {found}, theirs "
+                         f"{model_sha}. Remove {model.parent}, and it is made again")
+    for folder, about in tokens:
+        size = (folder / "train.bin").stat().st_size
+        if size not in (2 * about["train"], 4 * about["train"]):
+            raise ValueError(f"{folder}/train.bin has {size} bytes, not those of the {about['train']} tokens that were "
+                             f"written there. Remove {folder}, and it is made again")
+
+
+def _tokenize(folder: Path, model: Path, parts: Path, _: Any, rank: int, __: int) -> None:
+    """One shard of the training text as a token file, and the characters of each of its documents."""
+    import numpy as np
+    import orjson
+
+    from data import tokens
+
+    shard = sorted(folder.glob("*.jsonl"))[rank]
+    characters: list[int] = []
+    sizes: list[int] = []
+
+    def documents() -> Iterator[tuple[str, str]]:
+        with open(shard, "rb") as file:
+            for line in file:
+                document = orjson.loads(line)
+                labels, text = document.get("metadata", {}), document["text"]
+                characters.append(len(text))
+                sizes.append(len(text.encode()))
+                yield text, labels.get("domain", "")
+
+    prefix = parts / shard.stem
+    domains = tokens.write(prefix, documents(), load_tokenizer(model))
+    np.save(f"{prefix}.npy", np.array([characters, sizes], np.int64).reshape(2, -1))
+    Path(f"{prefix}.domains").write_text(json.dumps(domains))
+
+
+def _arrange(prefixes: list[str | Path], shards: list[Path], recipe: Recipe,
+             work: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Join the token files of the shards, without what is too dense and in the recipe's order; what that left."""
+    import numpy as np
+
+    from data import tokens
+
+    characters, sizes = np.concatenate([np.load(f"{prefix}.npy") for prefix in prefixes], axis=1)
+    if not recipe.compress and recipe.order == "random":
+        tokens.join(prefixes, work / "train")
+        return {"documents": len(sizes), "bytes": int(sizes.sum())}, []
+    tokens.join(prefixes, work / "scratch" / "all")
+    kind, lengths = tokens.read(work / "scratch" / "all")
+    flat = np.memmap(work / "scratch" / "all.bin", kind, "r")
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    dense = filters.too_dense(lengths - 1, characters, recipe.compress)  # without the end of document
+    kept = np.flatnonzero(~dense)
+    if not len(kept):
+        raise ValueError(f"data.compress={recipe.compress} removes all of the {len(dense)} training documents")
+    steps = []
+    if recipe.compress:
+        steps.append(_dense_step(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
+    chosen = kept[filters.sequence(recipe.order, flat, starts[kept], lengths[kept])]
+    tokens.select(work / "scratch" / "all", chosen, work / "train")
+    if recipe.order != "random":
+        moved = int((chosen != kept).sum())
+        both = [len(kept), int(sizes[kept].sum())]
+        steps.append({"step": recipe.order, "in": both, "out": both, "changed": 0, "moved": moved, "reasons": {},
+                      "examples": [], "lengths": {"in": {}, "out": {}}})
+    return {"documents": len(kept), "bytes": int(sizes[kept].sum())}, steps
+
+
+def _dense_step(dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path],
+                limit: float) -> dict[str, Any]:
+    """What a `filters.Step` would have reported of the compressibility filter."""
+    import numpy as np
+
+    why = f"{limit:g} tokens per character or more"
+    ends = np.cumsum([np.load(f"{prefix}.npy").shape[1] for prefix in prefixes])
+    examples = []
+    for number in np.flatnonzero(dense)[:filters.EXAMPLES].tolist():
+        shard = int(np.searchsorted(ends, number, "right"))
+        with open(shards[shard], "rb") as file:
+            at = number - int(ends[shard - 1] if shard else 0)
+            document = json.loads(next(line for index, line in enumerate(file) if index == at))
+        ratio = (int(lengths[number]) - 1) / int(characters[number])
+        examples.append({"id": document["id"], "why": f"{ratio:.3f} tokens per character",
+                         "text": document["text"][:filters.EXCERPT]})
+    bins = {side: dict(zip(*(each.tolist() for each in np.unique(np.log2(sizes[mask]).astype(int), return_counts=True)),
+                           strict=True)) for side, mask in (("in", np.full(len(dense), True)), ("out", ~dense))}
+    return {"step": "compress", "in": [len(dense), int(sizes.sum())],
+            "out": [int((~dense).sum()), int(sizes[~dense].sum())], "changed": 0,
+            "reasons": {why: int(dense.sum())} if dense.any() else {}, "examples": examples, "lengths": bins}

@@ -1,0 +1,134 @@
+"""The store: folders `<name>-<key>`, whose key is a hash of all that determines their bytes; there when they are whole.
+
+A folder is built under another name, partial-..., and renamed when it is complete, manifest.json included. After a kill
+the same call goes on where it was: tasks that were finished are not done again.
+"""
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from glob import has_magic
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data import execute
+from data.corpus import Missing, Unit, write_whole
+from data.execute import HERE, Executor
+
+LAYOUT = 2  # of the folders; a change of the code that writes them that alters their bytes raises it
+
+Run = Callable[..., None]  # (stage, pipeline, tasks): names a stage on the terminal and runs datatrove steps
+
+
+class Place(NamedTuple):
+    """Where things are built, and how; build=False: only what is there already."""
+    store: Path
+    executor: Executor = HERE
+    build: bool = True
+
+
+def folder(place: Place, name: str, inputs: dict[str, Any],
+           make: Callable[[Path, Run], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """A folder and what `make(folder, run)` returned: now, or earlier from the same inputs.
+
+    A killed `make` finds its unfinished folder again; one that raised ValueError leaves none.
+    """
+    store = place.store
+    inputs = json.loads(json.dumps({"layout": LAYOUT, **inputs}))
+    whole = store / f"{name}-{digest(inputs)[:8]}"
+    if not whole.exists():
+        if not place.build:
+            raise Missing(f"{whole} is not prepared")
+        store.mkdir(parents=True, exist_ok=True)
+        with open(store / ".lock", "w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # others wait here; unlike flock's, not inherited by children
+            if not whole.exists():
+                work = store / f"partial-{whole.name}"
+                work.mkdir(exist_ok=True)
+                try:
+                    if not (work / "manifest.json").exists():
+                        with _progress(place, name, work / "logs") as run:
+                            made = make(work, run)
+                        (work / "manifest.tmp").write_text(json.dumps({"inputs": inputs, "made": made}, indent=1))
+                        os.replace(work / "manifest.tmp", work / "manifest.json")
+                    # from here on nothing of these is needed, whenever a kill comes
+                    for rest in ("scratch", "logs"):
+                        shutil.rmtree(work / rest, ignore_errors=True)
+                    os.replace(work, whole)
+                except ValueError:
+                    shutil.rmtree(work, ignore_errors=True)
+                    raise
+    manifest = json.loads((whole / "manifest.json").read_text())
+    if manifest["inputs"] != inputs:
+        raise ValueError(f"{whole} was made from something else: remove it")
+    return whole, manifest["made"]
+
+
+@contextlib.contextmanager
+def _progress(place: Place, name: str, logs: Path) -> Iterator[Run]:
+    """A line on the terminal; what datatrove and its processes say goes to prepare.log in the store."""
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.progress_bar import ProgressBar
+
+    class Done(ProgressColumn):
+        max_refresh = 0.5  # seconds
+
+        def render(self, task: Task) -> ProgressBar:
+            folder = task.fields["logs"]  # where datatrove leaves a file for each finished task
+            done = len(list(Path(folder, "completions").glob("*"))) if folder else task.completed
+            return ProgressBar(total=task.total or 1, completed=done, width=24)
+
+    with execute.stderr_in(place.store / "prepare.log") as terminal, \
+            open(os.dup(terminal), "w", encoding="utf-8") as screen:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), Done(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(file=screen), redirect_stdout=False,
+                      redirect_stderr=False) as progress:
+            line = progress.add_task(f"data: {name}", total=None, logs="")
+
+            def run(stage: str, pipeline: list[Any] | None = None, tasks: int = 1) -> None:
+                folder = str(logs / stage.replace(" ", "-"))
+                progress.update(line, description=f"data: {name}, {stage}", total=tasks, logs=folder)
+                if pipeline:
+                    execute.run(place.executor, pipeline, tasks, folder)
+                progress.update(line, logs="")
+
+            yield run
+            progress.update(line, description=f"data: {name}", total=1, completed=1)
+
+
+def contents(units: list[Unit], place: Place) -> list[str]:
+    """Hash of each file's content: what the hub says it is, or as read here, some at a time."""
+    with ThreadPoolExecutor(execute.cores()) as pool:
+        return list(pool.map(lambda unit: unit.sha256 or content(Path(unit.path), place), units))
+
+
+def content(path: Path, place: Place) -> str:
+    """Hash of a file's content, remembered while the file's size and time of change stay the same."""
+    state = path.stat()
+    seen = [str(path.resolve()), state.st_size, state.st_mtime_ns]
+    note = place.store / "hashes" / digest(seen)[:32]
+    if not note.exists():
+        if not place.build:
+            raise Missing(f"{path} has not been read")
+        with open(path, "rb") as file:
+            write_whole(note, hashlib.file_digest(file, "sha256").hexdigest())
+    return note.read_text()
+
+
+def digest(value: Any) -> str:
+    """Hash of what JSON can say."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def label(name: str) -> str:
+    """A corpus' name as part of a folder's; of a path the last two parts, without wildcard and extension."""
+    plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
+    return re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
