@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # of a run's configuration; what training computes with
+# of a run's configuration -> of the weights that training computes with, which fp8 rounds further as it goes
+PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from ablations.config import ConfigError, Run, spread
 from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Piece
 from launch.manifest import Diverged
+from model import proof
 from model.count import parameters
+from model.fp8 import EIGHT
 from model.shard import WHOLE, Whole, dimension
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's loss scaler remembers
@@ -50,13 +52,14 @@ def start(run: Run) -> tuple[int, int]:
 
 
 def ranks(run: Run) -> Whole:
-    """The ranks that hold one copy of the model together with this one, after `start`.
+    """The ranks that hold one copy of the model together with this one, after `start`: they make its layers, in FP8
+    where the run asks for it.
 
     Raises:
         ConfigError: when the ranks that were started cannot be divided so.
     """
     if run.layout.tp == 1:
-        return WHOLE
+        return EIGHT if run.train.precision == "fp8" else WHOLE
     if dist.get_world_size() % run.layout.tp:
         raise ConfigError(f"{dist.get_world_size()} ranks were started: no multiple of layout.tp={run.layout.tp}")
     from model.parallel import Ranks
@@ -92,8 +95,8 @@ def _deepspeed() -> Any:
 
 
 def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
-    """DeepSpeed's JSON. bf16 keeps fp32 master weights and accumulates gradients in fp32; fp16 keeps fp32 master
-    weights, and its gradients, in fp16, are those of a scaled loss.
+    """DeepSpeed's JSON. bf16 keeps fp32 master weights and accumulates gradients in fp32, and so does fp8, which is
+    bf16 to DeepSpeed; fp16 keeps fp32 master weights, and its gradients, in fp16, are those of a scaled loss.
 
     Args:
         replicas: copies of the model.
@@ -118,7 +121,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # torch's own AdamW
         "steps_per_print": 10**9,
     }
-    if run.train.precision == "bf16":
+    if run.train.precision in ("bf16", "fp8"):
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     if run.train.precision == "fp16":
         config["fp16"] = {
@@ -288,7 +291,6 @@ class Engine:
         decays = {g["weight_decay"] for g in groups} - {0.0} or {0.0}
         (eps,), (betas,), (decay,) = one["eps"], one["betas"], decays
         dtypes = {p.dtype for p in self.model.parameters()}
-        names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
         blocks, cfg, tp = self.model.blocks, self.model.cfg, self.model.tp
         embed = tp.gather("embed.weight", self.model.embed.weight)
         scaling = {}
@@ -307,7 +309,7 @@ class Engine:
             "train.beta1": betas[0],
             "train.beta2": betas[1],
             "train.weight_decay": decay,
-            "train.precision": names[dtypes.pop()] if len(dtypes) == 1 else f"mixed {dtypes}",
+            "train.precision": proof.precision(self.model).value,
             "model.layers": len(blocks),
             "model.hidden": self.model.embed.embedding_dim,
             "model.vocab_multiple": cfg.vocab_multiple if len(embed) == cfg.padded_vocab else "other",

@@ -178,6 +178,20 @@ def checkpoint_bytes(run: Run) -> int:
     return 12 * parameters(run.model)
 
 
+def check_fp8(run: Run) -> None:
+    """A CPU computes in FP8 slowly; a GPU without it not at all.
+
+    Raises:
+        ConfigError: on such a GPU.
+    """
+    if run.train.precision != "fp8" or not torch.cuda.is_available():
+        return
+    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    if (major, minor) < (8, 9):
+        raise ConfigError("train.precision=fp8 needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell);"
+                          f" {name} has {major}.{minor}: bf16 runs there")  # fmt: skip
+
+
 def check_memory(run: Run, ranks: int) -> None:
     """Refuse by arithmetic what would run out of memory at hour two.
 

@@ -63,6 +63,7 @@ def train(cell: Cell, out: Path) -> None:
     rank, world = ds.start(cell.run)
     cell = replace(cell, run=spread(cell.run, world // cell.run.layout.tp))
     run, folder = cell.run, cell.dir
+    preflight.check_fp8(run)
     preflight.check_memory(run, world)
     hosts = [node.host for node in preflight.check(run, folder, out)]
     data = manifest.prepare_data(run, out / "data")

@@ -20,7 +20,7 @@ def estimate(
     """What is alive on one rank at the peak of a training step, in bytes.
 
     Args:
-        precision: bf16 or fp16 (with fp32 masters), or fp32.
+        precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
         ranks: among which it spreads the optimizer: those that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
@@ -63,6 +63,7 @@ def gradients(
 ) -> tuple[int, int, int, int, int]:
     """Bytes of gradients and of DeepSpeed's buffers: before the last backward pass, at its begin, at its end, when
     they are reduced, and at the update. Read from DeepSpeed 0.19.8 and measured."""
+    precision = "bf16" if precision == "fp8" else precision
     count, more = parameters(cfg, tp), accumulate > 1
     bucket, largest = min(BUCKET, count), cfg.padded_vocab // tp * cfg.hidden
     part = 4 * count // ranks  # this rank's share in fp32
@@ -114,6 +115,10 @@ def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, t
     dropout = 2 * unit if cfg.dropout else 0
     norms = {"pre-ln": 2, "post-ln": 2, "parallel": 1}[cfg.block]
     layer = norms * norm + attention + mlp + dropout
+    if precision == "fp8":  # each linear layer keeps what it reads in eight bits; a GPU's attention keeps its output
+        layer += ((2 if cfg.act == "gelu" else 3) * unit + own + inner) // 2 - norms * unit - own * (not gpu) - inner
+        if not gpu:  # which multiplies copies in fp32, two of each at a time
+            working = max(working, 5 * inner + 3 * unit + 8 * D * F)
     mask = (H if alibi else 1) * (B if cfg.objective == "prefix" else 1) * T * T * width
     ends = norm + unit * (cfg.embnorm + (cfg.dropout > 0)) + mask
     return cfg.layers * layer + ends, max(working, 2 * inner) + unit

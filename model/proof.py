@@ -22,6 +22,7 @@ from model.shard import full_shape
 
 # Models are typed Any here: a proof must not lean on what a class promises.
 TOLERANCE = 0.02  # absolute and relative; bf16 keeps 8 bits, so a chain of a few operations errs by 1 % at most
+PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 class InactiveFactor(RuntimeError):
@@ -356,6 +357,49 @@ def block(model: Any) -> Proof:
     return Proof("model.block", cfg.block, not wrong, "; ".join(wrong) or f"{cfg.layers} layers measured")
 
 
+# ---------------------------------------------------------------------------------------------- precision
+
+
+@torch.no_grad()
+def precision(model: Any) -> Proof:
+    """What the blocks' linear layers compute with: the precision of their weights, or FP8. The value is as measured.
+
+    FP8 rounds the operands to 4 significant bits (e4m3), gradients to 3 (e5m2); scaled by powers of two, all but the
+    smallest keep those. That moves a product of random numbers by 3.5 % and more, as the others' rounding never does.
+    """
+    dtypes = {p.dtype for p in model.parameters()}
+    own = PRECISIONS[dtypes.pop()] if len(dtypes) == 1 else f"mixed {dtypes}"
+    if model.tp.size > 1:  # what a layer returns is no product of this rank's alone
+        return Proof("train.precision", own, True, f"weights are {own}; products of cut layers are not measured")
+    found: dict[str, list[str]] = {}
+    worst = 0.0
+    for name, layer in model.blocks.named_modules():
+        if not hasattr(layer, "out_features"):
+            continue
+        random = torch.Generator().manual_seed(0)
+        x, g = (torch.randn(16, n, generator=random).to(layer.weight) for n in (layer.in_features, layer.out_features))
+        with torch.enable_grad():
+            y = layer(x.requires_grad_())
+            x_grad, w_grad = torch.autograd.grad(y, [x, layer.weight], g)
+        y = y.double() - (0.0 if layer.bias is None else layer.bias.double())
+        whole = x.detach().double(), layer.weight.double(), g.double()
+        short = _rounded(whole[0], 4), _rounded(whole[1], 4), _rounded(whole[2], 3)
+        for what, product, of in (
+            ("output", y, lambda x, w, g: x @ w.T),
+            ("input gradient", x_grad, lambda x, w, g: g @ w),
+            ("weight gradient", w_grad, lambda x, w, g: g.T @ x),
+        ):
+            error = {own: _relative(product, of(*whole)), "fp8": _relative(product, of(*short))}
+            nearest = min(error, key=error.__getitem__)
+            worst = max(worst, error[nearest])
+            kind = nearest if error[nearest] < TOLERANCE else "neither"
+            found.setdefault(kind, []).append(f"blocks.{name}: the {what}")
+    value = max(found, key=lambda kind: (kind != "neither", len(found[kind])))
+    wrong = [f"{at} is that of {kind}" for kind, sites in found.items() for at in sites if kind != value]
+    good = f"{len(found[value])} products of linear layers, forward and backward, err by {worst:.1e} at most"
+    return Proof("train.precision", value, not wrong and value != "neither", "; ".join(wrong) or good)
+
+
 # ---------------------------------------------------------------------------------------------- MLP and head
 
 
@@ -584,6 +628,16 @@ def _close(x: Tensor, expected: Tensor, scale: float) -> bool:
     return bool(((x.double() - expected.double()).abs() <= TOLERANCE * (scale + expected.double().abs())).all())
 
 
+def _rounded(x: Tensor, bits: int) -> Tensor:
+    """To so many significant bits, ties to even."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
+
+
+def _relative(x: Tensor, exact: Tensor) -> float:
+    return float((x.double() - exact).norm() / exact.norm())
+
+
 def _layernorm(x: Tensor, eps: float) -> Tensor:
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
 
@@ -596,5 +650,5 @@ def _gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-PROOFS = (position, objective, qk_scaling, embedding_norm, norms, block, activation, biases, tied, dropout)
+PROOFS = (position, objective, qk_scaling, embedding_norm, norms, block, precision, activation, biases, tied, dropout)
 FORMULAS = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}

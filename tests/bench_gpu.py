@@ -2,12 +2,14 @@
 
 First every position variant's loss and gradients are compared with the plain reference, in fp32 on the CPU, at a small
 shape: compiled in bf16 they may be off by 1.3 times what the same model written out in bf16 is off, and the engine's
-first loss must be the model's. A wrong result ends the program before anything is timed, with exit code 1.
+first loss must be the model's. In fp8 every product of every linear layer is compared with that of rounded operands
+(model/proof.py), and the gradients may be off by 0.25 of their norm; on a CPU, at this shape, they are off by 0.16 at
+most, and those of bf16 by 0.06. A wrong result ends the program before anything is timed, with exit code 1.
 
 Then each variant trains at the size that is asked for, through the engine (launch/engine.py, DeepSpeed) and beside it
 in a bare torch loop with fp32 masters: tokens per second, model FLOPs utilisation by the count of model/count.py
-against the dense bf16 peak of the GPU, memory, and seconds of compilation, which is no part of the speed. Each row
-runs in a process of its own. Exit code 2: there is no GPU.
+against the dense bf16 peak of the GPU (in fp8 too), memory, and seconds of compilation, which is no part of the speed.
+Each row runs in a process of its own. A GPU that has no FP8 has no row for it. Exit code 2: there is no GPU.
 """
 
 import argparse
@@ -22,12 +24,14 @@ from unittest import mock
 
 import torch
 
-from ablations.config import Run, resolve
-from launch import engine
-from model import attention, count
+from ablations.config import ConfigError, Run, resolve
+from launch import engine, preflight
+from model import attention, count, proof
 from model.gpt import GPT
+from model.shard import WHOLE, Whole
 
 POSITIONS = ("none", "learned", "rotary", "alibi")
+IN_FP8 = "rotary"  # the position of the rows in fp8
 PEAKS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12}  # dense bf16 FLOP/s, NVIDIA's data sheets
 SMALL = [("size", "nano"), ("model.layers", 2), ("model.hidden", 256), ("model.heads", 4), ("model.seq", 256),
          ("train.batch", 4), ("layout.micro_batch", 4), ("train.precision", "bf16")]  # fmt: skip
@@ -42,6 +46,31 @@ def reading(model: GPT, rows: torch.Tensor, loss: Callable[[torch.Tensor], torch
     return [t.detach().float().cpu() for t in found]
 
 
+def larger(run: Run, tp: Whole = WHOLE) -> GPT:
+    """A model whose weights are larger than they begin, so that what attention sees matters."""
+    model = GPT(run.model, run.seed, tp)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3) if p.dim() > 1 else p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+    return model
+
+
+def wrong_in_fp8(device: str) -> list[str]:
+    """What is wrong with FP8 on `device`, compiled where that is a GPU; empty: nothing."""
+    run = resolve([*SMALL, ("model.pos", IN_FP8), ("train.precision", "fp8")])
+    rows = torch.randint(run.model.vocab, (4, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
+    exact_model, model = larger(run), larger(run, engine.ranks(run)).to(device, torch.bfloat16)
+    found = proof.precision(model)
+    faults = [] if found.passed and found.value == "fp8" else [f"fp8: {found.value}, {found.detail}"]
+    exact = reading(exact_model, rows, exact_model.loss)
+    ours = reading(model, rows.to(device), torch.compile(model.loss) if device == "cuda" else model.loss)
+    for name, ideal, mine in zip(["loss", *(n for n, _ in model.named_parameters())], exact, ours, strict=True):
+        error, allowed = float((mine - ideal).norm() / ideal.norm()), 0.001 if name == "loss" else 0.25
+        if not error <= allowed:
+            faults.append(f"fp8: {name} is off by {error:.3g} of its norm; {allowed} is allowed")
+    return faults
+
+
 def wrong(pos: str, device: str) -> list[str]:
     """What is wrong with the executor that `device` runs, compiled, and with the engine around it; empty: nothing.
 
@@ -49,10 +78,7 @@ def wrong(pos: str, device: str) -> list[str]:
     """
     run = resolve([*SMALL, ("model.pos", pos), ("layout.compile", "never")])
     rows = torch.randint(run.model.vocab, (4, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
-    model = GPT(run.model, run.seed)
-    with torch.no_grad():  # larger than they begin, so that what attention sees matters
-        for p in model.parameters():
-            p.mul_(3) if p.dim() > 1 else p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+    model = larger(run)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     exact = reading(model, rows, model.loss)
     model, there = model.to(device, torch.bfloat16), rows.to(device)
@@ -114,10 +140,10 @@ def measure(how: str, words: list[tuple[str, Any]], steps: int) -> dict[str, flo
     engine.start(run)
     step: Callable[[], object]
     if how == "engine":
-        built = engine.build(GPT(run.model, run.seed), run, 1)
+        built = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
         step, compiling = lambda: built.step(rows, run.train.lr), built.compile_seconds
     else:
-        step, compiling = bare(GPT(run.model, run.seed), run, rows)
+        step, compiling = bare(GPT(run.model, run.seed, engine.ranks(run)), run, rows)
     seconds = []
     for i in range(2 + steps):
         torch.cuda.synchronize()
@@ -154,36 +180,44 @@ def main() -> int:
         print(json.dumps(measure(*json.loads(args.row))))
         return 0
 
-    faults = [fault for pos in POSITIONS for fault in wrong(pos, "cuda")]
+    variants, lacking = [*((pos, "bf16") for pos in POSITIONS), (IN_FP8, "fp8")], ""
+    try:
+        preflight.check_fp8(resolve([("train.precision", "fp8")]))
+    except ConfigError as error:
+        variants, lacking = variants[:-1], str(error)
+    faults = [fault for pos in POSITIONS for fault in wrong(pos, "cuda")] + ([] if lacking else wrong_in_fp8("cuda"))
     if faults:
         print("wrong results, so nothing was timed:", *faults, sep="\n", file=sys.stderr)
         return 1
     device = torch.cuda.get_device_name()
     peak = next((flops for name, flops in PEAKS.items() if name in device), None)
-    print(f"{args.size} on one {device}, torch {torch.__version__}; loss and gradients of {', '.join(POSITIONS)} equal "
-          f"the reference\n\n| position | loop | micro-batch | tokens/s | MFU | GB | compilation, s |\n"
-          "|---|---|---|---|---|---|---|")  # fmt: skip
+    equal = f"loss and gradients of {', '.join(POSITIONS)}{'' if lacking else ' and of fp8'} equal the reference"
+    print(f"{args.size} on one {device}, torch {torch.__version__}; {equal}\n{lacking}\n"
+          "| position | loop | micro-batch | tokens/s | MFU | GB | compilation, s |\n|---|---|---|---|---|---|---|")
     best: dict[str, float] = {}
-    for pos in POSITIONS:
+    for pos, precision in variants:
+        label = pos if precision == "bf16" else f"{pos}, {precision}"
         for how in ("engine", "bare torch"):
             for micro in args.micro_batch:
                 batch = micro * args.accumulate
-                words = [("size", args.size), ("model.pos", pos), ("train.precision", "bf16"), ("train.batch", batch),
-                         ("train.tokens", 10**12), ("layout.micro_batch", micro)]  # fmt: skip
+                words = [("size", args.size), ("model.pos", pos), ("train.precision", precision),
+                         ("train.batch", batch), ("train.tokens", 10**12), ("layout.micro_batch", micro)]  # fmt: skip
                 got = row(how, words, args.steps)
                 if isinstance(got, str):
-                    print(f"| {pos} | {how} | {micro} | {got} | | | |", flush=True)
+                    print(f"| {label} | {how} | {micro} | {got} | | | |", flush=True)
                     continue
                 used = got["speed"] * count.flops_per_token(resolve(words).model)
                 mfu = f"{used / peak:.1%}" if peak else f"{used / 1e12:.0f} TFLOP/s"
-                print(f"| {pos} | {how} | {micro} | {got['speed']:,.0f} | {mfu} | {got['gb']:.1f} "
+                print(f"| {label} | {how} | {micro} | {got['speed']:,.0f} | {mfu} | {got['gb']:.1f} "
                       f"| {got['compile']:.0f} |", flush=True)  # fmt: skip
                 if how == "engine":
-                    best[pos] = max(best.get(pos, 0.0), got["speed"])
+                    best[label] = max(best.get(label, 0.0), got["speed"])
     for a, b in (("alibi", "rotary"), ("alibi", "none"), ("rotary", "none")):
         if a in best and b in best:
             print(f"{a} has {best[a] / best[b]:.3f} of the speed of {b} (at least 0.97 is wanted)")
-    return 0 if len(best) == len(POSITIONS) else 1
+    if (eight := f"{IN_FP8}, fp8") in best and IN_FP8 in best:
+        print(f"fp8 has {best[eight] / best[IN_FP8]:.3f} of the speed of bf16 ({IN_FP8})")
+    return 0 if len(best) == len(variants) else 1
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ SMALL = ("train.precision=fp32 train.batch=4 layout.micro_batch=4 "
 MODEL = "tests/test_model.py tests/test_mutants.py tests/test_proof.py::test_every_variant_proves_itself"
 TRAIN = "tests/test_mutants.py tests/test_train.py::test_the_engine_is_adamw_with_clipping_and_the_schedule"
 DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
-OBJECTIVE, BUDGET = "tests/test_objective.py", "tests/test_budget.py"
+OBJECTIVE, BUDGET, FP8 = "tests/test_objective.py", "tests/test_budget.py", "tests/test_fp8.py"
 RANKS = "tests/test_parallel.py"
 RESUME = "tests/test_resume.py::test_a_damaged_checkpoint_costs_steps_and_nothing_else"
 DAMAGE = "tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before"
@@ -133,6 +133,18 @@ MUTATIONS = [
         "launch/engine.py", '"initial_scale_power": run.train.loss_scale_power,', "", BUDGET),
     one("a resume begins with another loss scale", "", "train.precision=fp16", "",
         "launch/engine.py", "for key in state.keys() & set(SCALER):", "for key in ():", BUDGET),
+    # fp8
+    one("fp8 never reaches the layers", "", "train.precision=fp8", "train.precision", "launch/engine.py",
+        'return EIGHT if run.train.precision == "fp8" else WHOLE', "return WHOLE", FP8),
+    one("layers in fp8 compute in bf16", "", "train.precision=fp8", "train.precision", "model/fp8.py",
+        "return _Products.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)",
+        "return super().forward(x)", FP8),
+    one("fp8: products are scaled the wrong way", "", "train.precision=fp8", "train.precision",
+        "model/fp8.py", "1 / a, one, 1 / b, one,", "a, one, b, one,", FP8),
+    one("fp8: gradients are cast without their scale", "", "train.precision=fp8", "train.precision",
+        "model/fp8.py", "g8_NF = cast(grads[0], g, BACKWARD)", "g8_NF = grads[0].to(BACKWARD)", FP8),
+    one("fp8: the weight gradient's input has two bits", "", "train.precision=fp8", "train.precision", "model/fp8.py",
+        "bias_grad = grads[0]", "x8_ND = x8_ND.to(BACKWARD).to(FORWARD); bias_grad = grads[0]", FP8),
     one("q, k and v are read head by head", "BLOOM's layout", "", "model.pos",
         GPT, ".view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)",
         ".view(B, T, self.heads, 3, -1).permute(3, 0, 2, 1, 4)"),
@@ -258,7 +270,8 @@ MUTATIONS = [
         "data/batches.py", "int(self._blend[1][number])", "int(self._blend[1][len(self._blend[1]) - 1 - number])",
         DATA),
 ]  # fmt: skip
-EVERYTHING = dict.fromkeys(f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {RANKS} {RESUME} {DAMAGE} {BACK}".split())
+WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK}"
+EVERYTHING = dict.fromkeys(WHERE.split())
 CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(EVERYTHING))
 
 
@@ -306,7 +319,7 @@ def unproved(words: list[str]) -> list[str]:
     except ConfigError as error:
         return [str(error).partition(" ")[0]]
     engine.start(run)
-    live = engine.build(GPT(run.model, run.seed), run, 1)
+    live = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
     _, groups = proof.parameter_groups(live.model, live.groups())
     failed = [p.factor for p in [*proof.prove(live.model), groups] if not p.passed]
     declared = run.flat()

@@ -9,9 +9,9 @@ import torch
 
 from ablations.config import resolve
 from launch import engine
-from model import attention, position
+from model import attention, fp8, position
 from model.gpt import GPT
-from tests.bench_gpu import POSITIONS, wrong
+from tests.bench_gpu import POSITIONS, wrong, wrong_in_fp8
 
 TINY = [("size", "nano"), ("model.layers", 1), ("model.hidden", 32), ("model.heads", 2), ("model.seq", 16),
         ("model.vocab", 100), ("train.batch", 2), ("layout.micro_batch", 2)]  # fmt: skip
@@ -20,6 +20,15 @@ TINY = [("size", "nano"), ("model.layers", 1), ("model.hidden", 32), ("model.hea
 @pytest.mark.parametrize("pos", POSITIONS)
 def test_what_runs_here_passes_the_comparison_of_bench_gpu(pos: str) -> None:
     assert wrong(pos, "cpu") == []
+
+
+def test_so_does_fp8_and_what_is_wrong_with_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wrong_in_fp8("cpu") == []
+    honest = fp8.scale
+    for by in ({fp8.FORWARD: 64, fp8.BACKWARD: 1}, {fp8.FORWARD: 1, fp8.BACKWARD: 2**16}):  # all overflows
+        monkeypatch.setattr(fp8, "scale", lambda x, kind, by=by: by[kind] * honest(x, kind))
+        product, *gradients = wrong_in_fp8("cpu")
+        assert "neither" in product and any("mlp.up.weight is off" in fault for fault in gradients)
 
 
 def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,16 +53,17 @@ def test_without_a_gpu_bench_gpu_says_so_in_one_line() -> None:
     assert done.stderr == "error: make bench-gpu needs an NVIDIA GPU, and torch sees none\n"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
 def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
     rows = torch.randint(100, (2, 17), generator=torch.Generator().manual_seed(0))
 
     def losses(compiled: str) -> list[float]:
         run = resolve([*TINY, ("model.pos", "rotary"), ("train.precision", precision), ("layout.compile", compiled)])
         engine.start(run)
-        built = engine.build(GPT(run.model, run.seed), run, 1)
+        built = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
         return [x for _ in range(3) for x in built.step(rows, 1e-2)[:2]]
 
-    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    # in fp8 what is rounded otherwise is a sixteenth off, and the third gradient's norm has seen two such steps
+    tolerance = {"fp32": 1e-5, "bf16": 2e-2, "fp8": 0.1}[precision]
     assert losses("always") == pytest.approx(losses("never"), rel=tolerance)

@@ -29,7 +29,7 @@ def built(**change: object) -> Any:
 
     run = resolve((SMALL | change).items())
     engine.start(run)
-    return engine.build(GPT(run.model, run.seed), run, 1)
+    return engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
@@ -52,7 +52,7 @@ def test_every_variant_takes_a_step(key: str, value: str) -> None:
     assert math.isfinite(loss) and norm > 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8"])
 def test_a_resumed_engine_goes_on_as_if_it_had_not_stopped(tmp_path: Path, precision: str) -> None:
     """Bit for bit, Adam's step counter and moments included, and the loss scale, which is still being found here."""
     from launch.checkpoint import Checkpoints
