@@ -49,8 +49,8 @@ class GEGLU(SwiGLU):
 
 
 def _scoring() -> bool:
-    """Whether this is evaluation: training and proofs, with a gradient or without, are not in inference mode. A compiled
-    graph would break at the question (tests/test_model.py), and has kernels of its own."""
+    """Whether this is evaluation: training and proofs, with a gradient or without, are not in inference mode. Asked in
+    a graph that is compiled, the question would cut it in two."""
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 

@@ -2,9 +2,10 @@
 
 Every row runs in a process of its own (what else a process holds moves a row by up to 40%), and all take a few steps in
 turn, round by round, because machines are noisy: read the ratios, which are medians over rounds. Each peer is tried
-eager and compiled, in bf16 under autocast and with bf16 weights and fp32 masters, and the fastest of these settings
-goes on. One thread is timed in CPU time, more in wall time. MB is the most that was allocated for tensors, from the
-building on. transformers is installed; litgpt and x-transformers join where Python finds them (PYTHONPATH).
+eager and compiled, with torch's fused attention and with the plain one where it has both, in bf16 under autocast and
+with bf16 weights and fp32 masters, and the fastest of these settings goes on. One thread is timed in CPU time, more in
+wall time. MB is the most that was allocated for tensors, from the building on. transformers is installed; litgpt and
+x-transformers join where Python finds them (PYTHONPATH).
 """
 
 import argparse
@@ -22,6 +23,7 @@ PEERS = ("nanoGPT, learned", "litgpt, rotary", "GPT-2, learned", "GPT-NeoX, rota
          "x-transformers, ALiBi")  # fmt: skip
 SETTINGS = {"fp32": ("eager", "compiled"),
             "bf16": ("eager autocast", "compiled autocast", "eager masters", "compiled masters")}  # fmt: skip
+FUSED = ("GPT", "Llama", "x-transformers")  # they have a plain attention too, which on a CPU may be the faster one
 
 
 class Row(NamedTuple):
@@ -80,6 +82,10 @@ def ratio(a: Row, b: Row) -> float:
     return statistics.median(y / x for x, y in zip(a.seconds, b.seconds, strict=True))
 
 
+def positions(row: Row) -> str:
+    return row.name.split(", ")[1].lower()
+
+
 def compare(precision: str, args: argparse.Namespace) -> list[Row]:
     """Start everything, choose each peer's setting, take the rounds."""
     options = {"nanogpt": args.nanogpt, "allocator": args.allocator}
@@ -91,7 +97,9 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
 
     rows: list[Row | None] = []
     for name in filter(wanted, PEERS):
-        found = [start(name, setting, base, options) for setting in SETTINGS[precision] if args.setting in setting]
+        settings = [setting for setting in SETTINGS[precision] if args.setting in setting]
+        settings += [f"{setting}, plain" for setting in settings if name.startswith(FUSED)]
+        found = [start(name, setting, base, options) for setting in settings]
         tried = [row for row in found if row]
         if tried:
             rounds(tried, 3, args.steps)
@@ -129,11 +137,14 @@ def table(precision: str, rows: list[Row], args: argparse.Namespace) -> None:
     lowest = fastest([row for row in rows if row.name.startswith("floor")])
     unit = "CPU second" if args.threads == 1 else "second"
     head = f"{args.size}, {precision}, threads: {args.threads}, {args.batch} x {model.seq}"
-    print(f"\n| {head} | setting | tokens per {unit} | GFLOP/s | of floor | × best peer | MB | page faults a step |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"\n| {head} | setting | tokens per {unit} | GFLOP/s | of floor | × best peer | × best of its positions | "
+          "MB | page faults a step |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for row in sorted(rows, key=lambda row: statistics.median(row.seconds)):
         speed = tokens / statistics.median(row.seconds)
-        against = f"{ratio(row, fastest(peers)):.2f}" if peers and not row.name.startswith("floor") else "–"
+        against, same = "–", [peer for peer in peers if positions(peer) == positions(row)]
+        if peers and not row.name.startswith("floor"):
+            against = f"{ratio(row, fastest(peers)):.2f}"
+        against += f" | {ratio(row, fastest(same)):.2f}" if same else " | –"
         print(f"| {row.name} | {row.setting} | {speed:,.0f} | {speed * flops / 1e9:.0f} | {ratio(row, lowest):.2f} "
               f"| {against} | {row.mb:.0f} | {statistics.median(row.faults):,.0f} |")  # fmt: skip
     ours = [row for row in rows if row.name.startswith("ours")]

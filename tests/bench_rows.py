@@ -71,7 +71,7 @@ def build(row: str, setting: str, run: Run, rows: torch.Tensor, nanogpt: Path | 
     if kind == "bare":
         engine.keep_freed_memory()
         return peer(GPT(run.model, run.seed), run, rows, setting)
-    return peer(peers(run, nanogpt)[row](), run, rows, setting)
+    return peer(peers(run, nanogpt, "plain" in setting)[row](), run, rows, setting)
 
 
 def ours(run: Run, rows: torch.Tensor) -> Step:
@@ -118,8 +118,12 @@ def peer(model: torch.nn.Module, run: Run, rows: torch.Tensor, setting: str) -> 
     return step
 
 
-def peers(run: Run, nanogpt: Path | None) -> dict[str, Callable[[], Any]]:
-    """Name -> a function that builds it, in the shape of `run`: tied embeddings, no dropout."""
+def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[], Any]]:
+    """Name -> a function that builds it, in the shape of `run`: tied embeddings, no dropout.
+
+    Args:
+        plain: attention written out, in place of torch's fused one; in models that have both.
+    """
     m = run.model
     V, T, L, H, D, F = m.padded_vocab, m.seq, m.layers, m.heads, m.hidden, m.ffn
     tied: dict[str, Any] = {"vocab_size": V, "tie_word_embeddings": True}
@@ -127,7 +131,8 @@ def peers(run: Run, nanogpt: Path | None) -> dict[str, Callable[[], Any]]:
     def hf(name: str, **shape: Any) -> Any:
         transformers: Any = importlib.import_module("transformers")
         config = getattr(transformers, name.replace("LMHeadModel", "").replace("ForCausalLM", "") + "Config")
-        return getattr(transformers, name)(config(**shape, **tied))
+        attention = "eager" if plain or name.startswith("Bloom") else "sdpa"
+        return getattr(transformers, name)(config(**shape, **tied, attn_implementation=attention))
 
     def nano() -> Any:
         if not nanogpt:
@@ -151,7 +156,7 @@ def peers(run: Run, nanogpt: Path | None) -> dict[str, Callable[[], Any]]:
 
     def x_transformers(learned: bool, **kind: bool) -> Any:
         xt: Any = importlib.import_module("x_transformers")
-        layers = xt.Decoder(dim=D, depth=L, heads=H, attn_dim_head=D // H, attn_flash=True, **kind)
+        layers = xt.Decoder(dim=D, depth=L, heads=H, attn_dim_head=D // H, attn_flash=not plain, **kind)
         return xt.TransformerWrapper(
             num_tokens=V, max_seq_len=T, tie_embedding=True, use_abs_pos_emb=learned, attn_layers=layers
         )
