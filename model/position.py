@@ -90,14 +90,20 @@ class Rotary(Position):
 
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, at_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         T, K = q_BHTK.shape[-2:]
-        # fp32: in bf16 the angles of neighbouring late positions would coincide
-        freq = self.base ** (-torch.arange(0, K, 2, device=q_BHTK.device, dtype=torch.float32) / K)
         T = T if at_BT is None else int(at_BT.max()) + 1
-        angle_TK = torch.outer(torch.arange(T, device=q_BHTK.device, dtype=torch.float32), freq).repeat(1, 2)
-        cos, sin = angle_TK.cos().to(q_BHTK.dtype), angle_TK.sin().to(q_BHTK.dtype)
+        cos, sin = _waves(self.base, T, K, q_BHTK.dtype, q_BHTK.device)
         if at_BT is not None:
             cos, sin = cos[at_BT][:, None], sin[at_BT][:, None]
         return _rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)
+
+
+@torch.compiler.assume_constant_result  # or else computed anew for every head of every sequence
+def _waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, K] of the angles by which rotary turns."""
+    # fp32: in bf16 the angles of neighbouring late positions would coincide
+    freq = base ** (-torch.arange(0, K, 2, device=device, dtype=torch.float32) / K)
+    angle_TK = torch.outer(torch.arange(T, device=device, dtype=torch.float32), freq).repeat(1, 2)
+    return angle_TK.cos().to(dtype), angle_TK.sin().to(dtype)
 
 
 def _rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
