@@ -137,7 +137,8 @@ def _read(of: Path, share: float, allowed: int, met: Path, _: Any, rank: int, ta
             start += unit.size
     finally:
         gc.enable()
-        (met / f"{rank:05d}.json").write_text(json.dumps({"problems": ledger.problems, "counts": ledger.counts}))
+        # whole or not at all: where one task fails the others are ended, and then this is read
+        corpora.write_whole(met / f"{rank:05d}.json", json.dumps({"problems": ledger.problems, "counts": ledger.counts}))
 
 
 def _met(folder: Path) -> tuple[list[str], dict[str, int]]:

@@ -442,6 +442,7 @@ def test_learned_positions_end_where_they_were_trained_and_others_do_not() -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_blocks_are_one_graph_for_the_compiler(changes: dict[str, Any], dtype: torch.dtype) -> None:
     """It says nothing where a graph breaks, and runs slower: a question that only evaluation asks once cost 3%."""
+    torch._dynamo.reset()  # it gives up on a function that is compiled anew too often
     cfg = replace(SMALL, **changes)
     model = GPT(cfg).to(dtype).train()
     prefix_B = torch.tensor([3, 5]) if cfg.objective == "prefix" else None
