@@ -138,7 +138,8 @@ def _read(of: Path, share: float, allowed: int, met: Path, _: Any, rank: int, ta
     finally:
         gc.enable()
         # whole or not at all: where one task fails the others are ended, and then this is read
-        corpora.write_whole(met / f"{rank:05d}.json", json.dumps({"problems": ledger.problems, "counts": ledger.counts}))
+        found = {"problems": ledger.problems, "counts": ledger.counts}
+        corpora.write_whole(met / f"{rank:05d}.json", json.dumps(found))
 
 
 def _met(folder: Path) -> tuple[list[str], dict[str, int]]:
