@@ -188,7 +188,8 @@ def test_a_rank_that_hangs_is_found_and_the_run_goes_on(slurm: Cluster, tmp_path
     begun = [line["step"] for line in attempts(run) if line["event"] == "start"]
     assert begun[0] == 0 and begun[1] in range(50, 400, 50)
     stacks = (run / "stacks/rank_0.txt").read_text()
-    assert stacks.startswith(f"{job_nodes[0]}, after step ") and "all_reduce" in stacks and "train.py" in stacks
+    assert stacks.startswith(f"{job_nodes[0]}, after step ") and "train.py" in stacks
+    assert "distributed_c10d.py" in stacks  # in which collective it waits depends on when the other one stopped
     hang = next(json.loads(x) for x in (run / "events.jsonl").read_text().splitlines() if '"hang"' in x)
     assert hang["detail"].startswith(f"rank 0 on {job_nodes[0]}: no step for ")
     steps = [json.loads(x)["step"] for x in (run / "metrics.jsonl").read_text().splitlines()]
