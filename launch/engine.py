@@ -448,11 +448,44 @@ def build(model: Any, run: Run, world: int) -> Engine:
     if world == size and hasattr(ds.optimizer, "bf16_groups"):
         ds.enable_backward_allreduce = False  # one copy of the model: its gradients are summed already
     engine = Engine(ds, run, next(model.parameters()).device)
+    if engine.device.type == "cpu" and hasattr(ds.optimizer, "bf16_groups"):
+        _only_while_needed(ds.optimizer)
     # auto: not with tensor parallelism, whose layers communicate; not on a CPU, where a nano run is over sooner
     auto = torch.cuda.is_available() and size == 1
     if {"auto": auto, "always": True, "never": False}[run.layout.compile]:
         engine.compile()
     return engine
+
+
+def _only_while_needed(optimizer: Any) -> None:
+    """DeepSpeed's bf16 optimizer holds fp32 sums of all gradients for good, and fills them with zeros twice a step.
+    Here their memory is given back after each update, and the first gradients are written and not added: activations
+    are largest when there are no sums yet, unless micro-batches are accumulated.
+
+    Not on a GPU, where accumulating is the rule, and whose allocator may not find so large a piece again.
+    """
+    flat, add = optimizer.fp32_groups_gradients_flat, optimizer.update_hp_grads
+    sizes = [sums.untyped_storage().nbytes() for sums in flat]
+
+    def clear_hp_grads() -> None:
+        for sums in flat:
+            sums.untyped_storage().resize_(0)
+        optimizer.fp32_groups_has_gradients = [[False] * len(group) for group in optimizer.bf16_groups]
+
+    @torch.no_grad()
+    def update_hp_grads(clear_lp_grads: bool = False) -> None:
+        if flat[0].untyped_storage().nbytes():
+            add(clear_lp_grads)
+            return
+        groups = zip(flat, sizes, optimizer.fp32_groups_gradients, optimizer.bf16_groups, strict=True)
+        for i, (whole, size, sums, params) in enumerate(groups):
+            whole.untyped_storage().resize_(size)
+            whole[sum(p.numel() for p in params) :].zero_()  # what fills it up
+            torch._foreach_copy_(sums, [p.grad.view(-1) for p in params])
+            optimizer.fp32_groups_has_gradients[i] = [True] * len(params)
+
+    optimizer.clear_hp_grads, optimizer.update_hp_grads = clear_hp_grads, update_hp_grads
+    clear_hp_grads()
 
 
 def _std_is(weight: Tensor, std: float) -> bool:

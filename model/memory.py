@@ -42,7 +42,7 @@ def estimate(
         logits, work, summed = rows * vocab * (width + 4 * half * (tp > 1)), 0, 0
     embedding = matrix * width  # its gradient waits for the one of the token lookup
     unit = rows * cfg.hidden * width
-    before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate, tp)
+    before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate, gpu, tp)
     moments = [
         {"gradients": before, "activations": kept + passing},
         {"gradients": before + summed, "activations": kept + 2 * unit, "logits": logits + work},
@@ -59,7 +59,7 @@ def estimate(
 
 
 def gradients(
-    cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int, tp: int = 1
+    cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int, gpu: bool, tp: int = 1
 ) -> tuple[int, int, int, int, int]:
     """Bytes of gradients and of DeepSpeed's buffers: before the last backward pass, at its begin, at its end, when
     they are reduced, and at the update. Read from DeepSpeed 0.19.8 and measured."""
@@ -67,9 +67,9 @@ def gradients(
     count, more = parameters(cfg, tp), accumulate > 1
     bucket, largest = min(BUCKET, count), cfg.padded_vocab // tp * cfg.hidden
     part = 4 * count // ranks  # this rank's share in fp32
-    if precision == "bf16" and zero == 1:  # fp32 sums of all gradients, always; reduced as a copy in bf16
+    if precision == "bf16" and zero == 1:  # fp32 sums of all gradients, on a GPU always; reduced as a copy in bf16
         sums, own = 4 * count, 2 * count
-        before = sums + (own if more else 0)
+        before = sums * (gpu or more) + own * more
         joined = 4 * count if count < BUCKET else 0  # a group above the bucket is not joined with the next
         copies = max(joined + 2 * count, 4 * largest) if ranks > 1 else 0  # one rank has nothing to reduce
         return before, before, sums + own, sums + own + copies, sums + own
@@ -106,7 +106,7 @@ def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, t
     elif cfg.attn_dropout:  # torch's own plain path
         attention, working = 4 * own + 3 * scores, 2 * scores
     else:
-        attention, working = (4 + 2 * rotary) * own + B * H * T * 4, 4 * own
+        attention, working = 4 * own + B * H * T * 4, 4 * own
     # LayerNorm keeps its input, its output and two numbers a row; RMSNorm on a CPU is many small operations
     norm = 2 * unit
     if cfg.norm == "rmsnorm" and not gpu:
