@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
@@ -118,10 +119,13 @@ def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The whole file or none of it, also where several processes write it."""
+    """The whole file or none of it, also where several processes of several machines write it, or power is lost."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(text)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}")
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 

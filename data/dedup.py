@@ -24,6 +24,17 @@ def digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
             yield document
 
 
+def recorded(folder: Path) -> int:
+    """Of how many documents `digests` left a record."""
+    return sum(path.stat().st_size for path in _records(folder)) // 17
+
+
+def _records(folder: Path) -> list[Path]:
+    """What `digests` left of each task, by the names of files that were there before: on a network file system a list
+    may lack what another machine has just written, but not what is asked for by its name."""
+    return [path.with_suffix(".digests") for path in sorted(folder.glob("*.jsonl"))]
+
+
 class _Words:
     """datatrove's own need a package for each language; spaces will do for its simplified text."""
     word_tokenize = staticmethod(str.split)
@@ -74,7 +85,7 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
         parent[high] = low
         parent.setdefault(low, low)
 
-    files = sorted(read.glob("*.digests"))
+    files = _records(read)
     found = [np.fromfile(path, np.dtype([("digest", "V16"), ("valid", "?")])) for path in files]
     ends = np.cumsum([len(each) for each in found])
     starts = {int(path.stem): int(end - len(each)) for path, each, end in zip(files, found, ends, strict=True)}

@@ -70,16 +70,22 @@ def prepared_tokens(name: str, text: Path, about: dict[str, Any], model: Path, m
         run("tokenizing", [partial(_tokenize, text / "train", model, parts)], len(shards))
         prefixes: list[str | Path] = [parts / shard.stem for shard in shards]
         kept, steps = _arrange(prefixes, shards, recipe, work)
-        valid = 0
+        valid = held_out = 0
         tokenizer = load_tokenizer(model)
         with gzip.open(text / "valid.jsonl.gz", "rt", encoding="utf-8") as file:
             for line in file:
                 valid += len(tokenizer.encode(json.loads(line)["text"])) + 1
+                held_out += 1
         domains: dict[str, list[int]] = {}
         for prefix in prefixes:
             for domain, count in json.loads(Path(f"{prefix}.domains").read_text()).items():
                 before = domains.get(domain, [0] * len(count))
                 domains[domain] = [a + b for a, b in zip(before, count, strict=True)]
+        found, meant = (sum(count[0] for count in domains.values()), held_out), (about["train"], about["valid"])
+        if found != tuple(each["documents"] for each in meant):
+            raise ValueError(f"{text} holds {found[0]:,} and {found[1]:,} documents for training and validation, not "
+                             f"the {meant[0]['documents']:,} and {meant[1]['documents']:,} that were written there. "
+                             "Remove it, and it is made again")
         lengths = tokens.read(work / "train")[1]
         made: dict[str, Any] = {"train": int(lengths.sum()), "valid": valid, "domains": domains, **kept,
                 "steps": [*about["steps"], *steps]}

@@ -204,10 +204,40 @@ def _unpacked(raw: Any, packed: str) -> Any:
     if packed == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if packed == ".zst":
-        import zstandard
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
-        return io.BufferedReader(reader, 1 << 20)  # type: ignore[arg-type]
+        return io.BufferedReader(Frames(raw), 1 << 20)
     return raw
+
+
+class Frames(io.RawIOBase):
+    """The content of a .zst file of one frame or many. zstandard's own reader takes a file without its end for whole.
+
+    Raises EOFError where it ends within a frame.
+    """
+
+    def __init__(self, raw: Any):
+        import zstandard
+
+        self.raw, self.begin = raw, zstandard.ZstdDecompressor().decompressobj
+        self.frame: Any = None  # the one that is open
+        self.packed, self.plain = b"", memoryview(b"")  # read and not unpacked, unpacked and not asked for
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.plain:
+            packed = self.packed or self.raw.read(1 << 17)
+            if not packed:
+                if self.frame:
+                    raise EOFError("the end of the last frame is missing")
+                return 0
+            self.frame = self.frame or self.begin()
+            self.plain, self.packed = memoryview(self.frame.decompress(packed)), b""
+            if self.frame.eof:
+                self.packed, self.frame = self.frame.unused_data, None
+        size = min(len(buffer), len(self.plain))
+        buffer[:size], self.plain = self.plain[:size], self.plain[size:]
+        return size
 
 
 def _at(record: Any, keys: Any) -> Any:
@@ -244,7 +274,7 @@ def _lines(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[t
             except UnicodeDecodeError as error:
                 ledger.problem(f"{path}:{number}", f"not UTF-8: {error}")
                 continue
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 ledger.problem(f"{path}:{number}", f"not JSON: {error}")
                 continue
             yield number, record
@@ -287,9 +317,12 @@ def _rows(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tu
         ledger.problem(path, f'no column "{column}"; the columns are {opened.schema_arrow.names}')
         return
     for batch in opened.iter_batches(batch_size=1000, columns=[column]):
-        for text in batch.column(0).to_pylist():
+        for text in batch.column(0):
             number += 1
-            yield number, {column: text}
+            try:
+                yield number, {column: text.as_py()}
+            except UnicodeDecodeError as error:  # parquet says UTF-8 and checks nothing
+                ledger.problem(f"{path}:{number}", f"not UTF-8: {error}")
 
 
 _LAYOUTS = {"jsonl": _lines, "oscar-v1": _paragraphs, "one-per-file": _whole, "parquet": _rows}

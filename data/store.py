@@ -61,7 +61,9 @@ def folder(place: Place, name: str, inputs: dict[str, Any],
                     # from here on nothing of these is needed, whenever a kill comes
                     for rest in ("scratch", "logs"):
                         shutil.rmtree(work / rest, ignore_errors=True)
+                    _settle(work)
                     os.replace(work, whole)
+                    _settle(store, deep=False)
                 except ValueError:
                     shutil.rmtree(work, ignore_errors=True)
                     raise
@@ -69,6 +71,16 @@ def folder(place: Place, name: str, inputs: dict[str, Any],
     if manifest["inputs"] != inputs:
         raise ValueError(f"{whole} was made from something else: remove it")
     return whole, manifest["made"]
+
+
+def _settle(folder: Path, deep: bool = True) -> None:
+    """Wait until the disk has what a folder holds: else after a power loss its name may be there, and not its files."""
+    for path in [*(folder.rglob("*") if deep else ()), folder]:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 @contextlib.contextmanager

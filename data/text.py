@@ -100,7 +100,7 @@ def _make_text(spec: dict[str, Any], units: list[corpora.Unit], recipe: Recipe, 
                         dedup.signature(signed)], count)
     except Exception as error:
         failure = error  # where the readers met more problems than allowed, those are what is wrong
-    problems, counts = _met(met)
+    problems, counts, documents = _met(met)
     tolerate(wrong + problems, recipe.allow_errors)
     if failure:
         raise failure
@@ -112,10 +112,17 @@ def _make_text(spec: dict[str, Any], units: list[corpora.Unit], recipe: Recipe, 
     about = _gather(spec, work, share)
     about["duplicates"] = {kind: sum(json.loads(path.read_text())[kind] for path in removed.glob("*.counts"))
                            for kind in ("exact", "near")}
+    steps = [filters.summary(name, stages / name) for name in [*asked, "duplicates"]]
+    kept = documents - sum(step["in"][0] - step["out"][0] for step in steps[:-1])
+    left = sum(about[split]["documents"] for split in ("train", "valid"))
+    copies = sum(about["duplicates"].values())
+    if not dedup.recorded(read) == kept == left + copies:  # of a line that it cannot read datatrove only warns
+        raise ValueError(f"{spec['name']}: of {kept:,} documents {left:,} are left and {copies:,} were copies: what "
+                         "tasks had written was lost, as in a power loss. The same command begins anew")
     shutil.rmtree(work / "valid", ignore_errors=True)
     return about | {
         "problems": wrong + problems, "read": counts, "share": share,
-        "steps": [filters.summary(name, stages / name) for name in [*asked, "duplicates"]],
+        "steps": steps,
         "tasks": filters.contamination(about_tasks, tasks) if about_tasks else {},
     }
 
@@ -125,29 +132,31 @@ def _read(of: Path, share: float, allowed: int, met: Path, _: Any, rank: int, ta
     from datatrove.data import Document
 
     spec, units = pickle.loads(of.read_bytes())
-    total, start = sum(unit.size for unit in units) or 1, 0
+    total, start, count = sum(unit.size for unit in units) or 1, 0, 0
     ledger = Ledger(allowed)
     gc.disable()  # a syntax tree has many nodes and no cycle: collecting is a fifth of the time of parsing
     try:
         for unit in units:
-            if start * tasks // total == rank:
+            if min(start * tasks // total, tasks - 1) == rank:  # an empty file at the end begins at the total
                 for name, text, labels in corpora.documents(spec, unit, ledger):
                     split = "valid" if corpora.held_out(spec, unit.package, text, share) else "train"
+                    count += 1
                     yield Document(text, name, metadata={**labels, "split": split})
             start += unit.size
     finally:
         gc.enable()
         # whole or not at all: where one task fails the others are ended, and then this is read
-        found = {"problems": ledger.problems, "counts": ledger.counts}
+        found = {"problems": ledger.problems, "counts": ledger.counts, "documents": count}
         corpora.write_whole(met / f"{rank:05d}.json", json.dumps(found))
 
 
-def _met(folder: Path) -> tuple[list[str], dict[str, int]]:
-    """The problems that the readers met, and what they counted."""
+def _met(folder: Path) -> tuple[list[str], dict[str, int], int]:
+    """The problems that the readers met, what else they counted, and the documents."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     kinds = sorted({kind for each in found for kind in each["counts"]})
     return ([problem for each in found for problem in each["problems"]],
-            {kind: sum(each["counts"].get(kind, 0) for each in found) for kind in kinds})
+            {kind: sum(each["counts"].get(kind, 0) for each in found) for kind in kinds},
+            sum(each["documents"] for each in found))
 
 
 def _gather(spec: dict[str, Any], work: Path, share: float) -> dict[str, Any]:

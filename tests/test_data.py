@@ -110,6 +110,7 @@ def test_real_files():
     ("a.jsonl", b'["x"]\n', r"a.jsonl:1: .* has list"),
     ("a.jsonl", b'{"text": "x"}\n{"text": "x\n', r"a.jsonl:2: not JSON"),
     ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8"),
+    ("a.jsonl", b'{"text": "x", "meta": ' + b"[" * 10**5 + b"]" * 10**5 + b"}\n", "a.jsonl:1: not JSON"),
     ("a.txt", b"x\n\xff\n", "a.txt:2: not UTF-8"),
     ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9, mtime=0)[:-12], "a.jsonl.gz: damaged or cut short"),
     ("a.jsonl.gz", b"plain", "a.jsonl.gz: damaged"),
@@ -123,10 +124,26 @@ def test_damaged_files_are_named_with_the_line(tmp_path, name, content, match):
 
 def test_a_cut_zstd_file_is_not_taken_for_whole(tmp_path):
     random.seed(0)
-    whole = Path(write(tmp_path / "a.jsonl.zst", [random.randbytes(2000).hex() for _ in range(200)]))
-    (tmp_path / "cut.jsonl.zst").write_bytes(whole.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="cut.jsonl.zst"):
-        read(tmp_path / "cut.jsonl.zst")
+    whole = Path(write(tmp_path / "a.jsonl.zst", [random.randbytes(2000).hex() for _ in range(200)])).read_bytes()
+    paragraphs = zstandard.ZstdCompressor().compress(b"a document\n\n" * 200_000)
+    for name, content in (("cut.jsonl.zst", whole[:-1000]), ("cut.txt.zst", paragraphs[:-1]),
+                          ("cut.txt.zst", paragraphs * 2 + paragraphs[:7])):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}.*cut short"):
+            read(tmp_path / name)
+    (tmp_path / "a.txt.zst").write_bytes(b"\x50\x2a\x4d\x18\2\0\0\0hi" + paragraphs)  # after a frame to be skipped
+    assert len(read(tmp_path / "a.txt.zst")) == 200_000
+
+
+def test_a_row_of_parquet_that_is_not_utf8_is_named_and_the_others_are_read(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = pyarrow.array([b"one", b"\xff", b"three"], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    ledger = readers.Ledger(1)
+    found = [text for _, text, _ in readers.documents(tmp_path / "a.parquet", "a.parquet", "auto", ledger)]
+    assert found == ["one", "three"] and "a.parquet:2: not UTF-8" in ledger.problems[0]
 
 
 @pytest.mark.parametrize("name, match", [

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import corpus, execute, filters, prepare
+from data import corpus, dedup, execute, filters, prepare
 from data.store import Place
 from data.text import prepared_text
 from data.tokenizer import load_tokenizer
@@ -273,6 +273,62 @@ def test_failures_leave_nothing_behind(tmp_path, store, texts, match):
     with pytest.raises(ValueError, match=match):
         prepare.prepare(name, "some", VOCAB, store)
     assert {path.name for path in store.iterdir()} - {"prepare.log", ".lock", "hashes"} <= before
+
+
+def test_an_empty_file_is_named_wherever_it_stands(tmp_path, store):
+    for name in ("0.jsonl", "5.jsonl", "9.jsonl"):
+        save(tmp_path / name / "5.jsonl", [prose(i) for i in range(40)])
+        (tmp_path / name / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{name}: holds no document"):
+            prepared_text(str(tmp_path / name), filters.PLAIN, Place(store))
+
+
+def test_what_was_lost_between_two_stages_is_missed(tmp_path, monkeypatch):
+    """The disk comes back, after the power went, with half a file of a task that is noted as finished."""
+    save(tmp_path / "a.jsonl", [prose(i) for i in range(200)])
+    place = Place(tmp_path / "store")
+
+    def power_fails(*_):
+        raise RuntimeError("no power")
+
+    for name in ("00000.jsonl", "00000.digests"):
+        with monkeypatch.context() as dark, pytest.raises(RuntimeError, match="no power"):
+            dark.setattr(dedup, "keep_first", power_fails)
+            prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, place)
+        (half,) = place.store.glob(f"partial-*/scratch/read/{name}")
+        os.truncate(half, half.stat().st_size // 34 * 17)
+        with pytest.raises(ValueError, match="of 200 documents .* was lost"):
+            prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, place)
+    _, about = prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, place)
+    assert about["train"]["documents"] + about["valid"]["documents"] == 200
+
+
+@pytest.mark.parametrize("which", ["train/*.jsonl", "valid.jsonl.gz"])
+def test_text_that_lost_documents_makes_no_tokens(tmp_path, which):
+    save(tmp_path / "a.jsonl", [prose(i) for i in range(300)])
+    folder, _ = prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, Place(tmp_path / "store"))
+    os.truncate(next(path for path in folder.glob(which) if path.stat().st_size), 0)
+    with pytest.raises(ValueError, match="documents for training and validation, not the"):
+        prepare.prepare(str(tmp_path / "a.jsonl"), "some", VOCAB, tmp_path / "store")
+
+
+def test_what_is_whole_is_on_the_disk(tmp_path, monkeypatch):
+    settled, fsync, replace = set(), os.fsync, os.replace
+
+    def spy(file):
+        settled.add(os.readlink(f"/proc/self/fd/{file}"))
+        fsync(file)
+
+    def check(old, new):
+        if Path(old).is_dir():
+            seen.append({str(path) for path in [old, *Path(old).rglob("*")]} - settled)
+        replace(old, new)
+
+    seen = []
+    monkeypatch.setattr(os, "fsync", spy)
+    monkeypatch.setattr(os, "replace", check)
+    prepare.prepare("some", "some", VOCAB, tmp_path)
+    assert seen == [set()] * 3 and str(tmp_path) in settled
 
 
 @pytest.mark.parametrize("vocab, match", [(257, "at least 258"), (100_000, r"at most \d+")])
