@@ -11,9 +11,12 @@ PYTHON ?= python3
 PY := .venv/bin/python
 NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM TASKS EVAL_DATA JOBS OUT RUNS NOISE
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
-WORDS := $(foreach n,$(NAMES),$(if $(filter command,$(firstword $(origin $(n)))),'$(n)=$($(n))'))
+said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
+WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),'$(n)=$($(n))'))
 
 .PHONY: ablation data plan status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval help clean
+
+option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
 SUBMIT = launch.submit --nodes '$(or $(NODES),1)' --site '$(SITE)'
 ablation: .venv/ready
@@ -23,10 +26,9 @@ plan status report show: .venv/ready
 diff: .venv/ready
 	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
 data: .venv/ready
-	@$(PY) -m data.prepare '$(CORPUS)' $(if $(FROM),--from '$(FROM)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') \
-	  $(if $(KIND),--kind '$(KIND)') $(if $(VOCAB),--vocab '$(VOCAB)') $(if $(SET),--set $(SET)) \
-	  --store '$(or $(OUT),runs)/data' --executor '$(or $(EXECUTOR),local)' $(if $(WORKERS),--workers '$(WORKERS)') \
-	  $(if $(OPTIONS),--options $(OPTIONS))
+	@$(PY) -m data.prepare '$(call said,CORPUS)' $(foreach n,FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR,$(call option,$(n))) \
+	  --store '$(or $(call said,OUT),runs)/data' $(if $(call said,SET),--set $(SET)) \
+	  $(if $(call said,OPTIONS),--options $(OPTIONS))
 export: .venv/ready
 	@$(PY) -m eval.export '$(RUN)' --to '$(TO)'
 help: .venv/ready

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import ConfigError
-from ablations.status import attempts, last_checkpoint
+from ablations.status import SILENT, attempts, last_checkpoint, locked
 from ablations.study import Cell, from_args
 
 LIMIT = 3  # attempts of one job without a newer checkpoint, then it is given up; untuned
+LEAVING = SILENT + 15  # seconds that another job's attempt may take to leave the run, or to be known for dead
+TRIES, PAUSE = 30, 20.0  # a Slurm controller that does not answer is asked so often, every so many seconds; untuned
 FINISHED, KILLED = 0, 76  # exit codes
 PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that are not the run's fault
 
@@ -33,6 +35,12 @@ def start(job: str, cell: Cell, out: Path) -> int:
     if (out / "stop").exists():
         say(f"{out}/stop is there: nothing starts until it is removed. {(out / 'stop').read_text().strip()}")
         return KILLED
+    began = time.monotonic()
+    while elsewhere(cell.dir):
+        if time.monotonic() - began > LEAVING:
+            say(f"{cell.name} is being trained by another job ({cell.dir}/attempts.jsonl): nothing is done here")
+            return 1
+        time.sleep(1)
     cell.dir.mkdir(parents=True, exist_ok=True)
     step = last_checkpoint(cell.dir)
     if (n := in_vain(cell.dir, job, step)) >= LIMIT:
@@ -73,8 +81,10 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
         how = REQUEUED if now["restarts"] > restarts() else "cancelled"
     elif (folder / "failed").exists():
         how, why = "failed", (folder / "failed").read_text().strip()
-    elif code == 2 or complaint(folder):  # a wrong configuration: the same again would end the same way
-        how, why = "failed", complaint(folder) or "see train.log"
+    elif elsewhere(folder):  # and left alone: what is written here would be read as that job's
+        how = "another job trains this run"
+    elif code == 2 or complaint(folder, job):  # a wrong configuration: the same again would end the same way
+        how, why = "failed", complaint(folder, job) or "see train.log"
         (folder / "failed").write_text(f"{why}\n")
     else:
         how, again = f"srun's exit code {code}", True
@@ -90,19 +100,31 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
             how, why, again = "failed", give_up(folder, job, n, how), False
     write(folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again)
     say(f"step {step}: {how}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}")
-    if again and now["restarts"] == restarts():
+    if again and (now["restarts"] == restarts() or now["state"] == "unknown" and told != "LIMIT"):
         requeue(job, now["excluded"] | bad)
     return 0 if how == "finished" else code or 1
 
 
-def complaint(folder: Path) -> str:
+def elsewhere(folder: Path) -> bool:
+    """Whether another job trains this run: holds its lock, and was heard of lately. A lock alone may be that of a node
+    that is gone; and a heart that beat lately, that of an attempt which ended without a word."""
+    try:
+        beat = json.loads((folder / "heartbeat.json").read_text())
+    except (OSError, ValueError):
+        return False
+    lately = time.time() - beat["time"] < SILENT
+    return lately and beat["job"] != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
+
+
+def complaint(folder: Path, job: str) -> str:
     """What a rank of this attempt said against the configuration before it ended, if one did. The exit code may be
     another rank's, which was ended for it."""
-    begun: dict[str, Any] = next((x for x in reversed(attempts(folder)) if x["event"] == "start"), {})
+    starts = [x for x in reversed(attempts(folder)) if x["event"] == "start" and x["job"] == job]
+    begun: dict[str, Any] = next(iter(starts), {})
     try:
         with open(folder / "train.log", "rb") as f:
             f.seek(begun.get("log", 0))
-            found = re.findall(r"^\d+: error: (.*)", f.read().decode(errors="replace"), re.MULTILINE)
+            found = re.findall(r"^ *\d+: error: (.*)", f.read().decode(errors="replace"), re.MULTILINE)
     except OSError:
         return ""
     return found[-1] if found else ""
@@ -110,7 +132,8 @@ def complaint(folder: Path) -> str:
 
 def give_up(folder: Path, job: str, n: int, how: str) -> str:
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
-    (folder / "failed").write_text(f"{why}\n")
+    if not locked(folder):  # by another job, whose run this is
+        (folder / "failed").write_text(f"{why}\n")
     return why
 
 
@@ -127,19 +150,18 @@ def in_vain(folder: Path, job: str, step: int) -> int:
 
 def requeue(job: str, excluded: set[str]) -> None:
     """The same job, with the same id, once more. This ends the calling job: TERM must be ignored by now."""
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if done.returncode and slurm(job)["state"] == "RUNNING":
+    done = scontrol("requeue", job)
+    if done.returncode and slurm(job)["state"] in ("RUNNING", "unknown"):
         say(f"the job could not be requeued ({done.stderr.strip()}): submit it again")
     if excluded:  # takes effect on a job that is pending, which the requeued job now is
         nodes = ",".join(sorted(excluded))
-        command = ["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = scontrol("update", f"JobId={job}", f"ExcNodeList={nodes}")
         say(f"from now on without {nodes}{done.stderr and ': Slurm refused: '}{done.stderr.strip()}")
 
 
 def slurm(job: str) -> dict[str, Any]:
     """What Slurm says of the job: "state", "reason", "restarts", "preempted", "excluded" nodes."""
-    text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True).stdout
+    text = scontrol("-o", "show", "job", job).stdout
     found = dict(re.findall(r"(JobState|Reason|Restarts|PreemptTime|ExcNodeList)=(\S+)", text))
     excluded = found.get("ExcNodeList", "(null)")
     return {
@@ -149,6 +171,17 @@ def slurm(job: str) -> dict[str, Any]:
         "preempted": found.get("PreemptTime", "None") not in ("None", "N/A"),
         "excluded": set() if excluded == "(null)" else expand(excluded),
     }
+
+
+def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    """What Slurm's controller answers. One that is restarted, or has too much to do, is asked again."""
+    for left in reversed(range(TRIES)):
+        done = subprocess.run(["scontrol", *words], capture_output=True, text=True)
+        if not done.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", done.stderr):
+            break
+        if left:
+            time.sleep(PAUSE)
+    return done
 
 
 def bad_nodes(out: Path) -> set[str]:

@@ -20,6 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from launch.manifest import Failed, replace_text
+from launch.manifest import Failed, replace_text, sync
 from model.shard import dimension, full_shape, shard, unshard
 
 MANIFEST = "checkpoint.json"
@@ -40,6 +41,8 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")  # the fp32 master weight, and AdamW
 
 class CheckpointError(Failed):
     """A checkpoint could not be written or read; the message says what is left and what to do."""
+
+    again = True  # storage that hiccups, a GPU that computes wrong
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,9 @@ class Checkpoints:
                 replace_text(file.with_suffix(".json"), json.dumps(sums))
                 if rank == 0:
                     self._complete(file.parent, what, began)
-            for old in whole(self.folder)[self.keep :] if rank == 0 else ():
-                # first the manifest: a folder that is half removed must not look whole
-                (old / MANIFEST).unlink()
-                shutil.rmtree(old)
             self.seconds = time.perf_counter() - began
+            if rank == 0:
+                self._thin()
         except Exception as error:  # the training thread must hear of it
             if file.suffix:
                 file.unlink(missing_ok=True)
@@ -143,9 +144,21 @@ class Checkpoints:
         files = {s.with_suffix(".safetensors").name: json.loads(s.read_text()) for s in sums}
         seconds = time.perf_counter() - began
         manifest = {**what, "files": files, "seconds": seconds, "stall": self.stall}
+        sync(target.parent)
         replace_text(target / MANIFEST, json.dumps(manifest))
         for s in sums:
             s.unlink()
+
+    def _thin(self) -> None:
+        """Remove what is older than the newest `keep`. What cannot be removed, such as a file that somebody reads on a
+        network file system, is no reason to stop: it is tried again after the next save."""
+        oldest = number(whole(self.folder)[: self.keep][-1])
+        for old in self.folder.glob("step_*"):
+            if number(old) < oldest:
+                with suppress(OSError):
+                    # first the manifest: a folder that is half removed must not look whole
+                    (old / MANIFEST).unlink(missing_ok=True)
+                    shutil.rmtree(old)
 
     def wait(self) -> None:
         """Until the save that is under way is on the disk.
@@ -184,8 +197,11 @@ class Checkpoints:
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
         damaged: list[Path] = []
-        found = [c for c in whole(self.folder) if before is None or number(c) < before]
-        for path in found:
+        # the first rank says which there are: on a network file system another node may not see the newest yet, nor may
+        # a rank whose own part of it was written before the others'
+        found: list[Any] = [[c.name for c in whole(self.folder) if before is None or number(c) < before]]
+        dist.broadcast_object_list(found, src=0)
+        for path in (self.folder / name for name in found[0]):
             manifest = json.loads((path / MANIFEST).read_text())
             complaint = _first([_damage(path / f, sums) for f, sums in list(manifest["files"].items())[rank::ranks]])
             if not complaint:

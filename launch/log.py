@@ -1,6 +1,8 @@
 """What a run says while it trains: metrics.jsonl is the truth, Weights & Biases a mirror of it."""
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +24,8 @@ class Log:
 
     def rewind(self, last_step: int) -> None:
         """Forget what came after `last_step`."""
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and _step(line) <= last_step]
         tmp = self.path.with_suffix(".tmp")
         tmp.write_text("".join(kept))
         os.replace(tmp, self.path)
@@ -33,6 +35,10 @@ class Log:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         self._mirror(lambda w: w.log({k: v for k, v in row.items() if k != "step"}, step=row["step"]))
+
+    def sync(self) -> None:
+        """Until every line is on the disk."""
+        os.fsync(self.file.fileno())
 
     def close(self) -> None:
         self.file.close()
@@ -47,6 +53,14 @@ class Log:
             self.wandb = None
 
 
+def _step(line: str) -> float:
+    """Of a line of the log; infinite where a power loss has torn it: that is after the last checkpoint (`Log.sync`)."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError):
+        return math.inf
+
+
 def _wandb(folder: Path, run: Run, name: str) -> Any:
     """A W&B run, or None: a mirror that cannot be had must not stop a training run."""
     mode: Any = os.environ.get("WANDB_MODE", run.layout.wandb)
@@ -56,9 +70,14 @@ def _wandb(folder: Path, run: Run, name: str) -> Any:
         import wandb
 
         settings = wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True, silent=True)
-        ident = f"{folder.parent.name}-{folder.name}".replace("=", "-").replace(",", "-")
-        return wandb.init(project="megahour", name=name, id=ident, mode=mode, resume="allow", dir=str(folder),
+        return wandb.init(project="megahour", name=name, id=_ident(folder), mode=mode, resume="allow", dir=str(folder),
                           config=run.flat(), settings=settings)  # fmt: skip
     except Exception as error:  # no network, no account, not installed, another version: all the same to us
         print(f"W&B is not available ({type(error).__name__}: {error}); metrics.jsonl has everything", flush=True)
         return None
+
+
+def _ident(folder: Path) -> str:
+    """The same for all launches of a run, and another one below another output root."""
+    root = hashlib.sha256(str(folder.resolve().parent.parent).encode()).hexdigest()[:8]
+    return f"{folder.parent.name}-{folder.name}-{root}".replace("=", "-").replace(",", "-")

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ablations.config import ConfigError, Run
+from launch.checkpoint import whole
 from launch.watch import BAD_NODE, Stop
 from model.memory import estimate
 
@@ -53,13 +54,15 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, asdict(mine))
     nodes = [Node(**n) for n in everyone]
-    copies, milestones = run.layout.keep + 1, len(run.milestones)
+    had = folder / "checkpoints"  # a run that goes on has some of them
+    copies = run.layout.keep + 1 - min(len(whole(had)), run.layout.keep)
+    milestones = len(run.milestones) - len([step for step in run.milestones if (had / f"weights_{step}").exists()])
     need = checkpoint_bytes(run) * copies + checkpoint_bytes(run) // 3 * milestones
     free = min(n.disk for n in nodes)
     if free < need:
         also = f" and the weights at {milestones} shares of the budget (layout.eval_at)" if milestones else ""
         raise ConfigError(
-            f"{folder} has {free / 1e9:.3g} GB free; {copies} checkpoints{also} need {need / 1e9:.3g} GB. "
+            f"{folder} has {free / 1e9:.3g} GB free; {copies} more checkpoints{also} need {need / 1e9:.3g} GB. "
             "Make room, lower layout.keep, or choose another OUT."
         )
     bad = verdict(nodes)

@@ -20,7 +20,12 @@ trap 'leave USR1' USR1; trap 'leave TERM' TERM # first: until here a signal kill
 # a folder that exists, so the script keeps it by itself: OUT/slurm/JOB.log; the ranks' is train.log in the run's folder.
 
 if [ -n "${SLURM_JOB_ID:-}" ]; then # here $0 is a copy in Slurm's spool
-  self=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\(.*run\.sh\).*/\1/p' | head -n 1)
+  for _ in {1..30}; do # a controller that is busy may not answer at once
+    self=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\(.*run\.sh\).*/\1/p' | head -n 1)
+    [ -z "$self" ] || break
+    sleep 10
+  done
+  [ -n "$self" ] || exit
 fi
 cd "$(dirname "${self:-$0}")/.." || exit
 site=${SITE:-launch/site.sh}

@@ -55,6 +55,7 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
     waited_for = []
     if train:
         words = with_mtbf(study.words, given)
+        from_args(words)  # an error of the site's is said here, and not by the first job hours later
         command = [f"--job-name={study.name}", *options, f"--array={_ranges(train)}", "launch/run.sh", *words]
         job = sbatch(command, given)
         for i in train:
@@ -101,7 +102,8 @@ def sbatch(arguments: list[str], given: dict[str, str], script: str | None = Non
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"} | given
     command = ["sbatch", "--parsable", *arguments]
     try:
-        text = f"#!/bin/bash\n{script}\n" if script else None
+        # as launch/run.sh does: what jobs need besides, such as modules and folders, is in the site file too
+        text = f'#!/bin/bash\n[ -z "${{SITE:-}}" ] || . "$SITE"\n{script}\n' if script else None
         done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
     except FileNotFoundError:
         raise ConfigError("there is no sbatch on this machine: is this a login node of a Slurm cluster?") from None
@@ -126,6 +128,8 @@ def in_queue(study: Study) -> dict[int, str]:
         done = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
     except FileNotFoundError:
         return {}
+    if done.returncode:  # no answer is not an empty queue: a run would be submitted twice
+        raise ConfigError(f"squeue: {done.stderr.strip()}")
     return {i: job for i, job in last.items() if job in done.stdout.split()}
 
 
@@ -135,7 +139,7 @@ def like(job: str) -> list[str]:
     found = dict(re.findall(r"(\S+?)=(\S*)", text))
     names = {"NumNodes": "nodes", "Partition": "partition", "TimeLimit": "time", "Account": "account", "QOS": "qos",
              "Features": "constraint", "Reservation": "reservation", "ExcNodeList": "exclude", "NtasksPerN:B:S:C": "",
-             "CPUs/Task": "cpus-per-task"}  # fmt: skip
+             "CPUs/Task": "cpus-per-task", "MinMemoryNode": "mem", "MinMemoryCPU": "mem-per-cpu"}  # fmt: skip
     options = [f"--{o}={found[k].split('-')[0] if k == 'NumNodes' else found[k]}" for k, o in names.items()
                if o and found.get(k, "(null)") not in ("(null)", "N/A")]  # fmt: skip
     per_node = found.get("NtasksPerN:B:S:C", "0").split(":")[0]

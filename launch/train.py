@@ -124,6 +124,8 @@ def train(cell: Cell, out: Path) -> None:
                 logged, logged_step, at.losses = now, at.step, []
             due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
             if wish or due or at.step == run.steps:
+                if log:
+                    log.sync()  # a checkpoint without the lines before it would be a gap in the curve
                 engine.save(checkpoints, at.step, asdict(at))
                 saved = time.perf_counter()
                 watch.pause()
@@ -134,9 +136,10 @@ def train(cell: Cell, out: Path) -> None:
 
     engine.write_weights(folder / "weights.safetensors")
     if log:
-        log.close()
+        log.sync()
         done = {"steps": at.step, "tokens": run.tokens, "seconds": at.seconds, "ranks": world, **engine.scaled}
         manifest.replace_text(folder / "done", json.dumps(done))
+        log.close()  # W&B may wait long for its server
 
 
 def pause(run: Run, checkpoints: "Checkpoints", hosts: list[str]) -> float:
@@ -194,19 +197,31 @@ def go_back(cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progre
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Only one process (its first rank) may write a run directory; under Slurm one on its way out is waited for."""
+    """Only one process (its first rank) may write a run directory; under Slurm one on its way out is waited for.
+
+    The other ranks write nothing here: preflight finds out whether their nodes can, and names those that cannot.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     patience = 60 if "SLURM_JOB_ID" in os.environ else 0
     with open(folder / "lock", "w") as lock:
-        while int(os.environ.get("RANK", "0")) == 0:
+        while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not patience:
+                if patience:
+                    patience -= 1
+                    time.sleep(1)
+                elif "SLURM_JOB_ID" in os.environ:  # a second job, or the lock of a lost node: not the run's fault
+                    raise Stop(f"another process is training {folder}", RESUBMIT) from None
+                else:
                     raise ConfigError(f"another process is training {folder}") from None
-            patience -= 1
-            time.sleep(1)
+        (folder / "failed").unlink(missing_ok=True)
+        if "SLURM_JOB_ID" not in os.environ:  # there launch/run.sh does it, before Slurm can give a warning
+            (folder / "stop").unlink(missing_ok=True)
         yield
 
 
@@ -227,9 +242,6 @@ def main(argv: list[str]) -> int:
         if why := killed(study.out):
             raise Stop(why, KILLED)
         with owned(cell.dir):
-            (cell.dir / "failed").unlink(missing_ok=True)
-            if "SLURM_JOB_ID" not in os.environ:  # there launch/run.sh does it, before Slurm can give a warning
-                (cell.dir / "stop").unlink(missing_ok=True)
             train(cell, study.out)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -246,6 +258,10 @@ def main(argv: list[str]) -> int:
         print(f"error: {cell.name}: {error}. {cure}", file=sys.stderr)
         return 1
     except manifest.Failed as error:
+        full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+        if error.again and not full and "SLURM_JOB_ID" in os.environ:  # launch/attempts.py gives up after a few
+            print(f"stopped: {cell.name}: {error}", file=sys.stderr)
+            return 1
         (cell.dir / "failed").write_text(f"{error}\n")
         print(f"error: {cell.name}: {error}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ SAVE = 1.0
 LEAVE = 1000.0
 
 BEAT = 5.0  # seconds between heartbeats; untuned
+WORDS = 60.0  # seconds that a hang may take to be written down; untuned
 STARTUP = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned
 
 
@@ -106,8 +108,8 @@ class Watch:
 
     def _stop_file(self) -> str:
         for path in (self.out / "stop", self.folder / "stop"):
-            if path.exists():
-                return f"{path}: {path.read_text().strip()}"
+            with suppress(OSError):  # it is not there; or a network file system does not answer, and is asked again
+                return f"{path}: {path.read_text(errors='replace').strip()}"
         return ""
 
     def _beat(self) -> None:
@@ -127,14 +129,18 @@ class Watch:
 
     def _hung(self, seconds: float) -> None:
         """Say where every thread of this rank stands, and leave; the other ranks do the same, or Slurm ends them."""
-        where = self.folder / "stacks" / f"rank_{self.rank}.txt"
-        where.parent.mkdir(exist_ok=True)
-        with open(where, "w") as f:
-            print(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s", file=f, flush=True)
-            faulthandler.dump_traceback(f, all_threads=True)
-        who = f"rank {self.rank} on {socket.gethostname()}"
-        event(self.folder, self.step, "hang", f"{who}: no step for {seconds:.0f} s, stacks in {where.parent}")
-        os._exit(RESUBMIT)
+        try:
+            faulthandler.dump_traceback_later(WORDS, exit=True)  # the file system may be what hangs
+            where = self.folder / "stacks" / f"rank_{self.rank}.txt"
+            who = f"rank {self.rank} on {socket.gethostname()}"
+            event(self.folder, self.step, "hang", f"{who}: no step for {seconds:.0f} s, stacks in {where.parent}")
+            where.parent.mkdir(exist_ok=True)
+            with open(where, "w") as f:
+                f.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n")
+                f.flush()
+                faulthandler.dump_traceback(f, all_threads=True)
+        finally:
+            os._exit(RESUBMIT)
 
     def speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
         """Raise an alarm when training has become much slower than it was, and name the rank that is slower than the

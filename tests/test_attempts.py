@@ -1,9 +1,13 @@
 """What launch/run.sh does next, decided from files; what launch/submit.py asks sbatch for. tests/slurm has the rest."""
 
+import fcntl
+import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -13,7 +17,7 @@ from ablations.status import attempts, last_checkpoint
 from ablations.study import from_args
 from launch import attempts as launch_attempts
 from launch.attempts import PREEMPTED, REQUEUED, end, in_vain, start, write
-from launch.submit import _ranges, with_mtbf
+from launch.submit import _ranges, in_queue, sbatch, submit, with_mtbf
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,7 +94,7 @@ def running(monkeypatch: pytest.MonkeyPatch, **said: Any) -> list[tuple[str, set
 )
 def test_what_is_next(cell: Any, monkeypatch: pytest.MonkeyPatch, files: list[str], code: int, told: str,
                       said: dict, how: str, again: bool) -> None:  # fmt: skip
-    content = {"train.log": "1: noise\n0: error: train.batch=8 is odd\nsrun: error: node1\n",
+    content = {"train.log": "11: noise\n 0: error: train.batch=8 is odd\nsrun: error: node1\n",  # srun fills labels up
                "../../bad_nodes": "node2 too hot\nnode9 too cold\n"}  # fmt: skip
     asked = running(monkeypatch, **said)
     cell.dir.mkdir(parents=True)
@@ -120,6 +124,116 @@ def test_nothing_starts_that_is_finished_or_killed_or_hopeless(cell: Any, capsys
     (cell.dir / "done").touch()
     assert start("8_1", cell, out) == 0
     assert capsys.readouterr().out == ""
+
+
+def training(folder: Path, job: str) -> IO[str]:
+    """As somebody who trains there: the lock held, the heart beating."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / "lock", "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (folder / "heartbeat.json").write_text(json.dumps({"time": time.time(), "job": job}))
+    return lock
+
+
+def test_a_second_job_leaves_a_run_alone(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = cell.dir.parents[1]
+    monkeypatch.setattr(launch_attempts, "LEAVING", 0.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    with training(cell.dir, "8"):
+        (cell.dir / "stop").touch()  # the other job is asked to save and leave
+        before = sorted(p.name for p in cell.dir.iterdir())
+        assert start("9_1", cell, out) == 1
+        assert sorted(p.name for p in cell.dir.iterdir()) == before
+    assert start("9_1", cell, out) == 0  # it is gone
+    with training(cell.dir, "9"):
+        assert start("9_1", cell, out) == 0  # an attempt before of the same job, on its way out
+
+
+def test_what_a_second_job_says_is_not_taken_for_the_firsts(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both began at the same moment, and write one train.log."""
+    asked, out = running(monkeypatch), cell.dir.parents[1]
+    assert start("8_1", cell, out) == 0 and start("9_1", cell, out) == 0
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    with training(cell.dir, "8"):
+        assert end("9_1", cell.dir, 75, "") == 75
+        assert attempts(cell.dir)[-1]["how"] == "another job trains this run" and not asked
+        began(cell.dir, "9_1", 0, "", "")
+        monkeypatch.setattr(launch_attempts, "elsewhere", lambda folder: False)  # its heart does not beat yet
+        assert start("9_1", cell, out) == 1 and not (cell.dir / "failed").exists()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert end("8_1", cell.dir, 75, "USR1") == 75 and asked == [("8_1", set())]
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scontrol").write_text(f"""#!/bin/bash
+echo "$*" >> {tmp_path}/asked
+if [ $(wc -l < {tmp_path}/asked) -lt 3 ]; then
+  echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1
+fi
+echo "JobId=7 JobState=RUNNING Reason=None Restarts=2"
+""")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(launch_attempts, "PAUSE", 0.0)
+    assert launch_attempts.slurm("7")["restarts"] == 2
+    (tmp_path / "asked").unlink()
+    launch_attempts.requeue("7", set())
+    assert (tmp_path / "asked").read_text() == "requeue 7\n" * 3
+
+
+def test_where_slurm_says_nothing_a_run_goes_back_all_the_same(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often the job was requeued before is not known then."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
+    asked = running(monkeypatch, state="unknown", restarts=0)
+    assert start("7_1", cell, cell.dir.parents[1]) == 0
+    assert end("7_1", cell.dir, 143, "") == 143 and asked == [("7_1", set())]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the path."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return tmp_path / "bin"
+
+
+def command(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_queue_that_cannot_be_asked_is_not_taken_for_empty(tmp_path: Path, commands: Path) -> None:
+    study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
+    began(study.cells[0].dir, "7_0", 0, "")
+    command(commands, "squeue", "echo 7_0")
+    assert in_queue(study) == {0: "7_0"}
+    command(commands, "squeue", "echo slurm_load_jobs error: Socket timed out >&2; exit 1")
+    with pytest.raises(ConfigError, match="Socket timed out"):
+        in_queue(study)
+
+
+def test_jobs_that_run_no_script_of_ours_read_the_site_too(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here sbatch runs what it is given at once."""
+    command(commands, "sbatch", f"bash > {tmp_path}/said")
+    (tmp_path / "my site.sh").write_text("export HF_HUB_OFFLINE=1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("SITE", raising=False)
+    for given, said in (({"SITE": f"{tmp_path}/my site.sh"}, "offline 1\n"), ({}, "offline\n")):
+        sbatch([], given, "echo offline $HF_HUB_OFFLINE")
+        assert (tmp_path / "said").read_text() == said
+
+
+def test_what_a_site_says_wrong_is_said_before_anything_is_submitted(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(commands, "sbatch", f"touch {tmp_path}/submitted; echo 7")
+    monkeypatch.setattr("launch.submit.prepare", lambda *_: None)
+    study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/runs"])
+    with pytest.raises(ConfigError, match=r"layout\.mtbf"):
+        submit(study, [], {"NODE_MTBF_HOURS": "10k"}, 1)
+    assert not (tmp_path / "submitted").exists()
 
 
 def test_array_ranges() -> None:

@@ -78,6 +78,61 @@ def test_any_width_reads_any_width(tmp_path: Path, saved: int, loaded: int) -> N
     on(loaded, load, tmp_path, 8)
 
 
+def load_behind(rank: int, ranks: int, folder: Path, step: int) -> None:
+    """As `load`, where a network file system shows all ranks but the first what was there before the last save."""
+    if rank:
+        checkpoint.whole = lambda folder: whole(folder)[1:]
+    load(rank, ranks, folder, step)
+
+
+def test_all_ranks_load_what_the_first_one_sees(two: Path) -> None:
+    on(2, load_behind, two, 2)
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(tmp_path: Path, alone: None) -> None:
+    """What somebody has open on a network file system stays; here a file system is mounted in it."""
+    checkpoints, held = Checkpoints(tmp_path, keep=1), tmp_path / "step_1/held"
+
+    def save(step: int) -> None:
+        checkpoints.save(step, pieces(state(step), 0, 1), {})
+        checkpoints.wait()
+
+    save(1)
+    held.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs tmpfs {held}"):
+        pytest.skip("needs root to mount a file system")
+    try:
+        save(2)
+        assert held.exists() and [p.name for p in whole(tmp_path)] == ["step_2"]
+    finally:
+        os.system(f"umount {held}")
+    save(3)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_3"]
+
+
+def test_the_manifest_comes_when_what_it_names_is_on_the_disk(
+    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled, seen, fsync, replace = set(), [], os.fsync, os.replace
+
+    def spy(file: int) -> None:
+        settled.add(os.readlink(f"/proc/self/fd/{file}"))
+        fsync(file)
+
+    def check(old: Any, new: Any) -> None:
+        if Path(new).name == "checkpoint.json":
+            parts = [tmp_path, Path(new).parent, Path(new).with_name("rank_0.safetensors"), Path(old)]
+            seen.append([str(part) for part in parts if str(part) not in settled])
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    monkeypatch.setattr(os, "replace", check)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, pieces(state(1), 0, 1), {})
+    checkpoints.wait()
+    assert seen == [[]]
+
+
 def test_the_newest_are_kept_and_one_can_go_back(tmp_path: Path) -> None:
     on(2, save, tmp_path, [2, 9, 10])
     assert [p.name for p in whole(tmp_path / "checkpoints")] == ["step_10", "step_9"]

@@ -1,6 +1,7 @@
 """Training on a tiny corpus on disk: exact resume, no dead switch, no layout in the result, and stops that say why."""
 
 import dataclasses
+import errno
 import inspect
 import json
 import math
@@ -390,6 +391,111 @@ def test_one_process_owns_a_run(tmp_path: Path) -> None:
 
     with owned(tmp_path), pytest.raises(ConfigError, match="another process is training"), owned(tmp_path):
         pass
+
+
+def test_under_slurm_a_run_that_another_job_holds_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch.train import owned
+    from launch.watch import RESUBMIT, Stop
+
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr("launch.train.time.sleep", lambda _: None)
+    with owned(tmp_path), pytest.raises(Stop, match="another process is training") as stop, owned(tmp_path):
+        pass
+    assert stop.value.code == RESUBMIT
+
+
+@pytest.mark.parametrize(("said", "slurm", "given_up"), [
+    ("Input/output error", True, False), (os.strerror(errno.ENOSPC), True, True), ("Input/output error", False, True)])
+def test_what_may_go_better_is_tried_again_under_slurm(
+    said: str, slurm: bool, given_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:  # fmt: skip
+    """A storage that hiccups while a checkpoint is written; a full disk waits for somebody to make room."""
+    from launch import train
+    from launch.attempts import complaint
+    from launch.checkpoint import Checkpoints
+
+    def training(cell: Any, out: Path) -> None:
+        checkpoints = Checkpoints(cell.dir / "checkpoints", 2)
+        checkpoints.error = OSError(said)
+        checkpoints.check()
+
+    if slurm:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(train, "train", training)
+    cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[0]
+    assert train.main(["--cell", "0", "POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert said in error and (cell.dir / "failed").exists() == given_up
+    (cell.dir / "train.log").write_text(f"0: {error}")
+    assert bool(complaint(cell.dir, "7")) == given_up
+
+
+def test_lines_that_a_power_loss_has_torn_are_written_anew(tmp_path: Path) -> None:
+    """A file system may have the end of what was written last, and zeros or old blocks in place of its beginning."""
+    from launch.log import Log
+
+    whole = [json.dumps({"step": step, "loss": 1.5}) + "\n" for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_bytes("".join(whole).encode() + b"\0" * 9 + b'\xff": 1.5}\n{"step": 5}\n{"st')
+    Log(tmp_path, resolve(), "a run", 3).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(whole)
+
+
+def test_two_output_roots_are_two_runs_to_wandb(tmp_path: Path) -> None:
+    from launch.log import _ident
+
+    one, other = (_ident(tmp_path / root / "nano" / "baseline,seed=1") for root in "ab")
+    assert one != other and one == _ident(tmp_path / "b/../a/nano/baseline,seed=1")
+    assert one.startswith("nano-baseline-seed-1-")
+
+
+def test_a_node_that_cannot_write_gets_as_far_as_preflight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which names it. On a real file system that is read-only."""
+    from launch import preflight
+    from launch.train import owned
+
+    if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {tmp_path}"):
+        pytest.skip("needs root to mount a file system")
+    try:
+        monkeypatch.setenv("RANK", "3")
+        with owned(tmp_path):
+            assert preflight._write(tmp_path) == "Read-only file system"
+    finally:
+        os.system(f"umount {tmp_path}")
+
+
+def test_what_counts_is_on_the_disk_first(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of the log before the checkpoint that comes after them; `done` before W&B, which may wait for long."""
+    cell = dataclasses.replace(study(corpus, tmp_path).cells[1], dir=tmp_path / "run")
+    cell.dir.mkdir()
+    settled: dict[str, str] = {}
+    seen, finished, fsync, replace = [], [], os.fsync, os.replace
+
+    def spy(file: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{file}")
+        settled[name] = Path(name).read_text() if name.endswith("metrics.jsonl") else ""
+        fsync(file)
+
+    def check(old: Any, new: Any) -> None:
+        if Path(new).name == "checkpoint.json":
+            lines = settled.get(str(cell.dir / "metrics.jsonl"), "").count("\n")
+            seen.append((json.loads(Path(old).read_text())["step"], lines))
+        replace(old, new)
+
+    class Mirror:
+        def log(self, *_: Any, **__: Any) -> None: ...
+
+        def finish(self) -> None:
+            finished.append((cell.dir / "done").exists())
+
+    monkeypatch.setattr(os, "fsync", spy)
+    monkeypatch.setattr(os, "replace", check)
+    monkeypatch.setattr("launch.log._wandb", lambda *_: Mirror())
+    in_process(cell, store)
+    assert seen == [(8, 8), (16, 16), (24, 24)] and finished == [True]
 
 
 def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: Path) -> None:

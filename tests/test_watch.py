@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from ablations.config import ConfigError, resolve
-from launch.preflight import CLOCK, SHARED, Node, check_memory, verdict
+from launch import preflight
+from launch.preflight import CLOCK, SHARED, Node, check_memory, checkpoint_bytes, verdict
 from launch.watch import Watch, killed, read_events
+from tests.test_checkpoint import alone  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[1]
 GOOD = Node("n", matmul=1e12, link=1e9, memory=1.0, shared=1 << 30, disk=1 << 40, written="", clock=1e9)
@@ -51,6 +53,29 @@ def test_what_cannot_fit_is_refused_by_arithmetic_and_told_what_fits() -> None:
         check_memory(big, 64)  # ZeRO makes room
 
 
+def test_a_run_that_goes_on_needs_no_room_for_what_it_has(
+    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    """With room for 3.5 checkpoints it begins, and after a requeue two of them are there."""
+    run = resolve([("size", "nano"), ("layout.keep", 2), ("layout.eval_at", "0.5")])
+    (milestone,) = run.milestones
+    one = checkpoint_bytes(run)
+
+    def free(copies: float) -> list[Node]:
+        monkeypatch.setattr(preflight, "measure", lambda _: dataclasses.replace(GOOD, disk=int(copies * one)))
+        return preflight.check(run, tmp_path, tmp_path)
+
+    assert free(3.5)
+    with pytest.raises(ConfigError, match="GB free; 3 more checkpoints and the weights at 1 shares"):
+        free(3.0)
+    for name in ("step_8", "step_16", f"weights_{milestone}"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "checkpoint.json").write_text("{}")
+    assert free(1.1)
+    with pytest.raises(ConfigError, match="GB free; 1 more checkpoints need"):
+        free(0.9)
+
+
 def watch(folder: Path, rank: int = 0, hosts: tuple[str, ...] = ("a", "b"), patience: float = 60.0) -> Watch:
     (folder / "run").mkdir(exist_ok=True)
     return Watch(folder / "run", folder, steps=100, rank=rank, hosts=hosts, hang=5, patience=patience)
@@ -83,6 +108,19 @@ def test_a_stop_file_is_heard(tmp_path: Path) -> None:
     assert "everybody out" in killed(tmp_path)
 
 
+def test_a_stop_file_that_cannot_be_read_now_is_read_later(tmp_path: Path) -> None:
+    """The thread that looks for it goes on: it is also what finds hangs."""
+    with watch(tmp_path) as w:
+        (tmp_path / "run/stop").mkdir()  # an error that is not "no such file", as of a network file system
+        time.sleep(1.2)
+        (tmp_path / "run/stop").rmdir()
+        (tmp_path / "run/stop").write_bytes(b"caf\xe9")
+        end = time.monotonic() + 10
+        while not w.asked and time.monotonic() < end:
+            time.sleep(0.05)
+        assert "caf" in w.asked and w.thread.is_alive()
+
+
 def test_sigterm_asks_for_a_stop(tmp_path: Path) -> None:
     with watch(tmp_path) as w:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -111,6 +149,29 @@ with Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 100, 3, ["a"
     assert time.monotonic() - began < 20
     stacks = (tmp_path / "stacks/rank_3.txt").read_text()
     assert "waits_for_ever" in stacks and "after step 19" in stacks
+    assert read_events(tmp_path)[-1]["event"] == "hang"
+
+
+@pytest.mark.parametrize(("disk", "code"), [("refuses", 75), ("hangs", 1)])
+def test_a_hang_ends_also_where_nothing_can_be_written(tmp_path: Path, disk: str, code: int) -> None:
+    """A network file system that is away is what makes steps hang."""
+    if disk == "refuses":
+        (tmp_path / "stacks").touch()  # a folder cannot be made there
+    else:
+        (tmp_path / "stacks").mkdir()
+        os.mkfifo(tmp_path / "stacks/rank_3.txt")  # opening it waits for ever
+    script = f"""
+import time
+from pathlib import Path
+from launch import watch
+watch.WORDS = 1.0
+with watch.Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 9, 3, ["a"] * 4, hang=5, patience=0.2) as w:
+    for step in range(1, 9):
+        w.stepped(step)
+    time.sleep(60)
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert process.returncode == code, process.stderr
     assert read_events(tmp_path)[-1]["event"] == "hang"
 
 

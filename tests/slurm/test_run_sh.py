@@ -116,14 +116,15 @@ def test_a_study_becomes_an_array_with_the_same_options(slurm: Cluster, code: Pa
     """What depends on a run that failed is cancelled, and the report is written all the same."""
     (code / "runs").mkdir()
     (code / "runs/trouble").write_text("diverge 3")
-    job = sbatch(slurm, code, "--nodes=2", "--time=50", "--gres=gpu:1", "--exclude=node4", "launch/run.sh", *STUDY)
+    wanted = ["--nodes=2", "--time=50", "--gres=gpu:1", "--exclude=node4", "--mem=90M"]
+    job = sbatch(slurm, code, *wanted, "launch/run.sh", *STUDY)
     assert slurm.wait(job)["JobState"] == "COMPLETED", log(code, job)
     lines = [line for line in log(code, job).splitlines() if line.startswith("job ")]
     train, evaluate, report = (line.split()[1].rstrip(":") for line in lines)
     for i in range(4):
         made = slurm.wait(f"{train}_{i}", "RUNNING", "COMPLETED", "FAILED")
         assert (made["NumNodes"], made["TimeLimit"], made["ExcNodeList"]) == ("2", "00:50:00", "node4")
-        assert made["TresPerNode"] == "gres:gpu:1"
+        assert (made["TresPerNode"], made["MinMemoryNode"]) == ("gres:gpu:1", "90M")
     for i in range(3):
         assert slurm.wait(f"{train}_{i}")["JobState"] == "COMPLETED"
         assert slurm.wait(f"{evaluate}_{i}")["JobState"] == "FAILED"  # the stand-in leaves nothing to evaluate

@@ -68,6 +68,12 @@ def words(tmp_path: Path) -> list[str]:
     return ["POS=alibi", "SIZE=nano", f"DATA={corpus}", "SEEDS=1", f"SET={setting}", f"OUT={tmp_path}/runs"]
 
 
+def instead(words: list[str], settings: dict[str, float]) -> list[str]:
+    """The study with other settings than TINY's."""
+    setting = " ".join(f"{k}={v}" for k, v in (TINY | settings).items())
+    return [f"SET={setting}" if word.startswith("SET=") else word for word in words]
+
+
 @pytest.mark.timeout(600)
 def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit: str, words: list[str]) -> None:
     code = copy_code(tmp_path / "code")
@@ -145,7 +151,7 @@ def test_submitting_again_judges_what_runs_have_kept_so_far(slurm: Cluster, tmp_
 @pytest.mark.timeout(600)
 def test_a_node_with_a_slow_cable_is_left_out(slurm: Cluster, tmp_path: Path, words: list[str]) -> None:
     code = copy_code(tmp_path / "code")
-    words = [w + " train.batch=3 train.tokens=1536" * w.startswith("SET=") for w in words]
+    words = instead(words, {"train.batch": 3, "train.tokens": 1536})
     (tmp_path / "runs").mkdir()
     slow = "tbf rate 40mbit burst 64kb latency 50ms".split()
     slurm.run("tc", "qdisc", "add", "dev", "to-node2", "root", *slow)
@@ -168,8 +174,8 @@ def test_a_node_with_a_slow_cable_is_left_out(slurm: Cluster, tmp_path: Path, wo
 def test_a_rank_that_hangs_is_found_and_the_run_goes_on(slurm: Cluster, tmp_path: Path, words: list[str]) -> None:
     """One of two ranks stands still, alive: the other says where it waits, and the run goes back into the queue."""
     code = copy_code(tmp_path / "code")
-    setting = " train.tokens=51200 layout.save_every=50 layout.hang=20 layout.patience=10"  # 400 steps
-    words = [w + setting * w.startswith("SET=") for w in words]
+    setting = {"train.tokens": 51200, "layout.save_every": 50, "layout.hang": 20, "layout.patience": 10}  # 400 steps
+    words = instead(words, setting)
     (tmp_path / "runs").mkdir()
     job = slurm.run("sbatch", "--parsable", "--nodes=2", "--array=1", "launch/run.sh", *words, cwd=code) + "_1"
     run = from_args(words).cells[1].dir
