@@ -2,8 +2,17 @@
 
 import ast
 import graphlib
+import os
 import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 MAY = {"model": set(), "data": set(), "ablations": {"model", "data"}, "launch": {"ablations", "model", "data"},
@@ -50,6 +59,19 @@ def test_a_foreign_library_is_known_where_contributing_says() -> None:
     assert [name for names in known.values() for name in names if f"{name.replace('.', '/')}.py" not in said] == []
 
 
+def test_every_library_that_is_imported_is_declared_and_in_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    said = map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["ray"]])
+    declared = {canonicalize_name(each.name): each.specifier for each in said}
+    owners = metadata.packages_distributions()  # {"yaml": ["PyYAML"], ...} of what is installed
+    used = {each.split(".")[0] for path in MODULES.values() for each in imports(path)}
+    found = {name: {canonicalize_name(owner) for owner in owners.get(name, [name])} & declared.keys()
+             for name in used - sys.stdlib_module_names - MAY.keys()}  # fmt: skip
+    assert [name for name, owner in found.items() if not owner] == []
+    installed = {canonicalize_name(each.name): each.version for each in metadata.distributions()}
+    assert [name for name, bounds in declared.items() if name in installed and installed[name] not in bounds] == []
+
+
 def test_every_file_that_is_named_is_there() -> None:
     texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/*.yaml"), *ROOT.glob("tests/**/*.py"),
              ROOT / "Makefile", *MODULES.values()]  # fmt: skip
@@ -62,3 +84,20 @@ def test_every_file_that_is_named_is_there() -> None:
         named = {*path.findall(text), *(f"{name.replace('.', '/')}.py" for name in command.findall(text))}
         missing |= {(each.relative_to(ROOT).as_posix(), name) for name in named if not (ROOT / name).exists()}
     assert missing == set()
+
+
+def test_make_takes_what_its_command_line_says_and_nothing_from_the_environment() -> None:
+    def make(**given: str) -> list[list[str]]:
+        words = [f"{name}={value}" for name, value in given.items()]
+        env = os.environ | {name: "elsewhere" for name in ("OUT", "SET", "WORKERS", "FROM", "KIND", "OPTIONS", "POS")}
+        command = ["make", "-n", "-o", ".venv/ready", *words]
+        said = [subprocess.run([*command, target], env=env, cwd=ROOT, capture_output=True, text=True).stdout
+                for target in ("data", "ablation")]  # fmt: skip
+        return [shlex.split(each.replace("\\\n", " ")) for each in said]
+
+    data, ablation = make(CORPUS="c4", ACT="geglu")
+    assert data[3:] == ["c4", "--store", "runs/data"] and ablation[3:] == ["run", "ACT=geglu"]
+    data, ablation = make(CORPUS="c4", FROM="/a folder", OUT="o", SET="data.dedup=exact data.quality=c4", POS="alibi")
+    assert data[3:8] == ["c4", "--from", "/a folder", "--store", "o/data"]
+    assert data[8:] == ["--set", "data.dedup=exact", "data.quality=c4"]
+    assert sorted(ablation[4:]) == sorted(["POS=alibi", "OUT=o", "SET=data.dedup=exact data.quality=c4"])
