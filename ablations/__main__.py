@@ -116,10 +116,11 @@ def run(study: Study) -> int:
     failures = execute(study)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
-    report(study.words)
+    unreported = report(study.words)
     seconds = time.monotonic() - began
-    print(f"\n{int(seconds) // 60} min {int(seconds) % 60} s. Report: ablations/records/{study.name}/report.md")
-    return 1 if failures else 0
+    where = "There is no report" if unreported else f"Report: ablations/records/{study.name}/report.md"
+    print(f"\n{int(seconds) // 60} min {int(seconds) % 60} s. {where}")
+    return 1 if failures or unreported else 0
 
 
 def status(study: Study) -> int:

@@ -212,7 +212,7 @@ def _check_ramp(train: TrainConfig) -> None:
         return
     form = "train.ramp needs three numbers: the first batch, the increment, and the samples that the ramp takes"
     if len(train.ramp) != 3 or min(train.ramp) < 1:
-        raise ConfigError(f"{form}, such as 32,32,2M; or none for no ramp")
+        raise ConfigError(f"{form}, such as 32,32,2M; or [] for no ramp")
     first, more, _ = train.ramp
     if first >= train.batch or (train.batch - first) % more:
         raise ConfigError(f"train.ramp={first},{more},...: train.batch={train.batch} is no whole number of "

@@ -34,15 +34,13 @@ def run(study: Study) -> list[str]:
     """
     for cell in study.cells:
         cell.check_recorded()
-    if study.judged:  # a task that cannot be run is said now, not when the runs are trained
-        command = [sys.executable, "-m", "eval", *study.judged]
-        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
-            raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
+    check_tasks(study)
     todo = [c for c in study.cells if not (c.dir / "eval.json").exists()]
     if evaluated := [str(c.dir) for c in study.cells if c not in todo]:
         # at once, unless the tasks have another version by now or there are more
         command = [sys.executable, "-m", "eval", *study.judged, *evaluated]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
+            todo = study.cells  # each on its own: what fails is named, and keeps no other run from its evaluation
     if not todo:
         return []
     prepare(study, todo)
@@ -69,6 +67,19 @@ def run(study: Study) -> list[str]:
         done.set()
         watcher.join()
     return failures
+
+
+def check_tasks(study: Study) -> None:
+    """A task that cannot be run is said now, not when the runs are trained.
+
+    Raises:
+        ConfigError: when the runs cannot be judged by TASKS.
+    """
+    if not study.judged:
+        return
+    command = [sys.executable, "-m", "eval", *study.judged]
+    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
+        raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
 
 
 def prepare(study: Study, cells: list[Cell]) -> None:
@@ -133,14 +144,21 @@ def jobs(study: Study) -> int:
 def _finish(study: Study, cell: Cell, phase: dict[Path, str]) -> None:
     """Train, if need be, then evaluate."""
     cell.dir.mkdir(parents=True, exist_ok=True)
-    while locked(cell.dir):
-        phase[cell.dir] = "trained by another process"
-        time.sleep(0.5)
-    if not (cell.dir / "done").exists():
-        phase[cell.dir] = "training"
-        index = str(study.cells.index(cell))
-        command = [sys.executable, "-m", "launch.train", "--cell", index, *study.words]
-        _command(command, cell, "train.log", cell.run.layout.processes or _gpus())
+    trained = False
+    while not trained:
+        while locked(cell.dir):
+            phase[cell.dir] = "trained by another process"
+            time.sleep(0.5)
+        try:
+            if not (cell.dir / "done").exists():
+                phase[cell.dir] = "training"
+                index = str(study.cells.index(cell))
+                command = [sys.executable, "-m", "launch.train", "--cell", index, *study.words]
+                _command(command, cell, "train.log", cell.run.layout.processes or _gpus())
+            trained = True
+        except Failed:
+            if not locked(cell.dir):  # else another process was first, by a moment
+                raise
     phase[cell.dir] = "evaluating"
     _command([sys.executable, "-m", "eval", *study.judged, str(cell.dir)], cell, "eval.log", 1)
 
@@ -181,8 +199,10 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _gpus() -> int:
-    return max(1, len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
+def _gpus(devices: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """Those of this machine, or of them those that CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
+    there, visible = len(list(devices.glob("*"))), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return max(1, there if visible is None else min(there, len([x for x in visible.split(",") if x.strip()])))
 
 
 # ------------------------------------------------------------------------------------------------ progress

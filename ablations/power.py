@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RECORDS = Path(__file__).parent / "records"
-LEVEL = 0.05  # chance of any wrong verdict where there is no difference
+LEVEL = 0.05  # chance of any wrong verdict on a metric where there is no difference
 POWER = 0.8  # chance to see a difference that is there; Cohen's convention
 NODES = 1200
 
@@ -119,6 +119,8 @@ def foresee(size: str, tokens: int, arms: int, seeds: int, records: Path = RECOR
         return (
             f"what it can see: unknown, no record in {records.parent.name}/{records.name} has the noise at size {size}"
         )
+    if arms < 2:
+        return "what it can see: nothing is compared"
     if seeds < 2:
         return "what it can see: nothing, with one seed no difference is replicated"
     parts = []

@@ -1,5 +1,6 @@
 """A `Study`: one question, the baseline and its one-line arms, and where each of their runs lives."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ SETTINGS = {  # the circumstances, the same for every arm
     "SIZE": "size",
     "TOKENS": "train.tokens",
 }
+FOLLOWS = ("data.tokenizer", "eval.corpora")  # the corpus of all runs, where SET says nothing else
 HELP = {
     "STUDY": "a file of ablations/studies: all of its arms",
     "POS": "arm(s): position scheme, e.g. alibi or rotary,none",
@@ -66,9 +68,19 @@ class Cell:
         return f"{self.arm}, seed {self.seed}"
 
     def recorded(self) -> dict[str, Any] | None:
-        """run.json, or None before the first launch."""
+        """run.json, or None before the first launch.
+
+        Raises:
+            ConfigError: when it is half a file, or no run's.
+        """
         path = self.dir / "run.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        with contextlib.suppress(ValueError):
+            recorded = json.loads(path.read_text())
+            if {"fingerprint", "config"} <= recorded.keys():
+                return recorded
+        raise ConfigError(f"{path} is not that of a run, or damaged. Rename that folder, or choose another OUT.")
 
     def check_recorded(self) -> None:
         """A directory keeps its meaning.
@@ -156,7 +168,7 @@ def from_args(words: list[str]) -> Study:
             given[name] = value.strip()
 
     setting: list[tuple[str, Any]] = [(key, given[name]) for name, key in SETTINGS.items() if name in given]
-    setting += [_assignment(word) for word in given.get("SET", "").split()]
+    own = [_assignment(word) for word in given.get("SET", "").split()]
     asked = [(name, v) for name in FACTORS if name in given for v in given[name].split(",")]
     arm_values = [(FACTORS[name][0], v) for name, v in asked]
     arm_values += [_assignment(word) for word in given.get("ARM", "").split()]
@@ -168,7 +180,13 @@ def from_args(words: list[str]) -> Study:
             raise ConfigError("DATA with another factor is the corpus of all runs: give one, not several")
         arm_values = [(k, v) for k, v in arm_values if k != "data.corpus"]
         factor = "-".join(p for p in factor.split("-") if p != "corpus") if factor != "corpus" else ""
-        setting += [("data.corpus", given["DATA"]), ("data.tokenizer", given["DATA"]), ("eval.corpora", given["DATA"])]
+        setting.append(("data.corpus", given["DATA"]))
+        setting += [(key, given["DATA"]) for key in FOLLOWS if key not in dict(own)]
+    setting += own
+    keys = [key for key, _ in setting]
+    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+        where = ", ".join(name for name in (*SETTINGS, "DATA", "SET") if name in given)
+        raise ConfigError(f"{', '.join(twice)} is set twice by {where}: say it once")
 
     question = f"Does {' or '.join(f'{k}={v}' for k, v in arm_values)} beat the baseline?"
     expect = "Nothing was written down before the runs."
@@ -178,9 +196,10 @@ def from_args(words: list[str]) -> Study:
         question, expect, arm_values, factor, base = _read_study(given["STUDY"])
         setting = base + setting
     else:
-        for path in sorted(STUDIES.glob("*.yaml")):  # the expectation written down for this factor, where there is one
-            q, e, values, name, _ = _read_study(path.stem)
-            if {k for k, _ in values} == {k for k, _ in arm_values}:
+        arms = {(k, str(parse(k, v))) for k, v in arm_values}
+        for path in sorted(STUDIES.glob("*.yaml")):  # the expectation written down for these arms, where there is one
+            q, e, planned, _, _ = _read_study(path.stem)
+            if arms and arms <= {(k, str(parse(k, v))) for k, v in planned}:
                 question, expect = q, e
                 break
     if not arm_values and "STUDY" not in given:
@@ -202,8 +221,8 @@ def from_args(words: list[str]) -> Study:
     corpora = [v for k, v in arm_values if k == "data.corpus"]
     if corpora and not any(k == "eval.corpora" for k, _ in setting):
         # arms that read different text are judged on the held-out text of all of it
-        own = resolve(setting).eval.corpora
-        setting.append(("eval.corpora", own + [c for c in dict.fromkeys(corpora) if c not in own]))
+        judged = resolve(setting).eval.corpora
+        setting.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
     return build(factor, question, expect, setting, arm_values, list(range(1, count + 1)),
                  Path(given.get("OUT", "runs")), int(given["JOBS"]) if "JOBS" in given else None, words)  # fmt: skip
 
@@ -258,11 +277,21 @@ def build(
                 raise ConfigError(f"{arm} differs from the baseline in {difference(reference, run.flat())}")
             name = "baseline" if not delta else _slug(arm)
             cell = Cell(arm, seed, run, delta, out / stage / f"{name},seed={seed}")
+            if delta.keys() & ROUNDED and _rounded(run) == _rounded(base):
+                raise ConfigError(f"two equal runs: {arm} comes to the same number of steps, tokens to the end of the "
+                                  "learning rate's decay, and rows of the embedding as the baseline")  # fmt: skip
             if run.fingerprint in seen:
                 raise ConfigError(f"two equal runs: {cell.name} and {seen[run.fingerprint]}")
             seen[run.fingerprint] = cell.name
             cells.append(cell)
     return Study(factor, question, expect, base, list(deltas), cells, seeds, stage, out, jobs, list(words or []))
+
+
+ROUNDED = ("train.tokens", "train.decay_tokens", "model.vocab_multiple")  # another number may have the same effect
+
+
+def _rounded(run: Run) -> tuple[int, ...]:
+    return run.steps, run.horizon, run.model.padded_vocab
 
 
 def needs(key: str) -> dict[str, Any]:
@@ -309,8 +338,9 @@ def last_line(path: Path) -> dict[str, Any] | None:
             tail = f.read()
     except OSError:
         return None
-    whole = tail[: tail.rfind(b"\n")]
-    return json.loads(whole[whole.rfind(b"\n") + 1 :]) if whole.strip() else None
+    whole = tail.splitlines(keepends=True)
+    whole = [line for line in whole if line.endswith(b"\n") and line.strip()]
+    return json.loads(whole[-1]) if whole else None
 
 
 def human(n: float) -> str:
@@ -334,9 +364,11 @@ def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
     flat = base.flat()
     named = {}
     for key, _ in setting:
-        if key != "size" and not key.startswith("layout.") and flat[key] != plain[key]:
-            if key in ("data.tokenizer", "eval.corpora") and _text(flat[key]) == base.data.corpus:
-                continue  # follows from the corpus
+        if key in FOLLOWS and flat["data.corpus"] != plain["data.corpus"]:
+            said = _text(flat[key]) != base.data.corpus
+        else:
+            said = flat[key] != plain[key]
+        if said and key != "size" and not key.startswith("layout."):
             named[key] = _slug(human(flat[key]) if key == "train.tokens" else _text(flat[key]))
     return ",".join([base.size, *(f"{k.split('.')[-1]}={v}" for k, v in sorted(named.items()))])
 

@@ -56,7 +56,7 @@ def _int(value: Any) -> int:
     text = str(value).replace(",", "").replace("_", "")
     scale = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper(), 1)
     number = float(text[:-1] if scale > 1 else text) * scale
-    if number != int(number):
+    if not number.is_integer():  # nor are nan and inf
         raise ValueError
     return int(number)
 

@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     tasks = [name.strip() for name in args.tasks.split(",") if name.strip()]
     if not args.runs and not tasks:
         parser.error("give the directory of a run, or --tasks")
+    if args.processes < 0 or not 0 <= args.rank <= max(0, args.processes - 1):
+        parser.error(f"--processes {args.processes}: a number of processes, or 0 for one on each GPU")
     try:
         if tasks and not args.data:
             raise ValueError("--tasks needs --data, the folder that `make eval-data` has filled")
@@ -57,8 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         for directory, weights in [(each, weights) for each in args.runs for weights in found(each)]:
             if args.weights not in ("", weights.name):
                 continue
-            result = None if args.rank else current(directory, weights, tasks, data)
-            result = result or evaluate(directory, weights, tasks, data, args.precision, args.processes, args.rank)
+            result = None if args.rank else current(directory, weights, tasks, data, args.precision)
+            asked = tasks if result or args.rank else with_those_before(directory, weights, tasks, data)
+            result = result or evaluate(directory, weights, asked, data, args.precision, args.processes, args.rank)
             if not args.rank:
                 at = f" at {weights.tokens:,} tokens" if weights.tokens else ""
                 print(f"{json.loads((directory / 'run.json').read_text())['cell']}{at}: {summary(result)}")
@@ -68,7 +71,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def available(tasks: list[str], data: mirror.Mirror) -> tuple[dict, list[str]]:
+def with_those_before(directory: Path, weights: Weights, tasks: list[str], data: mirror.Mirror | None) -> list[str]:
+    """`tasks`, and those by which the run was judged before and can be now: no result goes because more is asked."""
+    path = directory / f"{weights.name}.json"
+    had = json.loads(path.read_text()).get("lm_eval_tasks", {"asked": []})["asked"] if path.exists() else []
+    if not data:
+        return tasks
+    again = []
+    for name in had:
+        try:
+            available([name], data, tell=False)
+            again.append(name)
+        except ValueError as error:
+            print(f"judged before by {name}, and no longer: {error}", file=sys.stderr)
+    return list(dict.fromkeys([*again, *tasks]))
+
+
+def available(tasks: list[str], data: mirror.Mirror, tell: bool = True) -> tuple[dict, list[str]]:
     """lm-eval's definitions of the tasks whose data is here and whole, and the names of the others, which are told.
 
     Raises:
@@ -84,7 +103,7 @@ def available(tasks: list[str], data: mirror.Mirror) -> tuple[dict, list[str]]:
                for name, own in asked.items() if name not in own and own.keys() <= lacking.keys()]  # fmt: skip
     if unable:
         raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))
-    for name, why in lacking.items():
+    for name, why in lacking.items() if tell else ():
         print(f"missing: {name}: {why}", file=sys.stderr)
     return {name: each for name, each in found.items() if name not in lacking}, list(lacking)
 
@@ -97,16 +116,21 @@ def identity(directory: Path, weights: Weights) -> dict:
 
 
 def current(
-    directory: Path, weights: Weights, tasks: Iterable[str] = (), data: mirror.Mirror | None = None
-) -> dict | None:
-    """The evaluation that is there already, when it is of these weights and has the tasks, on the same data."""
+    directory: Path, weights: Weights, tasks: Iterable[str] = (), data: mirror.Mirror | None = None,
+    precision: str | None = None,
+) -> dict | None:  # fmt: skip
+    """The evaluation that is there already, when it is of these weights, in the precision that is asked for, if one is,
+    and has the tasks, on the same data."""
     try:
         result = json.loads((directory / f"{weights.name}.json").read_text())
     except FileNotFoundError:
         return None
+    if not weights.step and not (directory / "samples.jsonl.gz").exists():
+        return None
     had = result.get("lm_eval_tasks", {"asked": [], "data_sha256": None})
     more = data and (not set(tasks) <= set(had["asked"]) or had["data_sha256"] != data.sha256)
-    return result if identity(directory, weights).items() <= result.items() and not more else None
+    asked = identity(directory, weights) | ({"precision": precision} if precision else {})
+    return result if asked.items() <= result.items() and not more else None
 
 
 def evaluate(

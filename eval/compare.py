@@ -55,6 +55,7 @@ class Found(NamedTuple):
     compared: Compared
     wrong: list[str]
     refused: list[str]
+    noise: str = ""  # other runs that tell the noise between seeds, in words
 
     @property
     def baseline(self) -> str:
@@ -257,14 +258,16 @@ def noise_of(f: Found) -> dict[str, dict[str, Any]]:
     """{metric: what ablations/power.py needs to say what a study can see}, of metrics that several seeds have."""
     found = {}
     for name, compared in f.compared.items():
-        parts = [c for c in compared.values() if c.seeds and c.replicated]
-        floor = noise_floor(f.results[name])
-        if not parts or not floor or not f.controlled:
+        results = f.results[name]
+        parts = []  # (comparison, what the seeds give to it, seeds)
+        for arm, c in compared.items():
+            shared = len(results[arm].keys() & results[f.baseline].keys())
+            if c.seeds and c.replicated and shared > 1:
+                parts.append((c, c.seeds, shared))
+        if not parts or not f.controlled:
             continue
-        items = float(np.median([c.items.variance**0.5 for c in parts]))
+        items = float(np.median([c.items.variance**0.5 for c, _, _ in parts]))
         # what seeds give to a difference of two single runs, halved: without what the arms of a seed share
-        shared = len(f.results[name][f.baseline])
-        sd = float(np.sqrt(np.median([c.seeds.variance for c in parts]) * shared / 2))  # type: ignore[union-attr]
-        unit = METRICS[name].unit
-        found[name] = {"seed_sd": sd, "dof": parts[0].seeds.dof, "items": items, "unit": unit}  # type: ignore[union-attr]
+        sd = float(np.sqrt(np.median([seeds.variance * shared / 2 for _, seeds, shared in parts])))
+        found[name] = {"seed_sd": sd, "dof": parts[0][1].dof, "items": items, "unit": METRICS[name].unit}
     return found

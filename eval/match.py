@@ -84,7 +84,8 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
             more = [f"{key}={plain(value)}" for key, value in changed.items()
                     if key not in allowed and not key.startswith("layout.") and key != "size"]  # fmt: skip
             found += [f"{name}: {what}: {', '.join(more)}"] if more else []
-        proved = {proof["factor"]: proof["passed"] for proof in run["proofs"]}
+        # one proof may be of several factors: "model.qkv_bias, model.linear_bias"
+        proved = {factor: proof["passed"] for proof in run["proofs"] for factor in proof["factor"].split(", ")}
         found += [f"{name}: the activity proof of {factor} failed" for factor, ok in proved.items() if not ok]
         found += [f"{name}: there is no activity proof of {key}" for key in planned.delta
                   if key.startswith("model.") and key not in proved]  # fmt: skip

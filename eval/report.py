@@ -26,7 +26,7 @@ from eval.names import shortened
 from eval.page import page
 from eval.published import beside
 from eval.results import footnotes, overview, paired, per_task, places
-from eval.runs import Cells, collect_runs, read_all, run_directories
+from eval.runs import Cells, collect_runs, manifest, named, read_all, run_directories
 from eval.settings import differs, held_fixed, proofs, redo
 from eval.statistics import Results
 from eval.table import Figure, Image, Section, latex, markdown, plain_text
@@ -58,13 +58,22 @@ def asked(words: list[str]) -> tuple[Any, list[Path]]:
     """
     from ablations.study import from_args
 
+    names = [word.partition("=")[0] for word in words]
+    if twice := [name for name in ("RUNS", "NOISE") if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is given twice: name all directories in one, with spaces between them")
     given = dict(word.partition("=")[::2] for word in words)
     noise = [path for name in given.pop("NOISE", "").split() for path in run_directories(name)]
     others = [("", path) for name in given.pop("RUNS", "").split() for path in run_directories(name)]
     studies = [name for name in given.get("STUDY", "").split(",") if name]
     rest = [word for word in words if not word.startswith(("NOISE=", "RUNS="))]
     if not others and len(studies) < 2:
-        return from_args(rest), noise
+        study = from_args(rest)
+        if not any(cell.dir.exists() for cell in study.cells):
+            raise ValueError(f"no run of this study has begun under {study.out / study.stage}")  # the record stays
+        for cell in study.cells:
+            if (cell.dir / "run.json").exists():
+                manifest(cell.dir)  # what cannot be read is said before anything is written
+        return study, noise
     several = []
     for name in studies or [""] * any(word.partition("=")[0] not in ("OUT", "JOBS") for word in rest):
         one = from_args([f"STUDY={name}" if name and w.startswith("STUDY=") else w for w in rest])
@@ -87,11 +96,15 @@ def find(study: Any, noise: list[Path] = []) -> Found:  # noqa: B006
     results = {name: collect(study, cells, metric.key) for name, metric in METRICS.items()}
     results = {name: each for name, each in results.items() if any(each.values()) or name in ("bits/byte", "zero-shot")}
     extra: dict[str, Results] = {}
+    told = ""
     if noise:
         group = collect_runs([("", path) for path in noise], "")
+        sizes = {f"{place.config.get('size')}, {place.config['train']['tokens']:,} tokens": 0
+                 for place in group.places.values()}  # fmt: skip
+        told = f"{named(list(group.places))}; {' and '.join(sizes)}"
         extra = {name: collect(group, read_all(group), METRICS[name].key) for name in results}
     compared = {name: comparisons(study, cells, each, name, extra.get(name)) for name, each in results.items()}
-    return Found(study, cells, results, compared, mismatches(study, cells), refusals(cells))
+    return Found(study, cells, results, compared, mismatches(study, cells), refusals(cells), told)
 
 
 def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
@@ -128,7 +141,8 @@ def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
 
 def contents(f: Found) -> list[Section]:
     """The report, in the order in which it is read."""
-    forests = [Figure(forest(f, name), "Bars: 95 % intervals over seeds and items.") for name in f.results]
+    arms = " Corrected for the number of arms." if len(f.study.arms) > 2 else ""
+    forests = [Figure(forest(f, name), f"Bars: 95 % intervals over seeds and items.{arms}") for name in f.results]
     head = [f"**Question.** {f.study.question}", f"**Expected, written before the runs.** {f.study.expect}"]
     found = [
         Section("", [*head, overview(f), *footnotes(f), *forests, Image("figure.svg", "Loss curves and differences")]),

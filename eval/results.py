@@ -4,10 +4,11 @@ import numpy as np
 
 from ablations.power import POWER, detectable
 from eval import figure
+from eval.__main__ import suite
 from eval.compare import METRICS, Found, bold, classes, noise_of, own_items, ranking, strata, table_of, tasks, words_of
 from eval.names import brief
 from eval.settings import configurations
-from eval.statistics import Part, bootstrap, interval, level_stderr, quantile, ratio_stderr
+from eval.statistics import Part, bootstrap, interval, level_stderr, noise_floor, quantile, ratio_stderr
 from eval.table import Figure, Table, plus_minus
 
 PAIRED = """\
@@ -26,6 +27,11 @@ drawn. A difference counts when it is larger than "counts above": many times the
 because the noise itself is then badly known. p is two-sided, after Holm's correction for the number of arms.
 Bootstrap: 95 % intervals of the difference, paired, over other items of the same tasks, and over other tasks like
 these; seeds are in neither. Formulas and sources: eval/statistics.py."""
+
+SUITE = """\
+Unweighted means over tasks and seeds ± standard error over items. Above chance: of (accuracy - chance) / (1 - chance).
+The last column: of the tasks that these runs can do, those where all of them together beat the better of a guess among
+the options and always the commonest answer by two standard errors. They are: {able}."""
 
 TASKS = """\
 Mean over seeds ± standard error over items; in % but for bits_per_byte. Where the context is longer than a model's
@@ -57,7 +63,8 @@ def overview(f: Found, head: str = "arm") -> Table:
             and f.refused
         ):
             said = ["evaluated differently: not compared"]
-        said += [f"{missing} of {len(planned)} runs missing"] if missing else []
+        failed = sum(f.cells[arm, seed]["state"].startswith("failed") for seed in planned)
+        said += [f"{missing} of {len(planned)} runs missing" + f", {failed} failed" * bool(failed)] if missing else []
         lines.append([*line, "; ".join(said)])
     return Table([head, *f.results, "verdict"], lines)
 
@@ -160,6 +167,9 @@ def paired(f: Found) -> list:
         Table(["bootstrap, 95 %", "difference", "over items", "over tasks", "tasks"], boots),
         NOISE,
     ]
+    if f.noise:
+        blocks.append(f"Where an arm shares one seed with {f.baseline}, the seeds' part is what other runs tell, and "
+                      f"these arms if they have several seeds: {f.noise}.")  # fmt: skip
     return blocks + floor_words(f)
 
 
@@ -168,8 +178,9 @@ def floor_words(f: Found) -> list[str]:
     lines = []
     for name, noise in noise_of(f).items():
         metric = METRICS[name]
-        floor = Part(2 * noise["seed_sd"] ** 2, noise["dof"])
-        widest = quantile(0.05, floor, Part(0.0, np.inf))
+        floor = noise_floor(f.results[name])  # with what the arms of a seed share: two seeds do not share it
+        assert floor
+        widest = quantile(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
         seen = [f"{detectable(noise['seed_sd'], noise['items'], len(f.study.arms), n):.{metric.digits + 1}f} with {n}"
                 for n in (2, 3, 5, 10)]  # fmt: skip
         lines.append(
@@ -178,6 +189,26 @@ def floor_words(f: Found) -> list[str]:
             f"{POWER:.0%}, differences from {', '.join(seen)} seeds."
         )
     return lines
+
+
+def headline(f: Found) -> list:
+    """The suite in the three ways of eval/tasks.yaml, of the runs that were evaluated as the first of them."""
+    same: list[tuple[str, int]] = next((each["runs"] for each in classes(f.cells)), [])
+    each = {key: f.cells[key]["eval"] for key in same if f.cells[key]["eval"].get("suite")}
+    together = suite(list(each.values())) if each else None
+    if not together:
+        return []
+    able, lines = together["able"], []
+    for arm in f.study.arms:
+        own = [evaluation for (a, _), evaluation in each.items() if a == arm]
+        if found := suite(own) if own else None:
+            can = [100 * evaluation["tasks"][name]["value"] for evaluation in own for name in able]
+            lines.append([arm, plus_minus(found["value"], found["stderr"], 2),
+                          plus_minus(found["corrected"], found["corrected_stderr"], 2),
+                          f"{np.mean(can):.2f}" if can else "-"])  # fmt: skip
+    head = ["arm", "accuracy", "above chance", f"accuracy, {len(able)} tasks"]
+    return [SUITE.format(able=", ".join(able) or "none"),
+            Table(head, lines, f"{together['tasks']} of BigScience's {together['of']} tasks, in %")]  # fmt: skip
 
 
 def per_task(f: Found) -> list:
@@ -222,4 +253,5 @@ def per_task(f: Found) -> list:
     short = [arm.split("=", 1)[-1] if f.controlled else arm for arm in arms]
     note = "Blue above chance, orange below; grey: within two standard errors of it."
     art = figure.heat("Accuracy in %, coloured by its distance from chance", names, short, cells) if names else ""
-    return [Figure(art, note), TASKS, Table(["task", "metric", "items", "context, tokens", "chance", *arms], lines)]
+    table = Table(["task", "metric", "items", "context, tokens", "chance", *arms], lines)
+    return [Figure(art, note), *headline(f), TASKS, table]

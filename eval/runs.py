@@ -47,12 +47,33 @@ class Collection:
         return self.places.get((arm, seed))
 
 
+NEEDED = ("seed", "config", "commit", "versions", "hardware", "data", "parameters", "proofs", "effective")
+
+
+def manifest(directory: Path) -> dict[str, Any]:
+    """run.json.
+
+    Raises:
+        ValueError: when it is not that of a run, or of a run of a version that wrote less.
+    """
+    path = directory / "run.json"
+    try:
+        run = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if lacking := [key for key in NEEDED if key not in run]:
+        raise ValueError(f"{path} is not that of a run, or of another version: it has no {', '.join(lacking)}")
+    return run
+
+
 def read(directory: Path) -> dict[str, Any]:
     """What a run directory holds, as far as the run has come: {"state", "run", "metrics", "eval", "samples",
     "checkpoints"}."""
+    why = directory / "failed"
+    failed = f"failed ({' '.join(why.read_text().split())})" if why.exists() else ""
     if not (directory / "run.json").exists():
-        return {"state": "not started"}
-    cell: dict[str, Any] = {"state": "not finished", "run": json.loads((directory / "run.json").read_text())}
+        return {"state": failed or "not started"}
+    cell: dict[str, Any] = {"state": failed or "not finished", "run": manifest(directory)}
     if (directory / "metrics.jsonl").exists():
         lines = (directory / "metrics.jsonl").read_text().splitlines()
         whole = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may leave half a line
@@ -62,7 +83,7 @@ def read(directory: Path) -> dict[str, Any]:
     cell["checkpoints"] = sorted((e for e in on_the_way if "tokens" in e), key=lambda e: e["tokens"])
     if not (directory / "done").exists():
         return cell
-    if not (directory / "eval.json").exists():
+    if not all((directory / name).exists() for name in ("eval.json", "samples.jsonl.gz")):
         return cell | {"state": "not evaluated"}
     samples: dict[str, dict[str, tuple[float, float]]] = {}
     with gzip.open(directory / "samples.jsonl.gz", "rt") as stream:
@@ -91,7 +112,7 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
     for name, directory in directories:
         if not (directory / "run.json").exists():
             raise ValueError(f"{directory} is no run directory: it has no run.json")
-        run = json.loads((directory / "run.json").read_text())
+        run = manifest(directory)
         what = {k: v for k, v in flatten(run["config"]).items() if is_setting(k)}
         arm = hashlib.sha256(json.dumps([what, run["data"]["sha256"]], sort_keys=True).encode()).hexdigest()
         seed = run["seed"]
@@ -165,14 +186,15 @@ def run_directories(name: str) -> list[Path]:
     """A run directory, or those that lie in a folder.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is none, or one is no run's.
     """
     folder = Path(name)
-    if (folder / "run.json").exists():
-        return [folder]
     found = sorted(path.parent for path in [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")])
+    found = [folder] if (folder / "run.json").exists() else found
     if not found:
         raise ValueError(f"{name} is no run directory and holds none: a run directory has a run.json")
+    for directory in found:
+        manifest(directory)
     return found
 
 

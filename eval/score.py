@@ -343,7 +343,8 @@ class Journal:
         return key in self.known
 
     def get(self, key: str, other: Any) -> Any:
-        return self.known.get(key, other)
+        """What was scored. `other` is for a rank that is not the first: nobody reads its results."""
+        return self.known.get(key, other) if self.rank else self.known[key]
 
     def share(self, batches: list[Any]) -> list[Any]:
         """The batches that this process is to do: every so manieth, so that all have long and short ones."""

@@ -39,7 +39,7 @@ from math import inf, isinf, sqrt
 
 import numpy as np
 
-LEVEL = 0.05  # chance of any wrong verdict in a report when there is no difference
+LEVEL = 0.05  # chance of any wrong verdict on a metric when there is no difference
 LN2 = float(np.log(2))
 DRAWS = 4000  # of the bootstrap: the ends of a 95 % interval to some 3 % of its width
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
@@ -76,7 +76,7 @@ class Comparison:
     difference: float
     seeds: Part | None  # None: one seed, and no noise floor is known
     items: Part
-    threshold: float  # |difference| above which it counts, alone
+    threshold: float  # |difference| above which it counts; of several, after Holm's correction
     p: float  # two-sided
     adjusted: float = float("nan")  # p after Holm's correction, over the arms of the study
     replicated: bool = True  # False: seen with one seed
@@ -244,9 +244,17 @@ def holm(p: list[float]) -> list[float]:
 
 
 def family(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
-    """The same comparisons, each with its p-value after Holm's correction for all of them."""
+    """The same comparisons, each with its p-value after Holm's correction for all of them, and with the threshold that
+    goes with it: of the level that Holm's step has, or the first step that fails."""
     adjusted = holm([c.p for c in comparisons.values()])
-    return {arm: replace(c, adjusted=p) for (arm, c), p in zip(comparisons.items(), adjusted, strict=True)}
+    counting = sum(p <= LEVEL for p in adjusted)
+    rank = {arm: i for i, arm in enumerate(sorted(comparisons, key=lambda arm: comparisons[arm].p))}
+    found = {}
+    for (arm, c), p in zip(comparisons.items(), adjusted, strict=True):
+        level = LEVEL / (len(comparisons) - min(rank[arm], counting)) if len(comparisons) > 1 else LEVEL
+        least = quantile(level, c.seeds or Part(0.0, inf), c.items)
+        found[arm] = replace(c, adjusted=p, threshold=least)
+    return found
 
 
 def verdict(comparison: Comparison, higher_is_better: bool, digits: int = 3) -> str:

@@ -31,6 +31,7 @@ def test_baseline_is_complete_and_every_size_resolves() -> None:
         ("model.embnorm", "true", True),
         ("eval.corpora", "pydocs,pycode", ["pydocs", "pycode"]),
         ("layout.zero", "2", 2),
+        ("train.ramp", "[]", []),
     ],
 )
 def test_values_are_read_in_the_type_of_their_key(key: str, text: str, value: object) -> None:
@@ -47,6 +48,8 @@ def test_values_are_read_in_the_type_of_their_key(key: str, text: str, value: ob
         ("train.lr", "-1", "above 0"),
         ("train.tokens", "1.5", "a whole number"),
         ("train.tokens", "true", "a whole number"),
+        ("train.tokens", "inf", "a whole number"),
+        ("train.ramp", "32,32", "or [] for no ramp"),
         ("model.embnorm", "maybe", "true or false"),
         ("layout.zero", "3", "1, 2"),
         ("size", "1b4", "did you mean 1b3?"),
@@ -112,6 +115,18 @@ def test_a_corpus_is_the_question_alone_and_the_circumstance_beside_another_fact
     circumstance = from_args(["POS=alibi", "DATA=pycode"])
     assert {c.run.data.corpus for c in circumstance.cells} == {"pycode"}
     assert circumstance.cells[1].delta == {"model.pos": "alibi"}
+    assert circumstance.base.data.tokenizer == "pycode" and circumstance.base.eval.corpora == ["pycode"]
+    words = ["POS=alibi", "DATA=pycode", "SET=data.tokenizer=pydocs eval.corpora=pydocs,pycode"]
+    said = from_args(words)  # what SET says is not lost, and these runs lie elsewhere
+    assert said.base.data.tokenizer == "pydocs" and said.base.eval.corpora == ["pydocs", "pycode"]
+    assert said.stage == "nano,corpus=pycode,tokenizer=pydocs,corpora=pydocs+pycode" != circumstance.stage
+    assert from_args([*words[:2], "SET=data.tokenizer=pydocs"]).stage == "nano,corpus=pycode,tokenizer=pydocs"
+
+
+def test_what_was_expected_of_other_arms_is_not_said_of_these() -> None:
+    assert "ALiBi" in from_args(["POS=alibi"]).expect and "SwiGLU" in from_args(["ARM=model.act=geglu"]).expect
+    for word in ("POS=sinusoidal", "POS=alibi,sinusoidal", "ARM=train.lr=1e-3"):
+        assert from_args([word]).expect == "Nothing was written down before the runs."
 
 
 @pytest.mark.parametrize(
@@ -131,6 +146,13 @@ def test_a_corpus_is_the_question_alone_and_the_circumstance_beside_another_fact
         (["ARM=model.rotary_base=500"], "does nothing without model.pos=rotary"),
         (["ARM=train.loss_scale_window=9", "SET=train.precision=bf16"], "does nothing without train.precision=fp16"),
         (["POS=alibi", "SET=seed=3"], "use SEEDS"),
+        (["POS=alibi", "SET=train.lr=1e-3 train.lr=2e-3"], "train.lr is set twice"),
+        (["POS=alibi", "TOKENS=2M", "SET=train.tokens=4M"], "train.tokens is set twice by TOKENS, SET"),
+        (["POS=alibi", "SIZE=nano", "SET=size=14m"], "size is set twice"),
+        (["POS=alibi", "DATA=pycode", "SET=data.corpus=pydocs"], "data.corpus is set twice"),
+        (["ARM=train.tokens=1048577"], "two equal runs"),  # 512 steps, as many as the baseline
+        (["ARM=train.decay_tokens=1048576"], "two equal runs"),
+        (["ARM=model.vocab_multiple=256"], "two equal runs"),
         (["POS=alibi", "DATA=no/such/*.jsonl.zst"], "no/such"),
     ],
 )
@@ -152,6 +174,10 @@ def test_a_directory_keeps_its_meaning(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="train.lr: 0.001 there, 0.002 now"):
         cell.check_recorded()
+    for damaged in ("{}", '{"fingerprint": "ab'):
+        (cell.dir / "run.json").write_text(damaged)
+        with pytest.raises(ConfigError, match="not that of a run, or damaged"):
+            cell.check_recorded()
 
 
 def test_make_refuses_a_misspelt_variant_at_once_with_exit_code_2_and_creates_nothing(tmp_path: Path) -> None:

@@ -550,11 +550,19 @@ def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
         from eval.weights import found
 
         assert current(run, *found(run)) is None
+    (run / "eval.json").write_text(json.dumps(result))
+    (run / "samples.jsonl.gz").unlink()
+    assert current(run, *found(run)) is None
     (run / "eval.json").unlink()
+    for words in (["--processes", "-1"], ["--processes", "2", "--rank", "2"]):
+        with pytest.raises(SystemExit):  # shares of the work that leave some of it to nobody
+            main([str(run), *words])
     assert main([str(run)]) == 0
     again = json.loads((run / "eval.json").read_text())
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
     assert (run / "samples.jsonl.gz").read_bytes() == samples
+    assert main([str(run), "--precision", "bf16"]) == 0  # another is there: it is not taken for this one
+    assert json.loads((run / "eval.json").read_text())["precision"] == "bf16"
 
 
 def test_another_tokenizer_than_trained_with_is_refused(run, capsys):

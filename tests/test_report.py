@@ -287,6 +287,79 @@ def test_one_seed_is_no_result(tmp_path):
     assert "better" not in text.replace("higher is better", "").replace("lower is better", "")
 
 
+def test_the_noise_floor_has_what_the_arms_of_a_seed_share(tmp_path):
+    """Two runs of one arm do not share it; a comparison of arms, and so what more seeds would see, is without it."""
+    study, quiet = make(Study(tmp_path / "runs")), {}
+    for shift in (0.0, 0.1):
+        for arm in study.arms:
+            for seed in study.seeds:
+                path = study.cell(arm, seed).dir / "eval.json"
+                value = json.loads(path.read_text())["bits_per_byte"]["value"]
+                change(path, "bits_per_byte", "value", to=value + shift * seed)
+        report(study, tmp_path / "out")
+        words = (tmp_path / "out/report.md").read_text().split("**Noise floor, bits/byte.** ")[1]
+        within = np.mean(np.var(values(study, "bits_per_byte"), axis=1, ddof=1))
+        assert float(words.split(" bits/byte apart")[0].split()[-1]) == pytest.approx(
+            stats.t.isf(0.025, 4) * np.sqrt(2 * within), abs=6e-5)  # fmt: skip
+        quiet[shift] = words.split("A study of")[1].split("\n")[0]
+    assert quiet[0.0] == quiet[0.1]
+
+
+def test_recorded_noise_counts_the_seeds_that_two_arms_share(tmp_path):
+    study = make(Study(tmp_path / "runs", seeds=[1, 2, 3, 4, 5]))
+    for seed in (3, 4, 5):
+        shutil.rmtree(study.cell("pos=alibi", seed).dir)
+    report(study, tmp_path / "out")
+    got = json.loads((tmp_path / "out/run.json").read_text())["noise"]["bits/byte"]
+    # without seeds one degree of freedom would be left, so it is the variance within arms (eval/statistics.py)
+    rows = [[json.loads((study.cell(arm, seed).dir / "eval.json").read_text())["bits_per_byte"]["value"]
+             for seed in seeds] for arm, seeds in zip(study.arms, (study.seeds, (1, 2)), strict=True)]  # fmt: skip
+    pooled = (4 * np.var(rows[0], ddof=1) + np.var(rows[1], ddof=1)) / 5
+    assert got["dof"] == 5 and got["seed_sd"] == pytest.approx(np.sqrt(pooled))
+
+
+def test_a_run_that_failed_is_said_to_have_failed(study, tmp_path):
+    folder = study.cell("pos=alibi", 2).dir
+    for name in ("done", "eval.json"):
+        (folder / name).unlink()
+    (folder / "failed").write_text("step 12: loss 11.4, above log(vocab) + train.divergence = 10.3\n")
+    assert report(study, tmp_path / "out").splitlines()[2].endswith("; 1 of 3 runs missing, 1 failed")
+    page = section((tmp_path / "out" / "report.md").read_text(), "What does not match")
+    assert "pos=alibi, seed 2: failed (step 12: loss 11.4, above log(vocab)" in page
+    (folder / "run.json").unlink()  # a factor that does nothing stops a run before it has one
+    assert report(study, tmp_path / "out").splitlines()[2].endswith("; 1 of 3 runs missing, 1 failed")
+
+
+def test_one_proof_may_be_of_several_factors(study, monkeypatch):
+    key, folder = "model.qkv_bias", study.cell("pos=alibi", 2).dir
+    monkeypatch.setitem(ARMS, "pos=alibi", {key: False})
+    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    lacking = f"there is no activity proof of {key}"
+    assert any(lacking in line for line in mismatches(study, cells))
+    for seed in study.seeds:
+        change(folder.parent / f"pos=alibi,seed={seed}/run.json", "proofs", 1, "factor", to=f"{key}, model.linear_bias")
+    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    assert not any(lacking in line for line in mismatches(study, cells))
+
+
+def test_nothing_is_written_over_a_record_when_no_run_has_begun(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["POS=alibi", f"OUT={tmp_path / 'none'}"]) == 2
+    assert "no run of this study has begun under" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_what_is_no_run_is_refused_by_name(study, tmp_path, capsys):
+    for keys, words in ((["config"], "it has no config"), (None, "cannot be read")):
+        path = study.cell("pos=alibi", 2).dir / "run.json"
+        run = path.read_text()
+        path.write_text(json.dumps({k: v for k, v in json.loads(run).items() if k not in keys}) if keys else run[:99])
+        for word in (f"RUNS={study.root}", f"NOISE={path.parent}"):
+            assert main(["POS=alibi"] * word.startswith("NOISE") + [word]) == 2
+            said = capsys.readouterr().err
+            assert str(path) in said and words in said
+        path.write_text(run)
+
+
 def test_missing_and_unfinished_cells_are_named(study, tmp_path):
     shutil.rmtree(study.cell("pos=alibi", 1).dir)
     (study.cell("pos=alibi", 2).dir / "eval.json").unlink()
@@ -303,6 +376,8 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
         "* pos=alibi, seed 1: not started, so not among the results",
         "* pos=alibi, seed 2: not evaluated, so not among the results",
     ]
+    (study.cell("pos=alibi", 3).dir / "samples.jsonl.gz").unlink()  # sent without
+    assert report(study, tmp_path / "out").splitlines()[2].endswith("3 of 3 runs missing")
     shutil.rmtree(study.root)
     assert "-    " in report(study, tmp_path / "nothing")
 
@@ -461,6 +536,20 @@ def full(study: Study) -> Study:
     return study
 
 
+def test_the_suite_has_its_three_means_and_all_runs_choose_the_tasks_of_the_last(study, tmp_path):
+    report(full(study), tmp_path / "out")
+    x = {arm: np.array([[task["value"] for task in json.loads(path.read_text())["tasks"].values() if task.get("suite")]
+                        for path in sorted(study.root.glob(f"{arm},*/eval.json"))]) for arm in study.arms}  # fmt: skip
+    able = np.concatenate(list(x.values())).mean(0) > 0.25 + 2 * 0.05
+    assert 0 < able.sum() < 27
+    page = section((tmp_path / "out" / "report.md").read_text(), "Task by task")
+    assert f"| arm | accuracy | above chance | accuracy, {able.sum()} tasks |" in page
+    for arm, value in x.items():
+        corrected = 100 * ((value - 0.25) / 0.75).mean()
+        assert f"| {arm} | {100 * value.mean():.2f} ± {5 / 27**0.5:.2f} | {corrected:.2f} ± " in page
+        assert f" | {100 * value[:, able].mean():.2f} |" in page
+
+
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -595,8 +684,8 @@ def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, mo
     assert "| 1 | alibi |" in places and "| 2–3 | learned |" in places and "| 2–3 | none |" in places
     both = f"RUNS={study.cell('pos=none', 1).dir} {study.cell('pos=learned', 1).dir}"
     assert asked([both])[0].arms == ["none", "learned"]  # in the order in which they are named
-    for words, why in ((f"RUNS={tmp_path / 'nowhere'}", "is no run directory"),):
-        assert main([words]) == 2
+    for words, why in (([f"RUNS={tmp_path / 'nowhere'}"], "is no run directory"), ([both, both], "is given twice")):
+        assert main(words) == 2
         assert why in capsys.readouterr().err
     shutil.copytree(study.cell("pos=none", 1).dir, tmp_path / "copy")
     with pytest.raises(ValueError, match="are the same run"):
@@ -655,6 +744,8 @@ def test_noise_runs_tell_the_noise_of_a_study_with_one_seed(tmp_path):
     assert "one seed: not replicated" in known.splitlines()[2] and known.splitlines()[3].endswith(
         "within noise"
     )
+    said = "these arms if they have several seeds: runs (seeds 5, 6, 7, 8); nano, 1,048,576 tokens."
+    assert said in (tmp_path / "two/report.md").read_text() and said not in (tmp_path / "one/report.md").read_text()
     got = json.loads((tmp_path / "two" / "run.json").read_text())["comparisons"][0]
     sd = np.std(values(more, "bits_per_byte")[0], ddof=1)
     assert got["noise"] >= np.sqrt(2) * sd and got["counts_above"] >= stats.t.isf(0.025, 3) * np.sqrt(2) * sd

@@ -9,6 +9,7 @@ from scipy import optimize, stats
 
 from ablations import power
 from eval.statistics import (
+    LEVEL,
     Comparison,
     Part,
     add,
@@ -282,6 +283,21 @@ def test_verdicts_in_words():
         {"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)}
     )
     assert isinstance(three["a"], Comparison) and verdict(three["a"], True) == "within noise"
+    assert abs(three["a"].difference) < three["a"].threshold  # what it counts above says the same
+
+
+def test_a_difference_of_several_counts_exactly_above_its_threshold():
+    """As Holm's p says; and the largest has Bonferroni's threshold."""
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        seeds = Part(1.0, int(rng.integers(2, 12)))
+        several = {str(i): compare(float(d), seeds, Part(0.1, 50)) for i, d in enumerate(rng.normal(0, 5, 4))}
+        found = family(several)
+        assert all(c.counts == (abs(c.difference) > c.threshold) for c in found.values())
+        first = max(found.values(), key=lambda c: abs(c.difference))
+        assert first.threshold == pytest.approx(quantile(LEVEL / 4, seeds, Part(0.1, 50)))
+    alone = compare(1.0, seeds, NO_ITEMS)
+    assert family({"a": alone})["a"].threshold == alone.threshold
 
 
 def test_any_wrong_verdict_among_four_arms_is_as_rare():
@@ -341,6 +357,7 @@ def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
     assert f"{power.detectable(0.01, 0, 2, 3):.2g} bits/byte;" in said and "of a, 1,000,000 tokens" in said
     assert "unknown" in power.foresee("14m", 10**6, 2, 3, tmp_path)
     assert "nothing" in power.foresee("nano", 10**6, 2, 1, tmp_path)
+    assert "nothing is compared" in power.foresee("nano", 10**6, 1, 3, tmp_path)
 
 
 def test_places_share_what_noise_does_not_tell_apart():

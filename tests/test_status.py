@@ -6,14 +6,17 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ablations import __main__ as command_line
+from ablations import execute
 from ablations.status import STATES, duration, state, table
-from ablations.study import from_args
+from ablations.study import Cell, from_args, last_line
 
 ROOT = Path(__file__).parents[1]
 NOW = 1_800_000_000.0
@@ -90,6 +93,69 @@ def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(t
         beat(cell.dir, time.time() + 1, 3)
         assert state(cell)["state"] == "running"
     assert state(cell)["state"] == "queued"
+
+
+@pytest.mark.parametrize(("text", "step"), [('{"step": 8, "lo', None), ('{"step": 8}\n{"step": 16, "lo', 8)])
+def test_a_log_that_a_kill_has_cut_is_read_as_far_as_it_is_whole(tmp_path: Path, text: str, step: int | None) -> None:
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert (last_line(tmp_path / "metrics.jsonl") or {}).get("step") == step
+
+
+def test_of_two_commands_that_begin_a_run_at_once_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
+    cell, asked = study.cells[1], []
+
+    def command(words: list[str], cell: Cell, log: str, ranks: int) -> None:
+        asked.append(words[2])
+        if len(asked) == 1:  # the other one has taken the lock since we looked, and finishes soon
+            lock = open(cell.dir / "lock", "w")  # noqa: SIM115
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+            def finish() -> None:
+                (cell.dir / "done").write_text("{}")
+                lock.close()
+
+            threading.Timer(0.2, finish).start()
+            raise execute.Failed("another process is training")
+
+    monkeypatch.setattr(execute, "_command", command)
+    execute._finish(study, cell, {})
+    assert asked == ["launch.train", "eval"]
+
+
+def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])
+    for cell in study.cells:
+        cell.dir.mkdir(parents=True)
+        for name in ("done", "eval.json"):
+            (cell.dir / name).write_text("{}")
+    monkeypatch.setattr(execute, "prepare", lambda *_: None)
+    monkeypatch.setattr(execute, "reading", lambda _: [])
+    failures = sorted(execute.run(study))
+    assert [line.split(":")[0] for line in failures] == ["pos=alibi, seed 1", "pos=learned, seed 1"]
+    assert all("has no run.json" in line for line in failures)
+
+
+@pytest.mark.parametrize(("visible", "ranks"), [(None, 4), ("0,2", 2), ("3", 1), ("", 1), ("0,1,2,3,4,5", 4)])
+def test_a_rank_for_each_gpu_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, ranks: int
+) -> None:
+    for i in range(4):
+        (tmp_path / f"0000:0{i}").mkdir()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert execute._gpus(tmp_path) == ranks
+
+
+def test_a_study_whose_report_fails_has_not_succeeded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(execute, "run", lambda study: [])
+    monkeypatch.setattr(command_line, "report", lambda words: 1)
+    assert command_line.main(["run", "POS=alibi"]) == 1 and "There is no report" in capsys.readouterr().out
 
 
 def test_200_runs_in_half_a_second_without_torch_or_slurm(tmp_path: Path) -> None:

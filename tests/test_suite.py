@@ -1,6 +1,7 @@
 """The suite of 27 tasks: its data (eval/mirror.py), its speed without loss (eval/score.py), its results
 (eval/__main__.py)."""
 
+import gzip
 import json
 import os
 import random
@@ -277,6 +278,10 @@ def test_a_run_is_judged_without_a_network_and_only_when_asked_more(run, offline
     for words in ([], TASKS, ["--tasks", "copa", *TASKS[2:]]):  # nothing of these is new
         assert main([str(run), *words]) == 0 and (run / "eval.json").stat().st_mtime_ns == stamp
     assert main([str(run), "--tasks", "wic", *TASKS[2:]]) == 0 and (run / "eval.json").stat().st_mtime_ns > stamp
+    more, samples = outcome(run)
+    assert more["lm_eval_tasks"]["asked"] == ["copa", "wnli", "wsc", "race", "wic"]  # what was there is not lost
+    assert {name: more["tasks"][name] for name in result["tasks"]} == result["tasks"] and "wic" in more["tasks"]
+    assert {json.loads(row)["task"] for row in gzip.decompress(samples).splitlines()} == set(more["tasks"])
 
 
 NLI = [  # in XNLI's schema; rows of our own
@@ -373,3 +378,10 @@ def test_what_another_model_left_is_not_read(tmp_path):
     first.add({"key": [1.0, True]})
     first.close()
     assert "key" in score.Journal(tmp_path, {"weights": "a"}) and "key" not in score.Journal(tmp_path, {"weights": "b"})
+
+
+def test_what_nobody_scored_is_an_error_and_no_zero(tmp_path):
+    journal = score.Journal(tmp_path, {})
+    with pytest.raises(KeyError):
+        journal.get("key", (0.0, False))
+    assert score.Journal(tmp_path, {}, rank=1, ranks=2).get("key", (0.0, False)) == (0.0, False)
