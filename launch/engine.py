@@ -143,6 +143,7 @@ class Engine:
     device: torch.device
     forwards: list[Callable[[], float]] = field(default_factory=list)  # how long the last ones took
     compile_seconds: float = 0.0  # before the first step, and no part of training
+    proofs: list[proof.Proof] = field(default_factory=list)  # that the compiled graph is the model
 
     @property
     def model(self) -> Any:
@@ -150,18 +151,29 @@ class Engine:
         return self.ds.module.model
 
     def compile(self) -> None:
-        """torch.compile the model and its loss, forward and backward, on an empty micro-batch; no gradient is kept."""
-        began, model = time.perf_counter(), self.run.model
+        """torch.compile the model and its loss, forward and backward, for micro-batches of the run's size; then prove
+        that the graph computes what is written. Nothing is kept of the gradients."""
+        began, model, random = time.perf_counter(), self.run.model, torch.Generator().manual_seed(0)
         if self.device.type == "cpu":
             from torch._functorch import config
 
             # the backward pass computes anew what is cheap: at nano in bf16, 13% less memory in no more time
             config.activation_memory_budget = 0.8
-        self.ds.module.compile(dynamic=False)
-        rows = torch.zeros(self.run.layout.micro_batch, model.seq + 1, dtype=torch.long, device=self.device)
-        prefix = None if model.objective == "causal" else torch.ones(len(rows), dtype=torch.long, device=self.device)
-        # not .backward(), which would fire DeepSpeed's hooks
-        torch.autograd.grad(self.ds.module(rows, prefix), list(self.ds.module.parameters()))
+            if model.block == "parallel":  # or torch 2.13 writes C++ in which two sums have one name
+                from torch._inductor import config as inductor
+
+                inductor.cpp.max_horizontal_fusion_size = 1
+        loss = self.ds.module
+        loss.compile(dynamic=False)
+        shape = self.run.layout.micro_batch, model.seq + 1
+        rows, prefix = torch.randint(model.vocab, shape, generator=random).to(self.device), None
+        if model.objective == "prefix":
+            prefix = torch.randint(1, model.seq + 1, (len(rows),), generator=random).to(self.device)
+        if model.dropout or model.attn_dropout:  # what training calls, and then a graph that drops nothing, to compare
+            torch.autograd.grad(loss(rows, prefix), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
+            loss.eval()
+        self.proofs = [proof.compiled(self.model, loss, loss.forward, rows, prefix)]
+        loss.train()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.compile_seconds = time.perf_counter() - began

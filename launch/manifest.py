@@ -20,6 +20,8 @@ PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "sentencepiece",
 class Failed(RuntimeError):
     """A run cannot go on; the message says why, and what to do."""
 
+    again = False  # whether another attempt, maybe on other nodes, may end better
+
 
 class Diverged(Failed):
     """The loss or the gradients are no longer those of a model that learns."""
@@ -63,7 +65,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     from model import proof
 
     rows, groups = proof.parameter_groups(engine.model, engine.groups())
-    proofs = [*proof.prove(engine.model), groups]
+    proofs = [*proof.prove(engine.model), groups, *engine.proofs]
     effective = engine.effective() | {
         "data.corpus": data["corpus"],
         "data.tokenizer": data["tokenizer"]["corpus"],
@@ -161,7 +163,12 @@ def replace_text(path: Path, text: str) -> None:
         f.flush()
         os.fsync(f.fileno())
     os.replace(tmp, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Until the names in a folder are on the disk."""
+    directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:

@@ -9,7 +9,7 @@ The proofs hold for a model as `initialise` leaves it (norm gains 1, biases 0): 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +22,13 @@ from model.shard import full_shape
 
 # Models are typed Any here: a proof must not lean on what a class promises.
 TOLERANCE = 0.02  # absolute and relative; bf16 keeps 8 bits, so a chain of a few operations errs by 1 % at most
+# relative, of a gradient: of vectors, which are sums that cancel, of matrices, of those in FP8. Measured with up to 24
+# layers: 0.12, 0.02 and 0.17 (16 layers); without rotary 0.3 in a matrix, with another activation 0.25 in all, in bf16
+VECTOR, MATRIX, MATRIX_FP8 = 0.5, 0.1, 0.3
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+Loss = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class InactiveFactor(RuntimeError):
@@ -535,6 +541,46 @@ def dropout(model: Any) -> Proof:
         f"{on['first']:.3f} of attention"
     )
     return Proof("model.dropout, model.attn_dropout", value, not wrong, "; ".join(wrong) or good)
+
+
+def compiled(model: Any, graph: Loss, written: Loss, rows_bS: Tensor, prefix_b: Tensor | None) -> Proof:
+    """What trains is the compiled graph; the other proofs judge the layers as they are written.
+
+    Gradients are compared, of weights that are as large as after training: at the first step neither they nor losses
+    depend much on positions. The batch is written out row by row, which takes no more memory than the graph.
+
+    Args:
+        graph, written: the mean loss of a batch from both, of tokens [b, T + 1] and the lengths of their prefixes.
+    """
+    names, params = zip(*model.named_parameters(), strict=True)
+    before = [p.detach().clone() for p in params]
+    counts = [rows_bS.shape[1] - 1] * len(rows_bS) if prefix_b is None else (rows_bS.shape[1] - prefix_b).tolist()
+
+    def gradients(loss: Tensor) -> list[Tensor]:  # enlarged, or fp16 would lose the smallest
+        return [g.float() for g in torch.autograd.grad(1024 * loss, params, materialize_grads=True)]
+
+    try:
+        with torch.no_grad():
+            for i, p in enumerate(params):
+                random = torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).to(p)
+                p.copy_(random * p.shape[-1] ** -0.5 if p.dim() > 1 else 0.2 * random + (names[i].endswith("weight")))
+        ours = gradients(graph(rows_bS, prefix_b))
+        theirs = [torch.zeros_like(g) for g in ours]
+        for i, count in enumerate(counts):
+            prefix = None if prefix_b is None else prefix_b[i : i + 1]
+            for total, g in zip(theirs, gradients(written(rows_bS[i : i + 1], prefix)), strict=True):
+                total += g * (count / sum(counts))
+    finally:
+        with torch.no_grad():
+            for p, old in zip(params, before, strict=True):
+                p.copy_(old)
+    most = {1: VECTOR, 2: MATRIX_FP8 if precision(model).value == "fp8" else MATRIX}
+    errors = {name: _relative(a, b.double()) for name, a, b in zip(names, ours, theirs, strict=True)}
+    dims = {name: min(p.dim(), 2) for name, p in zip(names, params, strict=True)}
+    wrong = [f"{name} by {error:.2g}" for name, error in errors.items() if not error < most[dims[name]]]
+    matrices = [error for name, error in errors.items() if dims[name] == 2]
+    said = f"gradients of {len(matrices)} matrices differ from those of what is written by {max(matrices):.1e} at most"
+    return Proof("layout.compile", "compiled", not wrong, "; ".join(("gradients differ", *wrong)) if wrong else said)
 
 
 def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Proof]:

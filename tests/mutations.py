@@ -69,6 +69,10 @@ MUTATIONS = [
     # proofs measure the executor of the device they run on
     one("ALiBi's bias is lost in the GPU's executor only", f"{MDS} #222", "model.pos=alibi", "",
         ATTENTION, "return s + position.bias(h, q, k).to(s.dtype)", "return s"),
+    one("ALiBi's bias is lost in the compiled graph only", "", "model.pos=alibi layout.compile=always", "layout.compile",
+        ATTENTION, "torch.where(seen, position.bias(h, q, k),",
+        "torch.where(seen, position.bias(h, q, k) * (not torch.compiler.is_compiling()),",
+        "tests/test_proof.py::test_the_compiled_graph_is_the_model"),
     one("ALiBi's bias is scaled like the scores", "BigScience: by the layer number", "model.pos=alibi", "model.pos",
         ATTENTION, "torch.where(seen, position.bias(h, q, k),",
         "torch.where(seen, position.bias(h, q, k) * (x_BTD.shape[-1] // heads) ** -0.5,"),
@@ -321,7 +325,7 @@ def unproved(words: list[str]) -> list[str]:
     engine.start(run)
     live = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
     _, groups = proof.parameter_groups(live.model, live.groups())
-    failed = [p.factor for p in [*proof.prove(live.model), groups] if not p.passed]
+    failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
     return failed + [key for key, value in live.effective().items() if value != declared[key]]
 

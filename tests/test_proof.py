@@ -257,3 +257,53 @@ def test_the_audit_of_parameter_groups() -> None:
 def test_require_names_what_failed() -> None:
     with raises(proof.InactiveFactor, match="model.pos=alibi: layer 3"):
         proof.require([proof.Proof("model.pos", "alibi", False, "layer 3: nothing")])
+
+
+# ------------------------------------------------------------------------------------------------ the compiled graph
+
+
+def compiled(**change: object) -> proof.Proof:
+    from ablations.config import resolve
+    from launch import engine
+
+    torch._dynamo.reset()  # it gives up on a function that is compiled anew too often
+    small = {
+        "model.layers": 1, "model.hidden": 64, "model.heads": 2, "model.seq": 32, "model.vocab": 120, "train.batch": 4,
+        "layout.micro_batch": 4, "layout.compile": "always", "train.precision": "bf16",
+    }  # fmt: skip
+    run = resolve((small | change).items())
+    engine.start(run)
+    model = GPT(run.model, run.seed, engine.ranks(run))
+    before = [p.clone() for p in model.bfloat16().parameters()]
+    live = engine.build(model, run, 1)
+    assert all(torch.equal(p, q) for p, q in zip(live.model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in live.model.parameters()) and live.model.training
+    (found,) = live.proofs
+    assert found.factor == "layout.compile"
+    return found
+
+
+@mark.parametrize("change", [
+    {"model.block": "parallel", "model.pos": "rotary"}, {"train.precision": "fp8"},
+    {"model.objective": "prefix", "model.pos": "alibi", "model.dropout": 0.1, "model.attn_dropout": 0.1},
+], ids=str)  # fmt: skip
+def test_the_compiled_graph_is_the_model(change: dict[str, object]) -> None:
+    found = compiled(**change)
+    assert found.passed, found.detail
+
+
+@mark.parametrize("scheme", [position.ALiBi, position.Rotary, position.Learned])
+def test_positions_that_the_graph_loses_fire(monkeypatch: MonkeyPatch, scheme: type[position.Position]) -> None:
+    """All that is measured layer by layer is there, and nothing of it is trained."""
+    for part in ("embed", "rotate", "bias"):
+        own, other = getattr(scheme, part), getattr(position.Position, part)
+        monkeypatch.setattr(scheme, part, lambda *a, own=own, other=other: (
+            other(*a) if torch.compiler.is_compiling() else own(*a)))  # fmt: skip
+    name = next(key for key, each in position.POSITIONS.items() if each is scheme)
+    found = compiled(**{"model.pos": name})
+    assert not found.passed and ".weight by " in found.detail
+
+
+def test_another_activation_in_the_graph_fires(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(mlp, "_sigmoid_gelu", F.relu)
+    assert not compiled().passed
