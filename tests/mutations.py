@@ -69,8 +69,8 @@ MUTATIONS = [
     # proofs measure the executor of the device they run on
     one("ALiBi's bias is lost in the GPU's executor only", f"{MDS} #222", "model.pos=alibi", "",
         ATTENTION, "return s + position.bias(h, q, k).to(s.dtype)", "return s"),
-    one("ALiBi's bias is lost in the compiled graph only", "", "model.pos=alibi layout.compile=always", "layout.compile",
-        ATTENTION, "torch.where(seen, position.bias(h, q, k),",
+    one("ALiBi's bias is lost in the compiled graph only", "", "model.pos=alibi layout.compile=always",
+        "layout.compile", ATTENTION, "torch.where(seen, position.bias(h, q, k),",
         "torch.where(seen, position.bias(h, q, k) * (not torch.compiler.is_compiling()),",
         "tests/test_proof.py::test_the_compiled_graph_is_the_model"),
     one("ALiBi's bias is scaled like the scores", "BigScience: by the layer number", "model.pos=alibi", "model.pos",
