@@ -1,0 +1,212 @@
+"""Activity proofs of what acts in attention and on what it reads: positions, the objective's mask, QK layer scaling."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model import probe
+from model.probe import Proof
+
+
+def expected_scores(pos: str, heads: int, head_dim: int, T: int, base: float) -> np.ndarray:
+    """Scores [H, T, T] between equal queries and keys of all K^-1/4, up to a constant per row, in float64.
+
+    none, learned: attention sees no position: 0. ALiBi (Press et al. 2021): -slope_h x distance, alike in both
+    directions. Rotary (Su et al.
+    2021): two equal vectors of squared length sqrt(K), rotated by i and j and divided by sqrt(K), have the mean of
+    cos(theta_p (i - j)) over the pairs p as their product.
+    """
+    distance = np.arange(T)[:, None] - np.arange(T)[None, :]
+    if pos == "alibi":
+        # the paper's rule for any number of heads: the geometric sequence of the lower power of two, then the
+        # odd members of the sequence twice as fine
+        n = 1 << (heads.bit_length() - 1)
+        exponents = [8 * (i + 1) / n for i in range(n)] + [4 * (2 * i + 1) / n for i in range(heads - n)]
+        return np.stack([-(2.0**-e) * np.abs(distance) for e in exponents]) + _key_sizes(T)
+    if pos == "rotary":
+        theta = base ** (-2 * np.arange(head_dim // 2) / head_dim)
+        one = np.cos(theta[:, None, None] * distance).mean(0)
+        return np.repeat(one[None], heads, axis=0) * _key_sizes(T)
+    return np.zeros((heads, T, T)) + _key_sizes(T)
+
+
+ADDED = ("learned", "sinusoidal", "scaled-sinusoidal")  # schemes that add a row to each token's embedding
+
+
+def added_rows(model: Any, T: int) -> Tensor:
+    """What the declared scheme adds to the embeddings of T tokens, [T, D] in float64; zeros where nothing.
+
+    Sinusoidal (Vaswani et al. 2017, section 3.5): coordinate d has the angle t / 10000^(2 floor(d / 2) / D), and is its
+    sine for even d, its cosine for odd d.
+    """
+    D, pos, weight = model.cfg.hidden, model.cfg.pos, model.embed.weight
+    if pos == "learned":
+        table = getattr(model.position, "table", None)
+        return weight.new_zeros(T, D).double() if table is None else table[:T].double()
+    if pos not in ADDED:
+        return weight.new_zeros(T, D).double()
+    d = np.arange(D)
+    angle = np.arange(T)[:, None] / 10000.0 ** (2 * (d // 2) / D)
+    rows = torch.tensor(np.where(d % 2 == 0, np.sin(angle), np.cos(angle)), device=weight.device)
+    return rows if pos == "sinusoidal" else rows / math.sqrt(D)
+
+
+def _key_sizes(T: int) -> np.ndarray:
+    """Every other key is half as long, so that a score that is not divided by sqrt(K) shows."""
+    return np.where(np.arange(T) % 2, 0.5, 1.0)
+
+
+def measured_scores(model: Any, T: int, prefix: int = 1) -> list[np.ndarray]:
+    """The scores that each layer really used, [H, T, T] of this rank's heads per layer, relative to each query's own
+    position; minus infinity for what is not seen. `prefix`: the length of the prefix, where the objective has one.
+
+    The output of every layer's qkv projection is replaced by q = k = K^-1/4 (a score of 1, where bf16 is
+    fine enough to see the smallest slope) and by values that are indicators of the key's position, so that what
+    reaches the output projection is the attention matrix itself.
+    """
+    H, K = len(probe.heads(model)), model.cfg.head_dim
+    weights = [np.zeros((H, T, T)) for _ in model.blocks]
+    for start in range(0, T, K):
+        width = min(K, T - start)
+
+        def inject(module: nn.Module, args: Any, out: Tensor, start: int = start, width: int = width) -> Tensor:
+            qkv = torch.full((1, T, 3, H, K), K**-0.25, dtype=out.dtype, device=out.device)
+            qkv[:, :, 1] *= torch.tensor(_key_sizes(T)).to(qkv)[:, None, None]
+            qkv[:, :, 2] = 0
+            for j in range(width):
+                qkv[:, start + j, 2, :, j] = 1
+            return qkv.view(1, T, 3 * H * K)
+
+        with probe.hooks() as on:
+            for layer, block in zip(weights, model.blocks, strict=True):
+
+                def read(m: Any, args: Any, seen: np.ndarray = layer[:, :, start : start + width]) -> None:
+                    out = args[0].view(T, H, K).double().cpu().numpy()
+                    seen[:] = out.transpose(1, 0, 2)[:, :, : seen.shape[2]]
+
+                on(block.attn.qkv.register_forward_hook(inject))
+                on(block.attn.proj.register_forward_pre_hook(read))
+            probe.hidden(model, probe.tokens(model, T), prefix)
+    with np.errstate(divide="ignore"):
+        logs = [np.log(w) for w in weights]
+    return [s - np.diagonal(s, axis1=1, axis2=2)[:, :, None] for s in logs]
+
+
+def position(model: Any) -> Proof:
+    """The declared scheme, and no other, acts in every layer's attention and on the embeddings."""
+    cfg = model.cfg
+    T = min(cfg.seq, 64)
+    expected = expected_scores(cfg.pos, cfg.heads, cfg.head_dim, T, cfg.rotary_base)[probe.heads(model)]
+    expected = expected - np.diagonal(expected, axis1=1, axis2=2)[:, :, None]
+    prefix = T // 2 if cfg.objective == "prefix" else 1
+    seen = visible(T, prefix)
+    wrong, worst = [], 0.0
+    for i, score in enumerate(measured_scores(model, T, prefix)):
+        if np.isfinite(score[:, ~seen]).any():
+            wrong.append(f"layer {i}: attention sees the future")
+        error = np.abs(score - expected)[:, seen]
+        excess = error - probe.TOLERANCE * np.abs(expected[:, seen])
+        worst = max(worst, float(error.max()))
+        if not (excess < probe.TOLERANCE).all():
+            heads = probe.heads(model).start + np.flatnonzero(~(excess < probe.TOLERANCE).all(1))
+            wrong.append(f"layer {i}, heads {heads.tolist()}: scores are not those of {cfg.pos}")
+    x_BTD = probe.embedded(model, T)
+    moved = x_BTD - x_BTD[:, :1]
+    rows_TD = added_rows(model, T)
+    expected_move = (rows_TD - rows_TD[:1]).expand_as(moved)
+    if not expected_move.any():
+        if moved.any():
+            wrong.append("the embeddings depend on the position")
+        elif cfg.pos in ADDED:
+            wrong.append(f"the rows that {cfg.pos} adds are the same at all positions")
+    else:
+        share = float((moved * expected_move).sum() / expected_move.square().sum())
+        # in bf16 a position is rounded to the precision of the larger embedding it is added to
+        if abs(share - 1) > probe.TOLERANCE or not probe.close(moved, expected_move, float(x_BTD.abs().max())):
+            wrong.append(f"the embeddings do not carry the rows that {cfg.pos} adds")
+    where = "nowhere" if cfg.pos == "none" else "on the embeddings" if cfg.pos in ADDED else "in the scores"
+    size = f"{cfg.layers} layers x {cfg.heads} heads x {T} positions"
+    good = f"acts {where}; the scores of {size} err by {worst:.1e} at most"
+    return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or good)
+
+
+def visible(T: int, prefix: int) -> np.ndarray:
+    """Which keys each query sees, [T, T]: the past, and the prefix; one of a single token is causal."""
+    at = np.arange(T)
+    return (at <= at[:, None]) | (at < prefix)
+
+
+def objective(model: Any) -> Proof:
+    """What the tokens of a sequence see, and which of them are predicted.
+
+    Where the last norm is made to return zeros, each prediction costs log V. Then one position at a time is made to
+    cost more, and the loss must rise by its share, or not at all where nothing is to be predicted.
+    """
+    cfg, T = model.cfg, min(model.cfg.seq, 8)
+    declared = T // 2 if cfg.objective == "prefix" else 1
+    wrong, counts = [], []
+    for prefix in sorted({1, declared}):
+        for i, score in enumerate(measured_scores(model, T, prefix)):
+            if not (np.isfinite(score) == visible(T, prefix)).all():
+                wrong.append(f"layer {i}: a prefix of {prefix} of {T} tokens is not what is seen both ways")
+        tokens = probe.tokens(model, T + 1)
+        matrix = probe.whole(model, "embed.weight" if model.head is None else "head.weight")
+        other = matrix[min(T + 2, cfg.vocab - 1)]
+        y_D = 30 * other / other.square().sum()
+        logits = matrix.double() @ y_D.double()
+        rest = range(prefix - 1, T)
+        for t in range(T):
+            with probe.hooks() as on:
+
+                def one(m: Any, args: Any, out: Tensor, t: int = t, y_D: Tensor = y_D) -> Tensor:
+                    out = torch.zeros_like(out)
+                    out[:, t] = y_D
+                    return out
+
+                on(model.norm.register_forward_hook(one))
+                loss = float(model.loss(tokens, **probe.prefixes(model, tokens, prefix)))
+            base = math.log(cfg.padded_vocab)
+            more = float(logits.logsumexp(0) - logits[tokens[0, t + 1]]) - base
+            expected = base + (more / len(rest) if t in rest else 0)
+            if abs(loss - expected) > probe.TOLERANCE * base:
+                wrong.append(f"position {t} of {T}, prefix {prefix}: the loss is {loss:.3f} and not {expected:.3f}")
+        counts.append(f"{len(rest)} of {T} predicted after a prefix of {prefix}")
+    return Proof("model.objective", cfg.objective, not wrong, "; ".join(wrong) or "; ".join(counts))
+
+
+def qk_scaling(model: Any) -> Proof:
+    """In layer l, a score of l - 1/2 times the largest fp16 number is used as it is: so it was divided by l at least.
+
+    What is multiplied back shows in the proof of positions: scores of other layers would be too small there.
+    """
+    cfg, dtype = model.cfg, model.embed.weight.dtype
+    value = str(cfg.qk_scaling).lower()
+    if dtype != torch.float16:
+        said = f"{str(dtype).removeprefix('torch.')} does not need it"
+        return Proof("model.qk_scaling", value, not cfg.qk_scaling, said + ": it is idle" * cfg.qk_scaling)
+    H, K = len(probe.heads(model)), cfg.head_dim
+    whole = []
+    with probe.hooks() as on:
+        for number, layer in enumerate(model.blocks, start=1):
+            size = math.sqrt((number - 0.5) * torch.finfo(dtype).max / math.sqrt(K))
+
+            def inject(m: Any, args: Any, out: Tensor, size: float = size) -> Tensor:
+                qkv = torch.full((*out.shape[:2], 3, H, K), size, dtype=dtype, device=out.device)
+                qkv[:, :, 2] = 1
+                return qkv.view_as(out)
+
+            on(layer.attn.qkv.register_forward_hook(inject))
+            on(layer.attn.proj.register_forward_pre_hook(lambda m, args: whole.append(bool((args[0] == 1).all()))))
+            on(layer.attn.register_forward_hook(lambda m, args, out: torch.ones_like(out)))
+        probe.hidden(model, probe.tokens(model, 1))
+    lost = [i + 1 for i, kept in enumerate(whole) if not kept]
+    if cfg.qk_scaling:
+        said = f"scores up to {cfg.layers - 0.5:g} x 65504 are used in {cfg.layers} layers"
+        return Proof("model.qk_scaling", value, not lost, said if not lost else f"scores overflow in layers {lost}")
+    # the kernels of a GPU keep scores in fp32, where nothing overflows and nothing can be told
+    off = lost == list(range(2, cfg.layers + 1)) or model.embed.weight.is_cuda
+    said = "scores overflow as those of fp16 do" if off else f"only the scores of layers {lost} overflow"
+    return Proof("model.qk_scaling", value, off, said)

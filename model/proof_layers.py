@@ -1,0 +1,284 @@
+"""Activity proofs of the layers: norms, how a block is put together, precision, MLP, biases, tied matrix, dropout."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model import probe
+from model.probe import Proof
+from model.proof_attention import ADDED, added_rows
+
+PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def _layernorm(x: Tensor, eps: float) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
+
+
+def _rmsnorm(x: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+FORMULAS = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}
+
+
+def embedding_norm(model: Any) -> Proof:
+    """With it, token embeddings enter the first layer with mean 0 and variance 1; without it, as they are."""
+    cfg = model.cfg
+    some = torch.arange(8, device=model.embed.weight.device) * (cfg.vocab - 1) // 7  # from the first row to the last
+    tokens = some[:, None].expand(8, 2)
+    x_BD = probe.embedded(model, 2, tokens)[:, 0]
+    x_BD = x_BD - added_rows(model, 1)[0]  # positions come after the norm
+    raw_BD = probe.whole(model, "embed.weight")[some].double()
+    expected = _layernorm(raw_BD, cfg.norm_eps) if cfg.embnorm else raw_BD
+    # sinusoids are as large as 1, and in bf16 they round the small embeddings that they are added to
+    ok = probe.close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDED else cfg.init_std)
+    ok = ok and abs(float(x_BD.var() / expected.var()) - 1) < 0.1
+    spread = f"token vectors enter layer 0 with mean {x_BD.mean():.1e} and variance {x_BD.var():.3g}"
+    return Proof("model.embnorm", str(cfg.embnorm).lower(), ok, spread if ok else f"{spread}: not as declared")
+
+
+def norms(model: Any) -> Proof:
+    """Each norm is applied once and computes the declared formula, and the last one is what the head reads."""
+    cfg = model.cfg
+    formula = FORMULAS[cfg.norm]
+    inner = ("norm1",) if cfg.block == "parallel" else ("norm1", "norm2")
+    sites = {f"blocks.{i}.{n}": getattr(block, n, None) for i, block in enumerate(model.blocks) for n in inner}
+    if cfg.block != "post-ln":
+        sites["norm"] = model.norm
+    made: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in sites}
+    with probe.hooks() as on:
+        for name, norm in sites.items():
+            if norm is not None:
+                # an input that is neither centred nor of unit size, so that no formula looks like another or like none
+                on(norm.register_forward_pre_hook(lambda m, args: (3 * args[0] / args[0].std() + 2,)))
+                on(norm.register_forward_hook(lambda m, args, out, name=name: made[name].append((args[0], out))))
+        final = probe.hidden(model, probe.tokens(model, 8))
+    wrong = []
+    for name, seen in made.items():
+        if len(seen) != 1:
+            wrong.append(f"{name} is applied {len(seen)} times")
+        elif not probe.close(seen[0][1], formula(seen[0][0].double(), cfg.norm_eps), 1.0):
+            wrong.append(f"{name} does not compute {cfg.norm}")
+    if not wrong and not torch.equal(final, list(made.values())[-1][0][1]):
+        wrong.append("what the last norm computes is not used")
+    return Proof("model.norm", cfg.norm, not wrong, "; ".join(wrong) or f"{len(sites)} norms applied, formula measured")
+
+
+def block(model: Any) -> Proof:
+    """How a layer puts norms, attention, MLP and residual stream together.
+
+    Attention and MLP are made to return known values; what each of them reads and what leaves the layer is compared
+    with the scheme written out.
+    """
+    cfg = model.cfg
+    wrong = []
+    for i, layer in enumerate(model.blocks):
+        seen: dict[str, Tensor] = {}
+        generator = torch.Generator().manual_seed(i)
+        out_BTD = {
+            name: torch.randn(1, 8, cfg.hidden, generator=generator).to(model.embed.weight) for name in ("attn", "mlp")
+        }
+        with probe.hooks() as on:
+            on(layer.register_forward_pre_hook(lambda m, a: (2 * a[0] / a[0].std() + 1, *a[1:])))
+            on(layer.register_forward_hook(lambda m, a, o, seen=seen: seen.update(into=a[0], out=o)))
+            for name in ("attn", "mlp"):
+                on(getattr(layer, name).register_forward_hook(lambda m, a, o, v=out_BTD[name]: v))
+            on(layer.attn.qkv.register_forward_pre_hook(lambda m, a, seen=seen: seen.update(attn=a[0])))
+            on(layer.mlp.up.register_forward_pre_hook(lambda m, a, seen=seen: seen.update(mlp=a[0])))
+            probe.hidden(model, probe.tokens(model, 8))
+        x, attn, mlp = seen["into"].double(), out_BTD["attn"].double(), out_BTD["mlp"].double()
+
+        def norm(y: Tensor) -> Tensor:
+            return FORMULAS[cfg.norm](y, cfg.norm_eps)
+
+        expected = {
+            "pre-ln": {"attn": norm(x), "mlp": norm(x + attn), "out": x + attn + mlp},
+            "post-ln": {"attn": x, "mlp": norm(x + attn), "out": norm(norm(x + attn) + mlp)},
+            "parallel": {"attn": norm(x), "mlp": norm(x), "out": x + attn + mlp},
+        }[cfg.block]
+        what = {"attn": "what attention reads", "mlp": "what the MLP reads", "out": "what leaves the layer"}
+        wrong += [f"layer {i}: {what[k]} is not that of {cfg.block}" for k, v in expected.items()
+                  if k not in seen or not probe.close(seen[k], v, float(v.abs().max()))]  # fmt: skip
+    return Proof("model.block", cfg.block, not wrong, "; ".join(wrong) or f"{cfg.layers} layers measured")
+
+
+@torch.no_grad()
+def precision(model: Any) -> Proof:
+    """What the blocks' linear layers compute with: the precision of their weights, or FP8. The value is as measured.
+
+    FP8 rounds the operands to 4 significant bits (e4m3), gradients to 3 (e5m2); scaled by powers of two, all but the
+    smallest keep those. That moves a product of random numbers by 3.5 % and more, as the others' rounding never does.
+    """
+    dtypes = {p.dtype for p in model.parameters()}
+    own = PRECISIONS[dtypes.pop()] if len(dtypes) == 1 else f"mixed {dtypes}"
+    if model.tp.size > 1:  # what a layer returns is no product of this rank's alone
+        return Proof("train.precision", own, True, f"weights are {own}; products of cut layers are not measured")
+    found: dict[str, list[str]] = {}
+    worst = 0.0
+    for name, layer in model.blocks.named_modules():
+        if not hasattr(layer, "out_features"):
+            continue
+        random = torch.Generator().manual_seed(0)
+        x, g = (torch.randn(16, n, generator=random).to(layer.weight) for n in (layer.in_features, layer.out_features))
+        with torch.enable_grad():
+            y = layer(x.requires_grad_())
+            x_grad, w_grad = torch.autograd.grad(y, [x, layer.weight], g)
+        y = y.double() - (0.0 if layer.bias is None else layer.bias.double())
+        whole = x.detach().double(), layer.weight.double(), g.double()
+        short = probe.rounded(whole[0], 4), probe.rounded(whole[1], 4), probe.rounded(whole[2], 3)
+        for what, product, of in (
+            ("output", y, lambda x, w, g: x @ w.T),
+            ("input gradient", x_grad, lambda x, w, g: g @ w),
+            ("weight gradient", w_grad, lambda x, w, g: g.T @ x),
+        ):
+            error = {own: probe.relative(product, of(*whole)), "fp8": probe.relative(product, of(*short))}
+            nearest = min(error, key=error.__getitem__)
+            worst = max(worst, error[nearest])
+            kind = nearest if error[nearest] < probe.TOLERANCE else "neither"
+            found.setdefault(kind, []).append(f"blocks.{name}: the {what}")
+    value = max(found, key=lambda kind: (kind != "neither", len(found[kind])))
+    wrong = [f"{at} is that of {kind}" for kind, sites in found.items() for at in sites if kind != value]
+    good = f"{len(found[value])} products of linear layers, forward and backward, err by {worst:.1e} at most"
+    return Proof("train.precision", value, not wrong and value != "neither", "; ".join(wrong) or good)
+
+
+def activation(model: Any) -> Proof:
+    """Known pre-activations go in; what reaches the down projection is compared with the formula. The width counts."""
+    cfg = model.cfg
+    gated = cfg.act != "gelu"
+    expected_width = 8 * cfg.hidden // 3 // 8 * 8 if cfg.act in ("swiglu", "geglu") else 4 * cfg.hidden
+    wrong, worst = [], 0.0
+    for i, block in enumerate(model.blocks):
+        seen: list[Tensor] = []
+        F, like = block.mlp.up.out_features, block.mlp.up.weight
+        h_1TF = torch.linspace(-4, 4, 8 * F, dtype=torch.float64).view(1, 8, F).to(like)
+        g_1TF = h_1TF.flip(1).roll(1, 2)
+        with probe.hooks() as on:
+            on(block.mlp.up.register_forward_hook(lambda m, a, o, h=h_1TF: h))
+            if gated and hasattr(block.mlp, "gate"):
+                on(block.mlp.gate.register_forward_hook(lambda m, a, o, g=g_1TF: g))
+            on(block.mlp.down.register_forward_pre_hook(lambda m, a, seen=seen: seen.append(a[0])))
+            probe.hidden(model, probe.tokens(model, 8))
+        h, g = h_1TF.double(), g_1TF.double()
+        expected = {"gelu": _gelu(h), "geglu": _gelu(g) * h}.get(cfg.act, g * torch.sigmoid(g) * h)
+        if len(seen) != 1 or not probe.close(seen[0], expected, 0.01):
+            wrong.append(f"layer {i}: the activation is not {cfg.act}")
+        else:
+            worst = max(worst, float((seen[0].double() - expected).abs().max()))
+        if expected_width != F * model.tp.size:
+            wrong.append(f"layer {i}: inner width {F * model.tp.size}, not {expected_width}")
+    matched = (3 if gated else 2) * expected_width / (8 * cfg.hidden)
+    good = f"inner width {expected_width}, {matched:.3f} x GELU's weights; formula errs by {worst:.1e} at most"
+    return Proof("model.act", cfg.act, not wrong, "; ".join(wrong) or good)
+
+
+def biases(model: Any) -> Proof:
+    """A bias that is declared moves what its layer computes; where none is declared there is none."""
+    cfg = model.cfg
+    wrong = []
+    for name, module in model.named_modules():
+        if hasattr(module, "out_features") and name != "head":
+            declared = cfg.qkv_bias if name.endswith(".qkv") else cfg.linear_bias
+            bias = getattr(module, "bias", None)
+            if (bias is not None) != declared:
+                wrong.append(f"{name} has {'a' if bias is not None else 'no'} bias")
+            elif bias is not None:
+                x = torch.zeros(1, module.in_features).to(bias)
+                before = bias.clone()
+                bias.fill_(1.0)
+                if not bool((module(x) == 1).all()):
+                    wrong.append(f"the bias of {name} does nothing")
+                bias.copy_(before)
+    value = f"qkv {str(cfg.qkv_bias).lower()}, linear {str(cfg.linear_bias).lower()}"
+    said = "; ".join(wrong) or "as declared, in every layer"
+    return Proof("model.qkv_bias, model.linear_bias", value, not wrong, said)
+
+
+def tied(model: Any) -> Proof:
+    """Logits are the product with the declared matrix: the input embedding, or one of their own."""
+    cfg = model.cfg
+    tokens = probe.tokens(model, 8)
+    x = probe.hidden(model, tokens).double()
+    outside = (n for n, _ in model.named_parameters() if not n.startswith(("blocks.", "position.")))
+    rows = {n: p for n in outside if (p := probe.whole(model, n)).shape[0] == cfg.padded_vocab}
+    output = rows.get("embed.weight" if cfg.tied else "head.weight")
+    ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})
+    logits = model(tokens, **probe.prefixes(model, tokens))
+    ok = ok and output is not None and probe.close(logits, x @ output.double().T, 1.0)
+    return Proof("model.tied", str(cfg.tied).lower(), ok, f"matrices over the vocabulary: {', '.join(rows)}")
+
+
+def dropout(model: Any) -> Proof:
+    """Known values go in at every place that may drop; in training the declared share of them comes out as zero and
+    the rest enlarged by 1 / (1 - p), in evaluation all come out as they were."""
+    cfg, T = model.cfg, min(model.cfg.seq, 64)
+    H, K = len(probe.heads(model)), cfg.head_dim
+    tokens = probe.tokens(model, T).expand(8, T)
+    into: list[Tensor] = []  # what enters each layer
+    added: list[Tensor] = []  # what each layer adds when attention and MLP return ones
+    heads: list[Tensor] = []  # what each head returns when all values are 1: 1, unless probabilities are dropped
+
+    def ones(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        return torch.ones_like(out)
+
+    def values(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        qkv = out.view(*out.shape[:2], 3, H, K).clone()
+        qkv[:, :, 2] = 1
+        return qkv.view_as(out)
+
+    def measure() -> dict[str, float]:
+        for seen in (into, added, heads):
+            seen.clear()
+        with probe.hooks() as on:
+            for layer in model.blocks:
+                on(layer.register_forward_pre_hook(lambda m, a: into.append(a[0])))
+                on(layer.attn.qkv.register_forward_hook(values))
+                on(layer.attn.proj.register_forward_pre_hook(lambda m, a: heads.append(a[0].double())))
+                on(layer.attn.register_forward_hook(ones))
+                on(layer.mlp.register_forward_hook(ones))
+                on(layer.drop.register_forward_hook(lambda m, a, out: added.append(out.double())))
+            probe.hidden(model, tokens)
+        survivors = [float((a > 0).double().mean()) for a in added] or [1.0]
+        sizes = [float(a[a > 0].mean()) for a in added] or [1.0]
+        # With the first token's single probability dropped, its head returns nothing.
+        first = [float((h[:, 0].view(8, H, K)[:, :, 0] == 0).double().mean()) for h in heads]
+        return {
+            "fewest": min(survivors), "most": max(survivors), "size": sum(sizes) / len(sizes),
+            "sites": len(added), "first": sum(first) / len(first),
+            "spread": max(float((h - 1).abs().mean()) for h in heads),
+        }  # fmt: skip
+
+    off, plain = measure(), into[0]
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the share that is dropped is then the same at every launch
+        on, dropped = measure(), into[0]
+    model.eval()
+    on["embedding"] = float(((dropped == 0) & (plain != 0)).double().mean())
+    p, q = cfg.dropout, cfg.attn_dropout
+    wrong = []
+    if on["sites"] != 2 * cfg.layers:
+        wrong.append(f"{on['sites']} places drop what is added, not {2 * cfg.layers}")
+    if abs(on["embedding"] - p) > 0.05 or not (abs(on["fewest"] - 1 + p) < 0.05 and abs(on["most"] - 1 + p) < 0.05):
+        wrong.append(f"{on['embedding']:.2f} of the embeddings and {1 - on['fewest']:.2f} of what is added are dropped")
+    if abs(on["size"] - 1 / (1 - p)) > probe.TOLERANCE:
+        wrong.append(f"what is left is enlarged {on['size']:.2f} times")
+    if abs(on["first"] - q) > 4 * math.sqrt(max(q * (1 - q), 1e-9) / (8 * H * cfg.layers)) + 1e-6:
+        wrong.append(f"{on['first']:.2f} of the attention probabilities are dropped")
+    if (on["spread"] > probe.TOLERANCE) != (q > 0):
+        wrong.append("attention drops" if q == 0 else "attention drops nothing")
+    if off["fewest"] < 1 or off["spread"] > probe.TOLERANCE:
+        wrong.append("something is dropped in evaluation")
+    value = f"{p:g}, attention {q:g}"
+    good = (
+        f"measured {on['embedding']:.3f} of embeddings, {1 - on['fewest']:.3f} of additions, "
+        f"{on['first']:.3f} of attention"
+    )
+    return Proof("model.dropout, model.attn_dropout", value, not wrong, "; ".join(wrong) or good)
