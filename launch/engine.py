@@ -176,6 +176,7 @@ class Engine:
         loss.train()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+            torch.cuda.empty_cache()
         self.compile_seconds = time.perf_counter() - began
 
     @property

@@ -70,8 +70,8 @@ def compiled(model: Any, graph: Loss, written: Loss, rows_bS: Tensor, prefix_b: 
     before = [p.detach().clone() for p in params]
     counts = [rows_bS.shape[1] - 1] * len(rows_bS) if prefix_b is None else (rows_bS.shape[1] - prefix_b).tolist()
 
-    def gradients(loss: Tensor) -> list[Tensor]:  # enlarged, or fp16 would lose the smallest
-        return [g.float() for g in torch.autograd.grad(1024 * loss, params, materialize_grads=True)]
+    def gradients(loss: Tensor) -> tuple[Tensor, ...]:  # enlarged, or fp16 would lose the smallest
+        return torch.autograd.grad(1024 * loss, params, materialize_grads=True)
 
     try:
         with torch.no_grad():
@@ -79,11 +79,11 @@ def compiled(model: Any, graph: Loss, written: Loss, rows_bS: Tensor, prefix_b: 
                 random = torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).to(p)
                 p.copy_(random * p.shape[-1] ** -0.5 if p.dim() > 1 else 0.2 * random + (names[i].endswith("weight")))
         ours = gradients(graph(rows_bS, prefix_b))
-        theirs = [torch.zeros_like(g) for g in ours]
+        theirs = [torch.zeros_like(g, dtype=torch.float32) for g in ours]
         for i, count in enumerate(counts):
             prefix = None if prefix_b is None else prefix_b[i : i + 1]
             for total, g in zip(theirs, gradients(written(rows_bS[i : i + 1], prefix)), strict=True):
-                total += g * (count / sum(counts))
+                total += g.float() * (count / sum(counts))
     finally:
         with torch.no_grad():
             for p, old in zip(params, before, strict=True):
