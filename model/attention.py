@@ -45,13 +45,14 @@ class Places:
 
 
 def prepare(
-    position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0, places: Places | None = None,
+    position: Position, heads: int, x_BTD: Tensor, dropout: float | None = None, places: Places | None = None,
     prefix_B: Tensor | None = None, qk_scaling: bool = False,
 ) -> Attend:  # fmt: skip
     """The attention that every layer of one forward pass shares, for inputs like `x_BTD`.
 
-    `dropout` is the share of the attention probabilities that is dropped; the fused kernel cannot, so with it a GPU
-    runs one of the others. `prefix_B`: so many tokens of each sequence are seen from everywhere in it (none: causal).
+    `dropout` is the share of the attention probabilities that is dropped. The fused kernel cannot, so a GPU runs one of
+    the others, also with 0, where nothing is dropped now: what is proved and judged is what trains. None: never.
+    `prefix_B`: so many tokens of each sequence are seen from everywhere in it (none: causal).
     `qk_scaling`: see `plain`; in the others, scores are fp32 and never overflow.
 
     Returns a function of q, k, v, each [B, H, T, K], giving [B, H, T, K]. Positions act here and nowhere else in
@@ -59,11 +60,10 @@ def prepare(
     """
     if places:
         return placed(position, heads, x_BTD, places)
-    if qk_scaling:
-        return plain(position, heads, x_BTD, dropout, prefix_B)
-    if x_BTD.is_cuda and not dropout:
+    if x_BTD.is_cuda and dropout is None and not qk_scaling:
         return fused(position, heads, x_BTD, prefix_B)
-    return (masked if x_BTD.dtype == torch.float32 else plain)(position, heads, x_BTD, dropout, prefix_B)
+    executor = masked if x_BTD.dtype == torch.float32 and not qk_scaling else plain
+    return executor(position, heads, x_BTD, dropout or 0.0, prefix_B)
 
 
 def visible_bias(position: Position, heads: int, x_BTD: Tensor, prefix_B: Tensor | None = None) -> Tensor:

@@ -120,7 +120,7 @@ class GPT(nn.Module):
         check_prefix(self.cfg.objective, prefix_B is not None or bool(places and places.two_way))
         at_BT = places.at_BT if places else None
         x_BTD = self.drop(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT))
-        dropout = self.cfg.attn_dropout if self.training else 0.0
+        dropout = (self.cfg.attn_dropout if self.training else 0.0) if self.cfg.attn_dropout else None
         attend = attention.prepare(
             self.position, self.cfg.heads // self.tp.size, x_BTD, dropout, places, prefix_B, self.cfg.qk_scaling
         )

@@ -76,7 +76,8 @@ def compiled(model: Any, graph: Loss, written: Loss, rows_bS: Tensor, prefix_b: 
     try:
         with torch.no_grad():
             for i, p in enumerate(params):
-                random = torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).to(p)
+                generator = torch.Generator(p.device).manual_seed(i)
+                random = torch.randn(p.shape, generator=generator, device=p.device)
                 p.copy_(random * p.shape[-1] ** -0.5 if p.dim() > 1 else 0.2 * random + (names[i].endswith("weight")))
         ours = gradients(graph(rows_bS, prefix_b))
         theirs = [torch.zeros_like(g, dtype=torch.float32) for g in ours]

@@ -1,5 +1,7 @@
 """Each proof holds for the model as it is, and fires when the thing that it guards is broken."""
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from pytest import MonkeyPatch, mark, raises
@@ -307,3 +309,19 @@ def test_positions_that_the_graph_loses_fire(monkeypatch: MonkeyPatch, scheme: t
 def test_another_activation_in_the_graph_fires(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(mlp, "_sigmoid_gelu", F.relu)
     assert not compiled().passed
+
+
+@mark.parametrize("attn_dropout, executor", [(0.0, "fused"), (0.1, "plain")])
+def test_what_is_proved_on_a_gpu_is_the_executor_that_trains(
+    monkeypatch: MonkeyPatch, attn_dropout: float, executor: str
+) -> None:
+    """The fused kernel cannot drop probabilities: a model that does must not be proved, or judged, with it."""
+    prepare, given = attention.prepare, []
+    monkeypatch.setattr(attention, "prepare", lambda *args: (given.append(args), prepare(*args))[1])
+    model = GPT(cfg(attn_dropout=attn_dropout)).bfloat16()
+    for mode in (model.train(), model.eval()):
+        mode(torch.zeros(1, 8, dtype=torch.long))
+    for name in ("fused", "masked", "plain"):
+        monkeypatch.setattr(attention, name, lambda *args, name=name: name)
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)  # as far as the choice goes
+    assert [prepare(p, heads, on_gpu, *rest) for p, heads, _, *rest in given] == [executor] * 2
