@@ -448,3 +448,17 @@ def test_all_blocks_are_one_graph_for_the_compiler(changes: dict[str, Any], dtyp
     prefix_B = torch.tensor([3, 5]) if cfg.objective == "prefix" else None
     whole = torch.compile(model.hidden, fullgraph=True, backend="eager")  # raises at the first break
     assert whole(tokens(cfg, cfg.seq, B=2), prefix_B=prefix_B).shape == (2, cfg.seq, cfg.hidden)
+
+
+@pytest.mark.parametrize("objective", ["causal", "prefix"])
+@pytest.mark.parametrize("pos", POSITIONS)
+def test_so_they_are_with_the_executor_of_a_gpu(pos: str, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention and its masks, without a gradient, which it has on GPUs only."""
+    torch._dynamo.reset()
+    cfg = replace(SMALL, pos=pos, objective=objective, seq=256)
+    model, X = GPT(cfg).requires_grad_(False), tokens(cfg, 256, B=2)
+    prefix_B = torch.tensor([3, 100]) if objective == "prefix" else None
+    expected = model.hidden(X, prefix_B=prefix_B)
+    monkeypatch.setattr(attention, "prepare", lambda *args: attention.fused(*args[:3], args[5]))
+    found = torch.compile(model.hidden, fullgraph=True, backend="eager")(X, prefix_B=prefix_B)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
