@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import math
 import os
 import time
 import warnings
@@ -288,50 +287,6 @@ class Engine:
             dist.all_reduce(total)
         return list(parts), [count * micros * dist.get_world_size() / int(total) for count in counts]
 
-    def groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups as DeepSpeed holds them: the model's parameters and their weight decay."""
-        optimizer = self.ds.optimizer
-        held = optimizer.bf16_groups if hasattr(optimizer, "bf16_groups") else optimizer.bit16_groups
-        return [
-            {"params": list(params), "weight_decay": group["weight_decay"]}
-            for params, group in zip(held, optimizer.param_groups, strict=True)
-        ]
-
-    def effective(self) -> dict[str, Any]:
-        """What the live engine and model would do, in the configuration's own terms, read from them and not from it."""
-        groups = self.ds.optimizer.param_groups
-        one = {k: {g[k] if k != "betas" else tuple(g[k]) for g in groups} for k in ("eps", "betas")}
-        decays = {g["weight_decay"] for g in groups} - {0.0} or {0.0}
-        (eps,), (betas,), (decay,) = one["eps"], one["betas"], decays
-        dtypes = {p.dtype for p in self.model.parameters()}
-        blocks, cfg, tp = self.model.blocks, self.model.cfg, self.model.tp
-        embed = tp.gather("embed.weight", self.model.embed.weight)
-        scaling = {}
-        if torch.float16 in dtypes:
-            scaler = self.ds.optimizer.loss_scaler
-            scaling = {
-                "train.loss_scale_power": math.log2(scaler.cur_scale),
-                "train.loss_scale_window": scaler.scale_window,
-                "train.loss_scale_hysteresis": scaler.delayed_shift,
-                "train.loss_scale_min": scaler.min_scale,
-            }
-        return scaling | {
-            "train.batch": self.ds.train_batch_size(),
-            "train.clip": self.ds.gradient_clipping(),
-            "train.eps": eps,
-            "train.beta1": betas[0],
-            "train.beta2": betas[1],
-            "train.weight_decay": decay,
-            "train.precision": proof.precision(self.model).value,
-            "model.layers": len(blocks),
-            "model.hidden": self.model.embed.embedding_dim,
-            "model.vocab_multiple": cfg.vocab_multiple if len(embed) == cfg.padded_vocab else "other",
-            "model.heads": blocks[0].attn.heads * tp.size,
-            "model.norm_eps": blocks[0].norm1.eps,
-            "model.init_std": cfg.init_std if _std_is(embed, cfg.init_std) else "another",
-            "layout.tp": tp.size,
-        }
-
     def pieces(self) -> list[Piece]:
         """This rank's share of the fp32 master weights and of AdamW's moments, as views by parameter and place."""
         found, tp = [], self.model.tp
@@ -377,7 +332,6 @@ class Engine:
         self.scaling = state["optimizer"]["scaling"]
         self.ds.optimizer.update_lp_params()  # what is computed with, from the fp32 masters of all ranks
         return state["progress"]
-
     def _same_weights(self, step: int) -> None:
         """What several ranks hold must be the same, bit for bit: a GPU or a cable may be at fault silently, and of what
         tensor parallelism does not cut, training itself never compares the copies."""
@@ -499,7 +453,3 @@ def _only_while_needed(optimizer: Any) -> None:
 
     optimizer.clear_hp_grads, optimizer.update_hp_grads = clear_hp_grads, update_hp_grads
     clear_hp_grads()
-
-
-def _std_is(weight: Tensor, std: float) -> bool:
-    return abs(float(weight.detach().float().std()) / std - 1) < 0.05

@@ -62,11 +62,12 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
         Mismatch: a factor is inactive; the live engine differs from the configuration; or the data are not those
             that the run began with. The message names it.
     """
+    from launch import live
     from model import proof
 
-    rows, groups = proof.parameter_groups(engine.model, engine.groups())
+    rows, groups = proof.parameter_groups(engine.model, live.groups(engine))
     proofs = [*proof.prove(engine.model), groups, *engine.proofs]
-    effective = engine.effective() | {
+    effective = live.effective(engine) | {
         "data.corpus": data["corpus"],
         "data.tokenizer": data["tokenizer"]["corpus"],
         **{f"data.{name}": value for name, value in data["recipe"].items()},

@@ -315,6 +315,7 @@ def unproved(words: list[str]) -> list[str]:
     """The keys over which a run so set would be stopped before its first step (launch/manifest.py)."""
     from ablations.config import ConfigError, resolve
     from launch import engine
+    from launch import live as held
     from model import proof
     from model.gpt import GPT
 
@@ -324,10 +325,10 @@ def unproved(words: list[str]) -> list[str]:
         return [str(error).partition(" ")[0]]
     engine.start(run)
     live = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
-    _, groups = proof.parameter_groups(live.model, live.groups())
+    _, groups = proof.parameter_groups(live.model, held.groups(live))
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
-    return failed + [key for key, value in live.effective().items() if value != declared[key]]
+    return failed + [key for key, value in held.effective(live).items() if value != declared[key]]
 
 
 # ------------------------------------------------------------------------------------------------ outside

@@ -34,8 +34,10 @@ def built(**change: object) -> Any:
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 def test_no_gain_and_no_bias_is_decayed_wherever_it_is(norm: str) -> None:
+    from launch import live as held
+
     live = built(**{"model.norm": norm, "model.embnorm": True, "model.act": "swiglu"})
-    decay = {id(p): g["weight_decay"] for g in live.groups() for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in held.groups(live) for p in g["params"]}
     named = dict(live.model.named_parameters())
     assert decay.keys() == {id(p) for p in named.values()}
     assert {n for n in named if decay[id(named[n])] == 0} == {n for n in named if n.endswith(".bias") or "norm" in n}

@@ -237,6 +237,7 @@ def test_proofs_hold_on_every_rank_and_fire_on_one(tmp_path: Path) -> None:
 def _train(folder: Path, told: Any, steps: range, into: str) -> None:
     """Optimizer steps from the newest checkpoint, or from the beginning; weights, losses and norms go to files."""
     from launch import engine
+    from launch import live as held
     from launch.checkpoint import Checkpoints
 
     rank, world = engine.start(told)
@@ -256,7 +257,7 @@ def _train(folder: Path, told: Any, steps: range, into: str) -> None:
     live.save(checkpoints, steps.stop, {"at": 1})
     checkpoints.wait()
     live.write_weights(folder / f"{into}.safetensors")
-    assert live.effective()["layout.tp"] == tp.size and live.effective()["model.heads"] == told.model.heads
+    assert held.effective(live)["layout.tp"] == tp.size and held.effective(live)["model.heads"] == told.model.heads
     if rank == 0:
         (folder / f"{into}.json").write_text(json.dumps(done))
 

@@ -321,7 +321,7 @@ def test_what_is_proved_on_a_gpu_is_the_executor_that_trains(
     model = GPT(cfg(attn_dropout=attn_dropout)).bfloat16()
     for mode in (model.train(), model.eval()):
         mode(torch.zeros(1, 8, dtype=torch.long))
-    for name in ("fused", "masked", "plain"):
-        monkeypatch.setattr(attention, name, lambda *args, name=name: name)
+    for each in ("fused", "masked", "plain"):
+        monkeypatch.setattr(attention, each, lambda *args, each=each: each)
     on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)  # as far as the choice goes
     assert [prepare(p, heads, on_gpu, *rest) for p, heads, _, *rest in given] == [executor] * 2
