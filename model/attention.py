@@ -154,11 +154,11 @@ def masked(
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         q, k = position.rotate(q_BHTK, k_BHTK)
-        if q is q_BHTK:
-            return F.scaled_dot_product_attention(q, k, v_BHTK, attn_mask=bias, dropout_p=dropout)
-        # the three were parts of one tensor, and v alone would keep it all; the output takes the layout of q, and in
-        # any but this one it would be kept twice, here and as the next layer reads it
-        q, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, v_BHTK))
+        v = v_BHTK
+        if q is not q_BHTK:
+            # the three were parts of one tensor, and v alone would keep it all; the output takes the layout of q, and
+            # in any but this one it would be kept twice, here and as the next layer reads it
+            q, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
     return attend
