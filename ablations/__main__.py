@@ -15,7 +15,7 @@ from ablations.config import ConfigError, bundles, resolve, spread
 from ablations.machine import has_gpu
 from ablations.site import site
 from ablations.status import state, table, watch
-from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_args, human
+from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_anywhere, from_args, human
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; creates nothing",
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
         if name == "status":
             command.add_argument("--watch", action="store_true", help="a live view")
     args = parser.parse_args(argv)
+    args.words = from_anywhere(args.words)
     try:
         if args.command != "run" and "SBATCH_GPUS_PER_NODE" in site():
             os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
@@ -118,8 +119,7 @@ def run(study: Study) -> int:
         print(f"failed: {failure}", file=sys.stderr)
     unreported = report(study.words)
     seconds = time.monotonic() - began
-    where = "There is no report" if unreported else f"Report: ablations/records/{study.name}/report.md"
-    print(f"\n{int(seconds) // 60} min {int(seconds) % 60} s. {where}")
+    print(f"\n{int(seconds) // 60} min {int(seconds) % 60} s." + " There is no report" * bool(unreported))
     return 1 if failures or unreported else 0
 
 

@@ -170,7 +170,8 @@ def _command(command: list[str], cell: Cell, log: str, ranks: int) -> None:
     if ranks > 1:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(ranks),
+                    "LOCAL_WORLD_SIZE": str(ranks)}  # fmt: skip
     path = cell.dir / log
     with open(path, "ab") as out:
         children = [

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import KEYS, ConfigError, Run, parse, resolve
-from ablations.values import did_you_mean, difference, flatten, read_yaml
+from ablations.values import did_you_mean, difference, flatten, human, read_yaml
 
 STUDIES = Path(__file__).parent / "studies"
 ROOT = Path(__file__).parent.parent
@@ -227,6 +227,16 @@ def from_args(words: list[str]) -> Study:
                  Path(given.get("OUT", "runs")), int(given["JOBS"]) if "JOBS" in given else None, words)  # fmt: skip
 
 
+def from_anywhere(words: list[str]) -> list[str]:
+    """The words as they read from the checkout, where everything that is started runs; goes there itself."""
+    here, folders = Path.cwd(), ("OUT=", "EVAL_DATA=")
+    if here != ROOT:
+        named = [word.partition("=") for word in words]
+        words = [f"{n}={here / v.strip()}" if f"{n}=" in folders and v.strip() else n + e + v for n, e, v in named]
+        os.chdir(ROOT)
+    return words
+
+
 def build(
     factor: str,
     question: str,
@@ -341,14 +351,6 @@ def last_line(path: Path) -> dict[str, Any] | None:
     whole = tail.splitlines(keepends=True)
     whole = [line for line in whole if line.endswith(b"\n") and line.strip()]
     return json.loads(whole[-1]) if whole else None
-
-
-def human(n: float) -> str:
-    """1048576 -> "1.05M"."""
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if n >= scale:
-            return f"{n / scale:.3g}{suffix}"
-    return f"{n:.3g}"
 
 
 def _assignment(word: str) -> tuple[str, str]:

@@ -95,6 +95,16 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def human(number: float) -> str:
+    """1048576 -> "1.05M"; 4.1e21 -> "4.1e21"."""
+    if number and not 1e-3 <= abs(number) < 1e15:
+        mantissa, _, power = f"{number:.2g}".partition("e")
+        return f"{mantissa}e{int(power)}" if power else mantissa
+    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+    unit, suffix = next((u for u in units if abs(number) >= 0.9995 * u[0]), (1, ""))  # 999,999 is 1M
+    return f"{number / unit:.3g}{suffix}".replace("-", "−")
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML keeps the last of two equal keys and says nothing; here that is an error."""
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -107,8 +109,9 @@ def locate(corpus: str, folder: str, store: Path) -> None:
         raise ValueError(f"FROM={folder} is no folder")
     _below(Path(folder), load(corpus))
     path = store / "sources.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_whole(path, json.dumps(known | {name: str(Path(folder).resolve())}, indent=1))
+    with alone(store / "sources.json.lock"):
+        known = json.loads(path.read_text()) if path.exists() else {}
+        write_whole(path, json.dumps(known | {name: str(Path(folder).resolve())}, indent=1))
 
 
 def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
@@ -116,6 +119,19 @@ def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
     specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
     return [f"{name}: {sentence}; what is missing is not read" for name, spec in specs.items() if "root" in spec
             for sentence in readers.incomplete(unit.name for unit in units(spec))]
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Other processes, of this machine or another, wait here until this one is through."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # unlike flock's, not inherited by children
+        except OSError as error:  # as Lustre says that was mounted without `flock`
+            raise ValueError(f"{path.parent} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
+                             "or have this file system mounted with locks") from None
+        yield
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -102,6 +102,12 @@ def prepare(corpus: str, tokenizer: str, vocab: int, store: Path, kind: str = "b
     }
 
 
+def denied(error: PermissionError) -> str:
+    """What somebody can do who may not write where another one's files are."""
+    return (f"{error.filename} is not yours to write. Several users can share a store where its folders belong to a "
+            "group of theirs (chgrp -R, chmod -R g+rwXs) and each has said `umask 002`; else choose another OUT")
+
+
 def held_out(corpus: str, store: Path, allow_errors: int = 0) -> list[str]:
     """The files of the validation text of a corpus by the default recipe: the same for all arms of a study."""
     place = Place(Path(store))
@@ -156,6 +162,8 @@ def main() -> None:
         parser.exit(2, f"error: {error}\n")
     except RuntimeError as error:
         parser.exit(1, f"error: {error}\n")
+    except PermissionError as error:
+        parser.exit(1, f"error: {denied(error)}\n")
     for note in made["notes"]:
         print(note, file=sys.stderr)
     print(json.dumps(made, indent=1))

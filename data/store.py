@@ -6,7 +6,7 @@ the same call goes on where it was: tasks that were finished are not done again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import execute
-from data.corpus import Missing, Unit, write_whole
+from data.corpus import Missing, Unit, alone, write_whole
 from data.execute import HERE, Executor
 
 LAYOUT = 2  # of the folders; a change of the code that writes them that alters their bytes raises it
@@ -38,7 +38,8 @@ def folder(place: Place, name: str, inputs: dict[str, Any],
            make: Callable[[Path, Run], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
     """A folder and what `make(folder, run)` returned: now, or earlier from the same inputs.
 
-    A killed `make` finds its unfinished folder again; one that raised ValueError leaves none.
+    A killed `make` finds its unfinished folder again; one that raised ValueError leaves none. Raises RuntimeError for
+    one that another version of the code has left: its stages may not fit together.
     """
     store = place.store
     inputs = json.loads(json.dumps({"layout": LAYOUT, **inputs}))
@@ -46,14 +47,12 @@ def folder(place: Place, name: str, inputs: dict[str, Any],
     if not whole.exists():
         if not place.build:
             raise Missing(f"{whole} is not prepared")
-        store.mkdir(parents=True, exist_ok=True)
-        with open(store / ".lock", "w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)  # others wait here; unlike flock's, not inherited by children
+        with alone(store / ".lock"):
             if not whole.exists():
                 work = store / f"partial-{whole.name}"
-                work.mkdir(exist_ok=True)
                 try:
                     if not (work / "manifest.json").exists():
+                        _begin(work)
                         with _progress(place, name, work / "logs") as run:
                             made = make(work, run)
                         (work / "manifest.tmp").write_text(json.dumps({"inputs": inputs, "made": made}, indent=1))
@@ -61,6 +60,7 @@ def folder(place: Place, name: str, inputs: dict[str, Any],
                     # from here on nothing of these is needed, whenever a kill comes
                     for rest in ("scratch", "logs"):
                         shutil.rmtree(work / rest, ignore_errors=True)
+                    (work / "code").unlink(missing_ok=True)
                     _settle(work)
                     os.replace(work, whole)
                     _settle(store, deep=False)
@@ -71,6 +71,22 @@ def folder(place: Place, name: str, inputs: dict[str, Any],
     if manifest["inputs"] != inputs:
         raise ValueError(f"{whole} was made from something else: remove it")
     return whole, manifest["made"]
+
+
+def _begin(work: Path) -> None:
+    """An unfinished folder, new or of the same code."""
+    same = (work / "code").exists() and (work / "code").read_text() == _code()
+    if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
+        raise RuntimeError(f"{work} was begun by another version of the code. Remove it, and it is begun anew; or let "
+                           "that version finish it")
+    work.mkdir(exist_ok=True)
+    write_whole(work / "code", _code())
+
+
+@functools.cache
+def _code() -> str:
+    """Hash of what builds folders."""
+    return digest([path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 
 def _settle(folder: Path, deep: bool = True) -> None:
@@ -143,4 +159,5 @@ def digest(value: Any) -> str:
 def label(name: str) -> str:
     """A corpus' name as part of a folder's; of a path the last two parts, without wildcard and extension."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
-    return re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
+    said = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
+    return said if len(said.encode()) <= 180 else said[-60:]  # file systems end at 255 bytes, and more is to follow

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import ConfigError
+from ablations.execute import prepare
 from ablations.status import SILENT, attempts, last_checkpoint, locked
-from ablations.study import Cell, from_args
+from ablations.study import Cell, Study, from_args
 
 LIMIT = 3  # attempts of one job without a newer checkpoint, then it is given up; untuned
 LEAVING = SILENT + 15  # seconds that another job's attempt may take to leave the run, or to be known for dead
@@ -57,6 +58,22 @@ def start(job: str, cell: Cell, out: Path) -> int:
     return 0
 
 
+def ready(job: str, cell: Cell, study: Study) -> bool:
+    """Build the data of a run that is to start, where they are missing: one process, before there are ranks whose
+    patience would end. `make ablation ON=slurm` has built them on the login node."""
+    if (cell.dir / "done").exists() or (study.out / "stop").exists():
+        return True
+    try:
+        prepare(study, [cell])
+    except ConfigError as error:
+        say(f"error: {error}")
+        cell.dir.mkdir(parents=True, exist_ok=True)
+        why = f"the data cannot be prepared, see {study.out}/slurm/{job}.log"
+        write(cell.dir, event="end", job=job, step=last_checkpoint(cell.dir), how="failed", why=why, again=False)
+        return False
+    return True
+
+
 def end(job: str, folder: Path, code: int, told: str) -> int:
     """Record how an attempt ended, and put the job back into the queue where the run needs more of them.
 
@@ -71,6 +88,9 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
     out = folder.parent.parent
     step, why, again = last_checkpoint(folder), "", False
     now = slurm(job)
+    if unfit := dict.fromkeys(said(folder, job, "unfit: (.*)")):  # such a node cannot write it there itself
+        with open(out / "bad_nodes", "a") as f:
+            f.writelines(f"{line}\n" for line in unfit)
     bad = bad_nodes(out) & expand(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / "done").exists():
         how = "finished"
@@ -119,15 +139,19 @@ def elsewhere(folder: Path) -> bool:
 def complaint(folder: Path, job: str) -> str:
     """What a rank of this attempt said against the configuration before it ended, if one did. The exit code may be
     another rank's, which was ended for it."""
+    return next(reversed(said(folder, job, "error: (.*)")), "")
+
+
+def said(folder: Path, job: str, what: str) -> list[str]:
+    """Of the lines that ranks of this attempt have printed, those that begin so, as far as `what` asks for them."""
     starts = [x for x in reversed(attempts(folder)) if x["event"] == "start" and x["job"] == job]
     begun: dict[str, Any] = next(iter(starts), {})
     try:
         with open(folder / "train.log", "rb") as f:
             f.seek(begun.get("log", 0))
-            found = re.findall(r"^ *\d+: error: (.*)", f.read().decode(errors="replace"), re.MULTILINE)
+            return re.findall(rf"^ *\d+: {what}", f.read().decode(errors="replace"), re.MULTILINE)
     except OSError:
-        return ""
-    return found[-1] if found else ""
+        return []
 
 
 def give_up(folder: Path, job: str, n: int, how: str) -> str:
@@ -230,7 +254,8 @@ def main(argv: list[str]) -> int:
         study = from_args(args.words)
         if args.cell not in range(len(study.cells)):
             raise ConfigError(f"the array's index {args.cell}: the plan has the runs 0 to {len(study.cells) - 1}")
-        return start(args.job, study.cells[args.cell], study.out)
+        cell = study.cells[args.cell]
+        return start(args.job, cell, study.out) if ready(args.job, cell, study) else 2
     except ConfigError as error:
         say(f"error: {error}")
         return 2

@@ -32,21 +32,22 @@ class Mismatch(Failed):
 
 
 def prepare_data(run: Run, store: Path) -> dict[str, Any]:
-    """Corpus, tokenizer and tokens, built by the first rank where they are missing (see data/prepare.py).
+    """Corpus, tokenizer and tokens, built by the first rank where they are missing (see data/prepare.py). Others wait
+    for it no longer than torch's collectives do, half an hour: what takes longer is prepared before the ranks start.
 
     Raises:
         Failed: they cannot be had, or those in the store are of another tokenizer.
     """
     import torch.distributed as dist
 
-    from data.prepare import epochs, prepare
+    from data.prepare import denied, epochs, prepare
 
     def made() -> dict[str, Any]:
         what = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
         try:
             return prepare(*what, recipe=run.data.recipe)
-        except (ValueError, RuntimeError) as error:
-            raise Failed(str(error)) from error
+        except (ValueError, RuntimeError, PermissionError) as error:
+            raise Failed(denied(error) if isinstance(error, PermissionError) else str(error)) from error
 
     if dist.get_rank() == 0:
         made()

@@ -26,8 +26,18 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then # here $0 is a copy in Slurm's spool
     sleep 10
   done
   [ -n "$self" ] || exit
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # in an array the bare id can mean all of it
+  job=${job:-$SLURM_JOB_ID}
 fi
-cd "$(dirname "${self:-$0}")/.." || exit
+elsewhere() { # a node that lacks the code or cannot write would fail one run after another, all in seconds
+  echo "$SLURMD_NODENAME cannot run this: another node shall"
+  had=$(scontrol show job "$job" | sed -n 's/.*ExcNodeList=\([^( ]*\).*/\1/p')
+  trap '' USR1 TERM
+  if ((${SLURM_RESTART_COUNT:-0} >= 3)) || ! scontrol requeue "$job"; then exit 1; fi
+  scontrol update JobId="$job" ExcNodeList="$had${had:+,}$SLURMD_NODENAME"
+  exit 1
+}
+cd "$(dirname "${self:-$0}")/.." || { [ -z "$job" ] || elsewhere; exit 1; }
 site=${SITE:-launch/site.sh}
 # shellcheck source=/dev/null
 [ ! -e "$site" ] || . "$site"
@@ -36,10 +46,10 @@ python=${PYTHON:-.venv/bin/python}
 case $1 in *=*) ;; *) set -- "STUDY=$1" "${@:2}" ;; esac
 [ -n "${SLURM_JOB_ID:-}" ] || exec "$python" -m ablations run "$@"
 
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # in an array the bare id can mean all of it
-job=${job:-$SLURM_JOB_ID}
-out=runs && for word; do [[ $word != OUT=* ]] || out=${word#OUT=}; done
-mkdir -p "$out/slurm" && exec >>"$out/slurm/$job.log" 2>&1 || exit
+out=runs && for word; do [[ $word != OUT=?* ]] || out=${word#OUT=}; done
+mkdir -p "$out/slurm" || elsewhere
+exec >>"$out/slurm/$job.log" 2>&1 || exit
+"$python" -c '' || elsewhere
 if [ -z "${SLURM_ARRAY_TASK_ID:-}" ] && [ "$*" != "STUDY=baseline SEEDS=1" ]; then
   exec "$python" -m launch.submit --like "$job" "$@"
 fi
@@ -51,11 +61,12 @@ per_node=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}} cpus=$((SLURM_CPUS_O
 options=(--nodes="$SLURM_NNODES" --ntasks="$((SLURM_NNODES * per_node))" --ntasks-per-node="$per_node")
 if ((cpus)); then options+=(--cpus-per-task="$cpus"); else options+=(--overcommit); fi
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
+export MASTER_ADDR MASTER_PORT LOCAL_WORLD_SIZE=$per_node PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
 if [ -z "$told" ]; then
   # shellcheck disable=SC2016 # each rank's own values
   srun "${options[@]}" --kill-on-bad-exit=1 --wait=60 --label bash -c \
-    'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"' - \
+    '"$1" -c "" || { echo "unfit: $SLURMD_NODENAME cannot run $1" && exit 77; }
+     RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"' - \
     "$python" -m launch.train --cell "$cell" "$@" >>"$run/train.log" 2>&1 &
   srun=$!
   [ -z "$told" ] || leave "$told"

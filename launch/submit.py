@@ -5,18 +5,23 @@ trained; and the report, whatever became of the runs. What needs a network is do
 """
 
 import argparse
+import functools
+import importlib.metadata
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from ablations.config import ConfigError, spread
-from ablations.execute import prepare
+from ablations.execute import check_tasks, prepare
 from ablations.site import find, site
 from ablations.status import attempts, unjudged
-from ablations.study import ROOT, Study, from_args
+from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
+from ablations.values import read_yaml
 from launch.attempts import bad_nodes, write
 
 
@@ -36,7 +41,8 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
         spread(cell.run, max(1, ranks // cell.run.layout.tp))
     if (study.out / "stop").exists():
         raise ConfigError(f"{study.out / 'stop'} is there: nothing starts until it is removed")
-    todo = [i for i, c in enumerate(study.cells) if not (c.dir / "eval.json").exists()]
+    check_tasks(study)
+    todo = [i for i, c in enumerate(study.cells) if not judged(study, c)]
     busy = in_queue(study)
     for i in sorted(busy):
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
@@ -50,8 +56,9 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
     logs = _logs(study)
     logs.mkdir(parents=True, exist_ok=True)
 
-    excluded = sorted(bad_nodes(study.out))
-    options = options + ([f"--exclude={','.join(excluded)}"] if excluded else [])
+    if bad := sorted(bad_nodes(study.out)):  # of two such options sbatch reads the last
+        asked = [o.removeprefix("--exclude=") for o in options if o.startswith("--exclude=")]
+        options = [o for o in options if not o.startswith("--exclude=")] + [f"--exclude={','.join([*asked, *bad])}"]
     waited_for = []
     if train:
         words = with_mtbf(study.words, given)
@@ -71,10 +78,34 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
         waited_for.append(evaluate(study, ahead, given, options, [], what))
     report = _job("report", options) + [f"--dependency=afterany:{':'.join(waited_for)}", f"--output={logs}/%j.log"]
     job = sbatch(report, given, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
-    print(f"job {job}: the report, ablations/records/{study.name}/report.md\n")
+    print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
     print(f"logs:            {logs}/JOB.log, and train.log in each run's folder under {study.out / study.stage}")
     print(f"to stop it all:  touch {study.out / 'stop'}    (runs save and leave the queue; remove it, submit again)")
+
+
+def judged(study: Study, cell: Cell) -> bool:
+    """Whether a run has been judged by all that is asked for now, as far as its eval.json alone says. Where more data
+    of tasks has come since, `python -m eval` looks whether it matters."""
+    path = cell.dir / "eval.json"
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text())
+    if unjudged(cell.dir) or not _versions().items() <= found.items():
+        return False
+    if not study.judged:
+        return True
+    _, names, _, data = study.judged
+    had = found.get("lm_eval_tasks", {"asked": []})["asked"]
+    newer = Path(data, "manifest.json").stat().st_ctime > path.stat().st_mtime
+    return not newer and {name.strip() for name in names.split(",")} - {""} <= set(had)
+
+
+@functools.cache
+def _versions() -> dict[str, Any]:
+    """Those that an eval.json of today has."""
+    tasks = read_yaml(ROOT / "eval/tasks.yaml")
+    return {"version": tasks["version"], "lm_eval": importlib.metadata.version("lm_eval")}
 
 
 def evaluate(
@@ -146,7 +177,7 @@ def like(job: str) -> list[str]:
     if per_node not in ("0", ""):
         options.append(f"--ntasks-per-node={per_node}")
     if found.get("TresPerNode", "(null)") != "(null)":
-        options.append(f"--gres={found['TresPerNode'].replace('gres:', '')}")
+        options.append(f"--gres={re.sub('gres[:/]', '', found['TresPerNode'])}")  # the sign depends on the version
     if found.get("OverSubscribe") == "NO":
         options.append("--exclusive")
     return options
@@ -188,11 +219,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("words", nargs="+", metavar="NAME=VALUE", help="the study, as for `python -m ablations`")
     args = parser.parse_args(argv)
     try:
-        given = site(args.site)
+        given, path = site(args.site), find(args.site)
         if "SBATCH_GPUS_PER_NODE" in given:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
-        study = from_args(args.words)
-        if path := find(args.site):
+        study = from_args(from_anywhere(args.words))
+        if path:
             given["SITE"] = str(path)
         if args.like:
             options, nodes = like(args.like), int(os.environ["SLURM_NNODES"])

@@ -51,6 +51,7 @@ def train(cell: Cell, out: Path) -> None:
         manifest.Failed: the run cannot go on.
     """
     import psutil
+    import torch.distributed as dist
 
     from data.batches import Batches
     from launch import engine as ds
@@ -102,12 +103,12 @@ def train(cell: Cell, out: Path) -> None:
             checkpoints.check()
 
             if complaint := divergence(run, at, loss, norm):
-                at = go_back(cell, engine, checkpoints, at, complaint)
+                with watch.storing():
+                    at = go_back(cell, engine, checkpoints, at, complaint)
                 if log:
                     log.rewind(at.step)
                 now = logged = saved = time.perf_counter()
                 logged_step = at.step
-                watch.pause()
                 continue
             at.losses.append(loss)
             at.recent = [*at.recent[-63:], loss]
@@ -124,15 +125,18 @@ def train(cell: Cell, out: Path) -> None:
                 logged, logged_step, at.losses = now, at.step, []
             due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
             if wish or due or at.step == run.steps:
-                if log:
-                    log.sync()  # a checkpoint without the lines before it would be a gap in the curve
-                engine.save(checkpoints, at.step, asdict(at))
+                with watch.storing():
+                    if log:
+                        log.sync()  # a checkpoint without the lines before it would be a gap in the curve
+                    engine.save(checkpoints, at.step, asdict(at))
                 saved = time.perf_counter()
-                watch.pause()
             if wish >= LEAVE:
-                checkpoints.wait()
+                with watch.storing():
+                    checkpoints.wait()
+                    dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes
                 raise Stop(watch.asked or "another rank was asked to stop", KILLED if killed(out) else RESUBMIT)
-        checkpoints.wait()
+        with watch.storing():
+            checkpoints.wait()
 
     engine.write_weights(folder / "weights.safetensors")
     if log:
@@ -205,7 +209,8 @@ def owned(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    patience = 60 if "SLURM_JOB_ID" in os.environ else 0
+    # here long enough for those who only look whether it is locked (ablations/status.py)
+    patience, moment = (60, 1.0) if "SLURM_JOB_ID" in os.environ else (10, 0.1)
     with open(folder / "lock", "w") as lock:
         while True:
             try:
@@ -214,11 +219,14 @@ def owned(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if patience:
                     patience -= 1
-                    time.sleep(1)
+                    time.sleep(moment)
                 elif "SLURM_JOB_ID" in os.environ:  # a second job, or the lock of a lost node: not the run's fault
                     raise Stop(f"another process is training {folder}", RESUBMIT) from None
                 else:
                     raise ConfigError(f"another process is training {folder}") from None
+            except OSError as error:  # as Lustre says that was mounted without `flock`
+                raise ConfigError(f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
+                                  "or have this file system mounted with locks") from None  # fmt: skip
         (folder / "failed").unlink(missing_ok=True)
         if "SLURM_JOB_ID" not in os.environ:  # there launch/run.sh does it, before Slurm can give a warning
             (folder / "stop").unlink(missing_ok=True)

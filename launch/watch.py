@@ -9,8 +9,8 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +27,7 @@ LEAVE = 1000.0
 BEAT = 5.0  # seconds between heartbeats; untuned
 WORDS = 60.0  # seconds that a hang may take to be written down; untuned
 STARTUP = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned
+STORAGE = 1800.0  # seconds that a checkpoint may take to be written or read: 2 TB at 1.2 GB/s; untuned
 
 
 class Stop(RuntimeError):
@@ -57,7 +58,7 @@ class Watch:
         self.moved = time.monotonic()
         self.durations: deque[float] = deque(maxlen=101)
         self.speeds: list[float] = []
-        self.slow = False
+        self.slow = self.storage = False
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -83,13 +84,18 @@ class Watch:
             self.durations.append(now - self.moved)
         self.step, self.moved = step, now
 
-    def pause(self) -> None:
-        """What follows (a save, a reload) is no step: the clock starts anew."""
-        self.moved = time.monotonic()
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """What is done inside (a save, a reload) is no step: it has a clock and a limit of its own."""
+        self.moved, self.storage = time.monotonic(), True
+        yield
+        self.moved, self.storage = time.monotonic(), False
 
     @property
     def limit(self) -> float:
         """Seconds after which a step that has not ended is a hang."""
+        if self.storage:
+            return max(STORAGE, self.patience)
         if len(self.durations) < 3:
             return max(STARTUP, self.patience)
         return max(self.patience, self.hang * statistics.median(self.durations))
@@ -133,7 +139,8 @@ class Watch:
             faulthandler.dump_traceback_later(WORDS, exit=True)  # the file system may be what hangs
             where = self.folder / "stacks" / f"rank_{self.rank}.txt"
             who = f"rank {self.rank} on {socket.gethostname()}"
-            event(self.folder, self.step, "hang", f"{who}: no step for {seconds:.0f} s, stacks in {where.parent}")
+            kept = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
+            event(self.folder, self.step, "hang", f"{who}: no step for {seconds:.0f} s{kept}, stacks in {where.parent}")
             where.parent.mkdir(exist_ok=True)
             with open(where, "w") as f:
                 f.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -13,11 +14,11 @@ import pytest
 
 from ablations.config import ConfigError
 from ablations.site import find, site
-from ablations.status import attempts, last_checkpoint
+from ablations.status import attempts, last_checkpoint, state
 from ablations.study import from_args
 from launch import attempts as launch_attempts
 from launch.attempts import PREEMPTED, REQUEUED, end, in_vain, start, write
-from launch.submit import _ranges, in_queue, sbatch, submit, with_mtbf
+from launch.submit import _ranges, in_queue, judged, like, sbatch, submit, with_mtbf
 
 ROOT = Path(__file__).parents[1]
 
@@ -234,6 +235,106 @@ def test_what_a_site_says_wrong_is_said_before_anything_is_submitted(
     with pytest.raises(ConfigError, match=r"layout\.mtbf"):
         submit(study, [], {"NODE_MTBF_HOURS": "10k"}, 1)
     assert not (tmp_path / "submitted").exists()
+
+
+def test_tasks_that_cannot_be_run_are_said_before_anything_is_submitted(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command(commands, "sbatch", f"touch {tmp_path}/submitted; echo 7")
+    monkeypatch.setattr("launch.submit.prepare", lambda *_: None)
+    study = from_args(["POS=alibi", "SIZE=nano", "TASKS=suite", f"OUT={tmp_path}/runs"])
+    with pytest.raises(ConfigError, match="cannot be judged by TASKS"):
+        submit(study, [], {}, 1)
+    assert "make eval-data" in capfd.readouterr().err and not (tmp_path / "submitted").exists()
+
+
+def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eval.__main__ import identity
+    from eval.weights import Weights
+
+    command(commands, "sbatch", f"cat >> {tmp_path}/asked; echo 7")
+    for name in ("prepare", "check_tasks"):
+        monkeypatch.setattr(f"launch.submit.{name}", lambda *_: None)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/manifest.json").write_text("[]")
+    words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}/runs"]
+    (tmp_path / "weights").write_text("")
+    for cell in from_args(words).cells:
+        cell.dir.mkdir(parents=True)
+        (cell.dir / "run.json").write_text(json.dumps({"fingerprint": cell.run.fingerprint, "config": cell.config}))
+        (cell.dir / "done").write_text("{}")
+
+    def evaluated(change: dict[str, Any], *more: str) -> str:
+        """What is said when the second of two finished runs has another evaluation than the first."""
+        for cell, other in zip(from_args(words).cells, ({}, change), strict=True):
+            had = identity(cell.dir, Weights(tmp_path / "weights"))
+            had |= {"lm_eval_tasks": {"asked": ["copa", "rte"]}} | other
+            (cell.dir / "eval.json").write_text(json.dumps(had))
+        submit(from_args([*words, *more]), [], {}, 1)
+        said = capsys.readouterr().out
+        if "evaluates what is trained" in said:
+            assert "trains" not in said and "runs=([1]=" in (tmp_path / "asked").read_text()
+            (tmp_path / "asked").unlink()
+            return "judged"
+        return said.strip().partition(":")[0]
+
+    nothing, tasks = "nothing to submit", ["TASKS=rte", f"EVAL_DATA={tmp_path}/tasks"]
+    assert evaluated({}) == evaluated({}, *tasks) == nothing
+    assert evaluated({"version": 0}) == evaluated({"lm_eval": "0.1"}) == "judged"
+    other = {"lm_eval_tasks": {"asked": ["copa"]}}
+    assert evaluated(other) == nothing and evaluated(other, *tasks) == "judged"
+    kept = from_args(words).cells[1].dir / "checkpoints/weights_8/checkpoint.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    assert evaluated({}) == "judged"
+    kept.unlink()
+    assert judged(from_args([*words, *tasks]), cell := from_args(words).cells[1])
+    os.utime(cell.dir / "eval.json", (1, 1))
+    assert not judged(from_args([*words, *tasks]), cell)  # data of tasks has come since
+
+
+def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(commands, "sbatch", f'cat >/dev/null; echo "$*" >> {tmp_path}/asked; echo 7')
+    monkeypatch.setattr("launch.submit.prepare", lambda *_: None)
+    study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/runs"])
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/bad_nodes").write_text("node2 too hot\n")
+    submit(study, ["--nodes=1", "--exclude=node[7-9]"], {}, 1)
+    said = (tmp_path / "asked").read_text().splitlines()
+    assert len(said) == 3 and all(line.split().count("--exclude=node[7-9],node2") == 1 for line in said)
+    assert not any("--exclude=node[7-9] " in line for line in said)
+
+
+@pytest.mark.parametrize("sign", [":", "/"])
+def test_gpus_are_asked_for_as_every_version_of_slurm_names_them(commands: Path, sign: str) -> None:
+    command(commands, "scontrol", f"echo JobId=7 NumNodes=2-2 TresPerNode=gres{sign}gpu:a100:4 TimeLimit=01:00:00")
+    assert like("7") == ["--nodes=2", "--time=01:00:00", "--gres=gpu:a100:4"]
+
+
+def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ranks wait for each other half an hour at most. launch/run.sh reads the run's folder from standard output."""
+    rng = random.Random(1)
+    docs = [" ".join("".join(rng.choices("aeinorst", k=5)) for _ in range(40)) for _ in range(300)]
+    (tmp_path / "docs.txt").write_text("\n\n".join(docs))
+    words = ["POS=alibi", "SIZE=nano", f"DATA={tmp_path}/docs.txt", f"OUT={tmp_path}/runs"]
+    small = [*words, "SET=model.vocab=300"]
+    cell = from_args(small).cells[1]
+    assert launch_attempts.main(["start", "7_1", "1", *small]) == 0
+    assert capfd.readouterr().out == f"{cell.dir}\n" and attempts(cell.dir)[-1]["event"] == "start"
+    assert sorted(p.name.rsplit("-", 1)[0] for p in (tmp_path / "runs/data").glob("*-*")) == [
+        f"{tmp_path.name}-docs", f"{tmp_path.name}-docs-tokenizer-300", f"{tmp_path.name}-docs-tokens"]  # fmt: skip
+    large = [*words, "SET=model.vocab=60000"]
+    cell = from_args(large).cells[1]
+    assert launch_attempts.main(["start", "8_1", "1", *large]) == 2
+    said = capfd.readouterr()
+    assert not said.out and "60000" in said.err
+    assert state(cell)["state"] == "stopped" and "slurm/8_1.log" in state(cell)["why"]
+    (cell.dir / "done").touch()
+    assert launch_attempts.main(["start", "8_1", "1", *large]) == 0  # of a finished run nothing is asked
 
 
 def test_array_ranges() -> None:

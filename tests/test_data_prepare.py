@@ -355,6 +355,13 @@ def start(place, store, stderr=subprocess.PIPE):
                             stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
+@pytest.mark.parametrize("letter", ["x", "語"])
+def test_a_corpus_may_have_as_long_a_name_as_a_file(tmp_path, letter):
+    name = (letter * 240).encode()[:240].decode(errors="ignore") + ".txt"
+    (tmp_path / name).write_text("\n\n".join(prose(n) for n in range(100)))
+    assert prepare.prepare(str(tmp_path / name), str(tmp_path / name), 300, tmp_path / "store")["counts"]
+
+
 def test_processes_at_once_build_once(made, store, place, tmp_path):
     calls = [start(place, tmp_path) for _ in range(2)]
     outs = [call.communicate(timeout=120) for call in calls]
@@ -379,6 +386,59 @@ def test_a_killed_process_leaves_neither_lock_nor_process(made, store, place, tm
     assert f"Skipping {finished} already completed tasks" in (tmp_path / "prepare.log").read_text()
     assert json.loads(out)["sha256"] == made["sha256"]
     assert contents(tmp_path).items() <= contents(store).items()
+
+
+def test_what_another_version_of_the_code_has_begun_is_not_gone_on_with(made, store, place, tmp_path):
+    killed = start(place, tmp_path)
+    while not (left := list(tmp_path.glob("partial-*/scratch"))):
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    (work,) = {path.parent for path in left}
+    assert len((work / "code").read_text()) == 64
+    (work / "code").write_text("of last week")
+    with pytest.raises(RuntimeError, match=f"{work} was begun by another version of the code. Remove it"):
+        prepare.prepare("some", "some", VOCAB, tmp_path)
+    assert work.exists()
+    shutil.rmtree(work)
+    assert prepare.prepare("some", "some", VOCAB, tmp_path)["sha256"] == made["sha256"]
+    assert not list(tmp_path.glob("*/code"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, to give up its rights")
+def test_a_store_of_somebody_else_is_named_with_what_helps(tmp_path):
+    (tmp_path / "docs.txt").write_text("\n\n".join(prose(n) for n in range(100)))
+    (store := tmp_path / "store").mkdir()
+    (store / ".lock").touch(0o644)
+    os.chown(store / ".lock", 65534, 65534)
+    call = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m", "data.prepare",
+            tmp_path / "docs.txt", "--vocab", "300", "--store", store]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"{store}/.lock is not yours to write" in done.stderr and "umask 002" in done.stderr
+
+
+def test_two_places_of_corpora_that_are_said_at_once_are_both_remembered(tmp_path):
+    names = {"c4": "c4-train.00000-of-01024.json.gz", "pile": "00.jsonl.zst"}
+    for name, file in names.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    script = """
+import sys, time
+from pathlib import Path
+from data import corpus
+write = corpus.write_whole
+def slowly(*what):
+    time.sleep(1)
+    write(*what)
+corpus.write_whole = slowly
+corpus.locate(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+"""
+    calls = [subprocess.Popen([sys.executable, "-c", script, name, tmp_path / name, tmp_path / "store"], cwd=ROOT)
+             for name in names]
+    assert [call.wait(60) for call in calls] == [0, 0]
+    assert json.loads((tmp_path / "store/sources.json").read_text()).keys() == names.keys()
 
 
 def test_a_terminal_shows_progress_and_nothing_else(made, place, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from ablations import __main__ as command_line
 from ablations import execute
 from ablations.status import STATES, duration, state, table
-from ablations.study import Cell, from_args, last_line
+from ablations.study import Cell, from_anywhere, from_args, last_line
 
 ROOT = Path(__file__).parents[1]
 NOW = 1_800_000_000.0
@@ -148,6 +148,25 @@ def test_a_rank_for_each_gpu_that_may_be_used(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert execute._gpus(tmp_path) == ranks
+
+
+def test_every_rank_knows_how_many_share_its_machine(tmp_path: Path) -> None:
+    cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
+    cell.dir.mkdir(parents=True)
+    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
+    execute._command([sys.executable, "-c", f"import os; print(*map(os.environ.get, {names}))"], cell, "log", 2)
+    assert sorted((cell.dir / "log").read_text().splitlines()) == ["2 2 0", "2 2 1"]
+
+
+def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:
+    """Training runs in the checkout."""
+    command = [sys.executable, "-m", "ablations", "plan", "POS=alibi", "SIZE=nano", "SEEDS=1"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    for out, where in ((["OUT=mine"], f"{tmp_path}/mine/nano"), ([], " runs/nano"), (["OUT="], " runs/nano")):
+        done = subprocess.run([*command, *out], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.count(f"{where}/baseline,seed=1") == 1
+    words = from_anywhere(["OUT=runs", "SET=train.lr=1e-3"])
+    assert words == ["OUT=runs", "SET=train.lr=1e-3"] and not list(tmp_path.iterdir())
 
 
 def test_a_study_whose_report_fails_has_not_succeeded(

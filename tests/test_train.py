@@ -2,14 +2,17 @@
 
 import dataclasses
 import errno
+import fcntl
 import inspect
 import json
 import math
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -391,6 +394,83 @@ def test_one_process_owns_a_run(tmp_path: Path) -> None:
 
     with owned(tmp_path), pytest.raises(ConfigError, match="another process is training"), owned(tmp_path):
         pass
+
+
+def test_who_looks_whether_a_run_is_locked_is_no_other_trainer(tmp_path: Path) -> None:
+    """A shared lock for a moment, as in ablations/status.py."""
+    from launch.train import owned
+
+    look = open(tmp_path / "lock", "w")  # noqa: SIM115
+    fcntl.flock(look, fcntl.LOCK_SH)
+    threading.Timer(0.3, look.close).start()
+    with owned(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none here to try it on; this is what flock(2) says on Lustre, as it was mounted by default for long."""
+    from ablations.config import ConfigError
+    from data.corpus import alone
+    from launch.train import owned
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"), owned(tmp_path):
+        pass
+    with pytest.raises(ValueError, match="cannot be locked"), alone(tmp_path / "store/.lock"):
+        pass
+
+
+SLOW_DISK = """
+import os, sys, time
+from launch import checkpoint, train, watch
+save = checkpoint.save_file
+def slowly(*what):
+    if os.environ.get("RANK", "0") == "0":
+        time.sleep(4)
+    save(*what)
+checkpoint.save_file = slowly
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def on_a_slow_disk(argv: list[str], rank: int = 0, ranks: int = 1, port: int = 0) -> subprocess.Popen:
+    env = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return subprocess.Popen([sys.executable, "-c", SLOW_DISK, "--cell", "1", *argv], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env=os.environ | ({k: str(v) for k, v in env.items()} if ranks > 1 else {}))  # fmt: skip
+
+
+def test_a_storage_slower_than_patience_is_no_hang(corpus: str, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(store / "data")
+    change = {"layout.patience": 1, "layout.hang": 2, "layout.save_every": 8}
+    process = on_a_slow_disk(words(corpus, tmp_path, **change))
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "hang" not in said, said
+
+
+def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Path, tmp_path: Path) -> None:
+    """Under Slurm the first one to leave ends the others."""
+    (tmp_path / "data").symlink_to(store / "data")
+    argv = words(corpus, tmp_path, **{"train.tokens": 2000 * 4 * 32, "layout.micro_batch": 2,
+                                      "layout.save_every": 10000})  # fmt: skip
+    run = from_args(argv).cells[1].dir
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    both = [on_a_slow_disk(argv, rank, 2, port) for rank in range(2)]
+    end = time.monotonic() + 100
+    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 5):
+        assert time.monotonic() < end and all(p.poll() is None for p in both)
+        time.sleep(0.02)
+    (run / "stop").write_text("leave")
+    while all(p.poll() is None for p in both):
+        time.sleep(0.01)
+    assert list(run.glob("checkpoints/step_*/checkpoint.json"))
+    assert [(p.communicate(timeout=60), p.returncode)[1] for p in both] == [75, 75]
 
 
 def test_under_slurm_a_run_that_another_job_holds_is_tried_again(

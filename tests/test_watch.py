@@ -14,7 +14,8 @@ import pytest
 from ablations.config import ConfigError, resolve
 from launch import preflight
 from launch.preflight import CLOCK, SHARED, Node, check_memory, checkpoint_bytes, verdict
-from launch.watch import Watch, killed, read_events
+from launch.watch import STORAGE, Watch, killed, read_events
+from model.memory import estimate
 from tests.test_checkpoint import alone  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,17 @@ def test_what_cannot_fit_is_refused_by_arithmetic_and_told_what_fits() -> None:
         check_memory(big, 1)
     with pytest.raises(ConfigError, match=r"layout.micro_batch=\d+ would need"):
         check_memory(big, 64)  # ZeRO makes room
+
+
+def test_ranks_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine where one rank of the run just fits, and two do not."""
+    run = resolve([("size", "125m"), ("layout.micro_batch", 4), ("train.precision", "fp32")])
+    need = estimate(run.model, 4, "fp32", run.layout.zero, 2, run.train.batch // 8, False, 1)["total"]
+    monkeypatch.setattr(os, "sysconf", lambda name: int(1.2 * need) if name == "SC_PHYS_PAGES" else 1)
+    check_memory(run, 2)  # on a machine each
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="GB on each rank, by estimate"):
+        check_memory(run, 2)
 
 
 def test_a_run_that_goes_on_needs_no_room_for_what_it_has(
@@ -182,6 +194,17 @@ def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
             w.stepped(step)
         assert w.limit == pytest.approx(1.5, rel=0.2)  # 5 x the median
         time.sleep(1.0)  # and still here
+
+
+def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
+    with watch(tmp_path, patience=0.3) as w:
+        for step in range(1, 6):
+            time.sleep(0.01)
+            w.stepped(step)
+        with w.storing():
+            assert w.limit == STORAGE
+            time.sleep(1.0)  # and still here
+        assert w.limit == 0.3 and time.monotonic() - w.moved < 0.2
 
 
 def test_slowness_is_said_and_the_slow_rank_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

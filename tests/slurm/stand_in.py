@@ -22,7 +22,7 @@ args = parser.parse_args()
 study = from_args(args.words)
 run, rank = study.cells[args.cell].dir, int(os.environ["RANK"])
 trouble = (study.out / "trouble").read_text().split() if (study.out / "trouble").exists() else [""]
-names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
+names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 print(json.dumps({n: os.environ.get(n) for n in names} | {"host": socket.gethostname()}), flush=True)
 
 if trouble[0] == "crash":

@@ -86,6 +86,7 @@ def test_a_rank_on_each_gpu_of_each_node_and_none_calls_itself_localhost(slurm: 
     ranks = sorted(said, key=lambda r: r["RANK"])
     nodes = [r["host"] for r in ranks]
     assert [(r["RANK"], r["LOCAL_RANK"]) for r in ranks] == [("0", "0"), ("1", "1"), ("2", "0"), ("3", "1")]
+    assert {r["LOCAL_WORLD_SIZE"] for r in ranks} == {"2"}
     assert {r["WORLD_SIZE"] for r in ranks} == {"4"} and {r["CUDA_VISIBLE_DEVICES"] for r in ranks} == {"0,1"}
     assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
     assert {r["MASTER_ADDR"] for r in ranks} == {nodes[0]} and len({r["MASTER_PORT"] for r in ranks}) == 1
@@ -201,6 +202,26 @@ def test_a_bad_node_is_left_out_from_then_on(slurm: Cluster, code: Path) -> None
     assert slurm.wait(f"{job}_1")["JobState"] == "COMPLETED", log(code, f"{job}_1")
     nodes = [line["nodes"] for line in attempts(folder(code, 1)) if line["event"] == "start"]
     assert nodes == ["node[1-3]", "node[1,3-4]"]
+
+
+def test_a_node_that_does_not_see_the_code_gives_its_work_to_another(slurm: Cluster, code: Path) -> None:
+    """As where a file system is not mounted; of the node that the script runs on, and of another."""
+    (code / "runs").mkdir()
+    for node, nodes, others in (("node1", 1, "node[2-4]"), ("node2", 3, "node4")):
+        slurm.on(node, "mount", "-t", "tmpfs", "tmpfs", str(code))
+        slurm.run("scontrol", "update", f"NodeName={others}", "State=drain", "Reason=the others shall be asked first")
+        job = sbatch(slurm, code, f"--nodes={nodes}", f"--array={nodes}", "launch/run.sh", *STUDY) + f"_{nodes}"
+        try:
+            until(lambda job=job: slurm.job(job)["Restarts"] == "1")  # type: ignore[misc]
+        finally:
+            slurm.run("scontrol", "update", f"NodeName={others}", "State=resume")
+        assert slurm.wait(job)["JobState"] == "COMPLETED", log(code, job)
+        slurm.on(node, "umount", str(code))
+        now = slurm.job(job)
+        assert (now["Restarts"], now["ExcNodeList"]) == ("1", node)
+        assert node not in slurm.run("scontrol", "show", "hostnames", now["NodeList"]).split()
+    assert ends(folder(code, 1)) == ["finished"] and ends(folder(code, 3)) == ["bad nodes: node2", "finished"]
+    assert (code / "runs/bad_nodes").read_text() == "node2 cannot run .venv/bin/python\n"
 
 
 @pytest.mark.parametrize("attentive", [True, False])
