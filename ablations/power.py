@@ -77,7 +77,8 @@ def detectable(sd: float, items: float, arms: int, seeds: int) -> float:
     """
     if seeds < 2 or arms < 2:
         return inf
-    # eval.statistics.seed_part: two arms with two seeds are the ordinary t-test, else the seeds are taken out
+    # eval.statistics.seed_part: two arms with two seeds are the ordinary t-test, else the seeds are taken out. Of three
+    # arms and more one may stand out by chance, which takes some 2 % of POWER (simulated there)
     dof = 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
     level = LEVEL / (arms - 1)
     v1, v2 = 2 * sd * sd / seeds, items * items

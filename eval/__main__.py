@@ -120,17 +120,31 @@ def current(
     precision: str | None = None,
 ) -> dict | None:  # fmt: skip
     """The evaluation that is there already, when it is of these weights, in the precision that is asked for, if one is,
-    and has the tasks, on the same data."""
+    and `has` the tasks."""
     try:
         result = json.loads((directory / f"{weights.name}.json").read_text())
     except FileNotFoundError:
         return None
     if not weights.step and not (directory / "samples.jsonl.gz").exists():
         return None
-    had = result.get("lm_eval_tasks", {"asked": [], "data_sha256": None})
-    more = data and (not set(tasks) <= set(had["asked"]) or had["data_sha256"] != data.sha256)
     asked = identity(directory, weights) | ({"precision": precision} if precision else {})
-    return result if asked.items() <= result.items() and not more else None
+    return result if asked.items() <= result.items() and (not data or has(result, tasks, data)) else None
+
+
+def has(result: dict, tasks: Iterable[str], data: mirror.Mirror) -> bool:
+    """Whether an evaluation has the tasks, but for those whose data is still lacking, and none of data that is another
+    by now. Data sets of other tasks may come and go."""
+    had = result.get("lm_eval_tasks")
+    if not had or not set(tasks) <= set(had["asked"]):
+        return False
+    if any(data.changed(entry["data"]) for entry in result["tasks"].values() if "data" in entry):
+        return False
+    if not had["missing"]:
+        return True
+    from eval import harness
+
+    asked = harness.definitions(mirror.names(tasks))
+    return all(data.lacks(asked[name].source) for name in had["missing"] if name in asked)
 
 
 def evaluate(
@@ -172,7 +186,7 @@ def evaluate(
                           *(["--tasks", ",".join(tasks)] if data else []),
                           *(["--data", str(data.folder)] if data else [])], stderr=subprocess.DEVNULL)
         for other in range(1, processes)]  # fmt: skip
-    depends = identity(directory, weights) | {"precision": precision, "data_sha256": data.sha256 if data else None}
+    depends = identity(directory, weights) | {"precision": precision}  # what was asked is in each line
     journal = score.Journal(directory / (weights.name + PARTS), depends, rank, processes,
                             lambda: all(other.poll() is None for other in others))  # fmt: skip
     with progress(run["cell"]) as advance:
@@ -225,7 +239,7 @@ def evaluate(
     if not weights.step:
         result["by_position"] = position.mean(list(reach.values()))
     if data:
-        result["lm_eval_tasks"] = {"asked": tasks, "missing": missing, "data_sha256": data.sha256}
+        result["lm_eval_tasks"] = {"asked": tasks, "missing": missing}
         result["suite"] = suite([result])
     if not weights.step:
         write(directory / "samples.jsonl.gz", gzip.compress("".join(map(line, rows)).encode(), mtime=0))

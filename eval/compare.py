@@ -56,6 +56,7 @@ class Found(NamedTuple):
     wrong: list[str]
     refused: list[str]
     noise: str = ""  # other runs that tell the noise between seeds, in words
+    same: dict[str, str] = {}  # of `same_runs`; those arms are not compared  # noqa: RUF012
 
     @property
     def baseline(self) -> str:
@@ -71,6 +72,10 @@ class Found(NamedTuple):
     def kind(self, arm: str) -> str:
         """How its lines are drawn: dashes where the colours begin again."""
         return "dash" if self.study.arms.index(arm) >= SERIES else ""
+
+    def told(self, name: str) -> Results:
+        """The results that tell the noise: each run once."""
+        return {arm: row for arm, row in self.results[name].items() if arm not in self.same}
 
     def having(self, key: str) -> dict[str, dict[int, dict]]:
         """{arm: {seed: cell}} of the cells that have something."""
@@ -111,10 +116,10 @@ def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
     """How a run was evaluated, flat: what has to be equal where numbers are compared."""
     result = cell["eval"]
     found = {key: result.get(key) for key in ("version", "lm_eval", "corpora", "precision")}
-    found["data of the named tasks"] = (result.get("lm_eval_tasks") or {}).get("data_sha256")
     for task, entry in result["tasks"].items():
         items = [(item, weight) for item, (_, weight) in sorted(cell["samples"].get(task, {}).items())]
         found |= {f"{task}: {key}": entry[key] for key in ("metric", "version") if key in entry}
+        found |= {f"{task}: data": entry["data"]["sha256"]} if "data" in entry else {}
         found[f"{task}: items"] = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:12]
     return found
 
@@ -152,6 +157,22 @@ def refusals(cells: Cells) -> list[str]:
         apart += [f"with {', '.join(more)}"] if more else []
         lines.append(f"{named(other['runs'])}: {'; '.join(apart)}")
     return lines
+
+
+def same_runs(cells: Cells) -> dict[str, str]:
+    """{arm: one before it whose finished runs logged the same losses and gradient norms, to the last digit at every
+    step, at every seed that both have}: what sets the two apart has changed nothing."""
+    logs: dict[str, dict[int, list]] = {}
+    for (arm, seed), cell in cells.items():
+        if cell["state"] in ("", "not evaluated") and cell.get("metrics"):
+            rows = [(row["step"], row["loss"], row.get("grad_norm")) for row in cell["metrics"]]
+            logs.setdefault(arm, {})[seed] = rows
+    found: dict[str, str] = {}
+    for one, other in combinations(logs, 2):
+        shared = logs[one].keys() & logs[other].keys()
+        if shared and not {one, other} & found.keys() and all(logs[one][s] == logs[other][s] for s in shared):
+            found[other] = one
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ comparing
@@ -201,12 +222,13 @@ def pair(cells: Cells, results: Results, arm: str, baseline: str, name: str, con
 def comparisons(
     study: Any, cells: Cells, results: Results, name: str, noise: Results | None = None
 ) -> dict[str, Comparison]:
-    """Every arm against the baseline, corrected for being several.
+    """Every arm of `results` against the baseline, corrected for being several.
 
     noise: results of runs that differ in the seed alone, by group.
     """
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    found = {arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor) for arm in study.arms[1:]}
+    found = {arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor)
+             for arm in study.arms[1:] if arm in results}  # fmt: skip
     return family({arm: c for arm, c in found.items() if c})
 
 
@@ -248,10 +270,20 @@ def bold(f: Found, arm: str, name: str) -> str:
     return f"**{words_of(f, arm, name)}**" if c.counts else words_of(f, arm, name)
 
 
+def factors(f: Found) -> set[str]:
+    """The settings that make the arms."""
+    return {key for arm in f.study.arms for seed in f.study.seeds
+            if (cell := f.study.cell(arm, seed)) for key in cell.delta}  # fmt: skip
+
+
 def caution(f: Found) -> list[str]:
-    changed = {key for arm in f.study.arms for seed in f.study.seeds
-               if (cell := f.study.cell(arm, seed)) for key in cell.delta}  # fmt: skip
-    return [TEXT_DIFFERS] if any(key.startswith("data.") or key == "model.vocab" for key in changed) else []
+    differs = any(key.startswith("data.") or key == "model.vocab" for key in factors(f))
+    return [TEXT_DIFFERS] if differs else []
+
+
+def same_batches(f: Found) -> bool:
+    """Whether arms with the same seed see the same batches in the same order."""
+    return not caution(f) and not factors(f) & {"train.batch", "train.ramp", "train.tokens", "model.seq"}
 
 
 def noise_of(f: Found) -> dict[str, dict[str, Any]]:

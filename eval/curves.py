@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from ablations.values import human
 from eval import cost, figure, published
-from eval.compare import METRICS, Found, caution, table_of, tasks, words_of
-from eval.figure import Line, human
+from eval.compare import METRICS, Found, caution, same_batches, table_of, tasks, words_of
+from eval.figure import Line
 from eval.position import BEYOND
 from eval.runs import curve
 from eval.statistics import Part, Results, level_stderr, power_law, ratio_stderr
@@ -70,7 +71,7 @@ def paired_curves(f: Found) -> list[str]:
         curves += [Line(f"{arm}, seed {seed}", f.colour(arm), x, mean, "thin") for seed, mean in means.items()]
         if len(x):
             curves.append(Line(arm, f.colour(arm), x, np.mean(list(means.values()), axis=0), f.kind(arm)))
-    title = f"Same seed, same batches: minus {f.baseline}"
+    title = f"Same seed{', same batches' * same_batches(f)}: minus {f.baseline}"
     return [
         figure.lines(
             title, curves, "training tokens; below zero is better", "nats per token", True, zero=True, zoom=True
@@ -84,8 +85,8 @@ def alike(result: dict, end: dict, metric: str = "") -> bool:
     def how(e: dict) -> list:
         same = [e.get(key) for key in ("version", "lm_eval", "corpora", "precision")]
         if metric == "suite":
-            data = e.get("lm_eval_tasks", {}).get("data_sha256")
-            same += [data, sorted(name for name, task in e["tasks"].items() if task.get("suite"))]
+            same += sorted((name, task.get("data", {}).get("sha256", ""))
+                           for name, task in e["tasks"].items() if task.get("suite"))  # fmt: skip
         return same
 
     return how(result) == how(end)

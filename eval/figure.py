@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ablations.values import human
+
 BINS = 48  # equal in log tokens; one training batch is far noisier than the differences looked for
 WIDTH, HEIGHT = 400, 270
 SERIES = 7  # colours; Okabe and Ito's, told apart under every common colour blindness; the baseline's is the text's
@@ -70,15 +72,6 @@ def subtract(a: Curve, b: Curve) -> Curve:
     other = dict(zip(*b, strict=True))
     common = [(t, loss - other[t]) for t, loss in zip(*a, strict=True) if t in other]
     return np.array([t for t, _ in common]), np.array([loss for _, loss in common])
-
-
-def human(number: float) -> str:
-    """200000 -> "200K"; 4.1e21 -> "4.1e21"."""
-    if number and not 1e-3 <= abs(number) < 1e15:
-        mantissa, _, power = f"{number:.2g}".partition("e")
-        return f"{mantissa}e{int(power)}" if power else mantissa
-    scale, suffix = next((s for s in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")) if abs(number) >= s[0]), (1, ""))
-    return f"{number / scale:.3g}{suffix}".replace("-", "−")
 
 
 def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[float]:

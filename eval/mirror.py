@@ -45,9 +45,11 @@ class Mirror:
             ) from None
         self.entries = {Source(e["dataset_path"], e["config"], e["split"]): e for e in entries}
 
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
+    def changed(self, read: dict[str, Any]) -> bool:
+        """Whether the split has another file by now than items were read from ("data" of a task in eval.json). What is
+        no longer here has not changed."""
+        entry = self.entries.get(Source(read["path"], read["config"], read["split"]))
+        return entry is not None and entry["sha256"] != read["sha256"]
 
     def lacks(self, source: Source) -> str:
         """Why the split cannot be used: it is not there, or not as the manifest says. Empty: it can."""

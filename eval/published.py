@@ -96,11 +96,12 @@ def beside(f: Found) -> list:
     for known in tables(keys):
         theirs = rows(known)
         own = {value: arm for value, _ in theirs for arm in f.study.arms if arm.split("=")[-1] == value}
-        head = ["", *columns(known), "difference from the first"]
+        # as ours are from the baseline, where it is one of theirs
+        reference, first = next((row for row in theirs if own.get(row[0]) == f.baseline), theirs[0])
+        head = ["", *columns(known), f"difference from {reference}"]
         head += [f"here: {name}", "here: difference", "here: verdict"] if own else []
         lines = []
         for value, numbers in theirs:
-            first = theirs[0][1]
             apart = [f"{n - b:+.2f}" for n, b in zip(numbers, first, strict=True) if n is not None and b is not None]
             line = [value, *("-" if n is None else f"{n:.2f}" for n in numbers), ", ".join(apart) or "-"]
             arm = own.get(value, "")

@@ -1,9 +1,10 @@
 """python -m eval.report POS=alibi ...: run directories in, report out. A pure function: twice the same bytes.
 
-Nothing is read but the study and its run directories, no clock and no machine; nothing is written but the files of a
-record: report.md, report.html, results.csv, table.tex, figure.svg, run.json. Reading: eval/runs.py; comparing:
-eval/compare.py; what is said: eval/results.py, settings.py, curves.py, cost.py, published.py, match.py; how it looks:
-eval/table.py, page.py, figure.py.
+Nothing is read but the study, its run directories and the record there is, no clock and no machine; nothing is
+written but the files of a record: report.md, report.html, results.csv, table.tex, figure.svg, run.json. They go to
+ablations/records/NAME, or to OUT/records/NAME where that would lose finished runs which the record has. Reading:
+eval/runs.py; comparing: eval/compare.py; what is said: eval/results.py, settings.py, curves.py, cost.py, published.py,
+match.py; how it looks: eval/table.py, page.py, figure.py.
 
     STUDY=position,activation      several studies in one report
     RUNS="dir1 dir2"               runs as they are: of others, or of any study; a folder of run directories will do
@@ -13,19 +14,20 @@ eval/table.py, page.py, figure.py.
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from eval import figure
-from eval.compare import METRICS, Found, caution, collect, comparisons, noise_of, refusals, words_of
+from eval.compare import METRICS, Found, caution, collect, comparisons, noise_of, refusals, same_runs, words_of
 from eval.cost import costs
 from eval.curves import beyond, domains, forest, loss_curves, matrix, on_the_way, paired_curves, scaling
 from eval.match import mismatches
 from eval.names import shortened
 from eval.page import page
 from eval.published import beside
-from eval.results import footnotes, overview, paired, per_task, places
+from eval.results import footnotes, nothing_done, overview, paired, per_task, places
 from eval.runs import Cells, collect_runs, manifest, named, read_all, run_directories
 from eval.settings import differs, held_fixed, proofs, redo
 from eval.statistics import Results
@@ -39,15 +41,34 @@ tokenizer, commit, versions, hardware and layout."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes ablations/records/<study> and prints its table."""
+    """Writes the record of a study and prints its table."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        study, noise = asked(list(sys.argv[1:] if argv is None else argv))
+        study, noise = asked(words)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    out = RECORDS / study.name
-    print(f"{report(study, out, noise)}\n\n{out / 'report.md'}\n{out / 'report.html'}")
+    f, out = find(study, noise), RECORDS / study.name
+    lost = lacking(f, out)
+    if lost:
+        kept, given = out, dict(word.partition("=")[::2] for word in words).get("OUT", "").strip()
+        out = Path(given or "runs") / "records" / study.name
+    print(f"{write(f, out)}\n\n{out / 'report.md'}\n{out / 'report.html'}")
+    if lost:
+        print(f"{kept} stays as it is: it has runs that this report lacks: {lost}. Remove it to have this one there.")
     return 0
+
+
+def lacking(f: Found, out: Path) -> str:
+    """The finished runs of the record in `out` that a report would lose, by name; the same run is one of the same
+    configuration, wherever it was run. Empty: there are none, or there is no record."""
+    path = out / "run.json"
+    if not path.exists():
+        return ""
+    ours = {run.get("fingerprint") for run in record(f)["runs"] if run["state"] == "finished"}
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return named([(run["arm"], run["seed"]) for run in runs
+                  if run["state"] == "finished" and run["fingerprint"] not in ours])  # fmt: skip
 
 
 def asked(words: list[str]) -> tuple[Any, list[Path]]:
@@ -103,8 +124,10 @@ def find(study: Any, noise: list[Path] = []) -> Found:  # noqa: B006
                  for place in group.places.values()}  # fmt: skip
         told = f"{named(list(group.places))}; {' and '.join(sizes)}"
         extra = {name: collect(group, read_all(group), METRICS[name].key) for name in results}
-    compared = {name: comparisons(study, cells, each, name, extra.get(name)) for name, each in results.items()}
-    return Found(study, cells, results, compared, mismatches(study, cells), refusals(cells), told)
+    f = Found(study, cells, results, {}, mismatches(study, cells), refusals(cells), told, same_runs(cells))
+    return f._replace(
+        compared={name: comparisons(study, cells, f.told(name), name, extra.get(name)) for name in results}
+    )
 
 
 def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
@@ -113,30 +136,35 @@ def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
 
     Cells that are missing, unfinished or not evaluated are named, and the others reported.
     """
-    f = find(study, noise)
-    notes = footnotes(f)
+    return write(find(study, noise), out)
+
+
+def write(f: Found, out: Path) -> str:
+    """As `report`, of what was found."""
+    notes = [*nothing_done(f), *footnotes(f)]
     sections = contents(f)
     main_table = overview(f)
     out.mkdir(parents=True, exist_ok=True)
     written = {
-        "report.md": markdown(study.title, sections),
-        "report.html": page(study.title, sections),
+        "report.md": markdown(f.study.title, sections),
+        "report.html": page(f.study.title, sections),
         "results.csv": rows(f.cells),
-        "table.tex": latex(main_table, f"{study.title}. {study.question}"),
+        "table.tex": latex(main_table, f"{f.study.title}. {f.study.question}"),
         "figure.svg": figure.sheet(
             [*loss_curves(f)[:1], forest(f, "bits/byte"), *paired_curves(f), forest(f, "zero-shot")]
         ),
         "run.json": json.dumps(record(f), indent=1) + "\n",
     }
     for name, content in written.items():
-        (out / name).write_text(content, encoding="utf-8")
+        (out / f".{name}").write_text(content, encoding="utf-8")
+        os.replace(out / f".{name}", out / name)
     if f.refused:
         notes.append(
             "Evaluated differently, so not compared: " + "; ".join(f.refused[:3]) + ("; ..." * (len(f.refused) > 3))
         )
     if f.wrong:
         notes.append(f"{len(f.wrong)} thing{'s do' if len(f.wrong) > 1 else ' does'} not match: see the report.")
-    return "\n".join([plain_text(overview(f, study.title)), "", *notes])
+    return "\n".join([plain_text(overview(f, f.study.title)), "", *(note.replace("**", "") for note in notes)])
 
 
 def contents(f: Found) -> list[Section]:
@@ -144,6 +172,7 @@ def contents(f: Found) -> list[Section]:
     arms = " Corrected for the number of arms." if len(f.study.arms) > 2 else ""
     forests = [Figure(forest(f, name), f"Bars: 95 % intervals over seeds and items.{arms}") for name in f.results]
     head = [f"**Question.** {f.study.question}", f"**Expected, written before the runs.** {f.study.expect}"]
+    head += nothing_done(f)
     found = [
         Section("", [*head, overview(f), *footnotes(f), *forests, Image("figure.svg", "Loss curves and differences")]),
         *([Section("Places", places(f))] if not f.controlled else []),
@@ -194,6 +223,7 @@ def record(f: Found) -> dict[str, Any]:
         "size": began[0].get("size") if began else None,
         "tokens": began[0]["train"]["tokens"] if began else None,
         "noise": noise_of(f),
+        "bit_for_bit_the_same": f.same,
         "runs": [
             {"arm": arm, "seed": seed, "state": cell["state"] or "finished"}
             | {key: cell["run"][key] for key in from_run if "run" in cell}

@@ -3,17 +3,31 @@
 import numpy as np
 
 from ablations.power import POWER, detectable
+from ablations.values import human
 from eval import figure
 from eval.__main__ import suite
-from eval.compare import METRICS, Found, bold, classes, noise_of, own_items, ranking, strata, table_of, tasks, words_of
+from eval.compare import (
+    METRICS,
+    Found,
+    bold,
+    classes,
+    noise_of,
+    own_items,
+    ranking,
+    same_batches,
+    strata,
+    table_of,
+    tasks,
+    words_of,
+)
 from eval.names import brief
 from eval.settings import configurations
-from eval.statistics import Part, bootstrap, interval, level_stderr, noise_floor, quantile, ratio_stderr
+from eval.statistics import Part, bootstrap, interval, level_stderr, noise_floor, outstanding, quantile, ratio_stderr
 from eval.table import Figure, Table, plus_minus
 
 PAIRED = """\
-Arm minus {baseline} at the same seed: the same batches in the same order, and the same initial weights where the
-arms have them in common. bits/byte: negative is better. Scores, in points: positive is."""
+Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.
+bits/byte: negative is better. Scores, in points: positive is."""
 
 UNPLANNED = """\
 Minus {baseline}, by seed where both have the seed. Runs that were not planned together may differ in more than one
@@ -22,11 +36,11 @@ thing: see above. bits/byte: negative is better. Scores, in points: positive is.
 NOISE = """\
 Noise is the standard error of the difference, from two sources. Seeds: what is left of the results after the mean
 of each arm and of each seed is taken out (of each arm alone where there are two arms and two seeds), pooled over
-the arms. Items: the arms are compared document by document and question by question, and others could have been
-drawn. A difference counts when it is larger than "counts above": many times the noise where there are few seeds,
-because the noise itself is then badly known. p is two-sided, after Holm's correction for the number of arms.
-Bootstrap: 95 % intervals of the difference, paired, over other items of the same tasks, and over other tasks like
-these; seeds are in neither. Formulas and sources: eval/statistics.py."""
+the arms, as if the seeds scattered all arms alike. Items: the arms are compared document by document and question
+by question, and others could have been drawn. A difference counts when it is larger than "counts above": many times
+the noise where there are few seeds, because the noise itself is then badly known. p is two-sided, after Holm's
+correction for the number of arms. Bootstrap: 95 % intervals of the difference, paired, over other items of the same
+tasks, and over other tasks like these; seeds are in neither. Formulas and sources: eval/statistics.py."""
 
 SUITE = """\
 Unweighted means over tasks and seeds ± standard error over items. Above chance: of (accuracy - chance) / (1 - chance).
@@ -55,6 +69,7 @@ def overview(f: Found, head: str = "arm") -> Table:
         planned = [seed for seed in f.study.seeds if (arm, seed) in f.cells]
         missing = len(planned) - len(f.results["bits/byte"][arm])
         said = [bold(f, arm, "bits/byte")] if arm in f.compared["bits/byte"] else []
+        said += [f"**the same as {f.same[arm]}, bit for bit**"] if arm in f.same else []
         if (
             arm != f.baseline
             and not said
@@ -67,6 +82,16 @@ def overview(f: Found, head: str = "arm") -> Table:
         said += [f"{missing} of {len(planned)} runs missing" + f", {failed} failed" * bool(failed)] if missing else []
         lines.append([*line, "; ".join(said)])
     return Table([head, *f.results, "verdict"], lines)
+
+
+def nothing_done(f: Found) -> list[str]:
+    """What was asked and changed nothing: no result, and nothing like "within noise"."""
+    return [
+        f"**{arm} did nothing.** Its runs logged the same losses and gradient norms as those of {other}, seed by seed, "
+        "at every step and to the last digit. They are no second measurement, and not compared: what sets the two "
+        "apart had no effect here, and what it would do where it has one is not known from these runs."
+        for arm, other in f.same.items()
+    ]
 
 
 def footnotes(f: Found) -> list[str]:
@@ -85,6 +110,18 @@ def footnotes(f: Found) -> list[str]:
     return [
         " ".join(lines),
         "±: standard error of that number alone. Arms share seeds and documents, so differences are surer.",
+        *uneven(f),
+    ]
+
+
+def uneven(f: Found) -> list[str]:
+    """Arms for which it does not hold that the seeds scatter all alike."""
+    return [
+        f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "
+        "the number of arms). One variance is assumed for all. What is compared with this arm is judged by the "
+        "variance of that difference alone where it asks for more; the noise of all other differences is overstated."
+        for name in (f.results if f.controlled else ())
+        for arm, p in outstanding({a: row for a, row in f.told(name).items() if row}).items()
     ]
 
 
@@ -128,7 +165,7 @@ def corpora_by_tokens(f: Found) -> list[Table]:
     if len(grid) < 2 or len(budgets) < 2:
         return []
     lines = [[corpus, *(" / ".join(row.get(tokens, ["-"])) for tokens in budgets)] for corpus, row in grid.items()]
-    return [Table(["trained on", *map(figure.human, budgets)], lines, f"Corpora and tokens: {name}")]
+    return [Table(["trained on", *map(human, budgets)], lines, f"Corpora and tokens: {name}")]
 
 
 def paired(f: Found) -> list:
@@ -159,9 +196,11 @@ def paired(f: Found) -> list:
                     line[-1] = f"{low:+.{digits}f} to {high:+.{digits}f}"
                 boots.append([*line, str(len(parts))])
     if not each:
-        return ["No arm can be compared with the baseline yet."]
+        return ["No arm can be compared with the baseline" + (": see above." if f.same else " yet.")]
     blocks = [
-        (PAIRED if f.controlled else UNPLANNED).format(baseline=f.baseline),
+        (PAIRED if f.controlled else UNPLANNED).format(
+            baseline=f.baseline, batches="the same batches in the same order, and " * same_batches(f)
+        ),
         Table(["", *(f"seed {seed}" for seed in f.study.seeds), "mean"], each),
         Table(["", "difference", "from the seeds", "from the items", "noise", "counts above", "p", "verdict"], tests),
         Table(["bootstrap, 95 %", "difference", "over items", "over tasks", "tasks"], boots),
@@ -178,15 +217,15 @@ def floor_words(f: Found) -> list[str]:
     lines = []
     for name, noise in noise_of(f).items():
         metric = METRICS[name]
-        floor = noise_floor(f.results[name])  # with what the arms of a seed share: two seeds do not share it
+        floor = noise_floor(f.told(name))  # with what the arms of a seed share: two seeds do not share it
         assert floor
         widest = quantile(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
         seen = [f"{detectable(noise['seed_sd'], noise['items'], len(f.study.arms), n):.{metric.digits + 1}f} with {n}"
                 for n in (2, 3, 5, 10)]  # fmt: skip
         lines.append(
             f"**Noise floor, {name}.** Two runs that differ in the seed alone lie up to {widest:.{metric.digits + 1}f} "
-            f"{metric.unit} apart, 19 times in 20. A study of {len(f.study.arms)} arms sees, with a chance of "
-            f"{POWER:.0%}, differences from {', '.join(seen)} seeds."
+            f"{metric.unit} apart, 19 times in 20. If the noise is as measured here, a study of {len(f.study.arms)} "
+            f"arms sees with a chance of {POWER:.0%} differences from {', '.join(seen)} seeds."
         )
     return lines
 

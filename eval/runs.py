@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ablations.values import difference, flatten
-from eval.figure import human
+from ablations.values import difference, flatten, human
 from eval.statistics import LN2
 
 Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
@@ -189,7 +188,8 @@ def run_directories(name: str) -> list[Path]:
         ValueError: when there is none, or one is no run's.
     """
     folder = Path(name)
-    found = sorted(path.parent for path in [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")])
+    found = sorted(path.parent for path in [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]
+                   if path.parent.parent != folder / "records")  # fmt: skip  # reports lie there (eval/report.py)
     found = [folder] if (folder / "run.json").exists() else found
     if not found:
         raise ValueError(f"{name} is no run directory and holds none: a run directory has a run.json")
@@ -204,7 +204,7 @@ def plain(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, dict):
         return ", ".join(f"{key} {plain(entry)}" for key, entry in value.items())
-    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(plain, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def curve(cell: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

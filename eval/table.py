@@ -39,6 +39,8 @@ def markdown(title: str, sections: list[Section]) -> str:
     """Figures are on the page alone."""
     parts = [f"# {title}"]
     for section in sections:
+        if all(isinstance(block, Figure) for block in section.blocks):
+            continue
         parts += [f"## {section.title}"] if section.title else []
         for block in section.blocks:
             if isinstance(block, Table):

@@ -1,9 +1,11 @@
 """The report (eval/report.py and what it is made of) on run directories made by a fixed recipe, and in a browser."""
 
+import dataclasses
 import gzip
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import xml.dom.minidom
@@ -15,17 +17,20 @@ import pytest
 from scipy import stats
 
 from ablations.config import resolve
+from ablations.study import from_args
+from ablations.values import human
 from eval import cost, figure, published
 from eval.match import mismatches
 from eval.names import brief
 from eval.page import page
 from eval.report import asked, main, report
-from eval.runs import collect_runs, read
+from eval.runs import collect_runs, read, run_directories
 from eval.statistics import bootstrap, interval, power_law, verdict
 from eval.table import Figure, Section, Table, latex, markdown
 
 ARMS = {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}, "pos=none": {"model.pos": "none"}}
 EFFECT = {"pos=learned": 0.0, "pos=alibi": -0.06, "pos=none": 0.001}  # bits per byte
+ROOT = Path(__file__).parents[1]
 FILES = ["figure.svg", "report.html", "report.md", "results.csv", "run.json", "table.tex"]
 
 
@@ -267,6 +272,28 @@ def test_a_clean_study_says_so(study, tmp_path):
     assert "| pydocs/copy_absent (not in the mean) | acc | 50 | 20 to 90 | 25.0 |" in page
 
 
+class Of(Study):
+    """As if another factor made the arms."""
+
+    factor = ""
+
+    def cell(self, arm: str, seed: int) -> Cell:
+        return dataclasses.replace(super().cell(arm, seed), delta={} if arm == self.arms[0] else {self.factor: 1})
+
+
+def test_nothing_is_said_that_does_not_hold_of_the_factor(tmp_path):
+    """Arms of another batch or another text do not see the same batches."""
+    study = make(Of(tmp_path / "runs"))
+    same = "at the same seed: the same batches in the same order, and the same initial weights"
+    for key, shared in (("model.pos", True), ("train.batch", False), ("train.tokens", False), ("data.corpus", False)):
+        study.factor = key
+        report(study, tmp_path / "out")
+        text, page = ((tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))
+        assert (same in text) == shared == ("Same seed, same batches" in page) and "the same initial weights" in text
+        assert ("Same seed: minus" in page) == (not shared and not key.startswith("data."))
+        assert ("## Training" in text) == key.startswith("data.")  # the figures are on the page: here it would be empty
+
+
 def test_several_arms_are_corrected_for_being_several(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
     text = report(study, tmp_path / "out")
@@ -301,7 +328,7 @@ def test_the_noise_floor_has_what_the_arms_of_a_seed_share(tmp_path):
         within = np.mean(np.var(values(study, "bits_per_byte"), axis=1, ddof=1))
         assert float(words.split(" bits/byte apart")[0].split()[-1]) == pytest.approx(
             stats.t.isf(0.025, 4) * np.sqrt(2 * within), abs=6e-5)  # fmt: skip
-        quiet[shift] = words.split("A study of")[1].split("\n")[0]
+        quiet[shift] = words.split(" a study of")[1].split("\n")[0]
     assert quiet[0.0] == quiet[0.1]
 
 
@@ -346,6 +373,121 @@ def test_nothing_is_written_over_a_record_when_no_run_has_begun(tmp_path, capsys
     monkeypatch.chdir(tmp_path)
     assert main(["POS=alibi", f"OUT={tmp_path / 'none'}"]) == 2
     assert "no run of this study has begun under" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys, monkeypatch):
+    made = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    monkeypatch.chdir(tmp_path)
+    record, elsewhere = (tmp_path / folder / made.name for folder in ("ablations/records", "out/records"))
+
+    def reported(arms: list[str], seeds: list[int], root: Path = made.root, *words: str) -> tuple[bool, bool]:
+        """Whether each of the two was written."""
+        for folder in (record, elsewhere):
+            if folder.exists():
+                (folder / "report.md").write_text("before")
+        monkeypatch.setattr("eval.report.asked", lambda _: (Study(root, arms=arms, seeds=seeds), []))
+        assert main(["POS=alibi", "OUT=out", *words]) == 0
+        return tuple((folder / "report.md").exists() and (folder / "report.md").read_text() != "before"
+                     for folder in (record, elsewhere))  # fmt: skip
+
+    two = ["pos=learned", "pos=alibi"]
+    assert reported(two, [1, 2]) == (True, False)  # there was none
+    assert reported(two, [1, 2]) == (True, False) and "stays" not in capsys.readouterr().out
+    assert reported(two, [1, 2, 3]) == (True, False)  # more
+    assert reported(two, [1, 2]) == (False, True)  # fewer
+    said = capsys.readouterr().out
+    assert f"{Path('out/records', made.name, 'report.md')}\n" in said
+    assert "it has runs that this report lacks: pos=learned (seed 3); pos=alibi (seed 3)." in said
+    again = make(Study(tmp_path / "again"))
+    assert reported(two, [1, 2, 3], again.root) == (True, False)  # the same runs, made again
+    (again.cell("pos=alibi", 2).dir / "done").unlink()
+    assert reported(two, [1, 2, 3], again.root) == (False, True)  # not all of them are finished
+    change(again.cell("pos=alibi", 2).dir / "run.json", "fingerprint", to="other")
+    (again.cell("pos=alibi", 2).dir / "done").write_text("{}")
+    assert reported(two, [1, 2, 3], again.root) == (False, True)  # a run of the same name that is another
+    shutil.rmtree(record)
+    assert reported(two, [1, 2, 3], again.root) == (True, False)
+    shutil.copytree(again.root, "out/nano")
+    assert len(run_directories("out")) == 6  # the reports that lie there are no runs
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ablations/records").glob("*/run.json")), ids=lambda p: p.parent.name)
+def test_the_command_of_a_record_makes_its_runs(path, monkeypatch):
+    """Else the command writes its report elsewhere: the record is of another baseline, and to be made again."""
+    record = json.loads(path.read_text())
+    monkeypatch.setattr("ablations.config.has_gpu", lambda: False)
+    monkeypatch.setattr("ablations.config.has_bf16", lambda: True)
+    words = shlex.split(record["command"])[2:]
+    planned = from_args(words + [f"SIZE={record['size']}"] * (not any(w.startswith("SIZE=") for w in words)))
+    assert {cell.run.fingerprint for cell in planned.cells} == {run["fingerprint"] for run in record["runs"]}
+    assert planned.name == path.parent.name
+
+
+def idle(study: Study, arm: str, other: str) -> None:
+    """As when an arm computes what another does: the same training, and the same model judged."""
+    for seed in study.seeds:
+        for name in ("metrics.jsonl", "eval.json", "samples.jsonl.gz"):
+            shutil.copy(study.cell(other, seed).dir / name, study.cell(arm, seed).dir / name)
+
+
+def test_a_switch_that_did_nothing_is_said_at_the_top_and_is_no_result(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    report(study, tmp_path / "without")
+    text = (tmp_path / "without/report.md").read_text()
+    assert "did nothing" not in text and "bit for bit" not in text
+    idle(study, "pos=none", "pos=learned")
+    screen = report(study, tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert text.index("**pos=none did nothing.**") < text.index("| arm | ") and "pos=none did nothing. Its" in screen
+    assert "same losses and gradient norms as those of pos=learned" in text
+    line = next(line for line in text.splitlines() if line.startswith("| pos=none | "))
+    assert line.endswith("| **the same as pos=learned, bit for bit** |") and "within noise" not in text.split("##")[0]
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["bit_for_bit_the_same"] == {"pos=none": "pos=learned"}
+    # the others are judged as if it were not there: a run that is there twice is no second measurement
+    report(make(Study(tmp_path / "two")), tmp_path / "alone")
+    alone = json.loads((tmp_path / "alone/run.json").read_text())
+    assert record["comparisons"] == alone["comparisons"] and record["noise"] == alone["noise"]
+
+    path = study.cell("pos=none", 3).dir / "metrics.jsonl"  # one digit at one step of one seed is something
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[-1]["loss"] = float(np.nextafter(rows[-1]["loss"], 9))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "did nothing" not in report(study, tmp_path / "out")
+    (path.parent / "done").unlink()  # what goes on may still differ; seeds 1 and 2 are enough to know
+    assert "did nothing" in report(study, tmp_path / "out")
+    for seed in (1, 2):
+        (study.cell("pos=none", seed).dir / "done").unlink()
+    assert "did nothing" not in report(study, tmp_path / "out")
+
+
+def test_two_arms_that_did_the_same_are_no_two_results(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    idle(study, "pos=none", "pos=alibi")
+    report(study, tmp_path / "out")
+    assert "as those of pos=alibi" in (tmp_path / "out/report.md").read_text()
+    idle(study, "pos=alibi", "pos=learned")
+    idle(study, "pos=none", "pos=learned")
+    assert report(study, tmp_path / "out").count("did nothing. Its runs logged the same losses and gradient norms as "
+                                                 "those of pos=learned") == 2  # fmt: skip
+    only = make(Study(tmp_path / "only"))
+    idle(only, "pos=alibi", "pos=learned")
+    assert "pos=alibi did nothing." in report(only, tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert "No arm can be compared with the baseline: see above." in text and "yet" not in text
+
+
+def test_an_arm_whose_seeds_scatter_more_is_named(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS), seeds=[1, 2, 3, 4, 5]))
+    assert "scatter more" not in report(study, tmp_path / "out")
+    for seed in study.seeds:
+        path = study.cell("pos=none", seed).dir / "eval.json"
+        value = json.loads(path.read_text())["bits_per_byte"]["value"]
+        change(path, "bits_per_byte", "value", to=value + 0.2 * (-1) ** seed)
+    assert "pos=none: its seeds scatter more in bits/byte than those of" in report(study, tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    rows = {line.split(" | ")[0]: line for line in text.splitlines() if "d.o.f." in line}
+    assert "(4 d.o.f.)" in rows["| pos=none, bits/byte"] and "(8 d.o.f.)" in rows["| pos=alibi, bits/byte"]
 
 
 def test_what_is_no_run_is_refused_by_name(study, tmp_path, capsys):
@@ -646,8 +788,8 @@ def test_ticks_and_numbers():
     assert figure.ticks(0, 10) == [0, 2, 4, 6, 8, 10] and figure.ticks(-0.31, 0.02) == [-0.3, -0.2, -0.1, 0]
     assert figure.ticks(900, 2.1e6, log=True) == [1e3, 1e4, 1e5, 1e6]
     assert figure.ticks(2e4, 3e5, log=True) == [2e4, 5e4, 1e5, 2e5]
-    assert [figure.human(x) for x in (0, 200000, 1.05e6, 4.1e21, -0.25, 0.0002)] == [
-        "0", "200K", "1.05M", "4.1e21", "−0.25", "0.0002"]  # fmt: skip
+    assert [human(x) for x in (0, 200000, 999_999, 1.05e6, 4.1e21, -0.25, 0.0002)] == [
+        "0", "200K", "1M", "1.05M", "4.1e21", "−0.25", "0.0002"]  # fmt: skip
     x = figure.scale(10, 1000, 0, 1, log=True)
     assert (x(10), x(1000)) == (0, 1) and x(100) == pytest.approx(0.5)
 
@@ -699,7 +841,7 @@ def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, mo
         (["lm_eval"], "0.5", "lm_eval 0.5, not 0.4.13"),
         (["corpora"], ["other"], "corpora other, not pydocs"),
         (["precision"], "bf16", "precision bf16, not unknown"),
-        (["lm_eval_tasks"], {"data_sha256": "beef"}, "data of the named tasks beef, not None"),
+        (["tasks", "pydocs/last_word", "data"], {"sha256": "beef"}, "pydocs/last_word: data beef, not unknown"),
         (["tasks", "pydocs/last_word", "version"], 3, "pydocs/last_word: version 3, not unknown"),
     ],
 )
@@ -812,9 +954,10 @@ def test_published_figures_stand_beside_a_study_of_the_same_factor(study, tmp_pa
     text = section((tmp_path / "out" / "report.md").read_text(), "Beside the BigScience study")
     assert "unverified, Table 2" in text and "Unverified" in text
     own = values(study, "zero_shot").mean(1)
-    line = next(line for line in text.splitlines() if line.startswith("| alibi | 43.70 | +2.47 |"))
+    line = next(line for line in text.splitlines() if line.startswith("| alibi | 43.70 | +1.99 |"))
     assert f"| {own[1]:.1f} | {own[1] - own[0]:+.1f} |" in line
-    assert "| rotary | 41.46 | +0.23 | - | - | - |" in text
+    assert "| rotary | 41.46 | -0.25 | - | - | - |" in text
+    assert "| difference from learned | here" in text  # as ours are
     assert "Embedding norm" not in text
 
 

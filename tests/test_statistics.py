@@ -22,9 +22,11 @@ from eval.statistics import (
     level_stderr,
     mean_stderr,
     noise_floor,
+    outstanding,
     places,
     quantile,
     ratio_stderr,
+    residual,
     seed_part,
     verdict,
     welch,
@@ -237,8 +239,8 @@ def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0, rest=0.0, 
     "arms, seeds, item_sd, shared, rest, least",
     [
         (2, 2, 0.0, 0.0, 0.0, 0.04),
-        (3, 2, 0.0, 0.0, 0.0, 0.04),
-        (3, 2, 0.0, 5.0, 0.0, 0.04),  # what the arms of a seed share is taken out,
+        (3, 2, 0.0, 0.0, 0.0, 0.035),  # below 5 %: in some studies an arm stands out by chance
+        (3, 2, 0.0, 5.0, 0.0, 0.035),  # what the arms of a seed share is taken out,
         (2, 2, 0.0, 1.0, 0.0, 0.01),  # but with one d.o.f.
         (2, 3, 2.0, 0.0, 0.0, 0.01),
         (2, 2, 2.0, 0.0, 0.0, 0.01),
@@ -249,10 +251,46 @@ def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0, rest=0.0, 
     ],
 )
 def test_rate_of_false_verdicts_is_at_most_five_percent(arms, seeds, item_sd, shared, rest, least):
-    """3,000 null studies: 5 % is 150, standard deviation 12. Without item noise it is 5 % exactly."""
+    """3,000 null studies: 5 % is 150, standard deviation 12. Two arms without item noise: 5 % exactly."""
     found = studies(np.random.default_rng(11), arms, seeds, 40, 1.0, item_sd, 3000, shared, rest)
     wrong = np.mean([verdict(c, False) != "within noise" for c in found])
     assert least <= wrong <= 0.061
+
+
+def test_an_arm_stands_out_by_the_f_test_of_its_contrast_with_the_others():
+    """In a full design what an arm adds is the variance of its difference from the mean of the others."""
+    rng, chance = np.random.default_rng(14), 0
+    for _ in range(400):
+        x = rng.normal(size=(4, 5)) + rng.normal(size=(1, 5))
+        others = x[:3] - x[:3].mean(0) - x[:3].mean(1, keepdims=True) + x[:3].mean()
+        contrast = (x[3] - x[:3].mean(0)).var(ddof=1) * 3 / 4
+        p = 4 * stats.f.sf(contrast / ((others**2).sum() / 8), 4, 8)
+        assert outstanding(table(x)).get("3") == (pytest.approx(p) if p <= LEVEL else None)
+        chance += bool(outstanding(table(x)))
+    assert 0.02 < chance / 400 < 0.08
+    noisy = np.vstack([x, 9 * rng.normal(size=5)])
+    assert outstanding(table(noisy)).keys() == {"4"}
+    assert outstanding({**table(noisy), "4": {0: 0.1, 1: 90.0, 2: -70.0}}).keys() == {"4"}  # with cells missing too
+    assert seed_part(table(noisy), "4", "0") == Part(pytest.approx((noisy[4] - noisy[0]).var(ddof=1) / 5), 4)
+    assert seed_part(table(noisy), "1", "0").dof == 16  # of all arms: it is overstated
+    assert not outstanding(table(noisy[3:])) and not outstanding(table(0 * x))
+    assert not outstanding(table(np.tile([[2.7], [2.5], [2.6]], (1, 3)) + [[0.1, 0.2, 0.3]]))  # rounding is no noise
+
+
+@pytest.mark.parametrize("noisy, seeds, at_most", [(1, 5, 0.055), (0, 5, 0.065), (1, 3, 0.1), (1, 2, 0.1)])
+def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(noisy, seeds, at_most):
+    """1,500 null studies: as the head of eval/statistics.py says. With one variance for all, 9 to 12 %."""
+    rng, wrong, pooled = np.random.default_rng(15), 0, 0
+    for _ in range(1500):
+        x = rng.normal(size=(4, seeds)) + rng.normal(size=(1, seeds))
+        x[noisy] += sqrt(24) * rng.normal(size=seeds)
+        left, dof = residual(table(x))
+        for one in (False, True):
+            found = {str(a): compare(float(x[a].mean() - x[0].mean()), Part(left / dof * 2 / seeds, dof) if one else
+                                     seed_part(table(x), str(a), "0"), NO_ITEMS) for a in range(1, 4)}  # fmt: skip
+            counts = any(c.counts for c in family(found).values())
+            pooled, wrong = pooled + (one and counts), wrong + (counts and not one)
+    assert wrong / 1500 <= at_most and pooled / 1500 > 0.075 and wrong <= pooled
 
 
 def test_welch_satterthwaite_would_be_wrong_too_often():

@@ -2,6 +2,7 @@
 (eval/__main__.py)."""
 
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -282,6 +283,39 @@ def test_a_run_is_judged_without_a_network_and_only_when_asked_more(run, offline
     assert more["lm_eval_tasks"]["asked"] == ["copa", "wnli", "wsc", "race", "wic"]  # what was there is not lost
     assert {name: more["tasks"][name] for name in result["tasks"]} == result["tasks"] and "wic" in more["tasks"]
     assert {json.loads(row)["task"] for row in gzip.decompress(samples).splitlines()} == set(more["tasks"])
+
+
+@shared
+def test_a_run_is_judged_again_when_the_data_of_its_own_tasks_has_changed_and_not_otherwise(run, tmp_path, capsys):  # noqa: F811
+    entries = json.loads((SHARED / "manifest.json").read_text())
+    for folder in {Path(entry["file"]).parts[0] for entry in entries}:
+        (tmp_path / folder).symlink_to(SHARED / folder)
+
+    def judged_again(task: str, *kept: dict) -> bool:
+        before = (run / "eval.json").stat().st_mtime_ns if (run / "eval.json").exists() else 0
+        (tmp_path / "manifest.json").write_text(json.dumps(kept))
+        assert main([str(run), "--tasks", task, "--data", str(tmp_path)]) == 0
+        return (run / "eval.json").stat().st_mtime_ns > before
+
+    suite_ = mirror.suite()
+    of = {name: next(e for e in entries if (e["dataset_path"], e["config"], e["split"]) ==
+                     (suite_[name]["path"], suite_[name]["config"], suite_[name]["split"]))
+          for name in ("copa", "wnli", "wsc")}  # fmt: skip
+    copa, wnli, wsc = of.values()
+    assert judged_again("copa", copa)
+    assert not judged_again("copa", copa, wnli)  # one more data set in the folder
+    assert not judged_again("copa", copa, {**wnli, "sha256": "other"})
+    other = tmp_path / "copa.jsonl.gz"  # the same questions but the last, in another file
+    lines = gzip.decompress((SHARED / copa["file"]).read_bytes()).splitlines(keepends=True)[:-1]
+    other.write_bytes(gzip.compress(b"".join(lines)))
+    changed = {**copa, "file": other.name, "sha256": hashlib.sha256(other.read_bytes()).hexdigest()}
+    assert judged_again("copa", changed, wnli)
+    assert judged_again("suite", changed) and "missing: wnli" in capsys.readouterr().err
+    assert not judged_again("suite", changed)
+    assert judged_again("suite", changed, wnli)  # can be had by now
+    assert "wnli" in json.loads((run / "eval.json").read_text())["tasks"]
+    assert not judged_again("copa", changed, wnli, wsc) and judged_again("suite", changed, wnli, wsc)
+    assert not judged_again("copa", changed)  # what is gone is no reason: its results are not made again
 
 
 NLI = [  # in XNLI's schema; rows of our own
