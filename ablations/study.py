@@ -229,12 +229,19 @@ def from_args(words: list[str]) -> Study:
 
 def from_anywhere(words: list[str]) -> list[str]:
     """The words as they read from the checkout, where everything that is started runs; goes there itself."""
-    here, folders = Path.cwd(), ("OUT=", "EVAL_DATA=")
-    if here != ROOT:
-        named = [word.partition("=") for word in words]
-        words = [f"{n}={here / v.strip()}" if f"{n}=" in folders and v.strip() else n + e + v for n, e, v in named]
-        os.chdir(ROOT)
-    return words
+    here = Path.cwd()
+    if here == ROOT:
+        return words
+    os.chdir(ROOT)
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("RUNS", "NOISE"):  # several
+            value = " ".join(str(here / each) for each in value.split())
+        elif name in ("OUT", "EVAL_DATA") and value.strip():
+            value = str(here / value.strip())
+        found.append(name + equals + value)
+    return found
 
 
 def build(

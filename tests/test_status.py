@@ -1,5 +1,6 @@
 """Where runs stand, from files alone."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -167,6 +168,9 @@ def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:
         assert done.stdout.count(f"{where}/baseline,seed=1") == 1
     words = from_anywhere(["OUT=runs", "SET=train.lr=1e-3"])
     assert words == ["OUT=runs", "SET=train.lr=1e-3"] and not list(tmp_path.iterdir())
+    with contextlib.chdir(tmp_path):
+        assert from_anywhere(["RUNS=a /b", "NOISE=c"]) == [f"RUNS={tmp_path}/a /b", f"NOISE={tmp_path}/c"]
+        assert Path.cwd() == ROOT
 
 
 def test_a_study_whose_report_fails_has_not_succeeded(
