@@ -332,6 +332,7 @@ class Engine:
         self.scaling = state["optimizer"]["scaling"]
         self.ds.optimizer.update_lp_params()  # what is computed with, from the fp32 masters of all ranks
         return state["progress"]
+
     def _same_weights(self, step: int) -> None:
         """What several ranks hold must be the same, bit for bit: a GPU or a cable may be at fault silently, and of what
         tensor parallelism does not cut, training itself never compares the copies."""
