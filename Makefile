@@ -18,11 +18,13 @@ WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),'$(n)=$($(n))'))
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
-SUBMIT = launch.submit --nodes '$(or $(NODES),1)' --site '$(SITE)'
+SUBMIT = launch.slurm.submit --nodes '$(or $(NODES),1)' --site '$(SITE)'
 ablation: .venv/ready
-	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(SUBMIT)),ablations run) $(WORDS)
-plan status report show: .venv/ready
+	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(SUBMIT)),launch.local) $(WORDS)
+plan status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
+report: .venv/ready
+	@$(PY) -m eval.report $(WORDS)
 diff: .venv/ready
 	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
 data: .venv/ready
@@ -42,6 +44,7 @@ chaos: .venv/ready
 	$(PY) tests/slurm/chaos.py $(ARGS)
 check: .venv/ready
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 mutations: .venv/ready
 	$(PY) tests/mutations.py $(ARGS)
@@ -54,7 +57,7 @@ bench-gpu: .venv/ready
 # on a machine with a network; evaluation itself never uses one
 EVAL_DATA ?= $(or $(OUT),runs)/eval-data
 eval-data: .venv/ready
-	$(PY) -m eval.fetch --to '$(EVAL_DATA)' --tasks '$(or $(TASKS),suite)' $(ARGS)
+	$(PY) -m eval.tasks.fetch --to '$(EVAL_DATA)' --tasks '$(or $(TASKS),suite)' $(ARGS)
 bench-eval: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/bench_eval.py --data '$(EVAL_DATA)' $(ARGS)
 

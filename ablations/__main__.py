@@ -6,22 +6,18 @@ A study is one question; a run is the baseline plus one line; nothing else diffe
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
 
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, bundles, resolve, spread
 from ablations.machine import has_gpu
 from ablations.site import site
 from ablations.status import state, table, watch
-from ablations.study import FACTORS, HELP, ROOT, SETTINGS, Study, from_anywhere, from_args, human
+from ablations.study import FACTORS, HELP, SETTINGS, Study, from_anywhere, from_args, human
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; creates nothing",
-    "run": "train and evaluate what is not finished, then report",
     "status": "where every run of a study stands",
-    "report": "write the report of a study; also of STUDY=a,b or RUNS=\"dir dir\" (anyone's); NOISE=dirs: the noise",
     "show": "the complete configuration of every arm, and the line that makes it",
     "diff": "what two sizes or presets set differently, line by line: A=bigscience-1b3 B=modern-1b3",
 }
@@ -35,30 +31,33 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ablations",
         description=__doc__,
-        epilog=f"NAME=VALUE:\n{variables}\n\nexample: python -m ablations run POS=alibi SEEDS=3 TOKENS=2M",
+        epilog=f"NAME=VALUE:\n{variables}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
     for name, text in COMMANDS.items():
-        command = sub.add_parser(name, help=text, description=text, epilog=parser.epilog,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        command = sub.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=parser.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_argument("words", nargs="*", metavar="NAME=VALUE", help="the study; see below")
         if name == "status":
             command.add_argument("--watch", action="store_true", help="a live view")
     args = parser.parse_args(argv)
     args.words = from_anywhere(args.words)
     try:
-        if args.command != "run" and "SBATCH_GPUS_PER_NODE" in site():
+        if "SBATCH_GPUS_PER_NODE" in site():
             os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
         if args.command == "diff":
             return diff(args.words)
-        if args.command == "report":
-            return report(args.words)
         study = from_args(args.words)
         if args.command == "status" and args.watch:
             watch(study)
             return 0
-        return {"plan": plan, "run": run, "status": status, "show": show}[args.command](study)
+        return {"plan": plan, "status": status, "show": show}[args.command](study)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -68,9 +67,9 @@ def main(argv: list[str]) -> int:
 
 
 def plan(study: Study) -> int:
-    from ablations.execute import reading
-    from ablations.power import foresee
-    from ablations.reliability import saves
+    from ablations.plan.power import foresee
+    from ablations.plan.reading import reading
+    from ablations.plan.reliability import saves
     from model.count import flops_per_token, parameters
     from model.memory import estimate
 
@@ -93,8 +92,9 @@ def plan(study: Study) -> int:
     layout = base.layout
     accumulate = base.train.batch // (layout.micro_batch * replicas)
     shape = (layout.zero, replicas, accumulate, has_gpu(), layout.tp)
-    memory = max(estimate(cell.run.model, layout.micro_batch, cell.run.train.precision, *shape)["total"]
-                 for cell in study.cells)  # fmt: skip
+    memory = max(
+        estimate(cell.run.model, layout.micro_batch, cell.run.train.precision, *shape)["total"] for cell in study.cells
+    )
     print(
         f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, {base.train.precision}, "
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
@@ -109,27 +109,9 @@ def plan(study: Study) -> int:
     return 0
 
 
-def run(study: Study) -> int:
-    from ablations.execute import run as execute
-
-    began = time.monotonic()
-    print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
-    failures = execute(study)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    unreported = report(study.words)
-    seconds = time.monotonic() - began
-    print(f"\n{int(seconds) // 60} min {int(seconds) % 60} s." + " There is no report" * bool(unreported))
-    return 1 if failures or unreported else 0
-
-
 def status(study: Study) -> int:
     print(table(study))
     return 0
-
-
-def report(words: list[str]) -> int:
-    return subprocess.run([sys.executable, "-m", "eval.report", *words], cwd=ROOT).returncode
 
 
 def show(study: Study) -> int:

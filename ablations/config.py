@@ -156,13 +156,31 @@ def _build(flat: dict[str, Any]) -> Run:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     run = Run(**parts)
-    for key in ("train.tokens", "train.batch", "layout.micro_batch", "layout.threads", "layout.log_every",
-                "layout.keep", "layout.tp", "train.loss_scale_window", "train.loss_scale_hysteresis",
-                "train.loss_scale_min"):  # fmt: skip
+    for key in (
+        "train.tokens",
+        "train.batch",
+        "layout.micro_batch",
+        "layout.threads",
+        "layout.log_every",
+        "layout.keep",
+        "layout.tp",
+        "train.loss_scale_window",
+        "train.loss_scale_hysteresis",
+        "train.loss_scale_min",
+    ):
         if flat[key] < 1:
             raise ConfigError(f"{key}={flat[key]}: must be at least 1")
-    for key in ("train.lr", "train.eps", "train.clip", "model.init_std", "model.norm_eps", "train.divergence",
-                "layout.mtbf", "layout.hang", "layout.patience"):  # fmt: skip
+    for key in (
+        "train.lr",
+        "train.eps",
+        "train.clip",
+        "model.init_std",
+        "model.norm_eps",
+        "train.divergence",
+        "layout.mtbf",
+        "layout.hang",
+        "layout.patience",
+    ):
         if not flat[key] > 0:
             raise ConfigError(f"{key}={flat[key]}: must be above 0")
     for key in ("train.min_lr", "train.warmup", "train.beta1", "train.beta2"):
@@ -215,8 +233,10 @@ def _check_ramp(train: TrainConfig) -> None:
         raise ConfigError(f"{form}, such as 32,32,2M; or [] for no ramp")
     first, more, _ = train.ramp
     if first >= train.batch or (train.batch - first) % more:
-        raise ConfigError(f"train.ramp={first},{more},...: train.batch={train.batch} is no whole number of "
-                          f"increments of {more} above {first}")  # fmt: skip
+        raise ConfigError(
+            f"train.ramp={first},{more},...: train.batch={train.batch} is no whole number of "
+            f"increments of {more} above {first}"
+        )
 
 
 def _check_fp8(run: Run) -> None:
@@ -225,8 +245,10 @@ def _check_fp8(run: Run) -> None:
     if run.train.precision != "fp8":
         return
     if run.layout.tp > 1:
-        raise ConfigError(f"layout.tp={run.layout.tp} has no layers in fp8: train.precision=fp8 needs layout.tp=1, and "
-                          "tensor parallelism bf16, fp16 or fp32")  # fmt: skip
+        raise ConfigError(
+            f"layout.tp={run.layout.tp} has no layers in fp8: train.precision=fp8 needs layout.tp=1, and "
+            "tensor parallelism bf16, fp16 or fp32"
+        )
     model = run.model
     inner = f"the inner width of model.act={model.act} (of a multiple of 48 as model.hidden it is one)"
     for name, number in {"model.hidden": model.hidden, "model.seq": model.seq, inner: model.ffn}.items():
@@ -237,9 +259,11 @@ def _check_fp8(run: Run) -> None:
 def _check_tensor_parallel(run: Run) -> None:
     tp, model = run.layout.tp, run.model
     for name, number in {
-        "layout.processes": run.layout.processes, "model.heads": model.heads, "the MLP's inner width": model.ffn,
+        "layout.processes": run.layout.processes,
+        "model.heads": model.heads,
+        "the MLP's inner width": model.ffn,
         "the padded vocabulary (model.vocab_multiple)": model.padded_vocab,
-    }.items():  # fmt: skip
+    }.items():
         if number % tp:
             more = " (0: one for each GPU)" if name == "layout.processes" else ""
             raise ConfigError(f"layout.tp={tp} does not divide {name}, {number}{more}")

@@ -61,7 +61,7 @@ def _ended(line: dict[str, Any]) -> str:
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
-    """attempts.jsonl: what was submitted, begun and ended under Slurm; see launch/attempts.py."""
+    """attempts.jsonl: what was submitted, begun and ended under Slurm; see launch/slurm/attempts.py."""
     try:
         text = (folder / "attempts.jsonl").read_text()
     except FileNotFoundError:
@@ -103,19 +103,21 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
     for i, cell in enumerate(study.cells):
         s = state(cell)
         score = f"{s['bits_per_byte']:.3f} bits/byte" if "bits_per_byte" in s else ""
-        rows.append((
-            f"{i} {cell.name}",
-            s["state"],
-            f"{s['step']}/{cell.run.steps}" if "step" in s else "",
-            f"{s['loss']:.3f}" if "loss" in s else "",
-            human(s["tokens_per_second"]) if "tokens_per_second" in s else "",
-            duration(s["left"]) if "left" in s else "",
-            duration(s["silent"]) if "silent" in s else "",
-            str(s["attempts"] or ""),
-            s.get("nodes", ""),
-            "{} of {} on the way".format(*s["on_the_way"]) if "on_the_way" in s else "",
-            s.get("why", score).splitlines()[0] if s.get("why", score) else "",
-        ))  # fmt: skip
+        rows.append(
+            (
+                f"{i} {cell.name}",
+                s["state"],
+                f"{s['step']}/{cell.run.steps}" if "step" in s else "",
+                f"{s['loss']:.3f}" if "loss" in s else "",
+                human(s["tokens_per_second"]) if "tokens_per_second" in s else "",
+                duration(s["left"]) if "left" in s else "",
+                duration(s["silent"]) if "silent" in s else "",
+                str(s["attempts"] or ""),
+                s.get("nodes", ""),
+                "{} of {} on the way".format(*s["on_the_way"]) if "on_the_way" in s else "",
+                s.get("why", score).splitlines()[0] if s.get("why", score) else "",
+            )
+        )
     states = [row[1] for row in rows[1:]]
     counts = ", ".join(f"{states.count(name)} {name}" for name in STATES if name in states)
     if height and len(rows) > (room := max(2, height - 3)):
@@ -130,8 +132,17 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
 
 
 # What a run can be, what needs a look first.
-STATES = ("failed", "stalled", "stopped", "running", "starting", "queued", "trained, not evaluated", "not started",
-          "finished")  # fmt: skip
+STATES = (
+    "failed",
+    "stalled",
+    "stopped",
+    "running",
+    "starting",
+    "queued",
+    "trained, not evaluated",
+    "not started",
+    "finished",
+)
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:

@@ -223,8 +223,17 @@ def from_args(words: list[str]) -> Study:
         # arms that read different text are judged on the held-out text of all of it
         judged = resolve(setting).eval.corpora
         setting.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
-    return build(factor, question, expect, setting, arm_values, list(range(1, count + 1)),
-                 Path(given.get("OUT", "runs")), int(given["JOBS"]) if "JOBS" in given else None, words)  # fmt: skip
+    return build(
+        factor,
+        question,
+        expect,
+        setting,
+        arm_values,
+        list(range(1, count + 1)),
+        Path(given.get("OUT", "runs")),
+        int(given["JOBS"]) if "JOBS" in given else None,
+        words,
+    )
 
 
 def from_anywhere(words: list[str]) -> list[str]:
@@ -288,15 +297,18 @@ def build(
     for seed in seeds:
         reference = resolve([*given, ("size", base.size), ("seed", seed)]).flat()
         for arm, delta in deltas.items():
-            run = resolve([*given, ("size", base.size), ("train.precision", base.train.precision),
-                           *delta.items(), ("seed", seed)])  # fmt: skip
+            run = resolve(
+                [*given, ("size", base.size), ("train.precision", base.train.precision), *delta.items(), ("seed", seed)]
+            )
             if difference(reference, run.flat()) != delta:
                 raise ConfigError(f"{arm} differs from the baseline in {difference(reference, run.flat())}")
             name = "baseline" if not delta else _slug(arm)
             cell = Cell(arm, seed, run, delta, out / stage / f"{name},seed={seed}")
             if delta.keys() & ROUNDED and _rounded(run) == _rounded(base):
-                raise ConfigError(f"two equal runs: {arm} comes to the same number of steps, tokens to the end of the "
-                                  "learning rate's decay, and rows of the embedding as the baseline")  # fmt: skip
+                raise ConfigError(
+                    f"two equal runs: {arm} comes to the same number of steps, tokens to the end of the "
+                    "learning rate's decay, and rows of the embedding as the baseline"
+                )
             if run.fingerprint in seen:
                 raise ConfigError(f"two equal runs: {cell.name} and {seen[run.fingerprint]}")
             seen[run.fingerprint] = cell.name

@@ -7,6 +7,7 @@ at the weights and the past alone, is extended when a sample beyond its end is a
 
 Its index is built and samples are read without that class, which takes four times the memory and twice the time.
 """
+
 from __future__ import annotations
 
 import logging
@@ -59,7 +60,7 @@ class Batches:
         for row, (source, pieces) in zip(rows, self._found, strict=True):
             at = 0
             for begin, end in pieces:
-                row[at:at + end - begin] = source.flat[begin:end]
+                row[at : at + end - begin] = source.flat[begin:end]
                 at += end - begin
         ahead = numbers.start - self._last.start
         if numbers and self._last and ahead > 0:  # the next call is likely as far from this one as this from the last
@@ -76,8 +77,9 @@ class Batches:
             unit = 1 << max(end.bit_length() - 3, 10)  # at most a quarter more than asked for
             self._blend = _blend(self._weights, -(-end // unit) * unit)
         chosen = [self._sources[self._blend[0][number]] for number in numbers]
-        return [(source, source.pieces(int(self._blend[1][number])))
-                for source, number in zip(chosen, numbers, strict=True)]
+        return [
+            (source, source.pieces(int(self._blend[1][number]))) for source, number in zip(chosen, numbers, strict=True)
+        ]
 
     def _look_up(self, numbers: range) -> None:
         """Find these samples, and have the system read them into its page cache, all at once and without waiting."""
@@ -91,9 +93,10 @@ class Batches:
 
 class _Epoch(NamedTuple):
     """What GPTDataset calls document, sample and shuffle index."""
+
     documents: np.ndarray  # int32 [documents]: their order
-    cuts: np.ndarray       # int32 or int64 [samples + 1, 2]: place in that order and offset where a sample begins
-    samples: np.ndarray    # uint32 [samples]: their order
+    cuts: np.ndarray  # int32 or int64 [samples + 1, 2]: place in that order and offset where a sample begins
+    samples: np.ndarray  # uint32 [samples]: their order
 
 
 class _Source:
@@ -121,8 +124,8 @@ class _Source:
         if self.in_order:
             return [(sample * self.seq, (sample + 1) * self.seq + 1)]
         documents, cuts, samples = self._epoch(epoch)
-        (first, skipped), (last, taken) = cuts[(at := int(samples[sample])):at + 2].tolist()
-        chosen = documents[first:last + 1]
+        (first, skipped), (last, taken) = cuts[(at := int(samples[sample])) : at + 2].tolist()
+        chosen = documents[first : last + 1]
         begins = (self.pointers[chosen] // self.flat.itemsize).tolist()
         ends = [begin + length for begin, length in zip(begins, self.lengths[chosen].tolist(), strict=True)]
         ends[-1] = begins[-1] + taken + 1  # the first token of the next sample is the last target of this one
@@ -153,5 +156,8 @@ def _megatron() -> SimpleNamespace:
         warnings.simplefilter("ignore")
         from megatron.core.datasets import helpers, indexed_dataset
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
-    return SimpleNamespace(IndexedDataset=indexed_dataset.IndexedDataset, build_sample_idx=helpers.build_sample_idx,
-                           build_blending_indices=helpers.build_blending_indices)
+    return SimpleNamespace(
+        IndexedDataset=indexed_dataset.IndexedDataset,
+        build_sample_idx=helpers.build_sample_idx,
+        build_blending_indices=helpers.build_blending_indices,
+    )

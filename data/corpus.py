@@ -1,4 +1,5 @@
 """What a corpus is: its specification, the files it is made of, and the documents in them."""
+
 from __future__ import annotations
 
 import ast
@@ -22,7 +23,7 @@ from data.readers import EXTENSIONS, Ledger
 
 CORPORA = Path(__file__).parent / "corpora"
 VALID_SHARE = 0.02  # of the documents of a corpus on disk; untuned
-VALID_BYTES = 1e9   # of files, packed: larger corpora hold out a smaller share; untuned
+VALID_BYTES = 1e9  # of files, packed: larger corpora hold out a smaller share; untuned
 ABOUT = {"licence", "published"}  # for people: not part of what is read
 FIELDS = {
     "blend": {"blend", "alpha"} | ABOUT,
@@ -40,11 +41,12 @@ class Missing(LookupError):
 
 class Unit(NamedTuple):
     """One file to read documents from."""
-    path: Path | str   # a str is an address on the hub
-    name: str          # the same on every machine
-    package: str       # its distribution, "" for a corpus of files
-    size: int          # bytes
-    sha256: str = ""   # of the content, where the hub says it; or git's hash, of 40 digits
+
+    path: Path | str  # a str is an address on the hub
+    name: str  # the same on every machine
+    package: str  # its distribution, "" for a corpus of files
+    size: int  # bytes
+    sha256: str = ""  # of the content, where the hub says it; or git's hash, of 40 digits
 
 
 def known() -> list[str]:
@@ -76,8 +78,10 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
         spec = {"files": _files(corpus), "layout": "auto"}
         spec["root"] = _root(spec["files"])
     else:
-        raise ValueError(f"unknown corpus {corpus!r}: known are {', '.join(known())}; "
-                         f"or give a file, folder or glob of {', '.join(EXTENSIONS)}")
+        raise ValueError(
+            f"unknown corpus {corpus!r}: known are {', '.join(known())}; "
+            f"or give a file, folder or glob of {', '.join(EXTENSIONS)}"
+        )
     return {"name": corpus, **spec}
 
 
@@ -117,8 +121,12 @@ def locate(corpus: str, folder: str, store: Path) -> None:
 def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
     """A sentence for each family of numbered files on this machine that lacks some: what is there is read as it is."""
     specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
-    return [f"{name}: {sentence}; what is missing is not read" for name, spec in specs.items() if "root" in spec
-            for sentence in readers.incomplete(unit.name for unit in units(spec))]
+    return [
+        f"{name}: {sentence}; what is missing is not read"
+        for name, spec in specs.items()
+        if "root" in spec
+        for sentence in readers.incomplete(unit.name for unit in units(spec))
+    ]
 
 
 @contextlib.contextmanager
@@ -129,8 +137,10 @@ def alone(path: Path) -> Iterator[None]:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX)  # unlike flock's, not inherited by children
         except OSError as error:  # as Lustre says that was mounted without `flock`
-            raise ValueError(f"{path.parent} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
-                             "or have this file system mounted with locks") from None
+            raise ValueError(
+                f"{path.parent} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
+                "or have this file system mounted with locks"
+            ) from None
         yield
 
 
@@ -152,8 +162,9 @@ def units(spec: dict[str, Any], store: Path | None = None, ask: bool = True) -> 
     not and `ask` is false; ValueError when the hub cannot be asked or has no such files.
     """
     if "root" in spec:
-        return [Unit(path, path.relative_to(spec["root"]).as_posix(), "", path.stat().st_size)
-                for path in spec["files"]]
+        return [
+            Unit(path, path.relative_to(spec["root"]).as_posix(), "", path.stat().st_size) for path in spec["files"]
+        ]
     if "files" in spec:
         return _on_hub(spec, store, ask)
     found = []
@@ -175,8 +186,16 @@ def documents(spec: dict[str, Any], unit: Unit, ledger: Ledger | None = None) ->
     """
     ledger = ledger or Ledger()
     if "files" in spec:
-        yield from readers.documents(unit.path, unit.name, spec["layout"], ledger,
-                                     spec.get("text", ""), spec.get("where") or {}, unit.size, unit.sha256)
+        yield from readers.documents(
+            unit.path,
+            unit.name,
+            spec["layout"],
+            ledger,
+            spec.get("text", ""),
+            spec.get("where") or {},
+            unit.size,
+            unit.sha256,
+        )
         return
     assert isinstance(unit.path, Path)
     labels = {"package": unit.package}
@@ -225,6 +244,7 @@ def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
 
 
 # Specifications
+
 
 def _named(path: Path, spec: Any, variant: str) -> dict[str, Any]:
     where = f"{path.parent.name}/{path.name}"
@@ -290,8 +310,10 @@ def _below(root: Path, spec: dict[str, Any]) -> list[Path]:
 
 def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Unit]:
     if "hub" not in spec:
-        raise ValueError(f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
-                         f"they lie: make data CORPUS={spec['name']} FROM=folder")
+        raise ValueError(
+            f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
+            f"they lie: make data CORPUS={spec['name']} FROM=folder"
+        )
     repo, revision = spec["hub"], spec["revision"]
     key = hashlib.sha256(json.dumps([repo, revision, spec["files"]]).encode()).hexdigest()[:8]
     noted = store / "hub" / f"{repo.replace('/', '__')}-{key}.json" if store else None
@@ -327,11 +349,15 @@ def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[
             except EntryNotFoundError:
                 continue  # another pattern may have its folder
     except Exception as error:  # the library raises its own, httpx's and the operating system's
-        raise ValueError(f"{corpus}: the hub cannot be read ({type(error).__name__}: {' '.join(str(error).split())}). "
-                         f"Where its files are here already: make data CORPUS={corpus} FROM=folder") from None
+        raise ValueError(
+            f"{corpus}: the hub cannot be read ({type(error).__name__}: {' '.join(str(error).split())}). "
+            f"Where its files are here already: make data CORPUS={corpus} FROM=folder"
+        ) from None
     if not found:
-        raise ValueError(f"no file of {repo} at {revision} matches {' or '.join(patterns)}. Where its files are here "
-                         f"already: make data CORPUS={corpus} FROM=folder")
+        raise ValueError(
+            f"no file of {repo} at {revision} matches {' or '.join(patterns)}. Where its files are here "
+            f"already: make data CORPUS={corpus} FROM=folder"
+        )
     return sorted(found.values())
 
 
@@ -345,13 +371,15 @@ def _folder_of(pattern: str) -> tuple[str, bool]:
 def _blend(where: str, asked: Any, alpha: Any, folder: Path) -> dict[str, float]:
     """{component: weight}; equal weights where alpha will draw them from the sizes."""
     if isinstance(asked, list) != (alpha is not None):
-        raise ValueError(f"{where}: a blend maps components to weights; or it lists them and alpha gives the weights: "
-                         "size ** alpha, 1 for shares by tokens, 0 for equal ones")
+        raise ValueError(
+            f"{where}: a blend maps components to weights; or it lists them and alpha gives the weights: "
+            "size ** alpha, 1 for shares by tokens, 0 for equal ones"
+        )
     if alpha is not None and not (type(alpha) in (int, float) and 0 <= alpha <= 1):
         raise ValueError(f"{where}: alpha is {alpha!r}; it lies between 0 and 1")
     split: dict[str, bool] = {}
     weights: dict[str, float] = {}
-    for name, weight in (asked.items() if isinstance(asked, dict) else [(name, 1) for name in asked]):
+    for name, weight in asked.items() if isinstance(asked, dict) else [(name, 1) for name in asked]:
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight > 0:
             raise ValueError(f"{where}: the weight of {name} is {weight!r}; weights are positive numbers")
         if folder != CORPORA and (folder / name).exists():
@@ -376,8 +404,7 @@ def _distribution(package: str, version: str) -> importlib.metadata.Distribution
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(f"the corpus reads {package} {version}, not installed here; {advice}") from None
     if distribution.version != version:
-        raise ValueError(f"the corpus reads {package} {version}, but {distribution.version} is installed; "
-                         f"{advice}")
+        raise ValueError(f"the corpus reads {package} {version}, but {distribution.version} is installed; {advice}")
     return distribution
 
 
@@ -387,8 +414,11 @@ def _files(pattern: str) -> list[Path]:
     root = Path(pattern)
     if root.is_dir():
         # A folder of OSCAR also holds checksums, which are no text.
-        found = [path for path in root.rglob("*") if path.is_file() and readers.packing(path.name) is not None
-                 and not path.name.endswith("sha256.txt")]
+        found = [
+            path
+            for path in root.rglob("*")
+            if path.is_file() and readers.packing(path.name) is not None and not path.name.endswith("sha256.txt")
+        ]
     else:
         found = [root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)]
         found = [path for path in found if path.is_file()]
@@ -408,6 +438,7 @@ def _root(files: list[Path]) -> Path:
 
 
 # Docstrings
+
 
 def _docstrings(source: str, name: str) -> Iterator[tuple[str, str]]:
     """(qualified name, text) of a module and of each of its functions and classes, with their members."""

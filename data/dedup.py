@@ -2,6 +2,7 @@
 
 To datatrove a step is any function of (documents, rank, number of tasks).
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -37,6 +38,7 @@ def _records(folder: Path) -> list[Path]:
 
 class _Words:
     """datatrove's own need a package for each language; spaces will do for its simplified text."""
+
     word_tokenize = staticmethod(str.split)
 
 

@@ -1,4 +1,5 @@
 """From text to tokens: the tokenizer, trained or copied, and the training text as token files, arranged."""
+
 from __future__ import annotations
 
 import gzip
@@ -34,8 +35,13 @@ def prepared_tokenizer(name: str, vocab: int, kind: str, recipe: Recipe, place: 
         return {"sha256": load_tokenizer(work / file).sha256}
 
     library = "tokenizers" if kind == "byte-bpe" else "sentencepiece"
-    inputs = {"text": [about["sha256"] for _, about in texts], "vocab": vocab, "kind": kind,
-              "options": [OPTIONS, SAMPLE_BYTES], library: version(library)}
+    inputs = {
+        "text": [about["sha256"] for _, about in texts],
+        "vocab": vocab,
+        "kind": kind,
+        "options": [OPTIONS, SAMPLE_BYTES],
+        library: version(library),
+    }
     folder, about = store.folder(place, f"{store.label(name)}-tokenizer-{vocab}", inputs, make)
     return folder / file, about["sha256"]
 
@@ -49,8 +55,9 @@ def _existing(path: str, vocab: int, place: Place) -> tuple[Path, str]:
         loaded = load_tokenizer(work / file)
         if vocab not in (allowed := vocabularies(loaded)):
             more = f", or {allowed[-1]} with T5's {EXTRA_IDS} extra ids" if len(allowed) > 1 else ""
-            raise ValueError(f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that"
-                             + more)
+            raise ValueError(
+                f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that" + more
+            )
         return {"sha256": loaded.sha256}
 
     inputs = {"content": hashlib.sha256(content).hexdigest(), "vocab": vocab}
@@ -58,8 +65,9 @@ def _existing(path: str, vocab: int, place: Place) -> tuple[Path, str]:
     return folder / file, about["sha256"]
 
 
-def prepared_tokens(name: str, text: Path, about: dict[str, Any], model: Path, model_sha: str, recipe: Recipe,
-                    place: Place) -> tuple[Path, dict[str, Any]]:
+def prepared_tokens(
+    name: str, text: Path, about: dict[str, Any], model: Path, model_sha: str, recipe: Recipe, place: Place
+) -> tuple[Path, dict[str, Any]]:
     """Folder of the training text as tokens; its manifest: tokens of the training and validation text, steps, notes."""
 
     def make(work: Path, run: Run) -> dict[str, Any]:
@@ -83,18 +91,30 @@ def prepared_tokens(name: str, text: Path, about: dict[str, Any], model: Path, m
                 domains[domain] = [a + b for a, b in zip(before, count, strict=True)]
         found, meant = (sum(count[0] for count in domains.values()), held_out), (about["train"], about["valid"])
         if found != tuple(each["documents"] for each in meant):
-            raise ValueError(f"{text} holds {found[0]:,} and {found[1]:,} documents for training and validation, not "
-                             f"the {meant[0]['documents']:,} and {meant[1]['documents']:,} that were written there. "
-                             "Remove it, and it is made again")
+            raise ValueError(
+                f"{text} holds {found[0]:,} and {found[1]:,} documents for training and validation, not "
+                f"the {meant[0]['documents']:,} and {meant[1]['documents']:,} that were written there. "
+                "Remove it, and it is made again"
+            )
         lengths = tokens.read(work / "train")[1]
-        made: dict[str, Any] = {"train": int(lengths.sum()), "valid": valid, "domains": domains, **kept,
-                "steps": [*about["steps"], *steps]}
+        made: dict[str, Any] = {
+            "train": int(lengths.sum()),
+            "valid": valid,
+            "domains": domains,
+            **kept,
+            "steps": [*about["steps"], *steps],
+        }
         made["notes"] = report.notes(name, recipe, made["steps"], about)
         report.write(work, name, recipe, about, made, lengths, text)
         return made
 
-    inputs = {"text": [about["sha256"], text.name], "tokenizer": model_sha, "compress": recipe.compress,
-              "order": recipe.order, "sentencepiece": version("sentencepiece")}
+    inputs = {
+        "text": [about["sha256"], text.name],
+        "tokenizer": model_sha,
+        "compress": recipe.compress,
+        "order": recipe.order,
+        "sentencepiece": version("sentencepiece"),
+    }
     return store.folder(place, f"{store.label(name)}-tokens", inputs, make)
 
 
@@ -103,13 +123,17 @@ def check_unchanged(model: Path, model_sha: str, tokens: list[tuple[Path, dict[s
     another one in its place a model would be trained on ids that mean something else."""
     found = hashlib.sha256(model.read_bytes()).hexdigest()
     if found != model_sha:
-        raise ValueError(f"{model} is not the tokenizer that the tokens were made with: its sha256 is {found}, theirs "
-                         f"{model_sha}. Remove {model.parent}, and it is made again")
+        raise ValueError(
+            f"{model} is not the tokenizer that the tokens were made with: its sha256 is {found}, theirs "
+            f"{model_sha}. Remove {model.parent}, and it is made again"
+        )
     for folder, about in tokens:
         size = (folder / "train.bin").stat().st_size
         if size not in (2 * about["train"], 4 * about["train"]):
-            raise ValueError(f"{folder}/train.bin has {size} bytes, not those of the {about['train']} tokens that were "
-                             f"written there. Remove {folder}, and it is made again")
+            raise ValueError(
+                f"{folder}/train.bin has {size} bytes, not those of the {about['train']} tokens that were "
+                f"written there. Remove {folder}, and it is made again"
+            )
 
 
 def _tokenize(folder: Path, model: Path, parts: Path, _: Any, rank: int, __: int) -> None:
@@ -138,8 +162,9 @@ def _tokenize(folder: Path, model: Path, parts: Path, _: Any, rank: int, __: int
     Path(f"{prefix}.domains").write_text(json.dumps(domains))
 
 
-def _arrange(prefixes: list[str | Path], shards: list[Path], recipe: Recipe,
-             work: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
+def _arrange(
+    prefixes: list[str | Path], shards: list[Path], recipe: Recipe, work: Path
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Join the token files of the shards, without what is too dense and in the recipe's order; what that left."""
     import numpy as np
 
@@ -165,29 +190,58 @@ def _arrange(prefixes: list[str | Path], shards: list[Path], recipe: Recipe,
     if recipe.order != "random":
         moved = int((chosen != kept).sum())
         both = [len(kept), int(sizes[kept].sum())]
-        steps.append({"step": recipe.order, "in": both, "out": both, "changed": 0, "moved": moved, "reasons": {},
-                      "examples": [], "lengths": {"in": {}, "out": {}}})
+        steps.append(
+            {
+                "step": recipe.order,
+                "in": both,
+                "out": both,
+                "changed": 0,
+                "moved": moved,
+                "reasons": {},
+                "examples": [],
+                "lengths": {"in": {}, "out": {}},
+            }
+        )
     return {"documents": len(kept), "bytes": int(sizes[kept].sum())}, steps
 
 
-def _dense_step(dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path],
-                limit: float) -> dict[str, Any]:
+def _dense_step(
+    dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
+) -> dict[str, Any]:
     """What a `filters.Step` would have reported of the compressibility filter."""
     import numpy as np
 
     why = f"{limit:g} tokens per character or more"
     ends = np.cumsum([np.load(f"{prefix}.npy").shape[1] for prefix in prefixes])
     examples = []
-    for number in np.flatnonzero(dense)[:filters.EXAMPLES].tolist():
+    for number in np.flatnonzero(dense)[: filters.EXAMPLES].tolist():
         shard = int(np.searchsorted(ends, number, "right"))
         with open(shards[shard], "rb") as file:
             at = number - int(ends[shard - 1] if shard else 0)
             document = json.loads(next(line for index, line in enumerate(file) if index == at))
         ratio = (int(lengths[number]) - 1) / int(characters[number])
-        examples.append({"id": document["id"], "why": f"{ratio:.3f} tokens per character",
-                         "text": document["text"][:filters.EXCERPT]})
-    bins = {side: dict(zip(*(each.tolist() for each in np.unique(np.log2(sizes[mask]).astype(int), return_counts=True)),
-                           strict=True)) for side, mask in (("in", np.full(len(dense), True)), ("out", ~dense))}
-    return {"step": "compress", "in": [len(dense), int(sizes.sum())],
-            "out": [int((~dense).sum()), int(sizes[~dense].sum())], "changed": 0,
-            "reasons": {why: int(dense.sum())} if dense.any() else {}, "examples": examples, "lengths": bins}
+        examples.append(
+            {
+                "id": document["id"],
+                "why": f"{ratio:.3f} tokens per character",
+                "text": document["text"][: filters.EXCERPT],
+            }
+        )
+    bins = {
+        side: dict(
+            zip(
+                *(each.tolist() for each in np.unique(np.log2(sizes[mask]).astype(int), return_counts=True)),
+                strict=True,
+            )
+        )
+        for side, mask in (("in", np.full(len(dense), True)), ("out", ~dense))
+    }
+    return {
+        "step": "compress",
+        "in": [len(dense), int(sizes.sum())],
+        "out": [int((~dense).sum()), int(sizes[~dense].sum())],
+        "changed": 0,
+        "reasons": {why: int(dense.sum())} if dense.any() else {},
+        "examples": examples,
+        "lengths": bins,
+    }

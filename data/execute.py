@@ -1,4 +1,5 @@
 """Runs datatrove's pipelines: on this machine, as arrays of Slurm jobs, or on Ray. What is finished is not redone."""
+
 from __future__ import annotations
 
 import contextlib
@@ -37,7 +38,7 @@ def check(how: Executor) -> None:
     if how.workers < 0:
         raise ValueError(f"WORKERS={how.workers}: a number of tasks at a time, or 0")
     if how.kind == "slurm" and (missing := {"partition", "time"} - set(how.options)):
-        raise ValueError(f"EXECUTOR=slurm needs {' and '.join(sorted(missing))}: OPTIONS=\"partition=cpu time=9:00\"")
+        raise ValueError(f'EXECUTOR=slurm needs {" and ".join(sorted(missing))}: OPTIONS="partition=cpu time=9:00"')
     if how.kind == "local" and how.options:
         raise ValueError(f"EXECUTOR=local has no options: {', '.join(how.options)}")
 
@@ -65,8 +66,9 @@ def _local(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     try:
         # fork: the other methods import the caller's script again, which would wait here for itself without a
         # guard on its name. The tasks touch neither torch nor a lock of this process' other threads.
-        LocalPipelineExecutor(pipeline, tasks=tasks, workers=min(tasks, how.workers or cores()), logging_dir=logs,
-                              start_method="fork").run()
+        LocalPipelineExecutor(
+            pipeline, tasks=tasks, workers=min(tasks, how.workers or cores()), logging_dir=logs, start_method="fork"
+        ).run()
     finally:
         _executing = False
 
@@ -95,14 +97,21 @@ def _slurm(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     if noted.exists():  # of a driver that was killed: its jobs would write the same files
         _cancel(noted.read_text())
     known = inspect.signature(SlurmPipelineExecutor.__init__).parameters
-    given: dict[str, Any] = {name: int(value) if value.isdigit() else value
-                             for name, value in how.options.items() if name in known}
+    given: dict[str, Any] = {
+        name: int(value) if value.isdigit() else value for name, value in how.options.items() if name in known
+    }
     rest = {name: value for name, value in how.options.items() if name not in known}
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     given.setdefault("env_command", f'export PATH="{Path(sys.executable).parent}:$PATH" PYTHONPATH="{paths}"')
     # Slurm's own requeue of a lost node's task is safe: a task writes its files anew
-    executor = Quiet(pipeline, tasks=tasks, workers=how.workers or -1, logging_dir=logs, sbatch_args=rest or None,
-                     **({"job_name": "megahour-data", "qos": "", "mail_type": "NONE"} | given))
+    executor = Quiet(
+        pipeline,
+        tasks=tasks,
+        workers=how.workers or -1,
+        logging_dir=logs,
+        sbatch_args=rest or None,
+        **({"job_name": "megahour-data", "qos": "", "mail_type": "NONE"} | given),
+    )
     executor.run()
     if executor.job_id == -1:
         return
@@ -118,14 +127,26 @@ def _slurm(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
             noted.unlink()
             return
         time.sleep(POLL)
-    raise RuntimeError(f"{len(left)} of {tasks} tasks did not finish, the first is {left[0]}; see {logs}/slurm_logs. "
-                       "The same command does these again")
+    raise RuntimeError(
+        f"{len(left)} of {tasks} tasks did not finish, the first is {left[0]}; see {logs}/slurm_logs. "
+        "The same command does these again"
+    )
 
 
 def _alive(job: str) -> bool:
     """Whether the queue still holds an element of a job array. A queue that cannot be asked just now does."""
-    asked = subprocess.run(["squeue", "--noheader", "--jobs", job, "--states", "PENDING,RUNNING,CONFIGURING,COMPLETING,"
-                            "REQUEUED,SUSPENDED,RESIZING"], capture_output=True, text=True)
+    asked = subprocess.run(
+        [
+            "squeue",
+            "--noheader",
+            "--jobs",
+            job,
+            "--states",
+            "PENDING,RUNNING,CONFIGURING,COMPLETING,REQUEUED,SUSPENDED,RESIZING",
+        ],
+        capture_output=True,
+        text=True,
+    )
     if asked.returncode:
         return "Invalid job id" not in asked.stderr
     return bool(asked.stdout.strip())
@@ -148,15 +169,29 @@ def _ray(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     address = options.pop("address", None)
     if not ray.is_initialized():
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False,
-                 logging_level="ERROR", include_dashboard=False if address is None else None)
-    executor = RayPipelineExecutor(pipeline, tasks=tasks, workers=how.workers or -1, logging_dir=logs,
-                                   **{name: float(value) if "." in value else int(value) if value.isdigit() else value
-                                      for name, value in options.items()})  # fmt: skip
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            log_to_driver=False,
+            logging_level="ERROR",
+            include_dashboard=False if address is None else None,
+        )
+    executor = RayPipelineExecutor(
+        pipeline,
+        tasks=tasks,
+        workers=how.workers or -1,
+        logging_dir=logs,
+        **{
+            name: float(value) if "." in value else int(value) if value.isdigit() else value
+            for name, value in options.items()
+        },
+    )
     executor.run()
     if left := executor.get_incomplete_ranks(skip_completed=True):
-        raise RuntimeError(f"{len(left)} of {tasks} tasks did not finish, the first is {left[0]}; see {logs}/logs. "
-                           "The same command does these again")
+        raise RuntimeError(
+            f"{len(left)} of {tasks} tasks did not finish, the first is {left[0]}; see {logs}/logs. "
+            "The same command does these again"
+        )
 
 
 @contextlib.contextmanager

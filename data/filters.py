@@ -3,6 +3,7 @@
 A filter is `(document) -> why it is removed, or ""`. Held-out documents pass all of them: arms that differ in a filter
 are judged on the same text.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -107,9 +108,18 @@ class Step:
             if reasons[reason] <= EXAMPLES:
                 examples.append({"id": document.id, "why": reason, "text": before[:EXCERPT]})
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{rank:05d}.json").write_text(json.dumps({
-            "in": counts[0].tolist(), "out": counts[1].tolist(), "changed": int(changed), "reasons": dict(reasons),
-            "examples": examples, "lengths": {"in": dict(lengths[0]), "out": dict(lengths[1])}}))
+        (self.folder / f"{rank:05d}.json").write_text(
+            json.dumps(
+                {
+                    "in": counts[0].tolist(),
+                    "out": counts[1].tolist(),
+                    "changed": int(changed),
+                    "reasons": dict(reasons),
+                    "examples": examples,
+                    "lengths": {"in": dict(lengths[0]), "out": dict(lengths[1])},
+                }
+            )
+        )
 
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
@@ -124,14 +134,20 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
             examples.append(example)
     lengths = {side: sum((Counter(each["lengths"][side]) for each in found), Counter()) for side in ("in", "out")}
     return {
-        "step": name, **{side: np.sum([each[side] for each in found], axis=0).tolist() for side in ("in", "out")},
-        "changed": sum(each["changed"] for each in found), "reasons": dict(sorted(reasons.items())),
+        "step": name,
+        **{side: np.sum([each[side] for each in found], axis=0).tolist() for side in ("in", "out")},
+        "changed": sum(each["changed"] for each in found),
+        "reasons": dict(sorted(reasons.items())),
         "examples": examples,
-        "lengths": {side: {key: count for key, count in sorted(tally.items(), key=lambda item: int(item[0])) if count}
-                    for side, tally in lengths.items()}}
+        "lengths": {
+            side: {key: count for key, count in sorted(tally.items(), key=lambda item: int(item[0])) if count}
+            for side, tally in lengths.items()
+        },
+    }
 
 
 # Quality
+
 
 def quality(name: str, _: int) -> Callable[[Any], str]:
     """C4's or Gopher's rules, by datatrove's blocks."""
@@ -169,7 +185,7 @@ def _english() -> Any:
 
         def span_tokenize(self, text: str) -> list[tuple[int, int]]:
             ends = [match.end() for match in re.finditer(r"[.!?]+[\"'”’)\]]*(?=\s|$)", text)]
-            if text[ends[-1] if ends else 0:].strip():
+            if text[ends[-1] if ends else 0 :].strip():
                 ends.append(len(text))
             return list(zip([0, *ends[:-1]], ends, strict=True))
 
@@ -177,6 +193,7 @@ def _english() -> Any:
 
 
 # Decontamination
+
 
 def tasks(folder: str) -> dict[str, list[Path]]:
     """{task: files} of a folder of <task>/<split>.jsonl or .jsonl.gz, without the splits that are for training."""
@@ -223,8 +240,10 @@ def contamination(about: dict[str, Any], to: Path) -> dict[str, Any]:
     owners = np.load(to / "rows.npy")
     found = np.unique(owners[np.isin(owners[:, 0], seen)][:, 1:], axis=0)
     documents: Counter[str] = sum((Counter(each["documents"]) for each in hits), Counter())
-    return {task: row | {"found": int((found[:, 0] == number).sum()), "documents": documents[task]}
-            for number, (task, row) in enumerate(about.items())}
+    return {
+        task: row | {"found": int((found[:, 0] == number).sum()), "documents": documents[task]}
+        for number, (task, row) in enumerate(about.items())
+    }
 
 
 def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
@@ -266,8 +285,9 @@ def _grams() -> Callable[[str], list[tuple[str, int]]]:
 
     config = NGramsDecontConfig(n_grams=NGRAM)
     key = create_hash_func(config.hash_config)
-    return lambda text: [(gram, key(gram)) for gram in
-                         map(" ".join, ngrams(simplify_text(text, config.norm_config).split(), NGRAM))]
+    return lambda text: [
+        (gram, key(gram)) for gram in map(" ".join, ngrams(simplify_text(text, config.norm_config).split(), NGRAM))
+    ]
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -279,6 +299,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 # Of documents as tokens
+
 
 def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
     """Which documents have `limit` tokens per character or more (Cramming's filter); bool [documents]. 0: none."""
@@ -296,9 +317,11 @@ def sequence(order: str, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarr
     if order == "prevalent-first":
         most = int(flat.max()) + 1 if len(flat) else 1
         block = 1 << 24
-        counts = sum((np.bincount(flat[i:i + block], minlength=most) for i in range(0, len(flat), block)),
-                     np.zeros(most, np.int64))
+        counts = sum(
+            (np.bincount(flat[i : i + block], minlength=most) for i in range(0, len(flat), block)),
+            np.zeros(most, np.int64),
+        )
         logs = np.log(np.maximum(counts, 1) / counts.sum())
-        means = np.array([logs[flat[a:a + n]].mean() for a, n in zip(starts, lengths, strict=True)])
+        means = np.array([logs[flat[a : a + n]].mean() for a, n in zip(starts, lengths, strict=True)])
         return np.argsort(-means, kind="stable")
     return np.arange(len(lengths))

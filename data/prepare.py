@@ -6,6 +6,7 @@
 
 As a command: python -m data.prepare --help
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,8 +29,16 @@ from data.tokenizer import KINDS, SMALLEST
 STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # of those of the report, what run.json records
 
 
-def prepare(corpus: str, tokenizer: str, vocab: int, store: Path, kind: str = "bpe", recipe: Recipe = PLAIN,
-            executor: Executor = HERE, build: bool = True) -> dict[str, Any]:
+def prepare(
+    corpus: str,
+    tokenizer: str,
+    vocab: int,
+    store: Path,
+    kind: str = "bpe",
+    recipe: Recipe = PLAIN,
+    executor: Executor = HERE,
+    build: bool = True,
+) -> dict[str, Any]:
     """Prepare a corpus for training, with a tokenizer of `vocab` pieces trained on another or the same one.
 
     `corpus` and `tokenizer`, of which the training text counts, are names or files, see `data.corpus.load`; with
@@ -65,8 +74,10 @@ def prepare(corpus: str, tokenizer: str, vocab: int, store: Path, kind: str = "b
     spec = corpora.load(corpus, place.store)
     weights = spec.get("blend", {corpus: 1.0})
     texts = [prepared_text(name, recipe, place) for name in weights]
-    tokens = [prepared_tokens(name, folder, about, model, model_sha, recipe, place)
-              for name, (folder, about) in zip(weights, texts, strict=True)]
+    tokens = [
+        prepared_tokens(name, folder, about, model, model_sha, recipe, place)
+        for name, (folder, about) in zip(weights, texts, strict=True)
+    ]
     check_unchanged(model, model_sha, tokens)
     abouts, counted = [about for _, about in texts], [about for _, about in tokens]
     if spec.get("alpha") is not None:
@@ -78,24 +89,33 @@ def prepare(corpus: str, tokenizer: str, vocab: int, store: Path, kind: str = "b
     mismatch = [about["mismatch"] for about in abouts if about["mismatch"]]
     for sentence in mismatch:
         warnings.warn(sentence, stacklevel=2)
-    counts = {split: {"documents": sum(about[split]["documents"] for about in abouts),
-                      "bytes": sum(about[split]["bytes"] for about in abouts),
-                      "tokens": sum(about[split] for about in counted)} for split in ("train", "valid")}
+    counts = {
+        split: {
+            "documents": sum(about[split]["documents"] for about in abouts),
+            "bytes": sum(about[split]["bytes"] for about in abouts),
+            "tokens": sum(about[split] for about in counted),
+        }
+        for split in ("train", "valid")
+    }
     counts["train"]["documents"] = sum(about["documents"] for about in counted)
     counts["train"]["bytes"] = sum(about["bytes"] for about in counted)
-    counts["duplicates"] = {kind: sum(about["duplicates"][kind] for about in abouts)
-                            for kind in ("exact", "near")}
+    counts["duplicates"] = {kind: sum(about["duplicates"][kind] for about in abouts) for kind in ("exact", "near")}
     return {
         "corpus": corpus,
         "recipe": recipe._asdict(),
         "sha256": shas[0] if len(shas) == 1 else digest([shas, list(weights.values())]),
-        "train": [{"prefix": str(folder / "train"), "weight": weight, "corpus": name, "tokens": about["train"]}
-                  for (folder, about), (name, weight) in zip(tokens, weights.items(), strict=True)],
+        "train": [
+            {"prefix": str(folder / "train"), "weight": weight, "corpus": name, "tokens": about["train"]}
+            for (folder, about), (name, weight) in zip(tokens, weights.items(), strict=True)
+        ],
         "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts],
         "tokenizer": {"path": str(model), "sha256": model_sha, "vocab": vocab, "corpus": tokenizer, "kind": kind},
         "counts": counts,
-        "steps": [{"corpus": name, **{key: step[key] for key in STEP_KEYS if key in step}}
-                  for name, about in zip(weights, counted, strict=True) for step in about["steps"]],
+        "steps": [
+            {"corpus": name, **{key: step[key] for key in STEP_KEYS if key in step}}
+            for name, about in zip(weights, counted, strict=True)
+            for step in about["steps"]
+        ],
         "reports": [str(folder / "report.md") for folder, _ in tokens],
         "notes": [note for about in counted for note in about["notes"]],
         "mismatch": mismatch,
@@ -104,21 +124,32 @@ def prepare(corpus: str, tokenizer: str, vocab: int, store: Path, kind: str = "b
 
 def denied(error: PermissionError) -> str:
     """What somebody can do who may not write where another one's files are."""
-    return (f"{error.filename} is not yours to write. Several users can share a store where its folders belong to a "
-            "group of theirs (chgrp -R, chmod -R g+rwXs) and each has said `umask 002`; else choose another OUT")
+    return (
+        f"{error.filename} is not yours to write. Several users can share a store where its folders belong to a "
+        "group of theirs (chgrp -R, chmod -R g+rwXs) and each has said `umask 002`; else choose another OUT"
+    )
 
 
 def held_out(corpus: str, store: Path, allow_errors: int = 0) -> list[str]:
     """The files of the validation text of a corpus by the default recipe: the same for all arms of a study."""
     place = Place(Path(store))
-    return [str(prepared_text(name, Recipe(allow_errors=allow_errors), place)[0] / "valid.jsonl.gz")
-            for name in corpora.components(corpus, place.store)]
+    return [
+        str(prepared_text(name, Recipe(allow_errors=allow_errors), place)[0] / "valid.jsonl.gz")
+        for name in corpora.components(corpus, place.store)
+    ]
 
 
 def epochs(manifest: dict[str, Any], tokens: int) -> list[dict[str, Any]]:
     """How often a run of `tokens` tokens reads each source: [{corpus, share, tokens, epochs}]."""
-    return [{"corpus": source["corpus"], "share": source["weight"], "tokens": source["tokens"],
-             "epochs": tokens * source["weight"] / source["tokens"]} for source in manifest["train"]]
+    return [
+        {
+            "corpus": source["corpus"],
+            "share": source["weight"],
+            "tokens": source["tokens"],
+            "epochs": tokens * source["weight"] / source["tokens"],
+        }
+        for source in manifest["train"]
+    ]
 
 
 def main() -> None:
@@ -127,8 +158,9 @@ def main() -> None:
         prog="python -m data.prepare",
         description="Prepare a corpus for training: read, filter, deduplicate, tokenize. Prints the manifest.",
         epilog=f"Corpora: {', '.join(corpora.known())}; or a file, folder or quoted glob of "
-               f"{', '.join(EXTENSIONS)}: JSON lines with \"text\", as in C4 and The Pile, or "
-               "documents separated by blank lines, as in OSCAR v1.")
+        f'{", ".join(EXTENSIONS)}: JSON lines with "text", as in C4 and The Pile, or '
+        "documents separated by blank lines, as in OSCAR v1.",
+    )
     add = parser.add_argument
     add("corpus", help="name, or path on disk")
     add("--tokenizer", metavar="CORPUS", help="what the tokenizer is trained on (the corpus itself)")
@@ -141,8 +173,13 @@ def main() -> None:
     add("--told", action="store_true", help="say nothing of files that are missing in a numbered family")
     add("--executor", choices=execute.KINDS, default="local", help="what runs the tasks (%(default)s)")
     add("--workers", type=int, metavar="N", default=0, help="tasks at a time (one for each core; a cluster: all)")
-    add("--options", metavar="KEY=VALUE", nargs="*", default=[],
-        help="of the executor: Slurm's partition, time, mem_per_cpu_gb, account ...; Ray's address ...")
+    add(
+        "--options",
+        metavar="KEY=VALUE",
+        nargs="*",
+        default=[],
+        help="of the executor: Slurm's partition, time, mem_per_cpu_gb, account ...; Ray's address ...",
+    )
     given = parser.parse_args()
     try:
         options = dict(_pair(word) for word in given.options)
@@ -156,8 +193,9 @@ def main() -> None:
         if given.held_out:
             print("\n".join(held_out(given.corpus, given.store, recipe.allow_errors)))
             return
-        made = prepare(given.corpus, given.tokenizer or given.corpus, given.vocab, given.store,
-                       given.kind, recipe, executor)
+        made = prepare(
+            given.corpus, given.tokenizer or given.corpus, given.vocab, given.store, given.kind, recipe, executor
+        )
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     except RuntimeError as error:

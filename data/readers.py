@@ -1,4 +1,5 @@
 """The documents in a file, by its layout: C4, The Pile, OSCAR, parquet, plain text. Nothing is left out unsaid."""
+
 from __future__ import annotations
 
 import gzip
@@ -15,11 +16,11 @@ from typing import IO, Any
 FORMATS = (".jsonl", ".json", ".txt")  # each plain, .gz or .zst
 EXTENSIONS = [form + packed for form in FORMATS for packed in ("", ".gz", ".zst")] + [".parquet"]
 LAYOUTS = (
-    "auto",          # by the extension; .txt is OSCAR v1's
-    "jsonl",         # a JSON object in each line, the document under "text": C4, The Pile, OSCAR 21.09
-    "oscar-v1",      # documents of one or more lines, separated by blank lines
+    "auto",  # by the extension; .txt is OSCAR v1's
+    "jsonl",  # a JSON object in each line, the document under "text": C4, The Pile, OSCAR 21.09
+    "oscar-v1",  # documents of one or more lines, separated by blank lines
     "one-per-file",  # the file is the document: OpenWebText, PG-19
-    "parquet",       # the document in the column "text"
+    "parquet",  # the document in the column "text"
 )
 DOMAIN = ("meta", "pile_set_name")  # The Pile's own name for the source of a document
 MOST = 20  # problems named in one error message
@@ -69,15 +70,25 @@ def incomplete(names: Iterable[str]) -> list[str]:
     for name in names:
         form, packed = packing(name) or ("", "")
         if match := re.search(r"(\d+)([-_.]?of[-_.]?)(\d+)", plain := name.removesuffix(form + packed)):
-            family = f"{plain[:match.start()]}*{match[2]}{match[3]}{plain[match.end():]}"
+            family = f"{plain[: match.start()]}*{match[2]}{match[3]}{plain[match.end() :]}"
             families.setdefault((family, int(match[3])), set()).add(int(match[1]))
-    return [f"{len(found):,} of the {number:,} files {family} {'is' if len(found) == 1 else 'are'} there"
-            for (family, number), found in sorted(families.items()) if len(found) < number]
+    return [
+        f"{len(found):,} of the {number:,} files {family} {'is' if len(found) == 1 else 'are'} there"
+        for (family, number), found in sorted(families.items())
+        if len(found) < number
+    ]
 
 
-def documents(path: Path | str, name: str, layout: str, ledger: Ledger, field: str = "",
-              where: dict[str, list[str]] | None = None, size: int = 0,
-              sha256: str = "") -> Iterator[tuple[str, str, dict]]:
+def documents(
+    path: Path | str,
+    name: str,
+    layout: str,
+    ledger: Ledger,
+    field: str = "",
+    where: dict[str, list[str]] | None = None,
+    size: int = 0,
+    sha256: str = "",
+) -> Iterator[tuple[str, str, dict]]:
     """(id, text, labels) of each document of a file, in file order. A label is {"domain": of The Pile}.
 
     field: where the text is, "text" unless said. where: {"meta.pile_set_name": [allowed, ...]}: others are left out
@@ -128,9 +139,11 @@ def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
     """What libraries raise for a damaged file."""
     if packed == ".zst":
         import zstandard
+
         return EOFError, OSError, zstandard.ZstdError
     if layout == "parquet":
         import pyarrow
+
         return EOFError, OSError, pyarrow.ArrowException
     return EOFError, OSError, zlib.error
 
@@ -152,8 +165,10 @@ class FromHub(io.RawIOBase):
         self.expected, self.hash = sha256 if len(sha256) == 64 else "", hashlib.sha256()
 
     def _failed(self, why: str) -> Unreachable:
-        return Unreachable(f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
-                           "files are here already, give their folder: FROM=folder")
+        return Unreachable(
+            f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
+            "files are here already, give their folder: FROM=folder"
+        )
 
     def readable(self) -> bool:
         return True
@@ -258,6 +273,7 @@ def _text(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
 
 
 # Layouts: (file, path, field, ledger) -> (line or row, record or text) of each document
+
 
 def _lines(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tuple[int, Any]]:
     import orjson

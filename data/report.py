@@ -1,4 +1,5 @@
 """The report of a preparation: what every step let through, what it removed and why. report.md and report.json."""
+
 from __future__ import annotations
 
 import json
@@ -19,26 +20,38 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
             what = {"duplicates": f"dedup={recipe.dedup}"}.get(step["step"], step["step"])
             said.append(f"{name}: {what} removed nothing" if "moved" not in step else f"{name}: {what} moved nothing")
     if text["problems"]:
-        said.append(f"{name}: {len(text['problems'])} problems in the files, allowed by data.allow_errors; the report "
-                    "names them")
+        said.append(
+            f"{name}: {len(text['problems'])} problems in the files, allowed by data.allow_errors; the report "
+            "names them"
+        )
     said += [f"{name}: {count} records were {kind} and are no documents" for kind, count in text["read"].items()]
     return said
 
 
-def write(folder: Path, name: str, recipe: Recipe, text: dict[str, Any], made: dict[str, Any], lengths: Any,
-          source: Path) -> None:
+def write(
+    folder: Path, name: str, recipe: Recipe, text: dict[str, Any], made: dict[str, Any], lengths: Any, source: Path
+) -> None:
     """Write report.md and report.json to `folder`; `lengths`: tokens of each training document."""
     import numpy as np
 
     keys, counts = np.unique(np.log2(np.maximum(lengths, 1)).astype(int), return_counts=True)
     rate = made["train"] / made["bytes"]  # tokens per byte of what is left
     content = {
-        "corpus": name, "recipe": recipe._asdict(), "text": source.name, "sha256": text["sha256"],
-        "problems": text["problems"], "read": text["read"], "notes": made["notes"],
-        "steps": [step | {"tokens": {side: _tokens(made, step[side], rate) for side in ("in", "out")}}
-                  for step in made["steps"]],
+        "corpus": name,
+        "recipe": recipe._asdict(),
+        "text": source.name,
+        "sha256": text["sha256"],
+        "problems": text["problems"],
+        "read": text["read"],
+        "notes": made["notes"],
+        "steps": [
+            step | {"tokens": {side: _tokens(made, step[side], rate) for side in ("in", "out")}}
+            for step in made["steps"]
+        ],
         "left": {"documents": made["documents"], "bytes": made["bytes"], "tokens": made["train"]},
-        "valid": text["valid"] | {"tokens": made["valid"]}, "domains": made["domains"], "tasks": text["tasks"],
+        "valid": text["valid"] | {"tokens": made["valid"]},
+        "domains": made["domains"],
+        "tasks": text["tasks"],
         "tokens_per_document": dict(zip(keys.tolist(), counts.tolist(), strict=True)),
     }
     (folder / "report.json").write_text(json.dumps(content, indent=1))
@@ -53,45 +66,86 @@ def _tokens(made: dict[str, Any], counts: list[int], rate: float) -> dict[str, A
 
 def _markdown(content: dict[str, Any]) -> str:
     recipe = ", ".join(f"{key}={value}" for key, value in content["recipe"].items())
-    lines = [f"# {content['corpus']}", "", f"Recipe: {recipe}.", "",
-             f"Text: {content['text']}, sha256 {content['sha256']}.", ""]
+    lines = [
+        f"# {content['corpus']}",
+        "",
+        f"Recipe: {recipe}.",
+        "",
+        f"Text: {content['text']}, sha256 {content['sha256']}.",
+        "",
+    ]
     lines += [f"* {note}" for note in content["notes"]] + [""] * bool(content["notes"])
-    lines += ["## Steps", "", "Training documents. Tokens with ≈ are bytes times the tokens per byte of what is left.",
-              "", "| step | documents in | out | bytes in | out | tokens in | out | why |",
-              "|---|--:|--:|--:|--:|--:|--:|---|"]
+    lines += [
+        "## Steps",
+        "",
+        "Training documents. Tokens with ≈ are bytes times the tokens per byte of what is left.",
+        "",
+        "| step | documents in | out | bytes in | out | tokens in | out | why |",
+        "|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
     for step in content["steps"]:
-        tokens = [("≈ " if step["tokens"][side]["estimated"] else "") + f"{step['tokens'][side]['count']:,}"
-                  for side in ("in", "out")]
+        tokens = [
+            ("≈ " if step["tokens"][side]["estimated"] else "") + f"{step['tokens'][side]['count']:,}"
+            for side in ("in", "out")
+        ]
         why = [f"{reason}: {count:,}" for reason, count in step["reasons"].items()]
         why += [f"{step['changed']:,} documents shortened"] * bool(step["changed"])
         why += [f"{step['moved']:,} documents moved"] if "moved" in step else []
-        lines.append(f"| {step['step']} | {step['in'][0]:,} | {step['out'][0]:,} | {step['in'][1]:,} | "
-                     f"{step['out'][1]:,} | {tokens[0]} | {tokens[1]} | {'; '.join(why) or 'nothing'} |")
+        lines.append(
+            f"| {step['step']} | {step['in'][0]:,} | {step['out'][0]:,} | {step['in'][1]:,} | "
+            f"{step['out'][1]:,} | {tokens[0]} | {tokens[1]} | {'; '.join(why) or 'nothing'} |"
+        )
     left, valid = content["left"], content["valid"]
-    lines += ["", f"Left for training: {left['documents']:,} documents, {left['bytes']:,} bytes, {left['tokens']:,} "
-              "tokens.", f"Held out: {valid['documents']:,} documents, {valid['bytes']:,} bytes, "
-              f"{valid['tokens']:,} tokens.", ""]
+    lines += [
+        "",
+        f"Left for training: {left['documents']:,} documents, {left['bytes']:,} bytes, {left['tokens']:,} tokens.",
+        f"Held out: {valid['documents']:,} documents, {valid['bytes']:,} bytes, {valid['tokens']:,} tokens.",
+        "",
+    ]
     if content["problems"]:
         lines += ["## Problems in the files", "", *(f"* {problem}" for problem in content["problems"]), ""]
     if content["tasks"]:
-        lines += ["## Evaluation tasks", "", f"Rows that share {NGRAM} words in a row with a training document.", "",
-                  "| task | rows | too short to tell | found | documents removed |", "|---|--:|--:|--:|--:|"]
-        lines += [f"| {task} | {row['rows']:,} | {row['short']:,} | {row['found']:,} | {row['documents']:,} |"
-                  for task, row in content["tasks"].items()] + [""]
-    lines += ["## Tokens", "", "| domain | documents | bytes | tokens | per byte | per word |",
-              "|---|--:|--:|--:|--:|--:|"]
+        lines += [
+            "## Evaluation tasks",
+            "",
+            f"Rows that share {NGRAM} words in a row with a training document.",
+            "",
+            "| task | rows | too short to tell | found | documents removed |",
+            "|---|--:|--:|--:|--:|",
+        ]
+        lines += [
+            f"| {task} | {row['rows']:,} | {row['short']:,} | {row['found']:,} | {row['documents']:,} |"
+            for task, row in content["tasks"].items()
+        ] + [""]
+    lines += [
+        "## Tokens",
+        "",
+        "| domain | documents | bytes | tokens | per byte | per word |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     for domain, (documents, size, words, tokens) in sorted(content["domains"].items()):
-        lines.append(f"| {domain or 'all'} | {documents:,} | {size:,} | {tokens:,} | {tokens / max(size, 1):.4f} | "
-                     f"{tokens / max(words, 1):.3f} |")
-    lines += ["", "## Lengths", "", "Training documents by their length, before and after the steps.", "",
-              "| from | bytes, before | bytes, after | tokens |", "|--:|--:|--:|--:|"]
+        lines.append(
+            f"| {domain or 'all'} | {documents:,} | {size:,} | {tokens:,} | {tokens / max(size, 1):.4f} | "
+            f"{tokens / max(words, 1):.3f} |"
+        )
+    lines += [
+        "",
+        "## Lengths",
+        "",
+        "Training documents by their length, before and after the steps.",
+        "",
+        "| from | bytes, before | bytes, after | tokens |",
+        "|--:|--:|--:|--:|",
+    ]
     before = content["steps"][0]["lengths"]["in"] if content["steps"] else {}
     ends = [step["lengths"]["out"] for step in content["steps"] if step["lengths"]["out"]]
     last: dict[Any, int] = ends[-1] if ends else {}
     before, after = ({int(key): count for key, count in tally.items()} for tally in (before, last))
     for key in sorted(before.keys() | after.keys() | content["tokens_per_document"].keys()):
-        lines.append(f"| {2 ** key:,} | {before.get(key, 0):,} | {after.get(key, 0):,} | "
-                     f"{content['tokens_per_document'].get(key, 0):,} |")
+        lines.append(
+            f"| {2**key:,} | {before.get(key, 0):,} | {after.get(key, 0):,} | "
+            f"{content['tokens_per_document'].get(key, 0):,} |"
+        )
     for step in content["steps"]:
         if step["examples"]:
             lines += ["", f"## Removed by {step['step']}", ""]

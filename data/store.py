@@ -3,6 +3,7 @@
 A folder is built under another name, partial-..., and renamed when it is complete, manifest.json included. After a kill
 the same call goes on where it was: tasks that were finished are not done again.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -29,13 +30,15 @@ Run = Callable[..., None]  # (stage, pipeline, tasks): names a stage on the term
 
 class Place(NamedTuple):
     """Where things are built, and how; build=False: only what is there already."""
+
     store: Path
     executor: Executor = HERE
     build: bool = True
 
 
-def folder(place: Place, name: str, inputs: dict[str, Any],
-           make: Callable[[Path, Run], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+def folder(
+    place: Place, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]]
+) -> tuple[Path, dict[str, Any]]:
     """A folder and what `make(folder, run)` returned: now, or earlier from the same inputs.
 
     A killed `make` finds its unfinished folder again; one that raised ValueError leaves none. Raises RuntimeError for
@@ -77,8 +80,10 @@ def _begin(work: Path) -> None:
     """An unfinished folder, new or of the same code."""
     same = (work / "code").exists() and (work / "code").read_text() == _code()
     if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
-        raise RuntimeError(f"{work} was begun by another version of the code. Remove it, and it is begun anew; or let "
-                           "that version finish it")
+        raise RuntimeError(
+            f"{work} was begun by another version of the code. Remove it, and it is begun anew; or let "
+            "that version finish it"
+        )
     work.mkdir(exist_ok=True)
     write_whole(work / "code", _code())
 
@@ -114,11 +119,12 @@ def _progress(place: Place, name: str, logs: Path) -> Iterator[Run]:
             done = len(list(Path(folder, "completions").glob("*"))) if folder else task.completed
             return ProgressBar(total=task.total or 1, completed=done, width=24)
 
-    with execute.stderr_in(place.store / "prepare.log") as terminal, \
-            open(os.dup(terminal), "w", encoding="utf-8") as screen:
+    with (
+        execute.stderr_in(place.store / "prepare.log") as terminal,
+        open(os.dup(terminal), "w", encoding="utf-8") as screen,
+    ):
         columns = (SpinnerColumn(), TextColumn("{task.description}"), Done(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(file=screen), redirect_stdout=False,
-                      redirect_stderr=False) as progress:
+        with Progress(*columns, console=Console(file=screen), redirect_stdout=False, redirect_stderr=False) as progress:
             line = progress.add_task(f"data: {name}", total=None, logs="")
 
             def run(stage: str, pipeline: list[Any] | None = None, tasks: int = 1) -> None:

@@ -1,4 +1,5 @@
 """From the files of a corpus to its text: read, filtered, deduplicated and split, by datatrove."""
+
 from __future__ import annotations
 
 import gc
@@ -35,20 +36,29 @@ def prepared_text(name: str, recipe: Recipe, place: Place) -> tuple[Path, dict[s
         hashes = store.contents(units, place)
         wrong = not_as_listed(spec, units, hashes)
         inputs = {key: spec[key] for key in ("layout", "text", "where") if spec.get(key)}
-        inputs |= {"files": [[unit.name, sha] for unit, sha in zip(units, hashes, strict=True)],
-                   "share": corpora.valid_share(units)}
+        inputs |= {
+            "files": [[unit.name, sha] for unit, sha in zip(units, hashes, strict=True)],
+            "share": corpora.valid_share(units),
+        }
     else:
         inputs = {**spec, "python": platform.python_version_tuple()[:2]}
     # what is read is the same whatever errors are allowed; whether there were too many is asked below, each time
-    inputs |= {"minhash": [dedup.SHINGLE, dedup.BUCKETS, dedup.HASHES], "datatrove": version("datatrove"),
-               "dedup": recipe.dedup, "quality": recipe.quality, "decontaminate": _tasks_hash(recipe, place)}
+    inputs |= {
+        "minhash": [dedup.SHINGLE, dedup.BUCKETS, dedup.HASHES],
+        "datatrove": version("datatrove"),
+        "dedup": recipe.dedup,
+        "quality": recipe.quality,
+        "decontaminate": _tasks_hash(recipe, place),
+    }
     tolerate(wrong, recipe.allow_errors)
     folder, about = store.folder(place, store.label(name), inputs, partial(_make_text, spec, units, recipe, wrong))
     tolerate(about["problems"], recipe.allow_errors)
     about["mismatch"] = ""
     if recorded and recorded != about["sha256"] and recipe._replace(allow_errors=0) == PLAIN:
-        about["mismatch"] = (f"the text of {name} has the sha256 {about['sha256']}, but its specification "
-                             f"records {recorded}: results on the two cannot be compared")
+        about["mismatch"] = (
+            f"the text of {name} has the sha256 {about['sha256']}, but its specification "
+            f"records {recorded}: results on the two cannot be compared"
+        )
     return folder, about
 
 
@@ -57,8 +67,11 @@ def not_as_listed(spec: dict[str, Any], units: list[corpora.Unit], hashes: list[
     sums = corpora.checksums(spec)
     if sums is None:
         return []
-    return [f"{unit.path}: its sha256 is {sha}, but the list beside it says {sums.get(unit.name, 'nothing of it')}"
-            for unit, sha in zip(units, hashes, strict=True) if sums.get(unit.name) != sha]
+    return [
+        f"{unit.path}: its sha256 is {sha}, but the list beside it says {sums.get(unit.name, 'nothing of it')}"
+        for unit, sha in zip(units, hashes, strict=True)
+        if sums.get(unit.name) != sha
+    ]
 
 
 def _tasks_hash(recipe: Recipe, place: Place) -> str:
@@ -69,14 +82,16 @@ def _tasks_hash(recipe: Recipe, place: Place) -> str:
     return store.digest([filters.NGRAM, hashes])
 
 
-def _make_text(spec: dict[str, Any], units: list[corpora.Unit], recipe: Recipe, wrong: list[str], work: Path,
-               run: Run) -> dict[str, Any]:
+def _make_text(
+    spec: dict[str, Any], units: list[corpora.Unit], recipe: Recipe, wrong: list[str], work: Path, run: Run
+) -> dict[str, Any]:
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
 
     scratch = work / "scratch"
     read, signed, pairs, removed, met, tasks, stages = (
-        scratch / name for name in ("read", "signed", "pairs", "removed", "problems", "tasks", "stages"))
+        scratch / name for name in ("read", "signed", "pairs", "removed", "problems", "tasks", "stages")
+    )
     for folder in (read, removed, met):
         folder.mkdir(parents=True, exist_ok=True)
     count = TASKS
@@ -88,16 +103,26 @@ def _make_text(spec: dict[str, Any], units: list[corpora.Unit], recipe: Recipe, 
     about_tasks: dict[str, Any] = {}
     if "decontaminate" in asked:
         about_tasks = filters.index(recipe.decontaminate, tasks)
-    make: dict[str, Any] = {"c4": partial(filters.quality, "c4"), "gopher": partial(filters.quality, "gopher"),
-                            "decontaminate": partial(filters.decontaminate, tasks)}
+    make: dict[str, Any] = {
+        "c4": partial(filters.quality, "c4"),
+        "gopher": partial(filters.quality, "gopher"),
+        "decontaminate": partial(filters.decontaminate, tasks),
+    }
     share = corpora.valid_share(units)
     (scratch / "units.pickle").write_bytes(pickle.dumps([spec, units]))
     failure = None
     try:
-        run("reading", [partial(_read, scratch / "units.pickle", share, recipe.allow_errors - len(wrong), met),
-                        *(Step(name, make[name], stages / name) for name in asked),
-                        JsonlWriter(str(read), compression=None), partial(dedup.digests, read),
-                        dedup.signature(signed)], count)
+        run(
+            "reading",
+            [
+                partial(_read, scratch / "units.pickle", share, recipe.allow_errors - len(wrong), met),
+                *(Step(name, make[name], stages / name) for name in asked),
+                JsonlWriter(str(read), compression=None),
+                partial(dedup.digests, read),
+                dedup.signature(signed),
+            ],
+            count,
+        )
     except Exception as error:
         failure = error  # where the readers met more problems than allowed, those are what is wrong
     problems, counts, documents = _met(met)
@@ -107,21 +132,33 @@ def _make_text(spec: dict[str, Any], units: list[corpora.Unit], recipe: Recipe, 
     run("finding duplicates", [dedup.pairs(signed, pairs)], dedup.BUCKETS)
     run("removing duplicates", [partial(dedup.keep_first, read, pairs, removed, recipe.dedup)], 1)
     again = JsonlReader(str(read), compression=None, glob_pattern="*.jsonl", add_file_path=False)
-    run("writing text", [again, Step("duplicates", partial(dedup.duplicates, removed), stages / "duplicates"),
-                         JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None)], count)
+    run(
+        "writing text",
+        [
+            again,
+            Step("duplicates", partial(dedup.duplicates, removed), stages / "duplicates"),
+            JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None),
+        ],
+        count,
+    )
     about = _gather(spec, work, share)
-    about["duplicates"] = {kind: sum(json.loads(path.read_text())[kind] for path in removed.glob("*.counts"))
-                           for kind in ("exact", "near")}
+    about["duplicates"] = {
+        kind: sum(json.loads(path.read_text())[kind] for path in removed.glob("*.counts")) for kind in ("exact", "near")
+    }
     steps = [filters.summary(name, stages / name) for name in [*asked, "duplicates"]]
     kept = documents - sum(step["in"][0] - step["out"][0] for step in steps[:-1])
     left = sum(about[split]["documents"] for split in ("train", "valid"))
     copies = sum(about["duplicates"].values())
     if not dedup.recorded(read) == kept == left + copies:  # of a line that it cannot read datatrove only warns
-        raise ValueError(f"{spec['name']}: of {kept:,} documents {left:,} are left and {copies:,} were copies: what "
-                         "tasks had written was lost, as in a power loss. The same command begins anew")
+        raise ValueError(
+            f"{spec['name']}: of {kept:,} documents {left:,} are left and {copies:,} were copies: what "
+            "tasks had written was lost, as in a power loss. The same command begins anew"
+        )
     shutil.rmtree(work / "valid", ignore_errors=True)
     return about | {
-        "problems": wrong + problems, "read": counts, "share": share,
+        "problems": wrong + problems,
+        "read": counts,
+        "share": share,
         "steps": steps,
         "tasks": filters.contamination(about_tasks, tasks) if about_tasks else {},
     }
@@ -154,9 +191,11 @@ def _met(folder: Path) -> tuple[list[str], dict[str, int], int]:
     """The problems that the readers met, what else they counted, and the documents."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     kinds = sorted({kind for each in found for kind in each["counts"]})
-    return ([problem for each in found for problem in each["problems"]],
-            {kind: sum(each["counts"].get(kind, 0) for each in found) for kind in kinds},
-            sum(each["documents"] for each in found))
+    return (
+        [problem for each in found for problem in each["problems"]],
+        {kind: sum(each["counts"].get(kind, 0) for each in found) for kind in kinds},
+        sum(each["documents"] for each in found),
+    )
 
 
 def _gather(spec: dict[str, Any], work: Path, share: float) -> dict[str, Any]:
@@ -174,8 +213,10 @@ def _gather(spec: dict[str, Any], work: Path, share: float) -> dict[str, Any]:
                     packed.write(line)
             if not documents:
                 said = f" ({share:.2g} of the documents are for validation)"
-                raise ValueError(f"{spec['name']}: too little text, no document is left for {split}"
-                                 + (said if "files" in spec else ""))
+                raise ValueError(
+                    f"{spec['name']}: too little text, no document is left for {split}"
+                    + (said if "files" in spec else "")
+                )
             counts[split] = {"documents": documents, "bytes": size}
     return {"sha256": sha.hexdigest(), **counts}
 

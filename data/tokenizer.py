@@ -1,9 +1,10 @@
 """Tokenizers: train, load, hash. The only file that knows sentencepiece, tokenizers and gigatoken.
 
-    bpe, unigram    SentencePiece, trained here: lossless, one file tokenizer.model
-    byte-bpe        GPT-2's byte-level BPE, trained here, one file tokenizer.json (Hugging Face's format)
-    file            one that exists already: see `read`
+bpe, unigram    SentencePiece, trained here: lossless, one file tokenizer.model
+byte-bpe        GPT-2's byte-level BPE, trained here, one file tokenizer.json (Hugging Face's format)
+file            one that exists already: see `read`
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -24,11 +25,20 @@ SAMPLE_BYTES = 100_000_000  # text read for training at most; untuned
 SMALLEST = 258  # pieces: the 256 bytes, <unk>, </s>
 EXTRA_IDS = 100  # of T5's models, beyond the 32,000 pieces of its file: no text becomes one (arXiv:1910.10683)
 OPTIONS: dict[str, Any] = {
-    "model_type": "bpe", "unk_id": 0, "eos_id": 1, "bos_id": -1, "pad_id": -1, "split_digits": True,
+    "model_type": "bpe",
+    "unk_id": 0,
+    "eos_id": 1,
+    "bos_id": -1,
+    "pad_id": -1,
+    "split_digits": True,
     # Lossless: nothing is normalised, added or removed; what has no piece falls back to its bytes.
-    "byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": False,
-    "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True,
-    "max_sentence_length": 1 << 30, "num_threads": 1,  # the number is written into the model
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "max_sentence_length": 1 << 30,
+    "num_threads": 1,  # the number is written into the model
 }
 EODS = ("<|endoftext|>", "</s>")  # how GPT-2 and BLOOM call the end of a document
 FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's and OpenAI's names
@@ -39,6 +49,7 @@ FORGET = 1 << 28
 
 class Piece(NamedTuple):
     """An entry of a SentencePiece vocabulary. A space is U+2581, a byte <0x0A>; of joined pieces BPE takes the best."""
+
     text: str
     score: float
     kind: str  # normal | byte | control | unknown
@@ -66,8 +77,10 @@ def read(path: str | Path) -> tuple[str, bytes]:
         if path.is_dir() and (path / name).is_file():
             path = path / name
     if not path.is_file():
-        raise ValueError(f"{path} holds no tokenizer: needed is a SentencePiece model, a tokenizer.json, or a folder "
-                         f"with {' or '.join(' and '.join(names) for names in FILES)}")
+        raise ValueError(
+            f"{path} holds no tokenizer: needed is a SentencePiece model, a tokenizer.json, or a folder "
+            f"with {' or '.join(' and '.join(names) for names in FILES)}"
+        )
     return ("tokenizer.json" if path.suffix == ".json" else "tokenizer.model"), path.read_bytes()
 
 
@@ -97,7 +110,8 @@ class SentencePiece:
         self.kind = {1: "unigram", 2: "bpe"}.get(model.trainer_spec.model_type, "word or char")
         norm = model.normalizer_spec
         self.lossless = model.trainer_spec.byte_fallback and not (
-            norm.precompiled_charsmap or norm.add_dummy_prefix or norm.remove_extra_whitespaces)
+            norm.precompiled_charsmap or norm.add_dummy_prefix or norm.remove_extra_whitespaces
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without an end-of-document token."""
@@ -123,7 +137,7 @@ class SentencePiece:
         counts = np.fromiter(map(len, batch), np.int64, len(batch))
         ids = np.empty(counts.sum(), np.int32)
         for end, text in zip(accumulate(counts.tolist()), batch, strict=True):
-            ids[end - len(text):end] = text
+            ids[end - len(text) : end] = text
         return ids, counts
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -135,8 +149,10 @@ class SentencePiece:
         """The vocabulary, in the order of the ids."""
         p = self._processor
         kinds = (("byte", p.is_byte), ("control", p.is_control), ("unknown", p.is_unknown), ("normal", lambda _: True))
-        return [Piece(p.id_to_piece(i), p.get_score(i), next(kind for kind, holds in kinds if holds(i)))
-                for i in range(self.vocab_size)]
+        return [
+            Piece(p.id_to_piece(i), p.get_score(i), next(kind for kind, holds in kinds if holds(i)))
+            for i in range(self.vocab_size)
+        ]
 
     def check(self, texts: Sequence[str]) -> None:
         """Nothing: the library that made the model is the one that encodes."""
@@ -163,8 +179,10 @@ class ByteBPE:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a tokenizer.json: {error!r}") from error
         if not byte_level or self._spec.get("normalizer"):
-            raise ValueError(f"{path} is not a byte-level BPE without normalisation, the only kind of tokenizer.json "
-                             "that is read here")
+            raise ValueError(
+                f"{path} is not a byte-level BPE without normalisation, the only kind of tokenizer.json "
+                "that is read here"
+            )
         if not (ends := [vocab[name] for name in EODS if name in vocab]):
             raise ValueError(f"{path} has no piece {' or '.join(EODS)} to end a document with")
         self.eod: int = ends[0]
@@ -189,7 +207,7 @@ class ByteBPE:
         import numpy as np
 
         ends = np.asarray(layout.offsets.data)
-        return np.asarray(layout.content.data)[ends[0]:ends[-1]], np.diff(ends)
+        return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; end-of-document is "", bytes that are no UTF-8 become U+FFFD."""
@@ -200,8 +218,10 @@ class ByteBPE:
         ours = self.encode_batch(texts)
         for text, ids, theirs in zip(texts, ours, self._reference.encode_batch_fast(list(texts)), strict=True):
             if ids != theirs.ids:
-                raise RuntimeError(f"{self.path}: gigatoken and Hugging Face's tokenizers give different ids for a "
-                                   f"text that begins {text[:40]!r}; please report it to gigatoken")
+                raise RuntimeError(
+                    f"{self.path}: gigatoken and Hugging Face's tokenizers give different ids for a "
+                    f"text that begins {text[:40]!r}; please report it to gigatoken"
+                )
 
     @cached_property
     def _reference(self) -> Any:
@@ -248,8 +268,12 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe") ->
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(sample), model_writer=model, vocab_size=vocab, minloglevel=2,
-            **OPTIONS | {"model_type": kind})
+            sentence_iterator=_lines(sample),
+            model_writer=model,
+            vocab_size=vocab,
+            minloglevel=2,
+            **OPTIONS | {"model_type": kind},
+        )
     except RuntimeError as error:
         raise ValueError(_explain(str(error), vocab)) from error
     return model.getvalue()
@@ -267,8 +291,12 @@ def _train_byte_bpe(sample: Iterable[str], vocab: int) -> bytes:
         raise ValueError(f"vocab={vocab} is too small: at least 257, the bytes and the end of document")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.train_from_iterator(sample, trainers.BpeTrainer(
-        vocab_size=vocab - 1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    backend.train_from_iterator(
+        sample,
+        trainers.BpeTrainer(
+            vocab_size=vocab - 1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
     model = json.loads(backend.to_str())["model"]
     if len(model["vocab"]) < vocab - 1:
         raise ValueError(f"vocab={vocab} is more than this text can fill: at most {len(model['vocab']) + 1}")
@@ -298,8 +326,10 @@ def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     byte = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    return [pieces[i].encode() if pieces.get(i, "") in added else bytes(byte[c] for c in pieces.get(i, ""))
-            for i in range(size)]
+    return [
+        pieces[i].encode() if pieces.get(i, "") in added else bytes(byte[c] for c in pieces.get(i, ""))
+        for i in range(size)
+    ]
 
 
 def _utf8(texts: Iterable[str]) -> list[bytes]:

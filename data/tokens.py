@@ -4,6 +4,7 @@
 it is whole, the .idx last. As a command, python -m data.tokens tokenizes a corpus as it is, with nothing removed and
 nothing held out, as Megatron-LM's preprocess_data does and with the same bytes; data.prepare is what a study uses.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,6 +34,7 @@ CHUNK = 1 << 20  # documents whose offsets are computed at once
 class Count(NamedTuple):
     """Of documents: how many, their UTF-8 bytes, words (stretches without space or line end), and tokens, ends of
     document included."""
+
     documents: int
     bytes: int
     words: int
@@ -47,8 +49,9 @@ def dtype(vocab: int) -> np.dtype:
     return DTYPES[8 if vocab < 65500 else 4]
 
 
-def write(prefix: str | Path, documents: Iterable[tuple[str, str]],
-          tokenizer: SentencePiece | ByteBPE) -> dict[str, Count]:
+def write(
+    prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: SentencePiece | ByteBPE
+) -> dict[str, Count]:
     """Write (text, domain) pairs as prefix.bin and prefix.idx; each document ends with the end-of-document token.
 
     Memory does not grow with the text, but for 4 bytes per document. Returns the counts of each domain. Raises
@@ -116,7 +119,7 @@ def _write_index(prefix: str, kind: np.dtype, parts: list[np.ndarray]) -> None:
         offset = 0
         for lengths in parts:
             for start in range(0, len(lengths), CHUNK):
-                ends = offset + np.cumsum(lengths[start:start + CHUNK], dtype="<i8") * kind.itemsize
+                ends = offset + np.cumsum(lengths[start : start + CHUNK], dtype="<i8") * kind.itemsize
                 np.concatenate(([offset], ends[:-1]), dtype="<i8").tofile(file)
                 offset = int(ends[-1])
         for start in range(0, count + 1, CHUNK):
@@ -142,7 +145,7 @@ def _sizes(texts: list[str]) -> tuple[list[int], list[int]]:
     gap = np.frombuffer(b"\n" + b"\n".join(encoded), np.uint8) <= 32
     begins, at, words = gap[:-1] > gap[1:], 0, []
     for text in encoded:
-        words.append(int(np.count_nonzero(begins[at:at + len(text)])))
+        words.append(int(np.count_nonzero(begins[at : at + len(text)])))
         at += len(text) + 1
     return [len(text) for text in encoded], words
 
@@ -155,7 +158,7 @@ def select(source: str | Path, documents: np.ndarray, prefix: str | Path) -> Non
     flat = np.memmap(f"{source}.bin", kind, "r")
     with open(prefix + ".bin.part", "wb") as out:
         for number in documents:
-            flat[starts[number]:starts[number] + lengths[number]].tofile(out)
+            flat[starts[number] : starts[number] + lengths[number]].tofile(out)
     os.replace(prefix + ".bin.part", prefix + ".bin")
     _write_index(prefix, kind, [np.asarray(lengths)[documents]])
 
@@ -206,8 +209,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.tokens", description="Tokenize a corpus as it is.")
     add = parser.add_argument
     add("corpus", help="name, file, folder or quoted glob")
-    add("--tokenizer", metavar="PATH", required=True, help="a SentencePiece model, a tokenizer.json, or the folder of "
-        "GPT-2's vocab.json and merges.txt")
+    add(
+        "--tokenizer",
+        metavar="PATH",
+        required=True,
+        help="a SentencePiece model, a tokenizer.json, or the folder of GPT-2's vocab.json and merges.txt",
+    )
     add("--to", metavar="PREFIX", required=True, help="writes PREFIX.bin and PREFIX.idx")
     add("--workers", type=int, metavar="N", default=1, help="processes, each with a file at a time (%(default)s)")
     given = parser.parse_args()
@@ -216,8 +223,10 @@ def main() -> None:
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     for name, c in sorted(counts.items()):
-        print(f"{name or 'documents':24} {c.documents:>12,} documents {c.bytes:>16,} bytes {c.tokens:>15,} tokens  "
-              f"{c.tokens / c.bytes:.4f} per byte  {c.tokens / max(c.words, 1):.3f} per word")
+        print(
+            f"{name or 'documents':24} {c.documents:>12,} documents {c.bytes:>16,} bytes {c.tokens:>15,} tokens  "
+            f"{c.tokens / c.bytes:.4f} per byte  {c.tokens / max(c.words, 1):.3f} per word"
+        )
 
 
 if __name__ == "__main__":

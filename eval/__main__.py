@@ -1,8 +1,8 @@
 """python -m eval RUN_DIR ...: judges runs; writes samples.jsonl.gz, then eval.json, into each that is finished.
 
 Where weights were kept on the way (layout.eval_at), they are judged too, also while the run goes on: eval-step_N.json.
-Always by what held-out text gives (eval/probes.py); with --tasks also by lm-eval's tasks, on data that is on this
-machine (eval/mirror.py). Without a run, says whether those tasks could be run.
+Always by what held-out text gives (eval/tasks/probes.py); with --tasks also by lm-eval's tasks, on data that is on this
+machine (eval/tasks/mirror.py). Without a run, says whether those tasks could be run.
 """
 
 import argparse
@@ -20,20 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from eval import mirror, position, probes
 from eval.statistics import LN2, mean_stderr, ratio_stderr
+from eval.tasks import mirror, position, probes
 from eval.weights import Weights, found, write
 
-PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/score.py)
+PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/score.py)
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = ("Evaluate finished runs, and the weights that a run has kept so far. What has an eval.json of the same "
-             "weights with the tasks is left as it is.")  # fmt: skip
+    about = (
+        "Evaluate finished runs, and the weights that a run has kept so far. What has an eval.json of the same "
+        "weights with the tasks is left as it is."
+    )
     parser = argparse.ArgumentParser(prog="python -m eval", description=about)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a run")
-    parser.add_argument("--tasks", default="", metavar="NAMES",
-                        help="suite, multilingual, or any of lm-eval's, with commas between")  # fmt: skip
+    parser.add_argument(
+        "--tasks", default="", metavar="NAMES", help="suite, multilingual, or any of lm-eval's, with commas between"
+    )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="where their data is (make eval-data)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 elsewhere")
     parser.add_argument("--processes", type=int, default=0, help="default: one for each GPU, or one")
@@ -51,8 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         for directory in args.runs:
             for name in ("run.json", "done", "weights.safetensors"):
                 if not (directory / name).exists() and (name == "run.json" or not found(directory)):
-                    raise ValueError(f"{directory} has no {name}: only a finished run can be evaluated, or one that "
-                                     "has kept weights on the way (layout.eval_at)")  # fmt: skip
+                    raise ValueError(
+                        f"{directory} has no {name}: only a finished run can be evaluated, or one that "
+                        "has kept weights on the way (layout.eval_at)"
+                    )
         data = mirror.Mirror(args.data) if tasks else None
         if data and not args.runs:
             print(f"{len(available(tasks, data)[0])} tasks can be run")
@@ -93,14 +98,17 @@ def available(tasks: list[str], data: mirror.Mirror, tell: bool = True) -> tuple
     Raises:
         ValueError: when a task that was asked for by its own name cannot be run, or none of a group.
     """
-    from eval import harness
+    from eval.tasks import harness
 
     asked = {name: harness.definitions(mirror.names([name])) for name in tasks}
     found = {name: each for own in asked.values() for name, each in own.items()}
     lacking = {name: why for name, each in found.items() if (why := data.lacks(each.source))}
     unable = [f"{name}: {lacking[name]}" for name in asked if name in lacking]
-    unable += [f"{name}: {data.folder} has the data of none of its {len(own)} tasks"
-               for name, own in asked.items() if name not in own and own.keys() <= lacking.keys()]  # fmt: skip
+    unable += [
+        f"{name}: {data.folder} has the data of none of its {len(own)} tasks"
+        for name, own in asked.items()
+        if name not in own and own.keys() <= lacking.keys()
+    ]
     if unable:
         raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))
     for name, why in lacking.items() if tell else ():
@@ -111,14 +119,21 @@ def available(tasks: list[str], data: mirror.Mirror, tell: bool = True) -> tuple
 def identity(directory: Path, weights: Weights) -> dict:
     """What the result of an evaluation depends on, besides the items that follow from it."""
     config = json.loads((directory / "run.json").read_text())["config"]
-    return {"version": probes.specification()["version"], "lm_eval": importlib.metadata.version("lm_eval"),
-            "weights_sha256": weights.sha256, "corpora": config["eval"]["corpora"]}
+    return {
+        "version": probes.specification()["version"],
+        "lm_eval": importlib.metadata.version("lm_eval"),
+        "weights_sha256": weights.sha256,
+        "corpora": config["eval"]["corpora"],
+    }
 
 
 def current(
-    directory: Path, weights: Weights, tasks: Iterable[str] = (), data: mirror.Mirror | None = None,
+    directory: Path,
+    weights: Weights,
+    tasks: Iterable[str] = (),
+    data: mirror.Mirror | None = None,
     precision: str | None = None,
-) -> dict | None:  # fmt: skip
+) -> dict | None:
     """The evaluation that is there already, when it is of these weights, in the precision that is asked for, if one is,
     and `has` the tasks."""
     try:
@@ -141,16 +156,21 @@ def has(result: dict, tasks: Iterable[str], data: mirror.Mirror) -> bool:
         return False
     if not had["missing"]:
         return True
-    from eval import harness
+    from eval.tasks import harness
 
     asked = harness.definitions(mirror.names(tasks))
     return all(data.lacks(asked[name].source) for name in had["missing"] if name in asked)
 
 
 def evaluate(
-    directory: Path, weights: Weights, tasks: list[str], data: mirror.Mirror | None, precision: str | None = None,
-    processes: int = 0, rank: int = 0,
-) -> dict:  # fmt: skip
+    directory: Path,
+    weights: Weights,
+    tasks: list[str],
+    data: mirror.Mirror | None,
+    precision: str | None = None,
+    processes: int = 0,
+    rank: int = 0,
+) -> dict:
     """Evaluates one model of a run; returns what it writes to eval.json, or to eval-step_N.json.
 
     precision: fp32 or bf16. processes: how many share the work, each with a GPU of its own where there are GPUs; this
@@ -175,28 +195,58 @@ def evaluate(
             domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)
     omitted = [name for name, (_, items) in made.items() if not items]
 
-    from eval import harness, score
+    from eval.tasks import harness, score
 
     named, missing = available(tasks, data) if data else ({}, [])
     model, tokenizer, precision, gpus = load(directory, weights, run, precision, rank)
     processes = processes or max(1, gpus)
-    others = [] if rank else [
-        subprocess.Popen([sys.executable, "-m", "eval", str(directory), "--precision", precision, "--processes",
-                          str(processes), "--rank", str(other), "--weights", weights.name,
-                          *(["--tasks", ",".join(tasks)] if data else []),
-                          *(["--data", str(data.folder)] if data else [])], stderr=subprocess.DEVNULL)
-        for other in range(1, processes)]  # fmt: skip
+    others = (
+        []
+        if rank
+        else [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "eval",
+                    str(directory),
+                    "--precision",
+                    precision,
+                    "--processes",
+                    str(processes),
+                    "--rank",
+                    str(other),
+                    "--weights",
+                    weights.name,
+                    *(["--tasks", ",".join(tasks)] if data else []),
+                    *(["--data", str(data.folder)] if data else []),
+                ],
+                stderr=subprocess.DEVNULL,
+            )
+            for other in range(1, processes)
+        ]
+    )
     depends = identity(directory, weights) | {"precision": precision}  # what was asked is in each line
-    journal = score.Journal(directory / (weights.name + PARTS), depends, rank, processes,
-                            lambda: all(other.poll() is None for other in others))  # fmt: skip
+    journal = score.Journal(
+        directory / (weights.name + PARTS),
+        depends,
+        rank,
+        processes,
+        lambda: all(other.poll() is None for other in others),
+    )
     with progress(run["cell"]) as advance:
         scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
         ours = harness.evaluate(scorer, {name: each for name, each in made.items() if each[1]})
         theirs = harness.evaluate_named(scorer, named, data) if data else {}
         apart = harness.evaluate(scorer, domains) if domains else {}
-        reach = {} if weights.step else {
-            corpus: position.curve(position.pieces(texts, tokenizer, seq), seq, model.max_length, scorer.score)
-            for corpus, texts in read.items()}  # fmt: skip
+        reach = (
+            {}
+            if weights.step
+            else {
+                corpus: position.curve(position.pieces(texts, tokenizer, seq), seq, model.max_length, scorer.score)
+                for corpus, texts in read.items()
+            }
+        )
     journal.close()
     if rank:
         return {}
@@ -213,9 +263,14 @@ def evaluate(
             error = mean_stderr(np.array([sample["value"] for sample in samples], float))
             chance = probes.chance(items, entry["chance"])
         results[name] = {
-            "metric": entry["metric"], **outcome, "stderr": error, "n": len(items), "chance": chance,
-            "higher_is_better": entry["higher_is_better"], "mean": entry.get("mean", False),
-        }  # fmt: skip
+            "metric": entry["metric"],
+            **outcome,
+            "stderr": error,
+            "n": len(items),
+            "chance": chance,
+            "higher_is_better": entry["higher_is_better"],
+            "mean": entry.get("mean", False),
+        }
     for name, outcome in theirs.items():
         rows += [{"task": name, **sample} for sample in outcome["samples"]]
         values = np.array([sample["value"] for sample in outcome.pop("samples")], float)
@@ -230,8 +285,14 @@ def evaluate(
         "tasks": results,
         "omitted": omitted,
         "bits_per_byte": {key: mean(losses, key) for key in ("value", "stderr")},
-        "by_domain": {corpus: {name.removeprefix(f"{corpus}/"): loss(outcome["samples"])
-                               for name, outcome in apart.items() if name.startswith(f"{corpus}/")} for corpus in read},
+        "by_domain": {
+            corpus: {
+                name.removeprefix(f"{corpus}/"): loss(outcome["samples"])
+                for name, outcome in apart.items()
+                if name.startswith(f"{corpus}/")
+            }
+            for corpus in read
+        },
         "zero_shot": zero_shot,
         "precision": precision,
         "seconds": round(time.monotonic() - start, 1),
@@ -253,42 +314,49 @@ def evaluate(
 def loss(samples: list[dict]) -> dict:
     """Of documents [{"nats", "bytes"}]: {"value": bits per byte, "stderr", "bytes", "n": documents}."""
     nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
-    return {"value": float(nats.sum() / LN2 / sizes.sum()), "stderr": ratio_stderr(nats / LN2, sizes),
-            "bytes": int(sizes.sum()), "n": len(samples)}  # fmt: skip
+    return {
+        "value": float(nats.sum() / LN2 / sizes.sum()),
+        "stderr": ratio_stderr(nats / LN2, sizes),
+        "bytes": int(sizes.sum()),
+        "n": len(samples),
+    }
 
 
 def suite(evaluations: list[dict]) -> dict | None:
     """The headline of the suite over evaluations (of one run, or of all that are compared), in points.
 
     Returns: {"value": unweighted mean over the tasks, "stderr", "chance", "corrected": the mean of (value - chance) /
-        (1 - chance) with its "corrected_stderr", "tasks": how many of "of" there are, "able": the tasks that these runs
-        can do, taken together (see eval/tasks.yaml), and "able_value", the mean over them}; None without any task.
+        (1 - chance) with its "corrected_stderr", "tasks": how many of "of" are there, "able": the tasks that these runs
+        can do, taken together (see tasks.yaml), and "able_value", the mean over them}; None without any task.
         Only tasks that all evaluations have are counted.
     """
     each = [{k: v for k, v in e["tasks"].items() if v.get("suite")} for e in evaluations]
     names = [name for name in mirror.suite() if all(name in tasks for tasks in each)]
     if not names:
         return None
-    value, stderr, chance, best = (np.array([[tasks[name][key] for name in names] for tasks in each], float)
-                                   for key in ("value", "stderr", "chance", "guess"))  # fmt: skip
+    value, stderr, chance, best = (
+        np.array([[tasks[name][key] for name in names] for tasks in each], float)
+        for key in ("value", "stderr", "chance", "guess")
+    )
     n, k = len(names), len(evaluations)
     apart = value.mean(0) - best.mean(0)
     able = apart > 2 * stderr.mean(0)  # the same items in all: more runs do not make a task's error smaller
     scale = 1 - chance
     return {
-        "value": 100 * float(value.mean()), "stderr": 100 * float(np.sqrt((stderr**2).mean(0).sum()) / n),
+        "value": 100 * float(value.mean()),
+        "stderr": 100 * float(np.sqrt((stderr**2).mean(0).sum()) / n),
         "chance": 100 * float(chance.mean()),
         "corrected": 100 * float(((value - chance) / scale).mean()),
         "corrected_stderr": 100 * float(np.sqrt(((stderr / scale) ** 2).mean(0).sum()) / n),
-        "tasks": n, "of": len(mirror.suite()), "runs": k,
+        "tasks": n,
+        "of": len(mirror.suite()),
+        "runs": k,
         "able": [name for name, can in zip(names, able, strict=True) if can],
         "able_value": 100 * float(value[:, able].mean()) if able.any() else None,
-    }  # fmt: skip
+    }
 
 
-def load(
-    directory: Path, weights: Weights, run: dict, precision: str | None, rank: int
-) -> tuple[Any, Any, str, int]:
+def load(directory: Path, weights: Weights, run: dict, precision: str | None, rank: int) -> tuple[Any, Any, str, int]:
     """The model with its trained weights, its tokenizer, the precision it has, and how many GPUs there are."""
     import torch
 
@@ -339,8 +407,10 @@ def summary(result: dict) -> str:
         text += f", zero-shot {score['value']:.1f} ± {score['stderr']:.1f} % (chance {score['chance']:.1f} %)"
     if found := result.get("suite"):
         some = "" if found["tasks"] == found["of"] else f" ONLY {found['tasks']} OF"
-        text += (f", suite{some} {found['of']} tasks {found['value']:.2f} ± {found['stderr']:.2f} % "
-                 f"(chance {found['chance']:.1f} %)")  # fmt: skip
+        text += (
+            f", suite{some} {found['of']} tasks {found['value']:.2f} ± {found['stderr']:.2f} % "
+            f"(chance {found['chance']:.1f} %)"
+        )
     return f"{text}, {result['seconds']:.0f} s"
 
 

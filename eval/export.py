@@ -12,8 +12,23 @@ from typing import Any
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing of this is on the hub
 
 ROWS = 2  # sequences of held-out text whose logits are compared
-AWKWARD = ["", " ", "   ", "\n", "\r\n\t\0", "</s>", "<unk>", "<0x0A>", "\u2581", " \u2581a\u2581 ", "\u00e9e\u0301",
-           "\U0001f469\u200d\U0001f680", "\ufeff\ufffd\U0010ffff", "0123456789", "x" * 999]  # fmt: skip
+AWKWARD = [
+    "",
+    " ",
+    "   ",
+    "\n",
+    "\r\n\t\0",
+    "</s>",
+    "<unk>",
+    "<0x0A>",
+    "\u2581",
+    " \u2581a\u2581 ",
+    "\u00e9e\u0301",
+    "\U0001f469\u200d\U0001f680",
+    "\ufeff\ufffd\U0010ffff",
+    "0123456789",
+    "x" * 999,
+]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +71,7 @@ def export(directory: Path, to: Path) -> str:
     from safetensors.torch import load_file
 
     from data.tokenizer import load_tokenizer
-    from eval.probes import documents
+    from eval.tasks.probes import documents
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -73,8 +88,12 @@ def export(directory: Path, to: Path) -> str:
         origin = {name: run[name] for name in ("cell", "fingerprint", "commit")}
         hub.save(cfg, state, draft, tokenizer.eod, origin)
         convert(tokenizer, cfg.seq if cfg.pos == "learned" else None).save_pretrained(draft)
-        compare(tokenizer, transformers.AutoTokenizer.from_pretrained(draft, local_files_only=True),
-                [*texts, *AWKWARD], [*encoded, *map(tokenizer.encode, AWKWARD)])  # fmt: skip
+        compare(
+            tokenizer,
+            transformers.AutoTokenizer.from_pretrained(draft, local_files_only=True),
+            [*texts, *AWKWARD],
+            [*encoded, *map(tokenizer.encode, AWKWARD)],
+        )
         difference = hub.verify(draft, cfg, state, rows_BT)
         os.rename(draft, to)
     finally:
@@ -119,10 +138,13 @@ def convert(tokenizer: Any, longest: int | None = None) -> Any:
     else:
         backend, end = from_sentencepiece(tokenizer), tokenizer.pieces[tokenizer.eod].text
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=end, split_special_tokens=True,
-        clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
+        tokenizer_object=backend,
+        eos_token=end,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
         **({"model_max_length": longest} if longest else {}),
-    )  # fmt: skip
+    )
 
 
 def from_sentencepiece(tokenizer: Any) -> Any:
@@ -134,11 +156,15 @@ def from_sentencepiece(tokenizer: Any) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models
 
     if tokenizer.kind != "bpe":
-        raise ValueError(f"a tokenizer of the kind {tokenizer.kind} is not exported: Hugging Face's adds up scores in "
-                         "another precision and cuts some words in another way")  # fmt: skip
+        raise ValueError(
+            f"a tokenizer of the kind {tokenizer.kind} is not exported: Hugging Face's adds up scores in "
+            "another precision and cuts some words in another way"
+        )
     if not tokenizer.lossless:
-        raise ValueError(f"{tokenizer.path} changes texts before it cuts them, which is not exported: use the Hugging "
-                         "Face tokenizer that comes with it")  # fmt: skip
+        raise ValueError(
+            f"{tokenizer.path} changes texts before it cuts them, which is not exported: use the Hugging "
+            "Face tokenizer that comes with it"
+        )
     pieces = [piece._replace(text=piece.text.replace("\u2581", " ")) for piece in tokenizer.pieces]
     scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}
     vocab = {piece.text: i for i, piece in enumerate(pieces)}

@@ -112,9 +112,13 @@ class Checkpoints:
         return self.host[piece.key].copy_(piece.data, non_blocking=True)
 
     def _write(
-        self, kinds: dict[str, tuple[str, ...]], tensors: dict[str, Tensor], what: dict[str, Any], rank: int,
+        self,
+        kinds: dict[str, tuple[str, ...]],
+        tensors: dict[str, Tensor],
+        what: dict[str, Any],
+        rank: int,
         began: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """kinds: what goes into which folder."""
         file = self.folder
         try:

@@ -112,11 +112,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": run.layout.micro_batch,
         "gradient_accumulation_steps": run.train.batch // (run.layout.micro_batch * replicas),
         "gradient_clipping": run.train.clip,
-        "zero_optimization": {
-            "stage": run.layout.zero,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
+        "zero_optimization": {"stage": run.layout.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW
         "steps_per_print": 10**9,
     }
@@ -346,8 +342,9 @@ class Engine:
             sums[int(cut), rank] += p.detach().view(bits[p.element_size()]).sum()
         dist.all_reduce(sums)
         same, own = sums.tolist()  # of what all ranks have, of what only those with the same part have
-        odd = [r for r in range(len(same))
-               if same[r] != median_low(same) or own[r] != median_low(own[r % size :: size])]  # fmt: skip
+        odd = [
+            r for r in range(len(same)) if same[r] != median_low(same) or own[r] != median_low(own[r % size :: size])
+        ]
         if odd:
             ranks = ", ".join(map(str, odd))
             raise CheckpointError(

@@ -70,8 +70,16 @@ def _wandb(folder: Path, run: Run, name: str) -> Any:
         import wandb
 
         settings = wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True, silent=True)
-        return wandb.init(project="megahour", name=name, id=_ident(folder), mode=mode, resume="allow", dir=str(folder),
-                          config=run.flat(), settings=settings)  # fmt: skip
+        return wandb.init(
+            project="megahour",
+            name=name,
+            id=_ident(folder),
+            mode=mode,
+            resume="allow",
+            dir=str(folder),
+            config=run.flat(),
+            settings=settings,
+        )
     except Exception as error:  # no network, no account, not installed, another version: all the same to us
         print(f"W&B is not available ({type(error).__name__}: {error}); metrics.jsonl has everything", flush=True)
         return None

@@ -63,7 +63,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
         Mismatch: a factor is inactive; the live engine differs from the configuration; or the data are not those
             that the run began with. The message names it.
     """
-    from launch import live
+    from launch import effective as live
     from model import proof
 
     rows, groups = proof.parameter_groups(engine.model, live.groups(engine))

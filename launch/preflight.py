@@ -67,8 +67,10 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
         )
     bad = verdict(nodes)
     if dist.get_rank() == 0:
-        measured = [("a matrix product", [n.matmul / 1e12 for n in nodes if n.matmul], "TFLOP/s"),
-                    ("the network", [n.link / 1e9 for n in nodes if n.link], "GB/s")]  # fmt: skip
+        measured = [
+            ("a matrix product", [n.matmul / 1e12 for n in nodes if n.matmul], "TFLOP/s"),
+            ("the network", [n.link / 1e9 for n in nodes if n.link], "GB/s"),
+        ]
         rates = "".join(f"; {what} {min(v):.3g} to {max(v):.3g} {unit}" for what, v, unit in measured if v)
         print(f"{len({n.host for n in nodes})} nodes checked{rates}", flush=True)
     if bad:
@@ -108,8 +110,16 @@ def measure(folder: Path) -> Node:
     dist.barrier()
     clock = time.time()
     shm = shutil.disk_usage("/dev/shm").free if os.path.exists("/dev/shm") else SHARED
-    return Node(socket.gethostname(), _matmul(device) if cuda else 0.0, _link(device), free / total, shm,
-                shutil.disk_usage(folder).free, _write(folder), clock)  # fmt: skip
+    return Node(
+        socket.gethostname(),
+        _matmul(device) if cuda else 0.0,
+        _link(device),
+        free / total,
+        shm,
+        shutil.disk_usage(folder).free,
+        _write(folder),
+        clock,
+    )
 
 
 def _matmul(device: torch.device) -> float:
@@ -191,8 +201,10 @@ def check_fp8(run: Run) -> None:
         return
     name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     if (major, minor) < (8, 9):
-        raise ConfigError("train.precision=fp8 needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell);"
-                          f" {name} has {major}.{minor}: bf16 runs there")  # fmt: skip
+        raise ConfigError(
+            "train.precision=fp8 needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell);"
+            f" {name} has {major}.{minor}: bf16 runs there"
+        )
 
 
 def check_memory(run: Run, ranks: int) -> None:
@@ -215,8 +227,11 @@ def check_memory(run: Run, ranks: int) -> None:
 
     if need(run.layout.micro_batch) <= 0.95 * total:  # untuned: the estimate is within 10 %, and errs to the high side
         return
-    fits = [m for m in range(run.layout.micro_batch - 1, 0, -1)
-            if run.train.batch % (m * replicas) == 0 and need(m) <= 0.95 * total]  # fmt: skip
+    fits = [
+        m
+        for m in range(run.layout.micro_batch - 1, 0, -1)
+        if run.train.batch % (m * replicas) == 0 and need(m) <= 0.95 * total
+    ]
     cure = "no micro-batch does: more ranks (ZeRO shares the optimizer among them), or a smaller model"
     if fits:
         cure = f"layout.micro_batch={fits[0]} would need {need(fits[0]) / 1e9:.3g} GB"

@@ -44,17 +44,17 @@ site=${SITE:-launch/site.sh}
 python=${PYTHON:-.venv/bin/python}
 [ $# -gt 0 ] || set -- baseline SEEDS=1
 case $1 in *=*) ;; *) set -- "STUDY=$1" "${@:2}" ;; esac
-[ -n "${SLURM_JOB_ID:-}" ] || exec "$python" -m ablations run "$@"
+[ -n "${SLURM_JOB_ID:-}" ] || exec "$python" -m launch.local "$@"
 
 out=runs && for word; do [[ $word != OUT=?* ]] || out=${word#OUT=}; done
 mkdir -p "$out/slurm" || elsewhere
 exec >>"$out/slurm/$job.log" 2>&1 || exit
 "$python" -c '' || elsewhere
 if [ -z "${SLURM_ARRAY_TASK_ID:-}" ] && [ "$*" != "STUDY=baseline SEEDS=1" ]; then
-  exec "$python" -m launch.submit --like "$job" "$@"
+  exec "$python" -m launch.slurm.submit --like "$job" "$@"
 fi
 cell=${SLURM_ARRAY_TASK_ID:-0}
-run=$("$python" -m launch.attempts start "$job" "$cell" "$@") || exit
+run=$("$python" -m launch.slurm.attempts start "$job" "$cell" "$@") || exit
 [ -n "$run" ] || exit 0 # finished before
 
 per_node=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}} cpus=$((SLURM_CPUS_ON_NODE / per_node))
@@ -75,4 +75,4 @@ if [ -z "$told" ]; then
   code=$?
 fi
 trap '' USR1 TERM # a requeue ends this job, and would end whoever asks for it
-exec "$python" -m launch.attempts end "$job" "$run" --code "${code:-75}" --told "$told"
+exec "$python" -m launch.slurm.attempts end "$job" "$run" --code "${code:-75}" --told "$told"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablations.budget import learning_rate, samples
 from ablations.config import ConfigError, Run, spread
-from ablations.reliability import save_interval
+from ablations.plan.reliability import save_interval
 from ablations.study import Cell, from_args
 from launch import manifest
 from launch.watch import KILLED, LEAVE, RESUBMIT, SAVE, Stop, Watch, event, killed
@@ -98,8 +98,10 @@ def train(cell: Cell, out: Path) -> None:
             watch.stepped(at.step)
             if log and at.step == begun + 1:
                 started = time.time() - psutil.Process().create_time()
-                print(f"first step {started:.1f} s after the start, {engine.compile_seconds:.1f} s of them compiling",
-                      flush=True)  # fmt: skip
+                print(
+                    f"first step {started:.1f} s after the start, {engine.compile_seconds:.1f} s of them compiling",
+                    flush=True,
+                )
             checkpoints.check()
 
             if complaint := divergence(run, at, loss, norm):
@@ -116,11 +118,18 @@ def train(cell: Cell, out: Path) -> None:
                 tokens, busy = run.tokens_after(at.step), engine.busy()
                 speed = (tokens - run.tokens_after(logged_step)) / (now - logged)
                 if log:
-                    log.write({
-                        "step": at.step, "tokens": tokens, "loss": math.fsum(at.losses) / len(at.losses),
-                        "lr": engine.lr, "grad_norm": norm if math.isfinite(norm) else None,
-                        "tokens_per_second": speed, "seconds": at.seconds, **engine.scaled,
-                    })  # fmt: skip
+                    log.write(
+                        {
+                            "step": at.step,
+                            "tokens": tokens,
+                            "loss": math.fsum(at.losses) / len(at.losses),
+                            "lr": engine.lr,
+                            "grad_norm": norm if math.isfinite(norm) else None,
+                            "tokens_per_second": speed,
+                            "seconds": at.seconds,
+                            **engine.scaled,
+                        }
+                    )
                 watch.speed(speed, busy)
                 logged, logged_step, at.losses = now, at.step, []
             due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
@@ -166,8 +175,10 @@ def divergence(run: Run, at: Progress, loss: float, norm: float) -> str:
     if loss > limit:
         return f"step {at.step}: loss {loss:.3f}, above log(vocab) + train.divergence = {limit:.3f}"
     if run.train.spike and len(at.recent) >= 8 and loss > statistics.median(at.recent) + run.train.spike:
-        return (f"step {at.step}: loss {loss:.3f}, more than train.spike={run.train.spike:g} above the median "
-                f"{statistics.median(at.recent):.3f} of the last {len(at.recent)} steps")  # fmt: skip
+        return (
+            f"step {at.step}: loss {loss:.3f}, more than train.spike={run.train.spike:g} above the median "
+            f"{statistics.median(at.recent):.3f} of the last {len(at.recent)} steps"
+        )
     return ""
 
 
@@ -225,8 +236,10 @@ def owned(folder: Path) -> Iterator[None]:
                 else:
                     raise ConfigError(f"another process is training {folder}") from None
             except OSError as error:  # as Lustre says that was mounted without `flock`
-                raise ConfigError(f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
-                                  "or have this file system mounted with locks") from None  # fmt: skip
+                raise ConfigError(
+                    f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
+                    "or have this file system mounted with locks"
+                ) from None
         (folder / "failed").unlink(missing_ok=True)
         if "SLURM_JOB_ID" not in os.environ:  # there launch/run.sh does it, before Slurm can give a warning
             (folder / "stop").unlink(missing_ok=True)
@@ -267,7 +280,7 @@ def main(argv: list[str]) -> int:
         return 1
     except manifest.Failed as error:
         full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
-        if error.again and not full and "SLURM_JOB_ID" in os.environ:  # launch/attempts.py gives up after a few
+        if error.again and not full and "SLURM_JOB_ID" in os.environ:  # launch/slurm/attempts.py gives up after a few
             print(f"stopped: {cell.name}: {error}", file=sys.stderr)
             return 1
         (cell.dir / "failed").write_text(f"{error}\n")

@@ -122,10 +122,16 @@ class Watch:
         if self.rank:
             return
         beat = {
-            "time": time.time(), "step": self.step, "steps": self.steps, "nodes": sorted(set(self.hosts)),
-            "ranks": len(self.hosts), "host": socket.gethostname(), "pid": os.getpid(),
-            "job": os.environ.get("SLURM_JOB_ID", ""), "limit": self.limit,
-        }  # fmt: skip
+            "time": time.time(),
+            "step": self.step,
+            "steps": self.steps,
+            "nodes": sorted(set(self.hosts)),
+            "ranks": len(self.hosts),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "limit": self.limit,
+        }
         try:
             tmp = self.folder / "heartbeat.json.tmp"
             tmp.write_text(json.dumps(beat))

@@ -28,7 +28,8 @@ Attend = Callable[..., Tensor]  # of q, k, v; and the layer's number, from 1, wh
 
 @dataclass
 class Places:
-    """Where the tokens of a batch stand and what each sees, when that does not follow from their order (eval/score.py).
+    """Where the tokens of a batch stand and what each sees, when that does not follow from their order
+    (eval/tasks/score.py).
 
     at_BT: the position of each token. sees_BTS: whether a token (T) sees another: those of the past, then these
     (S = P + T). Each must see one at least.
@@ -45,9 +46,14 @@ class Places:
 
 
 def prepare(
-    position: Position, heads: int, x_BTD: Tensor, dropout: float | None = None, places: Places | None = None,
-    prefix_B: Tensor | None = None, qk_scaling: bool = False,
-) -> Attend:  # fmt: skip
+    position: Position,
+    heads: int,
+    x_BTD: Tensor,
+    dropout: float | None = None,
+    places: Places | None = None,
+    prefix_B: Tensor | None = None,
+    qk_scaling: bool = False,
+) -> Attend:
     """The attention that every layer of one forward pass shares, for inputs like `x_BTD`.
 
     `dropout` is the share of the attention probabilities that is dropped. The fused kernel cannot, so a GPU runs one of

@@ -46,8 +46,17 @@ def product(
     GPUs want the left operand by rows, the right one by columns, and K and M as multiples of 16 (ablations/config.py).
     """
     one = ScalingType.TensorWise
-    return scaled_mm(a_NK.contiguous(), b_KM.t().contiguous().t(), 1 / a, one, 1 / b, one, bias=bias_M,
-                     output_dtype=torch.bfloat16, use_fast_accum=fast)  # fmt: skip
+    return scaled_mm(
+        a_NK.contiguous(),
+        b_KM.t().contiguous().t(),
+        1 / a,
+        one,
+        1 / b,
+        one,
+        bias=bias_M,
+        output_dtype=torch.bfloat16,
+        use_fast_accum=fast,
+    )
 
 
 class Linear(nn.Linear):

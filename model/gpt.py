@@ -103,9 +103,12 @@ class GPT(nn.Module):
         return self.position.max_length
 
     def hidden(
-        self, tokens_BT: Tensor, places: attention.Places | None = None, prefix_B: Tensor | None = None,
+        self,
+        tokens_BT: Tensor,
+        places: attention.Places | None = None,
+        prefix_B: Tensor | None = None,
         only: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """[B, T] token ids -> [B, T, D], what the output matrix reads; [N, D] where only N of them are wanted.
 
         Args:

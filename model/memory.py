@@ -14,9 +14,15 @@ QUERIES = 128  # at a time: ROWS of model/attention.py
 
 
 def estimate(
-    cfg: ModelConfig, micro_batch: int, precision: str, zero: int, ranks: int, accumulate: int = 1, gpu: bool = False,
+    cfg: ModelConfig,
+    micro_batch: int,
+    precision: str,
+    zero: int,
+    ranks: int,
+    accumulate: int = 1,
+    gpu: bool = False,
     tp: int = 1,
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, int]:
     """What is alive on one rank at the peak of a training step, in bytes.
 
     Args:

@@ -91,9 +91,14 @@ class Ranks(Whole):
 
     def loss(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         logits_NV = linear_with_grad_accumulation_and_async_allreduce(
-            x_ND, weight_VD, None, gradient_accumulation_fusion=False, allreduce_dgrad=True, sequence_parallel=False,
+            x_ND,
+            weight_VD,
+            None,
+            gradient_accumulation_fusion=False,
+            allreduce_dgrad=True,
+            sequence_parallel=False,
             tp_group=self.group,
-        )  # fmt: skip
+        )
         return vocab_parallel_cross_entropy(logits_NV, targets_N).mean()
 
     @torch.no_grad()

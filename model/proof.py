@@ -90,8 +90,9 @@ def compiled(model: Any, graph: Loss, written: Loss, rows_bS: Tensor, prefix_b: 
             for p, old in zip(params, before, strict=True):
                 p.copy_(old)
     most = {1: VECTOR, 2: MATRIX_FP8 if precision(model).value == "fp8" else MATRIX}
-    errors = {name: probe.relative(a, b.double()) for name, a, b in zip(names, ours, theirs, strict=True)
-              if a.numel() > 1}  # that of a single number may cancel to nothing
+    errors = {
+        name: probe.relative(a, b.double()) for name, a, b in zip(names, ours, theirs, strict=True) if a.numel() > 1
+    }  # that of a single number may cancel to nothing
     dims = {name: min(p.dim(), 2) for name, p in zip(names, params, strict=True)}
     wrong = [f"{name} by {error:.2g}" for name, error in errors.items() if not error < most[dims[name]]]
     matrices = [error for name, error in errors.items() if dims[name] == 2]

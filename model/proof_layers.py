@@ -104,8 +104,11 @@ def block(model: Any) -> Proof:
             "parallel": {"attn": norm(x), "mlp": norm(x), "out": x + attn + mlp},
         }[cfg.block]
         what = {"attn": "what attention reads", "mlp": "what the MLP reads", "out": "what leaves the layer"}
-        wrong += [f"layer {i}: {what[k]} is not that of {cfg.block}" for k, v in expected.items()
-                  if k not in seen or not probe.close(seen[k], v, float(v.abs().max()))]  # fmt: skip
+        wrong += [
+            f"layer {i}: {what[k]} is not that of {cfg.block}"
+            for k, v in expected.items()
+            if k not in seen or not probe.close(seen[k], v, float(v.abs().max()))
+        ]
     return Proof("model.block", cfg.block, not wrong, "; ".join(wrong) or f"{cfg.layers} layers measured")
 
 
@@ -250,10 +253,13 @@ def dropout(model: Any) -> Proof:
         # With the first token's single probability dropped, its head returns nothing.
         first = [float((h[:, 0].view(8, H, K)[:, :, 0] == 0).double().mean()) for h in heads]
         return {
-            "fewest": min(survivors), "most": max(survivors), "size": sum(sizes) / len(sizes),
-            "sites": len(added), "first": sum(first) / len(first),
+            "fewest": min(survivors),
+            "most": max(survivors),
+            "size": sum(sizes) / len(sizes),
+            "sites": len(added),
+            "first": sum(first) / len(first),
             "spread": max(float((h - 1).abs().mean()) for h in heads),
-        }  # fmt: skip
+        }
 
     off, plain = measure(), into[0]
     model.train()

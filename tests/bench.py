@@ -18,11 +18,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 OURS = ("none", "learned", "rotary", "alibi", "sinusoidal", "scaled-sinusoidal")
-PEERS = ("nanoGPT, learned", "litgpt, rotary", "GPT-2, learned", "GPT-NeoX, rotary", "BLOOM, ALiBi",
-         "Llama, rotary, SwiGLU", "x-transformers, learned", "x-transformers, rotary",
-         "x-transformers, ALiBi")  # fmt: skip
-SETTINGS = {"fp32": ("eager", "compiled"),
-            "bf16": ("eager autocast", "compiled autocast", "eager masters", "compiled masters")}  # fmt: skip
+PEERS = (
+    "nanoGPT, learned",
+    "litgpt, rotary",
+    "GPT-2, learned",
+    "GPT-NeoX, rotary",
+    "BLOOM, ALiBi",
+    "Llama, rotary, SwiGLU",
+    "x-transformers, learned",
+    "x-transformers, rotary",
+    "x-transformers, ALiBi",
+)
+SETTINGS = {
+    "fp32": ("eager", "compiled"),
+    "bf16": ("eager autocast", "compiled autocast", "eager masters", "compiled masters"),
+}
 FUSED = ("GPT", "Llama", "x-transformers")  # they have a plain attention too, which on a CPU may be the faster one
 
 
@@ -89,8 +99,13 @@ def positions(row: Row) -> str:
 def compare(precision: str, args: argparse.Namespace) -> list[Row]:
     """Start everything, choose each peer's setting, take the rounds."""
     options = {"nanogpt": args.nanogpt, "allocator": args.allocator}
-    base = [("size", args.size), ("train.batch", args.batch), ("layout.micro_batch", args.batch),
-            ("layout.threads", args.threads), ("train.precision", precision)]  # fmt: skip
+    base = [
+        ("size", args.size),
+        ("train.batch", args.batch),
+        ("layout.micro_batch", args.batch),
+        ("layout.threads", args.threads),
+        ("train.precision", precision),
+    ]
 
     def wanted(name: str) -> bool:
         return not args.only or any(word in name for word in args.only)
@@ -137,22 +152,28 @@ def table(precision: str, rows: list[Row], args: argparse.Namespace) -> None:
     lowest = fastest([row for row in rows if row.name.startswith("floor")])
     unit = "CPU second" if args.threads == 1 else "second"
     head = f"{args.size}, {precision}, threads: {args.threads}, {args.batch} x {model.seq}"
-    print(f"\n| {head} | setting | tokens per {unit} | GFLOP/s | of floor | × best peer | × best of its positions | "
-          "MB | page faults a step |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        f"\n| {head} | setting | tokens per {unit} | GFLOP/s | of floor | × best peer | × best of its positions | "
+        "MB | page faults a step |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for row in sorted(rows, key=lambda row: statistics.median(row.seconds)):
         speed = tokens / statistics.median(row.seconds)
         against, same = "–", [peer for peer in peers if positions(peer) == positions(row)]
         if peers and not row.name.startswith("floor"):
             against = f"{ratio(row, fastest(peers)):.2f}"
         against += f" | {ratio(row, fastest(same)):.2f}" if same else " | –"
-        print(f"| {row.name} | {row.setting} | {speed:,.0f} | {speed * flops / 1e9:.0f} | {ratio(row, lowest):.2f} "
-              f"| {against} | {row.mb:.0f} | {statistics.median(row.faults):,.0f} |")  # fmt: skip
+        print(
+            f"| {row.name} | {row.setting} | {speed:,.0f} | {speed * flops / 1e9:.0f} | {ratio(row, lowest):.2f} "
+            f"| {against} | {row.mb:.0f} | {statistics.median(row.faults):,.0f} |"
+        )
     ours = [row for row in rows if row.name.startswith("ours")]
     if peers and ours:
         slow, lean = min(ours, key=lambda row: ratio(row, fastest(peers))), min(row.mb for row in peers)
-        print(f"\nslowest of ours: {slow.name}, {slow.setting}: {ratio(slow, fastest(peers)):.2f} x the best peer "
-              f"({fastest(peers).name}, {fastest(peers).setting}); memory: ours at most "
-              f"{max(row.mb for row in ours):.0f} MB, the leanest peer {lean:.0f}")  # fmt: skip
+        print(
+            f"\nslowest of ours: {slow.name}, {slow.setting}: {ratio(slow, fastest(peers)):.2f} x the best peer "
+            f"({fastest(peers).name}, {fastest(peers).setting}); memory: ours at most "
+            f"{max(row.mb for row in ours):.0f} MB, the leanest peer {lean:.0f}"
+        )
 
 
 def main() -> None:

@@ -73,8 +73,14 @@ def unpack(folder: Path, to: Path) -> None:
 def run(command: list[Any], **environment: str) -> tuple[float, float, float]:
     """(seconds by the clock, CPU seconds of all its processes, MB of the largest of them)."""
     start = time.monotonic()
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | environment, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=os.environ | environment,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     said = process.stderr.read()  # type: ignore[union-attr]
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = status
@@ -84,16 +90,32 @@ def run(command: list[Any], **environment: str) -> tuple[float, float, float]:
 
 
 def ours(text: Path, tokenizer: Path, to: Path, workers: int = 1) -> tuple[float, float, float]:
-    return run([sys.executable, "-m", "data.tokens", text, "--tokenizer", tokenizer, "--to", to,
-                "--workers", workers])  # fmt: skip
+    return run([sys.executable, "-m", "data.tokens", text, "--tokenizer", tokenizer, "--to", to, "--workers", workers])
 
 
 def theirs(checkout: Path, tool: str, text: Path, tokenizer: Path, to: Path) -> tuple[float, float, float]:
     more = ["--use-gigatoken"] if tool.endswith("fast.py") else ["--workers", "1"]
-    return run([sys.executable, checkout / "tools" / tool, "--input", text, "--tokenizer-type", "HuggingFaceTokenizer",
-                "--tokenizer-model", tokenizer, "--append-eod", "--output-prefix", to, *more], PYTHONPATH=str(checkout),
-               HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1",
-               OMP_NUM_THREADS="1")  # fmt: skip
+    return run(
+        [
+            sys.executable,
+            checkout / "tools" / tool,
+            "--input",
+            text,
+            "--tokenizer-type",
+            "HuggingFaceTokenizer",
+            "--tokenizer-model",
+            tokenizer,
+            "--append-eod",
+            "--output-prefix",
+            to,
+            *more,
+        ],
+        PYTHONPATH=str(checkout),
+        HF_HUB_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+        RAYON_NUM_THREADS="1",
+        OMP_NUM_THREADS="1",
+    )
 
 
 def tokenization(work: Path, sizes: list[int], gpt2: Path | None, checkout: Path | None) -> None:
@@ -115,8 +137,11 @@ def tokenization(work: Path, sizes: list[int], gpt2: Path | None, checkout: Path
         folder, to = work / f"text{size}", work / f"ours{size}"
         mb = make_text(folder, size)
         clock, cpu, memory = ours(folder, byte_bpe, to)
-        print(f"{mb:.0f} MB, byte-level BPE: {mb / (cpu - nothing):.1f} MB per core-second ({mb / cpu:.1f} with the "
-              f"start), {clock:.1f} s, largest process {memory:.0f} MB", flush=True)  # fmt: skip
+        print(
+            f"{mb:.0f} MB, byte-level BPE: {mb / (cpu - nothing):.1f} MB per core-second ({mb / cpu:.1f} with the "
+            f"start), {clock:.1f} s, largest process {memory:.0f} MB",
+            flush=True,
+        )
         if size == sizes[0]:
             if checkout:
                 megatron(work, checkout, folder, to, byte_bpe, mb, mb / (cpu - nothing))
@@ -125,8 +150,11 @@ def tokenization(work: Path, sizes: list[int], gpt2: Path | None, checkout: Path
             one = min(clock, ours(folder, byte_bpe, to)[0])
             two = min(ours(folder, byte_bpe, work / "two", 2)[0] for _ in range(2))
             same = all(filecmp.cmp(f"{to}{end}", f"{work / 'two'}{end}", False) for end in (".bin", ".idx"))
-            print(f"{mb:.0f} MB, two workers: {one / two:.2f} x by the clock ({one:.1f} s, {two:.1f} s); "
-                  f"{'the same bytes' if same else 'OTHER BYTES'}", flush=True)  # fmt: skip
+            print(
+                f"{mb:.0f} MB, two workers: {one / two:.2f} x by the clock ({one:.1f} s, {two:.1f} s); "
+                f"{'the same bytes' if same else 'OTHER BYTES'}",
+                flush=True,
+            )
         for path in glob.glob(f"{work}/*.bin") + glob.glob(f"{work}/*.idx"):
             os.remove(path)
         shutil.rmtree(folder)
@@ -150,10 +178,12 @@ def megatron(work: Path, checkout: Path, folder: Path, to: Path, tokenizer: Path
         nothing = theirs(checkout, tool, work / "tiny.jsonl", work / "hf", work / "tiny_theirs")[1]
         clock, cpu, memory = theirs(checkout, tool, work / "all.jsonl", work / "hf", work / "theirs")
         same = all(filecmp.cmp(f"{to}{e}", f"{work / 'theirs'}_text_document{e}", False) for e in (".bin", ".idx"))
-        print(f"{mb:.0f} MB, Megatron-LM's {tool}, from a plain file: {mb / (cpu - nothing):.1f} MB per core-second "
-              f"({mb / cpu:.1f} with the start), {clock:.1f} s, largest process {memory:.0f} MB; ours is "
-              f"{rate * (cpu - nothing) / mb:.1f} x; {'the same bytes' if same else 'OTHER BYTES'}",
-              flush=True)  # fmt: skip
+        print(
+            f"{mb:.0f} MB, Megatron-LM's {tool}, from a plain file: {mb / (cpu - nothing):.1f} MB per core-second "
+            f"({mb / cpu:.1f} with the start), {clock:.1f} s, largest process {memory:.0f} MB; ours is "
+            f"{rate * (cpu - nothing) / mb:.1f} x; {'the same bytes' if same else 'OTHER BYTES'}",
+            flush=True,
+        )
 
 
 def sentencepiece(work: Path, folder: Path, path: Path, tokenizer: Any) -> None:
@@ -174,8 +204,11 @@ def sentencepiece(work: Path, folder: Path, path: Path, tokenizer: Any) -> None:
         rates["library"].append(mb / (time.process_time() - start))
         rates["ours"].append(mb / (ours(some, path, work / "sp")[1] - nothing))
     library_rate, rate = (sorted(each)[1] for each in rates.values())
-    print(f"{mb:.0f} MB, SentencePiece BPE of {tokenizer.vocab_size:,}: {rate:.2f} MB per core-second, the library in "
-          f"memory {library_rate:.2f}: {rate / library_rate:.0%}", flush=True)  # fmt: skip
+    print(
+        f"{mb:.0f} MB, SentencePiece BPE of {tokenizer.vocab_size:,}: {rate:.2f} MB per core-second, the library in "
+        f"memory {library_rate:.2f}: {rate / library_rate:.0%}",
+        flush=True,
+    )
 
 
 def batches(work: Path, tokens: float, sequence: int) -> None:
@@ -196,8 +229,11 @@ def batches(work: Path, tokens: float, sequence: int) -> None:
     count = int(lengths.sum(dtype=np.int64))
     source = Batches([(str(work / "synthetic"), 1.0)], sequence, 1)  # with its imports
     seconds, most = index(work / "synthetic", sequence)
-    print(f"{count / 1e9:.2f}B tokens, {len(lengths) / 1e6:.2f}M documents, {(count - 1) // sequence / 1e6:.2f}M "
-          f"samples of {sequence}: index in {seconds:.2f} CPU s, {most:.0f} MB at most", flush=True)  # fmt: skip
+    print(
+        f"{count / 1e9:.2f}B tokens, {len(lengths) / 1e6:.2f}M documents, {(count - 1) // sequence / 1e6:.2f}M "
+        f"samples of {sequence}: index in {seconds:.2f} CPU s, {most:.0f} MB at most",
+        flush=True,
+    )
     rows, sizes = 8, {"cold": 512, "warm": 4096}
     for state, samples in sizes.items():
         if state == "cold":
@@ -211,8 +247,11 @@ def batches(work: Path, tokens: float, sequence: int) -> None:
         for first in range(0, samples, rows):
             source.batch(range(first, first + rows))
         rate = samples / (time.perf_counter() - start)
-        print(f"reading, {state} page cache: {rate:,.0f} samples of {sequence} per second, {rate * sequence:,.0f} "
-              f"tokens/s; {PACE / (rate * sequence):.2%} of a step at {PACE:,} tokens/s", flush=True)  # fmt: skip
+        print(
+            f"reading, {state} page cache: {rate:,.0f} samples of {sequence} per second, {rate * sequence:,.0f} "
+            f"tokens/s; {PACE / (rate * sequence):.2%} of a step at {PACE:,} tokens/s",
+            flush=True,
+        )
 
 
 def index(prefix: Path, sequence: int) -> tuple[float, float]:

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from ablations.config import resolve
-from eval import harness, mirror
 from eval.export import convert
+from eval.tasks import harness, mirror
 from model import hub
 from model.gpt import GPT
 
@@ -39,8 +39,13 @@ def models(data: mirror.Mirror, folder: Path, run: Any) -> tuple[GPT, Any]:
     """Our model and tokenizer; the same are in `folder`, as transformers reads them."""
     from data.tokenizer import load_tokenizer, train
 
-    texts = [str(value) for source in list(data.entries)[:40] for row in data.table(source)
-             for value in row.values() if isinstance(value, str)]  # fmt: skip
+    texts = [
+        str(value)
+        for source in list(data.entries)[:40]
+        for row in data.table(source)
+        for value in row.values()
+        if isinstance(value, str)
+    ]
     (folder / "tokenizer.model").write_bytes(train(texts, sum(map(len, texts)), run.model.vocab))
     tokenizer = load_tokenizer(folder / "tokenizer.model")
     gpt = GPT(run.model, seed=1).eval()
@@ -116,16 +121,21 @@ def main() -> int:
         plain = {name: exact._loglikelihood_tokens(each, disable_tqdm=True) for name, each in encoded.items()}
 
     print(f"hf: batches of {args.hf_batch}; {args.items} items of each task, {args.rounds} rounds, fastest counts\n")
-    print("| requests | number | hf fp32, requests per CPU second | "
-          + " | ".join(f"{label} / hf fp32" for label in made if label != "hf fp32") + " |")
+    print(
+        "| requests | number | hf fp32, requests per CPU second | "
+        + " | ".join(f"{label} / hf fp32" for label in made if label != "hf fp32")
+        + " |"
+    )
     print("|---|---|---|" + "---|" * (len(made) - 1))
     for kind, members in TASKS.items():
         number = sum(len(built[name].instances) for name in members)
         took = {label: sum(min(seconds[name, label]) for name in members) for label in made}
         ratios = " | ".join(f"{took['hf fp32'] / took[label]:.2f}" for label in made if label != "hf fp32")
         print(f"| {kind}: {', '.join(members)} | {number} | {number / took['hf fp32']:.1f} | {ratios} |")
-    print("\n| task | largest difference of a log-likelihood, fp32 | greedy differs | hf's cache differs | "
-          "metrics: hf, ours in fp32 | ours in bf16 |\n|---|---|---|---|---|---|")
+    print(
+        "\n| task | largest difference of a log-likelihood, fp32 | greedy differs | hf's cache differs | "
+        "metrics: hf, ours in fp32 | ours in bf16 |\n|---|---|---|---|---|---|"
+    )
     wrong = 0
     for name, task in built.items():
         theirs_, ours = plain[name], answers[name, "ours fp32"]
@@ -134,8 +144,11 @@ def main() -> int:
         cached = sum(abs(a - b) > 1e-3 for (a, _), (b, _) in zip(theirs_, answers[name, "hf fp32"], strict=True))
         own = [metrics(task, each) for each in (theirs_, ours, answers[name, "ours bf16"])]
         wrong += apart > 1e-4 or greedy > 0 or own[0] != own[1]
-        print(f"| {name} | {apart:.1e} | {greedy} | {cached} | " + " | ".join(
-            ["; ".join(str({k: round(v, 4) for k, v in each.items()}) for each in own[:2]), str(own[2])]) + " |")
+        print(
+            f"| {name} | {apart:.1e} | {greedy} | {cached} | "
+            + " | ".join(["; ".join(str({k: round(v, 4) for k, v in each.items()}) for each in own[:2]), str(own[2])])
+            + " |"
+        )
     return int(wrong > 0)
 
 

@@ -33,8 +33,16 @@ from model.shard import WHOLE, Whole
 POSITIONS = ("none", "learned", "rotary", "alibi")
 IN_FP8 = "rotary"  # the position of the rows in fp8
 PEAKS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12}  # dense bf16 FLOP/s, NVIDIA's data sheets
-SMALL = [("size", "nano"), ("model.layers", 2), ("model.hidden", 256), ("model.heads", 4), ("model.seq", 256),
-         ("train.batch", 4), ("layout.micro_batch", 4), ("train.precision", "bf16")]  # fmt: skip
+SMALL = [
+    ("size", "nano"),
+    ("model.layers", 2),
+    ("model.hidden", 256),
+    ("model.heads", 4),
+    ("model.seq", 256),
+    ("train.batch", 4),
+    ("layout.micro_batch", 4),
+    ("train.precision", "bf16"),
+]
 
 
 def reading(model: GPT, rows: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
@@ -193,24 +201,35 @@ def main() -> int:
     device = torch.cuda.get_device_name()
     peak = next((flops for name, flops in PEAKS.items() if name in device), None)
     equal = f"loss and gradients of {', '.join(POSITIONS)}{'' if lacking else ' and of fp8'} equal the reference"
-    print(f"{args.size} on one {device}, torch {torch.__version__}; {equal}\n{lacking}\n"
-          "| position | loop | micro-batch | tokens/s | MFU | GB | compilation, s |\n|---|---|---|---|---|---|---|")
+    print(
+        f"{args.size} on one {device}, torch {torch.__version__}; {equal}\n{lacking}\n"
+        "| position | loop | micro-batch | tokens/s | MFU | GB | compilation, s |\n|---|---|---|---|---|---|---|"
+    )
     best: dict[str, float] = {}
     for pos, precision in variants:
         label = pos if precision == "bf16" else f"{pos}, {precision}"
         for how in ("engine", "bare torch"):
             for micro in args.micro_batch:
                 batch = micro * args.accumulate
-                words = [("size", args.size), ("model.pos", pos), ("train.precision", precision),
-                         ("train.batch", batch), ("train.tokens", 10**12), ("layout.micro_batch", micro)]  # fmt: skip
+                words = [
+                    ("size", args.size),
+                    ("model.pos", pos),
+                    ("train.precision", precision),
+                    ("train.batch", batch),
+                    ("train.tokens", 10**12),
+                    ("layout.micro_batch", micro),
+                ]
                 got = row(how, words, args.steps)
                 if isinstance(got, str):
                     print(f"| {label} | {how} | {micro} | {got} | | | |", flush=True)
                     continue
                 used = got["speed"] * count.flops_per_token(resolve(words).model)
                 mfu = f"{used / peak:.1%}" if peak else f"{used / 1e12:.0f} TFLOP/s"
-                print(f"| {label} | {how} | {micro} | {got['speed']:,.0f} | {mfu} | {got['gb']:.1f} "
-                      f"| {got['compile']:.0f} |", flush=True)  # fmt: skip
+                print(
+                    f"| {label} | {how} | {micro} | {got['speed']:,.0f} | {mfu} | {got['gb']:.1f} "
+                    f"| {got['compile']:.0f} |",
+                    flush=True,
+                )
                 if how == "engine":
                     best[label] = max(best.get(label, 0.0), got["speed"])
     for a, b in (("alibi", "rotary"), ("alibi", "none"), ("rotary", "none")):

@@ -142,15 +142,28 @@ def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[],
         module = importlib.util.module_from_spec(spec)
         sys.modules["nanogpt"] = module
         spec.loader.exec_module(module)
-        return module.GPT(module.GPTConfig(
-            block_size=T, vocab_size=V, n_layer=L, n_head=H, n_embd=D, dropout=0.0, bias=True))  # fmt: skip
+        return module.GPT(
+            module.GPTConfig(block_size=T, vocab_size=V, n_layer=L, n_head=H, n_embd=D, dropout=0.0, bias=True)
+        )
 
     def litgpt() -> Any:
         lit: Any = importlib.import_module("litgpt")
-        model = lit.GPT(lit.Config(
-            block_size=T, vocab_size=V, padded_vocab_size=V, n_layer=L, n_head=H, n_embd=D, rotary_percentage=1.0,
-            parallel_residual=False, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", intermediate_size=F,
-            gelu_approximate="tanh"))  # fmt: skip
+        model = lit.GPT(
+            lit.Config(
+                block_size=T,
+                vocab_size=V,
+                padded_vocab_size=V,
+                n_layer=L,
+                n_head=H,
+                n_embd=D,
+                rotary_percentage=1.0,
+                parallel_residual=False,
+                norm_class_name="LayerNorm",
+                mlp_class_name="GptNeoxMLP",
+                intermediate_size=F,
+                gelu_approximate="tanh",
+            )
+        )
         model.lm_head.weight = model.transformer.wte.weight
         return model
 
@@ -167,17 +180,31 @@ def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[],
         "litgpt, rotary": litgpt,
         "GPT-2, learned": partial(hf, "GPT2LMHeadModel", n_positions=T, n_embd=D, n_layer=L, n_head=H, **undropped),
         "GPT-NeoX, rotary": partial(
-            hf, "GPTNeoXForCausalLM", max_position_embeddings=T, hidden_size=D, num_hidden_layers=L,
-            num_attention_heads=H, intermediate_size=F, rotary_pct=1.0, hidden_act="gelu_new",
-            use_parallel_residual=False),
+            hf,
+            "GPTNeoXForCausalLM",
+            max_position_embeddings=T,
+            hidden_size=D,
+            num_hidden_layers=L,
+            num_attention_heads=H,
+            intermediate_size=F,
+            rotary_pct=1.0,
+            hidden_act="gelu_new",
+            use_parallel_residual=False,
+        ),
         "BLOOM, ALiBi": partial(hf, "BloomForCausalLM", hidden_size=D, n_layer=L, n_head=H),
         "Llama, rotary, SwiGLU": partial(
-            hf, "LlamaForCausalLM", max_position_embeddings=T, hidden_size=D, num_hidden_layers=L,
-            num_attention_heads=H, intermediate_size=8 * D // 3 // 8 * 8),
+            hf,
+            "LlamaForCausalLM",
+            max_position_embeddings=T,
+            hidden_size=D,
+            num_hidden_layers=L,
+            num_attention_heads=H,
+            intermediate_size=8 * D // 3 // 8 * 8,
+        ),
         "x-transformers, learned": partial(x_transformers, True),
         "x-transformers, rotary": partial(x_transformers, False, rotary_pos_emb=True),
         "x-transformers, ALiBi": partial(x_transformers, False, alibi_pos_bias=True),
-    }  # fmt: skip
+    }
 
 
 def floor(run: Run, library: str) -> Step:
@@ -185,8 +212,10 @@ def floor(run: Run, library: str) -> Step:
     m, N = run.model, run.train.batch * run.model.seq
     dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
     shapes = [(m.hidden, 3 * m.hidden), (m.hidden, m.hidden), (m.hidden, m.ffn), (m.ffn, m.hidden)] * m.layers
-    made = [tuple(torch.randn(*s).to(dtype) for s in ((N, i), (i, o), (N, o)))
-            for i, o in [*shapes, (m.hidden, m.padded_vocab)]]  # fmt: skip
+    made = [
+        tuple(torch.randn(*s).to(dtype) for s in ((N, i), (i, o), (N, o)))
+        for i, o in [*shapes, (m.hidden, m.padded_vocab)]
+    ]
 
     def onednn(a: torch.Tensor, b: torch.Tensor) -> Any:
         return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")

@@ -30,8 +30,17 @@ class Launch:
         self.log = log
         self.processes = []
         for rank in range(ranks):
-            group = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                     "MASTER_PORT": port} if ranks > 1 else {}  # fmt: skip
+            group = (
+                {
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(ranks),
+                    "LOCAL_RANK": str(rank),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                }
+                if ranks > 1
+                else {}
+            )
             process = context.Process(target=_train, args=(argv, group, log))  # type: ignore[attr-defined]
             process.start()
             self.processes.append(process)

@@ -101,8 +101,9 @@ class Handler(BaseHTTPRequestHandler):
             repository, revision, path = map(unquote, found.groups())
             return self.file(path, self.hub.files[repository][revision][path])
         about = r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?"
-        found = (re.fullmatch(about, url.path)
-                 or re.fullmatch(r"/datasets/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", url.path))  # fmt: skip
+        found = re.fullmatch(about, url.path) or re.fullmatch(
+            r"/datasets/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", url.path
+        )
         if not found:
             return self.refuse(404, "", "no such address")
         repository, what, revision, path = (unquote(part or "") for part in found.groups())
@@ -113,9 +114,20 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         files = self.hub.files[repository][revision]
         if what in ("", "revision"):
-            return self.send({"_id": "0", "id": repository, "sha": self.commit(repository, revision), "private": False,
-                              "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0,
-                              "siblings": [{"rfilename": name} for name in sorted(files)]})  # fmt: skip
+            return self.send(
+                {
+                    "_id": "0",
+                    "id": repository,
+                    "sha": self.commit(repository, revision),
+                    "private": False,
+                    "gated": False,
+                    "disabled": False,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                    "siblings": [{"rfilename": name} for name in sorted(files)],
+                }
+            )
         if what == "tree":
             return self.tree(files, path, parse_qs(url.query), f"{self.hub.address}{url.path}")
         if what == "paths-info":
@@ -126,8 +138,11 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": self.commit(repository, revision)}
         if "lfs" in about:
             elsewhere = self.hub.address.replace("127.0.0.1", "localhost")  # as the hub: another host
-            headers |= {"Location": f"{elsewhere}/blobs/{repository}/{revision.replace('/', '%2F')}/{path}",
-                        "X-Linked-Size": str(about["size"]), "X-Linked-Etag": f'"{about["lfs"]["oid"]}"'}  # fmt: skip
+            headers |= {
+                "Location": f"{elsewhere}/blobs/{repository}/{revision.replace('/', '%2F')}/{path}",
+                "X-Linked-Size": str(about["size"]),
+                "X-Linked-Etag": f'"{about["lfs"]["oid"]}"',
+            }
             return self.send(b"", 302, headers)
         self.file(path, files[path], headers)
 
@@ -143,18 +158,19 @@ class Handler(BaseHTTPRequestHandler):
         below = {name for name in files if name.startswith(prefix)}
         if not below:
             return self.refuse(404, "EntryNotFound", f"{path} does not exist")
-        folders = {name[:at.start()] for name in below for at in re.finditer("/", name) if at.start() >= len(prefix)}
+        folders = {name[: at.start()] for name in below for at in re.finditer("/", name) if at.start() >= len(prefix)}
         listed = [entry(name, files[name]) for name in below] + [
-            {"type": "directory", "path": name, "oid": git(name.encode()), "size": 0} for name in folders]
+            {"type": "directory", "path": name, "oid": git(name.encode()), "size": 0} for name in folders
+        ]
         if query.get("recursive", ["False"])[0].lower() != "true":
-            listed = [each for each in listed if "/" not in each["path"][len(prefix):]]
+            listed = [each for each in listed if "/" not in each["path"][len(prefix) :]]
         listed.sort(key=lambda each: each["path"])
         start = int(query.get("cursor", ["0"])[0])
         more = {}
         if len(listed) > start + PAGE:
             rest = "&".join(f"{key}={value[0]}" for key, value in query.items() if key != "cursor")
             more["Link"] = f'<{address}?{rest}&cursor={start + PAGE}>; rel="next"'
-        self.send(listed[start:start + PAGE], headers=more)
+        self.send(listed[start : start + PAGE], headers=more)
 
     def information(self, files: dict[str, bytes]) -> list[dict[str, Any]]:
         found = []
@@ -186,8 +202,9 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, status: int, code: str, message: str) -> None:
         self.send({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
 
-    def send(self, body: Any, status: int = 200, headers: dict[str, str] | None = None,
-             most: int | None = None) -> None:  # fmt: skip
+    def send(
+        self, body: Any, status: int = 200, headers: dict[str, str] | None = None, most: int | None = None
+    ) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in (headers or {}).items():

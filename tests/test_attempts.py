@@ -1,4 +1,7 @@
-"""What launch/run.sh does next, decided from files; what launch/submit.py asks sbatch for. tests/slurm has the rest."""
+"""What launch/run.sh does next, decided from files; what launch/slurm/submit.py asks sbatch for.
+
+tests/slurm has the rest.
+"""
 
 import fcntl
 import json
@@ -16,9 +19,9 @@ from ablations.config import ConfigError
 from ablations.site import find, site
 from ablations.status import attempts, last_checkpoint, state
 from ablations.study import from_args
-from launch import attempts as launch_attempts
-from launch.attempts import PREEMPTED, REQUEUED, end, in_vain, start, write
-from launch.submit import _ranges, in_queue, judged, like, sbatch, submit, with_mtbf
+from launch.slurm import attempts as launch_attempts
+from launch.slurm.attempts import PREEMPTED, REQUEUED, end, in_vain, start, write
+from launch.slurm.submit import _ranges, in_queue, judged, like, sbatch, submit, with_mtbf
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,10 +96,20 @@ def running(monkeypatch: pytest.MonkeyPatch, **said: Any) -> list[tuple[str, set
         (["train.log"], 143, "", {}, "failed", False),  # of another rank, which was ended for it
     ],
 )
-def test_what_is_next(cell: Any, monkeypatch: pytest.MonkeyPatch, files: list[str], code: int, told: str,
-                      said: dict, how: str, again: bool) -> None:  # fmt: skip
-    content = {"train.log": "11: noise\n 0: error: train.batch=8 is odd\nsrun: error: node1\n",  # srun fills labels up
-               "../../bad_nodes": "node2 too hot\nnode9 too cold\n"}  # fmt: skip
+def test_what_is_next(
+    cell: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    files: list[str],
+    code: int,
+    told: str,
+    said: dict,
+    how: str,
+    again: bool,
+) -> None:
+    content = {
+        "train.log": "11: noise\n 0: error: train.batch=8 is odd\nsrun: error: node1\n",  # srun fills labels up
+        "../../bad_nodes": "node2 too hot\nnode9 too cold\n",
+    }
     asked = running(monkeypatch, **said)
     cell.dir.mkdir(parents=True)
     (cell.dir / "train.log").write_text("0: error: of an attempt before\n")
@@ -230,7 +243,7 @@ def test_what_a_site_says_wrong_is_said_before_anything_is_submitted(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(commands, "sbatch", f"touch {tmp_path}/submitted; echo 7")
-    monkeypatch.setattr("launch.submit.prepare", lambda *_: None)
+    monkeypatch.setattr("launch.slurm.submit.prepare", lambda *_: None)
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/runs"])
     with pytest.raises(ConfigError, match=r"layout\.mtbf"):
         submit(study, [], {"NODE_MTBF_HOURS": "10k"}, 1)
@@ -241,7 +254,7 @@ def test_tasks_that_cannot_be_run_are_said_before_anything_is_submitted(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command(commands, "sbatch", f"touch {tmp_path}/submitted; echo 7")
-    monkeypatch.setattr("launch.submit.prepare", lambda *_: None)
+    monkeypatch.setattr("launch.slurm.submit.prepare", lambda *_: None)
     study = from_args(["POS=alibi", "SIZE=nano", "TASKS=suite", f"OUT={tmp_path}/runs"])
     with pytest.raises(ConfigError, match="cannot be judged by TASKS"):
         submit(study, [], {}, 1)
@@ -256,7 +269,7 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
 
     command(commands, "sbatch", f"cat >> {tmp_path}/asked; echo 7")
     for name in ("prepare", "check_tasks"):
-        monkeypatch.setattr(f"launch.submit.{name}", lambda *_: None)
+        monkeypatch.setattr(f"launch.slurm.submit.{name}", lambda *_: None)
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/manifest.json").write_text("[]")
     words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}/runs"]
@@ -299,7 +312,7 @@ def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(commands, "sbatch", f'cat >/dev/null; echo "$*" >> {tmp_path}/asked; echo 7')
-    monkeypatch.setattr("launch.submit.prepare", lambda *_: None)
+    monkeypatch.setattr("launch.slurm.submit.prepare", lambda *_: None)
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/runs"])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/bad_nodes").write_text("node2 too hot\n")
@@ -326,7 +339,10 @@ def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.Cap
     assert launch_attempts.main(["start", "7_1", "1", *small]) == 0
     assert capfd.readouterr().out == f"{cell.dir}\n" and attempts(cell.dir)[-1]["event"] == "start"
     assert sorted(p.name.rsplit("-", 1)[0] for p in (tmp_path / "runs/data").glob("*-*")) == [
-        f"{tmp_path.name}-docs", f"{tmp_path.name}-docs-tokenizer-300", f"{tmp_path.name}-docs-tokens"]  # fmt: skip
+        f"{tmp_path.name}-docs",
+        f"{tmp_path.name}-docs-tokenizer-300",
+        f"{tmp_path.name}-docs-tokens",
+    ]
     large = [*words, "SET=model.vocab=60000"]
     cell = from_args(large).cells[1]
     assert launch_attempts.main(["start", "8_1", "1", *large]) == 2
@@ -357,6 +373,6 @@ def test_a_site_that_does_not_exist_is_named_with_those_that_do() -> None:
 
 
 def test_without_slurm_submission_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch.submit", "--nodes", "0", "POS=alibi", f"OUT={tmp_path}"]
+    command = [sys.executable, "-m", "launch.slurm.submit", "--nodes", "0", "POS=alibi", f"OUT={tmp_path}"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 2 and "NODES=0" in said.stderr

@@ -1,4 +1,5 @@
 """A batch depends on the token files, the weights, the seed and the samples' numbers, and on nothing else."""
+
 import hashlib
 import struct
 import subprocess
@@ -31,8 +32,12 @@ def write(prefix, documents):
     Path(f"{prefix}.bin").write_bytes(np.concatenate(documents).astype(np.uint16).tobytes())
     offsets = (np.cumsum(lengths, dtype=np.int64) - lengths) * 2
     Path(f"{prefix}.idx").write_bytes(
-        b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, len(lengths), len(lengths) + 1) + lengths.tobytes()
-        + offsets.tobytes() + np.arange(len(lengths) + 1, dtype=np.int64).tobytes())
+        b"MMIDIDX\0\0"
+        + struct.pack("<QBQQ", 1, 8, len(lengths), len(lengths) + 1)
+        + lengths.tobytes()
+        + offsets.tobytes()
+        + np.arange(len(lengths) + 1, dtype=np.int64).tobytes()
+    )
     return str(prefix)
 
 
@@ -78,7 +83,7 @@ def test_rows_are_rows_of_the_global_batch(sources, batches):
     for step in STEPS:
         whole = batches.batch(at(step))
         for size in (1, 2, 3, 4):  # micro-batches, also such that do not divide the batch
-            parts = [Batches(sources, SEQ, seed=1).batch(at(step)[row:row + size]) for row in range(0, BATCH, size)]
+            parts = [Batches(sources, SEQ, seed=1).batch(at(step)[row : row + size]) for row in range(0, BATCH, size)]
             assert torch.equal(torch.cat(parts), whole)
         assert torch.equal(batches.batch(at(step)[1::2]), whole[1::2])
     assert batches.batch(range(3, 3)).shape == (0, SEQ + 1)
@@ -122,7 +127,7 @@ def test_ranks_micro_batches_resume_and_budget(sources, world, micro):
             parts = []
             for rank, batches in enumerate(ranks):
                 mine = rank_rows(long.train, step, rank, world)
-                parts += [batches.batch(mine[row:row + micro]) for row in range(0, len(mine), micro)]
+                parts += [batches.batch(mine[row : row + micro]) for row in range(0, len(mine), micro)]
             assert torch.equal(torch.cat(parts), expected[step])
 
 
@@ -136,11 +141,17 @@ def test_epochs_are_those_of_megatrons_dataset(sources):
         length = (len(tokens_of((prefix, 1))) - 1) // SEQ
         for epoch in range(3):
             config = gpt_dataset.GPTDatasetConfig(
-                random_seed=int(np.random.SeedSequence([1, epoch]).generate_state(1)[0]), sequence_length=SEQ,
-                create_attention_mask=False, reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False,
-                tokenizer=SimpleNamespace(vocab_size=None, eod=None, unique_identifiers={}))
-            theirs = gpt_dataset.GPTDataset(tokens, prefix, np.arange(len(tokens), dtype=np.int32), None, Split.train,
-                                            config)
+                random_seed=int(np.random.SeedSequence([1, epoch]).generate_state(1)[0]),
+                sequence_length=SEQ,
+                create_attention_mask=False,
+                reset_position_ids=False,
+                reset_attention_mask=False,
+                eod_mask_loss=False,
+                tokenizer=SimpleNamespace(vocab_size=None, eod=None, unique_identifiers={}),
+            )
+            theirs = gpt_dataset.GPTDataset(
+                tokens, prefix, np.arange(len(tokens), dtype=np.int32), None, Split.train, config
+            )
             ours = batches.batch(range(epoch * length, (epoch + 1) * length))
             assert len(theirs) == length
             for i in range(length):
@@ -178,7 +189,7 @@ def test_each_epoch_uses_every_token_once(sources, which):
 
 def test_samples_are_documents_end_to_end(sources):
     """Packed again by plain numpy: whole documents, one after the other, cut every `seq` tokens."""
-    lengths = np.frombuffer(Path(sources[0][0] + ".idx").read_bytes()[34:34 + 4 * 300], np.int32)
+    lengths = np.frombuffer(Path(sources[0][0] + ".idx").read_bytes()[34 : 34 + 4 * 300], np.int32)
     first = dict(zip((np.cumsum(lengths) - lengths).tolist(), lengths.tolist(), strict=True))
     length = (lengths.sum() - 1) // SEQ
     batches = Batches([sources[0]], SEQ, seed=1)
@@ -215,8 +226,23 @@ torch.save([batches.batch(range(step * 6, step * 6 + 6)[rows]) for step in (0, 3
 
 def test_two_processes_read_what_one_reads(tmp_path, sources, batches):
     outs = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    ranks = [subprocess.Popen([sys.executable, "-c", RANK, ROOT, str(rank), "2", tmp_path / "rendezvous",
-                               out, sources[0][0], sources[1][0]]) for rank, out in enumerate(outs)]
+    ranks = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                RANK,
+                ROOT,
+                str(rank),
+                "2",
+                tmp_path / "rendezvous",
+                out,
+                sources[0][0],
+                sources[1][0],
+            ]
+        )
+        for rank, out in enumerate(outs)
+    ]
     assert [process.wait(240) for process in ranks] == [0, 0]
     read = [torch.load(out, weights_only=True) for out in outs]
     for step, halves in zip(STEPS, zip(*read, strict=True), strict=True):
@@ -230,11 +256,17 @@ def test_the_order_is_the_recorded_one(sources):
     assert digest[:16] == "714fbb16de23bdaa"
 
 
-@pytest.mark.parametrize("change, match", [
-    ({"sources": []}, "positive weight"), ({"sources": [("x", 0.0)]}, "positive weight"),
-    ({"seq": 0}, "at least 1"), ({"seed": -1}, "at least 0"),
-    ({"sources": [("/nowhere/x", 1.0)]}, "no token file /nowhere/x.bin"),
-    ({"seq": 100_000}, "one sample of seq=100000 takes 100001")])
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"sources": []}, "positive weight"),
+        ({"sources": [("x", 0.0)]}, "positive weight"),
+        ({"seq": 0}, "at least 1"),
+        ({"seed": -1}, "at least 0"),
+        ({"sources": [("/nowhere/x", 1.0)]}, "no token file /nowhere/x.bin"),
+        ({"seq": 100_000}, "one sample of seq=100000 takes 100001"),
+    ],
+)
 def test_bad_input_is_refused(sources, change, match):
     with pytest.raises(ValueError, match=match):
         Batches(**{"sources": sources, "seq": SEQ, "seed": 1, **change})

@@ -13,8 +13,16 @@ from model import attention, fp8, position
 from model.gpt import GPT
 from tests.bench_gpu import POSITIONS, wrong, wrong_in_fp8
 
-TINY = [("size", "nano"), ("model.layers", 1), ("model.hidden", 32), ("model.heads", 2), ("model.seq", 16),
-        ("model.vocab", 100), ("train.batch", 2), ("layout.micro_batch", 2)]  # fmt: skip
+TINY = [
+    ("size", "nano"),
+    ("model.layers", 1),
+    ("model.hidden", 32),
+    ("model.heads", 2),
+    ("model.seq", 16),
+    ("model.vocab", 100),
+    ("train.batch", 2),
+    ("layout.micro_batch", 2),
+]
 
 
 @pytest.mark.parametrize("pos", POSITIONS)

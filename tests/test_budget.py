@@ -36,8 +36,10 @@ def megatron(first: int, more: int, last: int, ramp: int, steps: int) -> list[tu
     return found
 
 
-@pytest.mark.parametrize("ramp, batch", [((32, 32, 2_000_000), 512), ((16, 16, 10_000), 64), ((1, 1, 7), 4),
-                                         ((2, 3, 1), 11), ((192, 16, 97_656), 2048)])  # fmt: skip
+@pytest.mark.parametrize(
+    "ramp, batch",
+    [((32, 32, 2_000_000), 512), ((16, 16, 10_000), 64), ((1, 1, 7), 4), ((2, 3, 1), 11), ((192, 16, 97_656), 2048)],
+)
 def test_the_ramp_is_megatrons(ramp: tuple[int, int, int], batch: int) -> None:
     train = dataclasses.replace(BIGSCIENCE.train, ramp=list(ramp), batch=batch)
     expected = megatron(*ramp[:2], batch, ramp[2], 15_000)
@@ -58,14 +60,20 @@ def test_bigsciences_ramp_and_budget() -> None:
     assert budget.samples(none, 10) == range(5120, 5632) and budget.steps(none, 5119) == 9
 
 
-@pytest.mark.parametrize("change, says", [
-    ({"train.ramp": "2,2"}, "needs three numbers"), ({"train.ramp": "0,2,8"}, "needs three numbers"),
-    ({"train.ramp": "3,2,100", "layout.micro_batch": 1}, "no whole number of increments of 2 above 3"),
-    ({"train.ramp": "8,8,100"}, "no whole number of increments"), ({"train.ramp": "a,2,3"}, "whole numbers"),
-    ({"train.ramp": "3,1,100", "layout.processes": 2}, "train.ramp: a batch of 3 is no multiple"),
-    ({"train.ramp": "2,2,100", "layout.micro_batch": 2, "layout.processes": 4}, "train.ramp: a batch of 2"),
-    ({"train.decay_tokens": -1}, "train.decay_tokens"), ({"train.loss_scale_power": 40}, "between 0 and 32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"train.ramp": "2,2"}, "needs three numbers"),
+        ({"train.ramp": "0,2,8"}, "needs three numbers"),
+        ({"train.ramp": "3,2,100", "layout.micro_batch": 1}, "no whole number of increments of 2 above 3"),
+        ({"train.ramp": "8,8,100"}, "no whole number of increments"),
+        ({"train.ramp": "a,2,3"}, "whole numbers"),
+        ({"train.ramp": "3,1,100", "layout.processes": 2}, "train.ramp: a batch of 3 is no multiple"),
+        ({"train.ramp": "2,2,100", "layout.micro_batch": 2, "layout.processes": 4}, "train.ramp: a batch of 2"),
+        ({"train.decay_tokens": -1}, "train.decay_tokens"),
+        ({"train.loss_scale_power": 40}, "between 0 and 32"),
+    ],
+)
 def test_what_does_not_fit_is_refused_before_any_work(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         resolve([("size", "nano"), *change.items()])
@@ -135,8 +143,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-TINY = {"model.layers": 2, "model.hidden": 32, "model.heads": 2, "model.seq": 32, "model.vocab": 512,
-        "layout.micro_batch": 1, "layout.log_every": 1, "layout.wandb": "disabled"}  # fmt: skip
+TINY = {
+    "model.layers": 2,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.seq": 32,
+    "model.vocab": 512,
+    "layout.micro_batch": 1,
+    "layout.log_every": 1,
+    "layout.wandb": "disabled",
+}
 
 
 def shrunk(preset: str) -> dict[str, Any]:
@@ -145,9 +161,12 @@ def shrunk(preset: str) -> dict[str, Any]:
     tokens = 10 * 4 * 32
     scale = tokens / train.tokens
     return TINY | {
-        "train.batch": 4, "train.tokens": tokens, "train.decay_tokens": int(train.decay_tokens * scale),
-        "train.ramp": [1, 1, 6] if train.ramp else [], "train.lr": 1e-3,
-    }  # fmt: skip
+        "train.batch": 4,
+        "train.tokens": tokens,
+        "train.decay_tokens": int(train.decay_tokens * scale),
+        "train.ramp": [1, 1, 6] if train.ramp else [],
+        "train.lr": 1e-3,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +212,15 @@ def test_a_ramp_trains_on_each_sample_once_and_takes_the_mean_of_each_batch(corp
     from data.batches import Batches
     from model.gpt import GPT
 
-    setting = TINY | {"size": "nano", "train.batch": 4, "train.ramp": [1, 1, 6], "train.tokens": 20 * 32,
-                      "train.precision": "fp32", "train.clip": 1e9, "train.warmup": 0.0}  # fmt: skip
+    setting = TINY | {
+        "size": "nano",
+        "train.batch": 4,
+        "train.ramp": [1, 1, 6],
+        "train.tokens": 20 * 32,
+        "train.precision": "fp32",
+        "train.clip": 1e9,
+        "train.warmup": 0.0,
+    }
     cell, rows, _ = trained(setting, corpus, out)
     run = cell.run
     data = json.loads((cell.dir / "run.json").read_text())["data"]
@@ -202,8 +228,11 @@ def test_a_ramp_trains_on_each_sample_once_and_takes_the_mean_of_each_batch(corp
     model, seen = GPT(run.model, 1), 0
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-                                  betas=(0.9, 0.95), eps=1e-8)  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
     for row, size in zip(rows, [1, 1, 2, 3, 4, 4, 4], strict=True):
         for group in optimizer.param_groups:
             group["lr"] = row["lr"]
@@ -222,8 +251,14 @@ def test_a_ramp_trains_on_each_sample_once_and_takes_the_mean_of_each_batch(corp
 
 
 def test_an_overflow_is_skipped_counted_and_uses_up_its_batch(corpus: str, out: Path) -> None:
-    setting = TINY | {"size": "nano", "train.precision": "fp16", "train.batch": 2, "train.tokens": 24 * 2 * 32,
-                      "train.loss_scale_power": 32, "train.loss_scale_hysteresis": 1}  # fmt: skip
+    setting = TINY | {
+        "size": "nano",
+        "train.precision": "fp16",
+        "train.batch": 2,
+        "train.tokens": 24 * 2 * 32,
+        "train.loss_scale_power": 32,
+        "train.loss_scale_hysteresis": 1,
+    }
     _, rows, done = trained(setting, corpus, out)
     skipped = [r["grad_norm"] is None for r in rows]
     assert skipped[0] and not skipped[-1]
@@ -235,8 +270,14 @@ def test_an_overflow_is_skipped_counted_and_uses_up_its_batch(corpus: str, out: 
 
 
 def test_an_overflow_at_the_least_scale_ends_the_run(corpus: str, out: Path) -> None:
-    setting = TINY | {"size": "nano", "train.precision": "fp16", "train.batch": 2, "train.tokens": 24 * 2 * 32,
-                      "train.loss_scale_power": 32, "train.loss_scale_min": 2**31}  # fmt: skip
+    setting = TINY | {
+        "size": "nano",
+        "train.precision": "fp16",
+        "train.batch": 2,
+        "train.tokens": 24 * 2 * 32,
+        "train.loss_scale_power": 32,
+        "train.loss_scale_min": 2**31,
+    }
     with pytest.raises(Exception, match="overflow in fp16 even at train.loss_scale_min=2147483648"):
         trained(setting, corpus, out)
 
@@ -246,8 +287,14 @@ def test_a_resumed_fp16_engine_goes_on_as_if_it_had_not_stopped() -> None:
     from launch import engine
     from model.gpt import GPT
 
-    small = {"size": "nano", **TINY, "train.batch": 2, "train.precision": "fp16", "train.loss_scale_power": 26,
-             "train.loss_scale_window": 3}  # fmt: skip
+    small = {
+        "size": "nano",
+        **TINY,
+        "train.batch": 2,
+        "train.precision": "fp16",
+        "train.loss_scale_power": 26,
+        "train.loss_scale_window": 3,
+    }
     run = resolve(small.items())
     engine.start(run)
     rows = torch.randint(512, (16, 2, 33), generator=torch.Generator().manual_seed(0))

@@ -162,9 +162,7 @@ def lose(newest: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, lose])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    two: Path, damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(two: Path, damage: Callable[[Path], None]) -> None:
     damage(two / "checkpoints/step_2")
     on(1, load, two, 1)
     said = (two / "said").read_text()

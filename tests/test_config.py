@@ -182,7 +182,7 @@ def test_a_directory_keeps_its_meaning(tmp_path: Path) -> None:
 
 def test_make_refuses_a_misspelt_variant_at_once_with_exit_code_2_and_creates_nothing(tmp_path: Path) -> None:
     before = time.monotonic()
-    command = [sys.executable, "-m", "ablations", "run", "POS=alibbi", f"OUT={tmp_path / 'out'}"]
+    command = [sys.executable, "-m", "launch.local", "POS=alibbi", f"OUT={tmp_path / 'out'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "none, learned, rotary, alibi" in done.stderr
     assert not (tmp_path / "out").exists()

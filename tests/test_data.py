@@ -1,4 +1,5 @@
 """Corpora: what is read, what is refused, what is held out. Packages and files here are made for the test."""
+
 import dataclasses
 import gzip
 import importlib.metadata
@@ -41,6 +42,7 @@ def specify(monkeypatch, tmp_path, text, name="some"):
 
 
 # Files on disk
+
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst"])
 def test_json_lines_in_every_packing(tmp_path, suffix):
@@ -104,18 +106,21 @@ def test_real_files():
     assert [text for _, text in read(SHARED / "corpora/books")] == expected
 
 
-@pytest.mark.parametrize("name, content, match", [
-    ("a.jsonl", b'{"text": "x"}\n{"content": "x", "url": 1}\n', r"a.jsonl:2: .*\['content', 'url'\]"),
-    ("a.jsonl", b'{"text": ["x"]}\n', r"a.jsonl:1: no string under"),
-    ("a.jsonl", b'["x"]\n', r"a.jsonl:1: .* has list"),
-    ("a.jsonl", b'{"text": "x"}\n{"text": "x\n', r"a.jsonl:2: not JSON"),
-    ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8"),
-    ("a.jsonl", b'{"text": "x", "meta": ' + b"[" * 10**5 + b"]" * 10**5 + b"}\n", "a.jsonl:1: not JSON"),
-    ("a.txt", b"x\n\xff\n", "a.txt:2: not UTF-8"),
-    ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9, mtime=0)[:-12], "a.jsonl.gz: damaged or cut short"),
-    ("a.jsonl.gz", b"plain", "a.jsonl.gz: damaged"),
-    ("a.jsonl.zst", b"plain", "a.jsonl.zst: damaged"),
-])
+@pytest.mark.parametrize(
+    "name, content, match",
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"content": "x", "url": 1}\n', r"a.jsonl:2: .*\['content', 'url'\]"),
+        ("a.jsonl", b'{"text": ["x"]}\n', r"a.jsonl:1: no string under"),
+        ("a.jsonl", b'["x"]\n', r"a.jsonl:1: .* has list"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "x\n', r"a.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8"),
+        ("a.jsonl", b'{"text": "x", "meta": ' + b"[" * 10**5 + b"]" * 10**5 + b"}\n", "a.jsonl:1: not JSON"),
+        ("a.txt", b"x\n\xff\n", "a.txt:2: not UTF-8"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9, mtime=0)[:-12], "a.jsonl.gz: damaged or cut short"),
+        ("a.jsonl.gz", b"plain", "a.jsonl.gz: damaged"),
+        ("a.jsonl.zst", b"plain", "a.jsonl.zst: damaged"),
+    ],
+)
 def test_damaged_files_are_named_with_the_line(tmp_path, name, content, match):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=match):
@@ -126,8 +131,11 @@ def test_a_cut_zstd_file_is_not_taken_for_whole(tmp_path):
     random.seed(0)
     whole = Path(write(tmp_path / "a.jsonl.zst", [random.randbytes(2000).hex() for _ in range(200)])).read_bytes()
     paragraphs = zstandard.ZstdCompressor().compress(b"a document\n\n" * 200_000)
-    for name, content in (("cut.jsonl.zst", whole[:-1000]), ("cut.txt.zst", paragraphs[:-1]),
-                          ("cut.txt.zst", paragraphs * 2 + paragraphs[:7])):  # fmt: skip
+    for name, content in (
+        ("cut.jsonl.zst", whole[:-1000]),
+        ("cut.txt.zst", paragraphs[:-1]),
+        ("cut.txt.zst", paragraphs * 2 + paragraphs[:7]),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}.*cut short"):
             read(tmp_path / name)
@@ -146,12 +154,20 @@ def test_a_row_of_parquet_that_is_not_utf8_is_named_and_the_others_are_read(tmp_
     assert found == ["one", "three"] and "a.parquet:2: not UTF-8" in ledger.problems[0]
 
 
-@pytest.mark.parametrize("name, match", [
-    ("pydoc", "unknown corpus 'pydoc': known are bookcorpus, .* pydocs, wikipedia; or give .*jsonl.zst"),
-    ("", "unknown corpus ''"), ("../corpora/pydocs", "no file matches"), ("{}/a,b.jsonl", "without a comma"),
-    ("{}/*.txt", r"no file matches .*; looked for \.jsonl, .*\.txt\.zst"),
-    ("{}/a.csv", r"a\.csv: unknown kind of file; allowed are \.jsonl, "), ("{}/a.parquet", "a.parquet: damaged"),
-    ("{}/empty.jsonl", "holds no document"), ("{}/other.jsonl", 'no string under "text"')])
+@pytest.mark.parametrize(
+    "name, match",
+    [
+        ("pydoc", "unknown corpus 'pydoc': known are bookcorpus, .* pydocs, wikipedia; or give .*jsonl.zst"),
+        ("", "unknown corpus ''"),
+        ("../corpora/pydocs", "no file matches"),
+        ("{}/a,b.jsonl", "without a comma"),
+        ("{}/*.txt", r"no file matches .*; looked for \.jsonl, .*\.txt\.zst"),
+        ("{}/a.csv", r"a\.csv: unknown kind of file; allowed are \.jsonl, "),
+        ("{}/a.parquet", "a.parquet: damaged"),
+        ("{}/empty.jsonl", "holds no document"),
+        ("{}/other.jsonl", 'no string under "text"'),
+    ],
+)
 def test_check_refuses(tmp_path, name, match):
     (tmp_path / "a.parquet").touch()
     (tmp_path / "a.csv").touch()
@@ -175,14 +191,23 @@ def test_check_is_light():
 
 # Files of a numbered family
 
-@pytest.mark.parametrize("names, said", [
-    (["c4-train.00000-of-01024.json.gz"], ["1 of the 1,024 files c4-train.*-of-01024 is there"]),
-    ([f"{i}-of-3.jsonl" for i in range(3)], []), ([f"{i}-of-3.jsonl" for i in range(1, 4)], []),
-    (["en/0-of-3.jsonl", "en/2-of-3.jsonl", "fr/0-of-1.jsonl"], ["2 of the 3 files en/*-of-3 are there"]),
-    (["0-of-2.jsonl", "1-of-2.jsonl.zst"], []),  # one of them unpacked
-    (["0-of-2.jsonl", "0-of-2.jsonl.zst"], ["1 of the 2 files *-of-2 is there"]),
-    (["x_1_of_4.txt", "x_1_of_2.txt"], ["1 of the 2 files x_*_of_2 is there", "1 of the 4 files x_*_of_4 is there"]),
-    (["00.jsonl.zst", "en_part_1.txt", "office2.txt", "list-of-3.txt"], [])])
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["c4-train.00000-of-01024.json.gz"], ["1 of the 1,024 files c4-train.*-of-01024 is there"]),
+        ([f"{i}-of-3.jsonl" for i in range(3)], []),
+        ([f"{i}-of-3.jsonl" for i in range(1, 4)], []),
+        (["en/0-of-3.jsonl", "en/2-of-3.jsonl", "fr/0-of-1.jsonl"], ["2 of the 3 files en/*-of-3 are there"]),
+        (["0-of-2.jsonl", "1-of-2.jsonl.zst"], []),  # one of them unpacked
+        (["0-of-2.jsonl", "0-of-2.jsonl.zst"], ["1 of the 2 files *-of-2 is there"]),
+        (
+            ["x_1_of_4.txt", "x_1_of_2.txt"],
+            ["1 of the 2 files x_*_of_2 is there", "1 of the 4 files x_*_of_4 is there"],
+        ),
+        (["00.jsonl.zst", "en_part_1.txt", "office2.txt", "list-of-3.txt"], []),
+    ],
+)
 def test_what_is_missing_of_a_numbered_family_is_counted(names, said):
     assert readers.incomplete(names) == said
 
@@ -214,16 +239,19 @@ def test_an_incomplete_corpus_is_said_once_and_before_any_work(tmp_path):
 
 def test_a_study_says_an_incomplete_corpus_once(tmp_path, capfd):
     from ablations.config import ConfigError
-    from ablations.execute import prepare
     from ablations.study import from_args
+    from launch.local import prepare
 
     path = Path(write(tmp_path / "0-of-2.jsonl", ["one"]))
     study = from_args(["POS=alibi", f"DATA={path}", "SET=model.vocab=9", f"OUT={tmp_path / 'out'}"])
     with pytest.raises(ConfigError, match="cannot be prepared"):
         prepare(study, study.cells)
     said = capfd.readouterr().err.splitlines()
-    assert said == [f"warning: {path}: 1 of the 2 files *-of-2 is there; what is missing is not read",
-                    "error: vocab=9 is too small: at least 258"]
+    assert said == [
+        f"warning: {path}: 1 of the 2 files *-of-2 is there; what is missing is not read",
+        "error: vocab=9 is too small: at least 258",
+    ]
+
 
 # Packages
 
@@ -231,17 +259,22 @@ NUMPY, PYYAML = (importlib.metadata.version(name) for name in ("numpy", "pyyaml"
 GOOD = f"text: source\npackages: {{numpy: '{NUMPY}', pyyaml: '{PYYAML}'}}\nheld_out: [pyyaml]\n"
 
 
-@pytest.mark.parametrize("change, match", [
-    (("text: source", "text: sauce"), "text is 'sauce'; allowed are docstrings, source"),
-    (("held_out: [pyyaml]", "held_out: [pyaml]"), r"not among the packages: \['pyaml'\]"),
-    (("held_out: [pyyaml]", ""), "none or all"), (("[pyyaml]", "[numpy, pyyaml]"), "none or all"),
-    (("held_out", "heldout"), r"unknown \['heldout'\]; allowed are \['held_out', 'minimum', 'packages'"),
-    (("text", "minimum: many\ntext"), "number of characters"),
-    ((f"'{PYYAML}'", "6.0"), "must be quoted"),
-    (("numpy: ", "numpy: }"), "parsing"),
-    (("numpy: '", "numpy: '0."), r"reads numpy 0\.\S+, but \S+ is installed; .*requirements.txt"),
-    (("numpy", "nunpy"), "reads nunpy .* not installed here; .*requirements.txt"),
-    (("packages", "package"), "needs a mapping `blend` or `packages`")])
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (("text: source", "text: sauce"), "text is 'sauce'; allowed are docstrings, source"),
+        (("held_out: [pyyaml]", "held_out: [pyaml]"), r"not among the packages: \['pyaml'\]"),
+        (("held_out: [pyyaml]", ""), "none or all"),
+        (("[pyyaml]", "[numpy, pyyaml]"), "none or all"),
+        (("held_out", "heldout"), r"unknown \['heldout'\]; allowed are \['held_out', 'minimum', 'packages'"),
+        (("text", "minimum: many\ntext"), "number of characters"),
+        ((f"'{PYYAML}'", "6.0"), "must be quoted"),
+        (("numpy: ", "numpy: }"), "parsing"),
+        (("numpy: '", "numpy: '0."), r"reads numpy 0\.\S+, but \S+ is installed; .*requirements.txt"),
+        (("numpy", "nunpy"), "reads nunpy .* not installed here; .*requirements.txt"),
+        (("packages", "package"), "needs a mapping `blend` or `packages`"),
+    ],
+)
 def test_specifications_are_checked(monkeypatch, tmp_path, change, match):
     specify(monkeypatch, tmp_path, GOOD)
     corpus.check("some")
@@ -254,14 +287,18 @@ def test_blends_are_checked(monkeypatch, tmp_path):
     specify(monkeypatch, tmp_path, GOOD, "one")
     specify(monkeypatch, tmp_path, GOOD.replace("[pyyaml]", "[numpy]"), "two")
     specify(monkeypatch, tmp_path, "blend: {one: 1}", "mixed")
-    for text, match in [("blend: {one: 1, two: 1}", "held out in one component and trained on in another"),
-                        ("blend: {one: 0}", "weights are positive"),
-                        ("blend: {one: true}", "weights are positive"),
-                        ("blend: {three: 1}", "unknown corpus 'three'"),
-                        ("blend: {mixed: 1}", "itself a blend"), ("blend: [one]", "alpha gives the weights"),
-                        ("blend: {one: 1}\nalpha: 1", "alpha gives"),
-                        ("blend: [one]\nalpha: 2", "alpha is 2"), ("blend: one", "needs a mapping"),
-                        ("blend: {no/*.jsonl: 1}", "no file matches 'no/")]:
+    for text, match in [
+        ("blend: {one: 1, two: 1}", "held out in one component and trained on in another"),
+        ("blend: {one: 0}", "weights are positive"),
+        ("blend: {one: true}", "weights are positive"),
+        ("blend: {three: 1}", "unknown corpus 'three'"),
+        ("blend: {mixed: 1}", "itself a blend"),
+        ("blend: [one]", "alpha gives the weights"),
+        ("blend: {one: 1}\nalpha: 1", "alpha gives"),
+        ("blend: [one]\nalpha: 2", "alpha is 2"),
+        ("blend: one", "needs a mapping"),
+        ("blend: {no/*.jsonl: 1}", "no file matches 'no/"),
+    ]:
         specify(monkeypatch, tmp_path, text)
         with pytest.raises(ValueError, match=match):
             corpus.check("some")
@@ -274,8 +311,7 @@ def test_weights_are_shares(monkeypatch, tmp_path):
     assert corpus.load("some")["blend"] == {"one": 0.75, "two": 0.25}
 
 
-@pytest.mark.parametrize("module", [
-    "click.core", "click.utils", "more_itertools.recipes", "sympy.ntheory.factor_"])
+@pytest.mark.parametrize("module", ["click.core", "click.utils", "more_itertools.recipes", "sympy.ntheory.factor_"])
 def test_docstrings_are_those_that_python_sees(module):
     """Against the imported module: each function and class that has a docstring there has it in the
     documents."""
@@ -324,5 +360,5 @@ def test_held_out_share_of_files():
     texts = [f"document {i}" for i in range(20_000)]
     held = [text for text in texts if corpus.held_out({"files": []}, "", text)]
     expected = corpus.VALID_SHARE * len(texts)
-    assert abs(len(held) - expected) < 5 * expected ** 0.5
+    assert abs(len(held) - expected) < 5 * expected**0.5
     assert held == [text for text in texts if corpus.held_out({"files": []}, "", text)]

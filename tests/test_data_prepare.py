@@ -1,4 +1,5 @@
 """Preparation from end to end, on packages and files made for the test, through the real pipeline."""
+
 import contextlib
 import gzip
 import hashlib
@@ -100,8 +101,11 @@ def valid_documents(made):
 
 
 def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "prepare.log")}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (".lock", "prepare.log")
+    }
 
 
 def test_tokens_are_the_text(made):
@@ -119,10 +123,15 @@ def test_counts_and_hashes(made):
         assert made["counts"][split] == {
             "documents": len(documents),
             "bytes": sum(len(document["text"].encode()) for document in documents),
-            "tokens": sum(len(tokenizer.encode(document["text"])) + 1 for document in documents)}
+            "tokens": sum(len(tokenizer.encode(document["text"])) + 1 for document in documents),
+        }
     assert made["tokenizer"] | {"path": ""} == {
-        "path": "", "sha256": hashlib.sha256(Path(tokenizer.path).read_bytes()).hexdigest(), "vocab": VOCAB,
-        "corpus": "some", "kind": "bpe"}
+        "path": "",
+        "sha256": hashlib.sha256(Path(tokenizer.path).read_bytes()).hexdigest(),
+        "vocab": VOCAB,
+        "corpus": "some",
+        "kind": "bpe",
+    }
     assert tokenizer.vocab_size == VOCAB and made["mismatch"] == [] and made["train"][0]["weight"] == 1
     json.dumps(made)
 
@@ -185,9 +194,10 @@ def test_another_text_than_recorded_is_said(made, store, place):
 
 # Files
 
+
 def shingles(text, n=5):
     words = text.split()
-    return {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
 def save(path, texts):
@@ -264,9 +274,13 @@ def test_the_tokenizer_has_not_seen_the_validation_text(tmp_path, store):
     assert len(tokenizer.encode(WORDS[0] + " " + WORDS[1])) < 6
 
 
-@pytest.mark.parametrize("texts, match", [
-    (["one document alone"], "no document is left for (train|valid)"),
-    ([prose(i) for i in range(100)] + [None], r'a.jsonl:101: no string under "text"')])
+@pytest.mark.parametrize(
+    "texts, match",
+    [
+        (["one document alone"], "no document is left for (train|valid)"),
+        ([prose(i) for i in range(100)] + [None], r'a.jsonl:101: no string under "text"'),
+    ],
+)
 def test_failures_leave_nothing_behind(tmp_path, store, texts, match):
     before = {path.name for path in store.iterdir()} - {"prepare.log", ".lock"}
     name = save(tmp_path / "a.jsonl", texts)
@@ -351,8 +365,13 @@ print(json.dumps(prepare.prepare("some", "some", 400, Path(sys.argv[2]))))
 def start(place, store, stderr=subprocess.PIPE):
     environment = os.environ | {"PYTHONPATH": f"{place / 'site'}{os.pathsep}{ROOT}"}
     (place / "call.py").write_text(CALL)
-    return subprocess.Popen([sys.executable, place / "call.py", place / "specs", store], env=environment,
-                            stdout=subprocess.PIPE, stderr=stderr, text=True)
+    return subprocess.Popen(
+        [sys.executable, place / "call.py", place / "specs", store],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("letter", ["x", "語"])
@@ -412,8 +431,18 @@ def test_a_store_of_somebody_else_is_named_with_what_helps(tmp_path):
     (store := tmp_path / "store").mkdir()
     (store / ".lock").touch(0o644)
     os.chown(store / ".lock", 65534, 65534)
-    call = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m", "data.prepare",
-            tmp_path / "docs.txt", "--vocab", "300", "--store", store]
+    call = [
+        "setpriv",
+        "--bounding-set=-dac_override,-dac_read_search",
+        sys.executable,
+        "-m",
+        "data.prepare",
+        tmp_path / "docs.txt",
+        "--vocab",
+        "300",
+        "--store",
+        store,
+    ]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"{store}/.lock is not yours to write" in done.stderr and "umask 002" in done.stderr
@@ -435,8 +464,10 @@ def slowly(*what):
 corpus.write_whole = slowly
 corpus.locate(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
 """
-    calls = [subprocess.Popen([sys.executable, "-c", script, name, tmp_path / name, tmp_path / "store"], cwd=ROOT)
-             for name in names]
+    calls = [
+        subprocess.Popen([sys.executable, "-c", script, name, tmp_path / name, tmp_path / "store"], cwd=ROOT)
+        for name in names
+    ]
     assert [call.wait(60) for call in calls] == [0, 0]
     assert json.loads((tmp_path / "store/sources.json").read_text()).keys() == names.keys()
 
@@ -459,8 +490,9 @@ def test_a_terminal_shows_progress_and_nothing_else(made, place, tmp_path):
 
 def test_command_line(place, store):
     def call(*arguments):
-        return subprocess.run([sys.executable, "-m", "data.prepare", *arguments], cwd=ROOT, timeout=60,
-                              capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "data.prepare", *arguments], cwd=ROOT, timeout=60, capture_output=True, text=True
+        )
 
     assert "pydocs" in call("--help").stdout
     wrong = call("pydoc")
@@ -468,6 +500,7 @@ def test_command_line(place, store):
 
 
 # The embedded corpus itself
+
 
 def test_pydocs_is_the_recorded_text(monkeypatch, tmp_path):
     monkeypatch.setattr(corpus, "CORPORA", ROOT / "data" / "corpora")

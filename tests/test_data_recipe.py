@@ -1,4 +1,5 @@
 """What a preparation removes, reorders and refuses, against plain loops over the same documents."""
+
 import gzip
 import json
 import random
@@ -47,6 +48,7 @@ def report(made):
 
 # Duplicates
 
+
 @pytest.mark.parametrize("dedup", ["none", "exact", "near"])
 def test_dedup_takes_what_it_says_and_never_spares_what_resembles_held_out_text(tmp_path, store, texts, dedup):
     """Copies to the letter and copies with one word changed, of documents for training and of held-out ones."""
@@ -79,22 +81,31 @@ def test_a_switch_that_did_nothing_is_said(tmp_path, store, texts):
 
 # Quality
 
+
 def test_quality_rules_by_hand(tmp_path, store):
     """Documents that break one rule each, by the papers."""
     rng = random.Random(0)
     sentence = "The people of this town have to be with that person and see what it was like."
+
     def spoken(seed):
         return f"The {prose(f'{seed}a', 4)} of {prose(f'{seed}b', 4)} that {prose(f'{seed}c', 4)}."
 
     good = [" ".join(spoken(f"g{i}.{j}") for j in range(8)) for i in range(124)]
     good, spare = good[:120], good[120:]  # a copy of a document could be held out, and take the document with it
-    bad = {"c4": {"lorem": spare[0] + " Lorem ipsum dolor sit amet.", "curly": spare[1] + " { x }.",
-                  "short": "It has one sentence alone."},
-           "gopher": {"few": "Only a few words that are of the kind to be there.",
-                      "repeated": " ".join([sentence] * 20),
-                      "symbols": " ".join(f"{word} #" for word in spare[2].split()),
-                      "no stop words": " ".join(prose(f"n{j}", 12) + "." for j in range(8)),
-                      "numbers": " ".join(f"{word} 12 34 5.6 7 8 9 10 11" for word in spare[3].split())}}
+    bad = {
+        "c4": {
+            "lorem": spare[0] + " Lorem ipsum dolor sit amet.",
+            "curly": spare[1] + " { x }.",
+            "short": "It has one sentence alone.",
+        },
+        "gopher": {
+            "few": "Only a few words that are of the kind to be there.",
+            "repeated": " ".join([sentence] * 20),
+            "symbols": " ".join(f"{word} #" for word in spare[2].split()),
+            "no stop words": " ".join(prose(f"n{j}", 12) + "." for j in range(8)),
+            "numbers": " ".join(f"{word} 12 34 5.6 7 8 9 10 11" for word in spare[3].split()),
+        },
+    }
     every = good + [text for kind in bad.values() for text in kind.values()]
     rng.shuffle(every)
     shares = {"files": []}
@@ -113,8 +124,9 @@ def test_quality_rules_by_hand(tmp_path, store):
 
 def test_c4_takes_lines_and_says_how_many_documents_it_shortened(tmp_path, store):
     line = "It is a line of a few words. It has two sentences."
-    with_menu = [f"Menu | Home | About\n{line} {prose(i, 9)}.\n{line}\nPlease enable Javascript now."
-                 for i in range(150)]
+    with_menu = [
+        f"Menu | Home | About\n{line} {prose(i, 9)}.\n{line}\nPlease enable Javascript now." for i in range(150)
+    ]
     made = run(save(tmp_path / "l.jsonl", with_menu), store, quality="c4", dedup="none")
     assert made["counts"]["train"]["documents"] == step(made, "c4")["changed"] == step(made, "c4")["in"][0]
     assert not [text for text in train(made) if "Menu" in text or "Javascript" in text]
@@ -137,9 +149,10 @@ def test_real_c4_passes_c4s_rules():
 
 # Decontamination
 
+
 def grams(text):
     words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i:i + 13]) for i in range(len(words) - 12)}
+    return {tuple(words[i : i + 13]) for i in range(len(words) - 12)}
 
 
 def test_decontamination_finds_what_a_loop_over_words_finds(tmp_path, store, texts):
@@ -150,7 +163,7 @@ def test_decontamination_finds_what_a_loop_over_words_finds(tmp_path, store, tex
         words = text.split()
         at = rng.randrange(len(words) - 14)
         length = 13 if number % 2 else 12  # twelve words in common are not enough
-        rows[sorted(rows)[number % 4 // 2]].append(f"Is it so? {' '.join(words[at:at + length]).title()}, yes!")
+        rows[sorted(rows)[number % 4 // 2]].append(f"Is it so? {' '.join(words[at : at + length]).title()}, yes!")
     rows["one/test"].append("Too short.")
     rows["one/train"] = [texts[200]]  # not checked: models may train on it
     for name, each in rows.items():
@@ -192,8 +205,9 @@ def test_real_overlap_is_found(tmp_path):
     why = filters.decontaminate(tmp_path / "index", 0)
     wanted, seen = {gram for each in rows.values() for row in each for gram in row}, set()
     for domain in ("wikinews", "wikipedia"):
-        for name, text, _ in readers.documents(SHARED / "corpora" / domain / "00.jsonl.zst", "00.jsonl.zst", "jsonl",
-                                               readers.Ledger()):
+        for name, text, _ in readers.documents(
+            SHARED / "corpora" / domain / "00.jsonl.zst", "00.jsonl.zst", "jsonl", readers.Ledger()
+        ):
             why(Document(text, name))
             seen |= grams(text) & wanted
     found = filters.contamination(about, tmp_path / "index")
@@ -204,6 +218,7 @@ def test_real_overlap_is_found(tmp_path):
 
 
 # Tokens: density and order
+
 
 def test_density_and_order_are_those_of_a_loop(tmp_path, store, texts):
     rare = ["zq" * 20 + f" {i}" for i in range(20)]  # many tokens per character
@@ -240,7 +255,7 @@ def test_samples_in_order_are_the_file(tmp_path, store, texts):
     flat = np.fromfile(made["train"][0]["prefix"] + ".bin", np.uint16)
     prefix = [(made["train"][0]["prefix"], 1.0)]
     got = Batches(prefix, 32, 1, in_order=True).batch(range(50)).numpy()
-    assert (got == np.stack([flat[i * 32:i * 32 + 33] for i in range(50)])).all()
+    assert (got == np.stack([flat[i * 32 : i * 32 + 33] for i in range(50)])).all()
     assert (got == Batches(prefix, 32, 2, in_order=True).batch(range(50)).numpy()).all()
     length = (len(flat) - 1) // 32
     again = Batches(prefix, 32, 1, in_order=True).batch(range(length, length + 3)).numpy()
@@ -249,11 +264,18 @@ def test_samples_in_order_are_the_file(tmp_path, store, texts):
 
 # Refusals
 
-@pytest.mark.parametrize("change, match", [
-    ({"dedup": "fuzzy"}, "data.dedup=fuzzy is not one of near, exact, none"),
-    ({"quality": "good"}, "data.quality=good is not one of none, c4"),
-    ({"compress": -1.0}, "tokens per character"), ({"allow_errors": -1}, "must not be negative"),
-    ({"decontaminate": "nowhere"}, "no .jsonl or .jsonl.gz below"), ({"compress": 0.001}, "removes all of")])
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"dedup": "fuzzy"}, "data.dedup=fuzzy is not one of near, exact, none"),
+        ({"quality": "good"}, "data.quality=good is not one of none, c4"),
+        ({"compress": -1.0}, "tokens per character"),
+        ({"allow_errors": -1}, "must not be negative"),
+        ({"decontaminate": "nowhere"}, "no .jsonl or .jsonl.gz below"),
+        ({"compress": 0.001}, "removes all of"),
+    ],
+)
 def test_recipes_are_checked(tmp_path, store, texts, change, match):
     with pytest.raises(ValueError, match=match):
         run(save(tmp_path / "r.jsonl", texts), store, **change)
@@ -263,7 +285,7 @@ def test_problems_are_named_counted_and_fail_unless_allowed(tmp_path, store, tex
     """A bad line, text that is no UTF-8, a cut file, an empty one: four problems in four files."""
     folder = tmp_path / "shards"
     for number in range(6):
-        save(folder / f"{number}.jsonl", texts[number * 50:(number + 1) * 50])
+        save(folder / f"{number}.jsonl", texts[number * 50 : (number + 1) * 50])
     (folder / "1.jsonl").write_text((folder / "1.jsonl").read_text() + '{"text": \n')
     (folder / "2.jsonl").write_bytes(b'{"text": "\xff\xfe"}\n' + (folder / "2.jsonl").read_bytes())
     cut = gzip.compress((folder / "3.jsonl").read_bytes())
@@ -276,7 +298,11 @@ def test_problems_are_named_counted_and_fail_unless_allowed(tmp_path, store, tex
     made = run(folder, store, allow_errors=4)
     problems = report(made)["problems"]
     assert [re.sub(r":? .*", "", re.sub(r".*/", "", problem)) for problem in problems] == [
-        "1.jsonl:51", "2.jsonl:1", "3.jsonl.gz", "4.jsonl"]
+        "1.jsonl:51",
+        "2.jsonl:1",
+        "3.jsonl.gz",
+        "4.jsonl",
+    ]
     assert "4 problems" in made["notes"][-1] and "1.jsonl:51" in Path(made["reports"][0]).read_text()
     kept = set(train(made)) | {document["text"] for document in valid_documents(made)}
     assert set(texts[:150] + texts[250:]) <= kept and not set(texts[200:250]) & kept
@@ -293,7 +319,7 @@ def test_checksums_of_oscar(tmp_path, store, texts):
     lines = []
     for number in (1, 2):
         path = folder / f"en_part_{number}.txt.gz"
-        path.write_bytes(gzip.compress("\n\n".join(texts[number * 100:number * 100 + 100]).encode(), mtime=0))
+        path.write_bytes(gzip.compress("\n\n".join(texts[number * 100 : number * 100 + 100]).encode(), mtime=0))
         lines.append((path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
     (folder / "en_sha256.txt").write_text("".join(f"{name}\t{sha}\n" for name, sha in lines))
     assert run(folder, store)["counts"]["train"]["documents"] > 150
@@ -315,6 +341,7 @@ def test_the_placeholders_of_the_oscar_samples_are_no_hashes():
 
 # Blends
 
+
 def blend(tmp_path, text):
     (tmp_path / "blend.yaml").write_text(text)
     return str(tmp_path / "blend.yaml")
@@ -324,8 +351,12 @@ def blend(tmp_path, text):
 def test_alpha_weighs_by_size(tmp_path, store, texts, alpha):
     save(tmp_path / "large.jsonl", texts[:220])
     save(tmp_path / "small.jsonl", texts[220:])
-    made = prepare.prepare(blend(tmp_path, f"blend: [large.jsonl, small.jsonl]\nalpha: {alpha}"),
-                           str(tmp_path / "large.jsonl"), VOCAB, store)
+    made = prepare.prepare(
+        blend(tmp_path, f"blend: [large.jsonl, small.jsonl]\nalpha: {alpha}"),
+        str(tmp_path / "large.jsonl"),
+        VOCAB,
+        store,
+    )
     sizes = [each["tokens"] for each in made["train"]]
     for size, each in zip(sizes, made["train"], strict=True):
         assert each["weight"] == pytest.approx(size**alpha / sum(other**alpha for other in sizes))
@@ -342,8 +373,9 @@ def test_domains_are_counted_and_chosen(tmp_path, store, texts, monkeypatch):
     made = run(tmp_path / "00.jsonl", store)
     left = Counter(document["metadata"]["domain"] for document in train_documents(made))
     assert {name: row[0] for name, row in report(made)["domains"].items()} == left and set(left) == {"A", "B"}
-    (tmp_path / "b.yaml").write_text("files: ['*.jsonl']\nlayout: jsonl\nwhere: {meta.pile_set_name: [B]}\npath: "
-                                     f"{tmp_path}")
+    (tmp_path / "b.yaml").write_text(
+        f"files: ['*.jsonl']\nlayout: jsonl\nwhere: {{meta.pile_set_name: [B]}}\npath: {tmp_path}"
+    )
     made = run(tmp_path / "b.yaml", store)
     assert {document["metadata"]["domain"] for document in train_documents(made)} == {"B"}
     assert made["notes"][-1].endswith("100 records were not selected and are no documents")

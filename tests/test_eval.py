@@ -1,4 +1,4 @@
-"""eval/harness.py against lm-eval's own Hugging Face backend; eval/probes.py; eval/__main__.py on a run
+"""eval/tasks/harness.py against lm-eval's own Hugging Face backend; eval/tasks/probes.py; eval/__main__.py on a run
 directory."""
 
 import gzip
@@ -14,8 +14,8 @@ import torch
 from lm_eval.api.instance import Instance
 from safetensors.torch import save_file
 
-from eval import harness, position, probes
 from eval.__main__ import main
+from eval.tasks import harness, position, probes
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.position import POSITIONS
@@ -62,28 +62,46 @@ def model(pos: str = "learned", seq: int = 24) -> GPT:
 
 
 def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(request_type=kind, doc={}, arguments=each, idx=0, metadata=("t", i, 1))
-            for i, each in enumerate(arguments)]  # fmt: skip
+    return [
+        Instance(request_type=kind, doc={}, arguments=each, idx=0, metadata=("t", i, 1))
+        for i, each in enumerate(arguments)
+    ]
 
 
 def gpt2_with_our_weights(ours: GPT):
     """Our learned + GELU + LayerNorm model is GPT-2; transformers' weights are the transposes."""
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=ours.cfg.padded_vocab, n_positions=ours.cfg.seq, n_embd=ours.cfg.hidden,
-        n_layer=ours.cfg.layers, n_head=ours.cfg.heads, activation_function="gelu_new",
-        bos_token_id=256, eos_token_id=256)).eval()  # fmt: skip
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=ours.cfg.padded_vocab,
+            n_positions=ours.cfg.seq,
+            n_embd=ours.cfg.hidden,
+            n_layer=ours.cfg.layers,
+            n_head=ours.cfg.heads,
+            activation_function="gelu_new",
+            bos_token_id=256,
+            eos_token_id=256,
+        )
+    ).eval()
     with torch.no_grad():
         for p in ours.parameters():  # else biases and gains are 0 and 1, where mistakes would not show
             p.add_(0.1 * torch.randn_like(p))
     w = ours.state_dict()
     state = {
-        "transformer.wte.weight": w["embed.weight"], "lm_head.weight": w["embed.weight"],
+        "transformer.wte.weight": w["embed.weight"],
+        "lm_head.weight": w["embed.weight"],
         "transformer.wpe.weight": w["position.table"],
-        "transformer.ln_f.weight": w["norm.weight"], "transformer.ln_f.bias": w["norm.bias"],
-    }  # fmt: skip
-    names = {"ln_1": "norm1", "ln_2": "norm2", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj",
-             "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}  # fmt: skip
+        "transformer.ln_f.weight": w["norm.weight"],
+        "transformer.ln_f.bias": w["norm.bias"],
+    }
+    names = {
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "attn.c_attn": "attn.qkv",
+        "attn.c_proj": "attn.proj",
+        "mlp.c_fc": "mlp.up",
+        "mlp.c_proj": "mlp.down",
+    }
     for layer in range(ours.cfg.layers):
         for hf, own in names.items():
             for kind in ("weight", "bias"):
@@ -101,9 +119,7 @@ def characters():
     tok = tokenizers.Tokenizer(tokenizers.models.WordLevel({chr(i): i for i in range(256)}, unk_token=" "))
     tok.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     tok.add_special_tokens([tokenizers.AddedToken("<eod>", special=True)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tok, eos_token="<eod>", bos_token="<eod>", pad_token="<eod>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<eod>", bos_token="<eod>", pad_token="<eod>")
 
 
 def text(rng: random.Random, words: int) -> str:
@@ -163,14 +179,12 @@ def one_by_one(gpt: GPT, given: list[int], scored: list[int]) -> tuple[float, bo
 @pytest.mark.parametrize("pos", ["none", "rotary", "alibi"])
 def test_nothing_is_cut_where_the_model_has_no_longest_input(pos):
     gpt, rng = model(pos), random.Random(1)
-    pairs = [([rng.randrange(257) for _ in range(n)], [rng.randrange(257) for _ in range(k)])
-             for n in (1, 24, 25, 100) for k in (1, 3)]  # fmt: skip
-    pairs += [
-        (pairs[-1][0], [7]),
-        (pairs[-1][0], [8, 9]),
-        (pairs[-1][0], [8, 10, 11]),
-        (pairs[-1][0][:50], [1]),
+    pairs = [
+        ([rng.randrange(257) for _ in range(n)], [rng.randrange(257) for _ in range(k)])
+        for n in (1, 24, 25, 100)
+        for k in (1, 3)
     ]
+    pairs += [(pairs[-1][0], [7]), (pairs[-1][0], [8, 9]), (pairs[-1][0], [8, 10, 11]), (pairs[-1][0][:50], [1])]
     seen = []
     got = harness.Scorer(gpt, Letters(), 24, batch=120, progress=lambda *now: seen.append(now)).score(pairs)
     expected = [one_by_one(gpt, *pair) for pair in pairs]
@@ -207,12 +221,13 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
     scorer, spec = Recording(gpt, Letters(), 24), probes.specification()["tasks"]
     choices = [" 1", " {{x}}", " [a]", " node"]
     items = {
-        "bits_per_byte": [{"id": "a", "context": "", "target": "the node\n \n"},
-                          {"id": "b", "context": "", "target": "[1, 2]"}],
+        "bits_per_byte": [
+            {"id": "a", "context": "", "target": "the node\n \n"},
+            {"id": "b", "context": "", "target": "[1, 2]"},
+        ],
         "last_word": [{"id": f"{i}", "context": f"{{{{n}}}} {i}.\n\nof:", "target": " a"} for i in range(3)],
-        "continuation": [{"id": f"{i}", "context": f"path {i}", "choices": choices, "target": i}
-                         for i in range(4)],
-    }  # fmt: skip
+        "continuation": [{"id": f"{i}", "context": f"path {i}", "choices": choices, "target": i} for i in range(4)],
+    }
     got = harness.evaluate(scorer, {name: (spec[name], rows) for name, rows in items.items()})
 
     expected = [(item["context"], item["target"]) for item in items["last_word"]]
@@ -229,9 +244,7 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
     assert got["bits_per_byte"]["value"] == pytest.approx(sum(rolling) / math.log(2) / 17)
     words = [ll(item["context"], " a") for item in items["last_word"]]
     assert got["last_word"]["perplexity"] == pytest.approx(math.exp(-np.mean(words)), rel=1e-4)
-    raised = [
-        np.argmax([ll(item["context"], c) - ll("", c) for c in choices]) for item in items["continuation"]
-    ]
+    raised = [np.argmax([ll(item["context"], c) - ll("", c) for c in choices]) for item in items["continuation"]]
     plain = [np.argmax([ll(item["context"], c) for c in choices]) for item in items["continuation"]]
     hits = [sample["value"] for sample in got["continuation"]["samples"]]
     assert hits == [int(best == i) for i, best in enumerate(raised)]
@@ -245,15 +258,15 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
 
 def prose(documents: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
-    return [" ".join(text(rng, rng.randint(6, 14)).capitalize() + "." for _ in range(rng.randint(5, 12)))
-            for _ in range(documents)]  # fmt: skip
+    return [
+        " ".join(text(rng, rng.randint(6, 14)).capitalize() + "." for _ in range(rng.randint(5, 12)))
+        for _ in range(documents)
+    ]
 
 
 def stored(path, texts: list[str]):
     with gzip.open(path, "wt") as file:
-        file.writelines(
-            json.dumps({"text": each, "id": str(i), "metadata": {}}) + "\n" for i, each in enumerate(texts)
-        )
+        file.writelines(json.dumps({"text": each, "id": str(i), "metadata": {}}) + "\n" for i, each in enumerate(texts))
     return path
 
 
@@ -267,10 +280,7 @@ def test_items_follow_from_the_texts_alone(tmp_path, made):
     """Not from their order, the files they lie in, or copies."""
     texts = list(made[0])
     random.Random(3).shuffle(texts)
-    files = [
-        stored(tmp_path / "a.gz", texts[:40] + texts[:3]),
-        stored(tmp_path / "b.gz", [*texts[40:], " \n"]),
-    ]
+    files = [stored(tmp_path / "a.gz", texts[:40] + texts[:3]), stored(tmp_path / "b.gz", [*texts[40:], " \n"])]
     assert probes.items(probes.documents(files), seq=256) == made[1]
 
 
@@ -286,9 +296,7 @@ def test_numbers_and_ids(made):
         assert len({row["id"] for row in rows}) == len(rows) >= probes.FEWEST
         assert name == "bits_per_byte" or len(rows) <= spec["items"]
     assert probes.chance(made[1]["continuation"], 0.25) == 0.25
-    assert probes.chance([{"target": "a"}, {"target": "b"}, {"target": "a"}], "commonest") == pytest.approx(
-        2 / 3
-    )
+    assert probes.chance([{"target": "a"}, {"target": "b"}, {"target": "a"}], "commonest") == pytest.approx(2 / 3)
 
 
 def test_held_out_text_is_cut_but_not_changed():
@@ -311,9 +319,7 @@ def test_continuations_are_of_one_length_and_one_is_true(made):
     for row in made[1]["continuation"]:
         sizes = [len(choice.encode()) for choice in row["choices"]]
         true = row["choices"][row["target"]]
-        assert (
-            len(set(row["choices"])) == 4 and max(abs(size - len(true)) for size in sizes) <= len(true) / 10
-        )
+        assert len(set(row["choices"])) == 4 and max(abs(size - len(true)) for size in sizes) <= len(true) / 10
         assert any(row["context"] + true in each for each in made[0])
         wrong = [choice for choice in row["choices"] if choice != true]
         assert not any(row["context"] + choice in each for each in made[0] for choice in wrong)
@@ -359,9 +365,7 @@ def test_copying_needs_the_place_of_a_word(made, task):
             assert len(between.encode()) >= probes.MANY_BYTES * seq - 1
     if task == "copy_inside":
         alone = made[1]["copy_absent"]
-        assert [row["context"].split("\n\n")[2] for row in made[1][task]][:20] == [
-            row["context"] for row in alone
-        ][:20]
+        assert [row["context"].split("\n\n")[2] for row in made[1][task]][:20] == [row["context"] for row in alone][:20]
 
 
 def test_a_model_that_copies_passes_the_copying_tasks_and_no_other_does(made):
@@ -372,8 +376,7 @@ def test_a_model_that_copies_passes_the_copying_tasks_and_no_other_does(made):
         for row in made[1][task]:
             last = row["context"].split()[-3:]
             scores = [
-                (" ".join([*last, choice[1:]]) in row["context"].replace("\n\n", " "))
-                for choice in row["choices"]
+                (" ".join([*last, choice[1:]]) in row["context"].replace("\n\n", " ")) for choice in row["choices"]
             ]
             hits.append(int(np.argmax(scores)) == row["target"])
         right[task] = np.mean(hits)
@@ -450,13 +453,21 @@ def test_text_for_positions_is_long_documents_first_and_others_joined():
     short, long = ["a" * 20, "b" * 30, "c" * 5], ["d" * 400, "e" * 225]
     found = position.pieces([*short, *long], letters, 8)
     assert [bytes(i % 256 for i in piece.ids) for piece in found] == [
-        b"d" * n, b"e" * n, b"a" * 20 + b"\0" + b"b" * (n - 21)]  # fmt: skip
+        b"d" * n,
+        b"e" * n,
+        b"a" * 20 + b"\0" + b"b" * (n - 21),
+    ]
     assert [piece.size for piece in found] == [16, 16, 16]
     assert position.pieces(short[2:], letters, 8) == [] and position.curve([], 8, None, lambda pairs: []) is None
     assert set(position.BEYOND) == set(POSITIONS)
     one, two = ({"positions": [2.0], "bits_per_byte": [x], "stderr": [x], "tokens": 8, "bytes": 9} for x in (3.0, 4.0))
-    assert position.mean([one, None, two]) == {"positions": [2.0], "bits_per_byte": [3.5], "stderr": [2.5],
-                                               "tokens": 16, "bytes": 18}  # fmt: skip
+    assert position.mean([one, None, two]) == {
+        "positions": [2.0],
+        "bits_per_byte": [3.5],
+        "stderr": [2.5],
+        "tokens": 16,
+        "bytes": 18,
+    }
     assert position.mean([None]) is None
 
 
@@ -480,14 +491,21 @@ def run(prepared, tmp_path):
     folder, corpus, manifest = prepared
     shape = {**SHAPE, "seq": 64, "vocab": 300, "pos": "learned"}
     record = {
-        "cell": "a cell", "seed": 1, "data": manifest, "data_store": str(folder / "data"),
-        "config": {"model": shape, "data": {"corpus": corpus, "tokenizer": corpus, "tokenizer_kind": "bpe"},
-                   "eval": {"corpora": [corpus]}},
-    }  # fmt: skip
+        "cell": "a cell",
+        "seed": 1,
+        "data": manifest,
+        "data_store": str(folder / "data"),
+        "config": {
+            "model": shape,
+            "data": {"corpus": corpus, "tokenizer": corpus, "tokenizer_kind": "bpe"},
+            "eval": {"corpora": [corpus]},
+        },
+    }
     (tmp_path / "run.json").write_text(json.dumps(record))
     gpt = GPT(ModelConfig(**shape), seed=1)
-    save_file({name: value.to(torch.bfloat16) for name, value in gpt.state_dict().items()},
-              tmp_path / "weights.safetensors")  # fmt: skip
+    save_file(
+        {name: value.to(torch.bfloat16) for name, value in gpt.state_dict().items()}, tmp_path / "weights.safetensors"
+    )
     (tmp_path / "done").write_text("{}")
     return tmp_path
 
@@ -504,7 +522,12 @@ def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
     assert capsys.readouterr().out.startswith("a cell: ")
     result, samples = json.loads((run / "eval.json").read_text()), (run / "samples.jsonl.gz").read_bytes()
     assert sorted(path.name for path in run.iterdir()) == [
-        "done", "eval.json", "run.json", "samples.jsonl.gz", "weights.safetensors"]  # fmt: skip
+        "done",
+        "eval.json",
+        "run.json",
+        "samples.jsonl.gz",
+        "weights.safetensors",
+    ]
 
     # held-out loss, once more: document by document, from the model's forward pass
     from data.tokenizer import load_tokenizer
@@ -537,10 +560,7 @@ def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
             assert 0 < task["chance"] < 0.3
     counted = [task["value"] for task in result["tasks"].values() if task["mean"]]
     assert result["zero_shot"]["value"] == pytest.approx(100 * np.mean(counted))
-    assert result["omitted"] == [
-        f"{corpus}/copy_inside",
-        f"{corpus}/copy_absent",
-    ]  # 64 tokens are too short for it
+    assert result["omitted"] == [f"{corpus}/copy_inside", f"{corpus}/copy_absent"]  # 64 tokens are too short for it
 
     stamp = (run / "eval.json").stat().st_mtime_ns
     assert main([str(run)]) == 0 and (run / "eval.json").stat().st_mtime_ns == stamp

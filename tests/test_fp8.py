@@ -228,9 +228,7 @@ def test_a_gpu_without_fp8_is_refused_before_any_work(monkeypatch: MonkeyPatch) 
     preflight.check_fp8(resolve([("train.precision", "fp8")]))
 
 
-def test_a_run_learns_is_recorded_as_fp8_and_judged_in_bf16(
-    corpus: str, store: Path, tmp_path: Path  # noqa: F811
-) -> None:
+def test_a_run_learns_is_recorded_as_fp8_and_judged_in_bf16(corpus: str, store: Path, tmp_path: Path) -> None:
     def run(precision: str) -> tuple[Any, list[float]]:
         change = {"train.precision": precision, "layout.eval_at": [0.5]}
         cell = dataclasses.replace(study(corpus, tmp_path, change).cells[0], dir=tmp_path / precision)
@@ -252,7 +250,7 @@ def test_a_run_learns_is_recorded_as_fp8_and_judged_in_bf16(
 
 
 def test_a_run_whose_layers_are_not_in_fp8_stops(
-    corpus: str, store: Path, tmp_path: Path, monkeypatch: MonkeyPatch  # noqa: F811
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     from launch.manifest import Mismatch
 

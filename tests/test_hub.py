@@ -27,10 +27,28 @@ from model.config import ModelConfig
 from model.gpt import GPT
 
 SMALL = ModelConfig(
-    layers=2, hidden=48, heads=6, seq=24, vocab=120, pos="learned", act="gelu", norm="layernorm", block="pre-ln",
-    embnorm=False, qkv_bias=True, linear_bias=True, tied=True, dropout=0.0, attn_dropout=0.0, rotary_base=500.0,
-    init_std=0.03, norm_eps=1e-4, vocab_multiple=128, objective="causal", qk_scaling=False,
-)  # fmt: skip
+    layers=2,
+    hidden=48,
+    heads=6,
+    seq=24,
+    vocab=120,
+    pos="learned",
+    act="gelu",
+    norm="layernorm",
+    block="pre-ln",
+    embnorm=False,
+    qkv_bias=True,
+    linear_bias=True,
+    tied=True,
+    dropout=0.0,
+    attn_dropout=0.0,
+    rotary_base=500.0,
+    init_std=0.03,
+    norm_eps=1e-4,
+    vocab_multiple=128,
+    objective="causal",
+    qk_scaling=False,
+)
 LLAMA = replace(SMALL, pos="rotary", act="swiglu", norm="rmsnorm", qkv_bias=False, linear_bias=False)
 CHOICES = {
     name: get_args(kind) or ((False, True) if kind is bool else ())
@@ -85,13 +103,17 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def test_the_table_of_formats_is_what_is_accepted() -> None:
     kinds = {(c.pos, c.act, c.norm, c.block, c.embnorm, c.qkv_bias, c.linear_bias) for c in EXPORTED}
-    gated = [("rotary", act, "rmsnorm", "pre-ln", False, b, b)
-             for act in ("swiglu", "swiglu-unmatched", "geglu") for b in (False, True)]  # fmt: skip
+    gated = [
+        ("rotary", act, "rmsnorm", "pre-ln", False, b, b)
+        for act in ("swiglu", "swiglu-unmatched", "geglu")
+        for b in (False, True)
+    ]
     assert kinds == {
         ("learned", "gelu", "layernorm", "pre-ln", False, True, True),
         ("alibi", "gelu", "layernorm", "pre-ln", True, True, True),
-        ("rotary", "gelu", "layernorm", "pre-ln", False, True, True), *gated,
-    }  # fmt: skip
+        ("rotary", "gelu", "layernorm", "pre-ln", False, True, True),
+        *gated,
+    }
     assert len(EXPORTED) == 2 * len(kinds)  # tied or not
 
 
@@ -129,8 +151,12 @@ def test_precision_padding_and_dropout_are_written_as_they_are(tmp_path: Path) -
     hub.save(cfg, state, tmp_path, eod=7, origin={"cell": "a"})
     config = json.loads((tmp_path / "config.json").read_text())
     assert {k: config[k] for k in ("vocab_size", "unpadded_vocab_size", "dtype", "eos_token_id", "bos_token_id")} == {
-        "vocab_size": 128, "unpadded_vocab_size": 120, "dtype": "bfloat16", "eos_token_id": 7, "bos_token_id": 7,
-    }  # fmt: skip
+        "vocab_size": 128,
+        "unpadded_vocab_size": 120,
+        "dtype": "bfloat16",
+        "eos_token_id": 7,
+        "bos_token_id": 7,
+    }
     assert (config["resid_pdrop"], config["embd_pdrop"], config["attn_pdrop"]) == (0.1, 0.1, 0.2)
     assert config["trained_by"] == {"name": "megahour", "cell": "a"}
     assert hub.verify(tmp_path, cfg, state, tokens(cfg)) < 5e-6
@@ -138,13 +164,16 @@ def test_precision_padding_and_dropout_are_written_as_they_are(tmp_path: Path) -
     assert again.dropout == 0.1 and again.vocab == 120 and all(read[k].equal(state[k]) for k in state)
 
 
-@pytest.mark.parametrize("change, why", [
-    ({"pos": "alibi"}, r"BLOOM, has not model.embnorm=false \(it has true\)"),
-    ({"pos": "none"}, "has not model.pos=none"),
-    ({"block": "post-ln"}, r"GPT-2, has not model.block=post-ln \(it has pre-ln\)"),
-    ({"pos": "rotary", "norm": "rmsnorm"}, r"GPT-NeoX, has not model.norm=rmsnorm \(it has layernorm\)"),
-    ({"linear_bias": False}, r"GPT-2, has not model.linear_bias=false \(it has true\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"pos": "alibi"}, r"BLOOM, has not model.embnorm=false \(it has true\)"),
+        ({"pos": "none"}, "has not model.pos=none"),
+        ({"block": "post-ln"}, r"GPT-2, has not model.block=post-ln \(it has pre-ln\)"),
+        ({"pos": "rotary", "norm": "rmsnorm"}, r"GPT-NeoX, has not model.norm=rmsnorm \(it has layernorm\)"),
+        ({"linear_bias": False}, r"GPT-2, has not model.linear_bias=false \(it has true\)"),
+    ],
+)
 def test_what_has_no_counterpart_is_refused_by_name(change: dict, why: str, tmp_path: Path) -> None:
     cfg = replace(SMALL, **change)
     with pytest.raises(ValueError, match=why):
@@ -159,12 +188,19 @@ def test_every_setting_is_known() -> None:
         assert all(set(values) <= set(CHOICES[k]) for k, values in f.needs.items())
 
 
-@pytest.mark.parametrize("cfg, change", [
-    (SMALL, {"activation_function": "gelu"}), (SMALL, {"layer_norm_epsilon": 1e-3}), (SMALL, {"n_head": 4}),
-    (SMALL, {"n_layer": 1}), (SMALL, {"tie_word_embeddings": False}),
-    (replace(SMALL, pos="rotary"), {"use_parallel_residual": True}), (LLAMA, {"rms_norm_eps": 1e-3}),
-    (LLAMA, {"rope_parameters": {"rope_type": "default", "rope_theta": 400.0}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "cfg, change",
+    [
+        (SMALL, {"activation_function": "gelu"}),
+        (SMALL, {"layer_norm_epsilon": 1e-3}),
+        (SMALL, {"n_head": 4}),
+        (SMALL, {"n_layer": 1}),
+        (SMALL, {"tie_word_embeddings": False}),
+        (replace(SMALL, pos="rotary"), {"use_parallel_residual": True}),
+        (LLAMA, {"rms_norm_eps": 1e-3}),
+        (LLAMA, {"rope_parameters": {"rope_type": "default", "rope_theta": 400.0}}),
+    ],
+)
 def test_verification_sees_a_wrong_setting(cfg: ModelConfig, change: dict, tmp_path: Path) -> None:
     edit(saved(cfg, tmp_path), **change)
     with pytest.raises(ValueError, match="other logits|does not load"):
@@ -202,15 +238,27 @@ THEIRS: dict[str, Any] = {
     "GPT-2": transformers.GPT2Config(vocab_size=128, n_positions=30, n_embd=48, n_layer=2, n_head=3),
     "BLOOM": transformers.BloomConfig(vocab_size=128, hidden_size=48, n_layer=2, n_head=6),
     "GPT-NeoX": transformers.GPTNeoXConfig(
-        vocab_size=128, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192,
-        hidden_act="gelu_pytorch_tanh", use_parallel_residual=False, max_position_embeddings=30,
+        vocab_size=128,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=192,
+        hidden_act="gelu_pytorch_tanh",
+        use_parallel_residual=False,
+        max_position_embeddings=30,
         rope_parameters={"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 1.0},
     ),
     "Llama": transformers.LlamaConfig(
-        vocab_size=128, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=128,
-        max_position_embeddings=30, attention_bias=True, mlp_bias=True,
+        vocab_size=128,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=128,
+        max_position_embeddings=30,
+        attention_bias=True,
+        mlp_bias=True,
     ),
-}  # fmt: skip
+}
 
 
 def written_by_transformers(config: Any, to: Path) -> Any:
@@ -256,22 +304,32 @@ def test_a_bare_model_in_shards_is_read(tmp_path: Path) -> None:
     assert whole[0] == bare[0] and all(bare[1][k].equal(x) for k, x in whole[1].items())
 
 
-@pytest.mark.parametrize("which, change, why", [
-    ("GPT-2", {"activation_function": "relu"}, r"this GPT-2 .* activation_function=relu \(here gelu_new\)"),
-    ("GPT-2", {"activation_function": "gelu"}, "activation_function=gelu "),
-    ("GPT-2", {"n_inner": 100}, r"n_inner=100 \(here 192\)"),
-    ("GPT-2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=true"),
-    ("GPT-2", {"n_head": 5}, "heads=5 does not divide"),
-    ("BLOOM", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm=true"),
-    ("GPT-NeoX", {"use_parallel_residual": True}, "use_parallel_residual=true"),
-    ("GPT-NeoX", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25, "rope_theta": 1e4}},
-     "'partial_rotary_factor': 0.25"),
-    ("Llama", {"num_key_value_heads": 1}, r"num_key_value_heads=1 \(here 3\)"),
-    ("Llama", {"mlp_bias": False}, "mlp_bias=false|attention_bias=true"),
-    ("Llama", {"intermediate_size": 100}, r"intermediate_size=100 \(here 128\)"),
-    ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "'rope_type': 'linear'"),
-    ("Llama", {"model_type": "mamba"}, "model_type=mamba is not one of gpt2, bloom, gpt_neox, llama"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "which, change, why",
+    [
+        ("GPT-2", {"activation_function": "relu"}, r"this GPT-2 .* activation_function=relu \(here gelu_new\)"),
+        ("GPT-2", {"activation_function": "gelu"}, "activation_function=gelu "),
+        ("GPT-2", {"n_inner": 100}, r"n_inner=100 \(here 192\)"),
+        ("GPT-2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=true"),
+        ("GPT-2", {"n_head": 5}, "heads=5 does not divide"),
+        ("BLOOM", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm=true"),
+        ("GPT-NeoX", {"use_parallel_residual": True}, "use_parallel_residual=true"),
+        (
+            "GPT-NeoX",
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25, "rope_theta": 1e4}},
+            "'partial_rotary_factor': 0.25",
+        ),
+        ("Llama", {"num_key_value_heads": 1}, r"num_key_value_heads=1 \(here 3\)"),
+        ("Llama", {"mlp_bias": False}, "mlp_bias=false|attention_bias=true"),
+        ("Llama", {"intermediate_size": 100}, r"intermediate_size=100 \(here 128\)"),
+        (
+            "Llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "'rope_type': 'linear'",
+        ),
+        ("Llama", {"model_type": "mamba"}, "model_type=mamba is not one of gpt2, bloom, gpt_neox, llama"),
+    ],
+)
 def test_settings_without_a_counterpart_are_refused(which: str, change: dict, why: str, tmp_path: Path) -> None:
     THEIRS[which].save_pretrained(tmp_path)
     edit(tmp_path, **change)
@@ -279,13 +337,16 @@ def test_settings_without_a_counterpart_are_refused(which: str, change: dict, wh
         hub.load(tmp_path)
 
 
-@pytest.mark.parametrize("key, value, why", [
-    ("transformer.h.1.ln_2.bias", None, "lack transformer.h.1.ln_2.bias"),
-    ("transformer.h.2.ln_2.bias", torch.zeros(48), "hold transformer.h.2.ln_2.bias"),
-    ("transformer.h.0.mlp.c_fc.weight", torch.zeros(192, 48), r"blocks.0.mlp.up.weight has the shape \(48, 192\)"),
-    ("transformer.wpe.weight", torch.zeros(9, 48), r"position.table has the shape \(9, 48\)"),
-    ("lm_head.weight", torch.zeros(128, 48), "the output matrix is the embedding, and it is another"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value, why",
+    [
+        ("transformer.h.1.ln_2.bias", None, "lack transformer.h.1.ln_2.bias"),
+        ("transformer.h.2.ln_2.bias", torch.zeros(48), "hold transformer.h.2.ln_2.bias"),
+        ("transformer.h.0.mlp.c_fc.weight", torch.zeros(192, 48), r"blocks.0.mlp.up.weight has the shape \(48, 192\)"),
+        ("transformer.wpe.weight", torch.zeros(9, 48), r"position.table has the shape \(9, 48\)"),
+        ("lm_head.weight", torch.zeros(128, 48), "the output matrix is the embedding, and it is another"),
+    ],
+)
 def test_weights_that_do_not_fit_are_refused(key: str, value: Any, why: str, tmp_path: Path) -> None:
     file = saved(SMALL, tmp_path) / "model.safetensors"
     state = load_file(file)
@@ -358,8 +419,9 @@ def test_the_same_ids_where_pieces_overlap_in_many_ways(seed: int, tmp_path: Pat
     assert export.convert(ours)(texts).input_ids == ours.encode_batch(texts)
 
 
-@pytest.mark.parametrize("cfg", [replace(SMALL, pos="alibi", embnorm=True), replace(SMALL, pos="rotary"), LLAMA],
-                         ids=name)  # fmt: skip
+@pytest.mark.parametrize(
+    "cfg", [replace(SMALL, pos="alibi", embnorm=True), replace(SMALL, pos="rotary"), LLAMA], ids=name
+)
 def test_every_format_gets_the_same_tokenizer(cfg: ModelConfig, ours: SentencePiece, tmp_path: Path) -> None:
     export.convert(ours).save_pretrained(saved(cfg, tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -395,10 +457,12 @@ def run(model: Path, ours: SentencePiece, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     record = {
-        "cell": "baseline,seed=1", "fingerprint": "0", "commit": None,
+        "cell": "baseline,seed=1",
+        "fingerprint": "0",
+        "commit": None,
         "config": {"model": {field.name: getattr(cfg, field.name) for field in fields(cfg)}},
         "data": {"tokenizer": {"path": str(model), "sha256": ours.sha256}, "valid": [str(tmp_path / "valid.jsonl.gz")]},
-    }  # fmt: skip
+    }
     (folder / "run.json").write_text(json.dumps(record))
     save_file({k: x.bfloat16() for k, x in weights(cfg).items()}, folder / "weights.safetensors")
     (folder / "done").write_text("{}")
@@ -411,8 +475,12 @@ def test_a_run_is_exported(run: Path, ours: SentencePiece, capsys: pytest.Captur
     assert "GPT-2; its logits differ by" in capsys.readouterr().out
     assert {path.name for path in to.parent.iterdir()} == {"exported"}
     assert {path.name for path in to.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    }  # fmt: skip
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     text = transformers.pipeline("text-generation", model=str(to), tokenizer=str(to))
     assert text("import", max_new_tokens=4, do_sample=False)[0]["generated_text"].startswith("import")
     _, state = hub.load(to)
@@ -436,11 +504,16 @@ def broken(run: Path, what: str) -> None:
     (run / "run.json").write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize("what, why", [
-    ("unfinished", "has no done: only a finished run"), ("no counterpart", "model.pos=none"),
-    ("other tokenizer", "is not the tokenizer"), ("older", "trained by another version: .*'norm'"),
-    ("other weights", "these are not the weights of such a model: blocks.1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what, why",
+    [
+        ("unfinished", "has no done: only a finished run"),
+        ("no counterpart", "model.pos=none"),
+        ("other tokenizer", "is not the tokenizer"),
+        ("older", "trained by another version: .*'norm'"),
+        ("other weights", "these are not the weights of such a model: blocks.1"),
+    ],
+)
 def test_a_run_that_cannot_be_exported_leaves_nothing(
     what: str, why: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,5 @@
 """Corpora and task data from a hub: the real clients against a server of the hub's API on this machine."""
+
 import gzip
 import io
 import json
@@ -16,8 +17,8 @@ from data import corpus
 from data.corpus import Missing
 from data.prepare import prepare
 from data.tokenizer import load_tokenizer
-from eval import mirror
 from eval.__main__ import main
+from eval.tasks import mirror
 from tests.hub_server import Hub
 from tests.test_data_prepare import VOCAB, contents, prose
 from tests.test_eval import prepared, run  # noqa: F401  # fixtures
@@ -32,16 +33,28 @@ RUN = "import runpy, sys, time; time.sleep = lambda s: None; runpy.run_module(sy
 def shard(number):
     """In C4's layout. Words at random: the file does not shrink to a few bytes."""
     rng = random.Random(number)
-    lines = [json.dumps({"text": f"{prose(f'{number}.{i}', 90)} {rng.getrandbits(512):x}", "timestamp": "2019-04-25",
-                         "url": "http://x"}) + "\n" for i in range(40)]  # fmt: skip
+    lines = [
+        json.dumps(
+            {
+                "text": f"{prose(f'{number}.{i}', 90)} {rng.getrandbits(512):x}",
+                "timestamp": "2019-04-25",
+                "url": "http://x",
+            }
+        )
+        + "\n"
+        for i in range(40)
+    ]
     return gzip.compress("".join(lines).encode(), mtime=0)
 
 
 @pytest.fixture(scope="module")
 def files():
     found = {f"en/c4-train.{i:05d}-of-01024.json.gz": shard(i) for i in range(5)}
-    return found | {"en/c4-validation.00000-of-00008.json.gz": shard(9), "README.md": b"# C4\n",
-                    "multilingual/c4-af.tfrecord-00000-of-00064.json.gz": shard(8)}  # fmt: skip
+    return found | {
+        "en/c4-validation.00000-of-00008.json.gz": shard(9),
+        "README.md": b"# C4\n",
+        "multilingual/c4-af.tfrecord-00000-of-00064.json.gz": shard(8),
+    }
 
 
 @pytest.fixture
@@ -55,8 +68,14 @@ def hub(files):
 def call(module, hub, home, *arguments):
     address = hub if isinstance(hub, str) else hub.address
     env = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", RUN, module, *map(str, arguments)], cwd=ROOT, text=True, timeout=120,
-                          capture_output=True, env=os.environ | env)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", RUN, module, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        timeout=120,
+        capture_output=True,
+        env=os.environ | env,
+    )
 
 
 def c4(hub, store, *more):
@@ -76,8 +95,11 @@ def local(tmp_path_factory, files):
 
 
 def built(place):
-    return {name: content for name, content in contents(place / "store").items()
-            if not name.startswith(("hashes/", "hub/", "sources.json"))}
+    return {
+        name: content
+        for name, content in contents(place / "store").items()
+        if not name.startswith(("hashes/", "hub/", "sources.json"))
+    }
 
 
 def test_c4_from_the_hub_is_the_pinned_one_and_the_same_bytes_as_from_disk(hub, tmp_path, local):
@@ -115,10 +137,14 @@ def test_a_hub_that_fails_in_the_middle_is_said_and_what_is_done_stays(hub, tmp_
         hub.changed = {name: bytes(flipped) if fault == "changed" else files[name][:-300]}
     done = c4(hub, tmp_path, "--workers", 1, "--set", "allow_errors=5")  # no fault of the corpus: not allowed
     assert done.returncode == 1 and done.stdout == "", done.stderr
-    error = done.stderr[done.stderr.index("error: "):]
+    error = done.stderr[done.stderr.index("error: ") :]
     assert name in error and "The same command goes on" in error and "FROM=folder" in error
-    assert {"dies": "RemoteProtocolError", "gone": "Entry Not Found", "changed": "but the hub lists",
-            "cut short": "the hub"}[fault] in error  # fmt: skip
+    assert {
+        "dies": "RemoteProtocolError",
+        "gone": "Entry Not Found",
+        "changed": "but the hub lists",
+        "cut short": "the hub",
+    }[fault] in error
     assert [path.name[:8] for path in (tmp_path / "store").glob("*-*")] == ["partial-"]
     finished = len(list((tmp_path / "store").glob("partial-*/logs/reading/completions/*")))
     assert finished >= 3
@@ -136,8 +162,10 @@ def test_a_hub_that_is_not_there(tmp_path):
     assert "make data CORPUS=c4 FROM=folder" in done.stderr and not list(tmp_path.glob("store/*-*"))
 
 
-@pytest.mark.parametrize("repository, match", [({}, "the hub cannot be read"),
-                                               ({"README.md": b"#"}, f"no file of allenai/c4 at {PINNED} matches")])
+@pytest.mark.parametrize(
+    "repository, match",
+    [({}, "the hub cannot be read"), ({"README.md": b"#"}, f"no file of allenai/c4 at {PINNED} matches")],
+)
 def test_a_repository_or_a_revision_without_the_files(tmp_path, repository, match):
     with Hub() as hub:
         commit = hub.add("allenai/c4", repository or {"en/c4-train.00000-of-01024.json.gz": shard(0)}, "main")
@@ -157,8 +185,18 @@ def test_parquet_from_the_hub(tmp_path):
     (tmp_path / "some.yaml").write_text(f"hub: some/one\nrevision: {PINNED}\nfiles: ['*.parquet']\nlayout: parquet\n")
     with Hub() as hub:
         hub.alias("some/one", PINNED, hub.add("some/one", {"0.parquet": (tmp_path / "0.parquet").read_bytes()}))
-        done = call("data.prepare", hub, tmp_path / "home", tmp_path / "some.yaml", "--vocab", VOCAB, "--set",
-                    "dedup=none", "--store", tmp_path / "store")
+        done = call(
+            "data.prepare",
+            hub,
+            tmp_path / "home",
+            tmp_path / "some.yaml",
+            "--vocab",
+            VOCAB,
+            "--set",
+            "dedup=none",
+            "--store",
+            tmp_path / "store",
+        )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)["counts"]
     assert counts["train"]["documents"] + counts["valid"]["documents"] == len(texts)
@@ -186,7 +224,8 @@ def test_only_the_folders_that_hold_the_corpus_are_listed_once(hub, tmp_path):
     ours = list((tmp_path / "store" / "hub").iterdir())
     assert [path.name.rpartition("-")[0] for path in ours] == ["allenai__c4"]
     assert [name for name, _, _ in json.loads(ours[0].read_text())] == [
-        f"en/c4-train.{i:05d}-of-01024.json.gz" for i in range(5)]
+        f"en/c4-train.{i:05d}-of-01024.json.gz" for i in range(5)
+    ]
 
 
 def test_planning_never_asks_the_hub(tmp_path, monkeypatch):
@@ -200,9 +239,17 @@ def test_planning_never_asks_the_hub(tmp_path, monkeypatch):
         prepare("c4", "c4", VOCAB, tmp_path, build=False)
 
 
-@pytest.mark.parametrize("pattern, folder", [
-    ("en/c4-train.*-of-01024.json.gz", ("en", False)), ("*.parquet", ("", False)), ("**/*.parquet", ("", True)),
-    ("data/*/x.jsonl", ("data", True)), ("a/b/c.txt", ("a/b", False)), ("train/[0-9][0-9].txt", ("train", False))])
+@pytest.mark.parametrize(
+    "pattern, folder",
+    [
+        ("en/c4-train.*-of-01024.json.gz", ("en", False)),
+        ("*.parquet", ("", False)),
+        ("**/*.parquet", ("", True)),
+        ("data/*/x.jsonl", ("data", True)),
+        ("a/b/c.txt", ("a/b", False)),
+        ("train/[0-9][0-9].txt", ("train", False)),
+    ],
+)
 def test_the_folder_of_a_pattern(pattern, folder):
     assert corpus._folder_of(pattern) == folder
 
@@ -213,15 +260,26 @@ def test_the_pile_from_the_hub_is_the_same_as_from_disk(tmp_path):
     place, content = tmp_path / "disk" / "train", {}
     place.mkdir(parents=True)
     for shard in range(3):
-        lines = [json.dumps({"text": prose(f"{shard}.{i}"), "meta": {"pile_set_name": ("Github", "ArXiv")[i % 2]}})
-                 for i in range(60)]
+        lines = [
+            json.dumps({"text": prose(f"{shard}.{i}"), "meta": {"pile_set_name": ("Github", "ArXiv")[i % 2]}})
+            for i in range(60)
+        ]
         packed_lines = zstandard.ZstdCompressor().compress("\n".join(lines).encode())
         content[f"train/{shard:02d}.jsonl.zst"] = packed_lines
         (place / f"{shard:02d}.jsonl.zst").write_bytes(packed_lines)
 
     def make(hub, store, *more):
-        return call("data.prepare", hub, tmp_path / "home", "pile_uncopyrighted", "--vocab", VOCAB, "--store",
-                    tmp_path / store / "store", *more)
+        return call(
+            "data.prepare",
+            hub,
+            tmp_path / "home",
+            "pile_uncopyrighted",
+            "--vocab",
+            VOCAB,
+            "--store",
+            tmp_path / store / "store",
+            *more,
+        )
 
     with Hub() as hub:
         commit = hub.add(spec["hub"], content | {"val.jsonl.zst": b"no text"})
@@ -240,14 +298,29 @@ def test_the_pile_from_the_hub_is_the_same_as_from_disk(tmp_path):
 def test_make_data_streams_from_the_hub(hub, tmp_path, local):
     """The command as people type it."""
     env = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(["make", "--silent", "--old-file=.venv/ready", f"PY={sys.executable}", "data", "CORPUS=c4",
-                           f"VOCAB={VOCAB}", f"OUT={tmp_path}"], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            "make",
+            "--silent",
+            "--old-file=.venv/ready",
+            f"PY={sys.executable}",
+            "data",
+            "CORPUS=c4",
+            f"VOCAB={VOCAB}",
+            f"OUT={tmp_path}",
+        ],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     (tmp_path / "store").symlink_to(tmp_path / "data")
     assert built(tmp_path) == built(local)
 
 
 # Task data: make eval-data
+
 
 def packed(rows):
     import pyarrow
@@ -257,14 +330,44 @@ def packed(rows):
     return out.getvalue()
 
 
-COPA = [{"premise": f"{prose(i, 5)}.", "choice1": f"{prose(i + 50, 4)}.", "choice2": f"{prose(i + 90, 4)}.",
-         "question": ("cause", "effect")[i % 2], "idx": i, "label": i % 2} for i in range(8)]  # fmt: skip
-PROST = [{**dict(zip("ABCD", prose(i, 4).split(), strict=True)), "context": prose(i, 9), "question": "The [MASK].",
-          "ex_question": "Which is it?", "group": "rolling", "label": i % 4, "example_idx": i, "name": f"n{i}"}
-         for i in range(6)]  # fmt: skip
-PUBMED = [{"QUESTION": prose(i, 9), "CONTEXTS": [prose(i, 20), prose(i + 9, 20)], "LABELS": ["A"], "MESHES": ["B"],
-           "YEAR": "2026", "reasoning_required_pred": "yes", "reasoning_free_pred": "yes", "LONG_ANSWER": prose(i, 5),
-           "final_decision": ("yes", "no", "maybe")[i % 3]} for i in range(6)]  # fmt: skip
+COPA = [
+    {
+        "premise": f"{prose(i, 5)}.",
+        "choice1": f"{prose(i + 50, 4)}.",
+        "choice2": f"{prose(i + 90, 4)}.",
+        "question": ("cause", "effect")[i % 2],
+        "idx": i,
+        "label": i % 2,
+    }
+    for i in range(8)
+]
+PROST = [
+    {
+        **dict(zip("ABCD", prose(i, 4).split(), strict=True)),
+        "context": prose(i, 9),
+        "question": "The [MASK].",
+        "ex_question": "Which is it?",
+        "group": "rolling",
+        "label": i % 4,
+        "example_idx": i,
+        "name": f"n{i}",
+    }
+    for i in range(6)
+]
+PUBMED = [
+    {
+        "QUESTION": prose(i, 9),
+        "CONTEXTS": [prose(i, 20), prose(i + 9, 20)],
+        "LABELS": ["A"],
+        "MESHES": ["B"],
+        "YEAR": "2026",
+        "reasoning_required_pred": "yes",
+        "reasoning_free_pred": "yes",
+        "LONG_ANSWER": prose(i, 5),
+        "final_decision": ("yes", "no", "maybe")[i % 3],
+    }
+    for i in range(6)
+]
 CARD = b"""---
 configs:
 - {config_name: copa, data_files: [{split: validation, path: copa/validation-*}]}
@@ -274,7 +377,7 @@ configs:
 """
 
 
-def test_task_data_from_the_hub_and_a_run_judged_on_it(tmp_path, run):  # noqa: F811
+def test_task_data_from_the_hub_and_a_run_judged_on_it(tmp_path, run):
     """The three ways to a data set: by name at a pinned commit, by its files at the newest one, and by a branch."""
     to, tasks = tmp_path / "to", ["copa", "prost", "pubmedqa"]
     with Hub() as hub:
@@ -288,7 +391,7 @@ def test_task_data_from_the_hub_and_a_run_judged_on_it(tmp_path, run):  # noqa: 
         branch = hub.add("bigbio/pubmed_qa", {path: packed(PUBMED)}, "refs/convert/parquet")
 
         def fill(*names):
-            return call("eval.fetch", hub, tmp_path / "home", "--to", to, "--tasks", ",".join(names))
+            return call("eval.tasks.fetch", hub, tmp_path / "home", "--to", to, "--tasks", ",".join(names))
 
         done = fill(*tasks, "piqa")  # the last is not there
         assert done.returncode == 1 and "error: piqa: baber/piqa" in done.stderr and "3 of 4 tasks" in done.stdout
@@ -300,11 +403,14 @@ def test_task_data_from_the_hub_and_a_run_judged_on_it(tmp_path, run):  # noqa: 
     assert main([str(run), "--tasks", ",".join(tasks), "--data", str(to)]) == 0
     results = json.loads((run / "eval.json").read_text())["tasks"]
     assert {name: (results[name]["n"], results[name]["data"]["revision"]) for name in tasks} == {
-        "copa": (8, pinned), "prost": (6, newest), "pubmedqa": (6, branch)}
+        "copa": (8, pinned),
+        "prost": (6, newest),
+        "pubmedqa": (6, branch),
+    }
 
 
 def fill(hub, tmp_path):
-    return call("eval.fetch", hub, tmp_path / "home", "--to", tmp_path / "to", "--tasks", "copa")
+    return call("eval.tasks.fetch", hub, tmp_path / "home", "--to", tmp_path / "to", "--tasks", "copa")
 
 
 @pytest.mark.parametrize("fault", ["not there", "no such revision", "dies", "cut short"])
@@ -321,7 +427,7 @@ def test_task_data_that_cannot_be_had_is_said_and_tried_again(tmp_path, fault):
             hub.changed = {name: content[:-200]}
         done = fill(NOWHERE if fault == "not there" else hub, tmp_path)
         assert done.returncode == 1 and "0 of 1 tasks" in done.stdout, done.stderr
-        error = done.stderr[done.stderr.index("error: copa: aps/super_glue"):]
+        error = done.stderr[done.stderr.index("error: copa: aps/super_glue") :]
         assert "--from" in error and "Traceback" not in error
         assert not (tmp_path / "to" / "manifest.json").exists() and not list((tmp_path / "to").rglob("*.gz"))
         hub.cut, hub.changed = {}, {}

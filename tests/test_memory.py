@@ -20,14 +20,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     "nano": {},
     "rotary, SwiGLU, RMSNorm": {"model.pos": "rotary", "model.act": "swiglu", "model.norm": "rmsnorm"},
     "ALiBi, embedding norm, parallel": {"model.pos": "alibi", "model.embnorm": True, "model.block": "parallel"},
-    "dropout, post-LN, GEGLU": {"model.dropout": 0.1, "model.attn_dropout": 0.1, "model.block": "post-ln",
-                                "model.act": "geglu", "model.pos": "sinusoidal"},
+    "dropout, post-LN, GEGLU": {
+        "model.dropout": 0.1,
+        "model.attn_dropout": 0.1,
+        "model.block": "post-ln",
+        "model.act": "geglu",
+        "model.pos": "sinusoidal",
+    },
     "prefix, ALiBi": {"model.objective": "prefix", "model.pos": "alibi"},
     "wide, 1 sequence": {**WIDE, "train.batch": 1},
     "wide, 2 micro-batches": {**WIDE, "train.batch": 2, "model.pos": "none"},
     "small vocabulary": {"model.vocab": 256, "model.seq": 512, "model.heads": 8, "layout.micro_batch": 2},
     "large vocabulary": {"model.vocab": 32000, "model.seq": 128, "layout.micro_batch": 2, "model.tied": False},
-}  # fmt: skip
+}
 SCALED = {"model.qk_scaling": True, "model.dropout": 0.1, "model.attn_dropout": 0.1}  # BigScience's recipe
 FP16: dict[str, dict[str, Any]] = {
     "nano": {},

@@ -29,10 +29,28 @@ from model.objective import cross_entropy
 from model.position import POSITIONS, alibi_slopes
 
 SMALL = ModelConfig(
-    layers=2, hidden=48, heads=6, seq=32, vocab=120, pos="learned", act="gelu", norm="layernorm", embnorm=False,
-    block="pre-ln", qkv_bias=True, linear_bias=True, tied=True, dropout=0.0, attn_dropout=0.0,
-    rotary_base=10000.0, init_std=0.02, norm_eps=1e-5, vocab_multiple=128, objective="causal", qk_scaling=False,
-)  # fmt: skip
+    layers=2,
+    hidden=48,
+    heads=6,
+    seq=32,
+    vocab=120,
+    pos="learned",
+    act="gelu",
+    norm="layernorm",
+    embnorm=False,
+    block="pre-ln",
+    qkv_bias=True,
+    linear_bias=True,
+    tied=True,
+    dropout=0.0,
+    attn_dropout=0.0,
+    rotary_base=10000.0,
+    init_std=0.02,
+    norm_eps=1e-5,
+    vocab_multiple=128,
+    objective="causal",
+    qk_scaling=False,
+)
 VARIANTS = [
     replace(SMALL, pos=pos, act=act, norm=norm, embnorm=embnorm)
     for pos, act, norm, embnorm in itertools.product(POSITIONS, MLPS, NORMS, (False, True))
@@ -79,17 +97,32 @@ def both(their: str, our: Any) -> State:
 
 def gpt2(ours: GPT) -> tuple[Any, State]:
     cfg = ours.cfg
-    theirs = GPT2LMHeadModel(GPT2Config(
-        vocab_size=cfg.padded_vocab, n_positions=cfg.seq, n_embd=cfg.hidden, n_layer=cfg.layers, n_head=cfg.heads,
-        activation_function="gelu_new", resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, layer_norm_epsilon=cfg.norm_eps,
-        bos_token_id=None, eos_token_id=None,
-    ))  # fmt: skip
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=cfg.padded_vocab,
+            n_positions=cfg.seq,
+            n_embd=cfg.hidden,
+            n_layer=cfg.layers,
+            n_head=cfg.heads,
+            activation_function="gelu_new",
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            layer_norm_epsilon=cfg.norm_eps,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
     state = {"transformer.wte.weight": ours.embed.weight, "transformer.wpe.weight": ours.position.table}
     for i, block in enumerate(ours.blocks):
         at = f"transformer.h.{i}"
         state |= both(f"{at}.ln_1", block.norm1) | both(f"{at}.ln_2", block.norm2)
-        linears = {"attn.c_attn": block.attn.qkv, "attn.c_proj": block.attn.proj, "mlp.c_fc": block.mlp.up,
-                   "mlp.c_proj": block.mlp.down}  # fmt: skip
+        linears = {
+            "attn.c_attn": block.attn.qkv,
+            "attn.c_proj": block.attn.proj,
+            "mlp.c_fc": block.mlp.up,
+            "mlp.c_proj": block.mlp.down,
+        }
         for their, linear in linears.items():  # GPT-2 keeps its matrices transposed
             state |= {f"{at}.{their}.weight": linear.weight.T, f"{at}.{their}.bias": linear.bias}
     return theirs, state | both("transformer.ln_f", ours.norm)
@@ -97,19 +130,32 @@ def gpt2(ours: GPT) -> tuple[Any, State]:
 
 def bloom(ours: GPT) -> tuple[Any, State]:
     cfg = ours.cfg
-    theirs = BloomForCausalLM(BloomConfig(
-        vocab_size=cfg.padded_vocab, hidden_size=cfg.hidden, n_layer=cfg.layers, n_head=cfg.heads,
-        layer_norm_epsilon=cfg.norm_eps, hidden_dropout=0.0, attention_dropout=0.0,
-    ))  # fmt: skip
+    theirs = BloomForCausalLM(
+        BloomConfig(
+            vocab_size=cfg.padded_vocab,
+            hidden_size=cfg.hidden,
+            n_layer=cfg.layers,
+            n_head=cfg.heads,
+            layer_norm_epsilon=cfg.norm_eps,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+        )
+    )
     state = {"transformer.word_embeddings.weight": ours.embed.weight} | both("transformer.ln_f", ours.norm)
     state |= both("transformer.word_embeddings_layernorm", ours.embnorm)
     for i, block in enumerate(ours.blocks):
         at, qkv = f"transformer.h.{i}", block.attn.qkv
-        state |= {f"{at}.self_attention.query_key_value.weight": interleaved(qkv.weight, cfg),
-                  f"{at}.self_attention.query_key_value.bias": interleaved(qkv.bias, cfg)}  # fmt: skip
-        pairs = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2,
-                 "self_attention.dense": block.attn.proj, "mlp.dense_h_to_4h": block.mlp.up,
-                 "mlp.dense_4h_to_h": block.mlp.down}  # fmt: skip
+        state |= {
+            f"{at}.self_attention.query_key_value.weight": interleaved(qkv.weight, cfg),
+            f"{at}.self_attention.query_key_value.bias": interleaved(qkv.bias, cfg),
+        }
+        pairs = {
+            "input_layernorm": block.norm1,
+            "post_attention_layernorm": block.norm2,
+            "self_attention.dense": block.attn.proj,
+            "mlp.dense_h_to_4h": block.mlp.up,
+            "mlp.dense_4h_to_h": block.mlp.down,
+        }
         for their, our in pairs.items():
             state |= both(f"{at}.{their}", our)
     return theirs, state
@@ -117,21 +163,36 @@ def bloom(ours: GPT) -> tuple[Any, State]:
 
 def neox(ours: GPT) -> tuple[Any, State]:
     cfg = ours.cfg
-    theirs = GPTNeoXForCausalLM(GPTNeoXConfig(
-        vocab_size=cfg.padded_vocab, hidden_size=cfg.hidden, num_hidden_layers=cfg.layers,
-        num_attention_heads=cfg.heads, intermediate_size=cfg.ffn, hidden_act="gelu_new", rotary_pct=1.0,
-        use_parallel_residual=False, layer_norm_eps=cfg.norm_eps, tie_word_embeddings=True,
-        max_position_embeddings=cfg.seq,
-        rope_parameters={"rope_type": "default", "rope_theta": cfg.rotary_base, "partial_rotary_factor": 1.0},
-    ))  # fmt: skip
+    theirs = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=cfg.padded_vocab,
+            hidden_size=cfg.hidden,
+            num_hidden_layers=cfg.layers,
+            num_attention_heads=cfg.heads,
+            intermediate_size=cfg.ffn,
+            hidden_act="gelu_new",
+            rotary_pct=1.0,
+            use_parallel_residual=False,
+            layer_norm_eps=cfg.norm_eps,
+            tie_word_embeddings=True,
+            max_position_embeddings=cfg.seq,
+            rope_parameters={"rope_type": "default", "rope_theta": cfg.rotary_base, "partial_rotary_factor": 1.0},
+        )
+    )
     state = {"gpt_neox.embed_in.weight": ours.embed.weight} | both("gpt_neox.final_layer_norm", ours.norm)
     for i, block in enumerate(ours.blocks):
         at, qkv = f"gpt_neox.layers.{i}", block.attn.qkv
-        state |= {f"{at}.attention.query_key_value.weight": interleaved(qkv.weight, cfg),
-                  f"{at}.attention.query_key_value.bias": interleaved(qkv.bias, cfg)}  # fmt: skip
-        pairs = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2,
-                 "attention.dense": block.attn.proj, "mlp.dense_h_to_4h": block.mlp.up,
-                 "mlp.dense_4h_to_h": block.mlp.down}  # fmt: skip
+        state |= {
+            f"{at}.attention.query_key_value.weight": interleaved(qkv.weight, cfg),
+            f"{at}.attention.query_key_value.bias": interleaved(qkv.bias, cfg),
+        }
+        pairs = {
+            "input_layernorm": block.norm1,
+            "post_attention_layernorm": block.norm2,
+            "attention.dense": block.attn.proj,
+            "mlp.dense_h_to_4h": block.mlp.up,
+            "mlp.dense_4h_to_h": block.mlp.down,
+        }
         for their, our in pairs.items():
             state |= both(f"{at}.{their}", our)
     return theirs, state
@@ -139,24 +200,35 @@ def neox(ours: GPT) -> tuple[Any, State]:
 
 def llama(ours: GPT) -> tuple[Any, State]:
     cfg = ours.cfg
-    theirs = LlamaForCausalLM(LlamaConfig(
-        vocab_size=cfg.padded_vocab, hidden_size=cfg.hidden, num_hidden_layers=cfg.layers,
-        num_attention_heads=cfg.heads, intermediate_size=cfg.ffn, rms_norm_eps=cfg.norm_eps,
-        tie_word_embeddings=cfg.tied, max_position_embeddings=cfg.seq,
-        rope_parameters={"rope_type": "default", "rope_theta": cfg.rotary_base},
-    ))  # fmt: skip
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=cfg.padded_vocab,
+            hidden_size=cfg.hidden,
+            num_hidden_layers=cfg.layers,
+            num_attention_heads=cfg.heads,
+            intermediate_size=cfg.ffn,
+            rms_norm_eps=cfg.norm_eps,
+            tie_word_embeddings=cfg.tied,
+            max_position_embeddings=cfg.seq,
+            rope_parameters={"rope_type": "default", "rope_theta": cfg.rotary_base},
+        )
+    )
     state = {"model.embed_tokens.weight": ours.embed.weight, "model.norm.weight": ours.norm.weight}
     state |= {} if ours.head is None else {"lm_head.weight": ours.head.weight}
     for i, block in enumerate(ours.blocks):
         at = f"model.layers.{i}"
         q, k, v = block.attn.qkv.weight.chunk(3)
-        state |= {f"{at}.self_attn.q_proj.weight": q, f"{at}.self_attn.k_proj.weight": k,
-                  f"{at}.self_attn.v_proj.weight": v, f"{at}.self_attn.o_proj.weight": block.attn.proj.weight,
-                  f"{at}.input_layernorm.weight": block.norm1.weight,
-                  f"{at}.post_attention_layernorm.weight": block.norm2.weight,
-                  f"{at}.mlp.gate_proj.weight": block.mlp.gate.weight,
-                  f"{at}.mlp.up_proj.weight": block.mlp.up.weight,
-                  f"{at}.mlp.down_proj.weight": block.mlp.down.weight}  # fmt: skip
+        state |= {
+            f"{at}.self_attn.q_proj.weight": q,
+            f"{at}.self_attn.k_proj.weight": k,
+            f"{at}.self_attn.v_proj.weight": v,
+            f"{at}.self_attn.o_proj.weight": block.attn.proj.weight,
+            f"{at}.input_layernorm.weight": block.norm1.weight,
+            f"{at}.post_attention_layernorm.weight": block.norm2.weight,
+            f"{at}.mlp.gate_proj.weight": block.mlp.gate.weight,
+            f"{at}.mlp.up_proj.weight": block.mlp.up.weight,
+            f"{at}.mlp.down_proj.weight": block.mlp.down.weight,
+        }
     return theirs, state
 
 
@@ -402,9 +474,14 @@ def test_alibi_slopes_stay_exact_in_a_bf16_model() -> None:
     assert model.position.slopes.tolist() == pytest.approx(alibi_slopes(6), rel=1e-6)
 
 
-@pytest.mark.parametrize("cfg", [replace(SMALL, **{k: v}) for k, v in
-                                 [("pos", "alibi"), ("pos", "rotary"), ("act", "swiglu"), ("norm", "rmsnorm"),
-                                  ("embnorm", True)]], ids=name)  # fmt: skip
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        replace(SMALL, **{k: v})
+        for k, v in [("pos", "alibi"), ("pos", "rotary"), ("act", "swiglu"), ("norm", "rmsnorm"), ("embnorm", True)]
+    ],
+    ids=name,
+)
 def test_two_arms_share_every_weight_they_have_in_common(cfg: ModelConfig) -> None:
     base, arm = GPT(SMALL, seed=5).state_dict(), GPT(cfg, seed=5).state_dict()
     common = [n for n in base if n in arm and base[n].shape == arm[n].shape]
@@ -425,8 +502,13 @@ def test_initial_weights_have_the_declared_spread() -> None:
 
 def test_learned_positions_end_where_they_were_trained_and_others_do_not() -> None:
     assert {pos: GPT(replace(SMALL, pos=pos)).max_length for pos in POSITIONS} == {
-        "none": None, "learned": 32, "rotary": None, "alibi": None, "sinusoidal": None, "scaled-sinusoidal": None,
-    }  # fmt: skip
+        "none": None,
+        "learned": 32,
+        "rotary": None,
+        "alibi": None,
+        "sinusoidal": None,
+        "scaled-sinusoidal": None,
+    }
     with pytest.raises(ValueError, match="end at 32 tokens"):
         GPT(SMALL)(tokens(SMALL, 33))
     with torch.no_grad():
@@ -435,10 +517,12 @@ def test_learned_positions_end_where_they_were_trained_and_others_do_not() -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{"pos": pos} for pos in POSITIONS] + [{"act": act} for act in MLPS] + [{"block": block} for block in BLOCKS]
+    [{"pos": pos} for pos in POSITIONS]
+    + [{"act": act} for act in MLPS]
+    + [{"block": block} for block in BLOCKS]
     + [{"norm": "rmsnorm", "embnorm": True, "dropout": 0.1, "attn_dropout": 0.1}, {"objective": "prefix"}],
     ids=lambda changes: "-".join(map(str, changes.values())),
-)  # fmt: skip
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_blocks_are_one_graph_for_the_compiler(changes: dict[str, Any], dtype: torch.dtype) -> None:
     """It says nothing where a graph breaks, and runs slower: a question that only evaluation asks once cost 3%."""

@@ -19,9 +19,15 @@ from tests.test_model import SMALL as SHAPE
 
 X = tokens(SHAPE, 29)
 SMALL = {
-    "model.layers": 2, "model.hidden": 48, "model.heads": 6, "model.seq": 32, "model.vocab": 120,
-    "train.precision": "fp32", "train.batch": 4, "layout.micro_batch": 4,
-}  # fmt: skip
+    "model.layers": 2,
+    "model.hidden": 48,
+    "model.heads": 6,
+    "model.seq": 32,
+    "model.vocab": 120,
+    "train.precision": "fp32",
+    "train.batch": 4,
+    "layout.micro_batch": 4,
+}
 
 
 def built(**change: object) -> Any:
@@ -34,7 +40,7 @@ def built(**change: object) -> Any:
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 def test_no_gain_and_no_bias_is_decayed_wherever_it_is(norm: str) -> None:
-    from launch import live as held
+    from launch import effective as held
 
     live = built(**{"model.norm": norm, "model.embnorm": True, "model.act": "swiglu"})
     decay = {id(p): g["weight_decay"] for g in held.groups(live) for p in g["params"]}
@@ -105,8 +111,13 @@ def test_post_ln_equals_torch() -> None:
             SHAPE.hidden, SHAPE.heads, SHAPE.ffn, 0.0, torch.nn.GELU("tanh"), SHAPE.norm_eps, batch_first=True
         )
         state = {"self_attn.in_proj_weight": block.attn.qkv.weight, "self_attn.in_proj_bias": block.attn.qkv.bias}
-        names = {"self_attn.out_proj": block.attn.proj, "linear1": block.mlp.up, "linear2": block.mlp.down,
-                 "norm1": block.norm1, "norm2": block.norm2}  # fmt: skip
+        names = {
+            "self_attn.out_proj": block.attn.proj,
+            "linear1": block.mlp.up,
+            "linear2": block.mlp.down,
+            "norm1": block.norm1,
+            "norm2": block.norm2,
+        }
         for their, our in names.items():
             state |= {f"{their}.weight": our.weight, f"{their}.bias": our.bias}
         layer.load_state_dict(state)
@@ -117,8 +128,10 @@ def test_post_ln_equals_torch() -> None:
 def test_what_enters_the_first_layer_written_out() -> None:
     """Token by token: the embedding, its norm, and then the row of its position."""
     D = SHAPE.hidden
-    wave = [[math.sin(t / 10000 ** (d / D)) if d % 2 == 0 else math.cos(t / 10000 ** ((d - 1) / D)) for d in range(D)]
-            for t in range(X.shape[1])]  # fmt: skip
+    wave = [
+        [math.sin(t / 10000 ** (d / D)) if d % 2 == 0 else math.cos(t / 10000 ** ((d - 1) / D)) for d in range(D)]
+        for t in range(X.shape[1])
+    ]
     for pos, embnorm in itertools.product(("learned", "sinusoidal", "scaled-sinusoidal", "none"), (True, False)):
         ours = scrambled(GPT(replace(SHAPE, pos=pos, embnorm=embnorm)))
         x = ours.embed.weight[X]

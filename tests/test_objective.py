@@ -91,8 +91,16 @@ def test_neither_objective_passes_for_the_other() -> None:
 def built(**change: object) -> Any:
     from launch import engine
 
-    small = {"model.layers": 2, "model.hidden": 48, "model.heads": 6, "model.seq": 32, "model.vocab": 120,
-             "train.precision": "fp32", "train.batch": 4, "layout.micro_batch": 4}  # fmt: skip
+    small = {
+        "model.layers": 2,
+        "model.hidden": 48,
+        "model.heads": 6,
+        "model.seq": 32,
+        "model.vocab": 120,
+        "train.precision": "fp32",
+        "train.batch": 4,
+        "layout.micro_batch": 4,
+    }
     run = resolve((small | change).items())
     engine.start(run)
     return engine.build(GPT(run.model, run.seed), run, 1)

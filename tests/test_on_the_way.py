@@ -42,8 +42,10 @@ def files(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in run.glob("checkpoints/weights_*/*.safetensors")}
 
 
-@pytest.mark.parametrize("shares,expected", [("0.25,0.5", {6: 6, 12: 12}), ("0.26,0.99", {7: 7}), ("0.001", {1: 1}),
-                                             ("0.5,0.5", {12: 12}), ("", {})])  # fmt: skip
+@pytest.mark.parametrize(
+    "shares,expected",
+    [("0.25,0.5", {6: 6, 12: 12}), ("0.26,0.99", {7: 7}), ("0.001", {1: 1}), ("0.5,0.5", {12: 12}), ("", {})],
+)
 def test_the_step_at_which_a_share_of_the_budget_is_trained(shares: str, expected: dict[int, int]) -> None:
     run = resolve([*TINY.items(), ("layout.eval_at", shares)])
     assert run.milestones == {step: n * STEP for step, n in expected.items()}
@@ -68,11 +70,16 @@ def test_a_run_is_the_same_run_whatever_is_kept() -> None:
 
 @pytest.mark.parametrize("precision,ranks,tp", [("bf16", 1, 1), ("bf16", 2, 1), ("fp32", 2, 2)])
 def test_what_is_kept_is_what_a_run_that_ends_there_ends_with(
-    launch: Start, corpus: str, store: Path, tmp_path: Path, precision: str, ranks: int, tp: int  # noqa: F811
+    launch: Start, corpus: str, store: Path, tmp_path: Path, precision: str, ranks: int, tp: int
 ) -> None:
     """A run with a smaller budget and the same schedule (train.decay_tokens) writes weights.safetensors by itself."""
-    change = WAY | {"train.precision": precision, "layout.processes": ranks, "layout.tp": tp, "layout.micro_batch": 2,
-                    "train.decay_tokens": 24 * STEP}  # fmt: skip
+    change = WAY | {
+        "train.precision": precision,
+        "layout.processes": ranks,
+        "layout.tp": tp,
+        "layout.micro_batch": 2,
+        "train.decay_tokens": 24 * STEP,
+    }
     long = train(launch, words(corpus, folder(tmp_path / "long", store), **change), ranks)
     assert [each.step for each in found(long)] == [*KEPT, None]
     assert [each.tokens for each in found(long)][:2] == [step * STEP for step in KEPT]
@@ -86,7 +93,7 @@ def test_what_is_kept_is_what_a_run_that_ends_there_ends_with(
 
 
 def test_what_is_kept_survives_kills_and_stays_when_checkpoints_go(
-    launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
+    launch: Start, corpus: str, store: Path, tmp_path: Path
 ) -> None:
     calm = train(launch, words(corpus, folder(tmp_path / "calm", store), **WAY))
     assert len(files(calm)) == 2 and [p.name for p in (calm / "checkpoints").glob("step_*")] == ["step_24"]
@@ -113,8 +120,12 @@ def test_what_is_kept_survives_kills_and_stays_when_checkpoints_go(
 
 def test_a_past_that_did_not_happen_is_not_judged(tmp_path: Path) -> None:
     on(2, keep, tmp_path)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_10", "step_9", "weights_10",
-                                                                            "weights_2"]  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step_10",
+        "step_9",
+        "weights_10",
+        "weights_2",
+    ]
     first, second = (tmp_path / f"checkpoints/{name}_10/checkpoint.json" for name in ("weights", "step"))
     assert first.stat().st_mtime_ns < second.stat().st_mtime_ns  # else a kill between them would lose it
     on(1, load, tmp_path, 9, 10)  # back to step 9
@@ -164,7 +175,7 @@ def test_any_width_is_read(tmp_path: Path, ranks: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(launch: Start, corpus: str, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: F811
+def trained(launch: Start, corpus: str, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The words and the directory of a finished run."""
     argv = words(corpus, folder(tmp_path_factory.mktemp("trained") / "out", store), **WAY)
     return argv, train(launch, argv)
@@ -194,7 +205,11 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
     assert main([str(run)]) == 0
     as_end = results(run)["eval.json"]
     assert {**got["eval-step_6.json"], "weights_sha256": ""} == {
-        **{k: v for k, v in as_end.items() if k != "by_position"}, "weights_sha256": "", "step": 6, "tokens": 6 * STEP}
+        **{k: v for k, v in as_end.items() if k != "by_position"},
+        "weights_sha256": "",
+        "step": 6,
+        "tokens": 6 * STEP,
+    }
     (run / "weights.safetensors").write_bytes(end)
 
     # once; again where the weights are others
@@ -246,11 +261,11 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
         found(run)[0].read(record, deeper)
 
 
-def test_a_study_is_trained_judged_on_the_way_and_drawn(corpus: str, store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_study_is_trained_judged_on_the_way_and_drawn(corpus: str, store: Path, tmp_path: Path) -> None:
     """As `make ablation` does, each in a process of its own."""
-    from ablations.execute import run as execute
     from ablations.status import table
-    from eval.report import report
+    from eval.report.__main__ import report
+    from launch.local import run as execute
 
     study = from_args(words(corpus, folder(tmp_path / "out", store), **{"layout.eval_at": "0.25,0.5"}))
     assert execute(study) == []

@@ -113,15 +113,26 @@ def test_every_parameter_comes_back() -> None:
             assert (parts[0].numel() * 2 == p.numel()) == (matrix or n.split(".")[-2] in ("qkv", "up", "gate")), n
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"layout.tp": 2}, "layout.tp=2 does not divide layout.processes, 1"),
-    ({"layout.tp": 4, "layout.processes": 4}, "model.heads, 6"),
-    ({"layout.tp": 3, "layout.processes": 3, "model.heads": 6}, r"padded vocabulary \(model.vocab_multiple\), 128"),
-    ({"layout.tp": 3, "layout.processes": 3, "model.vocab_multiple": 3, "model.act": "swiglu", "model.hidden": 30},
-     "inner width, 80"),
-    ({"layout.tp": 0}, "layout.tp=0: must be at least 1"),
-    ({"layout.tp": 2, "layout.processes": 4, "train.batch": 3}, "2 x "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layout.tp": 2}, "layout.tp=2 does not divide layout.processes, 1"),
+        ({"layout.tp": 4, "layout.processes": 4}, "model.heads, 6"),
+        ({"layout.tp": 3, "layout.processes": 3, "model.heads": 6}, r"padded vocabulary \(model.vocab_multiple\), 128"),
+        (
+            {
+                "layout.tp": 3,
+                "layout.processes": 3,
+                "model.vocab_multiple": 3,
+                "model.act": "swiglu",
+                "model.hidden": 30,
+            },
+            "inner width, 80",
+        ),
+        ({"layout.tp": 0}, "layout.tp=0: must be at least 1"),
+        ({"layout.tp": 2, "layout.processes": 4, "train.batch": 3}, "2 x "),
+    ],
+)
 def test_what_cannot_be_cut_is_refused_before_any_work(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         run(SMALL, **change)
@@ -236,8 +247,8 @@ def test_proofs_hold_on_every_rank_and_fire_on_one(tmp_path: Path) -> None:
 
 def _train(folder: Path, told: Any, steps: range, into: str) -> None:
     """Optimizer steps from the newest checkpoint, or from the beginning; weights, losses and norms go to files."""
+    from launch import effective as held
     from launch import engine
-    from launch import live as held
     from launch.checkpoint import Checkpoints
 
     rank, world = engine.start(told)
@@ -312,7 +323,7 @@ def _launch(folder: Path, cell: Any) -> None:
     train(cell, folder)
 
 
-def test_a_whole_run_from_its_proofs_to_its_weights(corpus: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_whole_run_from_its_proofs_to_its_weights(corpus: str, tmp_path: Path) -> None:
     # all that is dropped here is dropped alike on all ranks, so that the losses must be the same as well
     change = {"model.dropout": 0.1, "model.act": "swiglu", "model.tied": False}
     losses = {}

@@ -190,8 +190,10 @@ def test_scores_that_are_not_scaled_fire(pos: str, dtype: torch.dtype, monkeypat
     assert "model.pos" in failing(GPT(cfg(pos=pos)).to(dtype))
 
 
-@mark.parametrize("declared, built", [("gelu", "swiglu"), ("swiglu", "gelu"), ("swiglu", "swiglu-unmatched"),
-                                      ("swiglu", "geglu"), ("geglu", "swiglu")])  # fmt: skip
+@mark.parametrize(
+    "declared, built",
+    [("gelu", "swiglu"), ("swiglu", "gelu"), ("swiglu", "swiglu-unmatched"), ("swiglu", "geglu"), ("geglu", "swiglu")],
+)
 def test_another_mlp_fires(declared: str, built: str) -> None:
     model = GPT(cfg(act=built))
     model.cfg = cfg(act=declared)
@@ -270,9 +272,16 @@ def compiled(**change: object) -> proof.Proof:
 
     torch._dynamo.reset()  # it gives up on a function that is compiled anew too often
     small = {
-        "model.layers": 1, "model.hidden": 64, "model.heads": 2, "model.seq": 32, "model.vocab": 120, "train.batch": 4,
-        "layout.micro_batch": 4, "layout.compile": "always", "train.precision": "bf16",
-    }  # fmt: skip
+        "model.layers": 1,
+        "model.hidden": 64,
+        "model.heads": 2,
+        "model.seq": 32,
+        "model.vocab": 120,
+        "train.batch": 4,
+        "layout.micro_batch": 4,
+        "layout.compile": "always",
+        "train.precision": "bf16",
+    }
     run = resolve((small | change).items())
     engine.start(run)
     model = GPT(run.model, run.seed, engine.ranks(run))
@@ -285,10 +294,15 @@ def compiled(**change: object) -> proof.Proof:
     return found
 
 
-@mark.parametrize("change", [
-    {"model.block": "parallel", "model.pos": "rotary"}, {"train.precision": "fp8"},
-    {"model.objective": "prefix", "model.pos": "alibi", "model.dropout": 0.1, "model.attn_dropout": 0.1},
-], ids=str)  # fmt: skip
+@mark.parametrize(
+    "change",
+    [
+        {"model.block": "parallel", "model.pos": "rotary"},
+        {"train.precision": "fp8"},
+        {"model.objective": "prefix", "model.pos": "alibi", "model.dropout": 0.1, "model.attn_dropout": 0.1},
+    ],
+    ids=str,
+)
 def test_the_compiled_graph_is_the_model(change: dict[str, object]) -> None:
     found = compiled(**change)
     assert found.passed, found.detail
@@ -299,8 +313,9 @@ def test_positions_that_the_graph_loses_fire(monkeypatch: MonkeyPatch, scheme: t
     """All that is measured layer by layer is there, and nothing of it is trained."""
     for part in ("embed", "rotate", "bias"):
         own, other = getattr(scheme, part), getattr(position.Position, part)
-        monkeypatch.setattr(scheme, part, lambda *a, own=own, other=other: (
-            other(*a) if torch.compiler.is_compiling() else own(*a)))  # fmt: skip
+        monkeypatch.setattr(
+            scheme, part, lambda *a, own=own, other=other: other(*a) if torch.compiler.is_compiling() else own(*a)
+        )
     name = next(key for key, each in position.POSITIONS.items() if each is scheme)
     found = compiled(**{"model.pos": name})
     assert not found.passed and ".weight by " in found.detail

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations.reliability import Cluster, save_interval, saves, simulate
+from ablations.plan.reliability import Cluster, save_interval, saves, simulate
 
 
 def kept(interval: float, stall: float, mtbf: float) -> float:

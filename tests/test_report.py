@@ -1,4 +1,4 @@
-"""The report (eval/report.py and what it is made of) on run directories made by a fixed recipe, and in a browser."""
+"""The report (eval/report) on run directories made by a fixed recipe, and in a browser."""
 
 import dataclasses
 import gzip
@@ -19,14 +19,14 @@ from scipy import stats
 from ablations.config import resolve
 from ablations.study import from_args
 from ablations.values import human
-from eval import cost, figure, published
-from eval.match import mismatches
-from eval.names import brief
-from eval.page import page
-from eval.report import asked, main, report
-from eval.runs import collect_runs, read, run_directories
+from eval.report import cost, figure, published
+from eval.report.__main__ import asked, main, report
+from eval.report.mismatches import mismatches
+from eval.report.page import page
+from eval.report.runs import collect_runs, read, run_directories
+from eval.report.short_names import brief
+from eval.report.table import Figure, Section, Table, latex, markdown
 from eval.statistics import bootstrap, interval, power_law, verdict
-from eval.table import Figure, Section, Table, latex, markdown
 
 ARMS = {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}, "pos=none": {"model.pos": "none"}}
 EFFECT = {"pos=learned": 0.0, "pos=alibi": -0.06, "pos=none": 0.001}  # bits per byte
@@ -60,13 +60,14 @@ class Study:
 
 def config(arm: str, seed: int) -> dict:
     return {
-        "size": "nano", "seed": seed,
+        "size": "nano",
+        "seed": seed,
         "model": {"pos": arm.split("=")[1], "seq": 256, "vocab": 4096},
         "data": {"corpus": "pydocs", "tokenizer": "pydocs"},
         "train": {"tokens": 1048576, "lr": 2e-3},
         "eval": {"corpora": ["pydocs"]},
         "layout": {"processes": 1},
-    }  # fmt: skip
+    }
 
 
 def make(study: Study) -> Study:
@@ -79,19 +80,29 @@ def make(study: Study) -> Study:
             folder = study.cell(arm, seed).dir
             folder.mkdir(parents=True)
             run = {
-                "cell": folder.name, "arm": arm, "seed": seed, "config": config(arm, seed),
+                "cell": folder.name,
+                "arm": arm,
+                "seed": seed,
+                "config": config(arm, seed),
                 "delta": ARMS[arm],
-                "fingerprint": f"{arm}{seed}", "commit": {"sha": "0123abc", "dirty": False},
+                "fingerprint": f"{arm}{seed}",
+                "commit": {"sha": "0123abc", "dirty": False},
                 "versions": {"python": "3.11.7", "torch": "2.13.0"},
-                "hardware": {"device": "a processor", "ranks": 1, "threads": 1}, "continued": [],
-                "data": {"corpus": "pydocs", "sha256": "text", "mismatch": [],
-                         "tokenizer": {"corpus": "pydocs", "vocab": 4096, "sha256": "pieces"}},
+                "hardware": {"device": "a processor", "ranks": 1, "threads": 1},
+                "continued": [],
+                "data": {
+                    "corpus": "pydocs",
+                    "sha256": "text",
+                    "mismatch": [],
+                    "tokenizer": {"corpus": "pydocs", "vocab": 4096, "sha256": "pieces"},
+                },
                 "parameters": {"count": 1350400, "groups": []},
-                "proofs": [{"factor": "model.pos", "value": arm.split("=")[1], "passed": True,
-                            "detail": "acts | so"},
-                           {"factor": "model.act", "value": "gelu", "passed": True, "detail": "measured"}],
+                "proofs": [
+                    {"factor": "model.pos", "value": arm.split("=")[1], "passed": True, "detail": "acts | so"},
+                    {"factor": "model.act", "value": "gelu", "passed": True, "detail": "measured"},
+                ],
                 "effective": {"train.batch": 8, "model.layers": 4},
-            }  # fmt: skip
+            }
             (folder / "run.json").write_text(json.dumps(run))
             steps = np.arange(8, 513, 8)
             drift = EFFECT[arm] * 2.3 * steps / 512
@@ -117,32 +128,52 @@ def make(study: Study) -> Study:
 def evaluated(folder: Path, arm: str, seed: int) -> None:
     fixed, rng = np.random.default_rng(5), np.random.default_rng([list(ARMS).index(arm), seed, 1])
     sizes = fixed.integers(200, 4096, 60)
-    bits = sizes * (
-        2.5 + fixed.normal(0, 0.3, 60) + EFFECT[arm] + rng.normal(0, 0.02, 60) + rng.normal(0, 0.003)
-    )
-    rows = [{"task": "pydocs/bits_per_byte", "id": f"d{i}", "nats": b * np.log(2), "bytes": int(n)}
-            for i, (b, n) in enumerate(zip(bits, sizes, strict=True))]  # fmt: skip
-    tasks = {"pydocs/bits_per_byte": {
-        "metric": "bits_per_byte", "value": bits.sum() / sizes.sum(), "stderr": 0.04, "n": 60, "chance": None,
-        "higher_is_better": False, "mean": False}}  # fmt: skip
-    for task, n, chance, mean in [("last_word", 200, 0.05, True), ("continuation", 100, 0.25, True),
-                                  ("copy_absent", 50, 0.25, False)]:  # fmt: skip
+    bits = sizes * (2.5 + fixed.normal(0, 0.3, 60) + EFFECT[arm] + rng.normal(0, 0.02, 60) + rng.normal(0, 0.003))
+    rows = [
+        {"task": "pydocs/bits_per_byte", "id": f"d{i}", "nats": b * np.log(2), "bytes": int(n)}
+        for i, (b, n) in enumerate(zip(bits, sizes, strict=True))
+    ]
+    tasks = {
+        "pydocs/bits_per_byte": {
+            "metric": "bits_per_byte",
+            "value": bits.sum() / sizes.sum(),
+            "stderr": 0.04,
+            "n": 60,
+            "chance": None,
+            "higher_is_better": False,
+            "mean": False,
+        }
+    }
+    for task, n, chance, mean in [
+        ("last_word", 200, 0.05, True),
+        ("continuation", 100, 0.25, True),
+        ("copy_absent", 50, 0.25, False),
+    ]:
         hard = np.random.default_rng([len(task)]).random(n)  # a question is as hard in every run
         hits = (hard + rng.normal(0, 0.1, n) < 0.4 - EFFECT[arm]).astype(int)
-        rows += [
-            {"task": f"pydocs/{task}", "id": f"{task}{i}", "value": int(hit)} for i, hit in enumerate(hits)
-        ]
+        rows += [{"task": f"pydocs/{task}", "id": f"{task}{i}", "value": int(hit)} for i, hit in enumerate(hits)]
         tasks[f"pydocs/{task}"] = {
-            "metric": "acc", "value": hits.mean(), "stderr": float(stats.sem(hits)), "n": n, "chance": chance,
-            "context_tokens": [20, 90], "higher_is_better": True, "mean": mean}  # fmt: skip
+            "metric": "acc",
+            "value": hits.mean(),
+            "stderr": float(stats.sem(hits)),
+            "n": n,
+            "chance": chance,
+            "context_tokens": [20, 90],
+            "higher_is_better": True,
+            "mean": mean,
+        }
     scores = [task for task in tasks.values() if task["mean"]]
     result = {
-        "version": 1, "lm_eval": "0.4.13", "weights_sha256": f"{arm}{seed}", "corpora": ["pydocs"],
+        "version": 1,
+        "lm_eval": "0.4.13",
+        "weights_sha256": f"{arm}{seed}",
+        "corpora": ["pydocs"],
         "tasks": tasks,
-        "omitted": [], "bits_per_byte": {"value": tasks["pydocs/bits_per_byte"]["value"], "stderr": 0.04},
+        "omitted": [],
+        "bits_per_byte": {"value": tasks["pydocs/bits_per_byte"]["value"], "stderr": 0.04},
         "zero_shot": {"value": 50 * sum(s["value"] for s in scores), "stderr": 2.0, "chance": 15.0},
         "seconds": 9.4,
-    }  # fmt: skip
+    }
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "samples.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     (folder / "eval.json").write_text(json.dumps(result))
@@ -164,8 +195,12 @@ def section(text: str, head: str) -> str:
 
 def values(study: Study, key: str) -> np.ndarray:
     """[arm, seed] of eval.json."""
-    return np.array([[json.loads((study.cell(arm, seed).dir / "eval.json").read_text())[key]["value"]
-                      for seed in study.seeds] for arm in study.arms])  # fmt: skip
+    return np.array(
+        [
+            [json.loads((study.cell(arm, seed).dir / "eval.json").read_text())[key]["value"] for seed in study.seeds]
+            for arm in study.arms
+        ]
+    )
 
 
 @pytest.fixture
@@ -211,11 +246,7 @@ def test_the_items_are_paired(study, tmp_path):
     seeds."""
     report(study, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
-    row = next(
-        line
-        for line in text.splitlines()
-        if line.startswith("| pos=alibi, bits/byte | ") and "d.o.f." in line
-    )
+    row = next(line for line in text.splitlines() if line.startswith("| pos=alibi, bits/byte | ") and "d.o.f." in line)
     bits, bits_of = {}, {}
     for arm in study.arms:
         per_seed = []
@@ -253,20 +284,10 @@ def test_a_clean_study_says_so(study, tmp_path):
     assert "not match" not in text and "missing" not in text
     page = (tmp_path / "out" / "report.md").read_text()
     assert section(page, "What does not match").startswith("Nothing.")
-    for head in (
-        study.question,
-        study.expect,
-        study.command,
-        "![",
-        "## Cost",
-        "1,350,400",
-        "102 s",
-        "0123abc",
-    ):
+    for head in (study.question, study.expect, study.command, "![", "## Cost", "1,350,400", "102 s", "0123abc"):
         assert head in page, head
     assert (
-        "| model.pos | alibi | active | acts \\| so | "
-        "pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |" in page
+        "| model.pos | alibi | active | acts \\| so | pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |" in page
     )
     assert "| model.act | gelu | active | measured | all |" in page
     assert "| pydocs/copy_absent (not in the mean) | acc | 50 | 20 to 90 | 25.0 |" in page
@@ -300,8 +321,11 @@ def test_several_arms_are_corrected_for_being_several(tmp_path):
     alibi, none = text.splitlines()[2:4]
     assert "the verdict on it: pos=alibi better by 5.6 (5 × noise); pos=none within noise." in text
     assert "better by 0.0" in alibi and none.endswith("within noise")
-    three = {c["arm"]: c["p"] for c in json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"]
-             if c["metric"] == "bits_per_byte"}  # fmt: skip
+    three = {
+        c["arm"]: c["p"]
+        for c in json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"]
+        if c["metric"] == "bits_per_byte"
+    }
     x = values(study, "bits_per_byte")
     assert three["pos=none"] == 1.0 or three["pos=none"] > stats.ttest_rel(x[2], x[0]).pvalue / 2
     assert three["pos=alibi"] < 0.05
@@ -327,7 +351,8 @@ def test_the_noise_floor_has_what_the_arms_of_a_seed_share(tmp_path):
         words = (tmp_path / "out/report.md").read_text().split("**Noise floor, bits/byte.** ")[1]
         within = np.mean(np.var(values(study, "bits_per_byte"), axis=1, ddof=1))
         assert float(words.split(" bits/byte apart")[0].split()[-1]) == pytest.approx(
-            stats.t.isf(0.025, 4) * np.sqrt(2 * within), abs=6e-5)  # fmt: skip
+            stats.t.isf(0.025, 4) * np.sqrt(2 * within), abs=6e-5
+        )
         quiet[shift] = words.split(" a study of")[1].split("\n")[0]
     assert quiet[0.0] == quiet[0.1]
 
@@ -339,8 +364,10 @@ def test_recorded_noise_counts_the_seeds_that_two_arms_share(tmp_path):
     report(study, tmp_path / "out")
     got = json.loads((tmp_path / "out/run.json").read_text())["noise"]["bits/byte"]
     # without seeds one degree of freedom would be left, so it is the variance within arms (eval/statistics.py)
-    rows = [[json.loads((study.cell(arm, seed).dir / "eval.json").read_text())["bits_per_byte"]["value"]
-             for seed in seeds] for arm, seeds in zip(study.arms, (study.seeds, (1, 2)), strict=True)]  # fmt: skip
+    rows = [
+        [json.loads((study.cell(arm, seed).dir / "eval.json").read_text())["bits_per_byte"]["value"] for seed in seeds]
+        for arm, seeds in zip(study.arms, (study.seeds, (1, 2)), strict=True)
+    ]
     pooled = (4 * np.var(rows[0], ddof=1) + np.var(rows[1], ddof=1)) / 5
     assert got["dof"] == 5 and got["seed_sd"] == pytest.approx(np.sqrt(pooled))
 
@@ -385,10 +412,12 @@ def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys,
         for folder in (record, elsewhere):
             if folder.exists():
                 (folder / "report.md").write_text("before")
-        monkeypatch.setattr("eval.report.asked", lambda _: (Study(root, arms=arms, seeds=seeds), []))
+        monkeypatch.setattr("eval.report.__main__.asked", lambda _: (Study(root, arms=arms, seeds=seeds), []))
         assert main(["POS=alibi", "OUT=out", *words]) == 0
-        return tuple((folder / "report.md").exists() and (folder / "report.md").read_text() != "before"
-                     for folder in (record, elsewhere))  # fmt: skip
+        return tuple(
+            (folder / "report.md").exists() and (folder / "report.md").read_text() != "before"
+            for folder in (record, elsewhere)
+        )
 
     two = ["pos=learned", "pos=alibi"]
     assert reported(two, [1, 2]) == (True, False)  # there was none
@@ -468,8 +497,12 @@ def test_two_arms_that_did_the_same_are_no_two_results(tmp_path):
     assert "as those of pos=alibi" in (tmp_path / "out/report.md").read_text()
     idle(study, "pos=alibi", "pos=learned")
     idle(study, "pos=none", "pos=learned")
-    assert report(study, tmp_path / "out").count("did nothing. Its runs logged the same losses and gradient norms as "
-                                                 "those of pos=learned") == 2  # fmt: skip
+    assert (
+        report(study, tmp_path / "out").count(
+            "did nothing. Its runs logged the same losses and gradient norms as those of pos=learned"
+        )
+        == 2
+    )
     only = make(Study(tmp_path / "only"))
     idle(only, "pos=alibi", "pos=learned")
     assert "pos=alibi did nothing." in report(only, tmp_path / "out")
@@ -540,12 +573,7 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
         ),
         ("run.json", ["data", "sha256"], "other", "text of pydocs differs: text ("),
         ("run.json", ["data", "mismatch"], ["numpy 1.0"], "pos=alibi, seed 2, text: numpy 1.0"),
-        (
-            "run.json",
-            ["data", "tokenizer", "sha256"],
-            "x",
-            "tokenizer of pydocs with 4096 pieces differs: pieces (",
-        ),
+        ("run.json", ["data", "tokenizer", "sha256"], "x", "tokenizer of pydocs with 4096 pieces differs: pieces ("),
         (
             "run.json",
             ["config", "train", "lr"],
@@ -564,12 +592,7 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
             16,
             "pos=alibi, seed 2: differs in effect from the baseline in more than its line: train.batch=16",
         ),
-        (
-            "run.json",
-            ["proofs", 0, "passed"],
-            False,
-            "pos=alibi, seed 2: the activity proof of model.pos failed",
-        ),
+        ("run.json", ["proofs", 0, "passed"], False, "pos=alibi, seed 2: the activity proof of model.pos failed"),
         ("run.json", ["proofs"], [], "pos=alibi, seed 2: there is no activity proof of model.pos"),
         (
             "run.json",
@@ -595,9 +618,7 @@ def test_what_all_runs_share_is_said_once(study):
         for seed in study.seeds:
             change(study.cell(arm, seed).dir / "run.json", "commit", "dirty", to=True)
     cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
-    assert mismatches(study, cells) == [
-        "all runs: ran from a working tree with changes that are in no commit"
-    ]
+    assert mismatches(study, cells) == ["all runs: ran from a working tree with changes that are in no commit"]
 
 
 def test_an_arm_that_was_asked_other_questions_is_not_compared(study, tmp_path):
@@ -649,14 +670,19 @@ def full(study: Study) -> Study:
                     json.dumps({"task": task, "id": j, "value": int(h)}) + "\n" for j, h in enumerate(hits)
                 )
                 result["tasks"][task] = {
-                    "metric": "acc", "value": hits.mean(), "stderr": 0.05, "n": 80, "chance": 0.25, "guess": 0.25,
-                    "version": 1.0, "higher_is_better": True, "mean": False, "suite": True}  # fmt: skip
+                    "metric": "acc",
+                    "value": hits.mean(),
+                    "stderr": 0.05,
+                    "n": 80,
+                    "chance": 0.25,
+                    "guess": 0.25,
+                    "version": 1.0,
+                    "higher_is_better": True,
+                    "mean": False,
+                    "suite": True,
+                }
             other = dict(result["tasks"]["pydocs/bits_per_byte"])
-            lines = [
-                {**json.loads(x), "task": "pycode/bits_per_byte"}
-                for x in samples.splitlines()
-                if '"nats"' in x
-            ]
+            lines = [{**json.loads(x), "task": "pycode/bits_per_byte"} for x in samples.splitlines() if '"nats"' in x]
             result["tasks"]["pycode/bits_per_byte"] = other
             samples += "".join(json.dumps(line) + "\n" for line in lines)
             mean = 100 * np.mean([result["tasks"][task]["value"] for task in names])
@@ -669,19 +695,22 @@ def full(study: Study) -> Study:
             (folder / "samples.jsonl.gz").write_bytes(gzip.compress(samples.encode(), mtime=0))
             (folder / "eval.json").write_text(json.dumps(result))
             for step in (128, 256):
-                early = {
-                    **result,
-                    "tokens": step * 2048,
-                    "suite": {**result["suite"], "value": mean - 500 / step},
-                }
+                early = {**result, "tokens": step * 2048, "suite": {**result["suite"], "value": mean - 500 / step}}
                 (folder / f"eval-step_{step}.json").write_text(json.dumps(early))
     return study
 
 
 def test_the_suite_has_its_three_means_and_all_runs_choose_the_tasks_of_the_last(study, tmp_path):
     report(full(study), tmp_path / "out")
-    x = {arm: np.array([[task["value"] for task in json.loads(path.read_text())["tasks"].values() if task.get("suite")]
-                        for path in sorted(study.root.glob(f"{arm},*/eval.json"))]) for arm in study.arms}  # fmt: skip
+    x = {
+        arm: np.array(
+            [
+                [task["value"] for task in json.loads(path.read_text())["tasks"].values() if task.get("suite")]
+                for path in sorted(study.root.glob(f"{arm},*/eval.json"))
+            ]
+        )
+        for arm in study.arms
+    }
     able = np.concatenate(list(x.values())).mean(0) > 0.25 + 2 * 0.05
     assert 0 < able.sum() < 27
     page = section((tmp_path / "out" / "report.md").read_text(), "Task by task")
@@ -724,9 +753,17 @@ def inspect(tmp_path: Path, text: str, width: int, dark: bool = False) -> tuple[
     """What Chromium makes of a page at a width in CSS pixels, and what its console says."""
     outer = tmp_path / f"outer-{width}-{dark}.html"
     outer.write_text(INSPECT % (width, html.escape(text)))
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={max(width, 500)},900",
-               f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom",
-               outer.as_uri()]  # fmt: skip
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--window-size={max(width, 500)},900",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+        "--dump-dom",
+        outer.as_uri(),
+    ]
     if dark:
         command.insert(1, "--blink-settings=preferredColorScheme=0")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -745,10 +782,20 @@ def test_a_browser_shows_every_figure_and_reports_no_error(tmp_path):
         seen, said = inspect(tmp_path, text, width, dark)
         assert said == [] and seen["asked"] == 0
         titles = [f["title"] for f in seen["found"]]
-        for words in ("bits/byte: difference", "zero-shot: difference", "suite: difference",
-                      "Training loss against tokens", "against FLOPs", "against hours", "Same seed, same batches",
-                      "suite against tokens", "bits/byte against tokens", "Loss by position",
-                      "Bits per byte: trained", "Accuracy in %"):  # fmt: skip
+        for words in (
+            "bits/byte: difference",
+            "zero-shot: difference",
+            "suite: difference",
+            "Training loss against tokens",
+            "against FLOPs",
+            "against hours",
+            "Same seed, same batches",
+            "suite against tokens",
+            "bits/byte against tokens",
+            "Loss by position",
+            "Bits per byte: trained",
+            "Accuracy in %",
+        ):
             assert any(words in title for title in titles), words
         assert all(f["width"] > 300 and f["height"] > 60 for f in seen["found"]), seen["found"]
         assert [f["out"] for f in seen["found"] if f["out"]] == []  # no word is cut off
@@ -767,8 +814,9 @@ def test_every_figure_is_well_formed_and_drawn_the_same_every_time(tmp_path):
     figures = re.findall(r"<figure>(<svg.*?</svg>)(?:<figcaption>|</figure>)", text, re.S)
     assert len(figures) >= 11
     for each in [*figures, (tmp_path / "one" / "figure.svg").read_text()]:
-        xml.dom.minidom.parseString(each.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-                                    if "xmlns" not in each else each)  # fmt: skip
+        xml.dom.minidom.parseString(
+            each.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) if "xmlns" not in each else each
+        )
         assert "nan" not in each.lower().replace("nano", "") and "inf " not in each
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -777,8 +825,11 @@ def test_every_figure_is_well_formed_and_drawn_the_same_every_time(tmp_path):
 def test_nothing_within_noise_is_bold(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
     report(study, tmp_path / "out")
-    for name, bold in (("report.md", r"\*\*(.+?)\*\*"), ("report.html", "<strong>(.+?)</strong>"),
-                       ("table.tex", r"\\textbf\{(.+?)\}")):  # fmt: skip
+    for name, bold in (
+        ("report.md", r"\*\*(.+?)\*\*"),
+        ("report.html", "<strong>(.+?)</strong>"),
+        ("table.tex", r"\\textbf\{(.+?)\}"),
+    ):
         text = (tmp_path / "out" / name).read_text()
         assert "within noise" in text and not any("within noise" in words for words in re.findall(bold, text))
         assert any(words.startswith("better by") for words in re.findall(bold, text)), name
@@ -789,24 +840,25 @@ def test_ticks_and_numbers():
     assert figure.ticks(900, 2.1e6, log=True) == [1e3, 1e4, 1e5, 1e6]
     assert figure.ticks(2e4, 3e5, log=True) == [2e4, 5e4, 1e5, 2e5]
     assert [human(x) for x in (0, 200000, 999_999, 1.05e6, 4.1e21, -0.25, 0.0002)] == [
-        "0", "200K", "1M", "1.05M", "4.1e21", "−0.25", "0.0002"]  # fmt: skip
+        "0",
+        "200K",
+        "1M",
+        "1.05M",
+        "4.1e21",
+        "−0.25",
+        "0.0002",
+    ]
     x = figure.scale(10, 1000, 0, 1, log=True)
     assert (x(10), x(1000)) == (0, 1) and x(100) == pytest.approx(0.5)
 
 
 def test_the_same_words_in_three_formats():
-    table = Table(
-        ["arm", "x_1", "verdict"], [["a&b", "1 ± 2", "**better** by 5 %"], ["p|q", "-", "`key`"]], "T"
-    )
+    table = Table(["arm", "x_1", "verdict"], [["a&b", "1 ± 2", "**better** by 5 %"], ["p|q", "-", "`key`"]], "T")
     sections = [Section("Head", ["a <b> **c**", table, Figure("", "nothing drawn")])]
     text = markdown("Title", sections)
     assert "| p\\|q | - | `key` |" in text and "## Head" in text and "nothing drawn" not in text
     shown = page("Title", sections)
-    assert (
-        "a &lt;b&gt; <strong>c</strong>" in shown
-        and "<code>key</code>" in shown
-        and "nothing drawn" not in shown
-    )
+    assert "a &lt;b&gt; <strong>c</strong>" in shown and "<code>key</code>" in shown and "nothing drawn" not in shown
     tex = latex(table, "100 % of x_1")
     assert r"a\&b & 1 $\pm$ 2 & \textbf{better} by 5 \% \\" in tex and r"\caption{100 \% of x\_1}" in tex
     assert tex.count(r"\begin") == tex.count(r"\end") == 2 and r"\toprule" in tex and "{lrl}" in tex
@@ -867,8 +919,13 @@ def test_runs_without_common_seeds_are_not_paired(tmp_path):
     one, _ = asked([f"RUNS={study.root}"])
     report(one, tmp_path / "out")
     got = json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"][0]
-    x = {arm: [json.loads(path.read_text())["bits_per_byte"]["value"]
-               for path in sorted(study.root.glob(f"{arm},*/eval.json"))] for arm in ARMS}  # fmt: skip
+    x = {
+        arm: [
+            json.loads(path.read_text())["bits_per_byte"]["value"]
+            for path in sorted(study.root.glob(f"{arm},*/eval.json"))
+        ]
+        for arm in ARMS
+    }
     assert got["difference"] == pytest.approx(np.mean(x["pos=learned"]) - np.mean(x["pos=alibi"]))
     seeds = np.sqrt((np.var(x["pos=learned"], ddof=1) + np.var(x["pos=alibi"], ddof=1)) / 2)
     assert got["noise"] >= seeds * 0.999
@@ -883,9 +940,7 @@ def test_noise_runs_tell_the_noise_of_a_study_with_one_seed(tmp_path):
         "one seed: not replicated",
         "within noise",
     ]
-    assert "one seed: not replicated" in known.splitlines()[2] and known.splitlines()[3].endswith(
-        "within noise"
-    )
+    assert "one seed: not replicated" in known.splitlines()[2] and known.splitlines()[3].endswith("within noise")
     said = "these arms if they have several seeds: runs (seeds 5, 6, 7, 8); nano, 1,048,576 tokens."
     assert said in (tmp_path / "two/report.md").read_text() and said not in (tmp_path / "one/report.md").read_text()
     got = json.loads((tmp_path / "two" / "run.json").read_text())["comparisons"][0]
@@ -923,9 +978,7 @@ def test_published_c4_and_pile_differ_by_less_than_the_noise():
     assert 100 * np.sqrt((p * (1 - p) / (numbers[:, :1] - 1)).sum(0)) / 27 == pytest.approx(0.41, abs=0.005)
 
     c, strata = published.task_difference("C4", "The Pile")
-    assert c.difference == pytest.approx(0.21, abs=0.005) and c.noise == pytest.approx(
-        0.41 * 2**0.5, abs=0.01
-    )
+    assert c.difference == pytest.approx(0.21, abs=0.005) and c.noise == pytest.approx(0.41 * 2**0.5, abs=0.01)
     assert verdict(c, higher_is_better=True, digits=2) == "within noise"
     low, high = interval(bootstrap(strata, tasks=True), 27)
     assert low < 0 < high
@@ -935,13 +988,7 @@ def test_published_c4_and_pile_differ_by_less_than_the_noise():
 
 def test_every_published_number_has_a_mark_and_a_source():
     known = published.load()
-    for each in [
-        *known["tables"],
-        *known["external"],
-        known["trajectories"],
-        known["per_task"],
-        known["scaling"],
-    ]:
+    for each in [*known["tables"], *known["external"], known["trajectories"], known["per_task"], known["scaling"]]:
         assert each["mark"] in ("published", "computed", "unverified") and each["source"], each
     for table in known["tables"]:
         assert all(len(numbers) == len(published.columns(table)) for _, numbers in published.rows(table))
@@ -963,11 +1010,7 @@ def test_published_figures_stand_beside_a_study_of_the_same_factor(study, tmp_pa
 
 def test_power_law_of_the_lower_envelope():
     x = np.array([1e15, 1e16, 1e17, 1e18])
-    points = [
-        *zip(x, 3 * (x / 1e15) ** -0.05, strict=True),
-        (5e16, 9.0),
-        (2e18, 9.0),
-    ]  # two that are not on it
+    points = [*zip(x, 3 * (x / 1e15) ** -0.05, strict=True), (5e16, 9.0), (2e18, 9.0)]  # two that are not on it
     fit = power_law(points)
     assert (fit["exponent"], fit["points"]) == (pytest.approx(0.05), 4)
     assert fit["scale"] * 1e15**-0.05 == pytest.approx(3)
@@ -977,13 +1020,20 @@ def test_power_law_of_the_lower_envelope():
 # ------------------------------------------------------------------------------------------------ cost
 
 
-@pytest.mark.parametrize("device, ranks, threads, unit, hours, kwh", [
-    ("AMD EPYC", 1, 2, "core", 2.0, 2 * 4.4 / 1000), ("NVIDIA H100 80GB HBM3", 8, 4, "GPU", 8.0, 8 * 0.7),
-    ("NVIDIA Nonesuch", 2, 1, "GPU", 2.0, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "device, ranks, threads, unit, hours, kwh",
+    [
+        ("AMD EPYC", 1, 2, "core", 2.0, 2 * 4.4 / 1000),
+        ("NVIDIA H100 80GB HBM3", 8, 4, "GPU", 8.0, 8 * 0.7),
+        ("NVIDIA Nonesuch", 2, 1, "GPU", 2.0, None),
+    ],
+)
 def test_hours_and_energy(device, ranks, threads, unit, hours, kwh):
     hardware = {"device": device, "ranks": ranks, "threads": threads}
-    cell = {"run": {"hardware": hardware, "config": {"model": {"pos": "x"}}},
-            "metrics": [{"tokens": 5, "seconds": 3600.0}]}  # fmt: skip
+    cell = {
+        "run": {"hardware": hardware, "config": {"model": {"pos": "x"}}},
+        "metrics": [{"tokens": 5, "seconds": 3600.0}],
+    }
     spent = cost.spent(cell)
     assert (spent["unit"], spent["hours"]) == (unit, hours)
     assert spent["kwh"] == (pytest.approx(kwh) if kwh else None)
@@ -1047,11 +1097,17 @@ def by_path(root: Path, *corpora: str) -> ByPath:
             change(cell.dir / "run.json", "config", to=cell.config)
             change(cell.dir / "run.json", "delta", to=cell.delta)
             result = json.loads((cell.dir / "eval.json").read_text())
-            result["tasks"] = {f"{corpus}/{task.removeprefix('pydocs/')}": entry
-                               for corpus in corpora for task, entry in result["tasks"].items()}  # fmt: skip
+            result["tasks"] = {
+                f"{corpus}/{task.removeprefix('pydocs/')}": entry
+                for corpus in corpora
+                for task, entry in result["tasks"].items()
+            }
             each = {"value": 2.0, "stderr": 0.05, "bytes": 9, "n": 3}
-            result |= {"corpora": list(corpora), "by_domain": {corpus: {"Github": each} for corpus in corpora},
-                       "omitted": [f"{corpora[0]}/copy_inside"]}  # fmt: skip
+            result |= {
+                "corpora": list(corpora),
+                "by_domain": {corpus: {"Github": each} for corpus in corpora},
+                "omitted": [f"{corpora[0]}/copy_inside"],
+            }
             (cell.dir / "eval.json").write_text(json.dumps(result))
             rows = gzip.decompress((cell.dir / "samples.jsonl.gz").read_bytes()).decode()
             rows = "".join(rows.replace('"pydocs/', f'"{corpus}/') for corpus in corpora)
@@ -1059,14 +1115,19 @@ def by_path(root: Path, *corpora: str) -> ByPath:
     return study
 
 
-@pytest.mark.parametrize("names, short", [
-    (["pydocs", "/data/web.jsonl"], ["pydocs", "web.jsonl"]),
-    (["/data/a/web.jsonl", "/data/b/web.jsonl"], ["a/web.jsonl", "b/web.jsonl"]),
-    (["/x/a/en/1.txt", "/x/b/en/1.txt", "/x/b/fr/1.txt"], ["a/en/1.txt", "b/en/1.txt", "fr/1.txt"]),
-    (["/data/c4/*.json.gz", "/data/pile"], ["c4/*.json.gz", "pile"]),  # a wildcard alone tells nothing
-    (["/data/c4/*/*.gz", "/data/pile/*/*.gz"], ["c4/*/*.gz", "pile/*/*.gz"]),
-    (["web.jsonl", "a/web.jsonl", "b/a/web.jsonl"], ["web.jsonl", "a/web.jsonl", "b/a/web.jsonl"]),
-    (["/a.jsonl", "oscar:fr", "*.gz"], ["a.jsonl", "oscar:fr", "*.gz"]), ([], [])])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, short",
+    [
+        (["pydocs", "/data/web.jsonl"], ["pydocs", "web.jsonl"]),
+        (["/data/a/web.jsonl", "/data/b/web.jsonl"], ["a/web.jsonl", "b/web.jsonl"]),
+        (["/x/a/en/1.txt", "/x/b/en/1.txt", "/x/b/fr/1.txt"], ["a/en/1.txt", "b/en/1.txt", "fr/1.txt"]),
+        (["/data/c4/*.json.gz", "/data/pile"], ["c4/*.json.gz", "pile"]),  # a wildcard alone tells nothing
+        (["/data/c4/*/*.gz", "/data/pile/*/*.gz"], ["c4/*/*.gz", "pile/*/*.gz"]),
+        (["web.jsonl", "a/web.jsonl", "b/a/web.jsonl"], ["web.jsonl", "a/web.jsonl", "b/a/web.jsonl"]),
+        (["/a.jsonl", "oscar:fr", "*.gz"], ["a.jsonl", "oscar:fr", "*.gz"]),
+        ([], []),
+    ],
+)
 def test_paths_are_told_apart_by_their_ends(names, short):
     assert list(brief(names).values()) == short and list(brief(names)) == names
 
@@ -1074,10 +1135,15 @@ def test_paths_are_told_apart_by_their_ends(names, short):
 ONE, OTHER = "/home/someone/corpora of mine/a/web.jsonl", "/home/someone/corpora of mine/b/web.jsonl"
 
 
-@pytest.mark.parametrize("corpora, short", [
-    ((ONE, OTHER), ("a/web.jsonl", "b/web.jsonl")), (("pydocs", ONE), ("pydocs", "web.jsonl")),
-    ((ONE, f"{ONE}/en"), ("web.jsonl", "en")),
-    (("a/web", "za/web/en", "/q/za/web/en"), ("web", "za/web/en", "q/za/web/en"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "corpora, short",
+    [
+        ((ONE, OTHER), ("a/web.jsonl", "b/web.jsonl")),
+        (("pydocs", ONE), ("pydocs", "web.jsonl")),
+        ((ONE, f"{ONE}/en"), ("web.jsonl", "en")),
+        (("a/web", "za/web/en", "/q/za/web/en"), ("web", "za/web/en", "q/za/web/en")),
+    ],
+)
 def test_corpora_by_path_have_their_short_names_in_every_table_and_legend(tmp_path, corpora, short):
     study = by_path(tmp_path / "runs", *corpora)
     shown = report(study, tmp_path / "out")

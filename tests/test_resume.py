@@ -23,7 +23,7 @@ Start = Callable[..., Launch]
 KILLS = int(os.environ.get("KILLS", "8"))  # 50 in .ci/run
 
 
-def folder(out: Path, store: Path) -> Path:  # noqa: F811
+def folder(out: Path, store: Path) -> Path:
     """An output root that shares the data store."""
     out.mkdir()
     (out / "data").symlink_to(store / "data")
@@ -60,7 +60,7 @@ def until(condition: Callable[[], Any], started: Launch) -> None:
         time.sleep(0.001)
 
 
-def test_kills_leave_no_trace(launch: Start, corpus: str, store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_kills_leave_no_trace(launch: Start, corpus: str, store: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments. With dropout; checkpoints at every other step, so that many fall into a save."""
     change = {"model.dropout": 0.1, "model.attn_dropout": 0.1, "layout.save_every": 2, "train.tokens": 60 * 4 * 32}
     calm = train(launch, words(corpus, folder(tmp_path / "calm", store), **change))
@@ -87,7 +87,7 @@ def test_kills_leave_no_trace(launch: Start, corpus: str, store: Path, tmp_path:
 
 
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
-    launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
+    launch: Start, corpus: str, store: Path, tmp_path: Path
 ) -> None:
     change = {"layout.save_every": 8, "model.dropout": 0.1, "train.precision": "bf16"}
     calm = train(launch, words(corpus, folder(tmp_path / "calm", store), **change))
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
 
 
 def test_who_asks_for_a_stop_gets_one_and_nothing_is_lost(
-    launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
+    launch: Start, corpus: str, store: Path, tmp_path: Path
 ) -> None:
     change = {"layout.save_every": 1000, "train.tokens": 2000 * 4 * 32}
     out = folder(tmp_path / "out", store)
@@ -135,7 +135,7 @@ def test_who_asks_for_a_stop_gets_one_and_nothing_is_lost(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_any_width_and_zero_stage_continues_any_other(
-    launch: Start, corpus: str, store: Path, tmp_path: Path, precision: str  # noqa: F811
+    launch: Start, corpus: str, store: Path, tmp_path: Path, precision: str
 ) -> None:
     """1 -> 2 -> 4 -> 2 ranks, ZeRO 1 -> 2 -> 1 -> 2: the same data in the same order, losses equal up to rounding."""
     fixed = {"layout.micro_batch": 1, "layout.save_every": 1000, "train.precision": precision}
@@ -163,7 +163,7 @@ def test_any_width_and_zero_stage_continues_any_other(
 
 
 def test_after_a_spike_the_run_goes_back_and_past_the_data(
-    launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
+    launch: Start, corpus: str, store: Path, tmp_path: Path
 ) -> None:
     """At so low a learning rate the loss is noise; the spike that it takes is chosen from an undisturbed run."""
     change = {"train.lr": 1e-5, "layout.save_every": 2, "layout.keep": 100}
@@ -172,8 +172,12 @@ def test_after_a_spike_the_run_goes_back_and_past_the_data(
     spike = sorted(above)[-1] * 0.999  # the highest of them only
     assert spike > 0
     at = 8 + above.index(max(above)) + 1  # the step of the spike
-    argv = words(corpus, folder(tmp_path / "run", store), **change, **{
-        "train.spike": spike, "train.skip": 3, "train.rollbacks": 5})  # fmt: skip
+    argv = words(
+        corpus,
+        folder(tmp_path / "run", store),
+        **change,
+        **{"train.spike": spike, "train.skip": 3, "train.rollbacks": 5},
+    )
     run = train(launch, argv)
     record = json.loads((run / "run.json").read_text())
     first = record["rollbacks"][0]
@@ -198,13 +202,20 @@ def test_after_a_spike_the_run_goes_back_and_past_the_data(
         batch = Batches(sources, cell.run.model.seq, 1).batch(range(4 * (at + 3), 4 * (at + 4)))
         assert rows[back][2] == pytest.approx(model.loss(batch).item(), rel=1e-5)
     # and the same once more
-    again = train(launch, words(corpus, folder(tmp_path / "again", store), **change, **{
-        "train.spike": spike, "train.skip": 3, "train.rollbacks": 5}))  # fmt: skip
+    again = train(
+        launch,
+        words(
+            corpus,
+            folder(tmp_path / "again", store),
+            **change,
+            **{"train.spike": spike, "train.skip": 3, "train.rollbacks": 5},
+        ),
+    )
     assert result(again) == result(run)
 
 
 def test_a_spike_without_a_checkpoint_before_it_ends_the_run(
-    launch: Start, corpus: str, store: Path, tmp_path: Path  # noqa: F811
+    launch: Start, corpus: str, store: Path, tmp_path: Path
 ) -> None:
     change = {"train.lr": 1e-5, "layout.save_every": 1000, "train.spike": 1e-4, "train.skip": 3, "train.rollbacks": 1}
     argv = words(corpus, folder(tmp_path / "run", store), **change)

@@ -1,4 +1,4 @@
-"""eval/statistics.py and ablations/power.py against scipy, closed forms, a likelihood and simulated studies."""
+"""eval/statistics.py and ablations/plan/power.py against scipy, closed forms, a likelihood and simulated studies."""
 
 import json
 from math import inf, nan, sqrt
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from ablations import power
+from ablations.plan import power
 from eval.statistics import (
     LEVEL,
     Comparison,
@@ -231,8 +231,9 @@ def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0, rest=0.0, 
         y = y + rng.normal(0, rest, (arms, seeds, items))
         y[1] += effect
         x = y.mean(2)
-        yield compare(float(x[1].mean() - x[0].mean()), seed_part(table(x), "1", "0"),
-                      item_part([(y[1] - y[0], np.ones(items))]))  # fmt: skip
+        yield compare(
+            float(x[1].mean() - x[0].mean()), seed_part(table(x), "1", "0"), item_part([(y[1] - y[0], np.ones(items))])
+        )
 
 
 @pytest.mark.parametrize(
@@ -286,8 +287,14 @@ def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(n
         x[noisy] += sqrt(24) * rng.normal(size=seeds)
         left, dof = residual(table(x))
         for one in (False, True):
-            found = {str(a): compare(float(x[a].mean() - x[0].mean()), Part(left / dof * 2 / seeds, dof) if one else
-                                     seed_part(table(x), str(a), "0"), NO_ITEMS) for a in range(1, 4)}  # fmt: skip
+            found = {
+                str(a): compare(
+                    float(x[a].mean() - x[0].mean()),
+                    Part(left / dof * 2 / seeds, dof) if one else seed_part(table(x), str(a), "0"),
+                    NO_ITEMS,
+                )
+                for a in range(1, 4)
+            }
             counts = any(c.counts for c in family(found).values())
             pooled, wrong = pooled + (one and counts), wrong + (counts and not one)
     assert wrong / 1500 <= at_most and pooled / 1500 > 0.075 and wrong <= pooled
@@ -317,9 +324,7 @@ def test_verdicts_in_words():
     assert not compare(99.0, floor, NO_ITEMS, replicated=False).counts and compare(99.0, floor, NO_ITEMS).counts
     alone = compare(0.1, Part(0.001, 4), NO_ITEMS)
     assert alone.p < 0.05 < 3 * alone.p  # real alone, not among three
-    three = family(
-        {"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)}
-    )
+    three = family({"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)})
     assert isinstance(three["a"], Comparison) and verdict(three["a"], True) == "within noise"
     assert abs(three["a"].difference) < three["a"].threshold  # what it counts above says the same
 
@@ -343,8 +348,10 @@ def test_any_wrong_verdict_among_four_arms_is_as_rare():
     rng, wrong = np.random.default_rng(12), 0
     for _ in range(1500):
         x = rng.normal(size=(5, 3)) + rng.normal(size=(1, 3))
-        found = {str(a): compare(float(x[a].mean() - x[0].mean()), seed_part(table(x), str(a), "0"), NO_ITEMS)
-                 for a in range(1, 5)}  # fmt: skip
+        found = {
+            str(a): compare(float(x[a].mean() - x[0].mean()), seed_part(table(x), str(a), "0"), NO_ITEMS)
+            for a in range(1, 5)
+        }
         wrong += any(c.counts for c in family(found).values())
     assert wrong / 1500 <= 0.062
 
@@ -402,5 +409,9 @@ def test_places_share_what_noise_does_not_tell_apart():
     pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("a", "d"), ("b", "d"), ("c", "d")]
     counts = dict(zip(pairs, [False, True, True, True, False, True], strict=True))
     assert places({"a": 1.0, "b": 2.0, "c": 9.0, "d": 3.0}, counts, higher_is_better=False) == {
-        "a": "1–2", "b": "1–3", "c": "4", "d": "2–3"}  # fmt: skip
+        "a": "1–2",
+        "b": "1–3",
+        "c": "4",
+        "d": "2–3",
+    }
     assert places({"a": 1.0, "b": 2.0}, {("a", "b"): True}, higher_is_better=True) == {"a": "2", "b": "1"}

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from ablations import __main__ as command_line
-from ablations import execute
 from ablations.status import STATES, duration, state, table
 from ablations.study import Cell, from_anywhere, from_args, last_line
+from launch import local
 
 ROOT = Path(__file__).parents[1]
 NOW = 1_800_000_000.0
@@ -31,16 +30,29 @@ def line(path: Path, *rows: dict[str, Any]) -> None:
 
 def metrics(folder: Path, step: int) -> None:
     """As launch/train.py writes them."""
-    line(folder / "metrics.jsonl", *(
-        {"step": s, "tokens": s * 2048, "loss": 8.3 - s / 100, "lr": 1e-3, "grad_norm": 1.0,
-         "tokens_per_second": 2048.0, "seconds": float(s)} for s in range(8, step + 1, 8)
-    ))  # fmt: skip
+    line(
+        folder / "metrics.jsonl",
+        *(
+            {
+                "step": s,
+                "tokens": s * 2048,
+                "loss": 8.3 - s / 100,
+                "lr": 1e-3,
+                "grad_norm": 1.0,
+                "tokens_per_second": 2048.0,
+                "seconds": float(s),
+            }
+            for s in range(8, step + 1, 8)
+        ),
+    )
 
 
 def beat(folder: Path, at: float, step: int) -> None:
     """As launch/watch.py writes them."""
-    line(folder / "heartbeat.json", {"time": at, "step": step, "nodes": ["node1", "node2"], "ranks": 4, "host": "node1",
-                                     "pid": 7, "job": "71"})  # fmt: skip
+    line(
+        folder / "heartbeat.json",
+        {"time": at, "step": step, "nodes": ["node1", "node2"], "ranks": 4, "host": "node1", "pid": 7, "job": "71"},
+    )
 
 
 START = {"event": "start", "job": "70_1", "restart": 0, "nodes": "node[1-2]", "step": 0}
@@ -55,19 +67,34 @@ END = {"event": "end", "job": "70_1", "step": 64, "code": 75, "how": "time limit
         ([{"time": -9, "event": "submitted", "job": "70_1"}], None, [], {"state": "queued", "why": "job 70_1"}),
         ([{"time": -9} | START], None, [], {"state": "starting", "silent": 9.0, "nodes": "node[1-2]"}),
         ([{"time": -1000} | START], None, [], {"state": "stalled", "silent": 1000.0}),
-        ([{"time": -1000} | START], (-3, 70), [], {"state": "running", "step": 70, "silent": 3.0,
-                                                   "nodes": "node1,node2", "left": (512 - 64) * 1.0, "attempts": 1}),
+        (
+            [{"time": -1000} | START],
+            (-3, 70),
+            [],
+            {
+                "state": "running",
+                "step": 70,
+                "silent": 3.0,
+                "nodes": "node1,node2",
+                "left": (512 - 64) * 1.0,
+                "attempts": 1,
+            },
+        ),
         ([{"time": -1000} | START], (-90, 70), [], {"state": "stalled", "step": 70, "silent": 90.0}),
         # a heartbeat of the attempt before says nothing of this one
         ([{"time": -1000} | START, {"time": -5} | START], (-90, 70), [], {"state": "starting", "attempts": 2}),
         ([{"time": -1000} | START, {"time": -5} | END], None, [], {"state": "queued", "why": "time limit at step 64"}),
-        ([{"time": -1000} | START, {"time": -5} | END | {"how": "cancelled", "again": False}], None, ["run.json"],
-         {"state": "stopped", "why": "cancelled at step 64"}),
+        (
+            [{"time": -1000} | START, {"time": -5} | END | {"how": "cancelled", "again": False}],
+            None,
+            ["run.json"],
+            {"state": "stopped", "why": "cancelled at step 64"},
+        ),
         ([{"time": -1000} | START], (-3, 70), ["failed"], {"state": "failed", "why": "failed"}),
         ([{"time": -1000} | START], None, ["done"], {"state": "trained, not evaluated"}),
         ([{"time": -1000} | START], None, ["done", "eval.json"], {"state": "finished", "bits_per_byte": 2.5}),
     ],
-)  # fmt: skip
+)
 def test_state(tmp_path: Path, attempts: list, heartbeat: Any, files: list[str], expected: dict[str, Any]) -> None:
     cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
     for row in attempts:
@@ -117,10 +144,10 @@ def test_of_two_commands_that_begin_a_run_at_once_one_waits(tmp_path: Path, monk
                 lock.close()
 
             threading.Timer(0.2, finish).start()
-            raise execute.Failed("another process is training")
+            raise local.Failed("another process is training")
 
-    monkeypatch.setattr(execute, "_command", command)
-    execute._finish(study, cell, {})
+    monkeypatch.setattr(local, "_command", command)
+    local._finish(study, cell, {})
     assert asked == ["launch.train", "eval"]
 
 
@@ -132,9 +159,9 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
         cell.dir.mkdir(parents=True)
         for name in ("done", "eval.json"):
             (cell.dir / name).write_text("{}")
-    monkeypatch.setattr(execute, "prepare", lambda *_: None)
-    monkeypatch.setattr(execute, "reading", lambda _: [])
-    failures = sorted(execute.run(study))
+    monkeypatch.setattr(local, "prepare", lambda *_: None)
+    monkeypatch.setattr(local, "reading", lambda _: [])
+    failures = sorted(local.run(study))
     assert [line.split(":")[0] for line in failures] == ["pos=alibi, seed 1", "pos=learned, seed 1"]
     assert all("has no run.json" in line for line in failures)
 
@@ -148,14 +175,14 @@ def test_a_rank_for_each_gpu_that_may_be_used(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert execute._gpus(tmp_path) == ranks
+    assert local._gpus(tmp_path) == ranks
 
 
 def test_every_rank_knows_how_many_share_its_machine(tmp_path: Path) -> None:
     cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
     cell.dir.mkdir(parents=True)
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
-    execute._command([sys.executable, "-c", f"import os; print(*map(os.environ.get, {names}))"], cell, "log", 2)
+    local._command([sys.executable, "-c", f"import os; print(*map(os.environ.get, {names}))"], cell, "log", 2)
     assert sorted((cell.dir / "log").read_text().splitlines()) == ["2 2 0", "2 2 1"]
 
 
@@ -174,11 +201,10 @@ def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_a_study_whose_report_fails_has_not_succeeded(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(execute, "run", lambda study: [])
-    monkeypatch.setattr(command_line, "report", lambda words: 1)
-    assert command_line.main(["run", "POS=alibi"]) == 1 and "There is no report" in capsys.readouterr().out
+    monkeypatch.setattr(local, "run", lambda study: [])  # so that the report has nothing to say
+    assert local.main(["POS=alibi", f"OUT={tmp_path}"]) == 1 and "There is no report" in capsys.readouterr().out
 
 
 def test_200_runs_in_half_a_second_without_torch_or_slurm(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The suite of 27 tasks: its data (eval/mirror.py), its speed without loss (eval/score.py), its results
+"""The suite of 27 tasks: its data (eval/tasks/mirror.py), its speed without loss (eval/tasks/score.py), its results
 (eval/__main__.py)."""
 
 import gzip
@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval import fetch, harness, mirror, score
 from eval.__main__ import main, suite
+from eval.tasks import fetch, harness, mirror, score
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.position import POSITIONS
@@ -119,8 +119,15 @@ def test_written_answers_equal_those_of_lm_evals_backend():
     tokenizer.backend_tokenizer.decoder = decoders.Fuse()
     # without padding: lm-eval's backend may say a token that is none
     ours = GPT(ModelConfig(**{**SHAPE, "vocab_multiple": 1}, vocab=257, pos="learned"), seed=3)  # type: ignore[arg-type]
-    theirs = HFLM(pretrained=gpt2_with_our_weights(ours), tokenizer=tokenizer, max_length=24, device="cpu",
-                  dtype="float32", batch_size=3, prefix_token_id=256)  # fmt: skip
+    theirs = HFLM(
+        pretrained=gpt2_with_our_weights(ours),
+        tokenizer=tokenizer,
+        max_length=24,
+        device="cpu",
+        dtype="float32",
+        batch_size=3,
+        prefix_token_id=256,
+    )
     rng = random.Random(5)
     texts = [" ".join(rng.choice(WORDS.split()) for _ in range(n)) for n in (1, 2, 3, 4, 5, 9)]
     scorer = harness.Scorer(ours, Spelled(), window=24)
@@ -189,7 +196,17 @@ def test_the_shared_mirror_has_every_task_whole(tmp_path, capsys):
 def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
     """From copies of the hub's repositories on disk, in a process of its own as `make eval-data` is."""
     to = tmp_path / "to"
-    command = [sys.executable, "-m", "eval.fetch", "--to", str(to), "--tasks", "copa,triviaqa", "--from", str(SHARED)]
+    command = [
+        sys.executable,
+        "-m",
+        "eval.tasks.fetch",
+        "--to",
+        str(to),
+        "--tasks",
+        "copa,triviaqa",
+        "--from",
+        str(SHARED),
+    ]
     env = os.environ | {"HF_HOME": str(tmp_path / "cache")}
     subprocess.run(command, cwd=ROOT, check=True, env=env, capture_output=True)
     theirs, ours = mirror.Mirror(SHARED), mirror.Mirror(to)
@@ -208,8 +225,14 @@ def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
 def test_logiqa_is_read_as_the_hubs_script_did():
     block = "\n{}\nA fact.Another one.\nWhich follows?\nA.First.Second\nB.One\nC.Two\nD.Three\n"
     assert fetch.logiqa(block.format("c") + block.format("a")) == [
-        {"label": label, "context": "A fact. Another one.", "question": "Which follows?",
-         "options": ["First. Second", "One", "Two", "Three"]} for label in "ca"]  # fmt: skip
+        {
+            "label": label,
+            "context": "A fact. Another one.",
+            "question": "Which follows?",
+            "options": ["First. Second", "One", "Two", "Three"],
+        }
+        for label in "ca"
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ results
@@ -219,8 +242,14 @@ def test_headline_numbers():
     def task(value, stderr, chance, guess):
         return {"value": value, "stderr": stderr, "chance": chance, "guess": guess, "suite": True}
 
-    first = {"tasks": {"boolq": task(0.6, 0.03, 0.5, 0.62), "hellaswag": task(0.4, 0.04, 0.25, 0.25),
-                       "lambada_openai": task(0.1, 0.0, 0.0, 0.0), "other": {"value": 0.9}}}  # fmt: skip
+    first = {
+        "tasks": {
+            "boolq": task(0.6, 0.03, 0.5, 0.62),
+            "hellaswag": task(0.4, 0.04, 0.25, 0.25),
+            "lambada_openai": task(0.1, 0.0, 0.0, 0.0),
+            "other": {"value": 0.9},
+        }
+    }
     got = suite([first])
     assert got["value"] == pytest.approx(100 * 1.1 / 3) and got["chance"] == pytest.approx(25)
     assert got["stderr"] == pytest.approx(100 * 0.05 / 3)
@@ -263,7 +292,7 @@ def outcome(directory: Path) -> tuple[dict, bytes]:
 
 
 @shared
-def test_a_run_is_judged_without_a_network_and_only_when_asked_more(run, offline, capsys):  # noqa: F811
+def test_a_run_is_judged_without_a_network_and_only_when_asked_more(run, offline, capsys):
     assert main([str(run), *TASKS]) == 0
     assert "suite ONLY 4 OF 27 tasks" in capsys.readouterr().out
     result, _ = outcome(run)
@@ -286,7 +315,7 @@ def test_a_run_is_judged_without_a_network_and_only_when_asked_more(run, offline
 
 
 @shared
-def test_a_run_is_judged_again_when_the_data_of_its_own_tasks_has_changed_and_not_otherwise(run, tmp_path, capsys):  # noqa: F811
+def test_a_run_is_judged_again_when_the_data_of_its_own_tasks_has_changed_and_not_otherwise(run, tmp_path, capsys):
     entries = json.loads((SHARED / "manifest.json").read_text())
     for folder in {Path(entry["file"]).parts[0] for entry in entries}:
         (tmp_path / folder).symlink_to(SHARED / folder)
@@ -298,9 +327,15 @@ def test_a_run_is_judged_again_when_the_data_of_its_own_tasks_has_changed_and_no
         return (run / "eval.json").stat().st_mtime_ns > before
 
     suite_ = mirror.suite()
-    of = {name: next(e for e in entries if (e["dataset_path"], e["config"], e["split"]) ==
-                     (suite_[name]["path"], suite_[name]["config"], suite_[name]["split"]))
-          for name in ("copa", "wnli", "wsc")}  # fmt: skip
+    of = {
+        name: next(
+            e
+            for e in entries
+            if (e["dataset_path"], e["config"], e["split"])
+            == (suite_[name]["path"], suite_[name]["config"], suite_[name]["split"])
+        )
+        for name in ("copa", "wnli", "wsc")
+    }
     copa, wnli, wsc = of.values()
     assert judged_again("copa", copa)
     assert not judged_again("copa", copa, wnli)  # one more data set in the folder
@@ -339,7 +374,7 @@ configs:
 """
 
 
-def test_tasks_of_other_languages_are_mirrored_and_scored_as_written(run, tmp_path, offline, capsys):  # noqa: F811
+def test_tasks_of_other_languages_are_mirrored_and_scored_as_written(run, tmp_path, offline, capsys):
     """From the hub's file to the accuracy; against one forward pass of the model for each choice."""
     from safetensors.torch import load_file
 
@@ -349,9 +384,10 @@ def test_tasks_of_other_languages_are_mirrored_and_scored_as_written(run, tmp_pa
     (hub / "facebook__xnli/fr").mkdir(parents=True)
     (hub / "facebook__xnli/README.md").write_text(CARD)
     (hub / "facebook__xnli/fr/validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in NLI))
-    command = [sys.executable, "-m", "eval.fetch", "--to", str(to), "--tasks", "multilingual", "--from", str(hub)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HOME": str(tmp_path / "cache")}, capture_output=True,
-                          text=True)  # fmt: skip
+    command = [sys.executable, "-m", "eval.tasks.fetch", "--to", str(to), "--tasks", "multilingual", "--from", str(hub)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"HF_HOME": str(tmp_path / "cache")}, capture_output=True, text=True
+    )
     assert "1 of 19 tasks" in done.stdout and "error: xnli_zh" in done.stderr
 
     # the model sees more than its 64 tokens of training, which learned positions would not
@@ -382,7 +418,7 @@ def test_tasks_of_other_languages_are_mirrored_and_scored_as_written(run, tmp_pa
 
 
 @shared
-def test_killed_and_divided_evaluations_end_the_same(run, tmp_path):  # noqa: F811
+def test_killed_and_divided_evaluations_end_the_same(run, tmp_path):
     assert main([str(run), *TASKS]) == 0
     expected = outcome(run)
     (run / "eval.json").unlink()

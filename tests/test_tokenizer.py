@@ -1,4 +1,5 @@
 """Tokenizers: lossless for every string, deterministic, and clear about what they cannot do."""
+
 import argparse
 import hashlib
 import inspect
@@ -22,9 +23,31 @@ ROOT = Path(__file__).parents[1]
 TEXTS = [inspect.getsource(module) for module in (argparse, inspect)]  # real text that is everywhere
 TEXTS.append("2026-11-23\n" * 200)
 SIZE = sum(map(len, TEXTS))
-AWKWARD = [SPACE, SPACE * 3, " ", "   ", "\n", "\r\n", "\t", "\0", "</s>", "<unk>", "<0x0A>", "<|endoftext|>", "é",
-           "e\u0301", "\U0001f469\u200d\U0001f680", "\ufeff", "\ufffd", "\U0010ffff", "the", "'ll", "\u2028",
-           "\x85", "²"]
+AWKWARD = [
+    SPACE,
+    SPACE * 3,
+    " ",
+    "   ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\0",
+    "</s>",
+    "<unk>",
+    "<0x0A>",
+    "<|endoftext|>",
+    "é",
+    "e\u0301",
+    "\U0001f469\u200d\U0001f680",
+    "\ufeff",
+    "\ufffd",
+    "\U0010ffff",
+    "the",
+    "'ll",
+    "\u2028",
+    "\x85",
+    "²",
+]
 TRAINED = ("bpe", "unigram", "byte-bpe")
 
 
@@ -64,9 +87,11 @@ def test_round_trip_is_lossless(tokenizer, text):
     assert all(0 <= token < tokenizer.vocab_size and token not in (tokenizer.eod, unknown) for token in ids)
 
 
-@pytest.mark.parametrize("text", [
-    *AWKWARD, "", f" {SPACE} ", f"a{SPACE}", "x" * 100_000, " " * 50_000, TEXTS[0]],
-    ids=lambda text: ascii(text[:12]))
+@pytest.mark.parametrize(
+    "text",
+    [*AWKWARD, "", f" {SPACE} ", f"a{SPACE}", "x" * 100_000, " " * 50_000, TEXTS[0]],
+    ids=lambda text: ascii(text[:12]),
+)
 def test_round_trip_of_awkward_strings(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -130,10 +155,16 @@ def test_training_is_deterministic(paths, kind):
 def test_training_does_not_depend_on_threads(paths, tmp_path):
     """Hugging Face's trainer uses all cores."""
     (tmp_path / "texts").write_text(json.dumps(TEXTS))
-    code = ("import json, sys; sys.path.insert(0, sys.argv[1]); from data.tokenizer import train; "
-            "sys.stdout.buffer.write(train(json.load(open(sys.argv[2])), 1, 600, 'byte-bpe'))")
-    one = subprocess.run([sys.executable, "-c", code, ROOT, tmp_path / "texts"], capture_output=True, check=True,
-                         env=os.environ | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from data.tokenizer import train; "
+        "sys.stdout.buffer.write(train(json.load(open(sys.argv[2])), 1, 600, 'byte-bpe'))"
+    )
+    one = subprocess.run(
+        [sys.executable, "-c", code, ROOT, tmp_path / "texts"],
+        capture_output=True,
+        check=True,
+        env=os.environ | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )
     assert one.stdout == paths["byte-bpe"].read_bytes()
 
 
@@ -181,6 +212,7 @@ def test_end_of_document_is_no_text(tokenizer):
 
 # Tokenizers that exist
 
+
 def gpt2_files(path, folder, names):
     """A trained vocabulary written as GPT-2's two files: the original format, with a vocabulary of ours."""
     spec = json.loads(path.read_text(encoding="utf-8"))["model"]
@@ -209,7 +241,22 @@ def test_gpt2_itself():
     gpt2 = load_tokenizer(os.environ["GPT2"])
     assert (gpt2.vocab_size, gpt2.eod) == (50257, 50256)
     assert gpt2.encode("Hello world, it's 2026!\n\n  def f(x):") == [
-        15496, 995, 11, 340, 338, 1160, 2075, 0, 628, 220, 825, 277, 7, 87, 2599]
+        15496,
+        995,
+        11,
+        340,
+        338,
+        1160,
+        2075,
+        0,
+        628,
+        220,
+        825,
+        277,
+        7,
+        87,
+        2599,
+    ]
 
 
 def t5_model(path, pieces=500):
@@ -220,8 +267,17 @@ def t5_model(path, pieces=500):
 
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS[0].splitlines()), model_writer=made, vocab_size=500, model_type="unigram",
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="nmt_nfkc", minloglevel=2)
+        sentence_iterator=iter(TEXTS[0].splitlines()),
+        model_writer=made,
+        vocab_size=500,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
     model = sentencepiece_model_pb2.ModelProto.FromString(made.getvalue())
     for number in range(500, pieces):
         model.pieces.add(piece=f"\ue000{number}", score=-100.0)
@@ -310,8 +366,17 @@ def test_the_smallest_vocabulary_of_a_study(kind, tmp_path):
 def test_text_is_never_the_end_of_document(byte_bpe, tmp_path):
     """An added token of a tokenizer.json is found in any text by the libraries; a document must not hold one."""
     spec = json.loads(byte_bpe.path.read_text(encoding="utf-8"))
-    spec["added_tokens"] = [{"id": 599, "content": "<|endoftext|>", "single_word": False, "lstrip": False,
-                             "rstrip": False, "normalized": False, "special": True}]
+    spec["added_tokens"] = [
+        {
+            "id": 599,
+            "content": "<|endoftext|>",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+    ]
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     loaded = load_tokenizer(tmp_path)
     assert _reference(tmp_path / "tokenizer.json").encode("a<|endoftext|>").ids[-1] == 599  # so it would be

@@ -1,4 +1,5 @@
 """Token files: Megatron's format, the same bytes as Megatron-LM's own tool writes, and what is counted on the way."""
+
 import filecmp
 import json
 import os
@@ -61,10 +62,25 @@ def test_against_megatron_lms_tool(tmp_path, tokenizer):
     converted.split_special_tokens = False
     converted.save_pretrained(tmp_path / "hf")
     checkout = Path(os.environ["MEGATRON_LM"])
-    subprocess.run([sys.executable, checkout / "tools" / "preprocess_data.py", "--input", RECORDED / "text.jsonl",
-                    "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", tmp_path / "hf", "--append-eod",
-                    "--workers", "1", "--output-prefix", tmp_path / "theirs"], check=True,
-                   env=os.environ | {"PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"})  # fmt: skip
+    subprocess.run(
+        [
+            sys.executable,
+            checkout / "tools" / "preprocess_data.py",
+            "--input",
+            RECORDED / "text.jsonl",
+            "--tokenizer-type",
+            "HuggingFaceTokenizer",
+            "--tokenizer-model",
+            tmp_path / "hf",
+            "--append-eod",
+            "--workers",
+            "1",
+            "--output-prefix",
+            tmp_path / "theirs",
+        ],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
+    )
     tokens.tokenize(str(RECORDED / "text.jsonl"), RECORDED / "tokenizer.json", tmp_path / "ours")
     assert same(tmp_path / "ours", tmp_path / "theirs_text_document")
 
@@ -89,8 +105,9 @@ def test_workers_do_not_show(tmp_path):
         lines = [json.dumps({"text": f"{i} {text}", "meta": {"pile_set_name": f"domain {i % 2}"}}) for text in TEXTS]
         (tmp_path / "corpus").mkdir(exist_ok=True)
         (tmp_path / "corpus" / f"{i}.jsonl").write_text("\n".join(lines))
-    counts = [tokens.tokenize(str(tmp_path / "corpus"), RECORDED / "tokenizer.json", tmp_path / f"by{n}", n)
-              for n in (1, 2)]
+    counts = [
+        tokens.tokenize(str(tmp_path / "corpus"), RECORDED / "tokenizer.json", tmp_path / f"by{n}", n) for n in (1, 2)
+    ]
     assert same(tmp_path / "by1", tmp_path / "by2") and counts[0] == counts[1]
     assert {name: count.documents for name, count in counts[0].items()} == {"domain 0": 15, "domain 1": 10}
     assert {path.suffix for path in tmp_path.iterdir()} == {"", ".bin", ".idx"}
@@ -101,8 +118,12 @@ def test_counts(tmp_path, tokenizer):
     found = tokens.write(tmp_path / "x", [(text, str(i % 2)) for i, text in enumerate(texts)], tokenizer)
     for domain in ("0", "1"):
         own = [text.encode() for i, text in enumerate(texts) if str(i % 2) == domain]
-        assert found[domain] == (len(own), sum(map(len, own)), sum(len(text.split()) for text in own),
-                                 sum(len(tokenizer.encode(text.decode())) + 1 for text in own))
+        assert found[domain] == (
+            len(own),
+            sum(map(len, own)),
+            sum(len(text.split()) for text in own),
+            sum(len(tokenizer.encode(text.decode())) + 1 for text in own),
+        )
 
 
 def test_width_follows_the_vocabulary():

@@ -1,4 +1,5 @@
 """A run does not start on tokens of another tokenizer, however they came to lie in its store."""
+
 import json
 import shutil
 from pathlib import Path
@@ -14,14 +15,15 @@ from tests.test_train import TINY, corpus, store, study, words  # noqa: F401  fi
 
 
 @pytest.fixture
-def run(corpus, store, tmp_path):  # noqa: F811
+def run(corpus, store, tmp_path):
     """A cell, a store of its own with what it reads, and what that is."""
     cell = study(corpus, tmp_path).cells[0]
     cell.dir.mkdir(parents=True)
     prepare(corpus, corpus, TINY["model.vocab"], store / "data")
     shutil.copytree(store / "data", tmp_path / "data", dirs_exist_ok=True)
-    return SimpleNamespace(cell=cell, store=tmp_path, corpus=corpus,
-                           made=prepare(corpus, corpus, TINY["model.vocab"], tmp_path / "data"))
+    return SimpleNamespace(
+        cell=cell, store=tmp_path, corpus=corpus, made=prepare(corpus, corpus, TINY["model.vocab"], tmp_path / "data")
+    )
 
 
 def another(run):

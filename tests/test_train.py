@@ -27,10 +27,20 @@ from ablations.study import Study, build, from_args
 
 ROOT = Path(__file__).parents[1]
 TINY = {
-    "model.layers": 2, "model.hidden": 32, "model.heads": 2, "model.seq": 32, "model.vocab": 512,
-    "train.tokens": 24 * 4 * 32, "train.batch": 4, "train.precision": "fp32", "train.lr": 1e-3,
-    "layout.micro_batch": 4, "layout.log_every": 1, "layout.save_every": 8, "layout.wandb": "disabled",
-}  # fmt: skip
+    "model.layers": 2,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.seq": 32,
+    "model.vocab": 512,
+    "train.tokens": 24 * 4 * 32,
+    "train.batch": 4,
+    "train.precision": "fp32",
+    "train.lr": 1e-3,
+    "layout.micro_batch": 4,
+    "layout.log_every": 1,
+    "layout.save_every": 8,
+    "layout.wandb": "disabled",
+}
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +246,7 @@ def test_the_layout_leaves_no_trace(corpus: str, store: Path, tmp_path: Path) ->
 
 
 def test_two_ranks_train_what_one_does(corpus: str, store: Path, tmp_path: Path) -> None:
-    from ablations.execute import _command
+    from launch.local import _command
 
     losses = {}
     for ranks in (1, 2):
@@ -275,8 +285,10 @@ def test_the_engine_is_adamw_with_clipping_and_the_schedule(corpus: str, store: 
         norm = math.sqrt(sum(float(p.grad.detach().double().square().sum()) for p in model.parameters()))
         t = step / 24
         peak, floor, warm = 1e-3, 1e-4, 0.05
-        lr = peak * t / warm if t < warm else floor + (peak - floor) * 0.5 * (
-            1 + math.cos(math.pi * (t - warm) / (1 - warm))
+        lr = (
+            peak * t / warm
+            if t < warm
+            else floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * (t - warm) / (1 - warm)))
         )
         with torch.no_grad():
             for n, p in model.named_parameters():
@@ -328,10 +340,7 @@ def test_a_run_whose_factor_is_inactive_stops_before_the_first_step(
     assert not (cell.dir / "run.json").exists() and not (cell.dir / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("key", "lost"),
-    [("train.clip", "gradient_clipping"), ("train.batch", "train_batch_size")],
-)
+@pytest.mark.parametrize(("key", "lost"), [("train.clip", "gradient_clipping"), ("train.batch", "train_batch_size")])
 def test_a_setting_lost_on_its_way_to_the_engine_stops_the_run(
     corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, lost: str
 ) -> None:
@@ -439,9 +448,14 @@ sys.exit(train.main(sys.argv[1:]))
 
 def on_a_slow_disk(argv: list[str], rank: int = 0, ranks: int = 1, port: int = 0) -> subprocess.Popen:
     env = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return subprocess.Popen([sys.executable, "-c", SLOW_DISK, "--cell", "1", *argv], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env=os.environ | ({k: str(v) for k, v in env.items()} if ranks > 1 else {}))  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW_DISK, "--cell", "1", *argv],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | ({k: str(v) for k, v in env.items()} if ranks > 1 else {}),
+    )
 
 
 def test_a_storage_slower_than_patience_is_no_hang(corpus: str, store: Path, tmp_path: Path) -> None:
@@ -455,8 +469,9 @@ def test_a_storage_slower_than_patience_is_no_hang(corpus: str, store: Path, tmp
 def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Path, tmp_path: Path) -> None:
     """Under Slurm the first one to leave ends the others."""
     (tmp_path / "data").symlink_to(store / "data")
-    argv = words(corpus, tmp_path, **{"train.tokens": 2000 * 4 * 32, "layout.micro_batch": 2,
-                                      "layout.save_every": 10000})  # fmt: skip
+    argv = words(
+        corpus, tmp_path, **{"train.tokens": 2000 * 4 * 32, "layout.micro_batch": 2, "layout.save_every": 10000}
+    )
     run = from_args(argv).cells[1].dir
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -486,15 +501,17 @@ def test_under_slurm_a_run_that_another_job_holds_is_tried_again(
     assert stop.value.code == RESUBMIT
 
 
-@pytest.mark.parametrize(("said", "slurm", "given_up"), [
-    ("Input/output error", True, False), (os.strerror(errno.ENOSPC), True, True), ("Input/output error", False, True)])
+@pytest.mark.parametrize(
+    ("said", "slurm", "given_up"),
+    [("Input/output error", True, False), (os.strerror(errno.ENOSPC), True, True), ("Input/output error", False, True)],
+)
 def test_what_may_go_better_is_tried_again_under_slurm(
     said: str, slurm: bool, given_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:  # fmt: skip
+) -> None:
     """A storage that hiccups while a checkpoint is written; a full disk waits for somebody to make room."""
     from launch import train
-    from launch.attempts import complaint
     from launch.checkpoint import Checkpoints
+    from launch.slurm.attempts import complaint
 
     def training(cell: Any, out: Path) -> None:
         checkpoints = Checkpoints(cell.dir / "checkpoints", 2)
@@ -585,10 +602,19 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
     record = json.loads((cell.dir / "run.json").read_text())
     assert record["fingerprint"] == cell.run.fingerprint and record["delta"] == {"model.pos": "alibi"}
     assert {p["factor"] for p in record["proofs"]} == {
-        "model.pos", "model.objective", "model.qk_scaling", "model.embnorm", "model.norm", "model.block", "model.act",
+        "model.pos",
+        "model.objective",
+        "model.qk_scaling",
+        "model.embnorm",
+        "model.norm",
+        "model.block",
+        "model.act",
         "model.qkv_bias, model.linear_bias",
-        "model.tied", "model.dropout, model.attn_dropout", "train.weight_decay", "train.precision",
-    }  # fmt: skip
+        "model.tied",
+        "model.dropout, model.attn_dropout",
+        "train.weight_decay",
+        "train.precision",
+    }
     assert all(p["passed"] for p in record["proofs"])
     groups = {g["name"]: g["decayed"] for g in record["parameters"]["groups"]}
     assert groups["embed.weight"] and not groups["blocks.0.norm1.weight"] and not groups["blocks.1.mlp.up.bias"]

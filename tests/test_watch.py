@@ -66,7 +66,7 @@ def test_ranks_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_run_that_goes_on_needs_no_room_for_what_it_has(
-    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With room for 3.5 checkpoints it begins, and after a requeue two of them are there."""
     run = resolve([("size", "nano"), ("layout.keep", 2), ("layout.eval_at", "0.5")])

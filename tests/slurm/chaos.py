@@ -106,9 +106,14 @@ def cancelled(slurm: Cluster, job: str, rng: random.Random) -> str:
 
 
 FAULTS: list[tuple[str, Callable[[Cluster, str, random.Random], str]]] = [
-    ("power loss", power_loss), ("cable pulled", cable), ("preemption", preemption), ("time limit", time_limit),
-    ("rank killed", killed_rank), ("requeue", requeued), ("cancel", cancelled),
-]  # fmt: skip
+    ("power loss", power_loss),
+    ("cable pulled", cable),
+    ("preemption", preemption),
+    ("time limit", time_limit),
+    ("rank killed", killed_rank),
+    ("requeue", requeued),
+    ("cancel", cancelled),
+]
 
 
 def storm(slurm: Cluster, code: Path, words: list[str], count: int, seed: int) -> list[dict]:
@@ -147,11 +152,18 @@ def storm(slurm: Cluster, code: Path, words: list[str], count: int, seed: int) -
         ends = [x for x in attempts(cell.dir)[tries:] if x["event"] == "end"]
         while step(cell) <= reached and not (cell.dir / "done").exists() and time.monotonic() < end:
             time.sleep(0.1)
-        row |= {"from": begun[0]["step"], "down": begun[0]["time"] - began, "seconds": time.time() - began,
-                "ended": ends[0]["how"] if ends and ends[0]["time"] <= begun[0]["time"] else "no word"}  # fmt: skip
+        row |= {
+            "from": begun[0]["step"],
+            "down": begun[0]["time"] - began,
+            "seconds": time.time() - began,
+            "ended": ends[0]["how"] if ends and ends[0]["time"] <= begun[0]["time"] else "no word",
+        }
         rows.append(row)
-        print(f"{len(rows):3} {name} ({where}) at step {reached} of {cell.name}: from step {row['from']} again, "
-              f"{row['seconds']:.0f} s lost", flush=True)  # fmt: skip
+        print(
+            f"{len(rows):3} {name} ({where}) at step {reached} of {cell.name}: from step {row['from']} again, "
+            f"{row['seconds']:.0f} s lost",
+            flush=True,
+        )
     wait_for(slurm, cells, 900)
     return rows
 
@@ -174,10 +186,15 @@ def same(quiet: Cell, storm: Cell) -> str:
 
 
 def table(rows: list[dict], verdicts: dict[str, str], about: str) -> str:
-    lines = ["| fault | where | at step | the script says | again from step | s until it ran again | s lost |",
-             "|---|---|---:|---|---:|---:|---:|"]  # fmt: skip
-    lines += [f"| {r['fault']} | {r['where']} | {r['step']} | {r['ended']} | {r['from']} | {r['down']:.0f} | "
-              f"{r['seconds']:.0f} |" for r in rows]  # fmt: skip
+    lines = [
+        "| fault | where | at step | the script says | again from step | s until it ran again | s lost |",
+        "|---|---|---:|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {r['fault']} | {r['where']} | {r['step']} | {r['ended']} | {r['from']} | {r['down']:.0f} | "
+        f"{r['seconds']:.0f} |"
+        for r in rows
+    ]
     wrong = "; ".join(f"{k}: {v}" for k, v in verdicts.items() if v)
     right = "Every run is finished, and its metrics and weights are those of the undisturbed run, bit for bit."
     return "\n".join([about, "", *lines, "", wrong or right])

@@ -71,9 +71,13 @@ class Cluster:
         """Run a command on the login host; its output, stripped."""
         cwd, env = keywords.pop("cwd", os.getcwd()), dict(os.environ) | dict(keywords.pop("env", {}))  # type: ignore
         done = subprocess.run(
-            [*self._enter(self.login), "env", "-C", str(cwd), *command], env=env | self.environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            [*self._enter(self.login), "env", "-C", str(cwd), *command],
+            env=env | self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}")
         return done.stdout.strip()
@@ -127,9 +131,10 @@ class Cluster:
 
     def power_on(self, node: str) -> None:
         subprocess.run(
-            [*self._enter(self.login), sys.executable, __file__, "boot", str(self.folder), node], check=True,
+            [*self._enter(self.login), sys.executable, __file__, "boot", str(self.folder), node],
+            check=True,
             env=os.environ | self.environment,
-        )  # fmt: skip
+        )
 
     def has_power(self, node: str) -> bool:
         try:
@@ -178,9 +183,13 @@ def up(count: int) -> Cluster:
     space = "unshare --net --uts --ipc --mount --pid --fork --kill-child=KILL --".split()
     with open(folder / "login.log", "ab") as log:
         outer = subprocess.Popen(
-            [*space, sys.executable, __file__, "login", str(folder), *nodes], stdout=log, stderr=log,
-            stdin=subprocess.DEVNULL, start_new_session=True, env=os.environ | {"SLURM_CONF": f"{folder}/slurm.conf"},
-        )  # fmt: skip
+            [*space, sys.executable, __file__, "login", str(folder), *nodes],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | {"SLURM_CONF": f"{folder}/slurm.conf"},
+        )
     cluster = Cluster(folder, nodes, _child(outer.pid))
     for _ in range(300):
         if outer.poll() is not None:
@@ -265,8 +274,10 @@ def _login(folder: Path, nodes: list[str]) -> None:
         sh(f"mount --bind /dev/null {folder}/gpu/{i}")
     sh("ip link set lo up && ip link add br0 type bridge && ip link set br0 up")
     sh(f"ip addr add {NET}.254/24 dev br0")
-    sh(f"munged --key-file={folder}/munge.key --socket={folder}/munge --log-file={folder}/munge.log "
-       f"--pid-file={folder}/munge.pid --seed-file={folder}/munge.seed --force")  # fmt: skip
+    sh(
+        f"munged --key-file={folder}/munge.key --socket={folder}/munge --log-file={folder}/munge.log "
+        f"--pid-file={folder}/munge.pid --seed-file={folder}/munge.seed --force"
+    )
     sh("slurmctld")
     for node in nodes:
         _boot(folder, node)
@@ -277,8 +288,13 @@ def _boot(folder: Path, node: str) -> None:
     """Power on: runs on the login host, into whose bridge the node's cable goes."""
     space = "unshare --net --uts --ipc --mount --pid --fork --kill-child=KILL --".split()
     with open(folder / f"{node}.log", "ab") as log:
-        outer = subprocess.Popen([*space, sys.executable, __file__, "node", str(folder), node], stdout=log, stderr=log,
-                                 stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        outer = subprocess.Popen(
+            [*space, sys.executable, __file__, "node", str(folder), node],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     pid = _child(outer.pid)
     (folder / f"{node}.pid").write_text(str(pid))
     subprocess.run(["ip", "link", "del", f"to-{node}"], capture_output=True)  # that of a node that lost power

@@ -57,7 +57,7 @@ def test_without_slurm_it_is_the_same_study_on_this_machine() -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | {"PYTHON": "echo"}
     for words, study in (([], "STUDY=baseline SEEDS=1"), (["norm", "SIZE=nano"], "STUDY=norm SIZE=nano")):
         said = subprocess.run([ROOT / "launch/run.sh", *words], env=env, cwd="/", capture_output=True, text=True)
-        assert said.stdout == f"-m ablations run {study}\n", said
+        assert said.stdout == f"-m launch.local {study}\n", said
 
 
 def test_slurms_json_is_never_read() -> None:  # it differs between versions

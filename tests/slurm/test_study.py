@@ -19,11 +19,21 @@ from ablations.study import from_args
 
 ROOT = Path(__file__).parents[2]
 TINY = {
-    "model.layers": 1, "model.hidden": 32, "model.heads": 2, "model.seq": 32, "model.vocab": 512,
-    "train.tokens": 12 * 4 * 32, "train.batch": 4, "train.precision": "fp32", "train.lr": 1e-3,
-    "layout.micro_batch": 1, "layout.log_every": 1, "layout.save_every": 6, "layout.eval_at": 0.4,
+    "model.layers": 1,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.seq": 32,
+    "model.vocab": 512,
+    "train.tokens": 12 * 4 * 32,
+    "train.batch": 4,
+    "train.precision": "fp32",
+    "train.lr": 1e-3,
+    "layout.micro_batch": 1,
+    "layout.log_every": 1,
+    "layout.save_every": 6,
+    "layout.eval_at": 0.4,
     "layout.wandb": "disabled",
-}  # fmt: skip
+}
 SITE = """
 export SBATCH_PARTITION=spot SBATCH_TIMELIMIT=30 SBATCH_GPUS_PER_NODE=2 NODE_MTBF_HOURS=99
 [ -z "${SLURM_JOB_ID:-}" ] || echo "the site's own commands run on $(hostname)"
@@ -36,9 +46,9 @@ def test_make_submits_and_refuses_what_it_does_not_know() -> None:
         return " ".join((done.stdout + done.stderr).split())
 
     said = make("ablation", "STUDY=norm", "ON=slurm", "NODES=4", "SITE=x")
-    assert "-m launch.submit --nodes '4' --site 'x' 'STUDY=norm'" in said
+    assert "-m launch.slurm.submit --nodes '4' --site 'x' 'STUDY=norm'" in said
     assert "ON=fire: only slurm" in make("ablation", "STUDY=norm", "ON=fire")
-    assert "ablations run" in make("ablation", "STUDY=norm")
+    assert "launch.local" in make("ablation", "STUDY=norm")
 
 
 @pytest.mark.parametrize("name", ["generic", "jean-zay"])
@@ -82,7 +92,7 @@ def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit
     said = slurm.run(*make, *words, cwd=code)
     train, evaluate, report = (x.split()[1].rstrip(":") for x in said.splitlines() if x.startswith("job "))
     assert "make status" in said and "train.log" in said
-    again = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
+    again = slurm.run(sys.executable, "-m", "launch.slurm.submit", "--nodes", "2", *words, cwd=code)
     assert again.count("already in the queue") == 2
 
     cells = from_args(words).cells
@@ -119,7 +129,7 @@ def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit
         assert kept["tokens"] == 5 * 4 * 32 and not list(cell.dir.glob("*.parts"))
     assert "Score against tokens" in next((code / "ablations/records").glob("*/report.md")).read_text()
     assert "bits/byte" in next((code / "ablations/records").glob("*/report.md")).read_text()
-    nothing = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
+    nothing = slurm.run(sys.executable, "-m", "launch.slurm.submit", "--nodes", "2", *words, cwd=code)
     assert "nothing to submit" in nothing
 
 
@@ -136,14 +146,14 @@ def test_submitting_again_judges_what_runs_have_kept_so_far(slurm: Cluster, tmp_
     for cell in cells:
         cell.dir.mkdir(parents=True, exist_ok=True)
         (cell.dir / "attempts.jsonl").write_text(json.dumps({"time": 1, "event": "submitted", "job": job}) + "\n")
-    said = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
+    said = slurm.run(sys.executable, "-m", "launch.slurm.submit", "--nodes", "2", *words, cwd=code)
     assert said.count("already in the queue") == 2 and "trains" not in said
     (line,) = [x for x in said.splitlines() if "evaluates what runs that go on have kept" in x]
     evaluate = line.split()[1].rstrip(":")
     assert slurm.wait(f"{evaluate}_1", seconds=200)["JobState"] == "COMPLETED"
     assert (cells[1].dir / "eval-step_5.json").exists() and not (cells[1].dir / "eval.json").exists()
     assert not list(cells[0].dir.glob("eval*"))
-    said = slurm.run(sys.executable, "-m", "launch.submit", "--nodes", "2", *words, cwd=code)
+    said = slurm.run(sys.executable, "-m", "launch.slurm.submit", "--nodes", "2", *words, cwd=code)
     assert "nothing to submit" in said
     slurm.run("scancel", job)
 

@@ -12,7 +12,7 @@ from math import erfc, exp, inf, lgamma, log, sqrt
 from pathlib import Path
 from typing import Any
 
-RECORDS = Path(__file__).parent / "records"
+RECORDS = Path(__file__).parents[1] / "records"
 LEVEL = 0.05  # chance of any wrong verdict on a metric where there is no difference
 POWER = 0.8  # chance to see a difference that is there; Cohen's convention
 NODES = 1200

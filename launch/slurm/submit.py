@@ -1,4 +1,4 @@
-"""Puts a study into a Slurm queue: python -m launch.submit --nodes 4 STUDY=position.
+"""Puts a study into a Slurm queue: python -m launch.slurm.submit --nodes 4 STUDY=position.
 
 Three jobs: an array that trains, an index for each run of the plan; an array that evaluates each run once it is
 trained; and the report, whatever became of the runs. What needs a network is done here before, on the login node.
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import ConfigError, spread
-from ablations.execute import check_tasks, prepare
 from ablations.site import find, site
 from ablations.status import attempts, unjudged
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
 from ablations.values import read_yaml
-from launch.attempts import bad_nodes, write
+from launch.local import check_tasks, prepare
+from launch.slurm.attempts import bad_nodes, write
 
 
 def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) -> None:
@@ -104,7 +104,7 @@ def judged(study: Study, cell: Cell) -> bool:
 @functools.cache
 def _versions() -> dict[str, Any]:
     """Those that an eval.json of today has."""
-    tasks = read_yaml(ROOT / "eval/tasks.yaml")
+    tasks = read_yaml(ROOT / "eval/tasks/tasks.yaml")
     return {"version": tasks["version"], "lm_eval": importlib.metadata.version("lm_eval")}
 
 
@@ -168,11 +168,25 @@ def like(job: str) -> list[str]:
     """sbatch options that ask for what a job has."""
     text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
     found = dict(re.findall(r"(\S+?)=(\S*)", text))
-    names = {"NumNodes": "nodes", "Partition": "partition", "TimeLimit": "time", "Account": "account", "QOS": "qos",
-             "Features": "constraint", "Reservation": "reservation", "ExcNodeList": "exclude", "NtasksPerN:B:S:C": "",
-             "CPUs/Task": "cpus-per-task", "MinMemoryNode": "mem", "MinMemoryCPU": "mem-per-cpu"}  # fmt: skip
-    options = [f"--{o}={found[k].split('-')[0] if k == 'NumNodes' else found[k]}" for k, o in names.items()
-               if o and found.get(k, "(null)") not in ("(null)", "N/A")]  # fmt: skip
+    names = {
+        "NumNodes": "nodes",
+        "Partition": "partition",
+        "TimeLimit": "time",
+        "Account": "account",
+        "QOS": "qos",
+        "Features": "constraint",
+        "Reservation": "reservation",
+        "ExcNodeList": "exclude",
+        "NtasksPerN:B:S:C": "",
+        "CPUs/Task": "cpus-per-task",
+        "MinMemoryNode": "mem",
+        "MinMemoryCPU": "mem-per-cpu",
+    }
+    options = [
+        f"--{o}={found[k].split('-')[0] if k == 'NumNodes' else found[k]}"
+        for k, o in names.items()
+        if o and found.get(k, "(null)") not in ("(null)", "N/A")
+    ]
     per_node = found.get("NtasksPerN:B:S:C", "0").split(":")[0]
     if per_node not in ("0", ""):
         options.append(f"--ntasks-per-node={per_node}")
@@ -212,7 +226,7 @@ def _python() -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.submit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m launch.slurm.submit", description=__doc__)
     parser.add_argument("--nodes", default="1", help="for each run")
     parser.add_argument("--site", default="", help="a file of launch/sites, or a path (default: launch/site.sh)")
     parser.add_argument("--like", metavar="JOB", help="ask for what this job has; used by launch/run.sh")

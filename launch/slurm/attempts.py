@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import ConfigError
-from ablations.execute import prepare
 from ablations.status import SILENT, attempts, last_checkpoint, locked
 from ablations.study import Cell, Study, from_args
+from launch.local import prepare
 
 LIMIT = 3  # attempts of one job without a newer checkpoint, then it is given up; untuned
 LEAVING = SILENT + 15  # seconds that another job's attempt may take to leave the run, or to be known for dead
@@ -236,7 +236,7 @@ def say(text: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.attempts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m launch.slurm.attempts", description=__doc__)
     sub = parser.add_subparsers(dest="command", required=True)
     begin = sub.add_parser("start")
     begin.add_argument("job")

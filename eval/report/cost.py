@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.compare import Found
-from eval.runs import plain
-from eval.table import Table
+from eval.report.compare import Found
+from eval.report.runs import plain
+from eval.report.table import Table
 
 # (a word of the device's name, watts, what they are). A GPU's board at its limit; one core of a processor's. Neither
 # memory, network, cooling nor idle neighbours are in them: an estimate from below for the machine, from above for the
@@ -40,10 +40,16 @@ def spent(cell: dict[str, Any]) -> dict[str, Any]:
     hours = last["seconds"] / 3600 * processors
     per_token = flops_per_token(cell["run"]["config"]["model"])
     return {
-        "unit": "GPU" if gpu else "core", "processors": processors, "seconds": last["seconds"], "hours": hours,
-        "kwh": hours * watts / 1000 if watts else None, "watts": watts, "power": source, "tokens": last["tokens"],
+        "unit": "GPU" if gpu else "core",
+        "processors": processors,
+        "seconds": last["seconds"],
+        "hours": hours,
+        "kwh": hours * watts / 1000 if watts else None,
+        "watts": watts,
+        "power": source,
+        "tokens": last["tokens"],
         "flops": last["tokens"] * per_token if per_token else None,
-    }  # fmt: skip
+    }
 
 
 def flops_per_token(model: dict[str, Any]) -> int | None:
@@ -68,16 +74,34 @@ def costs(f: Found) -> list:
         hours[each["unit"]] = hours.get(each["unit"], 0.0) + each["hours"]
         energy += each["kwh"] or 0.0
         seen[cell["run"]["hardware"]["device"]] = (each["watts"], each["power"], each["unit"])
-        lines.append([
-            f"{arm}, seed {seed}", f"{cell['run']['parameters']['count']:,}", f"{each['tokens']:,}",
-            f"{each['flops']:.2e}" if each["flops"] else "-", f"{each['seconds']:,.0f} s", f"{speed:,.0f}",
-            f"{each['hours']:.3g} {each['unit']}-hours", f"{each['kwh']:.2g} kWh" if each["kwh"] else "-",
-            f"{cell['eval']['seconds']:.0f} s" if "eval" in cell else "-", plain(cell["run"]["hardware"]),
-        ])  # fmt: skip
+        lines.append(
+            [
+                f"{arm}, seed {seed}",
+                f"{cell['run']['parameters']['count']:,}",
+                f"{each['tokens']:,}",
+                f"{each['flops']:.2e}" if each["flops"] else "-",
+                f"{each['seconds']:,.0f} s",
+                f"{speed:,.0f}",
+                f"{each['hours']:.3g} {each['unit']}-hours",
+                f"{each['kwh']:.2g} kWh" if each["kwh"] else "-",
+                f"{cell['eval']['seconds']:.0f} s" if "eval" in cell else "-",
+                plain(cell["run"]["hardware"]),
+            ]
+        )
     if not lines:
         return ["No run has begun."]
-    head = ["run", "parameters", "tokens", "FLOPs", "training", "tokens/s", "processors", "energy, estimate",
-            "evaluation", "hardware"]  # fmt: skip
+    head = [
+        "run",
+        "parameters",
+        "tokens",
+        "FLOPs",
+        "training",
+        "tokens/s",
+        "processors",
+        "energy, estimate",
+        "evaluation",
+        "hardware",
+    ]
     power = "; ".join(
         f"{device}: {f'{w} W per {unit}' if w else 'unknown'} ({source})" for device, (w, source, unit) in seen.items()
     )

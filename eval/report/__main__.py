@@ -3,8 +3,8 @@
 Nothing is read but the study, its run directories and the record there is, no clock and no machine; nothing is
 written but the files of a record: report.md, report.html, results.csv, table.tex, figure.svg, run.json. They go to
 ablations/records/NAME, or to OUT/records/NAME where that would lose finished runs which the record has. Reading:
-eval/runs.py; comparing: eval/compare.py; what is said: eval/results.py, settings.py, curves.py, cost.py, published.py,
-match.py; how it looks: eval/table.py, page.py, figure.py.
+runs.py; comparing: compare.py; what is said: results.py, settings.py, curves.py, cost.py, published.py, mismatches.py;
+how it looks: table.py, page.py, figure.py.
 
     STUDY=position,activation      several studies in one report
     RUNS="dir1 dir2"               runs as they are: of others, or of any study; a folder of run directories will do
@@ -19,19 +19,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval import figure
-from eval.compare import METRICS, Found, caution, collect, comparisons, noise_of, refusals, same_runs, words_of
-from eval.cost import costs
-from eval.curves import beyond, domains, forest, loss_curves, matrix, on_the_way, paired_curves, scaling
-from eval.match import mismatches
-from eval.names import shortened
-from eval.page import page
-from eval.published import beside
-from eval.results import footnotes, nothing_done, overview, paired, per_task, places
-from eval.runs import Cells, collect_runs, manifest, named, read_all, run_directories
-from eval.settings import differs, held_fixed, proofs, redo
+from eval.report import figure
+from eval.report.compare import METRICS, Found, caution, collect, comparisons, noise_of, refusals, same_runs, words_of
+from eval.report.cost import costs
+from eval.report.curves import beyond, domains, forest, loss_curves, matrix, on_the_way, paired_curves, scaling
+from eval.report.mismatches import mismatches
+from eval.report.page import page
+from eval.report.published import beside
+from eval.report.results import footnotes, nothing_done, overview, paired, per_task, places
+from eval.report.runs import Cells, collect_runs, manifest, named, read_all, run_directories
+from eval.report.settings import differs, held_fixed, proofs, redo
+from eval.report.short_names import shortened
+from eval.report.table import Figure, Image, Section, latex, markdown, plain_text
 from eval.statistics import Results
-from eval.table import Figure, Image, Section, latex, markdown, plain_text
 
 RECORDS = Path("ablations/records")
 
@@ -67,8 +67,9 @@ def lacking(f: Found, out: Path) -> str:
         return ""
     ours = {run.get("fingerprint") for run in record(f)["runs"] if run["state"] == "finished"}
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-    return named([(run["arm"], run["seed"]) for run in runs
-                  if run["state"] == "finished" and run["fingerprint"] not in ours])  # fmt: skip
+    return named(
+        [(run["arm"], run["seed"]) for run in runs if run["state"] == "finished" and run["fingerprint"] not in ours]
+    )
 
 
 def asked(words: list[str]) -> tuple[Any, list[Path]]:
@@ -120,8 +121,10 @@ def find(study: Any, noise: list[Path] = []) -> Found:  # noqa: B006
     told = ""
     if noise:
         group = collect_runs([("", path) for path in noise], "")
-        sizes = {f"{place.config.get('size')}, {place.config['train']['tokens']:,} tokens": 0
-                 for place in group.places.values()}  # fmt: skip
+        sizes = {
+            f"{place.config.get('size')}, {place.config['train']['tokens']:,} tokens": 0
+            for place in group.places.values()
+        }
         told = f"{named(list(group.places))}; {' and '.join(sizes)}"
         extra = {name: collect(group, read_all(group), METRICS[name].key) for name in results}
     f = Found(study, cells, results, {}, mismatches(study, cells), refusals(cells), told, same_runs(cells))
@@ -131,8 +134,8 @@ def find(study: Any, noise: list[Path] = []) -> Found:  # noqa: B006
 
 
 def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
-    """Writes the record of a study (ablations.study.Study, or eval.runs.Collection) to the directory `out`; returns
-    what the screen shows.
+    """Writes the record of a study (ablations.study.Study, or runs.Collection) to the directory `out`; returns what the
+    screen shows.
 
     Cells that are missing, unfinished or not evaluated are named, and the others reported.
     """
@@ -234,10 +237,13 @@ def record(f: Found) -> dict[str, Any]:
             {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
             | {"verdict": words_of(f, arm, name)}
             | ({"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted} if c.seeds else {})
-            for name in f.results for arm, c in f.compared[name].items()
+            for name in f.results
+            for arm, c in f.compared[name].items()
         ],
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from ablations.study import from_anywhere
+
+    sys.exit(main(from_anywhere(sys.argv[1:])))

@@ -84,8 +84,10 @@ def items(texts: list[str], seq: int) -> dict[str, list[dict]]:
         "copy_absent": map(without_source, copying(texts, **inside)),
     }
     made = {name: distinct(rows, tasks[name]["items"]) for name, rows in drawn.items()}
-    return {"bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"]),
-            **{name: rows if len(rows) >= FEWEST else [] for name, rows in made.items()}}
+    return {
+        "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"]),
+        **{name: rows if len(rows) >= FEWEST else [] for name, rows in made.items()},
+    }
 
 
 def held_out(texts: list[str], most: int, each: int = 4096) -> list[dict]:
@@ -127,9 +129,16 @@ def last_word(texts: list[str], n: int) -> Iterator[dict]:
 
 def continuation(texts: list[str]) -> Iterator[dict]:
     """The true continuation, and three of its length in bytes (within a tenth) from other documents."""
-    pieces = {text: [(gap.start(), end) for gap in GAP.finditer(text) if gap.start() > 100
-                     for end in [text.find(" ", gap.start() + 48)] if 0 < end < gap.start() + 64]
-              for text in texts}
+    pieces = {
+        text: [
+            (gap.start(), end)
+            for gap in GAP.finditer(text)
+            if gap.start() > 100
+            for end in [text.find(" ", gap.start() + 48)]
+            if 0 < end < gap.start() + 64
+        ]
+        for text in texts
+    }
     usable = [text for text in texts if pieces[text]]
     for text, rng in passes(usable):
         start, end = rng.choice(pieces[text])

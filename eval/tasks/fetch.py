@@ -1,6 +1,6 @@
-"""Fills a folder of task data (eval/mirror.py) from the hub, each data set at a pinned revision: `make eval-data`.
+"""Fills a folder of task data (mirror.py) from the hub, each data set at a pinned revision: `make eval-data`.
 
-    python -m eval.fetch --to FOLDER [--tasks suite,blimp] [--from FOLDER_OF_REPOSITORIES]
+    python -m eval.tasks.fetch --to FOLDER [--tasks suite,blimp] [--from FOLDER_OF_REPOSITORIES]
 
 For a machine that has a network: compute nodes read what lies here.
 """
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval.mirror import Mirror, Source, names, suite
+from eval.tasks.mirror import Mirror, Source, names, suite
 
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
 
@@ -22,7 +22,7 @@ LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{fi
 def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | None]:
     """A split from the hub, and the revision that it is of.
 
-    spec: of eval/tasks.yaml: "revision" (None: the newest, whatever it is), and where the hub's own loader cannot read
+    spec: of tasks.yaml: "revision" (None: the newest, whatever it is), and where the hub's own loader cannot read
         the data set, "files" (a pattern in the repository) with "format", or "github".
     local: a folder that holds copies of the hub's repositories as organisation__name, read in place of the hub.
     """
@@ -71,8 +71,10 @@ def mirror(wanted: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
     """
     to.mkdir(parents=True, exist_ok=True)
     path = to / "manifest.json"
-    entries = {Source(e["dataset_path"], e["config"], e["split"]): e
-               for e in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])}  # fmt: skip
+    entries = {
+        Source(e["dataset_path"], e["config"], e["split"]): e
+        for e in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
+    }
     failed = {}
     for task, (source, spec) in wanted.items():
         have = entries.get(source)
@@ -90,10 +92,17 @@ def mirror(wanted: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
         file = Path(source.path.replace("/", "__")) / source.config / f"{source.split}.jsonl.gz"
         write(to / file, packed)
         entries[source] = {
-            "dataset_path": source.path, "config": source.config, "split": source.split, "task": task,
-            "file": str(file), "rows": len(table), "bytes": len(packed),
-            "sha256": hashlib.sha256(packed).hexdigest(), "revision": revision, "features": table.features.to_dict(),
-        }  # fmt: skip
+            "dataset_path": source.path,
+            "config": source.config,
+            "split": source.split,
+            "task": task,
+            "file": str(file),
+            "rows": len(table),
+            "bytes": len(packed),
+            "sha256": hashlib.sha256(packed).hexdigest(),
+            "revision": revision,
+            "features": table.features.to_dict(),
+        }
         write(path, json.dumps([entries[key] for key in sorted(entries)], indent=1).encode())
     return failed
 
@@ -107,21 +116,31 @@ def write(path: Path, content: bytes) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.fetch", description="Mirror the data of evaluation tasks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.tasks.fetch", description="Mirror the data of evaluation tasks."
+    )
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--tasks", default="suite",
-                        help="names with commas between them: suite, multilingual, or any of lm-eval's")  # fmt: skip
-    parser.add_argument("--from", dest="local", type=Path, metavar="FOLDER",
-                        help="copies of the hub's repositories as organisation__name, in place of the hub")  # fmt: skip
+    parser.add_argument(
+        "--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's"
+    )
+    parser.add_argument(
+        "--from",
+        dest="local",
+        type=Path,
+        metavar="FOLDER",
+        help="copies of the hub's repositories as organisation__name, in place of the hub",
+    )
     args = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1" if args.local else "0"
-    import datasets  # noqa: F401  before eval.harness, which takes it off the network
+    import datasets  # noqa: F401  before eval.tasks.harness, which takes it off the network
 
-    from eval import harness
+    from eval.tasks import harness
 
     try:
-        wanted = {name: (each.source, suite().get(name, {})) for name, each in
-                  harness.definitions(names(args.tasks.split(","))).items()}  # fmt: skip
+        wanted = {
+            name: (each.source, suite().get(name, {}))
+            for name, each in harness.definitions(names(args.tasks.split(","))).items()
+        }
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -129,8 +148,11 @@ def main(argv: list[str] | None = None) -> int:
     for task, why in failed.items():
         print(f"error: {task}: {why}", file=sys.stderr)
     if failed:
-        print("The same command tries these again and keeps the others. Where the hub's repositories are copied here "
-              "already: make eval-data ARGS='--from FOLDER'", file=sys.stderr)  # fmt: skip
+        print(
+            "The same command tries these again and keeps the others. Where the hub's repositories are copied here "
+            "already: make eval-data ARGS='--from FOLDER'",
+            file=sys.stderr,
+        )
     print(f"{args.to}: {len(wanted) - len(failed)} of {len(wanted)} tasks")
     return 1 if failed else 0
 

@@ -62,8 +62,9 @@ def binned(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]
     bins = np.minimum(position * BINS, BINS - 1).astype(int)
     kept = np.unique(bins)
     values = {seed: dict(zip(tokens, loss, strict=True)) for seed, (tokens, loss) in curves.items()}
-    means = {seed: np.array([np.mean([row[t] for t in common[bins == b]]) for b in kept])
-             for seed, row in values.items()}  # fmt: skip
+    means = {
+        seed: np.array([np.mean([row[t] for t in common[bins == b]]) for b in kept]) for seed, row in values.items()
+    }
     return np.array([common[bins == b].mean() for b in kept]), means
 
 
@@ -112,8 +113,17 @@ def ending(words: str, room: float, size: float = 12) -> str:
 # ------------------------------------------------------------------------------------------------ figures
 
 
-def lines(title: str, curves: Iterable[Line], xlabel: str, ylabel: str, logx: bool = False, logy: bool = False,
-          zero: bool = False, zoom: bool = False, marks: dict[str, float] | None = None) -> str:  # fmt: skip
+def lines(
+    title: str,
+    curves: Iterable[Line],
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
+    zero: bool = False,
+    zoom: bool = False,
+    marks: dict[str, float] | None = None,
+) -> str:
     """Curves over a common axis. zero: a line at zero. zoom: limits from the later half of the curves. marks: upright
     lines with a name."""
     curves = [c for c in curves if len(c.x)]
@@ -149,8 +159,11 @@ def lines(title: str, curves: Iterable[Line], xlabel: str, ylabel: str, logx: bo
     out = [text(0, 14, title, "head")]
     for x, row, label, colour, kind in place:
         y = 34 + 17 * row
-        out += [f'<circle cx="{x - 1:.0f}" cy="{y - 4}" r="4" class="f{colour}"/>' if kind == "point" else
-                f'<path d="M{x - 9:.0f} {y - 4}h16" class="line {kind} s{colour}"/>']  # fmt: skip
+        out += [
+            f'<circle cx="{x - 1:.0f}" cy="{y - 4}" r="4" class="f{colour}"/>'
+            if kind == "point"
+            else f'<path d="M{x - 9:.0f} {y - 4}h16" class="line {kind} s{colour}"/>'
+        ]
         out.append(text(x + 12, y, label))
     for t in yticks:
         out += [
@@ -222,15 +235,15 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
             if math.isfinite(half)
             else ""
         )
-        out.append(f'<g><title>{escape(f"{arm}: {d:+.4g}, {words}")}</title>{bar}'
-                   f'<circle cx="{X(d):.1f}" cy="{y}" r="4.5" class="{kind}"/></g>')  # fmt: skip
+        out.append(
+            f"<g><title>{escape(f'{arm}: {d:+.4g}, {words}')}</title>{bar}"
+            f'<circle cx="{X(d):.1f}" cy="{y}" r="4.5" class="{kind}"/></g>'
+        )
     out.append(text(WIDTH / 2, bottom + 33, xlabel, "faint", "middle"))
     return frame(title, out, WIDTH, bottom + 40)
 
 
-def heat(
-    title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]
-) -> str:  # fmt: skip
+def heat(title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]) -> str:
     """A table of coloured cells: (text, strength from -1 to 1, tooltip). Above zero good, below bad, zero no colour."""
     side = min(170.0, 8 + max(wide(r, 11) for r in rows))
     step = max(46.0, (WIDTH - side - 4) / len(columns))
@@ -242,8 +255,11 @@ def heat(
     out = [text(0, 14, title, "head")]
     for j, name in enumerate(columns):
         x = side + step * (j + 0.5)
-        out.append(f'<text transform="translate({x:.1f} {head - 6:.1f}) rotate(-35)">{escape(name)}</text>' if tilt
-                   else text(x, head - 6, name, "", "middle"))  # fmt: skip
+        out.append(
+            f'<text transform="translate({x:.1f} {head - 6:.1f}) rotate(-35)">{escape(name)}</text>'
+            if tilt
+            else text(x, head - 6, name, "", "middle")
+        )
     for i, (name, line) in enumerate(zip(rows, cells, strict=True)):
         y = head + 21 * i
         short = ending(name, side - 6, 11)

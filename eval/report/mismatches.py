@@ -3,8 +3,8 @@
 from typing import Any
 
 from ablations.values import difference, flatten
-from eval.compare import evaluation
-from eval.runs import Cells, plain
+from eval.report.compare import evaluation
+from eval.report.runs import Cells, plain
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
@@ -19,8 +19,10 @@ def together(lines: list[str], runs: int) -> list[str]:
         name, colon, what = line.partition(": ")
         name, what = (name, what) if colon and ", seed " in name else ("", line)
         found.setdefault(what, []).append(name)
-    return [what if not names[0] else f"{'all runs' if len(names) == runs > 1 else ' + '.join(names)}: {what}"
-            for what, names in found.items()]  # fmt: skip
+    return [
+        what if not names[0] else f"{'all runs' if len(names) == runs > 1 else ' + '.join(names)}: {what}"
+        for what, names in found.items()
+    ]
 
 
 def each_mismatch(study: Any, cells: Cells) -> list[str]:
@@ -30,8 +32,9 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     evaluated = {name: cell for name, cell in cells_.items() if "eval" in cell}
 
     kept = ("commit", "versions", "hardware")
-    found += apart({name: {key: run[key] for key in kept} | {"layout": run["config"]["layout"]}
-                    for name, run in runs.items()})  # fmt: skip
+    found += apart(
+        {name: {key: run[key] for key in kept} | {"layout": run["config"]["layout"]} for name, run in runs.items()}
+    )
     for name, run in runs.items():
         if run["commit"].get("dirty"):
             found.append(f"{name}: ran from a working tree with changes that are in no commit")
@@ -49,8 +52,13 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
     tokenizers = {name: run["data"]["tokenizer"] for name, run in runs.items()}
     found += apart(text, only_shared=True)
-    found += apart({name: {f"tokenizer of {each['corpus']} with {each['vocab']} pieces": each["sha256"]}
-                    for name, each in tokenizers.items()}, only_shared=True)  # fmt: skip
+    found += apart(
+        {
+            name: {f"tokenizer of {each['corpus']} with {each['vocab']} pieces": each["sha256"]}
+            for name, each in tokenizers.items()
+        },
+        only_shared=True,
+    )
 
     found += apart({name: {"evaluation": evaluation(cell)} for name, cell in evaluated.items()})
     for task in sorted({task for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
@@ -77,18 +85,27 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
             "ran with another configuration than the study has now": (planned.config, run["config"], {}),
             "differs from the baseline in more than its line": (base["config"], run["config"], planned.delta),
             "differs in effect from the baseline in more than its line": (
-                base["effective"], run["effective"], planned.delta),
-        }  # fmt: skip
+                base["effective"],
+                run["effective"],
+                planned.delta,
+            ),
+        }
         for what, (one, other, allowed) in tests.items():
             changed = difference(flatten(one), flatten(other))
-            more = [f"{key}={plain(value)}" for key, value in changed.items()
-                    if key not in allowed and not key.startswith("layout.") and key != "size"]  # fmt: skip
+            more = [
+                f"{key}={plain(value)}"
+                for key, value in changed.items()
+                if key not in allowed and not key.startswith("layout.") and key != "size"
+            ]
             found += [f"{name}: {what}: {', '.join(more)}"] if more else []
         # one proof may be of several factors: "model.qkv_bias, model.linear_bias"
         proved = {factor: proof["passed"] for proof in run["proofs"] for factor in proof["factor"].split(", ")}
         found += [f"{name}: the activity proof of {factor} failed" for factor, ok in proved.items() if not ok]
-        found += [f"{name}: there is no activity proof of {key}" for key in planned.delta
-                  if key.startswith("model.") and key not in proved]  # fmt: skip
+        found += [
+            f"{name}: there is no activity proof of {key}"
+            for key in planned.delta
+            if key.startswith("model.") and key not in proved
+        ]
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.figure import SERIES
-from eval.runs import Cells, Collection, named, plain
+from eval.report.figure import SERIES
+from eval.report.runs import Cells, Collection, named, plain
 from eval.statistics import (
     Comparison,
     Part,
@@ -79,15 +79,23 @@ class Found(NamedTuple):
 
     def having(self, key: str) -> dict[str, dict[int, dict]]:
         """{arm: {seed: cell}} of the cells that have something."""
-        found = {arm: {seed: self.cells[arm, seed] for seed in self.study.seeds
-                       if self.cells.get((arm, seed), {}).get(key)} for arm in self.study.arms}  # fmt: skip
+        found = {
+            arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
+            for arm in self.study.arms
+        }
         return {arm: seeds for arm, seeds in found.items() if seeds}
 
 
 def collect(study: Any, cells: Cells, key: str) -> Results:
     """A number of eval.json, of the cells that have it."""
-    return {arm: {seed: cells[arm, seed]["eval"][key]["value"] for seed in study.seeds
-                  if cells.get((arm, seed), {}).get("eval", {}).get(key)} for arm in study.arms}  # fmt: skip
+    return {
+        arm: {
+            seed: cells[arm, seed]["eval"][key]["value"]
+            for seed in study.seeds
+            if cells.get((arm, seed), {}).get("eval", {}).get(key)
+        }
+        for arm in study.arms
+    }
 
 
 def tasks(cells: Cells, name: str | None = None) -> list[str]:
@@ -95,8 +103,12 @@ def tasks(cells: Cells, name: str | None = None) -> list[str]:
     found: dict[str, None] = {}
     for cell in cells.values():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
-            counted = {"zero-shot": entry.get("mean"), "suite": entry.get("suite"),
-                       "bits/byte": entry["metric"] == "bits_per_byte", None: True}  # fmt: skip
+            counted = {
+                "zero-shot": entry.get("mean"),
+                "suite": entry.get("suite"),
+                "bits/byte": entry["metric"] == "bits_per_byte",
+                None: True,
+            }
             if counted[name]:
                 found[task] = None
     return list(found)
@@ -193,8 +205,9 @@ def strata(cells: Cells, arm: str, baseline: str, seeds: tuple[list[int], list[i
     return found
 
 
-def pair(cells: Cells, results: Results, arm: str, baseline: str, name: str, controlled: bool,
-         floor: Part | None) -> Comparison | None:  # fmt: skip
+def pair(
+    cells: Cells, results: Results, arm: str, baseline: str, name: str, controlled: bool, floor: Part | None
+) -> Comparison | None:
     """Two arms, over the seeds that they share; over all, unpaired, where they share fewer than two but have them.
     None: either has no result, or they were evaluated differently.
 
@@ -227,8 +240,11 @@ def comparisons(
     noise: results of runs that differ in the seed alone, by group.
     """
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    found = {arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor)
-             for arm in study.arms[1:] if arm in results}  # fmt: skip
+    found = {
+        arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor)
+        for arm in study.arms[1:]
+        if arm in results
+    }
     return family({arm: c for arm, c in found.items() if c})
 
 
@@ -239,8 +255,13 @@ def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[dict[
     for first in study.arms:
         if first in done or not results[first]:
             continue
-        same = [arm for arm in study.arms if arm not in done and results[arm] and
-                (arm == first or pair(cells, results, arm, first, name, False, floor))]  # fmt: skip
+        same = [
+            arm
+            for arm in study.arms
+            if arm not in done
+            and results[arm]
+            and (arm == first or pair(cells, results, arm, first, name, False, floor))
+        ]
         done |= set(same)
         pairs = {(a, b): pair(cells, results, a, b, name, False, floor) for a, b in combinations(same, 2)}
         adjusted = family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
@@ -272,8 +293,9 @@ def bold(f: Found, arm: str, name: str) -> str:
 
 def factors(f: Found) -> set[str]:
     """The settings that make the arms."""
-    return {key for arm in f.study.arms for seed in f.study.seeds
-            if (cell := f.study.cell(arm, seed)) for key in cell.delta}  # fmt: skip
+    return {
+        key for arm in f.study.arms for seed in f.study.seeds if (cell := f.study.cell(arm, seed)) for key in cell.delta
+    }
 
 
 def caution(f: Found) -> list[str]:
@@ -287,7 +309,7 @@ def same_batches(f: Found) -> bool:
 
 
 def noise_of(f: Found) -> dict[str, dict[str, Any]]:
-    """{metric: what ablations/power.py needs to say what a study can see}, of metrics that several seeds have."""
+    """{metric: what ablations/plan/power.py needs to say what a study can see}, of metrics that several seeds have."""
     found = {}
     for name, compared in f.compared.items():
         results = f.results[name]

@@ -1,6 +1,6 @@
 """Task data on disk: a folder of gzipped JSON lines with a manifest of hashes.
 
-Evaluation reads nothing else, so that compute nodes need no network; eval/fetch.py (`make eval-data`) fills such a
+Evaluation reads nothing else, so that compute nodes need no network; fetch.py (`make eval-data`) fills such a
 folder. manifest.json is a list of {"dataset_path", "config", "split", "file", "rows", "sha256", "revision", "features",
 ...}. Where a manifest has no "features", the types of the columns are those that the card beside the files declares.
 """

@@ -1,6 +1,6 @@
 """How often to save, and what failures cost: arithmetic for a plan, and a simulation where arithmetic ends.
 
-    python -m ablations.reliability        # the two clusters of docs/reliability.md
+python -m ablations.plan.reliability        # the two clusters of docs/reliability.md
 """
 
 import heapq
@@ -142,8 +142,10 @@ def main() -> None:
         runs = [simulate(cluster, weeks * WEEK, interval, seed) for seed in range(histories)]
         mean = {k: sum(r[k] for r in runs) / histories for k in runs[0]}
         down = mean["detecting"] + mean["restarting"]
-        print(f"{name:44}{interval / 60:8.1f} min{mean['failures']:10.1f}{mean['trained']:9.2%}{mean['saving']:8.2%}"
-              f"{mean['redone']:8.2%}{down:7.2%}{mean['waiting']:9.2%}")  # fmt: skip
+        print(
+            f"{name:44}{interval / 60:8.1f} min{mean['failures']:10.1f}{mean['trained']:9.2%}{mean['saving']:8.2%}"
+            f"{mean['redone']:8.2%}{down:7.2%}{mean['waiting']:9.2%}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parts of a report, and each of them as Markdown, LaTeX and plain text. HTML: eval/page.py.
+"""The parts of a report, and each of them as Markdown, LaTeX and plain text. HTML: eval/report/page.py.
 
 Words may hold **bold** and `code`; nothing else is marked up.
 """
@@ -69,9 +69,25 @@ def plain_text(table: Table) -> str:
     return "\n".join("    ".join(line).rstrip() for line in padded)
 
 
-LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "∞": r"$\infty$",
-         "−": "$-$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "∞": r"$\infty$",
+    "−": "$-$",
+    "–": "--",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 
 
 def latex(table: Table, caption: str) -> str:
@@ -82,11 +98,23 @@ def latex(table: Table, caption: str) -> str:
         return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", re.sub(r"`(.+?)`", r"\\texttt{\1}", escaped))
 
     lines = [" & ".join(map(words, line)) + r" \\" for line in (table.head, *table.rows)]
-    return "\n".join([
-        "% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{words(caption)}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 2)}l}}", r"\toprule", lines[0], r"\midrule", *lines[1:],
-        r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{words(caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 2)}l}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def plus_minus(value: float, error: float, digits: int) -> str:

@@ -25,9 +25,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml  # the one loader that resolves `include:` and `!function`
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from eval import score
-from eval.mirror import Mirror, Source, suite
-from eval.probes import digest
+from eval.tasks import score
+from eval.tasks.mirror import Mirror, Source, suite
+from eval.tasks.probes import digest
 
 TASKS = Path(lm_eval.tasks.__file__).parent
 NEW = 256  # tokens of a continuation where the task names no number; lm-eval's own
@@ -41,7 +41,7 @@ class Scorer(TemplateLM):
     window: tokens that the model is given at a time for held-out loss: the training length, in every arm.
     batch: tokens of a forward pass, padding included; None: what suits the device.
     progress: called after every forward pass with the tokens done and the tokens in all.
-    journal: keeps outcomes as they come (eval/score.py).
+    journal: keeps outcomes as they come (eval/tasks/score.py).
     """
 
     def __init__(
@@ -72,10 +72,14 @@ class Scorer(TemplateLM):
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
         """The log-likelihood of whole texts: every token once, in disjoint windows, the first of them after `eod`."""
         windows = [
-            [make_disjoint_window(pair) for pair in get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.eod, max_seq_len=self.window, context_len=1)]
+            [
+                make_disjoint_window(pair)
+                for pair in get_rolling_token_windows(
+                    self.tok_encode(request.args[0]), self.eod, max_seq_len=self.window, context_len=1
+                )
+            ]
             for request in requests
-        ]  # fmt: skip
+        ]
         scores = iter(self.score([pair for pairs in windows for pair in pairs]))
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
@@ -128,27 +132,34 @@ class Scorer(TemplateLM):
 
 
 def task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
-    """An lm-eval task of items in memory (see eval/probes.py), scored as its entry in tasks.yaml says."""
+    """An lm-eval task of items in memory (see eval/tasks/probes.py), scored as its entry in tasks.yaml says."""
     kind = spec["output_type"]
     metrics = {spec["metric"]: "bits_per_byte" if kind == "loglikelihood_rolling" else "mean"}
     if kind == "loglikelihood":
         metrics["perplexity"] = "perplexity"
     if kind == "multiple_choice":
         metrics["acc"] = "mean"
-    return ConfigurableTask(config={
-        "task": name,
-        "output_type": kind,
-        "metric_list": [{"metric": metric, "aggregation": aggregation,
-                         "higher_is_better": metric not in ("perplexity", "bits_per_byte")}
-                        for metric, aggregation in metrics.items()],
-        "custom_dataset": lambda **_: {"test": Dataset.from_list(items)},
-        "test_split": "test",
-        "num_fewshot": 0,
-        "doc_to_text": "context",
-        "doc_to_target": "target",
-        "target_delimiter": "",
-        **({"doc_to_choice": "choices"} if kind == "multiple_choice" else {}),
-    })  # fmt: skip
+    return ConfigurableTask(
+        config={
+            "task": name,
+            "output_type": kind,
+            "metric_list": [
+                {
+                    "metric": metric,
+                    "aggregation": aggregation,
+                    "higher_is_better": metric not in ("perplexity", "bits_per_byte"),
+                }
+                for metric, aggregation in metrics.items()
+            ],
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(items)},
+            "test_split": "test",
+            "num_fewshot": 0,
+            "doc_to_text": "context",
+            "doc_to_target": "target",
+            "target_delimiter": "",
+            **({"doc_to_choice": "choices"} if kind == "multiple_choice" else {}),
+        }
+    )
 
 
 def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[str, dict]:
@@ -207,14 +218,20 @@ def definitions(names: list[str]) -> dict[str, Definition]:
     for name, path in files.items():
         config = load_yaml(path)
         spec = known.get(name)
-        if "class" in config or config.get("output_type") not in ("multiple_choice", "loglikelihood",
-                                                                   "loglikelihood_rolling", "generate_until"):
+        if "class" in config or config.get("output_type") not in (
+            "multiple_choice",
+            "loglikelihood",
+            "loglikelihood_rolling",
+            "generate_until",
+        ):
             raise ValueError(f"{name} is a task with code of its own in lm-eval, and cannot be run here")
         split = config.get("test_split") or config["validation_split"]
         source = Source(spec["path"], spec["config"], spec["split"]) if spec else _source(name, config, split)
         if spec and (config["metadata"]["version"] != spec["version"] or split != spec["split"]):
-            raise ValueError(f"{name} has version {config['metadata']['version']} and split {split} in the installed "
-                             f"lm-eval, {spec['version']} and {spec['split']} in eval/tasks.yaml")  # fmt: skip
+            raise ValueError(
+                f"{name} has version {config['metadata']['version']} and split {split} in the installed "
+                f"lm-eval, {spec['version']} and {spec['split']} in eval/tasks/tasks.yaml"
+            )
         found[name] = Definition(config, source)
     return found
 
@@ -228,8 +245,10 @@ def _members(name: str, index: dict) -> list[str]:
     """The tasks of a group or tag; a task itself."""
     if name not in index:
         close = difflib.get_close_matches(name, list(index), n=1)
-        raise ValueError(f"there is no task {name!r} in lm-eval{f' (did you mean {close[0]}?)' if close else ''}; "
-                         "suite and multilingual name those of eval/tasks.yaml")  # fmt: skip
+        raise ValueError(
+            f"there is no task {name!r} in lm-eval{f' (did you mean {close[0]}?)' if close else ''}; "
+            "suite and multilingual name those of eval/tasks/tasks.yaml"
+        )
     entry = index[name]
     if entry.yaml_path is None:  # a tag
         return sorted(entry.tags)
@@ -261,11 +280,17 @@ def build(tasks: dict[str, Definition], mirror: Mirror) -> dict[str, Configurabl
     for name, (config, source) in tasks.items():
         table = mirror.table(source)
         rest = {k: v for k, v in config.items() if k not in ("tag", "group", "task_list", "fewshot_config")}
-        made[name] = ConfigurableTask(config={
-            **rest, "training_split": None, "fewshot_split": None, "num_fewshot": 0, "dataset_kwargs": None,
-            "validation_split": None if config.get("test_split") else source.split,
-            "custom_dataset": lambda table=table, split=source.split, **_: {split: table},
-        })  # fmt: skip
+        made[name] = ConfigurableTask(
+            config={
+                **rest,
+                "training_split": None,
+                "fewshot_split": None,
+                "num_fewshot": 0,
+                "dataset_kwargs": None,
+                "validation_split": None if config.get("test_split") else source.split,
+                "custom_dataset": lambda table=table, split=source.split, **_: {split: table},
+            }
+        )
     return made
 
 
@@ -279,8 +304,9 @@ def evaluate_named(scorer: Scorer, tasks: dict[str, Definition], mirror: Mirror)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     made = build(tasks, mirror)
     run = lm_evaluate(lm=scorer, task_dict={"tasks": made, "groups": {}}, bootstrap_iters=0, log_samples=True)
-    return {name: _outcome(scorer, made[name], run, name) | {"data": _origin(mirror, tasks[name].source)}
-            for name in tasks}  # fmt: skip
+    return {
+        name: _outcome(scorer, made[name], run, name) | {"data": _origin(mirror, tasks[name].source)} for name in tasks
+    }
 
 
 def _origin(mirror: Mirror, source: Source) -> dict:
@@ -289,8 +315,11 @@ def _origin(mirror: Mirror, source: Source) -> dict:
 
 
 def _outcome(scorer: Scorer, made: ConfigurableTask, run: Any, name: str) -> dict:
-    found = {key.split(",")[0]: value for key, value in run["results"][name].items()
-             if isinstance(value, float | int) and "_stderr" not in key}  # fmt: skip
+    found = {
+        key.split(",")[0]: value
+        for key, value in run["results"][name].items()
+        if isinstance(value, float | int) and "_stderr" not in key
+    }
     listed = [each["metric"] for each in made.config.metric_list if isinstance(each["metric"], str)]
     metric = next((each for each in ("acc", "exact_match") if each in listed), listed[0])
     rows, one = {}, None  # where a task has several filters, the first
@@ -310,10 +339,14 @@ def _outcome(scorer: Scorer, made: ConfigurableTask, run: Any, name: str) -> dic
     outcome = {"metric": metric, "value": found[metric], **{k: found[k] for k in listed if k in found and k != metric}}
     contexts = [len(scorer.encode(argument[0])) for row in ordered for argument in row["arguments"][:1]]
     return {
-        **outcome, **guess(made.config.output_type, metric, ordered), "version": made.VERSION, "n": len(ordered),
-        "higher_is_better": made.higher_is_better()[metric], "context_tokens": [min(contexts), max(contexts)],
+        **outcome,
+        **guess(made.config.output_type, metric, ordered),
+        "version": made.VERSION,
+        "n": len(ordered),
+        "higher_is_better": made.higher_is_better()[metric],
+        "context_tokens": [min(contexts), max(contexts)],
         "samples": samples,
-    }  # fmt: skip
+    }
 
 
 def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""What eval/published.yaml says, as a report shows it: each number with its mark."""
+"""What eval/report/published.yaml says, as a report shows it: each number with its mark."""
 
 from functools import cache
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from eval import figure
-from eval.compare import Found, words_of
+from eval.report import figure
+from eval.report.compare import Found, words_of
+from eval.report.table import Figure, Table
 from eval.statistics import Comparison, Part, Stratum, bootstrap, compare, interval, verdict
-from eval.table import Figure, Table
 
 WARNING = """\
 {paper}. **Unverified** numbers were recalled, not read in the paper: they are here to show the form, and are no
@@ -42,8 +42,10 @@ def rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
 
 def external() -> Table:
     """Models of others, as rows with their source."""
-    lines = [[e["name"], e["parameters"], e["tokens"], f"{e['mean']:.2f}", e["mark"], e["source"]]
-             for e in load()["external"]]  # fmt: skip
+    lines = [
+        [e["name"], e["parameters"], e["tokens"], f"{e['mean']:.2f}", e["mark"], e["source"]]
+        for e in load()["external"]
+    ]
     head = ["model", "parameters", "tokens", "mean of 27 tasks", "mark", "source"]
     return Table(head, lines, f"Models of others, from {load()['paper']}; never ranked with runs: another evaluation")
 
@@ -79,8 +81,10 @@ def corpora() -> list:
     head = ["", "difference", "noise from the items", "95 % over tasks", "verdict"]
     curves = [figure.Line(name, i, paths["tokens"], values) for i, (name, values) in enumerate(paths["rows"].items())]
     art = figure.lines("BigScience: mean accuracy through training", curves, "training tokens", "% over 27 tasks")
-    cells = [[name, *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row)]
-             for name, row in known["rows"].items()]  # fmt: skip
+    cells = [
+        [name, *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row)]
+        for name, row in known["rows"].items()
+    ]
     return [
         Table(head, lines, f"Mean accuracy over 27 tasks, {known['where']} ({known['mark']}, {known['source']})"),
         Figure(art, f"{paths['where']} ({paths['mark']} from {paths['source']})"),

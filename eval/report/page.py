@@ -3,8 +3,8 @@
 import re
 from html import escape
 
-from eval.figure import STYLE
-from eval.table import Code, Figure, Section, Table
+from eval.report.figure import STYLE
+from eval.report.table import Code, Figure, Section, Table
 
 CSS = """\
 :root{color-scheme:light dark;--ink:#1c1e21;--paper:#fff;--faint:#5f6670;--grid:#e4e6ea;--tint:#f5f6f8;--link:#0b62a8}

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from ablations.power import POWER, detectable
+from ablations.plan.power import POWER, detectable
 from ablations.values import human
-from eval import figure
 from eval.__main__ import suite
-from eval.compare import (
+from eval.report import figure
+from eval.report.compare import (
     METRICS,
     Found,
     bold,
@@ -20,10 +20,10 @@ from eval.compare import (
     tasks,
     words_of,
 )
-from eval.names import brief
-from eval.settings import configurations
+from eval.report.settings import configurations
+from eval.report.short_names import brief
+from eval.report.table import Figure, Table, plus_minus
 from eval.statistics import Part, bootstrap, interval, level_stderr, noise_floor, outstanding, quantile, ratio_stderr
-from eval.table import Figure, Table, plus_minus
 
 PAIRED = """\
 Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.
@@ -49,7 +49,7 @@ the options and always the commonest answer by two standard errors. They are: {a
 
 TASKS = """\
 Mean over seeds ± standard error over items; in % but for bits_per_byte. Where the context is longer than a model's
-longest input, as with learned positions, it is cut from the left. What the tasks ask: eval/tasks.yaml."""
+longest input, as with learned positions, it is cut from the left. What the tasks ask: eval/tasks/tasks.yaml."""
 
 
 def overview(f: Found, head: str = "arm") -> Table:
@@ -207,8 +207,10 @@ def paired(f: Found) -> list:
         NOISE,
     ]
     if f.noise:
-        blocks.append(f"Where an arm shares one seed with {f.baseline}, the seeds' part is what other runs tell, and "
-                      f"these arms if they have several seeds: {f.noise}.")  # fmt: skip
+        blocks.append(
+            f"Where an arm shares one seed with {f.baseline}, the seeds' part is what other runs tell, and "
+            f"these arms if they have several seeds: {f.noise}."
+        )
     return blocks + floor_words(f)
 
 
@@ -220,8 +222,10 @@ def floor_words(f: Found) -> list[str]:
         floor = noise_floor(f.told(name))  # with what the arms of a seed share: two seeds do not share it
         assert floor
         widest = quantile(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
-        seen = [f"{detectable(noise['seed_sd'], noise['items'], len(f.study.arms), n):.{metric.digits + 1}f} with {n}"
-                for n in (2, 3, 5, 10)]  # fmt: skip
+        seen = [
+            f"{detectable(noise['seed_sd'], noise['items'], len(f.study.arms), n):.{metric.digits + 1}f} with {n}"
+            for n in (2, 3, 5, 10)
+        ]
         lines.append(
             f"**Noise floor, {name}.** Two runs that differ in the seed alone lie up to {widest:.{metric.digits + 1}f} "
             f"{metric.unit} apart, 19 times in 20. If the noise is as measured here, a study of {len(f.study.arms)} "
@@ -231,7 +235,7 @@ def floor_words(f: Found) -> list[str]:
 
 
 def headline(f: Found) -> list:
-    """The suite in the three ways of eval/tasks.yaml, of the runs that were evaluated as the first of them."""
+    """The suite in the three ways of eval/tasks/tasks.yaml, of the runs that were evaluated as the first of them."""
     same: list[tuple[str, int]] = next((each["runs"] for each in classes(f.cells)), [])
     each = {key: f.cells[key]["eval"] for key in same if f.cells[key]["eval"].get("suite")}
     together = suite(list(each.values())) if each else None
@@ -242,12 +246,19 @@ def headline(f: Found) -> list:
         own = [evaluation for (a, _), evaluation in each.items() if a == arm]
         if found := suite(own) if own else None:
             can = [100 * evaluation["tasks"][name]["value"] for evaluation in own for name in able]
-            lines.append([arm, plus_minus(found["value"], found["stderr"], 2),
-                          plus_minus(found["corrected"], found["corrected_stderr"], 2),
-                          f"{np.mean(can):.2f}" if can else "-"])  # fmt: skip
+            lines.append(
+                [
+                    arm,
+                    plus_minus(found["value"], found["stderr"], 2),
+                    plus_minus(found["corrected"], found["corrected_stderr"], 2),
+                    f"{np.mean(can):.2f}" if can else "-",
+                ]
+            )
     head = ["arm", "accuracy", "above chance", f"accuracy, {len(able)} tasks"]
-    return [SUITE.format(able=", ".join(able) or "none"),
-            Table(head, lines, f"{together['tasks']} of BigScience's {together['of']} tasks, in %")]  # fmt: skip
+    return [
+        SUITE.format(able=", ".join(able) or "none"),
+        Table(head, lines, f"{together['tasks']} of BigScience's {together['of']} tasks, in %"),
+    ]
 
 
 def per_task(f: Found) -> list:
@@ -257,8 +268,11 @@ def per_task(f: Found) -> list:
     cells: list[list[tuple[str, float, str] | None]] = []
     arms = f.study.arms
     for task in tasks(f.cells):
-        having = {key: cell["eval"]["tasks"][task] for key, cell in f.cells.items()
-                  if task in cell.get("eval", {}).get("tasks", {})}  # fmt: skip
+        having = {
+            key: cell["eval"]["tasks"][task]
+            for key, cell in f.cells.items()
+            if task in cell.get("eval", {}).get("tasks", {})
+        }
         entry = next(iter(having.values()))
         loss = entry["metric"] == "bits_per_byte"
         counted = loss or entry.get("mean") or entry.get("suite")

@@ -151,8 +151,11 @@ def label(groups: dict[str, dict[int, Place]], origin: dict[str, str]) -> dict[s
     """A short name for each arm: as few as possible of the settings that differ, those first that differ most often."""
     configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
     every = list(configs.values())
-    keys = [key for key in every[0] if (is_setting(key) or key == "size") and not key.startswith("eval.")
-            and all(key in config for config in every)]  # fmt: skip
+    keys = [
+        key
+        for key in every[0]
+        if (is_setting(key) or key == "size") and not key.startswith("eval.") and all(key in config for config in every)
+    ]
     values = {key: [plain(config[key]) for config in every] for key in keys}
     apart = sorted((key for key in keys if len(set(values[key])) > 1), key=lambda key: (key != "size", interest(key)))
     chosen: list[str] = []
@@ -188,8 +191,11 @@ def run_directories(name: str) -> list[Path]:
         ValueError: when there is none, or one is no run's.
     """
     folder = Path(name)
-    found = sorted(path.parent for path in [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]
-                   if path.parent.parent != folder / "records")  # fmt: skip  # reports lie there (eval/report.py)
+    found = sorted(
+        path.parent
+        for path in [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]
+        if path.parent.parent != folder / "records"
+    )  # reports lie there (eval/report/__main__.py)
     found = [folder] if (folder / "run.json").exists() else found
     if not found:
         raise ValueError(f"{name} is no run directory and holds none: a run directory has a run.json")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.probes import MANY_BYTES
 from eval.statistics import LN2, ratio_stderr
+from eval.tasks.probes import MANY_BYTES
 
 # Untuned: 4,096 tokens are predicted at nano, in some seconds on one core.
 TIMES = 4  # training lengths: the longest window
@@ -67,9 +67,11 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
 
 
 def curve(
-    pieces: Sequence[Piece], seq: int, longest: int | None,
+    pieces: Sequence[Piece],
+    seq: int,
+    longest: int | None,
     score: Callable[[list[tuple[list[int], list[int]]]], list[tuple[float, bool]]],
-) -> dict | None:  # fmt: skip
+) -> dict | None:
     """Bits per byte by the number of tokens before.
 
     Args:
@@ -99,8 +101,9 @@ def curve(
         "positions": [(b + 0.5) * w for b in reach],
         "bits_per_byte": [float(each.sum() / LN2 / sizes.sum()) for each in nats],
         "stderr": [ratio_stderr(each / LN2, sizes) if len(sizes) > 1 else None for each in nats],
-        "tokens": len(pieces) * BLOCKS * w, "bytes": int(sizes.sum()),
-    }  # fmt: skip
+        "tokens": len(pieces) * BLOCKS * w,
+        "bytes": int(sizes.sum()),
+    }
 
 
 def mean(curves: list[dict | None]) -> dict | None:
@@ -113,5 +116,6 @@ def mean(curves: list[dict | None]) -> dict | None:
         "positions": have[0]["positions"],
         "bits_per_byte": np.mean([each["bits_per_byte"] for each in have], axis=0).tolist(),
         "stderr": None if np.isnan(errors).any() else (np.sqrt((errors**2).sum(0)) / len(have)).tolist(),
-        "tokens": sum(each["tokens"] for each in have), "bytes": sum(each["bytes"] for each in have),
-    }  # fmt: skip
+        "tokens": sum(each["tokens"] for each in have),
+        "bytes": sum(each["bytes"] for each in have),
+    }

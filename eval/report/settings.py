@@ -3,9 +3,9 @@
 from typing import Any
 
 from ablations.values import flatten
-from eval.compare import Found
-from eval.runs import Cells, is_setting, plain
-from eval.table import Code, Table
+from eval.report.compare import Found
+from eval.report.runs import Cells, is_setting, plain
+from eval.report.table import Code, Table
 
 
 def differs(f: Found) -> list:
@@ -36,8 +36,11 @@ def configurations(f: Found) -> dict[str, dict[str, Any]]:
 def same(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
     """The settings that all have, and their values."""
     every = list(configs.values())
-    return {key: plain(value) for key, value in (every[0] if every else {}).items()
-            if all(key in config and config[key] == value for config in every)}  # fmt: skip
+    return {
+        key: plain(value)
+        for key, value in (every[0] if every else {}).items()
+        if all(key in config and config[key] == value for config in every)
+    }
 
 
 def proofs(cells: Cells) -> Table | str:

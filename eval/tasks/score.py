@@ -326,8 +326,14 @@ class Journal:
     working: whether the other ranks all are at work still.
     """
 
-    def __init__(self, folder: Path | None = None, identity: dict | None = None, rank: int = 0, ranks: int = 1,
-                 working: Callable[[], bool] = lambda: False):  # fmt: skip
+    def __init__(
+        self,
+        folder: Path | None = None,
+        identity: dict | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        working: Callable[[], bool] = lambda: False,
+    ):
         self.folder, self.identity, self.rank, self.ranks, self.working = folder, identity, rank, ranks, working
         self.known: dict[str, Any] = {}
         self.read: dict[Path, int] = {}

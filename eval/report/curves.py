@@ -3,13 +3,13 @@
 import numpy as np
 
 from ablations.values import human
-from eval import cost, figure, published
-from eval.compare import METRICS, Found, caution, same_batches, table_of, tasks, words_of
-from eval.figure import Line
-from eval.position import BEYOND
-from eval.runs import curve
+from eval.report import cost, figure, published
+from eval.report.compare import METRICS, Found, caution, same_batches, table_of, tasks, words_of
+from eval.report.figure import Line
+from eval.report.runs import curve
+from eval.report.table import Figure, Table, plus_minus
 from eval.statistics import Part, Results, level_stderr, power_law, ratio_stderr
-from eval.table import Figure, Table, plus_minus
+from eval.tasks.position import BEYOND
 
 
 def forest(f: Found, name: str) -> str:
@@ -62,8 +62,11 @@ def paired_curves(f: Found) -> list[str]:
         return []
     curves = []
     for arm, seeds in having.items():
-        apart = {seed: figure.subtract(curve(cell), curve(having[f.baseline][seed])) for seed, cell in seeds.items()
-                 if arm != f.baseline and seed in having[f.baseline]}  # fmt: skip
+        apart = {
+            seed: figure.subtract(curve(cell), curve(having[f.baseline][seed]))
+            for seed, cell in seeds.items()
+            if arm != f.baseline and seed in having[f.baseline]
+        }
         apart = {seed: c for seed, c in apart.items() if len(c[0])}
         if not apart:
             continue
@@ -85,8 +88,9 @@ def alike(result: dict, end: dict, metric: str = "") -> bool:
     def how(e: dict) -> list:
         same = [e.get(key) for key in ("version", "lm_eval", "corpora", "precision")]
         if metric == "suite":
-            same += sorted((name, task.get("data", {}).get("sha256", ""))
-                           for name, task in e["tasks"].items() if task.get("suite"))  # fmt: skip
+            same += sorted(
+                (name, task.get("data", {}).get("sha256", "")) for name, task in e["tasks"].items() if task.get("suite")
+            )
         return same
 
     return how(result) == how(end)
@@ -122,8 +126,15 @@ def beyond(f: Found) -> list:
     curves, marks, lines = [], {}, []
     schemes: dict[str, list[str]] = {}
     having = f.having("eval")
-    longest = max((each["positions"][-1] for seeds in having.values() for cell in seeds.values()
-                   if (each := cell["eval"].get("by_position"))), default=0.0)  # fmt: skip
+    longest = max(
+        (
+            each["positions"][-1]
+            for seeds in having.values()
+            for cell in seeds.values()
+            if (each := cell["eval"].get("by_position"))
+        ),
+        default=0.0,
+    )
     for arm, seeds in having.items():
         found = [cell["eval"].get("by_position") for cell in seeds.values()]
         if not all(found):
@@ -139,23 +150,35 @@ def beyond(f: Found) -> list:
         schemes.setdefault(BEYOND.get(model["pos"], ""), []).append(arm)
     if not curves:
         return []
-    tokens = min(each["eval"]["by_position"].get("tokens", 0) for seeds in having.values() for each in seeds.values()
-                 if each["eval"].get("by_position"))  # fmt: skip
+    tokens = min(
+        each["eval"]["by_position"].get("tokens", 0)
+        for seeds in having.values()
+        for each in seeds.values()
+        if each["eval"].get("by_position")
+    )
     return [
         f"Each point is the loss of the same {tokens:,} tokens of held-out text with so many tokens before them, so a "
-        "curve shows what a longer context gives or costs and not what is easier to predict (eval/position.py).",
+        "curve shows what a longer context gives or costs and not what is easier to predict (eval/tasks/position.py).",
         Figure(figure.lines("Loss by position", curves, "tokens before", "bits/byte", marks=marks)),
         Table(["arm", "training length", "2 ×", "4 ×", "change"], lines, "bits/byte with up to so many tokens before"),
         "Beyond the training length:",
         "\n".join(f"* {', '.join(arms)}: {words}" for words, arms in schemes.items() if words),
-    ]  # fmt: skip
+    ]
 
 
 def domains(f: Found) -> list:
     """Held-out loss of each domain, where the text names several."""
-    results = {arm: [{(corpus, name): entry for corpus, found in cell["eval"].get("by_domain", {}).items()
-                      for name, entry in found.items()} for cell in seeds.values()]
-               for arm, seeds in f.having("eval").items()}  # fmt: skip
+    results = {
+        arm: [
+            {
+                (corpus, name): entry
+                for corpus, found in cell["eval"].get("by_domain", {}).items()
+                for name, entry in found.items()
+            }
+            for cell in seeds.values()
+        ]
+        for arm, seeds in f.having("eval").items()
+    }
     names = list(dict.fromkeys(name for cells in results.values() for each in cells for name in each))
     arms = [arm for arm, cells in results.items() if any(cells)]
     if not names:
@@ -170,21 +193,32 @@ def domains(f: Found) -> list:
             line.append(known if have else "-")
         most = max((each[name]["n"] for cells in results.values() for each in cells if name in each), default=0)
         lines.append([*line, str(most)])
-    return ["Bits per byte of held-out text by domain, mean over seeds ± standard error over documents.",
-            Table(["domain", *arms, "documents"], lines)]  # fmt: skip
+    return [
+        "Bits per byte of held-out text by domain, mean over seeds ± standard error over documents.",
+        Table(["domain", *arms, "documents"], lines),
+    ]
 
 
 def matrix(f: Found) -> list:
     """Bits per byte on each corpus of models trained on each, with the noise."""
     columns = tasks(f.cells, "bits/byte")
-    arms = [arm for arm, seeds in f.having("eval").items()
-            if all(task in cell["eval"]["tasks"] for cell in seeds.values() for task in columns)]  # fmt: skip
+    arms = [
+        arm
+        for arm, seeds in f.having("eval").items()
+        if all(task in cell["eval"]["tasks"] for cell in seeds.values() for task in columns)
+    ]
     if len(columns) < 2 or len(arms) < 2:
         return []
     lines, cells, values = [], [], {}
     for task in columns:
-        results: Results = {arm: {seed: c["eval"]["tasks"][task]["value"] for seed, c in f.having("eval")[arm].items()
-                                  if task in c["eval"]["tasks"]} for arm in arms}  # fmt: skip
+        results: Results = {
+            arm: {
+                seed: c["eval"]["tasks"][task]["value"]
+                for seed, c in f.having("eval")[arm].items()
+                if task in c["eval"]["tasks"]
+            }
+            for arm in arms
+        }
         for arm in arms:
             if results[arm]:
                 items = table_of(f.cells, arm, sorted(results[arm]), task)
@@ -207,9 +241,11 @@ def matrix(f: Found) -> list:
     return [
         "Held-out bits per byte, lower is better, ± standard error over seeds and documents. Compare within a column.",
         Table(["trained", *head], lines),
-        Figure(figure.heat("Bits per byte: trained (rows), held-out text (columns)", arms, head, cells),
-               "Coloured within each column, from its worst to its best."),
-    ]  # fmt: skip
+        Figure(
+            figure.heat("Bits per byte: trained (rows), held-out text (columns)", arms, head, cells),
+            "Coloured within each column, from its worst to its best.",
+        ),
+    ]
 
 
 def scaling(f: Found) -> list:
@@ -229,9 +265,11 @@ def scaling(f: Found) -> list:
         at = np.geomspace(min(x for x, _ in points.values()), 10 * max(x for x, _ in points.values()), 20)
         curves.append(Line("fit", 0, at, fit["scale"] * at ** -fit["exponent"], "dash"))
         known = published.load()["scaling"]
-        words = [f"Lower envelope: loss falls as compute to the power of −{fit['exponent']:.3f} ({fit['points']} runs; "
-                 f"the dashed line goes ten times beyond them). BigScience: −{known['exponent']} ({known['mark']}, "
-                 f"{known['source']}), of another loss on another text."]  # fmt: skip
+        words = [
+            f"Lower envelope: loss falls as compute to the power of −{fit['exponent']:.3f} ({fit['points']} runs; "
+            f"the dashed line goes ten times beyond them). BigScience: −{known['exponent']} ({known['mark']}, "
+            f"{known['source']}), of another loss on another text."
+        ]
     return [
         Figure(figure.lines("Held-out loss against compute", curves, "training FLOPs", "bits/byte", True, True)),
         *words,

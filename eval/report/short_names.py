@@ -6,7 +6,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from eval.runs import Cells, Collection
+from eval.report.runs import Cells, Collection
 
 
 def brief(names: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Runs the cells of a study on this machine, a few at a time, each in a process of its own.
+"""`python -m launch.local POS=alibi`: runs the cells of a study on this machine, a few at a time, each in a process.
 
 Training and evaluation meet in the run directory only, so this file starts them as commands and reads what they
 leave there. Run again after any interruption: finished cells are kept, a half-finished one continues.
@@ -18,8 +18,9 @@ from typing import Any
 
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
+from ablations.plan.reading import reading
 from ablations.status import locked
-from ablations.study import ROOT, Cell, Study, human, last_line
+from ablations.study import ROOT, Cell, Study, from_anywhere, from_args, human, last_line
 
 
 class Failed(RuntimeError):
@@ -107,32 +108,6 @@ def prepare(study: Study, cells: list[Cell]) -> None:
             raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
 
 
-def reading(study: Study) -> list[str]:
-    """A line for each source of each corpus: how often the runs read it. Of corpora that are prepared."""
-    from data.corpus import Missing
-    from data.prepare import epochs
-    from data.prepare import prepare as find
-
-    lines = {}
-    asked = {repr((run.data, run.model.vocab, run.tokens)): run for run in (cell.run for cell in study.cells)}
-    for run in asked.values():
-        data, store = run.data, study.out / "data"
-        try:
-            found = find(data.corpus, data.tokenizer, run.model.vocab, store, data.tokenizer_kind, data.recipe,
-                         build=False)
-        except Missing:
-            lines[f"{data.corpus} is not prepared yet: how often it is read is said before the first run"] = 0
-            continue
-        for each in epochs(found, run.tokens):
-            of = "" if each["corpus"] == data.corpus else f" of {data.corpus}"
-            read = f"{each['share']:.1%} of {human(run.tokens)} tokens is {each['epochs']:.3g} epochs"
-            often = "; NOTE: more than one epoch, so text is repeated" if each["epochs"] > 1 else ""
-            lines[f"{each['corpus']}{of}: {read} of its {human(each['tokens'])}{often}"] = 0
-        plain = data.recipe == type(data.recipe)()
-        lines |= {f"note: {note}": 0 for note in found["notes"] if not (plain and "removed nothing" in note)}
-    return list(lines)
-
-
 def jobs(study: Study) -> int:
     """How many runs at a time: as many as there are cores for on a CPU, one on a GPU."""
     if study.jobs:
@@ -170,17 +145,26 @@ def _command(command: list[str], cell: Cell, log: str, ranks: int) -> None:
     if ranks > 1:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(ranks),
-                    "LOCAL_WORLD_SIZE": str(ranks)}  # fmt: skip
+            env |= {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(s.getsockname()[1]),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_WORLD_SIZE": str(ranks),
+            }
     path = cell.dir / log
     with open(path, "ab") as out:
         children = [
             subprocess.Popen(
-                command, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
+                command,
+                cwd=ROOT,
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_die_with_parent,
                 env=env | ({"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {}),
             )
             for r in range(ranks)
-        ]  # fmt: skip
+        ]
         while any(c.poll() is None for c in children):
             if any(c.poll() not in (None, 0) for c in children):
                 for c in children:
@@ -254,3 +238,35 @@ def _words(cell: Cell, phase: str) -> str:
         f"step {row['step']}/{cell.run.steps}  loss {row['loss']:.3f}  {human(row['tokens_per_second'])} tokens/s  "
         f"{int(left) // 60}:{int(left) % 60:02d} left"
     )
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def main(words: list[str]) -> int:
+    """Trains and evaluates what is not finished, then writes the report. Exit codes: 0, 1 (something failed), 2 (the
+    command is not valid), 130 (interrupted)."""
+    if words in (["-h"], ["--help"], []):
+        print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
+        return 0
+    began = time.monotonic()
+    try:
+        study = from_args(from_anywhere(words))
+        print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
+        failures = run(study)
+        for failure in failures:
+            print(f"failed: {failure}", file=sys.stderr)
+        unreported = subprocess.run([sys.executable, "-m", "eval.report", *study.words], cwd=ROOT).returncode
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return 130
+    seconds = int(time.monotonic() - began)
+    print(f"\n{seconds // 60} min {seconds % 60} s." + (" There is no report" if unreported else ""))
+    return 1 if failures or unreported else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
