@@ -14,7 +14,7 @@ NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM TASKS EVAL_DA
 said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),'$(n)=$($(n))'))
 
-.PHONY: ablation data plan status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval help clean
+.PHONY: ablation data plan status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -67,5 +67,9 @@ bench-eval: .venv/ready
 	$(PY) -m pip install --quiet --no-deps --editable .
 	@touch $@
 
+# lines of code by package: a size is a number to watch
+loc:
+	@git ls-files '*.py' '*.sh' | xargs wc -l | awk '$$2 != "total" { sub("/[^/]*$$", "", $$2); lines[$$2] += $$1; files[$$2]++ } \
+	  END { for (room in lines) printf "%-18s %6d lines %4d files\n", room, lines[room], files[room] }' | sort
 clean:
 	rm -rf runs
