@@ -20,10 +20,6 @@ RESUBMIT = 75  # not finished, and nothing is wrong with the run: submit it agai
 KILLED = 76  # somebody put a stop file at the output root: nothing is to be submitted again
 BAD_NODE = 77  # see launch/preflight.py
 
-# What a rank may want to be done after a step. The wishes of all ranks are added up (Engine.step).
-SAVE = 1.0
-LEAVE = 1000.0
-
 BEAT = 5.0  # seconds between heartbeats; untuned
 WORDS = 60.0  # seconds that a hang may take to be written down; untuned
 STARTUP = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned

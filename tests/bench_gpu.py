@@ -28,6 +28,7 @@ from ablations.config import ConfigError, Run, resolve
 from launch import engine, preflight
 from model import attention, count, proof
 from model.gpt import GPT
+from model.objective import Batch
 from model.shard import WHOLE, Whole
 
 POSITIONS = ("none", "learned", "rotary", "alibi")
@@ -45,10 +46,10 @@ SMALL = [
 ]
 
 
-def reading(model: GPT, rows: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+def reading(model: GPT, batch: Batch, loss: Callable[[Batch], torch.Tensor]) -> list[torch.Tensor]:
     """The loss and all gradients, in fp32 on the CPU."""
     model.zero_grad()
-    value = loss(rows)
+    value = loss(batch)
     value.backward()
     found = [value, *(p.grad for p in model.parameters() if p.grad is not None)]
     return [t.detach().float().cpu() for t in found]
@@ -70,8 +71,9 @@ def wrong_in_fp8(device: str) -> list[str]:
     exact_model, model = larger(run), larger(run, engine.ranks(run)).to(device, torch.bfloat16)
     found = proof.precision(model)
     faults = [] if found.passed and found.value == "fp8" else [f"fp8: {found.value}, {found.detail}"]
-    exact = reading(exact_model, rows, exact_model.loss)
-    ours = reading(model, rows.to(device), torch.compile(model.loss) if device == "cuda" else model.loss)
+    batch = model.objective.batch(rows)
+    exact = reading(exact_model, batch, exact_model.loss)
+    ours = reading(model, batch.to(torch.device(device)), torch.compile(model.loss) if device == "cuda" else model.loss)
     for name, ideal, mine in zip(["loss", *(n for n, _ in model.named_parameters())], exact, ours, strict=True):
         error, allowed = float((mine - ideal).norm() / ideal.norm()), 0.001 if name == "loss" else 0.25
         if not error <= allowed:
@@ -87,10 +89,11 @@ def wrong(pos: str, device: str) -> list[str]:
     run = resolve([*SMALL, ("model.pos", pos), ("layout.compile", "never")])
     rows = torch.randint(run.model.vocab, (4, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
     model = larger(run)
+    batch = model.objective.batch(rows)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    exact = reading(model, rows, model.loss)
-    model, there = model.to(device, torch.bfloat16), rows.to(device)
-    with mock.patch.object(attention, "fused", lambda p, h, x, prefix=None: attention.plain(p, h, x, 0.0, prefix)):
+    exact = reading(model, batch, model.loss)
+    model, there = model.to(device, torch.bfloat16), batch.to(torch.device(device))
+    with mock.patch.object(attention, "fused", attention.plain):
         written_out = reading(model, there, model.loss)
     ours = reading(model, there, torch.compile(model.loss) if device == "cuda" else model.loss)
     faults = []
@@ -104,7 +107,7 @@ def wrong(pos: str, device: str) -> list[str]:
     engine.start(run)
     fresh = GPT(run.model, run.seed)
     fresh.load_state_dict(state)
-    first = engine.build(fresh, resolve([*SMALL, ("model.pos", pos)]), 1).step(rows, 1e-4)[0]
+    first = engine.build(fresh, resolve([*SMALL, ("model.pos", pos)]), 1).step(batch, 1e-4).loss
     if not abs(first - float(exact[0])) < 0.01 * float(exact[0]):
         faults.append(f"{pos}: the engine's first loss is {first:.4f}, the model's {float(exact[0]):.4f}")
     return faults
@@ -115,7 +118,7 @@ def bare(model: GPT, run: Run, rows: torch.Tensor) -> tuple[Callable[[], object]
     compiling took."""
     model = model.to("cuda", torch.bfloat16)
     weights: list[torch.Tensor] = list(model.parameters())
-    micros = rows.cuda().split(run.layout.micro_batch)
+    micros = model.objective.batch(rows).to(torch.device("cuda")).split(run.layout.micro_batch)
     masters = [p.detach().float().requires_grad_() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     loss = torch.compile(model.loss, dynamic=False)
@@ -149,7 +152,7 @@ def measure(how: str, words: list[tuple[str, Any]], steps: int) -> dict[str, flo
     step: Callable[[], object]
     if how == "engine":
         built = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
-        step, compiling = lambda: built.step(rows, run.train.lr), built.compile_seconds
+        step, compiling = lambda: built.step(built.model.objective.batch(rows), run.train.lr), built.compile_seconds
     else:
         step, compiling = bare(GPT(run.model, run.seed, engine.ranks(run)), run, rows)
     seconds = []
