@@ -11,7 +11,7 @@ from ablations.config import resolve
 from launch import engine
 from model import attention, fp8, position
 from model.gpt import GPT
-from tests.bench_gpu import POSITIONS, wrong, wrong_in_fp8
+from tests.bench_gpu_check import POSITIONS, wrong, wrong_in_fp8
 
 TINY = [
     ("size", "nano"),
@@ -55,8 +55,8 @@ def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_bench_gpu_says_so_in_one_line() -> None:
-    script = Path(__file__).with_name("bench_gpu.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.bench_gpu"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr == "error: make bench-gpu needs an NVIDIA GPU, and torch sees none\n"
 
