@@ -85,7 +85,8 @@ def run(words: list[str]) -> int | None:
     found = study_cost.cost(from_args(rest), gpu, gpus)
     hours = budget.gpu_hours(price) if budget else None
     if hours and found.gpu_hours > hours:
-        found.refused.append(f"the study needs {found.gpu_hours:,.4g} GPU-hours, and the budget has {hours:,.4g}")
+        need, there = study_cost.amount(found.gpu_hours), study_cost.amount(hours)
+        found.refused.append(f"the study needs {need} GPU-hours, and the budget has {there}")
     if how == "json":
         print(json.dumps(found.as_json(hours), indent=1))
     elif how == "svg":

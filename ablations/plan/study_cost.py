@@ -159,6 +159,11 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.SITE_SPEED
     return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
 
 
+def amount(number: float) -> str:
+    """11,963; 0.188."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def _free(out: Path) -> float | None:
     """GB free where the runs will be; None where that cannot be asked."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
@@ -246,9 +251,9 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
         disk, every = sum(run.checkpoints_gb for run in cost.runs), cost.runs[0].save_every_minutes
         out += [
             "",
-            f"in all: {total:,.4g} GPU-hours{share}",
-            f"energy: {kwh:,.4g} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
-            f"disk: {disk:,.3g} GB of checkpoints and weights",
+            f"in all: {amount(total)} GPU-hours{share}",
+            f"energy: {amount(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
+            f"disk: {amount(disk)} GB of checkpoints and weights",
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{GUESS['stall']:g} s; published: BLOOM's failures)",
         ]
