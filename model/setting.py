@@ -3,11 +3,12 @@
     dropout: Annotated[float, Setting("dropout probability of the residual stream", at_least=0, below=1)]
 
 The range checks, the error messages, `python -m ablations reference` and the comments of ablations/baseline.yaml are
-made from these explanations. The type of a field gives the choices (`Literal`).
+made from these explanations. The choices are those of the type (`Literal`), or of a table.
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
 
@@ -22,6 +23,8 @@ class Setting:
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
+    choices: tuple[str, ...] = ()  # of text, where they come from a table; else the type says them
+    only_with: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # {setting: values}: else it has no effect
 
     @property
     def range(self) -> str:
@@ -67,4 +70,4 @@ def check_ranges(section: str, values: Any) -> None:
         value = getattr(values, name)
         for number in value if isinstance(value, list) else [value]:
             if setting.range and not setting.contains(number):
-                raise ValueError(f"{section}.{name}={number:g} must be {setting.range}: {setting.meaning}")
+                raise ValueError(f"{section}.{name}={number:g}: must be {setting.range} ({setting.meaning})")
