@@ -1,4 +1,4 @@
-"""Resolves the settings of a run: the baseline, a size, then what is typed. Strict, and needs neither torch nor time."""
+"""Resolves the settings of a run: the baseline, a size, then what is typed. Strict; needs neither torch nor time."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,12 +7,13 @@ from typing import Any
 from ablations import rules
 from ablations.machine import has_bf16, has_gpu
 from ablations.run import KEYS, SECTIONS, SETTINGS, Run, spread
-from ablations.values import ConfigError, did_you_mean, flatten, read_yaml, typed
+from ablations.strict_yaml import read_yaml
+from ablations.values import ConfigError, did_you_mean, flatten, typed
 from model import count
 from model.config import ModelConfig
 from model.setting import check_ranges
 
-__all__ = ["KEYS", "SETTINGS", "ConfigError", "Run", "bundles", "parse", "resolve", "spread"]
+__all__ = ["KEYS", "SETTINGS", "ConfigError", "Run", "bundles", "parse", "resolve", "spread", "without_effect"]
 
 HERE = Path(__file__).parent
 
@@ -54,6 +55,12 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
         flat["train.precision"] = "bf16" if has_bf16() else "fp32"
     _check_size(size, sizes[size]["params"], bundle)
     return _build(flat)
+
+
+def without_effect(key: str, flat: dict[str, Any]) -> str:
+    """What must be set for `key` to have an effect among the settings `flat`, such as "model.pos=rotary"; else ""."""
+    missing = {name: values for name, values in SETTINGS[key].only_with.items() if flat[name] not in values}
+    return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())
 
 
 def bundles() -> dict[str, dict[str, Any]]:

@@ -118,7 +118,7 @@ def spread(run: Run, ranks: int) -> Run:
 
 def _sections() -> dict[str, type]:
     """{"model": ModelConfig, ...}"""
-    return {name: hint for name, hint in get_type_hints(Run).items() if is_dataclass(hint)}
+    return {name: cls for name, cls in get_type_hints(Run).items() if isinstance(cls, type) and is_dataclass(cls)}
 
 
 SECTIONS: dict[str, type] = _sections()

@@ -101,9 +101,7 @@ class TrainConfig:
     lr: Annotated[float, Setting("peak learning rate", above=0)]
     schedule: Annotated[
         str,
-        Setting(
-            "the learning rate over the budget (ablations/schedule.py)", source="GPT-3", choices=tuple(SCHEDULES)
-        ),
+        Setting("the learning rate over the budget (ablations/schedule.py)", source="GPT-3", choices=tuple(SCHEDULES)),
     ]
     min_lr: Annotated[
         float,

@@ -9,8 +9,9 @@ import pytest
 
 from ablations import config, study
 from ablations.config import ConfigError, resolve
+from ablations.strict_yaml import read_yaml
 from ablations.study import from_args
-from ablations.values import difference, flatten, read_yaml
+from ablations.values import difference, flatten
 
 ROOT = Path(__file__).parents[1]
 
@@ -176,7 +177,7 @@ def test_a_directory_keeps_its_meaning(tmp_path: Path) -> None:
         cell.check_recorded()
     for damaged in ("{}", '{"fingerprint": "ab'):
         (cell.dir / "run.json").write_text(damaged)
-        with pytest.raises(ConfigError, match="not that of a run, or damaged"):
+        with pytest.raises(ConfigError, match="is damaged, or of another version"):
             cell.check_recorded()
 
 
