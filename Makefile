@@ -53,7 +53,7 @@ bench: .venv/ready
 bench-data: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/bench_data.py $(ARGS)
 bench-gpu: .venv/ready
-	$(PY) tests/bench_gpu.py $(ARGS)
+	$(PY) -m tests.bench_gpu $(ARGS)
 # on a machine with a network; evaluation itself never uses one
 EVAL_DATA ?= $(or $(OUT),runs)/eval-data
 eval-data: .venv/ready
