@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import ConfigError, Run, parse, resolve, without_effect
+from ablations.run import ABSENT
 from ablations.rundir import read_run
 from ablations.values import difference, flatten, human
 
@@ -52,7 +53,7 @@ class Cell:
         """
         recorded = self.recorded()
         if recorded and recorded["fingerprint"] != self.run.fingerprint:
-            before, now = flatten(recorded["config"]), self.run.flat()
+            before, now = ABSENT | flatten(recorded["config"]), self.run.flat()
             changed = [k for k in difference(before, now) if not k.startswith("layout.") and k != "size"]
             lines = "\n  ".join(f"{k}: {before.get(k)} there, {now.get(k)} now" for k in changed)
             raise ConfigError(

@@ -1,5 +1,6 @@
 """Resolves the settings of a run: the baseline, a size, then what is typed. Strict; needs neither torch nor time."""
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,23 +39,30 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
     Raises:
         ConfigError: for a key, type or value that is not allowed, naming what is.
     """
-    given = [(key, parse(key, value)) for key, value in overrides]
-    flat = flatten(read_yaml(HERE / "baseline.yaml"))
-    for key in sorted(KEYS.keys() | flat.keys()):
-        if key not in KEYS or key not in flat:
-            raise ConfigError(f"ablations/baseline.yaml must hold exactly the keys of a run: see {key}")
-    size = dict(given).get("size", flat["size"])
+    typed_values = [(key, parse(key, value)) for key, value in overrides]
+    flat = _baseline()
+    size = dict(typed_values).get("size", flat["size"])
     if size == "auto":
         size = "14m" if has_gpu() else "nano"
     sizes = bundles()
     if size not in sizes:
         raise ConfigError(f"size={size} is not one of {', '.join(sizes)}{did_you_mean(size, sizes)}")
     bundle = [(key, parse(key, value)) for key, value in sizes[size]["set"].items()]
-    flat = {key: parse(key, value) for key, value in flat.items()} | dict(bundle) | dict(given) | {"size": size}
+    flat = flat | dict(bundle) | dict(typed_values) | {"size": size}
     if flat["train.precision"] == "auto":
         flat["train.precision"] = "bf16" if has_bf16() else "fp32"
     _check_size(size, sizes[size]["params"], bundle)
     return _build(flat)
+
+
+@functools.cache
+def _baseline() -> dict[str, Any]:
+    """Every setting as baseline.yaml has it."""
+    flat = flatten(read_yaml(HERE / "baseline.yaml"))
+    for key in sorted(KEYS.keys() | flat.keys()):
+        if key not in KEYS or key not in flat:
+            raise ConfigError(f"ablations/baseline.yaml must hold exactly the keys of a run: see {key}")
+    return {key: parse(key, value) for key, value in flat.items()}
 
 
 def without_effect(key: str, flat: dict[str, Any]) -> str:
@@ -95,7 +103,7 @@ def _build(flat: dict[str, Any]) -> Run:
 
 def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
     """A size that does not count what it says stops here (BigScience's "104B" was 58B for five experiments)."""
-    flat = flatten(read_yaml(HERE / "baseline.yaml")) | dict(bundle)
-    model = ModelConfig(**{key[6:]: parse(key, v) for key, v in flat.items() if key.startswith("model.")})
+    flat = _baseline() | dict(bundle)
+    model = ModelConfig(**{key.removeprefix("model."): v for key, v in flat.items() if key.startswith("model.")})
     if count.parameters(model) != declared:
         raise ConfigError(f"size {name} declares {declared:,} parameters and counts {count.parameters(model):,}")

@@ -3,13 +3,13 @@
 import bisect
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_type_hints
 
 from ablations.budget import BatchSizes, Budget, ClockBudget, TokenBudget, clock_seconds
 from ablations.settings import DataConfig, EvalConfig, LayoutConfig, TrainConfig
-from ablations.values import ConfigError, flatten
+from ablations.values import ConfigError
 from model.config import ModelConfig
 from model.setting import Setting, settings_of
 
@@ -34,7 +34,13 @@ class Run:
 
     def flat(self) -> dict[str, Any]:
         """{"model.pos": "alibi", ...}, layout included."""
-        return flatten(asdict(self))
+        flat: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if name in SECTIONS:
+                flat |= {f"{name}.{field}": setting for field, setting in vars(value).items()}
+            elif name in KEYS:
+                flat[name] = value
+        return flat
 
     @property
     def corpora(self) -> list[str]:
@@ -96,8 +102,15 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies what the run is: a hash of its configuration without the layout and the size's name."""
-        identity = {k: v for k, v in self.flat().items() if not k.startswith("layout.") and k != "size"}
+        """Identifies what the run is: a hash of its configuration without the layout and the size's name.
+
+        Settings added later are left out at the value that runs had before, so that these keep their fingerprint.
+        """
+        identity = {
+            key: value
+            for key, value in self.flat().items()
+            if not key.startswith("layout.") and key != "size" and value != ABSENT.get(key)
+        }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -132,6 +145,7 @@ for _field in fields(Run):
     else:
         SETTINGS[_field.name] = get_type_hints(Run, include_extras=True)[_field.name].__metadata__[0]
         KEYS[_field.name] = get_type_hints(Run)[_field.name]
+ABSENT = {key: setting.absent for key, setting in SETTINGS.items() if setting.absent is not None}
 for _key, _setting in SETTINGS.items():
     if _setting.choices:
         KEYS[_key] = Literal[_setting.choices]

@@ -76,7 +76,8 @@ class TrainConfig:
         str,
         Setting(
             "what ends a run: tokens (train.tokens), or a wall clock such as 90s, 10m or 24h, compiling included and "
-            "preparing data not"
+            "preparing data not",
+            absent="tokens",
         ),
     ]
     batch: Annotated[int, Setting("sequences per optimizer step", "sequences", at_least=1)]
@@ -94,6 +95,7 @@ class TrainConfig:
         Setting(
             "share of the budget during which the batch grows, in place of the samples of train.ramp; 0: those",
             source="Cramming had 0.6",
+            absent=0.0,
             at_least=0,
             at_most=1,
         ),
@@ -101,7 +103,12 @@ class TrainConfig:
     lr: Annotated[float, Setting("peak learning rate", above=0)]
     schedule: Annotated[
         str,
-        Setting("the learning rate over the budget (ablations/schedule.py)", source="GPT-3", choices=tuple(SCHEDULES)),
+        Setting(
+            "the learning rate over the budget (ablations/schedule.py)",
+            source="GPT-3",
+            choices=tuple(SCHEDULES),
+            absent="cosine",
+        ),
     ]
     min_lr: Annotated[
         float,

@@ -24,6 +24,7 @@ class Setting:
     at_most: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()  # of text, where they come from a table; else the type says them
+    absent: Any = None  # of a setting added later: the value of runs that were recorded without it
     only_with: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # {setting: values}: else it has no effect
 
     @property
@@ -69,5 +70,5 @@ def check_ranges(section: str, values: Any) -> None:
     for name, setting in settings_of(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)
         for number in value if isinstance(value, list) else [value]:
-            if setting.range and not setting.contains(number):
+            if not setting.contains(number):
                 raise ValueError(f"{section}.{name}={number:g}: must be {setting.range} ({setting.meaning})")
