@@ -165,6 +165,7 @@ NEAREST = {"a100-40": "a100-40", "a100-80": "a100-80", "h100": "h100", "h200": "
 # Of a GPU without published rows: predicting h100 from the weights of a100-80 was off by 18% in the median (measured by
 # calibrate.py); twice that on each side is taken.
 UNSEEN = 1.36
+SMALLEST = 768  # hidden size of the narrowest published row; below it the interval widens by as much again
 
 
 def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Prediction:
@@ -194,4 +195,7 @@ def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Predicti
     if not same:
         low, high = low / UNSEEN, high * UNSEEN
         basis += f"; none on {gpu.name}"
+    if shape.hidden < SMALLEST:
+        low, high = low / UNSEEN, high * UNSEEN
+        basis += f"; none as narrow as {shape.hidden}"
     return Prediction(seconds, seconds * low, seconds * high, basis, parts)
