@@ -74,10 +74,7 @@ class ModelConfig:
     rotary_base: Annotated[
         float,
         Setting(
-            "base of the rotary wavelengths",
-            source="Su et al. 2021",
-            above=0,
-            only_with={"model.pos": ("rotary",)},
+            "base of the rotary wavelengths", source="Su et al. 2021", above=0, only_with={"model.pos": ("rotary",)}
         ),
     ]
     init_std: Annotated[
