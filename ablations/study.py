@@ -1,8 +1,6 @@
 """A `Study`: one question, the baseline and its one-line arms, and where each of their runs lives."""
 
-import contextlib
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import KEYS, ConfigError, Run, parse, resolve
+from ablations.rundir import read_run
 from ablations.values import did_you_mean, difference, flatten, human, read_yaml
 
 STUDIES = Path(__file__).parent / "studies"
@@ -71,22 +70,16 @@ class Cell:
         """run.json, or None before the first launch.
 
         Raises:
-            ConfigError: when it is half a file, or no run's.
+            Damaged: when it is half a file, or no run's.
         """
-        path = self.dir / "run.json"
-        if not path.exists():
-            return None
-        with contextlib.suppress(ValueError):
-            recorded = json.loads(path.read_text())
-            if {"fingerprint", "config"} <= recorded.keys():
-                return recorded
-        raise ConfigError(f"{path} is not that of a run, or damaged. Rename that folder, or choose another OUT.")
+        return read_run(self.dir, "The same command repairs it where there is a checkpoint; or rename that folder.")
 
     def check_recorded(self) -> None:
         """A directory keeps its meaning.
 
         Raises:
             ConfigError: when the directory holds a run of another configuration.
+            Damaged: when its run.json is damaged.
         """
         recorded = self.recorded()
         if recorded and recorded["fingerprint"] != self.run.fingerprint:
@@ -357,19 +350,6 @@ def check_corpus(corpus: str) -> None:
         check(corpus)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a .jsonl file."""
-    try:
-        with open(path, "rb") as f:
-            f.seek(max(0, os.path.getsize(path) - 4096))
-            tail = f.read()
-    except OSError:
-        return None
-    whole = tail.splitlines(keepends=True)
-    whole = [line for line in whole if line.endswith(b"\n") and line.strip()]
-    return json.loads(whole[-1]) if whole else None
 
 
 def _assignment(word: str) -> tuple[str, str]:

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from ablations import rundir
 from launch import checkpoint
-from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Piece, whole
+from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
 
 SIZES = {"embed": 70, "a.weight": 33, "a.bias": 1, "b": 128}  # elements
 
@@ -26,7 +27,7 @@ def state(step: int) -> dict[str, torch.Tensor]:
     return {kind: torch.arange(total) + total * i + 0.25 * step for i, kind in enumerate(KINDS)}
 
 
-def pieces(flat: dict[str, torch.Tensor], rank: int, ranks: int) -> list[Piece]:
+def pieces(flat: dict[str, torch.Tensor], rank: int, ranks: int) -> list[Fragment]:
     """A rank's even share of the flattened parameters, cut where parameters end: what ZeRO does."""
     total = sum(SIZES.values())
     low, high = rank * total // ranks, (rank + 1) * total // ranks
@@ -34,7 +35,7 @@ def pieces(flat: dict[str, torch.Tensor], rank: int, ranks: int) -> list[Piece]:
     for name, size in SIZES.items():
         a, b = max(at, low), min(at + size, high)
         if a < b:
-            found += [Piece(name, kind, a - at, flat[kind][a:b]) for kind in KINDS]
+            found += [Fragment(name, kind, a - at, flat[kind][a:b]) for kind in KINDS]
         at += size
     return found
 
@@ -81,7 +82,8 @@ def test_any_width_reads_any_width(tmp_path: Path, saved: int, loaded: int) -> N
 def load_behind(rank: int, ranks: int, folder: Path, step: int) -> None:
     """As `load`, where a network file system shows all ranks but the first what was there before the last save."""
     if rank:
-        checkpoint.whole = lambda folder: whole(folder)[1:]
+        seen = rundir.checkpoints
+        rundir.checkpoints = lambda folder, kind="step": seen(folder, kind)[1:]
     load(rank, ranks, folder, step)
 
 
@@ -103,7 +105,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(tmp_path: Path, 
         pytest.skip("needs root to mount a file system")
     try:
         save(2)
-        assert held.exists() and [p.name for p in whole(tmp_path)] == ["step_2"]
+        assert held.exists() and [p.name for p in rundir.checkpoints(tmp_path)] == ["step_2"]
     finally:
         os.system(f"umount {held}")
     save(3)
@@ -135,9 +137,11 @@ def test_the_manifest_comes_when_what_it_names_is_on_the_disk(
 
 def test_the_newest_are_kept_and_one_can_go_back(tmp_path: Path) -> None:
     on(2, save, tmp_path, [2, 9, 10])
-    assert [p.name for p in whole(tmp_path / "checkpoints")] == ["step_10", "step_9"]
+    assert [p.name for p in rundir.checkpoints(tmp_path / "checkpoints")] == ["step_10", "step_9"]
     on(2, load, tmp_path, 9, 10)
-    assert [p.name for p in whole(tmp_path / "checkpoints")] == ["step_9"]  # what came later did not happen
+    assert [p.name for p in rundir.checkpoints(tmp_path / "checkpoints")] == [
+        "step_9"
+    ]  # what came later did not happen
 
 
 @pytest.fixture
@@ -196,7 +200,7 @@ def alone() -> Any:
 
 
 def test_a_parameter_that_is_missing_or_larger_is_no_checkpoint_of_this_model(two: Path, alone: None) -> None:
-    for stranger in (Piece("c", "weight", 0, torch.zeros(3)), Piece("b", "weight", 100, torch.zeros(29))):
+    for stranger in (Fragment("c", "weight", 0, torch.zeros(3)), Fragment("b", "weight", 100, torch.zeros(29))):
         with pytest.raises(CheckpointError, match=f"lacks weight of {stranger.name}"):
             Checkpoints(two / "checkpoints", 2).load([stranger])
 

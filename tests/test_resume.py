@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ablations.rundir import checkpoints
 from ablations.study import from_args
-from launch.checkpoint import whole
 from launch.watch import read_events
 from tests.conftest import Launch
 from tests.test_train import corpus, result, store, words  # noqa: F401  # fixtures
@@ -114,14 +114,14 @@ def test_who_asks_for_a_stop_gets_one_and_nothing_is_lost(
     until(lambda: steps(run) >= 3, started)
     (run / "stop").write_text("ten minutes left")
     assert started.wait() == 75 and "ten minutes left" in started.said
-    (first,) = whole(run / "checkpoints")
+    (first,) = checkpoints(run / "checkpoints")
     assert steps(run) == int(first.name[5:])
 
     started = begin(launch, argv)  # the stop file was meant for the process before
     until(lambda: steps(run) >= int(first.name[5:]) + 3, started)
     os.kill(started.processes[0].pid or 0, 15)
     assert started.wait() == 75 and "SIGTERM" in started.said
-    second = whole(run / "checkpoints")[0]
+    second = checkpoints(run / "checkpoints")[0]
     assert int(second.name[5:]) > int(first.name[5:])
 
     started = begin(launch, argv)

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
-from ablations.status import STATES, duration, state, table
-from ablations.study import Cell, from_anywhere, from_args, last_line
+from ablations.rundir import State, last_line
+from ablations.status import duration, state, table
+from ablations.study import from_anywhere, from_args
 from launch import local
+from launch.processes import Failed, Processes, gpus
+from tests.conftest import trained
 
 ROOT = Path(__file__).parents[1]
 NOW = 1_800_000_000.0
@@ -103,10 +106,13 @@ def test_state(tmp_path: Path, attempts: list, heartbeat: Any, files: list[str],
         beat(cell.dir, NOW + heartbeat[0], heartbeat[1])
     metrics(cell.dir, 64)
     content = {"eval.json": '{"bits_per_byte": {"value": 2.5}, "zero_shot": null}'}
+    content["run.json"] = '{"fingerprint": "0", "config": {}}'
     for name in files:
         (cell.dir / name).write_text(content.get(name, name))
+    if "done" in files:
+        trained(cell.dir)
     found = state(cell, NOW)
-    assert {k: found.get(k) for k in expected} == expected and found["state"] in STATES
+    assert {k: found.get(k) for k in expected} == expected and found["state"] in State
 
 
 def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(tmp_path: Path) -> None:
@@ -126,28 +132,29 @@ def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(t
 @pytest.mark.parametrize(("text", "step"), [('{"step": 8, "lo', None), ('{"step": 8}\n{"step": 16, "lo', 8)])
 def test_a_log_that_a_kill_has_cut_is_read_as_far_as_it_is_whole(tmp_path: Path, text: str, step: int | None) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert (last_line(tmp_path / "metrics.jsonl") or {}).get("step") == step
+    assert last_line(tmp_path / "metrics.jsonl")[0].get("step") == step
 
 
 def test_of_two_commands_that_begin_a_run_at_once_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
     cell, asked = study.cells[1], []
 
-    def command(words: list[str], cell: Cell, log: str, ranks: int) -> None:
+    def command(words: list[str], log: Path, ranks: int, threads: int) -> None:
         asked.append(words[2])
         if len(asked) == 1:  # the other one has taken the lock since we looked, and finishes soon
             lock = open(cell.dir / "lock", "w")  # noqa: SIM115
             fcntl.flock(lock, fcntl.LOCK_EX)
 
             def finish() -> None:
-                (cell.dir / "done").write_text("{}")
+                trained(cell.dir)
                 lock.close()
 
             threading.Timer(0.2, finish).start()
-            raise local.Failed("another process is training")
+            raise Failed("another process is training")
 
-    monkeypatch.setattr(local, "_command", command)
-    local._finish(study, cell, {})
+    processes = Processes()
+    monkeypatch.setattr(processes, "run", command)
+    local.finish(study, cell, {}, processes)
     assert asked == ["launch.train", "eval"]
 
 
@@ -156,9 +163,8 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
 ) -> None:
     study = from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])
     for cell in study.cells:
-        cell.dir.mkdir(parents=True)
-        for name in ("done", "eval.json"):
-            (cell.dir / name).write_text("{}")
+        trained(cell.dir)
+        (cell.dir / "eval.json").write_text("{}")
     monkeypatch.setattr(local, "prepare", lambda *_: None)
     monkeypatch.setattr(local, "reading", lambda _: [])
     failures = sorted(local.run(study))
@@ -175,14 +181,15 @@ def test_a_rank_for_each_gpu_that_may_be_used(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert local._gpus(tmp_path) == ranks
+    assert gpus(tmp_path) == ranks
 
 
 def test_every_rank_knows_how_many_share_its_machine(tmp_path: Path) -> None:
     cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
     cell.dir.mkdir(parents=True)
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
-    local._command([sys.executable, "-c", f"import os; print(*map(os.environ.get, {names}))"], cell, "log", 2)
+    command = [sys.executable, "-c", f"import os; print(*map(os.environ.get, {names}))"]
+    Processes().run(command, cell.dir / "log", 2, threads=1)
     assert sorted((cell.dir / "log").read_text().splitlines()) == ["2 2 0", "2 2 1"]
 
 
@@ -237,10 +244,10 @@ def test_the_table_says_only_what_there_is(tmp_path: Path) -> None:
 
 def test_a_small_screen_shows_first_what_needs_a_look(tmp_path: Path) -> None:
     study = from_args(["POS=alibi", "SIZE=nano", "SEEDS=10", f"OUT={tmp_path}"])
-    files = {3: ("failed", "the disk is full\nof logs"), 17: ("failed", "spike"), 9: ("done", "")}
-    for i, (name, content) in files.items():
+    trained(study.cells[9].dir)
+    for i, reason in {3: "the disk is full\nof logs", 17: "spike"}.items():
         study.cells[i].dir.mkdir(parents=True)
-        (study.cells[i].dir / name).write_text(content)
+        (study.cells[i].dir / "failed").write_text(reason)
     whole, small = table(study).splitlines(), table(study, 60, 7).splitlines()
     assert whole[-1] == "2 failed, 1 trained, not evaluated, 17 not started" and len(whole) == 23
     assert len(small) == 6 and max(map(len, small)) <= 60 and small[-1].startswith(whole[-1][:40])
