@@ -13,6 +13,7 @@ from ablations import rundir
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, bundles, resolve, spread
 from ablations.machine import has_gpu
+from ablations.plan.command import run as plan_ahead
 from ablations.rundir import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> int:
             os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
         if args.command == "diff":
             return diff(args.words)
+        if args.command == "plan" and (code := plan_ahead(args.words)) is not None:
+            return code
         study = from_args(args.words)
         if args.command == "status" and args.watch:
             watch(study)
