@@ -29,38 +29,48 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
     facts["attempts"] = sum(line["event"] == "start" for line in attempts)
     if kept := len(rundir.checkpoints(folder / rundir.CHECKPOINTS, "weights")):
         facts["on_the_way"] = [kept - len(rundir.unjudged(folder)), kept]
-    if notes := [note for note in (damaged_metrics, damaged_attempts) if note]:
+    facts |= _stand(cell, facts, attempts, time.time() if now is None else now)
+    if notes := [note for note in (facts.get("why"), damaged_metrics, damaged_attempts) if note]:
         facts["why"] = "; ".join(notes)
+    return facts
+
+
+def _stand(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
+    """The state of a run and what belongs to it. `facts`: of its metrics."""
+    folder = cell.dir
+    damaged_scores: dict[str, Any] = {}
     try:
         run = rundir.read_run(folder, REPAIRS)
         trained = rundir.read_done(folder)
     except Damaged as error:
-        return facts | {"state": State.DAMAGED, "why": str(error)}
+        return {"state": State.DAMAGED, "why": str(error)}
     try:
         if (scores := rundir.read_json(folder / rundir.EVAL, cure=REPAIRS)) is not None:
-            return facts | {"state": State.FINISHED} | _headlines(scores)
+            return {"state": State.FINISHED} | _headlines(scores)
     except Damaged as error:
-        facts["why"] = str(error)
+        damaged_scores = {"why": str(error)}
     if trained is not None:
-        return facts | {"state": State.TRAINED}
+        return {"state": State.TRAINED} | damaged_scores
     if (folder / rundir.FAILED).exists():
-        return facts | {"state": State.FAILED, "why": rundir.read_text(folder / rundir.FAILED)}
+        return {"state": State.FAILED, "why": rundir.read_text(folder / rundir.FAILED)}
     last = attempts[-1] if attempts else {}
-    if rundir.locked(folder) or last.get("event") == "start":
-        return facts | _at_work(cell, facts, attempts, time.time() if now is None else now)
+    locked = rundir.locked(folder)
+    if locked or last.get("event") == "start":
+        return _at_work(cell, facts, attempts, locked, now)
     if last.get("event") == "submitted" or last.get("again"):
-        return facts | {"state": State.QUEUED, "why": _end_of(last) or f"job {last['job']}"}
+        return {"state": State.QUEUED, "why": _end_of(last) or f"job {last['job']}"}
     if last:
-        return facts | {"state": State.STOPPED, "why": _end_of(last)}
-    return facts | {"state": State.NOT_STARTED if run is None else State.STOPPED}
+        return {"state": State.STOPPED, "why": _end_of(last)}
+    return {"state": State.NOT_STARTED if run is None else State.STOPPED}
 
 
-def _at_work(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
+def _at_work(
+    cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
+) -> dict[str, Any]:
     """Of a run that a process holds, or that Slurm has started: whether its heart beats, and how far it is."""
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
-    lock = cell.dir / rundir.LOCK
-    since = lock.stat().st_mtime if rundir.locked(cell.dir) else start.get("time", 0.0)
+    since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
     heartbeat = rundir.read_heartbeat(cell.dir)
     alive = heartbeat.get("time", 0.0) >= since  # else it is the heartbeat of an attempt before
     silent = now - (heartbeat["time"] if alive else since)

@@ -17,6 +17,7 @@ from torch import multiprocessing
 from ablations import rundir
 from launch import checkpoint
 from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
+from launch.manifest import Failed
 
 SIZES = {"embed": 70, "a.weight": 33, "a.bias": 1, "b": 128}  # elements
 
@@ -165,15 +166,55 @@ def lose(newest: Path) -> None:
     (newest / "rank_1.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lose])
+def flip_index(newest: Path) -> None:
+    """A high bit: the file is no UTF-8 any more."""
+    content = bytearray((newest / "checkpoint.json").read_bytes())
+    content[40] ^= 0x80
+    (newest / "checkpoint.json").write_bytes(content)
+
+
+def another_state(newest: Path) -> None:
+    """Still JSON, and another loss in the state."""
+    path = newest / "checkpoint.json"
+    changed = path.read_text().replace('"losses": [0.1', '"losses": [0.7')
+    assert changed != path.read_text()
+    path.write_text(changed)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lose, flip_index, another_state])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(two: Path, damage: Callable[[Path], None]) -> None:
     damage(two / "checkpoints/step_2")
     on(1, load, two, 1)
     said = (two / "said").read_text()
-    assert "step_2 is damaged (" in said and ".safetensors" in said and "the one before it is used" in said
+    assert "step_2 is damaged (" in said and "the one before it is used" in said
+    assert ".safetensors" in said or "checkpoint.json" in said
     assert (two / "checkpoints/damaged_step_2").exists()  # for whoever wants to look
     on(1, save, two, [2])
     on(1, load, two, 2)
+
+
+def test_a_folder_whose_name_has_no_step_is_left_alone(two: Path) -> None:
+    """Such as a copy that somebody made."""
+    folder = two / "checkpoints"
+    for name in ("step_2.bak", "step_", "step_9 (copy)", "weights_7.old"):
+        shutil.copytree(folder / "step_2", folder / name)
+    on(1, load, two, 2)
+    on(1, save, two, [3, 4, 5])
+    on(1, load, two, 5)
+    on(1, load, two, 4, 5)
+    kept = {"step_2.bak", "step_", "step_9 (copy)", "weights_7.old"}
+    assert {path.name for path in folder.iterdir()} == kept | {"step_4"}
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path, alone: None) -> None:
+    mine = Checkpoints(tmp_path, 2, identity={"fingerprint": "a", "corpus sha256": "1"})
+    mine.save(1, pieces(state(1), 0, 1), {})
+    mine.wait()
+    for identity in ({"fingerprint": "b"}, {"fingerprint": "a", "corpus sha256": "2"}):
+        with pytest.raises(Failed, match="step_1 is of another run"):
+            Checkpoints(tmp_path, 2, identity=identity).load(pieces(state(0), 0, 1))
+    found = mine.load(pieces(state(0), 0, 1))
+    assert found == {"step": 1}
 
 
 def test_a_checkpoint_without_its_last_file_is_none(two: Path) -> None:

@@ -243,6 +243,12 @@ def test_the_layout_leaves_no_trace(corpus: str, store: Path, tmp_path: Path) ->
     for change in ({"layout.micro_batch": 1}, {"layout.micro_batch": 2}):
         losses = [r[2] for r in run(change, f"micro{change['layout.micro_batch']}")[1]]
         assert losses == pytest.approx([r[2] for r in plain[1]], rel=2e-5)
+    # a line of the log is about all steps since the line before: the mean of their losses, and the tokens so far
+    weights, rows = run({"layout.log_every": 5}, "seldom")
+    losses = [r[2] for r in plain[1]]
+    spans = [(0, 5), (5, 10), (10, 15), (15, 20), (20, 24)]
+    assert weights == plain[0] and [(r[0], r[1]) for r in rows] == [plain[1][end - 1][:2] for _, end in spans]
+    assert [r[2] for r in rows] == pytest.approx([sum(losses[a:b]) / (b - a) for a, b in spans], rel=1e-12)
 
 
 def test_two_ranks_train_what_one_does(corpus: str, store: Path, tmp_path: Path) -> None:
