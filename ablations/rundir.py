@@ -166,15 +166,16 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def inside(folder: Path, path: Path) -> Path:
-    """`path`, when it lies in `folder` also after symbolic links are followed.
+def inside(folder: Path, name: str) -> Path:
+    """The path of what is called `name` in a folder, when it lies there also after symbolic links are followed.
 
     Raises:
         Damaged: where it leads out of the folder.
     """
-    if not (folder / path).resolve().is_relative_to(folder.resolve()):
-        raise Damaged(f"{folder / path} leads out of {folder}: remove it, or put a copy there")
-    return folder / path
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
+    return path
 
 
 def storage_error(error: OSError) -> str:

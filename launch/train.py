@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations import rundir
-from ablations.budget import learning_rate, samples
+from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, spread
 from ablations.plan.reliability import save_interval
 from ablations.rundir import Exit
@@ -61,6 +61,10 @@ def train(cell: Cell, out: Path) -> None:
     from model.gpt import GPT
     from model.objective import OBJECTIVES
 
+    if cell.run.train.budget != "tokens":
+        raise ConfigError(
+            f"train.budget={cell.run.train.budget}: runs that end by the clock are planned, not trained yet"
+        )
     rank, world = ds.start(cell.run)
     cell = replace(cell, run=spread(cell.run, world // cell.run.layout.tp))
     run, folder = cell.run, cell.dir
@@ -71,9 +75,8 @@ def train(cell: Cell, out: Path) -> None:
     tp = ds.ranks(run)
     replica, replicas = rank // tp.size, world // tp.size  # ranks that hold a model together see the same samples
     engine = ds.build(GPT(run.model, run.seed, tp), run, world)
-    manifest.write(
-        cell, engine, data, out / rundir.DATA, hosts
-    )  # proofs first: a run that is not what it says stops here
+    # proofs first: a run that is not what it says stops here
+    manifest.write(cell, engine, data, out / rundir.DATA, hosts)
 
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
@@ -83,15 +86,14 @@ def train(cell: Cell, out: Path) -> None:
         "corpus sha256": data["sha256"],
         "tokenizer sha256": data["tokenizer"]["sha256"],
     }
-    saved_in = rundir.inside(folder, folder / rundir.CHECKPOINTS)
-    checkpoints = Checkpoints(saved_in, run.layout.keep, run.milestones, identity)
+    checkpoints = Checkpoints(rundir.inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity)
     at = Progress(**(engine.load(checkpoints) or {}))
     log = Log(folder, run, cell.name, at.step) if rank == 0 else None
     with Watch(folder, out, run.steps, rank, hosts, run.layout.hang, run.layout.patience) as watch:
         now = logged = saved = time.perf_counter()
         logged_step = begun = at.step
         while at.step < run.steps:
-            batch = samples(run.train, at.step)
+            batch = run.samples(at.step)
             first, last = (batch.start + at.skipped + r * len(batch) // replicas for r in (replica, replica + 1))
             mine = range(first, last)  # the numbers of this rank's samples
             lr = learning_rate(run.train, run.tokens_after(at.step + 1) / run.horizon)
@@ -151,9 +153,8 @@ def train(cell: Cell, out: Path) -> None:
                 with watch.storing():
                     checkpoints.wait()
                     dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes
-                raise Stop(
-                    watch.asked or "another rank was asked to stop", Exit.KILLED if stop_file(out) else Exit.RESUBMIT
-                )
+                code = Exit.KILLED if stop_file(out) else Exit.RESUBMIT
+                raise Stop(watch.asked or "another rank was asked to stop", code)
         with watch.storing():
             checkpoints.wait()
 
@@ -209,8 +210,8 @@ def go_back(cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progre
         before = f"no checkpoint at least train.skip={train.skip} steps before"
         raise manifest.Diverged(f"{complaint}, and there is {before}. {cure}")
     back = Progress(**state)
-    bad = samples(train, at.step - 1)
-    first = samples(train, back.step).start
+    bad = cell.run.samples(at.step - 1)
+    first = cell.run.samples(back.step).start
     back.skipped = at.skipped + bad.stop - first + train.skip * len(bad)
     left_out = [first + at.skipped, first + back.skipped]
     back.rollbacks = [*at.rollbacks, {"why": complaint, "back_to": back.step, "samples_left_out": left_out}]

@@ -138,12 +138,12 @@ class Watch:
         """Say where every thread of this rank stands, and leave; the other ranks do the same, or Slurm ends them."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
-            where = self.folder / rundir.STACKS / f"rank_{self.rank}.txt"
+            where = rundir.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
             who = f"rank {self.rank} on {socket.gethostname()}"
             kept = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
             event(self.folder, self.step, "hang", f"{who}: no step for {seconds:.0f} s{kept}, stacks in {where.parent}")
             where.parent.mkdir(exist_ok=True)
-            with rundir.open_to_write(rundir.inside(self.folder, where)) as file:
+            with rundir.open_to_write(where) as file:
                 file.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n".encode())
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)

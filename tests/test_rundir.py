@@ -1,5 +1,6 @@
 """ablations/rundir.py: nothing half-written or damaged passes for whole; a stranger's directory is data."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -89,10 +90,12 @@ def test_what_leads_out_of_a_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "checkpoints").symlink_to(tmp_path)
-    for path in (Path("checkpoints"), Path("../x"), Path("/etc/passwd")):
+    for name in ("checkpoints", "../x", "/etc/passwd"):
         with pytest.raises(Damaged, match="leads out of"):
-            rundir.inside(folder, path)
-    assert rundir.inside(folder, Path("a/b")) == folder / "a/b"
+            rundir.inside(folder, name)
+    assert rundir.inside(folder, "a/b") == folder / "a/b"
+    with contextlib.chdir(tmp_path):
+        assert rundir.inside(Path("run"), "a") == Path("run/a")
 
 
 @pytest.mark.parametrize(

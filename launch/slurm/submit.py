@@ -20,8 +20,8 @@ from ablations import rundir
 from ablations.config import ConfigError, spread
 from ablations.rundir import Damaged, Exit, unjudged
 from ablations.site import find, site
+from ablations.strict_yaml import read_yaml
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
-from ablations.values import read_yaml
 from launch.local import check_tasks, prepare
 from launch.repair import is_trained
 from launch.slurm.attempts import bad_nodes, write
