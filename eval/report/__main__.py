@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,14 @@ def asked(words: list[str]) -> tuple[Any, list[Path]]:
     Raises:
         ValueError: as ablations.study.from_args, and for directories that hold no run.
     """
-    from ablations.study import from_args
+    from ablations.study import folders, from_args
 
     names = [word.partition("=")[0] for word in words]
     if twice := [name for name in ("RUNS", "NOISE") if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is given twice: name all directories in one, with spaces between them")
     given = dict(word.partition("=")[::2] for word in words)
-    noise = [path for name in given.pop("NOISE", "").split() for path in run_directories(name)]
-    others = [("", path) for name in given.pop("RUNS", "").split() for path in run_directories(name)]
+    noise = [path for name in folders(given.pop("NOISE", "")) for path in run_directories(name)]
+    others = [("", path) for name in folders(given.pop("RUNS", "")) for path in run_directories(name)]
     studies = [name for name in given.get("STUDY", "").split(",") if name]
     rest = [word for word in words if not word.startswith(("NOISE=", "RUNS="))]
     if not others and len(studies) < 2:
@@ -107,9 +108,14 @@ def asked(words: list[str]) -> tuple[Any, list[Path]]:
 
 def quoted(word: str) -> str:
     """A word as typed, without the folders of this machine."""
+    from ablations.study import folders
+
     name, _, value = word.partition("=")
-    value = " ".join(Path(v).name or v for v in value.split()) if name in ("RUNS", "NOISE", "OUT") else value
-    return f"{name}='{value}'" if " " in value else f"{name}={value}"
+    if name in ("RUNS", "NOISE"):
+        value = " ".join(shlex.quote(Path(folder).name or folder) for folder in folders(value))
+    elif name == "OUT":
+        value = Path(value).name or value
+    return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"
 
 
 def find(study: Any, noise: list[Path] = []) -> Found:  # noqa: B006
