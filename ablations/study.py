@@ -180,12 +180,19 @@ def _check_out(out: Path) -> None:
 
 def folders(text: str) -> list[str]:
     """The folders that RUNS or NOISE name, with spaces between them; a name with a space needs quotes, or is alone."""
-    if Path(text).exists():
+    if _exists(text):
         return [text]
     try:
         return shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"{text!r}: {error}") from None
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def from_anywhere(words: list[str]) -> list[str]:
