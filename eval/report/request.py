@@ -1,5 +1,6 @@
 """Which runs a report is asked for: NAME=VALUE words in, a study or a collection of runs out."""
 
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ def parse(words: list[str]) -> Request:
     Raises:
         ValueError: as ablations.study.from_args, and for directories that hold no run.
     """
-    from ablations.study import from_args
+    from ablations.study import folders, from_args
 
     names = [word.partition("=")[0] for word in words]
     if twice := [name for name in ("RUNS", "NOISE", "BESIDE") if names.count(name) > 1]:
@@ -37,8 +38,8 @@ def parse(words: list[str]) -> Request:
     beside = values.get("BESIDE", "").strip() or "checked"
     if beside not in BESIDE:
         raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
-    noise = [path for name in values.get("NOISE", "").split() for path in run_directories(name)]
-    others = [("", path) for name in values.get("RUNS", "").split() for path in run_directories(name)]
+    noise = [path for name in folders(values.get("NOISE", "")) for path in run_directories(name)]
+    others = [("", path) for name in folders(values.get("RUNS", "")) for path in run_directories(name)]
     studies = [name for name in values.get("STUDY", "").split(",") if name]
     study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE="))]
     if not others and len(studies) < 2:
@@ -59,7 +60,11 @@ def parse(words: list[str]) -> Request:
 
 def as_typed(word: str) -> str:
     """A word as typed, without the folders of this machine."""
+    from ablations.study import folders
+
     name, _, value = word.partition("=")
-    if name in ("RUNS", "NOISE", "OUT"):
-        value = " ".join(Path(path).name or path for path in value.split())
-    return f"{name}='{value}'" if " " in value else f"{name}={value}"
+    if name in ("RUNS", "NOISE"):
+        value = shlex.join(Path(folder).name or folder for folder in folders(value))
+    elif name == "OUT":
+        value = Path(value).name or value
+    return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"
