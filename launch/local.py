@@ -39,7 +39,7 @@ def run(study: Study) -> list[str]:
     todo = [c for c in study.cells if not (c.dir / "eval.json").exists()]
     if evaluated := [str(c.dir) for c in study.cells if c not in todo]:
         # at once, unless the tasks have another version by now or there are more
-        command = [sys.executable, "-m", "eval", *study.judged, *evaluated]
+        command = [sys.executable, "-m", "eval", *study.judged, "--store", str(study.out / "data"), *evaluated]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
             todo = study.cells  # each on its own: what fails is named, and keeps no other run from its evaluation
     if not todo:
@@ -135,7 +135,8 @@ def _finish(study: Study, cell: Cell, phase: dict[Path, str]) -> None:
             if not locked(cell.dir):  # else another process was first, by a moment
                 raise
     phase[cell.dir] = "evaluating"
-    _command([sys.executable, "-m", "eval", *study.judged, str(cell.dir)], cell, "eval.log", 1)
+    command = [sys.executable, "-m", "eval", *study.judged, "--store", str(study.out / "data"), str(cell.dir)]
+    _command(command, cell, "eval.log", 1)
 
 
 def _command(command: list[str], cell: Cell, log: str, ranks: int) -> None:
