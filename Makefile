@@ -21,7 +21,10 @@ option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 SUBMIT = launch.slurm.submit --nodes '$(or $(NODES),1)' --site '$(SITE)'
 ablation: .venv/ready
 	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(SUBMIT)),launch.local) $(WORDS)
-plan status show: .venv/ready
+# ON=, BUDGET=: what it costs on hardware, and what a budget trains (ablations/plan/command.py)
+plan: .venv/ready
+	@$(PY) -m ablations plan $(foreach n,ON BUDGET FORMAT PRICE TO,$(if $(call said,$(n)),'$(n)=$($(n))')) $(WORDS)
+status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
 	@$(PY) -m eval.report $(WORDS)
@@ -53,7 +56,7 @@ bench: .venv/ready
 bench-data: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/bench_data.py $(ARGS)
 bench-gpu: .venv/ready
-	$(PY) tests/bench_gpu.py $(ARGS)
+	$(PY) -m tests.bench_gpu $(ARGS)
 # on a machine with a network; evaluation itself never uses one
 EVAL_DATA ?= $(or $(OUT),runs)/eval-data
 eval-data: .venv/ready

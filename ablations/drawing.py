@@ -212,6 +212,33 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
     return frame(title, out, WIDTH, bottom + 40)
 
 
+def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
+    """Stacked bars, one for each row: (label, an amount for each of `parts`, words at the end)."""
+    if not rows or not any(sum(amounts) for _, amounts, _ in rows):
+        return ""
+    X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
+    out, at, row = [text(0, 14, title, "head")], 12.0, 0
+    for i, part in enumerate(parts if len(parts) > 1 else []):
+        if at + 20 + wide(part) > WIDTH and at > 12:
+            row, at = row + 1, 12.0
+        y = 34 + 17 * row
+        out += [f'<rect x="{at - 9:.0f}" y="{y - 9}" width="14" height="9" class="f{1 + i}"/>', text(at + 10, y, part)]
+        at += 30 + wide(part)
+    top = 34 + 17 * (row + 1) if len(parts) > 1 else 30
+    for i, (label, amounts, words) in enumerate(rows):
+        y, x = top + step * i, 14.0
+        room = WIDTH - 40 - wide(words)
+        out += [text(14, y, ending(label, room)), text(WIDTH - 14, y, words, "faint", "end")]
+        for j, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
+            width = X(amount) - 14
+            tip = f"<title>{escape(f'{label}, {part}: {human(amount)}')}</title>"
+            out.append(f'<rect x="{x:.1f}" y="{y + 5}" width="{width:.1f}" height="12" class="f{1 + j}">{tip}</rect>')
+            x += width
+    bottom = top + step * len(rows)
+    out.append(text(WIDTH / 2, bottom + 6, xlabel, "faint", "middle"))
+    return frame(title, out, WIDTH, bottom + 14)
+
+
 def heat(title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]) -> str:
     """A table of coloured cells: (text, strength from -1 to 1, tooltip). Above zero good, below bad, zero no colour."""
     side = min(170.0, 8 + max(wide(r, 11) for r in rows))
