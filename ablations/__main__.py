@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, bundles, resolve, spread
@@ -14,25 +15,24 @@ from ablations.machine import has_gpu
 from ablations.plan.command import run as plan_ahead
 from ablations.site import site
 from ablations.status import state, table, watch
-from ablations.study import FACTORS, HELP, SETTINGS, Study, from_anywhere, from_args, human
+from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args
+from ablations.values import human
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; creates nothing",
     "status": "where every run of a study stands",
     "show": "the complete configuration of every arm, and the line that makes it",
+    "reference": "what every setting means, as Markdown; --write makes the comments of baseline.yaml anew",
     "diff": "what two sizes or presets set differently, line by line: A=bigscience-1b3 B=modern-1b3",
 }
 
 
 def main(argv: list[str]) -> int:
-    variables = "\n".join(
-        f"  {name:8} {(FACTORS[name][0] if name in FACTORS else SETTINGS.get(name, '')):13} {text}"
-        for name, text in HELP.items()
-    )
     parser = argparse.ArgumentParser(
         prog="python -m ablations",
         description=__doc__,
-        epilog=f"NAME=VALUE:\n{variables}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M",
+        epilog=f"NAME=VALUE:\n{variables()}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M\n"
+        "every setting: python -m ablations reference",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
@@ -47,9 +47,13 @@ def main(argv: list[str]) -> int:
         command.add_argument("words", nargs="*", metavar="NAME=VALUE", help="the study; see below")
         if name == "status":
             command.add_argument("--watch", action="store_true", help="a live view")
+        if name == "reference":
+            command.add_argument("--write", action="store_true", help="make the comments of baseline.yaml anew")
     args = parser.parse_args(argv)
-    args.words = from_anywhere(args.words)
     try:
+        if args.command == "reference":
+            return reference(args.write)
+        args.words = from_anywhere(args.words)
         if "SBATCH_GPUS_PER_NODE" in site():
             os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
         if args.command == "diff":
@@ -67,6 +71,18 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return 130
+
+
+def variables() -> str:
+    """The NAME=VALUE words: what each stands for, what it means, and its choices."""
+    from ablations.reference import choices
+
+    lines = []
+    for name, text in HELP.items():
+        key = FACTORS[name][0] if name in FACTORS else FOR_ALL_RUNS.get(name, "")
+        options = f" ({', '.join(choices(key))})" if key and choices(key) else ""
+        lines += textwrap.wrap(f"{name:9} {key:13} {text}{options}", 116, subsequent_indent=" " * 24)
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def plan(study: Study) -> int:
@@ -126,6 +142,16 @@ def show(study: Study) -> int:
     return 0
 
 
+def reference(write: bool) -> int:
+    from ablations.reference import page, write_comments
+
+    if write:
+        write_comments()
+    else:
+        print(page(), end="")
+    return 0
+
+
 def diff(words: list[str]) -> int:
     from model.count import flops_per_token, parameters
 
@@ -133,7 +159,7 @@ def diff(words: list[str]) -> int:
     if names.keys() != {"A", "B"} or len(words) != 2:
         raise ConfigError(f"diff needs A= and B=, each one of {', '.join(bundles())}")
     a, b = (resolve([("size", names[side])]) for side in "AB")
-    follows = {
+    derived = {
         "parameters": lambda run: f"{parameters(run.model):,}",
         "steps": lambda run: f"{run.steps:,}",
         "the last learning rate": lambda run: f"{learning_rate(run.train, run.tokens / run.horizon):.3g}",
@@ -141,7 +167,7 @@ def diff(words: list[str]) -> int:
     }
     flat_a, flat_b = a.flat(), b.flat()
     rows = [(key, json.dumps(flat_a[key]), json.dumps(flat_b[key])) for key in flat_a if flat_a[key] != flat_b[key]]
-    for key, left, right in [*rows, *((what, of(a), of(b)) for what, of in follows.items())]:
+    for key, left, right in [*rows, *((name, of(a), of(b)) for name, of in derived.items())]:
         print(f"{key:28} {left:>20} {right:>20}")
     return 0
 
