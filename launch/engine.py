@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ablations import rundir
 from ablations.config import ConfigError, Run, spread
-from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Piece
+from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
 from launch.manifest import Diverged
 from model import proof
 from model.count import parameters
@@ -283,7 +284,7 @@ class Engine:
             dist.all_reduce(total)
         return list(parts), [count * micros * dist.get_world_size() / int(total) for count in counts]
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[Fragment]:
         """This rank's share of the fp32 master weights and of AdamW's moments, as views by parameter and place."""
         found, tp = [], self.model.tp
         for name, param in self.model.named_parameters():
@@ -299,7 +300,7 @@ class Engine:
             part = (tp.rank, tp.size) if dimension(name) is not None else (0, 1)
             data = {"weight": at.hp_fragment.detach()}
             data |= {kind: adam[kind].detach().narrow(0, span.start, span.numel) for kind in KINDS[1:]}
-            found += [Piece(name, kind, start, data[kind], tuple(param.shape), *part) for kind in KINDS]
+            found += [Fragment(name, kind, start, data[kind], tuple(param.shape), *part) for kind in KINDS]
         return found
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
@@ -362,11 +363,7 @@ class Engine:
         if dist.get_rank() == 0:
             from safetensors.torch import save
 
-            tmp = path.with_name(path.name + ".tmp")
-            tmp.write_bytes(save(state))
-            with open(tmp, "rb") as f:
-                os.fsync(f.fileno())
-            os.replace(tmp, path)
+            rundir.write_bytes(path, save(state))
         dist.barrier()
 
 

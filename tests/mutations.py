@@ -51,6 +51,7 @@ RANKS = "tests/test_parallel.py"
 RESUME = "tests/test_resume.py::test_a_damaged_checkpoint_costs_steps_and_nothing_else"
 DAMAGE = "tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before"
 BACK = "tests/test_resume.py::test_after_a_spike_the_run_goes_back_and_past_the_data"
+RUNDIR = "tests/test_rundir.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
 GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
 
@@ -645,10 +646,60 @@ MUTATIONS = [
         "",
         "",
         "",
-        "launch/checkpoint.py",
-        'return "" if same else',
+        "ablations/rundir.py",
+        'return "" if sha256(path) == expected["sha256"] else',
         'return "" if True else',
         DAMAGE,
+    ),
+    one(
+        "a damaged index of a checkpoint is taken for whole",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        'if index.pop("sha256") != _digest(index):',
+        'if not index.pop("sha256"):',
+        RUNDIR,
+    ),
+    one(
+        "weights that have changed since are those of the run",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        "complaint = damage(path, expected)",
+        'complaint = ""',
+        RUNDIR,
+    ),
+    one(
+        "a link is written through",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        "os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW |",
+        "os.O_WRONLY | os.O_CREAT |",
+        RUNDIR,
+    ),
+    one(
+        "a file is renamed before it is on the disk",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        "                os.fsync(file.fileno())\n        os.replace",
+        "                pass\n        os.replace",
+        RUNDIR,
+    ),
+    one(
+        "the log has the last loss for the mean",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "math.fsum(at.losses) / len(at.losses)",
+        "at.losses[-1]",
+        "tests/test_train.py::test_the_layout_leaves_no_trace",
     ),
     one(
         "after a spike the same data come again",
@@ -783,8 +834,8 @@ MUTATIONS = [
         "",
         "",
         "launch/checkpoint.py",
-        "return shard(piece.name, whole, piece.rank, piece.size).flatten()",
-        "return shard(piece.name, whole, 0, piece.size).flatten()",
+        "return shard(fragment.name, whole, fragment.rank, fragment.size).flatten()",
+        "return shard(fragment.name, whole, 0, fragment.size).flatten()",
         RANKS,
     ),
     one(

@@ -243,10 +243,16 @@ def test_the_layout_leaves_no_trace(corpus: str, store: Path, tmp_path: Path) ->
     for change in ({"layout.micro_batch": 1}, {"layout.micro_batch": 2}):
         losses = [r[2] for r in run(change, f"micro{change['layout.micro_batch']}")[1]]
         assert losses == pytest.approx([r[2] for r in plain[1]], rel=2e-5)
+    # a line of the log is about all steps since the line before: the mean of their losses, and the tokens so far
+    weights, rows = run({"layout.log_every": 5}, "seldom")
+    losses = [r[2] for r in plain[1]]
+    spans = [(0, 5), (5, 10), (10, 15), (15, 20), (20, 24)]
+    assert weights == plain[0] and [(r[0], r[1]) for r in rows] == [plain[1][end - 1][:2] for _, end in spans]
+    assert [r[2] for r in rows] == pytest.approx([sum(losses[a:b]) / (b - a) for a, b in spans], rel=1e-12)
 
 
 def test_two_ranks_train_what_one_does(corpus: str, store: Path, tmp_path: Path) -> None:
-    from launch.local import _command
+    from launch.processes import Processes
 
     losses = {}
     for ranks in (1, 2):
@@ -257,7 +263,8 @@ def test_two_ranks_train_what_one_does(corpus: str, store: Path, tmp_path: Path)
         argv = words(corpus, out, **change)
         cell = from_args(argv).cells[1]
         cell.dir.mkdir(parents=True)
-        _command([sys.executable, "-m", "launch.train", "--cell", "1", *argv], cell, "train.log", ranks)
+        command = [sys.executable, "-m", "launch.train", "--cell", "1", *argv]
+        Processes().run(command, cell.dir / "train.log", ranks, threads=1)
         losses[ranks] = [r[2] for r in result(cell.dir)[1]]
         assert json.loads((cell.dir / "done").read_text())["ranks"] == ranks
     assert losses[2] == pytest.approx(losses[1], rel=2e-5)
@@ -491,14 +498,15 @@ def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Pat
 def test_under_slurm_a_run_that_another_job_holds_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ablations.rundir import Exit
     from launch.train import owned
-    from launch.watch import RESUBMIT, Stop
+    from launch.watch import Stop
 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr("launch.train.time.sleep", lambda _: None)
     with owned(tmp_path), pytest.raises(Stop, match="another process is training") as stop, owned(tmp_path):
         pass
-    assert stop.value.code == RESUBMIT
+    assert stop.value.code == Exit.RESUBMIT
 
 
 @pytest.mark.parametrize(
