@@ -103,7 +103,7 @@ def weights_of(directory: Path) -> list[Weights]:
         ValueError: when `done` or a path in the directory is not what training writes there.
     """
     kept = []
-    for folder in rundir.checkpoints(directory, "weights"):
+    for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
         rundir.inside(directory, folder.relative_to(directory) / rundir.CHECKPOINT)
         try:
             manifest = read_manifest(folder)

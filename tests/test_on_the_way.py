@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ablations import rundir
 from ablations.config import ConfigError, resolve
 from ablations.rundir import unjudged
 from ablations.status import state
@@ -202,7 +203,9 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
     end = (run / "weights.safetensors").read_bytes()
     from safetensors.torch import save_file
 
+    done = (run / "done").read_bytes()
     save_file(weights(run, 6), run / "weights.safetensors")
+    rundir.write_done(run, json.loads(done))
     assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     as_end = results(run)["eval.json"]
     assert {**got["eval-step_6.json"], "weights_sha256": ""} == {
@@ -212,6 +215,7 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
         "tokens": 6 * STEP,
     }
     (run / "weights.safetensors").write_bytes(end)
+    (run / "done").write_bytes(done)
 
     # once; again where the weights are others
     stamps = {path: path.stat().st_mtime_ns for path in run.glob("eval-*.json")}
