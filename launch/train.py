@@ -24,7 +24,7 @@ from ablations.plan.reliability import save_interval
 from ablations.rundir import Exit
 from ablations.study import Cell, from_args
 from launch import manifest
-from launch.watch import LEAVE, SAVE, Stop, Watch, event, stop_file
+from launch.watch import Stop, Watch, event, stop_file
 
 if TYPE_CHECKING:
     from launch.checkpoint import Checkpoints
@@ -59,7 +59,6 @@ def train(cell: Cell, out: Path) -> None:
     from launch.checkpoint import Checkpoints
     from launch.log import Log
     from model.gpt import GPT
-    from model.objective import OBJECTIVES
 
     if cell.run.train.budget != "tokens":
         raise ConfigError(
@@ -80,7 +79,7 @@ def train(cell: Cell, out: Path) -> None:
 
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
-    prefixes = OBJECTIVES[run.model.objective]
+    objective = engine.model.objective
     identity = {
         "fingerprint": run.fingerprint,
         "corpus sha256": data["sha256"],
@@ -93,15 +92,14 @@ def train(cell: Cell, out: Path) -> None:
         now = logged = saved = time.perf_counter()
         logged_step = begun = at.step
         while at.step < run.steps:
-            batch = run.samples(at.step)
-            first, last = (batch.start + at.skipped + r * len(batch) // replicas for r in (replica, replica + 1))
+            numbers = run.samples(at.step)
+            first, last = (numbers.start + at.skipped + r * len(numbers) // replicas for r in (replica, replica + 1))
             mine = range(first, last)  # the numbers of this rank's samples
             lr = learning_rate(run.train, run.tokens_after(at.step + 1) / run.horizon)
             noise = (run.seed * 1_000_003 + at.step) * replicas + replica
-            wish = LEAVE if watch.asked else SAVE * (rank == 0 and now - saved > pause(run, checkpoints, hosts))
-            loss, norm, wish = engine.step(
-                batches.batch(mine), lr, noise, prefixes(run.seed, mine, run.model.seq), wish
-            )
+            late = rank == 0 and now - saved > pause(run, checkpoints, hosts)
+            batch = objective.batch(batches.batch(mine), run.seed, mine)
+            loss, norm, save, leave = engine.step(batch, lr, noise, save=late, leave=bool(watch.asked))
             at.step += 1
             at.seconds += time.perf_counter() - now
             now = time.perf_counter()
@@ -143,13 +141,13 @@ def train(cell: Cell, out: Path) -> None:
                 watch.speed(speed, busy)
                 logged, logged_step, at.losses = now, at.step, []
             due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
-            if wish or due or at.step == run.steps:
+            if save or leave or due or at.step == run.steps:
                 with watch.storing():
                     if log:
                         log.sync()  # a checkpoint without the lines before it would be a gap in the curve
                     engine.save(checkpoints, at.step, asdict(at))
                 saved = time.perf_counter()
-            if wish >= LEAVE:
+            if leave:
                 with watch.storing():
                     checkpoints.wait()
                     dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes

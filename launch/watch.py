@@ -17,10 +17,6 @@ from typing import Any
 from ablations import rundir
 from ablations.rundir import Damaged, Exit
 
-# What a rank may want to be done after a step. The wishes of all ranks are added up (Engine.step).
-SAVE = 1.0
-LEAVE = 1000.0
-
 BEAT = 5.0  # seconds between heartbeats; untuned
 DUMP_TIMEOUT = 60.0  # seconds that writing the stacks of a hang may take, then the rank leaves anyway; untuned
 STARTUP = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned

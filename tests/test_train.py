@@ -197,9 +197,22 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
 }
 
 
-def test_no_switch_is_dead(corpus: str, store: Path, tmp_path: Path) -> None:
-    """Every key that is part of what a run is changes what is trained. A new key must be added to CHANGES."""
+def same_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initial weights are drawn from seed 1 whatever a run's seed is."""
+    from model import gpt
+
+    draw = gpt.initialise
+    monkeypatch.setattr(gpt, "initialise", lambda model, cfg, seed, *rest: draw(model, cfg, 1, *rest))
+
+
+def test_no_switch_is_dead(corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key that is part of what a run is changes what is trained. A new key must be added to CHANGES.
+
+    Initial weights are the same in all runs, so that none of them passes by other weights alone.
+    """
     from launch.manifest import Diverged, Failed
+
+    same_initial_weights(monkeypatch)
 
     assert CHANGES.keys() == {k for k in KEYS if not k.startswith(("layout.", "eval.")) and k != "size"}
     other, broken, tasks = tmp_path / "other.jsonl", tmp_path / "broken.jsonl", tmp_path / "tasks"
@@ -230,6 +243,49 @@ def test_no_switch_is_dead(corpus: str, store: Path, tmp_path: Path) -> None:
         needs = {k: paths.get(v, v) if isinstance(v, str) else v for k, v in needs.items()}
         value = paths.get(value, value) if isinstance(value, str) else value
         assert run(needs) != run(needs | {key: value}), f"{key} changes nothing"
+
+
+DROPS = {"model.dropout": 0.1, "model.attn_dropout": 0.1}
+STILL = {"train.lr": 1e-30}  # so low a learning rate that no weight changes
+
+
+def losses_of(corpus: str, store: Path, folder: Path, change: dict[str, Any]) -> list[float]:
+    """The loss of each step."""
+    run = resolve((TINY | {"data.corpus": corpus, "data.tokenizer": corpus} | change).items())
+    cell = dataclasses.replace(
+        study(corpus, folder).cells[0], run=run, dir=folder / "-".join(map(str, change.values()))
+    )
+    cell.dir.mkdir()
+    return [row[2] for row in in_process(cell, store)[1]]
+
+
+def test_the_seed_draws_the_order_of_the_data(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With initial weights that never change, and nothing dropped, only the order of the data is left of the seed."""
+    same_initial_weights(monkeypatch)
+    one, two = (losses_of(corpus, store, tmp_path, STILL | {"seed": seed}) for seed in (1, 2))
+    assert len(set(one)) == len(set(two)) == 24 and not set(one) & set(two)
+
+
+def test_what_is_dropped_differs_by_step_and_by_seed(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same weights and the same batch at every step, only noise makes losses differ."""
+    from data.batches import Batches
+
+    same_initial_weights(monkeypatch)
+    real = Batches.batch
+    rows: list[torch.Tensor] = []
+
+    def first(self: Batches, numbers: range) -> torch.Tensor:
+        rows.append(real(self, numbers))
+        return rows[0]
+
+    monkeypatch.setattr(Batches, "batch", first)
+    one, two = (losses_of(corpus, store, tmp_path, STILL | DROPS | {"seed": seed}) for seed in (1, 2))
+    assert len({*one, *two}) == 48
+    assert len(set(losses_of(corpus, store, tmp_path, STILL))) == 1
 
 
 def test_the_layout_leaves_no_trace(corpus: str, store: Path, tmp_path: Path) -> None:
@@ -286,7 +342,7 @@ def test_the_engine_is_adamw_with_clipping_and_the_schedule(corpus: str, store: 
     m = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     v = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     for step in range(1, 13):
-        loss = model.loss(batches.batch(range(4 * step - 4, 4 * step)))
+        loss = model.loss(model.objective.batch(batches.batch(range(4 * step - 4, 4 * step))))
         model.zero_grad()
         loss.backward()
         norm = math.sqrt(sum(float(p.grad.detach().double().square().sum()) for p in model.parameters()))
