@@ -27,7 +27,7 @@ plan: .venv/ready
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(WORDS)
+	@$(PY) -m eval.report $(if $(call said,BESIDE),'BESIDE=$(BESIDE)') $(WORDS)
 diff: .venv/ready
 	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
 data: .venv/ready
@@ -38,6 +38,7 @@ export: .venv/ready
 	@$(PY) -m eval.export '$(RUN)' --to '$(TO)'
 help: .venv/ready
 	@$(PY) -m ablations --help
+	@$(PY) -m eval.report --help
 
 test: .venv/ready
 	$(PY) -m pytest -q -n 2 --ignore=tests/slurm $(ARGS)

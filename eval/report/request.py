@@ -1,5 +1,7 @@
 """Which runs a report is asked for: NAME=VALUE words in, a study or a collection of runs out."""
 
+import shlex
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,11 @@ HELP = {
 }
 
 
+def help_text() -> str:
+    lines = [textwrap.wrap(f"{name:9} {words}", 116, subsequent_indent=" " * 10) for name, words in HELP.items()]
+    return "\n".join(f"  {line}" for wrapped in lines for line in wrapped)
+
+
 class Request(NamedTuple):
     study: Any  # ablations.study.Study, or a Collection
     noise: list[Path] = []  # directories of runs that tell the noise between seeds  # noqa: RUF012
@@ -28,17 +35,21 @@ def parse(words: list[str]) -> Request:
     Raises:
         ValueError: as ablations.study.from_args, and for directories that hold no run.
     """
-    from ablations.study import from_args
+    from ablations.study import folders, from_args
 
     names = [word.partition("=")[0] for word in words]
     if twice := [name for name in ("RUNS", "NOISE", "BESIDE") if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]} is given twice: name all directories in one, with spaces between them")
+        raise ValueError(f"{twice[0]} is given twice: say it once, with spaces between several directories")
     values = dict(word.partition("=")[::2] for word in words)
+
+    def named_folders(name: str) -> list[str]:
+        return folders(values[name]) if values.get(name, "").strip() else []
+
     beside = values.get("BESIDE", "").strip() or "checked"
     if beside not in BESIDE:
         raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
-    noise = [path for name in values.get("NOISE", "").split() for path in run_directories(name)]
-    others = [("", path) for name in values.get("RUNS", "").split() for path in run_directories(name)]
+    noise = [path for name in named_folders("NOISE") for path in run_directories(name)]
+    others = [("", path) for name in named_folders("RUNS") for path in run_directories(name)]
     studies = [name for name in values.get("STUDY", "").split(",") if name]
     study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE="))]
     if not others and len(studies) < 2:
@@ -59,7 +70,9 @@ def parse(words: list[str]) -> Request:
 
 def as_typed(word: str) -> str:
     """A word as typed, without the folders of this machine."""
+    from ablations.study import folders
+
     name, _, value = word.partition("=")
     if name in ("RUNS", "NOISE", "OUT"):
-        value = " ".join(Path(path).name or path for path in value.split())
-    return f"{name}='{value}'" if " " in value else f"{name}={value}"
+        value = shlex.join(Path(path).name or path for path in folders(value)) if value.strip() else ""
+    return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"
