@@ -1,6 +1,5 @@
 """A study from the words typed after `make ablation`: NAME=VALUE."""
 
-import json
 import os
 import re
 import shlex
@@ -12,7 +11,7 @@ from ablations.config import KEYS, SETTINGS, ConfigError, parse, resolve
 from ablations.study_file import STUDIES, read_study, study_names
 from ablations.values import did_you_mean, human
 
-__all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args", "human", "last_line"]
+__all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args", "human"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -181,12 +180,19 @@ def _check_out(out: Path) -> None:
 
 def folders(text: str) -> list[str]:
     """The folders that RUNS or NOISE name, with spaces between them; a name with a space needs quotes, or is alone."""
-    if Path(text).exists():
+    if _exists(text):
         return [text]
     try:
         return shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"{text!r}: {error}") from None
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def from_anywhere(words: list[str]) -> list[str]:
@@ -213,16 +219,3 @@ def _assignment(word: str) -> tuple[str, str]:
             f"{word[:200]!r}: key=value is needed, e.g. train.lr=3e-4. Settings: {', '.join(sorted(KEYS))}"
         )
     return key, value
-
-
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a .jsonl file."""
-    try:
-        with open(path, "rb") as f:
-            f.seek(max(0, os.path.getsize(path) - 4096))
-            tail = f.read()
-    except OSError:
-        return None
-    whole = tail.splitlines(keepends=True)
-    whole = [line for line in whole if line.endswith(b"\n") and line.strip()]
-    return json.loads(whole[-1]) if whole else None

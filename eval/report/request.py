@@ -41,15 +41,11 @@ def parse(words: list[str]) -> Request:
     if twice := [name for name in ("RUNS", "NOISE", "BESIDE") if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is given twice: say it once, with spaces between several directories")
     values = dict(word.partition("=")[::2] for word in words)
-
-    def named_folders(name: str) -> list[str]:
-        return folders(values[name]) if values.get(name, "").strip() else []
-
     beside = values.get("BESIDE", "").strip() or "checked"
     if beside not in BESIDE:
         raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
-    noise = [path for name in named_folders("NOISE") for path in run_directories(name)]
-    others = [("", path) for name in named_folders("RUNS") for path in run_directories(name)]
+    noise = [path for name in folders(values.get("NOISE", "")) for path in run_directories(name)]
+    others = [("", path) for name in folders(values.get("RUNS", "")) for path in run_directories(name)]
     studies = [name for name in values.get("STUDY", "").split(",") if name]
     study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE="))]
     if not others and len(studies) < 2:
@@ -73,6 +69,8 @@ def as_typed(word: str) -> str:
     from ablations.study import folders
 
     name, _, value = word.partition("=")
-    if name in ("RUNS", "NOISE", "OUT"):
-        value = shlex.join(Path(path).name or path for path in folders(value)) if value.strip() else ""
+    if name in ("RUNS", "NOISE"):
+        value = shlex.join(Path(folder).name or folder for folder in folders(value))
+    elif name == "OUT":
+        value = Path(value).name or value
     return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"
