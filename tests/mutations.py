@@ -64,6 +64,7 @@ LEFT_OUT = f"{REPORT}::test_a_task_that_differs_is_left_out_of_the_comparison"
 OTHER_TEXT = f"{REPORT}::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
 RECOMPUTED = f"{REPORT}::test_scores_that_are_not_those_of_the_items_are_refused"
 STEERED = f"{REPORT}::test_a_strangers_names_cannot_steer_a_terminal_or_a_page"
+PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
 FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
 RUNDIR = "tests/test_rundir.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
@@ -1090,7 +1091,7 @@ MUTATIONS = [
         "ablations/drawing.py",
         "html.escape(printable(words))",
         "html.escape(words)",
-        STEERED,
+        PRINTABLE,
     ),
     one(
         "control characters reach the report",
@@ -1114,7 +1115,7 @@ MUTATIONS = [
     ),
 ]
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
-WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {FULL_DISK}"
+WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
 WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
 WHERE += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
 EVERYTHING = dict.fromkeys(WHERE.split())

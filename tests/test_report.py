@@ -27,7 +27,7 @@ from eval.report.blocks import Figure, Section, Table
 from eval.report.collection import collect_runs, run_directories
 from eval.report.curves import BINS, binned, subtract
 from eval.report.findings import gather
-from eval.report.formats import latex, markdown
+from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.record import report, write
 from eval.report.request import Request, parse
@@ -1182,6 +1182,24 @@ def test_a_strangers_names_cannot_steer_a_terminal_or_a_page(study, tmp_path, ca
         assert not re.search("^## Heading", text, re.M), name
     xml.dom.minidom.parse(str(folder / "figure.svg"))
     assert "<script>##" not in (folder / "report.html").read_text()
+
+
+def test_every_format_is_printable_whatever_it_is_given():
+    table = Table(["arm", HOSTILE, "verdict"], [[HOSTILE, "1", f"**{HOSTILE}**"]], HOSTILE)
+    sections = [Section("Head", [HOSTILE, table])]
+    effect = (HOSTILE, 0.1, 0.2, "same", HOSTILE)
+    line = drawing.Line(HOSTILE, 1, [1, 2], [1, 2])
+    figures = [
+        drawing.forest(HOSTILE, [effect], HOSTILE),
+        drawing.lines(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
+        drawing.heat(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
+    ]
+    shown = [page(HOSTILE, sections), markdown(HOSTILE, sections), latex(table, HOSTILE), plain_text(table)]
+    for text in [*shown, comma_separated([[HOSTILE, 1]]), *figures]:
+        assert "\\x1b[2J" in text or "textbackslash{}x1b[2J" in text
+        assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    for figure in figures:
+        xml.dom.minidom.parseString(figure)
 
 
 @pytest.mark.parametrize("when", ["written", "renamed"])
