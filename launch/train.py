@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.budget import learning_rate, samples
+from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, spread
 from ablations.plan.reliability import save_interval
 from ablations.study import Cell, from_args
@@ -61,6 +61,10 @@ def train(cell: Cell, out: Path) -> None:
     from model.gpt import GPT
     from model.objective import OBJECTIVES
 
+    if cell.run.train.budget != "tokens":
+        raise ConfigError(
+            f"train.budget={cell.run.train.budget}: runs that end by the clock are planned, not trained yet"
+        )
     rank, world = ds.start(cell.run)
     cell = replace(cell, run=spread(cell.run, world // cell.run.layout.tp))
     run, folder = cell.run, cell.dir
@@ -83,7 +87,7 @@ def train(cell: Cell, out: Path) -> None:
         now = logged = saved = time.perf_counter()
         logged_step = begun = at.step
         while at.step < run.steps:
-            batch = samples(run.train, at.step)
+            batch = run.samples(at.step)
             first, last = (batch.start + at.skipped + r * len(batch) // replicas for r in (replica, replica + 1))
             mine = range(first, last)  # the numbers of this rank's samples
             lr = learning_rate(run.train, run.tokens_after(at.step + 1) / run.horizon)
@@ -199,8 +203,8 @@ def go_back(cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progre
         before = f"no checkpoint at least train.skip={train.skip} steps before"
         raise manifest.Diverged(f"{complaint}, and there is {before}. {cure}")
     back = Progress(**state)
-    bad = samples(train, at.step - 1)
-    first = samples(train, back.step).start
+    bad = cell.run.samples(at.step - 1)
+    first = cell.run.samples(back.step).start
     back.skipped = at.skipped + bad.stop - first + train.skip * len(bad)
     left_out = [first + at.skipped, first + back.skipped]
     back.rollbacks = [*at.rollbacks, {"why": complaint, "back_to": back.step, "samples_left_out": left_out}]

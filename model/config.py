@@ -72,7 +72,10 @@ class ModelConfig:
         ),
     ]
     rotary_base: Annotated[
-        float, Setting("base of the rotary wavelengths; only model.pos=rotary reads it", "", "Su et al. 2021", above=0)
+        float,
+        Setting(
+            "base of the rotary wavelengths", source="Su et al. 2021", above=0, only_with={"model.pos": ("rotary",)}
+        ),
     ]
     init_std: Annotated[
         float,

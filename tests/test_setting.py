@@ -27,12 +27,12 @@ GOOD = Example(0.0, 0.1, [0.5, 0.9], 32, "ä")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"share": 1.0}, "x.share=1 must be at least 0 and below 1: a share"),
-        ({"share": -0.1}, "x.share=-0.1 must be"),
-        ({"rate": 0.0}, "x.rate=0 must be above 0: a rate"),
-        ({"marks": [0.5, 1.0]}, "x.marks=1 must be above 0 and below 1"),
-        ({"power": 33}, "x.power=33 must be between 0 and 32"),
-        ({"share": float("nan")}, "x.share=nan must be"),
+        ({"share": 1.0}, "x.share=1: must be at least 0 and below 1 (a share)"),
+        ({"share": -0.1}, "x.share=-0.1: must be"),
+        ({"rate": 0.0}, "x.rate=0: must be above 0 (a rate)"),
+        ({"marks": [0.5, 1.0]}, "x.marks=1: must be above 0 and below 1"),
+        ({"power": 33}, "x.power=33: must be between 0 and 32"),
+        ({"share": float("nan")}, "x.share=nan: must be"),
     ],
 )
 def test_a_number_outside_its_range_is_refused(change: dict[str, object], message: str) -> None:
@@ -67,7 +67,7 @@ def test_every_range_of_every_setting_is_enforced(section: str) -> None:
         outside += [limit for limit in (setting.above, setting.below) if limit is not None]
         for number in outside:
             text = f"{number:.12g}"
-            with pytest.raises(ConfigError, match=f"{section}.{name}=.* must be {setting.range}"):
+            with pytest.raises(ConfigError, match=f"{section}.{name}=.*: must be {setting.range}"):
                 resolve([("size", "nano"), (f"{section}.{name}", text)])
             tried += 1
     assert tried

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.budget import batch_sizes
 from ablations.drawing import bars
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
@@ -118,7 +117,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
         refused.append("only layouts with recomputation fit, which launch/engine.py has not: more GPUs are needed")
     widest = max((candidate.layout.dp for candidate in candidates), default=gpus)
     if widest < gpus and candidates:
-        sizes = min(batch_sizes(first[0].train))
+        sizes = min(first[0].batch_sizes.sizes)
         notes.append(f"{widest} replicas at most of {gpus} GPUs: the smallest batch has {sizes} sequences")
     best = next(iter(usable or candidates), None)
     runs: list[RunCost] = []

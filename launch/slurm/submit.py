@@ -19,8 +19,8 @@ from typing import Any
 from ablations.config import ConfigError, spread
 from ablations.site import find, site
 from ablations.status import attempts, unjudged
+from ablations.strict_yaml import read_yaml
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
-from ablations.values import read_yaml
 from launch.local import check_tasks, prepare
 from launch.slurm.attempts import bad_nodes, write
 
