@@ -55,6 +55,8 @@ def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
     for number, line in enumerate(lines[:-1], 1):  # after the last newline there is nothing, or half a line
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise TypeError("no mapping")
             if "tokens_per_second" not in row or (row["loop"], row["precision"]) != ("engine", "bf16"):
                 continue
             if accelerator(row["device"]) != gpu.name:
