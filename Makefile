@@ -12,7 +12,8 @@ PY := .venv/bin/python
 NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM TASKS EVAL_DATA JOBS OUT RUNS NOISE
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
 said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
-WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),'$(n)=$($(n))'))
+pair = '$(1)=$(subst ','\'',$($(1)))'
+WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),$(call pair,$(n))))
 
 .PHONY: ablation data plan laws status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
@@ -23,10 +24,10 @@ ablation: .venv/ready
 	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(SUBMIT)),launch.local) $(WORDS)
 # ON=, BUDGET=: what it costs on hardware, and what a budget trains (ablations/plan/command.py)
 plan: .venv/ready
-	@$(PY) -m ablations plan $(foreach n,ON BUDGET FORMAT PRICE TO NEED,$(if $(call said,$(n)),'$(n)=$($(n))')) $(WORDS)
+	@$(PY) -m ablations plan $(foreach n,ON BUDGET FORMAT PRICE TO NEED,$(if $(call said,$(n)),$(call pair,$(n)))) $(WORDS)
 # a scaling law fitted to finished runs: RUNS="runs/a/b,seed=1 ..." FORM=hoffmann|kaplan|compute
 laws: .venv/ready
-	@$(PY) -m ablations.plan.laws $(RUNS) $(if $(FORM),--form '$(FORM)')
+	@$(PY) -m ablations.plan.laws $(call said,RUNS) $(if $(call said,FORM),--form '$(FORM)')
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready

@@ -86,7 +86,6 @@ class TrainConfig:
         Setting(
             "[first batch, increment, samples]: the batch grows up to train.batch while so many samples are trained "
             "(Megatron); [first batch, increment] with train.ramp_share; []: no ramp",
-            "sequences",
             at_least=1,
         ),
     ]
@@ -175,8 +174,7 @@ class TrainConfig:
         int,
         Setting(
             "the scale halves at this many overflows; a step that overflows uses up its batch and updates nothing",
-            "overflows",
-            "BigScience",
+            source="BigScience",
             at_least=1,
             only_with=FP16,
         ),
@@ -229,7 +227,7 @@ class EvalConfig:
 class LayoutConfig:
     """How a run is spread out: no part of what it is, and free to change."""
 
-    processes: Annotated[int, Setting("ranks on this machine; 0: one for each GPU", "processes", at_least=0)]
+    processes: Annotated[int, Setting("ranks on this machine; 0: one for each GPU", at_least=0)]
     tp: Annotated[
         int,
         Setting(
@@ -270,9 +268,9 @@ class LayoutConfig:
         ),
     ]
     hang: Annotated[
-        float, Setting("a step that takes so many times the median is a hang ...", "medians", "untuned", above=0)
+        float, Setting("a step that takes so many times the median counts as a hang", "", "untuned", above=0)
     ]
-    patience: Annotated[float, Setting("... but not before so long a time", "seconds", "untuned", above=0)]
+    patience: Annotated[float, Setting("least time of a step that counts as a hang", "seconds", "untuned", above=0)]
     compile: Annotated[
         Literal["auto", "always", "never"],
         Setting("torch.compile the model; auto: on a GPU, without tensor parallelism"),

@@ -1,6 +1,5 @@
 """A study from the words typed after `make ablation`: NAME=VALUE."""
 
-import json
 import os
 import re
 import shlex
@@ -8,15 +7,15 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from ablations.cells import FOLLOWS, Cell, Study, build
-from ablations.config import KEYS, ConfigError, parse, resolve
+from ablations.config import KEYS, SETTINGS, ConfigError, parse, resolve
 from ablations.study_file import STUDIES, read_study, study_names
 from ablations.values import did_you_mean, human
 
-__all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args", "human", "last_line"]
+__all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args", "human"]
 
 ROOT = Path(__file__).parent.parent
 
-# What the command line may set. One table: a variable, what it stands for, and its help.
+# What the command line may set: a variable, the setting that it stands for, and its help.
 FACTORS = {  # the question: each value is an arm, compared with the baseline
     "POS": ("model.pos", "position"),
     "ACT": ("model.act", "activation"),
@@ -24,19 +23,15 @@ FACTORS = {  # the question: each value is an arm, compared with the baseline
     "EMBNORM": ("model.embnorm", "embedding-norm"),
     "DATA": ("data.corpus", "corpus"),
 }
-SETTINGS = {  # the circumstances, the same for every arm
+FOR_ALL_RUNS = {  # the same for every arm
     "SIZE": "size",
     "TOKENS": "train.tokens",
 }
 HELP = {
     "STUDY": "a file of ablations/studies: all of its arms",
-    "POS": "arm(s): position scheme, e.g. alibi or rotary,none",
-    "ACT": "arm(s): activation",
-    "NORM": "arm(s): normalisation",
-    "EMBNORM": "arm(s): true adds a LayerNorm after the token lookup",
+    **{name: f"arm(s): {SETTINGS[key].meaning}" for name, (key, _) in FACTORS.items()},
     "DATA": "alone: arm(s), corpora against the baseline's. With another factor: the corpus of all runs",
-    "SIZE": "model size for all runs (ablations/sizes.yaml)",
-    "TOKENS": "budget per run, e.g. 2M",
+    **{name: f"for all runs: {SETTINGS[key].meaning}" for name, key in FOR_ALL_RUNS.items()},
     "SEEDS": "how many seeds per arm (default 2)",
     "SET": 'settings for all runs, e.g. "train.lr=3e-4 train.batch=16"',
     "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"',
@@ -54,7 +49,7 @@ def from_args(words: list[str]) -> Study:
         ConfigError: for anything that is not allowed, naming what is.
     """
     values = _values(words)
-    setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in SETTINGS.items() if name in values]
+    setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in FOR_ALL_RUNS.items() if name in values]
     set_words = [_assignment(word) for word in values.get("SET", "").split()]
     factor, arms, corpus = _arms(values)
     if corpus:
@@ -63,7 +58,7 @@ def from_args(words: list[str]) -> Study:
     setting += set_words
     keys = [key for key, _ in setting]
     if repeated := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
-        names = ", ".join(name for name in (*SETTINGS, "DATA", "SET") if name in values)
+        names = ", ".join(name for name in (*FOR_ALL_RUNS, "DATA", "SET") if name in values)
         raise ConfigError(f"{', '.join(repeated)} is set twice by {names}: say it once")
 
     if "STUDY" in values:
@@ -185,12 +180,19 @@ def _check_out(out: Path) -> None:
 
 def folders(text: str) -> list[str]:
     """The folders that RUNS or NOISE name, with spaces between them; a name with a space needs quotes, or is alone."""
-    if Path(text).exists():
+    if _exists(text):
         return [text]
     try:
         return shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"{text!r}: {error}") from None
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def from_anywhere(words: list[str]) -> list[str]:
@@ -217,16 +219,3 @@ def _assignment(word: str) -> tuple[str, str]:
             f"{word[:200]!r}: key=value is needed, e.g. train.lr=3e-4. Settings: {', '.join(sorted(KEYS))}"
         )
     return key, value
-
-
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a .jsonl file."""
-    try:
-        with open(path, "rb") as f:
-            f.seek(max(0, os.path.getsize(path) - 4096))
-            tail = f.read()
-    except OSError:
-        return None
-    whole = tail.splitlines(keepends=True)
-    whole = [line for line in whole if line.endswith(b"\n") and line.strip()]
-    return json.loads(whole[-1]) if whole else None

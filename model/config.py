@@ -55,8 +55,7 @@ class ModelConfig:
         float,
         Setting(
             "dropout of the embeddings and of what attention and MLP add to the residual stream",
-            "probability",
-            "untuned; BigScience's runs had 0.1",
+            source="untuned; BigScience's runs had 0.1",
             at_least=0,
             below=1,
         ),
@@ -64,11 +63,7 @@ class ModelConfig:
     attn_dropout: Annotated[
         float,
         Setting(
-            "dropout of the attention probabilities",
-            "probability",
-            "untuned; BigScience's runs had 0.1",
-            at_least=0,
-            below=1,
+            "dropout of the attention probabilities", source="untuned; BigScience's runs had 0.1", at_least=0, below=1
         ),
     ]
     rotary_base: Annotated[

@@ -48,10 +48,16 @@ TRAIN = "tests/test_mutants.py tests/test_train.py::test_the_engine_is_adamw_wit
 DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
 OBJECTIVE, BUDGET, FP8 = "tests/test_objective.py", "tests/test_budget.py", "tests/test_fp8.py"
 RANKS = "tests/test_parallel.py"
+SEEDED = (
+    "tests/test_train.py::test_the_seed_draws_the_order_of_the_data "
+    "tests/test_train.py::test_what_is_dropped_differs_by_step_and_by_seed"
+)
 RESUME = "tests/test_resume.py::test_a_damaged_checkpoint_costs_steps_and_nothing_else"
 DAMAGE = "tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before"
 BACK = "tests/test_resume.py::test_after_a_spike_the_run_goes_back_and_past_the_data"
+RUNDIR = "tests/test_rundir.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
+OBJ = "model/objective.py"
 GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
 
 
@@ -79,8 +85,8 @@ MUTATIONS = [
         "model.pos=alibi",
         "model.pos",
         GPT,
-        "            self.position, self.cfg.heads",
-        '            POSITIONS["none"](self.cfg), self.cfg.heads',
+        "            self.position, heads",
+        '            POSITIONS["none"](self.cfg), heads',
     ),
     one(
         "ALiBi is accepted and means none",
@@ -210,7 +216,7 @@ MUTATIONS = [
             (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0"),
         ],
     ),
-    one("a token sees the next one", "", "", "model.pos", ATTENTION, "    seen = k <= q\n", "    seen = k <= q + 1\n"),
+    one("a token sees the next one", "", "", "model.pos", OBJ, "return k <= q\n", "return k <= q + 1\n"),
     one(
         "of a key's gradient only the first queries' share is kept",
         "",
@@ -235,9 +241,9 @@ MUTATIONS = [
         "",
         "model.objective=prefix",
         "model.objective",
-        ATTENTION,
-        "seen = seen | (k < prefix_B[:, None, None, None])",
-        "pass",
+        OBJ,
+        "return (k <= q) | (k < extents_B[b])",
+        "return (k <= q) | (b < 0)",
         OBJECTIVE,
     ),
     # proofs measure the executor of the device they run on
@@ -247,7 +253,7 @@ MUTATIONS = [
         "model.objective=prefix",
         "",
         ATTENTION,
-        "return (k <= q) | (k < prefix_B[b])",
+        "return sees(extents_B, b, q, k)",
         "return k <= q",
         OBJECTIVE,
     ),
@@ -256,9 +262,9 @@ MUTATIONS = [
         "Megatron-DeepSpeed without loss-on-targets-only",
         "model.objective=prefix",
         "model.objective",
-        "model/objective.py",
-        ">= prefix_B[:, None] - 1",
-        ">= 0 * prefix_B[:, None]",
+        OBJ,
+        ">= extents_B[:, None] - 1",
+        ">= 0 * extents_B[:, None]",
         OBJECTIVE,
     ),
     one(
@@ -277,8 +283,8 @@ MUTATIONS = [
         "model.objective=prefix",
         "",
         "model/objective.py",
-        "default_rng([seed, n])",
-        "default_rng([seed, n % 50])",
+        "np.random.default_rng([seed, n]) for n in (range(B)",
+        "np.random.default_rng([seed, n % 50]) for n in (range(B)",
         OBJECTIVE,
     ),
     one(
@@ -287,8 +293,8 @@ MUTATIONS = [
         "model.objective=prefix",
         "",
         "launch/engine.py",
-        "return list(parts), [count",
-        "return list(parts), [1.0 for _ in counts] or [count",
+        "return [count * len(micros)",
+        "return [1.0 for _ in counts] or [count * len(micros)",
         OBJECTIVE,
     ),
     # fp16
@@ -369,8 +375,8 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "model/fp8.py",
-        "1 / a, one, 1 / b, one,",
-        "a, one, b, one,",
+        "        1 / a,\n        one,\n        1 / b,\n",
+        "        a,\n        one,\n        b,\n",
         FP8,
     ),
     one(
@@ -567,7 +573,15 @@ MUTATIONS = [
             ("model/init.py", "generator=generator)", "generator=None)"),
         ],
     ),
-    one("the loss is that of the current token", "", "", "", GPT, "tokens_BS[:, 1:]", "tokens_BS[:, :-1]"),
+    one(
+        "the loss is that of the current token",
+        "",
+        "",
+        "model.objective",
+        OBJ,
+        "rows_BS[:, 1:])\n",
+        "rows_BS[:, :-1])\n",
+    ),
     one("cross-entropy in bf16", "", "", "", "model/objective.py", "p = logits_NV.float()", "p = logits_NV.clone()"),
     # training
     Mutation(
@@ -645,10 +659,60 @@ MUTATIONS = [
         "",
         "",
         "",
-        "launch/checkpoint.py",
-        'return "" if same else',
+        "ablations/rundir.py",
+        'return "" if sha256(path) == expected["sha256"] else',
         'return "" if True else',
         DAMAGE,
+    ),
+    one(
+        "a damaged index of a checkpoint is taken for whole",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        'if index.pop("sha256") != _digest(index):',
+        'if not index.pop("sha256"):',
+        RUNDIR,
+    ),
+    one(
+        "weights that have changed since are those of the run",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        "complaint = damage(path, expected)",
+        'complaint = ""',
+        RUNDIR,
+    ),
+    one(
+        "a link is written through",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        "os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW |",
+        "os.O_WRONLY | os.O_CREAT |",
+        RUNDIR,
+    ),
+    one(
+        "a file is renamed before it is on the disk",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        "                os.fsync(file.fileno())\n        os.replace",
+        "                pass\n        os.replace",
+        RUNDIR,
+    ),
+    one(
+        "the log has the last loss for the mean",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "math.fsum(at.losses) / len(at.losses)",
+        "at.losses[-1]",
+        "tests/test_train.py::test_the_layout_leaves_no_trace",
     ),
     one(
         "after a spike the same data come again",
@@ -656,8 +720,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "batch.start + at.skipped + r",
-        "batch.start + r",
+        "numbers.start + at.skipped + r",
+        "numbers.start + r",
         BACK,
     ),
     # tensor parallelism
@@ -773,8 +837,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "len(batch) // replicas for r in (replica, replica + 1)",
-        "len(batch) // world for r in (rank, rank + 1)",
+        "len(numbers) // replicas for r in (replica, replica + 1)",
+        "len(numbers) // world for r in (rank, rank + 1)",
         RANKS,
     ),
     one(
@@ -783,9 +847,59 @@ MUTATIONS = [
         "",
         "",
         "launch/checkpoint.py",
-        "return shard(piece.name, whole, piece.rank, piece.size).flatten()",
-        "return shard(piece.name, whole, 0, piece.size).flatten()",
+        "return shard(fragment.name, whole, fragment.rank, fragment.size).flatten()",
+        "return shard(fragment.name, whole, 0, fragment.size).flatten()",
         RANKS,
+    ),
+    one(
+        "the order of the data is the same for all seeds",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "run.model.seq, run.seed,",
+        "run.model.seq, 1,",
+        SEEDED,
+    ),
+    one(
+        "the order of the data ignores the seed where it is drawn",
+        "",
+        "",
+        "",
+        "data/batches.py",
+        "SeedSequence([self.seed, epoch])",
+        "SeedSequence([1, epoch])",
+        SEEDED,
+    ),
+    one(
+        "the same is dropped at every step",
+        "",
+        "model.dropout=0.1",
+        "",
+        "launch/train.py",
+        "run.seed * 1_000_003 + at.step",
+        "run.seed * 1_000_003",
+        SEEDED,
+    ),
+    one(
+        "the same is dropped for all seeds",
+        "",
+        "model.dropout=0.1",
+        "",
+        "launch/train.py",
+        "run.seed * 1_000_003 + at.step",
+        "at.step",
+        SEEDED,
+    ),
+    one(
+        "the engine seeds every step alike",
+        "",
+        "model.dropout=0.1",
+        "",
+        "launch/engine.py",
+        "torch.manual_seed(seed)",
+        "torch.manual_seed(0)",
+        SEEDED,
     ),
     one(
         "the order of the data depends on the budget",
@@ -813,7 +927,7 @@ MUTATIONS = [
         "",
         "",
         "launch/engine.py",
-        "self.ds.set_train_batch_size(len(rows_bS) * replicas)",
+        "self.ds.set_train_batch_size(len(batch.inputs_BT) * replicas)",
         "pass",
         BUDGET,
     ),
@@ -823,7 +937,7 @@ MUTATIONS = [
         "",
         "",
         "launch/engine.py",
-        "self.ds.set_gradient_accumulation_boundary(i == len(rows))",
+        "self.ds.set_gradient_accumulation_boundary(i == len(micros))",
         "pass",
         BUDGET,
     ),
@@ -848,7 +962,7 @@ MUTATIONS = [
         DATA,
     ),
 ]
-WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK}"
+WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
 EVERYTHING = dict.fromkeys(WHERE.split())
 CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(EVERYTHING))
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from ablations.config import ConfigError, resolve
-from ablations.status import state, unjudged
+from ablations.rundir import unjudged
+from ablations.status import state
 from ablations.study import from_args
 from eval.__main__ import main
 from eval.weights import Weights, found
@@ -147,14 +148,14 @@ SHAPE = {k[6:]: v for k, v in resolve(TINY.items()).flat().items() if k.startswi
 
 def cut(rank: int, ranks: int, where: Path) -> None:
     """Even shares of all parameters one after another, cut anywhere."""
-    from launch.checkpoint import Checkpoints, Piece
+    from launch.checkpoint import Checkpoints, Fragment
 
     total, found_, at = sum(p.numel() for p in GPT(ModelConfig(**SHAPE)).parameters()), [], 0
     low, high = rank * total // ranks, (rank + 1) * total // ranks
     for name, p in GPT(ModelConfig(**SHAPE), seed=5).named_parameters():
         a, b = max(at, low), min(at + p.numel(), high)
         if a < b:
-            found_.append(Piece(name, "weight", a - at, p.detach().flatten()[a - at : b - at]))
+            found_.append(Fragment(name, "weight", a - at, p.detach().flatten()[a - at : b - at]))
         at += p.numel()
     checkpoints = Checkpoints(where / "checkpoints", keep=1, milestones={1: 9})
     checkpoints.save(1, found_, {})
@@ -264,7 +265,7 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
 def test_a_study_is_trained_judged_on_the_way_and_drawn(corpus: str, store: Path, tmp_path: Path) -> None:
     """As `make ablation` does, each in a process of its own."""
     from ablations.status import table
-    from eval.report.__main__ import report
+    from eval.report.record import report
     from launch.local import run as execute
 
     study = from_args(words(corpus, folder(tmp_path / "out", store), **{"layout.eval_at": "0.25,0.5"}))

@@ -1,5 +1,7 @@
 """Study files and the words of a study: whatever is wrong with them is an error that says what is allowed."""
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -217,3 +219,11 @@ def test_any_arm_and_base_of_a_study_file_make_a_study_or_an_error(
         assert isinstance(from_args(["STUDY=fuzzed", "SIZE=nano"]), Study)
     except ConfigError as error:
         assert str(error)
+
+
+def test_make_passes_a_folder_with_a_space_and_quotes_as_typed() -> None:
+    for typed in ("my runs", "'my runs' other", '"my runs" it\'s'):
+        command = ["make", "-n", "-o", ".venv/ready", "report", f"RUNS={typed}"]
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        printed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+        assert shlex.split(printed)[-1] == f"RUNS={typed}"

@@ -39,7 +39,7 @@ def model(pos: str, objective: str, seq: int = 24) -> GPT:
 
 def alone(gpt: GPT, given: list[int], ids: list[int]) -> torch.Tensor:
     """Logits after each token of given + ids, from the plain forward pass."""
-    told = {"prefix_B": torch.tensor([len(given)])} if gpt.cfg.objective == "prefix" else {}
+    told = {"extents_B": torch.tensor([len(given)])} if gpt.cfg.objective == "prefix" else {}
     with torch.no_grad():
         return gpt(torch.tensor([[*given, *ids]]), **told)[0]
 
