@@ -225,7 +225,7 @@ def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str],
         y = 34 + 17 * row
         out += [f'<rect x="{at - 9:.0f}" y="{y - 9}" width="14" height="9" class="f{1 + i}"/>', text(at + 10, y, part)]
         at += 30 + wide(part)
-    top = 34 + 17 * (row + 1) if len(parts) > 1 else 30
+    top = 40 + 17 * (row + 1) if len(parts) > 1 else 32
     for i, (label, amounts, words) in enumerate(rows):
         y, x = top + step * i, 14.0
         room = WIDTH - 40 - wide(words)
