@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 
+from ablations import config, rundir
 from ablations.__main__ import main as from_plan
+from ablations.config import ConfigError
 from ablations.rundir import State, last_line
 from ablations.status import duration, state, table
 from ablations.study import from_anywhere, from_args
 from launch import local
-from launch.processes import Failed, Processes, gpus
+from launch.processes import Failed, Processes, environment, gpus
 from tests.conftest import trained
 
 ROOT = Path(__file__).parents[1]
@@ -266,6 +268,38 @@ def processes_of(folder: Path) -> list[str]:
         with contextlib.suppress(OSError):
             found.append(path.read_text(errors="replace"))
     return [line for line in found if str(folder) in line]
+
+
+def test_a_study_begun_where_there_is_bf16_goes_on_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command, the same directories, the same runs; and a new arm is trained as its baseline was."""
+    words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]
+    monkeypatch.setattr(config, "has_bf16", lambda: True)
+    begun = from_args(words)
+    assert begun.base.train.precision == "bf16"
+    first = begun.cells[0]
+    first.dir.mkdir(parents=True)
+    rundir.write_json(first.dir / "run.json", {"fingerprint": first.run.fingerprint, "config": first.config})
+    monkeypatch.setattr(config, "has_bf16", lambda: False)
+    assert from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path / 'new'}"]).base.train.precision == "fp32"
+    for later in (from_args(words), from_args(["POS=none", "SIZE=nano", f"OUT={tmp_path}"])):
+        assert {cell.run.train.precision for cell in later.cells} == {"bf16"}
+        later.cells[0].check_recorded()
+    assert [cell.run for cell in from_args(words).cells] == [cell.run for cell in begun.cells]
+    with pytest.raises(ConfigError, match="train.precision: bf16 there, fp32 now"):
+        from_args([*words, "SET=train.precision=fp32"]).cells[0].check_recorded()
+
+
+def test_a_locale_that_is_not_utf_8_changes_no_word(tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "launch.local", "POS=alibi", "DATA=straße.jsonl", f"OUT={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True)
+    assert done.returncode == 2 and "straße.jsonl" in done.stderr.decode()
+    started = subprocess.run([*command[:1], "-c", "print('≈')"], env=env | environment(), capture_output=True)
+    assert started.stdout.decode() == "≈\n"
+    said = subprocess.run(["make", "-pn", "-f", str(ROOT / "Makefile"), "help"], cwd=ROOT, capture_output=True)
+    assert b"\nPYTHONUTF8 := 1\n" in said.stdout and "export PYTHONUTF8=1" in (ROOT / "launch/run.sh").read_text()
 
 
 def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:
