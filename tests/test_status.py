@@ -22,7 +22,7 @@ from ablations.config import ConfigError
 from ablations.rundir import State, last_line
 from ablations.status import duration, state, table
 from ablations.study import from_anywhere, from_args
-from launch import local
+from launch import local, train
 from launch.processes import Failed, Processes, environment, gpus
 from tests.conftest import trained
 
@@ -300,6 +300,28 @@ def test_a_locale_that_is_not_utf_8_changes_no_word(tmp_path: Path) -> None:
     assert started.stdout.decode() == "≈\n"
     said = subprocess.run(["make", "-pn", "-f", str(ROOT / "Makefile"), "help"], cwd=ROOT, capture_output=True)
     assert b"\nPYTHONUTF8 := 1\n" in said.stdout and "export PYTHONUTF8=1" in (ROOT / "launch/run.sh").read_text()
+
+
+def test_an_out_that_cannot_be_written_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {disk}"):
+        pytest.skip("needs root to mount a file system")
+    monkeypatch.setattr(local, "prepare", lambda *_: None)
+    monkeypatch.setattr(local, "reading", lambda _: [])
+    try:
+        words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={disk}"]
+        assert from_plan(["status", *words]) == 0
+        failures = local.run(from_args(words))
+        assert len(failures) == 2
+        assert all(str(disk) in line and "Choose an OUT that can be written" in line for line in failures), failures
+        assert train.main(["--cell", "0", *words]) == 1
+        said = capsys.readouterr().err
+        assert str(disk) in said and "Choose an OUT that can be written" in said and "Traceback" not in said
+    finally:
+        os.system(f"umount {disk}")
 
 
 def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:
