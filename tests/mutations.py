@@ -55,6 +55,17 @@ SEEDED = (
 RESUME = "tests/test_resume.py::test_a_damaged_checkpoint_costs_steps_and_nothing_else"
 DAMAGE = "tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before"
 BACK = "tests/test_resume.py::test_after_a_spike_the_run_goes_back_and_past_the_data"
+REPORT, STATISTICS = "tests/test_report.py", "tests/test_statistics.py"
+RATIO = f"{STATISTICS}::test_a_ratio_of_sums_is_no_mean_of_ratios"
+PASSAGES = f"{STATISTICS}::test_items_that_share_a_passage_are_one"
+UNEQUAL = f"{STATISTICS}::test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes"
+FEW = f"{STATISTICS}::test_few_independent_items_give_no_verdict"
+LEFT_OUT = f"{REPORT}::test_a_task_that_differs_is_left_out_of_the_comparison"
+OTHER_TEXT = f"{REPORT}::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
+RECOMPUTED = f"{REPORT}::test_scores_that_are_not_those_of_the_items_are_refused"
+STEERED = f"{REPORT}::test_a_strangers_names_cannot_steer_a_terminal_or_a_page"
+PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
+FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
 RUNDIR = "tests/test_rundir.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
 OBJ = "model/objective.py"
@@ -961,8 +972,152 @@ MUTATIONS = [
         "int(self._blend[1][len(self._blend[1]) - 1 - number])",
         DATA,
     ),
+    # reports and statistics
+    one(
+        "the interval of a ratio of sums is that of a mean of ratios",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "total += times @ pairs[:, 0] / (times @ pairs[:, 1])",
+        "total += times @ (pairs[:, 0] / pairs[:, 1]) / len(w_N)",
+        RATIO,
+    ),
+    one(
+        "the standard error of a ratio of sums is that of a mean of ratios",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "    return float(sqrt((n - 1) / n * (influences(a, b) ** 2).sum()))",
+        "    return mean_stderr(a / b)",
+        RATIO,
+    ),
+    one(
+        "items that share a passage are independent",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "    if len(names) == len(w_N):",
+        "    if True:",
+        PASSAGES,
+    ),
+    one(
+        "documents of unequal sizes tell as much as equal ones",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "effective_number(w_N) - 1)",
+        "n - 1)",
+        PASSAGES,
+    ),
+    one(
+        "a large document has no more influence than its share",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "b) / (total - b), nan=inf",
+        "b) / total, nan=inf",
+        f"{UNEQUAL} {RATIO}",
+    ),
+    one(
+        "one document is enough for a verdict",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "FEWEST_ITEMS = 3 ",
+        "FEWEST_ITEMS = 0 ",
+        f"{REPORT}::test_one_held_out_document_gives_no_verdict",
+    ),
+    one(
+        "tasks of another chance level are compared",
+        "",
+        "",
+        "",
+        "eval/report/comparable.py",
+        'TASK = ("metric", "version", "chance", ',
+        'TASK = ("metric", "version", ',
+        LEFT_OUT,
+    ),
+    one(
+        "a mean over more tasks is compared with one over fewer",
+        "",
+        "",
+        "",
+        "eval/report/compare.py",
+        "        if all(set(tasks_of(cells[run], name)) == set(tasks) for run in runs):",
+        "        if runs:",
+        f"{LEFT_OUT} {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked",
+    ),
+    one(
+        "a corpus that changed between two runs is compared",
+        "",
+        "",
+        "",
+        "eval/report/comparable.py",
+        "        read.setdefault(declared, sha256) == sha256",
+        "        read.setdefault(declared, sha256)",
+        OTHER_TEXT,
+    ),
+    one(
+        "a score is believed, whatever its items are",
+        "",
+        "",
+        "",
+        "eval/report/scores.py",
+        '    if not abs(entry["value"] - value) <= TOLERANCE',
+        "    if False and TOLERANCE",
+        RECOMPUTED,
+    ),
+    one(
+        "a headline is believed, whatever its tasks are",
+        "",
+        "",
+        "",
+        "eval/report/scores.py",
+        "        if claimed and not abs(",
+        "        if False and not abs(",
+        RECOMPUTED,
+    ),
+    one(
+        "control characters reach a figure",
+        "",
+        "",
+        "",
+        "ablations/drawing.py",
+        "html.escape(printable(words))",
+        "html.escape(words)",
+        PRINTABLE,
+    ),
+    one(
+        "control characters reach the report",
+        "",
+        "",
+        "",
+        "eval/report/runs.py",
+        '    return printable(str(value)).replace("\\n", " ")',
+        "    return str(value)",
+        STEERED,
+    ),
+    one(
+        "files of a report are written over those that are there",
+        "",
+        "",
+        "",
+        "eval/report/record.py",
+        'folder / f".{name}.{os.getpid()}.tmp" for name in texts',
+        "folder / name for name in texts",
+        FULL_DISK,
+    ),
 ]
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
+WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
+WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
+WHERE += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
 EVERYTHING = dict.fromkeys(WHERE.split())
 CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(EVERYTHING))
 
