@@ -32,7 +32,7 @@ STARTED = {  # a file -> the commands that it starts in processes of their own: 
     "launch/run.sh": {"launch.local", "launch.slurm.attempts", "launch.slurm.submit", "launch.train"},
     "launch/local.py": {"data.prepare", "eval", "eval.report", "launch.train"},
     "launch/slurm/submit.py": {"eval", "eval.report"},
-    "eval/__main__.py": {"eval"},  # itself, on each GPU
+    "eval/judge.py": {"eval"},  # itself, on each GPU
 }
 FOLDERS = sorted({package.split(".")[0] for package in MAY})
 MODULES = {
