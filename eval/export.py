@@ -84,7 +84,7 @@ def export(directory: Path, to: Path, store: Path | None = None) -> str:
     tokenizer = location.load_tokenizer(directory, run, store)
     if why := not_exported(tokenizer):
         raise ValueError(why)
-    rundir.inside(directory, Path(rundir.WEIGHTS))
+    rundir.inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
     if note := weights.check():
         print(f"note: {note}", file=sys.stderr)

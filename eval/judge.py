@@ -61,7 +61,7 @@ def judge(
     model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
     processes = processes or max(1, gpus)
     journal_folder = directory / (weights.name + PARTS)
-    rundir.inside(directory, Path(journal_folder.name))
+    rundir.inside(directory, journal_folder.name)
     others: list[subprocess.Popen] = []
     if not rank:
         words = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]

@@ -71,7 +71,7 @@ class Weights:
 
         pieces: dict[str, dict[tuple[int, int], dict[int, Any]]] = {}  # parameter -> (rank, size) -> {start: piece}
         for name, checksum in read_manifest(self.path)["files"].items():
-            path = rundir.inside(self.path, Path(name))
+            path = rundir.inside(self.path, name)
             if complaint := rundir.damage(path, checksum):
                 raise rundir.Damaged(f"{path} is damaged: {complaint}")
             for key, piece in _load(path).items():
@@ -104,7 +104,7 @@ def weights_of(directory: Path) -> list[Weights]:
     """
     kept = []
     for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
-        rundir.inside(directory, folder.relative_to(directory) / rundir.CHECKPOINT)
+        rundir.inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
         try:
             manifest = read_manifest(folder)
             kept.append(Weights(folder, manifest["step"], manifest["tokens"]))
@@ -113,7 +113,7 @@ def weights_of(directory: Path) -> list[Weights]:
     kept.sort(key=lambda weights: weights.step or 0)
     if rundir.read_done(directory) is None:
         return kept
-    rundir.inside(directory, Path(rundir.WEIGHTS))
+    rundir.inside(directory, rundir.WEIGHTS)
     return [*kept, Weights(directory / rundir.WEIGHTS)]
 
 
