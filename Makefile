@@ -8,6 +8,8 @@
 # Variables: see `make help`.
 
 PYTHON ?= python3
+# Files and arguments are UTF-8, whatever the locale.
+export PYTHONUTF8 := 1
 PY := .venv/bin/python
 NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM TASKS EVAL_DATA JOBS OUT RUNS NOISE
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.

@@ -19,7 +19,7 @@ from ablations.plan.reading import reading
 from ablations.rundir import Damaged, Exit
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
 from launch import progress
-from launch.processes import Failed, Interrupted, Processes, die_with_parent, environment, gpus
+from launch.processes import Failed, Interrupted, Processes, die_with_parent, environment, gpus, in_utf8
 from launch.repair import is_evaluated, repair
 
 
@@ -193,4 +193,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    in_utf8("launch.local", sys.argv[1:])
     sys.exit(main(sys.argv[1:]))
