@@ -113,6 +113,10 @@ class SentencePiece:
         self.lossless = model.trainer_spec.byte_fallback and not (
             norm.precompiled_charsmap or norm.add_dummy_prefix or norm.remove_extra_whitespaces
         )
+        p = self._processor
+        self.specials = [i for i in range(self.vocab_size) if p.is_control(i) or p.is_unknown(i)]
+        # what has no piece becomes its bytes, so that no text becomes <unk>
+        self.mask: int | None = p.unk_id() if self.lossless else None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without an end-of-document token."""

@@ -48,6 +48,7 @@ TRAIN = "tests/test_mutants.py tests/test_train.py::test_the_engine_is_adamw_wit
 DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
 OBJECTIVE, BUDGET, FP8 = "tests/test_objective.py", "tests/test_budget.py", "tests/test_fp8.py"
 RANKS = "tests/test_parallel.py"
+MLM = "tests/test_mlm.py"
 SEEDED = (
     "tests/test_train.py::test_the_seed_draws_the_order_of_the_data "
     "tests/test_train.py::test_what_is_dropped_differs_by_step_and_by_seed"
@@ -316,6 +317,56 @@ MUTATIONS = [
         "return [count * len(micros)",
         "return [1.0 for _ in counts] or [count * len(micros)",
         OBJECTIVE,
+    ),
+    one(
+        "the masked token is left in the input",
+        "",
+        "model.objective=mlm",
+        "model.objective",
+        OBJ,
+        "inputs_BT[row, torch.from_numpy(chosen[:replaced])] = tokens.mask",
+        "pass",
+        MLM,
+    ),
+    one(
+        "MLM attention is causal",
+        "Cramming: a causal switch without effect",
+        "model.objective=mlm",
+        "model.objective",
+        OBJ,
+        "return (k <= q) | (k > q)",
+        "return k <= q  # ",
+        MLM,
+    ),
+    one(
+        "the loss is over all positions",
+        "",
+        "model.objective=mlm",
+        "model.objective",
+        OBJ,
+        "return Batch(inputs_BT, targets_BT, positions_BM)",
+        "return Batch(inputs_BT, targets_BT)",
+        MLM,
+    ),
+    one(
+        "masks depend on how a batch is cut",
+        "",
+        "model.objective=mlm",
+        "",
+        OBJ,
+        "draw = np.random.default_rng([seed, number])",
+        "draw = np.random.default_rng([seed, row])",
+        MLM,
+    ),
+    one(
+        "masks are the same for all seeds",
+        "",
+        "model.objective=mlm",
+        "",
+        OBJ,
+        "draw = np.random.default_rng([seed, number])",
+        "draw = np.random.default_rng([1, number])",
+        MLM,
     ),
     # fp16
     one(
@@ -1142,7 +1193,7 @@ MUTATIONS = [
         FULL_DISK,
     ),
 ]
-WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
+WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED} {MLM}"
 WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
 WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
 WHERE += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
