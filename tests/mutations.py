@@ -60,6 +60,7 @@ RATIO = f"{STATISTICS}::test_a_ratio_of_sums_is_no_mean_of_ratios"
 PASSAGES = f"{STATISTICS}::test_items_that_share_a_passage_are_one"
 UNEQUAL = f"{STATISTICS}::test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes"
 FEW = f"{STATISTICS}::test_few_independent_items_give_no_verdict"
+EQUIVALENT = f"{STATISTICS}::test_equivalence_is_two_one_sided_tests"
 LEFT_OUT = f"{REPORT}::test_a_task_that_differs_is_left_out_of_the_comparison"
 OTHER_TEXT = f"{REPORT}::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
 RECOMPUTED = f"{REPORT}::test_scores_that_are_not_those_of_the_items_are_refused"
@@ -1034,6 +1035,26 @@ MUTATIONS = [
         f"{REPORT}::test_one_held_out_document_gives_no_verdict",
     ),
     one(
+        "equivalence is claimed at twice the level",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "quantile(2 * LEVEL / self.family,",
+        "quantile(4 * LEVEL / self.family,",
+        EQUIVALENT,
+    ),
+    one(
+        "a difference within noise is equivalent",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "        return abs(self.difference) + quantile(2 * LEVEL / self.family, self.seeds, self.items) <= margin",
+        "        return abs(self.difference) <= margin",
+        EQUIVALENT,
+    ),
+    one(
         "tasks of another chance level are compared",
         "",
         "",
@@ -1115,7 +1136,7 @@ MUTATIONS = [
     ),
 ]
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
-WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
+WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
 WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
 WHERE += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
 EVERYTHING = dict.fromkeys(WHERE.split())
