@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from data import corpus, dedup, execute, filters, prepare
-from data.store import Place
+from data.store import Store
 from data.text import prepared_text
 from data.tokenizer import load_tokenizer
 
@@ -294,13 +294,13 @@ def test_an_empty_file_is_named_wherever_it_stands(tmp_path, store):
         save(tmp_path / name / "5.jsonl", [prose(i) for i in range(40)])
         (tmp_path / name / name).write_bytes(b"")
         with pytest.raises(ValueError, match=f"{name}: holds no document"):
-            prepared_text(str(tmp_path / name), filters.PLAIN, Place(store))
+            prepared_text(str(tmp_path / name), filters.PLAIN, Store(store))
 
 
 def test_what_was_lost_between_two_stages_is_missed(tmp_path, monkeypatch):
     """The disk comes back, after the power went, with half a file of a task that is noted as finished."""
     save(tmp_path / "a.jsonl", [prose(i) for i in range(200)])
-    place = Place(tmp_path / "store")
+    place = Store(tmp_path / "store")
 
     def power_fails(*_):
         raise RuntimeError("no power")
@@ -309,7 +309,7 @@ def test_what_was_lost_between_two_stages_is_missed(tmp_path, monkeypatch):
         with monkeypatch.context() as dark, pytest.raises(RuntimeError, match="no power"):
             dark.setattr(dedup, "keep_first", power_fails)
             prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, place)
-        (half,) = place.store.glob(f"partial-*/scratch/read/{name}")
+        (half,) = store.path.glob(f"partial-*/scratch/read/{name}")
         os.truncate(half, half.stat().st_size // 34 * 17)
         with pytest.raises(ValueError, match="of 200 documents .* was lost"):
             prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, place)
@@ -320,7 +320,7 @@ def test_what_was_lost_between_two_stages_is_missed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("which", ["train/*.jsonl", "valid.jsonl.gz"])
 def test_text_that_lost_documents_makes_no_tokens(tmp_path, which):
     save(tmp_path / "a.jsonl", [prose(i) for i in range(300)])
-    folder, _ = prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, Place(tmp_path / "store"))
+    folder, _ = prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, Store(tmp_path / "store"))
     os.truncate(next(path for path in folder.glob(which) if path.stat().st_size), 0)
     with pytest.raises(ValueError, match="documents for training and validation, not the"):
         prepare.prepare(str(tmp_path / "a.jsonl"), "some", VOCAB, tmp_path / "store")
@@ -504,6 +504,6 @@ def test_command_line(place, store):
 
 def test_pydocs_is_the_recorded_text(monkeypatch, tmp_path):
     monkeypatch.setattr(corpus, "CORPORA", ROOT / "data" / "corpora")
-    _, about = prepared_text("pydocs", filters.Recipe(), Place(tmp_path))
+    _, about = prepared_text("pydocs", filters.Recipe(), Store(tmp_path))
     assert not about["mismatch"]
     assert about["train"]["bytes"] > 10e6 and 1e6 < about["valid"]["bytes"] < 4e6

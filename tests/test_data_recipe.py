@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import corpus, filters, prepare, readers
+from data import corpus, filters, prepare, readers, sources
 from data.filters import Recipe
 from data.text import not_as_listed
 from data.tokenizer import load_tokenizer
@@ -336,7 +336,7 @@ def test_checksums_of_oscar(tmp_path, store, texts):
 @real
 def test_the_placeholders_of_the_oscar_samples_are_no_hashes():
     spec = corpus.load(str(SHARED / "pretrain_samples/oscar_v1/en_dedup"))
-    assert not_as_listed(spec, corpus.units(spec), ["0" * 64])[0].endswith("the list beside it says insert_hash_here")
+    assert not_as_listed(spec, sources.source_files(spec), ["0" * 64])[0].endswith("the list beside it says insert_hash_here")
 
 
 # Blends
