@@ -14,14 +14,17 @@ NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM TASKS EVAL_DA
 said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),'$(n)=$($(n))'))
 
-.PHONY: ablation data plan status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval help clean
+.PHONY: ablation data plan status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
 SUBMIT = launch.slurm.submit --nodes '$(or $(NODES),1)' --site '$(SITE)'
 ablation: .venv/ready
 	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(SUBMIT)),launch.local) $(WORDS)
-plan status show: .venv/ready
+# ON=, BUDGET=: what it costs on hardware, and what a budget trains (ablations/plan/command.py)
+plan: .venv/ready
+	@$(PY) -m ablations plan $(foreach n,ON BUDGET FORMAT PRICE TO,$(if $(call said,$(n)),'$(n)=$($(n))')) $(WORDS)
+status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
 	@$(PY) -m eval.report $(WORDS)
@@ -53,7 +56,7 @@ bench: .venv/ready
 bench-data: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/bench_data.py $(ARGS)
 bench-gpu: .venv/ready
-	$(PY) tests/bench_gpu.py $(ARGS)
+	$(PY) -m tests.bench_gpu $(ARGS)
 # on a machine with a network; evaluation itself never uses one
 EVAL_DATA ?= $(or $(OUT),runs)/eval-data
 eval-data: .venv/ready
@@ -67,5 +70,9 @@ bench-eval: .venv/ready
 	$(PY) -m pip install --quiet --no-deps --editable .
 	@touch $@
 
+# lines of code by package: a size is a number to watch
+loc:
+	@git ls-files '*.py' '*.sh' | xargs wc -l | awk '$$2 != "total" { sub("/[^/]*$$", "", $$2); lines[$$2] += $$1; files[$$2]++ } \
+	  END { for (room in lines) printf "%-18s %6d lines %4d files\n", room, lines[room], files[room] }' | sort
 clean:
 	rm -rf runs

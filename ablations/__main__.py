@@ -11,6 +11,7 @@ import sys
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, bundles, resolve, spread
 from ablations.machine import has_gpu
+from ablations.plan.command import run as plan_ahead
 from ablations.site import site
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, HELP, SETTINGS, Study, from_anywhere, from_args, human
@@ -53,6 +54,8 @@ def main(argv: list[str]) -> int:
             os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
         if args.command == "diff":
             return diff(args.words)
+        if args.command == "plan" and (code := plan_ahead(args.words)) is not None:
+            return code
         study = from_args(args.words)
         if args.command == "status" and args.watch:
             watch(study)

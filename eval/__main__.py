@@ -22,6 +22,7 @@ import numpy as np
 
 from eval.statistics import LN2, mean_stderr, ratio_stderr
 from eval.tasks import mirror, position, probes
+from eval.tasks.suite import suite
 from eval.weights import Weights, found, write
 
 PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/score.py)
@@ -319,40 +320,6 @@ def loss(samples: list[dict]) -> dict:
         "stderr": ratio_stderr(nats / LN2, sizes),
         "bytes": int(sizes.sum()),
         "n": len(samples),
-    }
-
-
-def suite(evaluations: list[dict]) -> dict | None:
-    """The headline of the suite over evaluations (of one run, or of all that are compared), in points.
-
-    Returns: {"value": unweighted mean over the tasks, "stderr", "chance", "corrected": the mean of (value - chance) /
-        (1 - chance) with its "corrected_stderr", "tasks": how many of "of" are there, "able": the tasks that these runs
-        can do, taken together (see tasks.yaml), and "able_value", the mean over them}; None without any task.
-        Only tasks that all evaluations have are counted.
-    """
-    each = [{k: v for k, v in e["tasks"].items() if v.get("suite")} for e in evaluations]
-    names = [name for name in mirror.suite() if all(name in tasks for tasks in each)]
-    if not names:
-        return None
-    value, stderr, chance, best = (
-        np.array([[tasks[name][key] for name in names] for tasks in each], float)
-        for key in ("value", "stderr", "chance", "guess")
-    )
-    n, k = len(names), len(evaluations)
-    apart = value.mean(0) - best.mean(0)
-    able = apart > 2 * stderr.mean(0)  # the same items in all: more runs do not make a task's error smaller
-    scale = 1 - chance
-    return {
-        "value": 100 * float(value.mean()),
-        "stderr": 100 * float(np.sqrt((stderr**2).mean(0).sum()) / n),
-        "chance": 100 * float(chance.mean()),
-        "corrected": 100 * float(((value - chance) / scale).mean()),
-        "corrected_stderr": 100 * float(np.sqrt(((stderr / scale) ** 2).mean(0).sum()) / n),
-        "tasks": n,
-        "of": len(mirror.suite()),
-        "runs": k,
-        "able": [name for name, can in zip(names, able, strict=True) if can],
-        "able_value": 100 * float(value[:, able].mean()) if able.any() else None,
     }
 
 

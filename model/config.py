@@ -1,7 +1,9 @@
 """The shape of a model and the variant of each of its factors. No torch here: planning needs it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from model.setting import Setting, check_ranges
 
 
 @dataclass(frozen=True)
@@ -12,35 +14,78 @@ class ModelConfig:
         ValueError: when the fields do not make a model together; the message says what would.
     """
 
-    layers: int
-    hidden: int
-    heads: int
-    seq: int  # training length, tokens
-    vocab: int  # size of the tokenizer, before padding
-    vocab_multiple: int  # the embedding has as many rows as the next multiple of this
-    pos: Literal["none", "learned", "rotary", "alibi", "sinusoidal", "scaled-sinusoidal"]
-    act: Literal["gelu", "swiglu", "swiglu-unmatched", "geglu"]
-    norm: Literal["layernorm", "rmsnorm"]
-    block: Literal["pre-ln", "post-ln", "parallel"]
-    objective: Literal["causal", "prefix"]  # prefix: both ways inside a prefix of each sequence, and no loss on it
-    qk_scaling: bool  # scores divided by the layer's number, multiplied back in fp32: only fp16 needs it
-    embnorm: bool  # LayerNorm after the token lookup, before positions
-    qkv_bias: bool  # biases of the query, key and value projections
-    linear_bias: bool  # biases of all other linear layers
-    tied: bool  # the output matrix is the token embedding
-    dropout: float  # of the embeddings and of what attention and MLP add to the residual stream
-    attn_dropout: float  # of the attention probabilities
-    rotary_base: float
-    init_std: float
-    norm_eps: float
+    layers: Annotated[int, Setting("transformer blocks", at_least=1)]
+    hidden: Annotated[int, Setting("width of the residual stream", at_least=1)]
+    heads: Annotated[int, Setting("attention heads per block; must divide model.hidden", at_least=1)]
+    seq: Annotated[int, Setting("training length", "tokens", at_least=1)]
+    vocab: Annotated[int, Setting("size of the tokenizer, before padding", "tokens", at_least=1)]
+    vocab_multiple: Annotated[
+        int, Setting("the embedding has as many rows as the next multiple of this", "rows", "Megatron", at_least=1)
+    ]
+    pos: Annotated[
+        Literal["none", "learned", "rotary", "alibi", "sinusoidal", "scaled-sinusoidal"],
+        Setting("position scheme", source="GPT-2"),
+    ]
+    act: Annotated[
+        Literal["gelu", "swiglu", "swiglu-unmatched", "geglu"],
+        Setting(
+            "activation; swiglu and geglu are matched in parameters at 2/3 of the inner width, swiglu-unmatched is not",
+            source="GPT-2",
+        ),
+    ]
+    norm: Annotated[Literal["layernorm", "rmsnorm"], Setting("normalisation layers", source="GPT-2")]
+    block: Annotated[
+        Literal["pre-ln", "post-ln", "parallel"],
+        Setting("order of a block; parallel: attention and MLP side by side after one norm", source="GPT-2"),
+    ]
+    objective: Annotated[
+        Literal["causal", "prefix"],
+        Setting(
+            "what is predicted; prefix: tokens of a prefix see each other both ways, and only the rest is predicted"
+        ),
+    ]
+    qk_scaling: Annotated[
+        bool, Setting("fp16 only: scores are divided by the layer's number, and multiplied back in fp32 (Megatron)")
+    ]
+    embnorm: Annotated[bool, Setting("LayerNorm after the token lookup, before positions", source="GPT-2")]
+    qkv_bias: Annotated[bool, Setting("biases of the query, key and value projections", source="GPT-2")]
+    linear_bias: Annotated[bool, Setting("biases of all other linear layers", source="GPT-2")]
+    tied: Annotated[bool, Setting("the output matrix is the token embedding", source="GPT-2")]
+    dropout: Annotated[
+        float,
+        Setting(
+            "dropout of the embeddings and of what attention and MLP add to the residual stream",
+            "probability",
+            "untuned; BigScience's runs had 0.1",
+            at_least=0,
+            below=1,
+        ),
+    ]
+    attn_dropout: Annotated[
+        float,
+        Setting(
+            "dropout of the attention probabilities",
+            "probability",
+            "untuned; BigScience's runs had 0.1",
+            at_least=0,
+            below=1,
+        ),
+    ]
+    rotary_base: Annotated[
+        float, Setting("base of the rotary wavelengths; only model.pos=rotary reads it", "", "Su et al. 2021", above=0)
+    ]
+    init_std: Annotated[
+        float,
+        Setting(
+            "standard deviation of the initial weights",
+            source="Megatron's default, used by BigScience's 1.3B runs",
+            above=0,
+        ),
+    ]
+    norm_eps: Annotated[float, Setting("added to the variance in each norm", source="GPT-2", above=0)]
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "heads", "seq", "vocab", "vocab_multiple"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("dropout", "attn_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)}: must lie between 0 and 1, 1 excluded")
+        check_ranges("model", self)
         if self.hidden % self.heads:
             fits = [n for n in range(1, self.hidden + 1) if self.hidden % n == 0]
             near = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:4])

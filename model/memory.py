@@ -22,6 +22,7 @@ def estimate(
     accumulate: int = 1,
     gpu: bool = False,
     tp: int = 1,
+    recompute: bool = False,
 ) -> dict[str, int]:
     """What is alive on one rank at the peak of a training step, in bytes.
 
@@ -31,6 +32,8 @@ def estimate(
         ranks: among which it spreads the optimizer: those that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
         tp: ranks that hold one copy of the model together. What they need is by formula only; it was not measured.
+        recompute: whether each layer keeps its input alone and is computed again in the backward pass. For plans:
+            launch/engine.py does not do it.
 
     Returns:
         weights, optimizer (fp32 masters and two moments, divided by `ranks`), gradients (with their buffers),
@@ -40,7 +43,7 @@ def estimate(
     width = 2 if half else 4
     count, rows, vocab = parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
-    kept, passing = activations(cfg, micro_batch, precision, gpu, tp)
+    kept, passing = activations(cfg, micro_batch, precision, gpu, tp, recompute)
     logits = min(rows, ROWS_CPU) * vocab * width
     matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32
     work, summed = max(min(rows, SOFTMAX_CPU) * vocab * 4 * half, matrix * width), 4 * matrix
@@ -95,7 +98,9 @@ def gradients(
     return before, before + bucket, before + bucket, before + bucket + joined + own, own + part + half * bucket
 
 
-def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1) -> tuple[int, int]:
+def activations(
+    cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1, recompute: bool = False
+) -> tuple[int, int]:
     """Bytes kept for the backward pass, and what is alive beside them while one layer is at work."""
     B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn // tp, cfg.heads // tp
     width = 4 if precision == "fp32" else 2
@@ -127,4 +132,6 @@ def activations(cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, t
             working = max(working, 5 * inner + 3 * unit + 8 * D * F)
     mask = (H if alibi else 1) * (B if cfg.objective == "prefix" else 1) * T * T * width
     ends = norm + unit * (cfg.embnorm + (cfg.dropout > 0)) + mask
+    if recompute:
+        return cfg.layers * unit + ends, layer + max(working, 2 * inner) + unit
     return cfg.layers * layer + ends, max(working, 2 * inner) + unit

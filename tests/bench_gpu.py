@@ -1,136 +1,249 @@
-"""Training speed on one GPU: `make bench-gpu`, ARGS="--micro-batch 8 16 32" for the best of these.
+"""Training speed on one GPU, in slices that end within a limit: `make bench-gpu`.
 
-First every position variant's loss and gradients are compared with the plain reference, in fp32 on the CPU, at a small
-shape: compiled in bf16 they may be off by 1.3 times what the same model written out in bf16 is off, and the engine's
-first loss must be the model's. In fp8 every product of every linear layer is compared with that of rounded operands
-(model/proof.py), and the gradients may be off by 0.25 of their norm; on a CPU, at this shape, they are off by 0.16 at
-most, and those of bf16 by 0.06. A wrong result ends the program before anything is timed, with exit code 1.
+    make bench-gpu ARGS="--check"                                   is what the GPU computes right? (bench_gpu_check.py)
+    make bench-gpu ARGS="--positions rotary --how engine"           one slice of the table
+    make bench-gpu ARGS="--precision fp8 --micro-batch 16"
+    make bench-gpu ARGS="--profile --positions rotary"              where one step's time goes, kernel by kernel
 
-Then each variant trains at the size that is asked for, through the engine (launch/engine.py, DeepSpeed) and beside it
-in a bare torch loop with fp32 masters: tokens per second, model FLOPs utilisation by the count of model/count.py
-against the dense bf16 peak of the GPU (in fp8 too), memory, and seconds of compilation, which is no part of the speed.
-Each row runs in a process of its own. A GPU that has no FP8 has no row for it. Exit code 2: there is no GPU.
+Each variant trains at the size that is asked for, through the engine (launch/engine.py, DeepSpeed) and beside it in a
+bare torch loop with fp32 masters. A row has tokens per second, model FLOPs utilisation by the count of model/count.py
+against the dense bf16 peak of the GPU (in fp8 too), memory, the estimate of model/memory.py, and seconds of
+compilation, which is no part of the speed. Each row runs in a process of its own and is appended to --results (JSON
+Lines) as it ends: a call that is killed loses one row, and a row that is there already is not measured again. With
+--limit no row begins that would not end in time, judged by the longest so far. Set TORCHINDUCTOR_CACHE_DIR to keep
+compiled code between calls.
+
+Without --check the check of the positions and precisions that are timed runs first; a wrong result ends the program
+with exit code 1, unless the results file says that it has passed on this GPU. Exit code 2: there is no GPU.
+--rehearse runs the same sequence on a CPU, at the size nano unless --size says otherwise; its numbers mean nothing.
 """
 
 import argparse
+import datetime
 import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
-from ablations.config import ConfigError, Run, resolve
+from ablations.config import ConfigError, resolve
 from launch import engine, preflight
-from model import attention, count, proof
+from model import count
 from model.gpt import GPT
-from model.shard import WHOLE, Whole
+from model.memory import estimate
+from tests.bench_gpu_check import LONG, POSITIONS, wrong, wrong_in_fp8
 
-POSITIONS = ("none", "learned", "rotary", "alibi")
-IN_FP8 = "rotary"  # the position of the rows in fp8
-PEAKS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12}  # dense bf16 FLOP/s, NVIDIA's data sheets
-SMALL = [
-    ("size", "nano"),
-    ("model.layers", 2),
-    ("model.hidden", 256),
-    ("model.heads", 4),
-    ("model.seq", 256),
-    ("train.batch", 4),
-    ("layout.micro_batch", 4),
-    ("train.precision", "bf16"),
-]
-
-
-def reading(model: GPT, rows: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-    """The loss and all gradients, in fp32 on the CPU."""
-    model.zero_grad()
-    value = loss(rows)
-    value.backward()
-    found = [value, *(p.grad for p in model.parameters() if p.grad is not None)]
-    return [t.detach().float().cpu() for t in found]
-
-
-def larger(run: Run, tp: Whole = WHOLE) -> GPT:
-    """A model whose weights are larger than they begin, so that what attention sees matters."""
-    model = GPT(run.model, run.seed, tp)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(3) if p.dim() > 1 else p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
-    return model
+# Dense bf16 FLOP/s by the beginning of the name that CUDA gives; NVIDIA's data sheets. An H100 PCIe or NVL has fewer
+# units and lower clocks than an SXM.
+PEAKS = {
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H100": 989.5e12,
+    "NVIDIA H200 NVL": 835.5e12,
+    "NVIDIA H200": 989.5e12,
+    "NVIDIA A100": 312e12,
+}
+ROOT = Path(__file__).parents[1]
+Row = dict[str, Any]
+DESCRIBES = (
+    "size",
+    "position",
+    "precision",
+    "loop",
+    "micro_batch",
+    "accumulate",
+    "device",
+    "torch",
+)  # what makes a row
 
 
-def wrong_in_fp8(device: str) -> list[str]:
-    """What is wrong with FP8 on `device`, compiled where that is a GPU; empty: nothing."""
-    run = resolve([*SMALL, ("model.pos", IN_FP8), ("train.precision", "fp8")])
-    rows = torch.randint(run.model.vocab, (4, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
-    exact_model, model = larger(run), larger(run, engine.ranks(run)).to(device, torch.bfloat16)
-    found = proof.precision(model)
-    faults = [] if found.passed and found.value == "fp8" else [f"fp8: {found.value}, {found.detail}"]
-    exact = reading(exact_model, rows, exact_model.loss)
-    ours = reading(model, rows.to(device), torch.compile(model.loss) if device == "cuda" else model.loss)
-    for name, ideal, mine in zip(["loss", *(n for n, _ in model.named_parameters())], exact, ours, strict=True):
-        error, allowed = float((mine - ideal).norm() / ideal.norm()), 0.001 if name == "loss" else 0.25
-        if not error <= allowed:
-            faults.append(f"fp8: {name} is off by {error:.3g} of its norm; {allowed} is allowed")
-    return faults
+def main() -> int:
+    args = arguments()
+    if not torch.cuda.is_available() and not args.rehearse:
+        print("error: make bench-gpu needs an NVIDIA GPU, and torch sees none", file=sys.stderr)
+        return 2
+    if args.row:
+        print(json.dumps(measure(json.loads(args.row), args.steps, args.profile)))
+        return 0
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if "fp8" in args.precision:
+            preflight.check_fp8(resolve([("train.precision", "fp8")]))
+    except ConfigError as error:
+        print(f"{error}: without rows in fp8", flush=True)
+        args.precision.remove("fp8")
+    passed = check(args, device)
+    if args.check or not passed:
+        return 0 if passed else 1
+    return 0 if table(args) else 1
 
 
-def wrong(pos: str, device: str) -> list[str]:
-    """What is wrong with the executor that `device` runs, compiled, and with the engine around it; empty: nothing.
-
-    On a CPU, where FlexAttention has no backward, this compares what runs there.
-    """
-    run = resolve([*SMALL, ("model.pos", pos), ("layout.compile", "never")])
-    rows = torch.randint(run.model.vocab, (4, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
-    model = larger(run)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    exact = reading(model, rows, model.loss)
-    model, there = model.to(device, torch.bfloat16), rows.to(device)
-    with mock.patch.object(attention, "fused", lambda p, h, x, prefix=None: attention.plain(p, h, x, 0.0, prefix)):
-        written_out = reading(model, there, model.loss)
-    ours = reading(model, there, torch.compile(model.loss) if device == "cuda" else model.loss)
-    faults = []
-    for name, ideal, theirs, mine in zip(
-        ["loss", *(n for n, _ in model.named_parameters())], exact, written_out, ours, strict=True
-    ):
-        # what is wrong in both counts too: honest rounding is 1 to 8% of a gradient
-        allowed = min(1.3 * (theirs - ideal).norm() + 1e-3 * ideal.norm(), 0.15 * ideal.norm())
-        if not (mine - ideal).norm() <= allowed:  # a NaN is wrong too
-            faults.append(f"{pos}: {name} is off by {(mine - ideal).norm():.3g}; {allowed:.3g} is allowed")
-    engine.start(run)
-    fresh = GPT(run.model, run.seed)
-    fresh.load_state_dict(state)
-    first = engine.build(fresh, resolve([*SMALL, ("model.pos", pos)]), 1).step(rows, 1e-4)[0]
-    if not abs(first - float(exact[0])) < 0.01 * float(exact[0]):
-        faults.append(f"{pos}: the engine's first loss is {first:.4f}, the model's {float(exact[0]):.4f}")
-    return faults
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size")
+    parser.add_argument("--check", action="store_true", help="only compare with the reference")
+    parser.add_argument("--positions", nargs="+", default=list(POSITIONS), choices=POSITIONS)
+    parser.add_argument("--precision", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8"])
+    parser.add_argument("--how", nargs="+", default=["engine", "bare"], choices=["engine", "bare"])
+    parser.add_argument("--micro-batch", type=int, nargs="+", default=[8, 16])
+    parser.add_argument(
+        "--accumulate", type=int, default=16, help="micro-batches per optimizer step; 16: a batch of 128"
+    )
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps that are timed, after two that are not")
+    parser.add_argument("--profile", action="store_true", help="print a step's kernels by their time")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds that this call may take")
+    parser.add_argument("--results", type=Path, default=Path("runs/bench-gpu.jsonl"), help="appended to")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.size = args.size or ("nano" if args.rehearse else "1b3")
+    return args
 
 
-def bare(model: GPT, run: Run, rows: torch.Tensor) -> tuple[Callable[[], object], float]:
+# ------------------------------------------------------------------------------------------------ the check
+
+
+def check(args: argparse.Namespace, device: str) -> bool:
+    """Whether every position (and precision) that is asked for computes what the reference does, here or in a call
+    before. Prints and records what was compared, case by case."""
+    known = {
+        row["case"]: row["faults"] for row in results(args.results) if row.get("device") == name() and "case" in row
+    }
+    cases: dict[str, Callable[[], list[str]]] = {}
+    for pos in args.positions:
+        cases[f"{pos}, head 64, 256 tokens"] = lambda pos=pos: wrong(pos, device)
+    if device == "cuda":
+        cases["alibi, head 128, 1024 tokens"] = lambda: wrong("alibi", device, LONG)
+    if "fp8" in args.precision:
+        cases["fp8"] = lambda: wrong_in_fp8(device)
+    for case, compare in cases.items():
+        if case not in known or known[case]:
+            known[case] = compare()
+            append(args.results, {"case": case, "faults": known[case], "device": name(), "torch": torch.__version__})
+        print(f"check: {case}: {'equals the reference' if not known[case] else '; '.join(known[case])}", flush=True)
+    return not any(known[case] for case in cases)
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def table(args: argparse.Namespace) -> bool:
+    """Measures the rows that are not there yet; whether all that were asked for are there now."""
+    print(
+        f"{args.size} on one {name()}, torch {torch.__version__}\n"
+        "| position | precision | loop | micro-batch | tokens/s | MFU | GB | of the estimate | compilation, s |\n"
+        "|---|---|---|---|---|---|---|---|---|"
+    )
+    began, longest, complete = time.monotonic(), 0.0, True
+    for wanted in rows(args):
+        row = next((r for r in results(args.results) if all(r.get(key) == wanted[key] for key in DESCRIBES)), None)
+        if row is None or args.profile:
+            if time.monotonic() - began + longest > args.limit:
+                print(f"no time for {', '.join(str(wanted[key]) for key in DESCRIBES[1:5])}", flush=True)
+                complete = False
+                continue
+            start = time.monotonic()
+            row = wanted | run_row(wanted, args)
+            longest = max(longest, time.monotonic() - start)
+            if not args.profile:
+                append(args.results, row)
+        complete &= "failed" not in row
+        print(line(row), flush=True)
+    compare_speeds(args)
+    return complete
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    """What is to be measured, the most valuable first: fp8 is timed with one position only."""
+    return [
+        {
+            "size": args.size,
+            "position": pos,
+            "precision": precision,
+            "loop": how,
+            "micro_batch": micro,
+            "accumulate": args.accumulate,
+            "device": name(),
+            "torch": torch.__version__,
+        }
+        for precision in args.precision
+        for how in args.how
+        for pos in sorted(args.positions, key=lambda p: p != "rotary")
+        for micro in args.micro_batch
+        if precision != "fp8" or pos == ("rotary" if "rotary" in args.positions else args.positions[0])
+    ]
+
+
+def run_row(wanted: Row, args: argparse.Namespace) -> Row:
+    """`measure` in a process of its own; its last words where it fails, as it does where memory is not enough."""
+    command = [sys.executable, "-m", "tests.bench_gpu", "--row", json.dumps(wanted), "--steps", str(args.steps)]
+    command += ["--rehearse"] * args.rehearse + ["--profile"] * args.profile
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    if args.profile:
+        print(done.stdout, flush=True)
+    if done.returncode:
+        return {"failed": ([text for text in done.stderr.splitlines() if text.strip()] or ["it ended"])[-1][:200]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def line(row: Row) -> str:
+    first = f"| {row['position']} | {row['precision']} | {row['loop']} | {row['micro_batch']} "
+    if "failed" in row:
+        return f"{first}| {row['failed']} | | | | |"
+    rate = f"{row['mfu']:.1%}" if row["mfu"] else f"{row['flops_per_second'] / 1e12:.3g} TFLOP/s"
+    share = row["gigabytes"] / row["estimated_gigabytes"]
+    speed, memory, compiling = row["tokens_per_second"], row["gigabytes"], row["compile_seconds"]
+    return f"{first}| {speed:,.0f} | {rate} | {memory:.1f} | {share:.2f} | {compiling:.0f} |"
+
+
+def compare_speeds(args: argparse.Namespace) -> None:
+    """The ratios that docs/gpu.md sets bars for, of the best micro-batch of each."""
+    best: dict[tuple[str, str, str], float] = {}
+    for row in results(args.results):
+        if row.get("size") == args.size and row.get("device") == name() and "tokens_per_second" in row:
+            key = (row["position"], row["precision"], row["loop"])
+            best[key] = max(best.get(key, 0.0), row["tokens_per_second"])
+    pairs = [(("alibi", "bf16", "engine"), (other, "bf16", "engine")) for other in ("rotary", "none")]
+    pairs += [((pos, "bf16", "engine"), (pos, "bf16", "bare")) for pos in POSITIONS]
+    pairs += [((pos, "fp8", "engine"), (pos, "bf16", "engine")) for pos in POSITIONS]
+    for one, other in pairs:
+        if one in best and other in best:
+            print(f"{' '.join(one)} has {best[one] / best[other]:.3f} of the speed of {' '.join(other)}")
+
+
+# ------------------------------------------------------------------------------------------------ one row
+
+
+def bare(model: GPT, words: list[tuple[str, Any]], data: torch.Tensor) -> tuple[Callable[[], object], float]:
     """A step of a plain torch loop on the same work (bf16 weights, fp32 masters, AdamW, clipping), and the seconds that
     compiling took."""
-    model = model.to("cuda", torch.bfloat16)
+    run, device = resolve(words), "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, torch.bfloat16)
     weights: list[torch.Tensor] = list(model.parameters())
-    micros = rows.cuda().split(run.layout.micro_batch)
+    micros = data.to(device).split(run.layout.micro_batch)
     masters = [p.detach().float().requires_grad_() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    loss = torch.compile(model.loss, dynamic=False)
+    loss = torch.compile(model.loss, dynamic=False) if device == "cuda" else model.loss
     began = time.perf_counter()
     torch.autograd.grad(loss(micros[0]), weights)
-    torch.cuda.synchronize()
+    wait()
     seconds = time.perf_counter() - began
 
     def step() -> None:
         for micro in micros:
             (loss(micro) / len(micros)).backward()
-            for master, weight in zip(masters, weights, strict=True):
-                assert weight.grad is not None
-                grad = weight.grad.float()
-                master.grad = grad if master.grad is None else master.grad.add_(grad)
+            grads = [weight.grad for weight in weights if weight.grad is not None]
+            if masters[0].grad is None:
+                for master, grad in zip(masters, grads, strict=True):
+                    master.grad = grad.float()
+            else:
+                torch._foreach_add_([master.grad for master in masters], [grad.float() for grad in grads])
+            for weight in weights:
                 weight.grad = None
         torch.nn.utils.clip_grad_norm_(masters, run.train.clip)
         optimizer.step()
@@ -141,103 +254,97 @@ def bare(model: GPT, run: Run, rows: torch.Tensor) -> tuple[Callable[[], object]
     return step, seconds
 
 
-def measure(how: str, words: list[tuple[str, Any]], steps: int) -> dict[str, float]:
-    """One row: tokens per second (the median step), gigabytes at the peak, seconds of compilation."""
+def measure(wanted: Row, steps: int, profile: bool) -> Row:
+    """Tokens per second (the median step), gigabytes at the peak and by estimate, seconds of compilation."""
+    micro, batch = wanted["micro_batch"], wanted["micro_batch"] * wanted["accumulate"]
+    words = [
+        ("size", wanted["size"]),
+        ("model.pos", wanted["position"]),
+        ("train.precision", wanted["precision"]),
+        ("train.batch", batch),
+        ("train.tokens", 10**12),
+        ("layout.micro_batch", micro),
+    ]
     run = resolve(words)
-    rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
+    data = torch.randint(run.model.vocab, (batch, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
     engine.start(run)
     step: Callable[[], object]
-    if how == "engine":
-        built = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
-        step, compiling = lambda: built.step(rows, run.train.lr), built.compile_seconds
+    model = GPT(run.model, run.seed, engine.ranks(run))
+    if wanted["loop"] == "engine":
+        built = engine.build(model, run, 1)
+        step, compiling = lambda: built.step(data, run.train.lr), built.compile_seconds
     else:
-        step, compiling = bare(GPT(run.model, run.seed, engine.ranks(run)), run, rows)
+        step, compiling = bare(model, words, data)
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()  # compiling ends with a proof that holds gradients twice
     seconds = []
-    torch.cuda.reset_peak_memory_stats()  # compiling ends with a proof that holds gradients twice
     for i in range(2 + steps):
-        torch.cuda.synchronize()
+        wait()
         began = time.perf_counter()
         step()
-        torch.cuda.synchronize()
+        wait()
         seconds += [time.perf_counter() - began] if i >= 2 else []
-    tokens = run.train.batch * run.model.seq
-    memory = torch.cuda.max_memory_allocated() / 1e9
-    return {"speed": tokens / statistics.median(seconds), "gb": memory, "compile": compiling}
+    if profile:
+        print_profile(step)
+    speed = batch * run.model.seq / statistics.median(seconds)
+    flops = speed * count.flops_per_token(run.model)
+    peak = next((peak for card, peak in PEAKS.items() if name().startswith(card)), None)
+    guess = estimate(run.model, micro, run.train.precision, run.layout.zero, 1, wanted["accumulate"], cuda, 1)
+    return {
+        "tokens_per_second": speed,
+        "step_seconds": seconds,
+        "flops_per_second": flops,
+        "mfu": flops / peak if peak else None,
+        "gigabytes": torch.cuda.max_memory_allocated() / 1e9 if cuda else guess["total"] / 1e9,
+        "estimated_gigabytes": guess["total"] / 1e9,
+        "compile_seconds": compiling,
+        "date": datetime.date.today().isoformat(),
+    }
 
 
-def row(how: str, words: list[tuple[str, Any]], steps: int) -> dict[str, float] | str:
-    """`measure` in a process of its own; its last words where it fails."""
-    told = json.dumps([how, words, steps])
-    done = subprocess.run([sys.executable, __file__, "--row", told], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return ([line for line in done.stderr.splitlines() if line.strip()] or ["it ended"])[-1][:200]
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+def print_profile(step: Callable[[], object]) -> None:
+    """The kernels of one step by their time, and the share of the step in which the GPU had nothing to do."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = torch.cuda.is_available()
+    began = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as trace:
+        step()
+        wait()
+    seconds = time.perf_counter() - began
+    kernels = sorted(trace.key_averages(), key=lambda k: -(k.self_device_time_total if cuda else k.self_cpu_time_total))
+    times = {k.key: (k.self_device_time_total if cuda else k.self_cpu_time_total) / 1e6 for k in kernels}
+    print(f"one step under the profiler: {seconds:.3f} s, of them {sum(times.values()):.3f} s in kernels")
+    for kernel, busy in list(times.items())[:25]:
+        print(f"{busy / seconds:7.1%}  {kernel[:110]}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="1b3")
-    parser.add_argument("--micro-batch", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--accumulate", type=int, default=2, help="micro-batches per optimizer step")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--row", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("error: make bench-gpu needs an NVIDIA GPU, and torch sees none", file=sys.stderr)
-        return 2
-    if args.row:
-        print(json.dumps(measure(*json.loads(args.row))))
-        return 0
+def wait() -> None:
+    """Until the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
-    variants, lacking = [*((pos, "bf16") for pos in POSITIONS), (IN_FP8, "fp8")], ""
-    try:
-        preflight.check_fp8(resolve([("train.precision", "fp8")]))
-    except ConfigError as error:
-        variants, lacking = variants[:-1], str(error)
-    faults = [fault for pos in POSITIONS for fault in wrong(pos, "cuda")] + ([] if lacking else wrong_in_fp8("cuda"))
-    if faults:
-        print("wrong results, so nothing was timed:", *faults, sep="\n", file=sys.stderr)
-        return 1
-    device = torch.cuda.get_device_name()
-    peak = next((flops for name, flops in PEAKS.items() if name in device), None)
-    equal = f"loss and gradients of {', '.join(POSITIONS)}{'' if lacking else ' and of fp8'} equal the reference"
-    print(
-        f"{args.size} on one {device}, torch {torch.__version__}; {equal}\n{lacking}\n"
-        "| position | loop | micro-batch | tokens/s | MFU | GB | compilation, s |\n|---|---|---|---|---|---|---|"
-    )
-    best: dict[str, float] = {}
-    for pos, precision in variants:
-        label = pos if precision == "bf16" else f"{pos}, {precision}"
-        for how in ("engine", "bare torch"):
-            for micro in args.micro_batch:
-                batch = micro * args.accumulate
-                words = [
-                    ("size", args.size),
-                    ("model.pos", pos),
-                    ("train.precision", precision),
-                    ("train.batch", batch),
-                    ("train.tokens", 10**12),
-                    ("layout.micro_batch", micro),
-                ]
-                got = row(how, words, args.steps)
-                if isinstance(got, str):
-                    print(f"| {label} | {how} | {micro} | {got} | | | |", flush=True)
-                    continue
-                used = got["speed"] * count.flops_per_token(resolve(words).model)
-                mfu = f"{used / peak:.1%}" if peak else f"{used / 1e12:.0f} TFLOP/s"
-                print(
-                    f"| {label} | {how} | {micro} | {got['speed']:,.0f} | {mfu} | {got['gb']:.1f} "
-                    f"| {got['compile']:.0f} |",
-                    flush=True,
-                )
-                if how == "engine":
-                    best[label] = max(best.get(label, 0.0), got["speed"])
-    for a, b in (("alibi", "rotary"), ("alibi", "none"), ("rotary", "none")):
-        if a in best and b in best:
-            print(f"{a} has {best[a] / best[b]:.3f} of the speed of {b} (at least 0.97 is wanted)")
-    if (eight := f"{IN_FP8}, fp8") in best and IN_FP8 in best:
-        print(f"fp8 has {best[eight] / best[IN_FP8]:.3f} of the speed of bf16 ({IN_FP8})")
-    return 0 if len(best) == len(variants) else 1
+
+def name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def results(path: Path) -> list[Row]:
+    """The rows that are there; a line that a killed call has left half written is none."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            continue
+    return found
+
+
+def append(path: Path, row: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

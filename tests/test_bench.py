@@ -11,7 +11,8 @@ from ablations.config import resolve
 from launch import engine
 from model import attention, fp8, position
 from model.gpt import GPT
-from tests.bench_gpu import POSITIONS, wrong, wrong_in_fp8
+from tests import bench_gpu
+from tests.bench_gpu_check import POSITIONS, wrong, wrong_in_fp8
 
 TINY = [
     ("size", "nano"),
@@ -55,8 +56,8 @@ def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_bench_gpu_says_so_in_one_line() -> None:
-    script = Path(__file__).with_name("bench_gpu.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.bench_gpu"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr == "error: make bench-gpu needs an NVIDIA GPU, and torch sees none\n"
 
@@ -75,3 +76,21 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
     # in fp8 what is rounded otherwise is a sixteenth off, and the third gradient's norm has seen two such steps
     tolerance = {"fp32": 1e-5, "bf16": 2e-2, "fp8": 0.1}[precision]
     assert losses("always") == pytest.approx(losses("never"), rel=tolerance)
+
+
+def test_a_row_that_is_there_is_not_measured_again_and_half_a_line_is_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    words = ["--rehearse", "--positions", "rotary", "alibi", "--micro-batch", "1", "--results", str(path)]
+    monkeypatch.setattr(sys, "argv", ["bench_gpu", *words])
+    args = bench_gpu.arguments()
+    numbers = dict.fromkeys(("tokens_per_second", "flops_per_second", "gigabytes", "estimated_gigabytes"), 7.0)
+    for row in bench_gpu.rows(args):
+        bench_gpu.append(path, row | numbers | {"mfu": None, "compile_seconds": 0.0})
+    assert bench_gpu.table(args)  # else it would train for a minute
+    assert capsys.readouterr().out.count("| 7 | 7e-12 TFLOP/s |") == len(bench_gpu.rows(args)) == 6
+    path.write_text(path.read_text()[:-20])  # killed while it wrote
+    args.limit = 0.0
+    assert len(bench_gpu.results(path)) == 5 and not bench_gpu.table(args)
+    assert "no time for rotary, fp8, bare, 1" in capsys.readouterr().out

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.__main__ import main, suite
+from eval.__main__ import main
 from eval.tasks import fetch, harness, mirror, score
+from eval.tasks.suite import suite
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.position import POSITIONS
@@ -268,8 +269,11 @@ def test_guesses():
 
     yes_no = [row(2, 0), row(2, 0), row(2, 0), row(2, 1)]
     assert harness.guess("multiple_choice", "acc", yes_no) == {"chance": 0.5, "guess": 0.75}
-    own = [row(4, 3, "abcd"), row(5, 3, "efghi")]  # the place of an answer is no answer
-    assert harness.guess("multiple_choice", "acc", own) == {"chance": 0.225, "guess": 0.225}
+    places = [row(4, 3, "abcd"), row(5, 3, "efghi"), row(4, 1, "jklm")]  # the place that is right most often
+    assert harness.guess("multiple_choice", "acc", places) == {"chance": pytest.approx(0.7 / 3), "guess": 2 / 3}
+    # MultiRC: the choices are the answer of that item with yes or no after it, so no two items have the same strings
+    multirc = [row(2, target, (f"{i}? yes", f"{i}? no")) for i, target in enumerate([1, 1, 1, 0])]
+    assert harness.guess("multiple_choice", "acc", multirc) == {"chance": 0.5, "guess": 0.75}
     assert harness.guess("generate_until", "exact_match", [])["chance"] == 0
 
 

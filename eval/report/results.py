@@ -4,7 +4,6 @@ import numpy as np
 
 from ablations.plan.power import POWER, detectable
 from ablations.values import human
-from eval.__main__ import suite
 from eval.report import figure
 from eval.report.compare import (
     METRICS,
@@ -24,6 +23,7 @@ from eval.report.settings import configurations
 from eval.report.short_names import brief
 from eval.report.table import Figure, Table, plus_minus
 from eval.statistics import Part, bootstrap, interval, level_stderr, noise_floor, outstanding, quantile, ratio_stderr
+from eval.tasks.suite import suite
 
 PAIRED = """\
 Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.

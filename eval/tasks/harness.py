@@ -352,13 +352,14 @@ def _outcome(scorer: Scorer, made: ConfigurableTask, run: Any, name: str) -> dic
 def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
     """{"chance", "guess"} of a task, from lm-eval's logged samples.
 
-    Always giving the commonest answer is a guess only where the answers have names, the same for every item.
+    guess: the better of chance and of always choosing the place that is right most often. Where the answers have names,
+    as yes and no, that is the commonest answer, also where each item writes them out differently, as in MultiRC; where
+    each item has answers of its own it is a little above chance.
     """
     if metric == "exact_match" or kind == "loglikelihood":
         return {"chance": 0.0, "guess": 0.0}
     if kind != "multiple_choice" or metric != "acc" or not all(isinstance(row["target"], int | str) for row in rows):
         return {"chance": None, "guess": None}
     chance = sum(1 / len(row["arguments"]) for row in rows) / len(rows)
-    answers = {tuple(argument[1] for argument in row["arguments"]) for row in rows}
     commonest = Counter(str(row["target"]) for row in rows).most_common(1)[0][1] / len(rows)
-    return {"chance": chance, "guess": max(chance, commonest) if len(answers) == 1 else chance}
+    return {"chance": chance, "guess": max(chance, commonest)}

@@ -1,0 +1,310 @@
+"""Figures as SVG text, by hand: lines, intervals, cells. No library, clock or random ids: the same bytes every time.
+
+Not matplotlib, because a report is read in light and dark, on a phone and in print: here colours are classes that
+follow the page, text stays text, a figure is 400 units wide at a readable 12, and a page of ten takes some 50 kB.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+from ablations.values import human
+
+if TYPE_CHECKING:  # planning draws too, and has no time to import it
+    import numpy as np
+
+WIDTH, HEIGHT = 400, 270
+SERIES = 7  # colours; Okabe and Ito's, told apart under every common colour blindness; the baseline's is the text's
+
+STYLE = """\
+.fig{color:var(--ink);--ink:#1c1e21;--paper:#fff;--faint:#8a9099;--grid:#e4e6ea;--good:#0072b2;--bad:#d55e00;
+--s0:#1c1e21;--s1:#0072b2;--s2:#d55e00;--s3:#00865f;--s4:#b5528f;--s5:#a97800;--s6:#3b8fc4}
+@media(prefers-color-scheme:dark){.fig{--ink:#e6e8eb;--paper:#16181c;--faint:#868d97;--grid:#2d3138;--good:#5cb8f0;--bad:#ff9350;
+--s0:#e6e8eb;--s1:#5cb8f0;--s2:#ff9350;--s3:#35cfa0;--s4:#e99cc9;--s5:#f0c341;--s6:#a4b0ff}}
+.fig text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:var(--ink)}
+.fig .faint{fill:var(--faint)}.fig .head{font-weight:600;font-size:13px}
+.fig .grid{stroke:var(--grid)}.fig .axis{stroke:var(--faint)}
+.fig .line{fill:none;stroke-width:2;stroke-linejoin:round}.fig .thin{stroke-width:.8;stroke-opacity:.45}
+.fig .dash{stroke-dasharray:5 4}
+.fig .good{fill:var(--good);stroke:var(--good)}.fig .bad{fill:var(--bad);stroke:var(--bad)}
+.fig .same{fill:var(--faint);stroke:var(--faint)}
+.fig .halo{paint-order:stroke;stroke:var(--paper);stroke-width:4px;stroke-linejoin:round}
+"""
+STYLE += "".join(f".fig .s{i}{{stroke:var(--s{i})}}.fig .f{i}{{fill:var(--s{i})}}" for i in range(SERIES)) + "\n"
+
+
+class Line(NamedTuple):
+    """One curve. kind: "", "thin", "dash" or "point"; a thin one has no place in the legend."""
+
+    label: str
+    colour: int
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    kind: str = ""
+
+
+def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[float]:
+    """Round numbers from low to high."""
+    if log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+            if len(found) <= most:
+                break
+        if len(found) > most:
+            found = found[:: math.ceil(len(found) / most)]
+        return found if len(found) > 1 else ticks(low, high, most=most)
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step *= next(s for s in (1, 2, 5, 10) if (high - low) / (s * step) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
+    """A number to its place between start and end."""
+    f = math.log if log else float
+    width = (f(high) - f(low)) or 1.0
+    return lambda value: start + (f(value) - f(low)) / width * (end - start)
+
+
+def wide(text: str, size: float = 12) -> float:
+    """About how wide a text is; too wide rather than too narrow."""
+    return 0.58 * size * len(text)
+
+
+def ending(words: str, room: float, size: float = 12) -> str:
+    """As much of the end of a text as there is room for: what is cut are paths and settings, which differ there."""
+    most = max(2, int(room / wide("x", size)))
+    return words if len(words) <= most else "…" + words[1 - most :]
+
+
+def lines(
+    title: str,
+    curves: Iterable[Line],
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
+    zero: bool = False,
+    zoom: bool = False,
+    marks: dict[str, float] | None = None,
+) -> str:
+    """Curves over a common axis. zero: a line at zero. zoom: limits from the later half of the curves. marks: upright
+    lines with a name."""
+    curves = [c for c in curves if len(c.x)]
+    if not curves:
+        return ""
+    named = [c for c in curves if c.kind != "thin" and c.label]
+    legend = list(dict.fromkeys((ending(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
+    row, place, at = 0, [], 12.0
+    for label, colour, kind in legend if len(legend) > 1 else []:
+        if at + 20 + wide(label) > WIDTH and at > 12:
+            row, at = row + 1, 12.0
+        place.append((at, row, label, colour, kind))
+        at += 30 + wide(label)
+    top = 40 + 17 * (row + bool(place))
+    bottom, height = HEIGHT - 40, HEIGHT
+    bottom, height = bottom + 17 * row, height + 17 * row
+
+    half = [v for c in curves for v in (c.y[len(c.y) // 2 :] if zoom else c.y)]
+    ys = [float(v) for v in half] + ([0.0] if zero else [])
+    xs = [float(v) for c in curves for v in c.x] + list((marks or {}).values())
+    x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
+    if x0 == x1:
+        x0, x1 = (x0 / 2, x1 * 2) if logx else (x0 - 1, x1 + 1)
+    if logy:
+        y0, y1 = y0 / (y1 / y0 or 2) ** 0.06 * (1 - 1e-3), y1 * (y1 / y0) ** 0.06 * (1 + 1e-3)
+    else:
+        room = 0.07 * (y1 - y0) or 0.05 * abs(y1) or 1.0
+        y0, y1 = y0 - room, y1 + room
+    yticks = ticks(y0, y1, logy)
+    left = 24 + max(wide(human(t)) for t in yticks)
+    X, Y = scale(x0, x1, left, WIDTH - 14, logx), scale(y0, y1, bottom, top, logy)
+
+    out = [text(0, 14, title, "head")]
+    for x, row, label, colour, kind in place:
+        y = 34 + 17 * row
+        out += [
+            f'<circle cx="{x - 1:.0f}" cy="{y - 4}" r="4" class="f{colour}"/>'
+            if kind == "point"
+            else f'<path d="M{x - 9:.0f} {y - 4}h16" class="line {kind} s{colour}"/>'
+        ]
+        out.append(text(x + 12, y, label))
+    for t in yticks:
+        out += [
+            f'<path d="M{left:.1f} {Y(t):.1f}H{WIDTH - 14}" class="grid"/>',
+            text(left - 6, Y(t) + 4, human(t), "faint", "end"),
+        ]
+    last = -99.0
+    for t in ticks(x0, x1, logx):
+        at = min(X(t), WIDTH - 4 - wide(human(t)) / 2)
+        out.append(f'<path d="M{X(t):.1f} {bottom}v4" class="axis"/>')
+        if at - wide(human(t)) / 2 > last + 4:
+            out.append(text(at, bottom + 17, human(t), "faint", "middle"))
+            last = at + wide(human(t)) / 2
+    out.append(f'<path d="M{left:.1f} {bottom}H{WIDTH - 14}" class="axis"/>')
+    out.append(text((left + WIDTH - 14) / 2, bottom + 33, xlabel, "faint", "middle"))
+    turned = f"translate(11 {(top + bottom) / 2:.0f}) rotate(-90)"
+    out.append(f'<text transform="{turned}" text-anchor="middle" class="faint">{escape(ylabel)}</text>')
+    if zero:
+        out.append(f'<path d="M{left:.1f} {Y(0):.1f}H{WIDTH - 14}" class="line s0"/>')
+    for name, x in (marks or {}).items():
+        out += [
+            f'<path d="M{X(x):.1f} {top}V{bottom}" class="axis dash"/>',
+            text(X(x) - 4, top + 11, name, "faint", "end"),
+        ]
+    inner = []
+    for c in sorted(curves, key=lambda c: c.kind != "thin"):
+        points = [(X(float(x)), Y(float(y))) for x, y in zip(c.x, c.y, strict=True)]
+        name = f"<title>{escape(c.label)}</title>"
+        if c.kind == "point":
+            inner += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" class="f{c.colour}">{name}</circle>' for x, y in points]
+            continue
+        path = "".join(f"{'M' if i == 0 else 'L'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(points))
+        inner.append(f'<path d="{path}" class="line {c.kind} s{c.colour}">{name}</path>')
+        if len(points) <= 12 and c.kind != "thin":
+            inner += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" class="f{c.colour}"/>' for x, y in points]
+    # an inner svg cuts off what the zoom leaves outside, without an id
+    cut = f'<svg x="{left - 4:.1f}" y="{top - 4}" width="{WIDTH - 6 - left:.1f}" height="{bottom - top + 8}"'
+    view = f'viewBox="{left - 4:.1f} {top - 4} {WIDTH - 6 - left:.1f} {bottom - top + 8}"'
+    out.append(f"{cut} {view}>{''.join(inner)}</svg>")
+    return frame(title, out, WIDTH, height)
+
+
+def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str) -> str:
+    """Differences from the baseline with their intervals, around zero.
+
+    effects: (arm, difference, half-width or inf, "good", "bad" or "same", words).
+    """
+    if not effects:
+        return ""
+    finite = [d + s * h for _, d, h, *_ in effects for s in (-1, 1) if math.isfinite(h)] + [d for _, d, *_ in effects]
+    low, high = min([0.0, *finite]), max([0.0, *finite])
+    room = 0.05 * (high - low) or 1.0
+    low, high = low - room, high + room
+    X, top, step = scale(low, high, 14, WIDTH - 14), 34, 40
+    bottom = top + step * len(effects)
+    out = [text(0, 14, title, "head")]
+    for t in ticks(low, high):
+        out += [
+            f'<path d="M{X(t):.1f} {top}V{bottom}" class="grid"/>',
+            text(X(t), bottom + 16, signed(t), "faint", "middle"),
+        ]
+    out.append(f'<path d="M{X(0):.1f} {top - 4}V{bottom}" class="line s0"/>')
+    for i, (arm, d, half, kind, words) in enumerate(effects):
+        y = top + step * i + 28
+        name = ending(arm, WIDTH - 36 - wide(words))
+        out += [text(14, y - 12, name, "halo"), text(WIDTH - 14, y - 12, words, "faint halo", "end")]
+        bar = (
+            f'<path d="M{X(d - half):.1f} {y}H{X(d + half):.1f}" class="{kind}" stroke-width="2.5"/>'
+            if math.isfinite(half)
+            else ""
+        )
+        out.append(
+            f"<g><title>{escape(f'{arm}: {d:+.4g}, {words}')}</title>{bar}"
+            f'<circle cx="{X(d):.1f}" cy="{y}" r="4.5" class="{kind}"/></g>'
+        )
+    out.append(text(WIDTH / 2, bottom + 33, xlabel, "faint", "middle"))
+    return frame(title, out, WIDTH, bottom + 40)
+
+
+def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
+    """Stacked bars, one for each row: (label, an amount for each of `parts`, words at the end)."""
+    if not rows or not any(sum(amounts) for _, amounts, _ in rows):
+        return ""
+    X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
+    out, at, row = [text(0, 14, title, "head")], 12.0, 0
+    for i, part in enumerate(parts if len(parts) > 1 else []):
+        if at + 20 + wide(part) > WIDTH and at > 12:
+            row, at = row + 1, 12.0
+        y = 34 + 17 * row
+        out += [f'<rect x="{at - 9:.0f}" y="{y - 9}" width="14" height="9" class="f{1 + i}"/>', text(at + 10, y, part)]
+        at += 30 + wide(part)
+    top = 34 + 17 * (row + 1) if len(parts) > 1 else 30
+    for i, (label, amounts, words) in enumerate(rows):
+        y, x = top + step * i, 14.0
+        room = WIDTH - 40 - wide(words)
+        out += [text(14, y, ending(label, room)), text(WIDTH - 14, y, words, "faint", "end")]
+        for j, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
+            width = X(amount) - 14
+            tip = f"<title>{escape(f'{label}, {part}: {human(amount)}')}</title>"
+            out.append(f'<rect x="{x:.1f}" y="{y + 5}" width="{width:.1f}" height="12" class="f{1 + j}">{tip}</rect>')
+            x += width
+    bottom = top + step * len(rows)
+    out.append(text(WIDTH / 2, bottom + 6, xlabel, "faint", "middle"))
+    return frame(title, out, WIDTH, bottom + 14)
+
+
+def heat(title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]) -> str:
+    """A table of coloured cells: (text, strength from -1 to 1, tooltip). Above zero good, below bad, zero no colour."""
+    side = min(170.0, 8 + max(wide(r, 11) for r in rows))
+    step = max(46.0, (WIDTH - side - 4) / len(columns))
+    columns = [ending(c, 170) for c in columns]
+    tilt = max(wide(c) for c in columns) > step - 4
+    head = 24 + (min(90.0, 0.6 * max(wide(c) for c in columns)) + 12 if tilt else 20)
+    over = 0.75 * max(wide(c) for c in columns) if tilt else 0  # what a tilted name has to the right of its column
+    width = max(WIDTH, side + step * (len(columns) - 0.5) + over + 4)
+    out = [text(0, 14, title, "head")]
+    for j, name in enumerate(columns):
+        x = side + step * (j + 0.5)
+        out.append(
+            f'<text transform="translate({x:.1f} {head - 6:.1f}) rotate(-35)">{escape(name)}</text>'
+            if tilt
+            else text(x, head - 6, name, "", "middle")
+        )
+    for i, (name, line) in enumerate(zip(rows, cells, strict=True)):
+        y = head + 21 * i
+        short = ending(name, side - 6, 11)
+        out.append(
+            f'<text x="{side - 6:.1f}" y="{y + 15:.1f}" text-anchor="end" style="font-size:11px">{escape(short)}</text>'
+        )
+        for j, cell in enumerate(line):
+            if cell is None:
+                continue
+            words, strength, tip = cell
+            x, kind = side + step * j, "good" if strength > 0 else "bad"
+            paint = f'class="{kind}" style="stroke:none" fill-opacity="{0.62 * min(1, abs(strength)):.2f}"'
+            fill = f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{step - 2:.1f}" height="19" rx="2" {paint}/>'
+            label = text(x + step / 2, y + 15, words, "" if strength else "faint", "middle")
+            out.append(f"<g><title>{escape(tip)}</title>{fill}{label}</g>")
+    bottom = head + 21 * len(rows)
+    return frame(title, out, width, bottom + 6)
+
+
+def sheet(figures: list[str], columns: int = 2) -> str:
+    """Several figures as one, with the style inside: a file that stands alone."""
+    figures = [f for f in figures if f]
+    sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', f)[0])) for f in figures]
+    out, y, widest = [], 14.0, 0.0
+    for i in range(0, len(figures), columns):
+        x = 14.0
+        for figure, (width, height) in zip(figures[i : i + columns], sizes[i : i + columns], strict=True):
+            out.append(
+                figure.replace("<svg ", f'<svg x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{height:.0f}" ', 1)
+            )
+            x += width + 24
+        y += max(height for _, height in sizes[i : i + columns]) + 18
+        widest = max(widest, x - 10)
+    paper = f'<rect width="{widest:.0f}" height="{y:.0f}" style="fill:var(--paper)"/>'
+    size = f'viewBox="0 0 {widest:.0f} {y:.0f}" width="{widest:.0f}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="fig" {size}>\n<style>\n{STYLE}</style>'
+    return "\n".join([head, paper, *out, "</svg>", ""])
+
+
+def frame(title: str, parts: list[str], width: float, height: float) -> str:
+    head = f'<svg class="fig" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">'
+    return "\n".join([head, *parts, "</svg>"])
+
+
+def text(x: float, y: float, words: str, kind: str = "", anchor: str = "") -> str:
+    kind = f' class="{kind}"' if kind else ""
+    anchor = f' text-anchor="{anchor}"' if anchor else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{kind}{anchor}>{escape(words)}</text>'
+
+
+def signed(number: float) -> str:
+    return f"{number:+.3g}".replace("-", "−") if number else "0"

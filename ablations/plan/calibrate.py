@@ -1,0 +1,210 @@
+"""Fits the weights of ablations/plan/throughput.py to published step times; shows how well unseen rows are predicted.
+
+python -m ablations.plan.calibrate            # the table; with --write also ablations/plan/calibration.json
+
+The rows (published.csv) are of three sources, named in it: BigScience's 20 final-round shapes on 384 A100, its 1.3B
+layouts on 8 V100, and llm-foundry's tables for 125M to 70B on A100 and H100 (sequences up to 8192).
+"""
+
+import argparse
+import csv
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablations.plan.hardware import GPUS
+from ablations.plan.pipeline_memory import FITTED, parts, peak, verdict
+from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, terms
+
+PUBLISHED = Path(__file__).parent / "published.csv"
+# Where the weights are drawn to when rows do not say: a matrix product at three quarters of the peak, network traffic
+# of which most is hidden behind work, the rest at the data sheet's rate. Untuned.
+PRIOR = dict(zip(TERMS, (1 / 0.75, 0.1, 1.0, 1.0, 1.3, 0.3, 1.0, 1.0), strict=True))
+RIDGE = 1e-4  # weight of the prior against one row; of 1e-3, 1e-4 and 1e-5 the best on held-out rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published measurement; `seconds` and `gib` are None where it is not said, `fits` is False out of memory."""
+
+    stack: str
+    gpu: str
+    shape: Shape
+    layout: Layout
+    flash: bool
+    seconds: float | None
+    gib: float | None
+    fits: bool
+    source: str
+
+    @property
+    def group(self) -> str:
+        return f"{self.stack}, {'v100' if self.gpu.startswith('v100') else self.gpu}"
+
+    @property
+    def sums(self) -> bool:
+        """Whether gradients were summed in fp32: from 28 Feb 2022 on, not in the fp16 runs on V100."""
+        return not self.gpu.startswith("v100")
+
+    @property
+    def terms(self) -> list[float]:
+        return terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
+
+
+def published(path: Path = PUBLISHED) -> list[Row]:
+    rows = []
+    with open(path, encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            number = {key: int(value) for key, value in line.items() if value.isdigit()}
+            hidden = number["hidden"]
+            shape = Shape(number["layers"], hidden, number["heads"], number["seq"], number["vocab"], 4 * hidden)
+            layout = Layout(
+                number["gpus"],
+                number["tp"],
+                number["pp"],
+                number["micro_batch"],
+                number["batch"],
+                number["zero"],
+                line["recompute"] == "1",
+                line["embedding_slots"] == "1",
+            )
+            fits = line["gb"] != "out of memory"
+            gib = float(line["gb"]) if fits and line["gb"] else None
+            seconds = float(line["seconds"]) if line["seconds"] else None
+            flash = line["attention"] == "flash"
+            rows.append(Row(line["stack"], line["gpu"], shape, layout, flash, seconds, gib, fits, line["source"]))
+    return rows
+
+
+def fit(rows: list[Row]) -> dict[str, float]:
+    """Weights, none below 0, that make relative errors least, drawn a little to PRIOR."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    seconds = np.array([row.seconds for row in rows])
+    design = np.array([row.terms for row in rows]) / seconds[:, None]
+    prior = np.array([PRIOR[name] for name in TERMS])
+    pull = np.diag(math.sqrt(RIDGE * len(rows)) / prior)
+    weights, _ = nnls(np.vstack([design, pull]), np.concatenate([np.ones(len(rows)), pull @ prior]))
+    return {name: float(weight) for name, weight in zip(TERMS, weights, strict=True)}
+
+
+def seconds_of(row: Row, weights: dict[str, float]) -> float:
+    return sum(weights[name] * value for name, value in zip(TERMS, row.terms, strict=True))
+
+
+def held_out(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
+    """Predictions of each row by weights fitted without any row of the same `key`."""
+    weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
+    return [seconds_of(row, weights[key(row)]) for row in rows]
+
+
+# What is left out at once: a shape or model with all its layouts; of the V100 rows, all of one model, one row.
+HOLD_OUT: dict[str, Callable[[Row], object]] = {
+    "Megatron-DeepSpeed, a100-80": lambda row: (row.shape.layers, row.shape.hidden),
+    "Megatron-DeepSpeed, v100": id,
+    "llm-foundry, a100-40": lambda row: row.shape.hidden,
+    "llm-foundry, a100-80": lambda row: row.shape.hidden,
+    "llm-foundry, h100": lambda row: row.shape.hidden,
+}
+
+
+def calibrate() -> dict[str, Any]:
+    """For each stack and GPU: weights, the errors of rows held out, and the interval that holds 80% of them."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
+    result: dict[str, Any] = {"memory": calibrate_memory()}
+    timed = [row for row in published() if row.seconds]
+    for group, key in HOLD_OUT.items():
+        rows = [row for row in timed if row.group == group]
+        actual = np.array([row.seconds for row in rows])
+        ratio = actual / np.array(held_out(rows, key))
+        low, high = np.quantile(ratio, [0.1, 0.9])
+        result[group] = {
+            "weights": {name: round(weight, 4) for name, weight in fit(rows).items()},
+            "interval": [round(float(low), 3), round(float(high), 3)],
+            "rows": len(rows),
+            "median error": round(float(np.median(np.abs(1 / ratio - 1))), 4),
+            "largest error": round(float(np.max(np.abs(1 / ratio - 1))), 3),
+            "rank correlation": round(float(spearmanr(actual / ratio, actual)[0]), 3),
+            "sources": sorted({row.source for row in rows}),
+        }
+    return result
+
+
+def memory_fit(rows: list[Row]) -> dict[str, float]:
+    """The numbers of FITTED, none below 0, that make relative errors least. A row tells what the first stage took: in
+    Megatron's order of ranks the first node, which was looked at, has that one."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    found = np.array([row.gib for row in rows])
+    design = np.array([parts(row.shape, row.layout, row.flash, row.sums, last=False) for row in rows])
+    values, _ = nnls(design[:, 1:] / found[:, None], 1 - design[:, 0] / found)
+    return {name: float(value) for name, value in zip(FITTED, values, strict=True)}
+
+
+def calibrate_memory() -> dict[str, Any]:
+    """The fitted numbers, and the errors of rows held out one at a time."""
+    rows = [row for row in published() if row.gib]
+    errors = []
+    for row in rows:
+        fitted = memory_fit([other for other in rows if other is not row])
+        counted, *measured = parts(row.shape, row.layout, row.flash, row.sums, last=False)
+        total = counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
+        errors.append(abs(total / (row.gib or 1) - 1))
+    errors.sort()
+    return {
+        "fitted": {name: round(value, 3) for name, value in memory_fit(rows).items()},
+        "rows": len(rows),
+        "median error": round(errors[len(errors) // 2], 4),
+        "largest error": round(errors[-1], 3),
+    }
+
+
+def transfer(source: str, target: str) -> tuple[float, float]:
+    """Median error, and the median of predicted / actual, of one GPU's rows by the weights of another's."""
+    import numpy as np
+
+    timed = [row for row in published() if row.seconds and row.stack == "llm-foundry"]
+    weights = fit([row for row in timed if row.gpu == source])
+    ratio = np.array([seconds_of(row, weights) / row.seconds for row in timed if row.gpu == target and row.seconds])
+    return float(np.median(np.abs(ratio - 1))), float(np.median(ratio))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="ablations/plan/calibration.json anew")
+    args = parser.parse_args()
+    result = calibrate()
+    if args.write:
+        CALIBRATION.write_text(json.dumps(result, indent=1) + "\n")
+    print("| stack, GPU | rows | median error, held out | largest | rank correlation | 80% of actual / predicted |")
+    print("|---|---:|---:|---:|---:|---|")
+    for group in HOLD_OUT:
+        each = result[group]
+        low, high = each["interval"]
+        print(
+            f"| {group} | {each['rows']} | {each['median error']:.1%} | {each['largest error']:.0%} "
+            f"| {each['rank correlation']:.3f} | {low} to {high} |"
+        )
+    error, bias = transfer("a100-80", "h100")
+    print(f"\nh100 by the weights of a100-80: median error {error:.0%}, predicted / actual {bias:.2f}")
+    memory = result["memory"]
+    print(
+        f"memory: median error {memory['median error']:.1%} of {memory['rows']} rows, held out one at a time; "
+        f"largest {memory['largest error']:.0%}"
+    )
+    for row in published():
+        if row.gib or not row.fits:
+            need = peak(row.shape, row.layout, row.flash, row.sums)
+            if (verdict(need, GPUS[row.gpu]) == "does not fit") == row.fits:
+                print(f"  {'ran' if row.fits else 'out of memory'}, predicted {need:.1f} GiB: {row.gpu} {row.layout}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`make plan` with ON= or BUDGET=: what a study costs on hardware, and what a budget can train.
+
+make plan STUDY=position SIZE=1b3 ON=a100             one node for each run; ON="8x8 a100": eight nodes of eight
+make plan STUDY=position SIZE=1b3 ON=a100 BUDGET="18 weeks, 52x8 A100-80, 4 spare"      its share of that
+make plan BUDGET="18 weeks, 52x8 A100-80, 4 spare" TO=folder      report.md and report.html: what to train
+"""
+
+import json
+import os
+import re
+
+from ablations.plan.hardware import GPU, hardware
+from ablations.plan.resources import parse_budget
+from ablations.study import from_args
+from ablations.values import ConfigError, did_you_mean
+
+OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO")
+FORMATS = ("table", "json", "svg")
+
+
+def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The words that are the plan's own, and those of the study.
+
+    Raises:
+        ConfigError: for a word that is there twice.
+    """
+    own: dict[str, str] = {}
+    rest = []
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in OPTIONS:
+            if name in own:
+                raise ConfigError(f"{name} is given twice")
+            if not value.strip():
+                raise ConfigError(f"{name}= is empty")
+            own[name] = value.strip()
+        else:
+            rest.append(word)
+    return own, rest
+
+
+def machines(text: str) -> tuple[GPU, int]:
+    """ON="a100": one node of them. ON="8x8 a100": eight nodes of eight. ON="4 h100": four.
+
+    Raises:
+        ConfigError: for unknown hardware, or a number not above 0.
+    """
+    match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
+    assert match  # any text without spaces around it is at least a name
+    gpu = hardware(match[3])
+    nodes, each = int(match[1] or 1), int(match[2] or gpu.node)
+    if min(nodes, each) < 1:
+        raise ConfigError(f"ON={text!r}: numbers of nodes and GPUs must be above 0")
+    return gpu, nodes * each
+
+
+def run(words: list[str]) -> int | None:
+    """The exit code; None where the words have no ON and no BUDGET, and the plan is of this machine.
+
+    Raises:
+        ConfigError: for anything that is not allowed, naming what is.
+    """
+    own, rest = split(words)
+    if not own:
+        return None
+    how = own.get("FORMAT", "table")
+    if how not in FORMATS:
+        raise ConfigError(f"FORMAT={how} is not one of {', '.join(FORMATS)}{did_you_mean(how, FORMATS)}")
+    budget = parse_budget(own["BUDGET"]) if "BUDGET" in own else None
+    price = None
+    if "PRICE" in own:
+        from ablations.plan.resources import positive
+
+        price = positive(own["PRICE"], f"PRICE={own['PRICE']}")
+    if "ON" not in own:
+        if budget is None:
+            raise ConfigError(f"{', '.join(own)} needs ON=hardware with a study, or BUDGET=")
+        if rest:
+            raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(rest)} ON=a100")
+        raise ConfigError("BUDGET alone: not yet")
+    from ablations.plan import study_cost
+
+    gpu, gpus = machines(own["ON"])
+    os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
+    found = study_cost.cost(from_args(rest), gpu, gpus)
+    hours = budget.gpu_hours(price) if budget else None
+    if hours and found.gpu_hours > hours:
+        need, there = study_cost.amount(found.gpu_hours), study_cost.amount(hours)
+        found.refused.append(f"the study needs {need} GPU-hours, and the budget has {there}")
+    if how == "json":
+        print(json.dumps(found.as_json(hours), indent=1))
+    elif how == "svg":
+        from ablations.drawing import sheet
+
+        print(sheet([study_cost.figure(found)]), end="")
+    else:
+        print(*study_cost.lines(found, hours), sep="\n")
+    return 2 if found.refused else 0

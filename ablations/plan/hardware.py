@@ -1,0 +1,119 @@
+"""The accelerators that a plan may name, by their data sheets: peak, memory, bandwidths, power.
+
+`secondary` marks a number that was read in a catalogue and not in the maker's own data sheet. A network is the
+node's, divided by its GPUs; it differs between sites more than GPUs do, and a site's own measurement replaces it
+(ablations/plan/site_speed.py).
+"""
+
+from dataclasses import dataclass
+
+from ablations.values import ConfigError, did_you_mean
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One accelerator. FLOP/s are dense, in the 16-bit format that it trains in; bandwidths in bytes per second."""
+
+    name: str
+    peak: float
+    memory: float  # GiB that a program can have: what nvidia-smi says, less than what is printed on the card
+    bandwidth: float  # of its memory
+    link: float  # to the other GPUs of its node, in one direction
+    network: float  # to other nodes, in one direction: its share of the node's
+    node: int  # GPUs in a node, as these are usually built
+    watts: float  # at most
+    bf16: bool
+    source: str
+
+
+_NVIDIA = "NVIDIA's data sheet"
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        GPU(
+            "v100-16",
+            125e12,
+            16160 / 1024,
+            0.9e12,
+            150e9,
+            12.5e9,
+            4,
+            300,
+            False,
+            f"{_NVIDIA}; network: Jean Zay's (secondary)",
+        ),
+        GPU(
+            "v100-32",
+            125e12,
+            32510 / 1024,
+            0.9e12,
+            150e9,
+            12.5e9,
+            4,
+            300,
+            False,
+            f"{_NVIDIA}; network: Jean Zay's (secondary)",
+        ),
+        GPU(
+            "a100-40",
+            312e12,
+            40536 / 1024,
+            1.555e12,
+            300e9,
+            25e9,
+            8,
+            400,
+            True,
+            f"{_NVIDIA}; network: llm-foundry's cluster",
+        ),
+        GPU(
+            "a100-80",
+            312e12,
+            81251 / 1024,
+            2.039e12,
+            300e9,
+            25e9,
+            8,
+            400,
+            True,
+            f"{_NVIDIA}; network: llm-foundry's cluster",
+        ),
+        GPU(
+            "h100",
+            989.5e12,
+            81559 / 1024,
+            3.35e12,
+            450e9,
+            50e9,
+            8,
+            700,
+            True,
+            f"{_NVIDIA}; network: 400 Gbit/s each (assumed)",
+        ),
+        GPU(
+            "h200", 989.5e12, 141e9 / GIB, 4.8e12, 450e9, 50e9, 8, 700, True, f"{_NVIDIA}; network assumed as for h100"
+        ),
+        GPU("b200", 2250e12, 180e9 / GIB, 8.0e12, 900e9, 50e9, 8, 1000, True, "secondary; network assumed as for h100"),
+        GPU(
+            "mi300x", 1307e12, 192e9 / GIB, 5.3e12, 448e9, 50e9, 8, 750, True, "secondary; network assumed as for h100"
+        ),
+    )
+}
+ALIASES = {"v100": "v100-32", "a100": "a100-80", "a100-80gb": "a100-80", "a100-40gb": "a100-40", "h100-80": "h100"}
+ALIASES |= {"v100-32gb": "v100-32", "v100-16gb": "v100-16", "h100-80gb": "h100", "h200-141": "h200"}
+
+
+def hardware(name: str) -> GPU:
+    """The accelerator of this name, in any case: "a100" is the one of 80 GB.
+
+    Raises:
+        ConfigError: when it is not in the table, naming what is.
+    """
+    key = name.strip().lower().replace("_", "-").replace(" ", "-")
+    key = ALIASES.get(key, key)
+    if key not in GPUS:
+        known = [*GPUS, *ALIASES]
+        raise ConfigError(f"{name!r} is no known accelerator: {', '.join(GPUS)}{did_you_mean(key, known)}")
+    return GPUS[key]

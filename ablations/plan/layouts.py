@@ -1,0 +1,128 @@
+"""The ways to lay a run out over GPUs that our engine has, and one that it has not yet (recomputation), by speed.
+
+A layout that is returned fits by model/memory.py, and every batch of the run divides over its ranks.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ablations.budget import batch_sizes
+from ablations.config import Run
+from ablations.plan.hardware import GIB, GPU
+from ablations.plan.pipeline_memory import EDGE
+from ablations.plan.site_speed import SiteSpeed, expected
+from ablations.plan.throughput import Layout, Prediction, Shape, calibration
+from model.memory import estimate
+
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout of all arms of a study: the seconds of a step of each, and the memory of the largest."""
+
+    layout: Layout
+    steps: tuple[Prediction, ...]  # one for each run that was asked about
+    gib: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def words(self) -> str:
+        layout = self.layout
+        again = ", recomputed" if layout.recompute else ""
+        return f"dp {layout.dp} x tp {layout.tp}, micro-batch {layout.micro_batch}, ZeRO {layout.zero}{again}"
+
+    @property
+    def settings(self) -> str:
+        """What `SET` takes to train so."""
+        layout = self.layout
+        return (
+            f"layout.processes={layout.gpus} layout.tp={layout.tp} layout.micro_batch={layout.micro_batch} "
+            f"layout.zero={layout.zero}"
+        )
+
+
+def memory(run: Run, layout: Layout) -> float:
+    """GiB of one rank: tensors by model/memory.py, and what a process takes beside them (fitted to published rows)."""
+    precision = run.train.precision
+    tensors = estimate(
+        run.model,
+        layout.micro_batch,
+        precision,
+        layout.zero,
+        layout.dp,
+        max(1, int(layout.micro_batches)),
+        gpu=True,
+        tp=layout.tp,
+        recompute=layout.recompute,
+    )["total"]
+    return tensors / GIB + float(calibration()["memory"]["fitted"]["GiB for each process"])
+
+
+def search(
+    runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
+) -> tuple[list[Candidate], list[str]]:
+    """Layouts that hold all `runs`, the fastest first; and, where there are none, why each kind was refused.
+
+    All arms of a study share a layout: what differs between them is the question alone.
+    """
+    found: list[Candidate] = []
+    refused: dict[str, str] = {}
+    least_memory = float("inf")
+    for tp, zero, recompute, micro in itertools.product((1, 2, 4, 8), (1, 2), (False, True), MICRO_BATCHES):
+        if gpus % tp or tp > min(gpu.node, gpus):
+            continue
+        if reason := next((reason for run in runs if (reason := _indivisible(run, tp))), ""):
+            refused.setdefault(f"tp {tp}", reason)
+            continue
+        dp = gpus // tp
+        if reason := next((reason for run in runs if (reason := _uneven(run, dp, micro))), ""):
+            refused.setdefault(f"dp {dp}", reason)
+            continue
+        layout = Layout(gpus, tp, 1, micro, runs[0].train.batch, zero, recompute)
+        need = max(memory(run, layout) for run in runs)
+        least_memory = min(least_memory, need)
+        if need * (1 + EDGE) > gpu.memory:
+            refused.setdefault("memory", "")
+            continue
+        steps = tuple(expected(Shape.of(run.model), layout, gpu, site) for run in runs)
+        found.append(Candidate(layout, steps, need))
+    if not found and "memory" in refused:
+        refused["memory"] = (
+            f"does not fit: the least of all layouts is {least_memory:.1f} GiB on each of {gpus} {gpu.name}, "
+            f"which have {gpu.memory:.1f}"
+        )
+    found.sort(key=lambda candidate: (candidate.seconds, candidate.layout.zero, candidate.layout.micro_batch))
+    return found, [reason for reason in refused.values() if reason]
+
+
+def _indivisible(run: Run, tp: int) -> str:
+    for name, number in (
+        ("heads", run.model.heads),
+        ("inner width", run.model.ffn),
+        ("rows of the embedding", run.model.padded_vocab),
+    ):
+        if number % tp:
+            return f"tensor parallel {tp} does not divide the {name}, {number}"
+    return ""
+
+
+def _uneven(run: Run, dp: int, micro: int) -> str:
+    for size in batch_sizes(run.train):
+        if size % (dp * micro):
+            where = "the batch" if size == run.train.batch else "a batch of the ramp"
+            return f"{where}, {size}, is no multiple of {dp} replicas x micro-batch {micro}"
+    return ""
+
+
+def best_few(candidates: list[Candidate], count: int = 4) -> list[Candidate]:
+    """The fastest, and the fastest of each other kind (tensor parallel, recomputation), `count` in all."""
+    kinds: dict[tuple[int, bool], Candidate] = {}
+    for candidate in candidates:
+        kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)
+    shown = candidates[:2] + [candidate for candidate in kinds.values() if candidate not in candidates[:2]]
+    return sorted(shown[:count], key=lambda candidate: candidate.seconds)

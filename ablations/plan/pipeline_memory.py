@@ -1,0 +1,53 @@
+"""Memory of one GPU under Megatron-DeepSpeed's 3D parallelism: for shapes that need pipelines, which our engine has not
+(what that needs is in model/memory.py, byte by byte).
+
+Weights, gradients and the optimizer's share are counted; four numbers are fitted to the published rows (published.csv,
+by ablations/plan/calibrate.py): bytes for each weight beyond those (copies and buffers of DeepSpeed and NCCL), a factor
+on the activations, bytes for each logit, and what every process takes. The optimizer is sharded (ZeRO-1).
+"""
+
+from ablations.plan.hardware import GIB, GPU
+from ablations.plan.throughput import Layout, Shape, calibration
+
+FITTED = ("bytes for each weight", "activations", "bytes for each logit", "GiB for each process")
+EDGE = 0.03  # median error of the rows held out; within it of the limit, a layout may fit or not
+
+
+def parts(shape: Shape, layout: Layout, flash: bool, sums: bool, last: bool) -> list[float]:
+    """GiB on the first or the last pipeline stage: what is counted, then what each of FITTED multiplies.
+
+    Activations after Korthikanti et al. 2022: 10 + 24 / tp bytes a hidden value, 5 a score, or, recomputed, the input
+    of each layer and one layer's all.
+
+    Args:
+        sums: whether gradients are summed in fp32 beside those in 16 bits, as in BigScience's bf16 of 2022.
+    """
+    tp, hidden, rows = layout.tp, shape.hidden, layout.micro_batch * shape.seq
+    layers = (shape.layers + 2) / layout.pp - 1 if layout.embedding_slots else shape.layers / layout.pp
+    weights = (layers * shape.block + shape.vocab * hidden) / tp
+    scores = 0.0 if flash else 5 * rows * shape.seq * shape.heads / tp
+    layer = (10 + 24 / tp) * rows * hidden + scores
+    under_way = 1 if last else min(layout.pp, layout.micro_batches)  # micro-batches, one pass forward, one backward
+    kept = layers * 2 * rows * hidden * under_way + layer if layout.recompute else layers * layer * under_way
+    logits = rows * shape.vocab / tp if last or layout.pp == 1 else 0.0
+    counted = weights * ((8 if sums else 4) + 12 / layout.dp)
+    return [part / GIB for part in (counted, weights, kept, logits, GIB)]
+
+
+def peak(shape: Shape, layout: Layout, flash: bool = False, sums: bool = True) -> float:
+    """GiB at the peak of the stage that has most."""
+    return max(stage(shape, layout, flash, sums, last) for last in (False, True))
+
+
+def stage(shape: Shape, layout: Layout, flash: bool, sums: bool, last: bool) -> float:
+    """GiB at the peak of the first or the last stage."""
+    fitted = calibration()["memory"]["fitted"]
+    counted, *measured = parts(shape, layout, flash, sums, last)
+    return counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
+
+
+def verdict(gib: float, gpu: GPU) -> str:
+    """fits | at the edge | does not fit."""
+    if gib * (1 + EDGE) <= gpu.memory:
+        return "fits"
+    return "at the edge" if gib <= gpu.memory else "does not fit"

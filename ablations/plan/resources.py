@@ -1,0 +1,244 @@
+"""What there is to spend, in the units people say it in: "18 weeks, 52x8 A100-80, 4 spare", "4500 PF-days". Checked.
+
+A budget is a cluster for a time, or an amount: GPU-hours or money (on hardware that is named), FLOPs (of the model, or
+of the hardware at its peak), tokens, optimizer steps. An amount says how much, not how fast.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from ablations.plan.hardware import GPU, hardware
+from ablations.values import ConfigError, did_you_mean
+
+HOUR = 3600.0
+PF_DAY = 1e15 * 86400
+TIMES = {
+    "second": 1.0,
+    "minute": 60.0,
+    "hour": HOUR,
+    "day": 24 * HOUR,
+    "week": 7 * 24 * HOUR,
+    "year": 365.25 * 24 * HOUR,
+}
+SHORT_TIMES = {"s": "second", "min": "minute", "h": "hour", "d": "day", "w": "week"}
+SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+FLOPS = {"flop": 1.0, "pf-day": PF_DAY, "ef-day": 1e3 * PF_DAY, "zflop": 1e21}
+UNITS = "weeks, days, hours; NODESxGPUS HARDWARE; spare; GPU-hours; PF-days, FLOP; tokens; steps; EUR, USD"
+
+PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 18 x 7 x 24 x 384 is 1,161,216
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes of GPUs for a time. Spare nodes stand by for broken ones and do no work."""
+
+    gpu: GPU
+    nodes: int
+    per_node: int
+    spare: int
+    seconds: float
+
+    @property
+    def working(self) -> int:
+        """GPUs at work."""
+        return (self.nodes - self.spare) * self.per_node
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.working * self.seconds / HOUR
+
+    @property
+    def reserved_gpu_hours(self) -> float:
+        """The spares' too: what is paid for."""
+        return self.nodes * self.per_node * self.seconds / HOUR
+
+    def flops(self, per_gpu: float) -> float:
+        """Floating-point operations at so many a second on each GPU."""
+        return self.working * self.seconds * per_gpu
+
+    def __str__(self) -> str:
+        spare = f", {self.spare} spare" if self.spare else ""
+        return f"{span(self.seconds)} on {self.nodes} x {self.per_node} {self.gpu.name}{spare}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An amount of one kind. `cluster` where it is hardware for a time, `gpu` where the hardware alone is said."""
+
+    kind: str  # cluster | gpu-hours | model-flops | peak-flops | tokens | steps | money
+    amount: float
+    text: str
+    cluster: Cluster | None = None
+    gpu: GPU | None = None
+    currency: str = ""
+
+    def gpu_hours(self, price: float | None = None) -> float:
+        """GPU-hours at work.
+
+        Args:
+            price: of one, where the budget is money.
+
+        Raises:
+            ConfigError: when it cannot be said without more.
+        """
+        if self.cluster:
+            return self.cluster.gpu_hours
+        if self.kind == "gpu-hours":
+            return self.amount
+        if self.kind == "peak-flops" and self.gpu:
+            return self.amount / self.gpu.peak / HOUR
+        if self.kind == "money":
+            if not price:
+                raise ConfigError(f"BUDGET={self.text!r} is money: PRICE= of one GPU-hour is missing, e.g. PRICE=1.8")
+            return self.amount / price
+        raise ConfigError(
+            f"BUDGET={self.text!r} has no GPU-hours: a number of them, or a cluster for a time, is needed"
+        )
+
+    def flops(self, per_gpu: float | None = None, price: float | None = None) -> float:
+        """Model FLOPs. `per_gpu`: those that one GPU does in a second, where the budget is hardware.
+
+        Raises:
+            ConfigError: when it cannot be said without more.
+        """
+        if self.kind == "model-flops":
+            return self.amount
+        if self.kind in ("tokens", "steps"):
+            raise ConfigError(
+                f"BUDGET={self.text!r} is {self.kind}: FLOPs follow from a model's size, not from these alone"
+            )
+        if not per_gpu:
+            raise ConfigError(f"BUDGET={self.text!r} is hardware: the FLOP/s of one GPU are missing")
+        return self.gpu_hours(price) * HOUR * per_gpu
+
+
+def span(seconds: float) -> str:
+    """18 weeks, 3.5 days, 20 hours."""
+    for unit in ("week", "day", "hour", "minute"):
+        count = seconds / TIMES[unit]
+        if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
+            return f"{count:.3g} {unit}{'' if f'{count:.3g}' == '1' else 's'}"
+    return f"{seconds:.3g} seconds"
+
+
+def positive(text: str, whole: str) -> float:
+    """A number such as 18, 4,500, 1e21 or 1_000.
+
+    Raises:
+        ConfigError: when it is none, or not above 0.
+    """
+    plain = text.replace("_", "")
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", plain):
+        plain = plain.replace(",", "")
+    try:
+        number = float(plain)
+    except ValueError:
+        raise ConfigError(f"{whole!r}: {text!r} is no number") from None
+    if not (math.isfinite(number) and number > 0):
+        raise ConfigError(f"{whole!r}: {text} must be above 0")
+    return number
+
+
+_NUMBER = r"(?P<number>-?[\d][\d_,]*(?:\.\d+)?(?:e[+-]?\d+)?)"
+
+
+def parse_budget(text: str) -> Budget:
+    """`text` as a `Budget`.
+
+    Raises:
+        ConfigError: for a number without its unit, an unknown unit or hardware, or an amount not above 0; it says what
+            is missing.
+    """
+    parts = [part.strip() for part in re.split(r",(?!\d{3}(?!\d))|;", text) if part.strip()]
+    if not parts:
+        raise ConfigError(f"BUDGET={text!r} is empty: e.g. '18 weeks, 52x8 A100-80, 4 spare' or '4500 PF-days'")
+    seconds: float | None = None
+    nodes: tuple[int, int] | None = None
+    spare: int | None = None
+    gpu: GPU | None = None
+    amounts: list[tuple[str, float, str]] = []
+    for part in parts:
+        machines = re.fullmatch(r"(-?\d+)\s*(?:nodes?\s*)?[x×*]\s*(-?\d+)\s+(?:GPUs?\s+)?(\S.*)", part, re.I)
+        if machines:
+            if nodes:
+                raise ConfigError(f"BUDGET={text!r} names machines twice")
+            nodes, gpu = (int(machines[1]), int(machines[2])), hardware(machines[3])
+            if min(nodes) < 1:
+                raise ConfigError(f"BUDGET={text!r}: {part!r} has no GPU: both numbers must be above 0")
+            continue
+        match = re.fullmatch(_NUMBER + r"\s*(?P<unit>[^\d\s-].*)?", part, re.I)
+        if not match:
+            gpu_alone = hardware(part)  # raises with the list
+            if gpu:
+                raise ConfigError(f"BUDGET={text!r} names hardware twice")
+            gpu = gpu_alone
+            continue
+        unit = (match["unit"] or "").strip()
+        if not unit:
+            raise ConfigError(f"BUDGET={text!r}: the unit of {part} is missing; units: {UNITS}")
+        number = positive(match["number"], text)
+        word = unit.lower()
+        if word in ("spare", "spares", "spare nodes", "spare node"):
+            if spare is not None or not number.is_integer():
+                raise ConfigError(f"BUDGET={text!r}: one whole number of spare nodes is needed")
+            spare = int(number)
+        elif (time := SHORT_TIMES.get(word, word.removesuffix("s"))) in TIMES:
+            if seconds is not None:
+                raise ConfigError(f"BUDGET={text!r} says a time twice")
+            seconds = number * TIMES[time]
+        else:
+            amounts.append(_amount(number, unit, text))
+    return _assemble(text, seconds, nodes, spare, gpu, amounts)
+
+
+def _amount(number: float, unit: str, text: str) -> tuple[str, float, str]:
+    """(kind, amount in its base unit, currency)."""
+    word = re.sub(r"\s+", " ", unit.lower()).strip()
+    kind = "model-flops"
+    if word.startswith(("peak ", "model ", "hardware ")):
+        first, word = word.split(" ", 1)
+        kind = "model-flops" if first == "model" else "peak-flops"
+    if (flops := word.removesuffix("s")) in FLOPS:
+        return kind, number * FLOPS[flops], ""
+    if kind == "peak-flops":
+        raise ConfigError(f"BUDGET={text!r}: {unit!r} is no unit of FLOPs: {', '.join(FLOPS)}")
+    scaled = re.fullmatch(r"([kmbt]?)\s*(tokens?|steps?|gpu[- ]?hours?|gpu[- ]?h)", word)
+    if scaled:
+        what = "tokens" if scaled[2].startswith("token") else "steps" if scaled[2].startswith("step") else "gpu-hours"
+        return what, number * SCALES[scaled[1]], ""
+    money = re.fullmatch(r"([kmb]?)\s*(eur|usd|euros?|dollars?|€|\$)", word)
+    if money:
+        return "money", number * SCALES[money[1]], "EUR" if money[2][0] in "e€" else "USD"
+    words = [*TIMES, *FLOPS, "tokens", "steps", "gpu-hours", "EUR", "USD", "spare"]
+    raise ConfigError(f"BUDGET={text!r}: {unit!r} is no unit; units: {UNITS}{did_you_mean(word, words)}")
+
+
+def _assemble(
+    text: str,
+    seconds: float | None,
+    nodes: tuple[int, int] | None,
+    spare: int | None,
+    gpu: GPU | None,
+    amounts: list[tuple[str, float, str]],
+) -> Budget:
+    if len(amounts) > 1 or (amounts and (seconds is not None or nodes)):
+        raise ConfigError(f"BUDGET={text!r} is two budgets: a cluster for a time, or one amount")
+    if amounts:
+        if spare is not None:
+            raise ConfigError(f"BUDGET={text!r}: spare nodes belong to a cluster, e.g. 52x8 A100-80, 4 spare")
+        kind, amount, currency = amounts[0]
+        if kind == "peak-flops" and not gpu:
+            raise ConfigError(f"BUDGET={text!r}: FLOPs at the peak need the hardware, e.g. '1e22 peak FLOP, A100-80'")
+        return Budget(kind, amount, text, None, gpu, currency)
+    if seconds is None or not nodes or not gpu:
+        missing = [
+            what
+            for what, there in (("a time, e.g. 18 weeks", seconds), ("machines, e.g. 52x8 A100-80", nodes))
+            if not there
+        ]
+        raise ConfigError(f"BUDGET={text!r} lacks {' and '.join(missing)}")
+    if (spare or 0) >= nodes[0]:
+        raise ConfigError(f"BUDGET={text!r}: of {nodes[0]} nodes {spare} cannot be spare")
+    cluster = Cluster(gpu, nodes[0], nodes[1], spare or 0, seconds)
+    return Budget("cluster", cluster.gpu_hours, text, cluster, gpu)

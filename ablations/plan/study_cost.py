@@ -1,0 +1,263 @@
+"""What a study costs on hardware that is named: layouts, hours, energy, disk; what speaks against it."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ablations.budget import batch_sizes
+from ablations.drawing import bars
+from ablations.plan import power, site_speed
+from ablations.plan.hardware import GPU
+from ablations.plan.layouts import Candidate, best_few, search
+from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
+from ablations.plan.resources import HOUR
+from ablations.study import Study, human
+from model.count import flops_per_token, parameters
+
+CHECKPOINT = 12  # bytes a parameter: fp32 weights and two moments (docs/reliability.md: 148 MB for 12.3M)
+WEIGHTS = 4  # bytes a parameter that stay of a finished run
+# Tokens that an evaluation reads forward, and at which share of the peak: the 27 tasks as counted from their data sets'
+# sizes (performance notes, derived), the held-out text and its probes assumed.
+SUITE_TOKENS, PROBE_TOKENS, EVAL_UTILISATION = 25e6, 3e6, 0.3
+APART = 0.01  # of the baseline's parameters, by which an arm may differ unless its factor is a matter of parameters
+OWN_PARAMETERS = {  # factors whose parameters are the variant itself
+    "model.pos": "a learned table is the variant itself",
+    "model.embnorm": "the norm is the variant itself",
+    "model.norm": "a bias of the norm is the variant itself",
+    "model.qkv_bias": "the biases are the variant itself",
+    "model.linear_bias": "the biases are the variant itself",
+    "model.layers": "the size is the question",
+    "model.hidden": "the size is the question",
+    "model.vocab": "the size is the question",
+    "model.tied": "the second matrix is the variant itself",
+}
+UNMATCHED = ("swiglu-unmatched",)  # variants that say by name that they are larger
+LONGEST_DECAY = 2.0  # decay horizon / budget, beyond which a schedule is taken for a slip; untuned
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """One run of the study. Hours are of the wall clock; energy is that of the GPUs alone, at most."""
+
+    arm: str
+    seed: int
+    parameters: int
+    tokens: int
+    steps: int
+    flops: float
+    hours: float
+    low: float
+    high: float
+    tokens_per_second: float
+    gib: float
+    gpu_hours: float
+    kwh: float
+    checkpoints_gb: float
+    save_every_minutes: float
+    evaluation_gpu_hours: float
+
+
+@dataclass(frozen=True)
+class StudyCost:
+    study: Study
+    gpu: GPU
+    gpus: int
+    candidates: list[Candidate]
+    runs: list[RunCost]
+    refused: list[str]
+    notes: list[str]
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(run.gpu_hours + run.evaluation_gpu_hours for run in self.runs)
+
+    def as_json(self, budget_gpu_hours: float | None = None) -> dict[str, Any]:
+        study = self.study
+        return {
+            "study": study.name,
+            "question": study.question,
+            "hardware": self.gpu.name,
+            "gpus_per_run": self.gpus,
+            "layouts": [
+                {
+                    "settings": candidate.settings,
+                    "recompute": candidate.layout.recompute,
+                    "seconds_per_step": candidate.steps[0].seconds,
+                    "low": candidate.steps[0].low,
+                    "high": candidate.steps[0].high,
+                    "gib": candidate.gib,
+                    "basis": candidate.steps[0].basis,
+                }
+                for candidate in best_few(self.candidates)
+            ],
+            "runs": [asdict(run) for run in self.runs],
+            "gpu_hours": self.gpu_hours,
+            "budget_gpu_hours": budget_gpu_hours,
+            "share_of_budget": self.gpu_hours / budget_gpu_hours if budget_gpu_hours else None,
+            "kwh": sum(run.kwh for run in self.runs),
+            "disk_gb": sum(run.checkpoints_gb for run in self.runs),
+            "detects": power.foresee(study.base.size, study.base.tokens, len(study.arms), len(study.seeds)),
+            "refused": self.refused,
+            "notes": self.notes,
+        }
+
+
+def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.SITE_SPEED) -> StudyCost:
+    """The study on so many GPUs for each run. Refusals are reasons why it should not be started so."""
+    site = site_speed.read(gpu, speeds)
+    first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
+    candidates, reasons = search(first, gpu, gpus, site)
+    usable = [candidate for candidate in candidates if not candidate.layout.recompute]
+    refused, notes = _against(study)
+    if first[0].train.precision == "bf16" and not gpu.bf16:
+        refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
+    if not candidates:
+        refused += reasons
+    elif not usable:
+        refused.append("only layouts with recomputation fit, which launch/engine.py has not: more GPUs are needed")
+    widest = max((candidate.layout.dp for candidate in candidates), default=gpus)
+    if widest < gpus and candidates:
+        sizes = min(batch_sizes(first[0].train))
+        notes.append(f"{widest} replicas at most of {gpus} GPUs: the smallest batch has {sizes} sequences")
+    best = next(iter(usable or candidates), None)
+    runs: list[RunCost] = []
+    if best:
+        seconds_of = dict(zip(study.arms, best.steps, strict=True))
+        mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
+        every = max(save_interval(GUESS["stall"], mtbf), 2 * GUESS["write"])
+        for cell in study.cells:
+            run, step = cell.run, seconds_of[cell.arm]
+            full = step.seconds / (run.train.batch * run.model.seq)  # seconds a token; the ramp's small batches alike
+            hours = run.tokens * full / HOUR
+            count = parameters(run.model)
+            read = SUITE_TOKENS if any("TASKS=" in word for word in study.words) else PROBE_TOKENS
+            forward = read * flops_per_token(run.model) / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR
+            runs.append(
+                RunCost(
+                    cell.arm,
+                    cell.seed,
+                    count,
+                    run.tokens,
+                    run.steps,
+                    run.tokens * flops_per_token(run.model),
+                    hours,
+                    hours * step.low / step.seconds,
+                    hours * step.high / step.seconds,
+                    1 / full,
+                    best.gib,
+                    hours * gpus,
+                    hours * gpus * gpu.watts / 1000,
+                    count * (CHECKPOINT * run.layout.keep + WEIGHTS * (1 + len(run.milestones))) / 1e9,
+                    every / 60,
+                    forward,
+                )
+            )
+        disk = sum(run.checkpoints_gb for run in runs)
+        if (free := _free(study.out)) is not None and disk > free:
+            refused.append(f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB")
+    return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
+
+
+def amount(number: float) -> str:
+    """11,963; 0.188."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _free(out: Path) -> float | None:
+    """GB free where the runs will be; None where that cannot be asked."""
+    place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
+    try:
+        return shutil.disk_usage(place).free / 1e9 if place else None
+    except OSError:
+        return None
+
+
+def _against(study: Study) -> tuple[list[str], list[str]]:
+    """Reasons against starting the study that its settings give, and what is worth knowing."""
+    refused: list[str] = []
+    notes: list[str] = []
+    base = study.cell(study.arms[0], study.seeds[0]).run
+    for arm in study.arms[1:]:
+        cell = study.cell(arm, study.seeds[0])
+        apart = parameters(cell.run.model) / parameters(base.model) - 1
+        key, value = next(iter(cell.delta.items()))
+        if abs(apart) > APART:
+            why = OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
+            said = f"{arm} has {apart:+.1%} parameters of the baseline"
+            (notes if why else refused).append(f"{said}: {why}" if why else f"{said}, and its factor is not size")
+    if (decay := base.train.decay_tokens) and decay != base.tokens:
+        ratio = decay / base.tokens
+        said = f"the learning rate decays over {human(decay)} tokens, the budget is {human(base.tokens)}"
+        (notes if 1 / LONGEST_DECAY <= ratio <= LONGEST_DECAY else refused).append(said)
+    from ablations.plan.reading import reading
+
+    for line in reading(study):
+        (refused if "more than one epoch" in line else notes).append(line)
+    return refused, notes
+
+
+def figure(cost: StudyCost) -> str:
+    """What costs what: GPU-hours of each arm, its seeds together, by what a step's time goes to."""
+    groups = {
+        "matrix products": ("matmul", "small"),
+        "attention": ("attention",),
+        "elementwise": ("traffic", "update"),
+        "communication": ("tensor", "network"),
+        "launching": ("launch",),
+    }
+    best = next(iter([*(c for c in cost.candidates if not c.layout.recompute), *cost.candidates]), None)
+    if not best:
+        return ""
+    rows = []
+    for arm, step in zip(cost.study.arms, best.steps, strict=True):
+        mine = [run for run in cost.runs if run.arm == arm]
+        hours = sum(run.gpu_hours for run in mine)
+        parts = [hours * sum(step.parts[name] for name in names) / step.seconds for names in groups.values()]
+        parts.append(sum(run.evaluation_gpu_hours for run in mine))
+        rows.append((arm, parts, f"{human(hours)} GPU-hours"))
+    title = f"{cost.study.factor}, {cost.study.base.size} on {cost.gpus} {cost.gpu.name}"
+    return bars(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")
+
+
+def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
+    """The plan as text."""
+    study, gpu = cost.study, cost.gpu
+    out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
+    if cost.candidates:
+        out.append(f"{'layout':52} {'s/step':>7} {'80% interval':>16} {'GiB':>6} {'tokens/s/GPU':>13}")
+        for candidate in best_few(cost.candidates):
+            step, layout = candidate.steps[0], candidate.layout
+            speed = layout.batch * study.base.model.seq / step.seconds / layout.gpus
+            interval = f"{step.low:.3g} to {step.high:.3g}"
+            missing = " (not in our engine)" if layout.recompute else ""
+            out.append(
+                f"{candidate.words:52} {step.seconds:7.3g} {interval:>16} {candidate.gib:6.1f} {speed:13,.0f}{missing}"
+            )
+        out += [f"  speeds: {cost.candidates[0].steps[0].basis}", ""]
+    if cost.runs:
+        out.append(
+            f"{'arm':28} {'seed':>4} {'parameters':>14} {'tokens':>7} {'steps':>8} {'FLOPs':>8} {'hours':>8} "
+            f"{'interval':>16} {'GPU-h':>8} {'kWh':>7} {'disk GB':>8} {'eval GPU-h':>10}"
+        )
+        for run in cost.runs:
+            out.append(
+                f"{run.arm[:28]:28} {run.seed:4} {run.parameters:14,} {human(run.tokens):>7} {run.steps:8,} "
+                f"{run.flops:8.1e} {run.hours:8.3g} {f'{run.low:.3g} to {run.high:.3g}':>16} {run.gpu_hours:8.4g} "
+                f"{run.kwh:7.4g} {run.checkpoints_gb:8.3g} {run.evaluation_gpu_hours:10.2g}"
+            )
+        total, kwh = cost.gpu_hours, sum(run.kwh for run in cost.runs)
+        share = f", {total / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""
+        disk, every = sum(run.checkpoints_gb for run in cost.runs), cost.runs[0].save_every_minutes
+        out += [
+            "",
+            f"in all: {amount(total)} GPU-hours{share}",
+            f"energy: {amount(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
+            f"disk: {amount(disk)} GB of checkpoints and weights",
+            f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
+            f"{GUESS['stall']:g} s; published: BLOOM's failures)",
+        ]
+    out.append(power.foresee(study.base.size, study.base.tokens, len(study.arms), len(study.seeds)))
+    out += [f"note: {line}" for line in cost.notes]
+    out += [f"refused: {line}" for line in cost.refused]
+    return out

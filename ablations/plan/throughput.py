@@ -1,0 +1,201 @@
+"""Seconds for one optimizer step of a transformer on a cluster: a sum of physical terms with fitted weights.
+
+Each term is what a part of the step would take if the hardware reached its data sheet: matrix products at the peak,
+elementwise work at the memory's bandwidth, communication at the links'. Their weights are fitted to published step
+times (ablations/plan/calibrate.py) and say how far from the data sheet a software stack stays; how far off rows that
+the fit has not seen were is the interval around every prediction.
+"""
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablations.plan.hardware import GPU
+from model.config import ModelConfig
+
+CALIBRATION = Path(__file__).parent / "calibration.json"
+
+TERMS = ("matmul", "small", "attention", "traffic", "tensor", "network", "launch", "update")
+
+SATURATED = 4096 * 3584  # rows x columns of a matrix product at which `small` equals `matmul`; an arbitrary unit
+KERNELS = 1e-3  # seconds to launch the kernels of a layer for one micro-batch; the unit of `launch`, which is fitted
+PLAIN_PASSES = (
+    18.5  # times that plain attention reads or writes the scores: counted in Megatron's kernels, with dropout
+)
+PLAIN_PASSES_AGAIN = 6.5  # and so many more where they are recomputed
+TRAFFIC = 30  # reads and writes of a layer's hidden state; the unit of `traffic`, which is fitted
+LOGIT_PASSES = 6  # reads and writes of the logits, forward and backward
+# Heads per rank that are no multiple of 4: 138.72 s where 64 heads take 120.18 s, both 72 x 14336, tensor parallel 8
+# (bigscience chronicles-prequel.md, 23 Feb 2022). Not among the rows of the fit.
+UNEVEN_HEADS = 138.72 / 120.18
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides its speed. `ffn` is the inner width, `matrices` those of an MLP: 2, or 3 when gated."""
+
+    layers: int
+    hidden: int
+    heads: int
+    seq: int
+    vocab: int  # rows of the embedding
+    ffn: int
+    matrices: int = 2
+
+    @classmethod
+    def of(cls, cfg: ModelConfig) -> "Shape":
+        matrices = 2 if cfg.act == "gelu" else 3
+        return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.ffn, matrices)
+
+    @property
+    def block(self) -> int:
+        """Weights of one layer's matrices."""
+        return 4 * self.hidden**2 + self.matrices * self.hidden * self.ffn
+
+    @property
+    def parameters(self) -> int:
+        """With tied embeddings, biases and norms, without learned positions."""
+        biases = 9 * self.hidden + (self.matrices - 1) * self.ffn
+        return self.layers * (self.block + biases) + self.vocab * self.hidden + 2 * self.hidden
+
+    def flops_per_token(self, recompute: bool = False) -> float:
+        """Megatron's count, as model/count.py: with `recompute` the layers' forward pass counts twice."""
+        layers = self.layers * (self.block + 2 * self.seq * self.hidden)
+        return (8 if recompute else 6) * layers + 6 * self.vocab * self.hidden
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step is spread over GPUs. `embedding_slots`: each embedding takes a layer's place in the pipeline."""
+
+    gpus: int
+    tp: int
+    pp: int
+    micro_batch: int
+    batch: int
+    zero: int  # 1, 2 (both: the optimizer is sharded), or 3 (weights too)
+    recompute: bool
+    embedding_slots: bool = False
+
+    @property
+    def dp(self) -> int:
+        return self.gpus // (self.tp * self.pp)
+
+    @property
+    def micro_batches(self) -> float:
+        """For each replica, in one step."""
+        return self.batch / (self.dp * self.micro_batch)
+
+
+def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
+    """Seconds of each of TERMS for one step on the busiest pipeline stage, at the data sheet's rates.
+
+    Args:
+        flash: whether attention is one kernel that never writes the scores.
+    """
+    tp, pp, hidden = layout.tp, layout.pp, shape.hidden
+    rows = layout.micro_batch * shape.seq
+    passes = 4 if layout.recompute else 3  # the backward pass is two products for each of the forward pass
+    layers = (shape.layers + 2) / pp if layout.embedding_slots else math.ceil(shape.layers / pp)
+    head_too = not layout.embedding_slots  # the last stage has the output matrix besides its layers
+
+    matmul = layers * 2 * rows * shape.block / tp * passes / gpu.peak
+    if head_too:
+        matmul += 6 * rows * hidden * shape.vocab / tp / gpu.peak
+    scores = 4 * rows * shape.seq * hidden / tp
+    if flash:  # half of the scores are masked; the backward pass computes them again
+        attention = layers * scores / 2 * (passes + 0.5) / gpu.peak
+    else:
+        matmul += layers * scores * passes / gpu.peak
+        touched = PLAIN_PASSES + PLAIN_PASSES_AGAIN * layout.recompute
+        attention = layers * touched * rows * shape.seq * shape.heads / tp * 2 / gpu.bandwidth
+    small = matmul * SATURATED / (rows * hidden / tp)
+    traffic = layers * TRAFFIC * rows * hidden * 2 / gpu.bandwidth
+    if head_too:
+        traffic += LOGIT_PASSES * rows * shape.vocab / tp * 2 / gpu.bandwidth
+    reductions = 4 + 2 * layout.recompute
+    tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.link
+    launch = layers * KERNELS * passes / 4
+
+    count = layout.micro_batches
+    fill = (count + pp - 1) / count  # the pipeline fills and drains once a step
+    weights = (layers * shape.block + shape.vocab * hidden * (1 if pp == 1 else 0.5)) / tp
+    between = gpu.link if layout.gpus <= gpu.node else gpu.network
+    network = 0.0
+    if pp > 1:
+        network += 2 * rows * hidden * 2 / gpu.network * count * fill
+    if layout.zero == 3:
+        network += 6 * weights / between * count
+    else:
+        network += 4 * weights * (layout.dp - 1) / layout.dp / between
+    update = weights * (4 + 16 / layout.dp) / gpu.bandwidth
+    each = [part * count * fill for part in (matmul, small, attention, traffic, tensor)]
+    uneven = UNEVEN_HEADS if not flash and shape.heads // tp % 4 else 1.0
+    return [uneven * part for part in (*each, network, launch * count * fill, update)]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of a step with an interval that held 80% of the rows that were held out, and where it comes from."""
+
+    seconds: float
+    low: float
+    high: float
+    basis: str
+    parts: dict[str, float]
+
+    def scaled(self, factor: float, spread: float, basis: str) -> "Prediction":
+        seconds = self.seconds * factor
+        parts = {name: part * factor for name, part in self.parts.items()}
+        return Prediction(seconds, seconds / spread, seconds * spread, basis, parts)
+
+
+@functools.cache
+def calibration() -> dict[str, Any]:
+    """What `python -m ablations.plan.calibrate` wrote."""
+    return dict(json.loads(CALIBRATION.read_text()))
+
+
+# Which published rows stand for a GPU. Our own engine has not been timed on any: llm-foundry's stack (flash attention,
+# fused kernels, no recomputation where it fits) is the nearest that was.
+NEAREST = {"a100-40": "a100-40", "a100-80": "a100-80", "h100": "h100", "h200": "h100", "b200": "h100", "mi300x": "h100"}
+# Of a GPU without published rows: predicting h100 from the weights of a100-80 was off by 18% in the median (measured by
+# calibrate.py); twice that on each side is taken.
+UNSEEN = 1.36
+SMALLEST = 768  # hidden size of the narrowest published row; below it the interval widens by as much again
+
+
+def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Prediction:
+    """Seconds for one optimizer step.
+
+    Args:
+        stack: "Megatron-DeepSpeed" for pipelines with plain attention, as BigScience had; by default what is nearest to
+            our engine: llm-foundry's, on V100s Megatron-DeepSpeed's.
+    """
+    fits = calibration()
+    old = gpu.name.startswith("v100")
+    stack = stack or ("Megatron-DeepSpeed" if old else "llm-foundry")
+    if stack == "Megatron-DeepSpeed":
+        row = "v100" if old else "a100-80"
+        same = old or gpu.name.startswith("a100")
+    else:
+        row, same = NEAREST[gpu.name], gpu.name in ("a100-40", "a100-80", "h100")
+    fit = fits[f"{stack}, {row}"]
+    weights = dict(fit["weights"])
+    if stack != "Megatron-DeepSpeed":  # whose rows have no tensor parallelism
+        weights["tensor"] = fits["Megatron-DeepSpeed, a100-80"]["weights"]["tensor"]
+    values = terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
+    parts = {name: weights[name] * value for name, value in zip(TERMS, values, strict=True)}
+    seconds = sum(parts.values())
+    low, high = fit["interval"]
+    basis = f"{stack}'s published rows on {row}"
+    if not same:
+        low, high = low / UNSEEN, high * UNSEEN
+        basis += f"; none on {gpu.name}"
+    if shape.hidden < SMALLEST:
+        low, high = low / UNSEEN, high * UNSEEN
+        basis += f"; none as narrow as {shape.hidden}"
+    return Prediction(seconds, seconds * low, seconds * high, basis, parts)

@@ -1,0 +1,70 @@
+"""How a setting explains itself: meaning, unit, range and source, attached to the field of a settings dataclass.
+
+    dropout: Annotated[float, Setting("dropout probability of the residual stream", at_least=0, below=1)]
+
+The range checks, the error messages, `python -m ablations reference` and the comments of ablations/baseline.yaml are
+made from these explanations. The type of a field gives the choices (`Literal`).
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The explanation of one setting. The range is that of the number, or of each number of a list."""
+
+    meaning: str
+    unit: str = ""  # of the number: "tokens", "hours"; empty for ratios and text
+    source: str = ""  # of the baseline's value: a paper, a program, a measurement, or "untuned"
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    @property
+    def range(self) -> str:
+        """The allowed numbers in words, such as "at least 0 and below 1"; empty where every number is allowed."""
+        limits = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        if self.at_least is not None and self.at_most is not None:
+            return f"between {self.at_least:g} and {self.at_most:g}"
+        return " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+
+    def contains(self, number: float) -> bool:
+        """Whether the number lies in the range."""
+        return (
+            (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
+
+
+@functools.cache
+def settings_of(cls: type) -> dict[str, Setting]:
+    """{field: its explanation} of a dataclass whose fields are all `Annotated` with one.
+
+    Raises:
+        TypeError: naming a field without an explanation.
+    """
+    settings = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        explanations = [extra for extra in get_args(hint)[1:] if isinstance(extra, Setting)]
+        if len(explanations) != 1:
+            raise TypeError(f"{cls.__name__}.{name} needs one Setting(...): what it means, its unit, range and source")
+        settings[name] = explanations[0]
+    return settings
+
+
+def check_ranges(section: str, values: Any) -> None:
+    """Compare every number of a settings dataclass with the range of its field.
+
+    Raises:
+        ValueError: for the first number outside, with the range and what the setting means.
+    """
+    for name, setting in settings_of(type(values)).items():  # type: ignore[arg-type]
+        value = getattr(values, name)
+        for number in value if isinstance(value, list) else [value]:
+            if setting.range and not setting.contains(number):
+                raise ValueError(f"{section}.{name}={number:g} must be {setting.range}: {setting.meaning}")

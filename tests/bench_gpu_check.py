@@ -1,0 +1,102 @@
+"""Whether a GPU computes what the reference does: `make bench-gpu ARGS="--check"`.
+
+Every position variant's loss and gradients are compared with the plain reference, in fp32 on the CPU, at small
+shapes: compiled in bf16 they may be off by 1.3 times what the same model written out in bf16 is off, and the engine's
+first loss must be the model's. In fp8 every product of every linear layer is compared with that of rounded operands
+(model/proof.py), and the gradients may be off by 0.25 of their norm; on a CPU, at this shape, they are off by 0.16 at
+most, and those of bf16 by 0.06.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+
+from ablations.config import Run, resolve
+from launch import engine
+from model import attention, proof
+from model.gpt import GPT
+from model.shard import WHOLE, Whole
+
+POSITIONS = ("none", "learned", "rotary", "alibi")
+IN_FP8 = "rotary"  # the position of the rows in fp8
+SMALL = [
+    ("size", "nano"),
+    ("model.layers", 2),
+    ("model.hidden", 256),
+    ("model.heads", 4),
+    ("model.seq", 256),
+    ("train.batch", 4),
+    ("layout.micro_batch", 4),
+    ("train.precision", "bf16"),
+]
+# the head dimension of the 1.3B shape, and more tokens than a block of attention has
+LONG = [*SMALL, ("model.heads", 2), ("model.seq", 1024), ("train.batch", 2), ("layout.micro_batch", 2)]
+
+
+def reading(model: GPT, rows: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+    """The loss and all gradients, in fp32 on the CPU."""
+    model.zero_grad()
+    value = loss(rows)
+    value.backward()
+    found = [value, *(p.grad for p in model.parameters() if p.grad is not None)]
+    return [t.detach().float().cpu() for t in found]
+
+
+def larger(run: Run, tp: Whole = WHOLE) -> GPT:
+    """A model whose weights are larger than they begin, so that what attention sees matters."""
+    model = GPT(run.model, run.seed, tp)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3) if p.dim() > 1 else p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+    return model
+
+
+def wrong_in_fp8(device: str) -> list[str]:
+    """What is wrong with FP8 on `device`, compiled where that is a GPU; empty: nothing."""
+    run = resolve([*SMALL, ("model.pos", IN_FP8), ("train.precision", "fp8")])
+    rows = torch.randint(run.model.vocab, (4, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
+    exact_model, model = larger(run), larger(run, engine.ranks(run)).to(device, torch.bfloat16)
+    found = proof.precision(model)
+    faults = [] if found.passed and found.value == "fp8" else [f"fp8: {found.value}, {found.detail}"]
+    exact = reading(exact_model, rows, exact_model.loss)
+    ours = reading(model, rows.to(device), torch.compile(model.loss) if device == "cuda" else model.loss)
+    for name, ideal, mine in zip(["loss", *(n for n, _ in model.named_parameters())], exact, ours, strict=True):
+        error, allowed = float((mine - ideal).norm() / ideal.norm()), 0.001 if name == "loss" else 0.25
+        if not error <= allowed:
+            faults.append(f"fp8: {name} is off by {error:.3g} of its norm; {allowed} is allowed")
+    return faults
+
+
+def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL) -> list[str]:
+    """What is wrong with the executor that `device` runs, compiled, and with the engine around it; empty: nothing.
+
+    On a CPU, where FlexAttention has no backward, this compares what runs there.
+    """
+    run = resolve([*shape, ("model.pos", pos), ("layout.compile", "never")])
+    rows = torch.randint(
+        run.model.vocab, (run.train.batch, run.model.seq + 1), generator=torch.Generator().manual_seed(1)
+    )
+    model = larger(run)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    exact = reading(model, rows, model.loss)
+    model, there = model.to(device, torch.bfloat16), rows.to(device)
+    with mock.patch.object(attention, "fused", lambda p, h, x, prefix=None: attention.plain(p, h, x, 0.0, prefix)):
+        written_out = reading(model, there, model.loss)
+    ours = reading(model, there, torch.compile(model.loss) if device == "cuda" else model.loss)
+    faults = []
+    for name, ideal, theirs, mine in zip(
+        ["loss", *(n for n, _ in model.named_parameters())], exact, written_out, ours, strict=True
+    ):
+        # what is wrong in both counts too: honest rounding is 1 to 8% of a gradient
+        allowed = min(1.3 * (theirs - ideal).norm() + 1e-3 * ideal.norm(), 0.15 * ideal.norm())
+        if not (mine - ideal).norm() <= allowed:  # a NaN is wrong too
+            faults.append(f"{pos}: {name} is off by {(mine - ideal).norm():.3g}; {allowed:.3g} is allowed")
+    engine.start(run)
+    fresh = GPT(run.model, run.seed)
+    fresh.load_state_dict(state)
+    first = engine.build(fresh, resolve([*shape, ("model.pos", pos)]), 1).step(rows, 1e-4)[0]
+    if not abs(first - float(exact[0])) < 0.01 * float(exact[0]):
+        faults.append(f"{pos}: the engine's first loss is {first:.4f}, the model's {float(exact[0]):.4f}")
+    return faults

@@ -1,0 +1,188 @@
+"""Resources, and the model of step times and memory: against published measurements that the fit has not seen."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ablations.config import resolve
+from ablations.plan import calibrate
+from ablations.plan.hardware import GPUS, hardware
+from ablations.plan.pipeline_memory import peak, verdict
+from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, parse_budget
+from ablations.plan.throughput import CALIBRATION, Layout, Shape, predict
+from ablations.values import ConfigError
+from model.count import flops_per_token, parameters
+
+GPT3_1B3 = Shape(24, 2048, 16, 2048, 50304, 8192)
+
+
+def test_the_budget_of_the_study() -> None:
+    budget = parse_budget("18 weeks, 52x8 A100-80, 4 spare")
+    assert budget.gpu_hours() == 1_161_216 == 18 * 7 * 24 * 48 * 8
+    assert budget.cluster and budget.cluster.reserved_gpu_hours == 1_257_984
+    assert round(budget.flops(100e12) / PF_DAY) == 4838
+    assert sorted(str(PUBLISHED_HOURS)) == sorted("1161216")  # the source has two digits swapped
+
+
+@pytest.mark.parametrize(
+    "text, kind, amount",
+    [
+        ("4,500 PF-days", "model-flops", 4500 * PF_DAY),
+        ("4500 model PF-days", "model-flops", 4500 * PF_DAY),
+        ("1e22 peak FLOP, A100-80", "peak-flops", 1e22),
+        ("1.2M GPU-hours, H100", "gpu-hours", 1.2e6),
+        ("300B tokens", "tokens", 300e9),
+        ("10k steps", "steps", 10e3),
+        ("2M EUR", "money", 2e6),
+        ("3 days, 2 nodes x 4 V100-32", "cluster", 3 * 24 * 8),
+    ],
+)
+def test_budgets_in_every_unit(text: str, kind: str, amount: float) -> None:
+    budget = parse_budget(text)
+    assert (budget.kind, budget.amount) == (kind, pytest.approx(amount))
+
+
+def test_what_one_unit_is_in_another_and_what_is_missing() -> None:
+    assert parse_budget("312e12 peak FLOP, a100").gpu_hours() == pytest.approx(1 / 3600)
+    assert parse_budget("900 EUR").gpu_hours(price=1.8) == pytest.approx(500)
+    with pytest.raises(ConfigError, match="PRICE"):
+        parse_budget("900 EUR").gpu_hours()
+    with pytest.raises(ConfigError, match="model's size"):
+        parse_budget("300B tokens").flops()
+    with pytest.raises(ConfigError, match="FLOP/s of one GPU"):
+        parse_budget("100 GPU-hours").flops()
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("-3 weeks, 52x8 A100", "above 0"),
+        ("18, 52x8 A100-80", "unit of 18 is missing"),
+        ("300", "unit of 300 is missing"),
+        ("18 weeks", "lacks machines"),
+        ("52x8 A100", "lacks a time"),
+        ("18 weeks, 52x8 A99", "v100-16, v100-32, a100-40, a100-80, h100, h200, b200, mi300x"),
+        ("18 weeks, 0x8 A100", "above 0"),
+        ("18 weeks, 4x8 A100, 4 spare", "cannot be spare"),
+        ("18 weeks, 4x8 A100, 3 PF-days", "two budgets"),
+        ("1 week, 2 weeks, 4x8 A100", "time twice"),
+        ("1e22 peak FLOP", "need the hardware"),
+        ("12 parsecs", "no unit"),
+        ("1e999 weeks, 1x8 a100", "above 0"),
+        ("", "empty"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_budget(text)
+
+
+def test_the_shape_counts_as_the_model_does() -> None:
+    for size in ("nano", "125m", "1b3"):
+        for act in ("gelu", "swiglu"):
+            cfg = resolve([("size", size), ("model.act", act), ("model.pos", "none")]).model
+            shape = Shape.of(cfg)
+            assert shape.parameters == pytest.approx(parameters(cfg), rel=1e-3)
+            assert shape.flops_per_token() == flops_per_token(cfg)
+
+
+def test_the_logged_speed_of_the_176b_run_is_reproduced() -> None:
+    """150.05 TFLOP/s at 104.50 s for a batch of 2048 on 384 GPUs, recomputation counted (BigScience's log)."""
+    shape = Shape(70, 14336, 112, 2048, 250880, 4 * 14336)
+    # Megatron counts the output matrix as if it were recomputed too: 96 B s L h^2 (1 + s / 6h + V / 16Lh)
+    flops = 2048 * 2048 * shape.flops_per_token(recompute=True)
+    assert flops / 104.50 / 384 / 1e12 == pytest.approx(150.05, abs=0.01)
+
+
+def test_what_is_written_is_what_the_published_rows_say() -> None:
+    written, anew = json.loads(CALIBRATION.read_text()), calibrate.calibrate()
+    assert written.keys() == anew.keys()
+    for group, values in written.items():
+        for name, value in values.items():
+            # weights to 1%: another scipy may round otherwise
+            expected = anew[group][name]
+            assert value == (expected if name == "sources" else pytest.approx(expected, rel=0.01))
+
+
+def test_final_round_shapes_are_predicted_by_weights_that_never_saw_them() -> None:
+    group = "Megatron-DeepSpeed, a100-80"
+    rows = [row for row in calibrate.published() if row.seconds and row.group == group]
+    predicted = calibrate.held_out(rows, calibrate.HOLD_OUT[group])
+    errors = sorted(abs(p / (row.seconds or 1) - 1) for p, row in zip(predicted, rows, strict=True))
+    assert len(rows) == 17 and errors[8] < 0.02 and errors[-1] < 0.10
+    order, actual = ([sorted(v).index(x) for x in v] for v in (predicted, [row.seconds for row in rows]))
+    n = len(rows)
+    rank = 1 - 6 * sum((a - b) ** 2 for a, b in zip(order, actual, strict=True)) / (n * (n * n - 1))
+    assert rank > 0.9
+
+
+def test_every_group_is_predicted_within_a_tenth_in_the_median() -> None:
+    told = json.loads(CALIBRATION.read_text())
+    for group in calibrate.HOLD_OUT:
+        assert told[group]["median error"] < 0.10
+    assert told["memory"]["median error"] < 0.10
+    for group in ("Megatron-DeepSpeed, a100-80", "llm-foundry, a100-80", "llm-foundry, a100-40", "llm-foundry, h100"):
+        assert told[group]["rank correlation"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "shape, layout, gpu, tokens_per_second, tolerance",
+    [  # none of them is among the rows of the fit
+        # flash-attention's training/README.md; Megatron-LM's README
+        (GPT3_1B3, Layout(8, 1, 1, 16, 512, 1, False), "a100-80", 21_100, 0.05),
+        (
+            Shape(24, 2048, 16, 4096, 131072, 8192),
+            Layout(48, 1, 1, 4, 384, 1, False),
+            "h100",
+            36_300,
+            0.12,
+        ),  # Megatron-LM
+    ],
+)
+def test_other_stacks_are_near(shape, layout, gpu, tokens_per_second, tolerance) -> None:
+    seconds = predict(shape, layout, hardware(gpu)).seconds
+    assert layout.batch * shape.seq / seconds / layout.gpus == pytest.approx(tokens_per_second, rel=tolerance)
+
+
+def test_memory_of_published_layouts_and_those_that_ran_out() -> None:
+    rows = [row for row in calibrate.published() if row.gib or not row.fits]
+    told = {}
+    for row in rows:
+        told[row] = verdict(peak(row.shape, row.layout, row.flash, row.sums), GPUS[row.gpu])
+    ran_out = [row for row in rows if not row.fits]
+    assert len(ran_out) == 7
+    # 82 x 14336 is not: the published 94 x 13312, as large, took 67 GB in the same layout
+    missed = [row for row in ran_out if told[row] == "fits"]
+    assert [(row.shape.layers, row.shape.hidden) for row in missed] == [(82, 14336)]
+    assert not [row for row in rows if row.fits and told[row] == "does not fit"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    gpu=st.sampled_from(sorted(GPUS)),
+    layers=st.integers(2, 80),
+    heads=st.sampled_from([8, 16, 64]),
+    micro=st.sampled_from([1, 2, 4]),
+    tp=st.sampled_from([1, 2, 4]),
+)
+def test_more_work_takes_longer(gpu: str, layers: int, heads: int, micro: int, tp: int) -> None:
+    layout = Layout(16, tp, 1, micro, 512, 1, False)
+    times = [
+        predict(Shape(count, heads * 128, heads, 2048, 50304, heads * 512), layout, hardware(gpu))
+        for count in (layers, layers + 1)
+    ]
+    assert 0 < times[0].seconds < times[1].seconds and times[0].low < times[0].seconds < times[0].high
+    assert math.isclose(sum(times[0].parts.values()), times[0].seconds)
+
+
+def test_none_of_this_imports_torch_numpy_or_scipy() -> None:
+    code = (
+        "import sys; import ablations.plan.throughput as t, ablations.plan.resources, ablations.plan.pipeline_memory;"
+        "t.calibration(); assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,194 @@
+"""`make plan` of a study on hardware: layouts that fit, sums that add up, refusals, and the forms of its answer."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ablations.__main__ import main
+from ablations.config import resolve
+from ablations.plan import site_speed
+from ablations.plan.command import machines, split
+from ablations.plan.hardware import GPUS, hardware
+from ablations.plan.layouts import best_few, memory, search
+from ablations.plan.study_cost import cost, figure
+from ablations.plan.throughput import Layout, Shape, predict
+from ablations.study import from_args
+from ablations.values import ConfigError
+from model.memory import estimate
+
+WORDS = ["POS=alibi,none", "SIZE=1b3", "SET=train.precision=bf16", "SEEDS=2"]
+
+
+@pytest.fixture(autouse=True)
+def no_disk_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.plan.study_cost._free", lambda out: None)
+    monkeypatch.setenv("MEGAHOUR_GPU", "1")
+
+
+def test_the_layouts_of_the_1b3_are_those_that_were_found_best() -> None:
+    """BigScience on 8 V100 of 32 GB: tensor parallel 1, no recomputation, 23 s; with recomputation 28 s; TP 2 39 s."""
+    run = resolve([("size", "1b3"), ("train.precision", "fp16")])
+    found, _ = search([run], hardware("v100-32"), 8)
+    assert found[0].layout.tp == 1 and not found[0].layout.recompute
+    one = next(c for c in found if c.layout.micro_batch == 1 and c.layout.tp == 1 and not c.layout.recompute)
+    assert one.seconds == pytest.approx(23, rel=0.1)
+    again = min(candidate.seconds for candidate in found if candidate.layout.recompute and candidate.layout.tp == 1)
+    assert again == pytest.approx(28, rel=0.12)
+    assert min(candidate.seconds for candidate in found if candidate.layout.tp == 2) > 1.2 * found[0].seconds
+    assert not search([run], hardware("v100-16"), 1)[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.sampled_from(["125m", "350m", "1b3", "bigscience-1b3"]),
+    gpu=st.sampled_from(sorted(GPUS)),
+    gpus=st.sampled_from([1, 2, 8, 32, 64]),
+)
+def test_layouts_that_are_shown_fit_and_divide_the_batch(size: str, gpu: str, gpus: int) -> None:
+    overrides = [("size", size)] if size.startswith("big") else [("size", size), ("train.precision", "bf16")]
+    run = resolve(overrides)
+    found, reasons = search([run], hardware(gpu), gpus)
+    assert found or reasons
+    for candidate in best_few(found):
+        layout = candidate.layout
+        assert memory(run, layout) == candidate.gib < hardware(gpu).memory
+        assert layout.dp * layout.tp == gpus and run.train.batch % (layout.dp * layout.micro_batch) == 0
+        if run.train.ramp:
+            assert run.train.ramp[0] % (layout.dp * layout.micro_batch) == 0
+    assert [c.seconds for c in found] == sorted(c.seconds for c in found)
+
+
+def test_recomputation_keeps_less_and_a_step_costs_a_third_more_products() -> None:
+    model = resolve([("size", "1b3")]).model
+    kept = [estimate(model, 8, "bf16", 1, 8, 4, True, 1, recompute)["activations"] for recompute in (False, True)]
+    assert kept[1] < kept[0] / 5
+    layouts = [Layout(8, 1, 1, 8, 512, 1, recompute) for recompute in (False, True)]
+    slow = [predict(Shape.of(model), layout, hardware("a100")).parts["matmul"] for layout in layouts]
+    assert 1.25 < slow[1] / slow[0] <= 4 / 3
+
+
+def test_gpu_hours_add_up_and_shares_follow_the_budget(capsys: pytest.CaptureFixture) -> None:
+    words = [*WORDS, "ON=8x8 a100", "FORMAT=json"]
+    assert main(["plan", *words, "BUDGET=18 weeks, 52x8 A100-80, 4 spare"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["runs"]) == 6
+    for run in told["runs"]:
+        assert run["gpu_hours"] == pytest.approx(run["hours"] * told["gpus_per_run"])
+        assert run["low"] < run["hours"] < run["high"]
+        assert run["tokens"] == pytest.approx(run["tokens_per_second"] * 3600 * run["hours"])
+        assert run["kwh"] == pytest.approx(run["gpu_hours"] * 0.4)
+    total = sum(run["gpu_hours"] + run["evaluation_gpu_hours"] for run in told["runs"])
+    assert told["gpu_hours"] == pytest.approx(total)
+    assert told["share_of_budget"] == pytest.approx(total / 1_161_216)
+    assert main(["plan", *words, "BUDGET=100 GPU-hours"]) == 2
+    assert "the budget has 100" in json.loads(capsys.readouterr().out)["refused"][0]
+
+
+def test_more_seeds_and_more_tokens_cost_more() -> None:
+    def hours(*words: str) -> float:
+        return cost(from_args([*words, "SIZE=125m", "SET=train.precision=bf16"]), hardware("a100"), 8).gpu_hours
+
+    once = hours("POS=alibi", "SEEDS=1", "TOKENS=1B")
+    assert hours("POS=alibi", "SEEDS=3", "TOKENS=1B") == pytest.approx(3 * once)
+    assert hours("POS=alibi", "SEEDS=1", "TOKENS=2B") > 1.9 * once
+
+
+def refused(*words: str, on: str = "a100", gpus: int = 8) -> str:
+    return "\n".join(cost(from_args(list(words)), hardware(on), gpus).refused)
+
+
+def test_what_speaks_against_a_study_is_said() -> None:
+    bf16 = "SET=train.precision=bf16"
+    assert not refused("POS=alibi", "SIZE=1b3", bf16)
+    assert "does not fit" in refused("POS=alibi", "SIZE=1b3", bf16, on="v100-16", gpus=1)
+    assert "no bf16" in refused("POS=alibi", "SIZE=125m", bf16, on="v100-32")
+    # 3 GPUs cannot share 512 sequences
+    assert "512, is no multiple of 3 replicas" in refused("POS=alibi", "SIZE=125m", bf16, gpus=3)
+    # a wider MLP is said by its name; more layers are the question; another vocabulary multiple is neither
+    assert not refused("ACT=swiglu-unmatched", "SIZE=125m", bf16)
+    assert "parameters of the baseline, and its factor is not size" in refused(
+        "ARM=model.vocab_multiple=32768", "SIZE=125m", bf16
+    )
+    slip = "SET=train.precision=bf16 train.tokens=400B train.decay_tokens=34B"  # tr5b's misplaced underscore
+    assert "decays over 34B tokens, the budget is 400B" in refused("POS=alibi", "SIZE=125m", slip)
+
+
+def test_a_full_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.plan.study_cost._free", lambda out: 10.0)
+    assert "has 10 GB free" in refused("POS=alibi", "SIZE=1b3", "SET=train.precision=bf16")
+
+
+def measured(path: Path, factor: float) -> None:
+    """What make bench-gpu would write on a machine `factor` times as slow as is predicted."""
+    shape, gpu = Shape.of(resolve([("size", "1b3")]).model), hardware("h100")
+    rows = []
+    for micro in (8, 16):
+        layout = Layout(1, 1, 1, micro, 16 * micro, 1, False)
+        speed = layout.batch * shape.seq / predict(shape, layout, gpu).seconds / factor
+        row: dict[str, Any] = {"gpus": 1, "tp": 1, "micro_batch": micro, "batch": 16 * micro, "label": "alibi, bf16"}
+        rows.append(row | vars(shape) | {"tokens_per_second": speed, "gb": 50.0})
+    path.write_text(json.dumps({"hardware": "h100", "device": "NVIDIA H100 80GB HBM3", "rows": rows}))
+
+
+def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> None:
+    path = tmp_path / "site_speed.json"
+    study = from_args(["POS=alibi", "SIZE=350m", "SET=train.precision=bf16"])
+    published = cost(study, hardware("h100"), 8, path)
+    measured(path, 1.25)
+    here = cost(study, hardware("h100"), 8, path)
+    assert here.runs[0].hours == pytest.approx(1.25 * published.runs[0].hours)
+    assert "measured here" in here.candidates[0].steps[0].basis
+    assert cost(study, hardware("a100"), 8, path).runs == cost(study, hardware("a100"), 8, tmp_path / "none").runs
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"hardware": "abacus", "rows": []}', '{"hardware": "h100", "rows": [{}]}']
+)
+def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "site_speed.json").write_text(content)
+    with pytest.raises(ConfigError, match="site_speed.json"):
+        site_speed.read(hardware("h100"), tmp_path / "site_speed.json")
+
+
+def test_the_picture_says_what_costs_what() -> None:
+    drawn = figure(cost(from_args(WORDS), hardware("a100"), 64))
+    for words in ("pos=alibi", "matrix products", "communication", "evaluation", "GPU-hours, all seeds"):
+        assert words in drawn
+    widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="12"', drawn)]
+    assert len(widths) == 3 * 6 and max(sum(widths[i : i + 6]) for i in (0, 6, 12)) == pytest.approx(372, abs=0.5)
+
+
+def test_hardware_is_named_in_several_ways() -> None:
+    assert machines("a100") == (GPUS["a100-80"], 8)
+    assert machines("8x4 v100") == (GPUS["v100-32"], 32)
+    assert machines("4 H100") == (GPUS["h100"], 4)
+    for text in ("0 h100", "-2x8 a100", "abacus", "8x8"):
+        with pytest.raises(ConfigError):
+            machines(text)
+    assert split(["ON=a100", "POS=alibi"]) == ({"ON": "a100"}, ["POS=alibi"])
+    with pytest.raises(ConfigError, match="twice"):
+        split(["ON=a100", "ON=h100"])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["POS=alibi", "ON=abacus"], "v100-16"),
+        (["POS=alibi", "ON=a100", "FORMAT=pdf"], "table, json, svg"),
+        (["POS=alibi", "BUDGET=3 weeks, 2x8 a100"], "ON="),
+        (["POS=alibi", "ON=a100", "BUDGET=18"], "unit of 18 is missing"),
+        (["POS=alibi", "ON=a100", "PRICE=-1"], "above 0"),
+        (["FORMAT=json"], "ON=hardware"),
+        (["POS=alibi", "ON="], "empty"),
+    ],
+)
+def test_bad_words_end_with_2_and_say_what_is_allowed(
+    words: list[str], said: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["plan", *words]) == 2
+    assert said in capsys.readouterr().err
