@@ -10,7 +10,7 @@ from data import filters
 class DataConfig:
     corpus: str
     tokenizer: str
-    tokenizer_kind: Literal["bpe", "unigram", "byte-bpe", "file"]
+    tokenizer_kind: Literal["bpe", "unigram", "byte-bpe", "wordpiece", "file"]
     dedup: filters.Dedup
     quality: filters.Quality
     decontaminate: str

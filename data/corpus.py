@@ -17,7 +17,7 @@ from data.disk import locked, write_whole
 from data.documents import documents
 from data.readers import EXTENSIONS
 from data.sources import Missing as Missing
-from data.sources import SourceFile, common_folder, distribution, files_at, files_below, source_files
+from data.sources import SourceFile, check_name, common_folder, distribution, files_at, files_below, source_files
 
 CORPORA = Path(__file__).parent / "corpora"
 VALID_SHARE = 0.02  # of the documents of a corpus on disk; untuned
@@ -46,8 +46,7 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
     {"packages": {name: version}, "held_out": [name, ...], "text": of TEXTS, "minimum": characters}.
     Raises ValueError, naming what is allowed. Reads no document.
     """
-    if not corpus.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in corpus):
-        raise ValueError(f"the name {corpus.encode('utf-8', 'surrogateescape')!r} is not UTF-8: rename the file")
+    check_name(corpus)
     name, _, variant = corpus.partition(":")
     path = None if "/" in name else CORPORA / f"{name}.yaml"
     if corpus.endswith(".yaml") and Path(corpus).is_file():

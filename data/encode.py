@@ -19,6 +19,7 @@ from data.filters import Recipe
 from data.store import Run, Store, label, prepared
 from data.text import lines, prepared_text
 from data.tokenizer import (
+    EXTRA_IDS,
     OPTIONS,
     SAMPLE_BYTES,
     AnyTokenizer,
@@ -84,9 +85,10 @@ def _existing(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]
         (work / file).write_bytes(content)
         loaded = load_tokenizer(work / file)
         if vocab not in (allowed := vocabularies(loaded)):
-            more = (
-                f", or {' or '.join(map(str, allowed[1:]))} with ids that no text becomes" if len(allowed) > 1 else ""
-            )
+            more = ""
+            if len(allowed) > 1:
+                what = f"T5's {EXTRA_IDS} extra ids" if loaded.kind == "unigram" else "an id for a masked token"
+                more = f", or {allowed[1]} with {what}"
             raise ValueError(
                 f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that" + more
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
@@ -46,6 +47,8 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
     not and `ask` is false; ValueError when the hub cannot be asked or has no such files.
     """
     if "root" in spec:
+        for path in spec["files"]:
+            check_name(str(path))
         return [
             SourceFile(path, path.relative_to(spec["root"]).as_posix(), "", path.stat().st_size)
             for path in spec["files"]
@@ -61,6 +64,14 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
                 path = Path(str(file.locate()))
                 files.append(SourceFile(path, file.as_posix(), package, path.stat().st_size))
     return sorted(files, key=lambda file: (file.package not in spec["held_out"], file.package, file.name))
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that is not UTF-8: it can neither be printed nor written to a record."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name {os.fsencode(name)!r} is not UTF-8: rename the file or folder") from None
 
 
 def distribution(package: str, version: str) -> importlib.metadata.Distribution:

@@ -392,13 +392,13 @@ def mask_id(tokenizer: AnyTokenizer, vocab: int) -> int:
 
 
 def vocabularies(tokenizer: AnyTokenizer) -> list[int]:
-    """What model.vocab may be with a tokenizer that exists: its pieces; one more, for a mask where it has none; or of a
-    unigram model, as T5's is, EXTRA_IDS more."""
+    """What model.vocab may be with a tokenizer that exists: its pieces; of a unigram model, as T5's is, EXTRA_IDS more;
+    of another one without an id for a masked token one more."""
     sizes = [tokenizer.vocab_size]
-    if tokenizer.mask is None:
-        sizes.append(tokenizer.vocab_size + 1)
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind == "unigram":
         sizes.append(tokenizer.vocab_size + EXTRA_IDS)
+    elif tokenizer.mask is None:
+        sizes.append(tokenizer.vocab_size + 1)
     return sizes
 
 

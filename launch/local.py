@@ -87,10 +87,12 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     """Corpora, tokenizers and tokens that the cells need, where they are missing.
 
     Raises:
-        ConfigError: when one cannot be had.
+        ConfigError: when one cannot be had, or is another than the study's runs were trained on.
     """
     from data.corpus import incomplete
+    from launch.data_identity import check_files, check_prepared
 
+    check_files(study)
     asked = []
     for data, vocab in {(c.run.data, c.run.model.vocab): 0 for c in cells}:
         given = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
@@ -106,6 +108,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
         command = [sys.executable, "-m", "data.prepare", *what, "--told", "--store", str(store)]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
             raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
+    check_prepared(study)
 
 
 def jobs(study: Study) -> int:

@@ -110,7 +110,8 @@ def test_real_files():
     "name, content, match",
     [
         ("a.jsonl", b'{"text": "x"}\n{"content": "x", "url": 1}\n', r"a.jsonl:2: .*\['content', 'url'\]"),
-        ("a.jsonl", b'{"text": ["x"]}\n', r"a.jsonl:1: no string under"),
+        ("a.jsonl", b'{"text": ["x"]}\n', r'a.jsonl:1: "text" is a list, not a string'),
+        ("a.jsonl", b'{"text": null}\n', r'a.jsonl:1: "text" is null, not a string'),
         ("a.jsonl", b'["x"]\n', r"a.jsonl:1: .* has list"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "x\n', r"a.jsonl:2: not JSON"),
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8"),
