@@ -7,32 +7,35 @@ import argparse
 import json
 import os
 import sys
+import textwrap
+from contextlib import suppress
 
+from ablations import rundir
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, bundles, resolve, spread
 from ablations.machine import has_gpu
 from ablations.plan.command import run as plan_ahead
+from ablations.rundir import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
-from ablations.study import FACTORS, HELP, SETTINGS, Study, from_anywhere, from_args, human
+from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args
+from ablations.values import human
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; creates nothing",
     "status": "where every run of a study stands",
     "show": "the complete configuration of every arm, and the line that makes it",
+    "reference": "what every setting means, as Markdown; --write makes the comments of baseline.yaml anew",
     "diff": "what two sizes or presets set differently, line by line: A=bigscience-1b3 B=modern-1b3",
 }
 
 
 def main(argv: list[str]) -> int:
-    variables = "\n".join(
-        f"  {name:8} {(FACTORS[name][0] if name in FACTORS else SETTINGS.get(name, '')):13} {text}"
-        for name, text in HELP.items()
-    )
     parser = argparse.ArgumentParser(
         prog="python -m ablations",
         description=__doc__,
-        epilog=f"NAME=VALUE:\n{variables}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M",
+        epilog=f"NAME=VALUE:\n{variables()}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M\n"
+        "every setting: python -m ablations reference",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
@@ -47,9 +50,13 @@ def main(argv: list[str]) -> int:
         command.add_argument("words", nargs="*", metavar="NAME=VALUE", help="the study; see below")
         if name == "status":
             command.add_argument("--watch", action="store_true", help="a live view")
+        if name == "reference":
+            command.add_argument("--write", action="store_true", help="make the comments of baseline.yaml anew")
     args = parser.parse_args(argv)
-    args.words = from_anywhere(args.words)
     try:
+        if args.command == "reference":
+            return reference(args.write)
+        args.words = from_anywhere(args.words)
         if "SBATCH_GPUS_PER_NODE" in site():
             os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
         if args.command == "diff":
@@ -62,11 +69,23 @@ def main(argv: list[str]) -> int:
             return 0
         return {"plan": plan, "status": status, "show": show}[args.command](study)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        return rundir.Exit.INVALID
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
+        return rundir.Exit.INTERRUPTED
+
+
+def variables() -> str:
+    """The NAME=VALUE words: what each stands for, what it means, and its choices."""
+    from ablations.reference import choices
+
+    lines = []
+    for name, text in HELP.items():
+        key = FACTORS[name][0] if name in FACTORS else FOR_ALL_RUNS.get(name, "")
+        options = f" ({', '.join(choices(key))})" if key and choices(key) else ""
+        lines += textwrap.wrap(f"{name:9} {key:13} {text}{options}", 116, subsequent_indent=" " * 24)
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def plan(study: Study) -> int:
@@ -80,7 +99,8 @@ def plan(study: Study) -> int:
     print(f"{'cell':>4}  {'arm':28} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
     total = 0.0
     for i, cell in enumerate(study.cells):
-        cell.check_recorded()
+        with suppress(Damaged):  # the state says so
+            cell.check_recorded()
         run = cell.run
         tokens = run.tokens
         flops = tokens * flops_per_token(run.model)
@@ -103,7 +123,7 @@ def plan(study: Study) -> int:
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
     every = layout.save_every
-    known = [p for cell in study.cells for p in cell.dir.glob("checkpoints/step_*/checkpoint.json")]
+    known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
     print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
     if at := study.base.milestones:
         print(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
@@ -126,6 +146,16 @@ def show(study: Study) -> int:
     return 0
 
 
+def reference(write: bool) -> int:
+    from ablations.reference import page, write_comments
+
+    if write:
+        write_comments()
+    else:
+        print(page(), end="")
+    return 0
+
+
 def diff(words: list[str]) -> int:
     from model.count import flops_per_token, parameters
 
@@ -133,7 +163,7 @@ def diff(words: list[str]) -> int:
     if names.keys() != {"A", "B"} or len(words) != 2:
         raise ConfigError(f"diff needs A= and B=, each one of {', '.join(bundles())}")
     a, b = (resolve([("size", names[side])]) for side in "AB")
-    follows = {
+    derived = {
         "parameters": lambda run: f"{parameters(run.model):,}",
         "steps": lambda run: f"{run.steps:,}",
         "the last learning rate": lambda run: f"{learning_rate(run.train, run.tokens / run.horizon):.3g}",
@@ -141,7 +171,7 @@ def diff(words: list[str]) -> int:
     }
     flat_a, flat_b = a.flat(), b.flat()
     rows = [(key, json.dumps(flat_a[key]), json.dumps(flat_b[key])) for key in flat_a if flat_a[key] != flat_b[key]]
-    for key, left, right in [*rows, *((what, of(a), of(b)) for what, of in follows.items())]:
+    for key, left, right in [*rows, *((name, of(a), of(b)) for name, of in derived.items())]:
         print(f"{key:28} {left:>20} {right:>20}")
     return 0
 

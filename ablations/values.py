@@ -1,46 +1,65 @@
 """Values of settings: from text or YAML to their type, flat by key, and what differs between two."""
 
 import difflib
-import functools
+import math
+import re
 from collections.abc import Iterable
-from pathlib import Path
+from decimal import Decimal
 from typing import Any, Literal, get_args, get_origin
-
-import yaml
 
 
 class ConfigError(ValueError):
     """The user asked for something that does not exist or does not fit; the message says what would."""
 
 
-def typed(key: str, kind: Any, value: Any) -> Any:
-    """`value`, as text or as YAML read it, in the type `kind`; `key` is for the message.
+NUMBER = r"([+-]?\d[\d_]*(?:\.\d+)?(?:E[+-]?\d{1,3})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
+LARGEST = 2**53  # whole numbers up to this one are exact as floating-point numbers too
+EXAMPLES = {
+    bool: "true or false",
+    int: "a whole number such as 512, 2M or 10B",
+    float: "a number such as 3e-4",
+    str: "text",
+    list[int]: "whole numbers with commas between them",
+    list[float]: "numbers with commas between them",
+    list[str]: "names with commas between them",
+}
+
+
+def typed(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
+    """`value`, as text or as YAML read it, in the type `kind`; `key` and what it means are for the message.
 
     Raises:
         ConfigError: wrong type, or a variant that does not exist.
     """
     if get_origin(kind) is Literal:
-        allowed = get_args(kind)
-        for option in allowed:
-            if value == option and type(value) is type(option) or str(value) == str(option):
-                return option
-        listed = ", ".join(map(str, allowed))
-        raise ConfigError(f"{key}={value} is not one of {listed}{did_you_mean(str(value), map(str, allowed))}")
-    if get_origin(kind) is list:
-        items = value if isinstance(value, list) else [v for v in str(value).strip("[]").split(",") if v.strip()]
-        if get_args(kind) == (str,):
-            return [str(v).strip() for v in items]
-        each, what = (_float, "numbers") if get_args(kind) == (float,) else (_int, "whole numbers")
-        try:
-            return [each(v) for v in items]
-        except (ValueError, TypeError):
-            raise ConfigError(f"{key}={value}: {what} with commas between them are needed") from None
-    reader = {bool: _bool, int: _int, float: _float, str: _str}[kind]
+        choices = get_args(kind)
+        for choice in choices:
+            if value == choice and type(value) is type(choice) or str(value) == str(choice):
+                return choice
+        names = [str(choice) for choice in choices]
+        raise ConfigError(f"{key}={value} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")
     try:
-        return reader(value)
-    except (ValueError, TypeError):
-        example = {bool: "true or false", int: "a whole number such as 512, 2M or 10B", float: "a number such as 3e-4"}
-        raise ConfigError(f"{key}={value}: {example.get(kind, 'text')} is needed") from None
+        return _read(kind, value)
+    except (ValueError, TypeError, ArithmeticError):
+        explanation = f" ({meaning})" if meaning else ""
+        raise ConfigError(f"{key}={value}: {EXAMPLES[kind]} {_are(kind)} needed{explanation}") from None
+
+
+def _are(kind: Any) -> str:
+    return "are" if get_origin(kind) is list else "is"
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """Raises ValueError, TypeError or ArithmeticError where `value` is no `kind`."""
+    if get_origin(kind) is list:
+        if isinstance(value, str):
+            text = value.strip()
+            text = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+            value = text.split(",") if text.strip() else []
+        if not isinstance(value, list):
+            value = [value]
+        return [_read(get_args(kind)[0], item) for item in value]
+    return {bool: _bool, int: _int, float: _float, str: _str}[kind](value)
 
 
 def _bool(value: Any) -> bool:
@@ -51,21 +70,23 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
+    """A comma is never part of a number: it may be meant as a decimal point, or as a separator of several numbers."""
     if isinstance(value, bool):
         raise ValueError
-    text = str(value).replace(",", "").replace("_", "")
-    scale = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper(), 1)
-    number = float(text[:-1] if scale > 1 else text) * scale
-    if not number.is_integer():  # nor are nan and inf
+    match = re.fullmatch(NUMBER, str(value).strip().upper(), re.ASCII)
+    if not match:
+        raise ValueError
+    number = Decimal(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[match[2]]
+    if abs(number) > LARGEST or number % 1:
         raise ValueError
     return int(number)
 
 
 def _float(value: Any) -> float:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not str(value).isascii():
         raise ValueError
     number = float(value)
-    if number != number or number in (float("inf"), float("-inf")):
+    if not math.isfinite(number):
         raise ValueError
     return number
 
@@ -103,24 +124,3 @@ def human(number: float) -> str:
     units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
     unit, suffix = next((u for u in units if abs(number) >= 0.9995 * u[0]), (1, ""))  # 999,999 is 1M
     return f"{number / unit:.3g}{suffix}".replace("-", "−")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys and says nothing; here that is an error."""
-
-
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    names = [k.value for k, _ in node.value]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{node.start_mark.name}: the key {name!r} stands twice")
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-@functools.cache
-def read_yaml(path: Path) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as f:
-        return yaml.load(f, Loader=_UniqueKeys)  # a SafeLoader

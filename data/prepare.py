@@ -188,11 +188,16 @@ def denied(error: OSError) -> str:
     return cannot_write(error, Path(error.filename or ".").parent) or str(error)
 
 
-def held_out(corpus: str, store: Path, allow_errors: int = 0) -> list[str]:
-    """The files of the validation text of a corpus by the default recipe: the same for all arms of a study."""
+def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
+    """The files of the validation text of a corpus by the default recipe: the same for all arms of a study.
+
+    Raises:
+        Missing: when it is not prepared, and build is false.
+    """
+    where = Store(Path(store), build=build)
     return [
-        str(prepared_text(name, Recipe(allow_errors=allow_errors), Store(Path(store)))[0] / "valid.jsonl.gz")
-        for name in corpora.components(corpus, Path(store))
+        str(prepared_text(name, Recipe(allow_errors=allow_errors), where)[0] / "valid.jsonl.gz")
+        for name in corpora.components(corpus, where.path)
     ]
 
 

@@ -203,6 +203,11 @@ class SentencePiece:
             total += Coverage(len(tokens), len(lost), len(text.encode()), sum(lost))
         return total
 
+    def unknown(self, text: str) -> tuple[int, int]:
+        """How many tokens of `text` are unknown, and how many bytes of UTF-8 they stand for."""
+        counts = self.coverage([text])
+        return counts.unknown, counts.unknown_bytes
+
     @cached_property
     def pieces(self) -> list[Piece]:
         """The vocabulary, in the order of the ids."""
@@ -306,6 +311,11 @@ class ByteBPE:
     def coverage(self, texts: Sequence[str]) -> Coverage:
         """Tokens and bytes of the texts; none is unknown, as every byte has a piece."""
         return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
+
+    def unknown(self, text: str) -> tuple[int, int]:
+        """How many tokens of `text` are unknown, and how many bytes of UTF-8 they stand for."""
+        counts = self.coverage([text])
+        return counts.unknown, counts.unknown_bytes
 
     def check(self, texts: Sequence[str]) -> None:
         """Raises RuntimeError unless Hugging Face's tokenizers, given the file as it is, give the same ids."""

@@ -101,6 +101,11 @@ class WordPiece:
             total += Coverage(len(encoding.ids), len(spans), len(text.encode()), lost)
         return total
 
+    def unknown(self, text: str) -> tuple[int, int]:
+        """How many tokens of `text` are unknown, and how many bytes of UTF-8 they stand for."""
+        counts = self.coverage([text])
+        return counts.unknown, counts.unknown_bytes
+
     def check(self, texts: Sequence[str]) -> None:
         """Nothing: the library that the file is made for is the one that encodes."""
 

@@ -3,8 +3,10 @@
 The text is part of what a run is. An arm that reads another text than the baseline did differs from it in two things.
 """
 
+import contextlib
 from typing import Any
 
+from ablations import rundir
 from ablations.config import ConfigError
 from ablations.study import Cell, Study
 
@@ -18,7 +20,7 @@ def check_files(study: Study) -> None:
     """
     from data.prepare import changes, sources
 
-    store = study.out / "data"
+    store = study.out / rundir.DATA
     current: dict[str, dict[str, Any]] = {}
     for cell, recorded in _recorded(study):
         corpus = cell.run.data.corpus
@@ -39,7 +41,7 @@ def check_prepared(study: Study) -> None:
     from data.corpus import Missing
     from data.prepare import changes, prepare
 
-    store = study.out / "data"
+    store = study.out / rundir.DATA
     for cell, recorded in _recorded(study):
         data = cell.run.data
         asked = (data.corpus, data.tokenizer, cell.run.model.vocab, store, data.tokenizer_kind, data.recipe)
@@ -54,8 +56,13 @@ def check_prepared(study: Study) -> None:
 
 def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
     """The runs of the study that have begun, and what run.json says of their data."""
-    pairs = [(cell, cell.recorded()) for cell in study.cells]
-    return [(cell, record["data"]) for cell, record in pairs if record and isinstance(record.get("data"), dict)]
+    pairs = []
+    for cell in study.cells:
+        with contextlib.suppress(rundir.Damaged):  # the run that is continued from its checkpoint writes it anew
+            record = cell.recorded()
+            if record and isinstance(record.get("data"), dict):
+                pairs.append((cell, record["data"]))
+    return pairs
 
 
 def _refuse(cell: Cell, sentences: list[str]) -> None:

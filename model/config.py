@@ -55,8 +55,7 @@ class ModelConfig:
         float,
         Setting(
             "dropout of the embeddings and of what attention and MLP add to the residual stream",
-            "probability",
-            "untuned; BigScience's runs had 0.1",
+            source="untuned; BigScience's runs had 0.1",
             at_least=0,
             below=1,
         ),
@@ -64,15 +63,14 @@ class ModelConfig:
     attn_dropout: Annotated[
         float,
         Setting(
-            "dropout of the attention probabilities",
-            "probability",
-            "untuned; BigScience's runs had 0.1",
-            at_least=0,
-            below=1,
+            "dropout of the attention probabilities", source="untuned; BigScience's runs had 0.1", at_least=0, below=1
         ),
     ]
     rotary_base: Annotated[
-        float, Setting("base of the rotary wavelengths; only model.pos=rotary reads it", "", "Su et al. 2021", above=0)
+        float,
+        Setting(
+            "base of the rotary wavelengths", source="Su et al. 2021", above=0, only_with={"model.pos": ("rotary",)}
+        ),
     ]
     init_std: Annotated[
         float,

@@ -3,11 +3,12 @@
     dropout: Annotated[float, Setting("dropout probability of the residual stream", at_least=0, below=1)]
 
 The range checks, the error messages, `python -m ablations reference` and the comments of ablations/baseline.yaml are
-made from these explanations. The type of a field gives the choices (`Literal`).
+made from these explanations. The choices are those of the type (`Literal`), or of a table.
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
 
@@ -22,6 +23,9 @@ class Setting:
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
+    choices: tuple[str, ...] = ()  # of text, where they come from a table; else the type says them
+    absent: Any = None  # of a setting added later: the value of runs that were recorded without it
+    only_with: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # {setting: values}: else it has no effect
 
     @property
     def range(self) -> str:
@@ -66,5 +70,5 @@ def check_ranges(section: str, values: Any) -> None:
     for name, setting in settings_of(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)
         for number in value if isinstance(value, list) else [value]:
-            if setting.range and not setting.contains(number):
-                raise ValueError(f"{section}.{name}={number:g} must be {setting.range}: {setting.meaning}")
+            if not setting.contains(number):
+                raise ValueError(f"{section}.{name}={number:g}: must be {setting.range} ({setting.meaning})")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from ablations.budget import samples
 from ablations.config import resolve
 from data.batches import Batches
 
@@ -106,9 +105,9 @@ def test_folder_does_not_matter(tmp_path, sources, batches):
     assert torch.equal(Batches(moved, SEQ, seed=1).batch(at(9)), batches.batch(at(9)))
 
 
-def rank_rows(train, step, rank, world):
+def rank_rows(run, step, rank, world):
     """The numbers of a rank's samples, as launch/train.py chooses them."""
-    batch = samples(train, step)
+    batch = run.samples(step)
     return range(batch.start + rank * len(batch) // world, batch.start + (rank + 1) * len(batch) // world)
 
 
@@ -120,13 +119,13 @@ def test_ranks_micro_batches_resume_and_budget(sources, world, micro):
     short, long = (resolve([*keys, ("train.tokens", tokens)]) for tokens in (24 * SEQ * 10, 24 * SEQ * 300))
     assert (short.steps, long.steps) == (10, 300)
     whole = Batches(sources, SEQ, seed=1)
-    expected = {step: whole.batch(samples(short.train, step)) for step in range(short.steps)}
+    expected = {step: whole.batch(short.samples(step)) for step in range(short.steps)}
     for first in (0, 7):  # from the start, and as a resumed run: new processes, beginning later
         ranks = [Batches(sources, SEQ, seed=1) for _ in range(world)]
         for step in range(first, short.steps):
             parts = []
             for rank, batches in enumerate(ranks):
-                mine = rank_rows(long.train, step, rank, world)
+                mine = rank_rows(long, step, rank, world)
                 parts += [batches.batch(mine[row : row + micro]) for row in range(0, len(mine), micro)]
             assert torch.equal(torch.cat(parts), expected[step])
 

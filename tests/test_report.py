@@ -1,9 +1,11 @@
 """The report (eval/report) on run directories made by a fixed recipe, and in a browser."""
 
 import dataclasses
+import errno
 import gzip
 import html
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,16 +18,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ablations import drawing, rundir
 from ablations.config import resolve
 from ablations.study import from_args
 from ablations.values import human
-from eval.report import cost, figure, published
-from eval.report.__main__ import asked, main, report
-from eval.report.mismatches import mismatches
+from eval.report.__main__ import main
+from eval.report.blocks import Figure, Section, Table
+from eval.report.collection import collect_runs, run_directories
+from eval.report.curves import BINS, binned, subtract
+from eval.report.findings import gather
+from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
-from eval.report.runs import collect_runs, read, run_directories
+from eval.report.record import report, write
+from eval.report.request import Request, parse
+from eval.report.runs import read
+from eval.report.sections import cost, published
+from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import brief
-from eval.report.table import Figure, Section, Table, latex, markdown
 from eval.statistics import bootstrap, interval, power_law, verdict
 
 ARMS = {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}, "pos=none": {"model.pos": "none"}}
@@ -189,6 +198,36 @@ def change(path: Path, *keys, to) -> None:
     path.write_text(json.dumps(content))
 
 
+def rewrite(folder: Path, edit, task: str = "pydocs/bits_per_byte") -> None:
+    """Edits the items of a task, and makes its score, and those that are means of scores, what the items give."""
+    rows = [json.loads(line) for line in gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).splitlines()]
+    rows = [edit(dict(row)) if row["task"] == task else row for row in rows]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "samples.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    own = [row for row in rows if row["task"] == task]
+    if "nats" in own[0]:
+        value = sum(row["nats"] for row in own) / np.log(2) / sum(row["bytes"] for row in own)
+    else:
+        value = np.mean([row["value"] for row in own])
+    change(folder / "eval.json", "tasks", task, "value", to=float(value))
+    rescore(folder)
+
+
+def rescore(folder: Path) -> None:
+    """Makes the headlines of eval.json the means of its tasks."""
+    result = json.loads((folder / "eval.json").read_text())
+    tasks = result["tasks"].values()
+    losses = [task["value"] for task in tasks if task["metric"] == "bits_per_byte"]
+    scores = [task["value"] for task in tasks if task["mean"]]
+    change(folder / "eval.json", "bits_per_byte", "value", to=float(np.mean(losses)))
+    change(folder / "eval.json", "zero_shot", "value", to=100 * float(np.mean(scores)))
+
+
+def shift(folder: Path, bits_per_byte: float) -> None:
+    """Makes every held-out document of a run worse by so much."""
+    rewrite(folder, lambda row: row | {"nats": row["nats"] + bits_per_byte * row["bytes"] * float(np.log(2))})
+
+
 def section(text: str, head: str) -> str:
     return text.split(f"## {head}\n\n")[1].split("\n\n## ")[0]
 
@@ -226,12 +265,8 @@ def test_numbers_equal_scipy_on_the_same_directories(study, tmp_path):
     for arm in study.arms:
         for seed in study.seeds:
             folder = study.cell(arm, seed).dir
-            rows = [json.loads(line) for line in gzip.open(folder / "samples.jsonl.gz", "rt")]
-            for row in rows:
-                if "nats" in row:
-                    row.update(nats=float(row["bytes"]) * (2 + EFFECT[arm]), bytes=row["bytes"])
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            (folder / "samples.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+            value = json.loads((folder / "eval.json").read_text())["bits_per_byte"]["value"]
+            rewrite(folder, lambda row, value=value: row | {"nats": row["bytes"] * value * float(np.log(2))})
     report(study, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     got = next(c for c in record["comparisons"] if c["metric"] == "bits_per_byte")
@@ -341,19 +376,17 @@ def test_one_seed_is_no_result(tmp_path):
 def test_the_noise_floor_has_what_the_arms_of_a_seed_share(tmp_path):
     """Two runs of one arm do not share it; a comparison of arms, and so what more seeds would see, is without it."""
     study, quiet = make(Study(tmp_path / "runs")), {}
-    for shift in (0.0, 0.1):
+    for size in (0.0, 0.1):
         for arm in study.arms:
             for seed in study.seeds:
-                path = study.cell(arm, seed).dir / "eval.json"
-                value = json.loads(path.read_text())["bits_per_byte"]["value"]
-                change(path, "bits_per_byte", "value", to=value + shift * seed)
+                shift(study.cell(arm, seed).dir, size * seed)
         report(study, tmp_path / "out")
         words = (tmp_path / "out/report.md").read_text().split("**Noise floor, bits/byte.** ")[1]
         within = np.mean(np.var(values(study, "bits_per_byte"), axis=1, ddof=1))
         assert float(words.split(" bits/byte apart")[0].split()[-1]) == pytest.approx(
             stats.t.isf(0.025, 4) * np.sqrt(2 * within), abs=6e-5
         )
-        quiet[shift] = words.split(" a study of")[1].split("\n")[0]
+        quiet[size] = words.split(" a study of")[1].split("\n")[0]
     assert quiet[0.0] == quiet[0.1]
 
 
@@ -412,7 +445,7 @@ def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys,
         for folder in (record, elsewhere):
             if folder.exists():
                 (folder / "report.md").write_text("before")
-        monkeypatch.setattr("eval.report.__main__.asked", lambda _: (Study(root, arms=arms, seeds=seeds), []))
+        monkeypatch.setattr("eval.report.request.parse", lambda _: Request(Study(root, arms=arms, seeds=seeds)))
         assert main(["POS=alibi", "OUT=out", *words]) == 0
         return tuple(
             (folder / "report.md").exists() and (folder / "report.md").read_text() != "before"
@@ -514,9 +547,7 @@ def test_an_arm_whose_seeds_scatter_more_is_named(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS), seeds=[1, 2, 3, 4, 5]))
     assert "scatter more" not in report(study, tmp_path / "out")
     for seed in study.seeds:
-        path = study.cell("pos=none", seed).dir / "eval.json"
-        value = json.loads(path.read_text())["bits_per_byte"]["value"]
-        change(path, "bits_per_byte", "value", to=value + 0.2 * (-1) ** seed)
+        shift(study.cell("pos=none", seed).dir, 0.2 * (-1) ** seed)
     assert "pos=none: its seeds scatter more in bits/byte than those of" in report(study, tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if "d.o.f." in line}
@@ -524,15 +555,24 @@ def test_an_arm_whose_seeds_scatter_more_is_named(tmp_path):
 
 
 def test_what_is_no_run_is_refused_by_name(study, tmp_path, capsys):
-    for keys, words in ((["config"], "it has no config"), (None, "cannot be read")):
-        path = study.cell("pos=alibi", 2).dir / "run.json"
-        run = path.read_text()
-        path.write_text(json.dumps({k: v for k, v in json.loads(run).items() if k not in keys}) if keys else run[:99])
-        for word in (f"RUNS={study.root}", f"NOISE={path.parent}"):
-            assert main(["POS=alibi"] * word.startswith("NOISE") + [word]) == 2
-            said = capsys.readouterr().err
-            assert str(path) in said and words in said
-        path.write_text(run)
+    path = study.cell("pos=alibi", 2).dir / "run.json"
+    run = path.read_text()
+    whole = json.loads(run)
+    for content, words in (
+        (json.dumps({k: v for k, v in whole.items() if k != "config"}), "it lacks config"),
+        (json.dumps(whole | {"config": {"model": {}}}), "config.model.pos is not what a run has there"),
+        (json.dumps(whole | {"hardware": {"device": 5}}), "hardware.device is not what"),
+        (run[:99], "is not a JSON object"),
+        ("[]", "is not a JSON object"),
+        (run.replace("1350400", "NaN"), "is not a JSON object"),
+    ):
+        path.write_text(content)
+        for request in ([f"RUNS={path.parent}"], ["POS=alibi", f"NOISE={path.parent}"]):
+            if "NOISE" in request[-1]:
+                request = [f"RUNS={study.root}", request[-1]]
+            assert main(request) == 2
+            message = capsys.readouterr().err
+            assert str(path) in message and words in message
 
 
 def test_missing_and_unfinished_cells_are_named(study, tmp_path):
@@ -627,18 +667,19 @@ def test_an_arm_that_was_asked_other_questions_is_not_compared(study, tmp_path):
     text = report(study, tmp_path / "out")
     assert text.splitlines()[2].endswith("evaluated differently: not compared")
     assert "Evaluated differently, so not compared: pos=alibi (seed 2): pydocs/bits_per_byte: items" in text
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"] == []
+    comparisons = json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"]
+    assert [c["metric"] for c in comparisons] == ["zero_shot"]  # on which both were asked the same
 
 
 def test_curves_are_averaged_over_the_tokens_that_all_seeds_have():
     tokens = np.arange(1, 101) * 2048
     line = {1: (tokens, np.full(100, 2.0)), 2: (tokens[:60], np.full(60, 3.0))}
-    x, means = figure.binned(line)
-    assert x[-1] <= tokens[59] and (np.diff(x) > 0).all() and len(x) <= figure.BINS
+    x, means = binned(line)
+    assert x[-1] <= tokens[59] and (np.diff(x) > 0).all() and len(x) <= BINS
     assert (means[1] == 2).all() and (means[2] == 3).all()
-    straight = figure.binned({1: (tokens, tokens.astype(float))})
+    straight = binned({1: (tokens, tokens.astype(float))})
     assert np.allclose(straight[1][1], straight[0])  # a mean of losses stands at the mean of its tokens
-    t, d = figure.subtract((tokens[5:], np.full(95, 2.5)), (tokens[:50], np.full(50, 2.0)))
+    t, d = subtract((tokens[5:], np.full(95, 2.5)), (tokens[:50], np.full(50, 2.0)))
     assert list(t) == list(tokens[5:50]) and (d == 0.5).all()
 
 
@@ -836,9 +877,9 @@ def test_nothing_within_noise_is_bold(tmp_path):
 
 
 def test_ticks_and_numbers():
-    assert figure.ticks(0, 10) == [0, 2, 4, 6, 8, 10] and figure.ticks(-0.31, 0.02) == [-0.3, -0.2, -0.1, 0]
-    assert figure.ticks(900, 2.1e6, log=True) == [1e3, 1e4, 1e5, 1e6]
-    assert figure.ticks(2e4, 3e5, log=True) == [2e4, 5e4, 1e5, 2e5]
+    assert drawing.ticks(0, 10) == [0, 2, 4, 6, 8, 10] and drawing.ticks(-0.31, 0.02) == [-0.3, -0.2, -0.1, 0]
+    assert drawing.ticks(900, 2.1e6, log=True) == [1e3, 1e4, 1e5, 1e6]
+    assert drawing.ticks(2e4, 3e5, log=True) == [2e4, 5e4, 1e5, 2e5]
     assert [human(x) for x in (0, 200000, 999_999, 1.05e6, 4.1e21, -0.25, 0.0002)] == [
         "0",
         "200K",
@@ -848,7 +889,7 @@ def test_ticks_and_numbers():
         "−0.25",
         "0.0002",
     ]
-    x = figure.scale(10, 1000, 0, 1, log=True)
+    x = drawing.scale(10, 1000, 0, 1, log=True)
     assert (x(10), x(1000)) == (0, 1) and x(100) == pytest.approx(0.5)
 
 
@@ -869,7 +910,7 @@ def test_the_same_words_in_three_formats():
 
 def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, monkeypatch):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    one, noise = asked([f"RUNS={study.root}"])
+    one, noise, _ = parse([f"RUNS={study.root}"])
     assert one.arms == ["alibi", "learned", "none"] and one.seeds == [1, 2, 3] and noise == []
     text = report(one, tmp_path / "out")
     assert "learned" in text.splitlines()[2] and "worse by 0.0" in text.splitlines()[2]
@@ -877,7 +918,7 @@ def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, mo
     places = section((tmp_path / "out" / "report.md").read_text(), "Places")
     assert "| 1 | alibi |" in places and "| 2–3 | learned |" in places and "| 2–3 | none |" in places
     both = f"RUNS={study.cell('pos=none', 1).dir} {study.cell('pos=learned', 1).dir}"
-    assert asked([both])[0].arms == ["none", "learned"]  # in the order in which they are named
+    assert parse([both]).study.arms == ["none", "learned"]  # in the order in which they are named
     for words, why in (([f"RUNS={tmp_path / 'nowhere'}"], "is no run directory"), ([both, both], "is given twice")):
         assert main(words) == 2
         assert why in capsys.readouterr().err
@@ -891,17 +932,14 @@ def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, mo
     [
         (["version"], 2, "version 2, not 1"),
         (["lm_eval"], "0.5", "lm_eval 0.5, not 0.4.13"),
-        (["corpora"], ["other"], "corpora other, not pydocs"),
         (["precision"], "bf16", "precision bf16, not unknown"),
-        (["tasks", "pydocs/last_word", "data"], {"sha256": "beef"}, "pydocs/last_word: data beef, not unknown"),
-        (["tasks", "pydocs/last_word", "version"], 3, "pydocs/last_word: version 3, not unknown"),
     ],
 )
 def test_runs_that_were_evaluated_differently_are_not_ranked(tmp_path, keys, to, why):
     study = make(Study(tmp_path / "runs"))
     for seed in study.seeds:
         change(study.cell("pos=alibi", seed).dir / "eval.json", *keys, to=to)
-    one, _ = asked([f"RUNS={study.root}"])
+    one = parse([f"RUNS={study.root}"]).study
     text = report(one, tmp_path / "out")
     assert text.splitlines()[2].endswith("evaluated differently: not compared")
     assert "better" not in text.split("±:")[0].replace("is better", "")
@@ -911,12 +949,316 @@ def test_runs_that_were_evaluated_differently_are_not_ranked(tmp_path, keys, to,
     assert why in places or why.replace(f"{to}, not", "").split()[0] in places
 
 
+TASK = "pydocs/last_word"
+
+
+@pytest.mark.parametrize(
+    "key, to, why",
+    [
+        ("data", {"sha256": "beef"}, "data beef, not unknown"),
+        ("version", 3, "version 3, not unknown"),
+        ("chance", 0.3, "chance 0.3, not 0.05"),
+        ("mean", False, "mean false, not true"),
+        ("higher_is_better", False, "higher_is_better false, not true"),
+        ("metric", "acc_norm", "metric acc_norm, not acc"),
+        ("shots", 5, "shots 5, not unknown"),
+        ("prompts_sha256", "beef", "prompts beef, not cafe"),
+        ("items_sha256", "beef", "items' text beef, not cafe"),
+    ],
+)
+def test_a_task_that_differs_is_left_out_of_the_comparison(study, tmp_path, key, to, why):
+    """Its mean is compared over the tasks that both were asked in the same way, and what is left out is said."""
+    for arm in study.arms:
+        for seed in study.seeds:
+            folder = study.cell(arm, seed).dir
+            if key.endswith("sha256"):
+                change(folder / "eval.json", "tasks", TASK, key, to="cafe")
+            if arm == "pos=alibi" and seed == 2:
+                change(folder / "eval.json", "tasks", TASK, key, to=to)
+                rescore(folder)
+    text = report(study, tmp_path / "out")
+    assert f"{TASK}: {why}" in text
+    record = {c["metric"]: c for c in json.loads((tmp_path / "out/run.json").read_text())["comparisons"]}
+    assert "without" not in record["bits_per_byte"] and record["zero_shot"]["without"] == [TASK]
+    assert "without 1 task that differ" in record["zero_shot"]["verdict"]
+    value = {
+        arm: np.mean(
+            [
+                json.loads((study.cell(arm, seed).dir / "eval.json").read_text())["tasks"]["pydocs/continuation"][
+                    "value"
+                ]
+                for seed in study.seeds
+            ]
+        )
+        for arm in study.arms
+    }
+    assert record["zero_shot"]["difference"] == pytest.approx(100 * (value["pos=alibi"] - value["pos=learned"]))
+    assert (
+        f"zero-shot: compared with pos=learned on what both were asked in the same way**, without {TASK}"
+        in (tmp_path / "out/report.md").read_text()
+    )
+
+
+def test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked(study, tmp_path):
+    report(study, tmp_path / "before")
+    before = json.loads((tmp_path / "before/run.json").read_text())["comparisons"]
+    for seed in study.seeds:  # one more corpus: another held-out loss, and a task in the mean
+        folder = study.cell("pos=alibi", seed).dir
+        rows = gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).decode().splitlines()
+        more = [json.loads(row) for row in rows if '"nats"' in row or '"pydocs/last_word"' in row]
+        more = [row | {"task": row["task"].replace("pydocs", "ünïcode")} for row in more]
+        text = "".join(row + "\n" for row in [*rows, *map(json.dumps, more)])
+        (folder / "samples.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+        tasks = json.loads((folder / "eval.json").read_text())["tasks"]
+        for name in ("bits_per_byte", "last_word"):
+            change(folder / "eval.json", "tasks", f"ünïcode/{name}", to=tasks[f"pydocs/{name}"])
+        rewrite(folder, lambda row: row | {"nats": 9 * row["nats"]}, "ünïcode/bits_per_byte")
+        change(folder / "eval.json", "corpora", to=["pydocs", "ünïcode"])
+    report(study, tmp_path / "out")
+    after = json.loads((tmp_path / "out/run.json").read_text())["comparisons"]
+    assert [c["without"] for c in after] == [["ünïcode/bits_per_byte"], ["ünïcode/last_word"]]
+    for one, other in zip(before, after, strict=True):
+        assert {k: other[k] for k in ("difference", "noise", "p")} == pytest.approx(
+            {k: one[k] for k in ("difference", "noise", "p")}
+        )
+
+
+@pytest.mark.parametrize(
+    "keys, to, why",
+    [
+        (
+            ["bits_per_byte", "value"],
+            1.0,
+            "eval.json has 1 for bits_per_byte, and the items in samples.jsonl.gz give 2.39",
+        ),
+        (["zero_shot", "value"], 99.0, "eval.json has 99 for zero_shot, and the items"),
+        (["tasks", "pydocs/last_word", "value"], 0.99, "eval.json has 0.99 for pydocs/last_word, and the items"),
+        (
+            ["tasks", "pydocs/other"],
+            {"metric": "acc", "value": 0.99, "stderr": 0.1, "n": 9},
+            "has no items of pydocs/other",
+        ),
+        (["tasks", "pydocs/last_word", "value"], float("nan"), "eval.json is damaged"),
+        (["bits_per_byte", "value"], float("inf"), "eval.json is damaged"),
+        (["tasks", "pydocs/last_word", "stderr"], "1e400", "tasks.pydocs/last_word.stderr is not what"),
+        (["tasks"], [], "tasks is not what an evaluation has there"),
+    ],
+)
+def test_scores_that_are_not_those_of_the_items_are_refused(study, tmp_path, keys, to, why):
+    change(study.cell("pos=alibi", 2).dir / "eval.json", *keys, to=to)
+    assert report(study, tmp_path / "out").splitlines()[2].endswith("; 1 of 3 runs missing, 1 damaged")
+    told = section((tmp_path / "out/report.md").read_text(), "What does not match")
+    assert told.startswith("* pos=alibi, seed 2: damaged (") and why in told
+
+
+@pytest.mark.parametrize(
+    "file", ["eval.json", "samples.jsonl.gz", "run.json", "metrics.jsonl", "failed", "eval-step_8.json"]
+)
+@pytest.mark.parametrize("damage", ["cut", "empty", "bytes", "list"])
+def test_a_damaged_file_takes_no_other_run_with_it(study, tmp_path, monkeypatch, file, damage):
+    """The run and its file are named, whatever it is, and the other five are reported."""
+    folder = study.cell("pos=alibi", 2).dir
+    path = folder / file
+    if file == "failed":
+        path.write_text("step 12: überlauf")
+    if file == "eval-step_8.json":
+        path.write_text((folder / "eval.json").read_text())
+    content = path.read_bytes()
+    middle = len(content) // 2
+    damaged = {
+        "cut": content[:middle],
+        "empty": b"",
+        "bytes": content[:middle] + b"\xff\xfe\x00\x1b[2J" + content[middle:],
+        "list": b"[]\n",
+    }
+    path.write_bytes(damaged[damage])
+    screen = report(study, tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert "pos=learned (baseline)" in screen and "pos=alibi" in screen and "better by 0.0" in screen
+    told = section(text, "What does not match")
+    if not (file == "metrics.jsonl" and damage in ("cut", "empty")) and file != "failed":  # as a kill leaves them
+        line = next(line for line in told.splitlines() if line.startswith("* pos=alibi, seed 2: "))
+        assert file in line and "damaged" in line
+    assert str(tmp_path) not in text
+    for name in FILES:
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", (tmp_path / "out" / name).read_text()), name
+    monkeypatch.chdir(tmp_path)
+    assert main([f"RUNS={study.root}", f"OUT={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize("key, what", [(["data", "sha256"], "text"), (["data", "tokenizer", "sha256"], "tokenizer")])
+def test_arms_that_read_another_text_under_the_same_name_are_not_compared(study, tmp_path, key, what):
+    """A corpus that lost documents between two commands: no verdict, also where one seed alone read the other text."""
+    change(study.cell("pos=alibi", 3).dir / "run.json", *key, to="another")
+    screen = report(study, tmp_path / "out")
+    assert screen.splitlines()[2].endswith("read another text under the same name: not compared")
+    assert json.loads((tmp_path / "out/run.json").read_text())["comparisons"] == []
+    assert f"{what} of pydocs" in section((tmp_path / "out/report.md").read_text(), "What does not match")
+    places = parse([f"RUNS={study.root}"]).study
+    assert "better" not in report(places, tmp_path / "places").split("±:")[0].replace("is better", "")
+    # another recipe is another text by intention
+    for seed in study.seeds:
+        change(study.cell("pos=alibi", seed).dir / "run.json", "config", "data", "dedup", to="exact")
+        change(study.cell("pos=alibi", seed).dir / "run.json", *key, to="another")
+    if what == "text":
+        report(study, tmp_path / "out")
+        assert len(json.loads((tmp_path / "out/run.json").read_text())["comparisons"]) == 2
+
+
+def test_items_that_share_a_passage_are_no_independent_items(study, tmp_path):
+    """Standard errors everywhere are those of passages; the rows say which items share one."""
+    report(study, tmp_path / "before")
+    for arm in study.arms:
+        for seed in study.seeds:
+            for task in ("bits_per_byte", "last_word"):
+                rewrite(
+                    study.cell(arm, seed).dir,
+                    lambda row: row | {"cluster": f"пакет {int(re.sub(r'[^0-9]', '', row['id'])) % 8}"},
+                    f"pydocs/{task}",
+                )
+    report(study, tmp_path / "out")
+    rows = [json.loads(line) for line in gzip.open(study.cell("pos=alibi", 1).dir / "samples.jsonl.gz", "rt")]
+    hits = {}
+    for row in rows:
+        if row["task"] == "pydocs/last_word":
+            hits.setdefault(row["cluster"], []).append(row["value"])
+    # 25 questions in each: the standard error of the mean of the passages' means
+    error = stats.sem([np.mean(values) for values in hits.values()])
+    lines = (tmp_path / "out/results.csv").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("pos=alibi,1,pydocs/last_word,"))
+    assert float(line.split(",")[5]) == pytest.approx(error)
+    assert "| pydocs/last_word | acc | 200 in 8 groups |" in (tmp_path / "out/report.md").read_text()
+    noise = {
+        name: json.loads((tmp_path / name / "run.json").read_text())["noise"]["bits/byte"] for name in ("before", "out")
+    }
+    assert noise["out"]["seed_sd"] == pytest.approx(noise["before"]["seed_sd"])
+    one = next(c for c in json.loads((tmp_path / "out/run.json").read_text())["comparisons"])
+    assert one["noise"] != json.loads((tmp_path / "before/run.json").read_text())["comparisons"][0]["noise"]
+
+
+def test_one_held_out_document_gives_no_verdict(study, tmp_path):
+    for arm in study.arms:
+        for seed in study.seeds:
+            rewrite(study.cell(arm, seed).dir, lambda row: row | {"cluster": "one long book"})
+    screen = report(study, tmp_path / "out")
+    assert screen.splitlines()[2].endswith("no verdict: 1 independent item")
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert [c["verdict"].split(":")[0] for c in record["comparisons"]] == ["no verdict", "better by 5.6 (5 × noise)"]
+    assert "p" not in record["comparisons"][0]
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| no verdict: 1 independent item |" in section(text, "Differences from the baseline") and not re.search(
+        r"\bnan\b", text
+    )
+
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202ereversed\x00<script>\r\n## Heading"
+
+
+def test_a_strangers_names_cannot_steer_a_terminal_or_a_page(study, tmp_path, capsys, monkeypatch):
+    """Control codes in every text of a run directory: none reaches a file or the screen raw."""
+    for arm in study.arms:
+        for seed in study.seeds:
+            folder = study.cell(arm, seed).dir
+            for keys in (["commit", "sha"], ["versions", "torch"], ["hardware", "device"], ["proofs", 0, "detail"]):
+                change(folder / "run.json", *keys, to=HOSTILE)
+            change(folder / "run.json", "data", "mismatch", to=[HOSTILE])
+            change(folder / "run.json", "config", "data", "corpus", to=f"{arm}{HOSTILE}")
+            change(folder / "eval.json", "omitted", to=[HOSTILE])
+            text = (folder / "eval.json").read_text().replace("last_word", json.dumps(f"last{HOSTILE}")[1:-1])
+            (folder / "eval.json").write_text(text)
+            rows = gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).decode()
+            rows = rows.replace("/last_word", f"/{json.dumps(f'last{HOSTILE}')[1:-1]}")
+            (folder / "samples.jsonl.gz").write_bytes(gzip.compress(rows.encode(), mtime=0))
+    (study.cell("pos=alibi", 3).dir / "done").unlink()
+    (study.cell("pos=alibi", 3).dir / "failed").write_text(HOSTILE)
+    monkeypatch.chdir(tmp_path)
+    assert main([f"RUNS={study.root}"]) == 0
+    shown = capsys.readouterr()
+    (folder,) = (tmp_path / "ablations/records").iterdir()
+    assert "last\\x1b[2J" in (folder / "report.md").read_text()
+    texts = {"screen": shown.out + shown.err, **{path.name: path.read_text() for path in folder.iterdir()}}
+    for name, text in texts.items():
+        assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text), name
+        assert not re.search("^## Heading", text, re.M), name
+    xml.dom.minidom.parse(str(folder / "figure.svg"))
+    assert "<script>##" not in (folder / "report.html").read_text()
+
+
+def test_every_format_is_printable_whatever_it_is_given():
+    table = Table(["arm", HOSTILE, "verdict"], [[HOSTILE, "1", f"**{HOSTILE}**"]], HOSTILE)
+    sections = [Section("Head", [HOSTILE, table])]
+    effect = (HOSTILE, 0.1, 0.2, "same", HOSTILE)
+    line = drawing.Line(HOSTILE, 1, [1, 2], [1, 2])
+    figures = [
+        drawing.forest(HOSTILE, [effect], HOSTILE),
+        drawing.lines(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
+        drawing.heat(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
+    ]
+    shown = [page(HOSTILE, sections), markdown(HOSTILE, sections), latex(table, HOSTILE), plain_text(table)]
+    for text in [*shown, comma_separated([[HOSTILE, 1]]), *figures]:
+        assert "\\x1b[2J" in text or "textbackslash{}x1b[2J" in text
+        assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    for figure in figures:
+        xml.dom.minidom.parseString(figure)
+
+
+@pytest.mark.parametrize("when", ["written", "renamed"])
+def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, capsys, when):
+    monkeypatch.chdir(tmp_path)
+    assert main([f"RUNS={study.root}"]) == 0
+    (folder,) = (tmp_path / "ablations/records").iterdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shift(study.cell("pos=alibi", 1).dir, 0.5)
+    calls = []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
+        return real(*args, **kwargs)
+
+    name = "os.fsync" if when == "written" else "ablations.rundir.write_bytes"
+    real = os.fsync if when == "written" else rundir.write_bytes
+    monkeypatch.setattr(name, full)
+    capsys.readouterr()
+    assert main([f"RUNS={study.root}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: the report cannot be written: ") and "Make room" in said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_read_only_checkout_has_its_report_in_out(study, tmp_path, monkeypatch, capsys):
+    """As a checkout that another user owns, or that a container mounts read-only."""
+    monkeypatch.chdir(tmp_path)
+    real = Path.mkdir
+
+    def mkdir(self, *args, **kwargs):
+        if str(self).startswith("ablations"):
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert main([f"RUNS={study.root}", "OUT=elsewhere"]) == 0
+    said = capsys.readouterr().out
+    (folder,) = Path("elsewhere/records").iterdir()
+    assert "the report is in elsewhere/records instead" in said and (folder / "report.md").exists()
+
+
+def test_runs_may_lie_in_a_folder_with_a_space(study, tmp_path):
+    shutil.copytree(study.root, tmp_path / "their runs")
+    assert len(parse([f"RUNS={tmp_path / 'their runs'}"]).study.places) == 6
+    one = parse(
+        [f"RUNS='{tmp_path}/their runs/pos=none,seed=1' '{study.root}/pos=alibi,seed=2'".replace("none", "learned")]
+    )
+    assert len(one.study.places) == 2 and str(tmp_path) not in one.study.command
+
+
 def test_runs_without_common_seeds_are_not_paired(tmp_path):
     study = make(Study(tmp_path / "runs", seeds=[1, 2, 3, 4]))
     for arm, seeds in (("pos=alibi", (3, 4)), ("pos=learned", (1, 2))):
         for seed in seeds:
             shutil.rmtree(study.cell(arm, seed).dir)
-    one, _ = asked([f"RUNS={study.root}"])
+    one = parse([f"RUNS={study.root}"]).study
     report(one, tmp_path / "out")
     got = json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"][0]
     x = {
@@ -960,7 +1302,7 @@ def test_several_studies_share_their_baseline(tmp_path, monkeypatch):
 
     plans = {"a": Planned("a", ["pos=learned", "pos=alibi"]), "b": Planned("b", ["pos=learned", "pos=none"])}
     monkeypatch.setattr(studies, "from_args", lambda words: plans[words[0].removeprefix("STUDY=")])
-    one, _ = asked(["STUDY=a,b"])
+    one = parse(["STUDY=a,b"]).study
     assert one.arms == ["learned", "alibi", "none"] and len(one.places) == 9
 
 
@@ -997,7 +1339,13 @@ def test_every_published_number_has_a_mark_and_a_source():
 
 
 def test_published_figures_stand_beside_a_study_of_the_same_factor(study, tmp_path):
-    report(study, tmp_path / "out")
+    """Those that are marked unverified only where they are asked for."""
+    for beside in ("checked", "none"):
+        write(gather(study, beside=beside), tmp_path / "out")
+        for name in FILES:
+            content = (tmp_path / "out" / name).read_text()
+            assert "43.70" not in content and "nverified" not in content and "BigScience study" not in content
+    write(gather(study, beside="all"), tmp_path / "out")
     text = section((tmp_path / "out" / "report.md").read_text(), "Beside the BigScience study")
     assert "unverified, Table 2" in text and "Unverified" in text
     own = values(study, "zero_shot").mean(1)
@@ -1177,7 +1525,7 @@ def test_runs_on_corpora_by_path_have_their_short_names_without_a_study_too(tmp_
     study = by_path(tmp_path / "runs", ONE, OTHER)
     for seed in study.seeds:
         change(study.cell(study.arms[1], seed).dir / "run.json", "config", "train", "tokens", to=2**21)
-    one, _ = asked([f"RUNS={study.root}"])
+    one = parse([f"RUNS={study.root}"]).study
     assert report(one, tmp_path / "out").splitlines()[1].startswith("b/web.jsonl (baseline) ")
     places = section((tmp_path / "out" / "report.md").read_text(), "Places")
     assert "| trained on | 1.05M | 2.1M |" in places and "| b/web.jsonl, 2 seeds | - | " in places
@@ -1186,13 +1534,13 @@ def test_runs_on_corpora_by_path_have_their_short_names_without_a_study_too(tmp_
 def test_names_that_are_cut_keep_their_ends():
     long = [f"{'settings-that-all-have-' * 4}{i}=value" for i in (1, 2)]
     seen = {
-        "map": figure.heat("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
-        "legend": figure.lines("t", [figure.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"),
-        "forest": figure.forest("t", [(name, 0.1, 0.2, "same", "within noise") for name in long], "x"),
+        "map": drawing.heat("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
+        "legend": drawing.lines("t", [drawing.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"),
+        "forest": drawing.forest("t", [(name, 0.1, 0.2, "same", "within noise") for name in long], "x"),
     }
     for kind, svg in seen.items():
         cut = re.findall(r">…([^<]*)</text>", svg)
         assert len(cut) == (4 if kind == "map" else 2), kind
         for name in long:
             assert sum(len(end) > 10 and name.endswith(end) for end in cut) == len(cut) // 2, (kind, cut)
-    assert figure.ending("short", 100) == "short" and figure.ending("0123456789", figure.wide("xxxx")) == "…789"
+    assert drawing.ending("short", 100) == "short" and drawing.ending("0123456789", drawing.wide("xxxx")) == "…789"

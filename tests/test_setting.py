@@ -1,15 +1,23 @@
 """Every setting explains itself, and its range is checked from that explanation."""
 
+import contextlib
+import io
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
+import yaml
 
-from ablations.config import ConfigError, resolve
+from ablations import reference
+from ablations.__main__ import main
+from ablations.config import KEYS, SETTINGS, ConfigError, resolve
+from ablations.run import SECTIONS
+from ablations.schedule import SCHEDULES
+from ablations.study import HELP
 from model.setting import Setting, check_ranges, settings_of
 
 NANO = resolve([("size", "nano")])
-SECTIONS = {name: getattr(NANO, name) for name in ("model",)}
+VALUES = {name: getattr(NANO, name) for name in ("model", "data", "train", "layout")}  # eval has no numbers
 
 
 @dataclass
@@ -27,12 +35,12 @@ GOOD = Example(0.0, 0.1, [0.5, 0.9], 32, "ä")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"share": 1.0}, "x.share=1 must be at least 0 and below 1: a share"),
-        ({"share": -0.1}, "x.share=-0.1 must be"),
-        ({"rate": 0.0}, "x.rate=0 must be above 0: a rate"),
-        ({"marks": [0.5, 1.0]}, "x.marks=1 must be above 0 and below 1"),
-        ({"power": 33}, "x.power=33 must be between 0 and 32"),
-        ({"share": float("nan")}, "x.share=nan must be"),
+        ({"share": 1.0}, "x.share=1: must be at least 0 and below 1 (a share)"),
+        ({"share": -0.1}, "x.share=-0.1: must be"),
+        ({"rate": 0.0}, "x.rate=0: must be above 0 (a rate)"),
+        ({"marks": [0.5, 1.0]}, "x.marks=1: must be above 0 and below 1"),
+        ({"power": 33}, "x.power=33: must be between 0 and 32"),
+        ({"share": float("nan")}, "x.share=nan: must be"),
     ],
 )
 def test_a_number_outside_its_range_is_refused(change: dict[str, object], message: str) -> None:
@@ -40,6 +48,10 @@ def test_a_number_outside_its_range_is_refused(change: dict[str, object], messag
     with pytest.raises(ValueError) as error:
         check_ranges("x", replace(GOOD, **change))  # type: ignore[arg-type]
     assert str(error.value).startswith(message)
+
+
+def test_every_section_is_a_section() -> None:
+    assert VALUES.keys() | {"eval"} == SECTIONS.keys()
 
 
 def test_a_field_without_an_explanation_is_an_error() -> None:
@@ -51,15 +63,15 @@ def test_a_field_without_an_explanation_is_an_error() -> None:
         settings_of(Silent)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", VALUES)
 def test_every_range_of_every_setting_is_enforced(section: str) -> None:
     """Just outside each limit, through the same door as a user's words."""
     step = {int: 1, float: 1e-9}
     tried = 0
-    for name, setting in settings_of(type(SECTIONS[section])).items():
-        value = getattr(SECTIONS[section], name)
+    for name, setting in settings_of(type(VALUES[section])).items():
+        kind = KEYS[f"{section}.{name}"]
+        kind = get_args(kind)[0] if get_origin(kind) is list else kind
         outside = []
-        kind = type(value[0] if isinstance(value, list) and value else value)
         if setting.at_least is not None:
             outside.append(setting.at_least - step.get(kind, 1e-9))
         if setting.at_most is not None:
@@ -67,7 +79,49 @@ def test_every_range_of_every_setting_is_enforced(section: str) -> None:
         outside += [limit for limit in (setting.above, setting.below) if limit is not None]
         for number in outside:
             text = f"{number:.12g}"
-            with pytest.raises(ConfigError, match=f"{section}.{name}=.* must be {setting.range}"):
+            with pytest.raises(ConfigError, match=f"{section}.{name}=.*: must be {setting.range}"):
                 resolve([("size", "nano"), (f"{section}.{name}", text)])
             tried += 1
     assert tried
+
+
+# ------------------------------------------------------------------------------------------------ what is made of it
+
+
+def test_the_comments_of_the_baseline_are_those_of_the_settings() -> None:
+    """If this fails: .venv/bin/python -m ablations reference --write"""
+    text = reference.BASELINE.read_text(encoding="utf-8")
+    assert reference.commented(text) == text
+    bare = "\n".join(line.split("#")[0].rstrip() for line in text.splitlines())
+    assert yaml.safe_load(bare) == yaml.safe_load(text)
+    again = reference.commented("\n".join(line for line in bare.splitlines() if line))
+    assert yaml.safe_load(again) == yaml.safe_load(text)
+
+
+def test_a_comment_that_contradicts_its_setting_is_made_anew() -> None:
+    line = reference.commented("model:\n  pos: learned  # none | learned | fourier\n    # and more\n").splitlines()
+    assert line[0].startswith("model: ") and len(line) == 2
+    assert line[1].startswith("  pos: learned ") and "none | learned | rotary | alibi" in line[1]
+    assert "fourier" not in line[1]
+
+
+def test_the_reference_page_has_every_setting_with_what_is_allowed() -> None:
+    page = reference.page()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert KEYS.keys() <= rows.keys()
+    for key, kind in KEYS.items():
+        if get_origin(kind) is Literal:
+            assert all(str(choice) in rows[key] for choice in get_args(kind)), key
+        assert SETTINGS[key].meaning in rows[key].replace("\\|", "|") and SETTINGS[key].range in rows[key]
+    assert all(name in rows for name in SCHEDULES) and "1,315,819,520" in rows["1b3"]
+    assert len({len(row.replace("\\|", "").split("|")) for key, row in rows.items() if key.startswith("train.")}) == 1
+    assert not [word for word in ("/work", "/tmp") if word in page]
+
+
+def test_help_and_errors_say_what_a_setting_means() -> None:
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as output:
+        main(["--help"])
+    assert "position scheme (none, learned, rotary" in " ".join(output.getvalue().split())
+    assert all(f"  {name} " in output.getvalue() for name in HELP)
+    with pytest.raises(ConfigError, match=r"a number such as 3e-4 is needed \(peak learning rate\)"):
+        resolve([("train.lr", "fast")])

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ablations.budget import batch_sizes
 from ablations.config import Run
 from ablations.plan.hardware import GIB, GPU
 from ablations.plan.pipeline_memory import EDGE
@@ -112,7 +111,7 @@ def _indivisible(run: Run, tp: int) -> str:
 
 
 def _uneven(run: Run, dp: int, micro: int) -> str:
-    for size in batch_sizes(run.train):
+    for size in run.batch_sizes.sizes:
         if size % (dp * micro):
             where = "the batch" if size == run.train.batch else "a batch of the ramp"
             return f"{where}, {size}, is no multiple of {dp} replicas x micro-batch {micro}"

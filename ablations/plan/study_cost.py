@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.budget import batch_sizes
 from ablations.drawing import bars
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
@@ -103,7 +102,7 @@ class StudyCost:
         }
 
 
-def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.SITE_SPEED) -> StudyCost:
+def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
     """The study on so many GPUs for each run. Refusals are reasons why it should not be started so."""
     site = site_speed.read(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
@@ -118,7 +117,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.SITE_SPEED
         refused.append("only layouts with recomputation fit, which launch/engine.py has not: more GPUs are needed")
     widest = max((candidate.layout.dp for candidate in candidates), default=gpus)
     if widest < gpus and candidates:
-        sizes = min(batch_sizes(first[0].train))
+        sizes = min(first[0].batch_sizes.sizes)
         notes.append(f"{widest} replicas at most of {gpus} GPUs: the smallest batch has {sizes} sequences")
     best = next(iter(usable or candidates), None)
     runs: list[RunCost] = []

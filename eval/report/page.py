@@ -1,10 +1,11 @@
 """A report as one HTML file: no network, light and dark, readable on a phone, tables that sort on a click."""
 
+import html
 import re
-from html import escape
 
-from eval.report.figure import STYLE
-from eval.report.table import Code, Figure, Section, Table
+from ablations.drawing import STYLE
+from ablations.rundir import printable
+from eval.report.blocks import Code, Figure, Section, Table
 
 CSS = """\
 :root{color-scheme:light dark;--ink:#1c1e21;--paper:#fff;--faint:#5f6670;--grid:#e4e6ea;--tint:#f5f6f8;--link:#0b62a8}
@@ -63,8 +64,8 @@ document.querySelectorAll("table").forEach(table => {
 
 
 def page(title: str, sections: list[Section]) -> str:
-    names = [(anchor(s.title), s.title) for s in sections if s.title]
-    links = " ".join(f'<a href="#{name}">{escape(words)}</a>' for name, words in names)
+    titles = [section.title for section in sections if section.title]
+    links = " ".join(f'<a href="#{anchor(words)}">{escape(words)}</a>' for words in titles)
     body = "\n".join(map(section, sections))
     return f"""<!doctype html>
 <html lang="en">
@@ -90,29 +91,29 @@ def page(title: str, sections: list[Section]) -> str:
 
 
 def section(part: Section) -> str:
-    out: list[str] = []
-    figures: list[str] = []
+    elements: list[str] = []
+    figures: list[str] = []  # those that follow one another stand side by side where there is room
     for block in [*part.blocks, ""]:
         if isinstance(block, Figure):
             if block.svg:
                 caption = f"<figcaption>{words(block.caption)}</figcaption>" if block.caption else ""
                 figures.append(f"<figure>{fitted(block.svg)}{caption}</figure>")
             continue
-        if figures:  # those that follow one another stand side by side where there is room
-            body = "\n".join(figures)
-            out, figures = [*out, f'<div class="figs">\n{body}\n</div>'], []
+        if figures:
+            row = "\n".join(figures)
+            elements.append(f'<div class="figs">\n{row}\n</div>')
+            figures = []
         if isinstance(block, Table):
-            out.append(table(block))
+            elements.append(table(block))
         elif isinstance(block, Code):
-            out.append(f"<pre>{escape(block.text)}</pre>")
+            elements.append(f"<pre>{escape(block.text)}</pre>")
         elif isinstance(block, str) and block:
-            out.append(paragraph(block))
-    body, head = "\n".join(out), f'<h2 id="{anchor(part.title)}">{escape(part.title)}</h2>' if part.title else ""
-    return (
-        f"<details><summary>{head}</summary>\n{body}\n</details>"
-        if part.folded
-        else f"<section>{head}\n{body}\n</section>"
-    )
+            elements.append(paragraph(block))
+    body = "\n".join(elements)
+    head = f'<h2 id="{anchor(part.title)}">{escape(part.title)}</h2>' if part.title else ""
+    if part.folded:
+        return f"<details><summary>{head}</summary>\n{body}\n</details>"
+    return f"<section>{head}\n{body}\n</section>"
 
 
 def fitted(svg: str) -> str:
@@ -140,10 +141,14 @@ def paragraph(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """**bold** and `code`."""
-    return re.sub(
-        r"`(.+?)`", r"<code>\1</code>", re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text, quote=False))
-    )
+    """A text of a report as HTML, with its **bold** and `code`."""
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text, quote=False))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", bold)
+
+
+def escape(text: str, quote: bool = True) -> str:
+    """A text as HTML, without the control characters that a stranger's run directory may hold."""
+    return html.escape(printable(text), quote)
 
 
 def anchor(title: str) -> str:

@@ -1,226 +1,198 @@
-"""Run directories as the report reads them."""
+"""Run directories as a report reads them.
 
-import gzip
-import hashlib
-import json
-from dataclasses import dataclass
+A run directory may be damaged, and may be a stranger's. What is damaged is named in the run's state, and takes none of
+the other runs with it.
+"""
+
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ablations.values import difference, flatten, human
+from ablations import rundir
+from ablations.rundir import Damaged, printable
+from eval.report.scores import Outcome, checked_scores
 from eval.statistics import LN2
 
 Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
+NUMBER = (int, float)
+
+# What a report uses of a run's files: {key: type, or the same of what is inside}. A key that ends in "?" may be missing
+# or null.
+RUN: dict[str, Any] = {
+    "seed": int,
+    "config": {
+        "model": {"pos": str, "seq": int},
+        "data": {"corpus": str},
+        "train": {"tokens": int},
+        "eval": {"corpora": list},
+        "layout": dict,
+    },
+    "commit": {"sha": str},
+    "versions": dict,
+    "hardware": {"device": str, "ranks": int, "threads": int},
+    "data": {"sha256": str, "tokenizer": {"corpus": str, "vocab": int, "sha256": str}, "mismatch?": list},
+    "parameters": {"count": int},
+    "proofs": list,
+    "effective": dict,
+    "continued?": list,
+    "rollbacks?": list,
+}
+SCORE: dict[str, Any] = {"value": NUMBER, "stderr?": NUMBER, "chance?": NUMBER}
+TASK = SCORE | {"metric": str, "n": int, "guess?": NUMBER, "context_tokens?": list, "higher_is_better?": bool}
+EVALUATION: dict[str, Any] = {
+    "tasks": dict,
+    "omitted": list,
+    "bits_per_byte": SCORE,
+    "zero_shot?": SCORE,
+    "suite?": SCORE | {"tasks": int, "of": int},
+    "by_domain?": dict,
+    "by_position?": {"positions": list, "bits_per_byte": list},
+    "seconds": NUMBER,
+}
 
 
-@dataclass(frozen=True)
-class Place:
-    """A run that somebody made: where it lies, and what it was."""
-
-    dir: Path
-    config: dict[str, Any]
-    delta: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Runs compared: what the report asks of a study.
-
-    controlled: the arms differ in one line, as a study promises; else runs are compared as they are, of several studies
-    or of others.
-    """
-
-    name: str
-    title: str
-    arms: list[str]
-    seeds: list[int]
-    places: dict[tuple[str, int], Any]  # Place, or a study's Cell
-    command: str
-    question: str = "How do these runs compare?"
-    expect: str = "Nothing was written down before the runs."
-    controlled: bool = False
-
-    def cell(self, arm: str, seed: int) -> Any:
-        return self.places.get((arm, seed))
-
-
-NEEDED = ("seed", "config", "commit", "versions", "hardware", "data", "parameters", "proofs", "effective")
+def misfit(value: Any, shape: Any, name: str = "") -> str:
+    """The first key of `value` that is not as `shape` says, as a.b.c; "" when it fits. See RUN."""
+    if not isinstance(shape, dict):
+        wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
+        return name if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
+    if not isinstance(value, dict):
+        return name or "all of it"
+    for key, inner in shape.items():
+        optional, key = key.endswith("?"), key.removesuffix("?")
+        if value.get(key) is None and optional:
+            continue
+        inner_name = f"{name}.{key}" if name else key
+        if key not in value:
+            return inner_name
+        if found := misfit(value[key], inner, inner_name):
+            return found
+    return ""
 
 
 def manifest(directory: Path) -> dict[str, Any]:
-    """run.json.
+    """run.json of a run directory.
 
     Raises:
-        ValueError: when it is not that of a run, or of a run of a version that wrote less.
+        Damaged: when it is missing, is not that of a run, or of a version that wrote less. A ValueError.
     """
-    path = directory / "run.json"
-    try:
-        run = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if lacking := [key for key in NEEDED if key not in run]:
-        raise ValueError(f"{path} is not that of a run, or of another version: it has no {', '.join(lacking)}")
+    path = directory / rundir.RUN
+    run = rundir.read_json(path, [key for key in RUN if not key.endswith("?")])
+    if run is None:
+        raise Damaged(f"{path} is missing: a run directory has one")
+    if key := misfit(run, RUN):
+        raise Damaged(f"{path} is damaged, or of another version: {key} is not what a run has there")
     return run
 
 
+def evaluation(path: Path) -> dict[str, Any]:
+    """eval.json, or the same of weights on the way. Raises Damaged, also for a score that is not finite."""
+    result = rundir.read_json(path)
+    if result is None:
+        raise Damaged(f"{path} is missing")
+    key = misfit(result, EVALUATION)
+    for task, entry in result["tasks"].items() if not key else ():
+        key = key or misfit(entry, TASK, f"tasks.{task}")
+    for corpus, losses in (result.get("by_domain") or {}).items() if not key else ():
+        for domain, loss in losses.items() if isinstance(losses, dict) else [("", None)]:
+            key = key or misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
+    if key:
+        raise Damaged(f"{path} is damaged, or of another version: {key} is not what an evaluation has there")
+    tasks = {plain(task): entry | {"metric": plain(entry["metric"])} for task, entry in result["tasks"].items()}
+    domains = {
+        plain(corpus): {plain(domain): loss for domain, loss in losses.items()}
+        for corpus, losses in (result.get("by_domain") or {}).items()
+    }
+    return result | {"tasks": tasks, "by_domain": domains}
+
+
+def samples(path: Path) -> dict[str, dict[str, Outcome]]:
+    """The outcomes in samples.jsonl.gz: {task: {item: outcome}}. Raises Damaged."""
+    outcomes: dict[str, dict[str, Outcome]] = {}
+    for number, row in enumerate(rundir.read_gzip_lines(path, ["task", "id"]), start=1):
+        shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
+        if key := misfit(row, shape):
+            raise Damaged(f"{path} is damaged in line {number}: {key}")
+        value, weight = (row["nats"] / LN2, row["bytes"]) if "nats" in row else (row["value"], 1)
+        outcome = Outcome(value, weight, "" if row.get("cluster") is None else str(row["cluster"]))
+        outcomes.setdefault(plain(row["task"]), {})[str(row["id"])] = outcome
+    return outcomes
+
+
 def read(directory: Path) -> dict[str, Any]:
-    """What a run directory holds, as far as the run has come: {"state", "run", "metrics", "eval", "samples",
-    "checkpoints"}."""
-    why = directory / "failed"
-    failed = f"failed ({' '.join(why.read_text().split())})" if why.exists() else ""
-    if not (directory / "run.json").exists():
+    """What a run directory holds, as far as the run has come.
+
+    Returns:
+        state: "" of a run that is finished and evaluated, else what is missing or wrong.
+        damage: what is damaged without which the run can be reported, a sentence each.
+        run, metrics, checkpoints (evaluations on the way, by tokens), eval, samples: as far as they are there.
+    """
+    try:
+        return _read(directory)
+    except Damaged as error:
+        return {"state": f"damaged ({_relative(error, directory)})"}
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    why = " ".join(rundir.read_text(directory / rundir.FAILED).split())
+    failed = f"failed ({why})" if (directory / rundir.FAILED).exists() else ""
+    if not (directory / rundir.RUN).exists():
         return {"state": failed or "not started"}
-    cell: dict[str, Any] = {"state": failed or "not finished", "run": manifest(directory)}
-    if (directory / "metrics.jsonl").exists():
-        lines = (directory / "metrics.jsonl").read_text().splitlines()
-        whole = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may leave half a line
-        cell["metrics"] = list({row["step"]: row for row in whole if "loss" in row}.values())
-    # checkpoints that were evaluated on the way
-    on_the_way = [json.loads(path.read_text()) for path in sorted(directory.glob("eval-*.json"))]
-    cell["checkpoints"] = sorted((e for e in on_the_way if "tokens" in e), key=lambda e: e["tokens"])
-    if not (directory / "done").exists():
-        return cell
-    if not all((directory / name).exists() for name in ("eval.json", "samples.jsonl.gz")):
-        return cell | {"state": "not evaluated"}
-    samples: dict[str, dict[str, tuple[float, float]]] = {}
-    with gzip.open(directory / "samples.jsonl.gz", "rt") as stream:
-        for row in map(json.loads, stream):
-            value = (row["nats"] / LN2, row["bytes"]) if "nats" in row else (row["value"], 1)
-            samples.setdefault(row["task"], {})[str(row["id"])] = value
-    return cell | {"state": "", "eval": json.loads((directory / "eval.json").read_text()), "samples": samples}
+    cell: dict[str, Any] = {"state": failed or "not finished", "run": manifest(directory), "damage": []}
+    if (directory / rundir.METRICS).exists():
+        keys = ("step", "tokens", "loss", "seconds", "tokens_per_second")
+        rows, damage = rundir.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
+        cell["metrics"] = list({row["step"]: row for row in rows}.values())
+        cell["damage"] += [damage] if damage else []
+    cell["checkpoints"] = []
+    for path in sorted(directory.glob("eval-*.json")):
+        try:
+            result = evaluation(path)
+            if isinstance(result.get("tokens"), int):
+                cell["checkpoints"].append(result)
+        except Damaged as error:
+            cell["damage"].append(str(error))
+    cell["checkpoints"].sort(key=lambda result: result["tokens"])
+    try:
+        if (directory / rundir.DONE).exists():
+            if (directory / rundir.EVAL).exists() and (directory / rundir.SAMPLES).exists():
+                result, outcomes = evaluation(directory / rundir.EVAL), samples(directory / rundir.SAMPLES)
+                cell |= {"eval": checked_scores(result, outcomes), "samples": outcomes, "state": ""}
+            else:
+                cell["state"] = "not evaluated"
+    except Damaged as error:
+        cell["state"] = f"damaged ({_relative(error, directory)})"
+    cell["damage"] = [_relative(damage, directory) for damage in cell["damage"]]
+    return cell
+
+
+def _relative(message: Damaged | str, directory: Path) -> str:
+    """A message about a file of a run directory, without the folders of this machine."""
+    return printable(str(message).replace(f"{directory}/", "")).rstrip(".")
 
 
 def read_all(study: Any) -> Cells:
     """Every cell of a study; of a collection those there are."""
-    found = {(arm, seed): study.cell(arm, seed) for arm in study.arms for seed in study.seeds}
-    return {key: read(cell.dir) for key, cell in found.items() if cell}
-
-
-def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collection:
-    """Runs by arm and seed. Two runs are one arm when their configurations differ in nothing but seed and layout.
-
-    directories: (a name for what it came from or "", the directory of a run).
-
-    Raises:
-        ValueError: for a directory that is no run, and when two runs are the same.
-    """
-    groups: dict[str, dict[int, Place]] = {}
-    origin: dict[str, str] = {}
-    for name, directory in directories:
-        if not (directory / "run.json").exists():
-            raise ValueError(f"{directory} is no run directory: it has no run.json")
-        run = manifest(directory)
-        what = {k: v for k, v in flatten(run["config"]).items() if is_setting(k)}
-        arm = hashlib.sha256(json.dumps([what, run["data"]["sha256"]], sort_keys=True).encode()).hexdigest()
-        seed = run["seed"]
-        places = groups.setdefault(arm, {})
-        origin.setdefault(arm, name)
-        if seed in places:
-            if places[seed].dir.resolve() == directory.resolve():
-                continue  # studies share their baseline
-            raise ValueError(f"{places[seed].dir} and {directory} are the same run: one configuration, seed {seed}")
-        places[seed] = Place(directory, run["config"], {})
-    if not groups:
-        raise ValueError("no run was given")
-    names = label(groups, origin)
-    first = next(iter(groups.values()))
-    base = next(iter(first.values())).config
-    found = {}
-    for arm, runs in groups.items():
-        for seed, place in runs.items():
-            found[names[arm], seed] = Place(place.dir, place.config, changed(base, place.config))
-    digest = hashlib.sha256("".join(sorted(groups)).encode()).hexdigest()[:6]
-    seeds = sorted({seed for runs in groups.values() for seed in runs})
-    count = f"{len(groups)} configurations, {len(found)} runs"
-    return Collection(f"comparison-{digest}", f"Comparison of {count}", list(names.values()), seeds, found, command)
-
-
-def changed(base: dict, config: dict) -> dict[str, Any]:
-    """The lines that make one configuration of another; a run is the same run at another seed or layout."""
-    return {key: value for key, value in difference(flatten(base), flatten(config)).items() if is_setting(key)}
-
-
-def is_setting(key: str) -> bool:
-    """Whether a key makes a run another run than its neighbour of the same arm."""
-    return not key.startswith("layout.") and key not in ("seed", "size")
-
-
-def label(groups: dict[str, dict[int, Place]], origin: dict[str, str]) -> dict[str, str]:
-    """A short name for each arm: as few as possible of the settings that differ, those first that differ most often."""
-    configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
-    every = list(configs.values())
-    keys = [
-        key
-        for key in every[0]
-        if (is_setting(key) or key == "size") and not key.startswith("eval.") and all(key in config for config in every)
-    ]
-    values = {key: [plain(config[key]) for config in every] for key in keys}
-    apart = sorted((key for key in keys if len(set(values[key])) > 1), key=lambda key: (key != "size", interest(key)))
-    chosen: list[str] = []
-    for key in apart:
-        before = len(set(zip(*(values[k] for k in chosen), strict=True))) if chosen else 1
-        if len(set(zip(*(values[k] for k in [*chosen, key]), strict=True))) > before:
-            chosen.append(key)
-    names: dict[str, str] = {}
-    for arm, config in configs.items():
-        name = ", ".join(short(key, config[key]) for key in chosen) or origin[arm] or "runs"
-        same = sum(other.split(" #")[0] == name for other in names.values())
-        names[arm] = f"{name} #{same + 1}" if same else name  # they differ in what only one of them knows
-    return names
-
-
-def short(key: str, value: Any) -> str:
-    """A setting in a few letters; its key only where the value does not tell it."""
-    if key == "train.tokens":
-        return human(value)
-    return str(value) if isinstance(value, str) else f"{key.split('.')[-1]}={plain(value)}"
-
-
-def interest(key: str) -> int:
-    """What a reader looks for first."""
-    first = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
-    return first.index(key) if key in first else len(first)
-
-
-def run_directories(name: str) -> list[Path]:
-    """A run directory, or those that lie in a folder.
-
-    Raises:
-        ValueError: when there is none, or one is no run's.
-    """
-    folder = Path(name)
-    found = sorted(
-        path.parent
-        for path in [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]
-        if path.parent.parent != folder / "records"
-    )  # reports lie there (eval/report/__main__.py)
-    found = [folder] if (folder / "run.json").exists() else found
-    if not found:
-        raise ValueError(f"{name} is no run directory and holds none: a run directory has a run.json")
-    for directory in found:
-        manifest(directory)
-    return found
+    planned = {(arm, seed): study.cell(arm, seed) for arm in study.arms for seed in study.seeds}
+    return {key: read(cell.dir) for key, cell in planned.items() if cell}
 
 
 def plain(value: Any) -> str:
-    """A value of run.json as a few words."""
+    """A value of run.json as a few words on one line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
         return ", ".join(f"{key} {plain(entry)}" for key, entry in value.items())
-    return ", ".join(map(plain, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def curve(cell: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and training loss, [lines of the log]."""
-    rows = cell["metrics"]
-    return np.array([row["tokens"] for row in rows]), np.array([row["loss"] for row in rows])
+    if isinstance(value, list):
+        return ", ".join(map(plain, value)) or "none"
+    return printable(str(value)).replace("\n", " ")
 
 
 def named(runs: list[tuple[str, int]]) -> str:
+    """Runs in words, by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)"."""
     seeds: dict[str, list[str]] = {}
     for arm, seed in runs:
         seeds.setdefault(arm, []).append(str(seed))
-    return "; ".join(f"{arm} (seed{'s' * (len(s) > 1)} {', '.join(s)})" for arm, s in seeds.items())
+    return "; ".join(
+        f"{arm} ({'seeds' if len(numbers) > 1 else 'seed'} {', '.join(numbers)})" for arm, numbers in seeds.items()
+    )

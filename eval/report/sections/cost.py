@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.compare import Found
+from eval.report.blocks import Section, Table
+from eval.report.findings import Findings
 from eval.report.runs import plain
-from eval.report.table import Table
 
 # (a word of the device's name, watts, what they are). A GPU's board at its limit; one core of a processor's. Neither
 # memory, network, cooling nor idle neighbours are in them: an estimate from below for the machine, from above for the
@@ -25,6 +25,18 @@ WATTS = [
     ("T4", 70, "NVIDIA data sheet, board limit"),
 ]
 CORE = (4.4, "280 W of an AMD EPYC 7763 over its 64 cores, assumed for any")
+HEAD = [
+    "run",
+    "parameters",
+    "tokens",
+    "FLOPs",
+    "training",
+    "tokens/s",
+    "processors",
+    "energy, estimate",
+    "evaluation",
+    "hardware",
+]
 GPUS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
 
 
@@ -63,51 +75,42 @@ def flops_per_token(model: dict[str, Any]) -> int | None:
         return None
 
 
-def costs(f: Found) -> list:
-    lines, energy, seen = [], 0.0, {}
+def section(f: Findings) -> Section:
+    lines, energy = [], 0.0
+    devices: dict[str, tuple[float | None, str, str]] = {}  # {device: (watts, where they are from, unit)}
     hours: dict[str, float] = {}
     for (arm, seed), cell in f.cells.items():
         if not cell.get("metrics"):
             continue
-        each = spent(cell)
+        run, expense = cell["run"], spent(cell)
+        unit = expense["unit"]
         speed = float(np.median([row["tokens_per_second"] for row in cell["metrics"]]))
-        hours[each["unit"]] = hours.get(each["unit"], 0.0) + each["hours"]
-        energy += each["kwh"] or 0.0
-        seen[cell["run"]["hardware"]["device"]] = (each["watts"], each["power"], each["unit"])
+        hours[unit] = hours.get(unit, 0.0) + expense["hours"]
+        energy += expense["kwh"] or 0.0
+        devices[run["hardware"]["device"]] = (expense["watts"], expense["power"], unit)
         lines.append(
             [
                 f"{arm}, seed {seed}",
-                f"{cell['run']['parameters']['count']:,}",
-                f"{each['tokens']:,}",
-                f"{each['flops']:.2e}" if each["flops"] else "-",
-                f"{each['seconds']:,.0f} s",
+                f"{run['parameters']['count']:,}",
+                f"{expense['tokens']:,}",
+                f"{expense['flops']:.2e}" if expense["flops"] else "-",
+                f"{expense['seconds']:,.0f} s",
                 f"{speed:,.0f}",
-                f"{each['hours']:.3g} {each['unit']}-hours",
-                f"{each['kwh']:.2g} kWh" if each["kwh"] else "-",
+                f"{expense['hours']:.3g} {unit}-hours",
+                f"{expense['kwh']:.2g} kWh" if expense["kwh"] else "-",
                 f"{cell['eval']['seconds']:.0f} s" if "eval" in cell else "-",
-                plain(cell["run"]["hardware"]),
+                plain(run["hardware"]),
             ]
         )
     if not lines:
-        return ["No run has begun."]
-    head = [
-        "run",
-        "parameters",
-        "tokens",
-        "FLOPs",
-        "training",
-        "tokens/s",
-        "processors",
-        "energy, estimate",
-        "evaluation",
-        "hardware",
-    ]
+        return Section("Cost", ["No run has begun."])
     power = "; ".join(
-        f"{device}: {f'{w} W per {unit}' if w else 'unknown'} ({source})" for device, (w, source, unit) in seen.items()
+        f"{plain(device)}: {f'{watts} W per {unit}' if watts else 'unknown'} ({source})"
+        for device, (watts, source, unit) in devices.items()
     )
     total = " and ".join(f"{value:.3g} {unit}-hours" for unit, value in sorted(hours.items()))
-    return [
+    words = (
         f"**{total} of training in all, about {energy:.2g} kWh.** The energy is an estimate, not measured: hours at "
-        f"full power. {power}. FLOPs: 6 per weight and token of every matrix product, and attention (model/count.py).",
-        Table(head, lines),
-    ]
+        f"full power. {power}. FLOPs: 6 per weight and token of every matrix product, and attention (model/count.py)."
+    )
+    return Section("Cost", [words, Table(HEAD, lines)])

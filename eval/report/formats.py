@@ -1,69 +1,51 @@
-"""The parts of a report, and each of them as Markdown, LaTeX and plain text. HTML: eval/report/page.py.
+"""A report as Markdown, its tables as LaTeX and for the terminal, its numbers as CSV. As HTML: page.py.
 
-Words may hold **bold** and `code`; nothing else is marked up.
+Names, tasks and messages may come from a stranger's run directory. Everything is made printable here, so that no
+control character reaches a file or the terminal.
 """
 
+import csv
+import io
 import re
-from typing import NamedTuple
 
-
-class Table(NamedTuple):
-    head: list[str]
-    rows: list[list[str]]
-    title: str = ""
-
-
-class Figure(NamedTuple):
-    svg: str  # an <svg>; empty: there is nothing to draw
-    caption: str = ""
-
-
-class Code(NamedTuple):
-    text: str
-
-
-class Image(NamedTuple):
-    """A file beside the report; the page has its figures inside, so it shows none."""
-
-    file: str
-    alt: str
-
-
-class Section(NamedTuple):
-    title: str
-    blocks: list["str | Table | Figure | Code | Image"]
-    folded: bool = False  # on the page: closed until it is opened
+from ablations.rundir import printable
+from eval.report.blocks import Code, Figure, Image, Section, Table
 
 
 def markdown(title: str, sections: list[Section]) -> str:
-    """Figures are on the page alone."""
-    parts = [f"# {title}"]
+    """A report without its figures, which are on the page alone."""
+    parts = [f"# {printable(title)}"]
     for section in sections:
         if all(isinstance(block, Figure) for block in section.blocks):
             continue
-        parts += [f"## {section.title}"] if section.title else []
+        if section.title:
+            parts.append(f"## {section.title}")
         for block in section.blocks:
             if isinstance(block, Table):
-                parts += [f"**{block.title}**"] * bool(block.title) + [grid([block.head, *block.rows])]
+                if block.title:
+                    parts.append(f"**{block.title}**")
+                parts.append(markdown_table(block))
             elif isinstance(block, Code):
                 parts.append(f"```\n{block.text}\n```")
             elif isinstance(block, Image):
-                parts.append(f"![{block.alt}]({block.file})")
+                parts.append(f"![{block.alternative}]({block.file})")
             elif isinstance(block, str):
                 parts.append(block)
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts)) + "\n"
 
 
-def grid(lines: list[list[str]]) -> str:
-    """A Markdown table; the first line is its head."""
-    safe = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    text = [f"| {' | '.join(line)} |" for line in safe]
-    return "\n".join([text[0], "|" + "---|" * len(lines[0]), *text[1:]])
+def markdown_table(table: Table) -> str:
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (table.head, *table.rows)]
+    text = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([text[0], "|" + "---|" * len(table.head), *text[1:]])
 
 
 def plain_text(table: Table) -> str:
-    """Columns of equal width, for a terminal."""
-    lines = [[re.sub(r"\*\*|`", "", cell) for cell in line] for line in (table.head, *table.rows)]
+    """Columns of equal width, for the terminal."""
+    lines = [
+        [printable(re.sub(r"\*\*|`", "", cell)).replace("\n", " ") for cell in line]
+        for line in (table.head, *table.rows)
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join("    ".join(line).rstrip() for line in padded)
@@ -94,7 +76,7 @@ def latex(table: Table, caption: str) -> str:
     """A table for a paper (packages: booktabs)."""
 
     def words(cell: str) -> str:
-        escaped = "".join(LATEX.get(c, c) for c in cell)
+        escaped = "".join(LATEX.get(character, character) for character in printable(cell))
         return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", re.sub(r"`(.+?)`", r"\\texttt{\1}", escaped))
 
     lines = [" & ".join(map(words, line)) + r" \\" for line in (table.head, *table.rows)]
@@ -117,5 +99,10 @@ def latex(table: Table, caption: str) -> str:
     )
 
 
-def plus_minus(value: float, error: float, digits: int) -> str:
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+def comma_separated(lines: list[list]) -> str:
+    """Lines of values as CSV."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    for line in lines:
+        writer.writerow([printable(value).replace("\n", " ") if isinstance(value, str) else value for value in line])
+    return stream.getvalue()

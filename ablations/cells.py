@@ -1,0 +1,248 @@
+"""A `Study`: one question, the baseline and its one-line arms as runs, and the directory of each run."""
+
+import hashlib
+import re
+import shlex
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ablations.config import ConfigError, Run, bundles, parse, resolve, without_effect
+from ablations.run import ABSENT
+from ablations.rundir import Damaged, read_run
+from ablations.values import difference, flatten, human
+
+FOLLOWS = ("data.tokenizer", "eval.corpora")  # the corpus of all runs, where SET says nothing else
+MAX_NAME = 120  # bytes of a study's name and of a run's folders; file systems end at 255, and endings are added
+MAX_VALUE = 100  # characters of a value in such a name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: an arm at a seed."""
+
+    arm: str
+    seed: int
+    run: Run
+    delta: dict[str, Any]  # what makes the arm: one key, or none for the baseline
+    dir: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return asdict(self.run)
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+    def recorded(self) -> dict[str, Any] | None:
+        """run.json, or None before the first launch.
+
+        Raises:
+            Damaged: when it is half a file, or no run's.
+        """
+        return read_run(self.dir, "The same command repairs it where there is a checkpoint; or rename that folder.")
+
+    def check_recorded(self) -> None:
+        """A directory keeps its meaning.
+
+        Raises:
+            ConfigError: when the directory holds a run of another configuration.
+            Damaged: when its run.json is damaged.
+        """
+        recorded = self.recorded()
+        if recorded and recorded["fingerprint"] != self.run.fingerprint:
+            before, now = ABSENT | flatten(recorded["config"]), self.run.flat()
+            changed = [k for k in difference(before, now) if not k.startswith("layout.") and k != "size"]
+            lines = "\n  ".join(f"{k}: {before.get(k)} there, {now.get(k)} now" for k in changed)
+            raise ConfigError(
+                f"{self.dir} holds a run that means something else:\n  {lines}\n"
+                "Remove or rename that folder, or choose another OUT."
+            )
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs that answer one question. `cells` is the plan; a cell's index in it never depends on what has run."""
+
+    factor: str  # "position"
+    question: str
+    expect: str
+    base: Run
+    arms: list[str]  # labels, the baseline first
+    cells: list[Cell]
+    seeds: list[int]
+    stage: str  # names what all runs share beyond the baseline: "nano", "nano,tokens=2M"
+    out: Path
+    jobs: int | None
+    words: list[str] = field(default_factory=list)  # the command line that made it
+
+    @property
+    def name(self) -> str:
+        """For file names: "position-alibi-nano"."""
+        values = [_slug(a.split("=", 1)[1]) for a in self.arms[1:]]
+        return _shortened("-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")]))
+
+    @property
+    def title(self) -> str:
+        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        budget = self.base.train.budget
+        length = f"{human(self.base.tokens)} tokens" if budget == "tokens" else budget
+        return f"{self.factor}, {self.base.size}, {length} each, {seeds}"
+
+    @property
+    def command(self) -> str:
+        """What makes the same study anywhere: where it is kept and how many run at a time do not matter."""
+        words = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA="))]
+        return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in words)])
+
+    @property
+    def judged(self) -> list[str]:
+        """By what the runs are judged besides held-out text, as arguments of `python -m eval`. Not part of what a run
+        is: a finished run can be asked more."""
+        values = dict(word.split("=", 1) for word in self.words)
+        tasks = values.get("TASKS", "").strip()
+        return ["--tasks", tasks, "--data", values.get("EVAL_DATA") or str(self.out / "eval-data")] if tasks else []
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, int], Cell]:
+        return {(c.arm, c.seed): c for c in self.cells}
+
+    def cell(self, arm: str, seed: int) -> Cell:
+        return self._cells[arm, seed]
+
+
+def build(
+    factor: str,
+    question: str,
+    expect: str,
+    setting: list[tuple[str, Any]],
+    arm_values: list[tuple[str, Any]],
+    seeds: list[int],
+    out: Path,
+    jobs: int | None = None,
+    words: list[str] | None = None,
+) -> Study:
+    """The baseline under `setting`, and one arm for each (key, value), at every seed. See `from_args`."""
+    if any(k == "seed" for k, _ in setting + arm_values):
+        raise ConfigError("seed is not a setting of a study: use SEEDS")
+    values = [(k, parse(k, v)) for k, v in setting]
+    base = resolve(values)
+    stage = _stage(base, values)
+    if precision := _precision_begun_with(base, values, [out / stage / f"baseline,seed={seed}" for seed in seeds]):
+        base = resolve([*values, ("train.precision", precision)])
+    for corpus in base.corpora:
+        check_corpus(corpus)
+    keys = list(dict.fromkeys(k for k, _ in arm_values))
+    deltas: dict[str, dict[str, Any]] = {}
+    flat = base.flat()
+    baseline = ",".join(f"{k.split('.')[-1]}={_text(flat[k])}" for k in keys if k in flat) or "baseline"
+    deltas[baseline] = {}
+    for key, value in arm_values:
+        value = parse(key, value)
+        if key.startswith(("layout.", "eval.")) or key == "size":
+            raise ConfigError(f"{key} cannot make an arm: it is no part of what is trained, or many lines at once")
+        if missing := without_effect(key, flat):
+            raise ConfigError(f"{key} does nothing without {missing}: an arm of it would be the baseline")
+        label = f"{key.split('.')[-1]}={_text(value)}"
+        if value == flat[key] or label in deltas:
+            raise ConfigError(
+                f"two equal runs: {key}={_text(value)} is {'the baseline' if value == flat[key] else 'there twice'}"
+            )
+        if key == "data.corpus":
+            check_corpus(value)
+        deltas[label] = {key: value}
+
+    cells = []
+    names: dict[str, str] = {}  # of the cells by fingerprint
+    for seed in seeds:
+        common = [*values, ("size", base.size), ("train.precision", base.train.precision), ("seed", seed)]
+        reference = resolve(common).flat()
+        for arm, delta in deltas.items():
+            run = resolve([*common, *delta.items()])
+            if difference(reference, run.flat()) != delta:
+                raise ConfigError(f"{arm} differs from the baseline in {difference(reference, run.flat())}")
+            name = "baseline" if not delta else _slug(arm)
+            cell = Cell(arm, seed, run, delta, out / stage / f"{name},seed={seed}")
+            if delta.keys() & ROUNDED_SETTINGS and _rounded(run) == _rounded(base):
+                raise ConfigError(
+                    f"two equal runs: {arm} comes to the same budget, batch sizes, number of steps, and rows of the "
+                    "embedding as the baseline"
+                )
+            if run.fingerprint in names:
+                raise ConfigError(f"two equal runs: {cell.name} and {names[run.fingerprint]}")
+            names[run.fingerprint] = cell.name
+            cells.append(cell)
+    return Study(factor, question, expect, base, list(deltas), cells, seeds, stage, out, jobs, list(words or []))
+
+
+def _precision_begun_with(base: Run, values: list[tuple[str, Any]], directories: list[Path]) -> str:
+    """The precision of a study's baseline in these directories, where nothing sets it but the machine that the study
+    began on: on another machine it continues as it began. "" where no run has begun, or something sets it."""
+    if "train.precision" in {**bundles()[base.size]["set"], **dict(values)}:
+        return ""
+    for directory in directories:
+        with suppress(Damaged, ConfigError, KeyError, TypeError):
+            if recorded := read_run(directory):
+                return parse("train.precision", recorded["config"]["train"]["precision"])
+    return ""
+
+
+# Settings of which another number may have the same effect: with the values that follow from them.
+ROUNDED_SETTINGS = {"train.tokens", "train.budget", "train.decay_tokens", "train.ramp_share", "model.vocab_multiple"}
+
+
+def _rounded(run: Run) -> tuple[Any, ...]:
+    return run.steps, run.budget, run.batch_sizes, run.model.padded_vocab
+
+
+def check_corpus(corpus: str) -> None:
+    """Raises:
+    ConfigError: when no such corpus is defined and no file matches.
+    """
+    from data.corpus import check
+
+    try:
+        check(corpus)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"data.corpus={corpus}: {error.filename or corpus}: {error.strerror}") from None
+
+
+def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
+    """The size, and whatever else all runs set that the size does not: part of every run's path."""
+    plain = resolve([("size", base.size)]).flat()
+    flat = base.flat()
+    values = {}
+    for key, _ in setting:
+        if key in FOLLOWS and flat["data.corpus"] != plain["data.corpus"]:
+            differs = _text(flat[key]) != base.data.corpus
+        else:
+            differs = flat[key] != plain[key]
+        if differs and key != "size" and not key.startswith("layout."):
+            values[key] = _slug(human(flat[key]) if key == "train.tokens" else _text(flat[key]))
+    return _shortened(",".join([base.size, *(f"{k.split('.')[-1]}={v}" for k, v in sorted(values.items()))]))
+
+
+def _shortened(name: str) -> str:
+    """A name that file systems take, corpora that are paths and long lists of settings included."""
+    return name if len(name) <= MAX_NAME else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _slug(text: str) -> str:
+    """Readable in a path; a hash keeps apart what the readable part does not."""
+    plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
+    if plain == text and len(text) <= MAX_VALUE:
+        return text
+    return f"{plain.strip('_')[-40:].strip('_')}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"

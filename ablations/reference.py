@@ -1,0 +1,131 @@
+"""What every setting means, from where it is declared: the reference page, `make help`, and baseline.yaml's comments.
+
+python -m ablations reference             the page, as Markdown
+python -m ablations reference --write     makes the comments of ablations/baseline.yaml anew
+"""
+
+import json
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from ablations.config import HERE, KEYS, SETTINGS, bundles, resolve
+from ablations.run import SECTIONS
+from ablations.schedule import SCHEDULES, WITH_WARMUP
+from model.count import parameters
+
+BASELINE = HERE / "baseline.yaml"
+COLUMN, WIDTH = 26, 120  # where comments begin in baseline.yaml, and where its lines end
+TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """What the value of a setting is one of; () where that is no list."""
+    return tuple(map(str, get_args(KEYS[key]))) if get_origin(KEYS[key]) is not list else ()
+
+
+def allowed(key: str) -> str:
+    """The values of a setting in words: its choices, or its type and range."""
+    kind = KEYS[key]
+    if choices(key):
+        return ", ".join(choices(key))
+    words = f"list of {TYPES[get_args(kind)[0]]}s" if get_origin(kind) is list else TYPES[kind]
+    return " ".join(filter(None, (words.replace("texts", "names"), SETTINGS[key].range)))
+
+
+def comment(key: str) -> str:
+    """A setting in a line: choices, meaning, unit, source of the baseline's value."""
+    setting = SETTINGS[key]
+    options = f"{' | '.join(choices(key))}: " if choices(key) else ""
+    unit = f" [{setting.unit}]" if setting.unit and setting.unit not in setting.meaning else ""
+    only = "".join(f"; only with {k}={' or '.join(values)}" for k, values in setting.only_with.items())
+    only = only if len(only) < 60 else ""
+    return options + setting.meaning + unit + only + (f" ({setting.source})" if setting.source else "")
+
+
+def commented(text: str) -> str:
+    """baseline.yaml with the comment of every setting as it is declared; its head and its numbers stay as they are."""
+    lines: list[str] = []
+    section = ""
+    for line in text.splitlines():
+        match = re.fullmatch(r"( *)(\w+):( +[^#]*?)?(?: *#.*)?", line)
+        if not match:
+            if not (lines and re.match(r" +#", line)):  # a comment that goes on in the next line is made anew
+                lines.append(line)
+            continue
+        indent, name, value = match[1], match[2], (match[3] or "").strip()
+        if not indent:
+            section = name
+        key = f"{section}.{name}" if indent else name
+        content = f"{indent}{name}: {value}".rstrip()
+        words = comment(key) if key in SETTINGS else (SECTIONS[name].__doc__ or "").splitlines()[0].rstrip(".")
+        column = max(COLUMN, len(content) + 2)
+        first, *rest = textwrap.wrap(words, WIDTH - column - 2, break_long_words=False, break_on_hyphens=False)
+        lines.append(f"{content:{column}}# {first}")
+        lines += [f"{'':{column}}# {part}" for part in rest]
+    return "\n".join(lines) + "\n"
+
+
+def write_comments(path: Path = BASELINE) -> None:
+    """Make the comments of baseline.yaml anew."""
+    path.write_text(commented(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def page() -> str:
+    """Every setting, size and schedule, as Markdown."""
+    baseline = resolve([("size", "nano")]).flat()
+    parts = [
+        "# Settings",
+        "Made by `python -m ablations reference` from ablations/settings.py and model/config.py. "
+        '`SET="key=value ..."` sets one for all runs, `ARM=key=value` makes it the question. '
+        "The values are the baseline's at size nano.",
+    ]
+    for section, cls in {"": None, **SECTIONS}.items():
+        keys = [key for key in SETTINGS if key.rpartition(".")[0] == section]
+        summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split()) if cls else "What the others depend on."
+        rows = [
+            (
+                f"`{key}`",
+                f"`{_yaml(baseline[key])}`",
+                allowed(key),
+                SETTINGS[key].unit,
+                _meaning(key),
+                SETTINGS[key].source,
+            )
+            for key in keys
+        ]
+        parts += [
+            f"## {section or 'The run'}",
+            summary,
+            _table(("setting", "value", "allowed", "unit", "meaning", "source"), rows),
+        ]
+    schedules = [
+        (f"`{name}`", "yes" if name in WITH_WARMUP else "rises by itself", " ".join((shape.__doc__ or "").split()))
+        for name, shape in SCHEDULES.items()
+    ]
+    parts += ["## Schedules", _table(("train.schedule", "warm-up", "shape"), schedules)]
+    sizes = [(f"`{name}`", f"{parameters(resolve([('size', name)]).model):,}") for name in bundles()]
+    parts += ["## Sizes", _table(("size", "parameters"), sizes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _meaning(key: str) -> str:
+    only = [f"`{name}` is {' or '.join(values)}" for name, values in SETTINGS[key].only_with.items()]
+    return SETTINGS[key].meaning + (f". Has an effect only where {' and '.join(only)}" if only else "")
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A Markdown table without the columns that are empty."""
+    used = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    lines = [
+        [head[i] for i in used],
+        ["---"] * len(used),
+        *([row[i].replace("|", "\\|") for i in used] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

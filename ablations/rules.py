@@ -1,0 +1,165 @@
+"""Rules between the settings of a run: each a function that says what does not fit, or nothing. Ranges of single
+settings are where these are declared: ablations/settings.py and model/config.py."""
+
+from collections.abc import Callable
+
+from ablations.budget import clock_seconds
+from ablations.run import Run, spread
+from ablations.values import ConfigError
+from data import filters
+
+FP8_MULTIPLE = 16  # GPUs multiply in FP8 matrices whose sides are multiples of this
+
+
+def check(run: Run) -> None:
+    """Apply every rule.
+
+    Raises:
+        ConfigError: the first complaint.
+    """
+    for rule in RULES:
+        if complaint := rule(run):
+            raise ConfigError(complaint)
+    try:
+        filters.check(run.data.recipe)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    spread(run, max(run.layout.processes, run.layout.tp) // run.layout.tp)
+
+
+def rollbacks_need_skip(run: Run) -> str:
+    if run.train.rollbacks and not run.train.skip:
+        return "train.rollbacks without train.skip: the same batches would lead to the same spike"
+    return ""
+
+
+def skip_needs_rollbacks(run: Run) -> str:
+    if run.train.skip and not run.train.rollbacks:
+        return "train.skip without train.rollbacks: nothing is skipped unless the run goes back"
+    return ""
+
+
+def qk_scaling_needs_fp16(run: Run) -> str:
+    if run.model.qk_scaling and run.train.precision != "fp16":
+        return (
+            f"model.qk_scaling=true does nothing in {run.train.precision}: it keeps scores within the range of fp16, "
+            "so it needs train.precision=fp16"
+        )
+    return ""
+
+
+def fp8_has_no_tensor_parallelism(run: Run) -> str:
+    if run.train.precision == "fp8" and run.layout.tp > 1:
+        return (
+            f"layout.tp={run.layout.tp} has no layers in fp8: train.precision=fp8 needs layout.tp=1, and "
+            "tensor parallelism bf16, fp16 or fp32"
+        )
+    return ""
+
+
+def fp8_needs_multiples(run: Run) -> str:
+    """The length of a sequence stands for the tokens of a micro-batch: how a run is cut must not decide whether it can
+    be."""
+    if run.train.precision != "fp8":
+        return ""
+    model = run.model
+    inner = f"the inner width of model.act={model.act} (of a multiple of 48 as model.hidden it is one)"
+    for name, number in {"model.hidden": model.hidden, "model.seq": model.seq, inner: model.ffn}.items():
+        if number % FP8_MULTIPLE:
+            return f"train.precision=fp8 needs multiples of {FP8_MULTIPLE}, and {number} is {name}"
+    return ""
+
+
+def ramp_has_a_form(run: Run) -> str:
+    ramp, share = run.train.ramp, run.train.ramp_share
+    if not ramp and share:
+        return "train.ramp_share without train.ramp: give the first batch and the increment, such as train.ramp=32,32"
+    if ramp and len(ramp) != (2 if share else 3):
+        return (
+            "train.ramp needs three numbers: the first batch, the increment, and the samples that the ramp takes, such "
+            "as 32,32,2M; or the first two and train.ramp_share; or [] for no ramp"
+        )
+    return ""
+
+
+def ramp_reaches_the_batch(run: Run) -> str:
+    if not run.train.ramp:
+        return ""
+    first, increment = run.train.ramp[:2]
+    if first >= run.train.batch or (run.train.batch - first) % increment:
+        return (
+            f"train.ramp={first},{increment},...: train.batch={run.train.batch} is no whole number of "
+            f"increments of {increment} above {first}"
+        )
+    return ""
+
+
+def inverse_sqrt_needs_a_warmup(run: Run) -> str:
+    if run.train.schedule == "inverse-sqrt" and not run.train.warmup:
+        return "train.schedule=inverse-sqrt falls from the end of the warm-up: it needs train.warmup above 0"
+    return ""
+
+
+def budget_is_tokens_or_a_time(run: Run) -> str:
+    try:
+        clock_seconds(run.train.budget)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def a_clock_has_no_token_counts(run: Run) -> str:
+    """What is said in tokens or samples cannot be known beforehand of a run that ends by the clock."""
+    if run.train.budget == "tokens":
+        return ""
+    for key, value, instead in (
+        ("train.decay_tokens", run.train.decay_tokens, "the schedule ends with the budget"),
+        ("train.ramp", run.train.ramp[2:], "give its first two numbers and train.ramp_share"),
+        ("layout.eval_at", run.layout.eval_at, "the end is evaluated"),
+    ):
+        if value:
+            return f"{key} counts tokens or samples, and train.budget={run.train.budget} is a time: {instead}"
+    return ""
+
+
+def budget_holds_a_step(run: Run) -> str:
+    if run.steps < 1:
+        step = run.batch_sizes.sizes[0] * run.model.seq
+        return f"train.tokens={run.train.tokens} is less than one step of {step} tokens"
+    return ""
+
+
+def tensor_parallelism_divides(run: Run) -> str:
+    tp, model = run.layout.tp, run.model
+    for name, number in {
+        "layout.processes": run.layout.processes,
+        "model.heads": model.heads,
+        "the MLP's inner width": model.ffn,
+        "the padded vocabulary (model.vocab_multiple)": model.padded_vocab,
+    }.items():
+        if number % tp:
+            more = " (0: one for each GPU)" if name == "layout.processes" else ""
+            return f"layout.tp={tp} does not divide {name}, {number}{more}"
+    return ""
+
+
+def a_corpus_judges(run: Run) -> str:
+    return "" if run.eval.corpora else "eval.corpora names no corpus"
+
+
+# In this order: a rule may rely on those above it.
+RULES: tuple[Callable[[Run], str], ...] = (
+    rollbacks_need_skip,
+    skip_needs_rollbacks,
+    qk_scaling_needs_fp16,
+    fp8_has_no_tensor_parallelism,
+    fp8_needs_multiples,
+    ramp_has_a_form,
+    ramp_reaches_the_batch,
+    inverse_sqrt_needs_a_warmup,
+    budget_is_tokens_or_a_time,
+    a_clock_has_no_token_counts,
+    budget_holds_a_step,
+    tensor_parallelism_divides,
+    a_corpus_judges,
+)

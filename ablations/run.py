@@ -1,0 +1,151 @@
+"""A `Run`: everything that determines one training run, and how long it is."""
+
+import bisect
+import hashlib
+import json
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from typing import Annotated, Any, Literal, get_type_hints
+
+from ablations.budget import BatchSizes, Budget, ClockBudget, TokenBudget, clock_seconds
+from ablations.settings import DataConfig, EvalConfig, LayoutConfig, TrainConfig
+from ablations.values import ConfigError
+from model.config import ModelConfig
+from model.setting import Setting, settings_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that determines a run, and under `layout` what must not."""
+
+    size: Annotated[
+        str,
+        Setting(
+            "a bundle of ablations/sizes.yaml or a file of ablations/presets; auto: nano on a CPU, 14m where there is "
+            "a GPU"
+        ),
+    ]
+    seed: Annotated[int, Setting("draws the weights (by name) and the order of the data")]
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    eval: EvalConfig
+    layout: LayoutConfig
+
+    def flat(self) -> dict[str, Any]:
+        """{"model.pos": "alibi", ...}, layout included."""
+        flat: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if name in SECTIONS:
+                flat |= {f"{name}.{field}": setting for field, setting in vars(value).items()}
+            elif name in KEYS:
+                flat[name] = value
+        return flat
+
+    @property
+    def corpora(self) -> list[str]:
+        """What is read: to train on, to be judged by, and for the tokenizer unless that one exists."""
+        tokenizer = [] if self.data.tokenizer_kind == "file" else [self.data.tokenizer]
+        return list(dict.fromkeys([self.data.corpus, *tokenizer, *self.eval.corpora]))
+
+    @cached_property
+    def batch_sizes(self) -> BatchSizes:
+        """The batch size of every step. Under a wall clock `BatchSizes.at` says it, else `BatchSizes.samples`."""
+        train = self.train
+        if not train.ramp:
+            return BatchSizes((train.batch,))
+        first, increment = train.ramp[:2]
+        sizes = (*range(first, train.batch, increment), train.batch)
+        if len(train.ramp) == 3:
+            return BatchSizes(sizes, train.ramp[2])
+        by_clock = clock_seconds(train.budget) is not None
+        return BatchSizes(sizes, 0 if by_clock else round(train.ramp_share * (train.tokens // self.model.seq)))
+
+    def samples(self, step: int) -> range:
+        """The numbers of the samples (sequences) in the batch of `step`, under a budget in tokens."""
+        return self.batch_sizes.samples(step)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: the budget in tokens, rounded down to whole steps."""
+        return self.batch_sizes.steps(self.train.tokens // self.model.seq)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all steps."""
+        return self.tokens_after(self.steps)
+
+    @property
+    def horizon(self) -> int:
+        """Tokens at which the learning rate has reached its least."""
+        return self.train.decay_tokens or self.tokens
+
+    @property
+    def budget(self) -> Budget:
+        """What ends the run, and what t of the learning rate is a share of."""
+        seconds = clock_seconds(self.train.budget)
+        return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
+
+    def tokens_after(self, step: int) -> int:
+        """Tokens of the first `step` steps."""
+        return self.samples(step).start * self.model.seq
+
+    @property
+    def milestones(self) -> dict[int, int]:
+        """{step: tokens} of layout.eval_at: the first step at which each of these shares of the budget is trained. The
+        last step is none: the end is evaluated in any case."""
+        reached = {share: self._first(share * self.tokens) for share in self.layout.eval_at}
+        return {step: self.tokens_after(step) for step in sorted(reached.values()) if step < self.steps}
+
+    def _first(self, tokens: float) -> int:
+        return bisect.bisect_left(range(self.steps), tokens, key=self.tokens_after)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies what the run is: a hash of its configuration without the layout and the size's name.
+
+        Settings added later are left out at the value that runs had before, so that these keep their fingerprint.
+        """
+        identity = {
+            key: value
+            for key, value in self.flat().items()
+            if not key.startswith("layout.") and key != "size" and value != ABSENT.get(key)
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def spread(run: Run, ranks: int) -> Run:
+    """`run` on so many data-parallel ranks: its micro-batch is no larger than a rank's share of the smallest batch.
+
+    Raises:
+        ConfigError: when a batch of the run cannot be spread over the ranks in whole micro-batches.
+    """
+    sizes = run.batch_sizes.sizes
+    micro = max(1, min(run.layout.micro_batch, min(sizes) // ranks))
+    for size in sizes:
+        if size % (ranks * micro):
+            name = f"train.batch={size}" if size == run.train.batch else f"train.ramp: a batch of {size}"
+            raise ConfigError(f"{name} is no multiple of ranks x layout.micro_batch = {ranks} x {micro}")
+    return replace(run, layout=replace(run.layout, micro_batch=micro))
+
+
+def _sections() -> dict[str, type]:
+    """{"model": ModelConfig, ...}"""
+    return {name: cls for name, cls in get_type_hints(Run).items() if isinstance(cls, type) and is_dataclass(cls)}
+
+
+SECTIONS: dict[str, type] = _sections()
+SETTINGS: dict[str, Setting] = {}  # every key of a run -> what it means
+KEYS: dict[str, Any] = {}  # every key of a run -> its type
+for _field in fields(Run):
+    if _field.name in SECTIONS:
+        _section = SECTIONS[_field.name]
+        SETTINGS |= {f"{_field.name}.{name}": setting for name, setting in settings_of(_section).items()}
+        KEYS |= {f"{_field.name}.{name}": hint for name, hint in get_type_hints(_section).items()}
+    else:
+        SETTINGS[_field.name] = get_type_hints(Run, include_extras=True)[_field.name].__metadata__[0]
+        KEYS[_field.name] = get_type_hints(Run)[_field.name]
+ABSENT = {key: setting.absent for key, setting in SETTINGS.items() if setting.absent is not None}
+for _key, _setting in SETTINGS.items():
+    if _setting.choices:
+        KEYS[_key] = Literal[_setting.choices]

@@ -1,0 +1,82 @@
+"""Learning-rate schedules: the share of the peak rate, as functions of t, the share of the budget that is used up.
+
+A schedule is one function here and one line in one of the two tables. `train.schedule` takes the names, the tests
+iterate over them.
+"""
+
+import math
+from collections.abc import Callable
+
+Shape = Callable[[float, float], float]  # (t in [0, 1], train.warmup) -> share of the peak, in [0, 1]
+
+COOLDOWN = 0.2  # share of the budget in which warmup-stable-decay falls; Hägele et al. 2024
+
+
+def after_warmup(t: float, warmup: float) -> float:
+    """The share of the time after the warm-up that has passed."""
+    return min(1.0, (t - warmup) / (1 - warmup))
+
+
+def cosine(t: float, warmup: float) -> float:
+    """Half a cosine down to 0 at t = 1 (Loshchilov & Hutter 2017; GPT-3)."""
+    return (1 + math.cos(math.pi * after_warmup(t, warmup))) / 2
+
+
+def linear(t: float, warmup: float) -> float:
+    """A straight line down to 0 at t = 1 (BERT, Devlin et al. 2019)."""
+    return 1 - after_warmup(t, warmup)
+
+
+def constant(t: float, warmup: float) -> float:
+    """The peak throughout."""
+    return 1.0
+
+
+def inverse_sqrt(t: float, warmup: float) -> float:
+    """Falls as one over the square root of t, from the peak at the end of the warm-up (Vaswani et al. 2017)."""
+    return math.sqrt(warmup / t)
+
+
+def dive(t: float, warmup: float) -> float:
+    """The peak for the first half of the budget, then a straight line to 0 ("dive" of Geiping & Goldstein 2023)."""
+    return min(1.0, (1 - t) / 0.5)
+
+
+def dive_slow(t: float, warmup: float) -> float:
+    """The peak for the first quarter, then a straight line to 0 ("dive-slow" of Geiping & Goldstein 2023)."""
+    return min(1.0, (1 - t) / 0.75)
+
+
+def warmup_stable_decay(t: float, warmup: float) -> float:
+    """The peak until the last fifth of the budget, then 1 - sqrt down to 0 (Hägele et al. 2024, 1-sqrt cooldown)."""
+    return 1 - math.sqrt(max(0.0, (t - (1 - COOLDOWN)) / COOLDOWN))
+
+
+def one_cycle(t: float, warmup: float) -> float:
+    """A triangle: from 0 up to the peak at half the budget and down to 0 ("one-cycle" of Geiping & Goldstein 2023)."""
+    return min(2 * t, 2 - 2 * t)
+
+
+def budget_triangle2(t: float, warmup: float) -> float:
+    """From a quarter of the peak up to it at 3/4 of the budget and down to 0 (Geiping & Goldstein 2023, adopted)."""
+    return min(0.25 + t, 4 - 4 * t)
+
+
+def ramp(t: float, warmup: float) -> float:
+    """A straight line from 0 up to the peak at t = 1 ("ramp" of Geiping & Goldstein 2023)."""
+    return t
+
+
+# These follow a linear warm-up from 0 to the peak during the first `train.warmup` of the budget ...
+WITH_WARMUP: dict[str, Shape] = {
+    "cosine": cosine,
+    "linear": linear,
+    "constant": constant,
+    "inverse-sqrt": inverse_sqrt,
+    "dive": dive,
+    "dive-slow": dive_slow,
+    "warmup-stable-decay": warmup_stable_decay,
+}
+# ... and these rise by themselves, and do not read it.
+WITHOUT_WARMUP: dict[str, Shape] = {"one-cycle": one_cycle, "budget-triangle2": budget_triangle2, "ramp": ramp}
+SCHEDULES = WITH_WARMUP | WITHOUT_WARMUP

@@ -1,0 +1,49 @@
+"""What a report is made of: sections of paragraphs, tables, figures and code, before they become a file.
+
+A text may hold **bold** and `code`; nothing else is marked up. As Markdown, LaTeX and for the terminal: formats.py; as
+HTML: page.py.
+"""
+
+from math import isnan
+from typing import NamedTuple
+
+
+class Table(NamedTuple):
+    head: list[str]
+    rows: list[list[str]]
+    title: str = ""
+
+
+class Figure(NamedTuple):
+    svg: str  # an <svg>; empty: there is nothing to draw
+    caption: str = ""
+
+
+class Code(NamedTuple):
+    text: str
+
+
+class Image(NamedTuple):
+    """A file beside the report. Only Markdown shows it: the page has its figures inside."""
+
+    file: str
+    alternative: str
+
+
+Block = str | Table | Figure | Code | Image
+
+
+class Section(NamedTuple):
+    title: str
+    blocks: list[Block]
+    folded: bool = False  # on the page: closed until it is opened
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show but figures that have nothing to draw."""
+        return not any(block for block in self.blocks if not isinstance(block, Figure) or block.svg)
+
+
+def plus_minus(value: float, error: float, digits: int) -> str:
+    """A number with its standard error; alone, where that is not known (nan)."""
+    return f"{value:.{digits}f}" if isnan(error) else f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -1,0 +1,172 @@
+"""Runs as they are, of several studies or of others, grouped into arms and given names."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ablations import rundir
+from ablations.rundir import Damaged
+from ablations.values import difference, flatten, human
+from eval.report.runs import manifest, plain
+
+LOOKED_AT_FIRST = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run that somebody made: where it lies, its configuration, and the lines that make it of the baseline's."""
+
+    dir: Path
+    config: dict[str, Any]
+    delta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Runs that are compared: what the report asks of a study.
+
+    controlled: the arms differ in one line, as a study promises; else runs are compared as they are, of several studies
+    or of others. damaged: run directories that could not be read, a sentence each.
+    """
+
+    name: str
+    title: str
+    arms: list[str]
+    seeds: list[int]
+    places: dict[tuple[str, int], Any]  # Place, or a study's Cell
+    command: str
+    question: str = "How do these runs compare?"
+    expect: str = "Nothing was written down before the runs."
+    controlled: bool = False
+    damaged: list[str] = field(default_factory=list)
+
+    def cell(self, arm: str, seed: int) -> Any:
+        return self.places.get((arm, seed))
+
+
+def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collection:
+    """Runs by arm and seed. Two runs are one arm when their configurations differ in nothing but seed and layout.
+
+    Args:
+        directories: (a name for what the run came from or "", the directory of the run).
+
+    Raises:
+        ValueError: when no directory is that of a run, or two runs are the same.
+    """
+    groups: dict[str, dict[int, Place]] = {}
+    origins: dict[str, str] = {}
+    damaged = []
+    for origin, directory in directories:
+        try:
+            run = manifest(directory)
+        except Damaged as error:
+            damaged.append((str(error), directory))
+            continue
+        settings = {key: value for key, value in flatten(run["config"]).items() if is_setting(key)}
+        arm = hashlib.sha256(json.dumps([settings, run["data"]["sha256"]], sort_keys=True).encode()).hexdigest()
+        seed = run["seed"]
+        places = groups.setdefault(arm, {})
+        origins.setdefault(arm, origin)
+        if seed in places:
+            if places[seed].dir.resolve() == directory.resolve():
+                continue  # studies share their baseline
+            raise ValueError(f"{places[seed].dir} and {directory} are the same run: one configuration, seed {seed}")
+        places[seed] = Place(directory, run["config"], {})
+    if not groups:
+        raise ValueError("; ".join(message for message, _ in damaged) or "no run was given")
+    names = short_arm_names(groups, origins)
+    first_group = next(iter(groups.values()))
+    base = next(iter(first_group.values())).config
+    places_by_name = {
+        (names[arm], seed): Place(place.dir, place.config, changed_settings(base, place.config))
+        for arm, runs in groups.items()
+        for seed, place in runs.items()
+    }
+    digest = hashlib.sha256("".join(sorted(groups)).encode()).hexdigest()[:6]
+    return Collection(
+        name=f"comparison-{digest}",
+        title=f"Comparison of {len(groups)} configurations, {len(places_by_name)} runs",
+        arms=list(names.values()),
+        seeds=sorted({seed for runs in groups.values() for seed in runs}),
+        places=places_by_name,
+        command=command,
+        damaged=[
+            f"{directory.name}: left out: {message.replace(f'{directory}/', '')}" for message, directory in damaged
+        ],
+    )
+
+
+def changed_settings(base: dict, config: dict) -> dict[str, Any]:
+    """The lines that make one configuration of another; a run is the same run at another seed or layout."""
+    changes = difference(flatten(base), flatten(config))
+    return {key: value for key, value in changes.items() if is_setting(key)}
+
+
+def is_setting(key: str) -> bool:
+    """Whether a key makes a run another run than its neighbour of the same arm."""
+    return not key.startswith("layout.") and key not in ("seed", "size")
+
+
+def short_arm_names(groups: dict[str, dict[int, Place]], origins: dict[str, str]) -> dict[str, str]:
+    """A name for each arm: as few as possible of the settings that differ, those that a reader looks for first."""
+    configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
+    flat_configs = list(configs.values())
+    keys = [
+        key
+        for key in flat_configs[0]
+        if (is_setting(key) or key == "size")
+        and not key.startswith("eval.")
+        and all(key in config for config in flat_configs)
+    ]
+    values = {key: [plain(config[key]) for config in flat_configs] for key in keys}
+    differing = [key for key in keys if len(set(values[key])) > 1]
+    differing.sort(key=lambda key: (key != "size", importance(key)))
+
+    def distinct(chosen: list[str]) -> int:
+        """How many arms these settings tell from each other."""
+        return len(set(zip(*(values[key] for key in chosen), strict=True))) if chosen else 1
+
+    chosen: list[str] = []
+    for key in differing:
+        if distinct([*chosen, key]) > distinct(chosen):
+            chosen.append(key)
+    names: dict[str, str] = {}
+    for arm, config in configs.items():
+        name = ", ".join(short_setting(key, config[key]) for key in chosen) or origins[arm] or "runs"
+        namesakes = sum(earlier.split(" #")[0] == name for earlier in names.values())
+        # they differ in a setting that only one of them has, or in their text
+        names[arm] = f"{name} #{namesakes + 1}" if namesakes else name
+    return names
+
+
+def short_setting(key: str, value: Any) -> str:
+    """A setting in a few letters; its key only where the value alone would not be understood."""
+    if key == "train.tokens":
+        return human(value)
+    return plain(value) if isinstance(value, str) else f"{key.split('.')[-1]}={plain(value)}"
+
+
+def importance(key: str) -> int:
+    """The rank of a setting among those a reader looks for first."""
+    return LOOKED_AT_FIRST.index(key) if key in LOOKED_AT_FIRST else len(LOOKED_AT_FIRST)
+
+
+def run_directories(name: str) -> list[Path]:
+    """The run directory of this name, or those that lie in a folder of this name.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    folder = Path(name)
+    if (folder / rundir.RUN).exists():
+        return [folder]
+    directories = sorted(
+        path.parent
+        for path in [*folder.glob(f"*/{rundir.RUN}"), *folder.glob(f"*/*/{rundir.RUN}")]
+        if path.parent.parent != folder / "records"  # reports lie there (eval/report/record.py)
+    )
+    if not directories:
+        raise ValueError(f"{name} is no run directory and holds none: a run directory has a {rundir.RUN}")
+    return directories

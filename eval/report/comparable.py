@@ -1,0 +1,193 @@
+"""What has to be equal before two runs are compared: how they were evaluated, task by task, and the text they read.
+
+A task on which two runs differ in anything of this is left out of their comparison, which says so. Runs whose
+evaluations differ as a whole (another version of our tasks, another lm-eval, another precision), and runs that declare
+the same corpus or tokenizer and read another, are not compared at all.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from itertools import combinations
+from typing import Any
+
+from eval.report.runs import Cells, named, plain
+
+WHOLE = ("version", "lm_eval", "precision")  # of an evaluation
+TASK = ("metric", "version", "chance", "mean", "suite", "higher_is_better")  # of a task in eval.json
+WRITTEN_SINCE = ("prompts", "items' text", "clusters")  # earlier evaluations did not say it: compared where both do
+
+Run = tuple[str, int]  # arm, seed
+
+
+def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
+    """What a score on a task is of: everything that has to be equal where two scores are compared."""
+    entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
+    identity = {key: entry[key] for key in TASK if key in entry}
+    if isinstance(entry.get("data"), dict):
+        identity["data"] = entry["data"].get("sha256")
+    if entry.get("shots"):  # evaluations before it was written had none
+        identity["shots"] = entry["shots"]
+    identity["items"] = digest([(item, outcome.weight) for item, outcome in outcomes])
+    for name, key in (("prompts", "prompts_sha256"), ("items' text", "items_sha256")):
+        if key in entry:
+            identity[name] = entry[key]
+    if any(outcome.cluster for _, outcome in outcomes):
+        identity["clusters"] = digest([outcome.cluster for _, outcome in outcomes])
+    return identity
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{task: `task_identity`} of an evaluated run; computed once, tasks have up to 40,000 items."""
+    if "identities" not in cell:
+        cell["identities"] = {task: task_identity(cell, task) for task in cell["eval"]["tasks"]}
+    return cell["identities"]
+
+
+def same_task(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(
+        one.get(key) == other.get(key)
+        for key in one.keys() | other.keys()
+        if key not in WRITTEN_SINCE or (key in one and key in other)
+    )
+
+
+def counts_for(entry: dict[str, Any], metric: str) -> bool:
+    """Whether a task is one of those that a metric (findings.METRICS) is the mean of."""
+    return {
+        "bits/byte": entry["metric"] == "bits_per_byte",
+        "zero-shot": bool(entry.get("mean")),
+        "suite": bool(entry.get("suite")),
+    }[metric]
+
+
+def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
+    return [task for task, entry in cell["eval"]["tasks"].items() if counts_for(entry, metric)]
+
+
+def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
+    """The tasks of a metric that all these runs were asked in the same way, in the order of evaluation; none where
+    their evaluations differ as a whole."""
+    first, *others = (cells[run] for run in runs)
+    if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in WHOLE):
+        return []
+    own = task_identities(first)
+    return [
+        task
+        for task in tasks_of(first, metric)
+        if all(
+            task in task_identities(other) and same_task(own[task], task_identities(other)[task]) for other in others
+        )
+    ]
+
+
+def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
+    """The tasks of a metric that any of these runs has."""
+    return list(dict.fromkeys(task for run in runs for task in tasks_of(cells[run], metric)))
+
+
+def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
+    """How a run was evaluated, flat: {"version", ..., "TASK: chance", ...}."""
+    flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
+    for task, identity in task_identities(cell).items():
+        flat |= {f"{task}: {key}": value for key, value in identity.items()}
+    return flat
+
+
+def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs were evaluated in the same way throughout."""
+    ours, theirs = task_identities(one), task_identities(other)
+    whole = all(one["eval"].get(key) == other["eval"].get(key) for key in WHOLE)
+    return whole and ours.keys() == theirs.keys() and all(same_task(ours[task], theirs[task]) for task in ours)
+
+
+def evaluation_classes(cells: Cells) -> list[list[Run]]:
+    """Evaluated runs, in classes that were evaluated in the same way throughout."""
+    classes: list[list[Run]] = []
+    for run, cell in cells.items():
+        if "eval" in cell:
+            home = next((runs for runs in classes if same_evaluation(cells[runs[0]], cell)), None)
+            if home is None:
+                classes.append([run])
+            else:
+                home.append(run)
+    return classes
+
+
+def refusals(cells: Cells) -> list[str]:
+    """What is not compared because it was evaluated differently: a line for each class of runs beyond the first, with
+    everything that differs."""
+    lines: list[str] = []
+    first_class, *other_classes = evaluation_classes(cells) or [[]]
+    for runs in other_classes:
+        first, other = evaluation(cells[first_class[0]]), evaluation(cells[runs[0]])
+        reasons: list[str] = []
+        lacking: list[str] = []
+        additional: list[str] = []
+        for key in dict.fromkeys([*first, *other]):
+            task, _, what = key.rpartition(": ")
+            if task and (f"{task}: items" in first) != (f"{task}: items" in other):  # a task that only one of them has
+                if what == "items":
+                    (lacking if key in first else additional).append(task)
+            elif first.get(key) != other.get(key) and not (
+                what in WRITTEN_SINCE and (key not in first or key not in other)
+            ):
+                reasons.append(f"{key} {plain(other.get(key, 'unknown'))}, not {plain(first.get(key, 'unknown'))}")
+        if lacking:
+            reasons.append(f"without {', '.join(lacking)}")
+        if additional:
+            reasons.append(f"with {', '.join(additional)}")
+        lines.append(f"{named(runs)}: {'; '.join(reasons)}")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------ the text
+
+
+def sources(cell: dict[str, Any]) -> dict[str, str]:
+    """{what a run declares to read: sha256 of what it read}: its corpus, prepared as its settings say, and its
+    tokenizer. Of runs with the same key the values have to be equal."""
+    data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
+    tokenizer = data["tokenizer"]
+    declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
+    kind = settings.get("tokenizer_kind", "")
+    return {
+        f"text of {declared}": data["sha256"],
+        f"tokenizer of {tokenizer['corpus']}, {kind}, with {tokenizer['vocab']} pieces": tokenizer["sha256"],
+    }
+
+
+def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
+    """Whether runs that declare the same corpus, or the same tokenizer, read the same."""
+    read: dict[str, str] = {}
+    return all(
+        read.setdefault(declared, sha256) == sha256 for run in runs for declared, sha256 in sources(cells[run]).items()
+    )
+
+
+def other_text(cells: Cells, baseline: str) -> list[str]:
+    """The arms that are not compared with the baseline because they read another text or tokenizer under one name."""
+    evaluated = [run for run, cell in cells.items() if "eval" in cell]
+    base = [run for run in evaluated if run[0] == baseline]
+    arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
+    return [arm for arm in arms if base and not same_text(cells, [*base, *(run for run in evaluated if run[0] == arm)])]
+
+
+def same_runs(cells: Cells) -> dict[str, str]:
+    """{arm: one before it whose finished runs logged the same losses and gradient norms, to the last digit at every
+    step, at every seed that both have}: what sets the two apart has changed nothing."""
+    logs: dict[str, dict[int, list]] = {}
+    for (arm, seed), cell in cells.items():
+        if cell["state"] in ("", "not evaluated") and cell.get("metrics"):
+            rows = [(row["step"], row["loss"], row.get("grad_norm")) for row in cell["metrics"]]
+            logs.setdefault(arm, {})[seed] = rows
+    same: dict[str, str] = {}
+    for one, other in combinations(logs, 2):
+        seeds = logs[one].keys() & logs[other].keys()
+        if seeds and not {one, other} & same.keys() and all(logs[one][seed] == logs[other][seed] for seed in seeds):
+            same[other] = one
+    return same

@@ -1,0 +1,52 @@
+"""The sections of a report, in the order in which they are read. A new one is a file in eval/report/sections and a line
+here."""
+
+from eval.report.blocks import Section
+from eval.report.findings import Findings
+from eval.report.sections import (
+    beyond,
+    corpora,
+    cost,
+    differences,
+    domains,
+    on_the_way,
+    overview,
+    places,
+    proofs,
+    published,
+    redo,
+    scaling,
+    settings,
+    tasks,
+    training,
+)
+
+NO_MISMATCH = """\
+Nothing. Every run is finished; but for the line that makes an arm, all have the same configuration, text,
+tokenizer, commit, versions, hardware and layout."""
+
+SECTIONS = (
+    overview.section,
+    places.section,
+    settings.differing,
+    settings.fixed,
+    differences.section,
+    training.section,
+    on_the_way.section,
+    beyond.section,
+    domains.section,
+    corpora.section,
+    scaling.section,
+    tasks.section,
+    published.section,
+    cost.section,
+    proofs.section,
+    lambda f: Section("What does not match", ["\n".join(f"* {line}" for line in f.mismatches) or NO_MISMATCH]),
+    redo.section,
+)
+
+
+def contents(f: Findings) -> list[Section]:
+    """Those sections that have something to say."""
+    sections = [section(f) for section in SECTIONS]
+    return [section for section in sections if not section.is_empty]

@@ -1,0 +1,159 @@
+"""All that a report says, before it is said: runs read and compared."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ablations.drawing import SERIES
+from eval.report.collection import Collection, collect_runs
+from eval.report.comparable import other_text, refusals, same_runs
+from eval.report.compare import METRICS, comparisons, pairing
+from eval.report.runs import Cells, named, read_all
+from eval.report.sections.mismatches import mismatches
+from eval.report.short_names import shortened
+from eval.statistics import Comparison, Results, verdict
+
+TEXT_DIFFERS = """\
+The arms read different text or tokens: their training losses cannot be compared, the held-out bits per byte can."""
+
+
+class Findings(NamedTuple):
+    study: Collection
+    cells: Cells
+    results: dict[str, Results]  # by metric, of METRICS those that any run has
+    compared: dict[str, dict[str, Comparison]]  # {metric: {arm: against the baseline}}
+    mismatches: list[str]  # what is not as a controlled comparison wants it
+    refusals: list[str]  # what is not compared, because it was evaluated differently
+    noise: str = ""  # other runs that tell the noise between seeds, in words
+    same: dict[str, str] = {}  # of `same_runs`; these arms are not compared  # noqa: RUF012
+    other_text: list[str] = []  # of `other_text`; nor are these  # noqa: RUF012
+    beside: str = "checked"  # which published numbers are shown: request.BESIDE
+
+    @property
+    def baseline(self) -> str:
+        return self.study.arms[0]
+
+    @property
+    def controlled(self) -> bool:
+        return self.study.controlled
+
+    def colour(self, arm: str) -> int:
+        return self.study.arms.index(arm) % SERIES
+
+    def line_style(self, arm: str) -> str:
+        """Dashes where the colours begin again."""
+        return "dash" if self.study.arms.index(arm) >= SERIES else ""
+
+    def distinct_results(self, name: str) -> Results:
+        """The results without those of arms that did nothing: each run once, as the noise is told from them."""
+        return {arm: row for arm, row in self.results[name].items() if arm not in self.same}
+
+    def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
+        """{arm: {seed: cell}} of the cells that have something under a key."""
+        cells = {
+            arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
+            for arm in self.study.arms
+        }
+        return {arm: seeds for arm, seeds in cells.items() if seeds}
+
+    def left_out(self, arm: str, name: str) -> list[str]:
+        """The tasks of a metric on which an arm and the baseline are not compared."""
+        pairs = pairing(self.cells, self.results[name], arm, self.baseline, name)
+        return pairs.left_out if pairs else []
+
+    def verdict(self, arm: str, name: str) -> str:
+        """What the comparison of an arm with the baseline says, in words."""
+        metric = METRICS[name]
+        words = verdict(self.compared[name][arm], metric.higher_is_better, metric.digits)
+        count = len(self.left_out(arm, name))
+        return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
+
+    def marked_verdict(self, arm: str, name: str) -> str:
+        """`verdict`, bold where the difference is more than noise."""
+        words = self.verdict(arm, name)
+        return f"**{words}**" if self.compared[name][arm].counts else words
+
+    def factors(self) -> set[str]:
+        """The settings that make the arms."""
+        planned = [self.study.cell(arm, seed) for arm in self.study.arms for seed in self.study.seeds]
+        return {key for cell in planned if cell for key in cell.delta}
+
+    def caution(self) -> list[str]:
+        """What has to be said before training losses are shown."""
+        differs = any(key.startswith("data.") or key == "model.vocab" for key in self.factors())
+        return [TEXT_DIFFERS] if differs else []
+
+    def same_batches(self) -> bool:
+        """Whether arms with the same seed see the same batches in the same order."""
+        return not self.caution() and not self.factors() & {"train.batch", "train.ramp", "train.tokens", "model.seq"}
+
+
+def collect(study: Any, cells: Cells, key: str) -> Results:
+    """A number of eval.json, of the cells that have it."""
+    return {
+        arm: {
+            seed: cells[arm, seed]["eval"][key]["value"]
+            for seed in study.seeds
+            if cells.get((arm, seed), {}).get("eval", {}).get(key)
+        }
+        for arm in study.arms
+    }
+
+
+def gather(study: Any, noise: list[Path] = [], beside: str = "checked") -> Findings:  # noqa: B006
+    """Reads the runs of a study (ablations.study.Study, or a Collection) and compares them.
+
+    noise: directories of runs that tell the noise between seeds.
+    """
+    study, cells = shortened(study, read_all(study))
+    results = {name: collect(study, cells, metric.key) for name, metric in METRICS.items()}
+    results = {name: rows for name, rows in results.items() if any(rows.values()) or name in ("bits/byte", "zero-shot")}
+    noise_results: dict[str, Results] = {}
+    noise_words = ""
+    if noise:
+        group = collect_runs([("", path) for path in noise], "")
+        if group.damaged:
+            raise ValueError("; ".join(group.damaged))
+        sizes = dict.fromkeys(
+            f"{place.config.get('size')}, {place.config['train']['tokens']:,} tokens" for place in group.places.values()
+        )
+        noise_words = f"{named(list(group.places))}; {' and '.join(sizes)}"
+        noise_cells = read_all(group)
+        noise_results = {name: collect(group, noise_cells, METRICS[name].key) for name in results}
+    findings = Findings(
+        study,
+        cells,
+        results,
+        compared={},
+        mismatches=mismatches(study, cells),
+        refusals=refusals(cells),
+        noise=noise_words,
+        same=same_runs(cells),
+        other_text=other_text(cells, study.arms[0]),
+        beside=beside,
+    )
+    compared = {
+        name: comparisons(study, cells, findings.distinct_results(name), name, noise_results.get(name))
+        for name in results
+    }
+    return findings._replace(compared=compared)
+
+
+def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
+    """{metric: what ablations/plan/power.py needs to say what a study can see}, of metrics that several seeds have."""
+    recorded = {}
+    for name, compared in f.compared.items():
+        results = f.results[name]
+        pairs = []  # (comparison, what the seeds give to it, seeds)
+        for arm, c in compared.items():
+            shared = len(results[arm].keys() & results[f.baseline].keys())
+            if c.seeds and c.replicated and c.enough_items and shared > 1:
+                pairs.append((c, c.seeds, shared))
+        if not pairs or not f.controlled:
+            continue
+        items = float(np.median([c.items.variance**0.5 for c, _, _ in pairs]))
+        # what seeds give to a difference of two single runs, halved: without what the arms of a seed share
+        sd = float(np.sqrt(np.median([seeds.variance * shared / 2 for _, seeds, shared in pairs])))
+        recorded[name] = {"seed_sd": sd, "dof": pairs[0][1].dof, "items": items, "unit": METRICS[name].unit}
+    return recorded

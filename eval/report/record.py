@@ -1,0 +1,144 @@
+"""The record of a study: the files of a report, written as one whole, and the runs that an earlier record has."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ablations import drawing, rundir
+from ablations.rundir import Damaged, printable
+from eval.report.blocks import Table
+from eval.report.compare import METRICS
+from eval.report.contents import contents
+from eval.report.findings import Findings, gather, recorded_noise
+from eval.report.formats import comma_separated, latex, markdown, plain_text
+from eval.report.page import page
+from eval.report.runs import Cells, named
+from eval.report.sections import overview
+from eval.report.sections.differences import forest
+from eval.report.sections.training import loss_curves, paired_curves
+
+REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
+
+
+def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
+    """Writes the record of a study (ablations.study.Study, or a Collection) to the directory `out`; returns what the
+    screen shows.
+
+    Cells that are missing, damaged, unfinished or not evaluated are named, and the others reported.
+    """
+    findings = gather(study, noise)
+    write(findings, out)
+    return screen(findings)
+
+
+def write(f: Findings, out: Path) -> None:
+    """Writes the files of a record: all of them, or none. Raises OSError."""
+    sections = contents(f)
+    figures = [*loss_curves(f)[:1], forest(f, "bits/byte"), *paired_curves(f), forest(f, "zero-shot")]
+    write_together(
+        out,
+        {
+            "report.md": markdown(f.study.title, sections),
+            "report.html": page(f.study.title, sections),
+            "results.csv": comma_separated(csv_lines(f.cells)),
+            "table.tex": latex(overview.table(f), f"{f.study.title}. {f.study.question}"),
+            "figure.svg": drawing.sheet(figures),
+            "run.json": json.dumps(record(f), indent=1) + "\n",
+        },
+    )
+
+
+def write_together(folder: Path, texts: dict[str, str]) -> None:
+    """Writes files so that a failure leaves those that were there: all are on the disk under other names before the
+    first one gets its own. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
+    try:
+        for name, text in texts.items():
+            rundir.write_text(temporaries[name], text)
+        for name in texts:
+            os.replace(temporaries[name], folder / name)
+    except BaseException:
+        for path in temporaries.values():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
+    rundir.sync_folder(folder)
+
+
+def screen(f: Findings) -> str:
+    """What the command prints: the table, and what has to be said with it."""
+    table: Table = overview.table(f, f.study.title)
+    notes = [*overview.no_effect(f), *overview.footnotes(f)]
+    if f.refusals:
+        more = "; ..." if len(f.refusals) > REASONS_SHOWN else ""
+        notes.append(f"Evaluated differently, so not compared: {'; '.join(f.refusals[:REASONS_SHOWN])}{more}")
+    if f.mismatches:
+        count = len(f.mismatches)
+        notes.append(f"{count} {'things do' if count > 1 else 'thing does'} not match: see the report.")
+    return printable("\n".join([plain_text(table), "", *(note.replace("**", "") for note in notes)]))
+
+
+def lost_runs(f: Findings, out: Path) -> str:
+    """The finished runs of the record in `out` that a report would lose, by name; the same run is one of the same
+    configuration, wherever it was run. Empty: there are none, or there is no record."""
+    try:
+        earlier = rundir.read_json(out / "run.json", ["runs"], {"runs": list})
+    except Damaged as error:
+        return f"unknown, as {error}"
+    if earlier is None:
+        return ""
+    fingerprints = {run.get("fingerprint") for run in record(f)["runs"] if run["state"] == "finished"}
+    return named(
+        [
+            (run["arm"], run["seed"])
+            for run in earlier["runs"]
+            if run["state"] == "finished" and run["fingerprint"] not in fingerprints
+        ]
+    )
+
+
+def csv_lines(cells: Cells) -> list[list]:
+    """results.csv: one line per run and task, and one for each of its overall results."""
+    lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance"]]
+    for (arm, seed), cell in cells.items():
+        for task, entry in cell.get("eval", {}).get("tasks", {}).items():
+            lines.append([arm, seed, task, *(entry.get(key) for key in ("metric", "value", "stderr", "n", "chance"))])
+        for metric in METRICS.values():
+            if overall := cell.get("eval", {}).get(metric.key):
+                score = [overall["value"], overall.get("stderr"), "", overall.get("chance")]
+                lines.append([arm, seed, "", metric.key, *score])
+    return lines
+
+
+def record(f: Findings) -> dict[str, Any]:
+    """run.json: which runs these were and what came out."""
+    from_run = ("fingerprint", "commit", "versions", "hardware")
+    configs = [cell["run"]["config"] for cell in f.cells.values() if "run" in cell]
+    runs = []
+    for (arm, seed), cell in f.cells.items():
+        run = {"arm": arm, "seed": seed, "state": cell["state"] or "finished"}
+        run |= {key: cell["run"].get(key) for key in from_run if "run" in cell}
+        run |= {METRICS[name].key: f.results[name][arm].get(seed) for name in f.results}
+        runs.append(run)
+    comparisons = []
+    for name in f.results:
+        for arm, c in f.compared[name].items():
+            line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
+            line["verdict"] = f.verdict(arm, name)
+            if left_out := f.left_out(arm, name):
+                line["without"] = left_out
+            if c.seeds and c.enough_items:
+                line |= {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
+            comparisons.append(line)
+    return {
+        **{key: getattr(f.study, key) for key in ("name", "title", "question", "expect", "command")},
+        "size": configs[0].get("size") if configs else None,
+        "tokens": configs[0]["train"]["tokens"] if configs else None,
+        "noise": recorded_noise(f),
+        "bit_for_bit_the_same": f.same,
+        "runs": runs,
+        "comparisons": comparisons,
+    }

@@ -1,0 +1,76 @@
+"""Which runs a report is asked for: NAME=VALUE words in, a study or a collection of runs out."""
+
+import shlex
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ablations import rundir
+from eval.report.collection import collect_runs, run_directories
+
+BESIDE = ("checked", "all", "none")
+HELP = {
+    "STUDY": "several studies in one report: STUDY=position,activation",
+    "RUNS": "runs as they are, of others or of any study: directories, or folders of run directories",
+    "NOISE": "runs that tell the noise between seeds where a study has one seed",
+    "BESIDE": "numbers of the BigScience paper beside the results: checked (default: those read in their source or "
+    "computed from it), all (also those marked unverified), none",
+}
+
+
+def help_text() -> str:
+    lines = [textwrap.wrap(f"{name:9} {words}", 116, subsequent_indent=" " * 10) for name, words in HELP.items()]
+    return "\n".join(f"  {line}" for wrapped in lines for line in wrapped)
+
+
+class Request(NamedTuple):
+    study: Any  # ablations.study.Study, or a Collection
+    noise: list[Path] = []  # directories of runs that tell the noise between seeds  # noqa: RUF012
+    beside: str = "checked"  # one of BESIDE
+
+
+def parse(words: list[str]) -> Request:
+    """The study, or the collection of runs, that the words ask for.
+
+    Raises:
+        ValueError: as ablations.study.from_args, and for directories that hold no run.
+    """
+    from ablations.study import folders, from_args
+
+    names = [word.partition("=")[0] for word in words]
+    if twice := [name for name in ("RUNS", "NOISE", "BESIDE") if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is given twice: say it once, with spaces between several directories")
+    values = dict(word.partition("=")[::2] for word in words)
+    beside = values.get("BESIDE", "").strip() or "checked"
+    if beside not in BESIDE:
+        raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
+    noise = [path for name in folders(values.get("NOISE", "")) for path in run_directories(name)]
+    others = [("", path) for name in folders(values.get("RUNS", "")) for path in run_directories(name)]
+    studies = [name for name in values.get("STUDY", "").split(",") if name]
+    study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE="))]
+    if not others and len(studies) < 2:
+        study = from_args(study_words)
+        if not any(cell.dir.exists() for cell in study.cells):
+            raise ValueError(f"no run of this study has begun under {study.out / study.stage}")  # the record stays
+        return Request(study, noise, beside)
+    asks_for_study = any(word.partition("=")[0] not in ("OUT", "JOBS") for word in study_words)
+    runs = []
+    for name in studies or ([""] if asks_for_study else []):
+        one = from_args([f"STUDY={name}" if name and word.startswith("STUDY=") else word for word in study_words])
+        runs += [(one.factor, cell.dir) for cell in one.cells if (cell.dir / rundir.RUN).exists()]
+    runs += others
+    if not runs:
+        raise ValueError("no run of these studies has begun")
+    return Request(collect_runs(runs, " ".join(["make report", *map(as_typed, sorted(words))])), noise, beside)
+
+
+def as_typed(word: str) -> str:
+    """A word as typed, without the folders of this machine."""
+    from ablations.study import folders
+
+    name, _, value = word.partition("=")
+    if name in ("RUNS", "NOISE"):
+        value = shlex.join(Path(folder).name or folder for folder in folders(value))
+    elif name == "OUT":
+        value = Path(value).name or value
+    return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"

@@ -1,0 +1,86 @@
+"""The scores of an evaluation recomputed from its items, which is what they have to equal."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ablations.rundir import EVAL, SAMPLES, Damaged
+from eval.statistics import by_cluster, ratio_stderr
+from eval.tasks.suite import suite
+
+# metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
+MEANS = ("acc", "acc_norm", "acc_mutual_info", "exact_match")
+TOLERANCE = 1e-6  # of a score, in its units: sums in another order, and numbers rounded to 15 digits in a file
+
+
+class Outcome(NamedTuple):
+    """The result of one item: of bits per byte the bits and bytes of a document, else the score and 1.
+
+    cluster: what it shares with other items, such as a passage or a document; "" where nothing is known to be shared.
+    """
+
+    value: float
+    weight: float
+    cluster: str = ""
+
+
+def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, Outcome]]) -> dict[str, Any]:
+    """An evaluation with standard errors that know which items share something.
+
+    Args:
+        result: eval.json.
+        outcomes: of samples.jsonl.gz: {task: {item: outcome}}.
+
+    Raises:
+        Damaged: where a score is not what its items give.
+    """
+    tasks = {name: checked_task(name, entry, outcomes.get(name, {})) for name, entry in result["tasks"].items()}
+    result = result | {"tasks": tasks}
+    losses = [entry for entry in tasks.values() if entry["metric"] == "bits_per_byte"]
+    scores = [entry for entry in tasks.values() if entry.get("mean")]
+    overall = suite([result])
+    for key, entries, value in (
+        ("bits_per_byte", losses, mean(losses)),
+        ("zero_shot", scores, 100 * mean(scores)),
+        ("suite", [entry for entry in tasks.values() if entry.get("suite")], overall["value"] if overall else np.nan),
+    ):
+        claimed = result.get(key)
+        if claimed and not abs(claimed["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
+            raise disagreement(key, claimed["value"], value)
+        if claimed and any(clustered(outcomes.get(name, {})) for name, entry in tasks.items() if entry in entries):
+            scale = 1.0 if key == "bits_per_byte" else 100.0
+            errors = [entry["stderr"] for entry in entries]
+            result[key] = claimed | {"stderr": scale * float(np.sqrt(np.sum(np.square(errors)))) / len(errors)}
+    return result
+
+
+def checked_task(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    if entry["metric"] != "bits_per_byte" and entry["metric"] not in MEANS:
+        return entry
+    values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
+    if not weights.sum():
+        raise Damaged(f"{SAMPLES} has no items of {name}, on which {EVAL} has a score")
+    value = float(values.sum() / weights.sum())
+    if not abs(entry["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
+        raise disagreement(name, entry["value"], value)
+    if not clustered(outcomes):
+        return entry
+    names = [row.cluster or f"item {item}" for item, row in outcomes.items()]
+    sums, sizes = by_cluster(values[None], weights, names)
+    return entry | {"stderr": ratio_stderr(sums[0], sizes), "clusters": len(sizes)}
+
+
+def clustered(outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether items share a passage or a document, as far as their rows say."""
+    names = [row.cluster for row in outcomes.values() if row.cluster]
+    return len(set(names)) < len(names)
+
+
+def mean(entries: list[dict[str, Any]]) -> float:
+    """The unweighted mean of the scores of tasks; nan without any."""
+    return float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
+
+
+def disagreement(name: str, claimed: float, value: float) -> Damaged:
+    return Damaged(f"{EVAL} has {claimed:.6g} for {name}, and the items in {SAMPLES} give {value:.6g}")

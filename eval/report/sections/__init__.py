@@ -1,0 +1,1 @@
+"""The sections of a report, one in each file; their order: eval/report/contents.py."""

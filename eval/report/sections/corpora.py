@@ -1,0 +1,57 @@
+"""Bits per byte on each corpus of models trained on each, with the noise."""
+
+import numpy as np
+
+from ablations import drawing
+from eval.report.blocks import Figure, Section, Table, plus_minus
+from eval.report.comparable import all_tasks
+from eval.report.compare import items_of
+from eval.report.findings import Findings
+from eval.statistics import Part, Results, by_cluster, level_stderr, ratio_stderr
+
+
+def section(f: Findings) -> Section:
+    title = "Trained on, evaluated on"
+    evaluated = f.cells_with("eval")
+    tasks = all_tasks(f.cells, [(arm, seed) for arm, seeds in evaluated.items() for seed in seeds], "bits/byte")
+    arms = [
+        arm
+        for arm, seeds in evaluated.items()
+        if all(task in cell["eval"]["tasks"] for cell in seeds.values() for task in tasks)
+    ]
+    if len(tasks) < 2 or len(arms) < 2:
+        return Section(title, [])
+    values = {}  # {(arm, task): (mean, standard error)}
+    for task in tasks:
+        results: Results = {
+            arm: {seed: cell["eval"]["tasks"][task]["value"] for seed, cell in evaluated[arm].items()} for arm in arms
+        }
+        for arm in arms:
+            items = items_of(f.cells, arm, sorted(results[arm]), task)
+            sums, sizes = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
+            error = level_stderr(results, arm, Part(ratio_stderr(sums[0], sizes) ** 2, len(sizes)))
+            values[arm, task] = (float(np.mean(list(results[arm].values()))), error)
+    lines, colours = [], []
+    for arm in arms:
+        lines.append([arm, *(plus_minus(*values[arm, task], 3) for task in tasks)])
+        row: list[tuple[str, float, str] | None] = []
+        for task in tasks:
+            column = [values[other, task][0] for other in arms]
+            value, error = values[arm, task]
+            middle, half_range = (max(column) + min(column)) / 2, (max(column) - min(column)) / 2 or 1.0
+            tip = f"{arm} on {task}: {plus_minus(value, error, 3)}"
+            row.append((f"{value:.3f}", (middle - value) / half_range, tip))
+        colours.append(row)
+    head = [f"on {task.rpartition('/')[0]}" for task in tasks]
+    return Section(
+        title,
+        [
+            "Held-out bits per byte, lower is better, ± standard error over seeds and documents. Compare within a "
+            "column.",
+            Table(["trained", *head], lines),
+            Figure(
+                drawing.heat("Bits per byte: trained (rows), held-out text (columns)", arms, head, colours),
+                "Coloured within each column, from its worst to its best.",
+            ),
+        ],
+    )

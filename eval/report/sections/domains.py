@@ -1,0 +1,51 @@
+"""Held-out loss of each domain, where the text names several."""
+
+from math import nan
+
+import numpy as np
+
+from eval.report.blocks import Section, Table, plus_minus
+from eval.report.findings import Findings
+
+
+def section(f: Findings) -> Section:
+    title = "Loss by domain"
+    results = {
+        arm: [
+            {
+                (corpus, domain): entry
+                for corpus, domains in (cell["eval"].get("by_domain") or {}).items()
+                for domain, entry in domains.items()
+            }
+            for cell in seeds.values()
+        ]
+        for arm, seeds in f.cells_with("eval").items()
+    }
+    names = list(dict.fromkeys(name for cells in results.values() for cell in cells for name in cell))
+    arms = [arm for arm, cells in results.items() if any(cells)]
+    if not names:
+        return Section(title, [])
+    one_corpus = len({corpus for corpus, _ in names}) == 1
+    lines = []
+    for name in names:
+        corpus, domain = name
+        line = [domain if one_corpus else f"{domain}, of {corpus}"]
+        for arm in arms:
+            entries = [cell[name] for cell in results[arm] if name in cell]
+            line.append(loss(entries) if entries else "-")
+        documents = max((cell[name]["n"] for cells in results.values() for cell in cells if name in cell), default=0)
+        lines.append([*line, str(documents)])
+    return Section(
+        title,
+        [
+            "Bits per byte of held-out text by domain, mean over seeds ± standard error over documents.",
+            Table(["domain", *arms, "documents"], lines),
+        ],
+    )
+
+
+def loss(entries: list[dict]) -> str:
+    """The mean over seeds, with its standard error where there is one: a single document has none."""
+    value = float(np.mean([entry["value"] for entry in entries]))
+    errors = [entry["stderr"] for entry in entries if entry.get("stderr") is not None]
+    return plus_minus(value, float(np.mean(errors)) if len(errors) == len(entries) else nan, 3)

@@ -1,0 +1,134 @@
+"""What does not match: everything that is not as a controlled comparison wants it, a line each."""
+
+from typing import Any
+
+from ablations.values import difference, flatten
+from eval.report.comparable import evaluation
+from eval.report.runs import Cells, plain
+
+
+def mismatches(study: Any, cells: Cells) -> list[str]:
+    """Everything that is not as a controlled comparison wants it, a line each."""
+    return together(each_mismatch(study, cells), len(cells))
+
+
+def together(lines: list[str], runs: int) -> list[str]:
+    """Lines "run: what" that say the same of several runs, as one."""
+    runs_of: dict[str, list[str]] = {}
+    for line in lines:
+        name, colon, what = line.partition(": ")
+        if colon and ", seed " in name:
+            runs_of.setdefault(what, []).append(name)
+        else:
+            runs_of.setdefault(line, []).append("")
+    merged = []
+    for what, names in runs_of.items():
+        everywhere = len(names) == runs > 1
+        merged.append(f"{'all runs' if everywhere else ' + '.join(names)}: {what}" if names[0] else what)
+    return merged
+
+
+def each_mismatch(study: Any, cells: Cells) -> list[str]:
+    by_name = {f"{arm}, seed {seed}": cell for (arm, seed), cell in cells.items()}
+    lines = [f"{name}: {cell['state']}, so not among the results" for name, cell in by_name.items() if cell["state"]]
+    lines += [f"{name}: {damage}" for name, cell in by_name.items() for damage in cell.get("damage", [])]
+    lines += getattr(study, "damaged", [])
+    runs = {name: cell["run"] for name, cell in by_name.items() if "run" in cell}
+    evaluated = {name: cell for name, cell in by_name.items() if "eval" in cell}
+
+    kept = ("commit", "versions", "hardware")
+    lines += differing_values(
+        {name: {key: run[key] for key in kept} | {"layout": run["config"]["layout"]} for name, run in runs.items()}
+    )
+    for name, run in runs.items():
+        lines += history(name, run, kept)
+        lines += [f"{name}, text: {plain(line)}" for line in run["data"].get("mismatch") or []]
+
+    text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
+    tokenizers = {name: run["data"]["tokenizer"] for name, run in runs.items()}
+    lines += differing_values(text, only_shared=True)
+    lines += differing_values(
+        {
+            name: {f"tokenizer of {tokenizer['corpus']} with {tokenizer['vocab']} pieces": tokenizer["sha256"]}
+            for name, tokenizer in tokenizers.items()
+        },
+        only_shared=True,
+    )
+
+    lines += differing_values({name: {"evaluation": evaluation(cell)} for name, cell in evaluated.items()})
+    for task in sorted({plain(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
+        lines.append(f"{task}: left out, the held-out text does not give enough items")
+    named_tasks = [cell["eval"].get("lm_eval_tasks") or {} for cell in evaluated.values()]
+    for task in sorted({plain(task) for tasks in named_tasks for task in tasks.get("missing", [])}):
+        lines.append(f"{task}: left out, its data is not there")
+    if getattr(study, "controlled", True):
+        lines += more_than_a_line(study, cells)
+    return lines
+
+
+def history(name: str, run: dict[str, Any], kept: tuple[str, ...]) -> list[str]:
+    """What happened to a run between its first and its last step that a controlled comparison does not want."""
+    lines = []
+    if run["commit"].get("dirty"):
+        lines.append(f"{name}: ran from a working tree with changes that are in no commit")
+    for later in run.get("continued") or []:
+        sessions = {"begun": {key: run[key] for key in kept}, "continued": {key: later.get(key, {}) for key in kept}}
+        lines += [f"{name}, when it was continued: {line}" for line in differing_values(sessions)]
+    for rollback in run.get("rollbacks") or []:
+        first, last = rollback["samples_left_out"]
+        back = f"went back to step {rollback['back_to']}, and left out samples {first} to {last}"
+        lines.append(f"{name}: {back}: {plain(rollback['why'])}")
+    return lines
+
+
+def more_than_a_line(study: Any, cells: Cells) -> list[str]:
+    """Runs that differ from what the study plans, or from the baseline in more than the line that makes the arm."""
+    lines = []
+    for (arm, seed), cell in cells.items():
+        if "run" not in cell:
+            continue
+        name, planned = f"{arm}, seed {seed}", study.cell(arm, seed)
+        run: dict[str, Any] = cell["run"]
+        base: dict[str, Any] = cells.get((study.arms[0], seed), {}).get("run", run)
+        tests = {
+            "ran with another configuration than the study has now": (planned.config, run["config"], {}),
+            "differs from the baseline in more than its line": (base["config"], run["config"], planned.delta),
+            "differs in effect from the baseline in more than its line": (
+                base["effective"],
+                run["effective"],
+                planned.delta,
+            ),
+        }
+        for what, (one, other, allowed) in tests.items():
+            changes = difference(flatten(one), flatten(other))
+            more = [
+                f"{key}={plain(value)}"
+                for key, value in changes.items()
+                if key not in allowed and not key.startswith("layout.") and key != "size"
+            ]
+            if more:
+                lines.append(f"{name}: {what}: {', '.join(more)}")
+        # one proof may be of several factors: "model.qkv_bias, model.linear_bias"
+        proved = {factor: proof["passed"] for proof in run["proofs"] for factor in proof["factor"].split(", ")}
+        lines += [f"{name}: the activity proof of {factor} failed" for factor, passed in proved.items() if not passed]
+        lines += [
+            f"{name}: there is no activity proof of {key}"
+            for key in planned.delta
+            if key.startswith("model.") and key not in proved
+        ]
+    return lines
+
+
+def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
+    """{run: nested values} -> a line for every key whose value is not the same in all runs (that have it)."""
+    flat_values = {name: flatten(value) for name, value in values.items()}
+    lines = []
+    for key in dict.fromkeys(key for value in flat_values.values() for key in value):
+        groups: dict[str, list[str]] = {}
+        for name, value in flat_values.items():
+            if key in value or not only_shared:
+                groups.setdefault(plain(value.get(key, "none")), []).append(name)
+        if len(groups) > 1:
+            shown = [f"{value} ({' + '.join(runs)})" for value, runs in groups.items()]
+            lines.append(f"{key} differs: {'; '.join(shown)}")
+    return lines

@@ -1,0 +1,54 @@
+"""Scores against tokens: of the weights that were kept on the way and evaluated, and of the end."""
+
+import numpy as np
+
+from ablations import drawing
+from ablations.drawing import Line
+from ablations.values import human
+from eval.report.blocks import Block, Figure, Section, Table
+from eval.report.compare import METRICS
+from eval.report.findings import Findings
+
+SAME = ("version", "lm_eval", "corpora", "precision")  # of two evaluations of one run that are points of one curve
+
+
+def asked_the_same(result: dict, end: dict, metric: str) -> bool:
+    """Whether two evaluations of one run asked the same: only then are they points of one curve."""
+
+    def suite_data(evaluation: dict) -> list[tuple[str, str]]:
+        tasks = evaluation["tasks"].items() if metric == "suite" else ()
+        return sorted((name, task.get("data", {}).get("sha256", "")) for name, task in tasks if task.get("suite"))
+
+    return all(result.get(key) == end.get(key) for key in SAME) and suite_data(result) == suite_data(end)
+
+
+def section(f: Findings) -> Section:
+    cells = f.cells_with("checkpoints")
+    blocks: list[Block] = []
+    for name, metric in METRICS.items() if cells else ():
+        lines = []
+        shown: dict[int, dict[str, str]] = {}  # {tokens: {arm: score}}
+        for arm, seeds in cells.items():
+            means = scores_on_the_way(seeds, metric.key)
+            lines.append(Line(arm, f.colour(arm), list(means), list(means.values()), f.line_style(arm)))
+            for tokens, value in means.items():
+                shown.setdefault(tokens, {})[arm] = f"{value:.{metric.digits}f}"
+        figure = drawing.lines(f"{name} against tokens", lines, "training tokens", metric.unit, logx=True)
+        if figure:
+            rows = [[human(tokens), *(shown[tokens].get(arm, "-") for arm in cells)] for tokens in sorted(shown)]
+            blocks += [Figure(figure), Table(["training tokens", *cells], rows, name)]
+    return Section("Score against tokens", blocks)
+
+
+def scores_on_the_way(seeds: dict[int, dict], key: str) -> dict[int, float]:
+    """{tokens: mean over seeds} of an arm, at the points that all its seeds have."""
+    values: dict[int, list[float]] = {}
+    for cell in seeds.values():
+        points = {result["tokens"]: result for result in cell["checkpoints"]}
+        if "eval" in cell and cell.get("metrics"):
+            tokens = cell["metrics"][-1]["tokens"]
+            points[tokens] = {"tokens": tokens, **cell["eval"]}
+        for result in points.values():
+            if result.get(key) and asked_the_same(result, points[max(points)], key):
+                values.setdefault(result["tokens"], []).append(result[key]["value"])
+    return {tokens: float(np.mean(values[tokens])) for tokens in sorted(values) if len(values[tokens]) == len(seeds)}

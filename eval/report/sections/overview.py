@@ -1,0 +1,120 @@
+"""The head of a report: the question, an arm a line, and what the numbers mean."""
+
+from math import nan
+
+import numpy as np
+
+from eval.report.blocks import Figure, Image, Section, Table, plus_minus
+from eval.report.compare import METRICS, own_strata
+from eval.report.findings import Findings
+from eval.report.sections.differences import forest
+from eval.statistics import independent_items, item_part, level_stderr, outstanding
+
+
+def section(f: Findings) -> Section:
+    arms = " Corrected for the number of arms." if len(f.study.arms) > 2 else ""
+    forests = [Figure(forest(f, name), f"Bars: 95 % intervals over seeds and items.{arms}") for name in f.results]
+    question = [f"**Question.** {f.study.question}", f"**Expected, written before the runs.** {f.study.expect}"]
+    image = Image("figure.svg", "Loss curves and differences")
+    return Section("", [*question, *no_effect(f), table(f), *footnotes(f), *forests, image])
+
+
+def table(f: Findings, head: str = "arm") -> Table:
+    """One line per arm: its numbers, and in words what they say against the baseline, by bits per byte."""
+    lines = []
+    for arm in f.study.arms:
+        numbers = [number(f, arm, name) for name in METRICS if name in f.results]
+        name = f"{arm} (baseline)" if arm == f.baseline else arm
+        lines.append([name, *numbers, "; ".join(remarks(f, arm))])
+    return Table([head, *f.results, "verdict"], lines)
+
+
+def number(f: Findings, arm: str, name: str) -> str:
+    """An arm's mean over seeds with its standard error."""
+    row = f.results[name][arm]
+    if not row:
+        return "-"
+    pool = f.results[name] if f.controlled else {arm: row}
+    strata = own_strata(f.cells, arm, sorted(row), name)
+    error = level_stderr(pool, arm, item_part(strata))
+    if (independent_items(strata) or 0) < 2:
+        error = nan  # a single document or passage tells no noise
+    return plus_minus(float(np.mean(list(row.values()))), error, METRICS[name].digits)
+
+
+def remarks(f: Findings, arm: str) -> list[str]:
+    """The verdict on an arm, or why there is none; and which runs are missing."""
+    losses = f.results["bits/byte"]
+    words = []
+    if arm in f.compared["bits/byte"]:
+        words.append(f.marked_verdict(arm, "bits/byte"))
+    if arm in f.same:
+        words.append(f"**the same as {f.same[arm]}, bit for bit**")
+    if not words and arm != f.baseline and losses[arm] and losses[f.baseline]:
+        if arm in f.other_text:
+            words.append("**read another text under the same name: not compared**")
+        elif f.refusals:
+            words.append("evaluated differently: not compared")
+    planned = [seed for seed in f.study.seeds if (arm, seed) in f.cells]
+    missing = len(planned) - len(losses[arm])
+    if missing:
+        states = [f.cells[arm, seed]["state"] for seed in planned]
+        counts = {word: sum(state.startswith(word) for state in states) for word in ("failed", "damaged")}
+        reasons = "".join(f", {count} {word}" for word, count in counts.items() if count)
+        words.append(f"{missing} of {len(planned)} runs missing{reasons}")
+    return words
+
+
+def no_effect(f: Findings) -> list[str]:
+    """Arms that changed nothing: no result, and nothing like "within noise"."""
+    return [
+        f"**{arm} did nothing.** Its runs logged the same losses and gradient norms as those of {other}, seed by seed, "
+        "at every step and to the last digit. They are no second measurement, and not compared: what sets the two "
+        "apart had no effect here, and what it would do where it has one is not known from these runs."
+        for arm, other in f.same.items()
+    ]
+
+
+def footnotes(f: Findings) -> list[str]:
+    lines = ["bits/byte: held-out loss, lower is better; the verdict is on it."]
+    evaluations = [cell["eval"] for cell in f.cells.values() if "eval" in cell]
+    for name, metric in METRICS.items():
+        if name == "bits/byte" or name not in f.results:
+            continue
+        scores = [evaluation[metric.key] for evaluation in evaluations if evaluation.get(metric.key)]
+        chance = f" (chance {scores[0]['chance']:.1f})" if scores else ""
+        what = "mean accuracy in %"
+        if name == "suite" and scores:
+            what = f"mean accuracy in % over {scores[0]['tasks']} of BigScience's {scores[0]['of']} zero-shot tasks"
+        verdicts = "; ".join(f"{arm} {f.verdict(arm, name)}" for arm in f.compared[name])
+        lines.append(
+            f"{name}: {what}{chance}, higher is better{f'; the verdict on it: {verdicts}' if verdicts else ''}."
+        )
+    return [
+        " ".join(lines),
+        "±: standard error of that number alone. Arms share seeds and documents, so differences are surer.",
+        *unequal_tasks(f),
+        *uneven_seeds(f),
+    ]
+
+
+def unequal_tasks(f: Findings) -> list[str]:
+    """Which tasks of a mean are left out of a comparison, because only one arm was asked them or they differ."""
+    return [
+        f"**{arm}, {name}: compared with {f.baseline} on what both were asked in the same way**, without "
+        f"{', '.join(left_out)}. The means in the table are over all that each was asked."
+        for name in f.results
+        for arm in f.compared[name]
+        if (left_out := f.left_out(arm, name))
+    ]
+
+
+def uneven_seeds(f: Findings) -> list[str]:
+    """Arms for which it does not hold that the seeds scatter all arms alike."""
+    return [
+        f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "
+        "the number of arms). One variance is assumed for all. What is compared with this arm is judged by the "
+        "variance of that difference alone where it asks for more; the noise of all other differences is overstated."
+        for name in (f.results if f.controlled else ())
+        for arm, p in outstanding({arm: row for arm, row in f.distinct_results(name).items() if row}).items()
+    ]

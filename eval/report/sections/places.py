@@ -1,0 +1,55 @@
+"""The places of runs that were not planned as one study, where they may be ranked; and which may not be."""
+
+import numpy as np
+
+from ablations.values import human
+from eval.report.blocks import Block, Section, Table
+from eval.report.comparable import evaluation_classes
+from eval.report.compare import METRICS, ranking
+from eval.report.findings import Findings
+from eval.report.sections.settings import configurations
+from eval.report.short_names import brief
+
+
+def section(f: Findings) -> Section:
+    if f.controlled:
+        return Section("Places", [])
+    blocks: list[Block] = []
+    if f.refusals:
+        blocks += [
+            "**Not ranked together: these runs were evaluated differently.**",
+            "\n".join(f"* {line}" for line in f.refusals),
+        ]
+    tables = []
+    for name, metric in METRICS.items():
+        for ranks, means in ranking(f.study, f.cells, f.results[name], name) if name in f.results else ():
+            if len(ranks) > 1:
+                order = sorted(ranks, key=means.__getitem__, reverse=metric.higher_is_better)
+                lines = [[ranks[arm], arm, f"{means[arm]:.{metric.digits}f}"] for arm in order]
+                tables.append(Table(["place", "runs", name], lines))
+    if tables:
+        blocks.append(
+            "The place, or the places, that each may have: only a difference that is more than noise parts two runs. "
+            "Every pair compared, corrected for the number of pairs."
+        )
+    return Section("Places", [*blocks, *tables, *corpora_by_tokens(f)])
+
+
+def corpora_by_tokens(f: Findings) -> list[Table]:
+    """Where both differ: the mean score of each corpus at each budget, of runs evaluated as the first of them."""
+    name = list(f.results)[-1]
+    scores: dict[str, dict[int, list[str]]] = {}
+    classes = evaluation_classes(f.cells) if f.results[name] else []
+    comparable = {arm for arm, _ in classes[0]} if classes else set()
+    configs = configurations(f)
+    short_names = brief(config["data.corpus"] for config in configs.values())
+    for arm, config in configs.items():
+        if (row := f.results[name][arm]) and arm in comparable:
+            corpus = f"{short_names[config['data.corpus']]}, {len(row)} seeds"
+            mean = f"{np.mean(list(row.values())):.{METRICS[name].digits}f}"
+            scores.setdefault(corpus, {}).setdefault(config["train.tokens"], []).append(mean)
+    budgets = sorted({tokens for row in scores.values() for tokens in row})
+    if len(scores) < 2 or len(budgets) < 2:
+        return []
+    lines = [[corpus, *(" / ".join(row.get(tokens, ["-"])) for tokens in budgets)] for corpus, row in scores.items()]
+    return [Table(["trained on", *map(human, budgets)], lines, f"Corpora and tokens: {name}")]

@@ -1,0 +1,23 @@
+"""The activity proofs: what was measured before the first step, to show that each factor acts."""
+
+from eval.report.blocks import Section, Table
+from eval.report.findings import Findings
+from eval.report.runs import plain
+
+
+def section(f: Findings) -> Section:
+    """One line for each factor and value, with what was measured in the first run that has it."""
+    runs_with: dict[tuple[str, str, bool], list[str]] = {}
+    measured: dict[tuple[str, str, bool], str] = {}
+    for (arm, seed), cell in f.cells.items():
+        for proof in cell.get("run", {}).get("proofs", []):
+            key = (proof["factor"], plain(proof["value"]), proof["passed"])
+            runs_with.setdefault(key, []).append(f"{arm}, seed {seed}")
+            measured.setdefault(key, plain(proof["detail"]))
+    lines = []
+    for key, runs in runs_with.items():
+        factor, value, passed = key
+        which = "all" if len(runs) == len(f.cells) else "; ".join(runs)
+        lines.append([factor, value, "active" if passed else "**failed**", measured[key], which])
+    head = ["factor", "value", "result", "measured, in the first of the runs", "runs"]
+    return Section("Activity proofs", [Table(head, lines) if lines else "No run has any."], folded=True)

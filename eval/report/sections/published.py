@@ -1,0 +1,140 @@
+"""Beside the BigScience study: what eval/report/sections/published.yaml says, each number with its mark."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ablations import drawing
+from eval.report.blocks import Block, Figure, Section, Table
+from eval.report.findings import Findings
+from eval.statistics import Comparison, Part, Stratum, bootstrap, compare, interval, verdict
+
+WARNING = "{paper}. Other tasks, another harness, another scale: nothing here is ranked with anything there."
+UNVERIFIED = """\
+**Unverified** numbers were recalled, not read in the paper: they are here to show the form, and are no result to quote.
+"""
+
+
+@cache
+def load() -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
+
+
+def shown(part: dict[str, Any], beside: str) -> bool:
+    """Whether a part of published.yaml is shown: unverified numbers are only where they are asked for.
+
+    beside: one of eval.report.request.BESIDE.
+    """
+    return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
+
+
+def section(f: Findings) -> Section:
+    """What the study found for the same factor, marked for how far it can be trusted."""
+    known = load()
+    factors = f.factors()
+    blocks: list[Block] = []
+    for table in known["tables"]:
+        if table["factor"] in factors and shown(table, f.beside):
+            blocks += [with_ours(f, table), *([table["note"]] if "note" in table else [])]
+    if "data.corpus" in factors and shown(known["per_task"], f.beside):
+        blocks += corpora()
+    if not f.controlled and "suite" in f.results and (models := external(f.beside)).rows:
+        blocks.append(models)
+    if blocks:
+        warning = WARNING.format(paper=known["paper"])
+        blocks.insert(0, f"{UNVERIFIED.strip()} {warning}" if f.beside == "all" else warning)
+    return Section("Beside the BigScience study", blocks)
+
+
+def with_ours(f: Findings, table: dict[str, Any]) -> Table:
+    """A table of the study, with our results in the rows of the same values."""
+    name = "suite" if "suite" in f.results else "zero-shot"
+    theirs = rows(table)
+    arms = {value: arm for value, _ in theirs for arm in f.study.arms if arm.split("=")[-1] == value}
+    # differences are from our baseline, where it is one of theirs
+    reference, first = next((row for row in theirs if arms.get(row[0]) == f.baseline), theirs[0])
+    head = ["", *columns(table), f"difference from {reference}"]
+    if arms:
+        head += [f"here: {name}", "here: difference", "here: verdict"]
+    lines = []
+    for value, numbers in theirs:
+        differences = [f"{n - b:+.2f}" for n, b in zip(numbers, first, strict=True) if n is not None and b is not None]
+        line = [value, *("-" if n is None else f"{n:.2f}" for n in numbers), ", ".join(differences) or "-"]
+        if arms:
+            arm = arms.get(value, "")
+            results, comparison = list(f.results[name].get(arm, {}).values()), f.compared[name].get(arm)
+            line.append(f"{np.mean(results):.1f}" if results else "-")
+            line.append(f"{comparison.difference:+.1f}" if comparison else "-")
+            without = "baseline" if arm == f.baseline else "-"
+            line.append(f.verdict(arm, name) if comparison else without)
+        lines.append(line)
+    return Table(head, lines, title(table))
+
+
+def title(table: dict[str, Any]) -> str:
+    return f"{table['title']}: {table['where']} ({table['mark']}, {table['source']})"
+
+
+def columns(table: dict[str, Any]) -> list[str]:
+    return table.get("columns", ["theirs"])
+
+
+def rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
+    return [(name, value if isinstance(value, list) else [value]) for name, value in table["rows"].items()]
+
+
+def external(beside: str) -> Table:
+    """Models of others, as rows with their source."""
+    lines = [
+        [model["name"], model["parameters"], model["tokens"], f"{model['mean']:.2f}", model["mark"], model["source"]]
+        for model in load()["external"]
+        if shown(model, beside)
+    ]
+    head = ["model", "parameters", "tokens", "mean of 27 tasks", "mark", "source"]
+    return Table(head, lines, f"Models of others, from {load()['paper']}; never ranked with runs: another evaluation")
+
+
+def task_difference(one: str, other: str) -> tuple[Comparison, list[Stratum]]:
+    """Two corpora by the published accuracies of each task, in points: no item was published, so their errors are those
+    of independent samples, and one run of each, so nothing is known of the seeds.
+
+    The strata hold the difference of each task, for a bootstrap over tasks.
+    """
+    known = load()["per_task"]
+    a, b = (known["columns"].index(name) for name in (one, other))
+    numbers = np.array([row for row in known["rows"].values()], float)
+    n, p, q = numbers[:, 0], numbers[:, a] / 100, numbers[:, b] / 100
+    variance = (p * (1 - p) / (n - 1) + q * (1 - q) / (n - 1)) * 1e4
+    items = Part(float(variance.sum()) / len(n) ** 2, float(n.min() - 1))
+    difference = 100 * (p - q)
+    return compare(float(difference.mean()), None, items), [Stratum(np.array([[d]]), np.ones(1)) for d in difference]
+
+
+def corpora() -> list[Block]:
+    """The corpora of the study by published accuracies of every task, compared as this report compares; and their means
+    through training."""
+    known, paths = load()["per_task"], load()["trajectories"]
+    names = known["columns"][1:]
+    lines = []
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            c, parts = task_difference(one, other)
+            low, high = interval(bootstrap(parts, tasks=True), len(parts))
+            ends = f"{low:+.2f} to {high:+.2f}"
+            lines.append([f"{one} minus {other}", f"{c.difference:+.2f}", f"{c.noise:.2f}", ends, verdict(c, True, 2)])
+    head = ["", "difference", "noise from the items", "95 % over tasks", "verdict"]
+    curves = [drawing.Line(name, i, paths["tokens"], values) for i, (name, values) in enumerate(paths["rows"].items())]
+    figure = drawing.lines("BigScience: mean accuracy through training", curves, "training tokens", "% over 27 tasks")
+    cells = [
+        [name, *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row)]
+        for name, row in known["rows"].items()
+    ]
+    return [
+        Table(head, lines, f"Mean accuracy over 27 tasks, {known['where']} ({known['mark']}, {known['source']})"),
+        Figure(figure, f"{paths['where']} ({paths['mark']} from {paths['source']})"),
+        Table(["task", *known["columns"]], cells, f"Accuracy of each task ({known['mark']}, {known['source']})"),
+    ]

@@ -1,0 +1,12 @@
+"""How to redo it: the command, the commits and the versions."""
+
+from eval.report.blocks import Code, Section
+from eval.report.findings import Findings
+from eval.report.runs import plain
+
+
+def section(f: Findings) -> Section:
+    runs = [cell["run"] for cell in f.cells.values() if "run" in cell]
+    commits = ", ".join(sorted({plain(run["commit"]["sha"]) for run in runs})) or "unknown"
+    versions = " | ".join(dict.fromkeys(plain(run["versions"]) for run in runs)) or "unknown"
+    return Section("How to redo it", [Code(f.study.command), f"Commit: {commits}. Versions: {versions}."])

@@ -1,0 +1,45 @@
+"""Held-out loss against compute over several sizes or budgets, with a power law through the best."""
+
+import numpy as np
+
+from ablations import drawing
+from ablations.drawing import Line
+from eval.report.blocks import Figure, Section
+from eval.report.findings import Findings
+from eval.report.sections import cost, published
+from eval.statistics import power_law
+
+DECADES_APART = 3  # compute, rounded to a tenth of a decade, has to have so many values
+EXTRAPOLATION = 10  # the fitted line goes so many times beyond the largest compute
+
+
+def section(f: Findings) -> Section:
+    title = "Loss against compute"
+    points = {}
+    for arm, seeds in f.cells_with("eval").items():
+        flops = [cost.spent(cell)["flops"] if cell.get("metrics") else None for cell in seeds.values()]
+        losses = [cell["eval"]["bits_per_byte"]["value"] for cell in seeds.values()]
+        known = [value for value in flops if value]
+        if len(known) == len(flops):
+            points[arm] = (float(np.mean(known)), float(np.mean(losses)))
+    if len({round(np.log10(x), 1) for x, _ in points.values()}) < DECADES_APART:
+        return Section(title, [])
+    lines = [Line(arm, f.colour(arm), [x], [y], "point") for arm, (x, y) in points.items()]
+    fit = power_law(list(points.values()))
+    words = "A power law needs three runs on the lower envelope."
+    if fit:
+        compute = [x for x, _ in points.values()]
+        x = np.geomspace(min(compute), EXTRAPOLATION * max(compute), 20)
+        lines.append(Line("fit", 0, x, fit["scale"] * x ** -fit["exponent"], "dash"))
+        words = (
+            f"Lower envelope: loss falls as compute to the power of −{fit['exponent']:.3f} ({fit['points']} runs; "
+            f"the dashed line goes ten times beyond them)."
+        )
+        known_law = published.load()["scaling"]
+        if published.shown(known_law, f.beside):
+            words += (
+                f" BigScience: −{known_law['exponent']} ({known_law['mark']}, {known_law['source']}), of another "
+                "loss on another text."
+            )
+    figure = drawing.lines("Held-out loss against compute", lines, "training FLOPs", "bits/byte", True, True)
+    return Section(title, [Figure(figure), words])

@@ -1,0 +1,47 @@
+"""The settings that make the arms, and those that are the same in all runs."""
+
+from typing import Any
+
+from ablations.values import flatten
+from eval.report.blocks import Section, Table
+from eval.report.collection import is_setting
+from eval.report.findings import Findings
+from eval.report.runs import plain
+
+
+def differing(f: Findings) -> Section:
+    """The line that makes each arm."""
+    title, configs = "What differs", configurations(f)
+    if not configs:
+        return Section(title, ["No run has begun."])
+    shared = same(configs)
+    keys = [key for key in dict.fromkeys(key for config in configs.values() for key in config) if key not in shared]
+    words = "One setting makes an arm; everything else is held fixed, and listed below."
+    if not f.controlled:
+        words = "These runs were not planned as a controlled comparison." if len(keys) > 1 else "One setting differs."
+    lines = [[arm, *(plain(config.get(key, "-")) for key in keys)] for arm, config in configs.items()]
+    return Section(title, [words, Table(["arm", *(f"`{key}`" for key in keys)], lines)])
+
+
+def fixed(f: Findings) -> Section:
+    values = same(configurations(f))
+    table = Table(["setting", "in all runs"], [[f"`{key}`", value] for key, value in values.items()])
+    return Section("Held fixed", [table] if values else [], folded=True)
+
+
+def configurations(f: Findings) -> dict[str, dict[str, Any]]:
+    """{arm: what makes its runs, flat}, of the runs that have begun."""
+    configs = {
+        arm: flatten(next(c["run"]["config"] for c in seeds.values())) for arm, seeds in f.cells_with("run").items()
+    }
+    return {arm: {key: value for key, value in config.items() if is_setting(key)} for arm, config in configs.items()}
+
+
+def same(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The settings that all have, and their values."""
+    first, *others = configs.values() or [{}]
+    return {
+        key: plain(value)
+        for key, value in first.items()
+        if all(key in config and config[key] == value for config in others)
+    }

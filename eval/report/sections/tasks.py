@@ -1,0 +1,115 @@
+"""Task by task: accuracy against chance as a map, the suite in three ways, and each task in a table."""
+
+import numpy as np
+
+from ablations import drawing
+from eval.report.blocks import Block, Figure, Section, Table, plus_minus
+from eval.report.comparable import evaluation_classes
+from eval.report.compare import items_of
+from eval.report.findings import Findings
+from eval.statistics import by_cluster, ratio_stderr
+from eval.tasks.suite import suite
+
+SUITE = """\
+Unweighted means over tasks and seeds ± standard error over items. Above chance: of (accuracy - chance) / (1 - chance).
+The last column: of the tasks that these runs can do, those where all of them together beat the better of a guess among
+the options and always the commonest answer by two standard errors. They are: {able}."""
+
+TASKS = """\
+Mean over seeds ± standard error over items; in % but for bits_per_byte. Where the context is longer than a model's
+longest input, as with learned positions, it is cut from the left. What the tasks ask: eval/tasks/tasks.yaml."""
+
+
+def section(f: Findings) -> Section:
+    return Section("Task by task", blocks(f))
+
+
+def headline(f: Findings) -> list[Block]:
+    """The suite in the three ways of eval/tasks/tasks.yaml, of the runs that were evaluated as the first of them."""
+    comparable = next(iter(evaluation_classes(f.cells)), [])
+    evaluations = {run: f.cells[run]["eval"] for run in comparable if f.cells[run]["eval"].get("suite")}
+    together = suite(list(evaluations.values())) if evaluations else None
+    if not together:
+        return []
+    able, lines = together["able"], []
+    for arm in f.study.arms:
+        own = [evaluation for run, evaluation in evaluations.items() if run[0] == arm]
+        result = suite(own) if own else None
+        if result:
+            scores = [100 * evaluation["tasks"][name]["value"] for evaluation in own for name in able]
+            lines.append(
+                [
+                    arm,
+                    plus_minus(result["value"], result["stderr"], 2),
+                    plus_minus(result["corrected"], result["corrected_stderr"], 2),
+                    f"{np.mean(scores):.2f}" if scores else "-",
+                ]
+            )
+    head = ["arm", "accuracy", "above chance", f"accuracy, {len(able)} tasks"]
+    return [
+        SUITE.format(able=", ".join(able) or "none"),
+        Table(head, lines, f"{together['tasks']} of BigScience's {together['of']} tasks, in %"),
+    ]
+
+
+def blocks(f: Findings) -> list[Block]:
+    lines: list[list[str]] = []
+    names: list[str] = []
+    cells: list[list[tuple[str, float, str] | None]] = []
+    arms = f.study.arms
+    evaluated = {run: cell["eval"]["tasks"] for run, cell in f.cells.items() if "eval" in cell}
+    for task in dict.fromkeys(task for tasks in evaluated.values() for task in tasks):
+        entries = {run: tasks[task] for run, tasks in evaluated.items() if task in tasks}
+        entry = next(iter(entries.values()))
+        is_loss = entry["metric"] == "bits_per_byte"
+        chance = 100 * (entry.get("chance") or 0)
+        scale, digits = (1.0, 3) if is_loss else (100.0, 1)
+        line = description(task, entry)
+        row: list[tuple[str, float, str] | None] = []
+        for arm in arms:
+            seeds = [seed for run_arm, seed in entries if run_arm == arm]
+            if not seeds:
+                line.append("-")
+                row.append(None)
+                continue
+            mean = scale * float(np.mean([entries[arm, seed]["value"] for seed in seeds]))
+            error = scale * standard_error(f, arm, seeds, task)
+            line.append(plus_minus(mean, error, digits))
+            above = (mean - chance) / (100 - chance) if abs(mean - chance) > 2 * error and chance < 100 else 0.0
+            tip = f"{task}, {arm}: {plus_minus(mean, error, digits)}, chance {chance:.1f}"
+            row.append((f"{mean:.1f}", 2 * above, tip))
+        lines.append(line)
+        if not is_loss and entry.get("chance") is not None:
+            names, cells = [*names, task], [*cells, row]
+    if not lines:
+        return []
+    corpora = {task.rpartition("/")[0] for task in names} - {""}
+    names = [task.rpartition("/")[2] for task in names] if len(corpora) == 1 else names
+    columns = [arm.split("=", 1)[-1] if f.controlled else arm for arm in arms]
+    note = "Blue above chance, orange below; grey: within two standard errors of it."
+    figure = drawing.heat("Accuracy in %, coloured by its distance from chance", names, columns, cells) if names else ""
+    head = ["task", "metric", "items", "context, tokens", "chance", *arms]
+    return [Figure(figure, note), *headline(f), TASKS, Table(head, lines)]
+
+
+def description(task: str, entry: dict) -> list[str]:
+    """The columns of a task that are the same for all arms."""
+    counted = entry["metric"] == "bits_per_byte" or entry.get("mean") or entry.get("suite")
+    name = task if counted else f"{task} (not in the mean)"
+    if entry.get("shots"):
+        name += f", {entry['shots']} shots"
+    items = str(entry["n"])
+    if entry.get("clusters"):
+        items += f" in {entry['clusters']} groups"
+    lengths = " to ".join(map(str, entry.get("context_tokens") or "-"))
+    chance = "-" if entry.get("chance") is None else f"{100 * entry['chance']:.1f}"
+    return [name, entry["metric"], items, lengths, chance]
+
+
+def standard_error(f: Findings, arm: str, seeds: list[int], task: str) -> float:
+    """Of a task's score, averaged over seeds; over items, or over what they share."""
+    items = items_of(f.cells, arm, seeds, task)
+    if not items.names:
+        return float("nan")
+    sums, sizes = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
+    return ratio_stderr(sums[0], sizes)

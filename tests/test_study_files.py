@@ -1,0 +1,229 @@
+"""Study files and the words of a study: whatever is wrong with them is an error that says what is allowed."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ablations import strict_yaml, study_file
+from ablations.config import KEYS, ConfigError
+from ablations.study import FACTORS, HELP, Study, folders, from_anywhere, from_args
+from ablations.study_file import StudyFile, read_study
+
+ROOT = Path(__file__).parents[1]
+GOOD = "question: Besser?\nexpect: Ja, über 2 %.\narms:\n  - model.pos: alibi\n"
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MALFORMED = {
+    "syntax": b"question: [",
+    "latin-1": "question: überall\nexpect: a\narms: []\n".encode("latin-1"),
+    "empty": b"",
+    "only a comment": b"# nothing\n",
+    "a list": b"- model.pos: alibi\n",
+    "text": b"alibi",
+    "a list as question": b"question: [1]\nexpect: a\narms: []\n",
+    "a number as question": b"question: 1\nexpect: a\narms: []\n",
+    "expect: no": b"question: a\nexpect: no\narms: []\n",
+    "no expectation": b"question: a\narms: []\n",
+    "a colon in the question": b"question: Which is better: alibi?\nexpect: a\narms: []\n",
+    "a tab": b"question: a\nexpect: b\narms:\n\t- model.pos: alibi\n",
+    "depth 3,000": b"question: " + b"[" * 3000 + b"]" * 3000,
+    "depth by indent": b"\n".join(b" " * i + b"a:" for i in range(300)),
+    "an alias": b"question: &q a\nexpect: *q\narms: []\n",
+    "a bomb": BOMB.encode(),
+    "a key twice": b"question: a\nquestion: b\nexpect: a\narms: []\n",
+    "an unknown key": GOOD.encode() + b"seeds: 3\n",
+    "two lines in an arm": b"question: a\nexpect: b\narms: [{model.pos: alibi, model.act: geglu}]\n",
+    "an arm of text": b"question: a\nexpect: b\narms: [alibi]\n",
+    "a number as key": b"question: a\nexpect: b\narms: [{1: 2}]\n",
+    "arms as a mapping": b"question: a\nexpect: b\narms: {model.pos: alibi}\n",
+    "base as a list": GOOD.encode() + b"base: [1]\n",
+    "a date that cannot be": b"question: 2024-13-45\nexpect: a\narms: []\n",
+    "a tag": b"question: !!python/object/apply:os.system [ls]\nexpect: a\narms: []\n",
+    "a number of 5,000 digits": b"question: " + b"9" * 5000 + b"\nexpect: a\narms: []\n",
+    "a null byte": b"question: a\0\nexpect: b\narms: []\n",
+    "two documents": GOOD.encode() + b"---\n" + GOOD.encode(),
+    "two megabytes": GOOD.encode() + b"# " + b"x" * 2_000_000,
+    "a mapping as key": b"? {a: b}\n: c\n",
+}
+
+
+@pytest.fixture
+def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(study_file, "STUDIES", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_study_file_is_named_and_refused(kind: str, studies: Path) -> None:
+    (studies / "broken.yaml").write_bytes(MALFORMED[kind])
+    with pytest.raises(ConfigError, match="broken.yaml"):
+        from_args(["STUDY=broken", "SIZE=nano"])
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_broken_study_file_does_not_break_another_question(kind: str, studies: Path) -> None:
+    (studies / "broken.yaml").write_bytes(MALFORMED[kind])
+    (studies / "whole.yaml").write_text(GOOD)
+    study = from_args(["POS=alibi", "SIZE=nano"])
+    assert study.expect == "Ja, über 2 %." and study.question == "Besser?"
+    other = from_args(["POS=none", "SIZE=nano"])
+    assert other.expect.startswith("Nothing was written down") and "broken.yaml" in other.expect
+    assert from_args(["STUDY=whole", "SIZE=nano"]).arms == ["pos=learned", "pos=alibi"]
+
+
+def test_an_unreadable_study_file_is_named(studies: Path) -> None:
+    (studies / "loop.yaml").symlink_to("loop.yaml")
+    (studies / "folder.yaml").mkdir()
+    for name in ("loop", "folder"):
+        with pytest.raises(ConfigError, match=f"{name}.yaml cannot be read"):
+            read_study(name)
+
+
+def test_the_limits_of_a_file_hold_what_is_ours_many_times() -> None:
+    for path in ROOT.glob("ablations/**/*.yaml"):
+        assert path.stat().st_size < strict_yaml.MAX_BYTES / 50
+        strict_yaml.read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["POS=alibi", "JOBS=²"], "JOBS=²: a number of runs"),
+        (["POS=alibi", "JOBS=0"], "from 1 to"),
+        (["POS=alibi", "JOBS=" + "9" * 5000], "from 1 to"),
+        (["POS=alibi", "SEEDS=²"], "SEEDS=²: a number of seeds"),
+        (["POS=alibi", "SEEDS=-1"], "a number of seeds"),
+        (["STUDY=" + "x" * 300], "is not one of activation,"),
+        (["STUDY=../studies/position"], "is not one of activation,"),
+        (["STUDY=position.yaml"], "did you mean position?"),
+        (["POS=alibi", "OUT=/dev/null/x"], "/dev/null is no folder"),
+        (["POS=alibi", "OUT=/tmp/" + "x" * 300], "name too long"),
+        (["POS=alibi", "OUT=a\0b"], "no text"),
+        (["POS=alibi", "OUT=caf\udce9"], "no UTF-8"),
+        (["POS=alibi", "TOKENS=1,5M"], "a whole number such as 512, 2M or 10B"),
+        (["POS=alibi", "TOKENS=1.000.000"], "a whole number"),
+        (["POS=alibi", "TOKENS=10**20"], "a whole number"),
+        (["POS=alibi", "TOKENS=1e300"], "a whole number"),
+        (["POS=alibi", "TOKENS=１２８K"], "a whole number"),
+        (["POS=alibi", "SET=model.layers=2,4"], "model.layers=2,4: a whole number"),
+        (["POS=alibi", "SET=train.lr=1,5e-4"], "a number such as 3e-4"),
+        (["POS=alibi", "SET=eval.corpora=,"], "names with commas between them"),
+        (["DATA=pycode", "ARM=data.corpus=pydocs"], "give DATA alone"),
+        (["ARM=model.rotary_base=1000", "SET=model.pos=alibi"], "does nothing without model.pos=rotary"),
+    ],
+)
+def test_words_that_are_no_study_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_args([*words, "SIZE=nano"])
+    assert message in str(error.value)
+    assert len(str(error.value)) < 2500
+
+
+def test_a_root_folder_as_corpus_is_refused_with_exit_code_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ablations", "plan", "DATA=/"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_a_comma_in_a_whole_number_makes_several_arms_as_it_does_in_words() -> None:
+    several = from_args(["ARM=model.layers=2,3", "SIZE=nano"])
+    assert several.arms == ["layers=4", "layers=2", "layers=3"]
+    assert [c.run.model.layers for c in several.cells if c.seed == 1] == [4, 2, 3]
+    ramp = from_args(["ARM=train.ramp=2,2,99", "SIZE=nano", "SET=layout.micro_batch=2"])
+    assert [c.run.train.ramp for c in ramp.cells if c.seed == 1] == [[], [2, 2, 99]]
+
+
+def test_names_of_folders_stay_within_what_file_systems_take(tmp_path: Path) -> None:
+    long = "SET=eval.corpora=" + ",".join(["pydocs", "pycode"] * 50)
+    study = from_args(["POS=alibi", long, "SIZE=nano", f"OUT={tmp_path}"])
+    for cell in study.cells:
+        cell.dir.mkdir(parents=True)
+    assert len(study.name.encode()) < 200
+    other = from_args(["POS=alibi", long + ",pydocs", "SIZE=nano", f"OUT={tmp_path}"])
+    assert other.stage != study.stage
+
+
+def test_runs_may_lie_in_folders_with_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my runs é"
+    folder.mkdir()
+    assert folders(str(folder)) == [str(folder)]
+    assert folders(f'"{folder}" other') == [str(folder), "other"]
+    assert folders("a b") == ["a", "b"]
+    with pytest.raises(ConfigError, match="closing quotation"):
+        folders('"a b')
+    monkeypatch.chdir(tmp_path)
+    (word,) = from_anywhere(["RUNS='my runs é' b"])
+    assert folders(word.removeprefix("RUNS=")) == [str(folder), str(tmp_path / "b")]
+
+
+# ------------------------------------------------------------------------------------------------ fuzzing
+
+TEXT = st.text(max_size=30)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.dates() | st.binary(max_size=5)
+TREES = st.recursive(LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(TEXT, x, max_size=3), max_leaves=8)
+VALUES = st.one_of(
+    TEXT,
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(["alibi", "none", "rotary,alibi", "1,5M", "²", "3M", "1e400", "auto", "-1", "[", "true", "24h"]),
+)
+ASSIGNMENTS = st.builds(lambda key, value: f"{key}={value}", st.sampled_from(sorted(KEYS)) | TEXT, VALUES)
+# not DATA and OUT: a fuzzed folder may hold anything
+NAMES = st.sampled_from(sorted(HELP.keys() - {"DATA", "OUT", "ARM", "SET"})) | TEXT
+WORDS = st.one_of(
+    st.builds(lambda name, value: f"{name}={value}", NAMES, VALUES),
+    st.builds(lambda name, word: f"{name}={word}", st.sampled_from(["ARM", "SET"]), ASSIGNMENTS),
+    st.builds(lambda name, value: f"{name}={value}", st.sampled_from(sorted(FACTORS.keys() - {"DATA"})), VALUES),
+)
+FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@given(st.lists(WORDS, max_size=4))
+@FUZZ
+def test_words_make_a_study_or_an_error_that_says_why(words: list[str]) -> None:
+    try:
+        assert isinstance(from_args([*words]), Study)
+    except ConfigError as error:
+        assert str(error)
+
+
+@given(st.one_of(st.binary(max_size=200), TEXT.map(str.encode), TREES.map(lambda tree: yaml.dump(tree).encode())))
+@FUZZ
+def test_a_file_makes_a_study_or_an_error_that_names_it(studies: Path, content: bytes) -> None:
+    (studies / "fuzzed.yaml").write_bytes(content)
+    strict_yaml.read_yaml.cache_clear()
+    try:
+        assert isinstance(read_study("fuzzed"), StudyFile)
+    except ConfigError as error:
+        assert "fuzzed.yaml" in str(error)
+
+
+@given(st.sampled_from(sorted(KEYS)) | TEXT, TREES, TREES)
+@FUZZ
+def test_any_arm_and_base_of_a_study_file_make_a_study_or_an_error(
+    studies: Path, key: str, arm: object, base: object
+) -> None:
+    tree = {"question": "?", "expect": "!", "arms": [{key: arm}], "base": base}
+    (studies / "fuzzed.yaml").write_bytes(yaml.dump(tree, sort_keys=False).encode())
+    strict_yaml.read_yaml.cache_clear()
+    try:
+        assert isinstance(from_args(["STUDY=fuzzed", "SIZE=nano"]), Study)
+    except ConfigError as error:
+        assert str(error)
+
+
+def test_make_passes_a_folder_with_a_space_and_quotes_as_typed() -> None:
+    for typed in ("my runs", "'my runs' other", '"my runs" it\'s'):
+        command = ["make", "-n", "-o", ".venv/ready", "report", f"RUNS={typed}"]
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        printed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+        assert shlex.split(printed)[-1] == f"RUNS={typed}"
