@@ -8,6 +8,8 @@
 # Variables: see `make help`.
 
 PYTHON ?= python3
+# Files and arguments are UTF-8, whatever the locale.
+export PYTHONUTF8 := 1
 PY := .venv/bin/python
 NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM TASKS EVAL_DATA JOBS OUT RUNS NOISE
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
@@ -36,7 +38,7 @@ ladder: .venv/ready
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(WORDS)
+	@$(PY) -m eval.report $(if $(call said,BESIDE),'BESIDE=$(BESIDE)') $(WORDS)
 diff: .venv/ready
 	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
 data: .venv/ready
@@ -47,6 +49,7 @@ export: .venv/ready
 	@$(PY) -m eval.export '$(RUN)' --to '$(TO)'
 help: .venv/ready
 	@$(PY) -m ablations --help
+	@$(PY) -m eval.report --help
 
 test: .venv/ready
 	$(PY) -m pytest -q -n 2 --ignore=tests/slurm $(ARGS)

@@ -19,7 +19,7 @@ from ablations.plan.reading import reading
 from ablations.rundir import Damaged, Exit
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
 from launch import progress
-from launch.processes import Failed, Interrupted, Processes, die_with_parent, environment, gpus
+from launch.processes import Failed, Interrupted, Processes, die_with_parent, environment, gpus, in_utf8
 from launch.repair import is_evaluated, repair
 
 
@@ -46,7 +46,7 @@ def run(study: Study) -> list[str]:
     todo = [cell for cell in cells if not is_evaluated(cell)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         # at once, unless the tasks have another version by now or there are more
-        if not _succeeds("-m", "eval", *study.judged, *evaluated):
+        if not _succeeds("-m", "eval", *study.judged, "--store", str(study.out / rundir.DATA), *evaluated):
             todo = cells  # each on its own: what fails is named, and keeps no other run from its evaluation
     if not todo:
         return failures
@@ -157,7 +157,8 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
             if not rundir.locked(cell.dir):  # else another process was first, by a moment
                 raise
     phases[cell.dir] = "evaluating"
-    command = [sys.executable, "-m", "eval", *study.judged, str(cell.dir)]
+    store = str(study.out / rundir.DATA)
+    command = [sys.executable, "-m", "eval", *study.judged, "--store", store, str(cell.dir)]
     processes.run(command, cell.dir / rundir.EVAL_LOG, 1, threads)
 
 
@@ -192,4 +193,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    in_utf8("launch.local", sys.argv[1:])
     sys.exit(main(sys.argv[1:]))

@@ -55,9 +55,21 @@ SEEDED = (
 RESUME = "tests/test_resume.py::test_a_damaged_checkpoint_costs_steps_and_nothing_else"
 DAMAGE = "tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before"
 BACK = "tests/test_resume.py::test_after_a_spike_the_run_goes_back_and_past_the_data"
+REPORT, STATISTICS = "tests/test_report.py", "tests/test_statistics.py"
+RATIO = f"{STATISTICS}::test_a_ratio_of_sums_is_no_mean_of_ratios"
+PASSAGES = f"{STATISTICS}::test_items_that_share_a_passage_are_one"
+UNEQUAL = f"{STATISTICS}::test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes"
+FEW = f"{STATISTICS}::test_few_independent_items_give_no_verdict"
+LEFT_OUT = f"{REPORT}::test_a_task_that_differs_is_left_out_of_the_comparison"
+OTHER_TEXT = f"{REPORT}::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
+RECOMPUTED = f"{REPORT}::test_scores_that_are_not_those_of_the_items_are_refused"
+STEERED = f"{REPORT}::test_a_strangers_names_cannot_steer_a_terminal_or_a_page"
+PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
+FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
 RUNDIR = "tests/test_rundir.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
-OBJ = "model/objective.py"
+OBJ, CROSS = "model/objective.py", "model/kernels/cross_entropy.py"
+ROTATION, KERNEL = "model/kernels/rotation.py", "model/kernels/attention.py"
 GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
 
 
@@ -150,16 +162,24 @@ MUTATIONS = [
         "model.pos=rotary",
         "model.pos",
         POSITION,
-        "return _rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)",
-        "_rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)\n        return q_BHTK, k_BHTK",
+        "return rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)",
+        "rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)\n        return q_BHTK, k_BHTK",
     ),
-    one("rotary turns q only", "", "model.pos=rotary", "model.pos", POSITION, "_rotate(k_BHTK, cos, sin)", "k_BHTK"),
+    one(
+        "rotary turns q only",
+        "",
+        "model.pos=rotary",
+        "model.pos",
+        POSITION,
+        "rotation.rotate(k_BHTK, cos, sin)",
+        "k_BHTK",
+    ),
     one(
         "rotary pairs neighbours, angles are for halves",
         "GPT-J's and GPT-NeoX's layouts mixed",
         "model.pos=rotary",
         "model.pos",
-        POSITION,
+        ROTATION,
         "torch.cat((-b, a), dim=-1)",
         "torch.stack((-x_BHTK[..., 1::2], x_BHTK[..., ::2]), dim=-1).flatten(-2)",
     ),
@@ -171,7 +191,7 @@ MUTATIONS = [
         "",
         [
             (
-                POSITION,
+                ROTATION,
                 "torch.cat((-b, a), dim=-1)",
                 "torch.stack((-x_BHTK[..., 1::2], x_BHTK[..., ::2]), dim=-1).flatten(-2)",
             ),
@@ -212,7 +232,7 @@ MUTATIONS = [
         "model.pos=rotary",
         "model.pos",
         [
-            (ATTENTION, "alpha=ctx.scale / layer", "alpha=1.0 / layer"),
+            (KERNEL, "alpha=ctx.scale / layer", "alpha=1.0 / layer"),
             (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0"),
         ],
     ),
@@ -222,7 +242,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        ATTENTION,
+        KERNEL,
         "dk[:, seen] += ",
         "dk[:, seen] = ",
     ),
@@ -231,7 +251,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "model/objective.py",
+        CROSS,
         "weight_grad_VD += ",
         "weight_grad_VD[:] = ",
     ),
@@ -313,7 +333,7 @@ MUTATIONS = [
         "BigScience: ALiBi's bias",
         "train.precision=fp16 model.qk_scaling=true",
         "model.pos",
-        ATTENTION,
+        KERNEL,
         "else score.float() * layer)",
         "else score.float())",
         OBJECTIVE,
@@ -323,7 +343,7 @@ MUTATIONS = [
         f"{MDS} #222",
         "train.precision=fp16 model.qk_scaling=true model.pos=alibi",
         "model.pos",
-        ATTENTION,
+        KERNEL,
         "beta=1 / layer",
         "beta=1",
         OBJECTIVE,
@@ -355,8 +375,8 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "launch/engine.py",
-        'return EIGHT if run.train.precision == "fp8" else WHOLE',
-        "return WHOLE",
+        "return FP8_LAYERS",
+        "return tp.layers",
         FP8,
     ),
     one(
@@ -365,7 +385,7 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "model/fp8.py",
-        "return _Products.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)",
+        "return fp8.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)",
         "return super().forward(x)",
         FP8,
     ),
@@ -374,7 +394,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "model/fp8.py",
+        "model/kernels/fp8.py",
         "        1 / a,\n        one,\n        1 / b,\n",
         "        a,\n        one,\n        b,\n",
         FP8,
@@ -384,7 +404,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "model/fp8.py",
+        "model/kernels/fp8.py",
         "g8_NF = cast(grads[0], g, BACKWARD)",
         "g8_NF = grads[0].to(BACKWARD)",
         FP8,
@@ -394,7 +414,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "model/fp8.py",
+        "model/kernels/fp8.py",
         "bias_grad = grads[0]",
         "x8_ND = x8_ND.to(BACKWARD).to(FORWARD); bias_grad = grads[0]",
         FP8,
@@ -455,6 +475,15 @@ MUTATIONS = [
         "self.mlp(chosen(y_BTD, only))",
         "self.mlp(self.norm1(x_BTD))",
     ),
+    one(
+        "one norm has another eps",
+        "",
+        "",
+        "model.norm_eps",
+        GPT,
+        "self.norm2 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)",
+        "self.norm2 = NORMS[cfg.norm](cfg.hidden, 1e-6)",
+    ),
     # MLP, biases, head
     one(
         "GELU by erf for tanh",
@@ -465,7 +494,9 @@ MUTATIONS = [
         "gelu(self.up(x_BTD))",
         "F.gelu(self.up(x_BTD))",
     ),
-    one("evaluation has GELU by erf", "", "", "", "model/linear.py", '"gelu", [], "tanh"', '"gelu", [], "none"'),
+    one(
+        "evaluation has GELU by erf", "", "", "", "model/kernels/linear.py", '"gelu", [], "tanh"', '"gelu", [], "none"'
+    ),
     one(
         "the gated unit is bypassed",
         f"{MDS} #148",
@@ -508,7 +539,7 @@ MUTATIONS = [
         "",
         "",
         "model.linear_bias",
-        "model/linear.py",
+        "model/kernels/linear.py",
         "product(x.flatten(0, -2), weight, bias)",
         "product(x.flatten(0, -2), weight)",
     ),
@@ -521,7 +552,15 @@ MUTATIONS = [
         "3 * cfg.hidden, cfg.qkv_bias)",
         "3 * cfg.hidden, True)",
     ),
-    one("the tied matrix is a second one", "", "", "model.tied", GPT, "None if cfg.tied else tp.column(", "tp.column("),
+    one(
+        "the tied matrix is a second one",
+        "",
+        "",
+        "model.tied",
+        GPT,
+        "None if cfg.tied else layers.column(",
+        "layers.column(",
+    ),
     one(
         "tied=false is ignored",
         "Cramming: tie_weights ignored",
@@ -582,7 +621,7 @@ MUTATIONS = [
         "rows_BS[:, 1:])\n",
         "rows_BS[:, :-1])\n",
     ),
-    one("cross-entropy in bf16", "", "", "", "model/objective.py", "p = logits_NV.float()", "p = logits_NV.clone()"),
+    one("cross-entropy in bf16", "", "", "", CROSS, "p = logits_NV.float()", "p = logits_NV.clone()"),
     # training
     Mutation(
         "the embedding norm's gain is decayed",
@@ -961,8 +1000,152 @@ MUTATIONS = [
         "int(self._blend[1][len(self._blend[1]) - 1 - number])",
         DATA,
     ),
+    # reports and statistics
+    one(
+        "the interval of a ratio of sums is that of a mean of ratios",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "total += times @ pairs[:, 0] / (times @ pairs[:, 1])",
+        "total += times @ (pairs[:, 0] / pairs[:, 1]) / len(w_N)",
+        RATIO,
+    ),
+    one(
+        "the standard error of a ratio of sums is that of a mean of ratios",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "    return float(sqrt((n - 1) / n * (influences(a, b) ** 2).sum()))",
+        "    return mean_stderr(a / b)",
+        RATIO,
+    ),
+    one(
+        "items that share a passage are independent",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "    if len(names) == len(w_N):",
+        "    if True:",
+        PASSAGES,
+    ),
+    one(
+        "documents of unequal sizes tell as much as equal ones",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "effective_number(w_N) - 1)",
+        "n - 1)",
+        PASSAGES,
+    ),
+    one(
+        "a large document has no more influence than its share",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "b) / (total - b), nan=inf",
+        "b) / total, nan=inf",
+        f"{UNEQUAL} {RATIO}",
+    ),
+    one(
+        "one document is enough for a verdict",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "FEWEST_ITEMS = 3 ",
+        "FEWEST_ITEMS = 0 ",
+        f"{REPORT}::test_one_held_out_document_gives_no_verdict",
+    ),
+    one(
+        "tasks of another chance level are compared",
+        "",
+        "",
+        "",
+        "eval/report/comparable.py",
+        'TASK = ("metric", "version", "chance", ',
+        'TASK = ("metric", "version", ',
+        LEFT_OUT,
+    ),
+    one(
+        "a mean over more tasks is compared with one over fewer",
+        "",
+        "",
+        "",
+        "eval/report/compare.py",
+        "        if all(set(tasks_of(cells[run], name)) == set(tasks) for run in runs):",
+        "        if runs:",
+        f"{LEFT_OUT} {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked",
+    ),
+    one(
+        "a corpus that changed between two runs is compared",
+        "",
+        "",
+        "",
+        "eval/report/comparable.py",
+        "        read.setdefault(declared, sha256) == sha256",
+        "        read.setdefault(declared, sha256)",
+        OTHER_TEXT,
+    ),
+    one(
+        "a score is believed, whatever its items are",
+        "",
+        "",
+        "",
+        "eval/report/scores.py",
+        '    if not abs(entry["value"] - value) <= TOLERANCE',
+        "    if False and TOLERANCE",
+        RECOMPUTED,
+    ),
+    one(
+        "a headline is believed, whatever its tasks are",
+        "",
+        "",
+        "",
+        "eval/report/scores.py",
+        "        if claimed and not abs(",
+        "        if False and not abs(",
+        RECOMPUTED,
+    ),
+    one(
+        "control characters reach a figure",
+        "",
+        "",
+        "",
+        "ablations/drawing.py",
+        "html.escape(printable(words))",
+        "html.escape(words)",
+        PRINTABLE,
+    ),
+    one(
+        "control characters reach the report",
+        "",
+        "",
+        "",
+        "eval/report/runs.py",
+        '    return printable(str(value)).replace("\\n", " ")',
+        "    return str(value)",
+        STEERED,
+    ),
+    one(
+        "files of a report are written over those that are there",
+        "",
+        "",
+        "",
+        "eval/report/record.py",
+        'folder / f".{name}.{os.getpid()}.tmp" for name in texts',
+        "folder / name for name in texts",
+        FULL_DISK,
+    ),
 ]
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
+WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
+WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
+WHERE += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
 EVERYTHING = dict.fromkeys(WHERE.split())
 CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(EVERYTHING))
 
@@ -1005,15 +1188,14 @@ def unproved(words: list[str]) -> list[str]:
     from launch import effective as held
     from launch import engine
     from model import proof
-    from model.gpt import GPT
 
     try:
         run = resolve([(key, value) for key, _, value in (word.partition("=") for word in words)])
     except ConfigError as error:
         return [str(error).partition(" ")[0]]
     engine.start(run)
-    live = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
-    _, groups = proof.parameter_groups(live.model, held.groups(live))
+    live = engine.build(engine.model_of(run), run, 1)
+    _, groups = proof.parameter_groups(live.model, live.parameter_groups)
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
     return failed + [key for key, value in held.effective(live).items() if value != declared[key]]

@@ -180,6 +180,21 @@ def test_what_a_second_job_says_is_not_taken_for_the_firsts(cell: Any, monkeypat
     assert end("8_1", cell.dir, 75, "USR1") == 75 and asked == [("8_1", set())]
 
 
+def test_a_machine_without_slurm_is_named_before_any_data_is_prepared(
+    cell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch.slurm import submit as module
+
+    prepared: list[Any] = []
+    monkeypatch.setattr(module, "prepare", lambda *words: prepared.append(words))
+    monkeypatch.setattr(module, "check_tasks", lambda *words: prepared.append(words))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
+    with pytest.raises(ConfigError, match="there is no sbatch on this machine"):
+        submit(study, [], {}, 1)
+    assert not prepared
+
+
 def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scontrol").write_text(f"""#!/bin/bash
 echo "$*" >> {tmp_path}/asked
@@ -266,7 +281,7 @@ def test_tasks_that_cannot_be_run_are_said_before_anything_is_submitted(
 def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.__main__ import identity
+    from eval.results import identity
     from eval.weights import Weights
 
     command(commands, "sbatch", f"cat >> {tmp_path}/asked; echo 7")
@@ -284,7 +299,7 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
     def evaluated(change: dict[str, Any], *more: str) -> str:
         """What is said when the second of two finished runs has another evaluation than the first."""
         for cell, other in zip(from_args(words).cells, ({}, change), strict=True):
-            had = identity(cell.dir, Weights(tmp_path / "weights"))
+            had = identity({"config": cell.config}, Weights(tmp_path / "weights"))
             had |= {"lm_eval_tasks": {"asked": ["copa", "rte"]}} | other
             (cell.dir / "eval.json").write_text(json.dumps(had))
         submit(from_args([*words, *more]), [], {}, 1)

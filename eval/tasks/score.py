@@ -30,6 +30,7 @@ BATCH_CPU, BATCH_GPU = 1024, 32768
 JOINED = 4096  # tokens of a row in which inputs are joined, at most: its scores are a matrix
 # Rows of logits whose log-softmax is taken at once.
 ROWS_CPU, ROWS_GPU = 128, 4096
+NOT_FINITE = "the model's scores are not numbers (NaN or infinite): its weights are damaged, or training diverged"
 
 
 class Input(NamedTuple):
@@ -113,6 +114,8 @@ def likelihoods(
         logp, greedy = measure(model, x_ND, index, np.concatenate([np.asarray(pairs[i][1]) for i in asked]))
         starts = np.cumsum([0] + [len(pairs[i][1]) for i in asked])[:-1]
         nats, best = np.add.reduceat(logp, starts), np.logical_and.reduceat(greedy, starts)
+        if not np.isfinite(nats).all():
+            raise ValueError(NOT_FINITE)
         journal.add({keys[i]: found for i, *found in zip(asked, nats.tolist(), best.tolist(), strict=True)})
         progress(done, total)
     if not journal.complete(keys):
@@ -293,7 +296,9 @@ def extend(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]
     x_BD = model.hidden(x_BT, arrangement)[torch.arange(len(group), device=device), length - 1]
     alive = list(range(len(group)))
     for step in range(new):
-        token_B = model.project(x_BD)[:, : model.cfg.vocab].argmax(-1)  # the rest is padding, and no text
+        logit_B, token_B = model.project(x_BD)[:, : model.cfg.vocab].max(-1)  # the rest is padding, and no text
+        if not torch.isfinite(logit_B).all():
+            raise ValueError(NOT_FINITE)
         for i, token in zip(alive, token_B.tolist(), strict=True):
             made[i].append(token)
         keep = [n for n, i in enumerate(alive) if not ended(made[i])]
