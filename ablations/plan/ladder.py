@@ -9,6 +9,7 @@ make ladder POS=alibi,rotary SIZES=nano,mini,small TARGET=14m        # trains wh
 """
 
 import argparse
+import functools
 import math
 import statistics
 import sys
@@ -130,14 +131,14 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
                 single,
                 single - half,
                 single + half,
-                _seeds_needed(level, error, len(seeds), len(computes)),
+                _seeds_needed(level, error, len(seeds)),
             )
         )
     return result
 
 
-def _seeds_needed(level: float, error: float, seeds: int, sizes: int) -> int | None:
-    """Seeds of the same ladder with which a difference of this size would be told from 0 with a chance of power.POWER."""
+def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
+    """Seeds of this ladder with which such a difference would be told from 0 with a chance of power.POWER."""
     z = _quantile(math.inf, LEVEL) + _quantile(math.inf, 2 * (1 - power.POWER))
     wanted = seeds * (z * error / abs(level)) ** 2 if level else math.inf
     return max(2, math.ceil(wanted)) if wanted <= MOST_SEEDS else None
