@@ -248,7 +248,8 @@ def test_equivalence_is_two_one_sided_tests():
     x = np.random.default_rng(32).normal(size=(2, 6))
     d = x[1] - x[0]
     c = compare(float(d.mean()), seed_part(table(x), "1", "0"), NO_ITEMS)
-    for margin in (0.3, 0.8, 1.5, 3.0):
+    least = abs(d.mean()) + stats.t.isf(0.05, 5) * stats.sem(d)
+    for margin in (0.3, 0.99 * least, 1.01 * least, 3.0):
         lower = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
         upper = stats.ttest_1samp(d, margin, alternative="less").pvalue
         assert c.equivalent(margin) == (max(lower, upper) <= 0.05)
