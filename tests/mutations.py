@@ -68,7 +68,8 @@ PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
 FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
 RUNDIR = "tests/test_rundir.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
-OBJ = "model/objective.py"
+OBJ, CROSS = "model/objective.py", "model/kernels/cross_entropy.py"
+ROTATION, KERNEL = "model/kernels/rotation.py", "model/kernels/attention.py"
 GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
 
 JUDGED_BYTES = "tests/test_judge.py::test_bytes_are_counted_and_not_characters"
@@ -163,16 +164,24 @@ MUTATIONS = [
         "model.pos=rotary",
         "model.pos",
         POSITION,
-        "return _rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)",
-        "_rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)\n        return q_BHTK, k_BHTK",
+        "return rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)",
+        "rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)\n        return q_BHTK, k_BHTK",
     ),
-    one("rotary turns q only", "", "model.pos=rotary", "model.pos", POSITION, "_rotate(k_BHTK, cos, sin)", "k_BHTK"),
+    one(
+        "rotary turns q only",
+        "",
+        "model.pos=rotary",
+        "model.pos",
+        POSITION,
+        "rotation.rotate(k_BHTK, cos, sin)",
+        "k_BHTK",
+    ),
     one(
         "rotary pairs neighbours, angles are for halves",
         "GPT-J's and GPT-NeoX's layouts mixed",
         "model.pos=rotary",
         "model.pos",
-        POSITION,
+        ROTATION,
         "torch.cat((-b, a), dim=-1)",
         "torch.stack((-x_BHTK[..., 1::2], x_BHTK[..., ::2]), dim=-1).flatten(-2)",
     ),
@@ -184,7 +193,7 @@ MUTATIONS = [
         "",
         [
             (
-                POSITION,
+                ROTATION,
                 "torch.cat((-b, a), dim=-1)",
                 "torch.stack((-x_BHTK[..., 1::2], x_BHTK[..., ::2]), dim=-1).flatten(-2)",
             ),
@@ -225,7 +234,7 @@ MUTATIONS = [
         "model.pos=rotary",
         "model.pos",
         [
-            (ATTENTION, "alpha=ctx.scale / layer", "alpha=1.0 / layer"),
+            (KERNEL, "alpha=ctx.scale / layer", "alpha=1.0 / layer"),
             (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0"),
         ],
     ),
@@ -235,7 +244,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        ATTENTION,
+        KERNEL,
         "dk[:, seen] += ",
         "dk[:, seen] = ",
     ),
@@ -244,7 +253,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "model/objective.py",
+        CROSS,
         "weight_grad_VD += ",
         "weight_grad_VD[:] = ",
     ),
@@ -326,7 +335,7 @@ MUTATIONS = [
         "BigScience: ALiBi's bias",
         "train.precision=fp16 model.qk_scaling=true",
         "model.pos",
-        ATTENTION,
+        KERNEL,
         "else score.float() * layer)",
         "else score.float())",
         OBJECTIVE,
@@ -336,7 +345,7 @@ MUTATIONS = [
         f"{MDS} #222",
         "train.precision=fp16 model.qk_scaling=true model.pos=alibi",
         "model.pos",
-        ATTENTION,
+        KERNEL,
         "beta=1 / layer",
         "beta=1",
         OBJECTIVE,
@@ -368,8 +377,8 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "launch/engine.py",
-        'return EIGHT if run.train.precision == "fp8" else WHOLE',
-        "return WHOLE",
+        "return FP8_LAYERS",
+        "return tp.layers",
         FP8,
     ),
     one(
@@ -378,7 +387,7 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "model/fp8.py",
-        "return _Products.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)",
+        "return fp8.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)",
         "return super().forward(x)",
         FP8,
     ),
@@ -387,7 +396,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "model/fp8.py",
+        "model/kernels/fp8.py",
         "        1 / a,\n        one,\n        1 / b,\n",
         "        a,\n        one,\n        b,\n",
         FP8,
@@ -397,7 +406,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "model/fp8.py",
+        "model/kernels/fp8.py",
         "g8_NF = cast(grads[0], g, BACKWARD)",
         "g8_NF = grads[0].to(BACKWARD)",
         FP8,
@@ -407,7 +416,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "model/fp8.py",
+        "model/kernels/fp8.py",
         "bias_grad = grads[0]",
         "x8_ND = x8_ND.to(BACKWARD).to(FORWARD); bias_grad = grads[0]",
         FP8,
@@ -468,6 +477,15 @@ MUTATIONS = [
         "self.mlp(chosen(y_BTD, only))",
         "self.mlp(self.norm1(x_BTD))",
     ),
+    one(
+        "one norm has another eps",
+        "",
+        "",
+        "model.norm_eps",
+        GPT,
+        "self.norm2 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)",
+        "self.norm2 = NORMS[cfg.norm](cfg.hidden, 1e-6)",
+    ),
     # MLP, biases, head
     one(
         "GELU by erf for tanh",
@@ -478,7 +496,9 @@ MUTATIONS = [
         "gelu(self.up(x_BTD))",
         "F.gelu(self.up(x_BTD))",
     ),
-    one("evaluation has GELU by erf", "", "", "", "model/linear.py", '"gelu", [], "tanh"', '"gelu", [], "none"'),
+    one(
+        "evaluation has GELU by erf", "", "", "", "model/kernels/linear.py", '"gelu", [], "tanh"', '"gelu", [], "none"'
+    ),
     one(
         "the gated unit is bypassed",
         f"{MDS} #148",
@@ -521,7 +541,7 @@ MUTATIONS = [
         "",
         "",
         "model.linear_bias",
-        "model/linear.py",
+        "model/kernels/linear.py",
         "product(x.flatten(0, -2), weight, bias)",
         "product(x.flatten(0, -2), weight)",
     ),
@@ -534,7 +554,15 @@ MUTATIONS = [
         "3 * cfg.hidden, cfg.qkv_bias)",
         "3 * cfg.hidden, True)",
     ),
-    one("the tied matrix is a second one", "", "", "model.tied", GPT, "None if cfg.tied else tp.column(", "tp.column("),
+    one(
+        "the tied matrix is a second one",
+        "",
+        "",
+        "model.tied",
+        GPT,
+        "None if cfg.tied else layers.column(",
+        "layers.column(",
+    ),
     one(
         "tied=false is ignored",
         "Cramming: tie_weights ignored",
@@ -595,7 +623,7 @@ MUTATIONS = [
         "rows_BS[:, 1:])\n",
         "rows_BS[:, :-1])\n",
     ),
-    one("cross-entropy in bf16", "", "", "", "model/objective.py", "p = logits_NV.float()", "p = logits_NV.clone()"),
+    one("cross-entropy in bf16", "", "", "", CROSS, "p = logits_NV.float()", "p = logits_NV.clone()"),
     # training
     Mutation(
         "the embedding norm's gain is decayed",
@@ -1294,15 +1322,14 @@ def unproved(words: list[str]) -> list[str]:
     from launch import effective as held
     from launch import engine
     from model import proof
-    from model.gpt import GPT
 
     try:
         run = resolve([(key, value) for key, _, value in (word.partition("=") for word in words)])
     except ConfigError as error:
         return [str(error).partition(" ")[0]]
     engine.start(run)
-    live = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
-    _, groups = proof.parameter_groups(live.model, held.groups(live))
+    live = engine.build(engine.model_of(run), run, 1)
+    _, groups = proof.parameter_groups(live.model, live.parameter_groups)
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
     return failed + [key for key, value in held.effective(live).items() if value != declared[key]]

@@ -515,6 +515,9 @@ def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
         (tmp_path / name / "run.json").write_text(json.dumps({"size": size, "tokens": tokens, "noise": noise}))
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text("{}")
+    for name, content in (("cut", '{"size": "nano", "noi'), ("empty", ""), ("list", "[]"), ("nan", '{"size": NaN}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(content)
     assert power.recorded("nano", 2 * 10**6, tmp_path)["record"] == "a"
     assert power.recorded("nano", 8 * 10**6, tmp_path)["record"] == "b"
     said = power.foresee("nano", 10**6, 2, 3, tmp_path)
