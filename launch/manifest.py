@@ -54,7 +54,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
         made()
     dist.barrier()
     data = made()
-    return data | {"epochs": epochs(data, run.tokens)}
+    return data | {"epochs": epochs(data, run.tokens, run.model.seq)}
 
 
 def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
@@ -181,13 +181,10 @@ def special_tokens(run: Run, data: dict[str, Any]) -> Any:
 
     if not OBJECTIVES[run.model.objective].masks:
         return NO_SPECIAL_TOKENS
-    from data.tokenizer import load_tokenizer
+    from data.tokenizer import load_tokenizer, mask_id
 
     tokenizer = load_tokenizer(data["tokenizer"]["path"])
-    mask = getattr(tokenizer, "mask", None)
-    if mask is None:
-        raise Failed(
-            f"{tokenizer.path} has no id for a masked token, which model.objective={run.model.objective} needs: "
-            "data.tokenizer_kind=wordpiece has one"
-        )
-    return SpecialTokens(mask, tuple(getattr(tokenizer, "specials", (tokenizer.eod,))))
+    try:
+        return SpecialTokens(mask_id(tokenizer, run.model.vocab), tuple(tokenizer.specials))
+    except ValueError as error:
+        raise Failed(str(error)) from None

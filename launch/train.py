@@ -78,7 +78,7 @@ def train(cell: Cell, out: Path) -> None:
 
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
-    objective, tokens = engine.model.objective, manifest.special_tokens(run, data)
+    objective, special = engine.model.objective, manifest.special_tokens(run, data)
     identity = {
         "fingerprint": run.fingerprint,
         "corpus sha256": data["sha256"],
@@ -97,7 +97,7 @@ def train(cell: Cell, out: Path) -> None:
             lr = learning_rate(run.train, run.tokens_after(at.step + 1) / run.horizon)
             noise = (run.seed * 1_000_003 + at.step) * replicas + replica
             late = rank == 0 and now - saved > pause(run, checkpoints, hosts)
-            batch = objective.batch(batches.batch(mine), run.seed, mine, tokens)
+            batch = objective.batch(batches.batch(mine), run.seed, mine, special)
             loss, norm, save, leave = engine.step(batch, lr, noise, save=late, leave=bool(watch.asked))
             at.step += 1
             at.seconds += time.perf_counter() - now
