@@ -15,7 +15,7 @@ said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 pair = '$(1)=$(subst ','\'',$($(1)))'
 WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),$(call pair,$(n))))
 
-.PHONY: ablation data plan status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
+.PHONY: ablation data plan laws status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -24,11 +24,14 @@ ablation: .venv/ready
 	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(SUBMIT)),launch.local) $(WORDS)
 # ON=, BUDGET=: what it costs on hardware, and what a budget trains (ablations/plan/command.py)
 plan: .venv/ready
-	@$(PY) -m ablations plan $(foreach n,ON BUDGET FORMAT PRICE TO,$(if $(call said,$(n)),$(call pair,$(n)))) $(WORDS)
+	@$(PY) -m ablations plan $(foreach n,ON BUDGET FORMAT PRICE TO NEED,$(if $(call said,$(n)),$(call pair,$(n)))) $(WORDS)
+# a scaling law fitted to finished runs: RUNS="runs/a/b,seed=1 ..." FORM=hoffmann|kaplan|compute
+laws: .venv/ready
+	@$(PY) -m ablations.plan.laws $(call said,RUNS) $(if $(call said,FORM),--form '$(FORM)')
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(WORDS)
+	@$(PY) -m eval.report $(if $(call said,BESIDE),'BESIDE=$(BESIDE)') $(WORDS)
 diff: .venv/ready
 	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
 data: .venv/ready
@@ -39,6 +42,7 @@ export: .venv/ready
 	@$(PY) -m eval.export '$(RUN)' --to '$(TO)'
 help: .venv/ready
 	@$(PY) -m ablations --help
+	@$(PY) -m eval.report --help
 
 test: .venv/ready
 	$(PY) -m pytest -q -n 2 --ignore=tests/slurm $(ARGS)

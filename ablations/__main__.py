@@ -8,11 +8,14 @@ import json
 import os
 import sys
 import textwrap
+from contextlib import suppress
 
+from ablations import rundir
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, bundles, resolve, spread
 from ablations.machine import has_gpu
 from ablations.plan.command import run as plan_ahead
+from ablations.rundir import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args
@@ -66,11 +69,11 @@ def main(argv: list[str]) -> int:
             return 0
         return {"plan": plan, "status": status, "show": show}[args.command](study)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        return rundir.Exit.INVALID
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
+        return rundir.Exit.INTERRUPTED
 
 
 def variables() -> str:
@@ -96,7 +99,8 @@ def plan(study: Study) -> int:
     print(f"{'cell':>4}  {'arm':28} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
     total = 0.0
     for i, cell in enumerate(study.cells):
-        cell.check_recorded()
+        with suppress(Damaged):  # the state says so
+            cell.check_recorded()
         run = cell.run
         tokens = run.tokens
         flops = tokens * flops_per_token(run.model)
@@ -119,7 +123,7 @@ def plan(study: Study) -> int:
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
     every = layout.save_every
-    known = [p for cell in study.cells for p in cell.dir.glob("checkpoints/step_*/checkpoint.json")]
+    known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
     print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
     if at := study.base.milestones:
         print(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")

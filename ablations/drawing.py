@@ -6,12 +6,13 @@ follow the page, text stays text, a figure is 400 units wide at a readable 12, a
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from ablations.rundir import printable
 from ablations.values import human
 
 if TYPE_CHECKING:  # planning draws too, and has no time to import it
@@ -224,7 +225,7 @@ def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str],
         y = 34 + 17 * row
         out += [f'<rect x="{at - 9:.0f}" y="{y - 9}" width="14" height="9" class="f{1 + i}"/>', text(at + 10, y, part)]
         at += 30 + wide(part)
-    top = 34 + 17 * (row + 1) if len(parts) > 1 else 30
+    top = 40 + 17 * (row + 1) if len(parts) > 1 else 32
     for i, (label, amounts, words) in enumerate(rows):
         y, x = top + step * i, 14.0
         room = WIDTH - 40 - wide(words)
@@ -308,3 +309,8 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "") -> st
 
 def signed(number: float) -> str:
     return f"{number:+.3g}".replace("-", "−") if number else "0"
+
+
+def escape(words: str) -> str:
+    """A text as XML, without the control characters that a name in a stranger's run directory may hold."""
+    return html.escape(printable(words))

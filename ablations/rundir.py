@@ -4,9 +4,11 @@ Training, evaluation, Slurm jobs and reports meet in this directory and nowhere 
 imports no torch: planning and status read run directories too.
 
 Writing: a file is the old one or the whole new one, also after a power loss (`write_bytes`, `write_text`,
-`write_json`), or grows by whole lines (`append`). Reading: a run directory may be damaged, and may be a stranger's. A
-missing file is None or empty, a damaged one raises `Damaged`, which names it; symbolic links, pipes and devices are not
-opened. Text is cleaned of control characters, which could steer a terminal.
+`write_json`), or grows by whole lines (`append`, `append_row`).
+
+Reading: a run directory may be damaged, and may be a stranger's. A missing file is None or empty, a damaged one raises
+`Damaged`, which names it; symbolic links, pipes and devices are not opened. Text is cleaned of control characters,
+which could steer a terminal.
 """
 
 import errno
@@ -96,10 +98,13 @@ class Damaged(ConfigError):
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a file so that it is either the old one or the whole new one, also after a power loss.
 
     A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once.
+
+    Args:
+        durable: False does not wait for the disk: after a power loss the file may be damaged.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -107,36 +112,42 @@ def write_bytes(path: Path, content: bytes) -> None:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """As `write_bytes`, in UTF-8 whatever the locale."""
-    write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+def write_json(path: Path, value: Any, indent: int | None = None, durable: bool = True) -> None:
     """As `write_bytes`. Raises ValueError for NaN and infinity, which JSON does not have."""
-    write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode())
+    write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode(), durable)
 
 
-def open_append(path: Path) -> IO[str]:
-    """Open a text file to add lines to it. Raises OSError where the path is a symbolic link."""
-    return os.fdopen(
-        os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666), "a", encoding="utf-8"
-    )
+def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
+    """Open a file to write into it, or to add to it. Raises OSError where the path is a symbolic link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
+    return os.fdopen(os.open(path, flags, 0o666), "ab" if append else "wb")
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
+def append(path: Path, text: str) -> None:
+    """Add text, whole lines, to the end of a file."""
+    with open_to_write(path, append=True) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add a line to a .jsonl file."""
-    with open_append(path) as file:
-        file.write(json.dumps(row) + "\n")
+    append(path, json.dumps(row) + "\n")
 
 
 def sync_folder(folder: Path) -> None:
@@ -155,15 +166,16 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def inside(folder: Path, path: Path) -> Path:
-    """`path`, when it lies in `folder` also after symbolic links are followed.
+def inside(folder: Path, name: str) -> Path:
+    """The path of what is called `name` in a folder, when it lies there also after symbolic links are followed.
 
     Raises:
         Damaged: where it leads out of the folder.
     """
-    if not (folder / path).resolve().is_relative_to(folder.resolve()):
-        raise Damaged(f"{folder / path} leads out of {folder}: remove it, or put a copy there")
-    return folder / path
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
+    return path
 
 
 def storage_error(error: OSError) -> str:
@@ -298,18 +310,24 @@ def read_lines(
     return rows, f"{path} is damaged: line{several} {numbers} left out"
 
 
-def last_line(path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """The last whole line of a .jsonl file that fits (see `read_lines`), of its last 16 KiB; {} without one."""
+def last_line(
+    path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict[str, Any], str]:
+    """The last whole line of a .jsonl file that fits, of its last 16 KiB, and what is wrong with those after it; see
+    `read_lines`. ({}, "") without one."""
+    lines: list[bytes] = []
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             file.seek(max(0, os.fstat(descriptor).st_size - (1 << 14)))
-            lines = file.read().split(b"\n")
-        for line in reversed(lines[:-1]):
-            row = _parse(line)
-            if row is not None and not _misfit(row, keys, types):
-                return row
-    return {}
+            lines = file.read().split(b"\n")[:-1]
+    damage = ""
+    for line in reversed(lines):
+        row = _parse(line)
+        if row is not None and not _misfit(row, keys, types):
+            return row, damage
+        damage = f"{path} is damaged in its last lines" if line.strip() else damage
+    return {}, damage
 
 
 def read_gzip_lines(path: Path, keys: Iterable[str] = (), cure: str = "") -> Iterator[dict[str, Any]]:
@@ -355,8 +373,8 @@ def read_metrics(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
     return read_lines(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
-def last_metric(run_dir: Path) -> dict[str, Any]:
-    """The last line of METRICS; {} without one."""
+def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
+    """The last line of METRICS, as `last_line`."""
     return last_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
@@ -432,22 +450,23 @@ def step_of(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def checkpoints(run_dir: Path, kind: str = "step") -> list[Path]:
-    """The folders step_N (or weights_N) of a run that hold a CHECKPOINT, the newest first."""
-    folders = {path.parent: step_of(path.parent) for path in run_dir.glob(f"{CHECKPOINTS}/{kind}_*/{CHECKPOINT}")}
+def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
+    """The folders step_N (or weights_N) in a run's CHECKPOINTS that hold a CHECKPOINT, the newest first."""
+    folders = {path.parent: step_of(path.parent) for path in folder.glob(f"{kind}_*/{CHECKPOINT}")}
     steps = {folder: step for folder, step in folders.items() if step is not None}
     return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
 def last_step(run_dir: Path) -> int:
     """The step of the newest checkpoint of a run, 0 without one."""
-    return next((step_of(folder) or 0 for folder in checkpoints(run_dir)), 0)
+    return next((step_of(folder) or 0 for folder in checkpoints(run_dir / CHECKPOINTS)), 0)
 
 
 def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
     """Write CHECKPOINT: from here on the folder is whole. `index`: "step", "tokens", "state", "files" with the
     `checksum` of each."""
-    write_json(folder / CHECKPOINT, index | {"sha256": _digest(index)})
+    as_read = json.loads(json.dumps(index))  # keys that are numbers are strings there, tuples are lists
+    write_json(folder / CHECKPOINT, as_read | {"sha256": _digest(as_read)})
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -462,6 +481,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{path} is missing")
     if index.pop("sha256") != _digest(index):
         raise Damaged(f"{path} is damaged: its sha256 differs")
+    if any(Path(name).name != name for name in index["files"]):
+        raise Damaged(f"{path} names files outside its folder")
     if index["step"] != step_of(folder):
         raise Damaged(f"{path} is that of step {index['step']}")
     return index
@@ -469,7 +490,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 def unjudged(run_dir: Path) -> list[int]:
     """The steps at which a run has kept its weights (layout.eval_at), as far as they are not evaluated."""
-    steps = [step_of(folder) or 0 for folder in checkpoints(run_dir, "weights")]
+    steps = [step_of(folder) or 0 for folder in checkpoints(run_dir / CHECKPOINTS, "weights")]
     return sorted(step for step in steps if not (run_dir / eval_name(step)).exists())
 
 

@@ -1,99 +1,97 @@
 """Where every run of a study stands, from its files alone: no torch, no Slurm, a few small reads for each run."""
 
 import contextlib
-import fcntl
-import json
 import time
-from pathlib import Path
 from typing import Any
 
-from ablations.study import Cell, Study, human, last_line
+from ablations import rundir
+from ablations.rundir import Damaged, State
+from ablations.study import Cell, Study, human
 
 SILENT = 60.0  # seconds without a heartbeat (there is one every 5) after which a run counts as stalled; untuned
 STARTUP = 900.0  # seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
+REPAIRS = "The same command repairs it."
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
-    """{"state", "step", "loss", "tokens_per_second", "left", "silent", "nodes", "attempts", "on_the_way",
-    "why"}, as far as known.
+    """Where a run stands, as far as its files say.
 
-    "left" and "silent" (since the last heartbeat) are seconds; "attempts" counts what was begun under Slurm;
-    "on_the_way" is [how many of the weights that were kept are evaluated, how many were kept].
+    Returns:
+        "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last line of the
+        metrics; "left", seconds to the end at this speed; "silent", seconds since the last heartbeat; "nodes";
+        "attempts", how many were begun under Slurm; "on_the_way", [how many of the weights that were kept during
+        training are evaluated, how many were kept]; "why", a reason for the state; "bits_per_byte" and "zero_shot".
     """
-    now = time.time() if now is None else now
-    found: dict[str, Any] = dict(last_line(cell.dir / "metrics.jsonl") or {})
-    tries = attempts(cell.dir)
-    last = tries[-1] if tries else {}
-    found["attempts"] = sum(line["event"] == "start" for line in tries)
-    if kept := len(list(cell.dir.glob("checkpoints/weights_*/checkpoint.json"))):
-        found["on_the_way"] = [kept - len(unjudged(cell.dir)), kept]
-    if (cell.dir / "eval.json").exists():
-        return found | {"state": "finished"} | _scores(cell.dir / "eval.json")
-    if (cell.dir / "done").exists():
-        return found | {"state": "trained, not evaluated"}
-    if (cell.dir / "failed").exists():
-        return found | {"state": "failed", "why": (cell.dir / "failed").read_text().strip()}
-    beat = _json(cell.dir / "heartbeat.json")
-    begun: dict[str, Any] = next((line for line in reversed(tries) if line["event"] == "start"), {})
-    here = locked(cell.dir)
-    if here or last.get("event") == "start":
-        since = (cell.dir / "lock").stat().st_mtime if here else begun["time"]
-        alive = beat.get("time", 0) >= since  # else it is the heartbeat of an attempt before
-        silent = now - (beat["time"] if alive else since)
-        found |= {"nodes": ",".join(beat.get("nodes", [])) or begun.get("nodes", ""), "silent": silent}
-        found["step"] = max(found.get("step", 0), beat.get("step", 0)) if alive else found.get("step", 0)
-        if "tokens_per_second" in found:
-            found["left"] = (cell.run.tokens - found["tokens"]) / found["tokens_per_second"]
-        if silent > (SILENT if alive else STARTUP):
-            return found | {"state": "stalled"}
-        return found | {"state": "running" if alive else "starting"}
+    folder = cell.dir
+    metric, damaged_metrics = rundir.last_metric(folder)
+    attempts, damaged_attempts = rundir.read_attempts(folder)
+    facts: dict[str, Any] = dict(metric)
+    facts["attempts"] = sum(line["event"] == "start" for line in attempts)
+    if kept := len(rundir.checkpoints(folder / rundir.CHECKPOINTS, "weights")):
+        facts["on_the_way"] = [kept - len(rundir.unjudged(folder)), kept]
+    facts |= _stand(cell, facts, attempts, time.time() if now is None else now)
+    if notes := [note for note in (facts.get("why"), damaged_metrics, damaged_attempts) if note]:
+        facts["why"] = "; ".join(notes)
+    return facts
+
+
+def _stand(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
+    """The state of a run and what belongs to it. `facts`: of its metrics."""
+    folder = cell.dir
+    damaged_scores: dict[str, Any] = {}
+    try:
+        run = rundir.read_run(folder, REPAIRS)
+        trained = rundir.read_done(folder)
+    except Damaged as error:
+        return {"state": State.DAMAGED, "why": str(error)}
+    try:
+        if (scores := rundir.read_json(folder / rundir.EVAL, cure=REPAIRS)) is not None:
+            return {"state": State.FINISHED} | _headlines(scores)
+    except Damaged as error:
+        damaged_scores = {"why": str(error)}
+    if trained is not None:
+        return {"state": State.TRAINED} | damaged_scores
+    if (folder / rundir.FAILED).exists():
+        return {"state": State.FAILED, "why": rundir.read_text(folder / rundir.FAILED)}
+    last = attempts[-1] if attempts else {}
+    locked = rundir.locked(folder)
+    if locked or last.get("event") == "start":
+        return _at_work(cell, facts, attempts, locked, now)
     if last.get("event") == "submitted" or last.get("again"):
-        return found | {"state": "queued", "why": _ended(last) or f"job {last['job']}"}
+        return {"state": State.QUEUED, "why": _end_of(last) or f"job {last['job']}"}
     if last:
-        return found | {"state": "stopped", "why": _ended(last)}
-    return found | {"state": "stopped" if (cell.dir / "run.json").exists() else "not started"}
+        return {"state": State.STOPPED, "why": _end_of(last)}
+    return {"state": State.NOT_STARTED if run is None else State.STOPPED}
 
 
-def _ended(line: dict[str, Any]) -> str:
+def _at_work(
+    cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
+) -> dict[str, Any]:
+    """Of a run that a process holds, or that Slurm has started: whether its heart beats, and how far it is."""
+    starts = [line for line in attempts if line["event"] == "start"]
+    start = starts[-1] if starts else {}
+    since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
+    heartbeat = rundir.read_heartbeat(cell.dir)
+    alive = heartbeat.get("time", 0.0) >= since  # else it is the heartbeat of an attempt before
+    silent = now - (heartbeat["time"] if alive else since)
+    step = facts.get("step", 0)
+    if alive:
+        step = max(step, heartbeat.get("step", 0))
+    nodes = ",".join(map(str, heartbeat.get("nodes", []))) or start.get("nodes", "")
+    work: dict[str, Any] = {"nodes": nodes, "silent": silent, "step": step}
+    if facts.get("tokens_per_second", 0) > 0 and "tokens" in facts:
+        work["left"] = (cell.run.tokens - facts["tokens"]) / facts["tokens_per_second"]
+    if silent > (SILENT if alive else STARTUP):
+        return work | {"state": State.STALLED}
+    return work | {"state": State.RUNNING if alive else State.STARTING}
+
+
+def _end_of(line: dict[str, Any]) -> str:
+    """How an attempt ended, from its line in attempts.jsonl; "" of a line that says something else."""
     if line["event"] != "end":
         return ""
-    return f"{line['how']}{', ' + line['why'] if 'why' in line else ''} at step {line['step']}"
-
-
-def attempts(folder: Path) -> list[dict[str, Any]]:
-    """attempts.jsonl: what was submitted, begun and ended under Slurm; see launch/slurm/attempts.py."""
-    try:
-        text = (folder / "attempts.jsonl").read_text()
-    except FileNotFoundError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):  # a power loss may leave half a line
-            lines.append(json.loads(line))
-    return lines
-
-
-def last_checkpoint(folder: Path) -> int:
-    """The step of the newest whole checkpoint of a run, 0 without one."""
-    return max((int(p.parent.name[5:]) for p in folder.glob("checkpoints/step_*/checkpoint.json")), default=0)
-
-
-def unjudged(folder: Path) -> list[int]:
-    """The steps at which a run has kept its weights (layout.eval_at), as far as they are not evaluated."""
-    kept = (int(p.parent.name[8:]) for p in folder.glob("checkpoints/weights_*/checkpoint.json"))
-    return sorted(step for step in kept if not (folder / f"eval-step_{step}.json").exists())
-
-
-def locked(run_dir: Path) -> bool:
-    """Whether a process on this machine holds the run directory."""
-    try:
-        with open(run_dir / "lock") as f:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    reason = f", {line['why']}" if "why" in line else ""
+    return f"{line.get('how', 'ended')}{reason} at step {line.get('step', 0)}"
 
 
 def table(study: Study, width: int | None = None, height: int | None = None) -> str:
@@ -119,30 +117,17 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
             )
         )
     states = [row[1] for row in rows[1:]]
-    counts = ", ".join(f"{states.count(name)} {name}" for name in STATES if name in states)
+    counts = ", ".join(f"{states.count(name)} {name}" for name in State if name in states)
     if height and len(rows) > (room := max(2, height - 3)):
-        shown = sorted(range(1, len(rows)), key=lambda i: STATES.index(rows[i][1]))[: room - 1]
+        order = [*State]
+        shown = sorted(range(1, len(rows)), key=lambda i: order.index(State(rows[i][1])))[: room - 1]
         counts += f"; {len(shown)} of {len(states)} are shown"
         rows = [rows[0], *(rows[i] for i in sorted(shown))]
     used = [any(row[c] for row in rows[1:]) for c in range(len(rows[0]))]
-    rows = [tuple(x for x, u in zip(row, used, strict=True) if u) for row in rows]
+    rows = [tuple(rundir.printable(x) for x, u in zip(row, used, strict=True) if u) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(line[:width] for line in (study.title, *lines, counts))
-
-
-# What a run can be, what needs a look first.
-STATES = (
-    "failed",
-    "stalled",
-    "stopped",
-    "running",
-    "starting",
-    "queued",
-    "trained, not evaluated",
-    "not started",
-    "finished",
-)
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:
@@ -171,13 +156,8 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60:02} min" if s >= 3600 else f"{s // 60}:{s % 60:02}"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _scores(path: Path) -> dict[str, Any]:
-    scores = json.loads(path.read_text())
-    return {k: scores[k]["value"] for k in ("bits_per_byte", "zero_shot") if scores.get(k)}
+def _headlines(scores: dict[str, Any]) -> dict[str, float]:
+    """The two headline scores of an eval.json, as far as it has them."""
+    headlines = {name: scores.get(name) for name in ("bits_per_byte", "zero_shot")}
+    values = {name: score.get("value") for name, score in headlines.items() if isinstance(score, dict)}
+    return {name: value for name, value in values.items() if isinstance(value, rundir.NUMBER)}

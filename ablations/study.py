@@ -1,6 +1,5 @@
 """A study from the words typed after `make ablation`: NAME=VALUE."""
 
-import json
 import os
 import re
 import shlex
@@ -12,7 +11,7 @@ from ablations.config import KEYS, SETTINGS, ConfigError, parse, resolve
 from ablations.study_file import STUDIES, read_study, study_names
 from ablations.values import did_you_mean, human
 
-__all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args", "human", "last_line"]
+__all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args", "human"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -220,16 +219,3 @@ def _assignment(word: str) -> tuple[str, str]:
             f"{word[:200]!r}: key=value is needed, e.g. train.lr=3e-4. Settings: {', '.join(sorted(KEYS))}"
         )
     return key, value
-
-
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a .jsonl file."""
-    try:
-        with open(path, "rb") as f:
-            f.seek(max(0, os.path.getsize(path) - 4096))
-            tail = f.read()
-    except OSError:
-        return None
-    whole = tail.splitlines(keepends=True)
-    whole = [line for line in whole if line.endswith(b"\n") and line.strip()]
-    return json.loads(whole[-1]) if whole else None

@@ -130,9 +130,13 @@ def denied(error: PermissionError) -> str:
     )
 
 
-def held_out(corpus: str, store: Path, allow_errors: int = 0) -> list[str]:
-    """The files of the validation text of a corpus by the default recipe: the same for all arms of a study."""
-    place = Place(Path(store))
+def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
+    """The files of the validation text of a corpus by the default recipe: the same for all arms of a study.
+
+    Raises:
+        Missing: when it is not prepared, and build is false.
+    """
+    place = Place(Path(store), build=build)
     return [
         str(prepared_text(name, Recipe(allow_errors=allow_errors), place)[0] / "valid.jsonl.gz")
         for name in corpora.components(corpus, place.store)

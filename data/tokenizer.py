@@ -109,6 +109,7 @@ class SentencePiece:
         model = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]  # made at run time
         self.kind = {1: "unigram", 2: "bpe"}.get(model.trainer_spec.model_type, "word or char")
         norm = model.normalizer_spec
+        self._has_bytes = model.trainer_spec.byte_fallback
         self.lossless = model.trainer_spec.byte_fallback and not (
             norm.precompiled_charsmap or norm.add_dummy_prefix or norm.remove_extra_whitespaces
         )
@@ -143,6 +144,15 @@ class SentencePiece:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; end-of-document and extra ids are "", bytes that are no UTF-8 become U+FFFD."""
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
+
+    def unknown(self, text: str) -> tuple[int, int]:
+        """How many tokens of `text` are the unknown one, and how many bytes of UTF-8 they stand for. None where bytes
+        have pieces, as in models that were trained here."""
+        if self._has_bytes:
+            return 0, 0
+        encoded = self._processor.encode(text, out_type="proto")
+        surfaces = [piece.surface for piece in encoded.pieces if piece.id == self._processor.unk_id()]
+        return len(surfaces), sum(len(surface.encode()) for surface in surfaces)
 
     @cached_property
     def pieces(self) -> list[Piece]:

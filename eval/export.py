@@ -1,13 +1,15 @@
 """python -m eval.export RUN_DIR --to DIR: a finished run as a Hugging Face checkpoint, verified before it is there."""
 
 import argparse
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from ablations import rundir
+from eval import location
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing of this is on the hub
 
@@ -34,32 +36,36 @@ AWKWARD = [
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.export", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="of a finished run")
+    parser.add_argument(
+        "--store", type=Path, metavar="FOLDER", help="where the run's prepared data is (default: data in its OUT)"
+    )
     parser.add_argument("--to", type=Path, metavar="DIR", required=True, help="a folder that does not exist yet")
     args = parser.parse_args(argv)
     try:
-        print(f"{args.to}: {export(args.run, args.to)}")
-    except ValueError as error:
+        print(f"{args.to}: {export(args.run, args.to, args.store)}")
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def export(directory: Path, to: Path) -> str:
+def export(directory: Path, to: Path, store: Path | None = None) -> str:
     """Write the run in `directory` as the folder `to`; returns what was verified.
 
+    store: prepared data; None: that of the OUT folder which the run lies in.
+
     Raises:
-        ValueError: when the run is not finished, `to` exists, Hugging Face has no such architecture, or what was
-            written does not compute the same. Nothing is left then.
+        ValueError: when the run is not finished or damaged, `to` exists, Hugging Face has no such architecture, or what
+            was written does not compute the same. Nothing is left then.
     """
-    for name in ("run.json", "done", "weights.safetensors"):
-        if not (directory / name).exists():
-            raise ValueError(f"{directory} has no {name}: only a finished run can be exported")
+    run = location.read_run(directory)
+    if rundir.read_done(directory) is None:
+        raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
     if to.exists():
         raise ValueError(f"{to} exists; name a folder that does not")
     from model import hub
     from model.config import ModelConfig
 
-    run = json.loads((directory / "run.json").read_text())
     try:
         cfg = ModelConfig(**run["config"]["model"])
     except TypeError as error:
@@ -68,18 +74,22 @@ def export(directory: Path, to: Path) -> str:
 
     import torch
     import transformers
-    from safetensors.torch import load_file
 
-    from data.tokenizer import load_tokenizer
     from eval.tasks.probes import documents
+    from eval.weights import Weights
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    tokenizer = load_tokenizer(run["data"]["tokenizer"]["path"])
-    if tokenizer.sha256 != run["data"]["tokenizer"]["sha256"]:
-        raise ValueError(f"{tokenizer.path} is not the tokenizer that {directory} was trained with")
-    state = load_file(directory / "weights.safetensors")
-    texts = documents(run["data"]["valid"])
+    store = location.data_store(directory, store)
+    tokenizer = location.load_tokenizer(directory, run, store)
+    if why := not_exported(tokenizer):
+        raise ValueError(why)
+    rundir.inside(directory, rundir.WEIGHTS)
+    weights = Weights(directory / rundir.WEIGHTS)
+    if note := weights.check():
+        print(f"note: {note}", file=sys.stderr)
+    state = weights.read(run, None)
+    texts = documents(location.stored(store, path) for path in run["data"]["valid"])
     encoded = tokenizer.encode_batch(texts)
     rows_BT = torch.tensor(sequences(encoded, tokenizer.eod, cfg.seq))
     draft = to.with_name(f".{to.name}.{os.getpid()}")
@@ -147,6 +157,23 @@ def convert(tokenizer: Any, longest: int | None = None) -> Any:
     )
 
 
+def not_exported(tokenizer: Any) -> str:
+    """Why a tokenizer cannot be exported; "" when it can. Also for those who are about to train a run."""
+    if hasattr(tokenizer, "definition"):
+        return ""
+    if tokenizer.kind != "bpe":
+        return (
+            f"a tokenizer of the kind {tokenizer.kind} is not exported: Hugging Face's adds up scores in another "
+            "precision and cuts some words in another way"
+        )
+    if not tokenizer.lossless:
+        return (
+            f"{tokenizer.path} changes texts before it cuts them, which is not exported: use the Hugging Face "
+            "tokenizer that comes with it"
+        )
+    return ""
+
+
 def from_sentencepiece(tokenizer: Any) -> Any:
     """A backend for a SentencePiece model that was trained here by BPE.
 
@@ -155,16 +182,8 @@ def from_sentencepiece(tokenizer: Any) -> Any:
     """
     from tokenizers import Regex, Tokenizer, decoders, models
 
-    if tokenizer.kind != "bpe":
-        raise ValueError(
-            f"a tokenizer of the kind {tokenizer.kind} is not exported: Hugging Face's adds up scores in "
-            "another precision and cuts some words in another way"
-        )
-    if not tokenizer.lossless:
-        raise ValueError(
-            f"{tokenizer.path} changes texts before it cuts them, which is not exported: use the Hugging "
-            "Face tokenizer that comes with it"
-        )
+    if why := not_exported(tokenizer):
+        raise ValueError(why)
     pieces = [piece._replace(text=piece.text.replace("\u2581", " ")) for piece in tokenizer.pieces]
     scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}
     vocab = {piece.text: i for i, piece in enumerate(pieces)}
@@ -190,9 +209,9 @@ def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) 
     """Raises ValueError unless `theirs` encodes the texts as `ours` did, and decodes them."""
     if theirs.eos_token_id != ours.eod:
         raise ValueError(f"the tokenizer's end of document is {theirs.eos_token_id}, not {ours.eod}")
-    for text, ids, other in zip(texts, encoded, theirs(texts).input_ids, strict=True):
-        if ids != other:
-            same = os.path.commonprefix([ids, other])
+    for text, ids, their_ids in zip(texts, encoded, theirs(texts).input_ids, strict=True):
+        if ids != their_ids:
+            same = os.path.commonprefix([ids, their_ids])
             raise ValueError(f"the converted tokenizer gives other ids, after {ours.decode(same)[-40:]!r}")
         if theirs.decode(ids) != text:
             raise ValueError(f"the converted tokenizer does not give back {text[:40]!r}")

@@ -5,14 +5,15 @@ What is kept on the way lies in `checkpoints/weights_N`: safetensors with pieces
 without which the folder is not whole.
 """
 
+import functools
 import hashlib
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# of a run's configuration -> of the weights that training computes with, which fp8 rounds further as it goes
+from ablations import rundir
+
+# train.precision of a run -> of the weights that training computes with, which fp8 rounds further as it goes
 PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
 
 
@@ -32,10 +33,28 @@ class Weights:
     @property
     def sha256(self) -> str:
         if self.step is not None:
-            files = json.loads((self.path / "checkpoint.json").read_text())["files"]
+            files = read_manifest(self.path)["files"]
             return hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
-        with open(self.path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        status = self.path.stat()
+        return _sha256(self.path, status.st_size, status.st_mtime_ns)
+
+    def check(self) -> str:
+        """Compare the weights of the end with the sha256 that training wrote into `done`.
+
+        Returns:
+            A sentence to tell the user where `done` has no hash, as earlier versions wrote it; else "".
+
+        Raises:
+            ValueError: when the file is not the one that training wrote.
+        """
+        if self.step is not None:
+            return ""  # `read` checks each file against the manifest beside it
+        done = rundir.read_done(self.path.parent) or {}
+        if "weights" not in done:
+            return f"{self.path.parent / rundir.DONE} has no sha256 of the weights: whether they are whole is not known"
+        if done["weights"].get("sha256") != self.sha256:
+            raise rundir.Damaged(f"{self.path} is damaged: its sha256 is not the one that training wrote into `done`")
+        return ""
 
     def read(self, run: dict, model: Any) -> dict[str, Any]:
         """A state_dict for `model`, in the precision in which the run computed.
@@ -43,32 +62,30 @@ class Weights:
         Raises:
             ValueError: when a file is not what was written, or something is missing.
         """
-        from safetensors.torch import load_file
-
         if self.step is None:
-            return load_file(self.path)
+            self.check()
+            return _load(self.path)
         import torch
 
         from model.shard import shard, unshard
 
         pieces: dict[str, dict[tuple[int, int], dict[int, Any]]] = {}  # parameter -> (rank, size) -> {start: piece}
-        for name, sums in json.loads((self.path / "checkpoint.json").read_text())["files"].items():
-            with open(self.path / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sums["sha256"]:
-                    raise ValueError(f"{self.path / name} is damaged: its sha256 differs")
-            for key, piece in load_file(self.path / name).items():
-                parameter, _, start, *part = key.split("|")
-                rank, size = map(int, part or (0, 1))
-                pieces.setdefault(parameter, {}).setdefault((rank, size), {})[int(start)] = piece
+        for name, checksum in read_manifest(self.path)["files"].items():
+            path = rundir.inside(self.path, name)
+            if complaint := rundir.damage(path, checksum):
+                raise rundir.Damaged(f"{path} is damaged: {complaint}")
+            for key, piece in _load(path).items():
+                cut = rundir.PieceName.parse(key)
+                pieces.setdefault(cut.parameter, {}).setdefault((cut.rank, cut.size), {})[cut.start] = piece
         precision = getattr(torch, PRECISIONS.get(run["config"]["train"]["precision"], "float32"))
         state = {}
         for name, like in model.named_parameters():
-            found = pieces.get(name, {})
+            cuts = pieces.get(name, {})
             parts = []
-            for rank, size in sorted(found):
-                flat = torch.cat([found[rank, size][start] for start in sorted(found[rank, size])])
+            for rank, size in sorted(cuts):
+                flat = torch.cat([cuts[rank, size][start] for start in sorted(cuts[rank, size])])
                 shape = shard(name, torch.empty(like.shape, device="meta"), rank, size).shape
-                if flat.numel() != shape.numel() or size != len(found):
+                if flat.numel() != shape.numel() or size != len(cuts):
                     raise ValueError(f"{self.path} holds only a part of {name}, or holds it in another shape")
                 parts.append(flat.view(shape))
             if not parts:
@@ -77,19 +94,54 @@ class Weights:
         return state
 
 
-def found(directory: Path) -> list[Weights]:
-    """What of a run can be evaluated: what was kept on the way, in the order of training, then the end."""
+def weights_of(directory: Path) -> list[Weights]:
+    """The models of a run that can be evaluated: what was kept on the way, in the order of training, then the end.
+
+    Weights on the way whose manifest is damaged are left out: training writes them anew, or goes past them.
+
+    Raises:
+        ValueError: when `done` or a path in the directory is not what training writes there.
+    """
     kept = []
-    for path in directory.glob("checkpoints/weights_*/checkpoint.json"):
-        what = json.loads(path.read_text())
-        kept.append(Weights(path.parent, what["step"], what["tokens"]))
-    end = directory / "weights.safetensors"
-    ended = end.exists() and (directory / "done").exists()
-    return sorted(kept, key=lambda each: each.step or 0) + [Weights(end)] * ended
+    for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
+        rundir.inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
+        try:
+            manifest = read_manifest(folder)
+            kept.append(Weights(folder, manifest["step"], manifest["tokens"]))
+        except (rundir.Damaged, KeyError):
+            continue
+    kept.sort(key=lambda weights: weights.step or 0)
+    if rundir.read_done(directory) is None:
+        return kept
+    rundir.inside(directory, rundir.WEIGHTS)
+    return [*kept, Weights(directory / rundir.WEIGHTS)]
 
 
-def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """checkpoint.json of a folder of weights; of an earlier version also without its own hash.
+
+    Raises:
+        Damaged: when it is missing, or not what was written.
+    """
+    manifest = rundir.read_json(folder / rundir.CHECKPOINT, ["step", "tokens", "files"], {"step": int, "files": dict})
+    if manifest is None or "sha256" in manifest:
+        return rundir.read_checkpoint(folder)
+    return manifest
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file. Raises ValueError when it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise rundir.Damaged(f"{path} is damaged: {error}") from None
+
+
+@functools.cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """The hash of a file that has this size and time of change."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

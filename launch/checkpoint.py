@@ -1,19 +1,18 @@
-"""Checkpoints that know no layout: every weight and optimizer moment in fp32, by its parameter's name, in pieces.
+"""Checkpoints that know no layout: every weight and optimizer moment in fp32, by its parameter's name, in fragments.
 
-A checkpoint is a folder `step_N`: one safetensors file for each rank with the pieces that this rank holds, named
-`parameter|kind|start`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint. Since
-pieces are found by name and place, a checkpoint of any number of ranks and any ZeRO stage loads at any other; nothing
-in it is ever unpickled, and every file's sha256 is compared before it is used. Where tensor parallelism cuts a
-parameter the key ends with `|rank|size`, and at another size the parameter is put together and cut anew.
+A checkpoint is a folder `step_N`: one safetensors file for each rank with the fragments that this rank holds, under
+the names of `rundir.PieceName`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint.
+Since fragments are found by name and position, a checkpoint of any number of ranks and any ZeRO stage loads at any
+other. Nothing in it is ever unpickled, and the sha256 of every file is compared before it is used, that of
+`checkpoint.json` too. Where tensor parallelism cuts a parameter, the name says which part it is; at another size the
+parameter is put together and cut anew.
 
 Of some steps the weights are kept besides, in `weights_N`: the same files without the moments, whole before `step_N`
 is, so that a run continued from there has them. They are never thinned; eval/weights.py reads them.
 
-Saving is asynchronous: `save` copies the pieces to host memory and returns; a thread writes them.
+Saving is asynchronous: `save` copies the fragments to host memory and returns; a thread writes them.
 """
 
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -32,10 +31,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from launch.manifest import Failed, replace_text, sync
+from ablations import rundir
+from ablations.rundir import Damaged, PieceName, step_of
+from launch.manifest import Failed
 from model.shard import dimension, full_shape, shard, unshard
 
-MANIFEST = "checkpoint.json"
 KINDS = ("weight", "exp_avg", "exp_avg_sq")  # the fp32 master weight, and AdamW's two moments
 
 
@@ -46,7 +46,7 @@ class CheckpointError(Failed):
 
 
 @dataclass(frozen=True)
-class Piece:
+class Fragment:
     """Elements `start` to `start + len(data)` of a flattened parameter, or of one of its moments."""
 
     name: str
@@ -59,8 +59,7 @@ class Piece:
 
     @property
     def key(self) -> str:
-        part = f"|{self.rank}|{self.size}" if self.size > 1 else ""
-        return f"{self.name}|{self.kind}|{self.start}{part}"
+        return str(PieceName(self.name, self.kind, self.start, self.rank, self.size))
 
 
 class Checkpoints:
@@ -69,17 +68,24 @@ class Checkpoints:
     Args:
         keep: how many of the newest are kept.
         milestones: steps of which the weights are kept besides, and the tokens trained at each.
+        identity: whose checkpoints these are, such as the run's fingerprint; those of another run are refused.
     """
 
-    def __init__(self, folder: Path, keep: int, milestones: Mapping[int, int] = MappingProxyType({})):
-        self.folder, self.keep, self.milestones = folder, keep, milestones
-        self.host: dict[str, Tensor] = {}  # copies of the pieces; pinned where there is a GPU, and used again
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        milestones: Mapping[int, int] = MappingProxyType({}),
+        identity: Mapping[str, str] = MappingProxyType({}),
+    ):
+        self.folder, self.keep, self.milestones, self.identity = folder, keep, milestones, dict(identity)
+        self.host: dict[str, Tensor] = {}  # copies of the fragments; pinned where there is a GPU, and used again
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
         self.stall = 0.0  # seconds for which the last save held up training
         self.seconds = 0.0  # seconds until the last checkpoint was whole
 
-    def save(self, step: int, pieces: Iterable[Piece], state: dict[str, Any]) -> None:
+    def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any]) -> None:
         """Begin to write checkpoint `step`. All ranks call it together.
 
         Args:
@@ -90,48 +96,52 @@ class Checkpoints:
         """
         began = time.perf_counter()
         self.wait()
-        kinds: dict[str, tuple[str, ...]] = {f"weights_{step}": KINDS[:1]} if step in self.milestones else {}
-        kinds[f"step_{step}"] = KINDS
-        for name in kinds if dist.get_rank() == 0 else ():
+        folders: dict[str, tuple[str, ...]] = {f"weights_{step}": KINDS[:1]} if step in self.milestones else {}
+        folders[f"step_{step}"] = KINDS
+        for name in folders if dist.get_rank() == 0 else ():
             shutil.rmtree(self.folder / name, ignore_errors=True)  # begun by a process that was killed
             (self.folder / name).mkdir(parents=True)
         dist.barrier()
-        tensors = {piece.key: self._copy(piece) for piece in pieces}
+        tensors = {fragment.key: self._copy(fragment) for fragment in fragments}
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        what = {"step": step, "ranks": dist.get_world_size(), "tokens": self.milestones.get(step), "state": state}
+        index = {
+            "step": step,
+            "ranks": dist.get_world_size(),
+            "tokens": self.milestones.get(step),
+            "run": self.identity,
+            "state": state,
+        }
         self.thread = threading.Thread(
-            target=self._write, args=(kinds, tensors, what, dist.get_rank(), began), daemon=True
+            target=self._write, args=(folders, tensors, index, dist.get_rank(), began), daemon=True
         )
         self.thread.start()
         self.stall = time.perf_counter() - began
 
-    def _copy(self, piece: Piece) -> Tensor:
-        if piece.key not in self.host or self.host[piece.key].shape != piece.data.shape:
-            self.host[piece.key] = torch.empty_like(piece.data, device="cpu", pin_memory=piece.data.is_cuda)
-        return self.host[piece.key].copy_(piece.data, non_blocking=True)
+    def _copy(self, fragment: Fragment) -> Tensor:
+        if fragment.key not in self.host or self.host[fragment.key].shape != fragment.data.shape:
+            self.host[fragment.key] = torch.empty_like(fragment.data, device="cpu", pin_memory=fragment.data.is_cuda)
+        return self.host[fragment.key].copy_(fragment.data, non_blocking=True)
 
     def _write(
         self,
-        kinds: dict[str, tuple[str, ...]],
+        folders: dict[str, tuple[str, ...]],
         tensors: dict[str, Tensor],
-        what: dict[str, Any],
+        index: dict[str, Any],
         rank: int,
         began: float,
     ) -> None:
-        """kinds: what goes into which folder."""
+        """folders: which kinds of tensors go into which folder."""
         file = self.folder
         try:
-            for name, some in kinds.items():
+            for name, kinds in folders.items():
                 file = self.folder / name / f"rank_{rank}.safetensors"
-                save_file({key: x for key, x in tensors.items() if key.split("|")[1] in some}, file)
-                with open(file, "rb") as f:
-                    os.fsync(f.fileno())
-                    digest = hashlib.file_digest(f, "sha256").hexdigest()
-                sums = {"sha256": digest, "bytes": file.stat().st_size}
-                replace_text(file.with_suffix(".json"), json.dumps(sums))
+                save_file({key: x for key, x in tensors.items() if PieceName.parse(key).kind in kinds}, file)
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+                rundir.write_json(file.with_suffix(".json"), rundir.checksum(file))
                 if rank == 0:
-                    self._complete(file.parent, what, began)
+                    self._complete(file.parent, index, began)
             self.seconds = time.perf_counter() - began
             if rank == 0:
                 self._thin()
@@ -140,28 +150,28 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
             self.error = error
 
-    def _complete(self, target: Path, what: dict[str, Any], began: float) -> None:
+    def _complete(self, target: Path, index: dict[str, Any], began: float) -> None:
         """Rank 0 waits for the files of all ranks (no collective: those belong to training), then says it is whole."""
-        sums = [target / f"rank_{r}.json" for r in range(what["ranks"])]
-        while not all(s.exists() for s in sums):
+        sums = [target / f"rank_{r}.json" for r in range(index["ranks"])]
+        while not all(path.exists() for path in sums):
             time.sleep(0.02)
-        files = {s.with_suffix(".safetensors").name: json.loads(s.read_text()) for s in sums}
+        files = {path.with_suffix(".safetensors").name: rundir.read_json(path) for path in sums}
+        rundir.sync_folder(target.parent)
         seconds = time.perf_counter() - began
-        manifest = {**what, "files": files, "seconds": seconds, "stall": self.stall}
-        sync(target.parent)
-        replace_text(target / MANIFEST, json.dumps(manifest))
-        for s in sums:
-            s.unlink()
+        rundir.write_checkpoint(target, {**index, "files": files, "seconds": seconds, "stall": self.stall})
+        for path in sums:
+            path.unlink()
 
     def _thin(self) -> None:
         """Remove what is older than the newest `keep`. What cannot be removed, such as a file that somebody reads on a
         network file system, is no reason to stop: it is tried again after the next save."""
-        oldest = number(whole(self.folder)[: self.keep][-1])
+        oldest = step_of(rundir.checkpoints(self.folder)[: self.keep][-1]) or 0
         for old in self.folder.glob("step_*"):
-            if number(old) < oldest:
+            step = step_of(old)
+            if step is not None and step < oldest:
                 with suppress(OSError):
-                    # first the manifest: a folder that is half removed must not look whole
-                    (old / MANIFEST).unlink(missing_ok=True)
+                    # first the index: a folder that is half removed must not look whole
+                    (old / rundir.CHECKPOINT).unlink(missing_ok=True)
                     shutil.rmtree(old)
 
     def wait(self) -> None:
@@ -180,15 +190,15 @@ class Checkpoints:
         CheckpointError: when the save in the background has failed.
         """
         if self.error:
-            left = whole(self.folder)
+            left = rundir.checkpoints(self.folder)
             rest = f"the newest whole one is {left[0].name}" if left else "there is no other yet"
             raise CheckpointError(
                 f"a checkpoint could not be written: {self.error}. Nothing else is lost: {rest}. "
                 f"Make room in {self.folder} and give the same command again."
             ) from self.error
 
-    def load(self, pieces: Iterable[Piece], before: int | None = None) -> dict[str, Any] | None:
-        """Fill `pieces` from the newest checkpoint that is whole and undamaged. All ranks call it together.
+    def load(self, fragments: Iterable[Fragment], before: int | None = None) -> dict[str, Any] | None:
+        """Fill `fragments` from the newest checkpoint that is whole and undamaged. All ranks call it together.
 
         Args:
             before: take none of this step or later (to go back to before a loss spike).
@@ -199,100 +209,101 @@ class Checkpoints:
         Raises:
             CheckpointError: when a checkpoint does not hold what the model needs, or all of them are damaged.
         """
-        rank, ranks = dist.get_rank(), dist.get_world_size()
         damaged: list[Path] = []
         # the first rank says which there are: on a network file system another node may not see the newest yet, nor may
         # a rank whose own part of it was written before the others'
-        found: list[Any] = [[c.name for c in whole(self.folder) if before is None or number(c) < before]]
-        dist.broadcast_object_list(found, src=0)
-        for path in (self.folder / name for name in found[0]):
-            manifest = json.loads((path / MANIFEST).read_text())
-            complaint = _first([_damage(path / f, sums) for f, sums in list(manifest["files"].items())[rank::ranks]])
+        candidates = [
+            path for path in rundir.checkpoints(self.folder) if before is None or (step_of(path) or 0) < before
+        ]
+        names: list[Any] = [[path.name for path in candidates]]
+        dist.broadcast_object_list(names, src=0)
+        for path in (self.folder / name for name in names[0]):
+            index, complaint = _examine(path)
             if not complaint:
-                _fill(path, list(manifest["files"]), pieces)
-            if rank == 0 and not complaint:
+                self._check_identity(path, index)
+                _fill(path, list(index["files"]), fragments)
+            if dist.get_rank() == 0 and not complaint:
                 self._forget_later(path, damaged)
             dist.barrier()
             if not complaint:
-                return manifest["state"] | {"step": manifest["step"]}
+                return index["state"] | {"step": index["step"]}
             damaged.append(path)
-            if rank == 0:
+            if dist.get_rank() == 0:
                 print(f"{path} is damaged ({complaint}); the one before it is used", flush=True)
         if damaged:
             raise CheckpointError(f"every checkpoint in {self.folder} is damaged. To begin anew, remove that folder.")
         return None
 
+    def _check_identity(self, path: Path, index: dict[str, Any]) -> None:
+        saved = index.get("run") or {}
+        if differing := [key for key in self.identity.keys() & saved.keys() if saved[key] != self.identity[key]]:
+            raise Failed(f"{path} is of another run: its {', '.join(sorted(differing))} differs. Remove that folder.")
+
     def _forget_later(self, path: Path, damaged: list[Path]) -> None:
         """Later folders belong to a past that did not happen; damaged ones are kept aside for whoever wants to look."""
-        for later in self.folder.glob("step_*"):
-            if later in damaged:
-                shutil.rmtree(self.folder / f"damaged_{later.name}", ignore_errors=True)
-                later.rename(self.folder / f"damaged_{later.name}")
-            elif number(later) > number(path):
-                shutil.rmtree(later)
-        for later in self.folder.glob("weights_*"):
-            if number(later) > number(path):
-                (later / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(later)
+        newest = step_of(path) or 0
+        for folder in [*self.folder.glob("step_*"), *self.folder.glob("weights_*")]:
+            step = step_of(folder)
+            if folder in damaged:
+                shutil.rmtree(self.folder / f"damaged_{folder.name}", ignore_errors=True)
+                folder.rename(self.folder / f"damaged_{folder.name}")
+            elif step is not None and step > newest:
+                (folder / rundir.CHECKPOINT).unlink(missing_ok=True)
+                shutil.rmtree(folder)
 
 
-def whole(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, the newest first."""
-    return sorted((p.parent for p in folder.glob(f"step_*/{MANIFEST}")), key=number, reverse=True)
-
-
-def number(path: Path) -> int:
-    return int(path.name.rpartition("_")[2])
-
-
-def _damage(path: Path, sums: dict[str, Any]) -> str:
-    """What is wrong with a file, or nothing."""
-    if not path.exists():
-        return f"{path.name} is missing"
-    if path.stat().st_size != sums["bytes"]:
-        return f"{path.name} has {path.stat().st_size:,} bytes instead of {sums['bytes']:,}"
-    with open(path, "rb") as f:
-        same = hashlib.file_digest(f, "sha256").hexdigest() == sums["sha256"]
-    return "" if same else f"the sha256 of {path.name} differs"
+def _examine(path: Path) -> tuple[dict[str, Any], str]:
+    """The index of a checkpoint, and what is wrong with it or its files, "" when nothing is. All ranks call it
+    together and hear the same complaint; each reads a share of the files."""
+    index: dict[str, Any] = {}
+    complaints = []
+    try:
+        index = rundir.read_checkpoint(path)
+    except Damaged as error:
+        complaints = [str(error)]
+    if complaint := _first(complaints):
+        return {}, complaint
+    share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
+    return index, _first([rundir.damage(path / name, sums) for name, sums in share])
 
 
 def _first(complaints: list[str]) -> str:
     """The first complaint of any rank: all must agree on what they load."""
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, complaints)
-    return next((c for rank in everyone for c in rank if c), "")
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, complaints)
+    return next((complaint for of_rank in of_ranks for complaint in of_rank if complaint), "")
 
 
-def _fill(path: Path, files: list[str], pieces: Iterable[Piece]) -> None:
-    """Copy into `pieces` from whichever saved pieces overlap them, cut anew where tensor parallelism was another."""
+def _fill(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
+    """Copy into `fragments` from whichever saved ones overlap them, cut anew where tensor parallelism was another."""
     readers = [safe_open(path / name, framework="pt") for name in files]
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
     for reader in readers:
         for key in reader.keys():  # noqa: SIM118  # not a dictionary
-            name, kind, start, *part = key.split("|")
-            rank, size = map(int, part or (0, 1))
+            name, kind, start, rank, size = PieceName.parse(key)
             parts = saved.setdefault((name, kind), [{} for _ in range(size)])
-            parts[rank][int(start)] = reader.get_slice(key)
-    for piece in pieces:
-        filled, end = 0, piece.start + len(piece.data)
-        parts = saved.get((piece.name, piece.kind), [{}] * piece.size)
-        mine = parts[piece.rank] if len(parts) == piece.size else {0: _recut(piece, parts)}
-        for a, data in mine.items():
+            parts[rank][start] = reader.get_slice(key)
+    for fragment in fragments:
+        filled, end = 0, fragment.start + len(fragment.data)
+        parts = saved.get((fragment.name, fragment.kind), [{}] * fragment.size)
+        part = parts[fragment.rank] if len(parts) == fragment.size else {0: _recut(fragment, parts)}
+        for a, data in part.items():
             b = a + (len(data) if isinstance(data, Tensor) else data.get_shape()[0])
-            low, high = max(a, piece.start), min(b, end)
+            low, high = max(a, fragment.start), min(b, end)
             if low < high:
-                piece.data[low - piece.start : high - piece.start] = data[low - a : high - a].to(piece.data.device)
+                target = fragment.data[low - fragment.start : high - fragment.start]
+                target.copy_(data[low - a : high - a])
                 filled += high - low
-        if filled != len(piece.data):
-            raise CheckpointError(f"{path} lacks {piece.kind} of {piece.name}, or holds it in another shape")
+        if filled != len(fragment.data):
+            raise CheckpointError(f"{path} lacks {fragment.kind} of {fragment.name}, or holds it in another shape")
 
 
-def _recut(piece: Piece, parts: list[dict[int, Any]]) -> Tensor:
+def _recut(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
     """This rank's part of a parameter that was saved in other parts, flattened; empty where some of it is missing."""
-    full = full_shape(piece.name, piece.shape, piece.size)
-    shape = [n // len(parts) if i == dimension(piece.name) else n for i, n in enumerate(full)]
+    full = full_shape(fragment.name, fragment.shape, fragment.size)
+    shape = [n // len(parts) if i == dimension(fragment.name) else n for i, n in enumerate(full)]
     flat = [torch.cat([part[start][:] for start in sorted(part)] or [torch.empty(0)]) for part in parts]
     if any(len(f) != math.prod(shape) for f in flat):
         return torch.empty(0)
-    whole = unshard(piece.name, [f.view(shape) for f in flat])
-    return shard(piece.name, whole, piece.rank, piece.size).flatten()
+    whole = unshard(fragment.name, [f.view(shape) for f in flat])
+    return shard(fragment.name, whole, fragment.rank, fragment.size).flatten()

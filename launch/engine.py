@@ -10,18 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ablations import rundir
 from ablations.config import ConfigError, Run, spread
-from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Piece
+from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
 from launch.manifest import Diverged
 from model import proof
 from model.count import parameters
 from model.fp8 import EIGHT
+from model.objective import Batch
 from model.shard import WHOLE, Whole, dimension
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's loss scaler remembers
@@ -129,6 +131,15 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
     return config
 
 
+class Step(NamedTuple):
+    """What one optimizer step came to, on all ranks alike."""
+
+    loss: float  # of the whole global batch before the step, nats per predicted token
+    grad_norm: float  # before clipping
+    save: bool  # whether any rank wants a checkpoint now
+    leave: bool  # whether any rank wants training to stop
+
+
 @dataclass
 class Engine:
     """A model under DeepSpeed. `step` is one optimizer step on one global batch."""
@@ -160,14 +171,12 @@ class Engine:
                 inductor.cpp.max_horizontal_fusion_size = 1
         loss = self.ds.module
         loss.compile(dynamic=False)
-        shape = self.run.layout.micro_batch, model.seq + 1
-        rows, prefix = torch.randint(model.vocab, shape, generator=random).to(self.device), None
-        if model.objective == "prefix":
-            prefix = torch.randint(1, model.seq + 1, (len(rows),), generator=random).to(self.device)
+        rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
+        batch = self.model.objective.batch(rows).to(self.device)
         if model.dropout or model.attn_dropout:  # what training calls, and then a graph that drops nothing, to compare
-            torch.autograd.grad(loss(rows, prefix), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
+            torch.autograd.grad(loss(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
             loss.eval()
-        self.proofs = [proof.compiled(self.model, loss, loss.forward, rows, prefix)]
+        self.proofs = [proof.compiled(self.model, loss, loss.forward, batch)]
         loss.train()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -199,21 +208,16 @@ class Engine:
         for key in state.keys() & set(SCALER):
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
-    def step(
-        self, rows_bS: Tensor, lr: float, seed: int = 0, prefix_b: Tensor | None = None, wish: float = 0.0
-    ) -> tuple[float, float, float]:
-        """One optimizer step on this rank's rows of the global batch, [rows, seq + 1] token ids.
+    def step(self, batch: Batch, lr: float, seed: int = 0, save: bool = False, leave: bool = False) -> Step:
+        """One optimizer step on this rank's sequences of the global batch.
 
         Args:
             seed: of what this step and rank drop. Random numbers have no state that a resume could lose.
-            prefix_b: the length of each row's prefix, where the objective has them.
-            wish: what this rank wants to be done after the step (launch/watch.py). It travels with the loss, so that
-                all ranks hear of it at the same step and at no cost.
+            save, leave: whether this rank wants a checkpoint after the step, or training to stop. Both travel with
+                the loss, so that all ranks know of them at the same step and at no cost.
 
-        Returns:
-            The loss of the whole global batch before the step, nats per predicted token; the gradient norm before
-            clipping; the sum of all ranks' wishes. Where gradients overflow in fp16 the norm is infinite and the step
-            is skipped: the batch is used up, weights and optimizer stay as they were, and the loss scale goes down.
+        Where gradients overflow in fp16 the norm is infinite and the step is skipped: the batch is used up, weights
+        and optimizer stay as they were, and the loss scale goes down.
 
         Raises:
             Diverged: when they overflow at the least loss scale.
@@ -222,15 +226,15 @@ class Engine:
             group["lr"] = lr
         torch.manual_seed(seed)
         total = torch.zeros((), device=self.device)
-        rows = rows_bS.to(self.device).split(self.run.layout.micro_batch)
-        prefixes, weights = self._prefixes(prefix_b, len(rows))
+        micros = batch.to(self.device).split(self.run.layout.micro_batch)
+        weights = self._weights(micros)
         replicas = dist.get_world_size() // self.model.tp.size
-        self.ds.set_train_batch_size(len(rows_bS) * replicas)  # the batches of a ramp differ
-        for i, (micro_bS, prefix, weight) in enumerate(zip(rows, prefixes, weights, strict=True), start=1):
+        self.ds.set_train_batch_size(len(batch.inputs_BT) * replicas)  # the batches of a ramp differ
+        for i, (micro, weight) in enumerate(zip(micros, weights, strict=True), start=1):
             # DeepSpeed counts micro-batches modulo their number in a batch, which is wrong once that has changed
-            self.ds.set_gradient_accumulation_boundary(i == len(rows))
+            self.ds.set_gradient_accumulation_boundary(i == len(micros))
             with self._busy():
-                loss = self.ds(micro_bS, prefix) * weight
+                loss = self.ds(micro) * weight
             self.ds.backward(loss)
             try:
                 self.ds.step()
@@ -240,12 +244,13 @@ class Engine:
                 least = self.run.train.loss_scale_min
                 raise Diverged(f"gradients overflow in fp16 even at train.loss_scale_min={least}") from None
             total += loss.detach().float()
-        total /= len(rows)
+        total /= len(micros)
         if dist.get_world_size() > 1:
-            both = torch.stack((total, torch.tensor(wish, device=self.device)))
-            dist.all_reduce(both)
-            total, wish = both[0] / dist.get_world_size(), float(both[1])
-        return float(total), float(self.ds.get_global_grad_norm()), wish
+            votes = torch.tensor([float(save), float(leave)], device=self.device)
+            sums = torch.cat((total[None], votes))
+            dist.all_reduce(sums)
+            total, save, leave = sums[0] / dist.get_world_size(), bool(sums[1] > 0), bool(sums[2] > 0)
+        return Step(float(total), float(self.ds.get_global_grad_norm()), save, leave)
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
@@ -271,19 +276,18 @@ class Engine:
             dist.all_reduce(mine)
         return mine.tolist()
 
-    def _prefixes(self, prefix_b: Tensor | None, micros: int) -> tuple[list[Tensor | None], list[float]]:
-        """The prefixes of each micro-batch, and what makes the mean of the micro-batches' mean losses the mean over all
-        tokens that the global batch predicts, however it is cut."""
-        if prefix_b is None:
-            return [None] * micros, [1.0] * micros
-        parts = prefix_b.to(self.device).split(self.run.layout.micro_batch)
-        counts = [int((self.run.model.seq + 1 - part).sum()) for part in parts]
+    def _weights(self, micros: list[Batch]) -> list[float]:
+        """What makes the mean of the micro-batches' mean losses the mean over all tokens that the global batch
+        predicts, however it is cut."""
+        if all(micro.even for micro in micros):
+            return [1.0] * len(micros)
+        counts = [micro.predictions for micro in micros]
         total = torch.tensor(sum(counts), device=self.device)
         if dist.get_world_size() > 1:
             dist.all_reduce(total)
-        return list(parts), [count * micros * dist.get_world_size() / int(total) for count in counts]
+        return [count * len(micros) * dist.get_world_size() / int(total) for count in counts]
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[Fragment]:
         """This rank's share of the fp32 master weights and of AdamW's moments, as views by parameter and place."""
         found, tp = [], self.model.tp
         for name, param in self.model.named_parameters():
@@ -299,7 +303,7 @@ class Engine:
             part = (tp.rank, tp.size) if dimension(name) is not None else (0, 1)
             data = {"weight": at.hp_fragment.detach()}
             data |= {kind: adam[kind].detach().narrow(0, span.start, span.numel) for kind in KINDS[1:]}
-            found += [Piece(name, kind, start, data[kind], tuple(param.shape), *part) for kind in KINDS]
+            found += [Fragment(name, kind, start, data[kind], tuple(param.shape), *part) for kind in KINDS]
         return found
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
@@ -362,23 +366,19 @@ class Engine:
         if dist.get_rank() == 0:
             from safetensors.torch import save
 
-            tmp = path.with_name(path.name + ".tmp")
-            tmp.write_bytes(save(state))
-            with open(tmp, "rb") as f:
-                os.fsync(f.fileno())
-            os.replace(tmp, path)
+            rundir.write_bytes(path, save(state))
         dist.barrier()
 
 
 class Loss(nn.Module):
-    """What DeepSpeed calls: token ids and prefixes in, the loss out. The model is inside."""
+    """What DeepSpeed calls: a batch in, its loss out. The model is inside."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model: Any = model
 
-    def forward(self, rows_bS: Tensor, prefix_b: Tensor | None) -> Tensor:
-        return self.model.loss(rows_bS, prefix_b)
+    def forward(self, batch: Batch) -> Tensor:
+        return self.model.loss(batch)
 
 
 def build(model: Any, run: Run, world: int) -> Engine:

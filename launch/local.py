@@ -4,27 +4,23 @@ Training and evaluation meet in the run directory only, so this file starts them
 leave there. Run again after any interruption: finished cells are kept, a half-finished one continues.
 """
 
-import ctypes
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from ablations import rundir
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
 from ablations.plan.reading import reading
-from ablations.status import locked
-from ablations.study import ROOT, Cell, Study, from_anywhere, from_args, human, last_line
-
-
-class Failed(RuntimeError):
-    """A command of a cell ended badly; its log says why."""
+from ablations.rundir import Damaged, Exit
+from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
+from launch import progress
+from launch.processes import Failed, Interrupted, Processes, die_with_parent, environment, gpus
+from launch.repair import is_evaluated, repair
 
 
 def run(study: Study) -> list[str]:
@@ -32,42 +28,67 @@ def run(study: Study) -> list[str]:
 
     Returns:
         What failed, a line for each cell; empty when all is well.
+
+    Raises:
+        ConfigError: before any work, for what concerns all runs.
+        Interrupted: by Ctrl-C or SIGTERM; what was trained is saved.
     """
+    failures: list[str] = []
+    cells = []
     for cell in study.cells:
-        cell.check_recorded()
+        try:
+            if repaired := repair(cell):
+                print(repaired, flush=True)
+            cells.append(cell)
+        except Damaged as error:  # the other runs go on
+            failures.append(f"{cell.name}: {error}")
     check_tasks(study)
-    todo = [c for c in study.cells if not (c.dir / "eval.json").exists()]
-    if evaluated := [str(c.dir) for c in study.cells if c not in todo]:
+    todo = [cell for cell in cells if not is_evaluated(cell)]
+    if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         # at once, unless the tasks have another version by now or there are more
-        command = [sys.executable, "-m", "eval", *study.judged, *evaluated]
-        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
-            todo = study.cells  # each on its own: what fails is named, and keeps no other run from its evaluation
+        if not _succeeds("-m", "eval", *study.judged, "--store", str(study.out / rundir.DATA), *evaluated):
+            todo = cells  # each on its own: what fails is named, and keeps no other run from its evaluation
     if not todo:
-        return []
+        return failures
     prepare(study, todo)
     print(*reading(study), "", sep="\n", flush=True)
-    failures: list[str] = []
-    phase = {c.dir: "waiting" for c in todo}
+    phases = {cell.dir: "waiting" for cell in todo}
+    processes = Processes()
 
-    def lane(cell: Cell) -> None:
+    def work(cell: Cell) -> None:
         try:
-            _finish(study, cell, phase)
-            phase[cell.dir] = "finished"
-        except Failed as error:
-            phase[cell.dir] = "failed"
-            failures.append(f"{cell.name}: {error}")
+            finish(study, cell, phases, processes)
+            phases[cell.dir] = "finished"
+        except Interrupted:
+            phases[cell.dir] = "stopped"
+        except (Failed, Damaged, OSError) as error:
+            reason = rundir.storage_error(error) if isinstance(error, OSError) else str(error)
+            if not reason:
+                raise
+            phases[cell.dir] = "failed"
+            failures.append(f"{cell.name}: {reason}")
 
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(todo, phase, done))
-    watcher.start()
+    display = threading.Thread(target=progress.show, args=(todo, phases, done))
+    display.start()
     try:
-        with ThreadPoolExecutor(jobs(study)) as pool:
-            for future in [pool.submit(lane, cell) for cell in todo]:
+        with processes.stopped_by_signals(), ThreadPoolExecutor(jobs(study)) as pool:
+            for future in [pool.submit(work, cell) for cell in todo]:
                 future.result()
     finally:
         done.set()
-        watcher.join()
+        display.join()
+    if processes.stopping:
+        raise Interrupted
     return failures
+
+
+def _succeeds(*words: str) -> bool:
+    """Whether a Python command ends well; what it says against it, it says on this terminal."""
+    command = [sys.executable, *words]
+    env = environment()
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)
+    return done.returncode == 0
 
 
 def check_tasks(study: Study) -> None:
@@ -76,10 +97,7 @@ def check_tasks(study: Study) -> None:
     Raises:
         ConfigError: when the runs cannot be judged by TASKS.
     """
-    if not study.judged:
-        return
-    command = [sys.executable, "-m", "eval", *study.judged]
-    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
+    if study.judged and not _succeeds("-m", "eval", *study.judged):
         raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
 
 
@@ -91,20 +109,18 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     """
     from data.corpus import incomplete
 
-    asked = []
+    store = study.out / rundir.DATA
+    requests = []
     for data, vocab in {(c.run.data, c.run.model.vocab): 0 for c in cells}:
-        given = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
+        recipe = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
         tokenizer = ["--tokenizer", data.tokenizer, "--kind", data.tokenizer_kind, "--vocab", str(vocab)]
-        asked.append([data.corpus, *tokenizer, "--set", *given])
-    judged = {(corpus, c.run.data.allow_errors): 0 for c in cells for corpus in c.run.eval.corpora}
-    asked += [[corpus, "--held-out", "--set", f"data.allow_errors={errors}"] for corpus, errors in judged]
-    store = study.out / "data"
+        requests.append([data.corpus, *tokenizer, "--set", *recipe])
+    held_out = {(corpus, c.run.data.allow_errors): 0 for c in cells for corpus in c.run.eval.corpora}
+    requests += [[corpus, "--held-out", "--set", f"data.allow_errors={errors}"] for corpus, errors in held_out]
     for sentence in incomplete((corpus for c in cells for corpus in c.run.corpora), store):
         print(f"warning: {sentence}", file=sys.stderr)
-    for what in asked:
-        corpus = what[0]
-        command = [sys.executable, "-m", "data.prepare", *what, "--told", "--store", str(store)]
-        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent).returncode:
+    for corpus, *options in requests:
+        if not _succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
             raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
 
 
@@ -116,156 +132,64 @@ def jobs(study: Study) -> int:
     return 1 if has_gpu() else max(1, len(os.sched_getaffinity(0)) // (layout.threads * max(layout.processes, 1)))
 
 
-def _finish(study: Study, cell: Cell, phase: dict[Path, str]) -> None:
-    """Train, if need be, then evaluate."""
+def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
+    """Train, if need be, then evaluate.
+
+    Raises:
+        Failed, Interrupted: see `Processes.run`.
+    """
     cell.dir.mkdir(parents=True, exist_ok=True)
+    threads = cell.run.layout.threads
     trained = False
     while not trained:
-        while locked(cell.dir):
-            phase[cell.dir] = "trained by another process"
+        while rundir.locked(cell.dir):
+            if processes.stopping:
+                raise Interrupted
+            phases[cell.dir] = "trained by another process"
             time.sleep(0.5)
         try:
-            if not (cell.dir / "done").exists():
-                phase[cell.dir] = "training"
-                index = str(study.cells.index(cell))
-                command = [sys.executable, "-m", "launch.train", "--cell", index, *study.words]
-                _command(command, cell, "train.log", cell.run.layout.processes or _gpus())
+            if rundir.read_done(cell.dir) is None:
+                phases[cell.dir] = "training"
+                command = [sys.executable, "-m", "launch.train", "--cell", str(study.cells.index(cell)), *study.words]
+                processes.run(command, cell.dir / rundir.TRAIN_LOG, cell.run.layout.processes or gpus(), threads)
             trained = True
         except Failed:
-            if not locked(cell.dir):  # else another process was first, by a moment
+            if not rundir.locked(cell.dir):  # else another process was first, by a moment
                 raise
-    phase[cell.dir] = "evaluating"
-    _command([sys.executable, "-m", "eval", *study.judged, str(cell.dir)], cell, "eval.log", 1)
-
-
-def _command(command: list[str], cell: Cell, log: str, ranks: int) -> None:
-    """Run `command` once for each rank; when one ends badly, end the others."""
-    threads = str(cell.run.layout.threads)
-    env = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-    if ranks > 1:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            env |= {
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(s.getsockname()[1]),
-                "WORLD_SIZE": str(ranks),
-                "LOCAL_WORLD_SIZE": str(ranks),
-            }
-    path = cell.dir / log
-    with open(path, "ab") as out:
-        children = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdout=out,
-                stderr=out,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent,
-                env=env | ({"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {}),
-            )
-            for r in range(ranks)
-        ]
-        while any(c.poll() is None for c in children):
-            if any(c.poll() not in (None, 0) for c in children):
-                for c in children:
-                    c.kill()
-            time.sleep(0.05)
-    bad = [c.returncode for c in children if c.returncode]
-    if bad:
-        lines = [x for x in path.read_text(errors="replace").splitlines() if x.strip()]
-        at = max((i for i, x in enumerate(lines) if x.startswith("error: ")), default=-1)
-        said = "\n".join(lines[at:]).removeprefix("error: ")
-        how = f"killed by {signal.Signals(-bad[0]).name}" if bad[0] < 0 else said
-        raise Failed(f"{how}  (log: {path}; the same command continues)")
-
-
-def _die_with_parent() -> None:
-    """A training process must not outlive a killed parent unseen (Linux: PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def _gpus(devices: Path = Path("/proc/driver/nvidia/gpus")) -> int:
-    """Those of this machine, or of them those that CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
-    there, visible = len(list(devices.glob("*"))), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return max(1, there if visible is None else min(there, len([x for x in visible.split(",") if x.strip()])))
-
-
-# ------------------------------------------------------------------------------------------------ progress
-
-
-def _watch(cells: list[Cell], phase: dict[Path, str], done: threading.Event) -> None:
-    """Show how far every cell is, from metrics.jsonl: a bar each on a terminal, else a line now and then."""
-    if not sys.stdout.isatty():
-        told, shown = 0.0, dict(phase)
-        while not done.wait(0.5):
-            due = time.monotonic() - told > 15
-            for cell in cells:
-                here = phase[cell.dir]
-                if here != shown[cell.dir] or (due and here == "training"):
-                    print(f"{cell.name:32} {_words(cell, here)}", flush=True)
-                shown[cell.dir] = here
-            told = time.monotonic() if due else told
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    text = [TextColumn("{task.description:32}"), BarColumn(24), TextColumn("{task.fields[words]}")]
-    with Progress(*text, TimeElapsedColumn(), refresh_per_second=4) as bar:
-        total = bar.add_task("all runs", total=sum(c.run.steps for c in cells), words="")
-        rows = {c.dir: bar.add_task(c.name, total=c.run.steps, words="waiting", start=False) for c in cells}
-        while True:
-            ended = done.wait(0.25)
-            finished = 0
-            for cell in cells:
-                row, here = last_line(cell.dir / "metrics.jsonl") or {}, phase[cell.dir]
-                step = cell.run.steps if here in ("evaluating", "finished") else row.get("step", 0)
-                finished += step
-                if here != "waiting" and not bar.tasks[rows[cell.dir]].started:
-                    bar.start_task(rows[cell.dir])
-                if here in ("finished", "failed"):
-                    bar.stop_task(rows[cell.dir])
-                bar.update(rows[cell.dir], completed=step, words=_words(cell, here))
-            bar.update(total, completed=finished)
-            if ended:
-                return
-
-
-def _words(cell: Cell, phase: str) -> str:
-    row: dict[str, Any] = last_line(cell.dir / "metrics.jsonl") or {}
-    if phase != "training" or not row:
-        return "starting" if phase == "training" else phase
-    left = (cell.run.tokens - row["tokens"]) / row["tokens_per_second"]
-    return (
-        f"step {row['step']}/{cell.run.steps}  loss {row['loss']:.3f}  {human(row['tokens_per_second'])} tokens/s  "
-        f"{int(left) // 60}:{int(left) % 60:02d} left"
-    )
-
-
-# ------------------------------------------------------------------------------------------------ the command
+    phases[cell.dir] = "evaluating"
+    store = str(study.out / rundir.DATA)
+    command = [sys.executable, "-m", "eval", *study.judged, "--store", store, str(cell.dir)]
+    processes.run(command, cell.dir / rundir.EVAL_LOG, 1, threads)
 
 
 def main(words: list[str]) -> int:
-    """Trains and evaluates what is not finished, then writes the report. Exit codes: 0, 1 (something failed), 2 (the
-    command is not valid), 130 (interrupted)."""
+    """Trains and evaluates what is not finished, then writes the report. Returns an `Exit`."""
     if words in (["-h"], ["--help"], []):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
-        return 0
+        return Exit.FINISHED
     began = time.monotonic()
     try:
         study = from_args(from_anywhere(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         failures = run(study)
         for failure in failures:
-            print(f"failed: {failure}", file=sys.stderr)
-        unreported = subprocess.run([sys.executable, "-m", "eval.report", *study.words], cwd=ROOT).returncode
+            print(f"failed: {rundir.printable(failure)}", file=sys.stderr)
+        command = [sys.executable, "-m", "eval.report", *study.words]
+        unreported = subprocess.run(command, cwd=ROOT, env=environment()).returncode
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        return Exit.INVALID
+    except OSError as error:
+        if not (reason := rundir.storage_error(error)):
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        return Exit.FAILED
+    except (Interrupted, KeyboardInterrupt):
         print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
+        return Exit.INTERRUPTED
     seconds = int(time.monotonic() - began)
     print(f"\n{seconds // 60} min {seconds % 60} s." + (" There is no report" if unreported else ""))
-    return 1 if failures or unreported else 0
+    return Exit.FAILED if failures or unreported else Exit.FINISHED
 
 
 if __name__ == "__main__":

@@ -1,38 +1,38 @@
-"""What a run says while it trains: metrics.jsonl is the truth, Weights & Biases a mirror of it."""
+"""The log of a run: metrics.jsonl has everything, Weights & Biases gets a copy of each line."""
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ablations import rundir
 from ablations.config import Run
 
 
 class Log:
-    """Appends to metrics.jsonl, flushed line by line; and to W&B, offline by default and harmless when absent."""
+    """Appends to metrics.jsonl, flushed line by line; and to W&B, offline by default. Without W&B training goes on."""
 
     def __init__(self, folder: Path, run: Run, name: str, last_step: int):
         """Args:
-        last_step: of the checkpoint that the run continues from; later lines belong to a past that did not happen.
+        last_step: of the checkpoint that the run continues from. Later lines are removed: those steps come again.
         """
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / rundir.METRICS
         self.rewind(last_step)
         self.wandb = _wandb(folder, run, name)
 
     def rewind(self, last_step: int) -> None:
-        """Forget what came after `last_step`."""
-        lines = self.path.read_text(errors="replace").splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and _step(line) <= last_step]
-        tmp = self.path.with_suffix(".tmp")
-        tmp.write_text("".join(kept))
-        os.replace(tmp, self.path)
-        self.file = open(self.path, "a")
+        """Remove what came after `last_step`, and lines that are damaged."""
+        rows, damage = rundir.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
+        if damage:
+            print(damage, flush=True)
+        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last_step]
+        rundir.write_text(self.path, "".join(kept))
+        self.file = rundir.open_to_write(self.path, append=True)
 
     def write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         self.file.flush()
         self._mirror(lambda w: w.log({k: v for k, v in row.items() if k != "step"}, step=row["step"]))
 
@@ -51,14 +51,6 @@ class Log:
         except Exception as error:  # see _wandb
             print(f"W&B stopped ({type(error).__name__}: {error}); metrics.jsonl goes on", flush=True)
             self.wandb = None
-
-
-def _step(line: str) -> float:
-    """Of a line of the log; infinite where a power loss has torn it: that is after the last checkpoint (`Log.sync`)."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, TypeError):
-        return math.inf
 
 
 def _wandb(folder: Path, run: Run, name: str) -> Any:

@@ -1,7 +1,6 @@
 """run.json: what the run is, where it came from, and the proof that it is what it says; written before step one."""
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -11,9 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ablations import rundir
 from ablations.config import Run
 from ablations.study import ROOT, Cell
 
+PACKAGES_OF_OURS = ("ablations", "data", "eval", "launch", "model")
 PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "sentencepiece", "numpy"]
 
 
@@ -109,7 +110,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        replace_text(cell.dir / "run.json", json.dumps(record, indent=1))
+        rundir.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
@@ -117,7 +118,7 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        replace_text(cell.dir / "run.json", json.dumps({**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1))
+        rundir.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
 
 
 def launch(hosts: list[str]) -> dict[str, Any]:
@@ -142,36 +143,29 @@ def launch(hosts: list[str]) -> dict[str, Any]:
     }
 
 
+SOURCES = ("*.py", "*.yaml", "*.sh")  # what of ours, when git does not know it, is code that no commit holds
+
+
 def commit() -> dict[str, Any]:
-    """The commit, and whether tracked code differs from it. Records do not count: every study writes one."""
+    """{"sha", "dirty"}: the commit of the code, and whether tracked files differ from it or sources are in no commit.
+
+    "unknown" and None where there is no git, it refuses the folder, or the code is in no commit of it.
+    Records do not count, every study writes one; nor do other files in the folder, such as a user's data.
+    """
+    # whose folder it is does not matter, its code runs already; and these variables may name another repository
+    command = ["git", "-c", f"safe.directory={ROOT}"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run([*command, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
-        return {
-            "sha": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--", ".", ":!ablations/records")),
-        }
+        git("ls-files", "--error-unmatch", "launch/manifest.py")  # else the commit is that of a folder around this one
+        sha = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!ablations/records")
+        patterns = [f"{package}/**/{kind}" for package in PACKAGES_OF_OURS for kind in SOURCES]
+        unknown = git("ls-files", "--others", "--exclude-standard", "--", *(f":(glob){p}" for p in patterns))
+        return {"sha": sha, "dirty": bool(changed or unknown)}
     except (OSError, subprocess.CalledProcessError):
-        return {"sha": "unknown", "dirty": True}
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that it is either the old one or the whole new one, also after a power loss."""
-    tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Until the names in a folder are on the disk."""
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        return {"sha": "unknown", "dirty": None}

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ablations import rundir
 from ablations.config import ConfigError, Run
-from launch.checkpoint import whole
-from launch.watch import BAD_NODE, Stop
+from launch.watch import Stop
 from model.memory import estimate
 
 # Untuned, on the careful side: a healthy node must not be turned away.
@@ -54,9 +54,10 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, asdict(mine))
     nodes = [Node(**n) for n in everyone]
-    had = folder / "checkpoints"  # a run that goes on has some of them
-    copies = run.layout.keep + 1 - min(len(whole(had)), run.layout.keep)
-    milestones = len(run.milestones) - len([step for step in run.milestones if (had / f"weights_{step}").exists()])
+    checkpoints = folder / rundir.CHECKPOINTS  # a run that is continued has some of them
+    copies = run.layout.keep + 1 - min(len(rundir.checkpoints(checkpoints)), run.layout.keep)
+    kept = [step for step in run.milestones if (checkpoints / f"weights_{step}").exists()]
+    milestones = len(run.milestones) - len(kept)
     need = checkpoint_bytes(run) * copies + checkpoint_bytes(run) // 3 * milestones
     free = min(n.disk for n in nodes)
     if free < need:
@@ -75,9 +76,8 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
         print(f"{len({n.host for n in nodes})} nodes checked{rates}", flush=True)
     if bad:
         if dist.get_rank() == 0:
-            with open(out / "bad_nodes", "a") as f:
-                f.writelines(f"{host} {why}\n" for host, why in bad.items())
-        raise Stop("; ".join(f"node {host}: {why}" for host, why in bad.items()), BAD_NODE)
+            rundir.append(out / rundir.BAD_NODES, "".join(f"{host} {why}\n" for host, why in bad.items()))
+        raise Stop("; ".join(f"node {host}: {why}" for host, why in bad.items()), rundir.Exit.BAD_NODE)
     return nodes
 
 

@@ -6,25 +6,25 @@ one bit for bit. Under torchrun or Slurm the same command is one rank of many.
 
 import argparse
 import errno
-import fcntl
-import json
 import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablations import rundir
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, spread
 from ablations.plan.reliability import save_interval
+from ablations.rundir import Exit
 from ablations.study import Cell, from_args
 from launch import manifest
-from launch.watch import KILLED, LEAVE, RESUBMIT, SAVE, Stop, Watch, event, killed
+from launch.watch import Stop, Watch, event, stop_file
 
 if TYPE_CHECKING:
     from launch.checkpoint import Checkpoints
@@ -59,7 +59,6 @@ def train(cell: Cell, out: Path) -> None:
     from launch.checkpoint import Checkpoints
     from launch.log import Log
     from model.gpt import GPT
-    from model.objective import OBJECTIVES
 
     if cell.run.train.budget != "tokens":
         raise ConfigError(
@@ -71,31 +70,36 @@ def train(cell: Cell, out: Path) -> None:
     preflight.check_fp8(run)
     preflight.check_memory(run, world)
     hosts = [node.host for node in preflight.check(run, folder, out)]
-    data = manifest.prepare_data(run, out / "data")
+    data = manifest.prepare_data(run, out / rundir.DATA)
     tp = ds.ranks(run)
     replica, replicas = rank // tp.size, world // tp.size  # ranks that hold a model together see the same samples
     engine = ds.build(GPT(run.model, run.seed, tp), run, world)
-    manifest.write(cell, engine, data, out / "data", hosts)  # proofs first: a run that is not what it says stops here
+    # proofs first: a run that is not what it says stops here
+    manifest.write(cell, engine, data, out / rundir.DATA, hosts)
 
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
-    prefixes = OBJECTIVES[run.model.objective]
-    checkpoints = Checkpoints(folder / "checkpoints", run.layout.keep, run.milestones)
+    objective = engine.model.objective
+    identity = {
+        "fingerprint": run.fingerprint,
+        "corpus sha256": data["sha256"],
+        "tokenizer sha256": data["tokenizer"]["sha256"],
+    }
+    checkpoints = Checkpoints(rundir.inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity)
     at = Progress(**(engine.load(checkpoints) or {}))
     log = Log(folder, run, cell.name, at.step) if rank == 0 else None
     with Watch(folder, out, run.steps, rank, hosts, run.layout.hang, run.layout.patience) as watch:
         now = logged = saved = time.perf_counter()
         logged_step = begun = at.step
         while at.step < run.steps:
-            batch = run.samples(at.step)
-            first, last = (batch.start + at.skipped + r * len(batch) // replicas for r in (replica, replica + 1))
+            numbers = run.samples(at.step)
+            first, last = (numbers.start + at.skipped + r * len(numbers) // replicas for r in (replica, replica + 1))
             mine = range(first, last)  # the numbers of this rank's samples
             lr = learning_rate(run.train, run.tokens_after(at.step + 1) / run.horizon)
             noise = (run.seed * 1_000_003 + at.step) * replicas + replica
-            wish = LEAVE if watch.asked else SAVE * (rank == 0 and now - saved > pause(run, checkpoints, hosts))
-            loss, norm, wish = engine.step(
-                batches.batch(mine), lr, noise, prefixes(run.seed, mine, run.model.seq), wish
-            )
+            late = rank == 0 and now - saved > pause(run, checkpoints, hosts)
+            batch = objective.batch(batches.batch(mine), run.seed, mine)
+            loss, norm, save, leave = engine.step(batch, lr, noise, save=late, leave=bool(watch.asked))
             at.step += 1
             at.seconds += time.perf_counter() - now
             now = time.perf_counter()
@@ -137,25 +141,26 @@ def train(cell: Cell, out: Path) -> None:
                 watch.speed(speed, busy)
                 logged, logged_step, at.losses = now, at.step, []
             due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
-            if wish or due or at.step == run.steps:
+            if save or leave or due or at.step == run.steps:
                 with watch.storing():
                     if log:
                         log.sync()  # a checkpoint without the lines before it would be a gap in the curve
                     engine.save(checkpoints, at.step, asdict(at))
                 saved = time.perf_counter()
-            if wish >= LEAVE:
+            if leave:
                 with watch.storing():
                     checkpoints.wait()
                     dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes
-                raise Stop(watch.asked or "another rank was asked to stop", KILLED if killed(out) else RESUBMIT)
+                code = Exit.KILLED if stop_file(out) else Exit.RESUBMIT
+                raise Stop(watch.asked or "another rank was asked to stop", code)
         with watch.storing():
             checkpoints.wait()
 
-    engine.write_weights(folder / "weights.safetensors")
+    engine.write_weights(folder / rundir.WEIGHTS)
     if log:
         log.sync()
         done = {"steps": at.step, "tokens": run.tokens, "seconds": at.seconds, "ranks": world, **engine.scaled}
-        manifest.replace_text(folder / "done", json.dumps(done))
+        rundir.write_done(folder, done)
         log.close()  # W&B may wait long for its server
 
 
@@ -226,27 +231,30 @@ def owned(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     # here long enough for those who only look whether it is locked (ablations/status.py)
     patience, moment = (60, 1.0) if "SLURM_JOB_ID" in os.environ else (10, 0.1)
-    with open(folder / "lock", "w") as lock:
+    with ExitStack() as stack:
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(rundir.hold(folder))
                 break
             except BlockingIOError:
                 if patience:
                     patience -= 1
                     time.sleep(moment)
                 elif "SLURM_JOB_ID" in os.environ:  # a second job, or the lock of a lost node: not the run's fault
-                    raise Stop(f"another process is training {folder}", RESUBMIT) from None
+                    raise Stop(f"another process is training {folder}", Exit.RESUBMIT) from None
                 else:
                     raise ConfigError(f"another process is training {folder}") from None
-            except OSError as error:  # as Lustre says that was mounted without `flock`
-                raise ConfigError(
+            except OSError as error:
+                if rundir.storage_error(error):
+                    raise
+                raise ConfigError(  # as Lustre says that was mounted without `flock`
                     f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
                     "or have this file system mounted with locks"
                 ) from None
-        (folder / "failed").unlink(missing_ok=True)
+        (folder / rundir.FAILED).unlink(missing_ok=True)
+        rundir.remove_leftovers(folder / rundir.WEIGHTS)
         if "SLURM_JOB_ID" not in os.environ:  # there launch/run.sh does it, before Slurm can give a warning
-            (folder / "stop").unlink(missing_ok=True)
+            (folder / rundir.STOP).unlink(missing_ok=True)
         yield
 
 
@@ -261,36 +269,40 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--cell {args.cell}: the plan has the cells 0 to {len(study.cells) - 1}")
         cell = study.cells[args.cell]
         cell.check_recorded()
-        if (cell.dir / "done").exists():
+        if rundir.read_done(cell.dir) is not None:
             print(f"{cell.name} is finished")
-            return 0
-        if why := killed(study.out):
-            raise Stop(why, KILLED)
+            return Exit.FINISHED
+        if reason := stop_file(study.out):
+            raise Stop(reason, Exit.KILLED)
         with owned(cell.dir):
             train(cell, study.out)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        return Exit.INVALID
     except Stop as stop:
         print(f"stopped: {cell.name}: {stop}", file=sys.stderr)
         return stop.code
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        reason = rundir.storage_error(error)
+        if not reason:
             raise
-        cure = "Nothing is lost: make room and give the same command again."
-        with suppress(OSError):
-            (cell.dir / "failed").write_text(f"{error}. {cure}\n")
-        print(f"error: {cell.name}: {error}. {cure}", file=sys.stderr)
-        return 1
+        fail(cell, reason)
+        return Exit.FAILED
     except manifest.Failed as error:
         full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
         if error.again and not full and "SLURM_JOB_ID" in os.environ:  # launch/slurm/attempts.py gives up after a few
             print(f"stopped: {cell.name}: {error}", file=sys.stderr)
-            return 1
-        (cell.dir / "failed").write_text(f"{error}\n")
-        print(f"error: {cell.name}: {error}", file=sys.stderr)
-        return 1
-    return 0
+            return Exit.FAILED
+        fail(cell, str(error))
+        return Exit.FAILED
+    return Exit.FINISHED
+
+
+def fail(cell: Cell, reason: str) -> None:
+    """Say why a run cannot go on: here, and in its directory where that can still be written."""
+    with suppress(OSError):
+        rundir.write_text(cell.dir / rundir.FAILED, f"{reason}\n")
+    print(f"error: {cell.name}: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

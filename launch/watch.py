@@ -1,7 +1,6 @@
 """What runs beside the loop: a heartbeat, a watchdog for hangs, an alarm for slowness, an ear for who wants a stop."""
 
 import faulthandler
-import json
 import os
 import signal
 import socket
@@ -15,17 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# Exit codes of launch.train that launch/run.sh understands.
-RESUBMIT = 75  # not finished, and nothing is wrong with the run: submit it again
-KILLED = 76  # somebody put a stop file at the output root: nothing is to be submitted again
-BAD_NODE = 77  # see launch/preflight.py
-
-# What a rank may want to be done after a step. The wishes of all ranks are added up (Engine.step).
-SAVE = 1.0
-LEAVE = 1000.0
+from ablations import rundir
+from ablations.rundir import Damaged, Exit
 
 BEAT = 5.0  # seconds between heartbeats; untuned
-WORDS = 60.0  # seconds that a hang may take to be written down; untuned
+DUMP_TIMEOUT = 60.0  # seconds that writing the stacks of a hang may take, then the rank leaves anyway; untuned
 STARTUP = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned
 STORAGE = 1800.0  # seconds that a checkpoint may take to be written or read: 2 TB at 1.2 GB/s; untuned
 
@@ -75,7 +68,7 @@ class Watch:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self.rank == 0:
-            (self.folder / "heartbeat.json").unlink(missing_ok=True)
+            (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def stepped(self, step: int) -> None:
         """Tell the watchdog that `step` is done."""
@@ -113,9 +106,11 @@ class Watch:
                     beaten = now
 
     def _stop_file(self) -> str:
-        for path in (self.out / "stop", self.folder / "stop"):
-            with suppress(OSError):  # it is not there; or a network file system does not answer, and is asked again
-                return f"{path}: {path.read_text(errors='replace').strip()}"
+        for folder in (self.out, self.folder):
+            path = folder / rundir.STOP
+            with suppress(Damaged):  # a network file system that does not answer is asked again
+                if (content := rundir.read_bytes(path)) is not None:
+                    return f"{path}: {rundir.printable(content.decode(errors='replace')).strip()}"
         return ""
 
     def _beat(self) -> None:
@@ -132,28 +127,24 @@ class Watch:
             "job": os.environ.get("SLURM_JOB_ID", ""),
             "limit": self.limit,
         }
-        try:
-            tmp = self.folder / "heartbeat.json.tmp"
-            tmp.write_text(json.dumps(beat))
-            os.replace(tmp, self.folder / "heartbeat.json")
-        except OSError:
-            pass  # a full disk: the checkpoint will say so
+        with suppress(OSError):  # a full disk: the checkpoint will say so
+            rundir.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
 
     def _hung(self, seconds: float) -> None:
         """Say where every thread of this rank stands, and leave; the other ranks do the same, or Slurm ends them."""
         try:
-            faulthandler.dump_traceback_later(WORDS, exit=True)  # the file system may be what hangs
-            where = self.folder / "stacks" / f"rank_{self.rank}.txt"
+            faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
+            where = rundir.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
             who = f"rank {self.rank} on {socket.gethostname()}"
             kept = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
             event(self.folder, self.step, "hang", f"{who}: no step for {seconds:.0f} s{kept}, stacks in {where.parent}")
             where.parent.mkdir(exist_ok=True)
-            with open(where, "w") as f:
-                f.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n")
-                f.flush()
-                faulthandler.dump_traceback(f, all_threads=True)
+            with rundir.open_to_write(where) as file:
+                file.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n".encode())
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
         finally:
-            os._exit(RESUBMIT)
+            os._exit(Exit.RESUBMIT)
 
     def speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
         """Raise an alarm when training has become much slower than it was, and name the rank that is slower than the
@@ -181,23 +172,18 @@ class Watch:
 SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
-def killed(out: Path) -> str:
-    """Why nothing may start below this output root, or nothing."""
-    path = out / "stop"
-    return f"{path}: {path.read_text().strip()}" if path.exists() else ""
+def stop_file(folder: Path) -> str:
+    """What the stop file of a run directory or of the output root says, with its path; "" where there is none."""
+    path = folder / rundir.STOP
+    return f"{path}: {rundir.read_text(path)}" if path.exists() else ""
 
 
 def event(folder: Path, step: int, kind: str, detail: str) -> None:
     """A line in events.jsonl: what happened to a run beyond its steps."""
-    line = json.dumps({"time": time.time(), "step": step, "event": kind, "detail": detail})
-    try:
-        with open(folder / "events.jsonl", "a") as f:
-            f.write(line + "\n")
-    except OSError:
-        pass
+    with suppress(OSError):
+        rundir.append_row(folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail})
     print(f"step {step}: {kind}: {detail}", flush=True)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return rundir.read_lines(folder / rundir.EVENTS, ["step", "event", "detail"])[0]

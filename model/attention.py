@@ -1,11 +1,11 @@
-"""Causal attention: one score formula, three executors.
+"""Attention: one score formula, three executors.
 
-score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) for k <= q, and minus infinity beyond. Where a sequence
-has a prefix, its tokens are seen from everywhere: k <= q or k < prefix.
+score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) where q sees k, and minus infinity elsewhere. What is
+seen is the objective's to say (`Objective.sees`): k <= q, where it is causal.
 
 `plain` writes the scores out: it is the oracle, and in bf16 on a CPU it is also the fast one. `masked` hands bias and
 mask to torch's attention, whose CPU kernel is the fast one in fp32. In both a bias costs nothing, because it is added
-with the causal mask. `fused` gives the formula to FlexAttention, which compiles it into a flash kernel on a GPU (it has
+with the mask. `fused` gives the formula to FlexAttention, which compiles it into a flash kernel on a GPU (it has
 no backward on a CPU).
 """
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.objective import Objective
 from model.position import Position
 
 ROWS = 128  # queries at a time in `plain`: in bf16 at 256 tokens 64 took 2% longer, all 256 at once 19% (one core)
@@ -27,22 +28,20 @@ Attend = Callable[..., Tensor]  # of q, k, v; and the layer's number, from 1, wh
 
 
 @dataclass
-class Places:
-    """Where the tokens of a batch stand and what each sees, when that does not follow from their order
+class Arrangement:
+    """The positions of the tokens of a batch and what each sees, when that does not follow from their order
     (eval/tasks/score.py).
 
     at_BT: the position of each token. sees_BTS: whether a token (T) sees another: those of the past, then these
     (S = P + T). Each must see one at least.
     past: for each layer the keys and values [B, H, P, K] of tokens seen before; a forward pass appends its own, and
     at_BP has their positions. None keeps nothing.
-    two_way: that sees_BTS lets the tokens of a context see each other both ways, as the prefix objective needs.
     """
 
     at_BT: Tensor
     sees_BTS: Tensor
     past: list[tuple[Tensor, Tensor]] | None = None
     at_BP: Tensor | None = None
-    two_way: bool = False
 
 
 def prepare(
@@ -50,42 +49,49 @@ def prepare(
     heads: int,
     x_BTD: Tensor,
     dropout: float | None = None,
-    places: Places | None = None,
-    prefix_B: Tensor | None = None,
+    arrangement: Arrangement | None = None,
+    objective: Objective | None = None,
+    extents_B: Tensor | None = None,
     qk_scaling: bool = False,
 ) -> Attend:
     """The attention that every layer of one forward pass shares, for inputs like `x_BTD`.
 
     `dropout` is the share of the attention probabilities that is dropped. The fused kernel cannot, so a GPU runs one of
     the others, also with 0, where nothing is dropped now: what is proved and judged is what trains. None: never.
-    `prefix_B`: so many tokens of each sequence are seen from everywhere in it (none: causal).
+    `objective`, `extents_B`: what is seen, without an arrangement.
     `qk_scaling`: see `plain`; in the others, scores are fp32 and never overflow.
 
     Returns a function of q, k, v, each [B, H, T, K], giving [B, H, T, K]. Positions act here and nowhere else in
     attention, so no layer can miss them.
     """
-    if places:
-        return placed(position, heads, x_BTD, places)
+    if arrangement:
+        return arranged(position, heads, x_BTD, arrangement)
+    assert objective is not None
     if x_BTD.is_cuda and dropout is None and not qk_scaling:
-        return fused(position, heads, x_BTD, prefix_B)
+        return fused(position, heads, x_BTD, objective, extents_B)
     executor = masked if x_BTD.dtype == torch.float32 and not qk_scaling else plain
-    return executor(position, heads, x_BTD, dropout or 0.0, prefix_B)
+    return executor(position, heads, x_BTD, objective, extents_B, dropout or 0.0)
 
 
-def visible_bias(position: Position, heads: int, x_BTD: Tensor, prefix_B: Tensor | None = None) -> Tensor:
-    """The bias, and minus infinity for what is not seen: [T, T], or [H, T, T] where heads differ; with a prefix
-    [B, 1, T, T] or [B, H, T, T]."""
-    T = x_BTD.shape[1]
+def visible_bias(
+    position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
+) -> Tensor:
+    """The bias, and minus infinity for what is not seen: [T, T], or [H, T, T] where heads differ; where sequences
+    differ [B, 1, T, T] or [B, H, T, T]."""
+    B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
-    h, q, k = at(heads)[:, None, None], at(T)[:, None], at(T)
-    seen = k <= q
-    if prefix_B is not None:
-        seen = seen | (k < prefix_B[:, None, None, None])
+    b, h, q, k = at(B)[:, None, None, None], at(heads)[:, None, None], at(T)[:, None], at(T)
+    seen = objective.sees(extents_B, b, q, k)
     return torch.where(seen, position.bias(h, q, k), -math.inf).to(x_BTD.dtype)
 
 
 def plain(
-    position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0, prefix_B: Tensor | None = None
+    position: Position,
+    heads: int,
+    x_BTD: Tensor,
+    objective: Objective,
+    extents_B: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Attend:
     """Scores as a matrix product: of [B x H, T, T], the half that is seen is held in memory.
 
@@ -93,11 +99,11 @@ def plain(
     and multiplied back in fp32, where softmax is taken (Megatron's --apply-query-key-layer-scaling).
     """
     B, T, _ = x_BTD.shape
-    bias = visible_bias(position, heads, x_BTD, prefix_B)
-    # where heads or prefixes differ, one copy for each sequence of the batch serves all layers
+    bias = visible_bias(position, heads, x_BTD, objective, extents_B)
+    # where heads or sequences differ, one copy for each sequence of the batch serves all layers
     bias_NTT = bias.expand(B * heads, T, T) if bias.dim() == 2 else bias.expand(B, heads, T, T).reshape(-1, T, T)
 
-    rows = ROWS if prefix_B is None else T  # with a prefix every query may see every key
+    rows = ROWS if objective.causal else T  # otherwise every query may see every key
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, layer: int = 1) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
@@ -151,11 +157,16 @@ def _dropped(p: Tensor, through: Tensor | None, dropout: float) -> Tensor:
 
 
 def masked(
-    position: Position, heads: int, x_BTD: Tensor, dropout: float = 0.0, prefix_B: Tensor | None = None
+    position: Position,
+    heads: int,
+    x_BTD: Tensor,
+    objective: Objective,
+    extents_B: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Attend:
     """torch's scaled_dot_product_attention; with a float mask of three dimensions it would take its slow path."""
     T = x_BTD.shape[1]
-    bias = visible_bias(position, heads, x_BTD, prefix_B)
+    bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     bias = bias if bias.dim() == 4 else bias.view(1, -1, T, T)
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
@@ -170,14 +181,14 @@ def masked(
     return attend
 
 
-def placed(position: Position, heads: int, x_BTD: Tensor, places: Places) -> Attend:
-    """Tokens at any places, seeing what `places` says, and keys and values of earlier passes. No dropout."""
+def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement) -> Attend:
+    """Tokens at any positions, seeing what the arrangement says, and keys and values of earlier passes. No dropout."""
     B, T, _ = x_BTD.shape
-    at_BT, past, passed = places.at_BT, places.past, itertools.count()
-    at_BS = at_BT if places.at_BP is None else torch.cat((places.at_BP, at_BT), dim=1)
+    at_BT, past, passed = arrangement.at_BT, arrangement.past, itertools.count()
+    at_BS = at_BT if arrangement.at_BP is None else torch.cat((arrangement.at_BP, at_BT), dim=1)
     h = torch.arange(heads, device=x_BTD.device)[:, None, None]
     bias = position.bias(h, at_BT[:, None, :, None], at_BS[:, None, None, :])
-    bias = torch.where(places.sees_BTS[:, None], bias, -math.inf).to(x_BTD.dtype)  # [B, 1 or H, T, S]
+    bias = torch.where(arrangement.sees_BTS[:, None], bias, -math.inf).to(x_BTD.dtype)  # [B, 1 or H, T, S]
     written_out = x_BTD.dtype != torch.float32 and not x_BTD.is_cuda  # see `prepare`
     if written_out:
         bias = bias.expand(B, heads, T, -1).reshape(B * heads, T, -1)
@@ -198,13 +209,18 @@ def placed(position: Position, heads: int, x_BTD: Tensor, places: Places) -> Att
     return attend
 
 
-def fused(position: Position, heads: int, x_BTD: Tensor, prefix_B: Tensor | None = None) -> Attend:
-    """FlexAttention with a causal block mask, or one for each sequence where they have a prefix."""
+def fused(
+    position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
+) -> Attend:
+    """FlexAttention with a block mask for all sequences, or one for each where they differ."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]
     flex: Any = _compiled_flex() if x_BTD.is_cuda else flex_attention
-    block_mask = _causal_mask(T, x_BTD.device) if prefix_B is None else _prefix_mask(T, prefix_B)
+    if extents_B is None:
+        block_mask = _shared_mask(objective.sees, T, x_BTD.device)
+    else:
+        block_mask = _mask_by_sequence(objective.sees, T, extents_B)
 
     def score(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return s + position.bias(h, q, k).to(s.dtype)
@@ -224,16 +240,16 @@ def _compiled_flex() -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _causal_mask(T: int, device: torch.device) -> Any:
+def _shared_mask(sees: Callable[..., Tensor], T: int, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    return create_block_mask(lambda b, h, q, k: k <= q, None, None, T, T, device=device)
+    return create_block_mask(lambda b, h, q, k: sees(None, b, q, k), None, None, T, T, device=device)
 
 
-def _prefix_mask(T: int, prefix_B: Tensor) -> Any:
+def _mask_by_sequence(sees: Callable[..., Tensor], T: int, extents_B: Tensor) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) | (k < prefix_B[b])
+        return sees(extents_B, b, q, k)
 
-    return create_block_mask(seen, len(prefix_B), None, T, T, device=prefix_B.device)
+    return create_block_mask(seen, len(extents_B), None, T, T, device=extents_B.device)

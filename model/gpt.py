@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.init import initialise
 from model.mlp import MLPS
 from model.norm import NORMS
-from model.objective import check_prefix, predicted
+from model.objective import OBJECTIVES, Batch
 from model.position import POSITIONS
 from model.shard import WHOLE, Whole
 
@@ -86,7 +86,7 @@ class GPT(nn.Module):
 
     def __init__(self, cfg: ModelConfig, seed: int = 1, tp: Whole = WHOLE):
         super().__init__()
-        self.cfg, self.tp = cfg, tp
+        self.cfg, self.tp, self.objective = cfg, tp, OBJECTIVES[cfg.objective](cfg)
         self.embed: Any = tp.embedding(cfg.padded_vocab, cfg.hidden)
         self.embnorm = nn.LayerNorm(cfg.hidden, cfg.norm_eps) if cfg.embnorm else nn.Identity()
         self.position = POSITIONS[cfg.pos](cfg)
@@ -105,27 +105,29 @@ class GPT(nn.Module):
     def hidden(
         self,
         tokens_BT: Tensor,
-        places: attention.Places | None = None,
-        prefix_B: Tensor | None = None,
+        arrangement: attention.Arrangement | None = None,
+        extents_B: Tensor | None = None,
         only: Tensor | None = None,
     ) -> Tensor:
         """[B, T] token ids -> [B, T, D], what the output matrix reads; [N, D] where only N of them are wanted.
 
         Args:
-            places: where the tokens stand, if not in order.
-            prefix_B: how many tokens of each sequence see each other both ways; the prefix objective needs it (or
-                `places` that are `two_way`), and the causal one must not have it.
-            only: places in the flat batch. The others end at the last block's attention, which needs them.
+            arrangement: the tokens' positions and what each sees, if that does not follow from their order.
+            extents_B: see `Batch`; without an arrangement, what the objective needs.
+            only: indices in the flat batch. The others end at the last block's attention, which needs them.
 
         Raises:
-            ValueError: when the one is missing or the other there: neither would be the model that was trained.
+            ValueError: when extents are missing, or there and unknown to the objective: neither would be the model
+                that was trained.
         """
-        check_prefix(self.cfg.objective, prefix_B is not None or bool(places and places.two_way))
-        at_BT = places.at_BT if places else None
+        if arrangement is None:
+            self.objective.check(extents_B)
+        at_BT = arrangement.at_BT if arrangement else None
         x_BTD = self.drop(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT))
         dropout = (self.cfg.attn_dropout if self.training else 0.0) if self.cfg.attn_dropout else None
+        heads, objective = self.cfg.heads // self.tp.size, self.objective
         attend = attention.prepare(
-            self.position, self.cfg.heads // self.tp.size, x_BTD, dropout, places, prefix_B, self.cfg.qk_scaling
+            self.position, heads, x_BTD, dropout, arrangement, objective, extents_B, self.cfg.qk_scaling
         )
         if dropout:
             attend = self.tp.apart(attend)
@@ -143,15 +145,11 @@ class GPT(nn.Module):
         """[..., D] -> logits [..., V]; no bias."""
         return self.tp.project(x, self.output_weight)
 
-    def forward(self, tokens_BT: Tensor, prefix_B: Tensor | None = None) -> Tensor:
-        """[B, T] token ids -> logits [B, T, V]. `prefix_B`: see `hidden`."""
-        return self.project(self.hidden(tokens_BT, prefix_B=prefix_B))
+    def forward(self, tokens_BT: Tensor, extents_B: Tensor | None = None) -> Tensor:
+        """[B, T] token ids -> logits [B, T, V]. `extents_B`: see `hidden`."""
+        return self.project(self.hidden(tokens_BT, extents_B=extents_B))
 
-    def loss(self, tokens_BS: Tensor, prefix_B: Tensor | None = None) -> Tensor:
-        """[B, T + 1] token ids -> mean cross-entropy of the next tokens, nats per token, fp32: of all T, or of those
-        that are not in the prefix."""
-        x_BTD, next_BT = self.hidden(tokens_BS[:, :-1], prefix_B=prefix_B), tokens_BS[:, 1:]
-        if prefix_B is None:
-            return self.tp.loss(x_BTD.flatten(0, 1), self.output_weight, next_BT.flatten())
-        rest_BT = predicted(prefix_B, next_BT.shape[1])
-        return self.tp.loss(x_BTD[rest_BT], self.output_weight, next_BT[rest_BT])
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy, fp32, in nats per predicted token."""
+        x_BTD = self.hidden(batch.inputs_BT, extents_B=batch.extents_B)
+        return self.tp.loss(batch.select(x_BTD), self.output_weight, batch.select(batch.targets_BT))

@@ -130,7 +130,7 @@ def activations(
         layer += ((2 if cfg.act == "gelu" else 3) * unit + own + inner) // 2 - norms * unit - own * (not gpu) - inner
         if not gpu:  # which multiplies copies in fp32, two of each at a time
             working = max(working, 5 * inner + 3 * unit + 8 * D * F)
-    mask = (H if alibi else 1) * (B if cfg.objective == "prefix" else 1) * T * T * width
+    mask = (H if alibi else 1) * (1 if cfg.objective == "causal" else B) * T * T * width
     ends = norm + unit * (cfg.embnorm + (cfg.dropout > 0)) + mask
     if recompute:
         return cfg.layers * unit + ends, layer + max(working, 2 * inner) + unit

@@ -1,7 +1,7 @@
-"""What is minimised: the cross-entropy of the next token, of all tokens or of those behind a prefix."""
+"""Objectives: which tokens of a sequence see each other, and which outputs the loss is of. The base class is causal."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, get_args, get_type_hints
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -12,43 +12,124 @@ from model.config import ModelConfig
 from model.linear import linear, product, weight_grad
 
 
-def causal(seed: int, samples: Iterable[int], T: int) -> Tensor | None:
-    """Each token sees those before it, and all but the first are predicted: there is no prefix."""
-    return None
+class Batch(NamedTuple):
+    """B sequences of T tokens, and what is to be predicted of them.
+
+    inputs_BT: the token ids that the model reads.
+    targets_BT: the token id that the output at each position is to predict.
+    predicted: the outputs that the loss is of: None, all of them; bool [B, T], these; or int64 [B, M], the positions of
+        M outputs in each sequence, where M is the same in every batch, so that shapes are static.
+    extents_B: what `Objective.sees` has to know of each sequence; None, where it has to know nothing.
+    """
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    predicted: Tensor | None = None
+    extents_B: Tensor | None = None
+
+    def select(self, x_BT: Tensor) -> Tensor:
+        """Of values [B, T, ...] those at the outputs that the loss is of, [N, ...], sequence by sequence."""
+        if self.predicted is None:
+            return x_BT.flatten(0, 1)
+        if self.predicted.dtype == torch.bool:
+            return x_BT[self.predicted]
+        B, T = self.inputs_BT.shape
+        first_B1 = T * torch.arange(B, device=x_BT.device)[:, None]
+        return x_BT.flatten(0, 1)[(self.predicted + first_B1).flatten()]
+
+    @property
+    def even(self) -> bool:
+        """Whether the loss is of equally many outputs in every sequence, of this batch and of any other."""
+        return self.predicted is None or self.predicted.dtype != torch.bool
+
+    @property
+    def predictions(self) -> int:
+        """Number of outputs that the loss is of."""
+        if self.predicted is None:
+            return self.inputs_BT.numel()
+        return int(self.predicted.sum()) if self.predicted.dtype == torch.bool else self.predicted.numel()
+
+    def to(self, device: torch.device) -> "Batch":
+        predicted = None if self.predicted is None else self.predicted.to(device)
+        extents_B = None if self.extents_B is None else self.extents_B.to(device)
+        return Batch(self.inputs_BT.to(device), self.targets_BT.to(device), predicted, extents_B)
+
+    def split(self, rows: int) -> list["Batch"]:
+        """Batches of so many sequences each; the last one has the rest."""
+        parts = [[None] * -(-len(self.inputs_BT) // rows) if x is None else x.split(rows) for x in self]
+        return [Batch(*fields) for fields in zip(*parts, strict=True)]
 
 
-def prefix(seed: int, samples: Iterable[int], T: int) -> Tensor | None:
+class Objective:
+    """Causal: each token sees those before it and itself, and each output predicts the next token (GPT)."""
+
+    causal = True  # no token sees a later one: the executors of attention leave out what lies ahead
+
+    def __init__(self, cfg: ModelConfig):
+        self.cfg = cfg
+
+    def batch(self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None) -> Batch:
+        """What is trained on, from rows of seq + 1 token ids.
+
+        Args:
+            seed, numbers: the run's seed, and the number of each row, counted from the first of the run. All that is
+                random is drawn from these two alone, so that no resume, rank, micro-batch or batch size changes it.
+                By default rows are numbered from 0.
+        """
+        return Batch(rows_BS[:, :-1], rows_BS[:, 1:])
+
+    @staticmethod
+    def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Whether position `q` of sequence `b` of the batch sees position `k`: integer tensors that broadcast."""
+        return k <= q
+
+    def check(self, extents_B: Tensor | None) -> None:
+        """Raises:
+        ValueError: when extents are missing, or are passed to an objective that has none: the model would not be
+            the one that was trained.
+        """
+        if extents_B is not None:
+            raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
+
+    def extent(self, context: int) -> int:
+        """The extent of a sequence whose first `context` tokens are the context of what is scored.
+
+        Raises:
+            ValueError: when this objective gives no left-to-right likelihood.
+        """
+        return 0
+
+
+class Prefix(Objective):
     """Prefix-LM (Raffel et al. 2020, section 3.2): the tokens of a prefix see each other both ways, and are not
-    predicted; the rest is causal.
+    predicted; the rest is causal. The extent of a sequence is the length of its prefix."""
 
-    Args:
-        samples: numbers of the samples, counted from the first of the run. The length depends on seed and number alone,
-            so that no resume, rank, micro-batch or batch size changes it.
-        T: tokens of the input.
+    causal = False
 
-    Returns:
-        The length of each sample's prefix [B], uniform from 1 (the same as causal) to T (one token is predicted).
-    """
-    return torch.tensor([np.random.default_rng([seed, n]).integers(1, T, endpoint=True) for n in samples])
+    def batch(self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None) -> Batch:
+        """The prefix's length is uniform from 1 (the same as causal) to T (one token is predicted)."""
+        B, T = len(rows_BS), rows_BS.shape[1] - 1
+        draws = [np.random.default_rng([seed, n]) for n in (range(B) if numbers is None else numbers)]
+        extents_B = torch.tensor([draw.integers(1, T, endpoint=True) for draw in draws])
+        # the last token of the prefix is the first to predict one that is not in it
+        predicted_BT = torch.arange(T) >= extents_B[:, None] - 1
+        return Batch(rows_BS[:, :-1], rows_BS[:, 1:], predicted_BT, extents_B)
+
+    @staticmethod
+    def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        assert extents_B is not None
+        return (k <= q) | (k < extents_B[b])
+
+    def check(self, extents_B: Tensor | None) -> None:
+        if extents_B is None:
+            raise ValueError("model.objective=prefix: give the length of each sequence's prefix (1: causal)")
+
+    def extent(self, context: int) -> int:
+        return context
 
 
-OBJECTIVES: dict[str, Callable[[int, Iterable[int], int], Tensor | None]] = {"causal": causal, "prefix": prefix}
+OBJECTIVES: dict[str, type[Objective]] = {"causal": Objective, "prefix": Prefix}
 assert set(OBJECTIVES) == set(get_args(get_type_hints(ModelConfig)["objective"]))
-
-
-def predicted(prefix_B: Tensor, T: int) -> Tensor:
-    """Which of T inputs predict a token that is not in the prefix, [B, T]: its last one is the first to do so."""
-    return torch.arange(T, device=prefix_B.device) >= prefix_B[:, None] - 1
-
-
-def check_prefix(objective: str, given: bool) -> None:
-    """Raises:
-    ValueError: when a model of the prefix objective is not told the prefixes, or a causal one is.
-    """
-    if objective == "prefix" and not given:
-        raise ValueError("model.objective=prefix: give the length of each sequence's prefix (1: causal)")
-    if objective == "causal" and given:
-        raise ValueError("model.objective=causal has no prefix: it was not trained to see what comes after")
 
 
 # Rows of logits at a time, and rows whose softmax is taken at a time, in fp32. On a CPU few are enough, and more only

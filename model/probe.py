@@ -49,15 +49,16 @@ def tokens(model: Any, T: int) -> Tensor:
     return (torch.arange(T, device=model.embed.weight.device) % model.cfg.vocab)[None]
 
 
-def prefixes(model: Any, tokens: Tensor, prefix: int = 1) -> dict[str, Tensor]:
-    """What the model must be told beside the tokens; a prefix of one token is the same as none."""
+def extents(model: Any, tokens: Tensor, extent: int = 1) -> dict[str, Tensor]:
+    """The argument that a model needs beside the tokens where its objective has extents, all of the same size. For
+    the prefix objective it is the prefix's length, and 1 is the same as causal."""
     if model.cfg.objective != "prefix":
         return {}
-    return {"prefix_B": torch.full((len(tokens),), prefix, device=tokens.device)}
+    return {"extents_B": torch.full((len(tokens),), extent, device=tokens.device)}
 
 
-def hidden(model: Any, tokens: Tensor, prefix: int = 1) -> Tensor:
-    return model.hidden(tokens, **prefixes(model, tokens, prefix))
+def hidden(model: Any, tokens: Tensor, extent: int = 1) -> Tensor:
+    return model.hidden(tokens, **extents(model, tokens, extent))
 
 
 def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:

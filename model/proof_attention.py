@@ -59,9 +59,9 @@ def _key_sizes(T: int) -> np.ndarray:
     return np.where(np.arange(T) % 2, 0.5, 1.0)
 
 
-def measured_scores(model: Any, T: int, prefix: int = 1) -> list[np.ndarray]:
+def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
     """The scores that each layer really used, [H, T, T] of this rank's heads per layer, relative to each query's own
-    position; minus infinity for what is not seen. `prefix`: the length of the prefix, where the objective has one.
+    position; minus infinity for what is not seen. `extent`: of the sequence, where the objective has extents.
 
     The output of every layer's qkv projection is replaced by q = k = K^-1/4 (a score of 1, where bf16 is
     fine enough to see the smallest slope) and by values that are indicators of the key's position, so that what
@@ -89,7 +89,7 @@ def measured_scores(model: Any, T: int, prefix: int = 1) -> list[np.ndarray]:
 
                 on(block.attn.qkv.register_forward_hook(inject))
                 on(block.attn.proj.register_forward_pre_hook(read))
-            probe.hidden(model, probe.tokens(model, T), prefix)
+            probe.hidden(model, probe.tokens(model, T), extent)
     with np.errstate(divide="ignore"):
         logs = [np.log(w) for w in weights]
     return [s - np.diagonal(s, axis1=1, axis2=2)[:, :, None] for s in logs]
@@ -101,12 +101,12 @@ def position(model: Any) -> Proof:
     T = min(cfg.seq, 64)
     expected = expected_scores(cfg.pos, cfg.heads, cfg.head_dim, T, cfg.rotary_base)[probe.heads(model)]
     expected = expected - np.diagonal(expected, axis1=1, axis2=2)[:, :, None]
-    prefix = T // 2 if cfg.objective == "prefix" else 1
-    seen = visible(T, prefix)
+    extent = T // 2 if cfg.objective == "prefix" else 1
+    seen = visible(cfg.objective, T, extent)
     wrong, worst = [], 0.0
-    for i, score in enumerate(measured_scores(model, T, prefix)):
+    for i, score in enumerate(measured_scores(model, T, extent)):
         if np.isfinite(score[:, ~seen]).any():
-            wrong.append(f"layer {i}: attention sees the future")
+            wrong.append(f"layer {i}: attention sees what comes later")
         error = np.abs(score - expected)[:, seen]
         excess = error - probe.TOLERANCE * np.abs(expected[:, seen])
         worst = max(worst, float(error.max()))
@@ -133,48 +133,65 @@ def position(model: Any) -> Proof:
     return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or good)
 
 
-def visible(T: int, prefix: int) -> np.ndarray:
-    """Which keys each query sees, [T, T]: the past, and the prefix; one of a single token is causal."""
-    at = np.arange(T)
-    return (at <= at[:, None]) | (at < prefix)
+def visible(objective: str, T: int, extent: int) -> np.ndarray:
+    """Which keys each query sees, [T, T], by the definition of the objective."""
+    seen = np.zeros((T, T), bool)
+    for q in range(T):
+        for k in range(T):
+            seen[q, k] = {"causal": k <= q, "prefix": k <= q or k < extent}[objective]
+    return seen
+
+
+def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int, int]]]:
+    """For each row of token ids the (position, token) pairs that the objective says are predicted.
+
+    Of the batch only what is drawn at random is read, the extents.
+    """
+    R, T = len(rows), rows.shape[1] - 1
+    if model.cfg.objective == "causal":
+        return [[(t, rows[r, t + 1]) for t in range(T)] for r in range(R)]
+    extents = batch.extents_B.tolist()
+    return [[(t - 1, rows[r, t]) for t in range(extents[r], T + 1)] for r in range(R)]
 
 
 def objective(model: Any) -> Proof:
-    """What the tokens of a sequence see, and which of them are predicted.
+    """What the tokens of a sequence see, and which of them are predicted from which outputs.
 
-    Where the last norm is made to return zeros, each prediction costs log V. Then one position at a time is made to
-    cost more, and the loss must rise by its share, or not at all where nothing is to be predicted.
+    Where the last norm is made to return zeros, each prediction costs log V. Then the outputs at one position at a time
+    are made to favour a token that is not predicted, and the loss must rise by the share of the predictions made there.
     """
-    cfg, T = model.cfg, min(model.cfg.seq, 8)
-    declared = T // 2 if cfg.objective == "prefix" else 1
-    wrong, counts = [], []
-    for prefix in sorted({1, declared}):
-        for i, score in enumerate(measured_scores(model, T, prefix)):
-            if not (np.isfinite(score) == visible(T, prefix)).all():
-                wrong.append(f"layer {i}: a prefix of {prefix} of {T} tokens is not what is seen both ways")
-        tokens = probe.tokens(model, T + 1)
-        matrix = probe.whole(model, "embed.weight" if model.head is None else "head.weight")
-        other = matrix[min(T + 2, cfg.vocab - 1)]
-        y_D = 30 * other / other.square().sum()
-        logits = matrix.double() @ y_D.double()
-        rest = range(prefix - 1, T)
-        for t in range(T):
-            with probe.hooks() as on:
+    cfg, T, R = model.cfg, min(model.cfg.seq, 8), 3
+    wrong = []
+    for extent in sorted({1, T // 2 if cfg.objective == "prefix" else 1}):
+        for i, score in enumerate(measured_scores(model, T, extent)):
+            if not (np.isfinite(score) == visible(cfg.objective, T, extent)).all():
+                wrong.append(f"layer {i}: attention does not see what {cfg.objective} says (extent {extent} of {T})")
+    device = model.embed.weight.device
+    rows = torch.arange(R * (T + 1), device=device).view(R, T + 1) % (cfg.vocab - 1)
+    batch = model.objective.batch(rows, 1, range(R)).to(device)
+    expected = predictions(model, rows.cpu().numpy(), batch)
+    total = sum(map(len, expected))
+    matrix = probe.whole(model, "embed.weight" if model.head is None else "head.weight")
+    favoured = matrix[cfg.vocab - 1]
+    y_D = 30 * favoured / favoured.square().sum()
+    logits = matrix.double() @ y_D.double()
+    costs = (logits.logsumexp(0) - logits).tolist()  # of predicting each token from y_D
+    base = math.log(cfg.padded_vocab)
+    for t in range(T):
+        with probe.hooks() as on:
 
-                def one(m: Any, args: Any, out: Tensor, t: int = t, y_D: Tensor = y_D) -> Tensor:
-                    out = torch.zeros_like(out)
-                    out[:, t] = y_D
-                    return out
+            def favour(m: Any, args: Any, out: Tensor, t: int = t) -> Tensor:
+                out = torch.zeros_like(out)
+                out[:, t] = y_D
+                return out
 
-                on(model.norm.register_forward_hook(one))
-                loss = float(model.loss(tokens, **probe.prefixes(model, tokens, prefix)))
-            base = math.log(cfg.padded_vocab)
-            more = float(logits.logsumexp(0) - logits[tokens[0, t + 1]]) - base
-            expected = base + (more / len(rest) if t in rest else 0)
-            if abs(loss - expected) > probe.TOLERANCE * base:
-                wrong.append(f"position {t} of {T}, prefix {prefix}: the loss is {loss:.3f} and not {expected:.3f}")
-        counts.append(f"{len(rest)} of {T} predicted after a prefix of {prefix}")
-    return Proof("model.objective", cfg.objective, not wrong, "; ".join(wrong) or "; ".join(counts))
+            on(model.norm.register_forward_hook(favour))
+            loss = float(model.loss(batch))
+        more = sum(costs[token] - base for pairs in expected for at, token in pairs if at == t)
+        if abs(loss - base - more / total) > probe.TOLERANCE * base:
+            wrong.append(f"position {t} of {T}: the loss is {loss:.3f} and not {base + more / total:.3f}")
+    good = f"{total} of {R} x {T} outputs predict, each the token that it should"
+    return Proof("model.objective", cfg.objective, not wrong, "; ".join(wrong) or good)
 
 
 def qk_scaling(model: Any) -> Proof:

@@ -213,7 +213,7 @@ def tied(model: Any) -> Proof:
     rows = {n: p for n in outside if (p := probe.whole(model, n)).shape[0] == cfg.padded_vocab}
     output = rows.get("embed.weight" if cfg.tied else "head.weight")
     ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})
-    logits = model(tokens, **probe.prefixes(model, tokens))
+    logits = model(tokens, **probe.extents(model, tokens))
     ok = ok and output is not None and probe.close(logits, x @ output.double().T, 1.0)
     return Proof("model.tied", str(cfg.tied).lower(), ok, f"matrices over the vocabulary: {', '.join(rows)}")
 

@@ -36,6 +36,7 @@ from launch import engine, preflight
 from model import count
 from model.gpt import GPT
 from model.memory import estimate
+from model.objective import Batch
 from tests.bench_gpu_check import LONG, POSITIONS, wrong, wrong_in_fp8
 
 # Dense bf16 FLOP/s by the beginning of the name that CUDA gives; NVIDIA's data sheets. An H100 PCIe or NVL has fewer
@@ -219,13 +220,13 @@ def compare_speeds(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------------------------ one row
 
 
-def bare(model: GPT, words: list[tuple[str, Any]], data: torch.Tensor) -> tuple[Callable[[], object], float]:
+def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callable[[], object], float]:
     """A step of a plain torch loop on the same work (bf16 weights, fp32 masters, AdamW, clipping), and the seconds that
     compiling took."""
     run, device = resolve(words), "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device, torch.bfloat16)
     weights: list[torch.Tensor] = list(model.parameters())
-    micros = data.to(device).split(run.layout.micro_batch)
+    micros = data.to(torch.device(device)).split(run.layout.micro_batch)
     masters = [p.detach().float().requires_grad_() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     loss = torch.compile(model.loss, dynamic=False) if device == "cuda" else model.loss
@@ -266,10 +267,11 @@ def measure(wanted: Row, steps: int, profile: bool) -> Row:
         ("layout.micro_batch", micro),
     ]
     run = resolve(words)
-    data = torch.randint(run.model.vocab, (batch, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
+    rows = torch.randint(run.model.vocab, (batch, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
     engine.start(run)
     step: Callable[[], object]
     model = GPT(run.model, run.seed, engine.ranks(run))
+    data = model.objective.batch(rows)
     if wanted["loop"] == "engine":
         built = engine.build(model, run, 1)
         step, compiling = lambda: built.step(data, run.train.lr), built.compile_seconds

@@ -17,6 +17,7 @@ from ablations.config import Run, resolve
 from launch import engine
 from model import attention, proof
 from model.gpt import GPT
+from model.objective import Batch
 from model.shard import WHOLE, Whole
 
 POSITIONS = ("none", "learned", "rotary", "alibi")
@@ -35,10 +36,10 @@ SMALL = [
 LONG = [*SMALL, ("model.heads", 2), ("model.seq", 1024), ("train.batch", 2), ("layout.micro_batch", 2)]
 
 
-def reading(model: GPT, rows: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+def reading(model: GPT, batch: Batch, loss: Callable[[Batch], torch.Tensor]) -> list[torch.Tensor]:
     """The loss and all gradients, in fp32 on the CPU."""
     model.zero_grad()
-    value = loss(rows)
+    value = loss(batch)
     value.backward()
     found = [value, *(p.grad for p in model.parameters() if p.grad is not None)]
     return [t.detach().float().cpu() for t in found]
@@ -60,8 +61,9 @@ def wrong_in_fp8(device: str) -> list[str]:
     exact_model, model = larger(run), larger(run, engine.ranks(run)).to(device, torch.bfloat16)
     found = proof.precision(model)
     faults = [] if found.passed and found.value == "fp8" else [f"fp8: {found.value}, {found.detail}"]
-    exact = reading(exact_model, rows, exact_model.loss)
-    ours = reading(model, rows.to(device), torch.compile(model.loss) if device == "cuda" else model.loss)
+    batch = model.objective.batch(rows)
+    exact = reading(exact_model, batch, exact_model.loss)
+    ours = reading(model, batch.to(torch.device(device)), torch.compile(model.loss) if device == "cuda" else model.loss)
     for name, ideal, mine in zip(["loss", *(n for n, _ in model.named_parameters())], exact, ours, strict=True):
         error, allowed = float((mine - ideal).norm() / ideal.norm()), 0.001 if name == "loss" else 0.25
         if not error <= allowed:
@@ -80,9 +82,10 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL) -> list[s
     )
     model = larger(run)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    exact = reading(model, rows, model.loss)
-    model, there = model.to(device, torch.bfloat16), rows.to(device)
-    with mock.patch.object(attention, "fused", lambda p, h, x, prefix=None: attention.plain(p, h, x, 0.0, prefix)):
+    batch = model.objective.batch(rows)
+    exact = reading(model, batch, model.loss)
+    model, there = model.to(device, torch.bfloat16), batch.to(torch.device(device))
+    with mock.patch.object(attention, "fused", attention.plain):
         written_out = reading(model, there, model.loss)
     ours = reading(model, there, torch.compile(model.loss) if device == "cuda" else model.loss)
     faults = []
@@ -96,7 +99,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL) -> list[s
     engine.start(run)
     fresh = GPT(run.model, run.seed)
     fresh.load_state_dict(state)
-    first = engine.build(fresh, resolve([*shape, ("model.pos", pos)]), 1).step(rows, 1e-4)[0]
+    first = engine.build(fresh, resolve([*shape, ("model.pos", pos)]), 1).step(batch, 1e-4).loss
     if not abs(first - float(exact[0])) < 0.01 * float(exact[0]):
         faults.append(f"{pos}: the engine's first loss is {first:.4f}, the model's {float(exact[0]):.4f}")
     return faults

@@ -77,7 +77,7 @@ def build(row: str, setting: str, run: Run, rows: torch.Tensor, nanogpt: Path | 
 def ours(run: Run, rows: torch.Tensor) -> Step:
     engine.start(run)
     built = engine.build(GPT(run.model, run.seed), run, 1)
-    return lambda: built.step(rows, run.train.lr)
+    return lambda: built.step(built.model.objective.batch(rows), run.train.lr)
 
 
 def peer(model: torch.nn.Module, run: Run, rows: torch.Tensor, setting: str) -> Step:
@@ -92,7 +92,7 @@ def peer(model: torch.nn.Module, run: Run, rows: torch.Tensor, setting: str) -> 
 
     def loss() -> Any:
         if isinstance(model, GPT):
-            return model.loss(rows)
+            return model.loss(model.objective.batch(rows))
         if "nanogpt" in type(model).__module__:  # asked for the logits of all positions it wants the targets
             return model(x, y)[1]
         out = model(x)

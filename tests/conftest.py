@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ablations import rundir
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -18,6 +20,13 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 multiprocessing.set_forkserver_preload(
     ["torch", "deepspeed", "launch.train", "launch.engine", "model.gpt", "model.proof", "model.parallel"]
 )
+
+
+def trained(run_dir: Path) -> None:
+    """Make a run directory look like one at its end, as launch/train.py leaves it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / rundir.WEIGHTS).write_bytes(b"weights")
+    rundir.write_done(run_dir, {"steps": 512})
 
 
 class Launch:

@@ -49,10 +49,27 @@ DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
 SCHEDULE, STUDY_FILES = "tests/test_schedule.py", "tests/test_study_files.py"
 OBJECTIVE, BUDGET, FP8 = "tests/test_objective.py", "tests/test_budget.py", "tests/test_fp8.py"
 RANKS = "tests/test_parallel.py"
+SEEDED = (
+    "tests/test_train.py::test_the_seed_draws_the_order_of_the_data "
+    "tests/test_train.py::test_what_is_dropped_differs_by_step_and_by_seed"
+)
 RESUME = "tests/test_resume.py::test_a_damaged_checkpoint_costs_steps_and_nothing_else"
 DAMAGE = "tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before"
 BACK = "tests/test_resume.py::test_after_a_spike_the_run_goes_back_and_past_the_data"
+REPORT, STATISTICS = "tests/test_report.py", "tests/test_statistics.py"
+RATIO = f"{STATISTICS}::test_a_ratio_of_sums_is_no_mean_of_ratios"
+PASSAGES = f"{STATISTICS}::test_items_that_share_a_passage_are_one"
+UNEQUAL = f"{STATISTICS}::test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes"
+FEW = f"{STATISTICS}::test_few_independent_items_give_no_verdict"
+LEFT_OUT = f"{REPORT}::test_a_task_that_differs_is_left_out_of_the_comparison"
+OTHER_TEXT = f"{REPORT}::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
+RECOMPUTED = f"{REPORT}::test_scores_that_are_not_those_of_the_items_are_refused"
+STEERED = f"{REPORT}::test_a_strangers_names_cannot_steer_a_terminal_or_a_page"
+PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
+FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
+RUNDIR = "tests/test_rundir.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
+OBJ = "model/objective.py"
 GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
 
 
@@ -80,8 +97,8 @@ MUTATIONS = [
         "model.pos=alibi",
         "model.pos",
         GPT,
-        "            self.position, self.cfg.heads",
-        '            POSITIONS["none"](self.cfg), self.cfg.heads',
+        "            self.position, heads",
+        '            POSITIONS["none"](self.cfg), heads',
     ),
     one(
         "ALiBi is accepted and means none",
@@ -211,7 +228,7 @@ MUTATIONS = [
             (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0"),
         ],
     ),
-    one("a token sees the next one", "", "", "model.pos", ATTENTION, "    seen = k <= q\n", "    seen = k <= q + 1\n"),
+    one("a token sees the next one", "", "", "model.pos", OBJ, "return k <= q\n", "return k <= q + 1\n"),
     one(
         "of a key's gradient only the first queries' share is kept",
         "",
@@ -236,9 +253,9 @@ MUTATIONS = [
         "",
         "model.objective=prefix",
         "model.objective",
-        ATTENTION,
-        "seen = seen | (k < prefix_B[:, None, None, None])",
-        "pass",
+        OBJ,
+        "return (k <= q) | (k < extents_B[b])",
+        "return (k <= q) | (b < 0)",
         OBJECTIVE,
     ),
     # proofs measure the executor of the device they run on
@@ -248,7 +265,7 @@ MUTATIONS = [
         "model.objective=prefix",
         "",
         ATTENTION,
-        "return (k <= q) | (k < prefix_B[b])",
+        "return sees(extents_B, b, q, k)",
         "return k <= q",
         OBJECTIVE,
     ),
@@ -257,9 +274,9 @@ MUTATIONS = [
         "Megatron-DeepSpeed without loss-on-targets-only",
         "model.objective=prefix",
         "model.objective",
-        "model/objective.py",
-        ">= prefix_B[:, None] - 1",
-        ">= 0 * prefix_B[:, None]",
+        OBJ,
+        ">= extents_B[:, None] - 1",
+        ">= 0 * extents_B[:, None]",
         OBJECTIVE,
     ),
     one(
@@ -278,8 +295,8 @@ MUTATIONS = [
         "model.objective=prefix",
         "",
         "model/objective.py",
-        "default_rng([seed, n])",
-        "default_rng([seed, n % 50])",
+        "np.random.default_rng([seed, n]) for n in (range(B)",
+        "np.random.default_rng([seed, n % 50]) for n in (range(B)",
         OBJECTIVE,
     ),
     one(
@@ -288,8 +305,8 @@ MUTATIONS = [
         "model.objective=prefix",
         "",
         "launch/engine.py",
-        "return list(parts), [count",
-        "return list(parts), [1.0 for _ in counts] or [count",
+        "return [count * len(micros)",
+        "return [1.0 for _ in counts] or [count * len(micros)",
         OBJECTIVE,
     ),
     # fp16
@@ -370,8 +387,8 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "model/fp8.py",
-        "1 / a, one, 1 / b, one,",
-        "a, one, b, one,",
+        "        1 / a,\n        one,\n        1 / b,\n",
+        "        a,\n        one,\n        b,\n",
         FP8,
     ),
     one(
@@ -568,7 +585,15 @@ MUTATIONS = [
             ("model/init.py", "generator=generator)", "generator=None)"),
         ],
     ),
-    one("the loss is that of the current token", "", "", "", GPT, "tokens_BS[:, 1:]", "tokens_BS[:, :-1]"),
+    one(
+        "the loss is that of the current token",
+        "",
+        "",
+        "model.objective",
+        OBJ,
+        "rows_BS[:, 1:])\n",
+        "rows_BS[:, :-1])\n",
+    ),
     one("cross-entropy in bf16", "", "", "", "model/objective.py", "p = logits_NV.float()", "p = logits_NV.clone()"),
     # training
     Mutation(
@@ -646,10 +671,60 @@ MUTATIONS = [
         "",
         "",
         "",
-        "launch/checkpoint.py",
-        'return "" if same else',
+        "ablations/rundir.py",
+        'return "" if sha256(path) == expected["sha256"] else',
         'return "" if True else',
         DAMAGE,
+    ),
+    one(
+        "a damaged index of a checkpoint is taken for whole",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        'if index.pop("sha256") != _digest(index):',
+        'if not index.pop("sha256"):',
+        RUNDIR,
+    ),
+    one(
+        "weights that have changed since are those of the run",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        "complaint = damage(path, expected)",
+        'complaint = ""',
+        RUNDIR,
+    ),
+    one(
+        "a link is written through",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        "os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW |",
+        "os.O_WRONLY | os.O_CREAT |",
+        RUNDIR,
+    ),
+    one(
+        "a file is renamed before it is on the disk",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        "                os.fsync(file.fileno())\n        os.replace",
+        "                pass\n        os.replace",
+        RUNDIR,
+    ),
+    one(
+        "the log has the last loss for the mean",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "math.fsum(at.losses) / len(at.losses)",
+        "at.losses[-1]",
+        "tests/test_train.py::test_the_layout_leaves_no_trace",
     ),
     one(
         "after a spike the same data come again",
@@ -657,8 +732,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "batch.start + at.skipped + r",
-        "batch.start + r",
+        "numbers.start + at.skipped + r",
+        "numbers.start + r",
         BACK,
     ),
     # tensor parallelism
@@ -774,8 +849,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "len(batch) // replicas for r in (replica, replica + 1)",
-        "len(batch) // world for r in (rank, rank + 1)",
+        "len(numbers) // replicas for r in (replica, replica + 1)",
+        "len(numbers) // world for r in (rank, rank + 1)",
         RANKS,
     ),
     one(
@@ -784,9 +859,59 @@ MUTATIONS = [
         "",
         "",
         "launch/checkpoint.py",
-        "return shard(piece.name, whole, piece.rank, piece.size).flatten()",
-        "return shard(piece.name, whole, 0, piece.size).flatten()",
+        "return shard(fragment.name, whole, fragment.rank, fragment.size).flatten()",
+        "return shard(fragment.name, whole, 0, fragment.size).flatten()",
         RANKS,
+    ),
+    one(
+        "the order of the data is the same for all seeds",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "run.model.seq, run.seed,",
+        "run.model.seq, 1,",
+        SEEDED,
+    ),
+    one(
+        "the order of the data ignores the seed where it is drawn",
+        "",
+        "",
+        "",
+        "data/batches.py",
+        "SeedSequence([self.seed, epoch])",
+        "SeedSequence([1, epoch])",
+        SEEDED,
+    ),
+    one(
+        "the same is dropped at every step",
+        "",
+        "model.dropout=0.1",
+        "",
+        "launch/train.py",
+        "run.seed * 1_000_003 + at.step",
+        "run.seed * 1_000_003",
+        SEEDED,
+    ),
+    one(
+        "the same is dropped for all seeds",
+        "",
+        "model.dropout=0.1",
+        "",
+        "launch/train.py",
+        "run.seed * 1_000_003 + at.step",
+        "at.step",
+        SEEDED,
+    ),
+    one(
+        "the engine seeds every step alike",
+        "",
+        "model.dropout=0.1",
+        "",
+        "launch/engine.py",
+        "torch.manual_seed(seed)",
+        "torch.manual_seed(0)",
+        SEEDED,
     ),
     one(
         "the order of the data depends on the budget",
@@ -814,7 +939,7 @@ MUTATIONS = [
         "",
         "",
         "launch/engine.py",
-        "self.ds.set_train_batch_size(len(rows_bS) * replicas)",
+        "self.ds.set_train_batch_size(len(batch.inputs_BT) * replicas)",
         "pass",
         BUDGET,
     ),
@@ -824,7 +949,7 @@ MUTATIONS = [
         "",
         "",
         "launch/engine.py",
-        "self.ds.set_gradient_accumulation_boundary(i == len(rows))",
+        "self.ds.set_gradient_accumulation_boundary(i == len(micros))",
         "pass",
         BUDGET,
     ),
@@ -970,8 +1095,152 @@ MUTATIONS = [
         "int(self._blend[1][len(self._blend[1]) - 1 - number])",
         DATA,
     ),
+    # reports and statistics
+    one(
+        "the interval of a ratio of sums is that of a mean of ratios",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "total += times @ pairs[:, 0] / (times @ pairs[:, 1])",
+        "total += times @ (pairs[:, 0] / pairs[:, 1]) / len(w_N)",
+        RATIO,
+    ),
+    one(
+        "the standard error of a ratio of sums is that of a mean of ratios",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "    return float(sqrt((n - 1) / n * (influences(a, b) ** 2).sum()))",
+        "    return mean_stderr(a / b)",
+        RATIO,
+    ),
+    one(
+        "items that share a passage are independent",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "    if len(names) == len(w_N):",
+        "    if True:",
+        PASSAGES,
+    ),
+    one(
+        "documents of unequal sizes tell as much as equal ones",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "effective_number(w_N) - 1)",
+        "n - 1)",
+        PASSAGES,
+    ),
+    one(
+        "a large document has no more influence than its share",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "b) / (total - b), nan=inf",
+        "b) / total, nan=inf",
+        f"{UNEQUAL} {RATIO}",
+    ),
+    one(
+        "one document is enough for a verdict",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "FEWEST_ITEMS = 3 ",
+        "FEWEST_ITEMS = 0 ",
+        f"{REPORT}::test_one_held_out_document_gives_no_verdict",
+    ),
+    one(
+        "tasks of another chance level are compared",
+        "",
+        "",
+        "",
+        "eval/report/comparable.py",
+        'TASK = ("metric", "version", "chance", ',
+        'TASK = ("metric", "version", ',
+        LEFT_OUT,
+    ),
+    one(
+        "a mean over more tasks is compared with one over fewer",
+        "",
+        "",
+        "",
+        "eval/report/compare.py",
+        "        if all(set(tasks_of(cells[run], name)) == set(tasks) for run in runs):",
+        "        if runs:",
+        f"{LEFT_OUT} {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked",
+    ),
+    one(
+        "a corpus that changed between two runs is compared",
+        "",
+        "",
+        "",
+        "eval/report/comparable.py",
+        "        read.setdefault(declared, sha256) == sha256",
+        "        read.setdefault(declared, sha256)",
+        OTHER_TEXT,
+    ),
+    one(
+        "a score is believed, whatever its items are",
+        "",
+        "",
+        "",
+        "eval/report/scores.py",
+        '    if not abs(entry["value"] - value) <= TOLERANCE',
+        "    if False and TOLERANCE",
+        RECOMPUTED,
+    ),
+    one(
+        "a headline is believed, whatever its tasks are",
+        "",
+        "",
+        "",
+        "eval/report/scores.py",
+        "        if claimed and not abs(",
+        "        if False and not abs(",
+        RECOMPUTED,
+    ),
+    one(
+        "control characters reach a figure",
+        "",
+        "",
+        "",
+        "ablations/drawing.py",
+        "html.escape(printable(words))",
+        "html.escape(words)",
+        PRINTABLE,
+    ),
+    one(
+        "control characters reach the report",
+        "",
+        "",
+        "",
+        "eval/report/runs.py",
+        '    return printable(str(value)).replace("\\n", " ")',
+        "    return str(value)",
+        STEERED,
+    ),
+    one(
+        "files of a report are written over those that are there",
+        "",
+        "",
+        "",
+        "eval/report/record.py",
+        'folder / f".{name}.{os.getpid()}.tmp" for name in texts',
+        "folder / name for name in texts",
+        FULL_DISK,
+    ),
 ]
-WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK}"
+WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
+WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
+WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
+WHERE += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
 EVERYTHING = dict.fromkeys(WHERE.split())
 CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(EVERYTHING))
 

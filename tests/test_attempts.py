@@ -16,12 +16,14 @@ from typing import IO, Any
 import pytest
 
 from ablations.config import ConfigError
+from ablations.rundir import last_step, read_attempts
 from ablations.site import find, site
-from ablations.status import attempts, last_checkpoint, state
+from ablations.status import state
 from ablations.study import from_args
 from launch.slurm import attempts as launch_attempts
 from launch.slurm.attempts import PREEMPTED, REQUEUED, end, in_vain, start, write
 from launch.slurm.submit import _ranges, in_queue, judged, like, sbatch, submit, with_mtbf
+from tests.conftest import trained
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +58,7 @@ def test_a_checkpoint_without_its_manifest_is_none(tmp_path: Path) -> None:
         (tmp_path / f"checkpoints/step_{step}").mkdir(parents=True)
         if whole:
             (tmp_path / f"checkpoints/step_{step}/checkpoint.json").write_text("{}")
-    assert last_checkpoint(tmp_path) == 64
+    assert last_step(tmp_path) == 64
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_what_is_next(
         with open(cell.dir / name, "a") as f:
             f.write(content.get(name, name))
     assert (end("7_1", cell.dir, code, told) == 0) == (how == "finished")
-    last = attempts(cell.dir)[-1]
+    last = read_attempts(cell.dir)[0][-1]
     assert (last["how"], last["again"]) == (how, again)
     requeued = again and told != "LIMIT"  # that was done at once
     assert asked == ([("7_1", {"node2"} if "bad" in how else set())] if requeued else [])
@@ -135,7 +137,7 @@ def test_nothing_starts_that_is_finished_or_killed_or_hopeless(cell: Any, capsys
     assert start("7_1", cell, out) == 1 and "3 attempts" in (cell.dir / "failed").read_text()
     assert start("8_1", cell, out) == 0 and not (cell.dir / "failed").exists()
     assert capsys.readouterr().out.strip() == str(cell.dir)
-    (cell.dir / "done").touch()
+    trained(cell.dir)
     assert start("8_1", cell, out) == 0
     assert capsys.readouterr().out == ""
 
@@ -170,7 +172,7 @@ def test_what_a_second_job_says_is_not_taken_for_the_firsts(cell: Any, monkeypat
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     with training(cell.dir, "8"):
         assert end("9_1", cell.dir, 75, "") == 75
-        assert attempts(cell.dir)[-1]["how"] == "another job trains this run" and not asked
+        assert read_attempts(cell.dir)[0][-1]["how"] == "another job trains this run" and not asked
         began(cell.dir, "9_1", 0, "", "")
         monkeypatch.setattr(launch_attempts, "elsewhere", lambda folder: False)  # its heart does not beat yet
         assert start("9_1", cell, out) == 1 and not (cell.dir / "failed").exists()
@@ -264,7 +266,7 @@ def test_tasks_that_cannot_be_run_are_said_before_anything_is_submitted(
 def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.__main__ import identity
+    from eval.results import identity
     from eval.weights import Weights
 
     command(commands, "sbatch", f"cat >> {tmp_path}/asked; echo 7")
@@ -277,12 +279,12 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
     for cell in from_args(words).cells:
         cell.dir.mkdir(parents=True)
         (cell.dir / "run.json").write_text(json.dumps({"fingerprint": cell.run.fingerprint, "config": cell.config}))
-        (cell.dir / "done").write_text("{}")
+        trained(cell.dir)
 
     def evaluated(change: dict[str, Any], *more: str) -> str:
         """What is said when the second of two finished runs has another evaluation than the first."""
         for cell, other in zip(from_args(words).cells, ({}, change), strict=True):
-            had = identity(cell.dir, Weights(tmp_path / "weights"))
+            had = identity({"config": cell.config}, Weights(tmp_path / "weights"))
             had |= {"lm_eval_tasks": {"asked": ["copa", "rte"]}} | other
             (cell.dir / "eval.json").write_text(json.dumps(had))
         submit(from_args([*words, *more]), [], {}, 1)
@@ -337,7 +339,7 @@ def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.Cap
     small = [*words, "SET=model.vocab=300"]
     cell = from_args(small).cells[1]
     assert launch_attempts.main(["start", "7_1", "1", *small]) == 0
-    assert capfd.readouterr().out == f"{cell.dir}\n" and attempts(cell.dir)[-1]["event"] == "start"
+    assert capfd.readouterr().out == f"{cell.dir}\n" and read_attempts(cell.dir)[0][-1]["event"] == "start"
     assert sorted(p.name.rsplit("-", 1)[0] for p in (tmp_path / "runs/data").glob("*-*")) == [
         f"{tmp_path.name}-docs",
         f"{tmp_path.name}-docs-tokenizer-300",
@@ -349,7 +351,7 @@ def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.Cap
     said = capfd.readouterr()
     assert not said.out and "60000" in said.err
     assert state(cell)["state"] == "stopped" and "slurm/8_1.log" in state(cell)["why"]
-    (cell.dir / "done").touch()
+    trained(cell.dir)
     assert launch_attempts.main(["start", "8_1", "1", *large]) == 0  # of a finished run nothing is asked
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) ->
     """The exact model runs in fp32, what is compared in bf16: here only that goes wrong."""
     honest, rotate = attention.visible_bias, position._rotate
 
-    def lost(p: position.Position, heads: int, x: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+    def lost(p: position.Position, heads: int, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         return honest(p if x.dtype == torch.float32 else position.Position(resolve(TINY).model), heads, x, *rest)
 
     monkeypatch.setattr(attention, "visible_bias", lost)
@@ -71,7 +72,7 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
         engine.start(run)
         built = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
-        return [x for _ in range(3) for x in built.step(rows, 1e-2)[:2]]
+        return [x for _ in range(3) for x in built.step(built.model.objective.batch(rows), 1e-2)[:2]]
 
     # in fp8 what is rounded otherwise is a sixteenth off, and the third gradient's norm has seen two such steps
     tolerance = {"fp32": 1e-5, "bf16": 2e-2, "fp8": 0.1}[precision]

@@ -239,7 +239,7 @@ def test_a_ramp_trains_on_each_sample_once_and_takes_the_mean_of_each_batch(corp
         for group in optimizer.param_groups:
             group["lr"] = row["lr"]
         optimizer.zero_grad()
-        loss = model.loss(batches.batch(range(seen, seen + size)))
+        loss = model.loss(model.objective.batch(batches.batch(range(seen, seen + size))))
         loss.backward()
         norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
         optimizer.step()
@@ -308,10 +308,12 @@ def test_a_resumed_fp16_engine_goes_on_as_if_it_had_not_stopped() -> None:
     states = []
     for batch in rows:
         states.append(calm.scaling)
-        calm.step(batch, 0.0)  # the weights stay, so that the scale alone tells where it goes on
+        calm.step(
+            calm.model.objective.batch(batch), 0.0
+        )  # the weights stay, so that the scale alone tells where it goes on
     other = fresh()
     other.scaling = states[9]
     for i in range(9, 16):
         assert other.scaling == states[i]
-        other.step(rows[i], 0.0)
+        other.step(other.model.objective.batch(rows[i]), 0.0)
     assert states[9]["overflows"] > 0 and other.scaling == calm.scaling

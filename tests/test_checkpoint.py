@@ -14,8 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from ablations import rundir
 from launch import checkpoint
-from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Piece, whole
+from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
+from launch.manifest import Failed
 
 SIZES = {"embed": 70, "a.weight": 33, "a.bias": 1, "b": 128}  # elements
 
@@ -26,7 +28,7 @@ def state(step: int) -> dict[str, torch.Tensor]:
     return {kind: torch.arange(total) + total * i + 0.25 * step for i, kind in enumerate(KINDS)}
 
 
-def pieces(flat: dict[str, torch.Tensor], rank: int, ranks: int) -> list[Piece]:
+def pieces(flat: dict[str, torch.Tensor], rank: int, ranks: int) -> list[Fragment]:
     """A rank's even share of the flattened parameters, cut where parameters end: what ZeRO does."""
     total = sum(SIZES.values())
     low, high = rank * total // ranks, (rank + 1) * total // ranks
@@ -34,7 +36,7 @@ def pieces(flat: dict[str, torch.Tensor], rank: int, ranks: int) -> list[Piece]:
     for name, size in SIZES.items():
         a, b = max(at, low), min(at + size, high)
         if a < b:
-            found += [Piece(name, kind, a - at, flat[kind][a:b]) for kind in KINDS]
+            found += [Fragment(name, kind, a - at, flat[kind][a:b]) for kind in KINDS]
         at += size
     return found
 
@@ -81,7 +83,8 @@ def test_any_width_reads_any_width(tmp_path: Path, saved: int, loaded: int) -> N
 def load_behind(rank: int, ranks: int, folder: Path, step: int) -> None:
     """As `load`, where a network file system shows all ranks but the first what was there before the last save."""
     if rank:
-        checkpoint.whole = lambda folder: whole(folder)[1:]
+        seen = rundir.checkpoints
+        rundir.checkpoints = lambda folder, kind="step": seen(folder, kind)[1:]
     load(rank, ranks, folder, step)
 
 
@@ -103,7 +106,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(tmp_path: Path, 
         pytest.skip("needs root to mount a file system")
     try:
         save(2)
-        assert held.exists() and [p.name for p in whole(tmp_path)] == ["step_2"]
+        assert held.exists() and [p.name for p in rundir.checkpoints(tmp_path)] == ["step_2"]
     finally:
         os.system(f"umount {held}")
     save(3)
@@ -135,9 +138,11 @@ def test_the_manifest_comes_when_what_it_names_is_on_the_disk(
 
 def test_the_newest_are_kept_and_one_can_go_back(tmp_path: Path) -> None:
     on(2, save, tmp_path, [2, 9, 10])
-    assert [p.name for p in whole(tmp_path / "checkpoints")] == ["step_10", "step_9"]
+    assert [p.name for p in rundir.checkpoints(tmp_path / "checkpoints")] == ["step_10", "step_9"]
     on(2, load, tmp_path, 9, 10)
-    assert [p.name for p in whole(tmp_path / "checkpoints")] == ["step_9"]  # what came later did not happen
+    assert [p.name for p in rundir.checkpoints(tmp_path / "checkpoints")] == [
+        "step_9"
+    ]  # what came later did not happen
 
 
 @pytest.fixture
@@ -161,15 +166,55 @@ def lose(newest: Path) -> None:
     (newest / "rank_1.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lose])
+def flip_index(newest: Path) -> None:
+    """A high bit: the file is no UTF-8 any more."""
+    content = bytearray((newest / "checkpoint.json").read_bytes())
+    content[40] ^= 0x80
+    (newest / "checkpoint.json").write_bytes(content)
+
+
+def another_state(newest: Path) -> None:
+    """Still JSON, and another loss in the state."""
+    path = newest / "checkpoint.json"
+    changed = path.read_text().replace('"losses": [0.1', '"losses": [0.7')
+    assert changed != path.read_text()
+    path.write_text(changed)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lose, flip_index, another_state])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(two: Path, damage: Callable[[Path], None]) -> None:
     damage(two / "checkpoints/step_2")
     on(1, load, two, 1)
     said = (two / "said").read_text()
-    assert "step_2 is damaged (" in said and ".safetensors" in said and "the one before it is used" in said
+    assert "step_2 is damaged (" in said and "the one before it is used" in said
+    assert ".safetensors" in said or "checkpoint.json" in said
     assert (two / "checkpoints/damaged_step_2").exists()  # for whoever wants to look
     on(1, save, two, [2])
     on(1, load, two, 2)
+
+
+def test_a_folder_whose_name_has_no_step_is_left_alone(two: Path) -> None:
+    """Such as a copy that somebody made."""
+    folder = two / "checkpoints"
+    for name in ("step_2.bak", "step_", "step_9 (copy)", "weights_7.old"):
+        shutil.copytree(folder / "step_2", folder / name)
+    on(1, load, two, 2)
+    on(1, save, two, [3, 4, 5])
+    on(1, load, two, 5)
+    on(1, load, two, 4, 5)
+    kept = {"step_2.bak", "step_", "step_9 (copy)", "weights_7.old"}
+    assert {path.name for path in folder.iterdir()} == kept | {"step_4"}
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path, alone: None) -> None:
+    mine = Checkpoints(tmp_path, 2, identity={"fingerprint": "a", "corpus sha256": "1"})
+    mine.save(1, pieces(state(1), 0, 1), {})
+    mine.wait()
+    for identity in ({"fingerprint": "b"}, {"fingerprint": "a", "corpus sha256": "2"}):
+        with pytest.raises(Failed, match="step_1 is of another run"):
+            Checkpoints(tmp_path, 2, identity=identity).load(pieces(state(0), 0, 1))
+    found = mine.load(pieces(state(0), 0, 1))
+    assert found == {"step": 1}
 
 
 def test_a_checkpoint_without_its_last_file_is_none(two: Path) -> None:
@@ -196,7 +241,7 @@ def alone() -> Any:
 
 
 def test_a_parameter_that_is_missing_or_larger_is_no_checkpoint_of_this_model(two: Path, alone: None) -> None:
-    for stranger in (Piece("c", "weight", 0, torch.zeros(3)), Piece("b", "weight", 100, torch.zeros(29))):
+    for stranger in (Fragment("c", "weight", 0, torch.zeros(3)), Fragment("b", "weight", 100, torch.zeros(29))):
         with pytest.raises(CheckpointError, match=f"lacks weight of {stranger.name}"):
             Checkpoints(two / "checkpoints", 2).load([stranger])
 

@@ -18,7 +18,7 @@ from model import fp8, proof
 from model.config import ModelConfig
 from model.gpt import BLOCKS, GPT
 from model.mlp import MLPS
-from tests.test_model import SMALL, scrambled, tokens
+from tests.test_model import SMALL, next_tokens, scrambled, tokens
 from tests.test_train import corpus, in_process, store, study  # noqa: F401
 
 SHAPE = dataclasses.replace(SMALL, hidden=48, heads=4, seq=32, pos="rotary")
@@ -132,7 +132,7 @@ def test_a_compiled_layer_is_the_eager_one() -> None:
 
 def test_only_a_bf16_model_has_layers_in_fp8() -> None:
     with pytest.raises(TypeError, match="belong to a bf16 model"):
-        GPT(SHAPE, 1, fp8.EIGHT).loss(X)
+        GPT(SHAPE, 1, fp8.EIGHT).loss(next_tokens(X))
 
 
 # ------------------------------------------------------------------------------------------------ whole models
@@ -143,7 +143,7 @@ def eight(cfg: ModelConfig = SHAPE) -> GPT:
 
 
 def gradients(model: GPT) -> list[Tensor]:
-    loss = model.loss(X)
+    loss = model.loss(next_tokens(X))
     return [t.detach().float() for t in (loss, *torch.autograd.grad(loss, list(model.parameters())))]
 
 

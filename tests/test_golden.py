@@ -20,7 +20,6 @@ import torch
 
 from model.config import ModelConfig
 from model.gpt import GPT
-from model.objective import OBJECTIVES
 from tests.test_model import SMALL
 
 FILE = Path(__file__).with_name("golden.json")
@@ -59,8 +58,7 @@ def losses(cfg: ModelConfig) -> list[float]:
     found = []
     for step in range(STEPS):
         rows = torch.randint(cfg.vocab, (ROWS, cfg.seq + 1), generator=random)
-        prefixes = OBJECTIVES[cfg.objective](11, range(step * ROWS, (step + 1) * ROWS), cfg.seq)
-        loss = model.loss(rows, prefixes)
+        loss = model.loss(model.objective.batch(rows, 11, range(step * ROWS, (step + 1) * ROWS)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import normalizers
 
+from ablations import rundir
 from data.tokenizer import SPACE, SentencePiece, load_tokenizer, train
 from eval import export
 from model import hub
@@ -452,20 +453,28 @@ def test_a_tokenizer_that_differs_is_seen(ours: SentencePiece) -> None:
 def run(model: Path, ours: SentencePiece, tmp_path: Path) -> Path:
     """A run directory as training leaves it, of a model that was not trained."""
     cfg = replace(SMALL, vocab=ours.vocab_size)
-    with gzip.open(tmp_path / "valid.jsonl.gz", "wt") as file:
+    store = tmp_path / "out/data"
+    for name in ("text-1", "tokenizer-1"):
+        (store / name).mkdir(parents=True)
+    with gzip.open(store / "text-1/valid.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in TEXTS)
-    folder = tmp_path / "run"
-    folder.mkdir()
+    tokenizer = store / "tokenizer-1" / model.name
+    tokenizer.write_bytes(model.read_bytes())
+    folder = tmp_path / "out/nano/run"
+    folder.mkdir(parents=True)
     record = {
         "cell": "baseline,seed=1",
         "fingerprint": "0",
         "commit": None,
-        "config": {"model": {field.name: getattr(cfg, field.name) for field in fields(cfg)}},
-        "data": {"tokenizer": {"path": str(model), "sha256": ours.sha256}, "valid": [str(tmp_path / "valid.jsonl.gz")]},
+        "config": {"model": {field.name: getattr(cfg, field.name) for field in fields(cfg)}, "eval": {"corpora": []}},
+        "data": {  # as recorded on another machine
+            "tokenizer": {"path": f"/elsewhere/data/tokenizer-1/{model.name}", "sha256": ours.sha256},
+            "valid": ["/elsewhere/data/text-1/valid.jsonl.gz"],
+        },
     }
     (folder / "run.json").write_text(json.dumps(record))
     save_file({k: x.bfloat16() for k, x in weights(cfg).items()}, folder / "weights.safetensors")
-    (folder / "done").write_text("{}")
+    rundir.write_done(folder, {"steps": 1})
     return folder
 
 
@@ -497,6 +506,10 @@ def broken(run: Path, what: str) -> None:
         record["config"]["model"]["pos"] = "none"
     elif what == "other tokenizer":
         record["data"]["tokenizer"]["sha256"] = "0"
+    elif what == "damaged weights":
+        content = bytearray((run / "weights.safetensors").read_bytes())
+        content[-3] ^= 1
+        (run / "weights.safetensors").write_bytes(content)
     elif what == "older":
         del record["config"]["model"]["norm"]
     elif what == "other weights":
@@ -511,6 +524,7 @@ def broken(run: Path, what: str) -> None:
         ("no counterpart", "model.pos=none"),
         ("other tokenizer", "is not the tokenizer"),
         ("older", "trained by another version: .*'norm'"),
+        ("damaged weights", "weights.safetensors is damaged"),
         ("other weights", "these are not the weights of such a model: blocks.1"),
     ],
 )

@@ -47,13 +47,15 @@ def measured(run: Run, trace: Path) -> int:
     gc.collect()
     engine.start(run)
     rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
-    # with prefixes of one token all are predicted: the most that there may be
-    prefixes = torch.ones(run.train.batch, dtype=torch.long) if run.model.objective == "prefix" else None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         built = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
-        built.step(rows, run.train.lr, prefix_b=prefixes)
+        batch = built.model.objective.batch(rows)
+        if batch.extents_B is not None:  # prefixes of one token: all are predicted, the most that there may be
+            ones = torch.ones_like(batch.extents_B)
+            batch = batch._replace(extents_B=ones, predicted=torch.ones_like(batch.inputs_BT, dtype=torch.bool))
+        built.step(batch, run.train.lr)
         with record_function("second step"):
-            built.step(rows, run.train.lr, prefix_b=prefixes)
+            built.step(batch, run.train.lr)
     profiler.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text())["traceEvents"]
     began = next(e["ts"] for e in events if e.get("name") == "second step" and e.get("ph") == "X")
@@ -101,7 +103,7 @@ def test_sums_of_gradients_that_come_and_go_change_nothing(micro: int, monkeypat
         engine.start(run)
         built = engine.build(GPT(run.model, run.seed), run, 1)
         for _ in range(3):
-            built.step(rows, run.train.lr)
+            built.step(built.model.objective.batch(rows), run.train.lr)
         (sums, _) = built.ds.optimizer.fp32_groups_gradients_flat
         return sums.untyped_storage().nbytes(), [piece.data.clone() for piece in built.pieces()]
 

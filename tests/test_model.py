@@ -25,7 +25,7 @@ from model.config import ModelConfig
 from model.gpt import BLOCKS, GPT
 from model.mlp import MLPS
 from model.norm import NORMS
-from model.objective import cross_entropy
+from model.objective import OBJECTIVES, Batch, Objective, Prefix, cross_entropy
 from model.position import POSITIONS, alibi_slopes
 
 SMALL = ModelConfig(
@@ -68,6 +68,11 @@ def name(cfg: ModelConfig) -> str:
 
 def tokens(cfg: ModelConfig, T: int, B: int = 3) -> torch.Tensor:
     return torch.randint(cfg.vocab, (B, T), generator=torch.Generator().manual_seed(0))
+
+
+def next_tokens(rows: torch.Tensor) -> Batch:
+    """What a causal model is trained on."""
+    return Batch(rows[:, :-1], rows[:, 1:])
 
 
 def scrambled(model: GPT) -> GPT:
@@ -262,7 +267,7 @@ def test_logits_and_all_gradients_equal_hugging_face(reference: str, shape: tupl
     with torch.no_grad():
         logits = theirs(x).logits
         assert (ours(x) - logits).abs().max() < 2e-5 * max(1.0, logits.abs().max())
-    ours.loss(x).backward()
+    ours.loss(ours.objective.batch(x)).backward()
     theirs(x, labels=x).loss.backward()
     for p in ours.parameters():  # our gradients, as if they were weights, under the reference's names
         p.data = p.grad
@@ -339,7 +344,7 @@ def test_flops_are_those_that_torch_counts(cfg: ModelConfig) -> None:
 
     model = GPT(cfg).bfloat16()  # in fp32 attention is one kernel, which torch does not count on a CPU
     with FlopCounterMode(display=False) as counter:
-        model.loss(tokens(cfg, cfg.seq + 1, B=1)).backward()
+        model.loss(model.objective.batch(tokens(cfg, cfg.seq + 1, B=1))).backward()
     assert counter.get_total_flops() == count.flops_per_token(cfg) * cfg.seq
 
 
@@ -364,9 +369,9 @@ def test_the_executors_compute_the_same(pos: str, rows: int, monkeypatch: pytest
     q, k, v = torch.randn(3, 2, cfg.heads, 32, cfg.head_dim, generator=torch.Generator().manual_seed(2)).unbind(0)
     x = torch.empty(2, 32, cfg.hidden)
     with torch.no_grad():
-        plain = attention.plain(position, cfg.heads, x)(q, k, v)
+        plain = attention.plain(position, cfg.heads, x, Objective(cfg))(q, k, v)
         for executor in (attention.masked, attention.fused):
-            assert (plain - executor(position, cfg.heads, x)(q, k, v)).abs().max() < 1e-5
+            assert (plain - executor(position, cfg.heads, x, Objective(cfg))(q, k, v)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -379,12 +384,12 @@ def test_attention_s_gradients_are_its_numerical_derivatives(
     generator = torch.Generator().manual_seed(4)
     qkv = torch.randn(3, 2, 3, 8, 4, generator=generator, dtype=torch.float64).requires_grad_()
     cfg = replace(SMALL, pos=pos, heads=3, hidden=12)
-    prefix = None if lengths is None else torch.tensor(lengths)
+    objective, extents = (Objective(cfg), None) if lengths is None else (Prefix(cfg), torch.tensor(lengths))
     x = torch.empty(2, 8, 12, dtype=torch.float64)
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)  # the same are dropped each time
-        return attention.plain(POSITIONS[pos](cfg), 3, x, dropout, prefix)(*qkv)
+        return attention.plain(POSITIONS[pos](cfg), 3, x, objective, extents, dropout)(*qkv)
 
     assert torch.autograd.gradcheck(attend, (qkv,), fast_mode=True)
 
@@ -520,7 +525,10 @@ def test_learned_positions_end_where_they_were_trained_and_others_do_not() -> No
     [{"pos": pos} for pos in POSITIONS]
     + [{"act": act} for act in MLPS]
     + [{"block": block} for block in BLOCKS]
-    + [{"norm": "rmsnorm", "embnorm": True, "dropout": 0.1, "attn_dropout": 0.1}, {"objective": "prefix"}],
+    + [
+        {"norm": "rmsnorm", "embnorm": True, "dropout": 0.1, "attn_dropout": 0.1},
+        *({"objective": name} for name in OBJECTIVES),
+    ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -529,20 +537,21 @@ def test_all_blocks_are_one_graph_for_the_compiler(changes: dict[str, Any], dtyp
     torch._dynamo.reset()  # it gives up on a function that is compiled anew too often
     cfg = replace(SMALL, **changes)
     model = GPT(cfg).to(dtype).train()
-    prefix_B = torch.tensor([3, 5]) if cfg.objective == "prefix" else None
+    extents_B = model.objective.batch(tokens(cfg, cfg.seq + 1, B=2)).extents_B
     whole = torch.compile(model.hidden, fullgraph=True, backend="eager")  # raises at the first break
-    assert whole(tokens(cfg, cfg.seq, B=2), prefix_B=prefix_B).shape == (2, cfg.seq, cfg.hidden)
+    assert whole(tokens(cfg, cfg.seq, B=2), extents_B=extents_B).shape == (2, cfg.seq, cfg.hidden)
 
 
-@pytest.mark.parametrize("objective", ["causal", "prefix"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("pos", POSITIONS)
 def test_so_they_are_with_the_executor_of_a_gpu(pos: str, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """FlexAttention and its masks, without a gradient, which it has on GPUs only."""
     torch._dynamo.reset()
     cfg = replace(SMALL, pos=pos, objective=objective, seq=256)
-    model, X = GPT(cfg).requires_grad_(False), tokens(cfg, 256, B=2)
-    prefix_B = torch.tensor([3, 100]) if objective == "prefix" else None
-    expected = model.hidden(X, prefix_B=prefix_B)
-    monkeypatch.setattr(attention, "prepare", lambda *args: attention.fused(*args[:3], args[5]))
-    found = torch.compile(model.hidden, fullgraph=True, backend="eager")(X, prefix_B=prefix_B)
+    model = GPT(cfg).requires_grad_(False)
+    batch = model.objective.batch(tokens(cfg, 257, B=2))
+    expected = model.hidden(batch.inputs_BT, extents_B=batch.extents_B)
+    monkeypatch.setattr(attention, "prepare", lambda *args: attention.fused(*args[:3], *args[5:7]))
+    compiled = torch.compile(model.hidden, fullgraph=True, backend="eager")
+    found = compiled(batch.inputs_BT, extents_B=batch.extents_B)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

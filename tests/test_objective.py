@@ -10,15 +10,22 @@ import torch.nn.functional as F
 from pytest import MonkeyPatch
 
 from ablations.config import ConfigError, resolve
-from model import attention, gpt, proof
+from model import attention, proof
 from model.gpt import GPT
-from model.objective import OBJECTIVES, predicted
+from model.objective import Batch, Objective, Prefix
 from model.position import POSITIONS
-from tests.test_model import SMALL, scrambled, tokens
+from tests.test_model import SMALL, next_tokens, scrambled, tokens
 
 PREFIX = replace(SMALL, objective="prefix")
 LENGTHS = torch.tensor([1, 7, 20])
 X = tokens(SMALL, 20)
+CAUSAL = Objective(SMALL)
+
+
+def prefixed(rows: torch.Tensor, lengths: torch.Tensor) -> Batch:
+    """A batch whose prefixes have these lengths."""
+    T = rows.shape[1] - 1
+    return Batch(rows[:, :-1], rows[:, 1:], torch.arange(T) >= lengths[:, None] - 1, lengths)
 
 
 def qkv(T: int = 20) -> tuple[torch.Tensor, ...]:
@@ -47,7 +54,8 @@ def written_out(pos: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, len
 @pytest.mark.parametrize("pos", ["none", "rotary", "alibi"])
 def test_a_prefix_is_seen_both_ways(pos: str, executor: Any) -> None:
     q, k, v = qkv()
-    ours = executor(POSITIONS[pos](replace(SMALL, pos=pos)), 6, torch.empty(3, 20, 48), prefix_B=LENGTHS)(q, k, v)
+    position, x = POSITIONS[pos](replace(SMALL, pos=pos)), torch.empty(3, 20, 48)
+    ours = executor(position, 6, x, Prefix(PREFIX), LENGTHS)(q, k, v)
     assert (ours - written_out(pos, q, k, v, LENGTHS.tolist())).abs().max() < 1e-5
 
 
@@ -56,26 +64,30 @@ def test_a_prefix_of_one_token_is_the_causal_model(pos: str) -> None:
     causal = scrambled(GPT(replace(SMALL, pos=pos)))
     both_ways = scrambled(GPT(replace(PREFIX, pos=pos)))
     ones = torch.ones(3, dtype=torch.long)
-    assert (both_ways(X, prefix_B=ones) - causal(X)).abs().max() < 1e-5
-    assert float(both_ways.loss(X, ones)) == pytest.approx(float(causal.loss(X)), rel=1e-6)
+    assert (both_ways(X, ones) - causal(X)).abs().max() < 1e-5
+    assert float(both_ways.loss(prefixed(X, ones))) == pytest.approx(float(causal.loss(next_tokens(X))), rel=1e-6)
 
 
 def test_the_loss_is_of_the_rest_alone() -> None:
     model = scrambled(GPT(PREFIX))
     rows, T = tokens(SMALL, 21), 20
-    logits = model(rows[:, :-1], prefix_B=LENGTHS)
+    logits = model(rows[:, :-1], LENGTHS)
     costs = [F.cross_entropy(logits[b, t], rows[b, t + 1]) for b, p in enumerate(LENGTHS) for t in range(p - 1, T)]
     assert len(costs) == 20 + 14 + 1
-    assert float(model.loss(rows, LENGTHS)) == pytest.approx(float(torch.stack(costs).mean()), rel=1e-5)
+    assert float(model.loss(prefixed(rows, LENGTHS))) == pytest.approx(float(torch.stack(costs).mean()), rel=1e-5)
 
 
 def test_lengths_depend_on_seed_and_sample_alone_and_are_uniform() -> None:
-    draw = OBJECTIVES["prefix"]
-    whole = draw(1, range(4000), 8)
-    assert whole is not None
-    parts = [draw(1, range(at, at + 100), 8) for at in range(3900, -1, -100)]  # in another order
-    assert torch.equal(torch.cat([p for p in reversed(parts) if p is not None]), whole)
-    assert not torch.equal(whole, draw(2, range(4000), 8))  # type: ignore[arg-type]
+
+    def draw(seed: int, numbers: range) -> torch.Tensor:
+        extents_B = Prefix(PREFIX).batch(torch.zeros(len(numbers), 9, dtype=torch.long), seed, numbers).extents_B
+        assert extents_B is not None
+        return extents_B
+
+    whole = draw(1, range(4000))
+    parts = [draw(1, range(at, at + 100)) for at in range(3900, -1, -100)]  # in another order
+    assert torch.equal(torch.cat(parts[::-1]), whole)
+    assert not torch.equal(whole, draw(2, range(4000)))
     counts = whole.bincount(minlength=9)
     assert counts[0] == 0 and (counts[1:] - 500).abs().max() < 4 * math.sqrt(500)  # four standard deviations
 
@@ -84,8 +96,8 @@ def test_neither_objective_passes_for_the_other() -> None:
     """An evaluation that does not know of prefixes must not quietly judge another model than was trained."""
     with pytest.raises(ValueError, match="give the length of each sequence's prefix"):
         GPT(PREFIX)(X)
-    with pytest.raises(ValueError, match="was not trained to see what comes after"):
-        GPT(SMALL)(X, prefix_B=LENGTHS)
+    with pytest.raises(ValueError, match="objective=causal has no extents"):
+        GPT(SMALL)(X, LENGTHS)
 
 
 def built(**change: object) -> Any:
@@ -109,12 +121,12 @@ def built(**change: object) -> Any:
 def test_how_a_batch_is_cut_does_not_change_the_prefix_loss() -> None:
     rows, lengths = tokens(SMALL, 33, 4), torch.tensor([32, 3, 17, 1])
     results = [
-        built(**{"model.objective": "prefix", "layout.micro_batch": micro}).step(rows, 1e-3, prefix_b=lengths)[:2]
+        built(**{"model.objective": "prefix", "layout.micro_batch": micro}).step(prefixed(rows, lengths), 1e-3)[:2]
         for micro in (4, 2, 1)
     ]
     assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)
     model = GPT(replace(PREFIX, seq=32), 1)
-    assert results[0][0] == pytest.approx(float(model.loss(rows, lengths)), rel=1e-6)
+    assert results[0][0] == pytest.approx(float(model.loss(prefixed(rows, lengths))), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ QK layer scaling
@@ -125,7 +137,9 @@ def test_how_a_batch_is_cut_does_not_change_the_prefix_loss() -> None:
 def test_scores_divided_and_multiplied_back_are_the_same(pos: str, layer: int) -> None:
     """Up to the rounding of fp16, against float64."""
     q, k, v = (x.half() for x in qkv())
-    attend = attention.plain(POSITIONS[pos](replace(SMALL, pos=pos)), 6, torch.empty(3, 20, 48, dtype=torch.float16))
+    attend = attention.plain(
+        POSITIONS[pos](replace(SMALL, pos=pos)), 6, torch.empty(3, 20, 48, dtype=torch.float16), CAUSAL
+    )
     expected = written_out(pos, q, k, v, [1, 1, 1])
     assert (attend(q, k, v, layer=layer) - expected).abs().max() < 5e-3
     assert (attend(q, k, v) - expected).abs().max() < 5e-3
@@ -133,7 +147,7 @@ def test_scores_divided_and_multiplied_back_are_the_same(pos: str, layer: int) -
 
 def test_their_gradients_are_the_same() -> None:
     x = torch.empty(3, 20, 48, dtype=torch.float16)
-    attend = attention.plain(POSITIONS["alibi"](replace(SMALL, pos="alibi")), 6, x)
+    attend = attention.plain(POSITIONS["alibi"](replace(SMALL, pos="alibi")), 6, x, CAUSAL)
 
     def gradients(layer: int) -> list[torch.Tensor]:
         inputs = [t.half().requires_grad_() for t in qkv()]
@@ -147,7 +161,7 @@ def test_their_gradients_are_the_same() -> None:
 def test_they_survive_where_fp16_overflows() -> None:
     x, (q, k, v) = torch.empty(3, 20, 48, dtype=torch.float16), qkv()
     q, k, v = (300 * q).half(), (300 * k).half(), v.half()
-    attend = attention.plain(POSITIONS["none"](SMALL), 6, x)
+    attend = attention.plain(POSITIONS["none"](SMALL), 6, x, CAUSAL)
     assert not attend(q, k, v).isfinite().all()
     assert (attend(q, k, v, layer=8) - written_out("none", q, k, v, [1, 1, 1])).abs().max() < 5e-3
 
@@ -213,13 +227,29 @@ def broken(monkeypatch: MonkeyPatch, where: Any, name: str, value: Any) -> dict[
 
 
 def test_a_prefix_that_attention_does_not_see_fires(monkeypatch: MonkeyPatch) -> None:
-    prepare = attention.prepare
-    found = broken(monkeypatch, attention, "prepare", lambda *a: prepare(*a[:5], None, *a[6:]))
-    assert "is not what is seen both ways" in found["model.objective"]
+    found = broken(monkeypatch, Prefix, "sees", staticmethod(lambda extents, b, q, k: (k <= q) & (extents[b] > 0)))
+    assert "does not see what prefix says" in found["model.objective"]
 
 
-def test_a_loss_on_the_prefix_fires(monkeypatch: MonkeyPatch) -> None:
-    everything = broken(monkeypatch, gpt, "predicted", lambda p, T: torch.ones(len(p), T, dtype=torch.bool))
-    assert "position 0 of 8, prefix 4" in everything["model.objective"]
-    late = broken(monkeypatch, gpt, "predicted", lambda p, T: predicted(p + 1, T))
-    assert "position 3 of 8, prefix 4" in late["model.objective"]
+@pytest.mark.parametrize("late", [-99, -1, 1])
+def test_a_loss_on_the_prefix_or_not_on_all_of_the_rest_fires(late: int, monkeypatch: MonkeyPatch) -> None:
+    draw = Prefix.batch
+
+    def batch(self: Any, *args: Any) -> Batch:
+        made = draw(self, *args)
+        assert made.extents_B is not None
+        T = made.inputs_BT.shape[1]
+        return made._replace(predicted=torch.arange(T) >= made.extents_B[:, None] - 1 + late)
+
+    assert "of 8: the loss is" in broken(monkeypatch, Prefix, "batch", batch)["model.objective"]
+
+
+def test_targets_that_are_not_the_next_tokens_fire(monkeypatch: MonkeyPatch) -> None:
+    for cls, cfg in ((Objective, SMALL), (Prefix, PREFIX)):
+        draw = cls.batch
+
+        def batch(self: Any, rows: torch.Tensor, *args: Any, draw: Any = draw) -> Batch:
+            return draw(self, rows, *args)._replace(targets_BT=rows[:, :-1])
+
+        monkeypatch.setattr(cls, "batch", batch)
+        assert not proof.objective(GPT(cfg)).passed

@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ablations import rundir
 from ablations.config import ConfigError, resolve
-from ablations.status import state, unjudged
+from ablations.rundir import unjudged
+from ablations.status import state
 from ablations.study import from_args
 from eval.__main__ import main
-from eval.weights import Weights, found
+from eval.weights import Weights, weights_of
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.conftest import Launch
@@ -34,7 +36,7 @@ KEPT = [6, 17]  # of 24 steps: 0.7 is reached in the 17th
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     record = json.loads((run / "run.json").read_text())
-    kept = next(each for each in found(run) if each.step == step)
+    kept = next(kept for kept in weights_of(run) if kept.step == step)
     return kept.read(record, GPT(ModelConfig(**record["config"]["model"])))
 
 
@@ -81,8 +83,8 @@ def test_what_is_kept_is_what_a_run_that_ends_there_ends_with(
         "train.decay_tokens": 24 * STEP,
     }
     long = train(launch, words(corpus, folder(tmp_path / "long", store), **change), ranks)
-    assert [each.step for each in found(long)] == [*KEPT, None]
-    assert [each.tokens for each in found(long)][:2] == [step * STEP for step in KEPT]
+    assert [each.step for each in weights_of(long)] == [*KEPT, None]
+    assert [each.tokens for each in weights_of(long)][:2] == [step * STEP for step in KEPT]
     for step in KEPT:
         argv = words(corpus, folder(tmp_path / str(step), store), **change, **{"train.tokens": step * STEP})
         end = load_file(train(launch, argv, ranks) / "weights.safetensors")
@@ -147,14 +149,14 @@ SHAPE = {k[6:]: v for k, v in resolve(TINY.items()).flat().items() if k.startswi
 
 def cut(rank: int, ranks: int, where: Path) -> None:
     """Even shares of all parameters one after another, cut anywhere."""
-    from launch.checkpoint import Checkpoints, Piece
+    from launch.checkpoint import Checkpoints, Fragment
 
     total, found_, at = sum(p.numel() for p in GPT(ModelConfig(**SHAPE)).parameters()), [], 0
     low, high = rank * total // ranks, (rank + 1) * total // ranks
     for name, p in GPT(ModelConfig(**SHAPE), seed=5).named_parameters():
         a, b = max(at, low), min(at + p.numel(), high)
         if a < b:
-            found_.append(Piece(name, "weight", a - at, p.detach().flatten()[a - at : b - at]))
+            found_.append(Fragment(name, "weight", a - at, p.detach().flatten()[a - at : b - at]))
         at += p.numel()
     checkpoints = Checkpoints(where / "checkpoints", keep=1, milestones={1: 9})
     checkpoints.save(1, found_, {})
@@ -164,7 +166,7 @@ def cut(rank: int, ranks: int, where: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 11])
 def test_any_width_is_read(tmp_path: Path, ranks: int) -> None:
     on(ranks, cut, tmp_path)
-    (kept,) = found(tmp_path)
+    (kept,) = weights_of(tmp_path)
     assert (kept.name, kept.tokens) == ("eval-step_1", 9)
     got = kept.read({"config": {"train": {"precision": "fp32"}}}, GPT(ModelConfig(**SHAPE)))
     for name, p in GPT(ModelConfig(**SHAPE), seed=5).named_parameters():
@@ -190,7 +192,7 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
     cell = from_args(argv).cells[1]
     (run / "done").rename(run / "not done")
     assert unjudged(run) == KEPT and state(cell)["on_the_way"] == [0, 2]
-    assert main([str(run)]) == 0
+    assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     assert f"at {6 * STEP} tokens" in capsys.readouterr().out and unjudged(run) == []
     got = results(run)
     assert sorted(got) == ["eval-step_17.json", "eval-step_6.json"] and not (run / "samples.jsonl.gz").exists()
@@ -201,21 +203,24 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
     end = (run / "weights.safetensors").read_bytes()
     from safetensors.torch import save_file
 
+    done = (run / "done").read_bytes()
     save_file(weights(run, 6), run / "weights.safetensors")
-    assert main([str(run)]) == 0
+    rundir.write_done(run, json.loads(done))
+    assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     as_end = results(run)["eval.json"]
     assert {**got["eval-step_6.json"], "weights_sha256": ""} == {
-        **{k: v for k, v in as_end.items() if k != "by_position"},
+        **{k: v for k, v in as_end.items() if k not in ("by_position", "samples_sha256")},
         "weights_sha256": "",
         "step": 6,
         "tokens": 6 * STEP,
     }
     (run / "weights.safetensors").write_bytes(end)
+    (run / "done").write_bytes(done)
 
     # once; again where the weights are others
     stamps = {path: path.stat().st_mtime_ns for path in run.glob("eval-*.json")}
     (run / "eval-step_6.json").write_text(json.dumps(got["eval-step_6.json"] | {"weights_sha256": "of another past"}))
-    assert main([str(run)]) == 0
+    assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     assert (run / "eval-step_17.json").stat().st_mtime_ns == stamps[run / "eval-step_17.json"]
     assert results(run)["eval-step_6.json"] == got["eval-step_6.json"]
     assert results(run)["eval.json"]["bits_per_byte"] != as_end["bits_per_byte"]
@@ -224,18 +229,22 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
 
 def test_an_evaluation_that_is_killed_is_continued(trained: Any) -> None:
     _, run = trained
-    assert main([str(run)]) == 0
+    assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     expected = results(run)
     for path in run.glob("eval*.json"):
         path.unlink()
-    process = subprocess.Popen([sys.executable, "-m", "eval", str(run)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eval", str(run), "--store", str(run.parents[1] / "data")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     while not any(len(path.read_bytes().splitlines()) > 2 for path in run.glob("eval-step_17.parts/*")):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert "eval-step_17.json" not in results(run)
-    assert main([str(run)]) == 0
+    assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     assert results(run) == expected and not list(run.glob("*.parts"))
 
 
@@ -255,10 +264,10 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
                 Weights(copy, 6, 6 * STEP).read(record, model)
         else:
             (copy / "checkpoint.json").unlink()  # it was being written
-            assert found(tmp_path / name) == []
+            assert weights_of(tmp_path / name) == []
     deeper = GPT(ModelConfig(**record["config"]["model"] | {"layers": 3}))
     with pytest.raises(ValueError, match="lacks blocks.2"):
-        found(run)[0].read(record, deeper)
+        weights_of(run)[0].read(record, deeper)
 
 
 def test_a_study_is_trained_judged_on_the_way_and_drawn(corpus: str, store: Path, tmp_path: Path) -> None:

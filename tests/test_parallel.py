@@ -160,19 +160,19 @@ def _same_model(folder: Path, variants: list[Any]) -> None:
     tp = Ranks(dist.get_world_size())
     for cfg in variants:
         cfg = replace(cfg, dropout=0.0, attn_dropout=0.0)
-        x = tokens(cfg, 29)
-        prefix = torch.tensor([3, 9, 28]) if cfg.objective == "prefix" else None
         dense, mine = GPT(cfg), GPT(cfg, tp=tp)
+        batch = dense.objective.batch(tokens(cfg, 29))
         drawn = gathered(tp, dict(mine.named_parameters()))
         for (n, p), (m, q) in zip(dense.named_parameters(), drawn.items(), strict=True):
             assert n == m and torch.equal(q, p), f"{name(cfg)}: {n} is drawn otherwise"
         assert sum(p.numel() for p in mine.parameters()) == parameters(cfg, tp.size)
-        right, got = scrambled(dense).loss(x, prefix), scrambled(mine).loss(x, prefix)
+        right, got = scrambled(dense).loss(batch), scrambled(mine).loss(batch)
         assert relative(got.detach(), right.detach()) < 1e-6, name(cfg)
         right.backward()
         got.backward()
         with torch.no_grad():
-            assert relative(mine(x, prefix), dense(x, prefix)) < 1e-6, name(cfg)
+            x, extents = batch.inputs_BT, batch.extents_B
+            assert relative(mine(x, extents), dense(x, extents)) < 1e-6, name(cfg)
         grads = {n: p.grad for n, p in dense.named_parameters() if p.grad is not None}
         norm = torch.stack([g.norm() for g in grads.values()]).norm()
         cut = gathered(tp, {n: p.grad for n, p in mine.named_parameters() if p.grad is not None})
@@ -259,12 +259,12 @@ def _train(folder: Path, told: Any, steps: range, into: str) -> None:
         assert live.load(checkpoints, before=steps.start + 1) == {"at": 1}
     replica, replicas = rank // tp.size, world // tp.size
     rows = torch.randint(120, (steps.stop, told.train.batch, told.model.seq + 1), generator=torch.manual_seed(0))
-    prefix = torch.randint(1, 32, rows.shape[:2]) if told.model.objective == "prefix" else None
     done = []
     for step in steps:
-        mine = slice(replica * told.train.batch // replicas, (replica + 1) * told.train.batch // replicas)
-        prefixes = None if prefix is None else prefix[step, mine]
-        done.append(live.step(rows[step, mine], told.train.lr, step * replicas + replica, prefixes)[:2])
+        mine = range(replica * told.train.batch // replicas, (replica + 1) * told.train.batch // replicas)
+        numbers = [step * told.train.batch + n for n in mine]
+        batch = live.model.objective.batch(rows[step, mine.start : mine.stop], told.seed, numbers)
+        done.append(live.step(batch, told.train.lr, step * replicas + replica)[:2])
     live.save(checkpoints, steps.stop, {"at": 1})
     checkpoints.wait()
     live.write_weights(folder / f"{into}.safetensors")
@@ -353,7 +353,8 @@ def _drop(folder: Path) -> None:
         block.attn.qkv.register_forward_hook(lambda m, a, out: torch.ones_like(out))
         block.attn.proj.register_forward_pre_hook(lambda m, a: heads.append(a[0]))
     torch.manual_seed(3)
-    loss = model.loss(tokens(cfg, 33, B=8))
+    batch = model.objective.batch(tokens(cfg, 33, B=8))
+    loss = model.loss(batch)
     assert tp.everyone(float(loss))[0] == tp.everyone(float(loss))[1]
     for x in into:  # what is on all ranks is dropped alike
         assert torch.equal(*tp.everyone(x))
@@ -365,7 +366,7 @@ def _drop(folder: Path) -> None:
         assert all(abs(k - 0.75) < 5 * math.sqrt(0.25 * 0.75 / 24) for k in kept)
     assert not torch.equal(heads[0], heads[1])
     torch.manual_seed(3)
-    assert float(model.loss(tokens(cfg, 33, B=8))) == float(loss)  # and all of it follows from the seed
+    assert float(model.loss(batch)) == float(loss)  # and all of it follows from the seed
 
 
 def test_ranks_drop_the_same_where_they_hold_the_same(tmp_path: Path) -> None:

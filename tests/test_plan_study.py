@@ -126,33 +126,40 @@ def test_a_full_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def measured(path: Path, factor: float) -> None:
     """What make bench-gpu would write on a machine `factor` times as slow as is predicted."""
     shape, gpu = Shape.of(resolve([("size", "1b3")]).model), hardware("h100")
-    rows = []
-    for micro in (8, 16):
+    lines: list[dict[str, Any]] = [{"case": "alibi, head 64", "faults": [], "device": "NVIDIA H100 80GB HBM3"}]
+    for micro, loop, slower in ((8, "engine", factor), (16, "engine", factor), (16, "bare torch", 9 * factor)):
         layout = Layout(1, 1, 1, micro, 16 * micro, 1, False)
-        speed = layout.batch * shape.seq / predict(shape, layout, gpu).seconds / factor
-        row: dict[str, Any] = {"gpus": 1, "tp": 1, "micro_batch": micro, "batch": 16 * micro, "label": "alibi, bf16"}
-        rows.append(row | vars(shape) | {"tokens_per_second": speed, "gb": 50.0})
-    path.write_text(json.dumps({"hardware": "h100", "device": "NVIDIA H100 80GB HBM3", "rows": rows}))
+        speed = layout.batch * shape.seq / predict(shape, layout, gpu).seconds / slower
+        row = {"size": "1b3", "position": "alibi", "precision": "bf16", "loop": loop, "micro_batch": micro}
+        lines.append(row | {"accumulate": 16, "device": "NVIDIA H100 80GB HBM3", "tokens_per_second": speed})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"size": "1b')
 
 
 def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> None:
-    path = tmp_path / "site_speed.json"
+    path = tmp_path / "bench-gpu.jsonl"
     study = from_args(["POS=alibi", "SIZE=350m", "SET=train.precision=bf16"])
     published = cost(study, hardware("h100"), 8, path)
     measured(path, 1.25)
     here = cost(study, hardware("h100"), 8, path)
     assert here.runs[0].hours == pytest.approx(1.25 * published.runs[0].hours)
-    assert "measured here" in here.candidates[0].steps[0].basis
-    assert cost(study, hardware("a100"), 8, path).runs == cost(study, hardware("a100"), 8, tmp_path / "none").runs
+    assert "measured here: 2 rows" in here.candidates[0].steps[0].basis
+    assert site_speed.read(hardware("a100"), path) is None
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"hardware": "abacus", "rows": []}', '{"hardware": "h100", "rows": [{}]}']
+    "content",
+    ["{\n", "[]\n", '{"tokens_per_second": 3}\n', "\xff\n"]
+    + ['{"tokens_per_second": 0, "loop": "engine", "precision": "bf16", "device": "H100", "micro_batch": 1}\n'],
 )
 def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
-    (tmp_path / "site_speed.json").write_text(content)
-    with pytest.raises(ConfigError, match="site_speed.json"):
-        site_speed.read(hardware("h100"), tmp_path / "site_speed.json")
+    (tmp_path / "bench-gpu.jsonl").write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match="bench-gpu.jsonl"):
+        site_speed.read(hardware("h100"), tmp_path / "bench-gpu.jsonl")
+
+
+def test_devices_are_known_by_what_torch_calls_them() -> None:
+    names = ["NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-40GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 80GB HBM3", "cpu"]
+    assert [site_speed.accelerator(name) for name in names] == ["a100-80", "a100-40", "v100-32", "h100", ""]
 
 
 def test_the_picture_says_what_costs_what() -> None:

@@ -62,7 +62,9 @@ def test_a_bias_that_misses_one_layer_fires() -> None:
     model = GPT(cfg(pos="alibi"))
     block = model.blocks[1].attn
     forward = block.forward
-    block.forward = lambda x, attend, *rest: forward(x, attention.plain(position.Position(model.cfg), 6, x), *rest)
+    block.forward = lambda x, attend, *rest: forward(
+        x, attention.plain(position.Position(model.cfg), 6, x, model.objective), *rest
+    )
     assert failing(model)["model.pos"].startswith("layer 1")
 
 
@@ -94,7 +96,7 @@ def test_a_learned_table_that_is_not_added_fires() -> None:
 
 def test_attention_that_sees_the_future_fires(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "where", lambda mask, a, b: a.expand(mask.shape))
-    assert "future" in failing(GPT(cfg(pos="none")))["model.pos"]
+    assert "sees what comes later" in failing(GPT(cfg(pos="none")))["model.pos"]
 
 
 @mark.parametrize("on", [True, False])

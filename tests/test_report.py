@@ -1,9 +1,11 @@
 """The report (eval/report) on run directories made by a fixed recipe, and in a browser."""
 
 import dataclasses
+import errno
 import gzip
 import html
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablations import drawing
+from ablations import drawing, rundir
 from ablations.config import resolve
 from ablations.study import from_args
 from ablations.values import human
@@ -25,7 +27,7 @@ from eval.report.blocks import Figure, Section, Table
 from eval.report.collection import collect_runs, run_directories
 from eval.report.curves import BINS, binned, subtract
 from eval.report.findings import gather
-from eval.report.formats import latex, markdown
+from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.record import report, write
 from eval.report.request import Request, parse
@@ -1082,6 +1084,173 @@ def test_a_damaged_file_takes_no_other_run_with_it(study, tmp_path, monkeypatch,
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", (tmp_path / "out" / name).read_text()), name
     monkeypatch.chdir(tmp_path)
     assert main([f"RUNS={study.root}", f"OUT={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize("key, what", [(["data", "sha256"], "text"), (["data", "tokenizer", "sha256"], "tokenizer")])
+def test_arms_that_read_another_text_under_the_same_name_are_not_compared(study, tmp_path, key, what):
+    """A corpus that lost documents between two commands: no verdict, also where one seed alone read the other text."""
+    change(study.cell("pos=alibi", 3).dir / "run.json", *key, to="another")
+    screen = report(study, tmp_path / "out")
+    assert screen.splitlines()[2].endswith("read another text under the same name: not compared")
+    assert json.loads((tmp_path / "out/run.json").read_text())["comparisons"] == []
+    assert f"{what} of pydocs" in section((tmp_path / "out/report.md").read_text(), "What does not match")
+    places = parse([f"RUNS={study.root}"]).study
+    assert "better" not in report(places, tmp_path / "places").split("±:")[0].replace("is better", "")
+    # another recipe is another text by intention
+    for seed in study.seeds:
+        change(study.cell("pos=alibi", seed).dir / "run.json", "config", "data", "dedup", to="exact")
+        change(study.cell("pos=alibi", seed).dir / "run.json", *key, to="another")
+    if what == "text":
+        report(study, tmp_path / "out")
+        assert len(json.loads((tmp_path / "out/run.json").read_text())["comparisons"]) == 2
+
+
+def test_items_that_share_a_passage_are_no_independent_items(study, tmp_path):
+    """Standard errors everywhere are those of passages; the rows say which items share one."""
+    report(study, tmp_path / "before")
+    for arm in study.arms:
+        for seed in study.seeds:
+            for task in ("bits_per_byte", "last_word"):
+                rewrite(
+                    study.cell(arm, seed).dir,
+                    lambda row: row | {"cluster": f"пакет {int(re.sub(r'[^0-9]', '', row['id'])) % 8}"},
+                    f"pydocs/{task}",
+                )
+    report(study, tmp_path / "out")
+    rows = [json.loads(line) for line in gzip.open(study.cell("pos=alibi", 1).dir / "samples.jsonl.gz", "rt")]
+    hits = {}
+    for row in rows:
+        if row["task"] == "pydocs/last_word":
+            hits.setdefault(row["cluster"], []).append(row["value"])
+    # 25 questions in each: the standard error of the mean of the passages' means
+    error = stats.sem([np.mean(values) for values in hits.values()])
+    lines = (tmp_path / "out/results.csv").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("pos=alibi,1,pydocs/last_word,"))
+    assert float(line.split(",")[5]) == pytest.approx(error)
+    assert "| pydocs/last_word | acc | 200 in 8 groups |" in (tmp_path / "out/report.md").read_text()
+    noise = {
+        name: json.loads((tmp_path / name / "run.json").read_text())["noise"]["bits/byte"] for name in ("before", "out")
+    }
+    assert noise["out"]["seed_sd"] == pytest.approx(noise["before"]["seed_sd"])
+    one = next(c for c in json.loads((tmp_path / "out/run.json").read_text())["comparisons"])
+    assert one["noise"] != json.loads((tmp_path / "before/run.json").read_text())["comparisons"][0]["noise"]
+
+
+def test_one_held_out_document_gives_no_verdict(study, tmp_path):
+    for arm in study.arms:
+        for seed in study.seeds:
+            rewrite(study.cell(arm, seed).dir, lambda row: row | {"cluster": "one long book"})
+    screen = report(study, tmp_path / "out")
+    assert screen.splitlines()[2].endswith("no verdict: 1 independent item")
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert [c["verdict"].split(":")[0] for c in record["comparisons"]] == ["no verdict", "better by 5.6 (5 × noise)"]
+    assert "p" not in record["comparisons"][0]
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| no verdict: 1 independent item |" in section(text, "Differences from the baseline") and not re.search(
+        r"\bnan\b", text
+    )
+
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202ereversed\x00<script>\r\n## Heading"
+
+
+def test_a_strangers_names_cannot_steer_a_terminal_or_a_page(study, tmp_path, capsys, monkeypatch):
+    """Control codes in every text of a run directory: none reaches a file or the screen raw."""
+    for arm in study.arms:
+        for seed in study.seeds:
+            folder = study.cell(arm, seed).dir
+            for keys in (["commit", "sha"], ["versions", "torch"], ["hardware", "device"], ["proofs", 0, "detail"]):
+                change(folder / "run.json", *keys, to=HOSTILE)
+            change(folder / "run.json", "data", "mismatch", to=[HOSTILE])
+            change(folder / "run.json", "config", "data", "corpus", to=f"{arm}{HOSTILE}")
+            change(folder / "eval.json", "omitted", to=[HOSTILE])
+            text = (folder / "eval.json").read_text().replace("last_word", json.dumps(f"last{HOSTILE}")[1:-1])
+            (folder / "eval.json").write_text(text)
+            rows = gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).decode()
+            rows = rows.replace("/last_word", f"/{json.dumps(f'last{HOSTILE}')[1:-1]}")
+            (folder / "samples.jsonl.gz").write_bytes(gzip.compress(rows.encode(), mtime=0))
+    (study.cell("pos=alibi", 3).dir / "done").unlink()
+    (study.cell("pos=alibi", 3).dir / "failed").write_text(HOSTILE)
+    monkeypatch.chdir(tmp_path)
+    assert main([f"RUNS={study.root}"]) == 0
+    shown = capsys.readouterr()
+    (folder,) = (tmp_path / "ablations/records").iterdir()
+    assert "last\\x1b[2J" in (folder / "report.md").read_text()
+    texts = {"screen": shown.out + shown.err, **{path.name: path.read_text() for path in folder.iterdir()}}
+    for name, text in texts.items():
+        assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text), name
+        assert not re.search("^## Heading", text, re.M), name
+    xml.dom.minidom.parse(str(folder / "figure.svg"))
+    assert "<script>##" not in (folder / "report.html").read_text()
+
+
+def test_every_format_is_printable_whatever_it_is_given():
+    table = Table(["arm", HOSTILE, "verdict"], [[HOSTILE, "1", f"**{HOSTILE}**"]], HOSTILE)
+    sections = [Section("Head", [HOSTILE, table])]
+    effect = (HOSTILE, 0.1, 0.2, "same", HOSTILE)
+    line = drawing.Line(HOSTILE, 1, [1, 2], [1, 2])
+    figures = [
+        drawing.forest(HOSTILE, [effect], HOSTILE),
+        drawing.lines(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
+        drawing.heat(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
+    ]
+    shown = [page(HOSTILE, sections), markdown(HOSTILE, sections), latex(table, HOSTILE), plain_text(table)]
+    for text in [*shown, comma_separated([[HOSTILE, 1]]), *figures]:
+        assert "\\x1b[2J" in text or "textbackslash{}x1b[2J" in text
+        assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    for figure in figures:
+        xml.dom.minidom.parseString(figure)
+
+
+@pytest.mark.parametrize("when", ["written", "renamed"])
+def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, capsys, when):
+    monkeypatch.chdir(tmp_path)
+    assert main([f"RUNS={study.root}"]) == 0
+    (folder,) = (tmp_path / "ablations/records").iterdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shift(study.cell("pos=alibi", 1).dir, 0.5)
+    calls = []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
+        return real(*args, **kwargs)
+
+    name = "os.fsync" if when == "written" else "ablations.rundir.write_bytes"
+    real = os.fsync if when == "written" else rundir.write_bytes
+    monkeypatch.setattr(name, full)
+    capsys.readouterr()
+    assert main([f"RUNS={study.root}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: the report cannot be written: ") and "Make room" in said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_read_only_checkout_has_its_report_in_out(study, tmp_path, monkeypatch, capsys):
+    """As a checkout that another user owns, or that a container mounts read-only."""
+    monkeypatch.chdir(tmp_path)
+    real = Path.mkdir
+
+    def mkdir(self, *args, **kwargs):
+        if str(self).startswith("ablations"):
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert main([f"RUNS={study.root}", "OUT=elsewhere"]) == 0
+    said = capsys.readouterr().out
+    (folder,) = Path("elsewhere/records").iterdir()
+    assert "the report is in elsewhere/records instead" in said and (folder / "report.md").exists()
+
+
+def test_runs_may_lie_in_a_folder_with_a_space(study, tmp_path):
+    shutil.copytree(study.root, tmp_path / "their runs")
+    assert len(parse([f"RUNS={tmp_path / 'their runs'}"]).study.places) == 6
+    one = parse(
+        [f"RUNS='{tmp_path}/their runs/pos=none,seed=1' '{study.root}/pos=alibi,seed=2'".replace("none", "learned")]
+    )
+    assert len(one.study.places) == 2 and str(tmp_path) not in one.study.command
 
 
 def test_runs_without_common_seeds_are_not_paired(tmp_path):

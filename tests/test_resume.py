@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ablations.rundir import Damaged, checkpoints
 from ablations.study import from_args
-from launch.checkpoint import whole
+from launch.repair import repair
 from launch.watch import read_events
 from tests.conftest import Launch
 from tests.test_train import corpus, result, store, words  # noqa: F401  # fixtures
@@ -102,6 +104,48 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     assert seconds(run)[:16] == before[:16] and sorted(seconds(run)) == seconds(run)  # the clock goes on, too
 
 
+def test_a_damaged_run_is_repaired_from_its_last_checkpoint(
+    launch: Start, corpus: str, store: Path, tmp_path: Path
+) -> None:
+    argv = words(corpus, folder(tmp_path / "out", store))
+    run, cell = train(launch, argv), from_args(argv).cells[1]
+    whole = result(run)
+    record = json.loads((run / "run.json").read_text())
+    assert repair(cell) == ""
+
+    def flip(name: str) -> None:
+        content = bytearray((run / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (run / name).write_bytes(content)
+
+    (run / "run.json").write_text("[]")
+    assert "run.json was damaged" in repair(cell) and (run / "damaged_run.json").read_text() == "[]"
+    train(launch, argv)
+    again = json.loads((run / "run.json").read_text())
+    same = ("fingerprint", "config", "data", "parameters", "effective", "proofs")
+    assert result(run) == whole and {k: again[k] for k in same} == {k: record[k] for k in same}
+    for damage in (
+        lambda: flip("weights.safetensors"),
+        (run / "weights.safetensors").unlink,
+        lambda: os.truncate(run / "weights.safetensors", 500),
+        lambda: (run / "done").write_bytes(b"\xff"),
+    ):
+        damage()
+        assert str(run) in repair(cell) and not (run / "done").exists()
+        train(launch, argv)
+        assert result(run) == whole and repair(cell) == ""
+
+    for name in ("checkpoints/step_16/checkpoint.json", "checkpoints/step_24/checkpoint.json", "weights.safetensors"):
+        flip(name)
+    before = sorted(path.name for path in run.iterdir())
+    with pytest.raises(Damaged, match=f"weights.safetensors.*to train the run anew, rename {re.escape(str(run))}"):
+        repair(cell)
+    (run / "run.json").write_text("")
+    with pytest.raises(Damaged, match="run.json is damaged.*no checkpoint that is known to be this run's"):
+        repair(cell)
+    assert sorted(path.name for path in run.iterdir()) == before  # nothing that may be of use is lost
+
+
 def test_who_asks_for_a_stop_gets_one_and_nothing_is_lost(
     launch: Start, corpus: str, store: Path, tmp_path: Path
 ) -> None:
@@ -114,14 +158,14 @@ def test_who_asks_for_a_stop_gets_one_and_nothing_is_lost(
     until(lambda: steps(run) >= 3, started)
     (run / "stop").write_text("ten minutes left")
     assert started.wait() == 75 and "ten minutes left" in started.said
-    (first,) = whole(run / "checkpoints")
+    (first,) = checkpoints(run / "checkpoints")
     assert steps(run) == int(first.name[5:])
 
     started = begin(launch, argv)  # the stop file was meant for the process before
     until(lambda: steps(run) >= int(first.name[5:]) + 3, started)
     os.kill(started.processes[0].pid or 0, 15)
     assert started.wait() == 75 and "SIGTERM" in started.said
-    second = whole(run / "checkpoints")[0]
+    second = checkpoints(run / "checkpoints")[0]
     assert int(second.name[5:]) > int(first.name[5:])
 
     started = begin(launch, argv)
@@ -200,7 +244,7 @@ def test_after_a_spike_the_run_goes_back_and_past_the_data(
                 p.copy_(saved.get_tensor(f"{name}|weight|0").view_as(p))
         sources = [(s["prefix"], s["weight"]) for s in record["data"]["train"]]
         batch = Batches(sources, cell.run.model.seq, 1).batch(range(4 * (at + 3), 4 * (at + 4)))
-        assert rows[back][2] == pytest.approx(model.loss(batch).item(), rel=1e-5)
+        assert rows[back][2] == pytest.approx(model.loss(model.objective.batch(batch)).item(), rel=1e-5)
     # and the same once more
     again = train(
         launch,

@@ -1,5 +1,6 @@
 """ablations/rundir.py: nothing half-written or damaged passes for whole; a stranger's directory is data."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -64,7 +65,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     for name in (rundir.METRICS, rundir.LOCK, rundir.RUN, f"{rundir.RUN}.{os.getpid()}.tmp"):
         (folder / name).symlink_to(secret)
     with pytest.raises(OSError):
-        rundir.append(folder / rundir.METRICS, {"step": 1})
+        rundir.append_row(folder / rundir.METRICS, {"step": 1})
     with pytest.raises(OSError), rundir.hold(folder):
         pass
     rundir.write_json(folder / rundir.RUN, {"a": 1})
@@ -80,7 +81,7 @@ def test_a_link_a_pipe_and_a_folder_are_not_read(tmp_path: Path) -> None:
         with pytest.raises(Damaged, match=name):
             rundir.read_json(tmp_path / name)
         assert "mine" not in rundir.read_text(tmp_path / name)
-        assert rundir.read_lines(tmp_path / name)[0] == [] and rundir.last_line(tmp_path / name) == {}
+        assert rundir.read_lines(tmp_path / name)[0] == [] and rundir.last_line(tmp_path / name) == ({}, "")
     os.mkfifo(tmp_path / "lock")
     assert not rundir.locked(tmp_path)
 
@@ -89,10 +90,12 @@ def test_what_leads_out_of_a_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "checkpoints").symlink_to(tmp_path)
-    for path in (Path("checkpoints"), Path("../x"), Path("/etc/passwd")):
+    for name in ("checkpoints", "../x", "/etc/passwd"):
         with pytest.raises(Damaged, match="leads out of"):
-            rundir.inside(folder, path)
-    assert rundir.inside(folder, Path("a/b")) == folder / "a/b"
+            rundir.inside(folder, name)
+    assert rundir.inside(folder, "a/b") == folder / "a/b"
+    with contextlib.chdir(tmp_path):
+        assert rundir.inside(Path("run"), "a") == Path("run/a")
 
 
 @pytest.mark.parametrize(
@@ -117,9 +120,9 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     assert rundir.read_metrics(tmp_path) == (rows, "")  # a kill
     path.write_bytes(lines[0] + b"\xff" + lines[1] + b'[]\n\n{"step": 3}\n{"step": "3", "loss": 1}\n' + lines[3])
     assert rundir.read_metrics(tmp_path) == ([rows[0], rows[3]], f"{path} is damaged: lines 2, 3, 5, 6 left out")
-    assert rundir.last_metric(tmp_path) == rows[3]
+    assert rundir.last_metric(tmp_path) == (rows[3], "")
     path.write_bytes(lines[0] + b'{"step": 2, "loss": 1.\xff}\n')
-    assert rundir.last_metric(tmp_path) == rows[0]
+    assert rundir.last_metric(tmp_path) == (rows[0], f"{path} is damaged in its last lines")
 
 
 def test_items_that_were_cut_are_an_error(tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_only_folders_with_the_number_of_a_step_are_checkpoints(tmp_path: Path) 
     for name in ("step_8", "step_92", "step_100", "step_92.bak", "step_", "step_-1", "step_²", "step_8 (copy)"):
         rundir_checkpoint(tmp_path, name)
     (tmp_path / "checkpoints/step_200").mkdir()
-    assert [folder.name for folder in rundir.checkpoints(tmp_path)] == ["step_100", "step_92", "step_8"]
+    assert [folder.name for folder in rundir.checkpoints(tmp_path / "checkpoints")] == ["step_100", "step_92", "step_8"]
     assert rundir.last_step(tmp_path) == 100 and rundir.last_step(tmp_path / "none") == 0
 
 

@@ -1,5 +1,5 @@
 """The suite of 27 tasks: its data (eval/tasks/mirror.py), its speed without loss (eval/tasks/score.py), its results
-(eval/__main__.py)."""
+(eval/judge.py)."""
 
 import gzip
 import hashlib
@@ -24,7 +24,17 @@ from eval.tasks.suite import suite
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.position import POSITIONS
-from tests.test_eval import SHAPE, WORDS, Letters, characters, gpt2_with_our_weights, prepared, requests, run  # noqa: F401  # fixtures
+from tests.test_eval import (  # noqa: F401  # fixtures
+    SHAPE,
+    WORDS,
+    Letters,
+    characters,
+    gpt2_with_our_weights,
+    prepared,
+    requests,
+    run,
+    save_weights,
+)
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data" / "zero_shot"
@@ -39,7 +49,7 @@ def model(pos: str, objective: str, seq: int = 24) -> GPT:
 
 def alone(gpt: GPT, given: list[int], ids: list[int]) -> torch.Tensor:
     """Logits after each token of given + ids, from the plain forward pass."""
-    told = {"prefix_B": torch.tensor([len(given)])} if gpt.cfg.objective == "prefix" else {}
+    told = {"extents_B": torch.tensor([len(given)])} if gpt.cfg.objective == "prefix" else {}
     with torch.no_grad():
         return gpt(torch.tensor([[*given, *ids]]), **told)[0]
 
@@ -147,10 +157,10 @@ def test_written_answers_equal_those_of_lm_evals_backend():
 def test_the_suite_is_that_of_the_installed_lm_eval():
     found = harness.definitions(mirror.names(["suite"]))
     assert len(found) == 27
-    for name, (config, source) in found.items():  # definitions() has compared versions and splits
+    for name, (config, source, shots, _) in found.items():  # definitions() has compared versions and splits
         spec = mirror.suite()[name]
         assert spec["since"] and spec["metric"] in [each["metric"] for each in config["metric_list"]]
-        assert config["dataset_path"] in (spec["path"], "json") and source.split == spec["split"]
+        assert shots == 0 and config["dataset_path"] in (spec["path"], "json") and source.split == spec["split"]
         assert (config.get("dataset_name") or "default") == spec["config"]
     assert 100 * np.mean([spec["chance"] for spec in mirror.suite().values()]) == pytest.approx(34.4, abs=0.1)
 
@@ -269,12 +279,20 @@ def test_guesses():
 
     yes_no = [row(2, 0), row(2, 0), row(2, 0), row(2, 1)]
     assert harness.guess("multiple_choice", "acc", yes_no) == {"chance": 0.5, "guess": 0.75}
-    places = [row(4, 3, "abcd"), row(5, 3, "efghi"), row(4, 1, "jklm")]  # the place that is right most often
-    assert harness.guess("multiple_choice", "acc", places) == {"chance": pytest.approx(0.7 / 3), "guess": 2 / 3}
-    # MultiRC: the choices are the answer of that item with yes or no after it, so no two items have the same strings
-    multirc = [row(2, target, (f"{i}? yes", f"{i}? no")) for i, target in enumerate([1, 1, 1, 0])]
-    assert harness.guess("multiple_choice", "acc", multirc) == {"chance": 0.5, "guess": 0.75}
-    assert harness.guess("generate_until", "exact_match", [])["chance"] == 0
+    # MultiRC: yes and no are written out differently in each item
+    written_out = [row(2, each["target"], [f"{i} yes", f"{i} no"]) for i, each in enumerate(yes_no)]
+    assert harness.guess("multiple_choice", "acc", written_out) == {"chance": 0.5, "guess": 0.75}
+    own = [row(4, 3, "abcd"), row(5, 2, "efghi")]
+    assert harness.guess("multiple_choice", "acc", own) == {"chance": 0.225, "guess": 0.5}
+    several = [{**row(4, 0), "target": [0, 2]}, {**row(4, 0), "target": [2]}]  # any of several answers is right
+    assert harness.guess("multiple_choice", "acc", several) == {"chance": 0.375, "guess": 1.0}
+    twice = [{"arguments": [("q", "a"), ("q", "b"), ("", "a"), ("", "b")], "target": 0}]  # with acc_mutual_info
+    assert harness.guess("multiple_choice", "acc", twice)["chance"] == 0.5
+    answers = [{"arguments": [("q", {})], "target": target} for target in (["Paris", "paris"], "Rome", "Paris")]
+    assert harness.guess("generate_until", "exact_match", answers) == {"chance": 0.0, "guess": 2 / 3}
+    words = [{"arguments": [("q", " a")], "target": target} for target in (" a", " b", " a", " c")]
+    assert harness.guess("loglikelihood", "acc", words) == {"chance": 0.0, "guess": 0.5}
+    assert harness.guess("multiple_choice", "f1", yes_no) == {"chance": None, "guess": None}
 
 
 @pytest.fixture
@@ -399,9 +417,7 @@ def test_tasks_of_other_languages_are_mirrored_and_scored_as_written(run, tmp_pa
     record["config"]["model"]["pos"] = "alibi"
     gpt = GPT(ModelConfig(**record["config"]["model"]), seed=4)
     (run / "run.json").write_text(json.dumps(record))
-    from safetensors.torch import save_file
-
-    save_file(gpt.state_dict(), run / "weights.safetensors")
+    save_weights(run, gpt.state_dict())
     assert main([str(run), "--tasks", "multilingual", "--data", str(to)]) == 0
     assert "missing: xnli_zh" in capsys.readouterr().err
     result = json.loads((run / "eval.json").read_text())

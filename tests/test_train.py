@@ -197,9 +197,22 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
 }
 
 
-def test_no_switch_is_dead(corpus: str, store: Path, tmp_path: Path) -> None:
-    """Every key that is part of what a run is changes what is trained. A new key must be added to CHANGES."""
+def same_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initial weights are drawn from seed 1 whatever a run's seed is."""
+    from model import gpt
+
+    draw = gpt.initialise
+    monkeypatch.setattr(gpt, "initialise", lambda model, cfg, seed, *rest: draw(model, cfg, 1, *rest))
+
+
+def test_no_switch_is_dead(corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key that is part of what a run is changes what is trained. A new key must be added to CHANGES.
+
+    Initial weights are the same in all runs, so that none of them passes by other weights alone.
+    """
     from launch.manifest import Diverged, Failed
+
+    same_initial_weights(monkeypatch)
 
     assert CHANGES.keys() == {k for k in KEYS if not k.startswith(("layout.", "eval.")) and k != "size"}
     other, broken, tasks = tmp_path / "other.jsonl", tmp_path / "broken.jsonl", tmp_path / "tasks"
@@ -232,6 +245,49 @@ def test_no_switch_is_dead(corpus: str, store: Path, tmp_path: Path) -> None:
         assert run(needs) != run(needs | {key: value}), f"{key} changes nothing"
 
 
+DROPS = {"model.dropout": 0.1, "model.attn_dropout": 0.1}
+STILL = {"train.lr": 1e-30}  # so low a learning rate that no weight changes
+
+
+def losses_of(corpus: str, store: Path, folder: Path, change: dict[str, Any]) -> list[float]:
+    """The loss of each step."""
+    run = resolve((TINY | {"data.corpus": corpus, "data.tokenizer": corpus} | change).items())
+    cell = dataclasses.replace(
+        study(corpus, folder).cells[0], run=run, dir=folder / "-".join(map(str, change.values()))
+    )
+    cell.dir.mkdir()
+    return [row[2] for row in in_process(cell, store)[1]]
+
+
+def test_the_seed_draws_the_order_of_the_data(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With initial weights that never change, and nothing dropped, only the order of the data is left of the seed."""
+    same_initial_weights(monkeypatch)
+    one, two = (losses_of(corpus, store, tmp_path, STILL | {"seed": seed}) for seed in (1, 2))
+    assert len(set(one)) == len(set(two)) == 24 and not set(one) & set(two)
+
+
+def test_what_is_dropped_differs_by_step_and_by_seed(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same weights and the same batch at every step, only noise makes losses differ."""
+    from data.batches import Batches
+
+    same_initial_weights(monkeypatch)
+    real = Batches.batch
+    rows: list[torch.Tensor] = []
+
+    def first(self: Batches, numbers: range) -> torch.Tensor:
+        rows.append(real(self, numbers))
+        return rows[0]
+
+    monkeypatch.setattr(Batches, "batch", first)
+    one, two = (losses_of(corpus, store, tmp_path, STILL | DROPS | {"seed": seed}) for seed in (1, 2))
+    assert len({*one, *two}) == 48
+    assert len(set(losses_of(corpus, store, tmp_path, STILL))) == 1
+
+
 def test_the_layout_leaves_no_trace(corpus: str, store: Path, tmp_path: Path) -> None:
     def run(change: dict[str, Any], folder: str) -> Any:
         cell = dataclasses.replace(study(corpus, tmp_path, change).cells[1], dir=tmp_path / folder)
@@ -243,10 +299,16 @@ def test_the_layout_leaves_no_trace(corpus: str, store: Path, tmp_path: Path) ->
     for change in ({"layout.micro_batch": 1}, {"layout.micro_batch": 2}):
         losses = [r[2] for r in run(change, f"micro{change['layout.micro_batch']}")[1]]
         assert losses == pytest.approx([r[2] for r in plain[1]], rel=2e-5)
+    # a line of the log is about all steps since the line before: the mean of their losses, and the tokens so far
+    weights, rows = run({"layout.log_every": 5}, "seldom")
+    losses = [r[2] for r in plain[1]]
+    spans = [(0, 5), (5, 10), (10, 15), (15, 20), (20, 24)]
+    assert weights == plain[0] and [(r[0], r[1]) for r in rows] == [plain[1][end - 1][:2] for _, end in spans]
+    assert [r[2] for r in rows] == pytest.approx([sum(losses[a:b]) / (b - a) for a, b in spans], rel=1e-12)
 
 
 def test_two_ranks_train_what_one_does(corpus: str, store: Path, tmp_path: Path) -> None:
-    from launch.local import _command
+    from launch.processes import Processes
 
     losses = {}
     for ranks in (1, 2):
@@ -257,7 +319,8 @@ def test_two_ranks_train_what_one_does(corpus: str, store: Path, tmp_path: Path)
         argv = words(corpus, out, **change)
         cell = from_args(argv).cells[1]
         cell.dir.mkdir(parents=True)
-        _command([sys.executable, "-m", "launch.train", "--cell", "1", *argv], cell, "train.log", ranks)
+        command = [sys.executable, "-m", "launch.train", "--cell", "1", *argv]
+        Processes().run(command, cell.dir / "train.log", ranks, threads=1)
         losses[ranks] = [r[2] for r in result(cell.dir)[1]]
         assert json.loads((cell.dir / "done").read_text())["ranks"] == ranks
     assert losses[2] == pytest.approx(losses[1], rel=2e-5)
@@ -279,7 +342,7 @@ def test_the_engine_is_adamw_with_clipping_and_the_schedule(corpus: str, store: 
     m = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     v = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     for step in range(1, 13):
-        loss = model.loss(batches.batch(range(4 * step - 4, 4 * step)))
+        loss = model.loss(model.objective.batch(batches.batch(range(4 * step - 4, 4 * step))))
         model.zero_grad()
         loss.backward()
         norm = math.sqrt(sum(float(p.grad.detach().double().square().sum()) for p in model.parameters()))
@@ -491,14 +554,15 @@ def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Pat
 def test_under_slurm_a_run_that_another_job_holds_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ablations.rundir import Exit
     from launch.train import owned
-    from launch.watch import RESUBMIT, Stop
+    from launch.watch import Stop
 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr("launch.train.time.sleep", lambda _: None)
     with owned(tmp_path), pytest.raises(Stop, match="another process is training") as stop, owned(tmp_path):
         pass
-    assert stop.value.code == RESUBMIT
+    assert stop.value.code == Exit.RESUBMIT
 
 
 @pytest.mark.parametrize(

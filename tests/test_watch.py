@@ -14,7 +14,7 @@ import pytest
 from ablations.config import ConfigError, resolve
 from launch import preflight
 from launch.preflight import CLOCK, SHARED, Node, check_memory, checkpoint_bytes, verdict
-from launch.watch import STORAGE, Watch, killed, read_events
+from launch.watch import STORAGE, Watch, read_events, stop_file
 from model.memory import estimate
 from tests.test_checkpoint import alone  # noqa: F401  # a fixture
 
@@ -115,9 +115,9 @@ def test_a_stop_file_is_heard(tmp_path: Path) -> None:
         while not w.asked and time.monotonic() < end:
             time.sleep(0.05)
         assert "10 minutes left" in w.asked
-    assert not killed(tmp_path)
+    assert not stop_file(tmp_path)
     (tmp_path / "stop").write_text("everybody out")
-    assert "everybody out" in killed(tmp_path)
+    assert "everybody out" in stop_file(tmp_path)
 
 
 def test_a_stop_file_that_cannot_be_read_now_is_read_later(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_hang_ends_also_where_nothing_can_be_written(tmp_path: Path, disk: str
 import time
 from pathlib import Path
 from launch import watch
-watch.WORDS = 1.0
+watch.DUMP_TIMEOUT = 1.0
 with watch.Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 9, 3, ["a"] * 4, hang=5, patience=0.2) as w:
     for step in range(1, 9):
         w.stepped(step)

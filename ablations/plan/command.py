@@ -3,18 +3,20 @@
 make plan STUDY=position SIZE=1b3 ON=a100             one node for each run; ON="8x8 a100": eight nodes of eight
 make plan STUDY=position SIZE=1b3 ON=a100 BUDGET="18 weeks, 52x8 A100-80, 4 spare"      its share of that
 make plan BUDGET="18 weeks, 52x8 A100-80, 4 spare" TO=folder      report.md and report.html: what to train
+make plan BUDGET="..." NEED=300B-400B                             tokens that it must see; by default BigScience's
 """
 
 import json
 import os
 import re
+from pathlib import Path
 
 from ablations.plan.hardware import GPU, hardware
-from ablations.plan.resources import parse_budget
+from ablations.plan.resources import Budget, parse_budget
 from ablations.study import from_args
 from ablations.values import ConfigError, did_you_mean
 
-OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO")
+OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
 FORMATS = ("table", "json", "svg")
 
 
@@ -77,7 +79,7 @@ def run(words: list[str]) -> int | None:
             raise ConfigError(f"{', '.join(own)} needs ON=hardware with a study, or BUDGET=")
         if rest:
             raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(rest)} ON=a100")
-        raise ConfigError("BUDGET alone: not yet")
+        return _decision(budget, own, how)
     from ablations.plan import study_cost
 
     gpu, gpus = machines(own["ON"])
@@ -96,3 +98,25 @@ def run(words: list[str]) -> int | None:
     else:
         print(*study_cost.lines(found, hours), sep="\n")
     return 2 if found.refused else 0
+
+
+def _decision(budget: Budget, own: dict[str, str], how: str) -> int:
+    """The document that says what to train with a budget."""
+    from ablations.plan import decision, decision_report
+
+    if how == "svg":
+        raise ConfigError("FORMAT=svg is for a study on hardware; the figures of a decision are written with it")
+    need = None
+    if "NEED" in own:
+        low, dash, high = own["NEED"].partition("-")
+        both = [parse_budget(f"{part.strip()} tokens").amount for part in (low, high if dash else low)]
+        need = (min(both), max(both) if dash else 1.001 * max(both))
+    found = decision.decide(budget, need)
+    if how == "json":
+        print(json.dumps(decision.as_json(found), indent=1))
+        return 0
+    document = decision_report.document(found)
+    written = document.write(Path(own.get("TO", "runs/plan")))
+    print(document.markdown())
+    print(f"written: {', '.join(map(str, written))}")
+    return 0

@@ -4,12 +4,14 @@ python -m ablations.plan.reliability        # the two clusters of docs/reliabili
 """
 
 import heapq
-import json
 import math
 import random
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from ablations.rundir import Damaged, read_checkpoint
 
 
 def save_interval(stall: float, mtbf: float) -> float:
@@ -34,10 +36,13 @@ def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
         checkpoints: of runs of this kind, if there are any.
         mtbf: mean hours between two failures of a node.
     """
-    known = max(checkpoints, key=lambda p: p.stat().st_mtime, default=None)
-    if known is None:
+    cost = None
+    for folder in sorted(checkpoints, key=lambda folder: folder.stat().st_mtime, reverse=True):
+        with suppress(Damaged):
+            cost = read_checkpoint(folder)
+            break
+    if cost is None:
         return "checkpoints: the first after 30 s, which measures what a save costs; then at Daly's interval for it"
-    cost = json.loads(known.read_text())
     seconds = max(save_interval(cost["stall"], mtbf * 3600 / nodes), 2 * cost["seconds"])
     why = f"a stall of {cost['stall']:.3g} s (measured) and {mtbf:g} h between failures of a node"
     return f"checkpoints: every {seconds:.0f} s, at Daly's interval for {why}"

@@ -1,8 +1,7 @@
-"""A site's own measurements of training speed, which replace what published rows say: launch/site_speed.json.
+"""A site's own measurements of training speed, which replace what published rows say: runs/bench-gpu.jsonl.
 
-`make bench-gpu` writes it: {"hardware": "h100", "device": "NVIDIA H100 80GB HBM3", "rows": [{"layers": 24, "hidden":
-2048, "heads": 16, "seq": 2048, "vocab": 50304, "ffn": 8192, "matrices": 2, "gpus": 1, "tp": 1, "micro_batch": 16,
-"batch": 512, "tokens_per_second": 48000.0, "gb": 61.2, "label": "alibi, bf16"}]}.
+`make bench-gpu` (tests/bench_gpu.py) appends a line for each row: size, position, precision, loop, micro_batch,
+accumulate, device, tokens_per_second. Those of our engine in bf16 count here.
 """
 
 import json
@@ -12,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.plan.hardware import GPU, GPUS
+from ablations.config import resolve
+from ablations.plan.hardware import GPU
 from ablations.plan.throughput import Layout, Prediction, Shape, predict
 from ablations.values import ConfigError
 
-SITE_SPEED = Path(__file__).parents[2] / "launch/site_speed.json"
+MEASURED = Path(__file__).parents[2] / "runs/bench-gpu.jsonl"
 LEAST_SPREAD = 1.05  # one machine on one day: 4% between two tables of one repository (BigScience's 25 Feb 2022)
-NUMBERS = ("layers", "hidden", "heads", "seq", "vocab", "ffn", "matrices", "gpus", "tp", "micro_batch", "batch")
 
 
 @dataclass(frozen=True)
@@ -31,45 +30,57 @@ class SiteSpeed:
     device: str
 
 
-def read(gpu: GPU, path: Path = SITE_SPEED) -> SiteSpeed | None:
+def accelerator(device: str) -> str:
+    """The name in the hardware table of a device as torch calls it: "NVIDIA A100-SXM4-80GB" is a100-80; "": none."""
+    text = device.upper().replace(" ", "-")
+    for name in ("V100", "A100"):
+        if name in text:
+            return name.lower() + next((f"-{size}" for size in ("16", "32", "40", "80") if f"-{size}GB" in text), "")
+    return next((name.lower() for name in ("H200", "H100", "B200", "MI300X") if name in text), "")
+
+
+def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
     """The measurements on this accelerator; None where there are none.
 
     Raises:
-        ConfigError: when the file is damaged, naming it.
+        ConfigError: when the file is damaged, naming it and the line.
     """
     try:
-        measured: Any = json.loads(path.read_text(encoding="utf-8"))
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): make bench-gpu writes it anew") from None
-    try:
-        if measured["hardware"] not in GPUS:
-            raise ValueError(f"hardware {measured['hardware']!r} is not one of {', '.join(GPUS)}")
-        if measured["hardware"] != gpu.name or not measured["rows"]:
-            return None
-        ratios = [_ratio(row, gpu) for row in measured["rows"]]
-        device = str(measured.get("device", gpu.name))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is not what make bench-gpu writes: {error}") from None
+    ratios, device = [], ""
+    for number, line in enumerate(lines[:-1], 1):  # after the last newline there is nothing, or half a line
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise TypeError("no mapping")
+            if "tokens_per_second" not in row or (row["loop"], row["precision"]) != ("engine", "bf16"):
+                continue
+            if accelerator(row["device"]) != gpu.name:
+                continue
+            ratios.append(_ratio(row, gpu))
+            device = row["device"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            said = f"{path}, line {number}: not what make bench-gpu writes ({type(error).__name__}: {error})"
+            raise ConfigError(said) from None
+    if not ratios:
+        return None
     factor = statistics.median(ratios)
     spread = max([LEAST_SPREAD, *(max(ratio / factor, factor / ratio) for ratio in ratios)])
-    return SiteSpeed(factor, spread, len(ratios), device)
+    return SiteSpeed(factor, spread, len(ratios), str(device))
 
 
 def _ratio(row: dict[str, Any], gpu: GPU) -> float:
-    """Seconds measured / predicted of one row."""
-    number = {}
-    for name in NUMBERS:
-        number[name] = row[name]
-        if not isinstance(row[name], int) or row[name] < 1:
-            raise ValueError(f"{name}={row[name]!r} is no whole number above 0")
-    speed = float(row["tokens_per_second"])
-    if not (math.isfinite(speed) and speed > 0):
-        raise ValueError(f"tokens_per_second={speed}")
-    shape = Shape(*(number[name] for name in NUMBERS[:7]))
-    layout = Layout(number["gpus"], number["tp"], 1, number["micro_batch"], number["batch"], 1, False)
-    return number["batch"] * number["seq"] / speed / predict(shape, layout, gpu).seconds
+    """Seconds measured / predicted of one row, which is of one GPU."""
+    micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])
+    if not (math.isfinite(speed) and min(speed, micro, accumulate) > 0):
+        raise ValueError("a number is not above 0")
+    model = resolve([("size", row["size"]), ("model.pos", row["position"])]).model
+    layout = Layout(1, 1, 1, micro, micro * accumulate, 1, False)
+    return layout.batch * model.seq / speed / predict(Shape.of(model), layout, gpu).seconds
 
 
 def expected(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> Prediction:
@@ -77,4 +88,4 @@ def expected(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> 
     prediction = predict(shape, layout, gpu)
     if site is None:
         return prediction
-    return prediction.scaled(site.factor, site.spread, f"measured here: {site.rows} rows on {site.device}")
+    return prediction.scaled(site.factor, site.spread, f"measured here: {site.rows} rows on one {site.device}")

@@ -102,7 +102,7 @@ class StudyCost:
         }
 
 
-def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.SITE_SPEED) -> StudyCost:
+def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
     """The study on so many GPUs for each run. Refusals are reasons why it should not be started so."""
     site = site_speed.read(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]

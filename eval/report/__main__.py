@@ -23,6 +23,9 @@ RECORDS = Path("ablations/records")
 def main(argv: list[str] | None = None) -> int:
     """Writes the record of a study and prints its table. Exit codes: 0, 1 (it cannot be written), 2 (bad request)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(words):
+        print(f"make report, besides the words of a study (python -m ablations --help):\n{request.help_text()}")
+        return 0
     try:
         asked = request.parse(words)
         findings = gather(asked.study, asked.noise, asked.beside)

@@ -4,6 +4,7 @@ A text may hold **bold** and `code`; nothing else is marked up. As Markdown, LaT
 HTML: page.py.
 """
 
+from math import isnan
 from typing import NamedTuple
 
 
@@ -44,4 +45,5 @@ class Section(NamedTuple):
 
 
 def plus_minus(value: float, error: float, digits: int) -> str:
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    """A number with its standard error; alone, where that is not known (nan)."""
+    return f"{value:.{digits}f}" if isnan(error) else f"{value:.{digits}f} ± {error:.{digits}f}"

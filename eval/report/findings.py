@@ -148,7 +148,7 @@ def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
         pairs = []  # (comparison, what the seeds give to it, seeds)
         for arm, c in compared.items():
             shared = len(results[arm].keys() & results[f.baseline].keys())
-            if c.seeds and c.replicated and shared > 1:
+            if c.seeds and c.replicated and c.enough_items and shared > 1:
                 pairs.append((c, c.seeds, shared))
         if not pairs or not f.controlled:
             continue

@@ -103,5 +103,6 @@ def comma_separated(lines: list[list]) -> str:
     """Lines of values as CSV."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerows([printable(value) if isinstance(value, str) else value for value in line] for line in lines)
+    for line in lines:
+        writer.writerow([printable(value).replace("\n", " ") if isinstance(value, str) else value for value in line])
     return stream.getvalue()

@@ -1,6 +1,7 @@
 """Which runs a report is asked for: NAME=VALUE words in, a study or a collection of runs out."""
 
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,11 @@ HELP = {
     "BESIDE": "numbers of the BigScience paper beside the results: checked (default: those read in their source or "
     "computed from it), all (also those marked unverified), none",
 }
+
+
+def help_text() -> str:
+    lines = [textwrap.wrap(f"{name:9} {words}", 116, subsequent_indent=" " * 10) for name, words in HELP.items()]
+    return "\n".join(f"  {line}" for wrapped in lines for line in wrapped)
 
 
 class Request(NamedTuple):
@@ -33,7 +39,7 @@ def parse(words: list[str]) -> Request:
 
     names = [word.partition("=")[0] for word in words]
     if twice := [name for name in ("RUNS", "NOISE", "BESIDE") if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]} is given twice: name all directories in one, with spaces between them")
+        raise ValueError(f"{twice[0]} is given twice: say it once, with spaces between several directories")
     values = dict(word.partition("=")[::2] for word in words)
     beside = values.get("BESIDE", "").strip() or "checked"
     if beside not in BESIDE:

@@ -93,9 +93,17 @@ def evaluation(path: Path) -> dict[str, Any]:
     key = misfit(result, EVALUATION)
     for task, entry in result["tasks"].items() if not key else ():
         key = key or misfit(entry, TASK, f"tasks.{task}")
+    for corpus, losses in (result.get("by_domain") or {}).items() if not key else ():
+        for domain, loss in losses.items() if isinstance(losses, dict) else [("", None)]:
+            key = key or misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
     if key:
         raise Damaged(f"{path} is damaged, or of another version: {key} is not what an evaluation has there")
-    return result
+    tasks = {plain(task): entry | {"metric": plain(entry["metric"])} for task, entry in result["tasks"].items()}
+    domains = {
+        plain(corpus): {plain(domain): loss for domain, loss in losses.items()}
+        for corpus, losses in (result.get("by_domain") or {}).items()
+    }
+    return result | {"tasks": tasks, "by_domain": domains}
 
 
 def samples(path: Path) -> dict[str, dict[str, Outcome]]:
@@ -107,7 +115,7 @@ def samples(path: Path) -> dict[str, dict[str, Outcome]]:
             raise Damaged(f"{path} is damaged in line {number}: {key}")
         value, weight = (row["nats"] / LN2, row["bytes"]) if "nats" in row else (row["value"], 1)
         outcome = Outcome(value, weight, "" if row.get("cluster") is None else str(row["cluster"]))
-        outcomes.setdefault(row["task"], {})[str(row["id"])] = outcome
+        outcomes.setdefault(plain(row["task"]), {})[str(row["id"])] = outcome
     return outcomes
 
 

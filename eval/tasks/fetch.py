@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ablations import rundir
 from eval.tasks.mirror import Mirror, Source, names, suite
 
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
@@ -57,7 +58,7 @@ def logiqa(text: str) -> list[dict]:
     rows = []
     for at in range(0, len(lines) - 7, 8):  # the first line is empty, the last four begin with "A." to "D."
         label, context, question, *options = lines[at + 1 : at + 8]
-        texts = [each.replace(".", ". ").strip() for each in (context, question, *(option[2:] for option in options))]
+        texts = [text.replace(".", ". ").strip() for text in (context, question, *(option[2:] for option in options))]
         rows.append({"label": label.strip(), "context": texts[0], "question": texts[1], "options": texts[2:]})
     return rows
 
@@ -71,15 +72,12 @@ def mirror(wanted: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
     """
     to.mkdir(parents=True, exist_ok=True)
     path = to / "manifest.json"
-    entries = {
-        Source(e["dataset_path"], e["config"], e["split"]): e
-        for e in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
-    }
+    entries = Mirror(to).entries if path.exists() else {}
     failed = {}
     for task, (source, spec) in wanted.items():
         have = entries.get(source)
         asked = None if local else spec.get("revision")
-        if have and asked in (None, have["revision"]) and not Mirror(to).lacks(source):
+        if have and asked in (None, have.get("revision")) and not Mirror(to).lacks(source):
             continue
         print(f"{task}: {source}", flush=True)
         try:
@@ -90,7 +88,8 @@ def mirror(wanted: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
         packed = gzip.compress(content.encode(), mtime=0)
         file = Path(source.path.replace("/", "__")) / source.config / f"{source.split}.jsonl.gz"
-        write(to / file, packed)
+        (to / file).parent.mkdir(parents=True, exist_ok=True)
+        rundir.write_bytes(to / file, packed)
         entries[source] = {
             "dataset_path": source.path,
             "config": source.config,
@@ -103,16 +102,8 @@ def mirror(wanted: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
             "revision": revision,
             "features": table.features.to_dict(),
         }
-        write(path, json.dumps([entries[key] for key in sorted(entries)], indent=1).encode())
+        rundir.write_text(path, json.dumps([entries[key] for key in sorted(entries)], indent=1))
     return failed
-
-
-def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,6 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         "--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's"
+    )
+    parser.add_argument(
+        "--shots", type=int, metavar="N", help="examples in each prompt, whose data is needed too (default: as defined)"
     )
     parser.add_argument(
         "--from",
@@ -137,10 +131,13 @@ def main(argv: list[str] | None = None) -> int:
     from eval.tasks import harness
 
     try:
+        asked = [name.strip() for name in args.tasks.split(",") if name.strip()]
         wanted = {
-            name: (each.source, suite().get(name, {}))
-            for name, each in harness.definitions(names(args.tasks.split(","))).items()
+            name if source == definition.source else f"{name}, examples": (source, suite().get(name, {}))
+            for name, definition in harness.definitions(names(asked), args.shots).items()
+            for source in definition.sources
         }
+        Mirror(args.to) if (args.to / "manifest.json").exists() else None  # one that is damaged is said before any work
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

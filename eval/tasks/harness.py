@@ -1,9 +1,12 @@
 """Our model as an lm-eval model; our tasks, and lm-eval's own, as lm-eval tasks. The only file that knows lm_eval."""
 
 import difflib
+import fnmatch
 import functools
+import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -25,12 +28,19 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml  # the one loader that resolves `include:` and `!function`
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from eval.statistics import LN2
 from eval.tasks import score
 from eval.tasks.mirror import Mirror, Source, suite
 from eval.tasks.probes import digest
 
 TASKS = Path(lm_eval.tasks.__file__).parent
+KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")  # of requests: output_type
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 NEW = 256  # tokens of a continuation where the task names no number; lm-eval's own
+EXAMPLES_SEED = 1234  # which examples a prompt has; lm-eval's own
+FIRST_REQUESTS = 3  # items whose requests are made to see whether a task can be run
+# Columns of data sets whose text several items may share: MultiRC, BoolQ, RACE, SQuAD and its like, XNLI.
+PASSAGES = ("paragraph", "passage", "article", "context", "story", "premise")
 
 
 class Scorer(TemplateLM):
@@ -58,6 +68,7 @@ class Scorer(TemplateLM):
         self.how: dict[str, Any] = {"batch": batch, "progress": progress, "journal": journal or score.Journal()}
         self.encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(tokenizer.encode(text)))
         self.decode: Callable[[list[int]], str] = getattr(tokenizer, "decode", str)
+        self._unknown = getattr(tokenizer, "unknown", None)
 
     @property
     def eot_token_id(self) -> int:
@@ -70,7 +81,11 @@ class Scorer(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of whole texts: every token once, in disjoint windows, the first of them after `eod`."""
+        """The log-likelihood of whole texts: every token once, in disjoint windows, the first of them after `eod`.
+
+        Each byte of a text that the tokenizer does not know is charged 8 bits, what it costs to write it out: else a
+        tokenizer without pieces for the script of a text would have next to nothing to predict.
+        """
         windows = [
             [
                 make_disjoint_window(pair)
@@ -81,7 +96,13 @@ class Scorer(TemplateLM):
             for request in requests
         ]
         scores = iter(self.score([pair for pairs in windows for pair in pairs]))
-        return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
+        nats = [sum(next(scores)[0] for _ in pairs) for pairs in windows]
+        charges = [8 * LN2 * self.unknown_bytes(request.args[0]) for request in requests]
+        return [score_ - charge for score_, charge in zip(nats, charges, strict=True)]
+
+    def unknown_bytes(self, text: str) -> int:
+        """Bytes of a text that the tokenizer maps to its token for the unknown; 0 of a lossless tokenizer."""
+        return self._unknown(text)[1] if self._unknown else 0
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
         """The greedy continuation of each context, up to the first of the task's stop strings or the end of document.
@@ -95,7 +116,7 @@ class Scorer(TemplateLM):
         made = [""] * len(requests)
         for settings, which in asked.items():
             wanted = json.loads(settings)
-            if wanted.get("do_sample") or wanted.get("num_beams", 1) != 1:
+            if not greedy(wanted):
                 raise ValueError(f"only greedy continuations can be made, not {settings}")
             stops = wanted.get("until") or []
             stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
@@ -166,27 +187,36 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
     """Runs tasks {name: (its entry in tasks.yaml, items)} through lm-eval.
 
     Returns: {name: {"value": the task's metric, "acc" of choices and "perplexity" of words, "context_tokens":
-        [least, most], "samples": [{"id", "value": 0 or 1} or {"id", "nats", "bytes"}, ...] in the order of
-        the items}}.
+        [least, most], "prompts_sha256", "items_sha256", "samples": [{"id", "cluster", "value": 0 or 1} or {"id",
+        "cluster", "nats", "bytes", "unknown_bytes" where there are any}, ...] in the order of the items}}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     made = {name: task(name, spec, items) for name, (spec, items) in tasks.items()}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": made, "groups": {}}, bootstrap_iters=0, log_samples=True)
     results = {}
     for name, (spec, items) in tasks.items():
-        found = {key.split(",")[0]: value for key, value in run["results"][name].items()}
-        extra = {"acc", "perplexity"} & found.keys() - {spec["metric"]}
-        results[name] = {"value": found[spec["metric"]], **{key: found[key] for key in sorted(extra)}}
-        if spec["output_type"] != "loglikelihood_rolling":
+        values = {key.split(",")[0]: value for key, value in run["results"][name].items()}
+        others = {"acc", "perplexity"} & values.keys() - {spec["metric"]}
+        result: dict[str, Any] = {"value": values[spec["metric"]], **{key: values[key] for key in sorted(others)}}
+        rolling = spec["output_type"] == "loglikelihood_rolling"
+        if not rolling:
             lengths = [len(scorer.encode(item["context"])) for item in items]
-            results[name]["context_tokens"] = [min(lengths), max(lengths)]
-        samples = results[name]["samples"] = []
-        for row in sorted(run["samples"][name], key=lambda row: row["doc_id"]):
-            value, item = row[spec["metric"]], items[row["doc_id"]]["id"]
-            if spec["output_type"] == "loglikelihood_rolling":
-                samples.append({"id": item, "nats": -value[0], "bytes": value[1]})
+            result["context_tokens"] = [min(lengths), max(lengths)]
+        ordered = sorted(run["samples"][name], key=lambda row: row["doc_id"])
+        samples = []
+        for row in ordered:
+            value, item = row[spec["metric"]], items[row["doc_id"]]
+            sample = {"id": item["id"]} | ({"cluster": item["cluster"]} if "cluster" in item else {})
+            if rolling:
+                sample |= {"nats": -value[0], "bytes": value[1]}
+                if unknown := scorer.unknown_bytes(item["target"]):
+                    sample["unknown_bytes"] = unknown
             else:
-                samples.append({"id": item, "value": int(value)})
+                sample["value"] = int(value)
+            samples.append(sample)
+        result["prompts_sha256"] = sha256([row["arguments"] for row in ordered])
+        result["items_sha256"] = sha256([item["id"] for item in items])
+        results[name] = result | {"samples": samples}
     return results
 
 
@@ -194,16 +224,25 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
 
 
 class Definition(NamedTuple):
-    """A task of lm-eval: its resolved YAML, and the split of which data set it is evaluated on."""
+    """A task of lm-eval: its resolved YAML, and the data it is evaluated on."""
 
     config: dict
     source: Source
+    shots: int = 0  # examples in each prompt
+    examples: Source | None = None  # where these are from; None: from the definition itself, or there are none
+
+    @property
+    def sources(self) -> list[Source]:
+        return [self.source] + ([self.examples] if self.examples and self.examples != self.source else [])
 
 
-def definitions(names: list[str]) -> dict[str, Definition]:
-    """Tasks, groups and tags of lm-eval, by name; {task: Definition}.
+def definitions(names: list[str], shots: int | None = None) -> dict[str, Definition]:
+    """Tasks, groups and tags of lm-eval, by name or by a pattern such as mmlu_*; {task: Definition}.
 
-    Those of the suite are found at once; for others lm-eval's 14,000 files are searched (7 s).
+    Those of the suite are read at once; for others lm-eval's 14,000 files are searched (7 s).
+
+    Args:
+        shots: examples in each prompt; None: as many as the definition says, which for most tasks is none.
 
     Raises:
         ValueError: for a name that lm-eval does not know, or a task that cannot be run here.
@@ -213,27 +252,52 @@ def definitions(names: list[str]) -> dict[str, Definition]:
     if others := [name for name in names if name not in known]:
         index = _index()
         for name in others:
-            files |= {task: Path(index[task].yaml_path) for task in _members(name, index)}
-    found = {}
-    for name, path in files.items():
+            for task in _members(name, index):
+                if index[task].yaml_path is None:
+                    raise ValueError(f"{task} is a task with code of its own in lm-eval, and cannot be run here")
+                files[task] = Path(index[task].yaml_path)
+    return {name: _definition(name, path, known.get(name), shots) for name, path in files.items()}
+
+
+def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> Definition:
+    """One task. spec: its entry in tasks.yaml, where it has one."""
+    try:
         config = load_yaml(path)
-        spec = known.get(name)
-        if "class" in config or config.get("output_type") not in (
-            "multiple_choice",
-            "loglikelihood",
-            "loglikelihood_rolling",
-            "generate_until",
-        ):
-            raise ValueError(f"{name} is a task with code of its own in lm-eval, and cannot be run here")
-        split = config.get("test_split") or config["validation_split"]
-        source = Source(spec["path"], spec["config"], spec["split"]) if spec else _source(name, config, split)
-        if spec and (config["metadata"]["version"] != spec["version"] or split != spec["split"]):
+    except Exception as error:  # of the task's own code: it may import what is not installed, or include itself
+        raise ValueError(f"{name} cannot be loaded: {_sentence(error)}") from error
+    if "class" in config or config.get("output_type") not in KINDS:
+        raise ValueError(f"{name} is a task with code of its own in lm-eval, and cannot be run here")
+    settings = config.get("generation_kwargs") or {}
+    if not isinstance(settings, dict) or not greedy(settings):
+        raise ValueError(f"{name} asks for sampled answers, or several beams, and only greedy ones are made here")
+    split = config.get("test_split") or config.get("validation_split")
+    if not split:
+        raise ValueError(f"{name} names neither a test nor a validation split, and cannot be evaluated")
+    if spec:
+        version = config["metadata"]["version"]
+        if version != spec["version"] or split != spec["split"]:
             raise ValueError(
-                f"{name} has version {config['metadata']['version']} and split {split} in the installed "
-                f"lm-eval, {spec['version']} and {spec['split']} in eval/tasks/tasks.yaml"
+                f"{name} has version {version} and split {split} in the installed lm-eval, {spec['version']} and "
+                f"{spec['split']} in eval/tasks/tasks.yaml"
             )
-        found[name] = Definition(config, source)
-    return found
+        source = Source(spec["path"], spec["config"], spec["split"])
+    else:
+        source = _source(name, config, split)
+    number = int(config.get("num_fewshot") or 0) if shots is None else shots
+    if config["output_type"] == "loglikelihood_rolling":
+        number = 0  # whole texts have no examples before them
+    examples = source._replace(split=found) if number and (found := _examples_split(config)) else None
+    return Definition(config, source, number, examples)
+
+
+def _examples_split(config: dict) -> str | None:
+    """The split that lm-eval takes the examples of a prompt from; None where the definition writes them out."""
+    own = config.get("fewshot_config") or {}
+    if split := own.get("split") or config.get("fewshot_split"):
+        return split
+    if own.get("samples") is not None:
+        return None
+    return next(config[key] for key in ("training_split", "validation_split", "test_split") if config.get(key))
 
 
 @functools.cache
@@ -241,8 +305,15 @@ def _index() -> dict:
     return TaskManager().task_index
 
 
-def _members(name: str, index: dict) -> list[str]:
-    """The tasks of a group or tag; a task itself."""
+def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
+    """The tasks of a group or tag, or of all names that a pattern matches; a task itself.
+
+    above: the groups that are being resolved, of which none may contain itself.
+    """
+    if name not in index and any(sign in name for sign in "*?["):
+        if matching := fnmatch.filter(sorted(index), name):
+            return list(dict.fromkeys(task for match in matching for task in _members(match, index, above)))
+        raise ValueError(f"no task of lm-eval has a name like {name!r}")
     if name not in index:
         close = difflib.get_close_matches(name, list(index), n=1)
         raise ValueError(
@@ -250,63 +321,132 @@ def _members(name: str, index: dict) -> list[str]:
             "suite and multilingual name those of eval/tasks/tasks.yaml"
         )
     entry = index[name]
-    if entry.yaml_path is None:  # a tag
-        return sorted(entry.tags)
-    if "group" not in entry.cfg:
+    if entry.yaml_path is None:  # a tag, or a task in Python alone
+        tags = sorted(entry.tags or ())
+        return [task for tag in tags for task in ([tag] if tag == name else _members(tag, index, (*above, name)))]
+    if "group" not in (entry.cfg or {}):
         return [name]
-    members = entry.cfg["task"]
-    found = []
-    for each in [members] if isinstance(members, str) else members:
-        if not isinstance(each, str) and each.keys() - {"task", "group"}:
+    members = entry.cfg.get("task") or []
+    tasks: list[str] = []
+    for member in [members] if isinstance(members, str) else members:
+        if not isinstance(member, str) and member.keys() - {"task", "group"}:
             raise ValueError(f"{name} is a group that changes its tasks, and cannot be run here; name the tasks")
-        found += _members(each if isinstance(each, str) else each.get("task") or each["group"], index)
-    return found
+        inner = member if isinstance(member, str) else member.get("task") or member["group"]
+        if not isinstance(inner, str) or inner in (*above, name):
+            raise ValueError(
+                f"{name} is a group that defines or contains itself, and cannot be run here; name its tasks"
+            )
+        tasks += _members(inner, index, (*above, name))
+    return tasks
 
 
 def _source(name: str, config: dict, split: str) -> Source:
-    path = config["dataset_path"]
+    path = config.get("dataset_path")
+    if not isinstance(path, str):
+        raise ValueError(f"{name} names no data set of the hub, and cannot be mirrored")
     if "/" not in path:  # a builder such as json, with addresses of files
-        address = json.dumps(config.get("dataset_kwargs"))
+        address = json.dumps(config.get("dataset_kwargs"), default=str)
         hub = re.search(r"hf://datasets/([^/@]+/[^/@]+)", address)
         if not hub:
             raise ValueError(f"{name} reads {address}, which is not on the hub, and cannot be mirrored")
         path = hub[1]
-    return Source(path, config.get("dataset_name") or "default", split)
+    return Source(path, str(config.get("dataset_name") or "default"), split)
+
+
+def greedy(settings: dict) -> bool:
+    """Whether generation settings ask for the likeliest token each time: all that is made here."""
+    return not settings.get("do_sample") and settings.get("num_beams", 1) == 1
+
+
+def _sentence(error: BaseException) -> str:
+    """An error of somebody else's code in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def build(tasks: dict[str, Definition], mirror: Mirror) -> dict[str, ConfigurableTask]:
-    """lm-eval's own tasks, zero-shot, on the data of `mirror` and nothing else."""
-    made = {}
-    for name, (config, source) in tasks.items():
-        table = mirror.table(source)
-        rest = {k: v for k, v in config.items() if k not in ("tag", "group", "task_list", "fewshot_config")}
-        made[name] = ConfigurableTask(
-            config={
-                **rest,
-                "training_split": None,
-                "fewshot_split": None,
-                "num_fewshot": 0,
-                "dataset_kwargs": None,
-                "validation_split": None if config.get("test_split") else source.split,
-                "custom_dataset": lambda table=table, split=source.split, **_: {split: table},
-            }
-        )
-    return made
+    """lm-eval's own tasks, on the data of `mirror` and nothing else."""
+    return {name: _build(definition, mirror) for name, definition in tasks.items()}
 
 
-def evaluate_named(scorer: Scorer, tasks: dict[str, Definition], mirror: Mirror) -> dict[str, dict]:
-    """Runs the tasks of `build`.
+def _build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
+    config, source, shots, examples = definition
+    tables = {split.split: mirror.table(split) for split in definition.sources}
+    config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
+    if not shots:
+        config.pop("fewshot_config", None)
+    here = {key: config[key] if config.get(key) in tables else None for key in SPLITS}
+    if not shots:
+        here |= {"training_split": None, "fewshot_split": None}
+    if config.get("test_split") and not (shots and examples and examples.split == config.get("validation_split")):
+        here["validation_split"] = None
+    built = ConfigurableTask(
+        config={**config, **here, "num_fewshot": shots, "dataset_kwargs": None, "custom_dataset": lambda **_: tables}
+    )
+    built.set_fewshot_seed(EXAMPLES_SEED)
+    return built
 
-    Returns: {name: {"metric", "value", "version", "n", "chance": mean of one over the options (0 for an answer written
-        out, None where neither applies), "guess": the better of chance and always the commonest answer, "data": where
-        the items are from, other metrics by name, "context_tokens": [least, most], "samples": [{"id", "value"}]}}.
+
+def cannot_ask(name: str, definition: Definition, mirror: Mirror) -> str:
+    """Why a task fails on the data that is here before any model is asked; "" when it does not.
+
+    Builds the task and its first requests, so that what would fail in the evaluation of a trained run fails now.
+    """
+    try:
+        built = _build(definition, mirror)
+        built.build_all_requests(limit=FIRST_REQUESTS, rank=0, world_size=1)
+        return "" if built.instances else "it has no items"
+    except Exception as error:  # of the task's own code, which may be anything
+        return _sentence(error)
+
+
+def evaluate_named(
+    scorer: Scorer, tasks: dict[str, Definition], mirror: Mirror
+) -> tuple[dict[str, dict], dict[str, str]]:
+    """Runs lm-eval's tasks. One that fails costs no other its result.
+
+    Returns: {name: {"metric", "value", "version", "shots", "n", "chance": mean of one over the options (0 for an answer
+        written out, None where neither applies), "guess": the better of chance and always the commonest answer, "data"
+        and "examples": where the items and the examples are from, other metrics by name, "context_tokens": [least,
+        most], "prompts_sha256", "items_sha256", "samples": [{"id", "value", "cluster"}]}}; {name: why it failed}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    made = build(tasks, mirror)
+    failed: dict[str, str] = {}
+    made: dict[str, ConfigurableTask] = {}
+    for name, definition in tasks.items():
+        try:
+            made[name] = _build(definition, mirror)
+        except OSError:
+            raise
+        except Exception as error:
+            failed[name] = _sentence(error)
+    results: dict[str, dict] = {}
+    try:
+        results = _run(scorer, made)
+    except OSError:
+        raise  # of the disk: the journal cannot be written
+    except Exception:  # one of them: each alone; what was scored already is in the journal
+        for name in made:
+            try:
+                made[name] = _build(tasks[name], mirror)
+                results |= _run(scorer, {name: made[name]})
+            except OSError:
+                raise
+            except Exception as error:
+                failed[name] = _sentence(error)
+    for name, result in results.items():
+        result["shots"] = tasks[name].shots
+        result["data"] = _origin(mirror, tasks[name].source)
+        if examples := tasks[name].examples:
+            result["examples"] = _origin(mirror, examples)
+    return results, failed
+
+
+def _run(scorer: Scorer, made: dict[str, ConfigurableTask]) -> dict[str, dict]:
+    """{name: outcome} of tasks that are asked together, so that what they have in common is computed once."""
+    if not made:
+        return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": made, "groups": {}}, bootstrap_iters=0, log_samples=True)
-    return {
-        name: _outcome(scorer, made[name], run, name) | {"data": _origin(mirror, tasks[name].source)} for name in tasks
-    }
+    return {name: _outcome(scorer, made[name], run, name) for name in made}
 
 
 def _origin(mirror: Mirror, source: Source) -> dict:
@@ -315,17 +455,20 @@ def _origin(mirror: Mirror, source: Source) -> dict:
 
 
 def _outcome(scorer: Scorer, made: ConfigurableTask, run: Any, name: str) -> dict:
-    found = {
+    values = {
         key.split(",")[0]: value
         for key, value in run["results"][name].items()
         if isinstance(value, float | int) and "_stderr" not in key
     }
-    listed = [each["metric"] for each in made.config.metric_list if isinstance(each["metric"], str)]
+    listed = [entry["metric"] for entry in made.config.metric_list or [] if isinstance(entry["metric"], str)]
+    listed = listed or list(values)
     metric = next((each for each in ("acc", "exact_match") if each in listed), listed[0])
-    rows, one = {}, None  # where a task has several filters, the first
+    if not math.isfinite(values[metric]):
+        raise ValueError(f"its {metric} is {values[metric]}, which is no number")
+    rows, first_filter = {}, None  # where a task has several filters, the first
     for row in run["samples"][name]:
-        one = one or row["filter"]
-        if row["filter"] == one:
+        first_filter = first_filter or row["filter"]
+        if row["filter"] == first_filter:
             rows[row["doc_id"]] = row
     ordered = [rows[i] for i in sorted(rows)]
     questions = [json.dumps([row["arguments"], row["target"]], default=str) for row in ordered]
@@ -335,31 +478,59 @@ def _outcome(scorer: Scorer, made: ConfigurableTask, run: Any, name: str) -> dic
         seen[question] += 1
         again = f"-{seen[question]}" if seen[question] > 1 else ""  # the same question twice is two items
         if isinstance(row[metric], float | int):
-            samples.append({"id": digest(question) + again, "value": float(row[metric])})
-    outcome = {"metric": metric, "value": found[metric], **{k: found[k] for k in listed if k in found and k != metric}}
+            sample = {"id": digest(question) + again, "value": float(row[metric])}
+            samples.append(sample | cluster(row["doc"]))
     contexts = [len(scorer.encode(argument[0])) for row in ordered for argument in row["arguments"][:1]]
     return {
-        **outcome,
+        "metric": metric,
+        "value": values[metric],
+        **{key: values[key] for key in listed if key in values and key != metric and math.isfinite(values[key])},
         **guess(made.config.output_type, metric, ordered),
         "version": made.VERSION,
         "n": len(ordered),
         "higher_is_better": made.higher_is_better()[metric],
         "context_tokens": [min(contexts), max(contexts)],
+        "prompts_sha256": sha256([row["arguments"] for row in ordered]),
+        "items_sha256": sha256([[row["doc"], row["target"]] for row in ordered]),
         "samples": samples,
     }
+
+
+def sha256(value: Any) -> str:
+    """Hash of what JSON can say, and of how other things are written."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def cluster(doc: Any) -> dict[str, str]:
+    """{"cluster": name} of an item that may share its passage, article or premise with others; {} of one that has none.
+
+    doc: a row of the data set.
+    """
+    if not isinstance(doc, dict):
+        return {}
+    for column in PASSAGES:
+        if isinstance(doc.get(column), str) and doc[column].strip():
+            return {"cluster": digest(" ".join(doc[column].split()))}
+    return {}
 
 
 def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
     """{"chance", "guess"} of a task, from lm-eval's logged samples.
 
-    guess: the better of chance and of always choosing the place that is right most often. Where the answers have names,
-    as yes and no, that is the commonest answer, also where each item writes them out differently, as in MultiRC; where
-    each item has answers of its own it is a little above chance.
+    chance: the mean of one over the options of each item, as they are in the data; 0 for an answer written out.
+    guess: the better of chance and of always giving the commonest answer: the place that is right most often, which
+    for yes and no is the commonest answer also where each item writes them out differently, as in MultiRC, and which is
+    a little above chance where each item has answers of its own; of answers written out, the commonest text.
     """
-    if metric == "exact_match" or kind == "loglikelihood":
-        return {"chance": 0.0, "guess": 0.0}
-    if kind != "multiple_choice" or metric != "acc" or not all(isinstance(row["target"], int | str) for row in rows):
+    written = metric == "exact_match" or kind == "loglikelihood"
+    if not (written or (kind == "multiple_choice" and metric == "acc")):
         return {"chance": None, "guess": None}
-    chance = sum(1 / len(row["arguments"]) for row in rows) / len(rows)
-    commonest = Counter(str(row["target"]) for row in rows).most_common(1)[0][1] / len(rows)
+    accepted = [set(map(str, row["target"] if isinstance(row["target"], list) else [row["target"]])) for row in rows]
+    counts = Counter(answer for answers in accepted for answer in answers)
+    commonest = max(counts.values(), default=0) / len(rows)
+    if written:
+        return {"chance": 0.0, "guess": commonest}
+    # acc_mutual_info asks for each option a second time, without a context
+    options = [sum(argument[0] != "" for argument in row["arguments"]) or len(row["arguments"]) for row in rows]
+    chance = sum(len(right) / number for number, right in zip(options, accepted, strict=True)) / len(rows)
     return {"chance": chance, "guess": max(chance, commonest)}

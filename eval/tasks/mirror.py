@@ -9,11 +9,14 @@ import functools
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+NEEDED = ("dataset_path", "config", "split", "file", "sha256")  # of an entry of manifest.json
 
 
 class Source(NamedTuple):
@@ -36,14 +39,27 @@ class Mirror:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        path = folder / "manifest.json"
         try:
-            entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
                 f"{folder} holds no task data (no manifest.json). Make it with `make eval-data` on a machine that has "
                 "a network, or name another folder: EVAL_DATA=folder"
             ) from None
-        self.entries = {Source(e["dataset_path"], e["config"], e["split"]): e for e in entries}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}. Remove it, and `make eval-data` makes it anew") from None
+        self.entries: dict[Source, dict[str, Any]] = {}
+        for number, entry in enumerate(entries if isinstance(entries, list) else [None], start=1):
+            lacking = (
+                NEEDED if not isinstance(entry, dict) else [k for k in NEEDED if not isinstance(entry.get(k), str)]
+            )
+            if lacking:
+                raise ValueError(
+                    f"{path} is not a manifest of task data: its entry {number} lacks {', '.join(lacking)}. "
+                    "`make eval-data` writes one"
+                )
+            self.entries[Source(entry["dataset_path"], entry["config"], entry["split"])] = entry
 
     def changed(self, read: dict[str, Any]) -> bool:
         """Whether the split has another file by now than items were read from ("data" of a task in eval.json). What is
@@ -52,15 +68,28 @@ class Mirror:
         return entry is not None and entry["sha256"] != read["sha256"]
 
     def lacks(self, source: Source) -> str:
-        """Why the split cannot be used: it is not there, or not as the manifest says. Empty: it can."""
+        """Why the split cannot be used: it is not there, not as the manifest says, or has no rows. Empty: it can."""
         entry = self.entries.get(source)
         if not entry:
             return f"{source} is not in {self.folder}"
+        path = self.folder / entry["file"]
+        if ".." in path.relative_to(self.folder).parts if path.is_relative_to(self.folder) else True:
+            return f"{path} is not in {self.folder}"
         try:
-            found = hashlib.sha256((self.folder / entry["file"]).read_bytes()).hexdigest()
-        except FileNotFoundError:
-            return f"{self.folder / entry['file']} is gone"
-        return "" if found == entry["sha256"] else f"{self.folder / entry['file']} is not the file of the manifest"
+            content = path.read_bytes()
+        except OSError as error:
+            return f"{path} is gone" if isinstance(error, FileNotFoundError) else f"{path} cannot be read: {error}"
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            return f"{path} is not the file of the manifest"
+        try:
+            with gzip.open(path, "rb") as lines:
+                return "" if lines.readline().strip() else f"{path} has no rows"
+        except (OSError, EOFError, zlib.error) as error:
+            return f"{path} is damaged: {error}"
+
+    def lacks_any(self, sources: Iterable[Source]) -> str:
+        """Why one of the splits cannot be used; empty: all can."""
+        return next((why for source in sources if (why := self.lacks(source))), "")
 
     def table(self, source: Source) -> Any:
         """The rows as a datasets.Dataset, typed. Checks the hash of what it reads."""

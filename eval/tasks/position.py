@@ -48,13 +48,18 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
     """Pieces of held-out text, PIECES at most: the beginnings of documents that are long enough by their bytes, then
     others, one after another with the end-of-document token between them, as in training.
 
+    Documents with characters that the tokenizer does not know are left out: the bytes of such tokens are not known.
+
     texts: in the order of `probes.documents`.
     """
+    unknown = getattr(tokenizer, "unknown", None)
     n, w = length(seq), seq // PARTS
     most = int(MANY_BYTES * n)
     long = [text for text in texts if len(text.encode()) >= most]
     made, ids = list[Piece](), list[int]()
     for text in [*long, *(text for text in texts if len(text.encode()) < most)]:
+        if unknown and unknown(text[:most])[0]:
+            continue
         ids += [*tokenizer.encode(text[:most]), tokenizer.eod]
         if len(ids) >= n:
             first = (TIMES * PARTS - 1) * w + 1

@@ -1,10 +1,15 @@
 """Zero-shot items, made from held-out documents: text only, so that all arms and tokenizers see the same.
 
-An item is {"id", "context", "target"} or {"id", "context", "choices", "target": index}; tasks.yaml says in
-words what each task asks. Nothing is drawn at run time: the order of documents and every choice follow from
-hashes of the text, so the same documents give the same items wherever they lie and in whatever order they
-come. An id is a hash of its item: two runs have an id in common exactly when they were asked the same
-question.
+An item is {"id", "cluster", "context", "target"} or {"id", "cluster", "context", "choices", "target": index};
+tasks.yaml says in words what each task asks. `cluster` names what items have in common that makes them depend on one
+another: the document they are made from, or where the corpus says so what several documents belong to.
+
+Nothing is drawn at run time: the order of documents and every choice follow from hashes of the text, so the same
+documents give the same items wherever they lie and in whatever order they come. An id is a hash of its item: two runs
+have an id in common exactly when they were asked the same question.
+
+Words are found by Unicode's rules, in every script that puts spaces between them. Text without spaces (Chinese,
+Japanese, Thai) has held-out loss and continuations; the tasks that ask for a word are left out there.
 """
 
 import gzip
@@ -12,12 +17,13 @@ import hashlib
 import json
 import math
 import random
-import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import regex
 import yaml
 
 TASKS = Path(__file__).with_name("tasks.yaml")
@@ -29,10 +35,20 @@ FEWEST = 20  # a task with fewer items is left out: its standard error would be 
 # and more.
 FEW_BYTES, MANY_BYTES = 1.5, 5.0
 
-WORD = re.compile(r"[A-Za-z]{3,}")
-PAIR = re.compile(r"(?<![A-Za-z])(?=([A-Za-z]+,?) ([A-Za-z]{2,})[\s.,:;)])")  # two words, at each first one
-HOLE = re.compile(r"(?<=[a-z,]) ([a-z]{3,})(?= [a-z]) [^\n]{20,40}(?= )")  # a word of running text, and what follows
-GAP = re.compile(r"(?<=[a-z,]) (?=[a-z])")  # between two words of running text
+PIECE_BYTES = 4096  # of a document, of which the held-out loss is taken at a time; untuned
+# Labels of a document (its metadata in the corpus) that name what several documents belong to.
+GROUPS = ("package", "repository", "repo_name")
+
+LETTER = r"[\p{L}\p{M}]"  # of any script, with the signs that belong to it
+SMALL = r"\p{Ll}\p{Lo}\p{M}"  # inside a set: the same without capitals; scripts without capitals have all
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+WORD = regex.compile(rf"{LETTER}{{3,}}")
+# two words and what may follow them, at each first one
+PAIR = regex.compile(rf"(?<!{LETTER})(?=({LETTER}+[,،]?) ({LETTER}{{2,}})[\s.,:;)»”।،؛؟…])")
+# a word of running text, and what follows
+HOLE = regex.compile(rf"(?<=[{SMALL},،]) ([{SMALL}]{{3,}})(?= [{SMALL}]) [^\n]{{20,40}}(?= )")
+# between two words of running text, or between two letters where there are no spaces
+GAP = regex.compile(rf"(?<=[{SMALL},،]) (?=[{SMALL}])|(?<={UNSPACED})(?={UNSPACED})")
 
 
 def specification() -> dict:
@@ -42,11 +58,34 @@ def specification() -> dict:
 
 def documents(paths: Iterable[str | Path]) -> list[str]:
     """The texts of .jsonl.gz files, without repetitions, in an order that depends on the texts alone."""
-    texts: set[str] = set()
+    return list(sources(paths))
+
+
+def sources(paths: Iterable[str | Path]) -> dict[str, str]:
+    """{text: cluster} of the documents of .jsonl.gz files, in the order of `documents`.
+
+    Raises:
+        ValueError: when a file is damaged, naming it.
+    """
+    clusters: dict[str, str] = {}
+    for document in read(paths):
+        text, labels = document["text"], document.get("metadata") or {}
+        group = next((f"{label} {labels[label]}" for label in GROUPS if labels.get(label)), digest(text))
+        clusters[text] = min(group, clusters.get(text, group))
+    return {text: clusters[text] for text in sorted((text for text in clusters if text.strip()), key=digest)}
+
+
+def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
+    """The documents {"text", "metadata", ...} of .jsonl.gz files. Raises ValueError for one that is damaged."""
     for path in paths:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            texts.update(json.loads(line)["text"] for line in lines)
-    return sorted((text for text in texts if text.strip()), key=digest)
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as lines:
+                for line in lines:
+                    document = json.loads(line)
+                    document["text"].strip()
+                    yield document
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged, or no held-out text: {error!r}") from None
 
 
 def by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
@@ -58,19 +97,19 @@ def by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
     texts: dict[str, set[str]] = {}
     for path in paths:
         corpus = Path(path).parent.name.rpartition("-")[0]
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for document in map(json.loads, lines):
-                if document["text"].strip():
-                    domain = document.get("metadata", {}).get("domain") or corpus
-                    texts.setdefault(domain, set()).add(document["text"])
-    found = {domain: held_out(sorted(texts[domain], key=digest), most) for domain in sorted(texts)}
-    return found if len(found) > 1 else {}
+        for document in read([path]):
+            if document["text"].strip():
+                domain = (document.get("metadata") or {}).get("domain") or corpus
+                texts.setdefault(domain, set()).add(document["text"])
+    rows = {domain: held_out(sorted(texts[domain], key=digest), most) for domain in sorted(texts)}
+    return rows if len(rows) > 1 else {}
 
 
-def items(texts: list[str], seq: int) -> dict[str, list[dict]]:
+def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) -> dict[str, list[dict]]:
     """The items of every task of tasks.yaml, from documents in the order of `documents`.
 
     seq: the training length in tokens, on which only the copying tasks depend.
+    clusters: as of `sources`; None: each document is one.
     A task of which fewer than FEWEST items can be made (little text, or a very short seq) has an empty list.
     """
     tasks = specification()["tasks"]
@@ -81,29 +120,51 @@ def items(texts: list[str], seq: int) -> dict[str, list[dict]]:
         "cloze": cloze(texts),
         "copy_inside": copying(texts, **inside),
         "copy_beyond": copying(texts, between=int(MANY_BYTES * seq)),
-        "copy_absent": map(without_source, copying(texts, **inside)),
+        "copy_absent": ((text, without_source(item)) for text, item in copying(texts, **inside)),
     }
-    made = {name: distinct(rows, tasks[name]["items"]) for name, rows in drawn.items()}
+    made = {name: distinct(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
     return {
-        "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"]),
+        "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"], clusters),
         **{name: rows if len(rows) >= FEWEST else [] for name, rows in made.items()},
     }
 
 
-def held_out(texts: list[str], most: int, each: int = 4096) -> list[dict]:
-    """Documents for the held-out loss: the first `each` bytes of one after another, `most` bytes in all."""
+def held_out(
+    texts: list[str], most: int, clusters: dict[str, str] | None = None, piece: int = PIECE_BYTES
+) -> list[dict]:
+    """Text for the held-out loss: the first `piece` bytes of one document after another, then, where there are `most`
+    bytes in all by then, no more, else the next `piece` bytes of each that goes on, and so forth. So few long documents
+    are many items.
+
+    A piece ends with a whole character.
+    """
     rows: list[dict] = []
+    seen: Counter[str] = Counter()
     total = 0
-    for text in texts:
-        text = text.encode()[:each].decode(errors="ignore")
-        total += len(text.encode())
-        if rows and total > most:
-            break
-        rows.append({"id": digest(text), "context": "", "target": text})
+    open_documents = [(text, text.encode(), 0) for text in texts]
+    while open_documents:
+        longer = []
+        for text, content, start in open_documents:
+            part = content[start : start + piece].decode(errors="ignore")
+            end = start + len(part.encode())
+            total += end - start
+            if rows and total > most:
+                return rows
+            key = digest(part)
+            seen[key] += 1
+            again = f"-{seen[key]}" if seen[key] > 1 else ""  # the same words again are another item
+            rows.append({"id": key + again, "cluster": cluster(text, clusters), "context": "", "target": part})
+            if end < len(content):
+                longer.append((text, content, end))
+        open_documents = longer
     return rows
 
 
-def last_word(texts: list[str], n: int) -> Iterator[dict]:
+def cluster(text: str, clusters: dict[str, str] | None) -> str:
+    return (clusters or {}).get(text) or digest(text)
+
+
+def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
     """LAMBADA's properties (Paperno et al. 2016): the last word occurs before, and it can be guessed.
 
     People chose LAMBADA's passages; here the pair of the last two words must stand in one document in a
@@ -115,26 +176,26 @@ def last_word(texts: list[str], n: int) -> Iterator[dict]:
         known.update({pair.groups() for pair in PAIR.finditer(text)})
     often, answers = max(2, len(texts) / 100), Counter[str]()
     for text, rng in passes(texts):
-        found = []
+        usable = []
         for pair in PAIR.finditer(text):
             word, context = pair[2], whole_words(text[: pair.end(1)], 250)
             if len(context) > 100 and known[pair.groups()] >= often and answers[word] < n // 20:
-                if re.search(rf"\b{word}\b", context):
-                    found.append((context, word))
-        if found:
-            context, word = rng.choice(found)
+                if regex.search(rf"\b{word}\b", context):
+                    usable.append((context, word))
+        if usable:
+            context, word = rng.choice(usable)
             answers[word] += 1
-            yield {"context": context, "target": " " + word}
+            yield text, {"context": context, "target": " " + word}
 
 
-def continuation(texts: list[str]) -> Iterator[dict]:
+def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
     """The true continuation, and three of its length in bytes (within a tenth) from other documents."""
     pieces = {
         text: [
             (gap.start(), end)
             for gap in GAP.finditer(text)
             if gap.start() > 100
-            for end in [text.find(" ", gap.start() + 48)]
+            for end in [piece_end(text, gap)]
             if 0 < end < gap.start() + 64
         ]
         for text in texts
@@ -149,10 +210,17 @@ def continuation(texts: list[str]) -> Iterator[dict]:
             if other != text and abs(len(piece.encode()) - size) <= size / 10 and piece not in [true, *wrong]:
                 wrong.append(piece)
         if len(wrong) >= 3:
-            yield question(whole_words(text[:start], 120), true, wrong[:3], rng)
+            yield text, question(whole_words(text[:start], 120), true, wrong[:3], rng)
 
 
-def cloze(texts: list[str]) -> Iterator[dict]:
+def piece_end(text: str, gap: Any) -> int:
+    """Where a piece of 48 characters or a little more ends that begins at a gap; -1: nowhere."""
+    if gap.end() > gap.start():
+        return text.find(" ", gap.start() + 48)
+    return gap.start() + 48 if gap.start() + 48 <= len(text) else -1  # no spaces: after any character
+
+
+def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
     """A word left out of running text: it and what follows, against the same with another word in its place.
 
     As in the Children's Book Test (Hill et al. 2015) the wrong words are from the same document; here they are about as
@@ -170,10 +238,10 @@ def cloze(texts: list[str]) -> Iterator[dict]:
         near = sorted(words - {gap[1]}, key=lambda word: (abs(math.log(common[word] / common[gap[1]])), word))  # noqa: B023
         wrong, rest = rng.sample(near[:6], 3), text[gap.end(1) : gap.end()]
         context = whole_words(text[: gap.start()], 250)
-        yield question(context, f" {gap[1]}{rest}", [f" {word}{rest}" for word in wrong], rng)
+        yield text, question(context, f" {gap[1]}{rest}", [f" {word}{rest}" for word in wrong], rng)
 
 
-def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[dict]:
+def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tuple[str, dict]]:
     """Induction (Olsson et al. 2022): ... A B ... A, what comes next? In running text, not in random tokens.
 
     The four words stand in the snippet, each once, and nowhere in the text between: to have seen a word does
@@ -195,7 +263,7 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[di
         filler = other_text(texts, text, {true, *wrong}, room, rng)
         if filler:
             context = "\n\n".join([" ".join(snippet), filler, " ".join(beginning)])
-            yield question(context, " " + true, [" " + word for word in wrong], rng)
+            yield text, question(context, " " + true, [" " + word for word in wrong], rng)
 
 
 def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
@@ -230,12 +298,12 @@ def passes(texts: list[str], most: int = 20) -> Iterator[tuple[str, random.Rando
             yield text, random.Random(f"{turn}/{digest(text)}")
 
 
-def distinct(rows: Iterator[dict], most: int) -> list[dict]:
-    """The first so many different items, with their ids."""
+def distinct(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
+    """The first so many different items, with their ids, and the clusters of the documents that they are from."""
     kept: dict[str, dict] = {}
-    for row in rows:
+    for text, row in rows:
         key = digest(json.dumps(row, sort_keys=True))
-        kept.setdefault(key, {"id": key, **row})
+        kept.setdefault(key, {"id": key, "cluster": cluster(text, clusters), **row})
         if len(kept) == most:
             break
     return list(kept.values())

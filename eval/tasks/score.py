@@ -2,8 +2,8 @@
 
 Inputs that begin alike (the choices of a question behind its context, the questions about one passage) share a row of
 the batch: a stem, and branches that continue it. A token of a branch stands where it would stand in its own input, and
-sees the stem and its own branch (model/attention.py, `Places`), so what it computes is what it would compute alone.
-Rows of similar length go together, and only what is scored meets the output matrix.
+sees the stem and its own branch (`Arrangement` in model/attention.py), so what it computes is what it would compute
+alone. Rows of similar length go together, and only what is scored meets the output matrix.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.attention import Places
+from model.attention import Arrangement
+from model.objective import Objective
 
 Tokens = tuple[int, ...]
 Score = tuple[float, bool]  # log-likelihood in nats; whether each scored token is the likeliest
@@ -29,13 +30,14 @@ BATCH_CPU, BATCH_GPU = 1024, 32768
 JOINED = 4096  # tokens of a row in which inputs are joined, at most: its scores are a matrix
 # Rows of logits whose log-softmax is taken at once.
 ROWS_CPU, ROWS_GPU = 128, 4096
+NOT_FINITE = "the model's scores are not numbers (NaN or infinite): its weights are damaged, or training diverged"
 
 
 class Input(NamedTuple):
-    """What a model is given. The first `prefix` tokens see each other both ways (0: a causal model)."""
+    """What a model reads. `extent`: see `Objective.extent`; 0 where the objective is causal."""
 
     tokens: Tokens
-    prefix: int
+    extent: int
 
 
 class Row(NamedTuple):
@@ -62,13 +64,16 @@ def likelihoods(
     than it can be given are scored in pieces of half that length. With the prefix objective, what is given is the
     prefix.
 
+    Raises:
+        ValueError: when the model's objective gives no likelihood of a text from left to right.
+
     Args:
         model: a GPT, in evaluation, on any device.
         batch: tokens of a forward pass.
         progress: called after every forward pass with the tokens done and the tokens in all.
         journal: what was scored before, and where what is scored now is kept.
     """
-    longest, two_way = model.max_length, model.cfg.objective == "prefix"
+    longest, objective = model.max_length, model.objective
     journal = journal or Journal()
     if longest and any(len(scored) > longest for _, scored in pairs):
         pieces = [cut(given, scored, longest) for given, scored in pairs]
@@ -80,7 +85,7 @@ def likelihoods(
     for i, (given, scored) in enumerate(pairs):
         tokens = (*given, *scored)[:-1]
         tokens = tokens[-longest:] if longest else tokens
-        inputs[i] = Input(tokens, len(tokens) - len(scored) + 1 if two_way else 0)
+        inputs[i] = Input(tokens, objective.extent(len(tokens) - len(scored) + 1))
 
     serves = served(inputs.values())
     wanted: dict[Input, list[int]] = {}
@@ -105,10 +110,12 @@ def likelihoods(
         if all(keys[i] in journal for i in asked):
             continue
         places, index = np.unique(np.concatenate(where), return_inverse=True)
-        x_ND = model.hidden(*arrange(group, device, two_way), only=torch.from_numpy(places).to(device))
+        x_ND = model.hidden(*arrange(group, device, objective), only=torch.from_numpy(places).to(device))
         logp, greedy = measure(model, x_ND, index, np.concatenate([np.asarray(pairs[i][1]) for i in asked]))
         starts = np.cumsum([0] + [len(pairs[i][1]) for i in asked])[:-1]
         nats, best = np.add.reduceat(logp, starts), np.logical_and.reduceat(greedy, starts)
+        if not np.isfinite(nats).all():
+            raise ValueError(NOT_FINITE)
         journal.add({keys[i]: found for i, *found in zip(asked, nats.tolist(), best.tolist(), strict=True)})
         progress(done, total)
     if not journal.complete(keys):
@@ -150,8 +157,8 @@ def served(inputs: Iterable[Input]) -> dict[Input, Input]:
     """
     serves: dict[Input, Input] = {}
     after = Input((), 0)
-    for each in sorted(set(inputs), key=lambda x: (x.prefix, x.tokens), reverse=True):
-        begins = after.prefix == each.prefix and after.tokens[: len(each.tokens)] == each.tokens
+    for each in sorted(set(inputs), key=lambda x: (x.extent, x.tokens), reverse=True):
+        begins = after.extent == each.extent and after.tokens[: len(each.tokens)] == each.tokens
         serves[each] = serves[after] if begins else each
         after = each
     return serves
@@ -171,14 +178,14 @@ def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
         return n + n * n / (2 * hidden)
 
     made: list[Row] = []
-    for each in sorted(inputs, key=lambda x: (x.prefix, x.tokens)):
-        if made and made[-1].inputs[-1].prefix == each.prefix:
+    for each in sorted(inputs, key=lambda x: (x.extent, x.tokens)):
+        if made and made[-1].inputs[-1].extent == each.extent:
             row = made[-1]
             stem = common(row.inputs[-1].tokens, each.tokens, row.stem)
             k = len(row.inputs)
             n = len(row) + (k - 1) * row.stem + len(each.tokens) - k * stem
             cheaper = work(n) < work(len(row)) + work(len(each.tokens))
-            if stem and stem >= each.prefix and n <= most and cheaper:
+            if stem and stem >= each.extent and n <= most and cheaper:
                 made[-1] = Row(stem, [*row.inputs, each])
                 continue
         made.append(Row(len(each.tokens), [each]))
@@ -205,10 +212,11 @@ def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
         yield group
 
 
-def arrange(group: list[Row], device: torch.device, two_way: bool) -> tuple[Tensor, Places | None]:
-    """A batch as `GPT.hidden` takes it: tokens [B, T], padded on the right, and their places (None: as they come)."""
+def arrange(group: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
+    """A batch as `GPT.hidden` takes it: tokens [B, T], padded on the right, and their arrangement (None: each follows
+    from its order)."""
     B, T = len(group), max(map(len, group))
-    tokens_BT, at_BT, branch_BT = np.zeros((3, B, T), np.int64)
+    tokens_BT, at_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
     for b, row in enumerate(group):
         tokens_BT[b, : row.stem] = row.inputs[0].tokens[: row.stem]
         at_BT[b, : row.stem] = range(row.stem)
@@ -219,16 +227,15 @@ def arrange(group: list[Row], device: torch.device, two_way: bool) -> tuple[Tens
             at_BT[b, start:end] = range(row.stem, len(each.tokens))
             branch_BT[b, start:end] = number
             start = end
+        branch_BT[b, start:] = -1
     x_BT = torch.from_numpy(tokens_BT).to(device)
-    if not two_way and not branch_BT.any():
+    if objective.causal and not (branch_BT > 0).any():  # what pads on the right is never seen
         return x_BT, None
-    branch = torch.from_numpy(branch_BT).to(device)
-    t = torch.arange(T, device=device)
-    sees_BTT = (t <= t[:, None]) & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None]))
-    if two_way:
-        prefix = torch.tensor([row.inputs[0].prefix for row in group], device=device)[:, None, None]
-        sees_BTT |= (t < prefix) & (t[:, None] < prefix)
-    return x_BT, Places(torch.from_numpy(at_BT).to(device), sees_BTT, two_way=two_way)
+    branch, at = torch.from_numpy(branch_BT).to(device), torch.from_numpy(at_BT).to(device)
+    extents_B = torch.tensor([row.inputs[0].extent for row in group], device=device)
+    row_B = torch.arange(B, device=device)[:, None, None]
+    together = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    return x_BT, Arrangement(at, together & objective.sees(extents_B, row_B, at[:, :, None], at[:, None, :]))
 
 
 # ------------------------------------------------------------------------------------------- greedy continuation
@@ -276,35 +283,39 @@ def continuations(
 
 def extend(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
     """`continuations` of contexts in one batch, the longest first."""
-    device, two_way = next(model.parameters()).device, model.cfg.objective == "prefix"
+    device, objective = next(model.parameters()).device, model.objective
     made: list[list[int]] = [[] for _ in group]
     length, P = torch.tensor([len(ids) for ids in group], device=device), len(group[0])
     x_BT = torch.tensor([[*ids, *[0] * (P - len(ids))] for ids in group], device=device)
     t = torch.arange(P, device=device)
     real_BP = t < length[:, None]
-    sees_BTP = (t <= t[:, None]).expand(len(group), P, P)
-    if two_way:
-        sees_BTP = sees_BTP | (real_BP[:, None] & real_BP[:, :, None])
-    places = Places(t.expand(len(group), P), sees_BTP, past=[], two_way=two_way)
-    x_BD = model.hidden(x_BT, places)[torch.arange(len(group), device=device), length - 1]
+    extents_B = torch.tensor([objective.extent(len(ids)) for ids in group], device=device)
+    b = torch.arange(len(group), device=device)[:, None, None]
+    sees_BTP = objective.sees(extents_B, b, t[:, None], t).expand(len(group), P, P)
+    arrangement = Arrangement(t.expand(len(group), P), sees_BTP, past=[])
+    x_BD = model.hidden(x_BT, arrangement)[torch.arange(len(group), device=device), length - 1]
     alive = list(range(len(group)))
     for step in range(new):
-        token_B = model.project(x_BD)[:, : model.cfg.vocab].argmax(-1)  # the rest is padding, and no text
+        logit_B, token_B = model.project(x_BD)[:, : model.cfg.vocab].max(-1)  # the rest is padding, and no text
+        if not torch.isfinite(logit_B).all():
+            raise ValueError(NOT_FINITE)
         for i, token in zip(alive, token_B.tolist(), strict=True):
             made[i].append(token)
         keep = [n for n, i in enumerate(alive) if not ended(made[i])]
         if not keep or step + 1 == new:
             break
-        assert places.past is not None
-        at_BP = places.at_BT if places.at_BP is None else torch.cat((places.at_BP, places.at_BT), dim=1)
+        assert arrangement.past is not None
+        at_BP = arrangement.at_BT
+        if arrangement.at_BP is not None:
+            at_BP = torch.cat((arrangement.at_BP, at_BP), dim=1)
         if len(keep) < len(alive):
             rest = torch.tensor(keep, device=device)
             alive = [alive[n] for n in keep]
-            places.past[:] = [(k[rest], v[rest]) for k, v in places.past]
+            arrangement.past[:] = [(k[rest], v[rest]) for k, v in arrangement.past]
             token_B, length, real_BP, at_BP = token_B[rest], length[rest], real_BP[rest], at_BP[rest]
         real_BP = torch.cat((real_BP, real_BP.new_ones(len(alive), 1)), dim=1)
-        places = Places((length + step)[:, None], real_BP[:, None], places.past, at_BP, two_way)
-        x_BD = model.hidden(token_B[:, None], places)[:, 0]
+        arrangement = Arrangement((length + step)[:, None], real_BP[:, None], arrangement.past, at_BP)
+        x_BD = model.hidden(token_B[:, None], arrangement)[:, 0]
     return made
 
 

@@ -6,7 +6,6 @@ Slurm kills the slower ones and reports that.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -15,43 +14,48 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ablations import rundir
 from ablations.config import ConfigError
-from ablations.status import SILENT, attempts, last_checkpoint, locked
+from ablations.rundir import Exit, last_step, locked
+from ablations.status import SILENT
 from ablations.study import Cell, Study, from_args
 from launch.local import prepare
+from launch.repair import is_trained, repair
+from launch.watch import stop_file
 
 LIMIT = 3  # attempts of one job without a newer checkpoint, then it is given up; untuned
 LEAVING = SILENT + 15  # seconds that another job's attempt may take to leave the run, or to be known for dead
 TRIES, PAUSE = 30, 20.0  # a Slurm controller that does not answer is asked so often, every so many seconds; untuned
-FINISHED, KILLED = 0, 76  # exit codes
 PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that are not the run's fault
 
 
 def start(job: str, cell: Cell, out: Path) -> int:
     """Print the run directory that is to be trained, or nothing when it is finished. Returns an exit code."""
-    cell.check_recorded()
-    if (cell.dir / "done").exists():
+    if repaired := repair(cell):
+        say(repaired)
+    if rundir.read_done(cell.dir) is not None:
         say(f"{cell.name} is finished: {cell.dir}")
-        return FINISHED
-    if (out / "stop").exists():
-        say(f"{out}/stop is there: nothing starts until it is removed. {(out / 'stop').read_text().strip()}")
-        return KILLED
+        return Exit.FINISHED
+    if reason := stop_file(out):
+        say(f"nothing starts until this file is removed: {reason}")
+        return Exit.KILLED
     began = time.monotonic()
     while elsewhere(cell.dir):
         if time.monotonic() - began > LEAVING:
-            say(f"{cell.name} is being trained by another job ({cell.dir}/attempts.jsonl): nothing is done here")
+            say(f"{cell.name} is being trained by another job ({cell.dir / rundir.ATTEMPTS}): nothing is done here")
             return 1
         time.sleep(1)
     cell.dir.mkdir(parents=True, exist_ok=True)
-    step = last_checkpoint(cell.dir)
+    step = last_step(cell.dir)
     if (n := in_vain(cell.dir, job, step)) >= LIMIT:
         say(give_up(cell.dir, job, n, "without a word, as when a node loses its power"))
         return 1
-    for old in ("stop", "failed"):
+    for old in (rundir.STOP, rundir.FAILED):
         (cell.dir / old).unlink(missing_ok=True)
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    log = cell.dir / "train.log"
-    read = log.stat().st_size if log.exists() else 0
+    log = cell.dir / rundir.TRAIN_LOG
+    rundir.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
+    read = log.stat().st_size
     write(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
     say(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
     print(cell.dir)
@@ -61,7 +65,7 @@ def start(job: str, cell: Cell, out: Path) -> int:
 def ready(job: str, cell: Cell, study: Study) -> bool:
     """Build the data of a run that is to start, where they are missing: one process, before there are ranks whose
     patience would end. `make ablation ON=slurm` has built them on the login node."""
-    if (cell.dir / "done").exists() or (study.out / "stop").exists():
+    if is_trained(cell) or (study.out / rundir.STOP).exists():
         return True
     try:
         prepare(study, [cell])
@@ -69,7 +73,7 @@ def ready(job: str, cell: Cell, study: Study) -> bool:
         say(f"error: {error}")
         cell.dir.mkdir(parents=True, exist_ok=True)
         why = f"the data cannot be prepared, see {study.out}/slurm/{job}.log"
-        write(cell.dir, event="end", job=job, step=last_checkpoint(cell.dir), how="failed", why=why, again=False)
+        write(cell.dir, event="end", job=job, step=last_step(cell.dir), how="failed", why=why, again=False)
         return False
     return True
 
@@ -86,26 +90,25 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
         The job's exit code.
     """
     out = folder.parent.parent
-    step, why, again = last_checkpoint(folder), "", False
+    step, why, again = last_step(folder), "", False
     now = slurm(job)
     if unfit := dict.fromkeys(said(folder, job, "unfit: (.*)")):  # such a node cannot write it there itself
-        with open(out / "bad_nodes", "a") as f:
-            f.writelines(f"{line}\n" for line in unfit)
+        rundir.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
     bad = bad_nodes(out) & expand(os.environ.get("SLURM_JOB_NODELIST", ""))
-    if (folder / "done").exists():
+    if (folder / rundir.DONE).exists():
         how = "finished"
-    elif (out / "stop").exists():
-        how, why = "killed", f"by the file {out}/stop"
+    elif (out / rundir.STOP).exists():
+        how, why = "killed", f"by the file {out / rundir.STOP}"
     elif told != "LIMIT" and now["state"] not in ("RUNNING", "unknown") and now["reason"] != "TimeLimit":
         # Slurm has ended the job and will start it again by itself, or it was cancelled and must not come back
         how = REQUEUED if now["restarts"] > restarts() else "cancelled"
-    elif (folder / "failed").exists():
-        how, why = "failed", (folder / "failed").read_text().strip()
+    elif (folder / rundir.FAILED).exists():
+        how, why = "failed", rundir.read_text(folder / rundir.FAILED)
     elif elsewhere(folder):  # and left alone: what is written here would be read as that job's
         how = "another job trains this run"
     elif code == 2 or complaint(folder, job):  # a wrong configuration: the same again would end the same way
         how, why = "failed", complaint(folder, job) or "see train.log"
-        (folder / "failed").write_text(f"{why}\n")
+        rundir.write_text(folder / rundir.FAILED, f"{why}\n")
     else:
         how, again = f"srun's exit code {code}", True
         if bad:
@@ -128,12 +131,9 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
 def elsewhere(folder: Path) -> bool:
     """Whether another job trains this run: holds its lock, and was heard of lately. A lock alone may be that of a node
     that is gone; and a heart that beat lately, that of an attempt which ended without a word."""
-    try:
-        beat = json.loads((folder / "heartbeat.json").read_text())
-    except (OSError, ValueError):
-        return False
-    lately = time.time() - beat["time"] < SILENT
-    return lately and beat["job"] != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
+    heartbeat = rundir.read_heartbeat(folder)
+    lately = time.time() - heartbeat.get("time", 0.0) < SILENT
+    return lately and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
 
 
 def complaint(folder: Path, job: str) -> str:
@@ -144,10 +144,10 @@ def complaint(folder: Path, job: str) -> str:
 
 def said(folder: Path, job: str, what: str) -> list[str]:
     """Of the lines that ranks of this attempt have printed, those that begin so, as far as `what` asks for them."""
-    starts = [x for x in reversed(attempts(folder)) if x["event"] == "start" and x["job"] == job]
+    starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     begun: dict[str, Any] = next(iter(starts), {})
     try:
-        with open(folder / "train.log", "rb") as f:
+        with open(folder / rundir.TRAIN_LOG, "rb") as f:
             f.seek(begun.get("log", 0))
             return re.findall(rf"^ *\d+: {what}", f.read().decode(errors="replace"), re.MULTILINE)
     except OSError:
@@ -157,17 +157,17 @@ def said(folder: Path, job: str, what: str) -> list[str]:
 def give_up(folder: Path, job: str, n: int, how: str) -> str:
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
     if not locked(folder):  # by another job, whose run this is
-        (folder / "failed").write_text(f"{why}\n")
+        rundir.write_text(folder / rundir.FAILED, f"{why}\n")
     return why
 
 
 def in_vain(folder: Path, job: str, step: int) -> int:
     """How many attempts of this job began where the last checkpoint still is, but for those that Slurm sent away."""
     starts: list[dict[str, Any]] = []
-    for line in attempts(folder):
-        if line["event"] == "start" and line["job"] == job and line["step"] == step:
+    for line in rundir.read_attempts(folder)[0]:
+        if line["event"] == "start" and line["job"] == job and line.get("step") == step:
             starts.append(line)
-        elif line["event"] == "end" and starts and line["how"] in (PREEMPTED, REQUEUED):
+        elif line["event"] == "end" and starts and line.get("how") in (PREEMPTED, REQUEUED):
             starts.pop()
     return len(starts)
 
@@ -210,8 +210,7 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 def bad_nodes(out: Path) -> set[str]:
     """Nodes that a preflight check found bad: a line "node reason" each. Remove the line of one that is repaired."""
-    path = out / "bad_nodes"
-    return {line.split()[0] for line in path.read_text().splitlines() if line.strip()} if path.exists() else set()
+    return {line.split()[0] for line in rundir.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 
 
 def expand(nodes: str) -> set[str]:
@@ -227,8 +226,7 @@ def restarts() -> int:
 
 
 def write(folder: Path, **line: Any) -> None:
-    with open(folder / "attempts.jsonl", "a") as f:
-        f.write(json.dumps({"time": round(time.time(), 1)} | line) + "\n")
+    rundir.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | line)
 
 
 def say(text: str) -> None:
@@ -255,10 +253,15 @@ def main(argv: list[str]) -> int:
         if args.cell not in range(len(study.cells)):
             raise ConfigError(f"the array's index {args.cell}: the plan has the runs 0 to {len(study.cells) - 1}")
         cell = study.cells[args.cell]
-        return start(args.job, cell, study.out) if ready(args.job, cell, study) else 2
+        return start(args.job, cell, study.out) if ready(args.job, cell, study) else Exit.INVALID
     except ConfigError as error:
-        say(f"error: {error}")
-        return 2
+        say(f"error: {rundir.printable(str(error))}")
+        return Exit.INVALID
+    except OSError as error:
+        if not (reason := rundir.storage_error(error)):
+            raise
+        say(f"error: {reason}")
+        return Exit.FAILED
 
 
 if __name__ == "__main__":

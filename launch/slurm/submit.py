@@ -7,22 +7,27 @@ trained; and the report, whatever became of the runs. What needs a network is do
 import argparse
 import functools
 import importlib.metadata
-import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from ablations import rundir
 from ablations.config import ConfigError, spread
+from ablations.rundir import Damaged, Exit, unjudged
 from ablations.site import find, site
-from ablations.status import attempts, unjudged
 from ablations.strict_yaml import read_yaml
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
 from launch.local import check_tasks, prepare
+from launch.repair import is_trained
 from launch.slurm.attempts import bad_nodes, write
+from launch.watch import stop_file
+
+NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm cluster?"
 
 
 def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) -> None:
@@ -36,18 +41,23 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
     Raises:
         ConfigError: before anything is submitted; or what sbatch said.
     """
+    if not shutil.which("sbatch"):  # before hours of preparing data
+        raise ConfigError(NO_SLURM)
     for cell in study.cells:
-        cell.check_recorded()
+        try:
+            cell.check_recorded()
+        except Damaged as error:  # the run's job repairs it, or fails alone
+            print(f"warning: {cell.name}: {error}", file=sys.stderr)
         spread(cell.run, max(1, ranks // cell.run.layout.tp))
-    if (study.out / "stop").exists():
-        raise ConfigError(f"{study.out / 'stop'} is there: nothing starts until it is removed")
+    if reason := stop_file(study.out):
+        raise ConfigError(f"nothing starts until this file is removed: {reason}")
     check_tasks(study)
     todo = [i for i, c in enumerate(study.cells) if not judged(study, c)]
     busy = in_queue(study)
     for i in sorted(busy):
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
-    train = [i for i in todo if i not in busy and not (study.cells[i].dir / "done").exists()]
-    trained = [i for i in todo if (study.cells[i].dir / "done").exists()]
+    train = [i for i in todo if i not in busy and not is_trained(study.cells[i])]
+    trained = [i for i in todo if is_trained(study.cells[i])]
     ahead = [i for i in sorted(busy) if i not in trained and unjudged(study.cells[i].dir)]
     if not train and not trained and not ahead:
         print("nothing to submit: every run is finished or in the queue")
@@ -81,24 +91,29 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
     print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
     print(f"logs:            {logs}/JOB.log, and train.log in each run's folder under {study.out / study.stage}")
-    print(f"to stop it all:  touch {study.out / 'stop'}    (runs save and leave the queue; remove it, submit again)")
+    print(
+        f"to stop it all:  touch {study.out / rundir.STOP}    (runs save and leave the queue; remove it, submit again)"
+    )
 
 
 def judged(study: Study, cell: Cell) -> bool:
     """Whether a run has been judged by all that is asked for now, as far as its eval.json alone says. Where more data
     of tasks has come since, `python -m eval` looks whether it matters."""
-    path = cell.dir / "eval.json"
-    if not path.exists():
+    path = cell.dir / rundir.EVAL
+    try:
+        scores = rundir.read_json(path)
+        if scores is None or not is_trained(cell):
+            return False
+    except Damaged:
         return False
-    found = json.loads(path.read_text())
-    if unjudged(cell.dir) or not _versions().items() <= found.items():
+    if unjudged(cell.dir) or not _versions().items() <= scores.items():
         return False
     if not study.judged:
         return True
     _, names, _, data = study.judged
-    had = found.get("lm_eval_tasks", {"asked": []})["asked"]
+    judged_by = scores.get("lm_eval_tasks", {"asked": []})["asked"]
     newer = Path(data, "manifest.json").stat().st_ctime > path.stat().st_mtime
-    return not newer and {name.strip() for name in names.split(",")} - {""} <= set(had)
+    return not newer and {name.strip() for name in names.split(",")} - {""} <= set(judged_by)
 
 
 @functools.cache
@@ -113,7 +128,7 @@ def evaluate(
 ) -> str:
     """Submit the evaluation of `cells`, an array with an index for each. Returns its job id."""
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
-    command = f"{_python()} -m eval {shlex.join(study.judged)}"
+    command = f"{_python()} -m eval {shlex.join([*study.judged, '--store', str(study.out / 'data')])}"
     script = f'runs=({folders})\nexec {command} "${{runs[$SLURM_ARRAY_TASK_ID]}}"'
     array = [f"--array={_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in given or any(o.startswith("--gres=gpu") for o in options)
@@ -137,7 +152,7 @@ def sbatch(arguments: list[str], given: dict[str, str], script: str | None = Non
         text = f'#!/bin/bash\n[ -z "${{SITE:-}}" ] || . "$SITE"\n{script}\n' if script else None
         done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
     except FileNotFoundError:
-        raise ConfigError("there is no sbatch on this machine: is this a login node of a Slurm cluster?") from None
+        raise ConfigError(NO_SLURM) from None
     if done.returncode:
         raise ConfigError(f"{shlex.join(command)}: {done.stderr.strip()}")
     return done.stdout.strip().partition(";")[0]
@@ -152,7 +167,7 @@ def _job(name: str, options: list[str]) -> list[str]:
 
 def in_queue(study: Study) -> dict[int, str]:
     """Index -> job, of the runs whose last job Slurm still has."""
-    last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := attempts(c.dir))}
+    last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
     if not last:
         return {}
     try:
@@ -218,7 +233,7 @@ def _ranges(numbers: list[int]) -> str:
 
 def _logs(study: Study) -> Path:
     """Where launch/run.sh has its own."""
-    return study.out / "slurm"
+    return study.out / rundir.SLURM
 
 
 def _python() -> str:
@@ -249,9 +264,14 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"NODES={args.nodes}: a number of nodes for each run is needed")
         submit(study, options, given, nodes * per_node)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        return Exit.INVALID
+    except OSError as error:
+        if not (reason := rundir.storage_error(error)):
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        return Exit.FAILED
+    return Exit.FINISHED
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 from cluster import Cluster, cannot, cluster  # noqa: E402
 from conftest import ROOT, copy_code  # noqa: E402
 
-from ablations.status import attempts  # noqa: E402
+from ablations.rundir import read_attempts  # noqa: E402
 from ablations.study import Cell, from_args  # noqa: E402
 
 MARK = "<!-- make chaos writes from here -->", "<!-- to here -->"
@@ -132,7 +132,7 @@ def storm(slurm: Cluster, code: Path, words: list[str], count: int, seed: int) -
             continue
         cell, (name, act) = rng.choice(moving), FAULTS[len(rows) % len(FAULTS)]
         reached, began = step(cell), time.time()
-        tries = len(attempts(cell.dir))
+        tries = len(read_attempts(cell.dir)[0])
         where = act(slurm, jobs[cell.dir], rng)
         row = {"fault": name, "where": where, "run": cell.name, "step": reached}
         if name == "cancel":
@@ -143,13 +143,13 @@ def storm(slurm: Cluster, code: Path, words: list[str], count: int, seed: int) -
             jobs[cell.dir] = slurm.run(*again, cwd=code, env=env) + f"_{index}"
         # until it has begun again and is where it was
         end = time.monotonic() + 240
-        while not (begun := [x for x in attempts(cell.dir)[tries:] if x["event"] == "start"]):
+        while not (begun := [x for x in read_attempts(cell.dir)[0][tries:] if x["event"] == "start"]):
             if time.monotonic() > end or (cell.dir / "done").exists():
                 break
             time.sleep(0.1)
         if not begun:  # it finished before it could be hit
             continue
-        ends = [x for x in attempts(cell.dir)[tries:] if x["event"] == "end"]
+        ends = [x for x in read_attempts(cell.dir)[0][tries:] if x["event"] == "end"]
         while step(cell) <= reached and not (cell.dir / "done").exists() and time.monotonic() < end:
             time.sleep(0.1)
         row |= {
@@ -237,7 +237,7 @@ def main() -> int:
         took = time.time() - began
     cells = from_args(words["storm"]).cells
     verdicts = {s.name: same(q, s) for q, s in zip(quiet, cells, strict=True)}
-    starts = sum(x["event"] == "start" for c in cells for x in attempts(c.dir))
+    starts = sum(x["event"] == "start" for c in cells for x in read_attempts(c.dir)[0])
     about = (
         f"{len(cells)} runs of {cells[0].run.steps} steps ({args.size}), each on 2 of 4 nodes, two CPU cores in all: "
         f"{calm:.0f} s undisturbed, {took:.0f} s with {len(rows)} faults and {starts} attempts. "

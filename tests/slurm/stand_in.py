@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 
-from ablations.status import last_checkpoint
+from ablations.rundir import last_step, write_done
 from ablations.study import from_args
 
 parser = argparse.ArgumentParser()
@@ -45,7 +45,7 @@ def save(step: int) -> None:
 
 
 STEPS = 400 if trouble[0] == "long" else 60
-for step in range(last_checkpoint(run), STEPS):
+for step in range(last_step(run), STEPS):
     if trouble[0] != "deaf":
         asked += [76] * (study.out / "stop").exists() + [75] * (run / "stop").exists()
     if asked:
@@ -59,4 +59,5 @@ for step in range(last_checkpoint(run), STEPS):
     time.sleep(0.1)
 if rank == 0:
     save(STEPS)
-    (run / "done").write_text("{}")
+    (run / "weights.safetensors").write_bytes(b"")
+    write_done(run, {})

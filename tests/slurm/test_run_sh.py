@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 
-from ablations.status import attempts, state
+from ablations.rundir import read_attempts
+from ablations.status import state
 from ablations.study import from_args
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def until(what: Callable[[], object], seconds: float = 60) -> None:
 
 
 def ends(run: Path) -> list[str]:
-    return [line["how"] for line in attempts(run) if line["event"] == "end"]
+    return [line["how"] for line in read_attempts(run)[0] if line["event"] == "end"]
 
 
 def test_the_script_passes_shellcheck() -> None:
@@ -107,7 +108,7 @@ def test_a_warned_task_saves_goes_back_alone_and_continues(slurm: Cluster, code:
     assert slurm.wait(last)["JobState"] == "COMPLETED", log(code, last)
     assert slurm.job(last)["Restarts"] == "3" and slurm.job(other)["Restarts"] == "0"
     assert ends(run) == ["warned of the time limit"] * 3 + ["finished"]
-    assert {line["code"] for line in attempts(run) if line["event"] == "end" and line["again"]} == {75}
+    assert {line["code"] for line in read_attempts(run)[0] if line["event"] == "end" and line["again"]} == {75}
     assert steps(run) == list(range(1, 61))  # nothing lost, nothing twice
     assert log(code, last).count("back into the queue") == 3
     assert (run / "train.log").read_text().count("MASTER_ADDR") == 4
@@ -139,7 +140,7 @@ def test_percent_1_is_one_at_a_time(slurm: Cluster, code: Path) -> None:
     array = sbatch(slurm, code, "--array=0-3%1", "launch/run.sh", *STUDY)
     for i in range(4):
         assert slurm.wait(f"{array}_{i}", seconds=90)["JobState"] == "COMPLETED"
-    spans = sorted([line["time"] for line in attempts(folder(code, i))] for i in range(4))
+    spans = sorted([line["time"] for line in read_attempts(folder(code, i))[0]] for i in range(4))
     assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False)), spans
 
 
@@ -149,7 +150,7 @@ def test_a_run_that_always_crashes_is_given_up_after_three_attempts(slurm: Clust
     array = sbatch(slurm, code, "--array=2", "launch/run.sh", *STUDY)
     assert slurm.wait(f"{array}_2")["JobState"] == "FAILED"
     run = folder(code, 2)
-    assert sum(line["event"] == "start" for line in attempts(run)) == 3
+    assert sum(line["event"] == "start" for line in read_attempts(run)[0]) == 3
     assert "3 attempts" in (run / "failed").read_text()
     (code / "runs/trouble").unlink()
     array = sbatch(slurm, code, "--array=2", "launch/run.sh", *STUDY)  # submitting again is asking again
@@ -200,7 +201,7 @@ def test_a_bad_node_is_left_out_from_then_on(slurm: Cluster, code: Path) -> None
     slurm.run("scancel", f"{job}_0")  # Slurm can do nothing for a job that insists on the node
     job = sbatch(slurm, code, "--nodes=3", "--array=1", "launch/run.sh", *STUDY)
     assert slurm.wait(f"{job}_1")["JobState"] == "COMPLETED", log(code, f"{job}_1")
-    nodes = [line["nodes"] for line in attempts(folder(code, 1)) if line["event"] == "start"]
+    nodes = [line["nodes"] for line in read_attempts(folder(code, 1))[0] if line["event"] == "start"]
     assert nodes == ["node[1-3]", "node[1,3-4]"]
 
 
@@ -266,7 +267,7 @@ def test_power_loss_and_a_pulled_cable(slurm: Cluster, code: Path) -> None:
     job = sbatch(slurm, code, "--nodes=2", "--array=0", "launch/run.sh", *STUDY) + "_0"
     run, lost = folder(code), []
     for n, (which, what) in enumerate(((1, slurm.unplug), (0, slurm.power_off))):
-        until(lambda n=n: len([x for x in attempts(run) if x["event"] == "start"]) == n + 1)  # type: ignore[misc]
+        until(lambda n=n: len([x for x in read_attempts(run)[0] if x["event"] == "start"]) == n + 1)  # type: ignore[misc]
         until(lambda n=n: max(steps(run), default=0) > 20 * (n + 1))  # type: ignore[misc]
         nodes = slurm.run("scontrol", "show", "hostnames", slurm.job(job)["NodeList"]).split()
         lost.append(nodes[which])

@@ -13,8 +13,8 @@ import pytest
 from cluster import Cluster
 from conftest import copy_code
 
+from ablations.rundir import read_attempts
 from ablations.site import site
-from ablations.status import attempts
 from ablations.study import from_args
 
 ROOT = Path(__file__).parents[2]
@@ -101,11 +101,11 @@ def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit
         assert slurm.wait(f"{train}_{i}", seconds=300)["JobState"] == "COMPLETED", logs
         assert slurm.job(f"{train}_{i}")["Partition"] == "spot" and slurm.job(f"{train}_{i}")["TimeLimit"] == "00:30:00"
     assert (tmp_path / "runs/bad_nodes").read_text().startswith(f"{unfit} /dev/shm has ")
-    ends = [line["how"] for c in cells for line in attempts(c.dir) if line["event"] == "end"]
+    ends = [line["how"] for c in cells for line in read_attempts(c.dir)[0] if line["event"] == "end"]
     assert sorted(e for e in ends if unfit not in e) == ["finished", "finished"]
     assert any(e.startswith("bad nodes: ") and unfit in e for e in ends)
     for cell in cells:
-        nodes = [line["nodes"] for line in attempts(cell.dir) if line["event"] == "start"][-1]
+        nodes = [line["nodes"] for line in read_attempts(cell.dir)[0] if line["event"] == "start"][-1]
         assert unfit not in slurm.run("scontrol", "show", "hostnames", nodes).split()
         record = json.loads((cell.dir / "run.json").read_text())
         assert record["hardware"]["ranks"] == 4 and record["config"]["layout"]["mtbf"] == 99
@@ -170,10 +170,10 @@ def test_a_node_with_a_slow_cable_is_left_out(slurm: Cluster, tmp_path: Path, wo
         job = slurm.run("sbatch", "--parsable", *place, "launch/run.sh", *words, cwd=code)
         run = from_args(words).cells[1].dir
         end = time.monotonic() + 200
-        while not any(line["event"] == "end" for line in attempts(run)):
+        while not any(line["event"] == "end" for line in read_attempts(run)[0]):
             assert time.monotonic() < end, (run / "train.log").read_text()
             time.sleep(0.1)
-        assert next(line["how"] for line in attempts(run) if line["event"] == "end") == "bad nodes: node2"
+        assert next(line["how"] for line in read_attempts(run)[0] if line["event"] == "end") == "bad nodes: node2"
         assert (tmp_path / "runs/bad_nodes").read_text().startswith("node2 its network runs at ")
         slurm.run("scancel", f"{job}_1")
     finally:
@@ -199,9 +199,9 @@ def test_a_rank_that_hangs_is_found_and_the_run_goes_on(slurm: Cluster, tmp_path
 
     assert slurm.wait(job, seconds=300)["JobState"] == "COMPLETED", (run / "train.log").read_text()[-3000:]
     assert slurm.job(job)["Restarts"] == "1"
-    first, last = (line for line in attempts(run) if line["event"] == "end")
+    first, last = (line for line in read_attempts(run)[0] if line["event"] == "end")
     assert first["how"].startswith("srun's exit code ") and first["again"] and last["how"] == "finished"
-    begun = [line["step"] for line in attempts(run) if line["event"] == "start"]
+    begun = [line["step"] for line in read_attempts(run)[0] if line["event"] == "start"]
     assert begun[0] == 0 and begun[1] in range(50, 400, 50)
     stacks = (run / "stacks/rank_0.txt").read_text()
     assert stacks.startswith(f"{job_nodes[0]}, after step ") and "train.py" in stacks

@@ -45,7 +45,7 @@ def blocks(f: Findings) -> list[Block]:
             ]
             label, mean = f"{arm}, {name}", f"{c.difference:+.{digits}f}"
             by_seed.append([label, *signed, mean])
-            items = f"{c.items.variance**0.5:.{digits}f}"
+            items = f"{c.items.variance**0.5:.{digits}f}" if c.enough_items else "unknown"
             if c.seeds is None or not c.enough_items:
                 tests.append([label, mean, "unknown", items, "unknown", "-", "-", f.marked_verdict(arm, name)])
             else:

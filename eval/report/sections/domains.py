@@ -1,5 +1,7 @@
 """Held-out loss of each domain, where the text names several."""
 
+from math import nan
+
 import numpy as np
 
 from eval.report.blocks import Section, Table, plus_minus
@@ -46,6 +48,4 @@ def loss(entries: list[dict]) -> str:
     """The mean over seeds, with its standard error where there is one: a single document has none."""
     value = float(np.mean([entry["value"] for entry in entries]))
     errors = [entry["stderr"] for entry in entries if entry.get("stderr") is not None]
-    if len(errors) < len(entries) or np.isnan(errors).any():
-        return f"{value:.3f}"
-    return plus_minus(value, float(np.mean(errors)), 3)
+    return plus_minus(value, float(np.mean(errors)) if len(errors) == len(entries) else nan, 3)

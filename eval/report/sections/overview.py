@@ -1,12 +1,14 @@
 """The head of a report: the question, an arm a line, and what the numbers mean."""
 
+from math import nan
+
 import numpy as np
 
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, own_strata
 from eval.report.findings import Findings
 from eval.report.sections.differences import forest
-from eval.statistics import item_part, level_stderr, outstanding
+from eval.statistics import independent_items, item_part, level_stderr, outstanding
 
 
 def section(f: Findings) -> Section:
@@ -33,8 +35,10 @@ def number(f: Findings, arm: str, name: str) -> str:
     if not row:
         return "-"
     pool = f.results[name] if f.controlled else {arm: row}
-    items = item_part(own_strata(f.cells, arm, sorted(row), name))
-    error = level_stderr(pool, arm, items)
+    strata = own_strata(f.cells, arm, sorted(row), name)
+    error = level_stderr(pool, arm, item_part(strata))
+    if (independent_items(strata) or 0) < 2:
+        error = nan  # a single document or passage tells no noise
     return plus_minus(float(np.mean(list(row.values()))), error, METRICS[name].digits)
 
 

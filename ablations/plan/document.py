@@ -1,0 +1,104 @@
+"""A document of headings, paragraphs, tables and figures, as Markdown and as one HTML page."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ablations.drawing import STYLE, sheet
+from ablations.rundir import write_text
+
+PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+body{{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:60rem;margin:2rem auto;
+padding:0 1rem;color:#1c1e21;background:#fff}}
+table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}}
+td,th{{padding:.2rem .6rem;border-bottom:1px solid #e4e6ea;text-align:left}}svg{{max-width:34rem;width:100%}}
+@media(prefers-color-scheme:dark){{body{{color:#e6e8eb;background:#16181c}}td,th{{border-color:#2d3138}}}}
+{style}</style></head><body>
+{body}
+</body></html>
+"""
+
+
+@dataclass
+class Document:
+    """Built from top to bottom. Figures are SVG text (ablations/drawing.py)."""
+
+    title: str
+    blocks: list[tuple[str, object]] = field(default_factory=list)
+    figures: list[tuple[str, str]] = field(default_factory=list)
+
+    def heading(self, words: str) -> None:
+        self.blocks.append(("heading", words))
+
+    def text(self, words: str) -> None:
+        self.blocks.append(("text", words))
+
+    def bullets(self, items: Sequence[str]) -> None:
+        self.blocks.append(("bullets", list(items)))
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.blocks.append(("table", [list(head), *map(list, rows)]))
+
+    def figure(self, name: str, svg: str) -> None:
+        if svg:
+            self.figures.append((name, svg))
+            self.blocks.append(("figure", name))
+
+    def markdown(self) -> str:
+        out = [f"# {self.title}", ""]
+        content: Any
+        for kind, content in self.blocks:
+            if kind == "heading":
+                out += [f"## {content}", ""]
+            elif kind == "text":
+                out += [str(content), ""]
+            elif kind == "bullets":
+                out += [*(f"* {item}" for item in content), ""]
+            elif kind == "figure":
+                out += [f"![{content}]({content}.svg)", ""]
+            else:
+                head, *rows = content
+                out += [_row(head), _row(["---"] * len(head)), *map(_row, rows), ""]
+        return "\n".join(out)
+
+    def page(self) -> str:
+        drawings = dict(self.figures)
+        out = [f"<h1>{html.escape(self.title)}</h1>"]
+        content: Any
+        for kind, content in self.blocks:
+            if kind == "heading":
+                out.append(f"<h2>{html.escape(str(content))}</h2>")
+            elif kind == "text":
+                out.append(f"<p>{html.escape(str(content))}</p>")
+            elif kind == "bullets":
+                items = (f"<li>{html.escape(item)}</li>" for item in content)
+                out.append(f"<ul>{''.join(items)}</ul>")
+            elif kind == "figure":
+                out.append(f"<figure>{drawings[str(content)]}</figure>")
+            else:
+                head, *rows = content
+                out.append(f"<table>{_cells(head, 'th')}{''.join(_cells(row, 'td') for row in rows)}</table>")
+        return PAGE.format(title=html.escape(self.title), style=STYLE, body="\n".join(out))
+
+    def write(self, folder: Path) -> list[Path]:
+        """report.md, report.html and a file for each figure."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"report.md": self.markdown(), "report.html": self.page()}
+        files |= {f"{name}.svg": sheet([svg]) for name, svg in self.figures}
+        for name, content in files.items():
+            write_text(folder / name, content)
+        return [folder / name for name in files]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _cells(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"

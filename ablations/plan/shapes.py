@@ -1,0 +1,121 @@
+"""Candidate shapes for a target size on a cluster: those that the rules of thumb of 2022 allow, the fastest first.
+
+The rules are BigScience's (chronicles-prequel.md): widths of whole tiles; heads that divide; embeddings that take a
+layer's place in a pipeline of even stages; a batch that divides; the width to depth ratio of existing models, and the
+law of Levine et al. 2020 as a note. Every candidate is timed by ablations/plan/throughput.py with plain attention and
+recomputation as they had, and must fit by ablations/plan/pipeline_memory.py.
+"""
+
+import math
+from dataclasses import dataclass
+
+from ablations.plan.hardware import GPU
+from ablations.plan.pipeline_memory import peak, verdict
+from ablations.plan.throughput import Layout, Prediction, Shape, predict
+from ablations.values import ConfigError
+
+TILE = 1024  # multiples of 128 fill a tile of a matrix product; of 1024 so for each of up to 8 tensor parallel ranks
+RATIO = (100, 210)  # hidden / layers: from GPT-3's 128 to Megatron-Turing's 195, and a little beyond
+HEAD_DIMS = (96, 104, 112, 128, 144, 160, 192, 208, 224)
+HEAD_LIMIT = 128  # larger heads were rejected as oversized by BigScience; the widest of GPT-3, PaLM and Gopher is 256
+TENSOR = (4, 8)  # within a node of 8
+MICRO_BATCHES = (1, 2, 4)
+VOCAB = 250_880  # BLOOM's
+SEQ = 2048
+
+
+@dataclass(frozen=True)
+class Candidate:
+    shape: Shape
+    layout: Layout
+    step: Prediction
+    gib: float
+    rejected: str  # why not, though it is fast; "" where nothing speaks against it
+
+    @property
+    def head_dim(self) -> int:
+        return self.shape.hidden // self.shape.heads
+
+    @property
+    def seconds_per_parameter(self) -> float:
+        """Seconds of a step for each 176 billion parameters: sizes differ a little, and larger models are slower."""
+        return self.step.seconds / self.shape.parameters * 176e9
+
+    @property
+    def words(self) -> str:
+        s = self.shape
+        return f"{s.layers} x {s.hidden} x {s.heads}"
+
+
+def levine(parameters: float) -> float:
+    """Depth that Levine et al. 2020 give a model of so many parameters: N = 12 L e^(2 x 5.039) e^(2 x 0.0555 L)."""
+    low, high = 1.0, 500.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        size = 12 * middle * math.exp(2 * 5.039 + 2 * 0.0555 * middle)
+        low, high = (middle, high) if size < parameters else (low, middle)
+    return low
+
+
+def candidates(
+    low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, heads_up_to: int = 128
+) -> list[Candidate]:
+    """The fastest layout of each shape between `low` and `high` parameters, by seconds of a step.
+
+    Raises:
+        ConfigError: when the range is empty or nothing fits, saying why.
+    """
+    if not 0 < low < high:
+        raise ConfigError(f"shapes between {low:g} and {high:g} parameters: the first must be the smaller, above 0")
+    best: dict[tuple[int, int, int], Candidate] = {}
+    tried = 0
+    for tp in TENSOR:
+        for pp in range(1, 33):
+            if gpus % (tp * pp):
+                continue
+            dp = gpus // (tp * pp)
+            for hidden in range(4 * TILE, 32 * TILE, TILE):
+                for slots in range(1, 40):
+                    layers = slots * pp - 2  # embeddings take a layer's place each
+                    if layers < pp or not RATIO[0] <= hidden / layers <= RATIO[1]:
+                        continue
+                    if not low <= Shape(layers, hidden, 1, SEQ, vocab, 4 * hidden).parameters <= high:
+                        continue
+                    for head_dim in HEAD_DIMS:
+                        heads, rest = divmod(hidden, head_dim)
+                        if rest or heads % tp or heads // tp % 4 or heads > heads_up_to or head_dim % 8:
+                            continue
+                        shape = Shape(layers, hidden, heads, SEQ, vocab, 4 * hidden)
+                        for micro in MICRO_BATCHES:
+                            tried += 1
+                            if batch % (dp * micro):
+                                continue
+                            layout = Layout(gpus, tp, pp, micro, batch, 1, True, True)
+                            gib = peak(shape, layout)
+                            if verdict(gib, gpu) == "does not fit":
+                                continue
+                            step = predict(shape, layout, gpu, "Megatron-DeepSpeed")
+                            rejected = f"heads of {head_dim}" if head_dim > HEAD_LIMIT else ""
+                            found = Candidate(shape, layout, step, gib, rejected)
+                            key = (layers, hidden, heads)
+                            if key not in best or step.seconds < best[key].step.seconds:
+                                best[key] = found
+    if not best:
+        why = "no shape keeps to the rules" if not tried else "no layout fits into memory and divides the batch"
+        raise ConfigError(f"no shape of {low / 1e9:g} to {high / 1e9:g} billion parameters on {gpus} {gpu.name}: {why}")
+    return sorted(best.values(), key=lambda candidate: candidate.step.seconds)
+
+
+def why(candidate: Candidate) -> list[str]:
+    """What speaks for a shape, in the rules' own terms."""
+    shape, layout = candidate.shape, candidate.layout
+    part = shape.hidden // layout.tp
+    tile = next(size for size in (256, 128, 64, 1) if part % size == 0)
+    stages = (shape.layers + 2) // layout.pp
+    return [
+        f"{shape.layers} layers and two embeddings are {layout.pp} pipeline stages of {stages}",
+        f"width {shape.hidden} is {part} on each of {layout.tp} tensor parallel ranks, whole tiles of {tile}",
+        f"{shape.heads} heads of {candidate.head_dim}, {shape.heads // layout.tp} on a rank: a multiple of 4",
+        f"width / depth {shape.hidden / shape.layers:.0f}; Levine's law has {levine(shape.parameters):.0f} layers",
+        f"{candidate.gib:.0f} GiB on each GPU at micro-batch {layout.micro_batch}",
+    ]

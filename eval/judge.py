@@ -1,0 +1,275 @@
+"""One model of a run judged: loaded, asked, scored, and the result written (eval/results.py)."""
+
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ablations import rundir
+from eval import location, results
+from eval.statistics import LN2, mean_stderr, ratio_stderr
+from eval.tasks import mirror, position, probes
+from eval.tasks.choice import available
+from eval.tasks.suite import suite
+from eval.weights import Weights
+
+PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/score.py)
+Tasks = dict[str, tuple[dict, list[dict]]]  # {name: (its entry in tasks.yaml, items)}
+
+
+def judge(
+    directory: Path,
+    weights: Weights,
+    tasks: list[str],
+    data: mirror.Mirror | None,
+    shots: int | None = None,
+    store: Path | None = None,
+    precision: str | None = None,
+    processes: int = 0,
+    rank: int = 0,
+) -> dict[str, Any]:
+    """Evaluate one model of a run; returns what it writes to eval.json, or to eval-step_N.json.
+
+    Args:
+        tasks: names of lm-eval's tasks, whose data is in `data`.
+        shots: examples in each prompt of those; None: as each task's definition says.
+        store: prepared data; None: that of the OUT folder which the run lies in.
+        precision: fp32 or bf16; None: bf16 on a GPU.
+        processes: how many share the work, each with a GPU of its own where there are GPUs. This one is number
+            `rank`, and number 0 starts the others and writes.
+
+    Raises:
+        ValueError: when the run cannot be judged, or its scores are not numbers. Nothing is written then. A task of
+            lm-eval's that fails is no reason: it is named in the result, under lm_eval_tasks, failed.
+    """
+    start = time.monotonic()
+    run = location.read_run(directory)
+    store = location.data_store(directory, store)
+    seq = run["config"]["model"]["seq"]
+    made, domains, texts = held_out_tasks(run, store)
+
+    from eval.tasks import harness, score
+
+    named, missing = available(tasks, data, shots, tell=not rank) if data else ({}, [])
+    model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
+    processes = processes or max(1, gpus)
+    journal_folder = directory / (weights.name + PARTS)
+    rundir.inside(directory, journal_folder.name)
+    others: list[subprocess.Popen] = []
+    if not rank:
+        words = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]
+        words += ["--store", str(store)]
+        if data:
+            words += ["--tasks", ",".join(tasks), "--data", str(data.folder)]
+            words += ["--shots", str(shots)] if shots is not None else []
+        others = [start_rank(directory, words, number) for number in range(1, processes)]
+    journal = score.Journal(
+        journal_folder,
+        results.identity(run, weights) | {"precision": precision},  # what was asked is in each line
+        rank,
+        processes,
+        lambda: all(other.poll() is None for other in others),
+    )
+    with progress(run["cell"]) as advance:
+        scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
+        ours = harness.evaluate(scorer, {name: (spec, items) for name, (spec, items) in made.items() if items})
+        theirs, failed = harness.evaluate_named(scorer, named, data) if data else ({}, {})
+        by_domain = harness.evaluate(scorer, domains) if domains else {}
+        curves = []
+        if weights.step is None:
+            for documents in texts.values():
+                pieces = position.pieces(documents, tokenizer, seq)
+                curves.append(position.curve(pieces, seq, model.max_length, scorer.score))
+    journal.close()
+    if rank:
+        return {}
+
+    entries, rows = {}, []
+    for name, outcome in ours.items():
+        entries[name], samples = our_entry(*made[name], outcome)
+        rows += [{"task": name, **sample} for sample in samples]
+    for name, outcome in theirs.items():
+        samples = outcome.pop("samples")
+        rows += [{"task": name, **sample} for sample in samples]
+        stderr = task_stderr(samples) if outcome["metric"] in ("acc", "exact_match") else None
+        entries[name] = {**outcome, "stderr": stderr, "mean": False, "suite": name in mirror.suite()}
+    losses = [entries[name] for name in ours if entries[name]["metric"] == "bits_per_byte"]
+    counted = [entry for entry in entries.values() if entry["mean"]]
+    unknown = sum(row.get("unknown_bytes", 0) for row in rows)
+    result = {
+        **results.identity(run, weights),
+        **({"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}),
+        "tasks": entries,
+        "omitted": [name for name, (_, items) in made.items() if not items],
+        "bits_per_byte": {key: mean(losses, key) for key in ("value", "stderr")},
+        "by_domain": {
+            corpus: {
+                name.removeprefix(f"{corpus}/"): loss(outcome["samples"])
+                for name, outcome in by_domain.items()
+                if name.startswith(f"{corpus}/")
+            }
+            for corpus in texts
+        },
+        "zero_shot": {key: scaled(mean(counted, key)) for key in ("value", "stderr", "chance")} if counted else None,
+        "precision": precision,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    if unknown:
+        result["unknown_bytes"] = unknown / sum(entry["bytes"] for entry in losses)
+    if weights.step is None:
+        result["by_position"] = position.mean(curves)
+    if data:
+        result["lm_eval_tasks"] = {"asked": tasks, "missing": missing, "failed": failed, "shots": shots}
+        result["suite"] = known_or_none(suite([result]))
+    results.write(directory, weights, result, rows)
+    for other in others:
+        other.wait()
+    shutil.rmtree(journal_folder, ignore_errors=True)  # another process may do the same
+    return result
+
+
+def held_out_tasks(run: dict[str, Any], store: Path) -> tuple[Tasks, Tasks, dict[str, list[str]]]:
+    """What is made of the held-out text of each corpus by which a run is judged.
+
+    Returns:
+        tasks {"corpus/name": ...}; the held-out loss by domain {"corpus/domain": ...}; the documents of each corpus.
+    """
+    spec = probes.specification()["tasks"]
+    made: Tasks = {}
+    domains: Tasks = {}
+    texts: dict[str, list[str]] = {}
+    for corpus in run["config"]["eval"]["corpora"]:
+        files = location.held_out_files(corpus, run, store)
+        sources = probes.sources(files)
+        texts[corpus] = list(sources)
+        for name, items in probes.items(texts[corpus], run["config"]["model"]["seq"], sources).items():
+            made[f"{corpus}/{name}"] = (spec[name], items)
+        for name, items in probes.by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
+            domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)
+    return made, domains, texts
+
+
+def load(
+    directory: Path, weights: Weights, run: dict[str, Any], store: Path, precision: str | None, rank: int
+) -> tuple[Any, Any, str, int]:
+    """The model with its trained weights, its tokenizer, the precision it has, and how many GPUs there are."""
+    import torch
+
+    from model.config import ModelConfig
+    from model.gpt import GPT
+
+    tokenizer = location.load_tokenizer(directory, run, store)
+    if not rank and (note := weights.check()):
+        print(f"note: {note}", file=sys.stderr)
+    try:
+        model = GPT(ModelConfig(**run["config"]["model"]))
+        model.load_state_dict(weights.read(run, model), strict=True)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{directory}: the weights are not those of its configuration, or of another version: {error}"
+        ) from error
+    gpus = torch.cuda.device_count()
+    precision = precision or ("bf16" if gpus else "fp32")
+    device = f"cuda:{rank % gpus}" if gpus else "cpu"
+    return model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32), tokenizer, precision, gpus
+
+
+def start_rank(directory: Path, words: list[str], rank: int) -> subprocess.Popen:
+    """Another process that shares the work of this one."""
+    command = [sys.executable, "-m", "eval", str(directory), *words, "--rank", str(rank)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def our_entry(spec: dict[str, Any], items: list[dict], outcome: dict[str, Any]) -> tuple[dict[str, Any], list[dict]]:
+    """The entry in eval.json of a task made from held-out text, and its samples."""
+    samples = outcome.pop("samples")
+    if spec["metric"] == "bits_per_byte":
+        loss_ = loss(samples)
+        outcome |= {"bytes": loss_["bytes"], "stderr": loss_["stderr"], "chance": None, "guess": None}
+    else:
+        chance = probes.chance(items, spec["chance"])
+        guess = max(chance, probes.chance(items, "commonest"))
+        outcome |= {"stderr": task_stderr(samples), "chance": chance, "guess": guess}
+    entry = {
+        "metric": spec["metric"],
+        **outcome,
+        "n": len(items),
+        "version": probes.specification()["version"],
+        "shots": 0,
+        "higher_is_better": spec["higher_is_better"],
+        "mean": spec.get("mean", False),
+        "suite": False,
+    }
+    return entry, samples
+
+
+def loss(samples: list[dict]) -> dict[str, Any]:
+    """Of documents [{"nats", "bytes"}]: {"value": bits per byte, "stderr", "bytes", "n": documents}.
+
+    The value is the ratio of the sums, so that each byte counts the same, and not the mean of the documents' ratios.
+    """
+    nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
+    return {
+        "value": float(nats.sum() / LN2 / sizes.sum()),
+        "stderr": number(ratio_stderr(nats / LN2, sizes)),
+        "bytes": int(sizes.sum()),
+        "n": len(samples),
+    }
+
+
+def task_stderr(samples: list[dict]) -> float | None:
+    return number(mean_stderr(np.array([sample["value"] for sample in samples], float)))
+
+
+def number(value: float) -> float | None:
+    """A number, or None where there is none (the standard error of a single item): JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def scaled(value: float | None) -> float | None:
+    """A share as percent."""
+    return None if value is None else 100 * value
+
+
+def known_or_none(scores: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same with None in the place of numbers that are not known."""
+    if scores is None:
+        return None
+    return {key: number(value) if isinstance(value, float) else value for key, value in scores.items()}
+
+
+def mean(entries: list[dict], key: str) -> float | None:
+    """Unweighted over tasks; standard errors of independent tasks in quadrature. None where one is not known."""
+    if any(entry[key] is None for entry in entries):
+        return None
+    values = np.array([entry[key] for entry in entries])
+    return float(np.sqrt((values**2).sum()) if key == "stderr" else values.sum()) / len(values)
+
+
+@contextmanager
+def progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """One line while it lasts: what is evaluated, tokens per second, time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate, console = TextColumn("{task.fields[rate]} tokens/s"), Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), rate, TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(rundir.printable(f"evaluate {name}"), total=None, rate="-")
+
+    def advance(done: int, total: int) -> None:
+        speed = bar.tasks[0].speed
+        bar.update(task, completed=done, total=total, rate=f"{speed:,.0f}" if speed else "-")
+
+    with bar:
+        yield advance

@@ -1,0 +1,126 @@
+"""Where the files of a run lie: inside its run directory and in the store of prepared data, never where run.json says.
+
+A run directory may have been copied to another disk or machine, or may come from somebody else, so that the absolute
+paths in its run.json are a record of what once was and not an order. Of such a path only the last two names (folder
+and file of the store) are used; they are looked up in the store of the OUT folder that the run directory lies in
+(OUT/STAGE/RUN, the store is OUT/data), or in the store that the command line names.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ablations import rundir
+
+
+def inside(path: Path, folder: Path) -> Path:
+    """`path`, with symbolic links followed.
+
+    Raises:
+        ValueError: when that leaves `folder`.
+    """
+    resolved = path.resolve()
+    if not resolved.is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} leads out of {folder}, to {resolved}: a link that leaves its folder is not followed")
+    return resolved
+
+
+# What evaluation reads of run.json.
+RUN_KEYS = ("cell", "config", "data")
+
+
+def read_run(directory: Path) -> dict[str, Any]:
+    """The content of run.json.
+
+    Raises:
+        ValueError: when it is missing, damaged, or not that of a run.
+    """
+    run = rundir.read_json(directory / rundir.RUN, RUN_KEYS, rundir.RUN_TYPES)
+    if run is None:
+        raise ValueError(f"{directory} has no {rundir.RUN}: it is not the directory of a run")
+    try:
+        dict(run["config"]["model"]), list(run["config"]["eval"]["corpora"]), dict(run["data"]["tokenizer"])
+    except (KeyError, TypeError) as error:
+        raise rundir.Damaged(f"{directory / rundir.RUN} is damaged, or of another version: {error!r}") from None
+    return run
+
+
+def data_store(directory: Path, store: Path | None = None) -> Path:
+    """The folder of prepared data (data/store.py) of a run.
+
+    store: as the command line names it, and then it may be anywhere; None: `data` in the OUT folder of the run.
+
+    Raises:
+        ValueError: when there is none, or when OUT/data is a link out of OUT.
+    """
+    out = directory.resolve().parent.parent
+    found = store or out / "data"
+    how = "Say where the prepared data of this run is: --store FOLDER"
+    if not found.is_dir():
+        raise ValueError(f"{found} is not there, or not a folder. {how}")
+    if not store and not found.resolve().is_relative_to(out):
+        raise ValueError(f"{found} is a link that leaves {out}, and is not followed. {how}")
+    return found.resolve()
+
+
+def stored(store: Path, recorded: str) -> Path:
+    """Where a file of the store lies now that was at the path `recorded` when the run was trained."""
+    path = Path(recorded)
+    return inside(store / path.parent.name / path.name, store)
+
+
+def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
+    """The tokenizer that a run was trained with.
+
+    Raises:
+        ValueError: when it is not in the store, or is another one there.
+    """
+    from data import tokenizer as tokenizers
+
+    recorded = run["data"]["tokenizer"]
+    path = stored(store, recorded["path"])
+    if not path.is_file():
+        raise ValueError(f"the tokenizer of {directory} is not in {store}: {path} is not there")
+    loaded = tokenizers.load_tokenizer(path)
+    if loaded.sha256 != recorded["sha256"]:
+        raise ValueError(f"{path} is not the tokenizer that {directory} was trained with: its sha256 differs")
+    return loaded
+
+
+def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
+    """The files with the held-out text of a corpus, as prepared in the store. Nothing is prepared or written here.
+
+    Where the corpus itself is no longer on this machine (OUT was copied), the prepared text that carries its name is
+    taken, provided that there is only one.
+
+    Raises:
+        ValueError: when it is not in the store.
+    """
+    from data.corpus import Missing
+    from data.prepare import held_out
+    from data.store import label
+
+    try:
+        files = held_out(corpus, store, run["config"]["data"].get("allow_errors", 0), build=False)
+    except (Missing, ValueError, OSError) as error:
+        folders = [path.parent for path in store.glob(f"{label(corpus)}-????????/valid.jsonl.gz")]
+        candidates = [folder for folder in folders if _is_default_text(folder)]
+        if len(candidates) != 1:
+            several = f"; {len(candidates)} prepared texts carry its name" if candidates else ""
+            raise ValueError(
+                f"the held-out text of {corpus} is not in {store} ({error}{several}). Prepare it: "
+                f"python -m data.prepare {corpus} --held-out --store {store}"
+            ) from None
+        files = [str(candidates[0] / "valid.jsonl.gz")]
+    return [str(inside(Path(file), store)) for file in files]
+
+
+def _is_default_text(folder: Path) -> bool:
+    """Whether a folder of the store holds text prepared by the default recipe, as held-out text is."""
+    from data.filters import PLAIN
+
+    try:
+        inputs = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"]
+        return all(inputs[key] == getattr(PLAIN, key) for key in ("dedup", "quality", "decontaminate"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

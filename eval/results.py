@@ -1,0 +1,155 @@
+"""What an evaluation writes into a run directory: eval.json (or eval-step_N.json) and samples.jsonl.gz.
+
+eval.json           scores by task and their means; written last, so that where it is whole, so are the items
+eval-step_N.json    the same of weights that were kept on the way; without the result of each item
+samples.jsonl.gz    a line for each item: {"task", "id", "value"} or {"task", "id", "nats", "bytes"}; with "cluster"
+                    where items share a passage, a document or another source, so that they are not independent
+
+A damaged file counts as not written: the run is then judged again.
+"""
+
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ablations import rundir
+from eval.tasks import mirror, probes
+from eval.tasks.choice import available
+from eval.weights import Weights
+
+REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", "seconds")
+
+
+def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """What the result of an evaluation depends on, besides the items that follow from it."""
+    return {
+        "version": probes.specification()["version"],
+        "lm_eval": importlib.metadata.version("lm_eval"),
+        "weights_sha256": weights.sha256,
+        "corpora": run["config"]["eval"]["corpora"],
+    }
+
+
+def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
+    """The result that is there, of whichever weights and tasks; None where there is none or any part is damaged."""
+    try:
+        result = rundir.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
+        if result is None or weights.step is not None:
+            return result
+        samples = rundir.read_bytes(directory / rundir.SAMPLES)
+        if samples is None:
+            return None
+        if "samples_sha256" in result:
+            return result if hashlib.sha256(samples).hexdigest() == result["samples_sha256"] else None
+        for _ in rundir.read_gzip_lines(directory / rundir.SAMPLES, ("task", "id")):
+            pass  # of an earlier version, without the hash: read as a whole
+        return result
+    except rundir.Damaged as error:
+        print(f"{error} The run is judged again.", file=sys.stderr)
+        return None
+
+
+def current(
+    directory: Path,
+    run: dict[str, Any],
+    weights: Weights,
+    tasks: Iterable[str] = (),
+    data: mirror.Mirror | None = None,
+    precision: str | None = None,
+    shots: int | None = None,
+) -> dict[str, Any] | None:
+    """The result that is there already, when it is whole, of these weights, in the precision that is asked for (if one
+    is), and `has` the tasks."""
+    result = read(directory, weights)
+    if result is None:
+        return None
+    asked = identity(run, weights) | ({"precision": precision} if precision else {})
+    return result if asked.items() <= result.items() and (not data or has(result, tasks, data, shots)) else None
+
+
+def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots: int | None = None) -> bool:
+    """Whether a result has the tasks with so many examples, but for those whose data is still lacking, and none of data
+    that is another by now. Data sets of other tasks may come and go."""
+    judged = result.get("lm_eval_tasks")
+    if not judged or not set(tasks) <= set(judged["asked"]) or judged.get("shots") != shots:
+        return False
+    read = [entry[key] for entry in result["tasks"].values() for key in ("data", "examples") if key in entry]
+    if any(map(data.changed, read)):
+        return False
+    if not judged["missing"]:
+        return True
+    from eval.tasks import harness
+
+    asked = harness.definitions(mirror.names(tasks), shots)
+    return all(data.lacks_any(asked[name].sources) for name in judged["missing"] if name in asked)
+
+
+def with_earlier_tasks(
+    directory: Path, weights: Weights, tasks: list[str], data: mirror.Mirror | None, shots: int | None = None
+) -> list[str]:
+    """`tasks`, and those by which the run was judged before and can be now: no result goes because more is asked."""
+    earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
+    if not data:
+        return tasks
+    again = []
+    for name in earlier:
+        try:
+            available([name], data, shots, tell=False)
+            again.append(name)
+        except ValueError as error:
+            print(f"judged before by {name}, and no longer: {error}", file=sys.stderr)
+    return list(dict.fromkeys([*again, *tasks]))
+
+
+def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the items of a run's end, then the scores.
+
+    Raises:
+        ValueError: when a number is NaN or infinite, naming where it stands. Nothing is written then.
+    """
+    if wrong := not_finite({"scores": result, "items": rows}):
+        raise ValueError(f"{directory}: not a number, and therefore not written: {', '.join(wrong[:5])}")
+    if weights.step is None:
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        samples = gzip.compress(lines.encode(), mtime=0)
+        rundir.write_bytes(directory / rundir.SAMPLES, samples)
+        result["samples_sha256"] = hashlib.sha256(samples).hexdigest()
+    rundir.write_json(directory / rundir.eval_name(weights.step), result, indent=1)
+
+
+def not_finite(value: Any, path: str = "") -> list[str]:
+    """Where in a JSON value NaN or an infinite number stands, as paths with slashes."""
+    if isinstance(value, dict):
+        return [place for key, entry in value.items() for place in not_finite(entry, f"{path}/{key}")]
+    if isinstance(value, list):
+        return [place for i, entry in enumerate(value) for place in not_finite(entry, f"{path}/{i}")]
+    return [path.lstrip("/")] if isinstance(value, float) and not math.isfinite(value) else []
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A line for people: held-out loss, zero-shot mean, suite, seconds."""
+    bits, zero_shot = result["bits_per_byte"], result["zero_shot"]
+    text = f"{bits['value']:.3f}{plus_minus(bits['stderr'], 3)} bits/byte"
+    if share := result.get("unknown_bytes", 0):
+        text += f" ({100 * share:.1f} % of the bytes are unknown to the tokenizer and charged 8 bits each)"
+    if zero_shot:
+        text += f", zero-shot {zero_shot['value']:.1f}{plus_minus(zero_shot['stderr'], 1)} %"
+        text += f" (chance {zero_shot['chance']:.1f} %)"
+    if scores := result.get("suite"):
+        some = "" if scores["tasks"] == scores["of"] else f" ONLY {scores['tasks']} OF"
+        text += (
+            f", suite{some} {scores['of']} tasks {scores['value']:.2f}{plus_minus(scores['stderr'], 2)} % "
+            f"(chance {scores['chance']:.1f} %)"
+        )
+    return f"{text}, {result['seconds']:.0f} s"
+
+
+def plus_minus(stderr: float | None, digits: int) -> str:
+    """ " ± 0.012", or nothing where a standard error is not known."""
+    return "" if stderr is None else f" ± {stderr:.{digits}f}"

@@ -1,0 +1,55 @@
+"""Which of the tasks that are asked for can be run: their definitions are known and their data is here and whole."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from eval.tasks import mirror
+
+if TYPE_CHECKING:
+    from eval.tasks.harness import Definition
+
+
+def available(
+    tasks: list[str], data: mirror.Mirror, shots: int | None = None, tell: bool = True
+) -> tuple[dict[str, "Definition"], list[str]]:
+    """lm-eval's definitions of the tasks whose data is here and whole, and the names of the others.
+
+    Args:
+        tasks: names of tasks, groups or tags, or patterns such as mmlu_*.
+        shots: examples in each prompt; None: as each task's definition says.
+        tell: print which tasks of a group are left out, and why.
+
+    Raises:
+        ValueError: when a task that was asked for by its own name cannot be run, or none of a group.
+    """
+    from eval.tasks import harness
+
+    asked = {name: harness.definitions(mirror.names([name]), shots) for name in tasks}
+    definitions = {task: definition for members in asked.values() for task, definition in members.items()}
+    lacking = {task: why for task, definition in definitions.items() if (why := data.lacks_any(definition.sources))}
+    unable = [f"{name}: {lacking[name]}" for name in asked if name in lacking]
+    unable += [
+        f"{name}: {data.folder} has the data of none of its {len(members)} tasks"
+        for name, members in asked.items()
+        if name not in members and members.keys() <= lacking.keys()
+    ]
+    if unable:
+        raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))
+    for task, why in lacking.items() if tell else ():
+        print(f"missing: {task}: {why}", file=sys.stderr)
+    return {task: definition for task, definition in definitions.items() if task not in lacking}, list(lacking)
+
+
+def check(tasks: list[str], data: mirror.Mirror, shots: int | None = None) -> int:
+    """How many of the tasks can be run. Makes the first requests of each, as the evaluation of a trained run would.
+
+    Raises:
+        ValueError: as `available`, and when a task's own code fails on the data that is here.
+    """
+    from eval.tasks import harness
+
+    definitions, _ = available(tasks, data, shots)
+    unable = [f"{name}: {why}" for name in definitions if (why := harness.cannot_ask(name, definitions[name], data))]
+    if unable:
+        raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))
+    return len(definitions)

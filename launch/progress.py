@@ -1,0 +1,72 @@
+"""How far the runs of a study are, while launch/local.py works on them: a bar each on a terminal, else lines."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+from ablations.rundir import last_metric
+from ablations.study import Cell, human
+
+LINES = 15.0  # seconds between the lines for a run in training where there is no terminal; untuned
+
+
+def show(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> None:
+    """Until `done`, and then once more.
+
+    Args:
+        phases: what happens to each run directory now: "waiting", "training", ...; others change it.
+    """
+    (bars if sys.stdout.isatty() else lines)(cells, phases, done)
+
+
+def lines(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> None:
+    """A line for a run whose phase has changed, and now and then for those in training."""
+    printed, shown = 0.0, dict(phases)
+    while not done.wait(0.5):
+        due = time.monotonic() - printed > LINES
+        for cell in cells:
+            phase = phases[cell.dir]
+            if phase != shown[cell.dir] or (due and phase == "training"):
+                print(f"{cell.name:32} {describe(cell, phase)}", flush=True)
+            shown[cell.dir] = phase
+        if due:
+            printed = time.monotonic()
+
+
+def bars(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> None:
+    """A bar for each run, and one for all of them."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = [TextColumn("{task.description:32}"), BarColumn(24), TextColumn("{task.fields[words]}")]
+    with Progress(*columns, TimeElapsedColumn(), refresh_per_second=4) as bar:
+        total = bar.add_task("all runs", total=sum(c.run.steps for c in cells), words="")
+        rows = {c.dir: bar.add_task(c.name, total=c.run.steps, words="waiting", start=False) for c in cells}
+        ended = False
+        while not ended:
+            ended = done.wait(0.25)
+            finished = 0
+            for cell in cells:
+                row, phase = rows[cell.dir], phases[cell.dir]
+                trained = phase in ("evaluating", "finished")
+                step = cell.run.steps if trained else last_metric(cell.dir)[0].get("step", 0)
+                finished += step
+                if phase != "waiting" and not bar.tasks[row].started:
+                    bar.start_task(row)
+                if phase in ("finished", "failed", "stopped"):
+                    bar.stop_task(row)
+                bar.update(row, completed=step, words=describe(cell, phase))
+            bar.update(total, completed=finished)
+
+
+def describe(cell: Cell, phase: str) -> str:
+    """The phase; of a run in training its step, loss, speed and the time that is left."""
+    metric, _ = last_metric(cell.dir)
+    speed = metric.get("tokens_per_second", 0)
+    if phase != "training" or not metric:
+        return "starting" if phase == "training" else phase
+    left = ""
+    if speed > 0 and "tokens" in metric:
+        seconds = int((cell.run.tokens - metric["tokens"]) / speed)
+        left = f"  {human(speed)} tokens/s  {seconds // 60}:{seconds % 60:02d} left"
+    return f"step {metric['step']}/{cell.run.steps}  loss {metric['loss']:.3f}{left}"

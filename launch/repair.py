@@ -1,0 +1,66 @@
+"""A damaged run directory is set right from the run's own checkpoints, so that training can go on."""
+
+import os
+
+from ablations import rundir
+from ablations.rundir import Damaged
+from ablations.study import Cell
+
+
+def repair(cell: Cell) -> str:
+    """Make a damaged run one that `launch.train` continues. Returns what was wrong and is done, "" for nothing.
+
+    A damaged run.json is moved aside, and written anew when training starts; `done`, where it or the weights are
+    damaged, is removed: training then starts from the last checkpoint, that of the last step, and writes both again.
+
+    Raises:
+        Damaged: there is no checkpoint of this run to continue from.
+        ConfigError: the directory holds a run of another configuration.
+    """
+    if rundir.locked(cell.dir):  # it is being trained
+        return ""
+    said = []
+    run, done = cell.dir / rundir.RUN, cell.dir / rundir.DONE
+    try:
+        cell.check_recorded()
+    except Damaged as error:
+        if not _has_checkpoint(cell) and (done.exists() or (cell.dir / rundir.CHECKPOINTS).exists()):
+            raise Damaged(f"{error} There is no checkpoint that is known to be this run's.") from None
+        os.replace(run, run.with_name(f"damaged_{run.name}"))
+        done.unlink(missing_ok=True)
+        said.append(f"{run} was damaged and is written anew")
+    try:
+        rundir.read_done(cell.dir, verify=not is_evaluated(cell))
+    except Damaged as error:
+        if not _has_checkpoint(cell):
+            raise Damaged(f"{error} But there is no checkpoint: to train the run anew, rename {cell.dir}.") from None
+        done.unlink()
+        said.append(str(error))
+    return f"{cell.name}: {'; '.join(said)}" if said else ""
+
+
+def is_trained(cell: Cell) -> bool:
+    """Whether a run is at its end, and its weights are there. Where they are damaged, `repair` sets it right."""
+    try:
+        return rundir.read_done(cell.dir) is not None
+    except Damaged:
+        return False
+
+
+def is_evaluated(cell: Cell) -> bool:
+    """Whether there is an evaluation of the trained weights that can be read."""
+    try:
+        return rundir.read_json(cell.dir / rundir.EVAL) is not None
+    except Damaged:
+        return False
+
+
+def _has_checkpoint(cell: Cell) -> bool:
+    """Whether a checkpoint is there whose index is undamaged, of this configuration."""
+    for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS):
+        try:
+            if rundir.read_checkpoint(folder).get("run", {}).get("fingerprint") == cell.run.fingerprint:
+                return True
+        except Damaged:
+            continue
+    return False
