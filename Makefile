@@ -8,6 +8,8 @@
 # Variables: see `make help`.
 
 PYTHON ?= python3
+# Files and arguments are UTF-8, whatever the locale.
+export PYTHONUTF8 := 1
 PY := .venv/bin/python
 NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM TASKS EVAL_DATA JOBS OUT RUNS NOISE
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
@@ -15,7 +17,7 @@ said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 pair = '$(1)=$(subst ','\'',$($(1)))'
 WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),$(call pair,$(n))))
 
-.PHONY: ablation data plan laws status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
+.PHONY: ablation data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -28,10 +30,15 @@ plan: .venv/ready
 # a scaling law fitted to finished runs: RUNS="runs/a/b,seed=1 ..." FORM=hoffmann|kaplan|compute
 laws: .venv/ready
 	@$(PY) -m ablations.plan.laws $(call said,RUNS) $(if $(call said,FORM),--form '$(FORM)')
+# the same arms at several sizes, extrapolated to a larger one: POS=alibi,rotary SIZES=nano,mini,small TARGET=14m
+LADDER = -m ablations.plan.ladder --sizes '$(call said,SIZES)' --target '$(or $(call said,TARGET),14m)'
+ladder: .venv/ready
+	@sizes=$$($(PY) $(LADDER) --list $(WORDS)) && for size in $$sizes; do \
+	  $(PY) -m launch.local $(WORDS) SIZE=$$size || exit $$?; done && $(PY) $(LADDER) $(WORDS)
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(if $(call said,BESIDE),'BESIDE=$(BESIDE)') $(WORDS)
+	@$(PY) -m eval.report $(foreach n,BESIDE MARGIN,$(if $(call said,$(n)),'$(n)=$($(n))')) $(WORDS)
 diff: .venv/ready
 	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
 data: .venv/ready

@@ -3,14 +3,15 @@
 import hashlib
 import re
 import shlex
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ablations.config import ConfigError, Run, parse, resolve, without_effect
+from ablations.config import ConfigError, Run, bundles, parse, resolve, without_effect
 from ablations.run import ABSENT
-from ablations.rundir import read_run
+from ablations.rundir import Damaged, read_run
 from ablations.values import difference, flatten, human
 
 FOLLOWS = ("data.tokenizer", "eval.corpora")  # the corpus of all runs, where SET says nothing else
@@ -127,7 +128,11 @@ def build(
     """The baseline under `setting`, and one arm for each (key, value), at every seed. See `from_args`."""
     if any(k == "seed" for k, _ in setting + arm_values):
         raise ConfigError("seed is not a setting of a study: use SEEDS")
-    base = resolve(setting)
+    values = [(k, parse(k, v)) for k, v in setting]
+    base = resolve(values)
+    stage = _stage(base, values)
+    if precision := _precision_begun_with(base, values, [out / stage / f"baseline,seed={seed}" for seed in seeds]):
+        base = resolve([*values, ("train.precision", precision)])
     for corpus in base.corpora:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
@@ -150,22 +155,13 @@ def build(
             check_corpus(value)
         deltas[label] = {key: value}
 
-    values = [(k, parse(k, v)) for k, v in setting]
-    stage = _stage(base, values)
     cells = []
     names: dict[str, str] = {}  # of the cells by fingerprint
     for seed in seeds:
-        reference = resolve([*values, ("size", base.size), ("seed", seed)]).flat()
+        common = [*values, ("size", base.size), ("train.precision", base.train.precision), ("seed", seed)]
+        reference = resolve(common).flat()
         for arm, delta in deltas.items():
-            run = resolve(
-                [
-                    *values,
-                    ("size", base.size),
-                    ("train.precision", base.train.precision),
-                    *delta.items(),
-                    ("seed", seed),
-                ]
-            )
+            run = resolve([*common, *delta.items()])
             if difference(reference, run.flat()) != delta:
                 raise ConfigError(f"{arm} differs from the baseline in {difference(reference, run.flat())}")
             name = "baseline" if not delta else _slug(arm)
@@ -180,6 +176,18 @@ def build(
             names[run.fingerprint] = cell.name
             cells.append(cell)
     return Study(factor, question, expect, base, list(deltas), cells, seeds, stage, out, jobs, list(words or []))
+
+
+def _precision_begun_with(base: Run, values: list[tuple[str, Any]], directories: list[Path]) -> str:
+    """The precision of a study's baseline in these directories, where nothing sets it but the machine that the study
+    began on: on another machine it continues as it began. "" where no run has begun, or something sets it."""
+    if "train.precision" in {**bundles()[base.size]["set"], **dict(values)}:
+        return ""
+    for directory in directories:
+        with suppress(Damaged, ConfigError, KeyError, TypeError):
+            if recorded := read_run(directory):
+                return parse("train.precision", recorded["config"]["train"]["precision"])
+    return ""
 
 
 # Settings of which another number may have the same effect: with the values that follow from them.

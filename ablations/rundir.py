@@ -166,7 +166,7 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str | Path) -> Path:
     """The path of what is called `name` in a folder, when it lies there also after symbolic links are followed.
 
     Raises:

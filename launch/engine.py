@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import os
 import time
 import warnings
@@ -22,9 +23,11 @@ from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
 from launch.manifest import Diverged
 from model import proof
 from model.count import parameters
-from model.fp8 import EIGHT
+from model.fp8 import FP8_LAYERS
+from model.gpt import GPT
+from model.linear import Layers
 from model.objective import Batch
-from model.shard import WHOLE, Whole, dimension
+from model.shard import SINGLE, Ranks, dimension
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's loss scaler remembers
 
@@ -52,20 +55,38 @@ def start(run: Run) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def ranks(run: Run) -> Whole:
-    """The ranks that hold one copy of the model together with this one, after `start`: they make its layers, in FP8
-    where the run asks for it.
+def ranks(run: Run) -> Ranks:
+    """The ranks that hold one copy of the model together with this one, after `start`.
 
     Raises:
         ConfigError: when the ranks that were started cannot be divided so.
     """
     if run.layout.tp == 1:
-        return EIGHT if run.train.precision == "fp8" else WHOLE
+        return SINGLE
     if dist.get_world_size() % run.layout.tp:
         raise ConfigError(f"{dist.get_world_size()} ranks were started: no multiple of layout.tp={run.layout.tp}")
-    from model.parallel import Ranks
+    from model.parallel import TensorParallel
 
-    return Ranks(run.layout.tp)
+    return TensorParallel(run.layout.tp)
+
+
+def layers(run: Run, tp: Ranks) -> Layers:
+    """What makes the model's linear layers, in the run's precision.
+
+    Raises:
+        ConfigError: for FP8 under tensor parallelism.
+    """
+    if run.train.precision != "fp8":
+        return tp.layers
+    if tp.size > 1:
+        raise ConfigError("train.precision=fp8 needs layout.tp=1: the layers that are cut multiply in bf16 at least")
+    return FP8_LAYERS
+
+
+def model_of(run: Run) -> GPT:
+    """The run's model as it is initialised, after `start`."""
+    tp = ranks(run)
+    return GPT(run.model, run.seed, tp, layers(run, tp))
 
 
 def keep_freed_memory() -> None:
@@ -188,6 +209,39 @@ class Engine:
     def lr(self) -> float:
         """The learning rate that the optimizer holds, whatever it was meant to be."""
         return float(self.ds.optimizer.param_groups[0]["lr"])
+
+    @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """As DeepSpeed holds them: {"params": the model's own parameters, "weight_decay": float}."""
+        optimizer = self.ds.optimizer
+        groups = optimizer.bf16_groups if hasattr(optimizer, "bf16_groups") else optimizer.bit16_groups
+        return [
+            {"params": list(params), "weight_decay": group["weight_decay"]}
+            for params, group in zip(groups, optimizer.param_groups, strict=True)
+        ]
+
+    def held_settings(self) -> dict[str, Any]:
+        """Settings as DeepSpeed and AdamW hold them, under the names that the configuration has for them."""
+        groups = self.ds.optimizer.param_groups
+        (eps,), (betas,) = {group["eps"] for group in groups}, {tuple(group["betas"]) for group in groups}
+        (decay,) = {group["weight_decay"] for group in groups} - {0.0} or {0.0}
+        settings = {
+            "train.batch": self.ds.train_batch_size(),
+            "train.clip": self.ds.gradient_clipping(),
+            "train.eps": eps,
+            "train.beta1": betas[0],
+            "train.beta2": betas[1],
+            "train.weight_decay": decay,
+        }
+        if any(p.dtype == torch.float16 for p in self.model.parameters()):
+            scaler = self.ds.optimizer.loss_scaler
+            settings |= {
+                "train.loss_scale_power": math.log2(scaler.cur_scale),
+                "train.loss_scale_window": scaler.scale_window,
+                "train.loss_scale_hysteresis": scaler.delayed_shift,
+                "train.loss_scale_min": scaler.min_scale,
+            }
+        return settings
 
     @property
     def scaled(self) -> dict[str, Any]:
@@ -430,7 +484,7 @@ def build(model: Any, run: Run, world: int) -> Engine:
         ds.enable_backward_allreduce = False  # one copy of the model: its gradients are summed already
     engine = Engine(ds, run, next(model.parameters()).device)
     if engine.device.type == "cpu" and hasattr(ds.optimizer, "bf16_groups"):
-        _only_while_needed(ds.optimizer)
+        free_fp32_gradients_between_steps(ds.optimizer)
     # auto: not with tensor parallelism, whose layers communicate; not on a CPU, where a nano run is over sooner
     auto = torch.cuda.is_available() and size == 1
     if {"auto": auto, "always": True, "never": False}[run.layout.compile]:
@@ -438,7 +492,7 @@ def build(model: Any, run: Run, world: int) -> Engine:
     return engine
 
 
-def _only_while_needed(optimizer: Any) -> None:
+def free_fp32_gradients_between_steps(optimizer: Any) -> None:
     """DeepSpeed's bf16 optimizer holds fp32 sums of all gradients for good, and fills them with zeros twice a step.
     Here their memory is given back after each update, and the first gradients are written and not added: activations
     are largest when there are no sums yet, unless micro-batches are accumulated.

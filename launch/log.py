@@ -24,6 +24,7 @@ class Log:
 
     def rewind(self, last_step: int) -> None:
         """Remove what came after `last_step`, and lines that are damaged."""
+        rundir.read_bytes(self.path)  # Damaged, where it is no file: what it has must not be lost
         rows, damage = rundir.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
         if damage:
             print(damage, flush=True)

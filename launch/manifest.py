@@ -54,7 +54,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
         made()
     dist.barrier()
     data = made()
-    return data | {"epochs": epochs(data, run.tokens)}
+    return data | {"epochs": epochs(data, run.tokens, run.model.seq)}
 
 
 def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
@@ -67,7 +67,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     from launch import effective as live
     from model import proof
 
-    rows, groups = proof.parameter_groups(engine.model, live.groups(engine))
+    rows, groups = proof.parameter_groups(engine.model, engine.parameter_groups)
     proofs = [*proof.prove(engine.model), groups, *engine.proofs]
     effective = live.effective(engine) | {
         "data.corpus": data["corpus"],

@@ -4,10 +4,12 @@ What is started here does not hear Ctrl-C, which a terminal sends to every proce
 """
 
 import ctypes
+import locale
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,8 +35,16 @@ class Interrupted(RuntimeError):
 
 
 def environment() -> dict[str, str]:
-    """The environment without what tells a process that it is a rank of many."""
-    return {k: v for k, v in os.environ.items() if k not in OF_RANKS and not k.startswith("TORCHELASTIC_")}
+    """The environment without what tells a process that it is a rank of many, and in UTF-8 whatever the locale."""
+    env = {k: v for k, v in os.environ.items() if k not in OF_RANKS and not k.startswith("TORCHELASTIC_")}
+    return env | {"PYTHONUTF8": "1"}
+
+
+def in_utf8(module: str, words: list[str]) -> None:
+    """Start the command anew where the locale is not UTF-8: this process would read its words and files otherwise than
+    those that it starts."""
+    if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":
+        os.execve(sys.executable, [sys.executable, "-m", module, *words], environment())
 
 
 def die_with_parent() -> None:

@@ -42,6 +42,7 @@ site=${SITE:-launch/site.sh}
 # shellcheck source=/dev/null
 [ ! -e "$site" ] || . "$site"
 python=${PYTHON:-.venv/bin/python}
+export PYTHONUTF8=1 # files and arguments are UTF-8, whatever the locale
 [ $# -gt 0 ] || set -- baseline SEEDS=1
 case $1 in *=*) ;; *) set -- "STUDY=$1" "${@:2}" ;; esac
 [ -n "${SLURM_JOB_ID:-}" ] || exec "$python" -m launch.local "$@"

@@ -61,7 +61,6 @@ def train(cell: Cell, out: Path) -> None:
     from launch import preflight
     from launch.checkpoint import Checkpoints
     from launch.log import Log
-    from model.gpt import GPT
 
     rank, world = ds.start(cell.run)
     cell = replace(cell, run=spread(cell.run, world // cell.run.layout.tp))
@@ -70,9 +69,9 @@ def train(cell: Cell, out: Path) -> None:
     preflight.check_memory(run, world)
     hosts = [node.host for node in preflight.check(run, folder, out)]
     data = manifest.prepare_data(run, out / rundir.DATA)
-    tp = ds.ranks(run)
-    replica, replicas = rank // tp.size, world // tp.size  # ranks that hold a model together see the same samples
-    engine = ds.build(GPT(run.model, run.seed, tp), run, world)
+    engine = ds.build(ds.model_of(run), run, world)
+    size = run.layout.tp  # ranks that hold a model together see the same samples
+    replica, replicas = rank // size, world // size
     # proofs first: a run that is not what it says stops here
     manifest.write(cell, engine, data, out / rundir.DATA, hosts)
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels import attention as kernel
 from model.objective import Objective
 from model.position import Position
 
@@ -93,11 +94,8 @@ def plain(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Scores as a matrix product: of [B x H, T, T], the half that is seen is held in memory.
-
-    With a `layer` above 1, QK layer scaling: scores are written divided by it, so that those of fp16 do not overflow,
-    and multiplied back in fp32, where softmax is taken (Megatron's --apply-query-key-layer-scaling).
-    """
+    """Scores as a matrix product: of [B x H, T, T], the part that is seen is held in memory. `layer`: with QK layer
+    scaling the layer's number."""
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
@@ -108,52 +106,9 @@ def plain(
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, layer: int = 1) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
         q, k, v = (x.reshape(B * heads, T, -1) for x in (q_BHTK, k_BHTK, v_BHTK))
-        return _Plain.apply(q, k, v, bias_NTT, rows, layer, dropout).view(B, heads, T, -1)
+        return kernel.attend(q, k, v, bias_NTT, rows, layer, dropout).view(B, heads, T, -1)
 
     return attend
-
-
-class _Plain(torch.autograd.Function):
-    """softmax(q k' / sqrt(K) + bias) v, some queries at a time: each block has keys up to its own last position only.
-
-    Kept for the backward pass are the blocks of probabilities, and which of them dropout let through.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, rows: int, layer: int, dropout: float
-    ) -> Tensor:
-        ctx.rows, ctx.dropout, ctx.scale = rows, dropout, q.shape[-1] ** -0.5
-        out, kept = [], []
-        for start in range(0, q.shape[1], rows):
-            block, seen = slice(start, start + rows), slice(start + rows)
-            score = torch.baddbmm(
-                bias[:, block, seen], q[:, block], k[:, seen].mT, beta=1 / layer, alpha=ctx.scale / layer
-            )
-            p = (score if layer == 1 else score.float() * layer).softmax(dim=-1).to(v.dtype)
-            through = torch.empty_like(p, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
-            out.append(torch.bmm(_dropped(p, through, dropout), v[:, seen]))
-            kept += [p, through]
-        ctx.save_for_backward(q, k, v, *kept)
-        return torch.cat(out, dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
-        dq, dk, dv = [], torch.zeros_like(k), torch.zeros_like(v)
-        for start, p, through in zip(range(0, q.shape[1], ctx.rows), kept[::2], kept[1::2], strict=True):
-            block, seen = slice(start, start + ctx.rows), slice(start + ctx.rows)
-            grad = grads[0][:, block]
-            dp = _dropped(torch.bmm(grad, v[:, seen].mT), through, ctx.dropout)
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-            dq.append(torch.bmm(ds, k[:, seen]))
-            dk[:, seen] += torch.bmm(ds.mT, q[:, block])
-            dv[:, seen] += torch.bmm(_dropped(p, through, ctx.dropout).mT, grad)
-        return torch.cat(dq, dim=1).mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None, None, None
-
-
-def _dropped(p: Tensor, through: Tensor | None, dropout: float) -> Tensor:
-    return p if through is None else p * through / (1 - dropout)
 
 
 def masked(

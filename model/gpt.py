@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from model import attention
 from model.config import ModelConfig
 from model.init import initialise
+from model.linear import Layers
 from model.mlp import MLPS
 from model.norm import NORMS
 from model.objective import OBJECTIVES, Batch
 from model.position import POSITIONS
-from model.shard import WHOLE, Whole
+from model.shard import SINGLE, Ranks
 
 
 class Attention(nn.Module):
-    def __init__(self, cfg: ModelConfig, tp: Whole):
+    def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
         super().__init__()
         self.heads = cfg.heads // tp.size
-        self.qkv = tp.column(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
-        self.proj = tp.row(cfg.hidden, cfg.hidden, cfg.linear_bias)
+        self.qkv = layers.column(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
+        self.proj = layers.row(cfg.hidden, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None) -> Tensor:
         B, T, _ = x_BTD.shape
@@ -39,12 +40,12 @@ def chosen(x_BTD: Tensor, only: Tensor | None) -> Tensor:
 class Block(nn.Module):
     """Pre-LN: each part reads the normalised residual stream and adds to it (GPT-2)."""
 
-    def __init__(self, cfg: ModelConfig, tp: Whole):
+    def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
         super().__init__()
         self.norm1 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
-        self.attn = Attention(cfg, tp)
+        self.attn = Attention(cfg, tp, layers)
         self.norm2 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
-        self.mlp = MLPS[cfg.act](cfg, tp)
+        self.mlp = MLPS[cfg.act](cfg, layers)
         self.drop = nn.Dropout(cfg.dropout)
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
@@ -63,8 +64,8 @@ class PostLN(Block):
 class Parallel(Block):
     """Attention and MLP read the same normalised input, with one norm for both (GPT-J, PaLM)."""
 
-    def __init__(self, cfg: ModelConfig, tp: Whole):
-        super().__init__(cfg, tp)
+    def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
+        super().__init__(cfg, tp, layers)
         del self.norm2
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
@@ -81,20 +82,22 @@ class GPT(nn.Module):
     """A decoder-only language model, with weights drawn from `seed` (see model/init.py).
 
     Args:
-        tp: makes the layers that tensor parallelism cuts (see model/shard.py); by default this rank has them whole.
+        tp: the ranks that hold the model together; by default this one has it whole.
+        layers: makes the linear layers; by default those of `tp`, in the precision of the weights.
     """
 
-    def __init__(self, cfg: ModelConfig, seed: int = 1, tp: Whole = WHOLE):
+    def __init__(self, cfg: ModelConfig, seed: int = 1, tp: Ranks = SINGLE, layers: Layers | None = None):
         super().__init__()
+        layers = layers or tp.layers
         self.cfg, self.tp, self.objective = cfg, tp, OBJECTIVES[cfg.objective](cfg)
-        self.embed: Any = tp.embedding(cfg.padded_vocab, cfg.hidden)
+        self.embed: Any = layers.embedding(cfg.padded_vocab, cfg.hidden)
         self.embnorm = nn.LayerNorm(cfg.hidden, cfg.norm_eps) if cfg.embnorm else nn.Identity()
         self.position = POSITIONS[cfg.pos](cfg)
         self.position.first_head = tp.rank * cfg.heads // tp.size
         self.drop = nn.Dropout(cfg.dropout)
-        self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg, tp) for _ in range(cfg.layers))
+        self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg, tp, layers) for _ in range(cfg.layers))
         self.norm = nn.Identity() if cfg.block == "post-ln" else NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
-        self.head: Any = None if cfg.tied else tp.column(cfg.hidden, cfg.padded_vocab, bias=False)
+        self.head: Any = None if cfg.tied else layers.column(cfg.hidden, cfg.padded_vocab, bias=False)
         initialise(self, cfg, seed, tp)
 
     @property
@@ -130,7 +133,7 @@ class GPT(nn.Module):
             self.position, heads, x_BTD, dropout, arrangement, objective, extents_B, self.cfg.qk_scaling
         )
         if dropout:
-            attend = self.tp.apart(attend)
+            attend = self.tp.own_noise(attend)
         for number, block in enumerate(self.blocks, start=1):
             last = only if number == self.cfg.layers else None
             x_BTD = block(x_BTD, functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend, last)

@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.shard import WHOLE, Whole, full_shape, shard
+from model.shard import SINGLE, Ranks, full_shape, shard
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Whole = WHOLE) -> None:
+def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Ranks = SINGLE) -> None:
     """Draw all parameters of `model` in place, on the CPU in fp32, so that they are the same on every device.
 
     Whole parameters are drawn, of which a rank keeps its part: they do not depend on tensor parallelism either.
@@ -49,7 +49,7 @@ def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Whole = WHOLE)
             raise ValueError(f"model/init.py does not say how {name} is drawn")
 
 
-def _normal(p: torch.Tensor, std: float, seed: int, name: str, tp: Whole) -> None:
+def _normal(p: torch.Tensor, std: float, seed: int, name: str, tp: Ranks) -> None:
     if p.is_meta:  # counting only
         return
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()

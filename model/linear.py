@@ -1,78 +1,32 @@
-"""Matrix products of the model. In fp32 on a CPU they go to oneDNN.
+"""The layers that a model is made of, in the precision of its weights."""
 
-torch gives fp32 products to MKL, which runs AVX2 code on processors that are not Intel's. Measured on an AMD EPYC, one
-core, at the nano size, against MKL: forward 0.43 to 0.67 of its time, input gradient 0.41 to 0.45, weight gradient 0.47
-to 0.52.
-"""
-
-from typing import Any
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-ONEDNN = torch.backends.mkldnn.is_available()
+from model.kernels.linear import linear
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear through `linear`."""
+    """torch.nn.Linear through our kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias for x [..., D], weight [F, D], bias [F]."""
-    return _OneDNN.apply(x, weight, bias) if _onednn(x) else F.linear(x, weight, bias)
+class Layers:
+    """Makes the layers that have matrices. Tensor parallelism cuts them (model/parallel.py), FP8 multiplies in another
+    format (model/fp8.py)."""
+
+    def embedding(self, rows: int, width: int) -> nn.Module:
+        return nn.Embedding(rows, width)
+
+    def column(self, into: int, out: int, bias: bool) -> nn.Module:
+        """A linear layer [..., into] -> [..., out]. Under tensor parallelism each rank computes a part of `out`."""
+        return Linear(into, out, bias)
+
+    def row(self, into: int, out: int, bias: bool) -> nn.Module:
+        """A linear layer that reads what `column` computes. Under tensor parallelism each rank reads its part of
+        `into`, and all get the whole output."""
+        return Linear(into, out, bias)
 
 
-def _onednn(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and ONEDNN
-
-
-def product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-    """a @ b.T + bias, without a gradient."""
-    if not _onednn(a_ND):
-        return F.linear(a_ND, b_FD, bias_F)
-    return (_opaque if torch.compiler.is_compiling() else _direct)(a_ND, b_FD, bias_F)
-
-
-def gelu_product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """gelu(a @ b.T + bias), tanh approximation, without a gradient; on a CPU."""
-    return torch.ops.mkldnn._linear_pointwise(a_ND, b_FD, bias_F, "gelu", [], "tanh")
-
-
-def _direct(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(a_ND, b_FD, bias_F, "none", [], "")
-
-
-@torch.library.custom_op("megahour::onednn", mutates_args=())
-def _opaque(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """The same: torch.compile takes the operator only with weights that never change."""
-    return _direct(a_ND, b_FD, bias_F)
-
-
-@_opaque.register_fake
-def _(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    return a_ND.new_empty(len(a_ND), len(b_FD))
-
-
-def weight_grad(grad_NF: Tensor, x_ND: Tensor) -> Tensor:
-    """grad.T @ x. oneDNN first copies a transposed left operand: in fp32 the narrower one goes there."""
-    if _onednn(x_ND) and grad_NF.shape[1] > x_ND.shape[1]:
-        return product(x_ND.t(), grad_NF.t()).t()
-    return product(grad_NF.t(), x_ND.t())
-
-
-class _OneDNN(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        x_ND, grad_NF = x.flatten(0, -2), grads[0].flatten(0, -2)
-        bias_grad = grad_NF.sum(0) if ctx.needs_input_grad[2] else None
-        return product(grad_NF, weight.t()).view_as(x), weight_grad(grad_NF, x_ND), bias_grad
+LAYERS = Layers()

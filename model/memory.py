@@ -9,7 +9,7 @@ from model.config import ModelConfig
 from model.count import parameters
 
 BUCKET = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
-ROWS_CPU, SOFTMAX_CPU = 512, 128  # of logits at a time, and of those in fp32: model/objective.py
+ROWS_CPU, SOFTMAX_CPU = 512, 128  # of logits at a time, and of those in fp32: model/kernels/cross_entropy.py
 QUERIES = 128  # at a time: ROWS of model/attention.py
 
 

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.linear import linear
-from model.shard import Whole, dimension, unshard
+from model.kernels.linear import linear
+from model.linear import Layers
+from model.shard import Ranks, dimension, unshard
 
 with warnings.catch_warnings():  # of what a machine without TransformerEngine and Apex lacks
     warnings.simplefilter("ignore")
@@ -63,12 +64,30 @@ class Row(_Bare, RowParallelLinear):
         return super().forward(x)[0]
 
 
-class Ranks(Whole):
+class ParallelLayers(Layers):
+    """Makes layers of which this rank holds its part.
+
+    They multiply in the precision of the weights: megatron-core's layers have FP8 only by way of Transformer Engine.
+    """
+
+    def embedding(self, rows: int, width: int) -> nn.Module:
+        return Embedding(rows, width)
+
+    def column(self, into: int, out: int, bias: bool) -> nn.Module:
+        return Column(into, out, bias)
+
+    def row(self, into: int, out: int, bias: bool) -> nn.Module:
+        return Row(into, out, bias)
+
+
+class TensorParallel(Ranks):
     """This process among the `size` ranks that hold a model together; the process group must be there already.
 
     Raises:
         ValueError: when the ranks cannot be divided into groups of this size, or were divided otherwise.
     """
+
+    layers = ParallelLayers()
 
     def __init__(self, size: int):
         if dist.get_world_size() % size:
@@ -79,15 +98,6 @@ class Ranks(Whole):
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.size != size:
             raise ValueError(f"the ranks are already in groups of {self.size}, not {size}")
-
-    def embedding(self, rows: int, width: int) -> nn.Module:
-        return Embedding(rows, width)
-
-    def column(self, into: int, out: int, bias: bool) -> nn.Module:
-        return Column(into, out, bias)
-
-    def row(self, into: int, out: int, bias: bool) -> nn.Module:
-        return Row(into, out, bias)
 
     def loss(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         logits_NV = linear_with_grad_accumulation_and_async_allreduce(
@@ -104,9 +114,9 @@ class Ranks(Whole):
     @torch.no_grad()
     def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
         """No gradient flows through it. megatron-core's own gathering wants a GPU."""
-        return torch.cat(self._all(linear(x, weight_VD)), dim=-1)
+        return torch.cat(self._parts(linear(x, weight_VD)), dim=-1)
 
-    def apart(self, attend: Any) -> Any:
+    def own_noise(self, attend: Any) -> Any:
         def call(q: Tensor, *rest: Tensor, **named: Any) -> Tensor:
             # drawn from the numbers that all ranks share, so that these stay in step, and other in each call
             seed = int(torch.randint(2**62, ()))
@@ -116,18 +126,18 @@ class Ranks(Whole):
 
         return call
 
-    def gather(self, name: str, mine: Tensor) -> Tensor:
-        return unshard(name, self._all(mine)) if dimension(name) is not None else mine
+    def gather(self, name: str, part: Tensor) -> Tensor:
+        return unshard(name, self._parts(part)) if dimension(name) is not None else part
 
-    def everyone(self, mine: Any) -> list[Any]:
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine, group=self.group)
-        return found
+    def gather_objects(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
-    def _all(self, mine: Tensor) -> list[Tensor]:
-        mine = mine.detach().contiguous()
-        parts = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(parts, mine, group=self.group)
+    def _parts(self, part: Tensor) -> list[Tensor]:
+        part = part.detach().contiguous()
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part, group=self.group)
         return parts
 
 

@@ -2,12 +2,13 @@
 
 import functools
 import math
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.kernels import rotation
 
 
 class Position(nn.Module):
@@ -94,7 +95,7 @@ class Rotary(Position):
         cos, sin = _waves(self.base, T, K, q_BHTK.dtype, q_BHTK.device)
         if at_BT is not None:
             cos, sin = cos[at_BT][:, None], sin[at_BT][:, None]
-        return _rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)
+        return rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)
 
 
 @torch.compiler.assume_constant_result  # or else computed anew for every head of every sequence
@@ -104,30 +105,6 @@ def _waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device
     freq = base ** (-torch.arange(0, K, 2, device=device, dtype=torch.float32) / K)
     angle_TK = torch.outer(torch.arange(T, device=device, dtype=torch.float32), freq).repeat(1, 2)
     return angle_TK.cos().to(dtype), angle_TK.sin().to(dtype)
-
-
-def _rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    return _Rotation.apply(x_BHTK, cos_TK, sin_TK)
-
-
-class _Rotation(torch.autograd.Function):
-    """Its gradient is the rotation back. Left to autograd it would be twice as many passes over the numbers."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_TK, sin_TK)
-        return _rotated(x_BHTK, cos_TK, sin_TK, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        cos_TK, sin_TK = ctx.saved_tensors
-        return _rotated(grads[0], cos_TK, sin_TK, -1), None, None
-
-
-def _rotated(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor, turn: int) -> Tensor:
-    x_BHTK = x_BHTK.contiguous()  # as attention wants it; torch's loops over the products are then long
-    a, b = x_BHTK.chunk(2, dim=-1)
-    return torch.addcmul(x_BHTK * cos_TK, torch.cat((-b, a), dim=-1), sin_TK, value=turn)
 
 
 class ALiBi(Position):

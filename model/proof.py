@@ -52,7 +52,7 @@ def prove(model: Any) -> list[Proof]:
     training = model.training
     model.eval()
     try:
-        found = model.tp.everyone([f(model) for f in PROOFS])
+        found = model.tp.gather_objects([f(model) for f in PROOFS])
     finally:
         model.train(training)
     return [next((p for p in proofs if not p.passed), proofs[0]) for proofs in zip(*found, strict=True)]
@@ -97,7 +97,7 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
     matrices = [error for name, error in errors.items() if dims[name] == 2]
     said = f"gradients of {len(matrices)} matrices differ from those of what is written by {max(matrices):.1e} at most"
     found = Proof("layout.compile", "compiled", not wrong, "; ".join(("gradients differ", *wrong)) if wrong else said)
-    return next((p for (p,) in model.tp.everyone([found]) if not p.passed), found)
+    return next((p for (p,) in model.tp.gather_objects([found]) if not p.passed), found)
 
 
 def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Proof]:

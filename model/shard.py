@@ -1,4 +1,4 @@
-"""How tensor parallelism cuts each parameter, as pure functions of its name; and the layers of a model that is not cut.
+"""How tensor parallelism cuts each parameter, as pure functions of its name; and a model that is not cut.
 
 | parameter                            | a rank of `size` keeps                                                  |
 |--------------------------------------|-------------------------------------------------------------------------|
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.linear import Linear, linear
-from model.objective import cross_entropy
+from model.kernels.cross_entropy import cross_entropy
+from model.kernels.linear import linear
+from model.linear import LAYERS, Layers
 
 ROWS, COLUMNS = ("embed", "head", "qkv", "up", "gate"), ("proj", "down")  # by which dimension their layer is cut
 
@@ -56,24 +57,16 @@ def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
     return [n * size if i == dimension(name) else n for i, n in enumerate(shape)]
 
 
-class Whole:
-    """Makes the layers of a model that one rank holds whole; `model.parallel.Ranks` those of one that several share.
+class Ranks:
+    """The ranks that hold one copy of the model together, as seen from one of them. Here that is a single rank;
+    `model.parallel.TensorParallel` has several.
 
-    rank, size: among the ranks that hold the model together.
+    rank, size: this one's number among them, and how many they are.
+    layers: makes the layers of which each holds its part.
     """
 
     rank, size = 0, 1
-
-    def embedding(self, rows: int, width: int) -> nn.Module:
-        return nn.Embedding(rows, width)
-
-    def column(self, into: int, out: int, bias: bool) -> nn.Module:
-        """A linear layer of which each rank computes some outputs."""
-        return Linear(into, out, bias)
-
-    def row(self, into: int, out: int, bias: bool) -> nn.Module:
-        """A linear layer that reads what each rank has, and returns the whole output to all."""
-        return Linear(into, out, bias)
+    layers: Layers = LAYERS
 
     def loss(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         """Mean of -log softmax(x @ weight.T)[target] in nats, fp32."""
@@ -83,17 +76,17 @@ class Whole:
         """[..., D] -> logits [..., V], of the whole vocabulary on every rank."""
         return linear(x, weight_VD)
 
-    def apart(self, attend: Any) -> Any:
+    def own_noise(self, attend: Any) -> Any:
         """`attend` with random numbers of this rank's own: what it drops is of heads that no other rank has."""
         return attend
 
-    def gather(self, name: str, mine: Tensor) -> Tensor:
+    def gather(self, name: str, part: Tensor) -> Tensor:
         """The whole parameter `name` (or its gradient) from what each rank holds of it. All ranks call it together."""
-        return mine
+        return part
 
-    def everyone(self, mine: Any) -> list[Any]:
-        """What each of the ranks gives, in order. All call it together."""
-        return [mine]
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order. All call it together."""
+        return [value]
 
 
-WHOLE = Whole()
+SINGLE = Ranks()

@@ -270,7 +270,7 @@ def measure(wanted: Row, steps: int, profile: bool) -> Row:
     rows = torch.randint(run.model.vocab, (batch, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
     engine.start(run)
     step: Callable[[], object]
-    model = GPT(run.model, run.seed, engine.ranks(run))
+    model = engine.model_of(run)
     data = model.objective.batch(rows)
     if wanted["loop"] == "engine":
         built = engine.build(model, run, 1)

@@ -16,9 +16,10 @@ import torch
 from ablations.config import Run, resolve
 from launch import engine
 from model import attention, proof
+from model.fp8 import FP8_LAYERS
 from model.gpt import GPT
+from model.linear import Layers
 from model.objective import Batch
-from model.shard import WHOLE, Whole
 
 POSITIONS = ("none", "learned", "rotary", "alibi")
 IN_FP8 = "rotary"  # the position of the rows in fp8
@@ -45,9 +46,9 @@ def reading(model: GPT, batch: Batch, loss: Callable[[Batch], torch.Tensor]) -> 
     return [t.detach().float().cpu() for t in found]
 
 
-def larger(run: Run, tp: Whole = WHOLE) -> GPT:
+def larger(run: Run, layers: Layers | None = None) -> GPT:
     """A model whose weights are larger than they begin, so that what attention sees matters."""
-    model = GPT(run.model, run.seed, tp)
+    model = GPT(run.model, run.seed, layers=layers)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3) if p.dim() > 1 else p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
@@ -58,7 +59,7 @@ def wrong_in_fp8(device: str) -> list[str]:
     """What is wrong with FP8 on `device`, compiled where that is a GPU; empty: nothing."""
     run = resolve([*SMALL, ("model.pos", IN_FP8), ("train.precision", "fp8")])
     rows = torch.randint(run.model.vocab, (4, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
-    exact_model, model = larger(run), larger(run, engine.ranks(run)).to(device, torch.bfloat16)
+    exact_model, model = larger(run), larger(run, FP8_LAYERS).to(device, torch.bfloat16)
     found = proof.precision(model)
     faults = [] if found.passed and found.value == "fp8" else [f"fp8: {found.value}, {found.detail}"]
     batch = model.objective.batch(rows)

@@ -61,6 +61,7 @@ RATIO = f"{STATISTICS}::test_a_ratio_of_sums_is_no_mean_of_ratios"
 PASSAGES = f"{STATISTICS}::test_items_that_share_a_passage_are_one"
 UNEQUAL = f"{STATISTICS}::test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes"
 FEW = f"{STATISTICS}::test_few_independent_items_give_no_verdict"
+EQUIVALENT = f"{STATISTICS}::test_equivalence_is_two_one_sided_tests"
 LEFT_OUT = f"{REPORT}::test_a_task_that_differs_is_left_out_of_the_comparison"
 OTHER_TEXT = f"{REPORT}::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
 RECOMPUTED = f"{REPORT}::test_scores_that_are_not_those_of_the_items_are_refused"
@@ -69,8 +70,11 @@ PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
 FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
 RUNDIR = "tests/test_rundir.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
-OBJ = "model/objective.py"
+OBJ, CROSS = "model/objective.py", "model/kernels/cross_entropy.py"
+ROTATION, KERNEL = "model/kernels/rotation.py", "model/kernels/attention.py"
 GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
+
+JUDGED_BYTES = "tests/test_judge.py::test_bytes_are_counted_and_not_characters"
 
 
 class Mutation(NamedTuple):
@@ -162,16 +166,24 @@ MUTATIONS = [
         "model.pos=rotary",
         "model.pos",
         POSITION,
-        "return _rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)",
-        "_rotate(q_BHTK, cos, sin), _rotate(k_BHTK, cos, sin)\n        return q_BHTK, k_BHTK",
+        "return rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)",
+        "rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)\n        return q_BHTK, k_BHTK",
     ),
-    one("rotary turns q only", "", "model.pos=rotary", "model.pos", POSITION, "_rotate(k_BHTK, cos, sin)", "k_BHTK"),
+    one(
+        "rotary turns q only",
+        "",
+        "model.pos=rotary",
+        "model.pos",
+        POSITION,
+        "rotation.rotate(k_BHTK, cos, sin)",
+        "k_BHTK",
+    ),
     one(
         "rotary pairs neighbours, angles are for halves",
         "GPT-J's and GPT-NeoX's layouts mixed",
         "model.pos=rotary",
         "model.pos",
-        POSITION,
+        ROTATION,
         "torch.cat((-b, a), dim=-1)",
         "torch.stack((-x_BHTK[..., 1::2], x_BHTK[..., ::2]), dim=-1).flatten(-2)",
     ),
@@ -183,7 +195,7 @@ MUTATIONS = [
         "",
         [
             (
-                POSITION,
+                ROTATION,
                 "torch.cat((-b, a), dim=-1)",
                 "torch.stack((-x_BHTK[..., 1::2], x_BHTK[..., ::2]), dim=-1).flatten(-2)",
             ),
@@ -224,7 +236,7 @@ MUTATIONS = [
         "model.pos=rotary",
         "model.pos",
         [
-            (ATTENTION, "alpha=ctx.scale / layer", "alpha=1.0 / layer"),
+            (KERNEL, "alpha=ctx.scale / layer", "alpha=1.0 / layer"),
             (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0"),
         ],
     ),
@@ -234,7 +246,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        ATTENTION,
+        KERNEL,
         "dk[:, seen] += ",
         "dk[:, seen] = ",
     ),
@@ -243,7 +255,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "model/objective.py",
+        CROSS,
         "weight_grad_VD += ",
         "weight_grad_VD[:] = ",
     ),
@@ -325,7 +337,7 @@ MUTATIONS = [
         "BigScience: ALiBi's bias",
         "train.precision=fp16 model.qk_scaling=true",
         "model.pos",
-        ATTENTION,
+        KERNEL,
         "else score.float() * layer)",
         "else score.float())",
         OBJECTIVE,
@@ -335,7 +347,7 @@ MUTATIONS = [
         f"{MDS} #222",
         "train.precision=fp16 model.qk_scaling=true model.pos=alibi",
         "model.pos",
-        ATTENTION,
+        KERNEL,
         "beta=1 / layer",
         "beta=1",
         OBJECTIVE,
@@ -367,8 +379,8 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "launch/engine.py",
-        'return EIGHT if run.train.precision == "fp8" else WHOLE',
-        "return WHOLE",
+        "return FP8_LAYERS",
+        "return tp.layers",
         FP8,
     ),
     one(
@@ -377,7 +389,7 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "model/fp8.py",
-        "return _Products.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)",
+        "return fp8.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)",
         "return super().forward(x)",
         FP8,
     ),
@@ -386,7 +398,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "model/fp8.py",
+        "model/kernels/fp8.py",
         "        1 / a,\n        one,\n        1 / b,\n",
         "        a,\n        one,\n        b,\n",
         FP8,
@@ -396,7 +408,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "model/fp8.py",
+        "model/kernels/fp8.py",
         "g8_NF = cast(grads[0], g, BACKWARD)",
         "g8_NF = grads[0].to(BACKWARD)",
         FP8,
@@ -406,7 +418,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "model/fp8.py",
+        "model/kernels/fp8.py",
         "bias_grad = grads[0]",
         "x8_ND = x8_ND.to(BACKWARD).to(FORWARD); bias_grad = grads[0]",
         FP8,
@@ -467,6 +479,15 @@ MUTATIONS = [
         "self.mlp(chosen(y_BTD, only))",
         "self.mlp(self.norm1(x_BTD))",
     ),
+    one(
+        "one norm has another eps",
+        "",
+        "",
+        "model.norm_eps",
+        GPT,
+        "self.norm2 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)",
+        "self.norm2 = NORMS[cfg.norm](cfg.hidden, 1e-6)",
+    ),
     # MLP, biases, head
     one(
         "GELU by erf for tanh",
@@ -477,7 +498,9 @@ MUTATIONS = [
         "gelu(self.up(x_BTD))",
         "F.gelu(self.up(x_BTD))",
     ),
-    one("evaluation has GELU by erf", "", "", "", "model/linear.py", '"gelu", [], "tanh"', '"gelu", [], "none"'),
+    one(
+        "evaluation has GELU by erf", "", "", "", "model/kernels/linear.py", '"gelu", [], "tanh"', '"gelu", [], "none"'
+    ),
     one(
         "the gated unit is bypassed",
         f"{MDS} #148",
@@ -520,7 +543,7 @@ MUTATIONS = [
         "",
         "",
         "model.linear_bias",
-        "model/linear.py",
+        "model/kernels/linear.py",
         "product(x.flatten(0, -2), weight, bias)",
         "product(x.flatten(0, -2), weight)",
     ),
@@ -533,7 +556,15 @@ MUTATIONS = [
         "3 * cfg.hidden, cfg.qkv_bias)",
         "3 * cfg.hidden, True)",
     ),
-    one("the tied matrix is a second one", "", "", "model.tied", GPT, "None if cfg.tied else tp.column(", "tp.column("),
+    one(
+        "the tied matrix is a second one",
+        "",
+        "",
+        "model.tied",
+        GPT,
+        "None if cfg.tied else layers.column(",
+        "layers.column(",
+    ),
     one(
         "tied=false is ignored",
         "Cramming: tie_weights ignored",
@@ -594,7 +625,7 @@ MUTATIONS = [
         "rows_BS[:, 1:])\n",
         "rows_BS[:, :-1])\n",
     ),
-    one("cross-entropy in bf16", "", "", "", "model/objective.py", "p = logits_NV.float()", "p = logits_NV.clone()"),
+    one("cross-entropy in bf16", "", "", "", CROSS, "p = logits_NV.float()", "p = logits_NV.clone()"),
     # training
     Mutation(
         "the embedding norm's gain is decayed",
@@ -1157,6 +1188,26 @@ MUTATIONS = [
         f"{REPORT}::test_one_held_out_document_gives_no_verdict",
     ),
     one(
+        "equivalence is claimed at twice the level",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "quantile(2 * LEVEL / self.family,",
+        "quantile(4 * LEVEL / self.family,",
+        EQUIVALENT,
+    ),
+    one(
+        "a difference within noise is equivalent",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "        return abs(self.difference) + quantile(2 * LEVEL / self.family, self.seeds, self.items) <= margin",
+        "        return abs(self.difference) <= margin",
+        EQUIVALENT,
+    ),
+    one(
         "tasks of another chance level are compared",
         "",
         "",
@@ -1236,9 +1287,142 @@ MUTATIONS = [
         "folder / name for name in texts",
         FULL_DISK,
     ),
+    # judging
+    one(
+        "evaluation with dropout on",
+        "",
+        "",
+        "",
+        "eval/tasks/harness.py",
+        "self.model, self.window, self.eod = model.eval(), window",
+        "self.model, self.window, self.eod = model, window",
+        "tests/test_judge.py::test_a_model_is_judged_without_dropout",
+    ),
+    one(
+        "bytes are counted as characters in bits per byte by position",
+        "",
+        "",
+        "",
+        "eval/tasks/position.py",
+        "size = len(tokenizer.decode(ids[:n]).encode()) - len(tokenizer.decode(ids[:first]).encode())",
+        "size = len(tokenizer.decode(ids[:n])) - len(tokenizer.decode(ids[:first]))",
+        JUDGED_BYTES,
+    ),
+    one(
+        "bytes are counted as characters in the pieces of held-out text",
+        "",
+        "",
+        "",
+        "eval/tasks/probes.py",
+        "end = start + len(part.encode())",
+        "end = start + len(part)",
+        "tests/test_judge.py::test_few_long_documents_are_many_items_of_their_own_clusters",
+    ),
+    one(
+        "held-out loss is the mean of the documents' ratios",
+        "",
+        "",
+        "",
+        "eval/judge.py",
+        "float(nats.sum() / LN2 / sizes.sum())",
+        "float((nats / LN2 / sizes).mean())",
+        "tests/test_judge.py::test_standard_errors_that_are_not_known_are_none",
+    ),
+    one(
+        "bytes that the tokenizer does not know are free",
+        "",
+        "",
+        "",
+        "eval/tasks/harness.py",
+        "8 * LN2 * self.unknown_bytes",
+        "0 * LN2 * self.unknown_bytes",
+        "tests/test_judge.py::test_bytes_that_a_tokenizer_does_not_know_are_charged",
+    ),
+    one(
+        "weights are not compared with their hash",
+        "",
+        "",
+        "",
+        "eval/weights.py",
+        'if done["weights"].get("sha256") != self.sha256:',
+        "if False:",
+        "tests/test_judge.py::test_one_flipped_bit_in_the_weights_is_not_judged",
+    ),
+    one(
+        "items are not compared with their hash",
+        "",
+        "",
+        "",
+        "eval/results.py",
+        'return result if hashlib.sha256(samples).hexdigest() == result["samples_sha256"] else None',
+        "return result",
+        "tests/test_judge.py::test_what_is_damaged_counts_as_not_judged",
+    ),
+    one(
+        "every item is its own cluster",
+        "",
+        "",
+        "",
+        "eval/tasks/harness.py",
+        'return {"cluster": digest(" ".join(doc[column].split()))}',
+        'return {"cluster": digest(json.dumps(doc, default=str))}',
+        "tests/test_judge.py::test_items_of_one_passage_are_one_cluster",
+    ),
+    one(
+        "no examples where the definition asks for some",
+        "",
+        "",
+        "",
+        "eval/tasks/harness.py",
+        'number = int(config.get("num_fewshot") or 0) if shots is None else shots',
+        "number = 0 if shots is None else shots",
+        "tests/test_judge.py::test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked",
+    ),
+    # fine-tuning
+    one(
+        "the last position is pooled, padding or not",
+        "",
+        "",
+        "",
+        "eval/finetune/classifier.py",
+        "x_BD = x_BTD[torch.arange(len(x_BTD), device=t.device), at_B]",
+        "x_BD = x_BTD[:, -1]",
+        "tests/test_finetune.py::test_what_each_pooling_reads",
+    ),
+    one(
+        "a task's warm-up is that of another task",
+        "Cramming's released fine-tuning",
+        "",
+        "",
+        "eval/finetune/train.py",
+        "rising = int(warmup * steps)",
+        "rising = 267",
+        "tests/test_finetune.py::test_the_schedule_is_the_tasks_own",
+    ),
+    one(
+        "MNLI's labels are permuted",
+        "",
+        "",
+        "",
+        "eval/finetune/tasks.py",
+        '("entailment", "neutral", "contradiction")',
+        '("neutral", "entailment", "contradiction")',
+        "tests/test_finetune.py::test_every_format_gives_the_rows_that_were_written",
+    ),
+    one(
+        "of tied classes the first is taken",
+        "",
+        "",
+        "",
+        "eval/finetune/metrics.py",
+        "best_NC = logits_NC == logits_NC.max(1, keepdims=True)",
+        "best_NC = np.arange(logits_NC.shape[1]) == logits_NC.argmax(1)[:, None]",
+        "tests/test_finetune.py::test_constant_outputs_score_exactly_chance_and_count_as_collapsed",
+    ),
 ]
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
-WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
+WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT}"
+WHERE += f" {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
 WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
 WHERE += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
 EVERYTHING = dict.fromkeys(WHERE.split())
@@ -1283,15 +1467,14 @@ def unproved(words: list[str]) -> list[str]:
     from launch import effective as held
     from launch import engine
     from model import proof
-    from model.gpt import GPT
 
     try:
         run = resolve([(key, value) for key, _, value in (word.partition("=") for word in words)])
     except ConfigError as error:
         return [str(error).partition(" ")[0]]
     engine.start(run)
-    live = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
-    _, groups = proof.parameter_groups(live.model, held.groups(live))
+    live = engine.build(engine.model_of(run), run, 1)
+    _, groups = proof.parameter_groups(live.model, live.parameter_groups)
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
     return failed + [key for key, value in held.effective(live).items() if value != declared[key]]

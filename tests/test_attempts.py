@@ -180,6 +180,21 @@ def test_what_a_second_job_says_is_not_taken_for_the_firsts(cell: Any, monkeypat
     assert end("8_1", cell.dir, 75, "USR1") == 75 and asked == [("8_1", set())]
 
 
+def test_a_machine_without_slurm_is_named_before_any_data_is_prepared(
+    cell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch.slurm import submit as module
+
+    prepared: list[Any] = []
+    monkeypatch.setattr(module, "prepare", lambda *words: prepared.append(words))
+    monkeypatch.setattr(module, "check_tasks", lambda *words: prepared.append(words))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
+    with pytest.raises(ConfigError, match="there is no sbatch on this machine"):
+        submit(study, [], {}, 1)
+    assert not prepared
+
+
 def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scontrol").write_text(f"""#!/bin/bash
 echo "$*" >> {tmp_path}/asked

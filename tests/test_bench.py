@@ -10,8 +10,8 @@ import torch
 
 from ablations.config import resolve
 from launch import engine
-from model import attention, fp8, position
-from model.gpt import GPT
+from model import attention, position
+from model.kernels import fp8, rotation
 from tests import bench_gpu
 from tests.bench_gpu_check import POSITIONS, wrong, wrong_in_fp8
 
@@ -43,7 +43,7 @@ def test_so_does_fp8_and_what_is_wrong_with_it_is_seen(monkeypatch: pytest.Monke
 
 def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exact model runs in fp32, what is compared in bf16: here only that goes wrong."""
-    honest, rotate = attention.visible_bias, position._rotate
+    honest, rotate = attention.visible_bias, rotation.rotate
 
     def lost(p: position.Position, heads: int, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         return honest(p if x.dtype == torch.float32 else position.Position(resolve(TINY).model), heads, x, *rest)
@@ -51,7 +51,7 @@ def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(attention, "visible_bias", lost)
     assert any("qkv.weight" in fault for fault in wrong("alibi", "cpu"))
     monkeypatch.setattr(attention, "visible_bias", honest)
-    monkeypatch.setattr(position, "_rotate", lambda x, *table: rotate(x, *table) if x.dtype == torch.float32 else x)
+    monkeypatch.setattr(rotation, "rotate", lambda x, *table: rotate(x, *table) if x.dtype == torch.float32 else x)
     assert any("qkv.weight" in fault for fault in wrong("rotary", "cpu"))
 
 
@@ -70,7 +70,7 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
     def losses(compiled: str) -> list[float]:
         run = resolve([*TINY, ("model.pos", "rotary"), ("train.precision", precision), ("layout.compile", compiled)])
         engine.start(run)
-        built = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
+        built = engine.build(engine.model_of(run), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
         return [x for _ in range(3) for x in built.step(built.model.objective.batch(rows), 1e-2)[:2]]
 

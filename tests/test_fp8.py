@@ -14,9 +14,12 @@ from torch import Tensor
 from ablations.config import ConfigError, resolve
 from eval import weights
 from launch import engine, preflight
-from model import fp8, proof
+from model import proof
 from model.config import ModelConfig
+from model.fp8 import FP8_LAYERS, FP8Linear
 from model.gpt import BLOCKS, GPT
+from model.kernels import fp8
+from model.linear import LAYERS
 from model.mlp import MLPS
 from tests.test_model import SMALL, next_tokens, scrambled, tokens
 from tests.test_train import corpus, in_process, store, study  # noqa: F401
@@ -66,7 +69,7 @@ def computed(layer: Any, x: Tensor, g: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("spread", [torch.randn, wild])
 def test_the_three_products_are_those_of_rounded_operands(spread: Any, bias: bool) -> None:
     torch.manual_seed(0)
-    layer = fp8.Linear(48, 80, bias).bfloat16()
+    layer = FP8Linear(48, 80, bias).bfloat16()
     with torch.no_grad():
         layer.weight.copy_(0.02 * spread(80, 48))
     x, g = spread(2, 16, 48).bfloat16(), 1e-6 * spread(2, 16, 80).bfloat16()
@@ -104,7 +107,7 @@ def test_what_else_is_in_a_tensor_changes_no_rounding() -> None:
 
 
 def test_zeros_and_tiny_numbers_give_what_they_should() -> None:
-    layer = fp8.Linear(32, 48).bfloat16()
+    layer = FP8Linear(32, 48).bfloat16()
     zero, one = torch.zeros(16, 32).bfloat16(), torch.ones(16, 48).bfloat16()
     y, x_grad, w_grad, b_grad = computed(layer, zero, one)
     assert layer.bias is not None and torch.equal(y, layer.bias.expand(16, 48))
@@ -117,7 +120,7 @@ def test_zeros_and_tiny_numbers_give_what_they_should() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_no_number_is_not_hidden(bad: float) -> None:
     """Saturating would make an overflow of the gradients look like a step (launch/train.py stops at NaN)."""
-    layer = fp8.Linear(32, 48).bfloat16()
+    layer = FP8Linear(32, 48).bfloat16()
     x, g = torch.ones(16, 32).bfloat16(), torch.ones(16, 48).bfloat16()
     x[3, 4], g[5, 6] = bad, bad
     y, x_grad, w_grad, _ = computed(layer, x, g)
@@ -125,21 +128,21 @@ def test_what_is_no_number_is_not_hidden(bad: float) -> None:
 
 
 def test_a_compiled_layer_is_the_eager_one() -> None:
-    layer, x, g = fp8.Linear(48, 80).bfloat16(), wild(2, 16, 48), wild(2, 16, 80)
+    layer, x, g = FP8Linear(48, 80).bfloat16(), wild(2, 16, 48), wild(2, 16, 80)
     for ours, theirs in zip(computed(torch.compile(layer, fullgraph=True), x, g), computed(layer, x, g), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_only_a_bf16_model_has_layers_in_fp8() -> None:
     with pytest.raises(TypeError, match="belong to a bf16 model"):
-        GPT(SHAPE, 1, fp8.EIGHT).loss(next_tokens(X))
+        GPT(SHAPE, layers=FP8_LAYERS).loss(next_tokens(X))
 
 
 # ------------------------------------------------------------------------------------------------ whole models
 
 
 def eight(cfg: ModelConfig = SHAPE) -> GPT:
-    return scrambled(GPT(cfg, 1, fp8.EIGHT)).bfloat16()
+    return scrambled(GPT(cfg, layers=FP8_LAYERS)).bfloat16()
 
 
 def gradients(model: GPT) -> list[Tensor]:
@@ -184,17 +187,17 @@ def test_a_model_is_close_to_the_bf16_one_and_not_the_same() -> None:
 
 
 def test_the_proof_tells_fp8_from_bf16(monkeypatch: MonkeyPatch) -> None:
-    model = GPT(SHAPE, 1, fp8.EIGHT).bfloat16()
+    model = GPT(SHAPE, layers=FP8_LAYERS).bfloat16()
     assert [p for p in proof.prove(model) if not p.passed] == [] and proof.precision(model).value == "fp8"
     assert proof.precision(GPT(SHAPE).bfloat16()).value == "bf16"
     model.blocks[1].mlp.up = GPT(SHAPE).bfloat16().blocks[1].mlp.up
     found = proof.precision(model)
     assert not found.passed and "blocks.1.mlp.up: the input gradient is that of bf16" in found.detail
     with monkeypatch.context() as patch:
-        patch.setattr(fp8.Linear, "forward", torch.nn.Linear.forward)
-        assert proof.precision(GPT(SHAPE, 1, fp8.EIGHT).bfloat16()).value == "bf16"
+        patch.setattr(FP8Linear, "forward", torch.nn.Linear.forward)
+        assert proof.precision(GPT(SHAPE, layers=FP8_LAYERS).bfloat16()).value == "bf16"
     monkeypatch.setattr(fp8, "BACKWARD", fp8.FORWARD)
-    found = proof.precision(GPT(SHAPE, 1, fp8.EIGHT).bfloat16())
+    found = proof.precision(GPT(SHAPE, layers=FP8_LAYERS).bfloat16())
     assert not found.passed and "blocks.0.attn.qkv: the weight gradient is that of neither" in found.detail
 
 
@@ -256,7 +259,7 @@ def test_a_run_whose_layers_are_not_in_fp8_stops(
 
     cell = dataclasses.replace(study(corpus, tmp_path, {"train.precision": "fp8"}).cells[0], dir=tmp_path / "run")
     cell.dir.mkdir()
-    monkeypatch.setattr(engine, "EIGHT", engine.WHOLE)
+    monkeypatch.setattr(engine, "FP8_LAYERS", LAYERS)
     with pytest.raises(Mismatch, match="train.precision is bf16 in effect and fp8 by configuration"):
         in_process(cell, store)
     assert not (cell.dir / "run.json").exists()

@@ -48,7 +48,7 @@ def measured(run: Run, trace: Path) -> int:
     engine.start(run)
     rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        built = engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
+        built = engine.build(engine.model_of(run), run, 1)
         batch = built.model.objective.batch(rows)
         if batch.extents_B is not None:  # prefixes of one token: all are predicted, the most that there may be
             ones = torch.ones_like(batch.extents_B)
@@ -109,7 +109,7 @@ def test_sums_of_gradients_that_come_and_go_change_nothing(micro: int, monkeypat
 
     held, ours = trained()
     assert held == 0
-    monkeypatch.setattr(engine, "_only_while_needed", lambda optimizer: None)
+    monkeypatch.setattr(engine, "free_fp32_gradients_between_steps", lambda optimizer: None)
     held, theirs = trained()
     assert held > 0
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -35,19 +35,30 @@ def built(**change: object) -> Any:
 
     run = resolve((SMALL | change).items())
     engine.start(run)
-    return engine.build(GPT(run.model, run.seed, engine.ranks(run)), run, 1)
+    return engine.build(engine.model_of(run), run, 1)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 def test_no_gain_and_no_bias_is_decayed_wherever_it_is(norm: str) -> None:
-    from launch import effective as held
-
     live = built(**{"model.norm": norm, "model.embnorm": True, "model.act": "swiglu"})
-    decay = {id(p): g["weight_decay"] for g in held.groups(live) for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in live.parameter_groups for p in g["params"]}
     named = dict(live.model.named_parameters())
     assert decay.keys() == {id(p) for p in named.values()}
     assert {n for n in named if decay[id(named[n])] == 0} == {n for n in named if n.endswith(".bias") or "norm" in n}
     assert {decay[id(p)] for p in named.values()} == {0.0, 0.1}
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_the_eps_of_every_norm_is_read(norm: str) -> None:
+    from launch.effective import effective
+
+    live = built(**{"model.norm": norm, "model.embnorm": True})
+    assert effective(live)["model.norm_eps"] == live.model.cfg.norm_eps
+    for name, module in live.model.named_modules():
+        if "norm" in name:
+            module.eps, right = 1e-3, module.eps
+            assert "not the same in all norms" in effective(live)["model.norm_eps"], name
+            module.eps = right
 
 
 VARIANTS = {"pos": POSITIONS, "act": MLPS, "norm": NORMS, "block": BLOCKS}

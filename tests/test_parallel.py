@@ -19,7 +19,7 @@ from torch import multiprocessing
 from ablations.config import ConfigError, resolve
 from model.count import parameters
 from model.gpt import GPT
-from model.shard import WHOLE, dimension, full_shape, shard, unshard
+from model.shard import SINGLE, dimension, full_shape, shard, unshard
 from tests.test_model import SMALL, VARIANTS, name, tokens
 from tests.test_train import corpus, result, study  # noqa: F401
 
@@ -148,16 +148,16 @@ def test_a_model_of_one_rank_needs_no_megatron() -> None:
 
 def gathered(tp: Any, mine: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Whole parameters or gradients. What is not cut stays the same on all ranks only if it is so bit for bit."""
-    everyone = tp.everyone({n: x.detach() for n, x in mine.items()})
+    everyone = tp.gather_objects({n: x.detach() for n, x in mine.items()})
     for n in mine:
         assert dimension(n) is not None or all(torch.equal(mine[n], other[n]) for other in everyone), n
     return {n: unshard(n, [other[n] for other in everyone]) for n in mine}
 
 
 def _same_model(folder: Path, variants: list[Any]) -> None:
-    from model.parallel import Ranks
+    from model.parallel import TensorParallel
 
-    tp = Ranks(dist.get_world_size())
+    tp = TensorParallel(dist.get_world_size())
     for cfg in variants:
         cfg = replace(cfg, dropout=0.0, attn_dropout=0.0)
         dense, mine = GPT(cfg), GPT(cfg, tp=tp)
@@ -193,14 +193,14 @@ def test_and_on_four(tmp_path: Path) -> None:
 
 
 def _bf16(folder: Path) -> None:
-    from model.parallel import Ranks
+    from model.parallel import TensorParallel
 
-    tp = Ranks(2)
+    tp = TensorParallel(2)
     for cfg in (SMALL, EDGES[0]):
         x = tokens(cfg, 32)
         with torch.no_grad():
             right = scrambled(GPT(cfg))(x)
-            dense, mine = (scrambled(GPT(cfg, tp=t)).bfloat16()(x).float() for t in (WHOLE, tp))
+            dense, mine = (scrambled(GPT(cfg, tp=t)).bfloat16()(x).float() for t in (SINGLE, tp))
         assert 0 < relative(mine, right) < 1.2 * relative(dense, right)
 
 
@@ -210,15 +210,15 @@ def test_in_bf16_the_error_is_no_larger_than_without(tmp_path: Path) -> None:
 
 def _proofs(folder: Path, variants: list[Any]) -> None:
     from model import proof
-    from model.parallel import Ranks
+    from model.parallel import TensorParallel
 
-    tp = Ranks(2)
+    tp = TensorParallel(2)
     for cfg in variants:
         for dtype in (torch.float32, torch.bfloat16):
             assert [p.detail for p in proof.prove(GPT(cfg, tp=tp).to(dtype)) if not p.passed] == [], name(cfg)
 
     def failing(model: Any) -> dict[str, str]:
-        found = tp.everyone([p for p in proof.prove(model) if not p.passed])
+        found = tp.gather_objects([p for p in proof.prove(model) if not p.passed])
         assert found[0] == found[1]  # all ranks must agree to stop
         return {p.factor: p.detail for p in found[0]}
 
@@ -253,7 +253,7 @@ def _train(folder: Path, told: Any, steps: range, into: str) -> None:
 
     rank, world = engine.start(told)
     tp = engine.ranks(told)
-    live = engine.build(GPT(told.model, told.seed, tp), told, world)
+    live = engine.build(engine.model_of(told), told, world)
     checkpoints = Checkpoints(folder / "checkpoints", keep=9)
     if steps.start:
         assert live.load(checkpoints, before=steps.start + 1) == {"at": 1}
@@ -341,9 +341,9 @@ def test_a_whole_run_from_its_proofs_to_its_weights(corpus: str, tmp_path: Path)
 
 
 def _drop(folder: Path) -> None:
-    from model.parallel import Ranks
+    from model.parallel import TensorParallel
 
-    tp = Ranks(2)
+    tp = TensorParallel(2)
     cfg = replace(SMALL, dropout=0.25, attn_dropout=0.25)
     model: Any = GPT(cfg, tp=tp).train()
     into: list[torch.Tensor] = []
@@ -355,11 +355,11 @@ def _drop(folder: Path) -> None:
     torch.manual_seed(3)
     batch = model.objective.batch(tokens(cfg, 33, B=8))
     loss = model.loss(batch)
-    assert tp.everyone(float(loss))[0] == tp.everyone(float(loss))[1]
+    assert tp.gather_objects(float(loss))[0] == tp.gather_objects(float(loss))[1]
     for x in into:  # what is on all ranks is dropped alike
-        assert torch.equal(*tp.everyone(x))
+        assert torch.equal(*tp.gather_objects(x))
     for x in heads:  # no two ranks, layers or heads drop the same
-        first, second = tp.everyone(x)
+        first, second = tp.gather_objects(x)
         assert not torch.equal(first, second)
         # a probability of 1 at the first token: kept and enlarged, or dropped
         kept = (first[:, 0] > 0).double().mean(), (second[:, 0] > 0).double().mean()

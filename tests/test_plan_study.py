@@ -98,6 +98,16 @@ def test_more_seeds_and_more_tokens_cost_more() -> None:
     assert hours("POS=alibi", "SEEDS=1", "TOKENS=2B") > 1.9 * once
 
 
+def test_a_clock_gives_the_hours_and_the_speed_the_tokens() -> None:
+    words = ["POS=alibi", "SIZE=125m", "SET=train.precision=bf16 train.budget=3h"]
+    found = cost(from_args(words), hardware("a100"), 8)
+    for run in found.runs:
+        assert run.hours == run.low == run.high == 3
+        assert run.tokens == pytest.approx(run.tokens_per_second * 3 * 3600, rel=1e-3)
+        assert run.steps * 512 * 2048 == run.tokens and run.gpu_hours == 24
+    assert any("clock" in note for note in found.notes)
+
+
 def refused(*words: str, on: str = "a100", gpus: int = 8) -> str:
     return "\n".join(cost(from_args(list(words)), hardware(on), gpus).refused)
 

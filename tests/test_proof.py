@@ -9,6 +9,7 @@ from pytest import MonkeyPatch, mark, raises
 from model import attention, gpt, mlp, position, proof
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.kernels import gelu, rotation
 from tests.test_model import SMALL, VARIANTS, name
 
 
@@ -78,7 +79,7 @@ def test_slopes_of_the_wrong_heads_fire(dtype: torch.dtype) -> None:
 
 def test_a_rotation_that_returns_its_input_fires(monkeypatch: MonkeyPatch) -> None:
     """Cramming's rotary option."""
-    monkeypatch.setattr(position, "_rotate", lambda x, cos, sin: x)
+    monkeypatch.setattr(rotation, "rotate", lambda x, cos, sin: x)
     assert "model.pos" in failing(GPT(cfg(pos="rotary")))
 
 
@@ -286,7 +287,7 @@ def compiled(**change: object) -> proof.Proof:
     }
     run = resolve((small | change).items())
     engine.start(run)
-    model = GPT(run.model, run.seed, engine.ranks(run))
+    model = engine.model_of(run)
     before = [p.clone() for p in model.bfloat16().parameters()]
     live = engine.build(model, run, 1)
     assert all(torch.equal(p, q) for p, q in zip(live.model.parameters(), before, strict=True))
@@ -324,7 +325,7 @@ def test_positions_that_the_graph_loses_fire(monkeypatch: MonkeyPatch, scheme: t
 
 
 def test_another_activation_in_the_graph_fires(monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.setattr(mlp, "_sigmoid_gelu", F.relu)
+    monkeypatch.setattr(gelu, "_sigmoid_gelu", F.relu)
     assert not compiled().passed
 
 

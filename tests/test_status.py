@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 
+from ablations import config, rundir
 from ablations.__main__ import main as from_plan
+from ablations.config import ConfigError
 from ablations.rundir import State, last_line
 from ablations.status import duration, state, table
 from ablations.study import from_anywhere, from_args
-from launch import local
-from launch.processes import Failed, Processes, gpus
+from launch import local, train
+from launch.processes import Failed, Processes, environment, gpus
 from tests.conftest import trained
 
 ROOT = Path(__file__).parents[1]
@@ -266,6 +268,60 @@ def processes_of(folder: Path) -> list[str]:
         with contextlib.suppress(OSError):
             found.append(path.read_text(errors="replace"))
     return [line for line in found if str(folder) in line]
+
+
+def test_a_study_begun_where_there_is_bf16_goes_on_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command, the same directories, the same runs; and a new arm is trained as its baseline was."""
+    words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]
+    monkeypatch.setattr(config, "has_bf16", lambda: True)
+    begun = from_args(words)
+    assert begun.base.train.precision == "bf16"
+    first = begun.cells[0]
+    first.dir.mkdir(parents=True)
+    rundir.write_json(first.dir / "run.json", {"fingerprint": first.run.fingerprint, "config": first.config})
+    monkeypatch.setattr(config, "has_bf16", lambda: False)
+    assert from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path / 'new'}"]).base.train.precision == "fp32"
+    for later in (from_args(words), from_args(["POS=none", "SIZE=nano", f"OUT={tmp_path}"])):
+        assert {cell.run.train.precision for cell in later.cells} == {"bf16"}
+        later.cells[0].check_recorded()
+    assert [cell.run for cell in from_args(words).cells] == [cell.run for cell in begun.cells]
+    with pytest.raises(ConfigError, match="train.precision: bf16 there, fp32 now"):
+        from_args([*words, "SET=train.precision=fp32"]).cells[0].check_recorded()
+
+
+def test_a_locale_that_is_not_utf_8_changes_no_word(tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "launch.local", "POS=alibi", "DATA=straße.jsonl", f"OUT={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True)
+    assert done.returncode == 2 and "straße.jsonl" in done.stderr.decode()
+    started = subprocess.run([*command[:1], "-c", "print('≈')"], env=env | environment(), capture_output=True)
+    assert started.stdout.decode() == "≈\n"
+    said = subprocess.run(["make", "-pn", "-f", str(ROOT / "Makefile"), "help"], cwd=ROOT, capture_output=True)
+    assert b"\nPYTHONUTF8 := 1\n" in said.stdout and "export PYTHONUTF8=1" in (ROOT / "launch/run.sh").read_text()
+
+
+def test_an_out_that_cannot_be_written_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {disk}"):
+        pytest.skip("needs root to mount a file system")
+    monkeypatch.setattr(local, "prepare", lambda *_: None)
+    monkeypatch.setattr(local, "reading", lambda _: [])
+    try:
+        words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={disk}"]
+        assert from_plan(["status", *words]) == 0
+        failures = local.run(from_args(words))
+        assert len(failures) == 2
+        assert all(str(disk) in line and "Choose an OUT that can be written" in line for line in failures), failures
+        assert train.main(["--cell", "0", *words]) == 1
+        said = capsys.readouterr().err
+        assert str(disk) in said and "Choose an OUT that can be written" in said and "Traceback" not in said
+    finally:
+        os.system(f"umount {disk}")
 
 
 def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:

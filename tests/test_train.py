@@ -8,12 +8,12 @@ import json
 import math
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ import torch
 
 from ablations.budget import learning_rate
 from ablations.config import KEYS, resolve
+from ablations.rundir import Damaged
 from ablations.status import state
 from ablations.study import Study, build, from_args
+from tests.conftest import Launch
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -80,22 +82,17 @@ def result(folder: Path) -> tuple[bytes, list[tuple]]:
     ]
 
 
-def launch(argv: list[str], cell: int = 1) -> subprocess.Popen:
-    command = [sys.executable, "-m", "launch.train", "--cell", str(cell), *argv]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
-    corpus: str, store: Path, tmp_path: Path, precision: str
+    launch: Callable[..., Launch], corpus: str, store: Path, tmp_path: Path, precision: str
 ) -> None:
     # with dropout, so that random numbers must be resumed as well
     change = {"train.precision": precision, "model.dropout": 0.1, "model.attn_dropout": 0.1}
     calm = words(corpus, tmp_path / "calm", **change)
     (tmp_path / "calm").mkdir()
     (tmp_path / "calm/data").symlink_to(store / "data")
-    process = launch(calm)
-    assert process.wait() == 0, process.stdout and process.stdout.read()
+    process = launch(["--cell", "1", *calm], tmp_path / "log")
+    assert process.wait() == 0, process.said
 
     stormy = words(corpus, tmp_path / "stormy", **change)
     (tmp_path / "stormy").mkdir()
@@ -114,15 +111,13 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
         lambda: (folder / "checkpoints/step_24").exists(),  # around the last save, the weights and `done`
     ]
     for moment in moments:
-        process = launch(stormy)
-        while process.poll() is None and not moment():
+        process = launch(["--cell", "1", *stormy], tmp_path / "log")
+        while process.running() and not moment():
             time.sleep(0.0005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
         assert not (folder / "done").exists() or moment is moments[-1]
-    process = launch(stormy)
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
+    process = launch(["--cell", "1", *stormy], tmp_path / "log")
+    assert process.wait() == 0, process.said
     weights, metrics = result(folder)
     calm_weights, calm_metrics = result(from_args(calm).cells[1].dir)
     assert metrics == calm_metrics and len(metrics) == 24
@@ -377,11 +372,12 @@ def test_the_schedule_is_a_function_of_the_fraction() -> None:
 # ------------------------------------------------------------------------------------------------ stops
 
 
-def test_a_diverging_run_stops_and_says_why(corpus: str, store: Path) -> None:
+def test_a_diverging_run_stops_and_says_why(
+    launch: Callable[..., Launch], corpus: str, store: Path, tmp_path: Path
+) -> None:
     argv = words(corpus, store, **{"train.lr": 1000.0, "train.warmup": 0.0})
-    process = launch(argv)
-    said = process.communicate()[0]
-    assert process.returncode == 1 and "Try a lower train.lr" in said
+    process = launch(["--cell", "1", *argv], tmp_path / "log")
+    assert process.wait() == 1 and "Try a lower train.lr" in process.said
     cell = from_args(argv).cells[1]
     assert state(cell)["state"] == "failed" and "train.lr" in state(cell)["why"]
     assert not (cell.dir / "done").exists()
@@ -482,7 +478,7 @@ def test_who_looks_whether_a_run_is_locked_is_no_other_trainer(tmp_path: Path) -
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none here to try it on; this is what flock(2) says on Lustre, as it was mounted by default for long."""
     from ablations.config import ConfigError
-    from data.corpus import alone
+    from data.disk import locked
     from launch.train import owned
 
     def refuse(*_: Any) -> None:
@@ -492,7 +488,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"), owned(tmp_path):
         pass
-    with pytest.raises(ValueError, match="cannot be locked"), alone(tmp_path / "store/.lock"):
+    with pytest.raises(ValueError, match="cannot be locked"), locked(tmp_path / "store/.lock"):
         pass
 
 
@@ -601,6 +597,33 @@ def test_lines_that_a_power_loss_has_torn_are_written_anew(tmp_path: Path) -> No
     (tmp_path / "metrics.jsonl").write_bytes("".join(whole).encode() + b"\0" * 9 + b'\xff": 1.5}\n{"step": 5}\n{"st')
     Log(tmp_path, resolve(), "a run", 3).close()
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(whole)
+
+
+def test_a_strangers_links_are_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from launch.log import Log
+    from launch.processes import Processes
+    from launch.train import main
+    from launch.watch import Watch, event
+
+    words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]
+    run, mine = from_args(words).cells[1].dir, tmp_path / "mine"
+    run.mkdir(parents=True)
+    mine.write_text("private")
+    for name in ("lock", "metrics.tmp", "metrics.jsonl.tmp", "heartbeat.json", "heartbeat.json.tmp", "events.jsonl"):
+        (run / name).symlink_to(mine)
+    (run / "train.log").symlink_to(mine)
+    assert main(["--cell", "1", *words]) == 1
+    assert f"{run / 'lock'}'. Files here are not written through symbolic links" in capsys.readouterr().err
+    (run / "metrics.jsonl").symlink_to(mine)
+    with pytest.raises(Damaged, match="metrics.jsonl is a symbolic link"):
+        Log(run, resolve(), "a run", 0)
+    (run / "metrics.jsonl").unlink()
+    Log(run, resolve(), "a run", 0).close()
+    with Watch(run, tmp_path, 9, 0, ["a"], hang=100, patience=100):
+        event(run, 1, "slow", "said")
+    with pytest.raises(OSError):
+        Processes().run([sys.executable, "-c", "print('overwritten')"], run / "train.log", 1, threads=1)
+    assert mine.read_text() == "private"
 
 
 def test_two_output_roots_are_two_runs_to_wandb(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -155,10 +156,8 @@ with Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 100, 3, ["a"
         w.stepped(step)
     waits_for_ever()
 """
-    began = time.monotonic()
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 75, process.stderr
-    assert time.monotonic() - began < 20
+    assert process.returncode == 75, process.stderr  # before its minute is over: then it would be 0
     stacks = (tmp_path / "stacks/rank_3.txt").read_text()
     assert "waits_for_ever" in stacks and "after step 19" in stacks
     assert read_events(tmp_path)[-1]["event"] == "hang"
@@ -192,19 +191,23 @@ def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
         for step in range(1, 6):
             time.sleep(0.3)
             w.stepped(step)
-        assert w.limit == pytest.approx(1.5, rel=0.2)  # 5 x the median
+        assert w.limit == 5 * statistics.median(w.durations) and w.limit >= 5 * 0.3
         time.sleep(1.0)  # and still here
 
 
 def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
-    with watch(tmp_path, patience=0.3) as w:
+    hangs: list[float] = []
+    with watch(tmp_path, patience=0.5) as w:
+        w._hung = hangs.append  # type: ignore[method-assign]  # it would end this process
         for step in range(1, 6):
             time.sleep(0.01)
             w.stepped(step)
         with w.storing():
             assert w.limit == STORAGE
-            time.sleep(1.0)  # and still here
-        assert w.limit == 0.3 and time.monotonic() - w.moved < 0.2
+            began = w.moved
+            time.sleep(1.0)  # twice what a step may take
+        assert w.limit == max(0.5, 5 * statistics.median(w.durations)) and w.moved >= began + 1.0
+    assert not hangs
 
 
 def test_slowness_is_said_and_the_slow_rank_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

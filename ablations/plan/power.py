@@ -3,48 +3,53 @@
 The same rule as the report's verdict (eval/statistics.py), which this may not import: a difference counts above
 sqrt(t**2 v1 + z**2 v2), t of Student with the seeds' degrees of freedom, v1 and v2 the variances that seeds and items
 give to it. What the seeds will give is not known but drawn: s**2 / sigma**2 is chi-square over its degrees of freedom.
-No scipy: its import takes longer than everything else that `make plan` does.
+
+numpy and scipy.special are imported where they are needed: they take a quarter of a second, which `make status` and the
+rest of a plan do not have to wait for.
 """
 
-import json
+from __future__ import annotations
+
 from collections.abc import Callable
-from math import erfc, exp, inf, lgamma, log, sqrt
+from contextlib import suppress
+from math import inf, isinf, lgamma, log, sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ablations import rundir
+from ablations.rundir import Damaged
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RECORDS = Path(__file__).parents[1] / "records"
 LEVEL = 0.05  # chance of any wrong verdict on a metric where there is no difference
 POWER = 0.8  # chance to see a difference that is there; Cohen's convention
-NODES = 1200
+NODES = 1200  # of the integral over s; the chance to see a difference is then exact to 1e-5 (tests/test_statistics.py)
 
 
-def above(x: float) -> float:
-    """Chance of a standard normal number above x."""
-    return erfc(x / sqrt(2)) / 2
-
-
-def chi(dof: float) -> list[tuple[float, float]]:
-    """(s / sigma, weight) that integrate over the distribution of an estimated standard deviation.
+def standard_deviations(dof: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values of s / sigma and their probabilities, [NODES]: the distribution of an estimated standard deviation.
 
     Midpoints in u, s = u**2: small s, which decide the tails for few degrees of freedom, are the densest.
     """
-    if dof == inf:
-        return [(1.0, 1.0)]
+    import numpy as np
+
+    if isinf(dof):
+        return np.ones(1), np.ones(1)
     top = sqrt(1 + 9 / sqrt(dof))
     step = top / NODES
-    scale = log(2) + dof / 2 * log(dof / 2) - lgamma(dof / 2)
-    nodes = []
-    for i in range(NODES):
-        u = (i + 0.5) * step
-        s = u * u
-        nodes.append((s, exp(scale + (dof - 1) * log(s) - dof * s * s / 2) * 2 * u * step))
-    return nodes
+    u = (np.arange(NODES) + 0.5) * step
+    s = u * u
+    log_scale = log(2) + dof / 2 * log(dof / 2) - lgamma(dof / 2)
+    return s, np.exp(log_scale + (dof - 1) * np.log(s) - dof * s * s / 2) * 2 * u * step
 
 
 def quantile(dof: float, level: float) -> float:
-    """What Student's |t| exceeds with chance `level`."""
-    nodes = chi(dof)
-    return solve(lambda t: 1 - sum(w * 2 * above(t * s) for s, w in nodes), 1 - level)
+    """What Student's |t| exceeds with chance `level`; of infinite degrees of freedom, a standard normal |z|."""
+    from scipy.special import ndtri, stdtrit
+
+    return -float(ndtri(level / 2) if isinf(dof) else stdtrit(dof, level / 2))
 
 
 def power(difference: float, seeds: float, items: float, dof: float, level: float = LEVEL) -> float:
@@ -52,17 +57,14 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
 
     seeds, items: variances of the difference that come from each. dof: of the estimate of the first.
     """
-    nodes = chi(dof)
-    return _power(difference, seeds, items, nodes, quantile(dof, level), quantile(inf, level))
+    from scipy.special import ndtr
 
-
-def _power(difference: float, seeds: float, items: float, nodes: list, t: float, z: float) -> float:
+    s, probability = standard_deviations(dof)
+    t, z = quantile(dof, level), quantile(inf, level)
     sigma = sqrt(seeds + items)
-    total = 0.0
-    for s, weight in nodes:
-        least = sqrt(t * t * s * s * seeds + z * z * items)
-        total += weight * (above((least - difference) / sigma) + above((least + difference) / sigma))
-    return total
+    thresholds = (t * t * s * s * seeds + z * z * items) ** 0.5
+    seen = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)
+    return float(probability @ seen)
 
 
 def detectable(sd: float, items: float, arms: int, seeds: int) -> float:
@@ -84,8 +86,7 @@ def detectable(sd: float, items: float, arms: int, seeds: int) -> float:
     v1, v2 = 2 * sd * sd / seeds, items * items
     if not v1 + v2:
         return 0.0
-    nodes, t, z = chi(dof), quantile(dof, level), quantile(inf, level)
-    return solve(lambda d: _power(d, v1, v2, nodes, t, z), POWER, start=sqrt(v1 + v2))
+    return solve(lambda difference: power(difference, v1, v2, dof, level), POWER, start=sqrt(v1 + v2))
 
 
 def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
@@ -105,12 +106,14 @@ def recorded(size: str, tokens: int, records: Path = RECORDS) -> dict[str, Any] 
     Returns:
         {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "unit"}}}.
     """
-    found = []
+    candidates = []
     for path in sorted(records.glob("*/run.json")):
-        record = json.loads(path.read_text())
-        if record.get("size") == size and record.get("noise"):
-            found.append({key: record[key] for key in ("tokens", "noise")} | {"record": path.parent.name})
-    return min(found, key=lambda each: abs(log(each["tokens"] / tokens)), default=None)
+        record: dict[str, Any] | None = None
+        with suppress(Damaged):  # a damaged record tells nothing, and stops no plan
+            record = rundir.read_json(path, types={"tokens": int, "noise": dict})
+        if record and record.get("size") == size and record.get("noise"):
+            candidates.append({key: record[key] for key in ("tokens", "noise")} | {"record": path.parent.name})
+    return min(candidates, key=lambda candidate: abs(log(candidate["tokens"] / tokens)), default=None)
 
 
 def foresee(size: str, tokens: int, arms: int, seeds: int, records: Path = RECORDS) -> str:

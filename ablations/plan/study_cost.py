@@ -5,12 +5,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ablations.budget import ClockBudget
+from ablations.cells import Cell
 from ablations.drawing import bars
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
 from ablations.plan.layouts import Candidate, best_few, search
 from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR
+from ablations.plan.throughput import Prediction
 from ablations.study import Study, human
 from model.count import flops_per_token, parameters
 
@@ -122,40 +125,52 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
     best = next(iter(usable or candidates), None)
     runs: list[RunCost] = []
     if best:
-        seconds_of = dict(zip(study.arms, best.steps, strict=True))
-        mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
-        every = max(save_interval(GUESS["stall"], mtbf), 2 * GUESS["write"])
-        for cell in study.cells:
-            run, step = cell.run, seconds_of[cell.arm]
-            full = step.seconds / (run.train.batch * run.model.seq)  # seconds a token; the ramp's small batches alike
-            hours = run.tokens * full / HOUR
-            count = parameters(run.model)
-            read = SUITE_TOKENS if any("TASKS=" in word for word in study.words) else PROBE_TOKENS
-            forward = read * flops_per_token(run.model) / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR
-            runs.append(
-                RunCost(
-                    cell.arm,
-                    cell.seed,
-                    count,
-                    run.tokens,
-                    run.steps,
-                    run.tokens * flops_per_token(run.model),
-                    hours,
-                    hours * step.low / step.seconds,
-                    hours * step.high / step.seconds,
-                    1 / full,
-                    best.gib,
-                    hours * gpus,
-                    hours * gpus * gpu.watts / 1000,
-                    count * (CHECKPOINT * run.layout.keep + WEIGHTS * (1 + len(run.milestones))) / 1e9,
-                    every / 60,
-                    forward,
-                )
-            )
+        step_of = dict(zip(study.arms, best.steps, strict=True))
+        suite = any(word.startswith("TASKS=") for word in study.words)
+        runs = [_run_cost(cell, step_of[cell.arm], best, gpu, suite) for cell in study.cells]
+        if isinstance(first[0].budget, ClockBudget):
+            notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
         disk = sum(run.checkpoints_gb for run in runs)
         if (free := _free(study.out)) is not None and disk > free:
             refused.append(f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB")
     return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
+
+
+def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bool) -> RunCost:
+    """One run in its layout. suite: whether it is judged on the 27 tasks too."""
+    run, gpus = cell.run, best.layout.gpus
+    per_step = run.train.batch * run.model.seq
+    speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast
+    if isinstance(run.budget, ClockBudget):
+        hours = low = high = run.budget.seconds / HOUR
+        steps = int(run.budget.seconds * speed / per_step)
+        tokens = steps * per_step
+    else:
+        tokens, steps = run.tokens, run.steps
+        hours = tokens / speed / HOUR
+        low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
+    count, flops = parameters(run.model), flops_per_token(run.model)
+    mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
+    every = max(save_interval(GUESS["stall"], mtbf), 2 * GUESS["write"])
+    read = SUITE_TOKENS if suite else PROBE_TOKENS
+    return RunCost(
+        arm=cell.arm,
+        seed=cell.seed,
+        parameters=count,
+        tokens=tokens,
+        steps=steps,
+        flops=tokens * flops,
+        hours=hours,
+        low=low,
+        high=high,
+        tokens_per_second=speed,
+        gib=best.gib,
+        gpu_hours=hours * gpus,
+        kwh=hours * gpus * gpu.watts / 1000,
+        checkpoints_gb=count * (CHECKPOINT * run.layout.keep + WEIGHTS * (1 + len(run.milestones))) / 1e9,
+        save_every_minutes=every / 60,
+        evaluation_gpu_hours=read * flops / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR,
+    )
 
 
 def amount(number: float) -> str:

@@ -128,7 +128,7 @@ def evaluate(
 ) -> str:
     """Submit the evaluation of `cells`, an array with an index for each. Returns its job id."""
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
-    command = f"{_python()} -m eval {shlex.join([*study.judged, '--store', str(study.out / 'data')])}"
+    command = f"{_python()} -m eval {shlex.join([*study.judged, '--store', str(study.out / rundir.DATA)])}"
     script = f'runs=({folders})\nexec {command} "${{runs[$SLURM_ARRAY_TASK_ID]}}"'
     array = [f"--array={_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in given or any(o.startswith("--gres=gpu") for o in options)

@@ -1,0 +1,333 @@
+"""A ladder: the same arms at three or more sizes, and their difference from the baseline extrapolated to a target size.
+
+Arms with the same seed at the same size see the same batches, so that what is fitted is the difference of each pair:
+log(loss of the arm / loss of the baseline), a line in the logarithm of compute. That is exact where both losses are
+powers of compute, and near it where they share what cannot be learned. The noise is pooled over the arms; intervals are
+Student's. Beside it stands the rule that is hard to beat: the order at the largest size that was run.
+
+make ladder POS=alibi,rotary SIZES=nano,mini,small TARGET=14m        # trains what is missing, then fits
+"""
+
+import argparse
+import functools
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablations import rundir
+from ablations.drawing import Line, sheet
+from ablations.drawing import lines as draw
+from ablations.plan import power
+from ablations.study import Study, from_args
+from ablations.values import ConfigError, human
+from model.count import flops_per_token
+
+LEVEL = 0.1  # of intervals: 90%
+LEAST_SIZES = 3  # a line through two has nothing that could contradict it
+MOST_SEEDS = 1000  # more would not be run: "never"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An arm and the baseline at the same size and seed."""
+
+    arm: str
+    size: str
+    seed: int
+    compute: float  # FLOPs of one of the runs
+    loss: float
+    baseline: float
+
+    @property
+    def gap(self) -> float:
+        """log(loss / loss of the baseline); below 0 the arm is better."""
+        return math.log(self.loss / self.baseline)
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """One arm at the target. Differences are relative: -0.02 is a loss 2% below the baseline's."""
+
+    arm: str
+    at_target: float
+    low: float
+    high: float
+    slope: float  # for each factor e of compute
+    single: float  # at the largest size that was run
+    single_low: float
+    single_high: float
+    seeds_needed: int | None  # of the same ladder, for an interval that leaves out 0; None: not with MOST_SEEDS
+
+    @property
+    def verdict(self) -> str:
+        return _verdict(self.low, self.high)
+
+    @property
+    def single_verdict(self) -> str:
+        """By the largest size alone."""
+        return _verdict(self.single_low, self.single_high)
+
+
+def _verdict(low: float, high: float) -> str:
+    return "better" if high < 0 else "worse" if low > 0 else "undecided"
+
+
+@functools.cache
+def _quantile(freedom: float, level: float) -> float:
+    return power.quantile(freedom, level)
+
+
+def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
+    """Every arm's difference at `target` FLOPs.
+
+    Raises:
+        ConfigError: with fewer than three sizes or two seeds, or where an arm lacks a pair that others have.
+    """
+    arms = list(dict.fromkeys(pair.arm for pair in pairs))
+    cells = {arm: sorted({(p.compute, p.seed) for p in pairs if p.arm == arm}) for arm in arms}
+    computes = sorted({pair.compute for pair in pairs})
+    seeds = sorted({pair.seed for pair in pairs})
+    if len(computes) < LEAST_SIZES:
+        raise ConfigError(f"a ladder needs {LEAST_SIZES} sizes or more, and {len(computes)} are there")
+    if len(seeds) < 2:
+        raise ConfigError("a ladder needs two seeds or more: with one the noise is not known")
+    for arm in arms:
+        if cells[arm] != cells[arms[0]] or len(cells[arm]) != len(computes) * len(seeds):
+            raise ConfigError(f"{arm} has not been run at every size and seed that others were")
+    count = len(cells[arms[0]])
+    x = [math.log(compute / target) for compute, _ in cells[arms[0]]]
+    middle = statistics.fmean(x)
+    spread = sum((each - middle) ** 2 for each in x)
+    lines, residuals = {}, 0.0
+    for arm in arms:
+        y = [p.gap for p in sorted((p for p in pairs if p.arm == arm), key=lambda p: (p.compute, p.seed))]
+        slope = sum((a - middle) * b for a, b in zip(x, y, strict=True)) / spread
+        level = statistics.fmean(y) - slope * middle  # at the target, where x is 0
+        residuals += sum((b - level - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+        lines[arm] = (level, slope)
+    # the arms share a baseline, so that their residuals are not independent: the degrees of freedom are those of one
+    freedom = count - 2
+    variance = residuals / (len(arms) * freedom)
+    error = math.sqrt(variance * (1 / count + middle**2 / spread))
+    t = _quantile(freedom, LEVEL)
+    largest = [pair for pair in pairs if pair.compute == computes[-1]]
+    gaps = {arm: [pair.gap for pair in largest if pair.arm == arm] for arm in arms}
+    pooled = statistics.fmean(statistics.variance(values) for values in gaps.values())
+    half = _quantile(len(seeds) - 1, LEVEL) * math.sqrt(pooled / len(seeds))
+    result = []
+    for arm, (level, slope) in lines.items():
+        single = statistics.fmean(gaps[arm])
+        result.append(
+            Extrapolation(
+                arm,
+                level,
+                level - t * error,
+                level + t * error,
+                slope,
+                single,
+                single - half,
+                single + half,
+                _seeds_needed(level, error, len(seeds)),
+            )
+        )
+    return result
+
+
+def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
+    """Seeds of this ladder with which such a difference would be told from 0 with a chance of power.POWER."""
+    z = _quantile(math.inf, LEVEL) + _quantile(math.inf, 2 * (1 - power.POWER))
+    wanted = seeds * (z * error / abs(level)) ** 2 if level else math.inf
+    return max(2, math.ceil(wanted)) if wanted <= MOST_SEEDS else None
+
+
+@dataclass
+class Score:
+    """Decisions counted against what is true: hits, misses and those that were left open."""
+
+    hits: int = 0
+    misses: int = 0
+    open: int = 0
+
+    def count(self, verdict: str, truth: float) -> None:
+        """truth: the difference at the target."""
+        if verdict == "undecided":
+            self.open += 1
+        elif (verdict == "better") == (truth < 0):
+            self.hits += 1
+        else:
+            self.misses += 1
+
+    @property
+    def accuracy(self) -> float:
+        """Hits among all decisions asked for, a coin's half for each left open."""
+        return (self.hits + self.open / 2) / max(1, self.hits + self.misses + self.open)
+
+
+def order_accuracy(predicted: Sequence[float], true: Sequence[float]) -> float:
+    """Decision accuracy of DataDecide: the share of pairs whose order is right, the baseline (0) among them."""
+    p, t = [0.0, *predicted], [0.0, *true]
+    pairs = [(i, j) for i in range(len(p)) for j in range(i) if t[i] != t[j]]
+    return statistics.fmean((p[i] < p[j]) == (t[i] < t[j]) for i, j in pairs) if pairs else math.nan
+
+
+# ------------------------------------------------------------------------------------------------ of studies
+
+
+def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
+    """The study of `words` at each size, smallest compute first.
+
+    Raises:
+        ConfigError: for fewer than three sizes, or one that is there twice.
+    """
+    if len(set(sizes)) != len(sizes):
+        raise ConfigError(f"SIZES={','.join(sizes)}: one is there twice")
+    if len(sizes) < LEAST_SIZES:
+        raise ConfigError(f"SIZES={','.join(sizes)}: a ladder needs {LEAST_SIZES} sizes or more")
+    if any(word.startswith("SIZE=") for word in words):
+        raise ConfigError("a ladder has SIZES=, not SIZE=")
+    found = [from_args([*words, f"SIZE={size}"]) for size in sizes]
+    return sorted(found, key=compute_of)
+
+
+def compute_of(study: Study) -> float:
+    """FLOPs of the baseline's run."""
+    return study.base.tokens * flops_per_token(study.base.model)
+
+
+def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
+    """The pairs of all finished and judged runs, and the directories that are not."""
+    pairs, missing = [], []
+    for study in ladder:
+        losses: dict[tuple[str, int], float] = {}
+        for cell in study.cells:
+            scores = rundir.read_json(cell.dir / rundir.EVAL)
+            if scores is None:
+                missing.append(str(cell.dir))
+                continue
+            try:
+                losses[cell.arm, cell.seed] = float(scores["bits_per_byte"]["value"])
+            except (KeyError, TypeError, ValueError):
+                raise ConfigError(f"{cell.dir / rundir.EVAL} has no bits per byte") from None
+        base = study.arms[0]
+        pairs += [
+            Pair(arm, study.base.size, seed, compute_of(study), loss, losses[base, seed])
+            for (arm, seed), loss in losses.items()
+            if arm != base and (base, seed) in losses
+        ]
+    return pairs, missing
+
+
+def describe(found: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
+    """The ladder as text."""
+    aim = compute_of(target)
+    cost = sum(compute_of(study) * len(study.cells) for study in ladder)
+    out = [
+        f"{target.factor}: {', '.join(study.base.size for study in ladder)}, extrapolated to {target.base.size} "
+        f"({human(aim)} FLOPs a run; the largest of the ladder has {compute_of(ladder[-1]) / aim:.1%} of them)",
+        f"{'arm':24} {'at the target':>14} {'90% interval':>20} {'verdict':>10}   "
+        f"{'largest size alone':>20} {'verdict':>10}",
+    ]
+    for each in found:
+        interval = f"{each.low:+.2%} to {each.high:+.2%}"
+        out.append(
+            f"{each.arm[:24]:24} {each.at_target:+14.2%} {interval:>20} {each.verdict:>10}   "
+            f"{each.single:+20.2%} {each.single_verdict:>10}"
+        )
+    for each in found:
+        if each.verdict == "undecided":
+            per_seed = cost / len(target.seeds)
+            if each.seeds_needed:
+                needs = f"{each.seeds_needed} seeds of this ladder, {human(per_seed * each.seeds_needed)} FLOPs"
+            else:
+                needs = f"more than {MOST_SEEDS} seeds of this ladder"
+            direct = aim * len(target.arms) * len(target.seeds)
+            out.append(
+                f"to be sure of {each.arm}: {needs}; the target itself with {len(target.seeds)} seeds, {human(direct)}"
+            )
+    return out
+
+
+def figure(pairs: Sequence[Pair], found: Sequence[Extrapolation], target: float) -> str:
+    curves = []
+    for i, each in enumerate(found, 1):
+        mine = [pair for pair in pairs if pair.arm == each.arm]
+        first = min(pair.compute for pair in mine)
+        start = 100 * (each.at_target + each.slope * math.log(first / target))
+        curves += [
+            Line(each.arm, i, [pair.compute for pair in mine], [100 * pair.gap for pair in mine], "point"),
+            Line(each.arm, i, [first, target], [start, 100 * each.at_target]),
+            Line(f"{each.arm}, 90%", i, [target, target], [100 * each.low, 100 * each.high], "thin"),
+        ]
+    title = "Difference from the baseline, by compute"
+    return draw(title, curves, "FLOPs of a run", "loss, %", logx=True, zero=True, marks={"target": target})
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", required=True, help="nano,mini,small")
+    parser.add_argument("--target", default="14m", help="a size")
+    parser.add_argument("--list", action="store_true", help="print the sizes, one a line, once all is checked")
+    parser.add_argument("words", nargs="+", metavar="NAME=VALUE", help="the study, as for make ablation")
+    args = parser.parse_args(argv)
+    try:
+        ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
+        target = from_args([*args.words, f"SIZE={args.target}"])
+        if compute_of(target) <= compute_of(ladder[-1]):
+            raise ConfigError(f"TARGET={args.target} takes no more compute than {ladder[-1].base.size} of the ladder")
+        if args.list:
+            print(*(study.base.size for study in ladder), sep="\n")
+            return 0
+        pairs, missing = pairs_of(ladder)
+        if missing:
+            raise ConfigError(
+                f"{len(missing)} runs are not finished and judged, among them {missing[0]}: make ladder runs them"
+            )
+        found = extrapolate(pairs, compute_of(target))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(*describe(found, ladder, target), sep="\n")
+    there, absent = pairs_of([target])
+    if not absent:
+        for line in against(found, there):
+            print(line)
+    folder = Path(target.out) / f"ladder-{target.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rundir.write_text(folder / "ladder.svg", sheet([figure(pairs, found, compute_of(target))]))
+    rundir.write_json(folder / "ladder.json", as_json(found, pairs, target), indent=1)
+    print(f"written: {folder}/ladder.json, ladder.svg")
+    return 0
+
+
+def against(found: Sequence[Extrapolation], target: Sequence[Pair]) -> list[str]:
+    """The ladder's hits and misses against the target's own runs, and those of the largest size alone."""
+    truth = {each.arm: statistics.fmean(p.gap for p in target if p.arm == each.arm) for each in found}
+    ladder, single = Score(), Score()
+    for each in found:
+        ladder.count(each.verdict, truth[each.arm])
+        single.count(each.single_verdict, truth[each.arm])
+    true = [truth[each.arm] for each in found]
+    orders = [order_accuracy([of(each) for each in found], true) for of in (lambda e: e.at_target, lambda e: e.single)]
+    return [
+        f"against the target's own runs: ladder {ladder.hits} hits, {ladder.misses} misses, {ladder.open} open; "
+        f"largest size alone {single.hits}, {single.misses}, {single.open}",
+        f"decision accuracy (pairs in the right order): ladder {orders[0]:.0%}, largest size alone {orders[1]:.0%}",
+    ]
+
+
+def as_json(found: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
+    return {
+        "question": target.question,
+        "target": target.base.size,
+        "target_flops": compute_of(target),
+        "arms": [vars(each) | {"verdict": each.verdict, "single_verdict": each.single_verdict} for each in found],
+        "pairs": [vars(pair) | {"gap": pair.gap} for pair in pairs],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Rotation of query and key coordinates, for rotary positions; its gradient is the rotation back."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def formula(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Coordinates i and i + K/2 are a pair (a, b), which becomes (a cos - b sin, b cos + a sin)."""
+    half = x_BHTK.shape[-1] // 2
+    a, b = x_BHTK[..., :half], x_BHTK[..., half:]
+    cos, sin = cos_TK[..., :half], sin_TK[..., :half]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """`formula`, in two passes over the numbers. Each half of cos_TK, and of sin_TK, is the same."""
+    return _Rotation.apply(x_BHTK, cos_TK, sin_TK)
+
+
+class _Rotation(torch.autograd.Function):
+    """Left to autograd it would be twice as many passes over the numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_TK, sin_TK)
+        return _rotated(x_BHTK, cos_TK, sin_TK, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos_TK, sin_TK = ctx.saved_tensors
+        return _rotated(grads[0], cos_TK, sin_TK, -1), None, None
+
+
+def _rotated(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor, turn: int) -> Tensor:
+    x_BHTK = x_BHTK.contiguous()  # as attention wants it; torch's loops over the products are then long
+    a, b = x_BHTK.chunk(2, dim=-1)
+    return torch.addcmul(x_BHTK * cos_TK, torch.cat((-b, a), dim=-1), sin_TK, value=turn)

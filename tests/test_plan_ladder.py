@@ -1,0 +1,198 @@
+"""Ladders against simulated truth: how often the interval holds it, and whose decisions are right."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ablations.plan import ladder
+from ablations.plan.ladder import Extrapolation, Pair, Score, extrapolate, order_accuracy
+from ablations.plan.laws import Hoffmann
+from ablations.study import from_args
+from ablations.values import ConfigError
+
+SIZES = (1.3e6, 2.8e6, 6e6)
+TARGET = SIZES[-1] * math.sqrt(20)  # the largest of the ladder has 5% of its compute
+BASE = Hoffmann(1.8, 480.0, 2000.0, 0.35, 0.37)
+World = Callable[[np.random.Generator], list[Callable[[float], float]]]
+
+
+def compute(n: float) -> float:
+    return 6 * n * 20 * n
+
+
+def kept_order(rng: np.random.Generator) -> list[Callable[[float], float]]:
+    """Arms whose losses differ by their constants: what is better stays better."""
+    arms = [
+        Hoffmann(1.8, 480 * (1 + 0.1 * rng.normal()), 2000 * (1 + 0.1 * rng.normal()), 0.35, 0.37) for _ in range(3)
+    ]
+    return [lambda n, arm=arm: math.log(arm.loss(n, 20 * n) / BASE.loss(n, 20 * n)) for arm in arms]  # type: ignore[misc]
+
+
+def crossing(rng: np.random.Generator) -> list[Callable[[float], float]]:
+    """Arms whose difference changes its sign somewhere on the way to the target, or a little beyond."""
+    found = []
+    for _ in range(3):
+        slope, shift = rng.choice([-1, 1]) * 0.02, rng.uniform(-0.6, 0.6)
+        found.append(lambda n, s=slope, z=shift: s * (math.log(compute(n) / compute(TARGET)) / 5 + z))
+    return found
+
+
+def simulated(gaps: list[Callable[[float], float]], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
+    """Runs whose losses scatter by `noise`, half as much again together with their baseline's."""
+    pairs = []
+    for n in SIZES:
+        for seed in range(seeds):
+            common = noise / 2 * rng.normal()
+            base = BASE.loss(n, 20 * n) * math.exp(common + noise * rng.normal())
+            for i, gap in enumerate(gaps):
+                loss = BASE.loss(n, 20 * n) * math.exp(gap(n) + common + noise * rng.normal())
+                pairs.append(Pair(f"arm{i}", f"{n:g}", seed, compute(n), loss, base))
+    return pairs
+
+
+def studied(world: World, seeds: int, count: int = 150) -> tuple[float, Score, Score, float, float]:
+    """Of `count` ladders: coverage, the decisions of the line and of the largest size, the accuracy of both orders."""
+    rng = np.random.default_rng(1)
+    covered, line, single = [], Score(), Score()
+    orders: list[tuple[float, float]] = []
+    for _ in range(count):
+        gaps = world(rng)
+        true = [gap(TARGET) for gap in gaps]
+        found = extrapolate(simulated(gaps, rng, seeds, 0.004), compute(TARGET))
+        for each, truth in zip(found, true, strict=True):
+            covered.append(each.low <= truth <= each.high)
+            line.count(each.verdict, truth)
+            single.count(each.single_verdict, truth)
+        orders.append(
+            tuple(order_accuracy([of(e) for e in found], true) for of in (lambda e: e.at_target, lambda e: e.single))
+        )
+    return statistics.fmean(covered), line, single, *(statistics.fmean(each) for each in zip(*orders, strict=True))
+
+
+@pytest.mark.parametrize("world", [kept_order, crossing])
+def test_the_interval_holds_the_truth_and_verdicts_are_rarely_wrong(world: World) -> None:
+    covered, line, _, _, _ = studied(world, seeds=3)
+    assert covered > 0.87  # of 90%; the curve of an irreducible loss costs a little
+    assert line.misses <= 0.05 * (line.hits + line.misses + line.open)
+
+
+def test_the_largest_size_is_the_better_guide_unless_the_arms_cross() -> None:
+    _, _, single, order, alone = studied(kept_order, seeds=3)
+    assert order < alone and single.misses == 0
+    _, line, single, order, alone = studied(crossing, seeds=3)
+    assert order > alone + 0.1 and single.misses > 5 * line.misses
+
+
+def test_a_line_is_the_textbooks() -> None:
+    """One arm against scipy's regression, its prediction and Student's t."""
+    rng = np.random.default_rng(3)
+    pairs = simulated([lambda n: -0.02], rng, 4, 0.01)
+    (found,) = extrapolate(pairs, compute(TARGET))
+    x = [math.log(pair.compute / compute(TARGET)) for pair in pairs]
+    line = stats.linregress(x, [pair.gap for pair in pairs])
+    assert (found.slope, found.at_target) == pytest.approx((line.slope, line.intercept))
+    half = stats.t.isf(0.05, len(pairs) - 2) * line.intercept_stderr
+    assert found.high - found.at_target == pytest.approx(half, rel=1e-3)
+    alone = [pair.gap for pair in pairs if pair.compute == compute(SIZES[-1])]
+    interval = stats.t.interval(0.9, 3, statistics.fmean(alone), stats.sem(alone))
+    assert (found.single_low, found.single_high) == pytest.approx(interval, rel=1e-3)
+
+
+def test_what_it_takes_to_be_sure_is_enough() -> None:
+    rng = np.random.default_rng(5)
+    (first,) = extrapolate(simulated([lambda n: -0.004], rng, 2, 0.004), compute(TARGET))
+    assert first.verdict == "undecided"
+    # by the true noise and difference, 4 in 5 such ladders are sure
+    x = np.array([math.log(compute(n) / compute(TARGET)) for n in SIZES])
+    error = 0.004 * math.sqrt(2) * math.sqrt((1 / 3 + x.mean() ** 2 / ((x - x.mean()) ** 2).sum()) / 2)
+    needed = ladder._seeds_needed(-0.004, error, 2)
+    assert needed and 20 < needed < 200
+    sure = [extrapolate(simulated([lambda n: -0.004], rng, needed, 0.004), compute(TARGET))[0] for _ in range(60)]
+    assert statistics.fmean(each.verdict == "better" for each in sure) == pytest.approx(0.8, abs=0.15)
+
+
+def test_scores_and_orders() -> None:
+    score = Score()
+    for verdict, truth in (("better", -1.0), ("worse", 1.0), ("better", 1.0), ("undecided", 1.0)):
+        score.count(verdict, truth)
+    assert (score.hits, score.misses, score.open, score.accuracy) == (2, 1, 1, 0.625)
+    assert order_accuracy([-1, 2], [-3, 1]) == 1 and order_accuracy([2, -1], [-3, 1]) == 0
+    assert order_accuracy([1, 2], [1, -3]) == pytest.approx(1 / 3)
+
+
+def pair(arm: str, n: float, seed: int) -> Pair:
+    return Pair(arm, f"{n:g}", seed, compute(n), 2.0, 2.1)
+
+
+@pytest.mark.parametrize(
+    "pairs, said",
+    [
+        ([pair("a", n, k) for n in SIZES[:2] for k in (1, 2)], "3 sizes or more"),
+        ([pair("a", n, 1) for n in SIZES], "two seeds"),
+        ([pair("a", n, k) for n in SIZES for k in (1, 2)] + [pair("b", SIZES[0], 1)], "b has not been run"),
+    ],
+)
+def test_a_ladder_that_shows_nothing_is_refused(pairs: list[Pair], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        extrapolate(pairs, compute(TARGET))
+
+
+def judged(folder: Path, losses: dict[tuple[str, str], float]) -> None:
+    """Run directories as evaluation leaves them: {(size, arm): bits per byte}, the same for two seeds but for noise."""
+    for size in {size for size, _ in losses}:
+        study = from_args(["POS=alibi", f"SIZE={size}", f"OUT={folder}"])
+        for cell in study.cells:
+            cell.dir.mkdir(parents=True)
+            run = {"config": asdict(cell.run), "fingerprint": cell.run.fingerprint}
+            (cell.dir / "run.json").write_text(json.dumps(run))
+            arm = "alibi" if "alibi" in cell.arm else "learned"
+            noise = 0.001 * (len(cell.arm) - 8) * (-1) ** cell.seed
+            scores = {"bits_per_byte": {"value": losses[size, arm] + noise, "stderr": 0.01}}
+            (cell.dir / "eval.json").write_text(json.dumps(scores))
+
+
+def test_the_command_reads_runs_fits_and_counts_itself(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    losses = {("nano", "learned"): 2.7, ("nano", "alibi"): 2.6, ("mini", "learned"): 2.5, ("mini", "alibi"): 2.42}
+    losses |= {("small", "learned"): 2.3, ("small", "alibi"): 2.24, ("14m", "learned"): 2.0, ("14m", "alibi"): 1.97}
+    judged(tmp_path, losses)
+    words = ["--sizes", "small,nano,mini", "POS=alibi", f"OUT={tmp_path}"]
+    assert ladder.main(words) == 0
+    said = capsys.readouterr().out
+    assert "nano, mini, small, extrapolated to 14m" in said and "ladder 1 hits, 0 misses" in said
+    (written,) = tmp_path.glob("ladder-*/ladder.json")
+    told = json.loads(written.read_text())
+    assert told["arms"][0]["verdict"] == "better" and len(told["pairs"]) == 6
+    assert "target" in (written.parent / "ladder.svg").read_text()
+    assert ladder.main([*words, "--list"]) == 0
+    assert capsys.readouterr().out.split() == ["nano", "mini", "small"]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--sizes", "nano,mini", "POS=alibi"], "3 sizes or more"),
+        (["--sizes", "nano,nano,mini", "POS=alibi"], "there twice"),
+        (["--sizes", "nano,mini,huge", "POS=alibi"], "huge"),
+        (["--sizes", "nano,mini,small", "POS=alibi", "SIZE=nano"], "SIZES="),
+        (["--sizes", "nano,mini,small", "--target", "nano", "POS=alibi"], "no more compute"),
+        (["--sizes", "nano,mini,small", "POS=alibi", "OUT=/nowhere/é"], "not finished and judged"),
+        (["--sizes", "nano,mini,small", "POS=alibbi"], "alibi"),
+    ],
+)
+def test_bad_words_end_with_2(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+    assert ladder.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_verdict_is_of_the_interval() -> None:
+    def found(low: float, high: float) -> str:
+        return Extrapolation("a", 0.0, low, high, 0.0, 0.0, 0.0, 0.0, None).verdict
+
+    assert [found(-2, -1), found(1, 2), found(-1, 1)] == ["better", "worse", "undecided"]
