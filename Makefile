@@ -38,7 +38,7 @@ ladder: .venv/ready
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(if $(call said,BESIDE),'BESIDE=$(BESIDE)') $(WORDS)
+	@$(PY) -m eval.report $(foreach n,BESIDE MARGIN,$(if $(call said,$(n)),'$(n)=$($(n))')) $(WORDS)
 diff: .venv/ready
 	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
 data: .venv/ready

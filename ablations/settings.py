@@ -21,8 +21,8 @@ class DataConfig:
         Setting("the corpus on whose training split the tokenizer is trained; with kind file, the path of a tokenizer"),
     ]
     tokenizer_kind: Annotated[
-        Literal["bpe", "unigram", "byte-bpe", "file"],
-        Setting("bpe and unigram: SentencePiece; byte-bpe: GPT-2's; file: a tokenizer that exists"),
+        Literal["bpe", "unigram", "byte-bpe", "wordpiece", "file"],
+        Setting("bpe and unigram: SentencePiece; byte-bpe: GPT-2's; wordpiece: BERT's; file: a tokenizer that exists"),
     ]
     dedup: Annotated[
         filters.Dedup, Setting("which copies within the corpus are removed; near: by MinHash (data/filters.py)")

@@ -7,27 +7,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 # MinHash as in FineWeb (arXiv:2406.17557): documents whose 5-grams are about 75 % the same are duplicates.
 SHINGLE, BUCKETS, HASHES = 5, 14, 8
+# Scripts that are written without spaces between words. In the first a character is about a word (Chinese, Japanese).
+# In the others (Thai, Lao, Myanmar, Khmer) a word has about four letters, as single ones say little.
+IDEOGRAPHS = "\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+LETTERS = 4  # that stand for a word; untuned
+DISTINCT = 0.5  # of a document's shingles: with fewer, it is told apart by its numbers too; untuned
+DIGEST_BYTES = 16
+RECORD_BYTES = DIGEST_BYTES + 1  # of a document: its digest, and whether it is held out
 
 
 def digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
-    """Records what finds exact duplicates: documents of fewer words than a shingle have no signature."""
+    """Records what finds exact duplicates: a document that is shorter than a shingle has no signature."""
     with open(folder / f"{rank:05d}.digests", "wb") as file:
         for document in documents:
-            file.write(hashlib.blake2b(document.text.encode(), digest_size=16).digest())
+            file.write(hashlib.blake2b(document.text.encode(), digest_size=DIGEST_BYTES).digest())
             file.write(bytes([document.metadata["split"] == "valid"]))
             yield document
 
 
 def recorded(folder: Path) -> int:
     """Of how many documents `digests` left a record."""
-    return sum(path.stat().st_size for path in _records(folder)) // 17
+    return sum(path.stat().st_size for path in _records(folder)) // RECORD_BYTES
 
 
 def _records(folder: Path) -> list[Path]:
@@ -36,20 +46,61 @@ def _records(folder: Path) -> list[Path]:
     return [path.with_suffix(".digests") for path in sorted(folder.glob("*.jsonl"))]
 
 
-class _Words:
-    """datatrove's own need a package for each language; spaces will do for its simplified text."""
+class WordsAndCharacters:
+    """Splits text at spaces, and where a script has none into characters, or stretches of LETTERS letters, each one
+    letter further. So a shingle is SHINGLE words of English, SHINGLE characters of Chinese, 8 letters of Thai.
 
-    word_tokenize = staticmethod(str.split)
+    In place of datatrove's own, which need a package for each language.
+    """
+
+    _unspaced = re.compile(f"[{IDEOGRAPHS}]|[{UNSPACED_LETTERS}]+|[^{IDEOGRAPHS}{UNSPACED_LETTERS}\\s]+")
+    _any = re.compile(f"[{IDEOGRAPHS}{UNSPACED_LETTERS}]")
+    _letters = re.compile(f"[{UNSPACED_LETTERS}]")
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """The words of a text; of one in a script with spaces what str.split gives."""
+        if not self._any.search(text):
+            return text.split()
+        words: list[str] = []
+        for part in self._unspaced.findall(text):
+            if self._letters.match(part):
+                words += [part[at : at + LETTERS] for at in range(max(1, len(part) - LETTERS + 1))]
+            else:
+                words.append(part)
+        return words
 
 
 def signature(folder: Path) -> Any:
     """datatrove's step that writes a document's MinHash to `folder`."""
+    from dataclasses import replace
+
+    import numpy as np
     from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
+    from datatrove.utils.text import simplify_text
     from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
-    step = MinhashDedupSignature(str(folder), config=_config(), language=WhitespaceTokenizer())
-    step.word_tokenizer = _Words()
+    class Signature(MinhashDedupSignature):  # type: ignore[misc]
+        """Takes all numbers for one, as datatrove does, but where little else is left to tell documents by: two tables
+        or logs are not copies of each other."""
+
+        def get_shingles(self, text: str) -> Any:
+            shingles = super().get_shingles(text)
+            if len(np.unique(shingles)) >= DISTINCT * len(shingles):
+                return shingles
+            words = self.word_tokenizer.word_tokenize(simplify_text(text, with_numbers))
+            grams = [" ".join(words[at : at + SHINGLE]) for at in range(len(words) - SHINGLE + 1)]
+            return np.fromiter(map(self._hash_func, grams), np.uint64, len(grams)).reshape(-1, 1)
+
+    config = _config()
+    with_numbers = replace(config.norm_config, norm_numbers=False)
+    step = Signature(str(folder), config=config, language=WhitespaceTokenizer())
+    step.word_tokenizer = WordsAndCharacters()
     return step
+
+
+def signed(folder: Path) -> int:
+    """How many documents have a signature: each has one entry in a bucket, its hashes of 8 bytes and its number."""
+    return sum(path.stat().st_size for path in (folder / "bucket_000").glob("*.minhash.sig")) // (8 * HASHES + 4)
 
 
 def pairs(signed: Path, to: Path) -> Any:
@@ -88,12 +139,12 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
         parent.setdefault(low, low)
 
     files = _records(read)
-    found = [np.fromfile(path, np.dtype([("digest", "V16"), ("valid", "?")])) for path in files]
-    ends = np.cumsum([len(each) for each in found])
-    starts = {int(path.stem): int(end - len(each)) for path, each, end in zip(files, found, ends, strict=True)}
-    hashes = np.concatenate([each["digest"] for each in found])
-    valid = np.concatenate([each["valid"] for each in found])
-    del found
+    records = [np.fromfile(path, np.dtype([("digest", f"V{DIGEST_BYTES}"), ("valid", "?")])) for path in files]
+    ends = np.cumsum([len(part) for part in records])
+    starts = {int(path.stem): int(end - len(part)) for path, part, end in zip(files, records, ends, strict=True)}
+    hashes = np.concatenate([part["digest"] for part in records])
+    valid = np.concatenate([part["valid"] for part in records])
+    del records
     halves = np.ascontiguousarray(hashes).view("<u8").reshape(-1, 2)
     order = np.lexsort((np.arange(len(halves)), halves[:, 1], halves[:, 0]))
     same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
@@ -107,24 +158,24 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
     clusters: dict[int, list[int]] = {}
     for node in sorted(parent):
         clusters.setdefault(root(node), []).append(node)
-    gone: dict[int, dict[str, list[int]]] = {}
+    removals: dict[int, dict[str, list[int]]] = {}
     for members in clusters.values():
         keeper = next((node for node in members if valid[node]), members[0])
         for node in members:
             if node != keeper and (valid[keeper] or dedup == "near" or dedup == "exact" and node in exact):
-                shard = int(np.searchsorted(ends, node, "right"))
-                rank = int(files[shard].stem)
+                rank = int(files[int(np.searchsorted(ends, node, "right"))].stem)
                 kind = "exact" if node in exact else "near"
-                gone.setdefault(rank, {"exact": [], "near": []})[kind].append(node - starts[rank])
-    for rank, kinds in gone.items():
-        (removed / f"{rank:05d}.json").write_text(json.dumps(kinds))
-        (removed / f"{rank:05d}.counts").write_text(json.dumps({kind: len(each) for kind, each in kinds.items()}))
+                removals.setdefault(rank, {"exact": [], "near": []})[kind].append(node - starts[rank])
+    for rank, kinds in removals.items():
+        counts = {kind: len(nodes) for kind, nodes in kinds.items()}
+        (removed / f"{rank:05d}.json").write_text(json.dumps(kinds), "utf-8")
+        (removed / f"{rank:05d}.counts").write_text(json.dumps(counts), "utf-8")
 
 
 def duplicates(removed: Path, rank: int) -> Callable[[Any], str]:
     """Which of this task's documents go, as a filter (data/filters.py)."""
     path = removed / f"{rank:05d}.json"
-    kinds = json.loads(path.read_text()) if path.exists() else {}
+    kinds = json.loads(path.read_text("utf-8")) if path.exists() else {}
     why = {index: f"{kind} copy" for kind, indices in kinds.items() for index in indices}
-    number = iter(range(1 << 62))
+    number = count()
     return lambda _: why.get(next(number), "")

@@ -8,65 +8,99 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data import corpus as corpora
-from data import filters, report, store
+from data import filters, report
+from data.coverage import Coverage
 from data.filters import Recipe
-from data.store import Place, Run
+from data.store import Run, Store, label, prepared
 from data.text import lines, prepared_text
-from data.tokenizer import EXTRA_IDS, OPTIONS, SAMPLE_BYTES, load_tokenizer, train, vocabularies
+from data.tokenizer import (
+    EXTRA_IDS,
+    OPTIONS,
+    SAMPLE_BYTES,
+    AnyTokenizer,
+    check_parity,
+    load_tokenizer,
+    train,
+    unexportable,
+    vocabularies,
+)
 from data.tokenizer import read as read_tokenizer
 
+LIBRARIES = {"bpe": "sentencepiece", "unigram": "sentencepiece", "byte-bpe": "tokenizers", "wordpiece": "tokenizers"}
+COVERED = 256  # held-out documents that are encoded at once to count unknown tokens
 
-def prepared_tokenizer(name: str, vocab: int, kind: str, recipe: Recipe, place: Place) -> tuple[Path, str]:
-    """Path and hash of the tokenizer trained on a corpus; the components of a blend are taken whole."""
+
+def prepared_tokenizer(
+    name: str, vocab: int, kind: str, recipe: Recipe, store: Store, mask: bool = False
+) -> tuple[Path, dict[str, Any]]:
+    """Path of the tokenizer trained on a corpus, and what it is (see `_about`); the components of a blend are taken
+    whole.
+
+    mask: with an id for a masked token, where the kind has none without (byte-bpe).
+    """
     if kind == "file":
-        return _existing(name, vocab, place)
-    texts = [prepared_text(part, recipe, place) for part in corpora.components(name, place.store)]
+        return _existing(name, vocab, store)
+    texts = [prepared_text(part, recipe, store) for part in corpora.components(name, store.path)]
     size = sum(about["train"]["bytes"] for _, about in texts)
-    file = "tokenizer.json" if kind == "byte-bpe" else "tokenizer.model"
+    library = LIBRARIES[kind]
+    file = "tokenizer.json" if library == "tokenizers" else "tokenizer.model"
+    mask = mask and kind == "byte-bpe"
 
     def make(work: Path, run: Run) -> dict[str, Any]:
         run("training")
         documents = (json.loads(line)["text"] for folder, _ in texts for line in lines(folder / "train"))
-        (work / file).write_bytes(train(documents, size, vocab, kind))
-        return {"sha256": load_tokenizer(work / file).sha256}
+        (work / file).write_bytes(train(documents, size, vocab, kind, mask))
+        return _about(load_tokenizer(work / file))
 
-    library = "tokenizers" if kind == "byte-bpe" else "sentencepiece"
     inputs = {
         "text": [about["sha256"] for _, about in texts],
         "vocab": vocab,
         "kind": kind,
         "options": [OPTIONS, SAMPLE_BYTES],
         library: version(library),
+        **({"mask": True} if mask else {}),
     }
-    folder, about = store.folder(place, f"{store.label(name)}-tokenizer-{vocab}", inputs, make)
-    return folder / file, about["sha256"]
+    folder, about = prepared(store, f"{label(name)}-tokenizer-{vocab}", inputs, make)
+    return folder / file, about
 
 
-def _existing(path: str, vocab: int, place: Place) -> tuple[Path, str]:
-    """Path and hash of a copy of a tokenizer that exists."""
+def _about(tokenizer: AnyTokenizer) -> dict[str, Any]:
+    """What a manifest says of a tokenizer, whose ids are compared with Hugging Face's. Raises ValueError where they
+    differ."""
+    check_parity(tokenizer)
+    names = ("sha256", "lossless", "eod", "mask", "specials")
+    return {name: getattr(tokenizer, name) for name in names} | {"unexportable": unexportable(tokenizer)}
+
+
+def _existing(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
+    """Path of a copy of a tokenizer that exists, and what it is."""
     file, content = read_tokenizer(path)
 
     def make(work: Path, _: Run) -> dict[str, Any]:
         (work / file).write_bytes(content)
         loaded = load_tokenizer(work / file)
         if vocab not in (allowed := vocabularies(loaded)):
-            more = f", or {allowed[-1]} with T5's {EXTRA_IDS} extra ids" if len(allowed) > 1 else ""
+            more = ""
+            if len(allowed) > 1:
+                what = f"T5's {EXTRA_IDS} extra ids" if loaded.kind == "unigram" else "an id for a masked token"
+                more = f", or {allowed[1]} with {what}"
             raise ValueError(
                 f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that" + more
             )
-        return {"sha256": loaded.sha256}
+        return _about(loaded)
 
     inputs = {"content": hashlib.sha256(content).hexdigest(), "vocab": vocab}
-    folder, about = store.folder(place, f"{store.label(path)}-tokenizer-{vocab}", inputs, make)
-    return folder / file, about["sha256"]
+    folder, about = prepared(store, f"{label(path)}-tokenizer-{vocab}", inputs, make)
+    return folder / file, about
 
 
 def prepared_tokens(
-    name: str, text: Path, about: dict[str, Any], model: Path, model_sha: str, recipe: Recipe, place: Place
+    name: str, text: Path, about: dict[str, Any], model: Path, model_sha: str, recipe: Recipe, store: Store
 ) -> tuple[Path, dict[str, Any]]:
     """Folder of the training text as tokens; its manifest: tokens of the training and validation text, steps, notes."""
 
@@ -78,33 +112,29 @@ def prepared_tokens(
         run("tokenizing", [partial(_tokenize, text / "train", model, parts)], len(shards))
         prefixes: list[str | Path] = [parts / shard.stem for shard in shards]
         kept, steps = _arrange(prefixes, shards, recipe, work)
-        valid = held_out = 0
-        tokenizer = load_tokenizer(model)
-        with gzip.open(text / "valid.jsonl.gz", "rt", encoding="utf-8") as file:
-            for line in file:
-                valid += len(tokenizer.encode(json.loads(line)["text"])) + 1
-                held_out += 1
+        covered, held_out = _coverage(load_tokenizer(model), text / "valid.jsonl.gz")
         domains: dict[str, list[int]] = {}
         for prefix in prefixes:
-            for domain, count in json.loads(Path(f"{prefix}.domains").read_text()).items():
+            for domain, count in json.loads(Path(f"{prefix}.domains").read_text("utf-8")).items():
                 before = domains.get(domain, [0] * len(count))
                 domains[domain] = [a + b for a, b in zip(before, count, strict=True)]
-        found, meant = (sum(count[0] for count in domains.values()), held_out), (about["train"], about["valid"])
-        if found != tuple(each["documents"] for each in meant):
+        documents = (sum(count[0] for count in domains.values()), held_out)
+        if documents != (written := tuple(about[split]["documents"] for split in ("train", "valid"))):
             raise ValueError(
-                f"{text} holds {found[0]:,} and {found[1]:,} documents for training and validation, not "
-                f"the {meant[0]['documents']:,} and {meant[1]['documents']:,} that were written there. "
+                f"{text} holds {documents[0]:,} and {documents[1]:,} documents for training and validation, not "
+                f"the {written[0]:,} and {written[1]:,} that were written there. "
                 "Remove it, and it is made again"
             )
         lengths = tokens.read(work / "train")[1]
         made: dict[str, Any] = {
             "train": int(lengths.sum()),
-            "valid": valid,
+            "valid": covered.tokens + held_out,  # an end of document each
+            "covered": covered._asdict(),
             "domains": domains,
             **kept,
             "steps": [*about["steps"], *steps],
         }
-        made["notes"] = report.notes(name, recipe, made["steps"], about)
+        made["notes"] = report.notes(name, recipe, made["steps"], about, covered)
         report.write(work, name, recipe, about, made, lengths, text)
         return made
 
@@ -114,26 +144,19 @@ def prepared_tokens(
         "compress": recipe.compress,
         "order": recipe.order,
         "sentencepiece": version("sentencepiece"),
+        "tokenizers": version("tokenizers"),
     }
-    return store.folder(place, f"{store.label(name)}-tokens", inputs, make)
+    return prepared(store, f"{label(name)}-tokens", inputs, make)
 
 
-def check_unchanged(model: Path, model_sha: str, tokens: list[tuple[Path, dict[str, Any]]]) -> None:
-    """Raises ValueError unless the tokenizer is the one of the tokens, and they are as many as were written: with
-    another one in its place a model would be trained on ids that mean something else."""
-    found = hashlib.sha256(model.read_bytes()).hexdigest()
-    if found != model_sha:
-        raise ValueError(
-            f"{model} is not the tokenizer that the tokens were made with: its sha256 is {found}, theirs "
-            f"{model_sha}. Remove {model.parent}, and it is made again"
-        )
-    for folder, about in tokens:
-        size = (folder / "train.bin").stat().st_size
-        if size not in (2 * about["train"], 4 * about["train"]):
-            raise ValueError(
-                f"{folder}/train.bin has {size} bytes, not those of the {about['train']} tokens that were "
-                f"written there. Remove {folder}, and it is made again"
-            )
+def _coverage(tokenizer: AnyTokenizer, valid: Path) -> tuple[Coverage, int]:
+    """What of the held-out text the tokenizer has pieces for, and the number of documents."""
+    total, count = Coverage(0, 0, 0, 0), 0
+    with gzip.open(valid, "rt", encoding="utf-8") as file:
+        while texts := [json.loads(line)["text"] for line in islice(file, COVERED)]:
+            total += tokenizer.coverage(texts)
+            count += len(texts)
+    return total, count
 
 
 def _tokenize(folder: Path, model: Path, parts: Path, _: Any, rank: int, __: int) -> None:
@@ -159,7 +182,7 @@ def _tokenize(folder: Path, model: Path, parts: Path, _: Any, rank: int, __: int
     prefix = parts / shard.stem
     domains = tokens.write(prefix, documents(), load_tokenizer(model))
     np.save(f"{prefix}.npy", np.array([characters, sizes], np.int64).reshape(2, -1))
-    Path(f"{prefix}.domains").write_text(json.dumps(domains))
+    Path(f"{prefix}.domains").write_text(json.dumps(domains), "utf-8")
 
 
 def _arrange(

@@ -118,7 +118,8 @@ class Step:
                     "examples": examples,
                     "lengths": {"in": dict(lengths[0]), "out": dict(lengths[1])},
                 }
-            )
+            ),
+            "utf-8",
         )
 
 
@@ -126,7 +127,7 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
     """What all tasks of a step reported, added up; the examples are the first of each reason."""
     import numpy as np
 
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     reasons: Counter[str] = sum((Counter(each["reasons"]) for each in found), Counter())
     examples: list[dict[str, str]] = []
     for example in (example for each in found for example in each["examples"]):
@@ -235,7 +236,7 @@ def contamination(about: dict[str, Any], to: Path) -> dict[str, Any]:
     """`about` of `index`, with the numbers of rows found in the corpus, and of documents that held them."""
     import numpy as np
 
-    hits = [json.loads(path.read_text()) for path in sorted(to.glob("hits-*.json"))]
+    hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
     seen = np.array(sorted({key for each in hits for key in each["keys"]}), np.uint64)
     owners = np.load(to / "rows.npy")
     found = np.unique(owners[np.isin(owners[:, 0], seen)][:, 1:], axis=0)
@@ -260,7 +261,7 @@ def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
     grams = _grams()
     hits: set[int] = set()
     documents: Counter[str] = Counter()
-    (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": [], "documents": {}}))
+    (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": [], "documents": {}}), "utf-8")
 
     def why(document: Any) -> str:
         shared = {key: gram for gram, key in grams(document.text) if key in block._index_hashes}
@@ -271,7 +272,7 @@ def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
         named = sorted({names[number] for a, b in zip(first, last, strict=True) for number in numbers[a:b]})
         hits.update(shared)
         documents.update(named)
-        (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": sorted(hits), "documents": documents}))
+        (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": sorted(hits), "documents": documents}), "utf-8")
         return ", ".join(named)
 
     return why

@@ -18,12 +18,14 @@ from typing import Any
 
 from data import corpus as corpora
 from data import execute, filters
-from data.encode import check_unchanged, prepared_tokenizer, prepared_tokens
+from data.coverage import Coverage
+from data.disk import cannot_write, writing
+from data.encode import prepared_tokenizer, prepared_tokens
 from data.execute import HERE, Executor
 from data.filters import PLAIN, Recipe
 from data.readers import EXTENSIONS
-from data.store import Place, digest
-from data.text import prepared_text
+from data.store import Store, digest
+from data.text import prepared_text, source_identity
 from data.tokenizer import KINDS, SMALLEST
 
 STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # of those of the report, what run.json records
@@ -38,47 +40,56 @@ def prepare(
     recipe: Recipe = PLAIN,
     executor: Executor = HERE,
     build: bool = True,
+    mask: bool = False,
 ) -> dict[str, Any]:
     """Prepare a corpus for training, with a tokenizer of `vocab` pieces trained on another or the same one.
 
     `corpus` and `tokenizer`, of which the training text counts, are names or files, see `data.corpus.load`; with
     kind=file `tokenizer` is a tokenizer that exists, see `data.tokenizer.read`. `recipe` is for the corpus; the
-    tokenizer's text is prepared by the default one, so that arms that differ in it share the tokenizer. What is there
-    already is not built again; several processes may call this at once. Of duplicate documents the first is kept, or a
-    held-out one. Duplicates are sought within each component of a blend.
+    tokenizer's text is prepared by the default one, so that arms that differ in it share the tokenizer. mask: the
+    tokenizer must have an id for a masked token (`data.tokenizer.mask_id`): a byte-bpe trained here gets one. What is
+    there already is not built again; several processes may call this at once. Of duplicate documents the first is kept,
+    or a held-out one. Duplicates are sought within each component of a blend.
 
     Returns a manifest, JSON-able:
         corpus, recipe, sha256 (of the training and validation text, and of what the recipe did to the tokens)
         train: [{prefix (of .bin and .idx), weight, corpus, tokens}], the weights adding up to 1
         valid: [path of .jsonl.gz with {text, id, metadata}]
-        tokenizer: {path, sha256, vocab, corpus, kind}
+        sources: {corpus: {files, bytes, sha256}} of each component that is read from files (packages: None)
+        tokenizer: {path, sha256, vocab, corpus, kind, lossless, eod, mask, specials}, see data/tokenizer.py
         counts: {train and valid: {documents, bytes (of UTF-8), tokens (with an end of document each)},
-                 duplicates: {exact, near}}
+                 duplicates: {exact, near}, unsigned: documents too short to be compared with near duplicates,
+                 covered: {tokens, unknown, bytes, unknown_bytes} of the validation text, see data/coverage.py}
         steps: [{corpus, step, in, out: [documents, bytes], ...}], reports: [path of report.md]
         notes: [a sentence for each thing to know, such as a filter that removed nothing]
         mismatch: [a sentence for each text that is not the one its specification records]
     Raises ValueError, naming what is allowed, before any work where that is possible; and Missing where something is
     not there and build is false.
     """
-    place = Place(Path(store), executor, build)
+    with writing(Path(store)):
+        return _prepare(corpus, tokenizer, vocab, Store(Path(store), executor, build), kind, recipe, mask)
+
+
+def _prepare(
+    corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe, mask: bool
+) -> dict[str, Any]:
     for name in (corpus, tokenizer) if kind != "file" else (corpus,):
-        corpora.check(name, place.store)
+        corpora.check(name, store.path)
     if kind not in KINDS:
         raise ValueError(f"a tokenizer of kind {kind!r}: there are {', '.join(KINDS)}")
     filters.check(recipe)
-    execute.check(executor)
+    execute.check(store.executor)
     if vocab < SMALLEST and kind != "file":
         raise ValueError(f"vocab={vocab} is too small: at least {SMALLEST}")
     plain = Recipe(allow_errors=recipe.allow_errors)
-    model, model_sha = prepared_tokenizer(tokenizer, vocab, kind, plain, place)
-    spec = corpora.load(corpus, place.store)
+    model, trained = prepared_tokenizer(tokenizer, vocab, kind, plain, store, mask)
+    spec = corpora.load(corpus, store.path)
     weights = spec.get("blend", {corpus: 1.0})
-    texts = [prepared_text(name, recipe, place) for name in weights]
+    texts = [prepared_text(name, recipe, store) for name in weights]
     tokens = [
-        prepared_tokens(name, folder, about, model, model_sha, recipe, place)
+        prepared_tokens(name, folder, about, model, trained["sha256"], recipe, store)
         for name, (folder, about) in zip(weights, texts, strict=True)
     ]
-    check_unchanged(model, model_sha, tokens)
     abouts, counted = [about for _, about in texts], [about for _, about in tokens]
     if spec.get("alpha") is not None:
         sizes = [about["train"] ** spec["alpha"] for about in counted]
@@ -99,6 +110,8 @@ def prepare(
     }
     counts["train"]["documents"] = sum(about["documents"] for about in counted)
     counts["train"]["bytes"] = sum(about["bytes"] for about in counted)
+    counts["unsigned"] = sum(about["unsigned"] for about in abouts)
+    counts["covered"] = sum((Coverage(**about["covered"]) for about in counted), Coverage(0, 0, 0, 0))._asdict()
     counts["duplicates"] = {kind: sum(about["duplicates"][kind] for about in abouts) for kind in ("exact", "near")}
     return {
         "corpus": corpus,
@@ -109,7 +122,15 @@ def prepare(
             for (folder, about), (name, weight) in zip(tokens, weights.items(), strict=True)
         ],
         "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts],
-        "tokenizer": {"path": str(model), "sha256": model_sha, "vocab": vocab, "corpus": tokenizer, "kind": kind},
+        "sources": {name: about["source"] for name, about in zip(weights, abouts, strict=True)},
+        "tokenizer": {
+            "path": str(model),
+            "sha256": trained["sha256"],
+            "vocab": vocab,
+            "corpus": tokenizer,
+            "kind": kind,
+            **{name: trained[name] for name in ("lossless", "eod", "mask", "specials")},
+        },
         "counts": counts,
         "steps": [
             {"corpus": name, **{key: step[key] for key in STEP_KEYS if key in step}}
@@ -117,17 +138,54 @@ def prepare(
             for step in about["steps"]
         ],
         "reports": [str(folder / "report.md") for folder, _ in tokens],
-        "notes": [note for about in counted for note in about["notes"]],
+        "notes": [
+            *(
+                f"{name}: {sentence}"
+                for name, about in zip(weights, abouts, strict=True)
+                for sentence in about["left_out"]
+            ),
+            *(note for about in counted for note in about["notes"]),
+            *([f"a run cannot be exported: {trained['unexportable']}"] if trained["unexportable"] else []),
+        ],
         "mismatch": mismatch,
     }
 
 
-def denied(error: PermissionError) -> str:
-    """What somebody can do who may not write where another one's files are."""
-    return (
-        f"{error.filename} is not yours to write. Several users can share a store where its folders belong to a "
-        "group of theirs (chgrp -R, chmod -R g+rwXs) and each has said `umask 002`; else choose another OUT"
-    )
+def sources(corpus: str, store: Path) -> dict[str, Any]:
+    """What the files of a corpus are now, as a manifest's `sources`: files that changed since they were last read are
+    read, and nothing is prepared."""
+    return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A sentence for each thing in which the data of two manifests differ, or of two that have `sources` alone; of what
+    one of them lacks nothing is said."""
+    sentences = []
+    for name, was in before.get("sources", {}).items():
+        current = now.get("sources", {}).get(name)
+        if was and current and was["sha256"] != current["sha256"]:
+            sentences.append(f"the files of {name} changed: {_described(was)} then, {_described(current)} now")
+    if not sentences and "sha256" in before and "sha256" in now and before["sha256"] != now["sha256"]:
+        then, today = (manifest["counts"]["train"]["documents"] for manifest in (before, now))
+        sentences.append(
+            f"the text of {before['corpus']} changed: sha256 {before['sha256']} with {then:,} training documents then, "
+            f"{now['sha256']} with {today:,} now"
+        )
+    if not sentences and "tokenizer" in before and "tokenizer" in now:
+        was, current = before["tokenizer"]["sha256"], now["tokenizer"]["sha256"]
+        if was != current:
+            sentences.append(f"the tokenizer of {before['corpus']} changed: sha256 {was} then, {current} now")
+    return sentences
+
+
+def _described(source: dict[str, Any]) -> str:
+    files = "1 file" if source["files"] == 1 else f"{source['files']:,} files"
+    return f"{files} of {source['bytes']:,} bytes (sha256 {source['sha256'][:16]}...)"
+
+
+def denied(error: OSError) -> str:
+    """What somebody can do who cannot write where something has to be written."""
+    return cannot_write(error, Path(error.filename or ".").parent) or str(error)
 
 
 def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
@@ -136,21 +194,26 @@ def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True
     Raises:
         Missing: when it is not prepared, and build is false.
     """
-    place = Place(Path(store), build=build)
+    where = Store(Path(store), build=build)
     return [
-        str(prepared_text(name, Recipe(allow_errors=allow_errors), place)[0] / "valid.jsonl.gz")
-        for name in corpora.components(corpus, place.store)
+        str(prepared_text(name, Recipe(allow_errors=allow_errors), where)[0] / "valid.jsonl.gz")
+        for name in corpora.components(corpus, where.path)
     ]
 
 
-def epochs(manifest: dict[str, Any], tokens: int) -> list[dict[str, Any]]:
-    """How often a run of `tokens` tokens reads each source: [{corpus, share, tokens, epochs}]."""
+def epochs(manifest: dict[str, Any], tokens: int, seq: int = 0) -> list[dict[str, Any]]:
+    """How often a run of `tokens` tokens reads each source: [{corpus, share, tokens, epochs}].
+
+    With the training length `seq` also "unused": the tokens at the end of each epoch that fill no sample. Documents are
+    packed end to end, so that nothing else is left out.
+    """
     return [
         {
             "corpus": source["corpus"],
             "share": source["weight"],
             "tokens": source["tokens"],
             "epochs": tokens * source["weight"] / source["tokens"],
+            **({"unused": (source["tokens"] - 1) % seq} if seq else {}),
         }
         for source in manifest["train"]
     ]
@@ -184,27 +247,25 @@ def main() -> None:
         default=[],
         help="of the executor: Slurm's partition, time, mem_per_cpu_gb, account ...; Ray's address ...",
     )
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        options = dict(_pair(word) for word in given.options)
-        executor = Executor(given.executor, given.workers, options)
-        recipe = _recipe(dict(_pair(word.removeprefix("data.")) for word in given.set))
-        if given.folder:
-            corpora.locate(given.corpus, given.folder, given.store)
-        read = [given.corpus, *([given.tokenizer] if given.tokenizer and given.kind != "file" else [])]
-        for sentence in [] if given.told else corpora.incomplete(read, given.store):
+        options = dict(_pair(word) for word in args.options)
+        executor = Executor(args.executor, args.workers, options)
+        recipe = _recipe(dict(_pair(word.removeprefix("data.")) for word in args.set))
+        if args.folder:
+            corpora.locate(args.corpus, args.folder, args.store)
+        read = [args.corpus, *([args.tokenizer] if args.tokenizer and args.kind != "file" else [])]
+        for sentence in [] if args.told else corpora.incomplete(read, args.store):
             print(f"warning: {sentence}", file=sys.stderr)
-        if given.held_out:
-            print("\n".join(held_out(given.corpus, given.store, recipe.allow_errors)))
+        if args.held_out:
+            print("\n".join(held_out(args.corpus, args.store, recipe.allow_errors)))
             return
-        made = prepare(
-            given.corpus, given.tokenizer or given.corpus, given.vocab, given.store, given.kind, recipe, executor
-        )
+        made = prepare(args.corpus, args.tokenizer or args.corpus, args.vocab, args.store, args.kind, recipe, executor)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     except RuntimeError as error:
         parser.exit(1, f"error: {error}\n")
-    except PermissionError as error:
+    except OSError as error:
         parser.exit(1, f"error: {denied(error)}\n")
     for note in made["notes"]:
         print(note, file=sys.stderr)
@@ -218,13 +279,13 @@ def _pair(word: str) -> tuple[str, str]:
     return name, value
 
 
-def _recipe(given: dict[str, str]) -> Recipe:
-    if unknown := set(given) - set(Recipe._fields):
+def _recipe(values: dict[str, str]) -> Recipe:
+    if unknown := set(values) - set(Recipe._fields):
         raise ValueError(f"there is no data.{sorted(unknown)[0]}; there are {', '.join(Recipe._fields)}")
     try:
-        return Recipe(**{name: type(getattr(Recipe(), name))(value) for name, value in given.items()})  # type: ignore
+        return Recipe(**{name: type(getattr(Recipe(), name))(value) for name, value in values.items()})  # type: ignore
     except ValueError:
-        raise ValueError(f"data.{', data.'.join(f'{n}={v}' for n, v in given.items())}: a number is needed") from None
+        raise ValueError(f"data.{', data.'.join(f'{n}={v}' for n, v in values.items())}: a number is needed") from None
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ LAYOUTS = (
     "parquet",  # the document in the column "text"
 )
 DOMAIN = ("meta", "pile_set_name")  # The Pile's own name for the source of a document
-MOST = 20  # problems named in one error message
+PROBLEMS_SHOWN = 20  # problems named in one error message
+BOM = b"\xef\xbb\xbf"  # UTF-8's byte order mark, as some editors write it
 BLOCK = 1 << 23  # bytes asked of the hub at a time; untuned
 
 
@@ -52,7 +53,9 @@ def tolerate(problems: list[str], allowed: int) -> None:
     """Raise ValueError, naming them, when there are more problems than allowed."""
     if len(problems) <= allowed:
         return
-    shown = problems[:MOST] + [f"and {len(problems) - MOST} more"] * (len(problems) > MOST)
+    shown = problems[:PROBLEMS_SHOWN]
+    if len(problems) > PROBLEMS_SHOWN:
+        shown.append(f"and {len(problems) - PROBLEMS_SHOWN} more")
     if allowed or len(problems) > 1:
         shown.insert(0, f"{len(problems)} problems, data.allow_errors={allowed}:")
     raise ValueError("\n  ".join(shown))
@@ -73,9 +76,9 @@ def incomplete(names: Iterable[str]) -> list[str]:
             family = f"{plain[: match.start()]}*{match[2]}{match[3]}{plain[match.end() :]}"
             families.setdefault((family, int(match[3])), set()).add(int(match[1]))
     return [
-        f"{len(found):,} of the {number:,} files {family} {'is' if len(found) == 1 else 'are'} there"
-        for (family, number), found in sorted(families.items())
-        if len(found) < number
+        f"{len(numbers):,} of the {number:,} files {family} {'is' if len(numbers) == 1 else 'are'} there"
+        for (family, number), numbers in sorted(families.items())
+        if len(numbers) < number
     ]
 
 
@@ -101,19 +104,20 @@ def documents(
     form, packed = kind or ("", "")
     if layout == "auto":
         layout = {".txt": "oscar-v1", ".parquet": "parquet"}.get(form, "jsonl")
-    before, found = len(ledger.problems), 0
+    before, count = len(ledger.problems), 0
+    columns = [key.split(".")[0] for key in where or ()]
     source: Any = None
     try:
         source = FromHub(path, size, sha256) if isinstance(path, str) else open(path, "rb")
         with _unpacked(source, packed) as file:
-            for place, record in _LAYOUTS[layout](file, path, field, ledger):
-                text = record if isinstance(record, str) else _text(record, field, f"{path}:{place}", ledger)
+            for line, record in _LAYOUTS[layout](file, path, field, columns, ledger):
+                text = record if isinstance(record, str) else _text(record, field, f"{path}:{line}", ledger)
                 if text is None:
                     continue
                 if not text.strip():
                     ledger.counts["empty"] += 1
                     continue
-                found += 1
+                count += 1
                 labels = {}
                 if isinstance(record, dict):
                     if any(_at(record, key.split(".")) not in allowed for key, allowed in (where or {}).items()):
@@ -121,7 +125,7 @@ def documents(
                         continue
                     if isinstance(domain := _at(record, DOMAIN), str):
                         labels["domain"] = domain
-                yield f"{name}:{place}" if place else name, text, labels
+                yield f"{name}:{line}" if line else name, text, labels
             if isinstance(source, FromHub):
                 source.compare()
     except _damage(packed, layout) as error:
@@ -131,7 +135,7 @@ def documents(
     finally:
         if source:
             source.close()
-    if not found and len(ledger.problems) == before:
+    if not count and len(ledger.problems) == before:
         ledger.problem(path, "holds no document")
 
 
@@ -262,23 +266,29 @@ def _at(record: Any, keys: Any) -> Any:
 
 
 def _text(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
-    if isinstance(record, dict):
-        # OSCAR 22.01 and later write "content", beside the headers of the crawl
-        field = field or ("content" if "warc_headers" in record else "text")
-        if isinstance(record.get(field), str):
-            return record[field]
-    fields = sorted(record) if isinstance(record, dict) else type(record).__name__
-    ledger.problem(where, f'no string under "{field or "text"}"; the line has {fields}')
+    if not isinstance(record, dict):
+        ledger.problem(where, f'no string under "{field or "text"}"; the line has {type(record).__name__}')
+        return None
+    # OSCAR 22.01 and later write "content", beside the headers of the crawl
+    field = field or ("content" if "warc_headers" in record else "text")
+    if isinstance(record.get(field), str):
+        return record[field]
+    if field not in record:
+        ledger.problem(where, f'no string under "{field}"; the line has {sorted(record)}')
+    else:
+        value = record[field]
+        ledger.problem(where, f'"{field}" is {"null" if value is None else f"a {type(value).__name__}"}, not a string')
     return None
 
 
-# Layouts: (file, path, field, ledger) -> (line or row, record or text) of each document
+# Layouts: (file, path, field, columns of `where`, ledger) -> (line or row, record or text) of each document
 
 
-def _lines(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tuple[int, Any]]:
+def _lines(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
     import orjson
 
     for number, line in enumerate(file, 1):
+        line = line.removeprefix(BOM)
         try:
             yield number, orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -296,12 +306,14 @@ def _lines(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[t
             yield number, record
 
 
-def _paragraphs(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tuple[int, str]]:
-    start, number, damaged = 1, 0, False
+def _paragraphs(
+    file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
+) -> Iterator[tuple[int, str]]:
+    start, damaged = 1, False
     lines: list[str] = []
-    for number, raw in enumerate(file, 1):
+    for number, raw in enumerate(_text_lines(file), 1):
         try:
-            line = raw.decode().replace("\r\n", "\n").replace("\r", "\n")
+            line = raw.decode()
         except UnicodeDecodeError as error:
             ledger.problem(f"{path}:{number}", f"not UTF-8: {error}; its document is left out")
             damaged, line = True, "damaged"
@@ -310,33 +322,48 @@ def _paragraphs(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Itera
             lines.append(line)
         elif lines:
             if not damaged:
-                yield start, "".join(lines).rstrip("\n")
+                yield start, "\n".join(lines)
             lines, damaged = [], False
     if lines and not damaged:
-        yield start, "".join(lines).rstrip("\n")
+        yield start, "\n".join(lines)
 
 
-def _whole(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tuple[int, str]]:
+def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a text file without their ends, which are \\n, \\r\\n or, in old files, \\r."""
+    for number, raw in enumerate(file):
+        raw = raw if number else raw.removeprefix(BOM)
+        yield from (
+            raw.removesuffix(b"\n").removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        )
+
+
+def _whole(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, str]]:
     try:
-        yield 0, file.read().decode().replace("\r\n", "\n")
+        yield 0, file.read().removeprefix(BOM).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         ledger.problem(path, f"not UTF-8: {error}")
 
 
-def _rows(file: IO[bytes], path: Any, field: str, ledger: Ledger) -> Iterator[tuple[int, Any]]:
+def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
+    """Rows as records of the text's column, of those that `where` asks for, and of "meta" where it names a domain."""
+    import pyarrow
     from pyarrow import parquet
 
-    number = 0
     opened = parquet.ParquetFile(file)
-    column = field or "text"
-    if column not in opened.schema_arrow.names:
-        ledger.problem(path, f'no column "{column}"; the columns are {opened.schema_arrow.names}')
+    schema = opened.schema_arrow
+    text = field or "text"
+    if absent := [column for column in (text, *columns) if column not in schema.names]:
+        ledger.problem(path, f'no column "{absent[0]}"; the columns are {schema.names}')
         return
-    for batch in opened.iter_batches(batch_size=1000, columns=[column]):
-        for text in batch.column(0):
+    has_domain = DOMAIN[0] in schema.names and pyarrow.types.is_struct(kind := schema.field(DOMAIN[0]).type)
+    labels = [DOMAIN[0]] if has_domain and any(part.name == DOMAIN[1] for part in kind) else []
+    wanted = list(dict.fromkeys([text, *columns, *labels]))
+    number = 0
+    for batch in opened.iter_batches(batch_size=1000, columns=wanted):
+        for row in zip(*(batch.column(column) for column in wanted), strict=True):
             number += 1
             try:
-                yield number, {column: text.as_py()}
+                yield number, {column: value.as_py() for column, value in zip(wanted, row, strict=True)}
             except UnicodeDecodeError as error:  # parquet says UTF-8 and checks nothing
                 ledger.problem(f"{path}:{number}", f"not UTF-8: {error}")
 

@@ -6,26 +6,52 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.coverage import Coverage
+from data.dedup import SHINGLE
 from data.filters import NGRAM, Recipe
 
 SHOWN = 6  # removed documents of each step in report.md; report.json has all examples
+NOTED_SHARE = 0.01  # of documents without a signature, or of unknown tokens, from which a user is told; untuned
 
 
-def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str, Any]) -> list[str]:
-    """What a user must hear: a switch that did nothing, problems that were allowed, documents that were empty."""
-    said = []
+def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str, Any], covered: Coverage) -> list[str]:
+    """What a user must hear: a switch that did nothing, problems that were allowed, documents that were empty or too
+    short to be compared, text that the tokenizer has no pieces for."""
+    sentences = []
     for step in steps:
         asked = recipe.dedup if step["step"] == "duplicates" else "on"
         if asked != "none" and step["in"] == step["out"] and not step["changed"] and not step.get("moved"):
             what = {"duplicates": f"dedup={recipe.dedup}"}.get(step["step"], step["step"])
-            said.append(f"{name}: {what} removed nothing" if "moved" not in step else f"{name}: {what} moved nothing")
+            sentences.append(
+                f"{name}: {what} removed nothing" if "moved" not in step else f"{name}: {what} moved nothing"
+            )
     if text["problems"]:
-        said.append(
+        sentences.append(
             f"{name}: {len(text['problems'])} problems in the files, allowed by data.allow_errors; the report "
             "names them"
         )
-    said += [f"{name}: {count} records were {kind} and are no documents" for kind, count in text["read"].items()]
-    return said
+    sentences += [f"{name}: {count} records were {kind} and are no documents" for kind, count in text["read"].items()]
+    if text["unsigned"] > NOTED_SHARE * documents(text):
+        sentences.append(f"{name}: {_unsigned(text)}")
+    if covered.unknown_share > NOTED_SHARE:
+        sentences.append(
+            f"{name}: {covered.unknown_share:.1%} of the tokens of held-out text are unknown, for "
+            f"{covered.unknown_byte_share:.1%} of its bytes: the tokenizer has no pieces for them, and a model that "
+            "predicts an unknown token has not predicted the text"
+        )
+    return sentences
+
+
+def documents(text: dict[str, Any]) -> int:
+    """How many were compared to find duplicates: those that are left and their copies."""
+    return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
+
+
+def _unsigned(text: dict[str, Any]) -> str:
+    return (
+        f"{text['unsigned']:,} of {documents(text):,} documents are shorter than {SHINGLE} words, or characters where "
+        "there are no spaces: of these only copies to the letter are found"
+    )
 
 
 def write(
@@ -44,6 +70,8 @@ def write(
         "problems": text["problems"],
         "read": text["read"],
         "notes": made["notes"],
+        "unsigned": _unsigned(text),
+        "covered": made["covered"],
         "steps": [
             step | {"tokens": {side: _tokens(made, step[side], rate) for side in ("in", "out")}}
             for step in made["steps"]
@@ -54,8 +82,8 @@ def write(
         "tasks": text["tasks"],
         "tokens_per_document": dict(zip(keys.tolist(), counts.tolist(), strict=True)),
     }
-    (folder / "report.json").write_text(json.dumps(content, indent=1))
-    (folder / "report.md").write_text(_markdown(content))
+    (folder / "report.json").write_text(json.dumps(content, indent=1), "utf-8")
+    (folder / "report.md").write_text(_markdown(content), "utf-8")
 
 
 def _tokens(made: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
@@ -99,7 +127,9 @@ def _markdown(content: dict[str, Any]) -> str:
     lines += [
         "",
         f"Left for training: {left['documents']:,} documents, {left['bytes']:,} bytes, {left['tokens']:,} tokens.",
-        f"Held out: {valid['documents']:,} documents, {valid['bytes']:,} bytes, {valid['tokens']:,} tokens.",
+        f"Held out: {valid['documents']:,} documents, {valid['bytes']:,} bytes, {valid['tokens']:,} tokens, "
+        f"{content['covered']['unknown']:,} of them unknown, for {content['covered']['unknown_bytes']:,} bytes.",
+        f"Near duplicates: {content['unsigned']}.",
         "",
     ]
     if content["problems"]:

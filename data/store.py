@@ -2,6 +2,10 @@
 
 A folder is built under another name, partial-..., and renamed when it is complete, manifest.json included. After a kill
 the same call goes on where it was: tasks that were finished are not done again.
+
+The manifest has the size and sha256 of every file of the folder. They are compared whenever a folder is taken: sizes
+always; hashes as soon as a file's size, inode or times are others than at the last comparison. So a changed byte is
+noticed, as is a copy of the store on another disk that went wrong, and what nobody touched is not read again.
 """
 
 from __future__ import annotations
@@ -13,72 +17,86 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from glob import has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import execute
-from data.corpus import Missing, Unit, alone, write_whole
+from data.disk import cannot_write, locked, settle, write_whole, writing
 from data.execute import HERE, Executor
+from data.sources import Missing, SourceFile
 
-LAYOUT = 2  # of the folders; a change of the code that writes them that alters their bytes raises it
+LAYOUT = 3  # of the folders; a change of the code that writes them that alters their bytes raises it
+# A file changed twice within a tick of its file system's clock (a second on some) may keep its times: what is younger
+# than this, in seconds, is read again. Git's "racily clean" entries are the same thing.
+RACY = 2.0
 
 Run = Callable[..., None]  # (stage, pipeline, tasks): names a stage on the terminal and runs datatrove steps
 
 
-class Place(NamedTuple):
-    """Where things are built, and how; build=False: only what is there already."""
+class Store(NamedTuple):
+    """Where folders are built, and by what; build=False: only what is there already."""
 
-    store: Path
+    path: Path
     executor: Executor = HERE
     build: bool = True
 
 
-def folder(
-    place: Place, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]]
+def prepared(
+    store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]]
 ) -> tuple[Path, dict[str, Any]]:
     """A folder and what `make(folder, run)` returned: now, or earlier from the same inputs.
 
-    A killed `make` finds its unfinished folder again; one that raised ValueError leaves none. Raises RuntimeError for
-    one that another version of the code has left: its stages may not fit together.
+    A killed `make` finds its unfinished folder again; one that raised ValueError leaves none. Raises ValueError for a
+    folder that is not what was written there, RuntimeError for one that another version of the code has begun (its
+    stages may not fit together), Unwritable where the disk is full or read-only, and Missing where the folder is not
+    there and may not be built.
     """
-    store = place.store
     inputs = json.loads(json.dumps({"layout": LAYOUT, **inputs}))
-    whole = store / f"{name}-{digest(inputs)[:8]}"
+    whole = store.path / f"{name}-{digest(inputs)[:8]}"
     if not whole.exists():
-        if not place.build:
+        if not store.build:
             raise Missing(f"{whole} is not prepared")
-        with alone(store / ".lock"):
+        with writing(store.path), locked(store.path / ".lock"):
             if not whole.exists():
-                work = store / f"partial-{whole.name}"
-                try:
-                    if not (work / "manifest.json").exists():
-                        _begin(work)
-                        with _progress(place, name, work / "logs") as run:
-                            made = make(work, run)
-                        (work / "manifest.tmp").write_text(json.dumps({"inputs": inputs, "made": made}, indent=1))
-                        os.replace(work / "manifest.tmp", work / "manifest.json")
-                    # from here on nothing of these is needed, whenever a kill comes
-                    for rest in ("scratch", "logs"):
-                        shutil.rmtree(work / rest, ignore_errors=True)
-                    (work / "code").unlink(missing_ok=True)
-                    _settle(work)
-                    os.replace(work, whole)
-                    _settle(store, deep=False)
-                except ValueError:
-                    shutil.rmtree(work, ignore_errors=True)
-                    raise
-    manifest = json.loads((whole / "manifest.json").read_text())
+                _build(store, name, inputs, make, whole)
+    manifest = _manifest(whole)
     if manifest["inputs"] != inputs:
         raise ValueError(f"{whole} was made from something else: remove it")
+    check_files(whole, manifest["files"], store)
     return whole, manifest["made"]
+
+
+def _build(
+    store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]], whole: Path
+) -> None:
+    work = store.path / f"partial-{whole.name}"
+    try:
+        if not (work / "manifest.json").exists():
+            _begin(work)
+            with _progress(store, name, work / "logs") as run:
+                made = make(work, run)
+            shutil.rmtree(work / "scratch", ignore_errors=True)
+            files = [path for path in _files(work) if path.parts[0] != "logs" and path.name != "code"]
+            content = {"inputs": inputs, "made": made, "files": _described(work, files)}
+            write_whole(work / "manifest.json", json.dumps(content | {"sha256": digest(content)}, indent=1))
+        # from here on nothing of these is needed, whenever a kill comes
+        for rest in ("scratch", "logs"):
+            shutil.rmtree(work / rest, ignore_errors=True)
+        (work / "code").unlink(missing_ok=True)
+        settle(work)
+        os.replace(work, whole)
+        settle(store.path, deep=False)
+    except ValueError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _begin(work: Path) -> None:
     """An unfinished folder, new or of the same code."""
-    same = (work / "code").exists() and (work / "code").read_text() == _code()
+    same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code()
     if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
             f"{work} was begun by another version of the code. Remove it, and it is begun anew; or let "
@@ -91,21 +109,11 @@ def _begin(work: Path) -> None:
 @functools.cache
 def _code() -> str:
     """Hash of what builds folders."""
-    return digest([path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))])
-
-
-def _settle(folder: Path, deep: bool = True) -> None:
-    """Wait until the disk has what a folder holds: else after a power loss its name may be there, and not its files."""
-    for path in [*(folder.rglob("*") if deep else ()), folder]:
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+    return digest([path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 
 @contextlib.contextmanager
-def _progress(place: Place, name: str, logs: Path) -> Iterator[Run]:
+def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
     """A line on the terminal; what datatrove and its processes say goes to prepare.log in the store."""
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
@@ -120,8 +128,8 @@ def _progress(place: Place, name: str, logs: Path) -> Iterator[Run]:
             return ProgressBar(total=task.total or 1, completed=done, width=24)
 
     with (
-        execute.stderr_in(place.store / "prepare.log") as terminal,
-        open(os.dup(terminal), "w", encoding="utf-8") as screen,
+        execute.stderr_in(store.path / "prepare.log") as terminal,
+        open(os.dup(terminal), "w", encoding="utf-8", errors="replace") as screen,
     ):
         columns = (SpinnerColumn(), TextColumn("{task.description}"), Done(), TimeElapsedColumn())
         with Progress(*columns, console=Console(file=screen), redirect_stdout=False, redirect_stderr=False) as progress:
@@ -131,30 +139,121 @@ def _progress(place: Place, name: str, logs: Path) -> Iterator[Run]:
                 folder = str(logs / stage.replace(" ", "-"))
                 progress.update(line, description=f"data: {name}, {stage}", total=tasks, logs=folder)
                 if pipeline:
-                    execute.run(place.executor, pipeline, tasks, folder)
+                    execute.run(store.executor, pipeline, tasks, folder)
                 progress.update(line, logs="")
 
             yield run
             progress.update(line, description=f"data: {name}", total=1, completed=1)
 
 
-def contents(units: list[Unit], place: Place) -> list[str]:
+# What is on the disk, and what was written there
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        if manifest.pop("sha256") == digest(manifest):
+            return manifest
+    except FileNotFoundError:
+        raise damaged(path, "it is not there") from None
+    except (ValueError, KeyError, AttributeError):
+        pass
+    raise damaged(path, "its content is not what its hash says")
+
+
+def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
+    """Raises ValueError, naming the file, unless the files of a folder are those that were written: by their sizes
+    always; by their hashes where the folder is not as at the last comparison, unless store.build is false.
+
+    files: {name: {"bytes", "sha256"}}.
+    """
+    states, paths = [], [folder / name for name in files]
+    for name, written in files.items():
+        path = folder / name
+        try:
+            states.append(_state(path))
+        except FileNotFoundError:
+            raise damaged(path, "it is not there") from None
+        if path.stat().st_size != written["bytes"]:
+            raise damaged(path, f"it has {path.stat().st_size:,} bytes, and {written['bytes']:,} were written")
+    if not store.build:
+        return
+    note = store.path / "hashes" / digest(["folder", states])[:32]
+    if _remembered(note, paths, store):
+        return
+    for name, now in _described(folder, [Path(name) for name in files]).items():
+        if now["sha256"] != files[name]["sha256"]:
+            raise damaged(folder / name, f"its sha256 is {now['sha256']}, and {files[name]['sha256']} was written")
+    _remember(note, "as written")
+
+
+def damaged(path: Path, what: str) -> ValueError:
+    """The error about a file of a folder of the store that is not what was written there."""
+    folder = next((parent for parent in path.parents if (parent / "manifest.json").exists()), path.parent)
+    return ValueError(f"{path} is damaged: {what}. Remove {folder}, and it is made again")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _described(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes", "sha256"}} of files in a folder, read some at a time."""
+    with ThreadPoolExecutor(execute.cores()) as pool:
+        hashes = pool.map(lambda file: _sha256(folder / file), files)
+        return {
+            file.as_posix(): {"bytes": (folder / file).stat().st_size, "sha256": sha}
+            for file, sha in zip(files, hashes, strict=True)
+        }
+
+
+def contents(files: list[SourceFile], store: Store) -> list[str]:
     """Hash of each file's content: what the hub says it is, or as read here, some at a time."""
     with ThreadPoolExecutor(execute.cores()) as pool:
-        return list(pool.map(lambda unit: unit.sha256 or content(Path(unit.path), place), units))
+        return list(pool.map(lambda file: file.sha256 or content(Path(file.path), store), files))
 
 
-def content(path: Path, place: Place) -> str:
-    """Hash of a file's content, remembered while the file's size and time of change stay the same."""
+def content(path: Path, store: Store) -> str:
+    """Hash of a file's content. It is remembered, and the file read again where its size, its inode, or the time of a
+    change of content or name is another; the system alone sets the last, so that a file that was changed in place and
+    given its old time back is noticed."""
+    note = store.path / "hashes" / digest(_state(path))[:32]
+    if _remembered(note, [path], store):
+        return note.read_text("utf-8")
+    if not store.build:
+        raise Missing(f"{path} has not been read")
+    sha = _sha256(path)
+    _remember(note, sha)
+    return sha
+
+
+def _state(path: Path) -> list[Any]:
+    """What changes when a file does, without reading it."""
     state = path.stat()
-    seen = [str(path.resolve()), state.st_size, state.st_mtime_ns]
-    note = place.store / "hashes" / digest(seen)[:32]
+    return [str(path.resolve()), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remembered(note: Path, read: Iterable[Path], store: Store) -> bool:
+    """Whether a note of what was read still holds. A file that was younger than RACY when it was read could have
+    changed unseen since: it is read again, but not by those who only ask what is there."""
     if not note.exists():
-        if not place.build:
-            raise Missing(f"{path} has not been read")
-        with open(path, "rb") as file:
-            write_whole(note, hashlib.file_digest(file, "sha256").hexdigest())
-    return note.read_text()
+        return False
+    return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY for path in read)
+
+
+def _remember(note: Path, text: str) -> None:
+    """Write a note of what was read. Where the disk takes nothing it is read again the next time."""
+    try:
+        write_whole(note, text)
+    except OSError as error:
+        if not cannot_write(error, note.parent):
+            raise
 
 
 def digest(value: Any) -> str:
@@ -165,5 +264,5 @@ def digest(value: Any) -> str:
 def label(name: str) -> str:
     """A corpus' name as part of a folder's; of a path the last two parts, without wildcard and extension."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
-    said = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
-    return said if len(said.encode()) <= 180 else said[-60:]  # file systems end at 255 bytes, and more is to follow
+    words = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
+    return words if len(words.encode()) <= 180 else words[-60:]  # file systems end at 255 bytes, and more is to follow

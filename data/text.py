@@ -16,29 +16,36 @@ from pathlib import Path
 from typing import Any
 
 from data import corpus as corpora
-from data import dedup, filters, store
+from data import dedup, filters
+from data.disk import write_whole
+from data.documents import documents
 from data.filters import PLAIN, Recipe, Step
 from data.readers import Ledger, tolerate
-from data.store import Place, Run
+from data.sources import SourceFile, checksums, source_files
+from data.store import Run, Store, content, contents, digest, label, prepared
 
-TASKS = 16  # shards of the work at least; their number depends on the files alone, so that nothing depends on the cores
-MOST_TASKS, SHARD = 1000, 1 << 25  # of many files: at most so many (Slurm's usual limit), of so many bytes or more
+# Shards of a corpus, a task each: their number depends on the files alone, so that no result depends on the cores.
+MIN_SHARDS = 16
+MAX_SHARDS = 1000  # Slurm's usual limit to an array
+MIN_SHARD_BYTES = 1 << 25  # of the files, packed; untuned
 
 
-def prepared_text(name: str, recipe: Recipe, place: Place) -> tuple[Path, dict[str, Any]]:
+def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[str, Any]]:
     """Folder and manifest of the filtered and deduplicated text of a corpus that is no blend."""
-    spec = corpora.load(name, place.store)
+    spec = corpora.load(name, store.path)
     recorded = spec.pop("sha256", None)
-    units = corpora.units(spec, place.store, place.build)
+    files = source_files(spec, store.path, store.build)
     inputs: dict[str, Any]
     wrong: list[str] = []
+    source = None
     if "files" in spec:
-        hashes = store.contents(units, place)
-        wrong = not_as_listed(spec, units, hashes)
+        hashes = contents(files, store)
+        wrong = not_as_listed(spec, files, hashes)
+        source = _identity(files, hashes)
         inputs = {key: spec[key] for key in ("layout", "text", "where") if spec.get(key)}
         inputs |= {
-            "files": [[unit.name, sha] for unit, sha in zip(units, hashes, strict=True)],
-            "share": corpora.valid_share(units),
+            "files": [[file.name, sha] for file, sha in zip(files, hashes, strict=True)],
+            "share": corpora.valid_share(spec, files),
         }
     else:
         inputs = {**spec, "python": platform.python_version_tuple()[:2]}
@@ -48,12 +55,12 @@ def prepared_text(name: str, recipe: Recipe, place: Place) -> tuple[Path, dict[s
         "datatrove": version("datatrove"),
         "dedup": recipe.dedup,
         "quality": recipe.quality,
-        "decontaminate": _tasks_hash(recipe, place),
+        "decontaminate": _tasks_hash(recipe, store),
     }
     tolerate(wrong, recipe.allow_errors)
-    folder, about = store.folder(place, store.label(name), inputs, partial(_make_text, spec, units, recipe, wrong))
+    folder, about = prepared(store, label(name), inputs, partial(_make_text, spec, files, recipe, wrong))
     tolerate(about["problems"], recipe.allow_errors)
-    about["mismatch"] = ""
+    about |= {"source": source, "left_out": spec.get("left_out", []), "mismatch": ""}
     if recorded and recorded != about["sha256"] and recipe._replace(allow_errors=0) == PLAIN:
         about["mismatch"] = (
             f"the text of {name} has the sha256 {about['sha256']}, but its specification "
@@ -62,30 +69,44 @@ def prepared_text(name: str, recipe: Recipe, place: Place) -> tuple[Path, dict[s
     return folder, about
 
 
-def not_as_listed(spec: dict[str, Any], units: list[corpora.Unit], hashes: list[str]) -> list[str]:
+def source_identity(name: str, store: Store) -> dict[str, Any] | None:
+    """What the files of a corpus that is no blend are now: {"files", "bytes", "sha256"}; None for installed packages,
+    whose versions say it. Files that changed since they were last read are read for it."""
+    spec = corpora.load(name, store.path)
+    if "files" not in spec:
+        return None
+    files = source_files(spec, store.path, store.build)
+    return _identity(files, contents(files, store))
+
+
+def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
+    named = [[file.name, sha] for file, sha in zip(files, hashes, strict=True)]
+    return {"files": len(files), "bytes": sum(file.size for file in files), "sha256": digest(named)}
+
+
+def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
     """A sentence for each file that is not what the list of checksums beside it says, or that it does not name."""
-    sums = corpora.checksums(spec)
+    sums = checksums(spec)
     if sums is None:
         return []
     return [
-        f"{unit.path}: its sha256 is {sha}, but the list beside it says {sums.get(unit.name, 'nothing of it')}"
-        for unit, sha in zip(units, hashes, strict=True)
-        if sums.get(unit.name) != sha
+        f"{file.path}: its sha256 is {sha}, but the list beside it says {sums.get(file.name, 'nothing of it')}"
+        for file, sha in zip(files, hashes, strict=True)
+        if sums.get(file.name) != sha
     ]
 
 
-def _tasks_hash(recipe: Recipe, place: Place) -> str:
+def _tasks_hash(recipe: Recipe, store: Store) -> str:
     if recipe.decontaminate == "none":
         return "none"
-    found = filters.tasks(recipe.decontaminate)
-    hashes = {task: [store.content(path, place) for path in paths] for task, paths in found.items()}
-    return store.digest([filters.NGRAM, hashes])
+    paths_of = filters.tasks(recipe.decontaminate)
+    hashes = {task: [content(path, store) for path in paths] for task, paths in paths_of.items()}
+    return digest([filters.NGRAM, hashes])
 
 
 def _make_text(
-    spec: dict[str, Any], units: list[corpora.Unit], recipe: Recipe, wrong: list[str], work: Path, run: Run
+    spec: dict[str, Any], files: list[SourceFile], recipe: Recipe, wrong: list[str], work: Path, run: Run
 ) -> dict[str, Any]:
-    from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
 
     scratch = work / "scratch"
@@ -94,29 +115,29 @@ def _make_text(
     )
     for folder in (read, removed, met):
         folder.mkdir(parents=True, exist_ok=True)
-    count = TASKS
+    count = MIN_SHARDS
     if "files" in spec:
-        count = max(TASKS, min(len(units), MOST_TASKS, sum(unit.size for unit in units) // SHARD))
+        count = max(count, min(len(files), MAX_SHARDS, sum(file.size for file in files) // MIN_SHARD_BYTES))
     for rank in range(count):  # empty shards too: later the n-th file is read by the n-th task
         (read / f"{rank:05d}.jsonl").touch()
-    asked = filters.steps(recipe)
+    filtering = filters.steps(recipe)
     about_tasks: dict[str, Any] = {}
-    if "decontaminate" in asked:
+    if "decontaminate" in filtering:
         about_tasks = filters.index(recipe.decontaminate, tasks)
     make: dict[str, Any] = {
         "c4": partial(filters.quality, "c4"),
         "gopher": partial(filters.quality, "gopher"),
         "decontaminate": partial(filters.decontaminate, tasks),
     }
-    share = corpora.valid_share(units)
-    (scratch / "units.pickle").write_bytes(pickle.dumps([spec, units]))
+    share = corpora.valid_share(spec, files)
+    (scratch / "files.pickle").write_bytes(pickle.dumps([spec, files]))
     failure = None
     try:
         run(
             "reading",
             [
-                partial(_read, scratch / "units.pickle", share, recipe.allow_errors - len(wrong), met),
-                *(Step(name, make[name], stages / name) for name in asked),
+                partial(_read, scratch / "files.pickle", share, recipe.allow_errors - len(wrong), met),
+                *(Step(name, make[name], stages / name) for name in filtering),
                 JsonlWriter(str(read), compression=None),
                 partial(dedup.digests, read),
                 dedup.signature(signed),
@@ -125,37 +146,39 @@ def _make_text(
         )
     except Exception as error:
         failure = error  # where the readers met more problems than allowed, those are what is wrong
-    problems, counts, documents = _met(met)
+    problems, counts, total = _met(met)
     tolerate(wrong + problems, recipe.allow_errors)
     if failure:
         raise failure
     run("finding duplicates", [dedup.pairs(signed, pairs)], dedup.BUCKETS)
     run("removing duplicates", [partial(dedup.keep_first, read, pairs, removed, recipe.dedup)], 1)
-    again = JsonlReader(str(read), compression=None, glob_pattern="*.jsonl", add_file_path=False)
     run(
         "writing text",
         [
-            again,
+            partial(_read_again, read),
             Step("duplicates", partial(dedup.duplicates, removed), stages / "duplicates"),
             JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None),
         ],
         count,
     )
-    about = _gather(spec, work, share)
+    about = _gather(spec, work, share, total, counts)
     about["duplicates"] = {
-        kind: sum(json.loads(path.read_text())[kind] for path in removed.glob("*.counts")) for kind in ("exact", "near")
+        kind: sum(json.loads(path.read_text("utf-8"))[kind] for path in removed.glob("*.counts"))
+        for kind in ("exact", "near")
     }
-    steps = [filters.summary(name, stages / name) for name in [*asked, "duplicates"]]
-    kept = documents - sum(step["in"][0] - step["out"][0] for step in steps[:-1])
+    steps = [filters.summary(name, stages / name) for name in [*filtering, "duplicates"]]
+    kept = total - sum(step["in"][0] - step["out"][0] for step in steps[:-1])
     left = sum(about[split]["documents"] for split in ("train", "valid"))
     copies = sum(about["duplicates"].values())
-    if not dedup.recorded(read) == kept == left + copies:  # of a line that it cannot read datatrove only warns
+    signed_documents = dedup.signed(signed)
+    if not dedup.recorded(read) == kept == left + copies:
         raise ValueError(
             f"{spec['name']}: of {kept:,} documents {left:,} are left and {copies:,} were copies: what "
             "tasks had written was lost, as in a power loss. The same command begins anew"
         )
     shutil.rmtree(work / "valid", ignore_errors=True)
     return about | {
+        "unsigned": kept - signed_documents,
         "problems": wrong + problems,
         "read": counts,
         "share": share,
@@ -164,61 +187,91 @@ def _make_text(
     }
 
 
-def _read(of: Path, share: float, allowed: int, met: Path, _: Any, rank: int, tasks: int) -> Iterator[Any]:
+def _read(pickled: Path, share: float, allowed: int, met: Path, _: Any, rank: int, tasks: int) -> Iterator[Any]:
     """The documents of this task's share of the files: contiguous, and equal in bytes."""
     from datatrove.data import Document
 
-    spec, units = pickle.loads(of.read_bytes())
-    total, start, count = sum(unit.size for unit in units) or 1, 0, 0
+    spec, files = pickle.loads(pickled.read_bytes())
+    total, start, count = sum(file.size for file in files) or 1, 0, 0
     ledger = Ledger(allowed)
     gc.disable()  # a syntax tree has many nodes and no cycle: collecting is a fifth of the time of parsing
     try:
-        for unit in units:
+        for file in files:
             if min(start * tasks // total, tasks - 1) == rank:  # an empty file at the end begins at the total
-                for name, text, labels in corpora.documents(spec, unit, ledger):
-                    split = "valid" if corpora.held_out(spec, unit.package, text, share) else "train"
+                for name, text, labels in documents(spec, file, ledger):
+                    split = "valid" if corpora.held_out(spec, file.package, text, share) else "train"
                     count += 1
                     yield Document(text, name, metadata={**labels, "split": split})
-            start += unit.size
+            start += file.size
     finally:
         gc.enable()
         # whole or not at all: where one task fails the others are ended, and then this is read
-        found = {"problems": ledger.problems, "counts": ledger.counts, "documents": count}
-        corpora.write_whole(met / f"{rank:05d}.json", json.dumps(found))
+        report = {"problems": ledger.problems, "counts": ledger.counts, "documents": count}
+        write_whole(met / f"{rank:05d}.json", json.dumps(report))
+
+
+def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
+    """The documents that this task has written. datatrove's own reader takes them in the encoding of the locale."""
+    import orjson
+    from datatrove.data import Document
+
+    with open(read / f"{rank:05d}.jsonl", "rb") as file:
+        for line in file:
+            try:
+                record = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue  # half a line, after a power loss: the documents are counted at the end
+            yield Document(record["text"], record["id"], metadata=record["metadata"])
 
 
 def _met(folder: Path) -> tuple[list[str], dict[str, int], int]:
     """The problems that the readers met, what else they counted, and the documents."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    kinds = sorted({kind for each in found for kind in each["counts"]})
+    reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    kinds = sorted({kind for report in reports for kind in report["counts"]})
     return (
-        [problem for each in found for problem in each["problems"]],
-        {kind: sum(each["counts"].get(kind, 0) for each in found) for kind in kinds},
-        sum(each["documents"] for each in found),
+        [problem for report in reports for problem in report["problems"]],
+        {kind: sum(report["counts"].get(kind, 0) for report in reports) for kind in kinds},
+        sum(report["documents"] for report in reports),
     )
 
 
-def _gather(spec: dict[str, Any], work: Path, share: float) -> dict[str, Any]:
-    """Hash and counts of the text; puts the held-out documents into one file."""
+def _gather(spec: dict[str, Any], work: Path, share: float, total: int, met: dict[str, int]) -> dict[str, Any]:
+    """Hash and counts of the text; puts the held-out documents into one file.
+
+    total: documents that were read. met: {kind: records that were no documents}.
+    """
+    import orjson
+
     sha, counts = hashlib.sha256(), {}
     # Neither name nor time in the gzip header: the same text is the same file.
     with open(work / "valid.jsonl.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         for split in ("train", "valid"):
-            documents = size = 0
+            count = size = 0
             for line in lines(work / split):
-                text = json.loads(line)["text"].encode()
+                text = orjson.loads(line)["text"].encode()
                 sha.update(len(text).to_bytes(8, "big") + text)
-                documents, size = documents + 1, size + len(text)
+                count, size = count + 1, size + len(text)
                 if split == "valid":
                     packed.write(line)
-            if not documents:
-                said = f" ({share:.2g} of the documents are for validation)"
-                raise ValueError(
-                    f"{spec['name']}: too little text, no document is left for {split}"
-                    + (said if "files" in spec else "")
-                )
-            counts[split] = {"documents": documents, "bytes": size}
+            if not count:
+                raise ValueError(_too_little(spec, split, share, total, met))
+            counts[split] = {"documents": count, "bytes": size}
     return {"sha256": sha.hexdigest(), **counts}
+
+
+def _too_little(spec: dict[str, Any], split: str, share: float, total: int, met: dict[str, int]) -> str:
+    """Why no document is left for a split, and what helps."""
+    sentence = f"{spec['name']}: too little text, no document is left for {split}"
+    if "files" not in spec:
+        return sentence
+    if met.get("not selected") and not total:
+        return f"{spec['name']}: no document is selected by where={spec['where']}, of {met['not selected']:,}"
+    return (
+        f"{sentence}: of {total:,} documents {share:.2g} are held out, chosen by the hash of their text. Give more "
+        "documents (a long one can be cut into several), or hold out more of them by a corpus of your own, such as\n"
+        f"  files: ['*.jsonl']\n  path: {spec.get('root', 'folder')}\n  share: 0.25\n"
+        "in a file small.yaml, and DATA=small.yaml"
+    )
 
 
 def lines(folder: Path) -> Iterator[bytes]:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from data.tokenizer import ByteBPE, SentencePiece
+    from data.sources import SourceFile
+    from data.tokenizer import AnyTokenizer
 
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, type, sequences, documents and one more
@@ -49,9 +50,7 @@ def dtype(vocab: int) -> np.dtype:
     return DTYPES[8 if vocab < 65500 else 4]
 
 
-def write(
-    prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: SentencePiece | ByteBPE
-) -> dict[str, Count]:
+def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: AnyTokenizer) -> dict[str, Count]:
     """Write (text, domain) pairs as prefix.bin and prefix.idx; each document ends with the end-of-document token.
 
     Memory does not grow with the text, but for 4 bytes per document. Returns the counts of each domain. Raises
@@ -170,32 +169,34 @@ def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: in
     wrong with the corpus or the tokenizer.
     """
     from data import corpus as corpora
+    from data.sources import source_files
 
     spec = corpora.load(corpus)
     if "blend" in spec:
         raise ValueError(f"{corpus} is a blend: tokenize {', '.join(spec['blend'])} one by one")
-    units = corpora.units(spec)
+    files = source_files(spec)
     scratch = Path(f"{prefix}.parts")
     scratch.mkdir(parents=True, exist_ok=True)
-    parts = [scratch / f"{number:06d}" for number in range(len(units))]
+    parts = [scratch / f"{number:06d}" for number in range(len(files))]
     try:
         with ProcessPoolExecutor(workers) as pool:
-            each = list(pool.map(partial(_tokenize_file, spec, tokenizer), units, parts))
+            counts_of_files = list(pool.map(partial(_tokenize_file, spec, tokenizer), files, parts))
         join(list(parts), prefix)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     counts: dict[str, Count] = {}
-    for domains in each:
+    for domains in counts_of_files:
         for name, count in domains.items():
             counts[name] = counts[name] + count if name in counts else count
     return counts
 
 
-def _tokenize_file(spec: dict[str, Any], tokenizer: str | Path, unit: Any, part: Path) -> dict[str, Count]:
-    from data import corpus as corpora
+def _tokenize_file(spec: dict[str, Any], tokenizer: str | Path, file: SourceFile, part: Path) -> dict[str, Count]:
+    from data.documents import documents
 
-    documents = ((text, labels.get("domain", "")) for _, text, labels in corpora.documents(spec, unit))
-    return write(part, documents, _loaded(tokenizer))
+    return write(
+        part, ((text, labels.get("domain", "")) for _, text, labels in documents(spec, file)), _loaded(tokenizer)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -217,9 +218,9 @@ def main() -> None:
     )
     add("--to", metavar="PREFIX", required=True, help="writes PREFIX.bin and PREFIX.idx")
     add("--workers", type=int, metavar="N", default=1, help="processes, each with a file at a time (%(default)s)")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        counts = tokenize(given.corpus, given.tokenizer, given.to, given.workers)
+        counts = tokenize(args.corpus, args.tokenizer, args.to, args.workers)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     for name, c in sorted(counts.items()):

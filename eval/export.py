@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import rundir
+from data.tokenizer import unexportable
 from eval import location
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing of this is on the hub
@@ -82,7 +83,7 @@ def export(directory: Path, to: Path, store: Path | None = None) -> str:
     transformers.logging.disable_progress_bar()
     store = location.data_store(directory, store)
     tokenizer = location.load_tokenizer(directory, run, store)
-    if why := not_exported(tokenizer):
+    if why := unexportable(tokenizer):
         raise ValueError(why)
     rundir.inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
@@ -157,23 +158,6 @@ def convert(tokenizer: Any, longest: int | None = None) -> Any:
     )
 
 
-def not_exported(tokenizer: Any) -> str:
-    """Why a tokenizer cannot be exported; "" when it can. Also for those who are about to train a run."""
-    if hasattr(tokenizer, "definition"):
-        return ""
-    if tokenizer.kind != "bpe":
-        return (
-            f"a tokenizer of the kind {tokenizer.kind} is not exported: Hugging Face's adds up scores in another "
-            "precision and cuts some words in another way"
-        )
-    if not tokenizer.lossless:
-        return (
-            f"{tokenizer.path} changes texts before it cuts them, which is not exported: use the Hugging Face "
-            "tokenizer that comes with it"
-        )
-    return ""
-
-
 def from_sentencepiece(tokenizer: Any) -> Any:
     """A backend for a SentencePiece model that was trained here by BPE.
 
@@ -182,7 +166,7 @@ def from_sentencepiece(tokenizer: Any) -> Any:
     """
     from tokenizers import Regex, Tokenizer, decoders, models
 
-    if why := not_exported(tokenizer):
+    if why := unexportable(tokenizer):
         raise ValueError(why)
     pieces = [piece._replace(text=piece.text.replace("\u2581", " ")) for piece in tokenizer.pieces]
     scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}

@@ -105,10 +105,12 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     """Corpora, tokenizers and tokens that the cells need, where they are missing.
 
     Raises:
-        ConfigError: when one cannot be had.
+        ConfigError: when one cannot be had, or is another than the study's runs were trained on.
     """
     from data.corpus import incomplete
+    from launch.data_identity import check_files, check_prepared
 
+    check_files(study)
     store = study.out / rundir.DATA
     requests = []
     for data, vocab in {(c.run.data, c.run.model.vocab): 0 for c in cells}:
@@ -122,6 +124,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     for corpus, *options in requests:
         if not _succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
             raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
+    check_prepared(study)
 
 
 def jobs(study: Study) -> int:

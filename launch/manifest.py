@@ -54,7 +54,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
         made()
     dist.barrier()
     data = made()
-    return data | {"epochs": epochs(data, run.tokens)}
+    return data | {"epochs": epochs(data, run.tokens, run.model.seq)}
 
 
 def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:

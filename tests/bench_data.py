@@ -189,11 +189,11 @@ def megatron(work: Path, checkout: Path, folder: Path, to: Path, tokenizer: Path
 def sentencepiece(work: Path, folder: Path, path: Path, tokenizer: Any) -> None:
     import sentencepiece as library
 
-    from data import corpus
+    from data import corpus, documents, sources
 
     some = sorted(folder.glob("*"))[0]
     spec = corpus.load(str(some))
-    texts = [text for _, text, _ in corpus.documents(spec, corpus.units(spec)[0])]
+    texts = [text for _, text, _ in documents.documents(spec, sources.source_files(spec)[0])]
     mb = sum(len(text.encode()) for text in texts) / 1e6
     own = library.SentencePieceProcessor(model_file=str(path))
     nothing = min(ours(work / "tiny.jsonl", path, work / "tiny")[1] for _ in range(3))

@@ -60,6 +60,7 @@ RATIO = f"{STATISTICS}::test_a_ratio_of_sums_is_no_mean_of_ratios"
 PASSAGES = f"{STATISTICS}::test_items_that_share_a_passage_are_one"
 UNEQUAL = f"{STATISTICS}::test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes"
 FEW = f"{STATISTICS}::test_few_independent_items_give_no_verdict"
+EQUIVALENT = f"{STATISTICS}::test_equivalence_is_two_one_sided_tests"
 LEFT_OUT = f"{REPORT}::test_a_task_that_differs_is_left_out_of_the_comparison"
 OTHER_TEXT = f"{REPORT}::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
 RECOMPUTED = f"{REPORT}::test_scores_that_are_not_those_of_the_items_are_refused"
@@ -73,6 +74,8 @@ PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
 OBJ, CROSS = "model/objective.py", "model/kernels/cross_entropy.py"
 ROTATION, KERNEL = "model/kernels/rotation.py", "model/kernels/attention.py"
 GPT, ATTENTION, POSITION, MLP = "model/gpt.py", "model/attention.py", "model/position.py", "model/mlp.py"
+
+JUDGED_BYTES = "tests/test_judge.py::test_bytes_are_counted_and_not_characters"
 
 
 class Mutation(NamedTuple):
@@ -1064,6 +1067,26 @@ MUTATIONS = [
         f"{REPORT}::test_one_held_out_document_gives_no_verdict",
     ),
     one(
+        "equivalence is claimed at twice the level",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "quantile(2 * LEVEL / self.family,",
+        "quantile(4 * LEVEL / self.family,",
+        EQUIVALENT,
+    ),
+    one(
+        "a difference within noise is equivalent",
+        "",
+        "",
+        "",
+        "eval/statistics.py",
+        "        return abs(self.difference) + quantile(2 * LEVEL / self.family, self.seeds, self.items) <= margin",
+        "        return abs(self.difference) <= margin",
+        EQUIVALENT,
+    ),
+    one(
         "tasks of another chance level are compared",
         "",
         "",
@@ -1243,10 +1266,142 @@ MUTATIONS = [
         "residuals / (len(arms) * freedom)",
         "residuals / (len(arms) * freedom) ** 2",
         PLAN_LADDER,
+    # judging
+    one(
+        "evaluation with dropout on",
+        "",
+        "",
+        "",
+        "eval/tasks/harness.py",
+        "self.model, self.window, self.eod = model.eval(), window",
+        "self.model, self.window, self.eod = model, window",
+        "tests/test_judge.py::test_a_model_is_judged_without_dropout",
+    ),
+    one(
+        "bytes are counted as characters in bits per byte by position",
+        "",
+        "",
+        "",
+        "eval/tasks/position.py",
+        "size = len(tokenizer.decode(ids[:n]).encode()) - len(tokenizer.decode(ids[:first]).encode())",
+        "size = len(tokenizer.decode(ids[:n])) - len(tokenizer.decode(ids[:first]))",
+        JUDGED_BYTES,
+    ),
+    one(
+        "bytes are counted as characters in the pieces of held-out text",
+        "",
+        "",
+        "",
+        "eval/tasks/probes.py",
+        "end = start + len(part.encode())",
+        "end = start + len(part)",
+        "tests/test_judge.py::test_few_long_documents_are_many_items_of_their_own_clusters",
+    ),
+    one(
+        "held-out loss is the mean of the documents' ratios",
+        "",
+        "",
+        "",
+        "eval/judge.py",
+        "float(nats.sum() / LN2 / sizes.sum())",
+        "float((nats / LN2 / sizes).mean())",
+        "tests/test_judge.py::test_standard_errors_that_are_not_known_are_none",
+    ),
+    one(
+        "bytes that the tokenizer does not know are free",
+        "",
+        "",
+        "",
+        "eval/tasks/harness.py",
+        "8 * LN2 * self.unknown_bytes",
+        "0 * LN2 * self.unknown_bytes",
+        "tests/test_judge.py::test_bytes_that_a_tokenizer_does_not_know_are_charged",
+    ),
+    one(
+        "weights are not compared with their hash",
+        "",
+        "",
+        "",
+        "eval/weights.py",
+        'if done["weights"].get("sha256") != self.sha256:',
+        "if False:",
+        "tests/test_judge.py::test_one_flipped_bit_in_the_weights_is_not_judged",
+    ),
+    one(
+        "items are not compared with their hash",
+        "",
+        "",
+        "",
+        "eval/results.py",
+        'return result if hashlib.sha256(samples).hexdigest() == result["samples_sha256"] else None',
+        "return result",
+        "tests/test_judge.py::test_what_is_damaged_counts_as_not_judged",
+    ),
+    one(
+        "every item is its own cluster",
+        "",
+        "",
+        "",
+        "eval/tasks/harness.py",
+        'return {"cluster": digest(" ".join(doc[column].split()))}',
+        'return {"cluster": digest(json.dumps(doc, default=str))}',
+        "tests/test_judge.py::test_items_of_one_passage_are_one_cluster",
+    ),
+    one(
+        "no examples where the definition asks for some",
+        "",
+        "",
+        "",
+        "eval/tasks/harness.py",
+        'number = int(config.get("num_fewshot") or 0) if shots is None else shots',
+        "number = 0 if shots is None else shots",
+        "tests/test_judge.py::test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked",
+    ),
+    # fine-tuning
+    one(
+        "the last position is pooled, padding or not",
+        "",
+        "",
+        "",
+        "eval/finetune/classifier.py",
+        "x_BD = x_BTD[torch.arange(len(x_BTD), device=t.device), at_B]",
+        "x_BD = x_BTD[:, -1]",
+        "tests/test_finetune.py::test_what_each_pooling_reads",
+    ),
+    one(
+        "a task's warm-up is that of another task",
+        "Cramming's released fine-tuning",
+        "",
+        "",
+        "eval/finetune/train.py",
+        "rising = int(warmup * steps)",
+        "rising = 267",
+        "tests/test_finetune.py::test_the_schedule_is_the_tasks_own",
+    ),
+    one(
+        "MNLI's labels are permuted",
+        "",
+        "",
+        "",
+        "eval/finetune/tasks.py",
+        '("entailment", "neutral", "contradiction")',
+        '("neutral", "entailment", "contradiction")',
+        "tests/test_finetune.py::test_every_format_gives_the_rows_that_were_written",
+    ),
+    one(
+        "of tied classes the first is taken",
+        "",
+        "",
+        "",
+        "eval/finetune/metrics.py",
+        "best_NC = logits_NC == logits_NC.max(1, keepdims=True)",
+        "best_NC = np.arange(logits_NC.shape[1]) == logits_NC.argmax(1)[:, None]",
+        "tests/test_finetune.py::test_constant_outputs_score_exactly_chance_and_count_as_collapsed",
     ),
 ]
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
-WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
+WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT}"
+WHERE += f" {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
 WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
 WHERE += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
 EVERYTHING = dict.fromkeys(WHERE.split())

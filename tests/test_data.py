@@ -15,7 +15,7 @@ from types import FunctionType
 import pytest
 import zstandard
 
-from data import corpus, readers
+from data import corpus, documents, readers, sources
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -32,7 +32,7 @@ def write(path, texts):
 
 def read(name):
     spec = corpus.load(str(name))
-    return [(name, text) for unit in corpus.units(spec) for name, text, _ in corpus.documents(spec, unit)]
+    return [(name, text) for unit in sources.source_files(spec) for name, text, _ in documents.documents(spec, unit)]
 
 
 def specify(monkeypatch, tmp_path, text, name="some"):
@@ -110,7 +110,8 @@ def test_real_files():
     "name, content, match",
     [
         ("a.jsonl", b'{"text": "x"}\n{"content": "x", "url": 1}\n', r"a.jsonl:2: .*\['content', 'url'\]"),
-        ("a.jsonl", b'{"text": ["x"]}\n', r"a.jsonl:1: no string under"),
+        ("a.jsonl", b'{"text": ["x"]}\n', r'a.jsonl:1: "text" is a list, not a string'),
+        ("a.jsonl", b'{"text": null}\n', r'a.jsonl:1: "text" is null, not a string'),
         ("a.jsonl", b'["x"]\n', r"a.jsonl:1: .* has list"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "x\n', r"a.jsonl:2: not JSON"),
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8"),
@@ -316,8 +317,8 @@ def test_docstrings_are_those_that_python_sees(module):
     """Against the imported module: each function and class that has a docstring there has it in the
     documents."""
     spec = corpus.load("pydocs") | {"minimum": 0}
-    unit = next(unit for unit in corpus.units(spec) if unit.name == module.replace(".", "/") + ".py")
-    found = {name: text for name, text, _ in corpus.documents(spec, unit)}
+    unit = next(unit for unit in sources.source_files(spec) if unit.name == module.replace(".", "/") + ".py")
+    found = {name: text for name, text, _ in documents.documents(spec, unit)}
     expected = {}
     for member in vars(importlib.import_module(module)).values():
         if getattr(member, "__module__", "") == module and isinstance(member, type | FunctionType):
@@ -333,7 +334,7 @@ def test_docstrings_are_those_that_python_sees(module):
 def test_the_embedded_corpora_hold_out_the_same_packages():
     docs, code = corpus.load("pydocs"), corpus.load("pycode")
     assert set(docs["held_out"]) == set(code["held_out"])
-    packages = [unit.package for unit in corpus.units(docs)]
+    packages = [unit.package for unit in sources.source_files(docs)]
     turn = sum(package in docs["held_out"] for package in packages)
     assert set(packages[:turn]) == set(docs["held_out"])  # read first: of copies they stay
     assert set(packages) == set(docs["packages"])
@@ -351,7 +352,7 @@ def test_pins_agree_with_the_requirements():
 
 
 def test_no_file_that_differs_between_machines_is_read():
-    names = [unit.name for name in ("pydocs", "pycode") for unit in corpus.units(corpus.load(name))]
+    names = [unit.name for name in ("pydocs", "pycode") for unit in sources.source_files(corpus.load(name))]
     differing = r"(^|/)(tests?|__pycache__)/|__config__|\b_?version\.py$"
     assert names and not [name for name in names if re.search(differing, name)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import corpus, filters, prepare, readers
+from data import corpus, filters, prepare, readers, sources
 from data.filters import Recipe
 from data.text import not_as_listed
 from data.tokenizer import load_tokenizer
@@ -336,7 +336,9 @@ def test_checksums_of_oscar(tmp_path, store, texts):
 @real
 def test_the_placeholders_of_the_oscar_samples_are_no_hashes():
     spec = corpus.load(str(SHARED / "pretrain_samples/oscar_v1/en_dedup"))
-    assert not_as_listed(spec, corpus.units(spec), ["0" * 64])[0].endswith("the list beside it says insert_hash_here")
+    assert not_as_listed(spec, sources.source_files(spec), ["0" * 64])[0].endswith(
+        "the list beside it says insert_hash_here"
+    )
 
 
 # Blends
@@ -379,3 +381,97 @@ def test_domains_are_counted_and_chosen(tmp_path, store, texts, monkeypatch):
     made = run(tmp_path / "b.yaml", store)
     assert {document["metadata"]["domain"] for document in train_documents(made)} == {"B"}
     assert made["notes"][-1].endswith("100 records were not selected and are no documents")
+
+
+# Near duplicates in any script
+
+HAN = "山水火木金土日月星辰風雨雷電春夏秋冬天地人心手足花鳥魚虫草石路橋門窓書画歌舞茶酒米塩油車馬船刀弓箭"
+KANA = "かきくけこさしすせそたちつてとなにぬねのまみむめもやゆよらりるれろ"
+THAI = ["แม่น้ำ", "ภูเขา", "บ้าน", "ต้นไม้", "หนังสือ", "ดวงดาว", "ทะเล", "ลมหนาว", "ดอกไม้", "นกน้อย", "ข้าว", "ถนน", "สะพาน"]
+UNSPACED = {
+    "chinese": lambda rng, size: "".join(rng.choice(HAN) + ("。" if k % 23 == 22 else "") for k in range(size)),
+    "japanese": lambda rng, size: "".join(rng.choice(HAN) + rng.choice(KANA) for _ in range(size // 2)),
+    "thai": lambda rng, size: "".join(rng.choice(THAI) for _ in range(size // 5)),
+    "mixed": lambda rng, size: "".join(rng.choice(HAN) for _ in range(size)) + " GPU " + rng.choice(HAN),
+}
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+def test_near_duplicates_where_there_are_no_spaces(tmp_path, store, script):
+    """Twins with a few letters changed, of documents for training and of held-out ones; in the file before or after
+    them. No document goes that resembles none, and the held-out one always stays."""
+    rng = random.Random(script)
+    originals = [UNSPACED[script](rng, 600) for _ in range(150)]
+
+    def twin(text, number):
+        at = 50 + 7 * number % 400
+        return text[:at] + "変" + text[at + 1 :]
+
+    is_held = [corpus.held_out({"files": []}, "", text, 0.2) for text in originals]
+    twins = [twin(text, number) for number, text in enumerate(originals[:80])]
+    after = [text for number, text in enumerate(twins) if number % 2]
+    before = [text for number, text in enumerate(twins) if not number % 2]
+    save(tmp_path / "a.jsonl", before + originals + after)
+    (tmp_path / "own.yaml").write_text(f"files: ['a.jsonl']\npath: {tmp_path}\nshare: 0.2\n")
+    for dedup in ("near", "none"):
+        made = run(tmp_path / "own.yaml", store, dedup=dedup)
+        kept, held = set(train(made)), {d["text"] for d in valid_documents(made)}
+        for number, (text, copy) in enumerate(zip(originals, [*twins, *[None] * 70], strict=True)):
+            if copy is None:
+                assert text in held | kept
+                continue
+            copy_held = corpus.held_out({"files": []}, "", copy, 0.2)
+            if is_held[number] or copy_held:  # whichever is held out stays, and nothing like it is trained on
+                assert not {text, copy} & kept and {text, copy} & held
+                assert is_held[number] <= (text in held) or copy in held
+            elif dedup == "near":
+                assert len({text, copy} & kept) == 1
+            else:
+                assert {text, copy} <= kept
+        assert 10 < sum(is_held[:80]) < 30 and made["counts"]["unsigned"] == 0
+
+
+def test_the_held_out_one_of_a_pair_stays_wherever_it_stands(tmp_path, store, texts):
+    held = [text for text in texts if corpus.held_out({"files": []}, "", text)]
+    near = [f"{text} zusätzlich" for text in held]
+    near = [text for text in near if not corpus.held_out({"files": []}, "", text)]
+    assert near
+    made = run(save(tmp_path / "k.jsonl", near + texts), store)
+    assert [d["text"] for d in valid_documents(made)] == held and not set(near) & set(train(made))
+    assert made["counts"]["duplicates"]["near"] == len(near)
+
+
+def test_documents_without_a_signature_are_counted(tmp_path, store, texts):
+    short = [f"ja {i}" for i in range(30)] + [
+        "山水火木",
+        "山水火木金",
+    ]  # four characters have no shingle of five, five have
+    made = run(save(tmp_path / "s.jsonl", texts + short), store)
+    assert made["counts"]["unsigned"] == 31
+    said = f"31 of {len(texts + short)} documents are shorter than 5 words"
+    assert any(said in note for note in made["notes"]) and said in Path(made["reports"][0]).read_text("utf-8")
+
+
+def test_tables_of_numbers_are_told_apart_by_their_numbers(tmp_path, store, texts):
+    rng = random.Random(3)
+    tables = ["note " + " ".join(str(rng.randrange(10**6)) for _ in range(80)) for _ in range(100)]
+    near = [f"{table} {i}" for i, table in enumerate(tables[:10])]
+    made = run(save(tmp_path / "n.jsonl", texts + tables + near), store)
+    assert made["counts"]["duplicates"] == {"exact": 0, "near": 10}
+
+
+def test_bytes_are_not_characters(tmp_path, store):
+    """Every count of bytes, of text whose characters have two and three of them."""
+    texts = [f"{prose(i)} Ünïcödé 語語語" for i in range(120)]
+    made = run(save(tmp_path / "u.jsonl", texts), store, decontaminate="none", compress=9.0, order="short-first")
+    size = {
+        split: sum(len(text.encode()) for text in part)
+        for split, part in (("train", train(made)), ("valid", [d["text"] for d in valid_documents(made)]))
+    }
+    assert {split: made["counts"][split]["bytes"] for split in size} == size
+    assert size["train"] > 1.2 * sum(map(len, train(made)))
+    for each in made["steps"]:
+        assert each["in"][1] == each["out"][1] == size["train"], each["step"]
+    (counts,) = report(made)["domains"].values()
+    assert counts[:2] == [made["counts"]["train"]["documents"], size["train"]]
+    assert made["counts"]["covered"]["bytes"] == size["valid"]

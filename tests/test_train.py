@@ -478,7 +478,7 @@ def test_who_looks_whether_a_run_is_locked_is_no_other_trainer(tmp_path: Path) -
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none here to try it on; this is what flock(2) says on Lustre, as it was mounted by default for long."""
     from ablations.config import ConfigError
-    from data.corpus import alone
+    from data.disk import locked
     from launch.train import owned
 
     def refuse(*_: Any) -> None:
@@ -488,7 +488,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"), owned(tmp_path):
         pass
-    with pytest.raises(ValueError, match="cannot be locked"), alone(tmp_path / "store/.lock"):
+    with pytest.raises(ValueError, match="cannot be locked"), locked(tmp_path / "store/.lock"):
         pass
 
 

@@ -461,7 +461,7 @@ def figure(law: Fit) -> str:
         mine = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)
         tokens = [mine[0].d * (mine[-1].d / mine[0].d) ** (i / 24) for i in range(25)]
         curves += [
-            Line(f"{human(n)} parameters", colour, [point.d for point in mine], [p.loss for p in mine], "point"),
+            Line("", colour, [point.d for point in mine], [point.loss for point in mine], "point"),
             Line(f"{human(n)} parameters", colour, tokens, [law.loss(n, d) for d in tokens]),
         ]
     return draw(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)

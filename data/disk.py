@@ -1,0 +1,93 @@
+"""Files that are written whole or not at all, and locks that hold on every machine of a file system."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on the file `path`; other processes, of this machine or another, wait for it.
+
+    Raises ValueError where the file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # unlike flock's, not inherited by children
+        except OSError as error:  # as Lustre says that was mounted without `flock`
+            raise ValueError(
+                f"{path.parent} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
+                "or have this file system mounted with locks"
+            ) from None
+        yield
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes the whole file or none of it, also where several processes of several machines write it, or power is
+    lost."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def settle(folder: Path, deep: bool = True) -> None:
+    """Waits until the disk has what a folder holds: else after a power loss its name may be there without its files."""
+    for path in [*(folder.rglob("*") if deep else ()), folder]:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+class Unwritable(RuntimeError):
+    """Nothing can be written where something has to be: the message says why, and what helps."""
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises Unwritable in place of what the system says of a full disk, of one mounted read-only, or of missing
+    rights."""
+    try:
+        yield
+    except OSError as error:
+        if sentence := cannot_write(error, folder):
+            raise Unwritable(sentence) from error
+        raise
+
+
+def cannot_write(error: OSError, folder: Path) -> str | None:
+    """A sentence on why nothing can be written to `folder`, and what helps; None when the error is about something
+    else."""
+    where = error.filename or folder
+    if error.errno in FULL:
+        return f"the disk that holds {folder} is full: {where}. Free some space, and the same command goes on"
+    if error.errno == errno.EROFS:
+        return (
+            f"{where} is on a file system that is mounted read-only, and not all is prepared there: choose another OUT"
+        )
+    if error.errno in READ_ONLY:
+        return (
+            f"{where} is not yours to write. Several users can share a store where its folders belong to a "
+            "group of theirs (chgrp -R, chmod -R g+rwXs) and each has said `umask 002`; else choose another OUT"
+        )
+    return None

@@ -1,0 +1,69 @@
+"""The documents in a file of a corpus: a Python package's docstrings or source, or what a file's layout makes of it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data import readers
+from data.readers import Ledger
+from data.sources import SourceFile
+
+
+def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = None) -> Iterator[tuple[str, str, dict]]:
+    """(id, text, labels) of each document in one file, in file order.
+
+    What is wrong with the file goes to the ledger; without one it raises ValueError naming file and line.
+    """
+    ledger = ledger or Ledger()
+    if "files" in spec:
+        yield from readers.documents(
+            file.path,
+            file.name,
+            spec["layout"],
+            ledger,
+            spec.get("text", ""),
+            spec.get("where") or {},
+            file.size,
+            file.sha256,
+        )
+        return
+    assert isinstance(file.path, Path)
+    labels = {"package": file.package}
+    if file.path.suffix != ".py":
+        # Headers of the description vary with the build tool; the text below them is the package's README.
+        text = file.path.read_text(encoding="utf-8").partition("\n\n")[2]
+        if len(text) >= spec["minimum"]:
+            yield f"{file.package} README", text, labels
+    else:
+        source = file.path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
+        texts = docstrings(source, file.name) if spec["text"] == "docstrings" else [(file.name, source)]
+        yield from ((name, text, labels) for name, text in texts if len(text) >= spec["minimum"])
+
+
+def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
+    """(qualified name, text) of a module and of each of its functions and classes, with their members."""
+    try:
+        module = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return  # templates and examples of broken code
+    path = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    if text := ast.get_docstring(module):
+        yield path, f"{path}\n\n{text}\n"
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            parts = list(_with_members(node, path))
+            if parts:
+                yield f"{path}.{node.name}", "\n\n".join(parts) + "\n"
+
+
+def _with_members(node: ast.AST, path: str) -> Iterator[str]:
+    """A definition's name and docstring, and those of what a class defines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        path = f"{path}.{node.name}"
+        if text := ast.get_docstring(node):
+            yield f"{path}\n\n{text}"
+        for child in node.body if isinstance(node, ast.ClassDef) else ():
+            yield from _with_members(child, path)

@@ -1,0 +1,245 @@
+"""The files that a corpus is read from: installed packages, files on this machine, or files on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+from glob import glob, has_magic
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from data import readers
+from data.disk import write_whole
+from data.readers import EXTENSIONS
+
+TEST_FOLDERS = {"test", "tests", "testing", "conftest.py"}  # fixtures and generated cases: hardly prose
+BUILD_FILES = {"__config__.py", "_version.py", "version.py", "_distributor_init.py"}  # differ from build to build
+NOTE_NAMES = re.compile(  # what lies beside data and is none, by the name before its extension
+    r"(readme|licen[cs]e|copying|notice|authors?|citation|contributing|change(log|s)|history|requirements|manifest"
+    r"|dataset_infos?|.*sha256.*|.*md5.*|.*checksums?)([._-].*)?",
+    re.IGNORECASE,
+)
+NOTE_SHARE = 0.1  # of a folder's bytes: more files of a second kind than that are hardly notes; untuned
+NAMED_FILES = 5  # in a message
+
+
+class Missing(LookupError):
+    """What was asked for is not prepared."""
+
+
+class SourceFile(NamedTuple):
+    """A file to read documents from."""
+
+    path: Path | str  # a str is an address on the hub
+    name: str  # the same on every machine
+    package: str  # its distribution, "" for a corpus of files
+    size: int  # bytes
+    sha256: str = ""  # of the content, where the hub says it; or git's hash, of 40 digits
+
+
+def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = True) -> list[SourceFile]:
+    """The files of a corpus in the order in which they are read: held-out packages first, then by name.
+
+    The hub is asked once what a commit holds, which never changes: the store remembers it. Raises Missing where it does
+    not and `ask` is false; ValueError when the hub cannot be asked or has no such files.
+    """
+    if "root" in spec:
+        for path in spec["files"]:
+            check_name(str(path))
+        return [
+            SourceFile(path, path.relative_to(spec["root"]).as_posix(), "", path.stat().st_size)
+            for path in spec["files"]
+        ]
+    if "files" in spec:
+        return _on_hub(spec, store, ask)
+    files = []
+    for package, version in spec["packages"].items():
+        for file in distribution(package, version).files or ():
+            described = file.name == "METADATA" and spec["text"] == "docstrings"
+            source = file.suffix == ".py" and not TEST_FOLDERS & set(file.parts) and file.name not in BUILD_FILES
+            if (source or described) and file.parts[0] != "..":
+                path = Path(str(file.locate()))
+                files.append(SourceFile(path, file.as_posix(), package, path.stat().st_size))
+    return sorted(files, key=lambda file: (file.package not in spec["held_out"], file.package, file.name))
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that is not UTF-8: it can neither be printed nor written to a record."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name {os.fsencode(name)!r} is not UTF-8: rename the file or folder") from None
+
+
+def distribution(package: str, version: str) -> importlib.metadata.Distribution:
+    """An installed package. Raises ValueError unless it is there in this version."""
+    advice = "install the pinned packages again: pip install -r requirements.txt"
+    try:
+        installed = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"the corpus reads {package} {version}, not installed here; {advice}") from None
+    if installed.version != version:
+        raise ValueError(f"the corpus reads {package} {version}, but {installed.version} is installed; {advice}")
+    return installed
+
+
+# Files on this machine
+
+
+def files_at(pattern: str) -> tuple[list[Path], list[str]]:
+    """The files of a file, folder or glob, and of a folder a sentence for each kind of file in it that is not read.
+
+    Of a folder the data files are read: none in hidden folders, none whose name says that it is a note (README,
+    LICENSE, checksums), and of what is left those of the kind that fills most of it. Raises ValueError where nothing is
+    left, and where a second kind fills more than NOTE_SHARE of the folder.
+    """
+    if "," in pattern:
+        raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern!r}")
+    root = Path(pattern)
+    left_out: list[str] = []
+    if root.is_dir():
+        paths, left_out = _data_files(root)
+    else:
+        paths = [root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)]
+        paths = [path for path in paths if path.is_file()]
+        if wrong := [path for path in paths if readers.packing(path.name) is None]:
+            raise ValueError(f"{wrong[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
+    if not paths:
+        raise ValueError(f"no file matches {pattern!r}; looked for {', '.join(EXTENSIONS)}")
+    return sorted(paths, key=lambda path: path.as_posix()), left_out
+
+
+def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
+    readable = [path for path in sorted(folder.rglob("*")) if readers.packing(path.name) and path.is_file()]
+    hidden = [path for path in readable if any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    visible = [path for path in readable if path not in set(hidden)]
+    notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
+    kinds: dict[str, list[Path]] = {}
+    for path in visible:
+        if path not in set(notes):
+            form, _ = readers.packing(path.name) or ("", "")
+            kinds.setdefault(".jsonl" if form == ".json" else form, []).append(path)
+    sizes = {kind: sum(path.stat().st_size for path in paths) for kind, paths in kinds.items()}
+    largest = max(sizes, key=lambda kind: sizes[kind], default="")
+    for kind, paths in kinds.items():
+        if kind != largest and sizes[kind] > NOTE_SHARE * sum(sizes.values()):
+            described = " and ".join(f"{len(kinds[name])} {name} files ({sizes[name]:,} bytes)" for name in sizes)
+            raise ValueError(
+                f"{folder} holds {described}: give one kind of them by a glob, such as '{folder}/**/*{kind}'"
+            )
+        notes += paths if kind != largest else []
+    reasons = (("in a hidden folder or hidden", hidden), (f"beside {largest or 'the data'}, as notes", sorted(notes)))
+    return kinds.get(largest, []), [
+        f"{', '.join(path.relative_to(folder).as_posix() for path in paths[:NAMED_FILES])}"
+        + (f" and {len(paths) - NAMED_FILES} more" if len(paths) > NAMED_FILES else "")
+        + f" not read: {reason}"
+        for reason, paths in reasons
+        if paths
+    ]
+
+
+def files_below(root: Path, patterns: list[str]) -> list[Path]:
+    """The files below a folder that match one of the globs, none of them hidden. Raises ValueError where none does."""
+    paths = {
+        path
+        for pattern in patterns
+        for path in root.glob(pattern)
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    }
+    if not paths:
+        raise ValueError(f"no file below {root} matches {' or '.join(patterns)}")
+    return sorted(paths, key=lambda path: path.as_posix())
+
+
+def common_folder(files: list[Path]) -> Path:
+    """The folder that all files lie in: names below it are the same on every machine."""
+    root = files[0].parent
+    while not all(path.is_relative_to(root) for path in files):
+        root = root.parent
+    return root
+
+
+def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
+    """{name of a file: sha256} from the lists beside the files, as OSCAR v1 has them; None where there is none.
+
+    Raises ValueError for a file that a list names and that is not there.
+    """
+    if "root" not in spec:
+        return None
+    sums: dict[str, str] = {}
+    lists = {path.parent: sorted(path.parent.glob("*sha256*.txt")) for path in spec["files"]}
+    for folder, paths in sorted(lists.items()):
+        for line in (line for path in paths for line in path.read_text("utf-8").splitlines() if line.strip()):
+            # OSCAR writes name, then hash; sha256sum the hash first
+            words = line.replace("*", " ").split()
+            name, sha = (words[1], words[0]) if re.fullmatch(r"[0-9a-f]{64}", words[0]) else (words[0], words[-1])
+            if not (folder / name).is_file():
+                raise ValueError(f"{paths[0]} lists {name}, which is not there: the download is not complete")
+            sums[(folder / name).relative_to(spec["root"]).as_posix()] = sha
+    return sums if any(lists.values()) else None
+
+
+# Files on the hub
+
+
+def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceFile]:
+    if "hub" not in spec:
+        raise ValueError(
+            f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
+            f"they lie: make data CORPUS={spec['name']} FROM=folder"
+        )
+    repo, revision = spec["hub"], spec["revision"]
+    key = hashlib.sha256(json.dumps([repo, revision, spec["files"]]).encode()).hexdigest()[:8]
+    noted = store / "hub" / f"{repo.replace('/', '__')}-{key}.json" if store else None
+    if noted and noted.exists():
+        entries = json.loads(noted.read_text("utf-8"))
+    elif not ask:
+        raise Missing(f"the files of {repo} were not listed yet")
+    else:
+        entries = _listed(spec["name"], repo, revision, spec["files"])
+        if noted:
+            write_whole(noted, json.dumps(entries))
+    return [SourceFile(f"hf://datasets/{repo}@{revision}/{name}", name, "", size, sha) for name, size, sha in entries]
+
+
+def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
+    """(path, bytes, hash) of each file on the hub that matches, by path. Only the folders of the patterns are listed:
+    C4's repository has a hundred languages more than its English."""
+    from fnmatch import fnmatch
+
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    api, entries = HfApi(), {}
+    try:
+        api.dataset_info(repo, revision=revision, expand=["sha"])  # fails at once, where listing would try for long
+        for folder, deep in sorted({_folder_of(pattern) for pattern in patterns}):
+            try:
+                for entry in api.list_repo_tree(repo, folder, recursive=deep, revision=revision, repo_type="dataset"):
+                    if isinstance(entry, RepoFile) and any(fnmatch(entry.path, pattern) for pattern in patterns):
+                        sha = entry.lfs.sha256 if entry.lfs else entry.blob_id
+                        entries[entry.path] = (entry.path, entry.size, sha)
+            except EntryNotFoundError:
+                continue  # another pattern may have its folder
+    except Exception as error:  # the library raises its own, httpx's and the operating system's
+        raise ValueError(
+            f"{corpus}: the hub cannot be read ({type(error).__name__}: {' '.join(str(error).split())}). "
+            f"Where its files are here already: make data CORPUS={corpus} FROM=folder"
+        ) from None
+    if not entries:
+        raise ValueError(
+            f"no file of {repo} at {revision} matches {' or '.join(patterns)}. Where its files are here "
+            f"already: make data CORPUS={corpus} FROM=folder"
+        )
+    return sorted(entries.values())
+
+
+def _folder_of(pattern: str) -> tuple[str, bool]:
+    """The folder that a glob begins with, and whether it goes deeper than that."""
+    folders = PurePosixPath(pattern).parts[:-1]
+    plain = next((number for number, part in enumerate(folders) if has_magic(part)), len(folders))
+    return "/".join(folders[:plain]), plain < len(folders)

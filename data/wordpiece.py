@@ -1,0 +1,199 @@
+"""WordPiece, BERT's kind of tokenizer, by Hugging Face's library: trained here as Cramming's, or read from a file.
+
+It is lossy: text is lower-cased and loses its accents, and a word with a character that has no piece becomes [UNK].
+`coverage` counts these words; loss per byte leaves out what a model cannot have said (see `Coverage`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.coverage import Coverage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's names, with the ids 0 to 4 where trained here
+CRAMMING_SPECIALS = ("<pad>", "<unk>", "<cls>", "<sep>", "<mask>")  # those of its published tokenizers
+MIN_VOCAB = 64  # pieces: the special ones and some letters
+# Distinct characters that get a piece, the most frequent ones, and at most a share of the vocabulary: the first is
+# Hugging Face's for BERT, the second is untuned and matters for small vocabularies of Chinese text only.
+MAX_ALPHABET, MAX_ALPHABET_SHARE = 1000, 0.25
+PREFIX = "##"  # of a piece within a word
+
+
+class WordPiece:
+    """A tokenizer.json with a WordPiece model, encoded by Hugging Face's tokenizers.
+
+    No text becomes a special token, whatever it contains. Documents end with [SEP]; encoding adds no token.
+    pad, unk, cls, sep, mask: ids. Raises ValueError when the content is something else.
+    """
+
+    kind = "wordpiece"
+    lossless = False
+
+    def __init__(self, path: str | Path, content: bytes):
+        self.path = Path(path)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.definition = content.decode("utf-8", "replace")
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+        for names in (SPECIALS, CRAMMING_SPECIALS):
+            if all(name in vocab for name in names):
+                break
+        else:
+            raise ValueError(f"{path} lacks some of the pieces {', '.join(SPECIALS)}")
+        self.pad, self.unk, self.cls, self.sep, self.mask = (vocab[name] for name in names)
+        self.eod = self.sep
+        self.specials = sorted(vocab[name] for name in names)
+        self.vocab_size: int = max(vocab.values()) + 1
+
+    @cached_property
+    def _backend(self) -> Any:
+        # Preparation runs a process for each core already; and the library's threads do not survive a fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import tokenizers
+
+        try:
+            backend = tokenizers.Tokenizer.from_str(self.definition)
+        except Exception as error:  # of no class of its own
+            raise ValueError(f"{self.path} is not a tokenizer.json: {error}") from error
+        backend.encode_special_tokens = True  # "[SEP]" in a text is five characters
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without an end-of-document token."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """Token ids of each text. `threads` changes nothing here: the library reads TOKENIZERS_PARALLELISM."""
+        valid_unicode(texts)
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts in one array, and the number of each text's."""
+        import numpy as np  # not by those who only plan
+
+        batch = self.encode_batch(texts)
+        counts = np.fromiter(map(len, batch), np.int64, len(batch))
+        return np.fromiter((token for ids in batch for token in ids), np.int32, counts.sum()), counts
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of `ids`, with a space between them; special tokens and extra ids are ""."""
+        return self._backend.decode([int(i) for i in ids if i < self.vocab_size])
+
+    def coverage(self, texts: Sequence[str]) -> Coverage:
+        """Tokens and bytes of the texts, and those of them that are [UNK]."""
+        valid_unicode(texts)
+        total = Coverage(0, 0, 0, 0)
+        for text, encoding in zip(
+            texts, self._backend.encode_batch(list(texts), add_special_tokens=False), strict=True
+        ):
+            spans = [span for span, token in zip(encoding.offsets, encoding.ids, strict=True) if token == self.unk]
+            lost = sum(len(text[begin:end].encode()) for begin, end in spans)
+            total += Coverage(len(encoding.ids), len(spans), len(text.encode()), lost)
+        return total
+
+    def unknown(self, text: str) -> tuple[int, int]:
+        """How many tokens of `text` are unknown, and how many bytes of UTF-8 they stand for."""
+        counts = self.coverage([text])
+        return counts.unknown, counts.unknown_bytes
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Nothing: the library that the file is made for is the one that encodes."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_backend"}
+
+
+def train(sample: Iterable[str], vocab: int) -> bytes:
+    """Train a WordPiece tokenizer of exactly `vocab` pieces on the texts; returns tokenizer.json's content.
+
+    As Cramming's: quotation marks unified, NFD, lower case, accents stripped, one space for many, words and punctuation
+    split; pieces are merged by frequency. Unlike Cramming, which deletes all that is not ASCII, other characters are
+    kept and get pieces. Hugging Face's WordPieceTrainer numbers the pieces within words in the order of a hash table,
+    so that two trainings differ: here its BPE trainer learns the same merges, with these pieces numbered first.
+    Raises ValueError naming the smallest or largest vocabulary that the text allows.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from tokenizers import Tokenizer, decoders, models, trainers
+
+    if vocab < MIN_VOCAB:
+        raise ValueError(f"vocab={vocab} is too small: at least {MIN_VOCAB}")
+    normalizer, splitter = _normalizer(), _splitter()
+    words: Counter[str] = Counter()
+    for text in sample:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    letters: Counter[str] = Counter()
+    for word, times in words.items():
+        for letter in word:
+            letters[letter] += times
+    room = min(MAX_ALPHABET, int((vocab - len(SPECIALS)) * MAX_ALPHABET_SHARE))
+    alphabet = sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:room])
+    backend = Tokenizer(models.BPE(continuing_subword_prefix=PREFIX))
+    backend.pre_tokenizer = _by_whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        show_progress=False,
+        special_tokens=[*SPECIALS, *alphabet, *(PREFIX + letter for letter in alphabet)],
+        limit_alphabet=len(alphabet),
+        initial_alphabet=alphabet,
+        continuing_subword_prefix=PREFIX,
+    )
+    known = set(alphabet)
+    backend.train_from_iterator(
+        # each word as often as it occurs; a word with a rarer letter becomes [UNK], and teaches nothing
+        (" ".join([word] * words[word]) for word in sorted(words) if known.issuperset(word)),
+        trainer,
+    )
+    pieces = backend.get_vocab(with_added_tokens=True)
+    if len(pieces) != vocab:
+        size = f"at most {len(pieces)}" if len(pieces) < vocab else f"at least {len(pieces)}"
+        raise ValueError(f"vocab={vocab} does not fit this text: {size}")
+    trained = Tokenizer(models.WordPiece(vocab=pieces, unk_token=SPECIALS[1], continuing_subword_prefix=PREFIX))
+    trained.normalizer, trained.pre_tokenizer = normalizer, splitter
+    trained.decoder = decoders.WordPiece(prefix=PREFIX, cleanup=False)
+    trained.add_special_tokens(list(SPECIALS))
+    return trained.to_str(pretty=False).encode()
+
+
+def _normalizer() -> Any:
+    from tokenizers import Regex, normalizers
+
+    return normalizers.Sequence(
+        [
+            normalizers.Replace("``", '"'),
+            normalizers.Replace("''", '"'),
+            normalizers.NFD(),
+            normalizers.Lowercase(),
+            normalizers.StripAccents(),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+
+
+def _splitter() -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Whitespace()  # \w+|[^\w\s]+
+
+
+def _by_whitespace() -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.WhitespaceSplit()
+
+
+def valid_unicode(texts: Iterable[str]) -> list[bytes]:
+    """The texts as UTF-8. Raises ValueError for half of a surrogate pair, which is no text."""
+    try:
+        return [text.encode() for text in texts]
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not valid Unicode (a lone surrogate): {error}") from error

@@ -1,0 +1,73 @@
+"""Whether the data of a study are still those that its runs were trained on: a corpus may change between two commands.
+
+The text is part of what a run is. An arm that reads another text than the baseline did differs from it in two things.
+"""
+
+import contextlib
+from typing import Any
+
+from ablations import rundir
+from ablations.config import ConfigError
+from ablations.study import Cell, Study
+
+
+def check_files(study: Study) -> None:
+    """Compare the files of each corpus with those that the study's runs were trained on, before anything is prepared.
+    Files that changed are read once (sha256); of others the hash is remembered.
+
+    Raises:
+        ConfigError: they changed.
+    """
+    from data.prepare import changes, sources
+
+    store = study.out / rundir.DATA
+    current: dict[str, dict[str, Any]] = {}
+    for cell, recorded in _recorded(study):
+        corpus = cell.run.data.corpus
+        if corpus not in current and any(recorded.get("sources", {}).values()):
+            try:
+                current[corpus] = sources(corpus, store)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        _refuse(cell, changes({"sources": recorded.get("sources", {})}, {"sources": current.get(corpus, {})}))
+
+
+def check_prepared(study: Study) -> None:
+    """Compare the prepared text and tokenizer of each run with those that it was trained on.
+
+    Raises:
+        ConfigError: another one is there now.
+    """
+    from data.corpus import Missing
+    from data.prepare import changes, prepare
+
+    store = study.out / rundir.DATA
+    for cell, recorded in _recorded(study):
+        data = cell.run.data
+        asked = (data.corpus, data.tokenizer, cell.run.model.vocab, store, data.tokenizer_kind, data.recipe)
+        try:
+            current = prepare(*asked, build=False)
+        except Missing:
+            continue  # nothing that is about to be trained reads it
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        _refuse(cell, changes(recorded, current))
+
+
+def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
+    """The runs of the study that have begun, and what run.json says of their data."""
+    pairs = []
+    for cell in study.cells:
+        with contextlib.suppress(rundir.Damaged):  # the run that is continued from its checkpoint writes it anew
+            record = cell.recorded()
+            if record and isinstance(record.get("data"), dict):
+                pairs.append((cell, record["data"]))
+    return pairs
+
+
+def _refuse(cell: Cell, sentences: list[str]) -> None:
+    if sentences:
+        raise ConfigError(
+            f"{'; '.join(sentences)}. {cell.dir} was trained on what was there then, and runs on another text cannot "
+            "be compared with it: restore the data, or choose another OUT"
+        )
