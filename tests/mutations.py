@@ -1266,6 +1266,7 @@ MUTATIONS = [
         "residuals / (len(arms) * freedom)",
         "residuals / (len(arms) * freedom) ** 2",
         PLAN_LADDER,
+    ),
     # judging
     one(
         "evaluation with dropout on",
