@@ -70,6 +70,8 @@ STEERED = f"{REPORT}::test_a_strangers_names_cannot_steer_a_terminal_or_a_page"
 PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
 FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
 RUNDIR = "tests/test_rundir.py"
+PLAN_MODEL, PLAN_STUDY, PLAN_LAWS = "tests/test_plan_model.py", "tests/test_plan_study.py", "tests/test_plan_laws.py"
+PLAN_DECISION, PLAN_LADDER = "tests/test_plan_decision.py", "tests/test_plan_ladder.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
 OBJ, CROSS = "model/objective.py", "model/kernels/cross_entropy.py"
 ROTATION, KERNEL = "model/kernels/rotation.py", "model/kernels/attention.py"
@@ -1337,6 +1339,107 @@ MUTATIONS = [
         'folder / f".{name}.{os.getpid()}.tmp" for name in texts',
         "folder / name for name in texts",
         FULL_DISK,
+    ),
+    # plans
+    one(
+        "the pipeline fills and drains at no cost",
+        "",
+        "",
+        "",
+        "ablations/plan/throughput.py",
+        "    fill = (count + pp - 1) / count",
+        "    fill = 1.0",
+        PLAN_MODEL,
+    ),
+    one(
+        "spare nodes are counted as at work",
+        "",
+        "",
+        "",
+        "ablations/plan/resources.py",
+        "(self.nodes - self.spare) * self.per_node",
+        "self.nodes * self.per_node",
+        PLAN_MODEL,
+    ),
+    one(
+        "layouts beyond the memory are shown",
+        "",
+        "",
+        "",
+        "ablations/plan/layouts.py",
+        "need * (1 + EDGE) > gpu.memory",
+        "need > 2 * gpu.memory",
+        PLAN_STUDY,
+    ),
+    one(
+        "the batches of a ramp are not asked whether they divide",
+        "BigScience tr11: batches of 16 at 8 TFLOP/s",
+        "",
+        "",
+        "ablations/plan/layouts.py",
+        "for size in run.batch_sizes.sizes:",
+        "for size in [run.train.batch]:",
+        PLAN_STUDY,
+    ),
+    one(
+        "arms of another size are planned without a word",
+        'BigScience tr8: "104B" was 58B',
+        "",
+        "",
+        "ablations/plan/study_cost.py",
+        "if abs(apart) > APART:",
+        "if abs(apart) > 9:",
+        PLAN_STUDY,
+    ),
+    one(
+        "a law is fitted to runs of one length",
+        "",
+        "",
+        "",
+        "ablations/plan/laws.py",
+        "        if len(distinct) < 3:",
+        "        if len(distinct) < 1:",
+        PLAN_LAWS,
+    ),
+    one(
+        "residuals of losses, not of their logarithms",
+        "",
+        "",
+        "",
+        "ablations/plan/laws.py",
+        "        residual = logs - data[:, 2]",
+        "        residual = logs - data[:, 2] ** 2",
+        PLAN_LAWS,
+    ),
+    one(
+        "oversized heads are accepted",
+        "",
+        "",
+        "",
+        "ablations/plan/shapes.py",
+        "if head_dim > HEAD_LIMIT else",
+        "if head_dim > 999 else",
+        PLAN_DECISION,
+    ),
+    one(
+        "a ladder's line is read at the middle of its sizes",
+        "",
+        "",
+        "",
+        "ablations/plan/ladder.py",
+        "statistics.fmean(y) - slope * middle",
+        "statistics.fmean(y)",
+        PLAN_LADDER,
+    ),
+    one(
+        "a ladder's noise is that of all arms' runs together",
+        "",
+        "",
+        "",
+        "ablations/plan/ladder.py",
+        "residuals / (len(arms) * freedom)",
+        "residuals / (len(arms) * freedom) ** 2",
+        PLAN_LADDER,
     ),
     # judging
     one(
