@@ -49,6 +49,7 @@ DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
 SCHEDULE, STUDY_FILES = "tests/test_schedule.py", "tests/test_study_files.py"
 OBJECTIVE, BUDGET, FP8 = "tests/test_objective.py", "tests/test_budget.py", "tests/test_fp8.py"
 RANKS = "tests/test_parallel.py"
+MLM = "tests/test_mlm.py"
 SEEDED = (
     "tests/test_train.py::test_the_seed_draws_the_order_of_the_data "
     "tests/test_train.py::test_what_is_dropped_differs_by_step_and_by_seed"
@@ -322,6 +323,56 @@ MUTATIONS = [
         "return [count * len(micros)",
         "return [1.0 for _ in counts] or [count * len(micros)",
         OBJECTIVE,
+    ),
+    one(
+        "the masked token is left in the input",
+        "",
+        "model.objective=mlm",
+        "model.objective",
+        OBJ,
+        "inputs_BT[row, torch.from_numpy(chosen[:replaced])] = tokens.mask",
+        "pass",
+        MLM,
+    ),
+    one(
+        "MLM attention is causal",
+        "Cramming: a causal switch without effect",
+        "model.objective=mlm",
+        "model.objective",
+        OBJ,
+        "return (k <= q) | (k > q)",
+        "return k <= q  # ",
+        MLM,
+    ),
+    one(
+        "the loss is over all positions",
+        "",
+        "model.objective=mlm",
+        "model.objective",
+        OBJ,
+        "return Batch(inputs_BT, targets_BT, positions_BM)",
+        "return Batch(inputs_BT, targets_BT)",
+        MLM,
+    ),
+    one(
+        "masks depend on how a batch is cut",
+        "",
+        "model.objective=mlm",
+        "",
+        OBJ,
+        "draw = np.random.default_rng([seed, number])",
+        "draw = np.random.default_rng([seed, row])",
+        MLM,
+    ),
+    one(
+        "masks are the same for all seeds",
+        "",
+        "model.objective=mlm",
+        "",
+        OBJ,
+        "draw = np.random.default_rng([seed, number])",
+        "draw = np.random.default_rng([1, number])",
+        MLM,
     ),
     # fp16
     one(
@@ -1523,7 +1574,7 @@ MUTATIONS = [
         "tests/test_finetune.py::test_constant_outputs_score_exactly_chance_and_count_as_collapsed",
     ),
 ]
-WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
+WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED} {MLM}"
 WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT}"
 WHERE += f" {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
 WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
