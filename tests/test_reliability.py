@@ -33,8 +33,8 @@ def test_the_plan_says_how_often_by_what_a_save_has_cost(tmp_path: Path) -> None
     assert "measures what a save costs" in saves([], 24.0, 1)
 
     def checkpoint(name: str, seconds: float) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
+        folder = tmp_path / name / "step_1"
+        folder.mkdir(parents=True)
         rundir.write_checkpoint(folder, {"step": 1, "files": {}, "state": {}, "stall": 0.5, "seconds": seconds})
         return folder
 
