@@ -23,7 +23,7 @@ from ablations.values import human
 SPENT = ("trained", "saving", "redone", "detecting", "restarting", "waiting")
 
 
-# How it went: 366B tokens from 11 March to 6 July 2022 (its model card; secondary).
+# How it went: 366B tokens in 117 days from 11 March 2022 (BigScience's blog, as quoted: secondary).
 BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
 
 

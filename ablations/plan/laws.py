@@ -96,7 +96,7 @@ class Optimum:
 KAPLAN_LOSS = (3.1e8, 0.050)  # L(C) = (3.1e8 / C in PF-days)^0.050
 KAPLAN_N, KAPLAN_D = (1.3e9, 0.73), (2e10, 0.27)
 HOFFMANN_3 = Hoffmann(1.69, 406.4, 410.7, 0.34, 0.28)  # as printed, rounded
-BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data fitted again
+BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data fitted again; recalled
 TOKENS_PER_PARAMETER = 20.0  # what Hoffmann's first two ways come to
 BIGSCIENCE_OPTIMUM = (4500.0, 392e9, 165e9)  # PF-days, N, D: their blog; the constants of the fit are not public
 
@@ -128,7 +128,7 @@ LAWS: list[tuple[str, Callable[[float], tuple[float, float]], str, str]] = [
     ),
     ("Hoffmann 2022, ways 1 and 2", twenty, "secondary", "Hoffmann et al. 2022: about 20 tokens a parameter"),
     ("Hoffmann 2022, way 3", HOFFMANN_3.optimum, "secondary", "Hoffmann et al. 2022: constants as printed, rounded"),
-    ("Besiroglu 2024", BESIROGLU.optimum, "secondary", "Besiroglu et al. 2024: Hoffmann's data, way 3 fitted again"),
+    ("Besiroglu 2024", BESIROGLU.optimum, "unverified", "Besiroglu et al. 2024: Hoffmann's data, way 3 fitted again"),
 ]
 
 
