@@ -26,7 +26,7 @@ from model.count import parameters
 from model.fp8 import FP8_LAYERS
 from model.gpt import GPT
 from model.linear import Layers
-from model.objective import Batch
+from model.objective import Batch, SpecialTokens
 from model.shard import SINGLE, Ranks, dimension
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's loss scaler remembers
@@ -194,7 +194,7 @@ class Engine:
         loss = self.ds.module
         loss.compile(dynamic=False)
         rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
-        batch = self.model.objective.batch(rows).to(self.device)
+        batch = self.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(self.device)
         if model.dropout or model.attn_dropout:  # what training calls, and then a graph that drops nothing, to compare
             torch.autograd.grad(loss(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
             loss.eval()

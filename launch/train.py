@@ -77,7 +77,7 @@ def train(cell: Cell, out: Path) -> None:
 
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
-    objective = engine.model.objective
+    objective, special = engine.model.objective, manifest.special_tokens(run, data)
     identity = {
         "fingerprint": run.fingerprint,
         "corpus sha256": data["sha256"],
@@ -99,7 +99,7 @@ def train(cell: Cell, out: Path) -> None:
             lr = learning_rate(run.train, run.budget.share(numbers.stop * run.model.seq, at.seconds))
             noise = (run.seed * 1_000_003 + at.step) * replicas + replica
             late = rank == 0 and time.perf_counter() - saved > pause(run, checkpoints, hosts)
-            batch = objective.batch(batches.batch(mine), run.seed, mine)
+            batch = objective.batch(batches.batch(mine), run.seed, mine, special)
             loss, norm, save, leave, at.seconds = engine.step(
                 batch, lr, noise, save=late, leave=bool(watch.asked), clock=clock.read
             )

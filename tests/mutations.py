@@ -49,6 +49,7 @@ DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
 SCHEDULE, STUDY_FILES, CLOCK = "tests/test_schedule.py", "tests/test_study_files.py", "tests/test_clock.py"
 OBJECTIVE, BUDGET, FP8 = "tests/test_objective.py", "tests/test_budget.py", "tests/test_fp8.py"
 RANKS = "tests/test_parallel.py"
+MLM = "tests/test_mlm.py"
 SEEDED = (
     "tests/test_train.py::test_the_seed_draws_the_order_of_the_data "
     "tests/test_train.py::test_what_is_dropped_differs_by_step_and_by_seed"
@@ -69,6 +70,8 @@ STEERED = f"{REPORT}::test_a_strangers_names_cannot_steer_a_terminal_or_a_page"
 PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
 FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
 RUNDIR = "tests/test_rundir.py"
+PLAN_MODEL, PLAN_STUDY, PLAN_LAWS = "tests/test_plan_model.py", "tests/test_plan_study.py", "tests/test_plan_laws.py"
+PLAN_DECISION, PLAN_LADDER = "tests/test_plan_decision.py", "tests/test_plan_ladder.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
 OBJ, CROSS = "model/objective.py", "model/kernels/cross_entropy.py"
 ROTATION, KERNEL = "model/kernels/rotation.py", "model/kernels/attention.py"
@@ -320,6 +323,56 @@ MUTATIONS = [
         "return [count * len(micros)",
         "return [1.0 for _ in counts] or [count * len(micros)",
         OBJECTIVE,
+    ),
+    one(
+        "the masked token is left in the input",
+        "",
+        "model.objective=mlm",
+        "model.objective",
+        OBJ,
+        "inputs_BT[row, torch.from_numpy(chosen[:replaced])] = tokens.mask",
+        "pass",
+        MLM,
+    ),
+    one(
+        "MLM attention is causal",
+        "Cramming: a causal switch without effect",
+        "model.objective=mlm",
+        "model.objective",
+        OBJ,
+        "return (k <= q) | (k > q)",
+        "return k <= q  # ",
+        MLM,
+    ),
+    one(
+        "the loss is over all positions",
+        "",
+        "model.objective=mlm",
+        "model.objective",
+        OBJ,
+        "return Batch(inputs_BT, targets_BT, positions_BM)",
+        "return Batch(inputs_BT, targets_BT)",
+        MLM,
+    ),
+    one(
+        "masks depend on how a batch is cut",
+        "",
+        "model.objective=mlm",
+        "",
+        OBJ,
+        "draw = np.random.default_rng([seed, number])",
+        "draw = np.random.default_rng([seed, row])",
+        MLM,
+    ),
+    one(
+        "masks are the same for all seeds",
+        "",
+        "model.objective=mlm",
+        "",
+        OBJ,
+        "draw = np.random.default_rng([seed, number])",
+        "draw = np.random.default_rng([1, number])",
+        MLM,
     ),
     # fp16
     one(
@@ -1317,6 +1370,107 @@ MUTATIONS = [
         "folder / name for name in texts",
         FULL_DISK,
     ),
+    # plans
+    one(
+        "the pipeline fills and drains at no cost",
+        "",
+        "",
+        "",
+        "ablations/plan/throughput.py",
+        "    fill = (count + pp - 1) / count",
+        "    fill = 1.0",
+        PLAN_MODEL,
+    ),
+    one(
+        "spare nodes are counted as at work",
+        "",
+        "",
+        "",
+        "ablations/plan/resources.py",
+        "(self.nodes - self.spare) * self.per_node",
+        "self.nodes * self.per_node",
+        PLAN_MODEL,
+    ),
+    one(
+        "layouts beyond the memory are shown",
+        "",
+        "",
+        "",
+        "ablations/plan/layouts.py",
+        "need * (1 + EDGE) > gpu.memory",
+        "need > 2 * gpu.memory",
+        PLAN_STUDY,
+    ),
+    one(
+        "the batches of a ramp are not asked whether they divide",
+        "BigScience tr11: batches of 16 at 8 TFLOP/s",
+        "",
+        "",
+        "ablations/plan/layouts.py",
+        "for size in run.batch_sizes.sizes:",
+        "for size in [run.train.batch]:",
+        PLAN_STUDY,
+    ),
+    one(
+        "arms of another size are planned without a word",
+        'BigScience tr8: "104B" was 58B',
+        "",
+        "",
+        "ablations/plan/study_cost.py",
+        "if abs(apart) > APART:",
+        "if abs(apart) > 9:",
+        PLAN_STUDY,
+    ),
+    one(
+        "a law is fitted to runs of one length",
+        "",
+        "",
+        "",
+        "ablations/plan/laws.py",
+        "        if len(distinct) < 3:",
+        "        if len(distinct) < 1:",
+        PLAN_LAWS,
+    ),
+    one(
+        "residuals of losses, not of their logarithms",
+        "",
+        "",
+        "",
+        "ablations/plan/laws.py",
+        "        residual = logs - data[:, 2]",
+        "        residual = logs - data[:, 2] ** 2",
+        PLAN_LAWS,
+    ),
+    one(
+        "oversized heads are accepted",
+        "",
+        "",
+        "",
+        "ablations/plan/shapes.py",
+        "if head_dim > HEAD_LIMIT else",
+        "if head_dim > 999 else",
+        PLAN_DECISION,
+    ),
+    one(
+        "a ladder's line is read at the middle of its sizes",
+        "",
+        "",
+        "",
+        "ablations/plan/ladder.py",
+        "statistics.fmean(y) - slope * middle",
+        "statistics.fmean(y)",
+        PLAN_LADDER,
+    ),
+    one(
+        "a ladder's noise is that of all arms' runs together",
+        "",
+        "",
+        "",
+        "ablations/plan/ladder.py",
+        "residuals / (len(arms) * freedom)",
+        "residuals / (len(arms) * freedom) ** 2",
+        PLAN_LADDER,
+    ),
     # judging
     one(
         "evaluation with dropout on",
@@ -1450,7 +1604,7 @@ MUTATIONS = [
         "tests/test_finetune.py::test_constant_outputs_score_exactly_chance_and_count_as_collapsed",
     ),
 ]
-WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED}"
+WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED} {MLM}"
 WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT}"
 WHERE += f" {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
 WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"

@@ -1042,6 +1042,9 @@ def test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked(study, tm
         (["bits_per_byte", "value"], float("inf"), "eval.json is damaged"),
         (["tasks", "pydocs/last_word", "stderr"], "1e400", "tasks.pydocs/last_word.stderr is not what"),
         (["tasks"], [], "tasks is not what an evaluation has there"),
+        (["samples_sha256"], "beef", "samples.jsonl.gz is not the file that eval.json was written with"),
+        (["tasks", "pydocs/last_word", "suite"], True, "tasks.pydocs/last_word.guess is not what"),
+        (["by_domain"], {"pydocs": {"Github": 5}}, "by_domain.pydocs.Github is not what"),
     ],
 )
 def test_scores_that_are_not_those_of_the_items_are_refused(study, tmp_path, keys, to, why):
