@@ -1417,8 +1417,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/study_cost.py",
-        "if abs(apart) > APART:",
-        "if abs(apart) > 9:",
+        "if abs(difference) > APART:",
+        "if abs(difference) > 9:",
         PLAN_STUDY,
     ),
     one(
