@@ -14,7 +14,8 @@ from ablations.plan.layouts import Candidate, best_few, search
 from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR
 from ablations.plan.throughput import Prediction
-from ablations.study import Study, human
+from ablations.study import Study
+from ablations.values import human
 from model.count import flops_per_token, parameters
 
 CHECKPOINT = 12  # bytes a parameter: fp32 weights and two moments (docs/reliability.md: 148 MB for 12.3M)
