@@ -1,7 +1,7 @@
 """The accelerators that a plan may name: peak, memory, bandwidths, power.
 
 Peaks, bandwidths and watts are the makers' data sheets as catalogues quote them (secondary); memory is what nvidia-smi
-shows for cards up to h100 (seen in public logs; of V100s recalled, unverified), beyond them what is printed on the card.
+shows for cards up to h100 (seen in public logs; of V100s unverified), beyond them what is printed on the card.
 A network is the node's, divided by its GPUs; it differs between sites more than GPUs do, and a site's own measurement
 replaces it (ablations/plan/site_speed.py).
 """
