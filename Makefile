@@ -27,9 +27,9 @@ ablation: .venv/ready
 # ON=, BUDGET=: what it costs on hardware, and what a budget trains (ablations/plan/command.py)
 plan: .venv/ready
 	@$(PY) -m ablations plan $(foreach n,ON BUDGET FORMAT PRICE TO NEED,$(if $(call said,$(n)),$(call pair,$(n)))) $(WORDS)
-# a scaling law fitted to finished runs: RUNS="runs/a/b,seed=1 ..." FORM=hoffmann|kaplan|compute
+# a scaling law fitted to finished runs: RUNS="runs/a/b,seed=1 ..." FORM=hoffmann|kaplan|compute TO=law.svg
 laws: .venv/ready
-	@$(PY) -m ablations.plan.laws $(call said,RUNS) $(if $(call said,FORM),--form '$(FORM)')
+	@$(PY) -m ablations.plan.laws $(call said,RUNS) $(if $(call said,FORM),--form '$(FORM)') $(if $(call said,TO),--figure '$(TO)')
 # the same arms at several sizes, extrapolated to a larger one: POS=alibi,rotary SIZES=nano,mini,small TARGET=14m
 LADDER = -m ablations.plan.ladder --sizes '$(call said,SIZES)' --target '$(or $(call said,TARGET),14m)'
 ladder: .venv/ready
@@ -38,7 +38,7 @@ ladder: .venv/ready
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(if $(call said,BESIDE),'BESIDE=$(BESIDE)') $(WORDS)
+	@$(PY) -m eval.report $(foreach n,BESIDE MARGIN,$(if $(call said,$(n)),'$(n)=$($(n))')) $(WORDS)
 diff: .venv/ready
 	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
 data: .venv/ready

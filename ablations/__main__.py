@@ -22,7 +22,7 @@ from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, f
 from ablations.values import human
 
 COMMANDS = {
-    "plan": "list the runs of a study and what they cost; creates nothing",
+    "plan": "list the runs of a study and what they cost; ON=a100: on that hardware; BUDGET=...: what to train with it",
     "status": "where every run of a study stands",
     "show": "the complete configuration of every arm, and the line that makes it",
     "reference": "what every setting means, as Markdown; --write makes the comments of baseline.yaml anew",

@@ -72,12 +72,22 @@ def without_effect(key: str, flat: dict[str, Any]) -> str:
 
 
 def bundles() -> dict[str, dict[str, Any]]:
-    """What `size` may be: {name: {"params": count, "set": {key: value}}} of sizes.yaml and of each file of presets/."""
-    found = dict(read_yaml(HERE / "sizes.yaml"))
+    """What `size` may be: {name: {"params": count, "set": {key: value}}} of sizes.yaml and of each file of presets/.
+
+    Raises:
+        ConfigError: naming a file that is none of these.
+    """
+    bundles = dict(read_yaml(HERE / "sizes.yaml"))
     for path in sorted((HERE / "presets").glob("*.yaml")):
         tree = dict(read_yaml(path))
-        found[path.stem] = {"params": tree.pop("params"), "set": flatten(tree)}
-    return found
+        bundles[path.stem] = {"params": tree.pop("params", None), "set": flatten(tree)}
+    for name, bundle in bundles.items():
+        whole = (
+            isinstance(bundle, dict) and isinstance(bundle.get("params"), int) and isinstance(bundle.get("set"), dict)
+        )
+        if not whole:
+            raise ConfigError(f"size {name} in ablations needs params, the number of its parameters, and its settings")
+    return bundles
 
 
 def _build(flat: dict[str, Any]) -> Run:

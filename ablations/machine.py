@@ -1,4 +1,4 @@
-"""What this machine can, told without torch: planning must not wait for it."""
+"""GPU and bf16 of this machine, found out without torch: planning must not wait for it."""
 
 import os
 from pathlib import Path

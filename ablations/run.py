@@ -3,6 +3,7 @@
 import bisect
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_type_hints
@@ -89,6 +90,27 @@ class Run:
     def tokens_after(self, step: int) -> int:
         """Tokens of the first `step` steps."""
         return self.samples(step).start * self.model.seq
+
+    @property
+    def length(self) -> float:
+        """What `position` has reached at the end."""
+        return self.budget.seconds if isinstance(self.budget, ClockBudget) else self.steps
+
+    def position(self, metric: Mapping[str, Any]) -> float:
+        """How far a run is by a line of its metrics: steps, or seconds where the budget is a time."""
+        return float(metric.get("seconds" if isinstance(self.budget, ClockBudget) else "step", 0))
+
+    def seconds_left(self, metric: Mapping[str, Any]) -> float | None:
+        """Seconds to the end by a line of the metrics, where it says enough."""
+        if isinstance(self.budget, ClockBudget):
+            return max(0.0, self.budget.seconds - metric.get("seconds", 0.0))
+        if metric.get("tokens_per_second", 0) > 0 and "tokens" in metric:
+            return (self.tokens - metric["tokens"]) / metric["tokens_per_second"]
+        return None
+
+    def step_of_all(self, step: int) -> str:
+        """12/4096; 12 where the clock decides how many there are."""
+        return str(step) if isinstance(self.budget, ClockBudget) else f"{step}/{self.steps}"
 
     @property
     def milestones(self) -> dict[int, int]:

@@ -1,5 +1,6 @@
-"""The site file: what a cluster wants to be told, in Slurm's own words. See launch/sites."""
+"""The site file: the settings of a cluster, as Slurm's own variables. See launch/sites."""
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -19,21 +20,27 @@ def site(name: str = "") -> dict[str, str]:
     path = find(name)
     if not path:
         return {}
-    done = subprocess.run(["bash", "-c", '. "$1" >&2 && env -0', "-", str(path)], capture_output=True, text=True)
-    if done.returncode:
-        raise ConfigError(f"{path}: {done.stderr.strip()}")
-    pairs = [line.split("=", 1) for line in done.stdout.split("\0") if "=" in line]
-    return {k: v for k, v in pairs if k.startswith("SBATCH_") or k == "NODE_MTBF_HOURS"}
+    command = ["bash", "-c", '. "$1" >&2 && env -0', "-", str(path)]
+    shell = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if shell.returncode:
+        raise ConfigError(f"{path}: {shell.stderr.strip()}")
+    pairs = [line.split("=", 1) for line in shell.stdout.split("\0") if "=" in line]
+    return {name: value for name, value in pairs if name.startswith("SBATCH_") or name == "NODE_MTBF_HOURS"}
 
 
 def find(name: str = "") -> Path | None:
-    """The site file, or None where there is none."""
+    """The site file, or None where there is none.
+
+    Raises:
+        ConfigError: when the one that is named does not exist.
+    """
     name = name or os.environ.get("SITE", "")
     default = ROOT / "launch/site.sh"
     if not name:
         return default if default.exists() else None
-    for path in (SITES / f"{name}.sh", Path(name)):
-        if path.is_file():
-            return path.resolve()
-    names = ", ".join(p.stem for p in sorted(SITES.glob("*.sh")))
-    raise ConfigError(f"SITE={name} is neither a file nor one of {names}")
+    with contextlib.suppress(OSError, ValueError):  # a name that is too long, or is no text
+        for path in (SITES / f"{name}.sh", Path(name)):
+            if path.is_file():
+                return path.resolve()
+    names = ", ".join(path.stem for path in sorted(SITES.glob("*.sh")))
+    raise ConfigError(f"SITE={name[:200]} is neither a file nor one of {names}")

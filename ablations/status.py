@@ -79,8 +79,8 @@ def _at_work(
         step = max(step, heartbeat.get("step", 0))
     nodes = ",".join(map(str, heartbeat.get("nodes", []))) or start.get("nodes", "")
     work: dict[str, Any] = {"nodes": nodes, "silent": silent, "step": step}
-    if facts.get("tokens_per_second", 0) > 0 and "tokens" in facts:
-        work["left"] = (cell.run.tokens - facts["tokens"]) / facts["tokens_per_second"]
+    if facts.get("tokens_per_second", 0) > 0 and (left := cell.run.seconds_left(facts)) is not None:
+        work["left"] = left
     if silent > (SILENT if alive else STARTUP):
         return work | {"state": State.STALLED}
     return work | {"state": State.RUNNING if alive else State.STARTING}
@@ -105,7 +105,7 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
             (
                 f"{i} {cell.name}",
                 s["state"],
-                f"{s['step']}/{cell.run.steps}" if "step" in s else "",
+                cell.run.step_of_all(s["step"]) if "step" in s else "",
                 f"{s['loss']:.3f}" if "loss" in s else "",
                 human(s["tokens_per_second"]) if "tokens_per_second" in s else "",
                 duration(s["left"]) if "left" in s else "",

@@ -47,6 +47,12 @@ permutation cannot reach 5 % with two or three seeds, and Dunnett's tables do no
 
 With one seed nothing is better or worse: a difference that the items or a known noise floor explain is within noise,
 any other is not replicated.
+
+Equivalence. Within noise is not the same as equal. Where a margin was named, two arms are equivalent within it when two
+one-sided tests both say so (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15): when the 1 - 2 LEVEL interval of the
+difference lies inside the margin; of several arms, at LEVEL divided by their number. Of differences as large as the
+margin at most 5 % of studies say equivalent (tests/test_statistics.py). What is neither is undecided, and
+`seeds_to_decide` says what is missing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -58,6 +64,7 @@ import numpy as np
 
 LEVEL = 0.05  # chance of any wrong verdict on a metric when there is no difference
 LN2 = float(np.log(2))
+MOST_SEEDS = 20  # beyond which it is not said how many would tell: by then another question is the better use of them
 DRAWS = 4000  # of the bootstrap: the ends of a 95 % interval to some 3 % of its width
 FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can tell its noise: see the head of this file
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
@@ -147,6 +154,7 @@ class Comparison:
     adjusted: float = float("nan")  # p after Holm's correction, over the arms of the study
     replicated: bool = True  # False: seen with one seed
     independent: int | None = None  # items of the task with the fewest; None: it is not known how many there are
+    family: int = 1  # how many comparisons it is one of
 
     @property
     def noise(self) -> float:
@@ -157,6 +165,12 @@ class Comparison:
     def enough_items(self) -> bool:
         """Whether the items can tell their part of the noise."""
         return self.independent is None or self.independent >= FEWEST_ITEMS
+
+    def equivalent(self, margin: float | None) -> bool:
+        """Whether the difference is smaller than a margin, in the units of the metric, by two one-sided tests."""
+        if margin is None or not self.seeds or not self.replicated or not self.enough_items:
+            return False
+        return abs(self.difference) + quantile(2 * LEVEL / self.family, self.seeds, self.items) <= margin
 
     @property
     def counts(self) -> bool:
@@ -368,16 +382,40 @@ def family(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
     for (arm, c), p in zip(comparisons.items(), adjusted, strict=True):
         level = LEVEL / (len(tested) - min(rank[arm], counting)) if len(tested) > 1 and arm in rank else LEVEL
         least = quantile(level, c.seeds or Part(0.0, inf), c.items)
-        found[arm] = replace(c, adjusted=p, threshold=least)
+        found[arm] = replace(c, adjusted=p, threshold=least, family=max(1, len(tested)))
     return found
 
 
-def verdict(comparison: Comparison, higher_is_better: bool, digits: int = 3) -> str:
-    """In words: better or worse by how much and how many times the noise; within noise; not replicated; or no
-    verdict, where a task has fewer than FEWEST_ITEMS independent items."""
+def seeds_to_decide(c: Comparison, arms: int, seeds: int, margin: float | None = None) -> int | None:
+    """With how many seeds a study of `arms` arms would find a difference more than noise, or smaller than the margin,
+    if the difference and the noise of one seed stay as they are; None where MOST_SEEDS would not do.
+
+    seeds: from which the comparison was made.
+    """
+    if not c.seeds or not c.enough_items:
+        return None
+    level = LEVEL / max(1, arms - 1)
+    for n in range(seeds + 1, MOST_SEEDS + 1):
+        dof = 2 if arms == n == 2 else (arms - 1) * (n - 1)
+        part = Part(c.seeds.variance * seeds / n, dof)
+        size = abs(c.difference)
+        if size > quantile(level, part, c.items):
+            return n
+        if margin is not None and size + quantile(2 * level, part, c.items) <= margin:
+            return n
+    return None
+
+
+def verdict(
+    comparison: Comparison, higher_is_better: bool, digits: int = 3, margin: float | None = None, unit: str = ""
+) -> str:
+    """In words: better or worse by how much and how many times the noise; equivalent within the margin, where there is
+    one; within noise; not replicated; or no verdict, where a task has fewer than FEWEST_ITEMS independent items."""
     if not comparison.enough_items:
         return f"no verdict: {comparison.independent} independent item{'' if comparison.independent == 1 else 's'}"
     p = comparison.p if np.isnan(comparison.adjusted) else comparison.adjusted
+    if not p <= LEVEL and comparison.equivalent(margin):
+        return f"equivalent within {margin:g} {unit}".rstrip()
     if not p <= LEVEL:
         return "within noise"
     if not comparison.replicated:
@@ -385,7 +423,8 @@ def verdict(comparison: Comparison, higher_is_better: bool, digits: int = 3) -> 
     word = "better" if (comparison.difference > 0) == higher_is_better else "worse"
     size = abs(comparison.difference)
     times = size / comparison.noise if comparison.noise else inf
-    return f"{word} by {size:.{digits}f} ({'∞' if isinf(times) else f'{times:.0f}'} × noise)"
+    words = f"{word} by {size:.{digits}f} ({'∞' if isinf(times) else f'{times:.0f}'} × noise)"
+    return f"{words}, less than the margin" if comparison.equivalent(margin) else words
 
 
 def places(results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool) -> dict[str, str]:

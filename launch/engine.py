@@ -26,7 +26,7 @@ from model.count import parameters
 from model.fp8 import FP8_LAYERS
 from model.gpt import GPT
 from model.linear import Layers
-from model.objective import Batch
+from model.objective import Batch, SpecialTokens
 from model.shard import SINGLE, Ranks, dimension
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's loss scaler remembers
@@ -159,6 +159,7 @@ class Step(NamedTuple):
     grad_norm: float  # before clipping
     save: bool  # whether any rank wants a checkpoint now
     leave: bool  # whether any rank wants training to stop
+    seconds: float = 0.0  # on the clock of the first rank after the step; 0 where there is none
 
 
 @dataclass
@@ -193,7 +194,7 @@ class Engine:
         loss = self.ds.module
         loss.compile(dynamic=False)
         rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
-        batch = self.model.objective.batch(rows).to(self.device)
+        batch = self.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(self.device)
         if model.dropout or model.attn_dropout:  # what training calls, and then a graph that drops nothing, to compare
             torch.autograd.grad(loss(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
             loss.eval()
@@ -262,13 +263,23 @@ class Engine:
         for key in state.keys() & set(SCALER):
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
-    def step(self, batch: Batch, lr: float, seed: int = 0, save: bool = False, leave: bool = False) -> Step:
+    def step(
+        self,
+        batch: Batch,
+        lr: float,
+        seed: int = 0,
+        save: bool = False,
+        leave: bool = False,
+        clock: Callable[[], float] = lambda: 0.0,
+    ) -> Step:
         """One optimizer step on this rank's sequences of the global batch.
 
         Args:
             seed: of what this step and rank drop. Random numbers have no state that a resume could lose.
             save, leave: whether this rank wants a checkpoint after the step, or training to stop. Both travel with
                 the loss, so that all ranks know of them at the same step and at no cost.
+            clock: seconds of training so far. The first rank's travel with the loss too: ranks that end by the clock,
+                or take the learning rate from it, must agree.
 
         Where gradients overflow in fp16 the norm is infinite and the step is skipped: the batch is used up, weights
         and optimizer stay as they were, and the loss scale goes down.
@@ -300,11 +311,16 @@ class Engine:
             total += loss.detach().float()
         total /= len(micros)
         if dist.get_world_size() > 1:
-            votes = torch.tensor([float(save), float(leave)], device=self.device)
+            reading = clock() if dist.get_rank() == 0 else 0.0
+            votes = torch.tensor([float(save), float(leave), reading], device=self.device)
             sums = torch.cat((total[None], votes))
             dist.all_reduce(sums)
             total, save, leave = sums[0] / dist.get_world_size(), bool(sums[1] > 0), bool(sums[2] > 0)
-        return Step(float(total), float(self.ds.get_global_grad_norm()), save, leave)
+            seconds = float(sums[3])  # in fp32: to 8 ms in a day
+        loss, norm = float(total), float(self.ds.get_global_grad_norm())
+        if dist.get_world_size() == 1:
+            seconds = clock()
+        return Step(loss, norm, save, leave, seconds)
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

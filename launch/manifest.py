@@ -169,3 +169,22 @@ def commit() -> dict[str, Any]:
         return {"sha": sha, "dirty": bool(changed or unknown)}
     except (OSError, subprocess.CalledProcessError):
         return {"sha": "unknown", "dirty": None}
+
+
+def special_tokens(run: Run, data: dict[str, Any]) -> Any:
+    """The model.objective.SpecialTokens of the run's tokenizer, where its objective needs them.
+
+    Raises:
+        Failed: when the tokenizer has no id for a masked token.
+    """
+    from model.objective import NO_SPECIAL_TOKENS, OBJECTIVES, SpecialTokens
+
+    if not OBJECTIVES[run.model.objective].masks:
+        return NO_SPECIAL_TOKENS
+    from data.tokenizer import load_tokenizer, mask_id
+
+    tokenizer = load_tokenizer(data["tokenizer"]["path"])
+    try:
+        return SpecialTokens(mask_id(tokenizer, run.model.vocab), tuple(tokenizer.specials))
+    except ValueError as error:
+        raise Failed(str(error)) from None

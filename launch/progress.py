@@ -40,22 +40,22 @@ def bars(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> N
 
     columns = [TextColumn("{task.description:32}"), BarColumn(24), TextColumn("{task.fields[words]}")]
     with Progress(*columns, TimeElapsedColumn(), refresh_per_second=4) as bar:
-        total = bar.add_task("all runs", total=sum(c.run.steps for c in cells), words="")
-        rows = {c.dir: bar.add_task(c.name, total=c.run.steps, words="waiting", start=False) for c in cells}
+        total = bar.add_task("all runs", total=sum(c.run.length for c in cells), words="")
+        rows = {c.dir: bar.add_task(c.name, total=c.run.length, words="waiting", start=False) for c in cells}
         ended = False
         while not ended:
             ended = done.wait(0.25)
-            finished = 0
+            finished = 0.0
             for cell in cells:
                 row, phase = rows[cell.dir], phases[cell.dir]
                 trained = phase in ("evaluating", "finished")
-                step = cell.run.steps if trained else last_metric(cell.dir)[0].get("step", 0)
-                finished += step
+                position = cell.run.length if trained else cell.run.position(last_metric(cell.dir)[0])
+                finished += position
                 if phase != "waiting" and not bar.tasks[row].started:
                     bar.start_task(row)
                 if phase in ("finished", "failed", "stopped"):
                     bar.stop_task(row)
-                bar.update(row, completed=step, words=describe(cell, phase))
+                bar.update(row, completed=position, words=describe(cell, phase))
             bar.update(total, completed=finished)
 
 
@@ -66,7 +66,6 @@ def describe(cell: Cell, phase: str) -> str:
     if phase != "training" or not metric:
         return "starting" if phase == "training" else phase
     left = ""
-    if speed > 0 and "tokens" in metric:
-        seconds = int((cell.run.tokens - metric["tokens"]) / speed)
-        left = f"  {human(speed)} tokens/s  {seconds // 60}:{seconds % 60:02d} left"
-    return f"step {metric['step']}/{cell.run.steps}  loss {metric['loss']:.3f}{left}"
+    if speed > 0 and (seconds := cell.run.seconds_left(metric)) is not None:
+        left = f"  {human(speed)} tokens/s  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+    return f"step {cell.run.step_of_all(metric['step'])}  loss {metric['loss']:.3f}{left}"

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations import rundir
-from ablations.budget import learning_rate
+from ablations.budget import ClockBudget, learning_rate
 from ablations.config import ConfigError, Run, spread
 from ablations.plan.reliability import save_interval
 from ablations.rundir import Exit
 from ablations.study import Cell, from_args
 from launch import manifest
+from launch.clock import Clock
 from launch.watch import Stop, Watch, event, stop_file
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class Progress:
     """Where a run stands: all that a checkpoint keeps of it beside the weights and the optimizer."""
 
     step: int = 0
-    seconds: float = 0.0  # of training, in all launches
+    samples: int = 0  # trained; those that were left out are not counted
+    seconds: float = 0.0  # of training, in all launches, on the clock of the first rank
+    compile_seconds: float = 0.0  # in all launches; counted in `seconds` where the budget is a time
     losses: list[float] = field(default_factory=list)  # since the last line of the log
     recent: list[float] = field(default_factory=list)  # of the last 64 steps, to tell a spike from noise
     skipped: int = 0  # samples that were left out after divergences
@@ -59,10 +62,6 @@ def train(cell: Cell, out: Path) -> None:
     from launch.checkpoint import Checkpoints
     from launch.log import Log
 
-    if cell.run.train.budget != "tokens":
-        raise ConfigError(
-            f"train.budget={cell.run.train.budget}: runs that end by the clock are planned, not trained yet"
-        )
     rank, world = ds.start(cell.run)
     cell = replace(cell, run=spread(cell.run, world // cell.run.layout.tp))
     run, folder = cell.run, cell.dir
@@ -78,29 +77,34 @@ def train(cell: Cell, out: Path) -> None:
 
     sources = [(s["prefix"], s["weight"]) for s in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
-    objective = engine.model.objective
+    objective, special = engine.model.objective, manifest.special_tokens(run, data)
     identity = {
         "fingerprint": run.fingerprint,
         "corpus sha256": data["sha256"],
         "tokenizer sha256": data["tokenizer"]["sha256"],
     }
     checkpoints = Checkpoints(rundir.inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity)
-    at = Progress(**(engine.load(checkpoints) or {}))
+    at = resumed(run, engine.load(checkpoints))
+    at.compile_seconds += engine.compile_seconds
+    # compiling is part of a budget that is a time
+    clock = Clock(at.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))
     log = Log(folder, run, cell.name, at.step) if rank == 0 else None
     with Watch(folder, out, run.steps, rank, hosts, run.layout.hang, run.layout.patience) as watch:
-        now = logged = saved = time.perf_counter()
-        logged_step = begun = at.step
-        while at.step < run.steps:
-            numbers = run.samples(at.step)
+        logged = saved = time.perf_counter()
+        logged_samples, begun = at.samples, at.step
+        while not ended(run, at):
+            numbers = next_samples(run, at)
             first, last = (numbers.start + at.skipped + r * len(numbers) // replicas for r in (replica, replica + 1))
             mine = range(first, last)  # the numbers of this rank's samples
-            lr = learning_rate(run.train, run.tokens_after(at.step + 1) / run.horizon)
+            lr = learning_rate(run.train, run.budget.share(numbers.stop * run.model.seq, at.seconds))
             noise = (run.seed * 1_000_003 + at.step) * replicas + replica
-            late = rank == 0 and now - saved > pause(run, checkpoints, hosts)
-            batch = objective.batch(batches.batch(mine), run.seed, mine)
-            loss, norm, save, leave = engine.step(batch, lr, noise, save=late, leave=bool(watch.asked))
+            late = rank == 0 and time.perf_counter() - saved > pause(run, checkpoints, hosts)
+            batch = objective.batch(batches.batch(mine), run.seed, mine, special)
+            loss, norm, save, leave, at.seconds = engine.step(
+                batch, lr, noise, save=late, leave=bool(watch.asked), clock=clock.read
+            )
             at.step += 1
-            at.seconds += time.perf_counter() - now
+            at.samples = numbers.stop
             now = time.perf_counter()
             watch.stepped(at.step)
             if log and at.step == begun + 1:
@@ -113,17 +117,17 @@ def train(cell: Cell, out: Path) -> None:
 
             if complaint := divergence(run, at, loss, norm):
                 with watch.storing():
-                    at = go_back(cell, engine, checkpoints, at, complaint)
+                    at = go_back(cell, engine, checkpoints, at, complaint, len(numbers))
                 if log:
                     log.rewind(at.step)
-                now = logged = saved = time.perf_counter()
-                logged_step = at.step
+                logged = saved = time.perf_counter()
+                logged_samples = at.samples
                 continue
             at.losses.append(loss)
             at.recent = [*at.recent[-63:], loss]
-            if at.step % run.layout.log_every == 0 or at.step == run.steps:
-                tokens, busy = run.tokens_after(at.step), engine.busy()
-                speed = (tokens - run.tokens_after(logged_step)) / (now - logged)
+            if at.step % run.layout.log_every == 0 or ended(run, at):
+                tokens, busy = at.samples * run.model.seq, engine.busy()
+                speed = (at.samples - logged_samples) * run.model.seq / (now - logged)
                 if log:
                     log.write(
                         {
@@ -138,9 +142,9 @@ def train(cell: Cell, out: Path) -> None:
                         }
                     )
                 watch.speed(speed, busy)
-                logged, logged_step, at.losses = now, at.step, []
+                logged, logged_samples, at.losses = now, at.samples, []
             due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
-            if save or leave or due or at.step == run.steps:
+            if save or leave or due or ended(run, at):
                 with watch.storing():
                     if log:
                         log.sync()  # a checkpoint without the lines before it would be a gap in the curve
@@ -158,9 +162,35 @@ def train(cell: Cell, out: Path) -> None:
     engine.write_weights(folder / rundir.WEIGHTS)
     if log:
         log.sync()
-        done = {"steps": at.step, "tokens": run.tokens, "seconds": at.seconds, "ranks": world, **engine.scaled}
+        tokens = at.samples * run.model.seq
+        done = {"steps": at.step, "tokens": tokens, "seconds": at.seconds, "ranks": world, **engine.scaled}
+        if isinstance(run.budget, ClockBudget):
+            done |= {"budget_seconds": run.budget.seconds, "compile_seconds": at.compile_seconds}
         rundir.write_done(folder, done)
         log.close()  # W&B may wait long for its server
+
+
+def resumed(run: Run, state: dict[str, Any] | None) -> Progress:
+    """Where a checkpoint stands, or the beginning. Older checkpoints do not count samples."""
+    at = Progress(**(state or {}))
+    if state and "samples" not in state:
+        at.samples = run.samples(at.step).start
+    return at
+
+
+def ended(run: Run, at: Progress) -> bool:
+    """Whether the budget is used up. By the clock: the last step is the first that ends after its time."""
+    if isinstance(run.budget, ClockBudget):
+        return at.seconds >= run.budget.seconds
+    return at.step >= run.steps
+
+
+def next_samples(run: Run, at: Progress) -> range:
+    """The numbers of the samples (sequences) of the next step."""
+    if not isinstance(run.budget, ClockBudget):
+        return run.samples(at.step)
+    ramped = run.budget.share(0, at.seconds) / run.train.ramp_share if run.train.ramp else 1.0
+    return range(at.samples, at.samples + run.batch_sizes.at(ramped))
 
 
 def pause(run: Run, checkpoints: "Checkpoints", hosts: list[str]) -> float:
@@ -190,8 +220,14 @@ def divergence(run: Run, at: Progress, loss: float, norm: float) -> str:
     return ""
 
 
-def go_back(cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progress, complaint: str) -> Progress:
+def go_back(
+    cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progress, complaint: str, size: int
+) -> Progress:
     """To a checkpoint well before a divergence, and past the data that led to it (Chowdhery et al. 2022, section 5.1).
+    The clock does not go back.
+
+    Args:
+        size: sequences of the last batch.
 
     Raises:
         manifest.Diverged: when the configuration does not allow it, or not once more, or there is no such checkpoint.
@@ -206,10 +242,9 @@ def go_back(cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progre
     if state is None:
         before = f"no checkpoint at least train.skip={train.skip} steps before"
         raise manifest.Diverged(f"{complaint}, and there is {before}. {cure}")
-    back = Progress(**state)
-    bad = cell.run.samples(at.step - 1)
-    first = cell.run.samples(back.step).start
-    back.skipped = at.skipped + bad.stop - first + train.skip * len(bad)
+    back = resumed(cell.run, state)
+    first = back.samples
+    back.skipped = at.skipped + at.samples - first + train.skip * size
     left_out = [first + at.skipped, first + back.skipped]
     back.rollbacks = [*at.rollbacks, {"why": complaint, "back_to": back.step, "samples_left_out": left_out}]
     back.seconds = at.seconds

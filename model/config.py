@@ -39,9 +39,21 @@ class ModelConfig:
         Setting("order of a block; parallel: attention and MLP side by side after one norm", source="GPT-2"),
     ]
     objective: Annotated[
-        Literal["causal", "prefix"],
+        Literal["causal", "prefix", "mlm"],
         Setting(
-            "what is predicted; prefix: tokens of a prefix see each other both ways, and only the rest is predicted"
+            "what is predicted; prefix: tokens of a prefix see each other both ways, and only the rest is predicted; "
+            "mlm: all tokens see each other, and masked ones are predicted"
+        ),
+    ]
+    mask_rate: Annotated[
+        float,
+        Setting(
+            "share of each sequence's tokens that is masked and predicted",
+            source="Devlin et al. 2019",
+            above=0,
+            below=1,
+            absent=0.15,
+            only_with={"model.objective": ("mlm",)},
         ),
     ]
     qk_scaling: Annotated[
@@ -93,12 +105,22 @@ class ModelConfig:
             )
         if self.qk_scaling and self.layers < 2:
             raise ValueError("model.qk_scaling=true does nothing in the first layer, and there is no other")
+        if self.objective == "mlm" and not 0 < self.masked < self.seq:
+            raise ValueError(
+                f"model.mask_rate={self.mask_rate} masks {self.masked} of model.seq={self.seq} tokens: at least one "
+                "must be masked, and one must not"
+            )
         if self.pos == "rotary" and self.head_dim % 2:
             raise ValueError(f"model.pos=rotary needs an even head dimension, not {self.head_dim}")
 
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
+
+    @property
+    def masked(self) -> int:
+        """Masked tokens of each training sequence of the MLM objective: the same number in all of them."""
+        return round(self.mask_rate * self.seq)
 
     @property
     def padded_vocab(self) -> int:

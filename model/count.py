@@ -26,4 +26,7 @@ def flops_per_token(cfg: ModelConfig) -> int:
     D = cfg.hidden
     matrices = 2 if cfg.act == "gelu" else 3
     layer = 4 * D * D + matrices * D * cfg.ffn + 2 * cfg.seq * D
-    return 6 * (cfg.layers * layer + cfg.padded_vocab * D)
+    projected = (
+        cfg.masked / cfg.seq if cfg.objective == "mlm" else 1
+    )  # share of the outputs that meet the output matrix
+    return round(6 * (cfg.layers * layer + projected * cfg.padded_vocab * D))

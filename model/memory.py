@@ -42,13 +42,14 @@ def estimate(
     half = precision != "fp32"
     width = 2 if half else 4
     count, rows, vocab = parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
+    predicted = micro_batch * cfg.masked if cfg.objective == "mlm" else rows  # outputs that meet the output matrix
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
     kept, passing = activations(cfg, micro_batch, precision, gpu, tp, recompute)
-    logits = min(rows, ROWS_CPU) * vocab * width
+    logits = min(predicted, ROWS_CPU) * vocab * width
     matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32
-    work, summed = max(min(rows, SOFTMAX_CPU) * vocab * 4 * half, matrix * width), 4 * matrix
+    work, summed = max(min(predicted, SOFTMAX_CPU) * vocab * 4 * half, matrix * width), 4 * matrix
     if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
-        logits, work, summed = rows * vocab * (width + 4 * half * (tp > 1)), 0, 0
+        logits, work, summed = predicted * vocab * (width + 4 * half * (tp > 1)), 0, 0
     embedding = matrix * width  # its gradient waits for the one of the token lookup
     unit = rows * cfg.hidden * width
     before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate, gpu, tp)
@@ -130,7 +131,7 @@ def activations(
         layer += ((2 if cfg.act == "gelu" else 3) * unit + own + inner) // 2 - norms * unit - own * (not gpu) - inner
         if not gpu:  # which multiplies copies in fp32, two of each at a time
             working = max(working, 5 * inner + 3 * unit + 8 * D * F)
-    mask = (H if alibi else 1) * (1 if cfg.objective == "causal" else B) * T * T * width
+    mask = (H if alibi else 1) * (B if cfg.objective == "prefix" else 1) * T * T * width
     ends = norm + unit * (cfg.embnorm + (cfg.dropout > 0)) + mask
     if recompute:
         return cfg.layers * unit + ends, layer + max(working, 2 * inner) + unit

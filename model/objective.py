@@ -10,6 +10,20 @@ from torch import Tensor
 from model.config import ModelConfig
 
 
+class SpecialTokens(NamedTuple):
+    """Token ids with a meaning of their own, as the tokenizer has them (data/tokenizer.py).
+
+    mask: stands for a token that is masked; None, where the tokenizer has none.
+    specials: ids that no text becomes, such as the end of a document.
+    """
+
+    mask: int | None = None
+    specials: Sequence[int] = ()
+
+
+NO_SPECIAL_TOKENS = SpecialTokens()
+
+
 class Batch(NamedTuple):
     """B sequences of T tokens, and what is to be predicted of them.
 
@@ -62,17 +76,25 @@ class Objective:
     """Causal: each token sees those before it and itself, and each output predicts the next token (GPT)."""
 
     causal = True  # no token sees a later one: the executors of attention leave out what lies ahead
+    masks = False  # whether `batch` needs the id of a mask token
 
     def __init__(self, cfg: ModelConfig):
         self.cfg = cfg
 
-    def batch(self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None) -> Batch:
+    def batch(
+        self,
+        rows_BS: Tensor,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        tokens: SpecialTokens = NO_SPECIAL_TOKENS,
+    ) -> Batch:
         """What is trained on, from rows of seq + 1 token ids.
 
         Args:
             seed, numbers: the run's seed, and the number of each row, counted from the first of the run. All that is
                 random is drawn from these two alone, so that no resume, rank, micro-batch or batch size changes it.
                 By default rows are numbered from 0.
+            tokens: the tokenizer's special ones.
         """
         return Batch(rows_BS[:, :-1], rows_BS[:, 1:])
 
@@ -104,7 +126,13 @@ class Prefix(Objective):
 
     causal = False
 
-    def batch(self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None) -> Batch:
+    def batch(
+        self,
+        rows_BS: Tensor,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        tokens: SpecialTokens = NO_SPECIAL_TOKENS,
+    ) -> Batch:
         """The prefix's length is uniform from 1 (the same as causal) to T (one token is predicted)."""
         B, T = len(rows_BS), rows_BS.shape[1] - 1
         draws = [np.random.default_rng([seed, n]) for n in (range(B) if numbers is None else numbers)]
@@ -126,5 +154,62 @@ class Prefix(Objective):
         return context
 
 
-OBJECTIVES: dict[str, type[Objective]] = {"causal": Objective, "prefix": Prefix}
+class MaskedLM(Objective):
+    """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, some are replaced, and
+    the outputs at their positions predict what they were.
+
+    Each sequence has the same number of them, `ModelConfig.masked`, so that shapes are static. Of them MASKED in ten
+    become the mask token and RANDOM in ten a random one, rounded; the others stay (of 32: 26, 3 and 3, as in Cramming).
+    """
+
+    causal = False
+    masks = True
+    MASKED, RANDOM = 0.8, 0.1  # Devlin et al. 2019
+
+    def batch(
+        self,
+        rows_BS: Tensor,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        tokens: SpecialTokens = NO_SPECIAL_TOKENS,
+    ) -> Batch:
+        """The inputs are the first seq tokens of each row. Special tokens are masked only where a row has too few
+        others, and are no random replacement.
+
+        Raises:
+            ValueError: when there is no mask token.
+        """
+        if tokens.mask is None:
+            raise ValueError("model.objective=mlm needs a tokenizer with a mask token, such as one of kind wordpiece")
+        B, T = len(rows_BS), rows_BS.shape[1] - 1
+        M = round(self.cfg.mask_rate * T)
+        replaced, random = round(self.MASKED * M), round(self.RANDOM * M)
+        special = np.unique([tokens.mask, *tokens.specials])
+        ordinary = np.setdiff1d(np.arange(self.cfg.vocab), special)
+        targets_BT = rows_BS[:, :-1]
+        inputs_BT, positions_BM = targets_BT.clone(), torch.empty(B, M, dtype=torch.int64)
+        held_back = np.isin(targets_BT.cpu().numpy(), special)
+        for row, number in enumerate(range(B) if numbers is None else numbers):
+            draw = np.random.default_rng([seed, number])
+            chosen = np.argsort(draw.random(T) + held_back[row], kind="stable")[
+                :M
+            ]  # in random order, special ones last
+            inputs_BT[row, torch.from_numpy(chosen[:replaced])] = tokens.mask
+            others = torch.from_numpy(draw.choice(ordinary, random)).to(inputs_BT)
+            inputs_BT[row, torch.from_numpy(chosen[replaced : replaced + random])] = others
+            positions_BM[row] = torch.from_numpy(np.sort(chosen))
+        return Batch(inputs_BT, targets_BT, positions_BM)
+
+    @staticmethod
+    def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) | (k > q)
+
+    def extent(self, context: int) -> int:
+        raise ValueError(
+            "model.objective=mlm gives no likelihood of a text from left to right: every token sees those after it. "
+            "Held-out loss on masked tokens (eval/tasks/masked.py) and fine-tuning are possible"
+        )
+
+
+OBJECTIVES: dict[str, type[Objective]] = {"causal": Objective, "prefix": Prefix, "mlm": MaskedLM}
 assert set(OBJECTIVES) == set(get_args(get_type_hints(ModelConfig)["objective"]))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model import probe
+from model.objective import SpecialTokens
 from model.probe import Proof
 
 
@@ -138,20 +139,42 @@ def visible(objective: str, T: int, extent: int) -> np.ndarray:
     seen = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
-            seen[q, k] = {"causal": k <= q, "prefix": k <= q or k < extent}[objective]
+            seen[q, k] = {"causal": k <= q, "prefix": k <= q or k < extent, "mlm": True}[objective]
     return seen
 
 
 def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int, int]]]:
     """For each row of token ids the (position, token) pairs that the objective says are predicted.
 
-    Of the batch only what is drawn at random is read, the extents.
+    Of the batch only what is drawn at random is read: the extents, and the positions that are masked.
     """
     R, T = len(rows), rows.shape[1] - 1
     if model.cfg.objective == "causal":
         return [[(t, rows[r, t + 1]) for t in range(T)] for r in range(R)]
+    if model.cfg.objective == "mlm":
+        return [[(t, rows[r, t]) for t in positions] for r, positions in enumerate(batch.predicted.tolist())]
     extents = batch.extents_B.tolist()
     return [[(t - 1, rows[r, t]) for t in range(extents[r], T + 1)] for r in range(R)]
+
+
+def masking(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
+    """What is wrong with the inputs of the MLM objective: in each row a declared number of positions is predicted, of
+    which so many hold the mask token and at most so many another or the same one; all else is as it was."""
+    T = rows.shape[1] - 1
+    count = round(model.cfg.mask_rate * T)
+    hidden, random = round(0.8 * count), round(0.1 * count)
+    wrong = []
+    for r, positions in enumerate(batch.predicted.tolist()):
+        inputs, text = batch.inputs_BT[r].tolist(), rows[r, :T].tolist()
+        if len(set(positions)) != count or not set(positions) <= set(range(T)):
+            wrong.append(f"row {r}: {len(set(positions))} positions of {T} are predicted, not {count}")
+        changed = [t for t in range(T) if inputs[t] != text[t]]
+        if not set(changed) <= set(positions):
+            wrong.append(f"row {r}: a token that is not predicted was replaced")
+        masked = [t for t in positions if inputs[t] == mask]
+        if len(masked) != hidden or not hidden <= len(changed) <= hidden + random:
+            wrong.append(f"row {r}: {len(masked)} tokens are masked and {len(changed)} replaced, not {hidden} and more")
+    return wrong
 
 
 def objective(model: Any) -> Proof:
@@ -160,15 +183,19 @@ def objective(model: Any) -> Proof:
     Where the last norm is made to return zeros, each prediction costs log V. Then the outputs at one position at a time
     are made to favour a token that is not predicted, and the loss must rise by the share of the predictions made there.
     """
-    cfg, T, R = model.cfg, min(model.cfg.seq, 8), 3
-    wrong = []
+    cfg, R = model.cfg, 3
+    T = min(cfg.seq, 8 if cfg.objective != "mlm" else max(16, math.ceil(1 / cfg.mask_rate)))  # one masked at least
+    wrong: list[str] = []
     for extent in sorted({1, T // 2 if cfg.objective == "prefix" else 1}):
         for i, score in enumerate(measured_scores(model, T, extent)):
             if not (np.isfinite(score) == visible(cfg.objective, T, extent)).all():
                 wrong.append(f"layer {i}: attention does not see what {cfg.objective} says (extent {extent} of {T})")
     device = model.embed.weight.device
     rows = torch.arange(R * (T + 1), device=device).view(R, T + 1) % (cfg.vocab - 1)
-    batch = model.objective.batch(rows, 1, range(R)).to(device)
+    mask = cfg.vocab - 1
+    batch = model.objective.batch(rows.cpu(), 1, range(R), SpecialTokens(mask)).to(device)
+    if cfg.objective == "mlm":
+        wrong += masking(model, rows.cpu().numpy(), batch, mask)
     expected = predictions(model, rows.cpu().numpy(), batch)
     total = sum(map(len, expected))
     matrix = probe.whole(model, "embed.weight" if model.head is None else "head.weight")

@@ -72,6 +72,15 @@ def test_a_size_that_does_not_count_what_it_declares_is_refused(monkeypatch: pyt
         resolve([("size", "104b")])
 
 
+@pytest.mark.parametrize("content", [{}, {"params": "many", "set": {}}, {"params": 1, "set": []}, [1], None])
+def test_a_size_that_is_no_bundle_is_named(content: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_yaml(config.HERE / "sizes.yaml")
+    sizes = whole | {"größe": content}
+    monkeypatch.setattr(config, "read_yaml", lambda path: sizes if path.name == "sizes.yaml" else read_yaml(path))
+    with pytest.raises(ConfigError, match="size größe in ablations needs params"):
+        resolve([("size", "nano")])
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("a: 1\nb: 2\na: 3\n")
     with pytest.raises(ConfigError, match="'a' stands twice"):

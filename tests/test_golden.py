@@ -20,6 +20,7 @@ import torch
 
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.objective import SpecialTokens
 from tests.test_model import SMALL
 
 FILE = Path(__file__).with_name("golden.json")
@@ -58,7 +59,9 @@ def losses(cfg: ModelConfig) -> list[float]:
     found = []
     for step in range(STEPS):
         rows = torch.randint(cfg.vocab, (ROWS, cfg.seq + 1), generator=random)
-        loss = model.loss(model.objective.batch(rows, 11, range(step * ROWS, (step + 1) * ROWS)))
+        loss = model.loss(
+            model.objective.batch(rows, 11, range(step * ROWS, (step + 1) * ROWS), SpecialTokens(cfg.vocab - 1))
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

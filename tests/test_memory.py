@@ -13,6 +13,7 @@ from ablations.config import Run, resolve
 from launch import engine
 from model.gpt import GPT
 from model.memory import estimate
+from model.objective import SpecialTokens
 
 SMALL = {"size": "nano", "train.batch": 8, "layout.micro_batch": 8}
 WIDE = {"model.hidden": 384, "model.heads": 6, "model.seq": 64, "layout.micro_batch": 1}  # weights outweigh activations
@@ -28,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model.pos": "sinusoidal",
     },
     "prefix, ALiBi": {"model.objective": "prefix", "model.pos": "alibi"},
+    "mlm": {"model.objective": "mlm", "model.mask_rate": 0.25},
     "wide, 1 sequence": {**WIDE, "train.batch": 1},
     "wide, 2 micro-batches": {**WIDE, "train.batch": 2, "model.pos": "none"},
     "small vocabulary": {"model.vocab": 256, "model.seq": 512, "model.heads": 8, "layout.micro_batch": 2},
@@ -49,7 +51,7 @@ def measured(run: Run, trace: Path) -> int:
     rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         built = engine.build(engine.model_of(run), run, 1)
-        batch = built.model.objective.batch(rows)
+        batch = built.model.objective.batch(rows, tokens=SpecialTokens(0))
         if batch.extents_B is not None:  # prefixes of one token: all are predicted, the most that there may be
             ones = torch.ones_like(batch.extents_B)
             batch = batch._replace(extents_B=ones, predicted=torch.ones_like(batch.inputs_BT, dtype=torch.bool))

@@ -24,7 +24,7 @@ from model.config import ModelConfig
 from model.gpt import BLOCKS, GPT
 from model.mlp import MLPS
 from model.norm import NORMS
-from model.objective import OBJECTIVES, Batch, Objective, Prefix
+from model.objective import OBJECTIVES, Batch, Objective, Prefix, SpecialTokens
 from model.position import POSITIONS, alibi_slopes
 
 SMALL = ModelConfig(
@@ -48,6 +48,7 @@ SMALL = ModelConfig(
     norm_eps=1e-5,
     vocab_multiple=128,
     objective="causal",
+    mask_rate=0.15,
     qk_scaling=False,
 )
 VARIANTS = [
@@ -337,13 +338,18 @@ def test_the_count_is_that_of_the_model(cfg: ModelConfig) -> None:
     assert sum(p.numel() for p in model.parameters()) == count.parameters(cfg)
 
 
-@pytest.mark.parametrize("cfg", [v for v in VARIANTS if not v.embnorm and v.norm == "layernorm"], ids=name)
+@pytest.mark.parametrize(
+    "cfg",
+    [v for v in VARIANTS if not v.embnorm and v.norm == "layernorm"]
+    + [replace(SMALL, objective="mlm", mask_rate=0.25)],
+    ids=name,
+)
 def test_flops_are_those_that_torch_counts(cfg: ModelConfig) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     model = GPT(cfg).bfloat16()  # in fp32 attention is one kernel, which torch does not count on a CPU
     with FlopCounterMode(display=False) as counter:
-        model.loss(model.objective.batch(tokens(cfg, cfg.seq + 1, B=1))).backward()
+        model.loss(model.objective.batch(tokens(cfg, cfg.seq + 1, B=1), tokens=SpecialTokens(0))).backward()
     assert counter.get_total_flops() == count.flops_per_token(cfg) * cfg.seq
 
 
@@ -488,7 +494,7 @@ def test_all_blocks_are_one_graph_for_the_compiler(changes: dict[str, Any], dtyp
     torch._dynamo.reset()  # it gives up on a function that is compiled anew too often
     cfg = replace(SMALL, **changes)
     model = GPT(cfg).to(dtype).train()
-    extents_B = model.objective.batch(tokens(cfg, cfg.seq + 1, B=2)).extents_B
+    extents_B = model.objective.batch(tokens(cfg, cfg.seq + 1, B=2), tokens=SpecialTokens(0)).extents_B
     whole = torch.compile(model.hidden, fullgraph=True, backend="eager")  # raises at the first break
     assert whole(tokens(cfg, cfg.seq, B=2), extents_B=extents_B).shape == (2, cfg.seq, cfg.hidden)
 
@@ -500,7 +506,7 @@ def test_so_they_are_with_the_executor_of_a_gpu(pos: str, objective: str, monkey
     torch._dynamo.reset()
     cfg = replace(SMALL, pos=pos, objective=objective, seq=256)
     model = GPT(cfg).requires_grad_(False)
-    batch = model.objective.batch(tokens(cfg, 257, B=2))
+    batch = model.objective.batch(tokens(cfg, 257, B=2), tokens=SpecialTokens(0))
     expected = model.hidden(batch.inputs_BT, extents_B=batch.extents_B)
     monkeypatch.setattr(attention, "prepare", lambda *args: attention.fused(*args[:3], *args[5:7]))
     compiled = torch.compile(model.hidden, fullgraph=True, backend="eager")

@@ -19,6 +19,7 @@ from torch import multiprocessing
 from ablations.config import ConfigError, resolve
 from model.count import parameters
 from model.gpt import GPT
+from model.objective import SpecialTokens
 from model.shard import SINGLE, dimension, full_shape, shard, unshard
 from tests.test_model import SMALL, VARIANTS, name, tokens
 from tests.test_train import corpus, result, study  # noqa: F401
@@ -31,6 +32,7 @@ EDGES = [
     replace(SMALL, pos="rotary", act="geglu", block="parallel", qkv_bias=False),
     replace(SMALL, pos="scaled-sinusoidal", block="post-ln", linear_bias=False),
     replace(SMALL, pos="alibi", objective="prefix"),
+    replace(SMALL, pos="scaled-sinusoidal", act="geglu", objective="mlm", mask_rate=0.25),
 ]
 
 
@@ -161,7 +163,7 @@ def _same_model(folder: Path, variants: list[Any]) -> None:
     for cfg in variants:
         cfg = replace(cfg, dropout=0.0, attn_dropout=0.0)
         dense, mine = GPT(cfg), GPT(cfg, tp=tp)
-        batch = dense.objective.batch(tokens(cfg, 29))
+        batch = dense.objective.batch(tokens(cfg, 29), tokens=SpecialTokens(119))
         drawn = gathered(tp, dict(mine.named_parameters()))
         for (n, p), (m, q) in zip(dense.named_parameters(), drawn.items(), strict=True):
             assert n == m and torch.equal(q, p), f"{name(cfg)}: {n} is drawn otherwise"
@@ -263,7 +265,7 @@ def _train(folder: Path, told: Any, steps: range, into: str) -> None:
     for step in steps:
         mine = range(replica * told.train.batch // replicas, (replica + 1) * told.train.batch // replicas)
         numbers = [step * told.train.batch + n for n in mine]
-        batch = live.model.objective.batch(rows[step, mine.start : mine.stop], told.seed, numbers)
+        batch = live.model.objective.batch(rows[step, mine.start : mine.stop], told.seed, numbers, SpecialTokens(119))
         done.append(live.step(batch, told.train.lr, step * replicas + replica)[:2])
     live.save(checkpoints, steps.stop, {"at": 1})
     checkpoints.wait()

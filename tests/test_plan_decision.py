@@ -134,6 +134,7 @@ def test_a_decision_as_json_and_for_a_small_budget(tmp_path: Path, capsys: pytes
         (["BUDGET=300B tokens"], "machines for a time"),
         (["BUDGET=-1 weeks, 8x8 a100"], "above 0"),
         ([f"BUDGET={STUDY}", "NEED=many"], "no number|unit|known accelerator"),
+        ([f"BUDGET={STUDY}", "NEED=300B EUR"], "no unit|tokens are needed"),
         ([f"BUDGET={STUDY}", "FORMAT=svg"], "for a study"),
     ],
 )

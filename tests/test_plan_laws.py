@@ -59,7 +59,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """Of 12 studies, at 90%: fewer than 8 hits have a chance of 0.4%; the narrow end is what this guards."""
     target, hits = (7e9, 1e12), {"alpha": 0, "optimum": 0, "loss": 0}
     for seed in range(12):
-        law = fit(simulated(BESIROGLU.loss, 0.003, seed), resamples=60, seed=seed)
+        law = fit(simulated(BESIROGLU.loss, 0.003, seed), resamples=40, seed=seed)
         low, high = law.interval(lambda values: values["alpha"])
         hits["alpha"] += low <= BESIROGLU.alpha <= high
         low, high = law.optimum_interval(1e22)
@@ -133,8 +133,8 @@ def test_hoffmanns_first_two_ways_find_the_exponent() -> None:
         laws.isoflop([point for point in equal if point.n < BESIROGLU.optimum(point.compute)[0]])
 
 
-def finished(folder: Path, tokens: int, corpora: str = "pydocs") -> Path:
-    run = resolve([("size", "nano"), ("train.tokens", tokens), ("eval.corpora", corpora)])
+def finished(folder: Path, tokens: int, corpora: str = "pydocs", size: str = "nano") -> Path:
+    run = resolve([("size", size), ("train.tokens", tokens), ("eval.corpora", corpora)])
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"config": asdict(run), "fingerprint": run.fingerprint}))
     loss = BESIROGLU.loss(parameters(run.model), tokens)
@@ -153,3 +153,20 @@ def test_runs_are_read_from_their_directories(tmp_path: Path, capsys: pytest.Cap
     (folders[1] / "eval.json").write_text("{")
     with pytest.raises(ConfigError, match="eval.json"):
         laws.read_points(folders)
+
+
+def test_the_command_fits_draws_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folders = [
+        str(finished(tmp_path / f"{size}-{tokens}", tokens, size=size))
+        for size in ("nano", "mini", "small", "14m")
+        for tokens in (1_000_000, 4_000_000, 16_000_000, 64_000_000)
+    ]
+    assert laws.main([*folders, "--figure", str(tmp_path / "law.svg")]) == 0
+    said = capsys.readouterr().out
+    assert "alpha  0.3478" in said and "beta   0.3658" in said and "way 2, equal compute: cannot be told" in said
+    assert "without its largest size, 13.9M parameters, it is off there by" in said
+    assert (tmp_path / "law.svg").read_text().count("<circle") >= 16
+    assert laws.main(folders[:4]) == 2
+    assert "cannot determine a law" in capsys.readouterr().err
+    assert laws.main([*folders[:4], "--form", "compute"]) == 2  # one size: no larger one to hold out
+    assert "error" in capsys.readouterr().err

@@ -73,6 +73,8 @@ def test_what_one_unit_is_in_another_and_what_is_missing() -> None:
         ("1 week, 2 weeks, 4x8 A100", "time twice"),
         ("1e22 peak FLOP", "need the hardware"),
         ("12 parsecs", "no unit"),
+        ("2000 weeks, 1x8 a100", "years are more than 20"),
+        ("2 weeks, 999999x8 a100", "more than 1,000,000 GPUs"),
         ("1e999 weeks, 1x8 a100", "above 0"),
         ("", "empty"),
     ],
@@ -80,6 +82,49 @@ def test_what_one_unit_is_in_another_and_what_is_missing() -> None:
 def test_a_budget_that_is_none_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse_budget(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.lists(
+            st.sampled_from(
+                [
+                    "18 weeks",
+                    "52x8 A100-80",
+                    "4 spare",
+                    "300B tokens",
+                    "-1",
+                    "1e999",
+                    "PF-days",
+                    "h100",
+                    "NaN days",
+                    "0x0 h100",
+                ]
+            )
+        ).map(", ".join),
+    )
+)
+def test_whatever_is_typed_is_a_budget_or_refused(text: str) -> None:
+    try:
+        budget = parse_budget(text)
+    except ConfigError as error:
+        assert str(error)
+        return
+    assert 0 < budget.amount < math.inf
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 900), st.integers(1, 2000), st.integers(1, 16), st.integers(0, 5))
+def test_gpu_hours_grow_with_time_and_machines(weeks: int, nodes: int, each: int, spare: int) -> None:
+    def hours(weeks: int, nodes: int, spare: int) -> float:
+        return parse_budget(f"{weeks} weeks, {nodes + spare}x{each} h100, {spare + 1} spare").gpu_hours()
+
+    if nodes > 1:
+        once = hours(weeks, nodes, spare)
+        assert once == pytest.approx(weeks * 168 * (nodes - 1) * each)
+        assert hours(weeks + 1, nodes, spare) > once and hours(weeks, nodes + 1, spare) > once
 
 
 def test_the_shape_counts_as_the_model_does() -> None:

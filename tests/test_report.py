@@ -1042,6 +1042,9 @@ def test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked(study, tm
         (["bits_per_byte", "value"], float("inf"), "eval.json is damaged"),
         (["tasks", "pydocs/last_word", "stderr"], "1e400", "tasks.pydocs/last_word.stderr is not what"),
         (["tasks"], [], "tasks is not what an evaluation has there"),
+        (["samples_sha256"], "beef", "samples.jsonl.gz is not the file that eval.json was written with"),
+        (["tasks", "pydocs/last_word", "suite"], True, "tasks.pydocs/last_word.guess is not what"),
+        (["by_domain"], {"pydocs": {"Github": 5}}, "by_domain.pydocs.Github is not what"),
     ],
 )
 def test_scores_that_are_not_those_of_the_items_are_refused(study, tmp_path, keys, to, why):
@@ -1134,6 +1137,38 @@ def test_items_that_share_a_passage_are_no_independent_items(study, tmp_path):
     assert noise["out"]["seed_sd"] == pytest.approx(noise["before"]["seed_sd"])
     one = next(c for c in json.loads((tmp_path / "out/run.json").read_text())["comparisons"])
     assert one["noise"] != json.loads((tmp_path / "before/run.json").read_text())["comparisons"][0]["noise"]
+
+
+def test_a_margin_makes_equivalent_arms_and_what_is_undecided_says_what_is_missing(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    report(study, tmp_path / "out")
+    text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
+    assert "**Undecided**, whether more than noise; if the difference" in text and "* pos=none, bits/byte: " in text
+    assert "pos=alibi, bits/byte: " not in text.split("**Undecided**")[1] and "equivalent" not in text
+    found = gather(study, margins={"bits/byte": 0.05})
+    assert found.verdict("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
+    assert found.verdict("pos=alibi", "bits/byte").startswith("better by 0.0")
+    assert found.verdict("pos=none", "zero-shot") == "within noise"
+    write(found, tmp_path / "out")
+    text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
+    assert "* pos=none, bits/byte" not in text and "nothing says that it was chosen before the runs" in text
+    # a run takes 102.4 s of one core; with less noise than this two more seeds of three arms would be enough
+    for arm in study.arms:
+        for seed in study.seeds:
+            rewrite(study.cell(arm, seed).dir, lambda row: row | {"nats": 2.0 * row["bytes"]})
+            shift(study.cell(arm, seed).dir, {"pos=none": 0.1}.get(arm, 0.0) + 0.03 * (seed - 2) * (arm != "pos=none"))
+    report(study, tmp_path / "out")
+    text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
+    more, hours = re.search(
+        r"pos=none, bits/byte: about (\d+) more seeds? of each arm would tell, (.*) core-hours", text
+    ).groups()
+    assert float(hours) == pytest.approx(int(more) * 3 * 102.4 / 3600, rel=0.05)
+
+
+@pytest.mark.parametrize("margin", ["0", "-1", "x", "0.1,1,2", "inf", "nan"])
+def test_a_margin_is_a_number_above_zero(margin, capsys):
+    assert main(["POS=alibi", f"MARGIN={margin}"]) == 2
+    assert f"MARGIN={margin}: a number above 0, in bits per byte" in capsys.readouterr().err
 
 
 def test_one_held_out_document_gives_no_verdict(study, tmp_path):

@@ -33,6 +33,7 @@ from eval.statistics import (
     ratio_stderr,
     residual,
     seed_part,
+    seeds_to_decide,
     verdict,
     welch,
 )
@@ -207,6 +208,73 @@ def test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes(n, sizes):
         residuals = d_SN[0] - value * w_N
         linear += abs(value) > stats.t.isf(0.025, n - 1) * sqrt(n / (n - 1) * (residuals**2).sum()) / w_N.sum()
     assert wrong / 4000 <= 0.06 and (not sizes or linear / 4000 > 0.085)
+
+
+def null_family(rng, arms, seeds, true, item_sd=0.0) -> dict[str, Comparison]:
+    """A study of `arms` arms that all differ from the baseline by `true`."""
+    x = rng.normal(size=(arms, seeds)) + rng.normal(size=(1, seeds))
+    x[1:] += true
+    y = rng.normal(0, item_sd, (arms, 40))
+    found = {}
+    for a in range(1, arms):
+        d_N = y[a] - y[0]
+        items = item_part([Stratum(d_N[None], np.ones(40))])
+        difference = float(x[a].mean() - x[0].mean() + d_N.mean())
+        found[str(a)] = compare(difference, seed_part(table(x), str(a), "0"), items)
+    return family(found)
+
+
+@pytest.mark.parametrize(
+    "arms, seeds, item_sd",
+    [(2, 2, 0.0), (2, 3, 2.0), (2, 5, 0.0), (2, 10, 2.0), (5, 2, 2.0), (5, 3, 0.0), (5, 5, 2.0), (5, 10, 0.0)],
+)
+def test_rate_of_wrong_equivalences_is_at_most_five_percent(arms, seeds, item_sd):
+    """1,000 studies of two arms (of five: 300) in which every difference is exactly the margin: 5 % is 50, standard
+    deviation 6.9 (15, 3.8)."""
+    rng, margin = np.random.default_rng(35), 6.0 * sqrt(2 / seeds) + 2 * item_sd
+    count = 1000 if arms == 2 else 300
+    found = [null_family(rng, arms, seeds, margin, item_sd) for _ in range(count)]
+    wrong = np.mean([any(c.equivalent(margin) for c in comparisons.values()) for comparisons in found])
+    assert wrong <= (0.065 if arms == 2 else 0.08)
+
+
+@pytest.mark.parametrize("seeds, least", [(2, 0.35), (5, 0.9)])
+def test_arms_that_do_not_differ_are_found_equivalent_within_a_wide_margin(seeds, least):
+    rng, margin = np.random.default_rng(34), 6.0 * sqrt(2 / seeds)
+    assert np.mean([null_family(rng, 2, seeds, 0.0)["1"].equivalent(margin) for _ in range(300)]) > least
+
+
+def test_equivalence_is_two_one_sided_tests():
+    x = np.random.default_rng(32).normal(size=(2, 6))
+    d = x[1] - x[0]
+    c = compare(float(d.mean()), seed_part(table(x), "1", "0"), NO_ITEMS)
+    least = abs(d.mean()) + stats.t.isf(0.05, 5) * stats.sem(d)
+    for margin in (0.3, 0.99 * least, 1.01 * least, 3.0):
+        lower = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
+        upper = stats.ttest_1samp(d, margin, alternative="less").pvalue
+        assert c.equivalent(margin) == (max(lower, upper) <= 0.05)
+    assert verdict(c, True, 3, 3.0, "points") == "equivalent within 3 points" and verdict(c, True) == "within noise"
+    assert not c.equivalent(None) and not compare(0.0, None, NO_ITEMS).equivalent(9.0)
+    real = compare(0.1, Part(0.01**2, 8), NO_ITEMS)
+    assert verdict(real, False, 3, 0.5) == "worse by 0.100 (10 × noise), less than the margin"
+
+
+@pytest.mark.parametrize("true, sd, margin", [(1.0, 1.0, None), (0.6, 0.5, None), (0.05, 0.3, 0.5)])
+def test_the_seeds_that_are_said_to_be_missing_decide(true, sd, margin):
+    """A study of that many seeds, with the difference and noise that were taken for true, decides in about half of the
+    cases or more: 500 are simulated."""
+    known = compare(true, Part(sd**2 * 2 / 2, 2), NO_ITEMS)
+    n = seeds_to_decide(known, 2, 2, margin)
+    assert n and 2 < n < 20
+    rng, decided = np.random.default_rng(33), 0
+    for _ in range(500):
+        x = rng.normal(0, sd, (2, n)) + [[0.0], [true]]
+        c = compare(float(x[1].mean() - x[0].mean()), seed_part(table(x), "1", "0"), NO_ITEMS)
+        decided += c.counts or c.equivalent(margin)
+    assert 0.4 < decided / 500 < 0.8
+    assert seeds_to_decide(compare(0.001, Part(1.0, 2), NO_ITEMS), 2, 2) is None  # "no number up to 20 would tell"
+    assert seeds_to_decide(compare(1.0, Part(1.0, 2), Part(1.0, 99)), 2, 2) is None  # the items alone hide it
+    assert seeds_to_decide(compare(1.0, None, NO_ITEMS), 2, 1) is None
 
 
 def test_few_independent_items_give_no_verdict():

@@ -153,6 +153,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
     "model.attn_dropout": (0.1, {}),
     "model.embnorm": (True, {}),
     "model.objective": ("prefix", {}),
+    "model.mask_rate": (0.3, {"model.objective": "mlm"}),
     # divided by 1 and 2 and multiplied back, fp16 is what it was: the third layer's scores are rounded
     "model.qk_scaling": (True, {"train.precision": "fp16", "model.layers": 3}),
     "model.vocab_multiple": (384, {}),
@@ -261,6 +262,14 @@ def test_the_seed_draws_the_order_of_the_data(
     same_initial_weights(monkeypatch)
     one, two = (losses_of(corpus, store, tmp_path, STILL | {"seed": seed}) for seed in (1, 2))
     assert len(set(one)) == len(set(two)) == 24 and not set(one) & set(two)
+
+
+def test_a_masked_language_model_trains_and_is_recorded(corpus: str, store: Path, tmp_path: Path) -> None:
+    losses = losses_of(corpus, store, tmp_path, {"model.objective": "mlm", "model.mask_rate": 0.25, "train.lr": 3e-3})
+    assert losses[0] > 6 and sum(losses[-4:]) / 4 < losses[0] - 0.3
+    (record,) = tmp_path.glob("*/run.json")
+    proofs = {proof["factor"]: proof for proof in json.loads(record.read_text())["proofs"]}
+    assert proofs["model.objective"]["value"] == "mlm" and "outputs predict" in proofs["model.objective"]["detail"]
 
 
 def test_what_is_dropped_differs_by_step_and_by_seed(

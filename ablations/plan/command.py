@@ -106,11 +106,7 @@ def _decision(budget: Budget, own: dict[str, str], how: str) -> int:
 
     if how == "svg":
         raise ConfigError("FORMAT=svg is for a study on hardware; the figures of a decision are written with it")
-    need = None
-    if "NEED" in own:
-        low, dash, high = own["NEED"].partition("-")
-        both = [parse_budget(f"{part.strip()} tokens").amount for part in (low, high if dash else low)]
-        need = (min(both), max(both) if dash else 1.001 * max(both))
+    need = _need(own["NEED"]) if "NEED" in own else None
     found = decision.decide(budget, need)
     if how == "json":
         print(json.dumps(decision.as_json(found), indent=1))
@@ -120,3 +116,19 @@ def _decision(budget: Budget, own: dict[str, str], how: str) -> int:
     print(document.markdown())
     print(f"written: {', '.join(map(str, written))}")
     return 0
+
+
+def _need(text: str) -> tuple[float, float]:
+    """NEED="300B-400B": tokens from and to. One number stands for a tenth below and above it.
+
+    Raises:
+        ConfigError: when these are no tokens.
+    """
+    low, dash, high = text.partition("-")
+    amounts = []
+    for part in (low, high) if dash else (low,):
+        budget = parse_budget(f"{part.strip()} tokens")
+        if budget.kind != "tokens":
+            raise ConfigError(f"NEED={text!r}: tokens are needed, e.g. NEED=300B-400B")
+        amounts.append(budget.amount)
+    return (min(amounts), max(amounts)) if dash else (amounts[0] / 1.1, amounts[0] * 1.1)

@@ -25,6 +25,7 @@ SAFETY = 4500 / 4838.4  # of its PF-days that it planned to use (unverified)
 NEED = (300e9, 400e9)  # tokens that it wanted at least, for languages of few resources (published: its blog)
 LEAST_SIZE = 20e9  # parameters below which 20 tokens for each are taken instead, and no pipeline is needed: assumed
 HISTORIES = 40  # simulated; their mean and 10th to 90th percentile are shown
+MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer are simulated, to answer in a second
 STUDY_SIZE, STUDY_SEEDS, STUDY_SHARE = "1b3", 2, 0.1  # ablations: size, seeds at least, share of the budget (assumed)
 MOST_SEEDS = 8  # more are not considered; with so many the items of the tasks decide
 # Effects in points of the mean of 27 tasks (tables 2 to 4 of the paper: unverified) say which study is worth its cost
@@ -42,6 +43,7 @@ class Timeline:
     interval: float  # seconds between saves
     low: float  # of the trained share, 10th percentile of the histories
     high: float
+    histories: int  # that were simulated
 
 
 def timeline(machines: Machines, spare: int) -> Timeline:
@@ -49,10 +51,11 @@ def timeline(machines: Machines, spare: int) -> Timeline:
     working = machines.nodes - spare
     cluster = Cluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **GUESS)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
-    runs = [simulate(cluster, machines.seconds, every, seed) for seed in range(HISTORIES)]
+    histories = max(4, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / cluster.mtbf))))
+    runs = [simulate(cluster, machines.seconds, every, seed) for seed in range(histories)]
     trained = sorted(run["trained"] for run in runs)
-    shares = {key: sum(run[key] for run in runs) / HISTORIES for key in runs[0]}
-    return Timeline(shares, every, trained[HISTORIES // 10], trained[-HISTORIES // 10 - 1])
+    shares = {key: sum(run[key] for run in runs) / histories for key in runs[0]}
+    return Timeline(shares, every, trained[histories // 10], trained[-histories // 10 - 1], histories)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from ablations.drawing import Line
 from ablations.drawing import lines as draw
 from ablations.plan import laws, power, shapes
 from ablations.plan.decision import (
-    HISTORIES,
     MOST_SEEDS,
     PLANNED_SHARE,
     SEED_SD,
@@ -185,8 +184,8 @@ def _time(out: Document, decision: Decision) -> None:
     weeks = machines.seconds / TIMES["week"]
     out.heading("Time line")
     out.text(
-        f"{HISTORIES} simulated histories of {weeks:.3g} weeks, failures at BLOOM's rate (published: one or two GPUs a "
-        "week of 384); repair, detection, restart and saving assumed (ablations/plan/reliability.py)."
+        f"{decision.goodput.histories} simulated histories of {weeks:.3g} weeks, failures at BLOOM's rate (published: "
+        "one or two GPUs a week of 384); repair, detection, restart and saving assumed (ablations/plan/reliability.py)."
     )
     lines = [(f"{machines.nodes - machines.spare} nodes and {machines.spare} spare", decision.goodput)]
     if machines.spare:

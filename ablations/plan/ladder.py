@@ -258,11 +258,11 @@ def figure(pairs: Sequence[Pair], found: Sequence[Extrapolation], target: float)
         first = min(pair.compute for pair in mine)
         start = 100 * (each.at_target + each.slope * math.log(first / target))
         curves += [
-            Line(each.arm, i, [pair.compute for pair in mine], [100 * pair.gap for pair in mine], "point"),
+            Line("", i, [pair.compute for pair in mine], [100 * pair.gap for pair in mine], "point"),
             Line(each.arm, i, [first, target], [start, 100 * each.at_target]),
-            Line(f"{each.arm}, 90%", i, [target, target], [100 * each.low, 100 * each.high], "thin"),
+            Line("", i, [target, target], [100 * each.low, 100 * each.high]),
         ]
-    title = "Difference from the baseline, by compute"
+    title = "Difference from the baseline, with 90% intervals"
     return draw(title, curves, "FLOPs of a run", "loss, %", logx=True, zero=True, marks={"target": target})
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations import rundir
+from ablations.drawing import SERIES, Line, sheet
+from ablations.drawing import lines as draw
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError, human
 from model.config import ModelConfig
@@ -452,15 +454,45 @@ def describe(law: Fit) -> list[str]:
     return out
 
 
-def main() -> int:
+def figure(law: Fit) -> str:
+    """Every run and the fitted loss, by tokens, a line for each size (the largest SERIES of them)."""
+    curves = []
+    for colour, n in enumerate(sorted({point.n for point in law.points})[-SERIES:]):
+        mine = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)
+        tokens = [mine[0].d * (mine[-1].d / mine[0].d) ** (i / 24) for i in range(25)]
+        curves += [
+            Line("", colour, [point.d for point in mine], [point.loss for point in mine], "point"),
+            Line(f"{human(n)} parameters", colour, tokens, [law.loss(n, d) for d in tokens]),
+        ]
+    return draw(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)
+
+
+def other_ways(points: Sequence[Point]) -> list[str]:
+    """Hoffmann's first two ways, as far as finished runs allow them."""
+    out = []
+    for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
+        try:
+            coefficient, exponent = way(points)
+            out.append(f"{name}: N = {coefficient:.3g} C^{exponent:.3f}")
+        except CannotTell as error:
+            out.append(f"{name}: cannot be told: {error}")
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--form", choices=["hoffmann", "kaplan", "compute"], default="hoffmann")
-    args = parser.parse_args()
+    parser.add_argument("--figure", type=Path, help="an SVG to write")
+    args = parser.parse_args(argv)
     try:
         points = read_points(args.runs)
         law = fit(points, args.form)
         print(f"{args.form}, {len(points)} runs", *describe(law), sep="\n")
+        if args.form == "hoffmann":
+            print(*other_ways(points), sep="\n")
+        if args.figure:
+            rundir.write_text(args.figure, sheet([figure(law)]))
         left_out, errors = without_largest(points, args.form)
         worst = max(errors, key=abs)
         print(f"without its largest size, {human(left_out[0].n)} parameters, it is off there by {worst:+.2%} at most")

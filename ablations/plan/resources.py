@@ -26,6 +26,8 @@ SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 FLOPS = {"flop": 1.0, "pf-day": PF_DAY, "ef-day": 1e3 * PF_DAY, "zflop": 1e21}
 UNITS = "weeks, days, hours; NODESxGPUS HARDWARE; spare; GPU-hours; PF-days, FLOP; tokens; steps; EUR, USD"
 
+LONGEST, MOST_GPUS = 20 * TIMES["year"], 1_000_000  # beyond them a slip is likelier than a plan
+
 PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 18 x 7 x 24 x 384 is 1,161,216
 
 
@@ -240,5 +242,11 @@ def _assemble(
         raise ConfigError(f"BUDGET={text!r} lacks {' and '.join(missing)}")
     if (spare or 0) >= nodes[0]:
         raise ConfigError(f"BUDGET={text!r}: of {nodes[0]} nodes {spare} cannot be spare")
+    if seconds > LONGEST:
+        raise ConfigError(
+            f"BUDGET={text!r}: {seconds / TIMES['year']:.3g} years are more than {LONGEST / TIMES['year']:g}"
+        )
+    if nodes[0] * nodes[1] > MOST_GPUS:
+        raise ConfigError(f"BUDGET={text!r}: more than {MOST_GPUS:,} GPUs")
     cluster = Cluster(gpu, nodes[0], nodes[1], spare or 0, seconds)
     return Budget("cluster", cluster.gpu_hours, text, cluster, gpu)

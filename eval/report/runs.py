@@ -93,6 +93,8 @@ def evaluation(path: Path) -> dict[str, Any]:
     key = misfit(result, EVALUATION)
     for task, entry in result["tasks"].items() if not key else ():
         key = key or misfit(entry, TASK, f"tasks.{task}")
+        if not key and entry.get("suite"):
+            key = next((f"tasks.{task}.{name}" for name in ("stderr", "chance", "guess") if name not in entry), "")
     for corpus, losses in (result.get("by_domain") or {}).items() if not key else ():
         for domain, loss in losses.items() if isinstance(losses, dict) else [("", None)]:
             key = key or misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
@@ -157,6 +159,8 @@ def _read(directory: Path) -> dict[str, Any]:
         if (directory / rundir.DONE).exists():
             if (directory / rundir.EVAL).exists() and (directory / rundir.SAMPLES).exists():
                 result, outcomes = evaluation(directory / rundir.EVAL), samples(directory / rundir.SAMPLES)
+                if result.get("samples_sha256") not in (None, rundir.sha256(directory / rundir.SAMPLES)):
+                    raise Damaged(f"{rundir.SAMPLES} is not the file that {rundir.EVAL} was written with")
                 cell |= {"eval": checked_scores(result, outcomes), "samples": outcomes, "state": ""}
             else:
                 cell["state"] = "not evaluated"

@@ -50,8 +50,8 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
             raise disagreement(key, claimed["value"], value)
         if claimed and any(clustered(outcomes.get(name, {})) for name, entry in tasks.items() if entry in entries):
             scale = 1.0 if key == "bits_per_byte" else 100.0
-            errors = [entry["stderr"] for entry in entries]
-            result[key] = claimed | {"stderr": scale * float(np.sqrt(np.sum(np.square(errors)))) / len(errors)}
+            errors = np.array([entry.get("stderr") for entry in entries], float)  # None becomes nan
+            result[key] = claimed | {"stderr": finite(scale * float(np.sqrt((errors**2).sum())) / len(errors))}
     return result
 
 
@@ -68,7 +68,12 @@ def checked_task(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcom
         return entry
     names = [row.cluster or f"item {item}" for item, row in outcomes.items()]
     sums, sizes = by_cluster(values[None], weights, names)
-    return entry | {"stderr": ratio_stderr(sums[0], sizes), "clusters": len(sizes)}
+    return entry | {"stderr": finite(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
+
+
+def finite(value: float) -> float | None:
+    """A number; None where there is none, as the standard error of a single passage."""
+    return value if np.isfinite(value) else None
 
 
 def clustered(outcomes: Mapping[str, Outcome]) -> bool:

@@ -7,7 +7,8 @@ from ablations.plan.power import POWER, detectable
 from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS, pairing, strata
 from eval.report.findings import Findings, recorded_noise
-from eval.statistics import Part, bootstrap, interval, noise_floor, quantile
+from eval.report.sections.cost import spent
+from eval.statistics import MOST_SEEDS, Part, bootstrap, interval, noise_floor, quantile, seeds_to_decide
 
 PAIRED = """\
 Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.
@@ -70,7 +71,7 @@ def blocks(f: Findings) -> list[Block]:
             f"Where an arm shares one seed with {f.baseline}, the seeds' part is what other runs tell, and "
             f"these arms if they have several seeds: {f.noise}."
         )
-    return blocks + noise_floors(f)
+    return blocks + missing(f) + noise_floors(f)
 
 
 def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
@@ -86,6 +87,47 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
         low, high = interval(bootstrap(parts, tasks=True), len(parts))
         line[1] = f"{low:+.{digits}f} to {high:+.{digits}f}"
     return [line]
+
+
+def missing(f: Findings) -> list[Block]:
+    """Of each comparison that is undecided: what more seeds would say, and what they cost."""
+    lines = []
+    for name, metric in METRICS.items():
+        margin = f.margins.get(metric.unit)
+        for arm, c in f.compared.get(name, {}).items() if f.controlled else ():
+            if c.counts or c.equivalent(margin) or not c.enough_items:
+                continue
+            seeds = len(f.results[name][arm].keys() & f.results[name][f.baseline].keys())
+            if c.seeds is None or not c.replicated or seeds < 2:
+                words = "two seeds of each arm at least are needed"
+            elif total := seeds_to_decide(c, len(f.study.arms), seeds, margin):
+                more = total - seeds
+                words = f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{price(f, more)}"
+            else:
+                words = f"no number of seeds up to {MOST_SEEDS} would tell"
+            lines.append(f"* {arm}, {name}: {words}.")
+    if not lines:
+        return []
+    margins = " and ".join(f"{margin:g} {unit}" for unit, margin in f.margins.items())
+    question = (
+        f"whether more than noise, or less than the margin of {margins}" if margins else "whether more than noise"
+    )
+    given = (
+        " The margin was given with this report, and nothing says that it was chosen before the runs."
+        if margins
+        else ""
+    )
+    head = f"**Undecided**, {question}; if the difference and the noise of one seed stay as they are here.{given}"
+    return [head, "\n".join(lines)]
+
+
+def price(f: Findings, seeds: int) -> str:
+    """What so many more seeds of every arm cost, at the hours that runs here took; "" where no run has begun."""
+    costs = [spent(cell) for cell in f.cells.values() if cell.get("metrics")]
+    if not costs or len({cost["unit"] for cost in costs}) > 1:
+        return ""
+    hours = float(np.mean([cost["hours"] for cost in costs])) * seeds * len(f.study.arms)
+    return f", {hours:.2g} {costs[0]['unit']}-hours"
 
 
 def noise_floors(f: Findings) -> list[str]:

@@ -1,0 +1,143 @@
+"""A classifier on top of a model's hidden states: ours (encoder or decoder), or one of Hugging Face's.
+
+A backbone turns token ids into hidden states. Padding, on either side, changes nothing: the positions of the real
+tokens count from the first of them, and no real token sees padding.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+POOLINGS = ("first", "mean", "last")  # of the hidden states of real tokens
+
+
+class Encoded(NamedTuple):
+    """Sequences of a batch, padded: token ids [B, T], and which are real [B, T]."""
+
+    tokens_BT: Tensor
+    real_BT: Tensor
+
+
+def pad(rows: Sequence[Sequence[int]], side: str = "right", filler: int = 0) -> Encoded:
+    """Rows of token ids as one batch, padded on the right or the left."""
+    B, T = len(rows), max(map(len, rows))
+    tokens_BT, real_BT = torch.full((B, T), filler), torch.zeros(B, T, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(T - len(row), T)
+        tokens_BT[b, place] = torch.tensor(row)
+        real_BT[b, place] = True
+    return Encoded(tokens_BT, real_BT)
+
+
+class Ours(nn.Module):
+    """A GPT (model/gpt.py) of any objective as a backbone."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        self.width = model.cfg.hidden
+
+    def forward(self, batch: Encoded) -> Tensor:
+        """Hidden states [B, T, D]."""
+        from model.attention import Arrangement
+
+        objective, (B, T) = self.model.objective, batch.tokens_BT.shape
+        length_B = batch.real_BT.sum(1)
+        if objective.causal and bool(batch.real_BT[:, 0].all()):
+            return self.model.hidden(batch.tokens_BT)  # padding stands behind what is real, and nothing sees it
+        at_BT = (batch.real_BT.cumsum(1) - 1).clamp_min(0)
+        b = torch.arange(B, device=at_BT.device)[:, None, None]
+        sees_BTT = objective.sees(length_B, b, at_BT[:, :, None], at_BT[:, None, :]) & batch.real_BT[:, None, :]
+        itself = torch.eye(T, dtype=torch.bool, device=at_BT.device)  # each token has to see one, padding too
+        return self.model.hidden(batch.tokens_BT, Arrangement(at_BT, sees_BTT | itself))
+
+
+class External(nn.Module):
+    """A model of Hugging Face's, from a folder on this machine."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        from transformers import AutoModel
+
+        self.model = AutoModel.from_pretrained(folder, local_files_only=True).float()
+        self.width = self.model.config.hidden_size
+
+    def forward(self, batch: Encoded) -> Tensor:
+        # Right padding needs no positions, and models such as RoBERTa count theirs from another number than 0.
+        left = not bool(batch.real_BT[:, 0].all())
+        positions = {"position_ids": (batch.real_BT.cumsum(1) - 1).clamp_min(0)} if left else {}
+        mask_BT = batch.real_BT.long()
+        return self.model(input_ids=batch.tokens_BT, attention_mask=mask_BT, **positions).last_hidden_state
+
+
+class Classifier(nn.Module):
+    """Backbone, pooling, linear, tanh, dropout, linear (the head of BERT and of "Cramming").
+
+    Args:
+        outputs: classes, or 1 for a regression.
+        pooling: first: the first real token's state, which in an encoder has seen all; mean: of all real tokens; last:
+            the last real token's, the only one that has seen all in a decoder.
+    """
+
+    def __init__(self, backbone: nn.Module, outputs: int, pooling: str, dropout: float, seed: int):
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling} is not one of {', '.join(POOLINGS)}")
+        self.backbone, self.pooling = backbone, pooling
+        width = int(backbone.width)  # type: ignore[arg-type]
+        self.dense, self.out = nn.Linear(width, width), nn.Linear(width, outputs)
+        self.drop = nn.Dropout(dropout)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in (self.dense, self.out):  # BERT's initialisation
+            nn.init.normal_(layer.weight, std=0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, batch: Encoded) -> Tensor:
+        """Logits [B, outputs], fp32."""
+        x_BTD, real_BT = self.backbone(batch).float(), batch.real_BT
+        if self.pooling == "mean":
+            weight_BT1 = real_BT[:, :, None].float()
+            x_BD = (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
+        else:
+            t = torch.arange(real_BT.shape[1], device=real_BT.device)
+            first = self.pooling == "first"
+            at_B = torch.where(real_BT, t, len(t) if first else -1)
+            at_B = at_B.min(1).values if first else at_B.max(1).values
+            x_BD = x_BTD[torch.arange(len(x_BTD), device=t.device), at_B]
+        return self.out(self.drop(torch.tanh(self.dense(x_BD))))
+
+
+def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
+    """A function (text_a, text_b) -> token ids: start, a, separator, and where there is a b: b, separator.
+
+    Where the tokenizer has no start and separator of their own, the end of document is both, as in training. The longer
+    text is cut until all fits into `longest` tokens.
+    """
+    start = getattr(tokenizer, "cls", None)
+    separator = getattr(tokenizer, "sep", None)
+    start = tokenizer.eod if start is None else start
+    separator = tokenizer.eod if separator is None else separator
+
+    def encode(text_a: str, text_b: str) -> list[int]:
+        a, b = tokenizer.encode(text_a), tokenizer.encode(text_b) if text_b else []
+        room = longest - 2 - (1 if text_b else 0)
+        while len(a) + len(b) > room:
+            (a if len(a) >= len(b) else b).pop()
+        return [start, *a, separator] + ([*b, separator] if text_b else [])
+
+    return encode
+
+
+def external_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
+    """The same with a tokenizer of Hugging Face's, which has its own template for pairs."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def encode(text_a: str, text_b: str) -> list[int]:
+        return tokenizer(text_a, text_b or None, truncation=True, max_length=longest)["input_ids"]
+
+    return encode

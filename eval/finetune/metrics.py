@@ -1,0 +1,84 @@
+"""Metrics of GLUE. Classes that tie share an item, so that a model with constant outputs scores chance exactly.
+
+The first of tied classes is not favoured: an item whose k likeliest classes are equal counts for each of them with 1/k,
+in accuracy as in the confusion matrix of F1 and of Matthews' correlation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def shares(logits_NC: np.ndarray) -> np.ndarray:
+    """How much of each item is given to each class, [N, C]: 1 for the likeliest, or 1/k for each of k that tie."""
+    best_NC = logits_NC == logits_NC.max(1, keepdims=True)
+    return best_NC / best_NC.sum(1, keepdims=True)
+
+
+def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
+    """accuracy; of two classes f1 (of class 1) and mcc (Matthews' correlation) too."""
+    share_NC = shares(logits_NC)
+    scores = {"accuracy": float(share_NC[np.arange(len(labels_N)), labels_N].mean())}
+    if logits_NC.shape[1] == 2:
+        true = labels_N == 1
+        tp, fn = float(share_NC[true, 1].sum()), float(share_NC[true, 0].sum())
+        fp, tn = float(share_NC[~true, 1].sum()), float(share_NC[~true, 0].sum())
+        scores["f1"] = 2 * tp / (2 * tp + fp + fn) if tp else 0.0
+        product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+        # 0 where the predictions, or the labels, are of one class; and not a rounding error of that
+        scores["mcc"] = (tp * tn - fp * fn) / product**0.5 if product else 0.0
+    return scores
+
+
+def regression(predictions_N: np.ndarray, targets_N: np.ndarray) -> dict[str, float]:
+    """pearson and spearman correlation; 0 where the predictions are all the same, which correlate with nothing."""
+    from scipy.stats import rankdata
+
+    return {
+        "pearson": correlation(predictions_N, targets_N),
+        "spearman": correlation(rankdata(predictions_N), rankdata(targets_N)),
+    }
+
+
+def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
+    if np.ptp(a_N) == 0 or np.ptp(b_N) == 0:
+        return 0.0
+    return float(np.corrcoef(np.asarray(a_N, float), np.asarray(b_N, float))[0, 1])
+
+
+def chance(labels: Sequence[float], classes: int) -> dict[str, float]:
+    """What a model with constant outputs scores: see above."""
+    if not classes:
+        return {"pearson": 0.0, "spearman": 0.0}
+    return classification(np.zeros((len(labels), classes)), np.array(labels, int))
+
+
+def collapsed(outputs: np.ndarray) -> bool:
+    """Whether a classifier gives every item the same class, or a regression the same score: training failed."""
+    if outputs.ndim == 1:
+        return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
+    share_NC = shares(outputs)
+    return bool((share_NC == share_NC[0]).all())
+
+
+NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli", "rte")
+
+
+def means(scores: dict[str, float]) -> dict[str, Any]:
+    """Of scores by name (those of NINE that there are): the nine-number mean, in which MNLI counts twice, as in
+    "Cramming"; and the eight-task mean, in which its two evaluation sets are averaged first, as on the leaderboard.
+
+    Returns: {"nine_numbers", "eight_tasks": mean, or None without any, "numbers": how many of nine there are}.
+    """
+    there = {name: scores[name] for name in NINE if name in scores}
+    if not there:
+        return {"nine_numbers": None, "eight_tasks": None, "numbers": 0}
+    tasks: dict[str, list[float]] = {}
+    for name, score in there.items():
+        tasks.setdefault(name.removesuffix("-mm"), []).append(score)
+    return {
+        "nine_numbers": float(np.mean(list(there.values()))),
+        "eight_tasks": float(np.mean([np.mean(values) for values in tasks.values()])),
+        "numbers": len(there),
+    }

@@ -1,0 +1,175 @@
+"""The tasks of GLUE (Wang et al. 2019, arXiv:1804.07461) and their data, in the formats in which it is passed around.
+
+A folder of data holds for each task, of which the first that is there is read (each also with .gz):
+
+    CoLA/train.tsv, CoLA/dev.tsv ...       GLUE's own tab-separated files
+    CoLA/train.jsonl, CoLA/dev.jsonl ...   {"text_a", "text_b", "label"}; train_*.jsonl where only a part is passed on
+    nyu-mll__glue/cola/train.jsonl.gz, .../validation.jsonl.gz    rows of the hub's schema, as `make eval-data` mirrors
+
+MNLI has two evaluation sets, dev_matched and dev_mismatched.
+"""
+
+import csv
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Example(NamedTuple):
+    """An item. text_b is "" where a task is of single sentences; label is a class index, or a score of STS-B."""
+
+    id: str
+    text_a: str
+    text_b: str
+    label: float
+
+
+class Task(NamedTuple):
+    """A task of GLUE.
+
+    labels: names of the classes, in the order of the hub's ClassLabel; () for a regression.
+    columns: of the TSV header: text_a, text_b (or ""), label. CoLA has no header, and its columns are numbers.
+    hub_columns: the same in the hub's schema.
+    study: the metric in "Cramming" (Geiping and Goldstein 2022), table 3.
+    leaderboard: the metrics that gluebenchmark.com averages.
+    """
+
+    folder: str
+    labels: tuple[str, ...]
+    columns: tuple[str | int, str | int, str | int]
+    hub_columns: tuple[str, str]
+    study: str
+    leaderboard: tuple[str, ...]
+    splits: tuple[str, ...] = ("dev",)
+
+
+ENTAILMENT = ("entailment", "not_entailment")
+TASKS = {
+    "cola": Task("CoLA", ("0", "1"), (3, "", 1), ("sentence", ""), "mcc", ("mcc",)),
+    "sst2": Task("SST-2", ("0", "1"), ("sentence", "", "label"), ("sentence", ""), "accuracy", ("accuracy",)),
+    "mrpc": Task(
+        "MRPC", ("0", "1"), ("#1 String", "#2 String", "Quality"), ("sentence1", "sentence2"), "f1", ("accuracy", "f1")
+    ),
+    "stsb": Task(
+        "STS-B", (), ("sentence1", "sentence2", "score"), ("sentence1", "sentence2"), "pearson", ("pearson", "spearman")
+    ),
+    "qqp": Task(
+        "QQP",
+        ("0", "1"),
+        ("question1", "question2", "is_duplicate"),
+        ("question1", "question2"),
+        "f1",
+        ("accuracy", "f1"),
+    ),
+    "mnli": Task(
+        "MNLI",
+        ("entailment", "neutral", "contradiction"),
+        ("sentence1", "sentence2", "gold_label"),
+        ("premise", "hypothesis"),
+        "accuracy",
+        ("accuracy",),
+        ("dev_matched", "dev_mismatched"),
+    ),
+    "qnli": Task(
+        "QNLI", ENTAILMENT, ("question", "sentence", "label"), ("question", "sentence"), "accuracy", ("accuracy",)
+    ),
+    "rte": Task(
+        "RTE", ENTAILMENT, ("sentence1", "sentence2", "label"), ("sentence1", "sentence2"), "accuracy", ("accuracy",)
+    ),
+}
+HUB = "nyu-mll__glue"
+HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"}
+
+
+def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
+    """The file of a split of a task, in the first of the folders that has one.
+
+    split: train, dev, dev_matched or dev_mismatched.
+    """
+    own = [f"{split}.tsv", f"{split}.jsonl"] + (["train_*.jsonl"] if split == "train" else [])
+    for folder in folders:
+        for pattern in own:
+            for path in [
+                *sorted(folder.glob(f"{TASKS[name].folder}/{pattern}")),
+                *sorted(folder.glob(f"{TASKS[name].folder}/{pattern}.gz")),
+            ]:
+                return path
+        path = folder / HUB / name / f"{HUB_SPLITS.get(split, split)}.jsonl.gz"
+        if path.exists():
+            return path
+    return None
+
+
+def load(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
+    """The items of a split.
+
+    Raises:
+        ValueError: when no folder has it, or a row is not of such a file; it names file and row.
+    """
+    path = find(name, split, folders)
+    if path is None:
+        places = ", ".join(map(str, folders)) or "no folder"
+        raise ValueError(f"{name}: {TASKS[name].folder}/{split}.tsv or .jsonl is not in {places}")
+    task, examples = TASKS[name], []
+    try:
+        for number, (text_a, text_b, label) in enumerate(_rows(task, path), start=1):
+            value = _label(task, label, f"{path}, row {number}")
+            key = hashlib.sha256(json.dumps([text_a, text_b, value]).encode()).hexdigest()[:16]
+            examples.append(Example(f"{key}-{number}", str(text_a), str(text_b), value))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not examples:
+        raise ValueError(f"{path} has no rows")
+    return examples
+
+
+def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
+    """(text_a, text_b, label) of each row, as written."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
+        if ".jsonl" in path.name:
+            names = ("text_a", "text_b", "label")
+            if path.parent.parent.name == HUB:
+                names = (*task.hub_columns, "label")
+            for number, line in enumerate(lines, start=1):
+                try:
+                    row = json.loads(line)
+                    yield row[names[0]], row[names[1]] if names[1] and names[1] in row else "", row[names[2]]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"{path}, row {number}: {error!r}; needed are {', '.join(filter(None, names))}"
+                    ) from None
+            return
+        # the files have no quoting: a quotation mark is text
+        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if isinstance(task.columns[0], int):
+            columns: list[Any] = list(task.columns)
+        else:
+            header = next(rows, [])
+            lacking = [column for column in task.columns if column and column not in header]
+            if lacking:
+                raise ValueError(f"{path} has no column {', '.join(map(str, lacking))}")
+            columns = [header.index(str(column)) if column else "" for column in task.columns]
+        for number, row in enumerate(rows, start=1):
+            try:
+                yield row[columns[0]], "" if columns[1] == "" else row[columns[1]], row[columns[2]]
+            except IndexError:
+                raise ValueError(f"{path}, row {number}: too few columns") from None
+
+
+def _label(task: Task, label: Any, where: str) -> float:
+    """A class index from its name or its number; a score from its text."""
+    if not task.labels:
+        try:
+            return float(label)
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: the score {label!r} is no number") from None
+    text = str(label)
+    if text in task.labels:
+        return float(task.labels.index(text))
+    if isinstance(label, int) and 0 <= label < len(task.labels):
+        return float(label)
+    raise ValueError(f"{where}: the label {label!r} is not one of {', '.join(task.labels)}")

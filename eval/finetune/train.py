@@ -1,0 +1,242 @@
+"""One task of GLUE, one seed: a classifier trained on the task's own training set and scored on its evaluation sets."""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eval.finetune import metrics
+from eval.finetune.classifier import Classifier, pad
+from eval.finetune.tasks import TASKS, Example, find, load
+
+MOST_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one setting for all tasks
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How every task is fine-tuned. Defaults: "Cramming" (config/eval/GLUE_sane.yaml of its release)."""
+
+    epochs: int = 5  # the last one counts: no early stop
+    batch: int = 16  # sequences
+    lr: float = 4e-5  # peak
+    warmup: float = 0.1  # share of the task's own steps; then a cosine to 0
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    dropout: float = 0.1  # in the classifier and between the layers of a model of ours
+    longest: int = 128  # tokens of an input
+    pooling: str = "last"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.epochs <= MOST_EPOCHS:
+            raise ValueError(f"epochs={self.epochs}: from 1 to {MOST_EPOCHS}, a rule of the challenge")
+        if self.batch < 1 or self.longest < 8 or not 0 <= self.warmup < 1 or self.lr <= 0:
+            raise ValueError("a batch of 1 at least, inputs of 8 tokens at least, a warm-up below 1, a rate above 0")
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """The learning rate of a step, counted from 0, as a share of its peak: linear warm-up, then a cosine to 0.
+
+    `steps` are those of this task: nothing is shared with other tasks.
+    """
+    rising = int(warmup * steps)
+    if step < rising:
+        return step / max(1, rising)
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The items of each batch of an epoch, in the order of training.
+
+    Items are shuffled; within pools of POOL batches they are sorted by length, so that little is padded; then the
+    batches are shuffled. All follows from seed and epoch.
+    """
+    rng = random.Random(f"{seed}/{epoch}")
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    made = []
+    for start in range(0, len(order), POOL * size):
+        pool = sorted(order[start : start + POOL * size], key=lambda i: lengths[i])
+        made += [pool[i : i + size] for i in range(0, len(pool), size)]
+    rng.shuffle(made)
+    return made
+
+
+POOL = 50  # batches that are sorted by length together; untuned
+
+
+def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Cross-entropy; of a regression the mean squared error."""
+    if logits_BC.shape[1] == 1:
+        return F.mse_loss(logits_BC[:, 0], labels_B)
+    return F.cross_entropy(logits_BC, labels_B.long())
+
+
+def train(
+    model: Classifier,
+    rows: Sequence[Sequence[int]],
+    labels: Sequence[float],
+    setting: Setting,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda step, steps: None,
+) -> None:
+    """Fine-tune `model` in place on token ids and their labels.
+
+    Raises:
+        ValueError: when the loss is no longer a number.
+    """
+    device = next(model.parameters()).device
+    torch.manual_seed(seed)  # of dropout
+    optimizer = torch.optim.AdamW(
+        model.parameters(), setting.lr, (setting.beta1, setting.beta2), setting.eps, weight_decay=setting.weight_decay
+    )
+    lengths = [len(row) for row in rows]
+    steps, step = setting.epochs * -(-len(rows) // setting.batch), 0
+    model.train()
+    for epoch in range(setting.epochs):
+        for items in batches(lengths, setting.batch, seed, epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = setting.lr * schedule(step, steps, setting.warmup)
+            batch = pad([rows[i] for i in items])
+            labels_B = torch.tensor([labels[i] for i in items], device=device)
+            value = loss(model(type(batch)(*(x.to(device) for x in batch))), labels_B)
+            if not torch.isfinite(value):
+                raise ValueError(f"the loss is {value.item()} in step {step} of fine-tuning")
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            step += 1
+            progress(step, steps)
+
+
+@torch.inference_mode()
+def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right", batch: int = 64) -> np.ndarray:
+    """Logits [N, C] of token ids, in batches of similar length."""
+    device = next(model.parameters()).device
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    logits_NC: np.ndarray | None = None
+    for start in range(0, len(order), batch):
+        items = order[start : start + batch]
+        padded = pad([rows[i] for i in items], side)
+        values = model(type(padded)(*(x.to(device) for x in padded))).float().cpu().numpy()
+        logits_NC = np.zeros((len(rows), values.shape[1])) if logits_NC is None else logits_NC
+        logits_NC[items] = values
+    assert logits_NC is not None
+    return logits_NC
+
+
+def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
+    """{"metrics", "chance", "collapsed", "items": [{"id", "value"}]} of one evaluation set.
+
+    The value of an item: how much of it is given to its class; of a regression the negative squared error.
+    """
+    labels = [example.label for example in examples]
+    if not np.isfinite(logits_NC).all():
+        raise ValueError("the model's outputs are not numbers (NaN or infinite)")
+    if logits_NC.shape[1] == 1:
+        outputs = logits_NC[:, 0]
+        values = -((outputs - np.array(labels)) ** 2)
+        scores, classes = metrics.regression(outputs, np.array(labels)), 0
+    else:
+        outputs, classes = logits_NC, logits_NC.shape[1]
+        classes_N = np.array(labels, int)
+        values = metrics.shares(outputs)[np.arange(len(labels)), classes_N]
+        scores = metrics.classification(outputs, classes_N)
+    return {
+        "metrics": scores,
+        "chance": metrics.chance(labels, classes),
+        "collapsed": metrics.collapsed(outputs),
+        "items": [{"id": example.id, "value": float(value)} for example, value in zip(examples, values, strict=True)],
+    }
+
+
+def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
+    """What the result of a task depends on, besides the seed. Raises ValueError when its data is not there."""
+    data = {}
+    for split in ("train", *TASKS[name].splits):
+        path = find(name, split, folders)
+        if path is None:
+            load(name, split, folders)  # raises, and says where it was sought
+        assert path is not None
+        with open(path, "rb") as file:
+            data[split] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"task": name, "setting": asdict(setting), "model_sha256": model_sha256, "data_sha256": data}
+
+
+def finetune(
+    name: str,
+    folders: Sequence[Path],
+    make: Callable[[int], Any],
+    encode: Callable[[str, str], list[int]],
+    setting: Setting,
+    seed: int,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] = lambda step, steps: None,
+) -> dict[str, Any]:
+    """Fine-tune on a task and score it: {"sets": {split: as of `score`}, "train_items"}.
+
+    make: gives a fresh backbone with the pretrained weights.
+    """
+    task = TASKS[name]
+    examples = load(name, "train", folders)
+    evaluated = {split: load(name, split, folders) for split in task.splits}
+    model = Classifier(make(seed), max(1, len(task.labels)), setting.pooling, setting.dropout, seed).to(device)
+    rows = [encode(example.text_a, example.text_b) for example in examples]
+    train(model, rows, [example.label for example in examples], setting, seed, progress)
+    sets = {}
+    for split, items in evaluated.items():
+        sets[split] = score(predict(model, [encode(item.text_a, item.text_b) for item in items]), items)
+    return {"sets": sets, "train_items": len(examples)}
+
+
+def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The table of GLUE from the results of each task's seeds: {task: [as of `finetune`, ...]}.
+
+    Returns: {"scores": {name: {"study", "leaderboard": {"median", "lowest", "highest", "seeds"}, "chance", "collapsed":
+        how many seeds}}, "study", "leaderboard": `metrics.means` of the medians}, in points of 100. mnli-mm is MNLI's
+        mismatched set.
+    """
+    table: dict[str, Any] = {}
+    for name, seeds in results.items():
+        task = TASKS[name]
+        for split in task.splits:
+            sets = [result["sets"][split] for result in seeds]
+            entry: dict[str, Any] = {"collapsed": sum(one["collapsed"] for one in sets)}
+            for kind, keys in (("study", (task.study,)), ("leaderboard", task.leaderboard)):
+                values = [100 * float(np.mean([one["metrics"][key] for key in keys])) for one in sets]
+                entry[kind] = {
+                    "median": float(np.median(values)),
+                    "lowest": min(values),
+                    "highest": max(values),
+                    "seeds": len(values),
+                    "metric": " and ".join(keys),
+                    "chance": 100 * float(np.mean([sets[0]["chance"][key] for key in keys])),
+                }
+            table[f"{name}-mm" if split == "dev_mismatched" else name] = entry
+    medians = {
+        kind: {name: entry[kind]["median"] for name, entry in table.items()} for kind in ("study", "leaderboard")
+    }
+    return {"scores": table, **{kind: metrics.means(values) for kind, values in medians.items()}}
+
+
+def names_of(text: str) -> Iterator[str]:
+    """Task names from a list with commas; all, where it is empty. Raises ValueError for one that is not of GLUE."""
+    for name in [part.strip() for part in text.split(",") if part.strip()] or TASKS:
+        if name not in TASKS:
+            raise ValueError(f"there is no task {name!r} in GLUE; there are {', '.join(TASKS)}")
+        yield name
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,169 @@
+"""A budget by the wall clock, with a clock that the test turns: stop, learning rate, batch sizes, resume, ranks."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations import rundir
+from ablations.budget import learning_rate
+from ablations.cells import Cell, build
+from ablations.config import resolve
+from launch import train as training
+from launch.clock import Clock
+from tests.test_parallel import on
+
+TINY = {
+    "size": "nano",
+    "model.layers": 1,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.seq": 32,
+    "model.vocab": 512,
+    "layout.micro_batch": 1,
+    "layout.log_every": 1,
+    "layout.save_every": 1,
+    "layout.wandb": "disabled",
+    "train.precision": "fp32",
+    "train.batch": 4,
+    "train.schedule": "budget-triangle2",
+    "train.min_lr": 0.0,
+    "train.budget": "10s",
+}
+
+
+class Turned:
+    """Seconds that pass only when the clock is read: one each time, so that a step takes one."""
+
+    def __init__(self, step: float = 1.0, until: float = 1e9):
+        self.time, self.step, self.until = 100.0, step, until
+
+    def __call__(self) -> float:
+        now = self.time
+        self.time += self.step
+        if now > self.until:
+            raise KeyboardInterrupt
+        return now
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import numpy
+
+    docs = sorted({d for n in dir(numpy) if (d := inspect.getdoc(getattr(numpy, n))) and len(d) > 300})
+    path = tmp_path_factory.mktemp("corpus") / "docs.jsonl"
+    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in docs))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+def a_cell(corpus: str, folder: Path, store: Path, **change: Any) -> Cell:
+    names = {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}
+    setting = TINY | names | {key.replace("__", "."): value for key, value in change.items()}
+    folder.mkdir(exist_ok=True)
+    if not (folder / "data").exists():
+        (folder / "data").symlink_to(store)
+    cell = build("t", "?", "?", list(setting.items()), [("train.beta1", 0.8)], [1], folder).cells[0]
+    cell.dir.mkdir(parents=True, exist_ok=True)
+    return cell
+
+
+def trained(cell: Cell, clock: Turned, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    monkeypatch.setattr(training, "Clock", lambda before: Clock(before, clock))
+    training.train(cell, folder)
+    return rundir.read_metrics(cell.dir)[0]
+
+
+def test_a_clock_goes_on_from_where_it_stood() -> None:
+    turned = Turned(2.0)
+    clock = Clock(30.0, turned)
+    assert [clock.read() for _ in range(3)] == [32.0, 34.0, 36.0]
+
+
+def test_a_run_ends_with_the_first_step_past_its_time_and_follows_the_clock(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = a_cell(corpus, tmp_path, store, train__ramp=[1, 1], train__ramp_share=0.6)
+    rows = trained(cell, Turned(0.7), tmp_path, monkeypatch)
+    assert [row["seconds"] for row in rows] == pytest.approx([0.7 * (i + 1) for i in range(15)])
+    assert rows[-2]["seconds"] < 10 <= rows[-1]["seconds"]
+    starts = [0.07 * i for i in range(15)]  # t at the start of each step
+    assert [row["lr"] for row in rows] == pytest.approx([cell.run.train.lr * min(0.25 + t, 4 - 4 * t) for t in starts])
+    sizes = [1 + min(3, int(t / 0.2)) for t in starts]  # 1, 2, 3 and 4 sequences, a third of 0.6 each
+    assert [row["tokens"] for row in rows] == [32 * sum(sizes[: i + 1]) for i in range(15)]
+    done = rundir.read_done(cell.dir)
+    assert done and (done["steps"], done["tokens"]) == (15, 32 * sum(sizes))
+    assert done["budget_seconds"] == 10.0 and done["compile_seconds"] == 0.0
+
+
+def test_the_clock_survives_a_kill(corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calm = trained(a_cell(corpus, tmp_path / "calm", store), Turned(), tmp_path / "calm", monkeypatch)
+    cell = a_cell(corpus, tmp_path / "killed", store)
+    with pytest.raises(KeyboardInterrupt):
+        trained(cell, Turned(until=104.5), tmp_path / "killed", monkeypatch)
+    rows = trained(cell, Turned(), tmp_path / "killed", monkeypatch)
+    assert len(rows) == len(calm) == 10 and [row["seconds"] for row in rows] == [row["seconds"] for row in calm]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in calm]
+    assert [row["lr"] for row in rows] == [row["lr"] for row in calm]
+
+
+def test_compiling_counts_and_a_budget_of_tokens_does_not_see_the_clock(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch import engine
+
+    build_engine = engine.build
+
+    def compiled(*args: Any) -> engine.Engine:
+        live = build_engine(*args)
+        live.compile_seconds = 4.0
+        return live
+
+    monkeypatch.setattr(engine, "build", compiled)
+    cell = a_cell(corpus, tmp_path, store)
+    assert [row["seconds"] for row in trained(cell, Turned(), tmp_path, monkeypatch)] == [5, 6, 7, 8, 9, 10]
+    done = rundir.read_done(cell.dir)
+    assert done and done["compile_seconds"] == 4.0
+    tokens = a_cell(corpus, tmp_path, store, train__budget="tokens", train__tokens=5 * 4 * 32)
+    rows = trained(tokens, Turned(50.0), tmp_path, monkeypatch)
+    assert [row["seconds"] for row in rows] == [50, 100, 150, 200, 250]
+    assert [row["lr"] for row in rows] == [learning_rate(tokens.run.train, (i + 1) / 5) for i in range(5)]
+
+
+def test_what_is_left_and_how_far_a_run_is_are_told_by_the_clock() -> None:
+    run = resolve([("size", "nano"), ("train.budget", "10m")])
+    metric = {"step": 3, "seconds": 150.0, "tokens": 999, "tokens_per_second": 10.0}
+    assert (run.length, run.position(metric), run.seconds_left(metric)) == (600.0, 150.0, 450.0)
+    assert run.seconds_left({"seconds": 700.0}) == 0.0 and run.step_of_all(3) == "3"
+    tokens = resolve([("size", "nano"), ("train.tokens", 8 * 256 * 10)])
+    assert (tokens.length, tokens.position(metric), tokens.step_of_all(3)) == (10, 3.0, "3/10")
+    assert tokens.seconds_left(metric) == (20480 - 999) / 10 and tokens.seconds_left({}) is None
+
+
+def _disagree(folder: Path) -> None:
+    """Ranks whose clocks say other things; what each has been told goes to a file."""
+    import torch
+    import torch.distributed as dist
+
+    from launch import engine
+    from model.gpt import GPT
+
+    settings = {key: value for key, value in TINY.items() if key != "layout.micro_batch"}
+    run = resolve([*settings.items(), ("layout.processes", 2), ("layout.micro_batch", 2)])
+    rank, world = engine.start(run)
+    live = engine.build(GPT(run.model, 1), run, world)
+    rows = torch.randint(512, (2, 33), generator=torch.Generator().manual_seed(rank))
+    batch = live.model.objective.batch(rows)
+    seconds = [live.step(batch, 1e-3, clock=lambda: 7.25 if rank == 0 else 99.0).seconds for _ in range(2)]
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(seconds))
+
+
+def test_all_ranks_go_by_the_clock_of_the_first(tmp_path: Path) -> None:
+    on(2, _disagree, tmp_path)
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[7.25, 7.25]] * 2

@@ -1,0 +1,389 @@
+"""eval/finetune: GLUE's files and metrics, padding and pooling, the schedule, the command; and Hugging Face's Trainer
+on the same checkpoint, task and order."""
+
+import gzip
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ablations import rundir
+from eval.finetune import __main__ as command
+from eval.finetune import classifier, metrics, tasks, train
+from eval.finetune.classifier import Classifier, External, Ours, pad
+from model.config import ModelConfig
+from model.gpt import GPT
+from tests.test_eval import SHAPE, Letters, model, prepared, run  # noqa: F401  # fixtures
+
+WORDS = "красный кот sat on the mat und der Hund è bello".split()
+
+
+def pairs(number: int, seed: int = 0) -> list[tuple[str, str, int]]:
+    """Pairs of texts; the label says whether the second begins as the first does."""
+    rng, rows = random.Random(seed), []
+    for _ in range(number):
+        a = " ".join(rng.choices(WORDS, k=rng.randint(2, 5)))
+        same = rng.random() < 0.5
+        b = a.split()[0] if same else rng.choice([word for word in WORDS if word != a.split()[0]])
+        rows.append((a, b + ' "quoted', int(same)))
+    return rows
+
+
+@pytest.fixture
+def glue(tmp_path: Path) -> Path:
+    """Tiny files in GLUE's own formats, and in those in which it is passed on."""
+    folder = tmp_path / "glue"
+    for name in ("CoLA", "RTE", "MRPC", "MNLI", "STS-B", "nyu-mll__glue/qnli"):
+        (folder / name).mkdir(parents=True)
+    for split, number, seed in (("train", 40, 1), ("dev", 16, 2)):
+        rows = pairs(number, seed)
+        (folder / f"CoLA/{split}.tsv").write_text("".join(f"gj04\t{y}\t\t{a}\n" for a, _, y in rows))
+        lines = [f"{i}\t{a}\t{b}\t{('not_entailment', 'entailment')[y]}" for i, (a, b, y) in enumerate(rows)]
+        with gzip.open(folder / f"RTE/{split}.tsv.gz", "wt") as file:
+            file.write("\n".join(["index\tsentence1\tsentence2\tlabel", *lines]) + "\n")
+        lines = [json.dumps({"text_a": a, "text_b": b, "label": str(y)}) for a, b, y in rows]
+        (folder / f"MRPC/{split}.jsonl").write_text("\n".join(lines))
+        lines = [json.dumps({"text_a": a, "text_b": b, "label": f"{5 * y}.000"}) for a, b, y in rows]
+        with gzip.open(folder / f"STS-B/{split}.jsonl.gz", "wt") as file:
+            file.write("\n".join(lines))
+        hub = {"train": "train", "dev": "validation"}[split]
+        with gzip.open(folder / f"nyu-mll__glue/qnli/{hub}.jsonl.gz", "wt") as file:
+            lines = [json.dumps({"question": a, "sentence": b, "label": 1 - y, "idx": 3}) for a, b, y in rows]
+            file.write("\n".join(lines) + "\n")
+    names = ("entailment", "neutral", "contradiction")
+    for split in ("train", "dev_matched", "dev_mismatched"):
+        lines = [f"{i}\t{a}\t{b}\t{names[i % 3]}" for i, (a, b, _) in enumerate(pairs(12, 5))]
+        (folder / f"MNLI/{split}.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tgold_label", *lines]))
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ data and metrics
+
+
+def test_every_format_gives_the_rows_that_were_written(glue: Path) -> None:
+    rows = pairs(16, 2)
+    for name in ("rte", "mrpc", "qnli", "stsb"):
+        got = tasks.load(name, "dev", [glue])
+        assert [(item.text_a, item.text_b) for item in got] == [(a, b) for a, b, _ in rows], name
+        # entailment is class 0 in RTE and QNLI, the paraphrase class 1 in MRPC
+        expected = {"rte": [1 - y for *_, y in rows], "qnli": [1 - y for *_, y in rows]}
+        scores = {"mrpc": [y for *_, y in rows], "stsb": [5.0 * y for *_, y in rows]}
+        assert [item.label for item in got] == (expected | scores)[name], name
+        assert len({item.id for item in got}) == 16
+    assert [item.text_b for item in tasks.load("cola", "dev", [glue])] == [""] * 16
+    assert [item.label for item in tasks.load("mnli", "dev_mismatched", [glue])] == [0.0, 1.0, 2.0] * 4
+    assert tasks.find("sst2", "dev", [glue]) is None and tasks.find("rte", "dev", [glue / "no", glue])
+
+
+@pytest.mark.parametrize(
+    "file,content,why",
+    [
+        ("RTE/dev.tsv", "index\tsentence1\tlabel\n", "no column sentence2"),
+        ("RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n1\ta\tb\tmaybe\n", "row 1: the label 'maybe'"),
+        ("RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n1\ta\n", "row 1: too few columns"),
+        ("RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n", "no rows"),
+        ("MRPC/dev.jsonl", '{"text_a": "x"', "row 1"),
+        ("MRPC/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": -1}', "label -1"),
+        ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": "?"}', "is no number"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(glue: Path, file: str, content: str, why: str) -> None:
+    (glue / file).write_text(content)
+    name = {"RTE": "rte", "MRPC": "mrpc", "STS-B": "stsb"}[file.split("/")[0]]
+    with pytest.raises(ValueError, match=why) as error:
+        tasks.load(name, "dev", [glue])
+    assert file in str(error.value)
+
+
+def test_metrics_against_sklearn_and_scipy() -> None:
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(200, 2)), rng.integers(0, 2, 200)
+    made = logits.argmax(1)
+    expected = {
+        "accuracy": accuracy_score(labels, made),
+        "f1": f1_score(labels, made),
+        "mcc": matthews_corrcoef(labels, made),
+    }
+    assert metrics.classification(logits, labels) == pytest.approx(expected)
+    x, y = rng.normal(size=100).round(1), rng.normal(size=100).round(1)  # with ties
+    expected = {"pearson": pearsonr(x, y)[0], "spearman": spearmanr(x, y)[0]}
+    assert metrics.regression(x, y) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("classes,number", [(2, 10), (2, 7), (3, 12)])
+def test_constant_outputs_score_exactly_chance_and_count_as_collapsed(classes: int, number: int) -> None:
+    labels = np.array([i % classes for i in range(number)] + [0, 0])  # not balanced
+    got = metrics.classification(np.full((len(labels), classes), 0.3), labels)
+    assert got["accuracy"] == pytest.approx(1 / classes) and got == metrics.chance(labels, classes)
+    if classes == 2:
+        share = (labels == 1).mean()  # a coin: half of the true ones, and as many of the others
+        assert got["mcc"] == 0 and got["f1"] == pytest.approx(share / (share + 0.5))
+    assert metrics.collapsed(np.full((9, classes), 0.3)) and metrics.collapsed(np.eye(classes)[[1] * 9])
+    assert not metrics.collapsed(np.eye(classes)[[0, 1] * 4])
+    always = metrics.classification(np.eye(2)[[1] * 8], np.array([1, 0] * 4))
+    assert always["mcc"] == 0 and metrics.regression(np.ones(4), np.arange(4)) == {"pearson": 0, "spearman": 0}
+
+
+def test_both_means_have_their_name_and_mnli_its_weight() -> None:
+    scores = dict.fromkeys(metrics.NINE, 50.0) | {"mnli": 80.0, "mnli-mm": 60.0}
+    got = metrics.means(scores)
+    assert got == {"nine_numbers": pytest.approx(490 / 9), "eight_tasks": pytest.approx(420 / 8), "numbers": 9}
+    assert metrics.means({})["nine_numbers"] is None
+
+
+def test_the_table_is_of_medians_with_the_spread_and_the_collapsed() -> None:
+    def result(mcc: float, collapsed: bool = False) -> dict:
+        return {"sets": {"dev": {"metrics": {"mcc": mcc}, "chance": {"mcc": 0.0}, "collapsed": collapsed}}}
+
+    table = train.summarise({"cola": [result(0.5), result(0.0, True), result(0.1), result(0.4), result(0.3)]})
+    study = table["scores"]["cola"]["study"]
+    assert (study["median"], study["lowest"], study["highest"]) == (30.0, 0.0, 50.0)
+    assert table["scores"]["cola"]["collapsed"] == 1 and "1 COLLAPSED" in command.text(table)
+    assert "ONLY 1 OF nine numbers 30.0" in command.text(table)
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def test_the_schedule_is_the_tasks_own() -> None:
+    for steps in (10, 100, 12_345):
+        rates = [train.schedule(step, steps, 0.1) for step in range(steps)]
+        top = int(0.1 * steps)
+        assert rates[0] == 0 and rates[top] == 1 == max(rates) and rates[-1] < 0.06
+        middle = top + (steps - top) // 2
+        assert rates[middle] == pytest.approx(0.5, abs=0.1) and rates[top // 2] == pytest.approx(top // 2 / top)
+
+
+def test_batches_hold_every_item_once_by_length_and_follow_from_seed_and_epoch() -> None:
+    rng = random.Random(0)
+    lengths = [rng.randint(3, 90) for _ in range(2003)]
+    made = train.batches(lengths, 16, 1, 0)
+    assert sorted(i for batch in made for i in batch) == list(range(2003)) and max(map(len, made)) == 16
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in made)
+    assert padded < 1.1 * sum(lengths)
+    assert made == train.batches(lengths, 16, 1, 0)
+    assert made not in (train.batches(lengths, 16, 2, 0), train.batches(lengths, 16, 1, 1))
+    assert [len(batch) for batch in made] != sorted(len(batch) for batch in made)
+    first = [min(lengths[i] for i in batch) for batch in made]
+    assert first != sorted(first)
+
+
+@pytest.mark.parametrize("objective", ["causal", "prefix"])
+@pytest.mark.parametrize("pos", ["learned", "rotary", "alibi"])
+@pytest.mark.parametrize("pooling", classifier.POOLINGS)
+def test_padding_on_either_side_gives_what_each_text_gives_alone(objective: str, pos: str, pooling: str) -> None:
+    cfg = ModelConfig(**{**SHAPE, "objective": objective}, vocab=257, pos=pos)  # type: ignore[arg-type]
+    model_ = Classifier(Ours(GPT(cfg, seed=3)), 3, pooling, 0.1, 1)
+    rng = random.Random(1)
+    rows = [[rng.randrange(257) for _ in range(n)] for n in (1, 3, 8, 20)]
+    alone = np.concatenate([train.predict(model_, [row]) for row in rows])
+    for side in ("left", "right"):
+        np.testing.assert_allclose(train.predict(model_, rows, side), alone, atol=1e-5)
+    assert np.ptp(alone, 0).min() > 1e-4  # what is read matters
+
+
+def test_what_each_pooling_reads() -> None:
+    x_BTD = torch.arange(24.0).view(2, 4, 3)
+
+    class States(torch.nn.Module):
+        width = 3
+
+        def forward(self, batch: classifier.Encoded) -> torch.Tensor:
+            return x_BTD
+
+    for side, places in (("right", [(0, 2), (0, 4)]), ("left", [(2, 4), (0, 4)])):
+        batch = pad([[7, 7], [7] * 4], side)
+        for pooling in classifier.POOLINGS:
+            made = Classifier(States(), 2, pooling, 0.0, 1).eval()
+            expected = []
+            for x_TD, (start, end) in zip(x_BTD, places, strict=True):
+                real_TD = x_TD[start:end]
+                expected.append({"first": real_TD[0], "last": real_TD[-1], "mean": real_TD.mean(0)}[pooling])
+            with torch.no_grad():
+                np.testing.assert_allclose(made(batch), made.out(torch.tanh(made.dense(torch.stack(expected)))))
+
+
+def test_texts_are_joined_as_in_training_and_the_longer_one_is_cut() -> None:
+    encode = classifier.encoder(Letters(), 12)
+    assert encode("ab", "") == [256, 97, 98, 256]
+    assert encode("ab", "c") == [256, 97, 98, 256, 99, 256]
+    assert encode("a" * 99, "bc") == [256, *[97] * 7, 256, 98, 99, 256] and len(encode("a" * 99, "b" * 99)) == 12
+
+    class WordPieces(Letters):
+        cls, sep = 0, 1
+
+    assert classifier.encoder(WordPieces(), 12)("ab", "c") == [0, 97, 98, 1, 99, 1]
+
+
+@pytest.mark.parametrize("change", [{"epochs": 6}, {"epochs": 0}, {"batch": 0}, {"warmup": 1.0}, {"pooling": "max"}])
+def test_rules_and_ranges(change: dict) -> None:
+    with pytest.raises(ValueError):
+        setting = train.Setting(**change)
+        Classifier(Ours(model()), 2, setting.pooling, 0.0, 1)
+
+
+def test_against_hugging_faces_trainer(tmp_path: Path) -> None:
+    """The same tiny BERT, rows, order of batches, optimizer and schedule give the same weights and predictions."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=258,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    rng = random.Random(3)
+    labels = [rng.randrange(2) for _ in range(70)]
+    rows = [[256, *[rng.randrange(40 * y, 40 * y + 120) for _ in range(rng.randint(2, 30))], 256] for y in labels]
+    setting = train.Setting(epochs=2, batch=8, lr=5e-3, dropout=0.0, pooling="first")
+    ours = Classifier(External(tmp_path / "bert"), 2, "first", 0.0, seed=5)
+    before = train.predict(ours, rows)
+    train.train(ours, rows, labels, setting, seed=5)
+
+    theirs = Classifier(External(tmp_path / "bert"), 2, "first", 0.0, seed=5)
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = theirs
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> dict:
+            logits = self.model(classifier.Encoded(input_ids, attention_mask.bool()))
+            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    lengths = [len(row) for row in rows]
+
+    class InOurOrder(transformers.Trainer):
+        def get_train_dataloader(self) -> list:
+            class Epochs:
+                epoch = -1
+
+                def __len__(self) -> int:
+                    return len(train.batches(lengths, 8, 5, 0))
+
+                def __iter__(self):
+                    self.epoch += 1
+                    for items in train.batches(lengths, 8, 5, self.epoch):
+                        batch = pad([rows[i] for i in items])
+                        told = torch.tensor([labels[i] for i in items])
+                        yield {"input_ids": batch.tokens_BT, "attention_mask": batch.real_BT.long(), "labels": told}
+
+            return Epochs()  # type: ignore[return-value]
+
+    steps = 2 * len(train.batches(lengths, 8, 5, 0))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        num_train_epochs=2,
+        max_steps=steps,
+        learning_rate=5e-3,
+        adam_beta2=0.98,
+        adam_epsilon=1e-6,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=int(0.1 * steps),
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    InOurOrder(model=Wrapped(), args=arguments, train_dataset=[{"labels": 0}] * 70).train()
+    got, expected = train.predict(ours, rows), train.predict(theirs, rows)
+    np.testing.assert_allclose(got, expected, atol=2e-4)
+    assert np.abs(got - before).max() > 0.05
+    labels_N = np.array(labels)
+    assert metrics.classification(got, labels_N) == metrics.classification(expected, labels_N)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def arguments(run: Path, glue: Path, *more: str) -> list[str]:
+    return [str(run), "--data", str(glue), "--seeds", "2", "--epochs", "1", *more]
+
+
+def test_a_run_is_fine_tuned_and_what_is_there_is_kept(run: Path, glue: Path, capsys) -> None:  # noqa: F811
+    assert command.main(arguments(run, glue, "--tasks", "cola,rte,mnli")) == 0
+    told = capsys.readouterr().out
+    assert "mnli-mm" in told and "mean of ONLY 4 OF nine numbers" in told
+    folder = run / "glue"
+    assert {path.name for path in folder.iterdir()} == {
+        "glue.json",
+        *(f"{name}-{seed}.json" for name in ("cola", "rte", "mnli") for seed in (1, 2)),
+    }
+    result = json.loads((folder / "rte-1.json").read_text())
+    assert result["setting"]["pooling"] == "last" and len(result["sets"]["dev"]["items"]) == 16
+    assert np.mean([item["value"] for item in result["sets"]["dev"]["items"]]) == pytest.approx(
+        result["sets"]["dev"]["metrics"]["accuracy"]
+    )
+    first, second = (json.loads((folder / f"cola-{seed}.json").read_text())["sets"] for seed in (1, 2))
+    assert first.keys() == second.keys() and first["dev"]["chance"] == second["dev"]["chance"]
+
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    stamps = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    (folder / "rte-2.json").unlink()  # as after a kill
+    (folder / "cola-1.json").write_bytes(content["cola-1.json"][:-30])  # damaged
+    assert command.main(arguments(run, glue, "--tasks", "cola,rte,mnli")) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == content  # and again bit for bit
+    assert {n for n, stamp in stamps.items() if (folder / n).stat().st_mtime_ns != stamp} == {
+        "rte-2.json",
+        "cola-1.json",
+        "glue.json",
+    }
+    with open(glue / "CoLA/dev.tsv", "a") as file:
+        file.write("gj04\t1\t\tone more\n")
+    assert command.main(arguments(run, glue, "--tasks", "cola")) == 0  # other data: made again
+    assert len(json.loads((folder / "cola-1.json").read_text())["sets"]["dev"]["items"]) == 17
+
+
+def test_bad_input_is_named_before_any_work(run: Path, glue: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+    for words, why in (
+        ([str(run), "--data", str(tmp_path / "empty")], "data of no task"),
+        (arguments(run, glue, "--tasks", "colla"), "no task 'colla' in GLUE; there are cola"),
+        (arguments(run, glue, "--tasks", "sst2"), "SST-2/train.tsv"),
+        ([str(run), "--data", str(glue), "--epochs", "6"], "from 1 to 5"),
+        ([str(run), "--data", str(glue), "--seeds", "0"], "numbers from 1 on"),
+        (["--external", str(glue), "--to", str(tmp_path / "to"), "--data", str(glue)], "no config.json"),
+        ([], "give the directory of a run"),
+    ):
+        assert command.main(words) == 2
+        assert why in capsys.readouterr().err
+    content = bytearray((run / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (run / "weights.safetensors").write_bytes(content)
+    assert command.main(arguments(run, glue)) == 2 and "is damaged" in capsys.readouterr().err
+    (run / rundir.DONE).unlink()
+    assert command.main(arguments(run, glue)) == 2 and "only a finished run" in capsys.readouterr().err
+    assert not (run / "glue").exists()
+
+
+def test_labels_that_a_text_tells_are_learned(glue: Path) -> None:
+    """Not only that it runs: whether the second text begins as the first does is learned from the files as they are."""
+    rows = [(f"{a} {'zz' if y else 'qq'}", b, y) for a, b, y in pairs(120, 7)]
+    for split, part in (("train", rows[:80]), ("dev", rows[80:])):
+        lines = [json.dumps({"text_a": a, "text_b": b, "label": str(y)}) for a, b, y in part]
+        (glue / f"MRPC/{split}.jsonl").write_text("\n".join(lines))
+
+    class Bytes(Letters):
+        def encode(self, text: str) -> list[int]:
+            return list(text.encode())
+
+    cfg = ModelConfig(**{**SHAPE, "seq": 128}, vocab=257, pos="rotary")  # type: ignore[arg-type]
+    setting = train.Setting(lr=3e-3, epochs=5, batch=8, dropout=0.0, pooling="mean")
+    encode = classifier.encoder(Bytes(), 128)
+    made = train.finetune("mrpc", [glue], lambda seed: Ours(GPT(cfg, seed=seed)), encode, setting, 1)
+    # 40 items: a coin has 0.75 or more once in a thousand times
+    scores = made["sets"]["dev"]["metrics"]
+    assert scores["accuracy"] >= 0.75 and math.isfinite(scores["mcc"])
