@@ -46,7 +46,7 @@ SMALL = (
 MODEL = "tests/test_model.py tests/test_mutants.py tests/test_proof.py::test_every_variant_proves_itself"
 TRAIN = "tests/test_mutants.py tests/test_train.py::test_the_engine_is_adamw_with_clipping_and_the_schedule"
 DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
-SCHEDULE, STUDY_FILES = "tests/test_schedule.py", "tests/test_study_files.py"
+SCHEDULE, STUDY_FILES, CLOCK = "tests/test_schedule.py", "tests/test_study_files.py", "tests/test_clock.py"
 OBJECTIVE, BUDGET, FP8 = "tests/test_objective.py", "tests/test_budget.py", "tests/test_fp8.py"
 RANKS = "tests/test_parallel.py"
 MLM = "tests/test_mlm.py"
@@ -753,8 +753,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "at = Progress(**(engine.load(checkpoints) or {}))",
-        "at = Progress(**(engine.load(checkpoints) or {}))\n    at.seconds = 0.0",
+        "at = resumed(run, engine.load(checkpoints))",
+        "at = resumed(run, engine.load(checkpoints))\n    at.seconds = 0.0",
         RESUME,
     ),
     one(
@@ -1167,6 +1167,36 @@ MUTATIONS = [
         STUDY_FILES,
     ),
     one(
+        "each rank goes by its own clock",
+        "",
+        "",
+        "",
+        "launch/engine.py",
+        "reading = clock() if dist.get_rank() == 0 else 0.0",
+        "reading = clock()",
+        CLOCK,
+    ),
+    one(
+        "the batch grows over the whole budget",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "run.budget.share(0, at.seconds) / run.train.ramp_share if",
+        "run.budget.share(0, at.seconds) if",
+        CLOCK,
+    ),
+    one(
+        "compiling is not counted",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "Clock(at.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))",
+        "Clock(at.seconds)",
+        CLOCK,
+    ),
+    one(
         "a setting added later changes the fingerprint of every run",
         "",
         "",
@@ -1505,8 +1535,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/study_cost.py",
-        "if abs(apart) > APART:",
-        "if abs(apart) > 9:",
+        "if abs(difference) > APART:",
+        "if abs(difference) > 9:",
         PLAN_STUDY,
     ),
     one(

@@ -142,9 +142,9 @@ def memory_fit(rows: list[Row]) -> dict[str, float]:
     import numpy as np
     from scipy.optimize import nnls
 
-    found = np.array([row.gib for row in rows])
+    actual = np.array([row.gib for row in rows])
     design = np.array([parts(row.shape, row.layout, row.flash, row.sums, last=False) for row in rows])
-    values, _ = nnls(design[:, 1:] / found[:, None], 1 - design[:, 0] / found)
+    values, _ = nnls(design[:, 1:] / actual[:, None], 1 - design[:, 0] / actual)
     return {name: float(value) for name, value in zip(FITTED, values, strict=True)}
 
 
@@ -153,7 +153,7 @@ def calibrate_memory() -> dict[str, Any]:
     rows = [row for row in published() if row.gib]
     errors = []
     for row in rows:
-        fitted = memory_fit([other for other in rows if other is not row])
+        fitted = memory_fit([another for another in rows if another is not row])
         counted, *measured = parts(row.shape, row.layout, row.flash, row.sums, last=False)
         total = counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
         errors.append(abs(total / (row.gib or 1) - 1))
@@ -186,11 +186,11 @@ def main() -> None:
     print("| stack, GPU | rows | median error, held out | largest | rank correlation | 80% of actual / predicted |")
     print("|---|---:|---:|---:|---:|---|")
     for group in HOLD_OUT:
-        each = result[group]
-        low, high = each["interval"]
+        summary = result[group]
+        low, high = summary["interval"]
         print(
-            f"| {group} | {each['rows']} | {each['median error']:.1%} | {each['largest error']:.0%} "
-            f"| {each['rank correlation']:.3f} | {low} to {high} |"
+            f"| {group} | {summary['rows']} | {summary['median error']:.1%} | {summary['largest error']:.0%} "
+            f"| {summary['rank correlation']:.3f} | {low} to {high} |"
         )
     error, bias = transfer("a100-80", "h100")
     print(f"\nh100 by the weights of a100-80: median error {error:.0%}, predicted / actual {bias:.2f}")
