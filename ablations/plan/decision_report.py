@@ -150,8 +150,8 @@ def _shapes(out: Document, decision: Decision) -> None:
             f"The fastest of {len(decision.candidates)} shapes of these sizes that keep to the rules "
             "(ablations/plan/shapes.py), each in its fastest layout. Speed: "
             f"{decision.candidates[0].step.basis}. "
-            "Held out, these were off by 0.6% in the median; rows of other layouts and days, which make the interval, by 6.8%, "
-            "in an order of rank correlation 0.7. What is 5% apart is not told apart."
+            "Held out, these were off by 0.6% in the median; rows of other layouts and days, which make the interval, "
+            "by 6.8%, in an order of rank correlation 0.7. What is 5% apart is not told apart."
         )
         head = ["layers x width x heads", "size", "dp / tp / pp", "micro-batch", "GiB", "s a step", "80% interval"]
         out.table(
