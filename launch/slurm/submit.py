@@ -257,7 +257,7 @@ def main(argv: list[str]) -> int:
         if args.like:
             options, nodes = like(args.like), int(os.environ["SLURM_NNODES"])
             per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_GPUS_ON_NODE") or 1)
-        elif args.nodes.isdigit() and int(args.nodes) > 0:
+        elif re.fullmatch("[0-9]{1,6}", args.nodes) and int(args.nodes) > 0:
             options, nodes = [f"--nodes={args.nodes}"], int(args.nodes)
             per_node = int(variables.get("SBATCH_GPUS_PER_NODE", "1").rpartition(":")[2])
         else:
