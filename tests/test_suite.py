@@ -160,7 +160,11 @@ def test_the_suite_is_that_of_the_installed_lm_eval():
     for name, (config, source) in found.items():  # definitions() has compared versions and splits
         spec = mirror.suite()[name]
         assert spec["since"] and spec["metric"] in [each["metric"] for each in config["metric_list"]]
-        assert config["num_fewshot"] == 0 and config["dataset_path"] in (spec["path"], "json") and source.split == spec["split"]
+        assert (
+            config["num_fewshot"] == 0
+            and config["dataset_path"] in (spec["path"], "json")
+            and source.split == spec["split"]
+        )
         assert (config.get("dataset_name") or "default") == spec["config"]
     assert 100 * np.mean([spec["chance"] for spec in mirror.suite().values()]) == pytest.approx(34.4, abs=0.1)
 
