@@ -913,7 +913,7 @@ def test_the_same_words_in_three_formats():
 
 def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, monkeypatch):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    one, noise, _ = parse([f"RUNS={study.root}"])
+    one, noise = parse([f"RUNS={study.root}"])[:2]
     assert one.arms == ["alibi", "learned", "none"] and one.seeds == [1, 2, 3] and noise == []
     text = report(one, tmp_path / "out")
     assert "learned" in text.splitlines()[2] and "worse by 0.0" in text.splitlines()[2]
