@@ -47,7 +47,9 @@ class DataConfig:
     ]
     order: Annotated[
         filters.Order,
-        Setting("in which order documents are read, once; short-first and prevalent-first as Cramming sorted"),
+        Setting(
+            "in which order documents are read, once; prevalent-first and short-sentences-first as Cramming sorted"
+        ),
     ]
     allow_errors: Annotated[
         int,

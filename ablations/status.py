@@ -6,7 +6,8 @@ from typing import Any
 
 from ablations import rundir
 from ablations.rundir import Damaged, State
-from ablations.study import Cell, Study, human
+from ablations.study import Cell, Study
+from ablations.values import human
 
 SILENT = 60.0  # seconds without a heartbeat (there is one every 5) after which a run counts as stalled; untuned
 STARTUP = 900.0  # seconds before the first heartbeat that are still a start: torch on a slow file system; untuned

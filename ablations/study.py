@@ -9,9 +9,9 @@ from typing import Any, get_origin
 from ablations.cells import FOLLOWS, Cell, Study, build
 from ablations.config import KEYS, SETTINGS, ConfigError, parse, resolve
 from ablations.study_file import STUDIES, read_study, study_names
-from ablations.values import did_you_mean, human
+from ablations.values import did_you_mean
 
-__all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args", "human"]
+__all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
 
 ROOT = Path(__file__).parent.parent
 

@@ -45,7 +45,7 @@ class Batches:
         self._weights = weights / weights.sum()
         self._blend = np.empty(0, np.int16), np.empty(0, np.int64)  # of each sample its source, and its number there
         self._last = self._next = range(0)
-        self._found: list[tuple[_Source, list[tuple[int, int]]]] = []  # the pieces of self._next
+        self._spans: list[tuple[_Source, list[tuple[int, int]]]] = []  # the spans of self._next
 
     def batch(self, numbers: range) -> torch.Tensor:
         """The samples with these numbers, counted from 0: int64 tokens [samples, seq + 1].
@@ -57,37 +57,39 @@ class Batches:
         if numbers != self._next:
             self._look_up(numbers)
         rows = np.empty((len(numbers), self.seq + 1), np.int64)
-        for row, (source, pieces) in zip(rows, self._found, strict=True):
+        for row, (source, spans) in zip(rows, self._spans, strict=True):
             at = 0
-            for begin, end in pieces:
+            for begin, end in spans:
                 row[at : at + end - begin] = source.flat[begin:end]
                 at += end - begin
-        ahead = numbers.start - self._last.start
-        if numbers and self._last and ahead > 0:  # the next call is likely as far from this one as this from the last
-            self._look_up(range(numbers.start + ahead, numbers.stop + ahead, numbers.step))
+        distance = numbers.start - self._last.start
+        if (
+            numbers and self._last and distance > 0
+        ):  # the next call is likely as far from this one as this from the last
+            self._look_up(range(numbers.start + distance, numbers.stop + distance, numbers.step))
         self._last = numbers
         return torch.from_numpy(rows)
 
-    def _pieces(self, numbers: range) -> list[tuple[_Source, list[tuple[int, int]]]]:
-        """Of each sample its source and, in the source's tokens, begin and end of the pieces that it is made of."""
+    def _spans_of(self, numbers: range) -> list[tuple[_Source, list[tuple[int, int]]]]:
+        """Of each sample its source and, in the source's tokens, begin and end of the spans that it is made of."""
         if len(self._sources) == 1:
-            return [(self._sources[0], self._sources[0].pieces(number)) for number in numbers]
+            return [(self._sources[0], self._sources[0].spans(number)) for number in numbers]
         end = max(numbers, default=-1) + 1
         if end > len(self._blend[0]):
             unit = 1 << max(end.bit_length() - 3, 10)  # at most a quarter more than asked for
             self._blend = _blend(self._weights, -(-end // unit) * unit)
         chosen = [self._sources[self._blend[0][number]] for number in numbers]
         return [
-            (source, source.pieces(int(self._blend[1][number]))) for source, number in zip(chosen, numbers, strict=True)
+            (source, source.spans(int(self._blend[1][number]))) for source, number in zip(chosen, numbers, strict=True)
         ]
 
     def _look_up(self, numbers: range) -> None:
         """Find these samples, and have the system read them into its page cache, all at once and without waiting."""
-        self._next, self._found = numbers, self._pieces(numbers)
+        self._next, self._spans = numbers, self._spans_of(numbers)
         if hasattr(os, "posix_fadvise"):
-            for source, pieces in self._found:
+            for source, spans in self._spans:
                 size, file = source.flat.itemsize, source.file.fileno()
-                for begin, end in pieces:
+                for begin, end in spans:
                     os.posix_fadvise(file, begin * size, (end - begin) * size, os.POSIX_FADV_WILLNEED)
 
 
@@ -95,7 +97,7 @@ class _Epoch(NamedTuple):
     """What GPTDataset calls document, sample and shuffle index."""
 
     documents: np.ndarray  # int32 [documents]: their order
-    cuts: np.ndarray  # int32 or int64 [samples + 1, 2]: place in that order and offset where a sample begins
+    cuts: np.ndarray  # int32 or int64 [samples + 1, 2]: position in that order and offset where a sample begins
     samples: np.ndarray  # uint32 [samples]: their order
 
 
@@ -118,7 +120,7 @@ class _Source:
         self.seq, self.seed, self.in_order = seq, seed, in_order
         self._epoch = lru_cache(maxsize=2)(self._build)  # a batch lies in one epoch, or across the end of one
 
-    def pieces(self, number: int) -> list[tuple[int, int]]:
+    def spans(self, number: int) -> list[tuple[int, int]]:
         """Begin and end of the stretches of `flat` that a sample is made of."""
         epoch, sample = divmod(number, self.length)
         if self.in_order:

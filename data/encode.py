@@ -109,7 +109,7 @@ def prepared_tokens(
 
         parts, shards = work / "scratch", sorted((text / "train").glob("*.jsonl"))
         parts.mkdir(exist_ok=True)
-        run("tokenizing", [partial(_tokenize, text / "train", model, parts)], len(shards))
+        run("tokenizing", [partial(_tokenize, text / "train", model, parts, "sentences" in recipe.order)], len(shards))
         prefixes: list[str | Path] = [parts / shard.stem for shard in shards]
         kept, steps = _arrange(prefixes, shards, recipe, work)
         covered, held_out = _coverage(load_tokenizer(model), text / "valid.jsonl.gz")
@@ -159,29 +159,28 @@ def _coverage(tokenizer: AnyTokenizer, valid: Path) -> tuple[Coverage, int]:
     return total, count
 
 
-def _tokenize(folder: Path, model: Path, parts: Path, _: Any, rank: int, __: int) -> None:
-    """One shard of the training text as a token file, and the characters of each of its documents."""
+def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any, rank: int, __: int) -> None:
+    """One shard of the training text as a token file, and the characters, bytes and sentences of each document."""
     import numpy as np
     import orjson
 
     from data import tokens
 
     shard = sorted(folder.glob("*.jsonl"))[rank]
-    characters: list[int] = []
-    sizes: list[int] = []
+    sizes: list[tuple[int, int, int]] = []
 
     def documents() -> Iterator[tuple[str, str]]:
         with open(shard, "rb") as file:
             for line in file:
                 document = orjson.loads(line)
                 labels, text = document.get("metadata", {}), document["text"]
-                characters.append(len(text))
-                sizes.append(len(text.encode()))
+                sentences = sum(map(text.count, filters.SENTENCE_ENDS)) if by_sentences else 1
+                sizes.append((len(text), len(text.encode()), sentences))
                 yield text, labels.get("domain", "")
 
     prefix = parts / shard.stem
     domains = tokens.write(prefix, documents(), load_tokenizer(model))
-    np.save(f"{prefix}.npy", np.array([characters, sizes], np.int64).reshape(2, -1))
+    np.save(f"{prefix}.npy", np.array(sizes, np.int64).reshape(-1, 3).T)
     Path(f"{prefix}.domains").write_text(json.dumps(domains), "utf-8")
 
 
@@ -193,7 +192,7 @@ def _arrange(
 
     from data import tokens
 
-    characters, sizes = np.concatenate([np.load(f"{prefix}.npy") for prefix in prefixes], axis=1)
+    characters, sizes, sentences = np.concatenate([np.load(f"{prefix}.npy") for prefix in prefixes], axis=1)
     if not recipe.compress and recipe.order == "random":
         tokens.join(prefixes, work / "train")
         return {"documents": len(sizes), "bytes": int(sizes.sum())}, []
@@ -208,7 +207,8 @@ def _arrange(
     steps = []
     if recipe.compress:
         steps.append(_dense_step(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
-    chosen = kept[filters.sequence(recipe.order, flat, starts[kept], lengths[kept])]
+    mean_sentence = characters / np.maximum(sentences, 1)
+    chosen = kept[filters.sequence(recipe.order, flat, starts[kept], lengths[kept], mean_sentence[kept])]
     tokens.select(work / "scratch" / "all", chosen, work / "train")
     if recipe.order != "random":
         moved = int((chosen != kept).sum())

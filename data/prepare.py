@@ -27,6 +27,7 @@ from data.readers import EXTENSIONS
 from data.store import Store, digest
 from data.text import prepared_text, source_identity
 from data.tokenizer import KINDS, SMALLEST
+from data.wordpiece import MIN_VOCAB
 
 STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # of those of the report, what run.json records
 
@@ -79,8 +80,9 @@ def _prepare(
         raise ValueError(f"a tokenizer of kind {kind!r}: there are {', '.join(KINDS)}")
     filters.check(recipe)
     execute.check(store.executor)
-    if vocab < SMALLEST and kind != "file":
-        raise ValueError(f"vocab={vocab} is too small: at least {SMALLEST}")
+    smallest = {"file": 0, "wordpiece": MIN_VOCAB}.get(kind, SMALLEST)
+    if vocab < smallest:
+        raise ValueError(f"vocab={vocab} is too small: at least {smallest}")
     plain = Recipe(allow_errors=recipe.allow_errors)
     model, trained = prepared_tokenizer(tokenizer, vocab, kind, plain, store, mask)
     spec = corpora.load(corpus, store.path)

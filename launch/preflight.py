@@ -50,10 +50,9 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
         Stop: some nodes are bad. Their names and why are in `out`/bad_nodes.
         ConfigError: the disk cannot hold the run's checkpoints.
     """
-    mine = measure(folder)
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, asdict(mine))
-    nodes = [Node(**n) for n in everyone]
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, asdict(measure(folder)))
+    nodes = [Node(**values) for values in of_ranks]
     checkpoints = folder / rundir.CHECKPOINTS  # a run that is continued has some of them
     copies = run.layout.keep + 1 - min(len(rundir.checkpoints(checkpoints)), run.layout.keep)
     kept = [step for step in run.milestones if (checkpoints / f"weights_{step}").exists()]
@@ -150,9 +149,9 @@ def _link(device: torch.device) -> float:
             if turn == (2 if n % 2 and i == n - 1 else i % 2) and dist.get_rank() in pair:
                 best = max(best, _exchange(data, *pair, device))
         dist.barrier()
-    found: list[Any] = [None] * len(hosts)
-    dist.all_gather_object(found, best)
-    return found[hosts.index(socket.gethostname())]
+    rates: list[Any] = [None] * len(hosts)
+    dist.all_gather_object(rates, best)
+    return rates[hosts.index(socket.gethostname())]
 
 
 def _exchange(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:

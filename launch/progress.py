@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from ablations.rundir import last_metric
-from ablations.study import Cell, human
+from ablations.study import Cell
+from ablations.values import human
 
 LINES = 15.0  # seconds between the lines for a run in training where there is no terminal; untuned
 

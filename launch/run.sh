@@ -1,9 +1,9 @@
 #!/bin/bash
 #SBATCH --job-name=megahour --nodes=1 --requeue --signal=B:USR1@300 --open-mode=append --output=/dev/null
-told='' run='' job='' && leave() {
-  told=$1 && [ -z "$run" ] || echo "Slurm sent $told" >"$run/stop"
-  case $told:$([ -z "$job" ] || scontrol show job "$job") in
-    TERM:*Reason=TimeLimit*) told=LIMIT && trap '' TERM && scontrol requeue "$job" ;; # no time to wait for the ranks
+signal='' run='' job='' && leave() {
+  signal=$1 && [ -z "$run" ] || echo "Slurm sent $signal" >"$run/stop"
+  case $signal:$([ -z "$job" ] || scontrol show job "$job") in
+    TERM:*Reason=TimeLimit*) signal=LIMIT && trap '' TERM && scontrol requeue "$job" ;; # no time to wait for the ranks
   esac
 }
 trap 'leave USR1' USR1; trap 'leave TERM' TERM # first: until here a signal kills the script
@@ -63,17 +63,17 @@ options=(--nodes="$SLURM_NNODES" --ntasks="$((SLURM_NNODES * per_node))" --ntask
 if ((cpus)); then options+=(--cpus-per-task="$cpus"); else options+=(--overcommit); fi
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export MASTER_ADDR MASTER_PORT LOCAL_WORLD_SIZE=$per_node PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
-if [ -z "$told" ]; then
+if [ -z "$signal" ]; then
   # shellcheck disable=SC2016 # each rank's own values
   srun "${options[@]}" --kill-on-bad-exit=1 --wait=60 --label bash -c \
     '"$1" -c "" || { echo "unfit: $SLURMD_NODENAME cannot run $1" && exit 77; }
      RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"' - \
     "$python" -m launch.train --cell "$cell" "$@" >>"$run/train.log" 2>&1 &
   srun=$!
-  [ -z "$told" ] || leave "$told"
+  [ -z "$signal" ] || leave "$signal"
   while kill -0 $srun 2>/dev/null; do wait $srun; done # every signal ends a `wait`
   wait $srun
   code=$?
 fi
 trap '' USR1 TERM # a requeue ends this job, and would end whoever asks for it
-exec "$python" -m launch.slurm.attempts end "$job" "$run" --code "${code:-75}" --told "$told"
+exec "$python" -m launch.slurm.attempts end "$job" "$run" --code "${code:-75}" --signal "$signal"

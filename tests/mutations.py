@@ -46,7 +46,7 @@ SMALL = (
 MODEL = "tests/test_model.py tests/test_mutants.py tests/test_proof.py::test_every_variant_proves_itself"
 TRAIN = "tests/test_mutants.py tests/test_train.py::test_the_engine_is_adamw_with_clipping_and_the_schedule"
 DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
-SCHEDULE, STUDY_FILES = "tests/test_schedule.py", "tests/test_study_files.py"
+SCHEDULE, STUDY_FILES, CLOCK = "tests/test_schedule.py", "tests/test_study_files.py", "tests/test_clock.py"
 OBJECTIVE, BUDGET, FP8 = "tests/test_objective.py", "tests/test_budget.py", "tests/test_fp8.py"
 RANKS = "tests/test_parallel.py"
 MLM, ENCODER = "tests/test_mlm.py", "tests/test_encoder.py"
@@ -70,6 +70,13 @@ STEERED = f"{REPORT}::test_a_strangers_names_cannot_steer_a_terminal_or_a_page"
 PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
 FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
 RUNDIR = "tests/test_rundir.py"
+DEDUP = (
+    "tests/test_data_recipe.py::test_near_duplicates_where_there_are_no_spaces "
+    "tests/test_data_recipe.py::test_the_held_out_one_of_a_pair_stays_wherever_it_stands"
+)
+COUNTS = "tests/test_data_recipe.py::test_bytes_are_not_characters"
+ORDERS = "tests/test_data_recipe.py::test_orders_and_their_reverses"
+IDENTITY, TOKENIZER = "tests/test_data_identity.py", "tests/test_tokenizer.py"
 PLAN_MODEL, PLAN_STUDY, PLAN_LAWS = "tests/test_plan_model.py", "tests/test_plan_study.py", "tests/test_plan_laws.py"
 PLAN_DECISION, PLAN_LADDER = "tests/test_plan_decision.py", "tests/test_plan_ladder.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"
@@ -796,8 +803,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "at = Progress(**(engine.load(checkpoints) or {}))",
-        "at = Progress(**(engine.load(checkpoints) or {}))\n    at.seconds = 0.0",
+        "at = resumed(run, engine.load(checkpoints))",
+        "at = resumed(run, engine.load(checkpoints))\n    at.seconds = 0.0",
         RESUME,
     ),
     one(
@@ -1210,6 +1217,36 @@ MUTATIONS = [
         STUDY_FILES,
     ),
     one(
+        "each rank goes by its own clock",
+        "",
+        "",
+        "",
+        "launch/engine.py",
+        "reading = clock() if dist.get_rank() == 0 else 0.0",
+        "reading = clock()",
+        CLOCK,
+    ),
+    one(
+        "the batch grows over the whole budget",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "run.budget.share(0, at.seconds) / run.train.ramp_share if",
+        "run.budget.share(0, at.seconds) if",
+        CLOCK,
+    ),
+    one(
+        "compiling is not counted",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "Clock(at.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))",
+        "Clock(at.seconds)",
+        CLOCK,
+    ),
+    one(
         "a setting added later changes the fingerprint of every run",
         "",
         "",
@@ -1390,6 +1427,117 @@ MUTATIONS = [
         "folder / name for name in texts",
         FULL_DISK,
     ),
+    one(
+        "the keeper among near duplicates is not the held-out one",
+        "",
+        "",
+        "",
+        "data/dedup.py",
+        "keeper = next((node for node in members if valid[node]), members[0])",
+        "keeper = members[0]",
+        DEDUP,
+    ),
+    one(
+        "text without spaces is one word",
+        "",
+        "",
+        "",
+        "data/dedup.py",
+        "        if not self._any.search(text):\n            return text.split()",
+        "        if True:\n            return text.split()",
+        DEDUP,
+    ),
+    one("every Thai letter is a word", "", "", "", "data/dedup.py", "LETTERS = 4  #", "LETTERS = 400  #", DEDUP),
+    one(
+        "characters are counted for bytes by the filters",
+        "",
+        "",
+        "",
+        "data/filters.py",
+        "before, size = document.text, len(document.text.encode())",
+        "before, size = document.text, len(document.text)",
+        COUNTS,
+    ),
+    one(
+        "characters are counted for bytes of the text",
+        "",
+        "",
+        "",
+        "data/text.py",
+        "count, size = count + 1, size + len(text)\n",
+        "count, size = count + 1, size + len(text.decode())\n",
+        COUNTS,
+    ),
+    one(
+        "characters are counted for bytes of the documents",
+        "",
+        "",
+        "",
+        "data/encode.py",
+        "sizes.append((len(text), len(text.encode()), sentences))",
+        "sizes.append((len(text), len(text), sentences))",
+        COUNTS,
+    ),
+    one(
+        "characters are counted for bytes of a domain",
+        "",
+        "",
+        "",
+        "data/tokens.py",
+        "    return [len(text) for text in encoded], words",
+        "    return [len(text) for text in texts], words",
+        COUNTS,
+    ),
+    one(
+        "a damaged file of the store is taken for whole",
+        "",
+        "",
+        "",
+        "data/store.py",
+        '        if now["sha256"] != files[name]["sha256"]:',
+        '        if not now["sha256"]:',
+        IDENTITY,
+    ),
+    one(
+        "a file changed in place with its times kept is not read again",
+        "",
+        "",
+        "",
+        "data/store.py",
+        "state.st_ino, state.st_mtime_ns, state.st_ctime_ns]",
+        "state.st_ino, state.st_mtime_ns]",
+        IDENTITY,
+    ),
+    one(
+        "a new arm is compared with runs on another text",
+        "",
+        "",
+        "",
+        "launch/data_identity.py",
+        "    if sentences:\n",
+        "    if not sentences and False:\n",
+        IDENTITY,
+    ),
+    one(
+        "added tokens that are not special are dropped",
+        "",
+        "",
+        "",
+        "data/tokenizer.py",
+        '{"added_tokens": plain, "post_processor": None}',
+        '{"added_tokens": [], "post_processor": None}',
+        TOKENIZER,
+    ),
+    one(
+        "a reversed order is the order itself",
+        "",
+        "",
+        "",
+        "data/filters.py",
+        "-keys if descending else keys",
+        "keys",
+        ORDERS,
+    ),
     # plans
     one(
         "the pipeline fills and drains at no cost",
@@ -1437,8 +1585,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/study_cost.py",
-        "if abs(apart) > APART:",
-        "if abs(apart) > 9:",
+        "if abs(difference) > APART:",
+        "if abs(difference) > 9:",
         PLAN_STUDY,
     ),
     one(
@@ -1627,6 +1775,7 @@ MUTATIONS = [
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED} {MLM} {ENCODER}"
 WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT}"
 WHERE += f" {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
+WHERE += f" {DEDUP} {COUNTS} {ORDERS} {IDENTITY} {TOKENIZER}"
 WHERE += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
 WHERE += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
 EVERYTHING = dict.fromkeys(WHERE.split())

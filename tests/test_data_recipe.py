@@ -248,6 +248,50 @@ def test_density_and_order_are_those_of_a_loop(tmp_path, store, texts):
     assert step(made, "prevalent-first")["moved"] > 0 and made["sha256"] != plain["sha256"]
 
 
+def test_orders_and_their_reverses(tmp_path, store):
+    """By documents that a reader puts in order at sight; none is a copy, and ties keep the order of the file."""
+    rng = random.Random(5)
+    sentences = [" ".join(prose(rng.random(), 1 + rng.randrange(20)) + "。" for _ in range(20)) for _ in range(120)]
+    name = save(tmp_path / "r.jsonl", sentences)
+    plain = run(name, store)
+    tokenizer = load_tokenizer(plain["tokenizer"]["path"])
+    documents = train(plain)
+
+    def ids(made):
+        return [each.tolist() for each in tokens(made["train"][0]["prefix"])]
+
+    by = {"sentences": lambda text: len(text) / text.count("。"), "": lambda text: len(tokenizer.encode(text))}
+    for kind, key in by.items():
+        for first, sign in (("short", 1), ("long", -1)):
+            order = "-".join(filter(None, (first, kind, "first")))
+            expected = sorted(documents, key=lambda text, key=key, sign=sign: sign * key(text))
+            assert ids(run(name, store, order=order)) == [[*tokenizer.encode(text), tokenizer.eod] for text in expected]
+    assert ids(run(name, store, order="rare-first")) == ids(run(name, store, order="prevalent-first"))[::-1]
+
+
+def test_the_density_is_by_the_runs_own_tokenizer(tmp_path, store, texts):
+    """The same limit leaves other documents with another tokenizer: none that was trained elsewhere decides."""
+    name = save(tmp_path / "w.jsonl", texts)
+    for kind, vocab in (("bpe", 300), ("wordpiece", 140)):
+        plain = prepare.prepare(name, name, vocab, store, kind)
+        tokenizer = load_tokenizer(plain["tokenizer"]["path"])
+        rates = {text: len(tokenizer.encode(text)) / len(text) for text in train(plain)}
+        limit = float(np.median(list(rates.values())))
+        made = prepare.prepare(name, name, vocab, store, kind, Recipe(compress=limit))
+        kept = [tokenizer.encode(text) for text, rate in rates.items() if rate < limit]
+        assert [each.tolist()[:-1] for each in tokens(made["train"][0]["prefix"])] == kept
+
+
+def test_what_fills_no_sample_is_counted(tmp_path, store, texts):
+    from data.batches import Batches
+
+    made = run(save(tmp_path / "p.jsonl", texts), store)
+    for seq in (31, 64):
+        (source,) = prepare.epochs(made, 10**6, seq)
+        samples = Batches([(made["train"][0]["prefix"], 1.0)], seq, 1)._sources[0].length
+        assert source["unused"] == made["train"][0]["tokens"] - 1 - samples * seq < seq
+
+
 def test_samples_in_order_are_the_file(tmp_path, store, texts):
     from data.batches import Batches
 

@@ -1,11 +1,11 @@
 """Checkpoint intervals and the simulated cluster, against closed forms for exponential failures."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 
+from ablations import rundir
 from ablations.plan.reliability import Cluster, save_interval, saves, simulate
 
 
@@ -31,12 +31,20 @@ def test_extremes_of_the_interval() -> None:
 
 def test_the_plan_says_how_often_by_what_a_save_has_cost(tmp_path: Path) -> None:
     assert "measures what a save costs" in saves([], 24.0, 1)
-    path = tmp_path / "checkpoint.json"
-    path.write_text(json.dumps({"stall": 0.5, "seconds": 3.0}))
-    assert f"every {save_interval(0.5, 86400):.0f} s" in saves([path], 24.0, 1)
-    assert f"every {save_interval(0.5, 86400 / 4):.0f} s" in saves([path], 24.0, 4)
-    path.write_text(json.dumps({"stall": 0.5, "seconds": 3000.0}))  # never before the last one is whole
-    assert "every 6000 s" in saves([path], 24.0, 1)
+
+    def checkpoint(name: str, seconds: float) -> Path:
+        folder = tmp_path / name / "step_1"
+        folder.mkdir(parents=True)
+        rundir.write_checkpoint(folder, {"step": 1, "files": {}, "state": {}, "stall": 0.5, "seconds": seconds})
+        return folder
+
+    quick = checkpoint("quick", 3.0)
+    assert f"every {save_interval(0.5, 86400):.0f} s" in saves([quick], 24.0, 1)
+    assert f"every {save_interval(0.5, 86400 / 4):.0f} s" in saves([quick], 24.0, 4)
+    assert "every 6000 s" in saves([checkpoint("slow", 3000.0)], 24.0, 1)  # never before the last one is whole
+    damaged = checkpoint("damaged", 9.0)
+    (damaged / rundir.CHECKPOINT).write_text("{")
+    assert f"every {save_interval(0.5, 86400):.0f} s" in saves([damaged, quick], 24.0, 1)
 
 
 PERFECT = {"broken": 0.0, "repair": 0.0, "detect": 0.0, "restart": 0.0, "write": 0.0}

@@ -562,6 +562,9 @@ def test_what_is_no_run_is_refused_by_name(study, tmp_path, capsys):
         (json.dumps({k: v for k, v in whole.items() if k != "config"}), "it lacks config"),
         (json.dumps(whole | {"config": {"model": {}}}), "config.model.pos is not what a run has there"),
         (json.dumps(whole | {"hardware": {"device": 5}}), "hardware.device is not what"),
+        (json.dumps(whole | {"proofs": [{"factor": 5}]}), "proofs.factor is not what"),
+        (json.dumps(whole | {"proofs": [0]}), "proofs is not what"),
+        (json.dumps(whole | {"rollbacks": [{"back_to": 8, "samples_left_out": [1], "why": ""}]}), "rollbacks is not"),
         (run[:99], "is not a JSON object"),
         ("[]", "is not a JSON object"),
         (run.replace("1350400", "NaN"), "is not a JSON object"),
@@ -910,7 +913,7 @@ def test_the_same_words_in_three_formats():
 
 def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, monkeypatch):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    one, noise, _ = parse([f"RUNS={study.root}"])
+    one, noise = parse([f"RUNS={study.root}"])[:2]
     assert one.arms == ["alibi", "learned", "none"] and one.seeds == [1, 2, 3] and noise == []
     text = report(one, tmp_path / "out")
     assert "learned" in text.splitlines()[2] and "worse by 0.0" in text.splitlines()[2]

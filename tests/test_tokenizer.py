@@ -6,8 +6,11 @@ import inspect
 import io
 import json
 import os
+import random
+import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -432,3 +435,191 @@ def test_what_is_not_exported_is_refused(paths, tmp_path):
 def test_width_of_the_arrays(byte_bpe):
     ids, counts = byte_bpe.arrays([])
     assert len(ids) == len(counts) == 0 and ids.dtype.kind in "iu" and np.issubdtype(counts.dtype, np.integer)
+
+
+# Added tokens, WordPiece, masks, and what has no piece
+
+CODE = [
+    "def f(x):\n        return  x\n" * 3 + "    " * k + "é語 <|endoftext|> [X] a[X]b  [X]  <mask>" for k in range(9)
+]
+
+
+def with_added(tmp_path, *added):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>", "<mask>"], show_progress=False, initial_alphabet=alphabet
+    )
+    backend.train_from_iterator(CODE, trainer)
+    backend.add_tokens(list(added))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    backend.encode_special_tokens = True  # as in an export: the name of a special token in a text is text
+    return load_tokenizer(tmp_path / "tokenizer.json"), backend
+
+
+@pytest.mark.parametrize("kind", ["spaces", "words", "greedy", "letters"])
+def test_added_tokens_are_those_of_hugging_face(tmp_path, kind):
+    from tokenizers import AddedToken
+
+    added = {
+        "spaces": [AddedToken(" " * n, normalized=False) for n in range(16, 1, -1)],  # as models of code have them
+        "words": [AddedToken("ab", single_word=True), AddedToken("[X]", normalized=False)],
+        "greedy": [AddedToken("[X]", lstrip=True, rstrip=True, normalized=False)],
+        "letters": [AddedToken("ab"), AddedToken("abc"), AddedToken("語")],
+    }[kind]
+    ours, theirs = with_added(tmp_path, *added)
+    rng = random.Random(0)
+    parts = [
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "a",
+        "b",
+        "ab",
+        "abc",
+        "é",
+        "語",
+        "[X]",
+        "<|endoftext|>",
+        "<mask>",
+        "0",
+        ".",
+        "\u00a0",
+    ]
+    texts = [*CODE, *module.AWKWARD, *("".join(rng.choices(parts, k=rng.randrange(1, 40))) for _ in range(2000))]
+    expected = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
+    assert ours.encode_batch(texts) == expected
+    ids, counts = ours.arrays(texts)
+    assert ids.tolist() == [token for each in expected for token in each] and counts.tolist() == list(
+        map(len, expected)
+    )
+    assert ours.lossless == (kind != "greedy")
+    if ours.lossless:
+        assert [ours.decode(each) for each in expected] == texts
+    assert any(token >= 300 for each in expected for token in each)
+    assert ours.mask == theirs.token_to_id("<mask>") and not {ours.mask, ours.eod} & set(ids.tolist())
+    module.check_parity(ours)
+
+
+def test_a_tokenizer_that_is_not_hugging_faces_is_refused_before_training(tmp_path, monkeypatch):
+    from tokenizers import AddedToken
+
+    ours, _ = with_added(tmp_path, AddedToken("  ", normalized=False))
+    monkeypatch.setattr(ours, "_spec", json.dumps(json.loads(ours._spec) | {"added_tokens": []}))
+    with pytest.raises(ValueError, match="different ids"):
+        module.check_parity(ours)
+
+
+def test_bytes_without_a_piece_are_refused(tmp_path):
+    _, backend = with_added(tmp_path)
+    spec = json.loads(backend.to_str())
+    del spec["model"]["vocab"]["¡"]  # the byte 0xA1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match="no piece for 1 of the bytes of text, such as 161"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def wordpiece(tmp_path_factory):
+    path = tmp_path_factory.mktemp("wordpiece") / "tokenizer.json"
+    path.write_bytes(train(TEXTS, sum(map(len, TEXTS)), 512, "wordpiece"))
+    return load_tokenizer(path)
+
+
+def test_wordpiece_is_lower_case_without_accents_and_no_text_becomes_a_special_token(wordpiece):
+    assert wordpiece.vocab_size == 512 and wordpiece.eod == wordpiece.sep and not wordpiece.lossless
+    assert [wordpiece.pad, wordpiece.unk, wordpiece.cls, wordpiece.sep, wordpiece.mask] == wordpiece.specials
+    assert wordpiece.encode("The FUNCTION  Rétürns") == wordpiece.encode("the function returns")
+    special = {wordpiece.pad, wordpiece.cls, wordpiece.sep, wordpiece.mask}
+    for text in [*TEXTS, *AWKWARD, "[MASK] [SEP][CLS] [PAD]"]:
+        ids = wordpiece.encode(text)
+        assert not special & set(ids) and all(0 <= token < 512 for token in ids)
+    ids, counts = wordpiece.arrays(TEXTS)
+    assert ids.tolist() == [token for text in TEXTS for token in wordpiece.encode(text)] and counts.sum() == len(ids)
+
+
+def test_wordpiece_is_berts_with_the_same_pieces(wordpiece, tmp_path):
+    """The longest piece first, as a loop written out here."""
+    pieces = json.loads(wordpiece.definition)["model"]["vocab"]
+
+    def word_ids(word):
+        ids, at = [], 0
+        while at < len(word):
+            for end in range(len(word), at, -1):
+                piece = ("##" if at else "") + word[at:end]
+                if piece in pieces:
+                    ids.append(pieces[piece])
+                    at = end
+                    break
+            else:
+                return [pieces["[UNK]"]]
+        return ids
+
+    for text in [*TEXTS[:40], "Zwölf Boxkämpfer, jagen ``Viktor''!", "語語 abc_def x2 12.5"]:
+        plain = unicodedata.normalize("NFD", text.replace("``", '"').replace("''", '"')).lower()
+        plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Mn")
+        words = re.findall(r"\w+|[^\w\s]+", plain)
+        if max(map(len, words)) <= 100:  # longer words are [UNK] to the library
+            assert wordpiece.encode(text) == [token for word in words for token in word_ids(word)], text
+
+
+def test_wordpiece_is_the_same_in_every_process(wordpiece):
+    script = (
+        "import json, sys, hashlib\nfrom data.tokenizer import train\ntexts = json.load(sys.stdin)\n"
+        "print(hashlib.sha256(train(texts, sum(map(len, texts)), 512, 'wordpiece')).hexdigest())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(TEXTS), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == wordpiece.sha256
+
+
+@pytest.mark.parametrize("vocab, match", [(10, "at least 64"), (1 << 17, r"at most \d+")])
+def test_wordpiece_vocabulary_out_of_range(vocab, match):
+    with pytest.raises(ValueError, match=match):
+        train(TEXTS, 1, vocab, "wordpiece")
+
+
+def test_a_mask_is_an_id_that_no_text_becomes(wordpiece, bpe, byte_bpe, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(train(TEXTS, 1, 400, "byte-bpe", mask=True))
+    masked = load_tokenizer(tmp_path)
+    assert masked.vocab_size == 400 and masked.eod == 398 and masked.mask == 399
+    for loaded in (wordpiece, bpe, masked):
+        mask = module.mask_id(loaded, loaded.vocab_size)
+        texts = [*TEXTS, *AWKWARD, "<mask>", "[MASK]", "<unk>"]
+        assert mask in loaded.specials and not any(mask in ids for ids in loaded.encode_batch(texts))
+    with pytest.raises(ValueError, match="model.vocab=601 there is one"):
+        module.mask_id(byte_bpe, 600)
+    assert module.mask_id(byte_bpe, 601) == 600
+
+
+def test_what_has_no_piece_is_counted(wordpiece, bpe, byte_bpe, tmp_path):
+    """Half of a text in a script that the tokenizer has never seen, one word a token."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for text in TEXTS for line in text.split("\n") if line),
+        model_writer=model,
+        vocab_size=300,
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
+    (tmp_path / "lossy.model").write_bytes(model.getvalue())
+    lossy = load_tokenizer(tmp_path / "lossy.model")
+    assert not lossy.lossless and lossy.mask is None
+    text = " ".join(["the", "река"] * 50)
+    for loaded in (lossy, wordpiece):
+        counts = loaded.coverage([text, "the"])
+        assert counts.unknown == 50 and counts.unknown_bytes == 50 * len("река".encode())
+        assert counts.bytes == len(text.encode()) + 3 and counts.tokens == len(loaded.encode(text)) + len(
+            loaded.encode("the")
+        )
+        assert loaded.unknown(text) == (50, 400)
+    for loaded in (bpe, byte_bpe):
+        assert loaded.coverage([text])[1:] == (0, len(text.encode()), 0) and loaded.lossless

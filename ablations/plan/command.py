@@ -26,19 +26,19 @@ def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
     Raises:
         ConfigError: for a word that is there twice.
     """
-    own: dict[str, str] = {}
-    rest = []
+    options: dict[str, str] = {}
+    study_words = []
     for word in words:
         name, _, value = word.partition("=")
         if name in OPTIONS:
-            if name in own:
+            if name in options:
                 raise ConfigError(f"{name} is given twice")
             if not value.strip():
                 raise ConfigError(f"{name}= is empty")
-            own[name] = value.strip()
+            options[name] = value.strip()
         else:
-            rest.append(word)
-    return own, rest
+            study_words.append(word)
+    return options, study_words
 
 
 def machines(text: str) -> tuple[GPU, int]:
@@ -50,10 +50,10 @@ def machines(text: str) -> tuple[GPU, int]:
     match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
     assert match  # any text without spaces around it is at least a name
     gpu = hardware(match[3])
-    nodes, each = int(match[1] or 1), int(match[2] or gpu.node)
-    if min(nodes, each) < 1:
+    nodes, per_node = int(match[1] or 1), int(match[2] or gpu.node)
+    if min(nodes, per_node) < 1:
         raise ConfigError(f"ON={text!r}: numbers of nodes and GPUs must be above 0")
-    return gpu, nodes * each
+    return gpu, nodes * per_node
 
 
 def run(words: list[str]) -> int | None:
@@ -62,57 +62,57 @@ def run(words: list[str]) -> int | None:
     Raises:
         ConfigError: for anything that is not allowed, naming what is.
     """
-    own, rest = split(words)
-    if not own:
+    options, study_words = split(words)
+    if not options:
         return None
-    how = own.get("FORMAT", "table")
+    how = options.get("FORMAT", "table")
     if how not in FORMATS:
         raise ConfigError(f"FORMAT={how} is not one of {', '.join(FORMATS)}{did_you_mean(how, FORMATS)}")
-    budget = parse_budget(own["BUDGET"]) if "BUDGET" in own else None
+    budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
-    if "PRICE" in own:
+    if "PRICE" in options:
         from ablations.plan.resources import positive
 
-        price = positive(own["PRICE"], f"PRICE={own['PRICE']}")
-    if "ON" not in own:
+        price = positive(options["PRICE"], f"PRICE={options['PRICE']}")
+    if "ON" not in options:
         if budget is None:
-            raise ConfigError(f"{', '.join(own)} needs ON=hardware with a study, or BUDGET=")
-        if rest:
-            raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(rest)} ON=a100")
-        return _decision(budget, own, how)
+            raise ConfigError(f"{', '.join(options)} needs ON=hardware with a study, or BUDGET=")
+        if study_words:
+            raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(study_words)} ON=a100")
+        return _decision(budget, options, how)
     from ablations.plan import study_cost
 
-    gpu, gpus = machines(own["ON"])
+    gpu, gpus = machines(options["ON"])
     os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
-    found = study_cost.cost(from_args(rest), gpu, gpus)
+    answer = study_cost.cost(from_args(study_words), gpu, gpus)
     hours = budget.gpu_hours(price) if budget else None
-    if hours and found.gpu_hours > hours:
-        need, there = study_cost.amount(found.gpu_hours), study_cost.amount(hours)
-        found.refused.append(f"the study needs {need} GPU-hours, and the budget has {there}")
+    if hours and answer.gpu_hours > hours:
+        need, limit = study_cost.amount(answer.gpu_hours), study_cost.amount(hours)
+        answer.refused.append(f"the study needs {need} GPU-hours, and the budget has {limit}")
     if how == "json":
-        print(json.dumps(found.as_json(hours), indent=1))
+        print(json.dumps(answer.as_json(hours), indent=1))
     elif how == "svg":
         from ablations.drawing import sheet
 
-        print(sheet([study_cost.figure(found)]), end="")
+        print(sheet([study_cost.figure(answer)]), end="")
     else:
-        print(*study_cost.lines(found, hours), sep="\n")
-    return 2 if found.refused else 0
+        print(*study_cost.lines(answer, hours), sep="\n")
+    return 2 if answer.refused else 0
 
 
-def _decision(budget: Budget, own: dict[str, str], how: str) -> int:
+def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
     """The document that says what to train with a budget."""
     from ablations.plan import decision, decision_report
 
     if how == "svg":
         raise ConfigError("FORMAT=svg is for a study on hardware; the figures of a decision are written with it")
-    need = _need(own["NEED"]) if "NEED" in own else None
-    found = decision.decide(budget, need)
+    need = _need(options["NEED"]) if "NEED" in options else None
+    answer = decision.decide(budget, need)
     if how == "json":
-        print(json.dumps(decision.as_json(found), indent=1))
+        print(json.dumps(decision.as_json(answer), indent=1))
         return 0
-    document = decision_report.document(found)
-    written = document.write(Path(own.get("TO", "runs/plan")))
+    document = decision_report.document(answer)
+    written = document.write(Path(options.get("TO", "runs/plan")))
     print(document.markdown())
     print(f"written: {', '.join(map(str, written))}")
     return 0

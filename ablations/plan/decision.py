@@ -69,7 +69,7 @@ class Decision:
     tokens: tuple[float, float]
     tokens_why: str
     sizes: tuple[float, float]
-    found: list[shapes.Candidate]
+    candidates: list[shapes.Candidate]
     reason: str  # why there are no shapes; ""
     goodput: Timeline
     without_spares: Timeline
@@ -79,16 +79,16 @@ class Decision:
     @property
     def chosen(self) -> shapes.Candidate | None:
         """The fastest that nothing speaks against."""
-        return next((candidate for candidate in self.found if not candidate.rejected), None)
+        return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.Candidate) -> tuple[float, float, float]:
         """Tokens of the whole time at the candidate's speed and the simulated goodput; low and high of both."""
         step = candidate.step
-        each = candidate.layout.batch * shapes.SEQ * self.machines.seconds
+        token_seconds = candidate.layout.batch * shapes.SEQ * self.machines.seconds
         return (
-            each / step.seconds * self.goodput.shares["trained"],
-            each / step.high * self.goodput.low,
-            each / step.low * self.goodput.high,
+            token_seconds / step.seconds * self.goodput.shares["trained"],
+            token_seconds / step.high * self.goodput.low,
+            token_seconds / step.low * self.goodput.high,
         )
 
 
@@ -111,13 +111,13 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
             optimum = laws.twenty(compute)[1]
             tokens, why = (optimum / math.sqrt(2), optimum * math.sqrt(2)), "around 20 a parameter: secondary"
     sizes = (compute / (6 * tokens[1]), compute / (6 * tokens[0]))
-    found: list[shapes.Candidate] = []
+    candidates: list[shapes.Candidate] = []
     reason = ""
     if sizes[1] < LEAST_SIZE:
         reason = f"models below {LEAST_SIZE / 1e9:g}B parameters need no pipeline, and the rules are for those that do"
     else:
         try:
-            found = shapes.candidates(*sizes, machines.gpu, machines.working)
+            candidates = shapes.candidates(*sizes, machines.gpu, machines.working)
         except ConfigError as error:
             reason = str(error)
     return Decision(
@@ -128,7 +128,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         tokens,
         why,
         sizes,
-        found,
+        candidates,
         reason,
         timeline(machines, machines.spare),
         timeline(machines, 0),
@@ -143,8 +143,8 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
     run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
-    found, _ = search([run], gpu, machines.per_node, site_speed.read(gpu))
-    usable = [candidate for candidate in found if not candidate.layout.recompute]
+    layouts, _ = search([run], gpu, machines.per_node, site_speed.read(gpu))
+    usable = [candidate for candidate in layouts if not candidate.layout.recompute]
     hours, basis = math.inf, f"{STUDY_SIZE} does not fit on {machines.per_node} {gpu.name}"
     if usable:
         step = usable[0].steps[0]
@@ -163,11 +163,11 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
             {"study": name, "arms": arms, "seeds": seeds or STUDY_SEEDS, "runs": runs, "gpu_hours": runs * hours}
             | {"least": least, "effect": effect, "sees": seeds is not None}
         )
-    result.sort(key=lambda each: (not each["sees"], each["effect"] is not None, each["gpu_hours"]))
+    result.sort(key=lambda entry: (not entry["sees"], entry["effect"] is not None, entry["gpu_hours"]))
     spent = 0.0
-    for each in result:
-        spent += each["gpu_hours"]
-        each["within"] = spent <= STUDY_SHARE * machines.gpu_hours
+    for entry in result:
+        spent += entry["gpu_hours"]
+        entry["within"] = spent <= STUDY_SHARE * machines.gpu_hours
     return result, basis
 
 
@@ -209,13 +209,13 @@ def as_json(decision: Decision) -> dict[str, Any]:
                 "gib": c.gib,
                 "against": c.rejected,
             }
-            for c in decision.found
+            for c in decision.candidates
         ],
         "chosen": chosen.words if chosen else None,
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
         "goodput": decision.goodput.shares,
         "studies": [
-            {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in each.items()}
-            for each in decision.studies
+            {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in entry.items()}
+            for entry in decision.studies
         ],
     }

@@ -1,8 +1,9 @@
-"""The accelerators that a plan may name, by their data sheets: peak, memory, bandwidths, power.
+"""The accelerators that a plan may name: peak, memory, bandwidths, power.
 
-`secondary` marks a number that was read in a catalogue and not in the maker's own data sheet. A network is the
-node's, divided by its GPUs; it differs between sites more than GPUs do, and a site's own measurement replaces it
-(ablations/plan/site_speed.py).
+Peaks, bandwidths and watts are the makers' data sheets as catalogues quote them (secondary); memory is what nvidia-smi
+shows for cards up to h100 (seen in public logs; of V100s unverified), beyond them what is printed on the card.
+A network is the node's, divided by its GPUs; it differs between sites more than GPUs do, and a site's own measurement
+replaces it (ablations/plan/site_speed.py).
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class GPU:
     source: str
 
 
-_NVIDIA = "NVIDIA's data sheet"
+_NVIDIA = "NVIDIA's data sheet, as quoted (secondary)"
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -71,7 +72,7 @@ GPUS = {
         GPU(
             "a100-80",
             312e12,
-            81251 / 1024,
+            81252 / 1024,
             2.039e12,
             300e9,
             25e9,
@@ -95,9 +96,29 @@ GPUS = {
         GPU(
             "h200", 989.5e12, 141e9 / GIB, 4.8e12, 450e9, 50e9, 8, 700, True, f"{_NVIDIA}; network assumed as for h100"
         ),
-        GPU("b200", 2250e12, 180e9 / GIB, 8.0e12, 900e9, 50e9, 8, 1000, True, "secondary; network assumed as for h100"),
         GPU(
-            "mi300x", 1307e12, 192e9 / GIB, 5.3e12, 448e9, 50e9, 8, 750, True, "secondary; network assumed as for h100"
+            "b200",
+            2250e12,
+            180e9 / GIB,
+            8.0e12,
+            900e9,
+            50e9,
+            8,
+            1000,
+            True,
+            "catalogues (secondary); network assumed as for h100",
+        ),
+        GPU(
+            "mi300x",
+            1307e12,
+            192e9 / GIB,
+            5.3e12,
+            448e9,
+            50e9,
+            8,
+            750,
+            True,
+            "catalogues (secondary); network assumed as for h100",
         ),
     )
 }

@@ -101,7 +101,7 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
     count = len(cells[arms[0]])
     x = [math.log(compute / target) for compute, _ in cells[arms[0]]]
     middle = statistics.fmean(x)
-    spread = sum((each - middle) ** 2 for each in x)
+    spread = sum((value - middle) ** 2 for value in x)
     lines, residuals = {}, 0.0
     for arm in arms:
         y = [p.gap for p in sorted((p for p in pairs if p.arm == arm), key=lambda p: (p.compute, p.seed))]
@@ -189,8 +189,8 @@ def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
         raise ConfigError(f"SIZES={','.join(sizes)}: a ladder needs {LEAST_SIZES} sizes or more")
     if any(word.startswith("SIZE=") for word in words):
         raise ConfigError("a ladder has SIZES=, not SIZE=")
-    found = [from_args([*words, f"SIZE={size}"]) for size in sizes]
-    return sorted(found, key=compute_of)
+    results = [from_args([*words, f"SIZE={size}"]) for size in sizes]
+    return sorted(results, key=compute_of)
 
 
 def compute_of(study: Study) -> float:
@@ -221,7 +221,7 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
     return pairs, missing
 
 
-def describe(found: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
+def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
     """The ladder as text."""
     aim = compute_of(target)
     cost = sum(compute_of(study) * len(study.cells) for study in ladder)
@@ -231,36 +231,35 @@ def describe(found: Sequence[Extrapolation], ladder: Sequence[Study], target: St
         f"{'arm':24} {'at the target':>14} {'90% interval':>20} {'verdict':>10}   "
         f"{'largest size alone':>20} {'verdict':>10}",
     ]
-    for each in found:
-        interval = f"{each.low:+.2%} to {each.high:+.2%}"
+    for result in results:
+        interval = f"{result.low:+.2%} to {result.high:+.2%}"
         out.append(
-            f"{each.arm[:24]:24} {each.at_target:+14.2%} {interval:>20} {each.verdict:>10}   "
-            f"{each.single:+20.2%} {each.single_verdict:>10}"
+            f"{result.arm[:24]:24} {result.at_target:+14.2%} {interval:>20} {result.verdict:>10}   "
+            f"{result.single:+20.2%} {result.single_verdict:>10}"
         )
-    for each in found:
-        if each.verdict == "undecided":
+    for result in results:
+        if result.verdict == "undecided":
             per_seed = cost / len(target.seeds)
-            if each.seeds_needed:
-                needs = f"{each.seeds_needed} seeds of this ladder, {human(per_seed * each.seeds_needed)} FLOPs"
+            if result.seeds_needed:
+                needs = f"{result.seeds_needed} seeds of this ladder, {human(per_seed * result.seeds_needed)} FLOPs"
             else:
                 needs = f"more than {MOST_SEEDS} seeds of this ladder"
             direct = aim * len(target.arms) * len(target.seeds)
-            out.append(
-                f"to be sure of {each.arm}: {needs}; the target itself with {len(target.seeds)} seeds, {human(direct)}"
-            )
+            itself = f"the target itself with {len(target.seeds)} seeds, {human(direct)}"
+            out.append(f"to be sure of {result.arm}: {needs}; {itself}")
     return out
 
 
-def figure(pairs: Sequence[Pair], found: Sequence[Extrapolation], target: float) -> str:
+def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: float) -> str:
     curves = []
-    for i, each in enumerate(found, 1):
-        mine = [pair for pair in pairs if pair.arm == each.arm]
-        first = min(pair.compute for pair in mine)
-        start = 100 * (each.at_target + each.slope * math.log(first / target))
+    for i, result in enumerate(results, 1):
+        arm_pairs = [pair for pair in pairs if pair.arm == result.arm]
+        first = min(pair.compute for pair in arm_pairs)
+        start = 100 * (result.at_target + result.slope * math.log(first / target))
         curves += [
-            Line("", i, [pair.compute for pair in mine], [100 * pair.gap for pair in mine], "point"),
-            Line(each.arm, i, [first, target], [start, 100 * each.at_target]),
-            Line("", i, [target, target], [100 * each.low, 100 * each.high]),
+            Line("", i, [pair.compute for pair in arm_pairs], [100 * pair.gap for pair in arm_pairs], "point"),
+            Line(result.arm, i, [first, target], [start, 100 * result.at_target]),
+            Line("", i, [target, target], [100 * result.low, 100 * result.high]),
         ]
     title = "Difference from the baseline, with 90% intervals"
     return draw(title, curves, "FLOPs of a run", "loss, %", logx=True, zero=True, marks={"target": target})
@@ -286,32 +285,34 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(
                 f"{len(missing)} runs are not finished and judged, among them {missing[0]}: make ladder runs them"
             )
-        found = extrapolate(pairs, compute_of(target))
+        results = extrapolate(pairs, compute_of(target))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(*describe(found, ladder, target), sep="\n")
-    there, absent = pairs_of([target])
-    if not absent:
-        for line in against(found, there):
+    print(*describe(results, ladder, target), sep="\n")
+    target_pairs, unfinished = pairs_of([target])
+    if not unfinished:
+        for line in against(results, target_pairs):
             print(line)
     folder = Path(target.out) / f"ladder-{target.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    rundir.write_text(folder / "ladder.svg", sheet([figure(pairs, found, compute_of(target))]))
-    rundir.write_json(folder / "ladder.json", as_json(found, pairs, target), indent=1)
+    rundir.write_text(folder / "ladder.svg", sheet([figure(pairs, results, compute_of(target))]))
+    rundir.write_json(folder / "ladder.json", as_json(results, pairs, target), indent=1)
     print(f"written: {folder}/ladder.json, ladder.svg")
     return 0
 
 
-def against(found: Sequence[Extrapolation], target: Sequence[Pair]) -> list[str]:
+def against(results: Sequence[Extrapolation], target: Sequence[Pair]) -> list[str]:
     """The ladder's hits and misses against the target's own runs, and those of the largest size alone."""
-    truth = {each.arm: statistics.fmean(p.gap for p in target if p.arm == each.arm) for each in found}
+    truth = {result.arm: statistics.fmean(p.gap for p in target if p.arm == result.arm) for result in results}
     ladder, single = Score(), Score()
-    for each in found:
-        ladder.count(each.verdict, truth[each.arm])
-        single.count(each.single_verdict, truth[each.arm])
-    true = [truth[each.arm] for each in found]
-    orders = [order_accuracy([of(each) for each in found], true) for of in (lambda e: e.at_target, lambda e: e.single)]
+    for result in results:
+        ladder.count(result.verdict, truth[result.arm])
+        single.count(result.single_verdict, truth[result.arm])
+    true = [truth[result.arm] for result in results]
+    orders = [
+        order_accuracy([of(result) for result in results], true) for of in (lambda e: e.at_target, lambda e: e.single)
+    ]
     return [
         f"against the target's own runs: ladder {ladder.hits} hits, {ladder.misses} misses, {ladder.open} open; "
         f"largest size alone {single.hits}, {single.misses}, {single.open}",
@@ -319,12 +320,14 @@ def against(found: Sequence[Extrapolation], target: Sequence[Pair]) -> list[str]
     ]
 
 
-def as_json(found: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
+def as_json(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
     return {
         "question": target.question,
         "target": target.base.size,
         "target_flops": compute_of(target),
-        "arms": [vars(each) | {"verdict": each.verdict, "single_verdict": each.single_verdict} for each in found],
+        "arms": [
+            vars(result) | {"verdict": result.verdict, "single_verdict": result.single_verdict} for result in results
+        ],
         "pairs": [vars(pair) | {"gap": pair.gap} for pair in pairs],
     }
 

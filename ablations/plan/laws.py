@@ -96,7 +96,7 @@ class Optimum:
 KAPLAN_LOSS = (3.1e8, 0.050)  # L(C) = (3.1e8 / C in PF-days)^0.050
 KAPLAN_N, KAPLAN_D = (1.3e9, 0.73), (2e10, 0.27)
 HOFFMANN_3 = Hoffmann(1.69, 406.4, 410.7, 0.34, 0.28)  # as printed, rounded
-BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data fitted again
+BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data fitted again; recalled
 TOKENS_PER_PARAMETER = 20.0  # what Hoffmann's first two ways come to
 BIGSCIENCE_OPTIMUM = (4500.0, 392e9, 165e9)  # PF-days, N, D: their blog; the constants of the fit are not public
 
@@ -128,7 +128,7 @@ LAWS: list[tuple[str, Callable[[float], tuple[float, float]], str, str]] = [
     ),
     ("Hoffmann 2022, ways 1 and 2", twenty, "secondary", "Hoffmann et al. 2022: about 20 tokens a parameter"),
     ("Hoffmann 2022, way 3", HOFFMANN_3.optimum, "secondary", "Hoffmann et al. 2022: constants as printed, rounded"),
-    ("Besiroglu 2024", BESIROGLU.optimum, "secondary", "Besiroglu et al. 2024: Hoffmann's data, way 3 fitted again"),
+    ("Besiroglu 2024", BESIROGLU.optimum, "unverified", "Besiroglu et al. 2024: Hoffmann's data, way 3 fitted again"),
 ]
 
 
@@ -224,8 +224,8 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
     check(points, form)
     scale = math.exp(sum(math.log(point.loss) for point in points) / len(points))
     data = np.array([[math.log(point.n), math.log(point.d), math.log(point.loss / scale)] for point in points])
-    begun = sorted((_descend(data, start, form, FEW) for start in _starts(data, form)), key=lambda found: found[1])
-    best = min((_descend(data, theta, form) for theta, _ in begun[:FINISHED]), key=lambda found: found[1])
+    begun = sorted((_descend(data, start, form, FEW) for start in _starts(data, form)), key=lambda end: end[1])
+    best = min((_descend(data, theta, form) for theta, _ in begun[:FINISHED]), key=lambda end: end[1])
     rng = np.random.default_rng(seed)
     samples: list[dict[str, float]] = []
     while len(samples) < resamples:
@@ -277,15 +277,15 @@ def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[
 
     with np.errstate(over="ignore", invalid="ignore"):
         options = {"maxiter": iterations, "ftol": 1e-12, "gtol": 1e-9}
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    return found.x, float(found.fun)
+        result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    return result.x, float(result.fun)
 
 
 def _settle(data: Any, start: Any, form: str) -> Any:
     """The same minimum from near it, by a trust region: a resample takes a tenth of the time."""
     from scipy.optimize import least_squares
 
-    found = least_squares(
+    result = least_squares(
         lambda theta: _log_loss(theta, data, form)[0] - data[:, 2],
         start,
         jac=lambda theta: _log_loss(theta, data, form)[1],
@@ -294,7 +294,7 @@ def _settle(data: Any, start: Any, form: str) -> Any:
         x_scale="jac",
         max_nfev=200,
     )
-    return found.x
+    return result.x
 
 
 def _starts(data: Any, form: str) -> list[Any]:
@@ -458,10 +458,10 @@ def figure(law: Fit) -> str:
     """Every run and the fitted loss, by tokens, a line for each size (the largest SERIES of them)."""
     curves = []
     for colour, n in enumerate(sorted({point.n for point in law.points})[-SERIES:]):
-        mine = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)
-        tokens = [mine[0].d * (mine[-1].d / mine[0].d) ** (i / 24) for i in range(25)]
+        same_size = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)
+        tokens = [same_size[0].d * (same_size[-1].d / same_size[0].d) ** (i / 24) for i in range(25)]
         curves += [
-            Line("", colour, [point.d for point in mine], [point.loss for point in mine], "point"),
+            Line("", colour, [point.d for point in same_size], [point.loss for point in same_size], "point"),
             Line(f"{human(n)} parameters", colour, tokens, [law.loss(n, d) for d in tokens]),
         ]
     return draw(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)

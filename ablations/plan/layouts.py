@@ -69,7 +69,7 @@ def search(
 
     All arms of a study share a layout: what differs between them is the question alone.
     """
-    found: list[Candidate] = []
+    fitting: list[Candidate] = []
     refused: dict[str, str] = {}
     least_memory = float("inf")
     for tp, zero, recompute, micro in itertools.product((1, 2, 4, 8), (1, 2), (False, True), MICRO_BATCHES):
@@ -89,14 +89,14 @@ def search(
             refused.setdefault("memory", "")
             continue
         steps = tuple(expected(Shape.of(run.model), layout, gpu, site) for run in runs)
-        found.append(Candidate(layout, steps, need))
-    if not found and "memory" in refused:
+        fitting.append(Candidate(layout, steps, need))
+    if not fitting and "memory" in refused:
         refused["memory"] = (
             f"does not fit: the least of all layouts is {least_memory:.1f} GiB on each of {gpus} {gpu.name}, "
             f"which have {gpu.memory:.1f}"
         )
-    found.sort(key=lambda candidate: (candidate.seconds, candidate.layout.zero, candidate.layout.micro_batch))
-    return found, [reason for reason in refused.values() if reason]
+    fitting.sort(key=lambda candidate: (candidate.seconds, candidate.layout.zero, candidate.layout.micro_batch))
+    return fitting, [reason for reason in refused.values() if reason]
 
 
 def _indivisible(run: Run, tp: int) -> str:

@@ -11,21 +11,21 @@ def reading(study: Study) -> list[str]:
     from data.prepare import prepare as find
 
     lines = {}
-    asked = {repr((run.data, run.model.vocab, run.tokens)): run for run in (cell.run for cell in study.cells)}
-    for run in asked.values():
+    distinct = {repr((run.data, run.model.vocab, run.tokens)): run for run in (cell.run for cell in study.cells)}
+    for run in distinct.values():
         data, store = run.data, study.out / "data"
         try:
-            found = find(
+            manifest = find(
                 data.corpus, data.tokenizer, run.model.vocab, store, data.tokenizer_kind, data.recipe, build=False
             )
         except Missing:
             lines[f"{data.corpus} is not prepared yet: how often it is read is said before the first run"] = 0
             continue
-        for each in epochs(found, run.tokens):
-            of = "" if each["corpus"] == data.corpus else f" of {data.corpus}"
-            read = f"{each['share']:.1%} of {human(run.tokens)} tokens is {each['epochs']:.3g} epochs"
-            often = "; NOTE: more than one epoch, so text is repeated" if each["epochs"] > 1 else ""
-            lines[f"{each['corpus']}{of}: {read} of its {human(each['tokens'])}{often}"] = 0
+        for source in epochs(manifest, run.tokens):
+            of = "" if source["corpus"] == data.corpus else f" of {data.corpus}"
+            read = f"{source['share']:.1%} of {human(run.tokens)} tokens is {source['epochs']:.3g} epochs"
+            often = "; NOTE: more than one epoch, so text is repeated" if source["epochs"] > 1 else ""
+            lines[f"{source['corpus']}{of}: {read} of its {human(source['tokens'])}{often}"] = 0
         plain = data.recipe == type(data.recipe)()
-        lines |= {f"note: {note}": 0 for note in found["notes"] if not (plain and "removed nothing" in note)}
+        lines |= {f"note: {note}": 0 for note in manifest["notes"] if not (plain and "removed nothing" in note)}
     return list(lines)

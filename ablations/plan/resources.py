@@ -236,8 +236,8 @@ def _assemble(
     if seconds is None or not nodes or not gpu:
         missing = [
             what
-            for what, there in (("a time, e.g. 18 weeks", seconds), ("machines, e.g. 52x8 A100-80", nodes))
-            if not there
+            for what, value in (("a time, e.g. 18 weeks", seconds), ("machines, e.g. 52x8 A100-80", nodes))
+            if not value
         ]
         raise ConfigError(f"BUDGET={text!r} lacks {' and '.join(missing)}")
     if (spare or 0) >= nodes[0]:

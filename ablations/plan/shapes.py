@@ -96,10 +96,10 @@ def candidates(
                                 continue
                             step = predict(shape, layout, gpu, "Megatron-DeepSpeed")
                             rejected = f"heads of {head_dim}" if head_dim > HEAD_LIMIT else ""
-                            found = Candidate(shape, layout, step, gib, rejected)
+                            option = Candidate(shape, layout, step, gib, rejected)
                             key = (layers, hidden, heads)
                             if key not in best or step.seconds < best[key].step.seconds:
-                                best[key] = found
+                                best[key] = option
     if not best:
         why = "no shape keeps to the rules" if not tried else "no layout fits into memory and divides the batch"
         raise ConfigError(f"no shape of {low / 1e9:g} to {high / 1e9:g} billion parameters on {gpus} {gpu.name}: {why}")

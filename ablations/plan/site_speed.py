@@ -64,8 +64,8 @@ def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
             ratios.append(_ratio(row, gpu))
             device = row["device"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            said = f"{path}, line {number}: not what make bench-gpu writes ({type(error).__name__}: {error})"
-            raise ConfigError(said) from None
+            complaint = f"{path}, line {number}: not what make bench-gpu writes ({type(error).__name__}: {error})"
+            raise ConfigError(complaint) from None
     if not ratios:
         return None
     factor = statistics.median(ratios)

@@ -14,7 +14,8 @@ from ablations.plan.layouts import Candidate, best_few, search
 from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR
 from ablations.plan.throughput import Prediction
-from ablations.study import Study, human
+from ablations.study import Study
+from ablations.values import human
 from model.count import flops_per_token, parameters
 
 CHECKPOINT = 12  # bytes a parameter: fp32 weights and two moments (docs/reliability.md: 148 MB for 12.3M)
@@ -194,16 +195,18 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
     base = study.cell(study.arms[0], study.seeds[0]).run
     for arm in study.arms[1:]:
         cell = study.cell(arm, study.seeds[0])
-        apart = parameters(cell.run.model) / parameters(base.model) - 1
+        difference = parameters(cell.run.model) / parameters(base.model) - 1
         key, value = next(iter(cell.delta.items()))
-        if abs(apart) > APART:
+        if abs(difference) > APART:
             why = OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
-            said = f"{arm} has {apart:+.1%} parameters of the baseline"
-            (notes if why else refused).append(f"{said}: {why}" if why else f"{said}, and its factor is not size")
+            statement = f"{arm} has {difference:+.1%} parameters of the baseline"
+            (notes if why else refused).append(
+                f"{statement}: {why}" if why else f"{statement}, and its factor is not size"
+            )
     if (decay := base.train.decay_tokens) and decay != base.tokens:
         ratio = decay / base.tokens
-        said = f"the learning rate decays over {human(decay)} tokens, the budget is {human(base.tokens)}"
-        (notes if 1 / LONGEST_DECAY <= ratio <= LONGEST_DECAY else refused).append(said)
+        statement = f"the learning rate decays over {human(decay)} tokens, the budget is {human(base.tokens)}"
+        (notes if 1 / LONGEST_DECAY <= ratio <= LONGEST_DECAY else refused).append(statement)
     from ablations.plan.reading import reading
 
     for line in reading(study):
@@ -225,10 +228,10 @@ def figure(cost: StudyCost) -> str:
         return ""
     rows = []
     for arm, step in zip(cost.study.arms, best.steps, strict=True):
-        mine = [run for run in cost.runs if run.arm == arm]
-        hours = sum(run.gpu_hours for run in mine)
+        arm_runs = [run for run in cost.runs if run.arm == arm]
+        hours = sum(run.gpu_hours for run in arm_runs)
         parts = [hours * sum(step.parts[name] for name in names) / step.seconds for names in groups.values()]
-        parts.append(sum(run.evaluation_gpu_hours for run in mine))
+        parts.append(sum(run.evaluation_gpu_hours for run in arm_runs))
         rows.append((arm, parts, f"{human(hours)} GPU-hours"))
     title = f"{cost.study.factor}, {cost.study.base.size} on {cost.gpus} {cost.gpu.name}"
     return bars(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")

@@ -132,9 +132,9 @@ def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
     else:
         network += 4 * weights * (layout.dp - 1) / layout.dp / between
     update = weights * (4 + 16 / layout.dp) / gpu.bandwidth
-    each = [part * count * fill for part in (matmul, small, attention, traffic, tensor)]
+    repeated = [part * count * fill for part in (matmul, small, attention, traffic, tensor)]
     uneven = UNEVEN_HEADS if not flash and shape.heads // tp % 4 else 1.0
-    return [uneven * part for part in (*each, network, launch * count * fill, update)]
+    return [uneven * part for part in (*repeated, network, launch * count * fill, update)]
 
 
 @dataclass(frozen=True)

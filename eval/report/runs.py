@@ -37,6 +37,11 @@ RUN: dict[str, Any] = {
     "continued?": list,
     "rollbacks?": list,
 }
+LISTS = {  # what the elements of a run's lists hold
+    "proofs": {"factor": str, "passed": bool},
+    "continued": {},
+    "rollbacks": {"back_to": int, "samples_left_out": list, "why": str},
+}
 SCORE: dict[str, Any] = {"value": NUMBER, "stderr?": NUMBER, "chance?": NUMBER}
 TASK = SCORE | {"metric": str, "n": int, "guess?": NUMBER, "context_tokens?": list, "higher_is_better?": bool}
 EVALUATION: dict[str, Any] = {
@@ -80,7 +85,13 @@ def manifest(directory: Path) -> dict[str, Any]:
     run = rundir.read_json(path, [key for key in RUN if not key.endswith("?")])
     if run is None:
         raise Damaged(f"{path} is missing: a run directory has one")
-    if key := misfit(run, RUN):
+    key = misfit(run, RUN)
+    for name, shape in LISTS.items() if not key else ():
+        for entry in run.get(name) or []:
+            key = key or misfit(entry, shape, name)
+            key = key or (name if name == "proofs" and not {"value", "detail"} <= entry.keys() else "")
+            key = key or (name if name == "rollbacks" and len(entry["samples_left_out"]) != 2 else "")
+    if key:
         raise Damaged(f"{path} is damaged, or of another version: {key} is not what a run has there")
     return run
 

@@ -78,12 +78,12 @@ def ready(job: str, cell: Cell, study: Study) -> bool:
     return True
 
 
-def end(job: str, folder: Path, code: int, told: str) -> int:
+def end(job: str, folder: Path, code: int, signal: str) -> int:
     """Record how an attempt ended, and put the job back into the queue where the run needs more of them.
 
     Args:
         code: srun's exit code.
-        told: the signal by which Slurm asked the job to leave, LIMIT when its time is over and launch/run.sh has
+        signal: the signal by which Slurm asked the job to leave, LIMIT when its time is over and launch/run.sh has
             put it back into the queue at once, or nothing.
 
     Returns:
@@ -92,14 +92,14 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
     out = folder.parent.parent
     step, why, again = last_step(folder), "", False
     now = slurm(job)
-    if unfit := dict.fromkeys(said(folder, job, "unfit: (.*)")):  # such a node cannot write it there itself
+    if unfit := dict.fromkeys(printed_by_ranks(folder, job, "unfit: (.*)")):  # such a node cannot write it there itself
         rundir.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
     bad = bad_nodes(out) & expand(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / rundir.DONE).exists():
         how = "finished"
     elif (out / rundir.STOP).exists():
         how, why = "killed", f"by the file {out / rundir.STOP}"
-    elif told != "LIMIT" and now["state"] not in ("RUNNING", "unknown") and now["reason"] != "TimeLimit":
+    elif signal != "LIMIT" and now["state"] not in ("RUNNING", "unknown") and now["reason"] != "TimeLimit":
         # Slurm has ended the job and will start it again by itself, or it was cancelled and must not come back
         how = REQUEUED if now["restarts"] > restarts() else "cancelled"
     elif (folder / rundir.FAILED).exists():
@@ -113,17 +113,17 @@ def end(job: str, folder: Path, code: int, told: str) -> int:
         how, again = f"srun's exit code {code}", True
         if bad:
             how = f"bad nodes: {','.join(sorted(bad))}"
-        elif told == "LIMIT" or now["reason"] == "TimeLimit":
+        elif signal == "LIMIT" or now["reason"] == "TimeLimit":
             how = "time limit"
-        elif told == "TERM" or now["preempted"]:
+        elif signal == "TERM" or now["preempted"]:
             how = PREEMPTED
-        elif told:
+        elif signal:
             how = "warned of the time limit"
         if how != PREEMPTED and (n := in_vain(folder, job, step)) >= LIMIT:
             how, why, again = "failed", give_up(folder, job, n, how), False
     write(folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again)
     say(f"step {step}: {how}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}")
-    if again and (now["restarts"] == restarts() or now["state"] == "unknown" and told != "LIMIT"):
+    if again and (now["restarts"] == restarts() or now["state"] == "unknown" and signal != "LIMIT"):
         requeue(job, now["excluded"] | bad)
     return 0 if how == "finished" else code or 1
 
@@ -139,10 +139,10 @@ def elsewhere(folder: Path) -> bool:
 def complaint(folder: Path, job: str) -> str:
     """What a rank of this attempt said against the configuration before it ended, if one did. The exit code may be
     another rank's, which was ended for it."""
-    return next(reversed(said(folder, job, "error: (.*)")), "")
+    return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")
 
 
-def said(folder: Path, job: str, what: str) -> list[str]:
+def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
     """Of the lines that ranks of this attempt have printed, those that begin so, as far as `what` asks for them."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     begun: dict[str, Any] = next(iter(starts), {})
@@ -186,13 +186,13 @@ def requeue(job: str, excluded: set[str]) -> None:
 def slurm(job: str) -> dict[str, Any]:
     """What Slurm says of the job: "state", "reason", "restarts", "preempted", "excluded" nodes."""
     text = scontrol("-o", "show", "job", job).stdout
-    found = dict(re.findall(r"(JobState|Reason|Restarts|PreemptTime|ExcNodeList)=(\S+)", text))
-    excluded = found.get("ExcNodeList", "(null)")
+    fields = dict(re.findall(r"(JobState|Reason|Restarts|PreemptTime|ExcNodeList)=(\S+)", text))
+    excluded = fields.get("ExcNodeList", "(null)")
     return {
-        "state": found.get("JobState", "unknown"),
-        "reason": found.get("Reason", ""),
-        "restarts": int(found.get("Restarts", "0")),
-        "preempted": found.get("PreemptTime", "None") not in ("None", "N/A"),
+        "state": fields.get("JobState", "unknown"),
+        "reason": fields.get("Reason", ""),
+        "restarts": int(fields.get("Restarts", "0")),
+        "preempted": fields.get("PreemptTime", "None") not in ("None", "N/A"),
         "excluded": set() if excluded == "(null)" else expand(excluded),
     }
 
@@ -209,7 +209,7 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def bad_nodes(out: Path) -> set[str]:
-    """Nodes that a preflight check found bad: a line "node reason" each. Remove the line of one that is repaired."""
+    """Nodes that were found unfit: a line "node reason" each. Remove the line of one that is repaired."""
     return {line.split()[0] for line in rundir.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 
 
@@ -244,10 +244,10 @@ def main(argv: list[str]) -> int:
     finish.add_argument("job")
     finish.add_argument("run", type=Path)
     finish.add_argument("--code", type=int, required=True)
-    finish.add_argument("--told", default="")
+    finish.add_argument("--signal", default="")
     args = parser.parse_args(argv)
     if args.command == "end":
-        return end(args.job, args.run, args.code, args.told)
+        return end(args.job, args.run, args.code, args.signal)
     try:
         study = from_args(args.words)
         if args.cell not in range(len(study.cells)):

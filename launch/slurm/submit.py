@@ -30,12 +30,12 @@ from launch.watch import stop_file
 NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm cluster?"
 
 
-def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) -> None:
+def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> None:
     """Submit what is not finished, and say where to look.
 
     Args:
         options: of sbatch, for the training array.
-        given: variables for sbatch, from the site file.
+        variables: variables for sbatch, from the site file.
         ranks: that each run will have.
 
     Raises:
@@ -58,8 +58,8 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
     train = [i for i in todo if i not in busy and not is_trained(study.cells[i])]
     trained = [i for i in todo if is_trained(study.cells[i])]
-    ahead = [i for i in sorted(busy) if i not in trained and unjudged(study.cells[i].dir)]
-    if not train and not trained and not ahead:
+    going_on = [i for i in sorted(busy) if i not in trained and unjudged(study.cells[i].dir)]
+    if not train and not trained and not going_on:
         print("nothing to submit: every run is finished or in the queue")
         return
     prepare(study, [study.cells[i] for i in todo])
@@ -71,23 +71,23 @@ def submit(study: Study, options: list[str], given: dict[str, str], ranks: int) 
         options = [o for o in options if not o.startswith("--exclude=")] + [f"--exclude={','.join([*asked, *bad])}"]
     waited_for = []
     if train:
-        words = with_mtbf(study.words, given)
+        words = with_mtbf(study.words, variables)
         from_args(words)  # an error of the site's is said here, and not by the first job hours later
         command = [f"--job-name={study.name}", *options, f"--array={_ranges(train)}", "launch/run.sh", *words]
-        job = sbatch(command, given)
+        job = sbatch(command, variables)
         for i in train:
             study.cells[i].dir.mkdir(parents=True, exist_ok=True)
             write(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
         print(f"job {job}: trains {len(train)} run{'s' * (len(train) > 1)}: array indices {_ranges(train)}")
         after = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"]
-        waited_for.append(evaluate(study, train, given, options, after, "each when it is trained"))
+        waited_for.append(evaluate(study, train, variables, options, after, "each when it is trained"))
     if trained:
-        waited_for.append(evaluate(study, trained, given, options, [], "what is trained"))
-    if ahead:
+        waited_for.append(evaluate(study, trained, variables, options, [], "what is trained"))
+    if going_on:
         what = "what runs that go on have kept on the way (layout.eval_at)"
-        waited_for.append(evaluate(study, ahead, given, options, [], what))
+        waited_for.append(evaluate(study, going_on, variables, options, [], what))
     report = _job("report", options) + [f"--dependency=afterany:{':'.join(waited_for)}", f"--output={logs}/%j.log"]
-    job = sbatch(report, given, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
+    job = sbatch(report, variables, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
     print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
     print(f"logs:            {logs}/JOB.log, and train.log in each run's folder under {study.out / study.stage}")
@@ -124,28 +124,28 @@ def _versions() -> dict[str, Any]:
 
 
 def evaluate(
-    study: Study, cells: list[int], given: dict[str, str], options: list[str], after: list[str], what: str
+    study: Study, cells: list[int], variables: dict[str, str], options: list[str], after: list[str], what: str
 ) -> str:
     """Submit the evaluation of `cells`, an array with an index for each. Returns its job id."""
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     command = f"{_python()} -m eval {shlex.join([*study.judged, '--store', str(study.out / rundir.DATA)])}"
     script = f'runs=({folders})\nexec {command} "${{runs[$SLURM_ARRAY_TASK_ID]}}"'
     array = [f"--array={_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
-    gpus = "SBATCH_GPUS_PER_NODE" in given or any(o.startswith("--gres=gpu") for o in options)
+    gpus = "SBATCH_GPUS_PER_NODE" in variables or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []
-    job = sbatch(_job("evaluation", options) + gpu + array + after, given, script)
+    job = sbatch(_job("evaluation", options) + gpu + array + after, variables, script)
     print(f"job {job}: evaluates {what}")
     return job
 
 
-def sbatch(arguments: list[str], given: dict[str, str], script: str | None = None) -> str:
+def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
     """The id of the new job, which runs what the arguments name, or `script`.
 
     Raises:
         ConfigError: with sbatch's words.
     """
     # inside a job, its own variables must not be taken for options of the next one
-    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"} | given
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"} | variables
     command = ["sbatch", "--parsable", *arguments]
     try:
         # as launch/run.sh does: what jobs need besides, such as modules and folders, is in the site file too
@@ -182,7 +182,7 @@ def in_queue(study: Study) -> dict[int, str]:
 def like(job: str) -> list[str]:
     """sbatch options that ask for what a job has."""
     text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
-    found = dict(re.findall(r"(\S+?)=(\S*)", text))
+    fields = dict(re.findall(r"(\S+?)=(\S*)", text))
     names = {
         "NumNodes": "nodes",
         "Partition": "partition",
@@ -198,26 +198,26 @@ def like(job: str) -> list[str]:
         "MinMemoryCPU": "mem-per-cpu",
     }
     options = [
-        f"--{o}={found[k].split('-')[0] if k == 'NumNodes' else found[k]}"
+        f"--{o}={fields[k].split('-')[0] if k == 'NumNodes' else fields[k]}"
         for k, o in names.items()
-        if o and found.get(k, "(null)") not in ("(null)", "N/A")
+        if o and fields.get(k, "(null)") not in ("(null)", "N/A")
     ]
-    per_node = found.get("NtasksPerN:B:S:C", "0").split(":")[0]
+    per_node = fields.get("NtasksPerN:B:S:C", "0").split(":")[0]
     if per_node not in ("0", ""):
         options.append(f"--ntasks-per-node={per_node}")
-    if found.get("TresPerNode", "(null)") != "(null)":
-        options.append(f"--gres={re.sub('gres[:/]', '', found['TresPerNode'])}")  # the sign depends on the version
-    if found.get("OverSubscribe") == "NO":
+    if fields.get("TresPerNode", "(null)") != "(null)":
+        options.append(f"--gres={re.sub('gres[:/]', '', fields['TresPerNode'])}")  # the sign depends on the version
+    if fields.get("OverSubscribe") == "NO":
         options.append("--exclusive")
     return options
 
 
-def with_mtbf(words: list[str], given: dict[str, str]) -> list[str]:
+def with_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
     """The study's words, with the site's mean time between failures for the checkpoint interval."""
-    if "NODE_MTBF_HOURS" not in given or any("layout.mtbf=" in w for w in words):
+    if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
-    said = next((w for w in words if w.startswith("SET=")), "SET=")
-    return [*(w for w in words if w != said), f"{said} layout.mtbf={given['NODE_MTBF_HOURS']}"]
+    settings = next((w for w in words if w.startswith("SET=")), "SET=")
+    return [*(w for w in words if w != settings), f"{settings} layout.mtbf={variables['NODE_MTBF_HOURS']}"]
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -248,21 +248,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("words", nargs="+", metavar="NAME=VALUE", help="the study, as for `python -m ablations`")
     args = parser.parse_args(argv)
     try:
-        given, path = site(args.site), find(args.site)
-        if "SBATCH_GPUS_PER_NODE" in given:
+        variables, path = site(args.site), find(args.site)
+        if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
         study = from_args(from_anywhere(args.words))
         if path:
-            given["SITE"] = str(path)
+            variables["SITE"] = str(path)
         if args.like:
             options, nodes = like(args.like), int(os.environ["SLURM_NNODES"])
             per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_GPUS_ON_NODE") or 1)
-        elif args.nodes.isdigit() and int(args.nodes) > 0:
+        elif re.fullmatch("[0-9]{1,6}", args.nodes) and int(args.nodes) > 0:
             options, nodes = [f"--nodes={args.nodes}"], int(args.nodes)
-            per_node = int(given.get("SBATCH_GPUS_PER_NODE", "1").rpartition(":")[2])
+            per_node = int(variables.get("SBATCH_GPUS_PER_NODE", "1").rpartition(":")[2])
         else:
             raise ConfigError(f"NODES={args.nodes}: a number of nodes for each run is needed")
-        submit(study, options, given, nodes * per_node)
+        submit(study, options, variables, nodes * per_node)
     except ConfigError as error:
         print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
         return Exit.INVALID

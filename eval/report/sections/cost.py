@@ -25,6 +25,7 @@ WATTS = [
     ("T4", 70, "NVIDIA data sheet, board limit"),
 ]
 CORE = (4.4, "280 W of an AMD EPYC 7763 over its 64 cores, assumed for any")
+MOST_FLOPS = 1e18  # for a token: of 10**17 weights; more is no model, but a damaged configuration
 HEAD = [
     "run",
     "parameters",
@@ -70,8 +71,9 @@ def flops_per_token(model: dict[str, Any]) -> int | None:
     from model.count import flops_per_token
 
     try:
-        return flops_per_token(ModelConfig(**model))
-    except (TypeError, ValueError, AttributeError):
+        flops = flops_per_token(ModelConfig(**model))
+        return flops if 0 < flops < MOST_FLOPS else None
+    except (TypeError, ValueError, AttributeError, ArithmeticError):
         return None
 
 
