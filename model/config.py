@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 from model.setting import Setting, check_ranges
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One decoder-only transformer. Every field is an axis that a study may vary.
+    """One transformer. Every field is an axis that a study may vary.
+
+    Fields with a default were added later; it is what runs that were recorded before have (`Setting.absent`).
 
     Raises:
         ValueError: when the fields do not make a model together; the message says what would.
@@ -35,7 +37,7 @@ class ModelConfig:
     ]
     ffn_width: Annotated[
         int, Setting("inner width of the MLP; 0: what model.act says", "columns", "GPT-2", at_least=0, absent=0)
-    ]
+    ] = 0
     norm: Annotated[Literal["layernorm", "rmsnorm"], Setting("normalisation layers", source="GPT-2")]
     block: Annotated[
         Literal["pre-ln", "post-ln", "parallel"],
@@ -58,7 +60,7 @@ class ModelConfig:
             absent=0.15,
             only_with={"model.objective": ("mlm",)},
         ),
-    ]
+    ] = 0.15
     qk_scaling: Annotated[
         bool, Setting("fp16 only: scores are divided by the layer's number, and multiplied back in fp32 (Megatron)")
     ]
@@ -66,7 +68,7 @@ class ModelConfig:
     sumnorm: Annotated[
         bool,
         Setting("norm of the sum of token embeddings and positions (BERT, Cramming)", source="GPT-2", absent=False),
-    ]
+    ] = False
     final_norm: Annotated[
         bool,
         Setting(
@@ -75,7 +77,7 @@ class ModelConfig:
             absent=True,
             only_with={"model.block": ("pre-ln", "parallel")},
         ),
-    ]
+    ] = True
     head_transform: Annotated[
         Literal["none", "linear", "bert"],
         Setting(
@@ -83,8 +85,8 @@ class ModelConfig:
             source="GPT-2",
             absent="none",
         ),
-    ]
-    output_bias: Annotated[bool, Setting("a bias of the logits (BERT)", source="GPT-2", absent=False)]
+    ] = "none"
+    output_bias: Annotated[bool, Setting("a bias of the logits (BERT)", source="GPT-2", absent=False)] = False
     qkv_bias: Annotated[bool, Setting("biases of the query, key and value projections", source="GPT-2")]
     linear_bias: Annotated[bool, Setting("biases of all other linear layers", source="GPT-2")]
     tied: Annotated[bool, Setting("the output matrix is the token embedding", source="GPT-2")]

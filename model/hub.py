@@ -451,7 +451,6 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
             "vocab": vocab,
             "vocab_multiple": multiple,
             "qk_scaling": False,
-            "mask_rate": 0.15,
             "tied": config.tie_word_embeddings,
             "rotary_base": rope.get("rope_theta", 10000.0),
             "dropout": 0.0,
@@ -461,7 +460,7 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
             **{our: getattr(config, their, 2048 if our == "seq" else None) for our, their in f.sizes.items()},
         }
         for values in itertools.product(*f.needs.values()):
-            cfg = ModelConfig(**{"ffn_width": 0, **given, **dict(zip(f.needs, values, strict=True))})
+            cfg = ModelConfig(**given, **dict(zip(f.needs, values, strict=True)))
             expected = {**f.fixed(cfg), "vocab_size": cfg.padded_vocab}
             has = {name: _value(config, name, want, cfg) for name, want in expected.items()}
             wrong = [f"{k}={_show(has[k])} (here {_show(want)})" for k, want in expected.items() if has[k] != want]
