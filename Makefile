@@ -17,7 +17,7 @@ said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 pair = '$(1)=$(subst ','\'',$($(1)))'
 WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),$(call pair,$(n))))
 
-.PHONY: ablation data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
+.PHONY: ablation glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -45,6 +45,9 @@ data: .venv/ready
 	@$(PY) -m data.prepare '$(call said,CORPUS)' $(foreach n,FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR,$(call option,$(n))) \
 	  --store '$(or $(call said,OUT),runs)/data' $(if $(call said,SET),--set $(SET)) \
 	  $(if $(call said,OPTIONS),--options $(OPTIONS))
+# a finished run fine-tuned on GLUE: RUN=..., GLUE_DATA=folder of its files (eval/finetune/tasks.py), JOBS=, TASKS=
+glue: .venv/ready
+	@$(PY) -m eval.finetune '$(RUN)' --data '$(or $(call said,GLUE_DATA),$(EVAL_DATA))' $(foreach n,TASKS JOBS,$(call option,$(n))) $(ARGS)
 export: .venv/ready
 	@$(PY) -m eval.export '$(RUN)' --to '$(TO)'
 help: .venv/ready

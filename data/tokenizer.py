@@ -396,8 +396,8 @@ def mask_id(tokenizer: AnyTokenizer, vocab: int) -> int:
     if vocab > tokenizer.vocab_size:
         return tokenizer.vocab_size
     raise ValueError(
-        f"{tokenizer.path} has no id for a masked token: with model.vocab={tokenizer.vocab_size + 1} there is one "
-        "beyond its pieces; or take the tokenizer kind wordpiece, bpe or unigram"
+        f"{tokenizer.path} has no id for a masked token. The kinds wordpiece, bpe and unigram have one; of a file "
+        f"with model.vocab={tokenizer.vocab_size + 1} there is one beyond its pieces"
     )
 
 

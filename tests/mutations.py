@@ -76,7 +76,12 @@ DEDUP = (
 )
 COUNTS = "tests/test_data_recipe.py::test_bytes_are_not_characters"
 ORDERS = "tests/test_data_recipe.py::test_orders_and_their_reverses"
-IDENTITY, TOKENIZER = "tests/test_data_identity.py", "tests/test_tokenizer.py"
+IDENTITY = (
+    "tests/test_data_identity.py::test_a_file_changed_in_place_with_size_and_time_kept_is_another_one "
+    "tests/test_data_identity.py::test_a_corpus_that_changed_between_two_commands_is_refused_before_any_work "
+    "tests/test_data_identity.py::test_damage_is_named_with_what_helps"
+)
+TOKENIZER = "tests/test_tokenizer.py::test_added_tokens_are_those_of_hugging_face"
 PLAN_MODEL, PLAN_STUDY, PLAN_LAWS = "tests/test_plan_model.py", "tests/test_plan_study.py", "tests/test_plan_laws.py"
 PLAN_DECISION, PLAN_LADDER = "tests/test_plan_decision.py", "tests/test_plan_ladder.py"
 PARALLEL, SHARD = "model/parallel.py", "model/shard.py"

@@ -27,6 +27,7 @@ from model.position import POSITIONS
 SHAPE = dict(
     vocab_multiple=128,
     objective="causal",
+    mask_rate=0.25,
     qk_scaling=False,
     layers=2,
     hidden=32,

@@ -157,10 +157,14 @@ def test_written_answers_equal_those_of_lm_evals_backend():
 def test_the_suite_is_that_of_the_installed_lm_eval():
     found = harness.definitions(mirror.names(["suite"]))
     assert len(found) == 27
-    for name, (config, source, shots, _) in found.items():  # definitions() has compared versions and splits
+    for name, (config, source) in found.items():  # definitions() has compared versions and splits
         spec = mirror.suite()[name]
         assert spec["since"] and spec["metric"] in [each["metric"] for each in config["metric_list"]]
-        assert shots == 0 and config["dataset_path"] in (spec["path"], "json") and source.split == spec["split"]
+        assert (
+            config["num_fewshot"] == 0
+            and config["dataset_path"] in (spec["path"], "json")
+            and source.split == spec["split"]
+        )
         assert (config.get("dataset_name") or "default") == spec["config"]
     assert 100 * np.mean([spec["chance"] for spec in mirror.suite().values()]) == pytest.approx(34.4, abs=0.1)
 

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
@@ -224,12 +225,21 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
 
 
 class Definition(NamedTuple):
-    """A task of lm-eval: its resolved YAML, and the data it is evaluated on."""
+    """A task of lm-eval: its resolved YAML, with `num_fewshot` as it is to be run, and the split it is evaluated on."""
 
     config: dict
     source: Source
-    shots: int = 0  # examples in each prompt
-    examples: Source | None = None  # where these are from; None: from the definition itself, or there are none
+
+    @property
+    def shots(self) -> int:
+        """Examples in each prompt."""
+        return self.config["num_fewshot"]
+
+    @property
+    def examples(self) -> Source | None:
+        """Where these are from; None: from the definition itself, or there are none."""
+        split = _examples_split(self.config) if self.shots else None
+        return self.source._replace(split=split) if split else None
 
     @property
     def sources(self) -> list[Source]:
@@ -248,15 +258,31 @@ def definitions(names: list[str], shots: int | None = None) -> dict[str, Definit
         ValueError: for a name that lm-eval does not know, or a task that cannot be run here.
     """
     known = suite()
-    files = {name: TASKS / known[name]["file"] for name in names if name in known}
-    if others := [name for name in names if name not in known]:
+    made: dict[str, Definition] = {}
+    for name in names:
+        if name in known:
+            made[name] = _definition(name, TASKS / known[name]["file"], known[name], shots)
+            continue
         index = _index()
-        for name in others:
-            for task in _members(name, index):
+        left_out: list[str] = []
+        members = _members(name, index)
+        for task in members:
+            try:
                 if index[task].yaml_path is None:
                     raise ValueError(f"{task} is a task with code of its own in lm-eval, and cannot be run here")
-                files[task] = Path(index[task].yaml_path)
-    return {name: _definition(name, path, known.get(name), shots) for name, path in files.items()}
+                made[task] = _definition(task, Path(index[task].yaml_path), None, shots)
+            except ValueError as error:
+                if not is_pattern(name) or len(left_out) + 1 == len(members):
+                    raise
+                left_out.append(str(error))
+        for why in left_out:
+            print(f"left out of {name}: {why}", file=sys.stderr)
+    return made
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name may stand for several, as mmlu_* does."""
+    return any(sign in name for sign in "*?[")
 
 
 def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> Definition:
@@ -267,9 +293,6 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
         raise ValueError(f"{name} cannot be loaded: {_sentence(error)}") from error
     if "class" in config or config.get("output_type") not in KINDS:
         raise ValueError(f"{name} is a task with code of its own in lm-eval, and cannot be run here")
-    settings = config.get("generation_kwargs") or {}
-    if not isinstance(settings, dict) or not greedy(settings):
-        raise ValueError(f"{name} asks for sampled answers, or several beams, and only greedy ones are made here")
     split = config.get("test_split") or config.get("validation_split")
     if not split:
         raise ValueError(f"{name} names neither a test nor a validation split, and cannot be evaluated")
@@ -286,8 +309,7 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
     number = int(config.get("num_fewshot") or 0) if shots is None else shots
     if config["output_type"] == "loglikelihood_rolling":
         number = 0  # whole texts have no examples before them
-    examples = source._replace(split=found) if number and (found := _examples_split(config)) else None
-    return Definition(config, source, number, examples)
+    return Definition({**config, "num_fewshot": number}, source)
 
 
 def _examples_split(config: dict) -> str | None:
@@ -310,9 +332,10 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
 
     above: the groups that are being resolved, of which none may contain itself.
     """
-    if name not in index and any(sign in name for sign in "*?["):
-        if matching := fnmatch.filter(sorted(index), name):
-            return list(dict.fromkeys(task for match in matching for task in _members(match, index, above)))
+    if name not in index and is_pattern(name):
+        tasks = [task for task in fnmatch.filter(sorted(index), name) if "group" not in (index[task].cfg or {})]
+        if tasks := [task for task in tasks if index[task].yaml_path]:
+            return tasks
         raise ValueError(f"no task of lm-eval has a name like {name!r}")
     if name not in index:
         close = difflib.get_close_matches(name, list(index), n=1)
@@ -327,7 +350,9 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
     if "group" not in (entry.cfg or {}):
         return [name]
     members = entry.cfg.get("task") or []
-    tasks: list[str] = []
+    if members == name:
+        return [name]  # a task that says which group it is of
+    tasks = []
     for member in [members] if isinstance(members, str) else members:
         if not isinstance(member, str) and member.keys() - {"task", "group"}:
             raise ValueError(f"{name} is a group that changes its tasks, and cannot be run here; name the tasks")
@@ -369,7 +394,8 @@ def build(tasks: dict[str, Definition], mirror: Mirror) -> dict[str, Configurabl
 
 
 def _build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
-    config, source, shots, examples = definition
+    config, source = definition
+    shots, examples = definition.shots, definition.examples
     tables = {split.split: mirror.table(split) for split in definition.sources}
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
     if not shots:
@@ -391,6 +417,9 @@ def cannot_ask(name: str, definition: Definition, mirror: Mirror) -> str:
 
     Builds the task and its first requests, so that what would fail in the evaluation of a trained run fails now.
     """
+    settings = definition.config.get("generation_kwargs") or {}
+    if not isinstance(settings, dict) or not greedy(settings):
+        return "it asks for sampled answers, or several beams, and only greedy ones are made here"
     try:
         built = _build(definition, mirror)
         built.build_all_requests(limit=FIRST_REQUESTS, rank=0, world_size=1)
