@@ -21,6 +21,10 @@ from eval.tasks.suite import suite
 from eval.weights import Weights
 
 PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/score.py)
+NO_LIKELIHOOD = (
+    "model.objective=mlm gives no likelihood of a text from left to right, which TASKS need. Its held-out loss on "
+    "masked tokens is always measured; fine-tuning on GLUE is possible: make glue"
+)
 Tasks = dict[str, tuple[dict, list[dict]]]  # {name: (its entry in tasks.yaml, items)}
 
 
@@ -54,6 +58,9 @@ def judge(
     store = location.data_store(directory, store)
     seq = run["config"]["model"]["seq"]
     made, domains, texts = held_out_tasks(run, store)
+    masks = run["config"]["model"]["objective"] == "mlm"
+    if masks and tasks:
+        raise ValueError(NO_LIKELIHOOD)
 
     from eval.tasks import harness, score
 
@@ -78,13 +85,19 @@ def judge(
         lambda: all(other.poll() is None for other in others),
     )
     with progress(run["cell"]) as advance:
-        scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
-        ours = harness.evaluate(scorer, {name: (spec, items) for name, (spec, items) in made.items() if items})
-        theirs, failed = harness.evaluate_named(scorer, named, data) if data else ({}, {})
-        by_domain = harness.evaluate(scorer, domains) if domains else {}
+        theirs: dict[str, Any] = {}
+        failed: dict[str, str] = {}
         curves = []
-        if weights.step is None:
-            for documents in texts.values():
+        if masks:
+            made, domains = masked_tasks(made, model), masked_tasks(domains, model)
+            ours = {name: masked_outcome(model, tokenizer, items, advance) for name, (_, items) in made.items()}
+            by_domain = {name: masked_outcome(model, tokenizer, items, advance) for name, (_, items) in domains.items()}
+        else:
+            scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
+            ours = harness.evaluate(scorer, {name: (spec, items) for name, (spec, items) in made.items() if items})
+            theirs, failed = harness.evaluate_named(scorer, named, data) if data else ({}, {})
+            by_domain = harness.evaluate(scorer, domains) if domains else {}
+            for documents in texts.values() if weights.step is None else ():
                 pieces = position.pieces(documents, tokenizer, seq)
                 curves.append(position.curve(pieces, seq, model.max_length, scorer.score))
     journal.close()
@@ -123,7 +136,7 @@ def judge(
     }
     if unknown:
         result["unknown_bytes"] = unknown / sum(entry["bytes"] for entry in losses)
-    if weights.step is None:
+    if curves:
         result["by_position"] = position.mean(curves)
     if data:
         result["lm_eval_tasks"] = {"asked": tasks, "missing": missing, "failed": failed, "shots": shots}
@@ -154,6 +167,30 @@ def held_out_tasks(run: dict[str, Any], store: Path) -> tuple[Tasks, Tasks, dict
         for name, items in probes.by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
             domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)
     return made, domains, texts
+
+
+def masked_tasks(made: Tasks, model: Any) -> Tasks:
+    """What a model of the MLM objective can be asked of the same held-out text: the loss on masked tokens. Its name has
+    the mask rate, since losses at different rates cannot be compared."""
+    rate = f"masked_{model.cfg.mask_rate:.0%}"
+    return {f"{name}_{rate}": task for name, task in made.items() if task[0]["metric"] == "bits_per_byte"}
+
+
+def masked_outcome(
+    model: Any, tokenizer: Any, items: list[dict], advance: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """As `harness.evaluate` has it of a task, of the held-out loss on masked tokens."""
+    from eval.tasks.harness import sha256
+    from eval.tasks.masked import masked_loss
+
+    texts = [item["target"] for item in items]
+    outcome = masked_loss(model, texts, tokenizer, tokenizer.mask, tokenizer.specials, advance)
+    samples = [
+        {"id": item["id"], "cluster": item["cluster"], **sample}
+        for item, sample in zip(items, outcome.pop("samples"), strict=True)
+    ]
+    digest = sha256([item["id"] for item in items])
+    return {"value": outcome.pop("bits_per_byte"), **outcome, "items_sha256": digest, "samples": samples}
 
 
 def load(
@@ -222,7 +259,7 @@ def loss(samples: list[dict]) -> dict[str, Any]:
     return {
         "value": float(nats.sum() / LN2 / sizes.sum()),
         "stderr": number(ratio_stderr(nats / LN2, sizes)),
-        "bytes": int(sizes.sum()),
+        "bytes": round(sizes.sum()),
         "n": len(samples),
     }
 

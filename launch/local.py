@@ -97,6 +97,11 @@ def check_tasks(study: Study) -> None:
     Raises:
         ConfigError: when the runs cannot be judged by TASKS.
     """
+    if study.judged and any(cell.run.model.objective == "mlm" for cell in study.cells):
+        raise ConfigError(
+            "model.objective=mlm gives no likelihood of a text from left to right, which TASKS need: leave TASKS out; "
+            "its held-out loss on masked tokens is always measured, and fine-tuning on GLUE is possible (make glue)"
+        )
     if study.judged and not _succeeds("-m", "eval", *study.judged):
         raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
 

@@ -225,28 +225,56 @@ TEXTS = ["Größe und Maß über alles, " * 5, "短い文書です。" * 9, "sho
 def test_held_out_loss_against_a_loop_in_float64() -> None:
     model = scrambled(GPT(MLM)).eval()
     got = masked.masked_loss(model, TEXTS, Bytes(), MASK, [EOD])
-    ids = [i for text in TEXTS for i in (EOD, *Bytes().encode_batch([text])[0])]
-    double, nats, count = scrambled(GPT(MLM)).double().eval(), 0.0, 0
-    for n in range(len(ids) // 32):
-        row = np.array(ids[32 * n : 32 * n + 32])
+    tokens = [(i, n) for n, text in enumerate(TEXTS) for i in (EOD, *Bytes().encode_batch([text])[0])]
+    tokens += [(EOD, 0)] * (-len(tokens) % 32)
+    double, count = scrambled(GPT(MLM)).double().eval(), 0
+    nats = [0.0] * len(TEXTS)
+    for n in range(len(tokens) // 32):
+        row = np.array([i for i, _ in tokens[32 * n : 32 * n + 32]])
         keys = np.random.default_rng([20, n]).random(32)
-        places = sorted(sorted(range(32), key=lambda t: keys[t] + (row[t] == EOD))[:8])  # noqa: B023
+        order = sorted(range(32), key=lambda t: keys[t] + (row[t] == EOD))  # noqa: B023
+        places = sorted(order[: round(0.25 * sum(row != EOD))])
         inputs = torch.tensor(row)
         inputs[places] = MASK
         with torch.no_grad():
             logp = double(inputs[None])[0].log_softmax(-1)
-        nats -= sum(float(logp[t, row[t]]) for t in places)
-        count += 8
-    assert got["masked"] == count == 8 * len(got["samples"]) and got["nats"] == pytest.approx(nats / count, rel=1e-5)
-    covered = len(ids) // 32 * 32
-    text_bytes = sum(i != EOD for i in ids[:covered])  # each token of this tokenizer is a byte
-    assert got["bytes"] == pytest.approx(text_bytes / 4) and got["mask_rate"] == 0.25
-    assert got["bits_per_byte"] == pytest.approx(nats / np.log(2) / (text_bytes / 4), rel=1e-5)
-    assert masked.masked_loss(model, TEXTS, Bytes(), MASK, [EOD]) == got
+        for t in places:
+            nats[tokens[32 * n + t][1]] -= float(logp[t, row[t]])
+        count += len(places)
+    assert got["masked"] == count and got["nats"] == pytest.approx(sum(nats) / count, rel=1e-5)
+    sizes = [len(text.encode()) for text in TEXTS]  # each token of this tokenizer is a byte
+    share = count / sum(sizes)
+    assert [sample["bytes"] for sample in got["samples"]] == [size / 4 for size in sizes]
+    assert [sample["nats"] for sample in got["samples"]] == pytest.approx([n / share / 4 for n in nats], rel=1e-5)
+    assert got["bits_per_byte"] == pytest.approx(sum(nats) / share / np.log(2) / sum(sizes), rel=1e-5)
+    assert got["mask_rate"] == 0.25 and masked.masked_loss(model, TEXTS, Bytes(), MASK, [EOD]) == got
+
+
+class Letters(Bytes):
+    """The same, but for bytes above 127: they are unknown, one token for each."""
+
+    UNKNOWN = 98
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [[byte % 90 if byte < 128 else self.UNKNOWN for byte in text.encode()] for text in texts]
+
+    def unknown(self, text: str) -> tuple[int, int]:
+        lost = sum(byte > 127 for byte in text.encode())
+        return lost, lost
+
+
+def test_bytes_without_a_token_are_charged() -> None:
+    model = scrambled(GPT(MLM)).eval()
+    lost = masked.masked_loss(model, ["文書" * 50], Letters(), MASK, [EOD, 98])["bits_per_byte"]  # nothing to mask
+    assert lost == 8.0
+    plain, half = ("a b c d e " * 20, "a b c d e " * 20 + "é" * 100)
+    got = [masked.masked_loss(model, [text], Letters(), MASK, [EOD, 98])["samples"][0] for text in (plain, half)]
+    assert "unknown_bytes" not in got[0] and got[1]["unknown_bytes"] == 200 / 4 and got[1]["bytes"] == 400 / 4
+    assert got[1]["nats"] > 8 * np.log(2) * 200 / 4
 
 
 def test_held_out_loss_says_what_it_needs() -> None:
     with pytest.raises(ValueError, match="this model has causal"):
         masked.masked_loss(GPT(SMALL), TEXTS, Bytes(), MASK, [EOD])
-    with pytest.raises(ValueError, match="less than a sequence of 32"):
-        masked.masked_loss(GPT(MLM), ["short"], Bytes(), MASK, [EOD])
+    with pytest.raises(ValueError, match="there is no held-out text"):
+        masked.masked_loss(GPT(MLM), [], Bytes(), MASK, [EOD])

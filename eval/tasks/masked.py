@@ -1,13 +1,13 @@
 """Held-out loss of a masked language model: fixed tokens of held-out text are masked, and predicted from all others.
 
 Texts are joined end to end, each behind an end-of-document token, as in training, and cut into sequences of the
-training length. In each the same share of tokens is masked as in training, at positions that depend on the sequence's
-number alone. All of them become the mask token, so that none can be read off the input (training leaves one in ten as
-it is): the loss lies somewhat above that of training.
+training length; the last one is filled up with end-of-document tokens. In each the same share of tokens is masked as in
+training, at positions that depend on the sequence's number alone. All of them become the mask token, so that none can
+be read off the input (training leaves one in ten as it is): the loss lies somewhat above that of training.
 
 Bits per byte divide by the bytes of the masked part of the text, taken as the text's bytes times the share of its
 tokens that is masked. They can be compared between tokenizers, and not between mask rates: with more masked, less is
-left to predict from.
+left to predict from. Bytes that the tokenizer has no token for are charged 8 bits each.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.statistics import LN2, ratio_stderr
+from eval.statistics import LN2
 
 SEED = 20  # of the masked positions, for every model
 ROWS_CPU, ROWS_GPU = 16, 256  # sequences of a forward pass; untuned
@@ -35,67 +35,74 @@ def masked_loss(
 
     Args:
         mask: the id that stands for a masked token. specials: ids that no text becomes; they are never masked.
-        progress: called after every forward pass with the sequences done and the sequences in all.
+        progress: called after every forward pass with the tokens done and the tokens in all.
 
     Returns:
-        {"nats": per masked token, "bits_per_byte": of masked text, "stderr": of the latter, over sequences,
-        "mask_rate", "masked": tokens that were predicted, "bytes": of the masked text,
-        "samples": [[nats, masked tokens, bytes], ...] of each sequence}.
+        {"nats": per masked token, "bits_per_byte": of masked text, "mask_rate", "masked": tokens that were predicted,
+        "bytes": of the masked text, "samples": [{"nats", "bytes"} of each text, with "unknown_bytes" where there are
+        any]}. A text's bytes depend on the mask rate alone, so that models with other tokenizers have the same.
 
     Raises:
-        ValueError: when the model has another objective, or there is not a sequence of text.
+        ValueError: when the model has another objective, or there is no text.
     """
     cfg = model.cfg
     if cfg.objective != "mlm":
         raise ValueError(f"loss on masked tokens needs model.objective=mlm; this model has {cfg.objective}")
-    rows, sizes = sequences(texts, tokenizer, cfg.seq)
+    rows, owners = sequences(texts, tokenizer, cfg.seq)
+    if not len(rows):
+        raise ValueError("there is no held-out text to predict masked tokens of")
     device = next(model.parameters()).device
     step = ROWS_GPU if device.type == "cuda" else ROWS_CPU
-    samples: list[list[float]] = []
+    nats_of_text, predicted = np.zeros(len(texts)), 0
     for first in range(0, len(rows), step):
         tokens_BT = torch.from_numpy(rows[first : first + step])
-        places_BM = torch.from_numpy(
-            np.stack([masked_positions(row, n, cfg.masked, specials) for n, row in enumerate(tokens_BT.numpy(), first)])
-        )
-        inputs_BT = tokens_BT.scatter(1, places_BM, mask).to(device)
-        flat = (places_BM + cfg.seq * torch.arange(len(places_BM))[:, None]).flatten()
-        logits_NV = model.project(model.hidden(inputs_BT, only=flat.to(device))).float()
-        nats_N = torch.nn.functional.cross_entropy(
-            logits_NV, tokens_BT.flatten()[flat].to(device), reduction="none"
-        ).double()
-        for size, nats in zip(sizes[first : first + step], nats_N.view(places_BM.shape).sum(1).tolist(), strict=True):
-            samples.append([nats, cfg.masked, size * cfg.masked / cfg.seq])
-        progress(min(first + step, len(rows)), len(rows))
-    nats_S, masked_S, bytes_S = np.array(samples).T
+        flat = []  # places in the flat batch
+        for number, row in enumerate(tokens_BT.numpy(), first):
+            ordinary = int(np.isin(row, list(specials), invert=True).sum())
+            count = min(cfg.masked, ordinary, max(1, round(cfg.mask_rate * ordinary)))
+            flat.append(masked_positions(row, number, count, specials) + cfg.seq * (number - first))
+        flat_N = torch.from_numpy(np.concatenate(flat))
+        if not len(flat_N):
+            continue
+        inputs_BT = tokens_BT.flatten().index_fill(0, flat_N, mask).view_as(tokens_BT).to(device)
+        logits_NV = model.project(model.hidden(inputs_BT, only=flat_N.to(device))).float()
+        targets_N = tokens_BT.flatten()[flat_N].to(device)
+        nats_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none").double().cpu().numpy()
+        np.add.at(nats_of_text, owners[first : first + step].flatten()[flat_N.numpy()], nats_N)
+        predicted += len(nats_N)
+        progress(min(first + step, len(rows)) * cfg.seq, rows.size)
+    ordinary = int(np.isin(rows, list(specials), invert=True).sum())
+    share = predicted / ordinary if ordinary else 1.0  # the mask rate, but for rounding
+    samples: list[dict[str, Any]] = []
+    for text, nats in zip(texts, nats_of_text.tolist(), strict=True):
+        unknown = tokenizer.unknown(text)[1] if hasattr(tokenizer, "unknown") else 0
+        sample = {"nats": nats * cfg.mask_rate / share, "bytes": len(text.encode()) * cfg.mask_rate}
+        if unknown:
+            sample["nats"] += 8 * LN2 * unknown * cfg.mask_rate
+            sample["unknown_bytes"] = unknown * cfg.mask_rate
+        samples.append(sample)
+    size = sum(sample["bytes"] for sample in samples)
     return {
-        "nats": float(nats_S.sum() / masked_S.sum()),
-        "bits_per_byte": float(nats_S.sum() / LN2 / bytes_S.sum()),
-        "stderr": ratio_stderr(nats_S / LN2, bytes_S) if len(samples) > 1 else None,
+        "nats": float(nats_of_text.sum()) / predicted if predicted else 0.0,
+        "bits_per_byte": sum(sample["nats"] for sample in samples) / LN2 / size,
         "mask_rate": cfg.mask_rate,
-        "masked": int(masked_S.sum()),
-        "bytes": float(bytes_S.sum()),
+        "masked": predicted,
+        "bytes": size,
         "samples": samples,
     }
 
 
 def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [sequences, seq], and the bytes of text in each, where a text's bytes are spread evenly over its
-    tokens. What is left at the end, less than a sequence, is not scored.
-
-    Raises:
-        ValueError: when the texts have fewer tokens than a sequence.
-    """
-    ids, sizes = [], []
-    for text, encoded in zip(texts, tokenizer.encode_batch(list(texts)), strict=True):
+    """Token ids [sequences, seq], and the number of the text that each is of; -1 for end-of-document tokens."""
+    ids: list[int] = []
+    owners: list[int] = []
+    for number, encoded in enumerate(tokenizer.encode_batch(list(texts))):
         ids += [tokenizer.eod, *encoded]
-        sizes += [0.0, *[len(text.encode()) / max(1, len(encoded))] * len(encoded)]
-    count = len(ids) // seq
-    if not count:
-        raise ValueError(f"the held-out text has {len(ids)} tokens: less than a sequence of {seq}")
-    return (
-        np.array(ids[: count * seq], np.int64).reshape(count, seq),
-        np.array(sizes[: count * seq]).reshape(count, seq).sum(1),
-    )
+        owners += [-1, *[number] * len(encoded)]
+    missing = -len(ids) % seq
+    ids += [tokenizer.eod] * missing
+    owners += [-1] * missing
+    return np.array(ids, np.int64).reshape(-1, seq), np.array(owners, np.int64).reshape(-1, seq)
 
 
 def masked_positions(row: np.ndarray, number: int, count: int, specials: Sequence[int]) -> np.ndarray:
