@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 from model.setting import Setting, check_ranges
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One decoder-only transformer. Every field is an axis that a study may vary.
+    """One transformer. Every field is an axis that a study may vary.
+
+    Fields with a default were added later; it is what runs that were recorded before have (`Setting.absent`).
 
     Raises:
         ValueError: when the fields do not make a model together; the message says what would.
@@ -33,6 +35,9 @@ class ModelConfig:
             source="GPT-2",
         ),
     ]
+    ffn_width: Annotated[
+        int, Setting("inner width of the MLP; 0: what model.act says", "columns", "GPT-2", at_least=0, absent=0)
+    ] = 0
     norm: Annotated[Literal["layernorm", "rmsnorm"], Setting("normalisation layers", source="GPT-2")]
     block: Annotated[
         Literal["pre-ln", "post-ln", "parallel"],
@@ -55,11 +60,33 @@ class ModelConfig:
             absent=0.15,
             only_with={"model.objective": ("mlm",)},
         ),
-    ]
+    ] = 0.15
     qk_scaling: Annotated[
         bool, Setting("fp16 only: scores are divided by the layer's number, and multiplied back in fp32 (Megatron)")
     ]
     embnorm: Annotated[bool, Setting("LayerNorm after the token lookup, before positions", source="GPT-2")]
+    sumnorm: Annotated[
+        bool,
+        Setting("norm of the sum of token embeddings and positions (BERT, Cramming)", source="GPT-2", absent=False),
+    ] = False
+    final_norm: Annotated[
+        bool,
+        Setting(
+            "norm after the last block; post-ln blocks end with one anyway",
+            source="GPT-2",
+            absent=True,
+            only_with={"model.block": ("pre-ln", "parallel")},
+        ),
+    ] = True
+    head_transform: Annotated[
+        Literal["none", "linear", "bert"],
+        Setting(
+            "before the output matrix; linear: a linear layer; bert: a linear layer, GELU and a norm",
+            source="GPT-2",
+            absent="none",
+        ),
+    ] = "none"
+    output_bias: Annotated[bool, Setting("a bias of the logits (BERT)", source="GPT-2", absent=False)] = False
     qkv_bias: Annotated[bool, Setting("biases of the query, key and value projections", source="GPT-2")]
     linear_bias: Annotated[bool, Setting("biases of all other linear layers", source="GPT-2")]
     tied: Annotated[bool, Setting("the output matrix is the token embedding", source="GPT-2")]
@@ -129,10 +156,12 @@ class ModelConfig:
 
     @property
     def ffn(self) -> int:
-        """Inner width of the MLP.
+        """Inner width of the MLP: `ffn_width`, where it is given.
 
         GELU has 4 x hidden. SwiGLU and GEGLU have three matrices where GELU has two, so they are matched in
         parameters at 2/3 of that, rounded down to a multiple of 8 as in BigScience's runs (hidden 2048 -> 5456);
         `swiglu-unmatched` keeps 4 x hidden and has half as many parameters again.
         """
+        if self.ffn_width:
+            return self.ffn_width
         return 8 * self.hidden // 3 // 8 * 8 if self.act in ("swiglu", "geglu") else 4 * self.hidden

@@ -13,8 +13,11 @@ def parameters(cfg: ModelConfig, tp: int = 1) -> int:
     mlp = (matrices * D * F + (matrices - 1) * F * cfg.linear_bias) // tp + D * cfg.linear_bias
     position = {"learned": cfg.seq * D, "scaled-sinusoidal": 1}.get(cfg.pos, 0)
     embeddings = cfg.padded_vocab * D * (1 if cfg.tied else 2) // tp + 2 * D * cfg.embnorm
-    norms = {"pre-ln": 2 * cfg.layers + 1, "post-ln": 2 * cfg.layers, "parallel": cfg.layers + 1}[cfg.block] * norm
-    return embeddings + position + cfg.layers * (attention + mlp) + norms
+    norms = {"pre-ln": 2 * cfg.layers, "post-ln": 2 * cfg.layers, "parallel": cfg.layers}[cfg.block] + cfg.sumnorm
+    norms += cfg.final_norm and cfg.block != "post-ln"
+    transform = {"none": 0, "linear": D * D + D * cfg.linear_bias, "bert": D * D + D * cfg.linear_bias + norm}
+    head = transform[cfg.head_transform] + cfg.output_bias * cfg.padded_vocab // tp
+    return embeddings + position + cfg.layers * (attention + mlp) + norms * norm + head
 
 
 def flops_per_token(cfg: ModelConfig) -> int:
@@ -29,4 +32,5 @@ def flops_per_token(cfg: ModelConfig) -> int:
     projected = (
         cfg.masked / cfg.seq if cfg.objective == "mlm" else 1
     )  # share of the outputs that meet the output matrix
-    return round(6 * (cfg.layers * layer + projected * cfg.padded_vocab * D))
+    transform = 0 if cfg.head_transform == "none" else D * D
+    return round(6 * (cfg.layers * layer + projected * (cfg.padded_vocab * D + transform)))

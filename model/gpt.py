@@ -1,17 +1,21 @@
-"""The whole forward pass of a GPT-3-style decoder.
+"""The whole forward pass of a transformer: a GPT-3-style decoder, or with the MLM objective an encoder.
 
 Shapes are in the names: B sequences, T tokens, D hidden, H heads, K head dimension, V padded vocabulary.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import attention
 from model.config import ModelConfig
 from model.init import initialise
-from model.linear import Layers
+from model.kernels.gelu import gelu
+from model.linear import Layers, Linear
 from model.mlp import MLPS
 from model.norm import NORMS
 from model.objective import OBJECTIVES, Batch
@@ -78,6 +82,44 @@ BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLN, "parallel"
 assert set(BLOCKS) == set(get_args(get_type_hints(ModelConfig)["block"]))
 
 
+class LinearTransform(nn.Module):
+    """A linear layer before the output matrix (the published Cramming code of 2022)."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.dense = Linear(cfg.hidden, cfg.hidden, cfg.linear_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x)
+
+
+class BertTransform(LinearTransform):
+    """A linear layer, GELU and a norm before the output matrix (Devlin et al. 2019, their code)."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.norm = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(gelu(self.dense(x)))
+
+
+TRANSFORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "none": nn.Identity,
+    "linear": LinearTransform,
+    "bert": BertTransform,
+}
+assert set(TRANSFORMS) == set(get_args(get_type_hints(ModelConfig)["head_transform"]))
+
+
+class OutputBias(nn.Module):
+    """The bias of the logits: of those that this rank computes."""
+
+    def __init__(self, cfg: ModelConfig, tp: Ranks):
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(cfg.padded_vocab // tp.size))
+
+
 class GPT(nn.Module):
     """A decoder-only language model, with weights drawn from `seed` (see model/init.py).
 
@@ -92,12 +134,16 @@ class GPT(nn.Module):
         self.cfg, self.tp, self.objective = cfg, tp, OBJECTIVES[cfg.objective](cfg)
         self.embed: Any = layers.embedding(cfg.padded_vocab, cfg.hidden)
         self.embnorm = nn.LayerNorm(cfg.hidden, cfg.norm_eps) if cfg.embnorm else nn.Identity()
+        self.sumnorm = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps) if cfg.sumnorm else nn.Identity()
         self.position = POSITIONS[cfg.pos](cfg)
         self.position.first_head = tp.rank * cfg.heads // tp.size
         self.drop = nn.Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg, tp, layers) for _ in range(cfg.layers))
-        self.norm = nn.Identity() if cfg.block == "post-ln" else NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
+        last = cfg.final_norm and cfg.block != "post-ln"
+        self.norm = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps) if last else nn.Identity()
+        self.transform = TRANSFORMS[cfg.head_transform](cfg)
         self.head: Any = None if cfg.tied else layers.column(cfg.hidden, cfg.padded_vocab, bias=False)
+        self.output: Any = OutputBias(cfg, tp) if cfg.output_bias else None
         initialise(self, cfg, seed, tp)
 
     @property
@@ -112,7 +158,7 @@ class GPT(nn.Module):
         extents_B: Tensor | None = None,
         only: Tensor | None = None,
     ) -> Tensor:
-        """[B, T] token ids -> [B, T, D], what the output matrix reads; [N, D] where only N of them are wanted.
+        """[B, T] token ids -> [B, T, D], what `project` reads; [N, D] where only N of them are wanted.
 
         Args:
             arrangement: the tokens' positions and what each sees, if that does not follow from their order.
@@ -126,7 +172,7 @@ class GPT(nn.Module):
         if arrangement is None:
             self.objective.check(extents_B)
         at_BT = arrangement.at_BT if arrangement else None
-        x_BTD = self.drop(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT))
+        x_BTD = self.drop(self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)))
         dropout = (self.cfg.attn_dropout if self.training else 0.0) if self.cfg.attn_dropout else None
         heads, objective = self.cfg.heads // self.tp.size, self.objective
         attend = attention.prepare(
@@ -145,8 +191,15 @@ class GPT(nn.Module):
         return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:
-        """[..., D] -> logits [..., V]; no bias."""
-        return self.tp.project(x, self.output_weight)
+        """[..., D] -> logits [..., V]."""
+        return self.tp.project(*self._operands(x))
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Two matrices whose product x @ weight.T is the logits: a bias is one column more, of ones in `x`."""
+        x, weight = self.transform(x), self.output_weight
+        if self.output is None:
+            return x, weight
+        return F.pad(x, (0, 1), value=1.0), torch.cat((weight, self.output.bias[:, None]), dim=1)
 
     def forward(self, tokens_BT: Tensor, extents_B: Tensor | None = None) -> Tensor:
         """[B, T] token ids -> logits [B, T, V]. `extents_B`: see `hidden`."""
@@ -155,4 +208,4 @@ class GPT(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy, fp32, in nats per predicted token."""
         x_BTD = self.hidden(batch.inputs_BT, extents_B=batch.extents_B)
-        return self.tp.loss(batch.select(x_BTD), self.output_weight, batch.select(batch.targets_BT))
+        return self.tp.loss(*self._operands(batch.select(x_BTD)), batch.select(batch.targets_BT))

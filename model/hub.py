@@ -78,7 +78,15 @@ class Format:
     layouts: Mapping[str, Layout]
 
 
-BIASED = {"objective": ("causal",), "block": ("pre-ln",), "qkv_bias": (True,), "linear_bias": (True,)}
+DECODER = {
+    "objective": ("causal",),
+    "block": ("pre-ln",),
+    "sumnorm": (False,),
+    "final_norm": (True,),
+    "head_transform": ("none",),
+    "output_bias": (False,),
+}
+BIASED = DECODER | {"qkv_bias": (True,), "linear_bias": (True,)}
 UNBIASED = BIASED | {"qkv_bias": (False,), "linear_bias": (False,)}
 
 GPT2 = Format(
@@ -122,7 +130,14 @@ BLOOM = Format(
     model_type="bloom",
     architecture="BloomForCausalLM",
     prefix="transformer.",
-    needs={"pos": ("alibi",), "act": ("gelu",), "norm": ("layernorm",), "embnorm": (True,), **BIASED},
+    needs={
+        "pos": ("alibi",),
+        "act": ("gelu",),
+        "norm": ("layernorm",),
+        "embnorm": (True,),
+        "ffn_width": (0,),
+        **BIASED,
+    },
     sizes={
         "layers": "n_layer",
         "hidden": "hidden_size",
@@ -229,7 +244,17 @@ LLAMA = Format(
 LLAMA_BIASED = replace(LLAMA, name="Llama with biases", needs={**LLAMA.needs, **BIASED})
 
 FORMATS = (GPT2, BLOOM, NEOX, LLAMA, LLAMA_BIASED)
-FREE = ("vocab", "vocab_multiple", "qk_scaling", "rotary_base", "tied", "dropout", "attn_dropout")  # and `sizes`
+FREE = (
+    "vocab",
+    "vocab_multiple",
+    "ffn_width",
+    "mask_rate",
+    "qk_scaling",
+    "rotary_base",
+    "tied",
+    "dropout",
+    "attn_dropout",
+)  # and `sizes`
 
 
 def counterpart(cfg: ModelConfig) -> Format:

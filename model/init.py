@@ -8,7 +8,8 @@ Two models therefore share every weight whose name and shape they have in common
 | attn.qkv.weight, mlp.up.weight, mlp.gate.weight   | N(0, std)               | GPT-2                               |
 | attn.proj.weight, mlp.down.weight                 | N(0, std / sqrt(2 L))   | GPT-2: they feed the residual stream |
 | head.weight, where it is not the embedding        | N(0, std)               | as the embedding                    |
-| norm gains (.weight of norm, norm1, norm2, embnorm) | 1                     |                                     |
+| transform.dense.weight                            | N(0, std)               | BERT                                |
+| norm gains (.weight of norm, norm1, norm2, embnorm, sumnorm) | 1            |                                     |
 | position.scale                                    | 1 / sqrt(D)             | Hua et al. 2022                     |
 | all biases                                        | 0                       |                                     |
 """
@@ -37,13 +38,13 @@ def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Ranks = SINGLE
         owner = module.rpartition(".")[2]
         if kind == "bias":
             p.zero_()
-        elif owner in ("norm", "norm1", "norm2", "embnorm"):
+        elif owner in ("norm", "norm1", "norm2", "embnorm", "sumnorm"):
             p.fill_(1.0)
         elif name == "position.scale":
             p.fill_(cfg.hidden**-0.5)
         elif owner in ("proj", "down"):
             _normal(p, cfg.init_std / math.sqrt(2 * cfg.layers), seed, name, tp)
-        elif owner in ("embed", "position", "qkv", "up", "gate", "head"):
+        elif owner in ("embed", "position", "qkv", "up", "gate", "head", "dense"):
             _normal(p, cfg.init_std, seed, name, tp)
         else:
             raise ValueError(f"model/init.py does not say how {name} is drawn")

@@ -45,13 +45,17 @@ def embedding_norm(model: Any) -> Proof:
 
 
 def norms(model: Any) -> Proof:
-    """Each norm is applied once and computes the declared formula, and the last one is what the head reads."""
+    """Each norm is applied once and computes the declared formula; the first layer reads what that of the embeddings'
+    sum returns, and the last one is what the head reads. Where none is declared, nothing happens."""
     cfg = model.cfg
     formula = FORMULAS[cfg.norm]
     inner = ("norm1",) if cfg.block == "parallel" else ("norm1", "norm2")
-    sites = {f"blocks.{i}.{n}": getattr(block, n, None) for i, block in enumerate(model.blocks) for n in inner}
-    if cfg.block != "post-ln":
+    sites = {"sumnorm": model.sumnorm} if cfg.sumnorm else {}
+    sites |= {f"blocks.{i}.{n}": getattr(block, n, None) for i, block in enumerate(model.blocks) for n in inner}
+    last = cfg.final_norm and cfg.block != "post-ln"
+    if last:
         sites["norm"] = model.norm
+    ends: dict[str, Tensor] = {}  # of the trunk: what the embeddings' sum becomes, layers in between, what leaves them
     made: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in sites}
     with probe.hooks() as on:
         for name, norm in sites.items():
@@ -59,14 +63,20 @@ def norms(model: Any) -> Proof:
                 # an input that is neither centred nor of unit size, so that no formula looks like another or like none
                 on(norm.register_forward_pre_hook(lambda m, args: (3 * args[0] / args[0].std() + 2,)))
                 on(norm.register_forward_hook(lambda m, args, out, name=name: made[name].append((args[0], out))))
+        on(model.sumnorm.register_forward_pre_hook(lambda m, args: ends.update(sum=args[0])))
+        on(model.sumnorm.register_forward_hook(lambda m, args, out: ends.update(normed=out)))
+        on(model.blocks[0].register_forward_pre_hook(lambda m, args: ends.update(first=args[0])))
+        on(model.blocks[-1].register_forward_hook(lambda m, args, out: ends.update(last=out)))
         final = probe.hidden(model, probe.tokens(model, 8))
     wrong = []
+    if not torch.equal(ends["first"], ends["normed"] if cfg.sumnorm else ends["sum"]):
+        wrong.append("the first layer does not read the embeddings as declared by model.sumnorm")
     for name, seen in made.items():
         if len(seen) != 1:
             wrong.append(f"{name} is applied {len(seen)} times")
         elif not probe.close(seen[0][1], formula(seen[0][0].double(), cfg.norm_eps), 1.0):
             wrong.append(f"{name} does not compute {cfg.norm}")
-    if not wrong and not torch.equal(final, list(made.values())[-1][0][1]):
+    if not wrong and not torch.equal(final, made["norm"][0][1] if last else ends["last"]):
         wrong.append("what the last norm computes is not used")
     return Proof("model.norm", cfg.norm, not wrong, "; ".join(wrong) or f"{len(sites)} norms applied, formula measured")
 
@@ -157,6 +167,7 @@ def activation(model: Any) -> Proof:
     cfg = model.cfg
     gated = cfg.act != "gelu"
     expected_width = 8 * cfg.hidden // 3 // 8 * 8 if cfg.act in ("swiglu", "geglu") else 4 * cfg.hidden
+    expected_width = cfg.ffn_width or expected_width
     wrong, worst = [], 0.0
     for i, block in enumerate(model.blocks):
         seen: list[Tensor] = []
@@ -208,14 +219,45 @@ def tied(model: Any) -> Proof:
     """Logits are the product with the declared matrix: the input embedding, or one of their own."""
     cfg = model.cfg
     tokens = probe.tokens(model, 8)
-    x = probe.hidden(model, tokens).double()
+    x = model.transform(probe.hidden(model, tokens)).double()
     outside = (n for n, _ in model.named_parameters() if not n.startswith(("blocks.", "position.")))
-    rows = {n: p for n in outside if (p := probe.whole(model, n)).shape[0] == cfg.padded_vocab}
+    rows = {n: p for n in outside if (p := probe.whole(model, n)).shape[0] == cfg.padded_vocab and p.dim() == 2}
     output = rows.get("embed.weight" if cfg.tied else "head.weight")
     ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})
     logits = model(tokens, **probe.extents(model, tokens))
     ok = ok and output is not None and probe.close(logits, x @ output.double().T, 1.0)
     return Proof("model.tied", str(cfg.tied).lower(), ok, f"matrices over the vocabulary: {', '.join(rows)}")
+
+
+def head(model: Any) -> Proof:
+    """What stands between the last layer and the output matrix, and the bias of the logits: known numbers go in."""
+    cfg, wrong = model.cfg, []
+    x = torch.randn(8, cfg.hidden, generator=torch.Generator().manual_seed(0)).to(model.embed.weight)
+    out, expected = model.transform(x), x.double()
+    dense = getattr(model.transform, "dense", None)
+    if cfg.head_transform != "none" and dense is not None:
+        expected = expected @ dense.weight.double().T + (0.0 if dense.bias is None else dense.bias.double())
+    if cfg.head_transform == "bert":
+        # the product is rounded to the model's precision, and the norm enlarges what that leaves of it
+        expected = FORMULAS[cfg.norm](_gelu(expected.to(x).double()).to(x).double(), cfg.norm_eps)
+    if not probe.close(out, expected, float(expected.abs().max())):
+        wrong.append(f"what the output matrix reads is not that of head_transform={cfg.head_transform}")
+    names = {name for name, _ in model.named_parameters() if name.startswith(("output.", "transform."))}
+    declared = {"none": set(), "linear": {"transform.dense.weight"}, "bert": {"transform.dense.weight"}}
+    declared["bert"] |= {"transform.norm.weight"} | ({"transform.norm.bias"} if cfg.norm == "layernorm" else set())
+    biases = {"transform.dense.bias"} if cfg.linear_bias and cfg.head_transform != "none" else set()
+    if names != declared[cfg.head_transform] | biases | ({"output.bias"} if cfg.output_bias else set()):
+        wrong.append(f"the head has other parameters: {', '.join(sorted(names)) or 'none'}")
+    elif cfg.output_bias:
+        before, logits = model.output.bias.clone(), model.project(x).double()
+        model.output.bias.fill_(1.0)
+        moved = model.project(x).double() - logits
+        model.output.bias.copy_(before)
+        if not probe.close(moved, torch.ones_like(moved), 1.0):
+            wrong.append("the bias of the logits does nothing, or something else")
+    value = f"{cfg.head_transform}, output bias {str(cfg.output_bias).lower()}"
+    good = f"{len(names)} parameters; formula errs by {float((out.double() - expected).abs().max()):.1e} at most"
+    return Proof("model.head_transform, model.output_bias", value, not wrong, "; ".join(wrong) or good)
 
 
 def dropout(model: Any) -> Proof:

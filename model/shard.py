@@ -2,7 +2,7 @@
 
 | parameter                            | a rank of `size` keeps                                                  |
 |--------------------------------------|-------------------------------------------------------------------------|
-| embed.weight, head.weight            | a run of the padded vocabulary's rows                                   |
+| embed.weight, head.weight, output.bias | a run of the padded vocabulary's rows                                   |
 | qkv.weight, qkv.bias                 | whole heads, the same ones of q, of k and of v: rows are [3, heads, K]  |
 | up.*, gate.*                         | a run of the inner width's rows, the same one of both                   |
 | proj.weight, down.weight             | the columns that read what it computed                                  |
@@ -21,7 +21,10 @@ from model.kernels.cross_entropy import cross_entropy
 from model.kernels.linear import linear
 from model.linear import LAYERS, Layers
 
-ROWS, COLUMNS = ("embed", "head", "qkv", "up", "gate"), ("proj", "down")  # by which dimension their layer is cut
+ROWS, COLUMNS = (
+    ("embed", "head", "output", "qkv", "up", "gate"),
+    ("proj", "down"),
+)  # by which dimension their layer is cut
 
 
 def dimension(name: str) -> int | None:

@@ -49,7 +49,7 @@ DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
 SCHEDULE, STUDY_FILES, CLOCK = "tests/test_schedule.py", "tests/test_study_files.py", "tests/test_clock.py"
 OBJECTIVE, BUDGET, FP8 = "tests/test_objective.py", "tests/test_budget.py", "tests/test_fp8.py"
 RANKS = "tests/test_parallel.py"
-MLM = "tests/test_mlm.py"
+MLM, ENCODER = "tests/test_mlm.py", "tests/test_encoder.py"
 SEEDED = (
     "tests/test_train.py::test_the_seed_draws_the_order_of_the_data "
     "tests/test_train.py::test_what_is_dropped_differs_by_step_and_by_seed"
@@ -552,6 +552,56 @@ MUTATIONS = [
         GPT,
         "self.norm2 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)",
         "self.norm2 = NORMS[cfg.norm](cfg.hidden, 1e-6)",
+    ),
+    one(
+        "the norm of the embeddings' sum is not applied",
+        "Cramming: embedding.normalization",
+        "model.sumnorm=true",
+        "model.norm",
+        GPT,
+        "self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT))",
+        "self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)",
+        ENCODER,
+    ),
+    one(
+        "final_norm=false is ignored",
+        "",
+        "model.final_norm=false",
+        "model.norm",
+        GPT,
+        'last = cfg.final_norm and cfg.block != "post-ln"',
+        'last = cfg.block != "post-ln"',
+        ENCODER,
+    ),
+    one(
+        "the head's GELU is left out",
+        "",
+        "model.head_transform=bert",
+        "model.head_transform",
+        GPT,
+        "self.norm(gelu(self.dense(x)))",
+        "self.norm(self.dense(x))",
+        ENCODER,
+    ),
+    one(
+        "the bias of the logits is not added",
+        "",
+        "model.output_bias=true",
+        "model.output_bias",
+        GPT,
+        "F.pad(x, (0, 1), value=1.0)",
+        "F.pad(x, (0, 1), value=0.0)",
+        ENCODER,
+    ),
+    one(
+        "the given width of the MLP is ignored",
+        "",
+        "model.ffn_width=64",
+        "model.act",
+        "model/config.py",
+        "return self.ffn_width",
+        "return 4 * self.hidden",
+        ENCODER,
     ),
     # MLP, biases, head
     one(
@@ -1727,7 +1777,7 @@ MUTATIONS = [
         "tests/test_finetune.py::test_constant_outputs_score_exactly_chance_and_count_as_collapsed",
     ),
 ]
-WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED} {MLM}"
+WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED} {MLM} {ENCODER}"
 WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT}"
 WHERE += f" {RECOMPUTED} {STEERED} {PRINTABLE} {FULL_DISK}"
 WHERE += f" {DEDUP} {COUNTS} {ORDERS} {IDENTITY} {TOKENIZER}"

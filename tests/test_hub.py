@@ -56,9 +56,15 @@ CHOICES = {
     for name, kind in get_type_hints(ModelConfig).items()
     if name != "qk_scaling"  # does nothing to the formats
 }
+OF_ENCODERS = {
+    "sumnorm": True,
+    "final_norm": False,
+    "head_transform": "bert",
+    "output_bias": True,
+}  # no format has them
 VARIANTS = [
     replace(SMALL, **dict(zip(names, values, strict=True)))
-    for names in [[name for name, choices in CHOICES.items() if choices]]
+    for names in [[name for name, choices in CHOICES.items() if choices and name not in OF_ENCODERS]]
     for values in itertools.product(*(CHOICES[name] for name in names))
 ]
 
@@ -186,7 +192,12 @@ def test_every_setting_is_known() -> None:
     known = {k for f in hub.FORMATS for k in (*f.needs, *f.sizes)} | set(hub.FREE)
     assert known == {field.name for field in fields(ModelConfig)}
     for f in hub.FORMATS:
-        assert all(set(values) <= set(CHOICES[k]) for k, values in f.needs.items())
+        assert all(set(values) <= set(CHOICES[k]) for k, values in f.needs.items() if k != "ffn_width")
+    for name, value in OF_ENCODERS.items():
+        assert accepted(SMALL) and not accepted(replace(SMALL, **{name: value}))  # type: ignore[arg-type]
+    assert accepted(replace(SMALL, ffn_width=40)) and not accepted(
+        replace(SMALL, pos="alibi", embnorm=True, ffn_width=40)
+    )
 
 
 @pytest.mark.parametrize(

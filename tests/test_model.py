@@ -49,6 +49,11 @@ SMALL = ModelConfig(
     vocab_multiple=128,
     objective="causal",
     mask_rate=0.15,
+    ffn_width=0,
+    sumnorm=False,
+    final_norm=True,
+    head_transform="none",
+    output_bias=False,
     qk_scaling=False,
 )
 VARIANTS = [

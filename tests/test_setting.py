@@ -125,3 +125,14 @@ def test_help_and_errors_say_what_a_setting_means() -> None:
     assert all(f"  {name} " in output.getvalue() for name in HELP)
     with pytest.raises(ConfigError, match=r"a number such as 3e-4 is needed \(peak learning rate\)"):
         resolve([("train.lr", "fast")])
+
+
+def test_a_default_of_the_model_is_what_runs_recorded_without_the_setting_have() -> None:
+    from dataclasses import MISSING, fields
+
+    from model.config import ModelConfig
+
+    explanations = settings_of(ModelConfig)
+    for field in fields(ModelConfig):
+        absent = explanations[field.name].absent
+        assert field.default == (MISSING if absent is None else absent), field.name
