@@ -7,12 +7,14 @@ when the code is at fault before it is broken.
 """
 
 import argparse
+import datetime
 import gc
 import importlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -1868,18 +1870,23 @@ def verdict(mutation: Mutation, copy: Path) -> tuple[dict[str, Any], str]:
     return seen, " and ".join(faults)
 
 
-def run(mutations: list[Mutation], jobs: int, folder: Path) -> list[tuple[dict[str, Any], str]]:
-    """Each in a process of its own, forked when everything foreign is imported; what `verdict` says, in order."""
+def run(
+    mutations: list[Mutation], jobs: int, folder: Path, limit: float = float("inf")
+) -> list[tuple[dict[str, Any], str] | None]:
+    """Each in a process of its own, forked when everything foreign is imported; what `verdict` says, in order. None of
+    those that had not begun after `limit` seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in FOREIGN:
             importlib.import_module(name)
     gc.freeze()  # what is shared by all is not searched again in each
     began, done = time.perf_counter(), 0
-    results: list[tuple[dict[str, Any], str]] = [({}, "")] * len(mutations)
+    results: list[tuple[dict[str, Any], str] | None] = [None] * len(mutations)
     running: dict[Any, tuple[int, Any]] = {}
     todo = list(enumerate(mutations))
     while todo or running:
+        if time.perf_counter() - began > limit:
+            todo = []
         if todo and len(running) < jobs:
             i, mutation = todo.pop(0)
             copy = folder / str(i)
@@ -1896,11 +1903,11 @@ def run(mutations: list[Mutation], jobs: int, folder: Path) -> list[tuple[dict[s
         for sentinel in multiprocessing.connection.wait(list(running)):
             i, process = running.pop(sentinel)
             process.join()
-            results[i] = verdict(mutations[i], folder / str(i))
+            result = results[i] = verdict(mutations[i], folder / str(i))
             shutil.rmtree(folder / str(i))
             done += 1
             at = f"{done}/{len(mutations)} {time.perf_counter() - began:.0f} s"
-            print(f"{at}  {mutations[i].name}: {results[i][1] or 'noticed'}", file=sys.stderr, flush=True)
+            print(f"{at}  {mutations[i].name}: {result[1] or 'noticed'}", file=sys.stderr, flush=True)
     return results
 
 
@@ -1908,10 +1915,21 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only mutations with one of these in the name")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin none after so long")
+    parser.add_argument("--seed", type=int, help="the order in which they are tried (default: another each day)")
     args = parser.parse_args(argv)
     chosen = [m for m in MUTATIONS if not args.words or any(w in m.name for w in args.words)]
+    if args.limit < float("inf"):  # so that in some days all have had their turn
+        seed = args.seed if args.seed is not None else datetime.date.today().toordinal()
+        random.Random(seed).shuffle(chosen)
+        print(f"in the order of --seed {seed}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
-        (_, fault), *results = run([CONTROL, *chosen], args.jobs, Path(folder))
+        control, *tried = run([CONTROL, *chosen], args.jobs, Path(folder), args.limit)
+    assert control is not None
+    fault = control[1]
+    left = [mutation.name for mutation, result in zip(chosen, tried, strict=True) if result is None]
+    chosen = [mutation for mutation, result in zip(chosen, tried, strict=True) if result is not None]
+    results = [result for result in tried if result is not None]
     print("| mutation | on record | proof | first test |\n|---|---|---|---|")
     for mutation, (seen, _) in zip(chosen, results, strict=True):
         if seen:
@@ -1920,6 +1938,8 @@ def main(argv: list[str]) -> int:
     faults = [f"{m.name}: {fault}" for m, (_, fault) in zip(chosen, results, strict=True) if fault]
     faults += [f"{CONTROL.name}: {fault}"] if fault else []
     print("\n" + ("\n".join(faults) if faults else f"{len(chosen)} of {len(chosen)} noticed"))
+    if left:
+        print(f"no time for {len(left)}: {'; '.join(left)}")
     return bool(faults)
 
 
