@@ -154,6 +154,11 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
     "model.embnorm": (True, {}),
     "model.objective": ("prefix", {}),
     "model.mask_rate": (0.3, {"model.objective": "mlm"}),
+    "model.ffn_width": (96, {}),
+    "model.sumnorm": (True, {}),
+    "model.final_norm": (False, {}),
+    "model.head_transform": ("bert", {}),
+    "model.output_bias": (True, {}),
     # divided by 1 and 2 and multiplied back, fp16 is what it was: the third layer's scores are rounded
     "model.qk_scaling": (True, {"train.precision": "fp16", "model.layers": 3}),
     "model.vocab_multiple": (384, {}),
