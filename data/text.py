@@ -161,11 +161,11 @@ def _make_text(
         ],
         count,
     )
-    about = _gather(spec, work, share, total, counts)
-    about["duplicates"] = {
+    duplicates = {
         kind: sum(json.loads(path.read_text("utf-8"))[kind] for path in removed.glob("*.counts"))
         for kind in ("exact", "near")
     }
+    about = _gather(spec, work, share, total, counts, sum(duplicates.values())) | {"duplicates": duplicates}
     steps = [filters.summary(name, stages / name) for name in [*filtering, "duplicates"]]
     kept = total - sum(step["in"][0] - step["out"][0] for step in steps[:-1])
     left = sum(about[split]["documents"] for split in ("train", "valid"))
@@ -235,10 +235,12 @@ def _met(folder: Path) -> tuple[list[str], dict[str, int], int]:
     )
 
 
-def _gather(spec: dict[str, Any], work: Path, share: float, total: int, met: dict[str, int]) -> dict[str, Any]:
+def _gather(
+    spec: dict[str, Any], work: Path, share: float, total: int, met: dict[str, int], copies: int
+) -> dict[str, Any]:
     """Hash and counts of the text; puts the held-out documents into one file.
 
-    total: documents that were read. met: {kind: records that were no documents}.
+    total: documents that were read. met: {kind: records that were no documents}. copies: documents that were copies.
     """
     import orjson
 
@@ -254,18 +256,23 @@ def _gather(spec: dict[str, Any], work: Path, share: float, total: int, met: dic
                 if split == "valid":
                     packed.write(line)
             if not count:
-                raise ValueError(_too_little(spec, split, share, total, met))
+                raise ValueError(_too_little(spec, split, share, total, met, copies))
             counts[split] = {"documents": count, "bytes": size}
     return {"sha256": sha.hexdigest(), **counts}
 
 
-def _too_little(spec: dict[str, Any], split: str, share: float, total: int, met: dict[str, int]) -> str:
+def _too_little(spec: dict[str, Any], split: str, share: float, total: int, met: dict[str, int], copies: int) -> str:
     """Why no document is left for a split, and what helps."""
     sentence = f"{spec['name']}: too little text, no document is left for {split}"
     if "files" not in spec:
         return sentence
     if met.get("not selected") and not total:
         return f"{spec['name']}: no document is selected by where={spec['where']}, of {met['not selected']:,}"
+    if copies and split == "train":
+        return (
+            f"{sentence}: of {total:,} documents {copies:,} are copies or near copies of others, and what resembles a "
+            "held-out document, directly or by way of others, is not trained on"
+        )
     return (
         f"{sentence}: of {total:,} documents {share:.2g} are held out, chosen by the hash of their text. Give more "
         "documents (a long one can be cut into several), or hold out more of them by a corpus of your own, such as\n"

@@ -485,6 +485,13 @@ def test_the_held_out_one_of_a_pair_stays_wherever_it_stands(tmp_path, store, te
     assert made["counts"]["duplicates"]["near"] == len(near)
 
 
+def test_a_corpus_of_copies_alone_is_said_to_be_that(tmp_path, store, texts):
+    held = next(text for text in texts if corpus.held_out({"files": []}, "", text))
+    name = save(tmp_path / "c.jsonl", [held, *(f"{held} {word}" for word in prose("c", 20).split())])
+    with pytest.raises(ValueError, match="left for train: of 21 documents 20 are copies or near copies of others"):
+        run(name, store)
+
+
 def test_documents_without_a_signature_are_counted(tmp_path, store, texts):
     short = [f"ja {i}" for i in range(30)] + [
         "山水火木",
