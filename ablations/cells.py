@@ -95,7 +95,7 @@ class Study:
     @property
     def command(self) -> str:
         """What makes the same study anywhere: where it is kept and how many run at a time do not matter."""
-        words = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA="))]
+        words = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))]
         return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in words)])
 
     @property
@@ -105,6 +105,14 @@ class Study:
         values = dict(word.split("=", 1) for word in self.words)
         tasks = values.get("TASKS", "").strip()
         return ["--tasks", tasks, "--data", values.get("EVAL_DATA") or str(self.out / "eval-data")] if tasks else []
+
+    @property
+    def fine_tuned(self) -> list[str]:
+        """On what finished runs are fine-tuned, as arguments of `python -m eval.finetune`; empty: they are not."""
+        values = dict(word.split("=", 1) for word in self.words)
+        folder, seeds = values.get("GLUE", "").strip(), values.get("GLUE_SEEDS", "").strip()
+        folders = [part for name in folder.split(",") if name.strip() for part in ("--data", name.strip())]
+        return [*folders, *(["--seeds", seeds] if seeds else [])]
 
     @cached_property
     def _cells(self) -> dict[tuple[str, int], Cell]:

@@ -51,6 +51,9 @@ SAMPLES = "samples.jsonl.gz"  # the result of each evaluated item
 STACKS = "stacks"  # where every thread of a rank stood when it hung
 TRAIN_LOG = "train.log"  # what training printed
 EVAL_LOG = "eval.log"  # what the evaluation printed
+GLUE = "glue"  # a folder: the results of fine-tuning on GLUE, a file for each task and seed, and GLUE_TABLE
+GLUE_TABLE = "glue.json"  # medians and means over them
+GLUE_LOG = "glue.log"  # what fine-tuning printed
 
 # of the output root, the directory that OUT names
 DATA = "data"  # prepared corpora and tokenizers

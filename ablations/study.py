@@ -37,6 +37,8 @@ HELP = {
     "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"',
     "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), multilingual, or names such as hellaswag,blimp",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
+    "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
+    "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
     "JOBS": "runs at a time (default: as many as fit the CPU cores; 1 on a GPU)",
     "OUT": "where runs and prepared data are kept (default runs)",
 }
@@ -77,6 +79,10 @@ def from_args(words: list[str]) -> Study:
     jobs = _count("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     if "EVAL_DATA" in values and "TASKS" not in values:
         raise ConfigError("EVAL_DATA says where the data of evaluation tasks is: name them, e.g. TASKS=suite")
+    if "GLUE_SEEDS" in values:
+        if "GLUE" not in values:
+            raise ConfigError("GLUE_SEEDS counts seeds of fine-tuning: say where GLUE's data is, GLUE=folder")
+        _count("GLUE_SEEDS", values["GLUE_SEEDS"], 100, "seeds")
     out = Path(values.get("OUT", "runs"))
     _check_out(out)
 
@@ -205,6 +211,8 @@ def from_anywhere(words: list[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if name in ("RUNS", "NOISE"):
             value = shlex.join(str(here / folder) for folder in folders(value))
+        elif name == "GLUE":
+            value = ",".join(str(here / part.strip()) for part in value.split(",") if part.strip())
         elif name in ("OUT", "EVAL_DATA") and value.strip():
             value = str(here / value.strip())
         absolute.append(name + equals + value)

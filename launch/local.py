@@ -44,10 +44,12 @@ def run(study: Study) -> list[str]:
             failures.append(f"{cell.name}: {error}")
     check_tasks(study)
     todo = [cell for cell in cells if not is_evaluated(cell)]
+    untuned = [cell for cell in cells if study.fine_tuned and not (cell.dir / rundir.GLUE / rundir.GLUE_TABLE).exists()]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         # at once, unless the tasks have another version by now or there are more
         if not _succeeds("-m", "eval", *study.judged, "--store", str(study.out / rundir.DATA), *evaluated):
             todo = cells  # each on its own: what fails is named, and keeps no other run from its evaluation
+    todo = [cell for cell in cells if cell in todo or cell in untuned]
     if not todo:
         return failures
     prepare(study, todo)
@@ -95,8 +97,10 @@ def check_tasks(study: Study) -> None:
     """A task that cannot be run is said now, not when the runs are trained.
 
     Raises:
-        ConfigError: when the runs cannot be judged by TASKS.
+        ConfigError: when the runs cannot be judged by TASKS, or fine-tuned on GLUE.
     """
+    if study.fine_tuned and not _succeeds("-m", "eval.finetune", *study.fine_tuned):
+        raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
     if study.judged and any(cell.run.model.objective == "mlm" for cell in study.cells):
         raise ConfigError(
             "model.objective=mlm gives no likelihood of a text from left to right, which TASKS need: leave TASKS out; "
@@ -141,7 +145,7 @@ def jobs(study: Study) -> int:
 
 
 def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
-    """Train, if need be, then evaluate.
+    """Train, if need be, then evaluate, and fine-tune where that is asked for.
 
     Raises:
         Failed, Interrupted: see `Processes.run`.
@@ -168,6 +172,10 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
     store = str(study.out / rundir.DATA)
     command = [sys.executable, "-m", "eval", *study.judged, "--store", store, str(cell.dir)]
     processes.run(command, cell.dir / rundir.EVAL_LOG, 1, threads)
+    if study.fine_tuned:
+        phases[cell.dir] = "fine-tuning"
+        command = [sys.executable, "-m", "eval.finetune", str(cell.dir), *study.fine_tuned, "--store", store]
+        processes.run(command, cell.dir / rundir.GLUE_LOG, 1, threads)
 
 
 def main(words: list[str]) -> int:

@@ -20,7 +20,7 @@ from ablations import rundir
 from eval import location
 
 SEEDS = 5  # the median of so many counts, as in "Cramming"
-FOLDER = "glue"  # of results, in a run directory
+FOLDER = rundir.GLUE  # of results, in a run directory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
 def command(args: argparse.Namespace) -> int:
     from eval.finetune.train import Setting, identity, names_of, summarise
 
+    if args.run is None and args.external is None and args.data:
+        return check(args.data, list(names_of(args.tasks)))
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
@@ -95,11 +97,22 @@ def command(args: argparse.Namespace) -> int:
         name: [results[name, seed] for seed in range(1, args.seeds + 1) if (name, seed) in results] for name in asked
     }
     table = summarise({name: seeds for name, seeds in by_task.items() if seeds})
-    rundir.write_json(folder / "glue.json", {"model_sha256": sha256, **table}, indent=1)
+    rundir.write_json(folder / rundir.GLUE_TABLE, {"model_sha256": sha256, **table}, indent=1)
     print(text(table))
     for why in failed:
         print(f"error: {why}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def check(folders: list[Path], names: list[str]) -> int:
+    """Without a run: says on which tasks one could be fine-tuned. Raises ValueError when there is data of none."""
+    from eval.finetune.tasks import TASKS, find
+
+    there = [name for name in names if all(find(name, split, folders) for split in ("train", *TASKS[name].splits))]
+    if not there:
+        raise ValueError(f"{', '.join(map(str, folders))}: no data of any of {', '.join(names)}")
+    print(f"fine-tuning: {', '.join(there)}")
+    return 0
 
 
 class Source:

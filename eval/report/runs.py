@@ -56,6 +56,11 @@ EVALUATION: dict[str, Any] = {
 }
 
 
+_MEANS = {"nine_numbers?": NUMBER, "eight_tasks?": NUMBER, "numbers": int}
+GLUE_TABLE = {"scores": dict, "study": _MEANS, "leaderboard": _MEANS}
+GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
+
+
 def misfit(value: Any, shape: Any, name: str = "") -> str:
     """The first key of `value` that is not as `shape` says, as a.b.c; "" when it fits. See RUN."""
     if not isinstance(shape, dict):
@@ -177,8 +182,26 @@ def _read(directory: Path) -> dict[str, Any]:
                 cell["state"] = "not evaluated"
     except Damaged as error:
         cell["state"] = f"damaged ({_relative(error, directory)})"
+    try:
+        if table := _glue(directory / rundir.GLUE / rundir.GLUE_TABLE):
+            cell["glue"] = table
+    except Damaged as error:
+        cell["damage"].append(str(error))
     cell["damage"] = [_relative(damage, directory) for damage in cell["damage"]]
     return cell
+
+
+def _glue(path: Path) -> dict[str, Any] | None:
+    """The table of fine-tuning (eval/finetune); None where there is none. Raises Damaged."""
+    table = rundir.read_json(path, ["scores", "study", "leaderboard"])
+    if table is None:
+        return None
+    key = misfit(table, GLUE_TABLE)
+    for name, entry in table["scores"].items() if not key else ():
+        key = key or misfit(entry, {"study": GLUE_SCORE, "leaderboard": GLUE_SCORE, "collapsed": int}, f"scores.{name}")
+    if key:
+        raise Damaged(f"{path} is damaged: {key}")
+    return table
 
 
 def _relative(message: Damaged | str, directory: Path) -> str:

@@ -252,6 +252,10 @@ def main(argv: list[str]) -> int:
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
         study = from_args(from_anywhere(args.words))
+        if study.fine_tuned:
+            raise ConfigError(
+                "GLUE is no part of a study on Slurm: leave it out, and give `make glue RUN=...` afterwards"
+            )
         if path:
             variables["SITE"] = str(path)
         if args.like:

@@ -1,0 +1,77 @@
+"""GLUE: runs fine-tuned on its tasks (eval/finetune), beside published results."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.report.blocks import Section, Table
+from eval.report.findings import Findings
+
+TASKS = {
+    "mnli": "MNLI",
+    "mnli-mm": "MNLI-mm",
+    "sst2": "SST-2",
+    "stsb": "STS-B",
+    "rte": "RTE",
+    "qnli": "QNLI",
+    "qqp": "QQP",
+    "mrpc": "MRPC",
+    "cola": "CoLA",
+}
+SAID = """\
+Each number is the median over {seeds} fine-tuning seeds in points, averaged over the {runs}; one setting for all
+tasks, five epochs at most, metrics as in "Cramming" ({metrics}). *: at least one seed gave the same answer to every
+item. The nine-number mean counts MNLI twice; it is given only where all nine numbers are there. Published rows:
+Geiping and Goldstein 2022, other data, size and hardware; nothing here is ranked with them."""
+
+
+@cache
+def published() -> list[dict[str, Any]]:
+    import yaml
+
+    return yaml.safe_load((Path(__file__).parent / "glue.yaml").read_text(encoding="utf-8"))["rows"]
+
+
+def section(f: Findings) -> Section:
+    title = "GLUE"
+    arms = {arm: [cell["glue"] for cell in seeds.values()] for arm, seeds in f.cells_with("glue").items()}
+    if not arms:
+        return Section(title, [])
+    entries = [entry for tables in arms.values() for table in tables for entry in table["scores"].values()]
+    names = [name for name in TASKS if any(name in table["scores"] for tables in arms.values() for table in tables)]
+    metrics: dict[str, str] = {}
+    chance: dict[str, float] = {}
+    for tables in arms.values():
+        for table in tables:
+            for name, entry in table["scores"].items():
+                metrics[name], chance[name] = entry["study"]["metric"], entry["study"]["chance"]
+    lines = [[arm, *(task_text(tables, name) for name in names), mean_text(tables)] for arm, tables in arms.items()]
+    lines.append(["chance", *(f"{chance[name]:.1f}" for name in names), ""])
+    for row in published():
+        if f.beside == "none" or (row["mark"] == "unverified" and f.beside != "all"):
+            continue
+        numbers = [f"{row[name]:.1f}" if name in row else "-" for name in names]
+        lines.append([f"{row['name']} ({row['mark']})", *numbers, f"{row['mean']:.1f}"])
+    counts = sorted({entry["study"]["seeds"] for entry in entries})
+    runs = max(len(tables) for tables in arms.values())
+    said = SAID.format(
+        seeds=" or ".join(map(str, counts)),
+        runs="one run of each arm" if runs == 1 else f"{runs} runs of each arm",
+        metrics=", ".join(f"{TASKS[name]}: {metrics[name]}" for name in names),
+    )
+    return Section(title, [said, Table(["", *(TASKS[name] for name in names), "mean of nine"], lines)])
+
+
+def task_text(tables: list[dict[str, Any]], name: str) -> str:
+    scores = [table["scores"][name] for table in tables if name in table["scores"]]
+    if not scores:
+        return "-"
+    collapsed = "*" if any(score["collapsed"] for score in scores) else ""
+    return f"{np.mean([score['study']['median'] for score in scores]):.1f}{collapsed}"
+
+
+def mean_text(tables: list[dict[str, Any]]) -> str:
+    complete = [table["study"]["nine_numbers"] for table in tables if table["study"]["numbers"] == 9]
+    return f"{np.mean(complete):.1f}" if len(complete) == len(tables) else "-"
