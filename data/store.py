@@ -81,6 +81,7 @@ def _build(
             shutil.rmtree(work / "scratch", ignore_errors=True)
             files = [path for path in _files(work) if path.parts[0] != "logs" and path.name != "code"]
             content = {"inputs": inputs, "made": made, "files": _described(work, files)}
+            content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers sort as text
             write_whole(work / "manifest.json", json.dumps(content | {"sha256": digest(content)}, indent=1))
         # from here on nothing of these is needed, whenever a kill comes
         for rest in ("scratch", "logs"):
