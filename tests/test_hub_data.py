@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from data import corpus
+from data import corpus, sources
 from data.corpus import Missing
 from data.prepare import prepare
 from data.tokenizer import load_tokenizer
@@ -251,7 +251,7 @@ def test_planning_never_asks_the_hub(tmp_path, monkeypatch):
     ],
 )
 def test_the_folder_of_a_pattern(pattern, folder):
-    assert corpus._folder_of(pattern) == folder
+    assert sources._folder_of(pattern) == folder
 
 
 def test_the_pile_from_the_hub_is_the_same_as_from_disk(tmp_path):

@@ -385,7 +385,8 @@ def _drift(folder: Path) -> None:
     told = run(SMALL, **{"layout.tp": 2, "layout.processes": 4})
     rank, world = engine.start(told)
     live = engine.build(GPT(told.model, told.seed, engine.ranks(told)), told, world)
-    live.step(torch.randint(120, (4, 33), generator=torch.manual_seed(0)), 1e-3)
+    rows = torch.randint(120, (4, 33), generator=torch.manual_seed(0))
+    live.step(live.model.objective.batch(rows), 1e-3)
     for which, odd in (("blocks.1.norm1.weight", 3), ("blocks.0.attn.qkv.weight", 2)):
         with torch.no_grad():
             p = live.model.get_parameter(which)
