@@ -294,7 +294,23 @@ def test_items_of_this_version_do_not_change(made):
     texts = {task: [{k: v for k, v in row.items() if k != "cluster"} for row in rows] for task, rows in made[1].items()}
     content = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
     # of this text, which is ASCII and has no document of more than 4,096 bytes, version 2 made the same items
-    assert (probes.specification()["version"], content[:12]) == (3, "5b42cdbf768d")
+    assert (probes.specification()["version"], content[:12]) == (4, "5b42cdbf768d")
+
+
+def test_the_held_out_loss_has_as_much_of_a_small_source_as_of_a_large_one():
+    large, small = [f"{i} of much: é" * 200 for i in range(90)], [f"{i} of little: é" * 60 for i in range(9)]
+    clusters = dict.fromkeys(large, "large") | dict.fromkeys(small, "small")
+    rows = probes.held_out([*large, *small], most=12_000, clusters=clusters, piece=1000)
+    sizes = {
+        name: sum(len(row["target"].encode()) for row in rows if row["cluster"] == name) for name in clusters.values()
+    }
+    assert sizes.keys() == {"large", "small"} and abs(sizes["large"] - sizes["small"]) <= 1000
+    everything = probes.held_out([*large, *small], most=10**9, clusters=clusters, piece=1000)
+    parts = {text: "" for text in clusters}
+    for row in everything:  # each text is there whole, piece by piece
+        text = next(t for t in parts if clusters[t] == row["cluster"] and t.startswith(parts[t] + row["target"]))
+        parts[text] += row["target"]
+    assert all(text == part for text, part in parts.items())
 
 
 def test_numbers_and_ids(made):

@@ -14,11 +14,12 @@ Japanese, Thai) has held-out loss and continuations; the tasks that ask for a wo
 
 import gzip
 import hashlib
+import heapq
 import json
 import math
 import random
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,31 +133,37 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
 def held_out(
     texts: list[str], most: int, clusters: dict[str, str] | None = None, piece: int = PIECE_BYTES
 ) -> list[dict]:
-    """Text for the held-out loss: the first `piece` bytes of one document after another, then, where there are `most`
-    bytes in all by then, no more, else the next `piece` bytes of each that goes on, and so forth. So few long documents
-    are many items.
+    """Text for the held-out loss: pieces of at most `piece` bytes, up to `most` bytes in all.
 
-    A piece ends with a whole character.
+    The next piece is of the cluster that has the fewest bytes so far, so that no large source stands for all: how far
+    another source could have given another result is told from the differences between clusters. Within a cluster it is
+    the first piece of one document after another, then the second of each that goes on, and so forth. So few long
+    documents are many items. A piece ends with a whole character.
     """
     rows: list[dict] = []
     seen: Counter[str] = Counter()
+    waiting: dict[str, deque[tuple[bytes, int]]] = {}
+    for text in texts:
+        waiting.setdefault(cluster(text, clusters), deque()).append((text.encode(), 0))
+    order = {name: number for number, name in enumerate(waiting)}
+    fewest = [(0, number, name) for name, number in order.items()]  # a heap of (bytes so far, order, cluster)
     total = 0
-    open_documents = [(text, text.encode(), 0) for text in texts]
-    while open_documents:
-        longer = []
-        for text, content, start in open_documents:
-            part = content[start : start + piece].decode(errors="ignore")
-            end = start + len(part.encode())
-            total += end - start
-            if rows and total > most:
-                return rows
-            key = digest(part)
-            seen[key] += 1
-            again = f"-{seen[key]}" if seen[key] > 1 else ""  # the same words again are another item
-            rows.append({"id": key + again, "cluster": cluster(text, clusters), "context": "", "target": part})
-            if end < len(content):
-                longer.append((text, content, end))
-        open_documents = longer
+    while fewest:
+        size, number, name = heapq.heappop(fewest)
+        content, start = waiting[name].popleft()
+        part = content[start : start + piece].decode(errors="ignore")
+        end = start + len(part.encode())
+        total += end - start
+        if rows and total > most:
+            return rows
+        key = digest(part)
+        seen[key] += 1
+        again = f"-{seen[key]}" if seen[key] > 1 else ""  # the same words again are another item
+        rows.append({"id": key + again, "cluster": name, "context": "", "target": part})
+        if end < len(content):
+            waiting[name].append((content, end))
+        if waiting[name]:
+            heapq.heappush(fewest, (size + end - start, number, name))
     return rows
 
 
