@@ -714,6 +714,7 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
         "model.block",
         "model.act",
         "model.qkv_bias, model.linear_bias",
+        "model.head_transform, model.output_bias",
         "model.tied",
         "model.dropout, model.attn_dropout",
         "train.weight_decay",
