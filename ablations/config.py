@@ -71,6 +71,11 @@ def without_effect(key: str, flat: dict[str, Any]) -> str:
     return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())
 
 
+def presets() -> list[str]:
+    """The sizes that are whole recipes: files of presets/."""
+    return sorted(path.stem for path in (HERE / "presets").glob("*.yaml"))
+
+
 def bundles() -> dict[str, dict[str, Any]]:
     """What `size` may be: {name: {"params": count, "set": {key: value}}} of sizes.yaml and of each file of presets/.
 

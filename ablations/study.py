@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from ablations.cells import FOLLOWS, Cell, Study, build
-from ablations.config import KEYS, SETTINGS, ConfigError, parse, resolve
+from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve
 from ablations.study_file import STUDIES, read_study, study_names
 from ablations.values import did_you_mean
 
@@ -68,13 +68,16 @@ def from_args(words: list[str]) -> Study:
             raise ConfigError("a study file has its own arms: give STUDY, or a factor, not both")
         file = read_study(values["STUDY"])
         question, expect, arms, factor = file.question, file.expect, file.arms, file.name
-        setting = file.base + setting
+        if dict(setting).get("size") not in presets():  # a preset is a whole recipe
+            setting = file.base + setting
     elif arms:
         question, expect = _expectation(arms)
     else:
         factors = ", ".join(f"{name}=" for name in FACTORS)
         raise ConfigError(f"no question asked: give one of {factors} ARM=, or STUDY= one of {', '.join(study_names())}")
 
+    if "TOKENS" in values and (budget := resolve(setting).train.budget) != "tokens":
+        raise ConfigError(f"TOKENS={values['TOKENS']} and train.budget={budget}: one of the two ends a run, give one")
     seeds = _count("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
     jobs = _count("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     if "EVAL_DATA" in values and "TASKS" not in values:

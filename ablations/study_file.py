@@ -12,7 +12,7 @@ FORM = """a study file holds
   question: text
   expect: text, written before any run
   arms: a list of lines such as `- model.pos: alibi`
-  base: maybe, settings for all runs such as {train.lr: 1.0e-3}"""
+  base: maybe, settings for all runs such as {train.lr: 1.0e-3}; not used where SIZE is a preset"""
 
 
 @dataclass(frozen=True)

@@ -387,3 +387,20 @@ def test_labels_that_a_text_tells_are_learned(glue: Path) -> None:
     # 40 items: a coin has 0.75 or more once in a thousand times
     scores = made["sets"]["dev"]["metrics"]
     assert scores["accuracy"] >= 0.75 and math.isfinite(scores["mcc"])
+
+
+def test_data_is_read_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from eval.finetune.__main__ import main
+
+    assert main(["--data", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["--data", str(tmp_path)]) == 2 and "such as CoLA/train.tsv" in capsys.readouterr().err
+    (tmp_path / "CoLA").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / f"CoLA/{split}.tsv").write_text("junk\n")
+    assert main(["--data", str(tmp_path)]) == 2 and "CoLA/train.tsv" in capsys.readouterr().err
+    for split in ("train", "dev"):
+        (tmp_path / f"CoLA/{split}.tsv").write_text(
+            "gj04\t1\t\tÜber alles.\ngj04\t0\t*\tThis not is.\n", encoding="utf-8"
+        )
+    assert main(["--data", str(tmp_path)]) == 0 and capsys.readouterr().out == "fine-tuning: cola\n"

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ablations import strict_yaml, study_file
-from ablations.config import KEYS, ConfigError
+from ablations.config import KEYS, ConfigError, resolve
 from ablations.study import FACTORS, HELP, Study, folders, from_anywhere, from_args
 from ablations.study_file import StudyFile, read_study
+from ablations.values import difference
 
 ROOT = Path(__file__).parents[1]
 GOOD = "question: Besser?\nexpect: Ja, über 2 %.\narms:\n  - model.pos: alibi\n"
@@ -227,3 +228,16 @@ def test_make_passes_a_folder_with_a_space_and_quotes_as_typed() -> None:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
         printed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
         assert shlex.split(printed)[-1] == f"RUNS={typed}"
+
+
+def test_a_preset_brings_its_whole_recipe_and_a_plain_size_takes_the_studys() -> None:
+    plain = from_args(["STUDY=cram", "SIZE=nano", "SET=train.budget=10m"]).base
+    assert (plain.train.batch, plain.model.objective, plain.train.min_lr, plain.model.sumnorm) == (64, "mlm", 0.0, True)
+    for name in ("crammed-v1", "crammed-v2", "bert-normal", "izsak"):
+        run = from_args(["STUDY=cram", f"SIZE={name}", "SET=train.budget=24h"]).base
+        assert difference(resolve([("size", name)]).flat(), run.flat()).keys() <= {"train.budget"}
+
+
+def test_tokens_beside_a_clock_are_refused() -> None:
+    with pytest.raises(ConfigError, match="TOKENS=4M and train.budget=24h: one of the two ends a run"):
+        from_args(["STUDY=cram", "SIZE=nano", "TOKENS=4M"])

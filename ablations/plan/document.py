@@ -8,6 +8,7 @@ from typing import Any
 
 from ablations.drawing import STYLE, sheet
 from ablations.rundir import write_text
+from ablations.values import ConfigError
 
 PAGE = """\
 <!doctype html>
@@ -88,7 +89,10 @@ class Document:
 
     def write(self, folder: Path) -> list[Path]:
         """report.md, report.html and a file for each figure."""
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"TO={folder} is no folder that can be written: {error.strerror}") from None
         files = {"report.md": self.markdown(), "report.html": self.page()}
         files |= {f"{name}.svg": sheet([svg]) for name, svg in self.figures}
         for name, content in files.items():

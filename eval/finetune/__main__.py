@@ -96,21 +96,32 @@ def command(args: argparse.Namespace) -> int:
     by_task = {
         name: [results[name, seed] for seed in range(1, args.seeds + 1) if (name, seed) in results] for name in asked
     }
+    for why in failed:
+        print(f"error: {why}", file=sys.stderr)
+    if not results:
+        raise ValueError("no task could be fine-tuned; the reasons stand above")
     table = summarise({name: seeds for name, seeds in by_task.items() if seeds})
     rundir.write_json(folder / rundir.GLUE_TABLE, {"model_sha256": sha256, **table}, indent=1)
     print(text(table))
-    for why in failed:
-        print(f"error: {why}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def check(folders: list[Path], names: list[str]) -> int:
     """Without a run: says on which tasks one could be fine-tuned. Raises ValueError when there is data of none."""
-    from eval.finetune.tasks import TASKS, find
+    from eval.finetune.tasks import TASKS, find, load
 
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; one with GLUE's files is needed, such as CoLA/train.tsv")
     there = [name for name in names if all(find(name, split, folders) for split in ("train", *TASKS[name].splits))]
     if not there:
-        raise ValueError(f"{', '.join(map(str, folders))}: no data of any of {', '.join(names)}")
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: no data of any of {', '.join(names)}, such as CoLA/train.tsv "
+            "and CoLA/dev.tsv"
+        )
+    for name in there:  # what is damaged is said before anything is trained
+        for split in ("train", *TASKS[name].splits):
+            load(name, split, folders)
     print(f"fine-tuning: {', '.join(there)}")
     return 0
 
