@@ -65,11 +65,13 @@ def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
     """Token embeddings with positions, before the norm of their sum, [B, T, D] in float64; by default for one token
     repeated at T positions. `norms` in model/proof_layers.py shows that they are what enters the first layer."""
     seen: list[Tensor] = []
+    entered: list[Tensor] = []  # the first layer, where the norm of the sum is left out
     with hooks() as on:
         on(model.sumnorm.register_forward_pre_hook(lambda m, args: seen.append(args[0])))
+        on(model.blocks[0].register_forward_pre_hook(lambda m, args: entered.append(args[0])))
         zeros = torch.zeros(1, T, dtype=torch.long, device=model.embed.weight.device)
         hidden(model, zeros if tokens is None else tokens)
-    return seen[0].double()
+    return (seen or entered)[0].double()
 
 
 def close(x: Tensor, expected: Tensor, scale: float) -> bool:
