@@ -69,7 +69,9 @@ def norms(model: Any) -> Proof:
         on(model.blocks[-1].register_forward_hook(lambda m, args, out: ends.update(last=out)))
         final = probe.hidden(model, probe.tokens(model, 8))
     wrong = []
-    if not torch.equal(ends["first"], ends["normed"] if cfg.sumnorm else ends["sum"]):
+    # a norm that is left out has no output, and then the first layer cannot have read it
+    entering = ends.get("normed" if cfg.sumnorm else "sum")
+    if entering is None or not torch.equal(ends["first"], entering):
         wrong.append("the first layer does not read the embeddings as declared by model.sumnorm")
     for name, seen in made.items():
         if len(seen) != 1:
