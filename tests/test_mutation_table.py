@@ -1,4 +1,4 @@
-"""The table in tests/mutations.py names code and tests that exist: whoever moves or reformats code updates its entries."""
+"""Every entry of the table in tests/mutations.py names code and tests that exist; who moves code updates its entries."""
 
 from tests.mutations import MUTATIONS, ROOT
 
