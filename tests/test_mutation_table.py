@@ -1,4 +1,4 @@
-"""Every entry of the table in tests/mutations.py names code and tests that exist; who moves code updates its entries."""
+"""Every entry of the table in tests/mutations.py names code and tests that exist: moved code moves its entries too."""
 
 from tests.mutations import MUTATIONS, ROOT
 
