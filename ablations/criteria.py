@@ -19,8 +19,7 @@ class Criteria:
     metric: the primary one; what the others say is exploratory.
     margins: {metric: a difference below which two arms count as equivalent}; without one, equivalence is not concluded.
     seeds: of each arm, or with `sequential` the most there may be.
-    sequential: seeds are added until every arm is decided, and each look at the results spends a part of the level
-        (eval/statistics/sequential.py).
+    sequential: seeds are added until every arm is decided, and each look at the results spends a part of the level.
     """
 
     metric: str = PRIMARY
