@@ -215,6 +215,9 @@ def test_texts_are_joined_as_in_training_and_the_longer_one_is_cut() -> None:
     assert encode("ab", "") == [256, 97, 98, 256]
     assert encode("ab", "c") == [256, 97, 98, 256, 99, 256]
     assert encode("a" * 99, "bc") == [256, *[97] * 7, 256, 98, 99, 256] and len(encode("a" * 99, "b" * 99)) == 12
+    # a room of 9: the longer text keeps the odd token, the second one of two that are as long
+    kept = [(row.count(97), row.count(98)) for row in (encode("a" * m, "b" * n) for m, n in ((8, 7), (7, 8), (9, 9)))]
+    assert kept == [(5, 4), (4, 5), (4, 5)]
 
     class WordPieces(Letters):
         cls, sep = 0, 1

@@ -89,8 +89,8 @@ def train(
     setting: Setting,
     seed: int,
     progress: Callable[[int, int], None] = lambda step, steps: None,
-) -> None:
-    """Fine-tune `model` in place on token ids and their labels.
+) -> list[float]:
+    """Fine-tune `model` in place on token ids and their labels; returns the loss of each step.
 
     Raises:
         ValueError: when the loss is no longer a number.
@@ -102,6 +102,7 @@ def train(
     )
     lengths = [len(row) for row in rows]
     steps, step = setting.epochs * -(-len(rows) // setting.batch), 0
+    losses: list[float] = []
     model.train()
     for epoch in range(setting.epochs):
         for items in batches(lengths, setting.batch, seed, epoch):
@@ -110,13 +111,15 @@ def train(
             batch = pad([rows[i] for i in items])
             labels_B = torch.tensor([labels[i] for i in items], device=device)
             value = loss(model(type(batch)(*(x.to(device) for x in batch))), labels_B)
-            if not torch.isfinite(value):
-                raise ValueError(f"the loss is {value.item()} in step {step} of fine-tuning")
+            losses.append(value.item())
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"the loss is {losses[-1]} in step {step} of fine-tuning")
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
             step += 1
             progress(step, steps)
+    return losses
 
 
 @torch.inference_mode()
