@@ -89,7 +89,7 @@ def run(study: Study) -> list[str]:
 
 
 def _succeeds(*words: str) -> bool:
-    """Run `python words` and return whether it exits with 0. Its errors appear on this terminal, its output does not."""
+    """Run `python words`; whether it exits with 0. Its errors appear on this terminal, its output does not."""
     command = [sys.executable, *words]
     env = environment()
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)

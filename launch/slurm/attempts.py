@@ -219,8 +219,8 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def bad_nodes(out: Path) -> set[str]:
-    """The nodes that the file bad_nodes of the output root lists, one "node reason" in a line. A person removes the line
-    of a node that is repaired."""
+    """The nodes that the file bad_nodes of the output root lists, one "node reason" in a line. A person removes the
+    line of a node that is repaired."""
     return {line.split()[0] for line in rundir.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 
 
