@@ -20,7 +20,7 @@ from eval.tasks.choice import available
 from eval.tasks.suite import suite
 from eval.weights import Weights
 
-PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/score.py)
+PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/journal.py)
 NO_LIKELIHOOD = (
     "model.objective=mlm gives no likelihood of a text from left to right, which TASKS need. Its held-out loss on "
     "masked tokens is always measured; fine-tuning on GLUE is possible: make glue"
@@ -62,7 +62,9 @@ def judge(
     if masks and tasks:
         raise ValueError(NO_LIKELIHOOD)
 
-    from eval.tasks import harness, score
+    from eval.tasks import harness
+    from eval.tasks.journal import Journal
+    from eval.tasks.scorer import Scorer
 
     named, missing = available(tasks, data, shots, tell=not rank) if data else ({}, [])
     model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
@@ -77,9 +79,9 @@ def judge(
             words += ["--tasks", ",".join(tasks), "--data", str(data.folder)]
             words += ["--shots", str(shots)] if shots is not None else []
         others = [start_rank(directory, words, number) for number in range(1, processes)]
-    journal = score.Journal(
+    journal = Journal(
         journal_folder,
-        results.identity(run, weights) | {"precision": precision},  # what was asked is in each line
+        results.identity(run, weights) | {"precision": precision},  # the requests themselves are the journal's keys
         rank,
         processes,
         lambda: all(other.poll() is None for other in others),
@@ -93,7 +95,7 @@ def judge(
             ours = {name: masked_outcome(model, tokenizer, items, advance) for name, (_, items) in made.items()}
             by_domain = {name: masked_outcome(model, tokenizer, items, advance) for name, (_, items) in domains.items()}
         else:
-            scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
+            scorer = Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
             ours = harness.evaluate(scorer, {name: (spec, items) for name, (spec, items) in made.items() if items})
             theirs, failed = harness.evaluate_named(scorer, named, data) if data else ({}, {})
             by_domain = harness.evaluate(scorer, domains) if domains else {}

@@ -84,9 +84,9 @@ def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots
         return False
     if not judged["missing"]:
         return True
-    from eval.tasks import harness
+    from eval.tasks.definitions import definitions
 
-    asked = harness.definitions(mirror.names(tasks), shots)
+    asked = definitions(mirror.names(tasks), shots)
     return all(data.lacks_any(asked[name].sources) for name in judged["missing"] if name in asked)
 
 

@@ -126,15 +126,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1" if args.local else "0"
-    import datasets  # noqa: F401  before eval.tasks.harness, which takes it off the network
-
-    from eval.tasks import harness
+    from eval.tasks.definitions import definitions  # imports `datasets`, which reads these variables
 
     try:
-        asked = [name.strip() for name in args.tasks.split(",") if name.strip()]
+        requested = [name.strip() for name in args.tasks.split(",") if name.strip()]
         wanted = {
             name if source == definition.source else f"{name}, examples": (source, suite().get(name, {}))
-            for name, definition in harness.definitions(names(asked), args.shots).items()
+            for name, definition in definitions(names(requested), args.shots).items()
             for source in definition.sources
         }
         Mirror(args.to) if (args.to / "manifest.json").exists() else None  # one that is damaged is said before any work
