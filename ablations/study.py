@@ -3,11 +3,13 @@
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_origin
 
 from ablations.cells import FOLLOWS, Cell, Study, build
 from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve
+from ablations.prediction import predict, predictions_about
 from ablations.study_file import STUDIES, read_study, study_names
 from ablations.values import did_you_mean
 
@@ -39,6 +41,7 @@ HELP = {
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
+    "PREDICT": 'what is expected, to be checked: "alibi < learned; alibi - learned in [-0.3, -0.05]"',
     "JOBS": "runs at a time (default: as many as fit the CPU cores; 1 on a GPU)",
     "OUT": "where runs and prepared data are kept (default runs)",
 }
@@ -68,10 +71,11 @@ def from_args(words: list[str]) -> Study:
             raise ConfigError("a study file has its own arms: give STUDY, or a factor, not both")
         file = read_study(values["STUDY"])
         question, expect, arms, factor = file.question, file.expect, file.arms, file.name
+        predicted = file.predictions
         if dict(setting).get("size") not in presets():  # a preset is a whole recipe
             setting = file.base + setting
     elif arms:
-        question, expect = _expectation(arms)
+        question, expect, predicted = _expectation(arms)
     else:
         factors = ", ".join(f"{name}=" for name in FACTORS)
         raise ConfigError(f"no question asked: give one of {factors} ARM=, or STUDY= one of {', '.join(study_names())}")
@@ -94,7 +98,12 @@ def from_args(words: list[str]) -> Study:
         # arms that read different text are judged on the held-out text of all of it
         judged = resolve(setting).eval.corpora
         setting.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
-    return build(factor, question, expect, setting, arms, list(range(1, seeds + 1)), out, jobs, words)
+    study = build(factor, question, expect, setting, arms, list(range(1, seeds + 1)), out, jobs, words)
+    about = predictions_about(predicted, study.arms)
+    if "STUDY" in values:
+        about = [predict(text, study.arms) for text in predicted]
+    asked = [text for text in values.get("PREDICT", "").split(";") if text.strip()]
+    return replace(study, predictions=[*about, *(predict(text.strip(), study.arms) for text in asked)])
 
 
 def _values(words: list[str]) -> dict[str, str]:
@@ -147,8 +156,9 @@ def is_list(key: str) -> bool:
     return get_origin(KEYS.get(key)) is list
 
 
-def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str]:
-    """The question and the expectation written down for these arms in a study file, where there is one.
+def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, list[str]]:
+    """The question, the expectation and the predictions written down for these arms in a study file, where there is
+    one.
 
     A file that cannot be read is left out, and named, since the expectation may be in it.
     """
@@ -158,13 +168,13 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str]:
         try:
             file = read_study(name)
             if wanted <= {(key, str(parse(key, value))) for key, value in file.arms}:
-                return file.question, file.expect
+                return file.question, file.expect, file.predictions
         except ConfigError:
             unread.append(f"ablations/studies/{name}.yaml")
     expect = "Nothing was written down before the runs."
     if unread:
         expect += f" (Not readable: {', '.join(unread)}.)"
-    return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect
+    return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect, []
 
 
 def _count(name: str, text: str, most: int, things: str) -> int:

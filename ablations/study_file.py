@@ -1,6 +1,6 @@
 """Study files: a question, what was expected before any run, and the arms. One in ablations/studies is one study."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ STUDIES = Path(__file__).parent / "studies"
 FORM = """a study file holds
   question: text
   expect: text, written before any run
+  predictions: maybe, the same in a form that a report can check: a list of lines such as `- alibi < learned`
   arms: a list of lines such as `- model.pos: alibi`
   base: maybe, settings for all runs such as {train.lr: 1.0e-3}; not used where SIZE is a preset"""
 
@@ -24,6 +25,7 @@ class StudyFile:
     expect: str
     arms: list[tuple[str, Any]]  # (key, value), a line each
     base: list[tuple[str, Any]]  # settings of all runs
+    predictions: list[str] = field(default_factory=list)  # as written; see ablations/prediction.py
 
 
 def study_names() -> list[str]:
@@ -41,7 +43,7 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"STUDY={_short(name)} is not one of {', '.join(names)}{did_you_mean(name[:100], names)}")
     path = STUDIES / f"{name}.yaml"
     content = read_yaml(path)
-    if unknown := content.keys() - {"question", "expect", "arms", "base"}:
+    if unknown := content.keys() - {"question", "expect", "predictions", "arms", "base"}:
         raise ConfigError(f"{path.name} has {', '.join(sorted(unknown))}: {FORM}")
     for key in ("question", "expect"):
         text = content.get(key)
@@ -52,8 +54,12 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"{path.name}: each arm is one line, such as `- model.pos: alibi`: {FORM}")
     if not isinstance(base, dict) or not all(isinstance(key, str) for key in base):
         raise ConfigError(f"{path.name}: base must be settings and their values: {FORM}")
+    predictions = content.get("predictions") or []
+    if not isinstance(predictions, list) or not all(isinstance(line, str) for line in predictions):
+        raise ConfigError(f"{path.name}: predictions are a list of lines such as `- alibi < learned`: {FORM}")
     lines = [next(iter(arm.items())) for arm in arms]
-    return StudyFile(name, content["question"].strip(), content["expect"].strip(), lines, list(base.items()))
+    question, expect = content["question"].strip(), content["expect"].strip()
+    return StudyFile(name, question, expect, lines, list(base.items()), predictions)
 
 
 def _is_line(arm: Any) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import rundir
+from ablations.prediction import Prediction
 from ablations.rundir import Damaged
 from ablations.values import difference, flatten, human
 from eval.report.runs import manifest, plain
@@ -41,6 +42,8 @@ class Collection:
     expect: str = "Nothing was written down before the runs."
     controlled: bool = False
     damaged: list[str] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)  # ablations/prediction.py
+    registration: dict[str, Any] = field(default_factory=dict)  # what the study says today; {} of a collection
 
     def cell(self, arm: str, seed: int) -> Any:
         return self.places.get((arm, seed))
