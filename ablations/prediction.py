@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ablations.criteria import METRICS, PRIMARY, check_metric
 from ablations.values import ConfigError
 
-METRICS = ("bits/byte", "zero-shot", "suite")  # that a prediction may be about; the first is the default
 FORM = (
     f"a prediction is `A < B < C` or `A - B in [low, high]`, with {' or '.join(METRICS)} and a colon before it or not"
 )
@@ -33,9 +33,8 @@ def predict(text: str, arms: Sequence[str]) -> Prediction:
         ConfigError: when it is none, or names an arm that the study does not have.
     """
     first, colon, rest = text.partition(": ")
-    metric, claim = (first.strip(), rest) if colon else (METRICS[0], text)
-    if metric not in METRICS:
-        raise ConfigError(f"{text!r}: {metric} is not one of {', '.join(METRICS)}; {FORM}")
+    metric, claim = (first.strip(), rest) if colon else (PRIMARY, text)
+    check_metric(metric, repr(text))
     left, is_interval, right = claim.partition(" in ")
     names = left.split(" - ") if is_interval else left.split(" < ")
     if (is_interval and len(names) != 2) or len(names) < 2:

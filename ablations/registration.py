@@ -7,6 +7,8 @@ another then. Its hash covers the line before it, and run.json holds the hash of
 from collections.abc import Mapping
 from typing import Any
 
+from ablations.criteria import METRICS
+
 Content = dict[str, Any]
 
 # What is registered, and how a change of it is told. The order is that of the report.
@@ -24,22 +26,34 @@ FIELDS = {
 }
 
 
+FIXED = "a fixed number of seeds"
+UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no more"
+
+
 def content(study: Any) -> Content:
     """What the ablations.study.Study registers; "study" tells whose registration it is where studies share a run."""
     values = dict(word.split("=", 1) for word in study.words)
+    criteria = study.criteria
     return {
         "study": study.factor,
         "question": study.question,
         "expected": study.expect,
         "predictions": [prediction.text for prediction in study.predictions],
         "arms": {arm: study.cell(arm, study.seeds[0]).delta for arm in study.arms},
-        "seeds": list(study.seeds),
+        "seeds": [study.seeds[0], study.seeds[0] + criteria.seeds - 1],
         "tasks": values.get("TASKS", "").strip(),
+        "metric": criteria.metric,
+        "margin": {metric: f"{margin:g} {METRICS[metric]}" for metric, margin in criteria.margins.items()},
+        "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
     }
 
 
-def in_words(value: Any) -> str:
+def in_words(key: str, value: Any) -> str:
     """A registered value, as a report quotes it."""
+    if key == "seeds" and isinstance(value, list) and len(value) == 2:
+        return f"{value[0]} to {value[1]}"
+    if key == "margin" and isinstance(value, Mapping):
+        return ", ".join(f"{metric} {margin}" for metric, margin in value.items()) or "none"
     if isinstance(value, Mapping):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, list):
@@ -59,13 +73,13 @@ def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str
     for key, name in FIELDS.items():
         earlier: dict[str, int] = {}
         for registered in then.values():
-            value = in_words(registered.get(key))
-            if value != in_words(now.get(key)):
+            value = in_words(key, registered.get(key))
+            if value != in_words(key, now.get(key)):
                 earlier[value] = earlier.get(value, 0) + 1
         for value, runs in earlier.items():
             verb = "were" if name.endswith("s") else "was"
             sentences.append(
                 f"{name} {verb} changed after {runs} of {planned} runs had begun: "
-                f"then `{value}`, now `{in_words(now.get(key))}`"
+                f"then `{value}`, now `{in_words(key, now.get(key))}`"
             )
     return sentences

@@ -81,6 +81,11 @@ def since(f: Findings) -> list[str]:
     return changes(f.study.registration, then, len(f.cells))
 
 
+def stood_in(line: dict[str, Any], prediction: Prediction) -> bool:
+    texts = line["content"].get("predictions")
+    return isinstance(texts, list) and prediction.text in texts
+
+
 def summary(f: Findings) -> dict[str, Any]:
     """For the record: in how many of the runs the study was registered before the first step, and what was changed."""
     if not f.study.registration:
@@ -97,7 +102,7 @@ def was_registered(f: Findings, prediction: Prediction) -> bool:
     """Whether a prediction stood in the run directories before what it is about was known: all runs of all its arms but
     one at most had it registered at step 0. One arm may be older: studies share their baseline."""
     first = first_lines(f)
-    before = {run for run, x in first.items() if x["step"] == 0 and prediction.text in x["content"]["predictions"]}
+    before = {run for run, x in first.items() if x["step"] == 0 and stood_in(x, prediction)}
     begun = {run for run, cell in f.cells.items() if "run" in cell}
     late = {arm for arm, _ in begun - before} & set(prediction.arms)
     return bool(before) and len(late) <= 1
