@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from ablations import rundir
@@ -40,6 +41,9 @@ def run(study: Study) -> list[str]:
         try:
             if repaired := repair(cell):
                 print(repaired, flush=True)
+            if trained := rundir.read_done(cell.dir):  # trained for another question, or before this one was changed
+                with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
+                    rundir.register(cell.dir, study.registration, int(trained.get("steps", 1)))
             cells.append(cell)
         except Damaged as error:  # the other runs go on
             failures.append(f"{cell.name}: {error}")

@@ -109,6 +109,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
         "config": asdict(cell.run),
         "delta": cell.delta,
         "fingerprint": cell.run.fingerprint,
+        "registered": registered(cell),
         **({k: before[k] for k in this_launch} if before else this_launch),
         "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
         "data": data,
@@ -122,6 +123,15 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
 
     if dist.get_rank() == 0:
         rundir.write_json(cell.dir / rundir.RUN, record, indent=1)
+
+
+def registered(cell: Cell) -> str:
+    """The hash of what was registered first in the run's directory; "" where nothing was, as of runs of before."""
+    before = cell.recorded()
+    lines, _ = rundir.read_registered(cell.dir)
+    if before:
+        return str(before.get("registered", ""))
+    return str(lines[0]["sha256"]) if lines else ""
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:

@@ -309,6 +309,7 @@ def main(argv: list[str]) -> int:
         if reason := stop_file(study.out):
             raise Stop(reason, Exit.KILLED)
         with owned(cell.dir):
+            rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
             train(cell, study.out)
     except ConfigError as error:
         print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
