@@ -33,9 +33,14 @@ class Setting:
     beta2: float = 0.98
     eps: float = 1e-6
     weight_decay: float = 0.0
-    dropout: float = 0.1  # in the classifier and between the layers of a model of ours
+    dropout: float = 0.1  # in the classifier, and of a model of ours as model.dropout
+    attn_dropout: float = 0.1  # of a model of ours as model.attn_dropout (config/arch/crammed-bert.yaml; BERT)
     longest: int = 128  # tokens of an input
     pooling: str = "last"
+
+    def steps(self, items: int) -> int:
+        """Optimizer steps of a task with so many training items."""
+        return self.epochs * -(-items // self.batch)
 
     def __post_init__(self) -> None:
         if not 1 <= self.epochs <= MOST_EPOCHS:
@@ -101,7 +106,7 @@ def train(
         model.parameters(), setting.lr, (setting.beta1, setting.beta2), setting.eps, weight_decay=setting.weight_decay
     )
     lengths = [len(row) for row in rows]
-    steps, step = setting.epochs * -(-len(rows) // setting.batch), 0
+    steps, step = setting.steps(len(rows)), 0
     losses: list[float] = []
     model.train()
     for epoch in range(setting.epochs):
