@@ -29,7 +29,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml  # the one loader that resolves `include:` and `!function`
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from eval.statistics import LN2
+from eval.statistics.items import LN2
 from eval.tasks import score
 from eval.tasks.mirror import Mirror, Source, suite
 from eval.tasks.probes import digest
