@@ -1736,6 +1736,26 @@ MUTATIONS = [
     ),
     # fine-tuning
     one(
+        "an exported encoder has GELU by erf",
+        "",
+        "",
+        "",
+        "model/hub_encoders.py",
+        '"hidden_act": "gelu_new",',
+        '"hidden_act": "gelu",',
+        "tests/test_hub.py::test_what_is_written_computes_the_same_and_comes_back",
+    ),
+    one(
+        "an exported WordPiece joins texts without [CLS]",
+        "",
+        "",
+        "",
+        "eval/export.py",
+        'single=f"{cls} $A {sep}",',
+        'single=f"$A {sep}",',
+        "tests/test_export_encoder.py::test_texts_and_pairs_are_joined_as_in_fine_tuning",
+    ),
+    one(
         "the last position is pooled, padding or not",
         "",
         "",
