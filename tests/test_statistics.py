@@ -1,4 +1,4 @@
-"""eval/statistics.py and ablations/plan/power.py against scipy, closed forms, a likelihood and simulated studies."""
+"""eval/statistics and ablations/plan/power.py against scipy, closed forms, a likelihood and simulated studies."""
 
 import json
 from math import inf, nan, sqrt
@@ -456,7 +456,7 @@ def test_an_arm_stands_out_by_the_f_test_of_its_contrast_with_the_others():
 
 @pytest.mark.parametrize("noisy, seeds, at_most", [(1, 5, 0.055), (0, 5, 0.065), (1, 3, 0.1), (1, 2, 0.1)])
 def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(noisy, seeds, at_most):
-    """1,500 null studies: as the head of eval/statistics.py says. With one variance for all, 9 to 12 %."""
+    """1,500 null studies: as the head of eval/statistics/seeds.py says. With one variance for all, 9 to 12 %."""
     rng, wrong, pooled = np.random.default_rng(15), 0, 0
     for _ in range(1500):
         x = rng.normal(size=(4, seeds)) + rng.normal(size=(1, seeds))
@@ -493,12 +493,15 @@ def test_verdicts_in_words():
     assert verdict(compare(0.01, Part(0.004**2, 1), NO_ITEMS), False).words == "undecided: within noise"
     assert verdict(compare(0.01, Part(0.0, 1), NO_ITEMS), False).words == "worse by 0.010 (∞ × noise)"
     assert verdict(compare(9.0, None, NO_ITEMS), False).words == "undecided: one seed, not replicated"
+    by_items = verdict(compare(9.0, None, Part(100.0, 50)), False)
     assert (
-        verdict(compare(9.0, None, Part(100.0, 50)), False).words == "undecided: one seed, within noise"
-    )  # of the items alone
+        by_items.words == "undecided: one seed, within noise" and not by_items.decided and by_items.label == "undecided"
+    )
     floor = Part(2 * 5.0**2, 8)
-    assert verdict(compare(9.0, floor, NO_ITEMS, replicated=False), False) == "within noise"
-    assert verdict(compare(99.0, floor, NO_ITEMS, replicated=False), False) == "one seed: not replicated"
+    assert verdict(compare(9.0, floor, NO_ITEMS, replicated=False), False).words == "undecided: one seed, within noise"
+    assert (
+        verdict(compare(99.0, floor, NO_ITEMS, replicated=False), False).words == "undecided: one seed, not replicated"
+    )
     assert not compare(99.0, floor, NO_ITEMS, replicated=False).counts and compare(99.0, floor, NO_ITEMS).counts
     alone = compare(0.1, Part(0.001, 4), NO_ITEMS)
     assert alone.p < 0.05 < 3 * alone.p  # real alone, not among three

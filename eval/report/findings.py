@@ -1,14 +1,17 @@
 """All that a report says, before it is said: runs read and compared."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ablations.criteria import PRIMARY
 from ablations.drawing import SERIES
 from eval.report.collection import Collection, collect_runs
 from eval.report.comparable import other_text, refusals, same_runs
 from eval.report.compare import METRICS, comparisons, pairing
+from eval.report.criteria import criteria_of, registered_metric
 from eval.report.expense import spent
 from eval.report.runs import Cells, named, read_all
 from eval.report.sections.mismatches import mismatches
@@ -32,6 +35,8 @@ class Findings(NamedTuple):
     same: dict[str, str] = {}  # of `same_runs`; these arms are not compared  # noqa: RUF012
     other_text: list[str] = []  # of `other_text`; nor are these  # noqa: RUF012
     beside: str = "checked"  # which published numbers are shown: request.BESIDE
+    named_before: frozenset[str] = frozenset()  # the metrics whose margin was registered before the runs
+    primary_before: str = PRIMARY  # the primary metric that was
 
     @property
     def baseline(self) -> str:
@@ -88,12 +93,20 @@ class Findings(NamedTuple):
         )
 
     def verdict(self, arm: str, name: str) -> str:
-        """The same in words, with how many tasks it is without; a decision that nobody named before the runs is
-        exploratory."""
+        """The same in words, with how many tasks it is without, and whether it is exploratory."""
         decision = self.decision(arm, name)
-        words = f"exploratory: {decision.words}" if decision.decided and name != self.primary else decision.words
+        words = f"exploratory: {decision.words}" if self.exploratory(arm, name) else decision.words
         count = len(self.left_out(arm, name))
         return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
+
+    def exploratory(self, arm: str, name: str) -> bool:
+        """Whether a comparison is decided by what was not named before the runs: a metric that is not the primary one,
+        or a margin."""
+        kind = self.decision(arm, name).kind
+        if kind == "undecided":
+            return False
+        is_primary = name == self.primary == self.primary_before
+        return not is_primary or (kind == "equivalent" and name not in self.named_before)
 
     def missing(self, arm: str, name: str) -> str:
         """How many more seeds would decide a comparison, if the difference and the noise of one seed stay as they are,
@@ -161,7 +174,11 @@ def gather(
         noise: directories of runs that tell the noise between seeds.
         beside: as in Findings.
     """
-    study, cells = shortened(study, read_all(study))
+    cells = read_all(study)
+    criteria, named_before = criteria_of(study, cells)
+    primary_before = registered_metric(study, cells)
+    study, cells = shortened(study, cells)
+    study = replace(study, criteria=criteria)
     results = {name: collect(study, cells, metric.key) for name, metric in METRICS.items()}
     results = {
         name: rows
@@ -191,6 +208,8 @@ def gather(
         same=same_runs(cells),
         other_text=other_text(cells, study.arms[0]),
         beside=beside,
+        named_before=named_before,
+        primary_before=primary_before,
     )
     compared = {
         name: comparisons(study, cells, findings.distinct_results(name), name, noise_results.get(name))

@@ -128,7 +128,7 @@ def record(f: Findings) -> dict[str, Any]:
         for arm, c in f.compared[name].items():
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
             line |= {"decision": f.decision(arm, name).kind, "verdict": f.verdict(arm, name)}
-            line["exploratory"] = name != f.primary
+            line["exploratory"] = f.exploratory(arm, name)
             if left_out := f.left_out(arm, name):
                 line["without"] = left_out
             if name in f.margins:

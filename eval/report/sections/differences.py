@@ -72,7 +72,7 @@ def blocks(f: Findings) -> list[Block]:
             f"Where an arm shares one seed with {f.baseline}, the seeds' part is what other runs tell, and "
             f"these arms if they have several seeds: {f.noise}."
         )
-    return blocks + undecided(f) + noise_floors(f)
+    return blocks + how_decided(f) + undecided(f) + noise_floors(f)
 
 
 def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
@@ -88,6 +88,23 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
         low, high = interval(bootstrap(parts, tasks=True), len(parts))
         line[1] = f"{low:+.{digits}f} to {high:+.{digits}f}"
     return [line]
+
+
+def how_decided(f: Findings) -> list[Block]:
+    """What the verdicts are by: the metric, the margins, and how the number of seeds came about."""
+    sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
+    if f.primary != f.primary_before:
+        before = f.primary_before or "one metric in some runs and another in others"
+        sentences.append(f"It was chosen after the runs, which named {before}: its verdicts are exploratory too.")
+    for name, margin in f.margins.items():
+        when = "named before the runs" if name in f.named_before else "chosen after the runs, so exploratory"
+        sentences.append(f"Margin of {name}: {margin:g} {METRICS[name].unit}, {when}.")
+    if f.study.criteria.sequential:
+        sentences.append(
+            f"Seeds are added until every arm is decided, up to {f.study.criteria.seeds}: each look at the results has "
+            "a share of the level, so that looking often makes no winners (docs/statistics.md)."
+        )
+    return [" ".join(sentences)]
 
 
 def undecided(f: Findings) -> list[Block]:
