@@ -11,13 +11,13 @@ PYTHON ?= python3
 # Files and arguments are UTF-8, whatever the locale.
 export PYTHONUTF8 := 1
 PY := .venv/bin/python
-NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED TASKS EVAL_DATA GLUE GLUE_SEEDS PREDICT JOBS OUT RUNS NOISE
+NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED NOISE_FLOOR TASKS EVAL_DATA GLUE GLUE_SEEDS PREDICT JOBS OUT RUNS NOISE
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
 said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 pair = '$(1)=$(subst ','\'',$($(1)))'
 WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),$(call pair,$(n))))
 
-.PHONY: ablation cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
+.PHONY: ablation noise cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -35,6 +35,11 @@ LADDER = -m ablations.plan.ladder --sizes '$(call said,SIZES)' --target '$(or $(
 ladder: .venv/ready
 	@sizes=$$($(PY) $(LADDER) --list $(WORDS)) && for size in $$sizes; do \
 	  $(PY) -m launch.local $(WORDS) SIZE=$$size || exit $$?; done && $(PY) $(LADDER) $(WORDS)
+# how far runs of the baseline lie apart that differ in the seed alone, a file for NOISE_FLOOR=: SIZE=nano DATA=pydocs
+NOISE_WORDS = STUDY=baseline 'SEEDS=$(or $(call said,SEEDS),5)' 'FIRST_SEED=$(or $(call said,FIRST_SEED),1001)' \
+  $(foreach n,$(filter-out STUDY SEEDS FIRST_SEED,$(NAMES)),$(if $(call said,$(n)),$(call pair,$(n))))
+noise: .venv/ready
+	@$(PY) -m launch.local $(NOISE_WORDS) && $(PY) -m eval.report.floor $(NOISE_WORDS)
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
