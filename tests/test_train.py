@@ -647,10 +647,10 @@ def test_a_strangers_links_are_not_followed(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_two_output_roots_are_two_runs_to_wandb(tmp_path: Path) -> None:
-    from launch.log import _ident
+    from launch.log import _wandb_id
 
-    one, other = (_ident(tmp_path / root / "nano" / "baseline,seed=1") for root in "ab")
-    assert one != other and one == _ident(tmp_path / "b/../a/nano/baseline,seed=1")
+    one, other = (_wandb_id(tmp_path / root / "nano" / "baseline,seed=1") for root in "ab")
+    assert one != other and one == _wandb_id(tmp_path / "b/../a/nano/baseline,seed=1")
     assert one.startswith("nano-baseline-seed-1-")
 
 
