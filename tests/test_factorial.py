@@ -14,7 +14,8 @@ from ablations.values import ConfigError, difference
 from eval.report.contrasts import contrast_part, effects
 from eval.report.findings import gather
 from eval.report.record import write
-from eval.statistics import LEVEL, Part, compare, family, quantile
+from eval.statistics.comparison import compare, family
+from eval.statistics.parts import LEVEL, Part, quantile
 from tests import test_report
 
 FACTORS = ("pos=alibi", "act=swiglu", "norm=rmsnorm", "embnorm=true")

@@ -6,21 +6,10 @@ from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, items_of, results_on
 from eval.report.findings import Findings
 from eval.report.runs import Cells
-from eval.statistics import (
-    LEVEL,
-    Comparison,
-    Part,
-    Results,
-    Stratum,
-    by_cluster,
-    compare,
-    family,
-    independent_items,
-    item_part,
-    outstanding,
-    quantile,
-    residual,
-)
+from eval.statistics.comparison import Comparison, compare, family
+from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
+from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.seeds import Results, outstanding, residual
 
 Coefficients = dict[str, float]  # {arm: its weight}
 

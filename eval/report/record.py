@@ -127,7 +127,8 @@ def record(f: Findings) -> dict[str, Any]:
     for name in f.results:
         for arm, c in f.compared[name].items():
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
-            line["verdict"] = f.verdict(arm, name)
+            line |= {"decision": f.decision(arm, name).kind, "verdict": f.verdict(arm, name)}
+            line["exploratory"] = f.exploratory(arm, name)
             if left_out := f.left_out(arm, name):
                 line["without"] = left_out
             if name in f.margins:

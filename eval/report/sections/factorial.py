@@ -6,7 +6,8 @@ from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS
 from eval.report.contrasts import effects
 from eval.report.findings import Findings
-from eval.statistics import Comparison, verdict
+from eval.statistics.comparison import Comparison
+from eval.statistics.verdicts import verdict
 
 WORDS = """\
 {design}. Every run differs from the baseline by the factors of its name alone, and along each edge of the design, from
@@ -53,9 +54,11 @@ def numbers(c: Comparison, digits: int) -> list[str]:
 def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
     """The verdict on an effect. An interaction is better or worse than what the factors alone add up to."""
     metric = METRICS[name]
-    said = verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
-    if effect.bit_count() > 1 and said.startswith(("better", "worse")):
-        said = said.replace("better", "better together", 1).replace("worse", "worse together", 1)
+    decision = verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
+    said = decision.words
+    if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
+        said = said.replace(decision.kind, f"{decision.kind} together", 1)
+    said = said if name == f.primary else f"exploratory: {said}"
     return f"**{said}**" if c.counts else said
 
 
