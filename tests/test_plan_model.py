@@ -186,7 +186,7 @@ def test_every_group_is_predicted_within_a_tenth_in_the_median() -> None:
 
 
 def test_two_gpus_of_a_node_without_a_switch_have_the_links_between_them_alone() -> None:
-    """NVLink 2: 25 GB/s a link and direction; two of six to each other GPU of four. MI300X: 64 GB/s to each of seven."""
+    """NVLink 2: 25 GB/s a link, two of six to each other GPU of four. MI300X: 64 GB/s to each of seven."""
     assert GPUS["v100-32"].link_among(2) == 50e9 and GPUS["v100-32"].link_among(4) == 150e9
     assert GPUS["mi300x"].link_among(2) == pytest.approx(64e9) and GPUS["mi300x"].link_among(8) == 448e9
     assert GPUS["a100-80"].link_among(2) == GPUS["a100-80"].link_among(8) == 300e9

@@ -5,9 +5,9 @@ shows for cards up to h100 (seen in public logs; of V100s unverified), beyond th
 A network is the node's, divided by its GPUs; it differs between sites more than GPUs do, and a site's own measurement
 replaces it (ablations/plan/site_speed.py).
 
-A V100 of a node of four has two of its six NVLinks to each of the others: NCCL builds six rings through every pair alike
-on Jean Zay (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so that two GPUs share a third of `link`. An
-MI300X has one link to each of seven. The other nodes have a switch.
+A V100 of a node of four has two of its six NVLinks to each of the others: on Jean Zay NCCL builds six rings, through
+every pair alike (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so that two GPUs have a third of
+`link` between them. An MI300X has one link to each of seven. The nodes of the others have a switch.
 """
 
 from dataclasses import dataclass
