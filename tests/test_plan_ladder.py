@@ -13,7 +13,7 @@ from scipy import stats
 
 from ablations.plan import ladder
 from ablations.plan.ladder import Extrapolation, Pair, Score, extrapolate, order_accuracy
-from ablations.plan.laws import Hoffmann
+from ablations.plan.published_laws import Hoffmann
 from ablations.study import from_args
 from ablations.values import ConfigError
 

@@ -5,7 +5,7 @@ import math
 from ablations.config import resolve
 from ablations.drawing import Line
 from ablations.drawing import lines as draw
-from ablations.plan import laws, power, shapes
+from ablations.plan import power, published_laws, shapes
 from ablations.plan.decision import (
     MOST_SEEDS,
     PLANNED_SHARE,
@@ -44,7 +44,7 @@ def document(decision: Decision) -> Document:
         [
             f"{decision.machines.gpu.name}: {decision.machines.gpu.source}",
             "step times and memory: ablations/plan/published.csv (published), fitted by ablations/plan/calibrate.py",
-            "laws: ablations/plan/laws.py; constants as quoted (secondary), BigScience's optimum: its blog (published)",
+            "laws: ablations/plan/published_laws.py; constants as quoted (secondary)",
             "failures: BLOOM's paper, section 3.4 (published); everything else about failures is assumed",
             "100 TFLOP/s, 4,500 of 4,838 PF-days, and effects of ablations: the paper's, not read (unverified)",
         ]
@@ -118,14 +118,16 @@ def _optimum(out: Document, decision: Decision) -> None:
     grid = [compute * 10 ** (i / 4) for i in range(-12, 5)]
     curves = [
         Line(name, i, [c / PF_DAY for c in grid], [law(c)[0] / 1e9 for c in grid])
-        for i, (name, law, _, _) in enumerate(laws.LAWS)
+        for i, (name, law, _, _) in enumerate(published_laws.LAWS)
     ]
     title = "Parameters of least loss"
     out.figure("optimum", draw(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days}))
     sizes = [decision.sizes[0] / 16 * 1.25**i for i in range(24)]
     losses = [
         Line(name, i, [n / 1e9 for n in sizes], [law.loss(n, compute / (6 * n)) for n in sizes])
-        for i, (name, law) in enumerate({"Hoffmann, way 3": laws.HOFFMANN_3, "Besiroglu": laws.BESIROGLU}.items(), 1)
+        for i, (name, law) in enumerate(
+            {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}.items(), 1
+        )
     ]
     chosen = decision.chosen
     marks = {"chosen": chosen.shape.parameters / 1e9} if chosen else {}
@@ -134,11 +136,12 @@ def _optimum(out: Document, decision: Decision) -> None:
     if chosen:
         n = chosen.shape.parameters
         d = compute / (6 * n)
+        besiroglu, hoffmann = published_laws.BESIROGLU, published_laws.HOFFMANN_3
         out.text(
-            f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {laws.BESIROGLU.loss(n, d):.3f} "
-            f"(Besiroglu) or {laws.HOFFMANN_3.loss(n, d):.3f} (Hoffmann, way 3) nats a token, on their text with their "
-            f"tokenizer (secondary); at their optima {laws.BESIROGLU.after(compute):.3f} and "
-            f"{laws.HOFFMANN_3.after(compute):.3f}. On other text losses differ by more than that."
+            f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {besiroglu.loss(n, d):.3f} (Besiroglu) "
+            f"or {hoffmann.loss(n, d):.3f} (Hoffmann, way 3) nats a token, on their text with their tokenizer "
+            f"(secondary); at their optima {besiroglu.after(compute):.3f} and {hoffmann.after(compute):.3f}. On other "
+            "text losses differ by more than that."
         )
 
 
