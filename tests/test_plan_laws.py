@@ -149,6 +149,8 @@ def test_runs_are_read_from_their_directories(tmp_path: Path, capsys: pytest.Cap
     assert [(point.n, point.d) for point in points] == [(1350400, 100_000), (1350400, 200_000)]
     with pytest.raises(ConfigError, match="no common loss"):
         laws.read_points([*folders, finished(tmp_path / "other", 100_000, "pycode")])
+    with pytest.raises(ConfigError, match="named twice"):
+        laws.read_points([*folders, tmp_path / ".." / tmp_path.name / "é100000"])
     with pytest.raises(ConfigError, match="nothing"):
         laws.read_points([tmp_path / "nothing"])
     (folders[1] / "eval.json").write_text("{")
@@ -193,6 +195,8 @@ def test_the_command_fits_draws_and_refuses(tmp_path: Path, capsys: pytest.Captu
     assert "alpha  0.3478" in said and "beta   0.3658" in said and "way 2, equal compute: cannot be told" in said
     assert "without its largest size, 13.9M parameters, it is off there by" in said
     assert (tmp_path / "law.svg").read_text().count("<circle") >= 16
+    assert laws.main([]) == 2
+    assert "no runs are named" in capsys.readouterr().err
     assert laws.main(folders[:4]) == 2
     assert "cannot determine a law" in capsys.readouterr().err
     assert laws.main([*folders[:4], "--form", "compute"]) == 2  # one size: no larger one to hold out

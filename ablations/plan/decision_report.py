@@ -17,7 +17,7 @@ from ablations.plan.decision import (
     Decision,
 )
 from ablations.plan.document import Document
-from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, TIMES
+from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, TIMES, amount
 from ablations.values import human
 
 SPENT = ("trained", "saving", "redone", "detecting", "restarting", "waiting")
@@ -28,7 +28,8 @@ BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
 
 
 def billions(number: float) -> str:
-    return f"{number / 1e9:,.3g}B"
+    """392B, 1,160B; below a billion 12.5M."""
+    return f"{number / 1e9:,.3g}B" if number >= 1e9 else human(number)
 
 
 def document(decision: Decision) -> Document:
@@ -77,17 +78,17 @@ def _budget(out: Document, decision: Decision) -> None:
     gpu, hours = machines.gpu, machines.gpu_hours
     planned = PLANNED_SHARE * gpu.peak
     rows = [
-        ["GPU-hours at work", f"{hours:,.0f}", "computed"],
-        ["GPU-hours with the spares", f"{machines.reserved_gpu_hours:,.0f}", "computed"],
+        ["GPU-hours at work", amount(hours), "computed"],
+        ["GPU-hours with the spares", amount(machines.reserved_gpu_hours), "computed"],
         [
             "model FLOP/s of a GPU",
             f"{planned / 1e12:.0f}e12",
             f"assumed: {PLANNED_SHARE:.0%} of the peak, BigScience's planning (unverified)",
         ],
-        ["PF-days", f"{machines.flops(planned) / PF_DAY:,.0f}", "computed"],
+        ["PF-days", amount(machines.flops(planned) / PF_DAY), "computed"],
         [
             "PF-days planned with",
-            f"{decision.compute / PF_DAY:,.0f}",
+            amount(decision.compute / PF_DAY),
             "assumed: 93% of these, as BigScience (unverified)",
         ],
     ]
@@ -113,7 +114,7 @@ def _optimum(out: Document, decision: Decision) -> None:
     )
     out.text(
         "These constants come without intervals; their spread is one. A fit to runs of one's own has intervals: "
-        "python -m ablations.plan.laws RUN_DIR ..."
+        "make laws RUNS=..."
     )
     grid = [compute * 10 ** (i / 4) for i in range(-12, 5)]
     curves = [
@@ -245,7 +246,8 @@ def _studies(out: Document, decision: Decision) -> None:
         if entry["effect"] is not None:
             effect = f"{entry['effect']:g} points" + ("" if entry["sees"] else f", not seen with {MOST_SEEDS} seeds")
         beyond = "" if entry["within"] else f"beyond {STUDY_SHARE:.0%} of the budget"
-        cost, share = f"{entry['gpu_hours']:,.0f}", f"{total / machines.gpu_hours:.1%}"
+        cost, ratio = f"{entry['gpu_hours']:,.0f}", total / machines.gpu_hours
+        share = f"{ratio:.1%}" if ratio < 10 else f"{human(round(ratio))} times"
         runs = f"{entry['arms']} x {entry['seeds']}"
         rows.append([entry["study"], runs, cost, share, f"{entry['least']:.2g} points", effect, beyond])
     out.table(["study", "arms x seeds", "GPU-hours", "sum / budget", "sees", "effect", ""], rows)

@@ -32,6 +32,9 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
     Raises:
         ConfigError: for a folder that is no finished and judged run, or one that was judged on other text, by name.
     """
+    resolved = [folder.resolve() for folder in folders]
+    if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
+        raise ConfigError(f"{repeated[0]} is named twice")
     points: list[Point] = []
     judged = ""
     for folder in folders:
@@ -103,11 +106,13 @@ def other_ways(points: Sequence[Point]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a finished run")
     parser.add_argument("--form", choices=["hoffmann", "kaplan", "compute"], default="hoffmann")
     parser.add_argument("--figure", type=Path, help="an SVG to write")
     args = parser.parse_args(argv)
     try:
+        if not args.runs:
+            raise ConfigError("no runs are named: RUNS='folder folder ...', finished runs")
         points = read_points(args.runs)
         law = fit(points, args.form)
         print(f"{args.form}, {len(points)} runs", *describe(law), sep="\n")
