@@ -191,9 +191,12 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
     for arm in study.arms[1:]:
         cell = study.cell(arm, study.seeds[0])
         difference = parameters(cell.run.model) / parameters(base.model) - 1
-        key, value = next(iter(cell.delta.items()))
         if abs(difference) > APART:
-            why = OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
+            reasons = [
+                OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
+                for key, value in cell.delta.items()
+            ]
+            why = "; ".join(filter(None, reasons))
             statement = f"{arm} has {difference:+.1%} parameters of the baseline"
             (notes if why else refused).append(
                 f"{statement}: {why}" if why else f"{statement}, and its factor is not size"
