@@ -12,7 +12,7 @@ from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
 from ablations.plan.layouts import Candidate, best_few, search
 from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
-from ablations.plan.resources import HOUR
+from ablations.plan.resources import HOUR, amount
 from ablations.plan.throughput import Prediction
 from ablations.study import Study
 from ablations.values import human
@@ -172,11 +172,6 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
         save_every_minutes=every / 60,
         evaluation_gpu_hours=read * flops / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR,
     )
-
-
-def amount(number: float) -> str:
-    """11,963; 0.188."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _free(out: Path) -> float | None:
