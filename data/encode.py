@@ -16,11 +16,11 @@ from data import corpus as corpora
 from data import filters, report
 from data.coverage import Coverage
 from data.filters import Recipe
+from data.sentencepiece_model import OPTIONS
 from data.store import Run, Store, label, prepared
 from data.text import lines, prepared_text
 from data.tokenizer import (
     EXTRA_IDS,
-    OPTIONS,
     SAMPLE_BYTES,
     AnyTokenizer,
     check_parity,

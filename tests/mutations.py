@@ -1527,7 +1527,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "data/tokenizer.py",
+        "data/byte_bpe.py",
         '{"added_tokens": plain, "post_processor": None}',
         '{"added_tokens": [], "post_processor": None}',
         TOKENIZER,
