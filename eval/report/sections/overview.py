@@ -13,7 +13,7 @@ from eval.statistics.seeds import level_stderr, outstanding
 
 
 def section(f: Findings) -> Section:
-    arms = " Corrected for the number of arms." if len(f.study.arms) > 2 else ""
+    arms = " Corrected for the number of arms." if len(f.study.compared) > 1 else ""
     forests = [Figure(forest(f, name), f"Bars: 95 % intervals over seeds and items.{arms}") for name in f.results]
     question = [f"**Question.** {f.study.question}", f"**Expected, written before the runs.** {f.study.expect}"]
     image = Image("figure.svg", "Loss curves and differences")
