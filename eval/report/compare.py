@@ -168,11 +168,13 @@ def comparisons(
 
     noise: results of runs that differ in the seed alone, by group. borrowed: as in `pair`.
     """
+    if study.tuning:  # what other learning rates scatter does not count here
+        results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    spending = look(study.criteria, len(study.arms) - 1)
+    spending = look(study.criteria, len(study.compared))
     compared = {
         arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor, spending, borrowed)
-        for arm in study.arms[1:]
+        for arm in study.compared
         if arm in results
     }
     return family({arm: comparison for arm, comparison in compared.items() if comparison})

@@ -121,7 +121,7 @@ class Findings(NamedTuple):
             return ""
         criteria = self.study.criteria
         most = criteria.seeds if criteria.sequential else None
-        total = seeds_to_decide(comparison, len(self.study.arms), seeds, self.margins.get(name), most)
+        total = seeds_to_decide(comparison, 1 + len(self.study.compared), seeds, self.margins.get(name), most)
         if total is None:
             return f"no number of seeds up to {most or MOST_SEEDS} would tell"
         more = total - seeds
