@@ -18,7 +18,8 @@ from eval.report.__main__ import main
 from eval.report.findings import gather
 from eval.report.record import write
 from eval.report.sections import registered
-from eval.statistics import Part, compare
+from eval.statistics.comparison import compare
+from eval.statistics.parts import Part
 from tests import test_report
 
 ARMS = ["pos=learned", "pos=alibi", "pos=rotary"]
@@ -246,4 +247,10 @@ def test_a_study_registers_everything_that_it_is_decided_by() -> None:
     assert json.loads(json.dumps(registration)) == registration
     assert registration["arms"] == {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}}
     assert registration["tasks"] == "suite"
-    assert {field.name for field in dataclasses.fields(study.criteria)} == {"metric", "margins", "seeds", "sequential"}
+    assert {field.name for field in dataclasses.fields(study.criteria)} == {
+        "metric",
+        "margins",
+        "seeds",
+        "sequential",
+        "noise_floor",
+    }
