@@ -136,9 +136,7 @@ def masked(
     return attend
 
 
-def arranged(
-    position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0
-) -> Attend:
+def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0) -> Attend:
     """Tokens at any positions, seeing what the arrangement says, and keys and values of earlier passes."""
     B, T, _ = x_BTD.shape
     at_BT, past, passed = arrangement.at_BT, arrangement.past, itertools.count()
