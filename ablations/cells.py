@@ -203,7 +203,7 @@ ROUNDED_SETTINGS = {"train.tokens", "train.budget", "train.decay_tokens", "train
 
 
 def _rounded(run: Run) -> tuple[Any, ...]:
-    return run.steps, run.budget, run.batch_sizes, run.model.padded_vocab
+    return run.length, run.budget, run.batch_sizes, run.model.padded_vocab
 
 
 def check_corpus(corpus: str) -> None:

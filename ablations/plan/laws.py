@@ -435,9 +435,12 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             model = ModelConfig(**run["config"]["model"])
             text = str(run["config"]["eval"]["corpora"])
             loss = float(scores["bits_per_byte"]["value"])
+            budget = run["config"]["train"].get("budget", "tokens")
             tokens = float(scores.get("tokens", run["config"]["train"]["tokens"]))  # said of weights kept on the way
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{folder}: {rundir.RUN} or {rundir.EVAL} lacks {error}") from None
+        if budget != "tokens":
+            raise ConfigError(f"{folder} ended by a wall clock: laws are fitted to runs of a budget in tokens")
         if judged and text != judged:
             raise ConfigError(f"{folder} was judged on {text}, the runs before it on {judged}: no common loss")
         judged = text

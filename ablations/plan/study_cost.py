@@ -100,7 +100,7 @@ class StudyCost:
             "share_of_budget": self.gpu_hours / budget_gpu_hours if budget_gpu_hours else None,
             "kwh": sum(run.kwh for run in self.runs),
             "disk_gb": sum(run.checkpoints_gb for run in self.runs),
-            "detects": power.foresee(study.base.size, study.base.tokens, len(study.arms), len(study.seeds)),
+            "detects": foreseen(study),
             "refused": self.refused,
             "notes": self.notes,
         }
@@ -172,6 +172,13 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
         save_every_minutes=every / 60,
         evaluation_gpu_hours=read * flops / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR,
     )
+
+
+def foreseen(study: Study) -> str:
+    """What the study can see (power.py)."""
+    base = study.base
+    tokens = None if base.by_clock else base.tokens
+    return power.foresee(base.size, tokens, len(study.arms), len(study.seeds), budget=base.train.budget)
 
 
 def amount(number: float) -> str:
@@ -274,7 +281,7 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{GUESS['stall']:g} s; published: BLOOM's failures)",
         ]
-    out.append(power.foresee(study.base.size, study.base.tokens, len(study.arms), len(study.seeds)))
+    out.append(foreseen(study))
     out += [f"note: {line}" for line in cost.notes]
     out += [f"refused: {line}" for line in cost.refused]
     return out

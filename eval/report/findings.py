@@ -9,7 +9,7 @@ from ablations.drawing import SERIES
 from eval.report.collection import Collection, collect_runs
 from eval.report.comparable import other_text, refusals, same_runs
 from eval.report.compare import METRICS, comparisons, pairing
-from eval.report.runs import Cells, named, read_all
+from eval.report.runs import Cells, named, plain, read_all
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
 from eval.statistics import Comparison, Results, verdict
@@ -91,6 +91,12 @@ class Findings(NamedTuple):
         return not self.caution() and not self.factors() & {"train.batch", "train.ramp", "train.tokens", "model.seq"}
 
 
+def length(train: dict[str, Any]) -> str:
+    """How long a run is, in words, by its settings."""
+    budget = train.get("budget", "tokens")
+    return f"{train['tokens']:,} tokens" if budget == "tokens" else plain(budget)
+
+
 def collect(study: Any, cells: Cells, key: str) -> Results:
     """A number of eval.json, of the cells that have it."""
     return {
@@ -125,7 +131,7 @@ def gather(
         if group.damaged:
             raise ValueError("; ".join(group.damaged))
         sizes = dict.fromkeys(
-            f"{place.config.get('size')}, {place.config['train']['tokens']:,} tokens" for place in group.places.values()
+            f"{place.config.get('size')}, {length(place.config['train'])}" for place in group.places.values()
         )
         noise_words = f"{named(list(group.places))}; {' and '.join(sizes)}"
         noise_cells = read_all(group)
