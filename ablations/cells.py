@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import ConfigError, Run, bundles, parse, resolve, without_effect
+from ablations.criteria import Criteria
 from ablations.run import ABSENT
 from ablations.rundir import Damaged, read_run
 from ablations.values import difference, flatten, human
@@ -78,6 +79,7 @@ class Study:
     out: Path
     jobs: int | None
     words: list[str] = field(default_factory=list)  # the command line that made it
+    criteria: Criteria = field(default_factory=Criteria)  # what it is decided by, named before the runs
 
     @property
     def name(self) -> str:
@@ -132,6 +134,7 @@ def build(
     out: Path,
     jobs: int | None = None,
     words: list[str] | None = None,
+    criteria: Criteria | None = None,
 ) -> Study:
     """The baseline under `setting`, and one arm for each (key, value), at every seed. See `from_args`."""
     if any(k == "seed" for k, _ in setting + arm_values):
@@ -183,7 +186,10 @@ def build(
                 raise ConfigError(f"two equal runs: {cell.name} and {names[run.fingerprint]}")
             names[run.fingerprint] = cell.name
             cells.append(cell)
-    return Study(factor, question, expect, base, list(deltas), cells, seeds, stage, out, jobs, list(words or []))
+    criteria = criteria or Criteria(seeds=len(seeds))
+    return Study(
+        factor, question, expect, base, list(deltas), cells, seeds, stage, out, jobs, list(words or []), criteria
+    )
 
 
 def _precision_begun_with(base: Run, values: list[tuple[str, Any]], directories: list[Path]) -> str:

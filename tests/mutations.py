@@ -23,9 +23,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-sys.dont_write_bytecode = True
-
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ablations", "data", "eval", "launch", "model")
 FOREIGN = (
@@ -1918,6 +1915,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin none after so long")
     parser.add_argument("--seed", type=int, help="the order in which they are tried (default: another each day)")
     args = parser.parse_args(argv)
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    sys.dont_write_bytecode = True
     chosen = [m for m in MUTATIONS if not args.words or any(w in m.name for w in args.words)]
     if args.limit < float("inf"):  # so that in some days all have had their turn
         seed = args.seed if args.seed is not None else datetime.date.today().toordinal()

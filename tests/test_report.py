@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import xml.dom.minidom
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from scipy import stats
 
 from ablations import drawing, rundir
 from ablations.config import resolve
+from ablations.criteria import Criteria
 from ablations.study import from_args
 from ablations.values import human
 from eval.report.__main__ import main
@@ -62,6 +63,7 @@ class Study:
     question: str = "Which position scheme is best?"
     expect: str = "ALiBi."
     command: str = "make ablation POS=alibi SEEDS=3"
+    criteria: Criteria = field(default_factory=lambda: Criteria(seeds=3))
 
     def cell(self, arm: str, seed: int) -> Cell:
         return Cell(self.root / f"{arm},seed={seed}", config(arm, seed), ARMS[arm])
@@ -1148,7 +1150,7 @@ def test_a_margin_makes_equivalent_arms_and_what_is_undecided_says_what_is_missi
     text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
     assert "**Undecided**, whether more than noise; if the difference" in text and "* pos=none, bits/byte: " in text
     assert "pos=alibi, bits/byte: " not in text.split("**Undecided**")[1] and "equivalent" not in text
-    found = gather(study, margins={"bits/byte": 0.05})
+    found = gather(replace(study, criteria=Criteria(margins={"bits/byte": 0.05}, seeds=3)))
     assert found.verdict("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
     assert found.verdict("pos=alibi", "bits/byte").startswith("better by 0.0")
     assert found.verdict("pos=none", "zero-shot") == "within noise"

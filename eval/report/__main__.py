@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         asked = request.parse(words)
-        findings = gather(asked.study, asked.noise, asked.beside, asked.margins)
+        findings = gather(asked.study, asked.noise, asked.beside)
     except ValueError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2

@@ -29,11 +29,20 @@ class Findings(NamedTuple):
     same: dict[str, str] = {}  # of `same_runs`; these arms are not compared  # noqa: RUF012
     other_text: list[str] = []  # of `other_text`; nor are these  # noqa: RUF012
     beside: str = "checked"  # which published numbers are shown: request.BESIDE
-    margins: dict[str, float] = {}  # {unit of a metric: below which a difference does not matter}  # noqa: RUF012
 
     @property
     def baseline(self) -> str:
         return self.study.arms[0]
+
+    @property
+    def primary(self) -> str:
+        """The metric that decides."""
+        return self.study.criteria.metric
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """{metric: a difference that does not matter}."""
+        return self.study.criteria.margins
 
     @property
     def controlled(self) -> bool:
@@ -66,7 +75,7 @@ class Findings(NamedTuple):
     def verdict(self, arm: str, name: str) -> str:
         """What the comparison of an arm with the baseline says, in words."""
         metric = METRICS[name]
-        margin = self.margins.get(metric.unit)
+        margin = self.margins.get(name)
         words = verdict(self.compared[name][arm], metric.higher_is_better, metric.digits, margin, metric.unit)
         count = len(self.left_out(arm, name))
         return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
@@ -113,13 +122,12 @@ def gather(
     study: Any,
     noise: list[Path] = [],  # noqa: B006
     beside: str = "checked",
-    margins: dict[str, float] = {},  # noqa: B006
 ) -> Findings:
     """Reads the runs of a study (ablations.study.Study, or a Collection) and compares them.
 
     Args:
         noise: directories of runs that tell the noise between seeds.
-        beside, margins: as in Findings.
+        beside: as in Findings.
     """
     study, cells = shortened(study, read_all(study))
     results = {name: collect(study, cells, metric.key) for name, metric in METRICS.items()}
@@ -147,7 +155,6 @@ def gather(
         same=same_runs(cells),
         other_text=other_text(cells, study.arms[0]),
         beside=beside,
-        margins=margins,
     )
     compared = {
         name: comparisons(study, cells, findings.distinct_results(name), name, noise_results.get(name))

@@ -142,8 +142,8 @@ def record(f: Findings) -> dict[str, Any]:
             line["verdict"] = f.verdict(arm, name)
             if left_out := f.left_out(arm, name):
                 line["without"] = left_out
-            if METRICS[name].unit in f.margins:
-                line["margin"] = f.margins[METRICS[name].unit]
+            if name in f.margins:
+                line["margin"] = f.margins[name]
             if c.seeds and c.enough_items:
                 line |= {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
             comparisons.append(line)

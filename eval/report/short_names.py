@@ -9,7 +9,7 @@ from typing import Any
 from eval.report.collection import Collection
 from eval.report.runs import Cells
 
-COPIED = ("name", "title", "seeds", "command", "question", "expect")  # of a study, as they are
+COPIED = ("name", "title", "seeds", "command", "question", "expect", "criteria")  # of a study, as they are
 
 
 def brief(names: Iterable[str]) -> dict[str, str]:

@@ -92,8 +92,8 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
 def missing(f: Findings) -> list[Block]:
     """Of each comparison that is undecided: what more seeds would say, and what they cost."""
     lines = []
-    for name, metric in METRICS.items():
-        margin = f.margins.get(metric.unit)
+    for name in METRICS:
+        margin = f.margins.get(name)
         for arm, c in f.compared.get(name, {}).items() if f.controlled else ():
             if c.counts or c.equivalent(margin) or not c.enough_items:
                 continue
@@ -108,7 +108,7 @@ def missing(f: Findings) -> list[Block]:
             lines.append(f"* {arm}, {name}: {words}.")
     if not lines:
         return []
-    margins = " and ".join(f"{margin:g} {unit}" for unit, margin in f.margins.items())
+    margins = " and ".join(f"{margin:g} {METRICS[name].unit} in {name}" for name, margin in f.margins.items())
     question = (
         f"whether more than noise, or less than the margin of {margins}" if margins else "whether more than noise"
     )
