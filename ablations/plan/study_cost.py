@@ -48,7 +48,8 @@ class RunCost:
     parameters: int
     tokens: int
     steps: int
-    flops: float
+    flops: float  # of the model
+    peak_flops: float  # that the GPUs could do in these hours, by their data sheets
     hours: float
     low: float
     high: float
@@ -161,6 +162,7 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
         tokens=tokens,
         steps=steps,
         flops=tokens * flops,
+        peak_flops=hours * HOUR * gpus * gpu.peak,
         hours=hours,
         low=low,
         high=high,
@@ -261,13 +263,14 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
         out += [f"  speeds: {cost.candidates[0].steps[0].basis}", ""]
     if cost.runs:
         out.append(
-            f"{'arm':28} {'seed':>4} {'parameters':>14} {'tokens':>7} {'steps':>8} {'FLOPs':>8} {'hours':>8} "
-            f"{'interval':>16} {'GPU-h':>8} {'kWh':>7} {'disk GB':>8} {'eval GPU-h':>10}"
+            f"{'arm':28} {'seed':>4} {'parameters':>14} {'tokens':>7} {'steps':>8} {'FLOPs':>8} {'at peak':>8} "
+            f"{'hours':>8} {'interval':>16} {'GPU-h':>8} {'kWh':>7} {'disk GB':>8} {'eval GPU-h':>10}"
         )
         for run in cost.runs:
             out.append(
                 f"{run.arm[:28]:28} {run.seed:4} {run.parameters:14,} {human(run.tokens):>7} {run.steps:8,} "
-                f"{run.flops:8.1e} {run.hours:8.3g} {f'{run.low:.3g} to {run.high:.3g}':>16} {run.gpu_hours:8.4g} "
+                f"{run.flops:8.1e} {run.peak_flops:8.1e} "
+                f"{run.hours:8.3g} {f'{run.low:.3g} to {run.high:.3g}':>16} {run.gpu_hours:8.4g} "
                 f"{run.kwh:7.4g} {run.checkpoints_gb:8.3g} {run.evaluation_gpu_hours:10.2g}"
             )
         total, kwh = cost.gpu_hours, sum(run.kwh for run in cost.runs)
@@ -275,7 +278,8 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
         disk, every = sum(run.checkpoints_gb for run in cost.runs), cost.runs[0].save_every_minutes
         out += [
             "",
-            f"in all: {amount(total)} GPU-hours{share}",
+            f"in all: {amount(total)} GPU-hours{share}; {sum(run.flops for run in cost.runs):.3g} FLOPs of the models, "
+            f"{sum(run.peak_flops for run in cost.runs):.3g} at the GPUs' peak, as Cramming counts",
             f"energy: {amount(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
             f"disk: {amount(disk)} GB of checkpoints and weights",
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ablations.plan.hardware import peak_flops
 from eval.report.blocks import Section, Table
 from eval.report.findings import Findings
 from eval.report.runs import plain
@@ -31,6 +32,7 @@ HEAD = [
     "parameters",
     "tokens",
     "FLOPs",
+    "FLOPs at peak",
     "training",
     "tokens/s",
     "processors",
@@ -42,8 +44,9 @@ GPUS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
 
 
 def spent(cell: dict[str, Any]) -> dict[str, Any]:
-    """{"unit": "GPU" or "core", "processors", "seconds", "hours", "kwh", "watts", "power", "tokens", "flops"} of a run
-    so far; hours of all processors together; kwh None where no power is known."""
+    """{"unit": "GPU" or "core", "processors", "seconds", "hours", "kwh", "watts", "power", "tokens", "flops", "peak"}
+    of a run so far; hours of all processors together; kwh None where no power is known; peak: FLOPs that its devices
+    could have done, None where their peak is not known."""
     hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
     device = hardware["device"]
     known = next(((watts, source) for word, watts, source in WATTS if word.lower() in device.lower()), None)
@@ -62,6 +65,7 @@ def spent(cell: dict[str, Any]) -> dict[str, Any]:
         "power": source,
         "tokens": last["tokens"],
         "flops": last["tokens"] * per_token if per_token else None,
+        "peak": peak_flops(device, hardware["ranks"], last["seconds"]),
     }
 
 
@@ -96,6 +100,7 @@ def section(f: Findings) -> Section:
                 f"{run['parameters']['count']:,}",
                 f"{expense['tokens']:,}",
                 f"{expense['flops']:.2e}" if expense["flops"] else "-",
+                f"{expense['peak']:.2e}" if expense["peak"] else "-",
                 f"{expense['seconds']:,.0f} s",
                 f"{speed:,.0f}",
                 f"{expense['hours']:.3g} {unit}-hours",
@@ -113,6 +118,8 @@ def section(f: Findings) -> Section:
     total = " and ".join(f"{value:.3g} {unit}-hours" for unit, value in sorted(hours.items()))
     words = (
         f"**{total} of training in all, about {energy:.2g} kWh.** The energy is an estimate, not measured: hours at "
-        f"full power. {power}. FLOPs: 6 per weight and token of every matrix product, and attention (model/count.py)."
+        f"full power. {power}. FLOPs: 6 per weight and token of every matrix product, and attention (model/count.py); "
+        "at peak: what the devices could have done in that time by their data sheets, as Cramming counts its budgets "
+        "(ablations/plan/hardware.py)."
     )
     return Section("Cost", [words, Table(HEAD, lines)])
