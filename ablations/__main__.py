@@ -18,7 +18,7 @@ from ablations.plan.command import run as plan_ahead
 from ablations.rundir import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
-from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args
+from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args, left_out
 from ablations.values import human
 
 COMMANDS = {
@@ -91,11 +91,15 @@ def variables() -> str:
 def plan(study: Study) -> int:
     from ablations.plan.reading import reading
     from ablations.plan.reliability import saves
+    from ablations.plan.schedules import drawn_schedules
     from ablations.plan.study_cost import foreseen
     from model.count import flops_per_token, parameters
     from model.memory import estimate
 
-    print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n")
+    print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}")
+    if already := left_out(study):
+        print(f"  left out, the baseline has it already: {', '.join(already)}")
+    print()
     print(f"{'cell':>4}  {'arm':28} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
     total = 0.0
     for i, cell in enumerate(study.cells):
@@ -131,6 +135,7 @@ def plan(study: Study) -> int:
     print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
     if at := study.base.milestones:
         print(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
+    print(*drawn_schedules(study), sep="\n")
     print(*reading(study), sep="\n")
     print(foreseen(study))
     return 0

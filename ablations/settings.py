@@ -133,7 +133,7 @@ class TrainConfig:
     warmup: Annotated[
         float,
         Setting(
-            "linear warm-up, as a share of the schedule; one-cycle, budget-triangle2 and ramp rise by themselves",
+            "linear warm-up, as a share of the schedule; one-cycle, ramp and budget-... rise by themselves",
             source="untuned",
             at_least=0,
             at_most=1,

@@ -12,8 +12,9 @@ STUDIES = Path(__file__).parent / "studies"
 FORM = """a study file holds
   question: text
   expect: text, written before any run
-  arms: a list of lines such as `- model.pos: alibi`
-  base: maybe, settings for all runs such as {train.lr: 1.0e-3}; not used where SIZE is a preset
+  arms: a list of lines such as `- model.pos: alibi`, or `- training: bert-normal` (ablations/parts.py)
+  base: maybe, settings for all runs such as {train.lr: 1.0e-3}, after those of the base of another study, such as
+    {study: cram}; not used where SIZE is a preset
   metric: maybe, the primary metric: bits/byte (default), zero-shot or suite
   margin: maybe, a difference that does not matter: a number of the primary metric, or {bits/byte: 0.01, zero-shot: 1}
   max_seeds: maybe, adds seeds until every arm is decided, at most to so many"""
@@ -60,6 +61,7 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"{path.name}: each arm is one line, such as `- model.pos: alibi`: {FORM}")
     if not isinstance(base, dict) or not all(isinstance(key, str) for key in base):
         raise ConfigError(f"{path.name}: base must be settings and their values: {FORM}")
+    base = _base(base, path.name)
     lines = [next(iter(arm.items())) for arm in arms]
     metric = check_metric(content.get("metric", PRIMARY), f"{path.name}: metric")
     margins = margins_of_file(content["margin"], metric, path.name) if "margin" in content else {}
@@ -68,6 +70,23 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"{path.name}: max_seeds is {most!r}: a number of seeds from 2 to 100 is needed")
     question, expect = content["question"].strip(), content["expect"].strip()
     return StudyFile(name, question, expect, lines, list(base.items()), metric, margins, most)
+
+
+def _base(base: dict[str, Any], file: str) -> dict[str, Any]:
+    """The settings of a base, those of another study that it names first.
+
+    Raises:
+        ConfigError: when there is no such study, or that one names another itself.
+    """
+    if "study" not in base:
+        return base
+    other = str(base["study"])
+    if other not in study_names():
+        raise ConfigError(f"{file}: base: study: {_short(other)} is not one of {', '.join(study_names())}")
+    shared = read_yaml(STUDIES / f"{other}.yaml").get("base")
+    if not isinstance(shared, dict) or "study" in shared:
+        raise ConfigError(f"{file}: base: study: {_short(other)} has no settings of its own in its base")
+    return shared | {key: value for key, value in base.items() if key != "study"}
 
 
 def _is_line(arm: Any) -> bool:

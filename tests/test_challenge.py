@@ -77,7 +77,7 @@ def test_runs_that_keep_the_rules_say_what_they_spent(crammed: Study, tmp_path: 
 def test_runs_of_a_budget_in_tokens_are_no_attempt_at_the_challenge(tmp_path: Path) -> None:
     study = make(Study(tmp_path / "runs"))
     change(study.cell("pos=alibi", 1).dir / "run.json", "hardware", "ranks", to=8)
-    assert "Cramming" not in written(study, tmp_path)
+    assert "Rules of Cramming" not in written(study, tmp_path)
 
 
 @pytest.mark.parametrize(

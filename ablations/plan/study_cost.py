@@ -13,6 +13,7 @@ from ablations.plan.hardware import GPU
 from ablations.plan.layouts import Candidate, best_few, search
 from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR
+from ablations.plan.schedules import drawn_schedules
 from ablations.plan.throughput import Prediction
 from ablations.study import Study
 from ablations.values import human
@@ -207,7 +208,8 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
         difference = parameters(cell.run.model) / parameters(base.model) - 1
         key, value = next(iter(cell.delta.items()))
         if abs(difference) > APART:
-            why = OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
+            why = "a whole part of the recipe is the variant" if len(cell.delta) > 1 else ""
+            why = why or OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
             statement = f"{arm} has {difference:+.1%} parameters of the baseline"
             (notes if why else refused).append(
                 f"{statement}: {why}" if why else f"{statement}, and its factor is not size"
@@ -285,7 +287,7 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{GUESS['stall']:g} s; published: BLOOM's failures)",
         ]
-    out.append(foreseen(study))
+    out += [*drawn_schedules(study), foreseen(study)]
     out += [f"note: {line}" for line in cost.notes]
     out += [f"refused: {line}" for line in cost.refused]
     return out
