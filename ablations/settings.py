@@ -51,6 +51,16 @@ class DataConfig:
             "in which order documents are read, once; prevalent-first and short-sentences-first as Cramming sorted"
         ),
     ]
+    substring: Annotated[
+        int,
+        Setting(
+            "stretches of so many characters or more that stood before in the corpus are cut; 0: none",
+            "characters",
+            "Cramming tried 50, 75 and 100",
+            at_least=0,
+            absent=0,
+        ),
+    ]
     allow_errors: Annotated[
         int,
         Setting(
