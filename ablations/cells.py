@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ablations import registration
 from ablations.config import ConfigError, Run, bundles, parse, resolve, without_effect
 from ablations.criteria import Criteria
 from ablations.parts import PARTS, settings_of_part
+from ablations.prediction import Prediction
 from ablations.run import ABSENT
 from ablations.rundir import Damaged, read_run
 from ablations.values import difference, flatten, human
@@ -82,6 +84,7 @@ class Study:
     jobs: int | None
     words: list[str] = field(default_factory=list)  # the command line that made it
     criteria: Criteria = field(default_factory=Criteria)  # what it is decided by, named before the runs
+    predictions: list[Prediction] = field(default_factory=list)  # what is expected, in a form that can be checked
 
     @property
     def name(self) -> str:
@@ -101,6 +104,11 @@ class Study:
         """What makes the same study anywhere: where it is kept and how many run at a time do not matter."""
         words = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))]
         return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in words)])
+
+    @property
+    def registration(self) -> dict[str, Any]:
+        """What is registered in each run before its first step."""
+        return registration.content(self)
 
     @property
     def judged(self) -> list[str]:

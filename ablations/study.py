@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -10,6 +11,7 @@ from ablations.cells import FOLLOWS, Cell, Study, build
 from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
 from ablations.parts import PARTS
+from ablations.prediction import Prediction, predict, predictions_about
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
 from ablations.values import did_you_mean
 
@@ -47,6 +49,7 @@ HELP = {
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
+    "PREDICT": 'what is expected, to be checked: "alibi < learned; alibi - learned in [-0.3, -0.05]"',
     "JOBS": "runs at a time (default: as many as fit the CPU cores; 1 on a GPU)",
     "OUT": "where runs and prepared data are kept (default runs)",
 }
@@ -109,11 +112,21 @@ def from_args(words: list[str]) -> Study:
 
     def study(count: int) -> Study:
         seeds = list(range(first, first + count))
-        return build(factor, question, expect, setting, arms, seeds, out, jobs, words, criteria)
+        built = build(factor, question, expect, setting, arms, seeds, out, jobs, words, criteria)
+        return replace(built, predictions=_predictions(values, file, built.arms))
 
     planned = study(count)
     more = _more_begun(planned, criteria.seeds - count) if criteria.sequential else 0
     return study(count + more) if more else planned
+
+
+def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
+    """Those of the study's file, and of PREDICT. A file that is found by its arms may predict about more than these.
+    Raises ConfigError."""
+    lines = file.predictions if file else []
+    of_file = [predict(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
+    typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
+    return [*of_file, *(predict(line, arms) for line in typed)]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:

@@ -12,13 +12,14 @@ STUDIES = Path(__file__).parent / "studies"
 FORM = """a study file holds
   question: text
   expect: text, written before any run
+  predictions: maybe, the same in a form that a report can check: a list of lines such as `- alibi < learned`
   arms: a list of lines such as `- model.pos: alibi`, or `- training: bert-normal` (ablations/parts.py)
   base: maybe, settings for all runs such as {train.lr: 1.0e-3}, after those of the base of another study, such as
     {study: cram}; not used where SIZE is a preset
   metric: maybe, the primary metric: bits/byte (default), zero-shot or suite
   margin: maybe, a difference that does not matter: a number of the primary metric, or {bits/byte: 0.01, zero-shot: 1}
   max_seeds: maybe, adds seeds until every arm is decided, at most to so many"""
-KEYS = ("question", "expect", "arms", "base", "metric", "margin", "max_seeds")
+KEYS = ("question", "expect", "arms", "base", "metric", "margin", "max_seeds", "predictions")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class StudyFile:
     metric: str = PRIMARY
     margins: dict[str, float] = field(default_factory=dict)  # {metric: a difference that does not matter}
     max_seeds: int | None = None  # seeds are added until every arm is decided; None: SEEDS says how many
+    predictions: list[str] = field(default_factory=list)  # as written; see ablations/prediction.py
 
 
 def study_names() -> list[str]:
@@ -62,6 +64,9 @@ def read_study(name: str) -> StudyFile:
     if not isinstance(base, dict) or not all(isinstance(key, str) for key in base):
         raise ConfigError(f"{path.name}: base must be settings and their values: {FORM}")
     base = _base(base, path.name)
+    predictions = content.get("predictions") or []
+    if not isinstance(predictions, list) or not all(isinstance(line, str) for line in predictions):
+        raise ConfigError(f"{path.name}: predictions are a list of lines such as `- alibi < learned`: {FORM}")
     lines = [next(iter(arm.items())) for arm in arms]
     metric = check_metric(content.get("metric", PRIMARY), f"{path.name}: metric")
     margins = margins_of_file(content["margin"], metric, path.name) if "margin" in content else {}
@@ -69,7 +74,7 @@ def read_study(name: str) -> StudyFile:
     if "max_seeds" in content and (isinstance(most, bool) or not isinstance(most, int) or not 2 <= most <= 100):
         raise ConfigError(f"{path.name}: max_seeds is {most!r}: a number of seeds from 2 to 100 is needed")
     question, expect = content["question"].strip(), content["expect"].strip()
-    return StudyFile(name, question, expect, lines, list(base.items()), metric, margins, most)
+    return StudyFile(name, question, expect, lines, list(base.items()), metric, margins, most, predictions)
 
 
 def _base(base: dict[str, Any], file: str) -> dict[str, Any]:

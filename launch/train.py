@@ -103,7 +103,7 @@ def train(cell: Cell, out: Path) -> None:
             late = rank == 0 and time.perf_counter() - saved > pause(run, checkpoints, hosts)
             batch = objective.batch(batches.batch(mine), run.seed, mine, special)
             loss, norm, save, leave, at.seconds = engine.step(
-                batch, lr, noise, save=late, leave=bool(watch.asked), clock=clock.read
+                batch, lr, noise, save=late, leave=bool(watch.stop_reason), clock=clock.read
             )
             at.step += 1
             at.samples = numbers.stop
@@ -157,7 +157,7 @@ def train(cell: Cell, out: Path) -> None:
                     checkpoints.wait()
                     dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes
                 code = Exit.KILLED if stop_file(out) else Exit.RESUBMIT
-                raise Stop(watch.asked or "another rank was asked to stop", code)
+                raise Stop(watch.stop_reason or "another rank was asked to stop", code)
         with watch.storing():
             checkpoints.wait()
 
@@ -311,6 +311,7 @@ def main(argv: list[str]) -> int:
         if reason := stop_file(study.out):
             raise Stop(reason, Exit.KILLED)
         with owned(cell.dir):
+            rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
             train(cell, study.out)
     except ConfigError as error:
         print(f"error: {rundir.printable(str(error))}", file=sys.stderr)

@@ -17,6 +17,7 @@ from eval.report.sections import (
     proofs,
     published,
     redo,
+    registered,
     scaling,
     settings,
     tasks,
@@ -29,6 +30,7 @@ tokenizer, commit, versions, hardware and layout."""
 
 SECTIONS = (
     overview.section,
+    registered.section,
     places.section,
     settings.differing,
     settings.fixed,

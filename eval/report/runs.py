@@ -36,6 +36,7 @@ RUN: dict[str, Any] = {
     "effective": dict,
     "continued?": list,
     "rollbacks?": list,
+    "registered?": str,
 }
 LISTS = {  # what the elements of a run's lists hold
     "proofs": {"factor": str, "passed": bool},
@@ -144,7 +145,8 @@ def read(directory: Path) -> dict[str, Any]:
     Returns:
         state: "" of a run that is finished and evaluated, else what is missing or wrong.
         damage: what is damaged without which the run can be reported, a sentence each.
-        run, metrics, done, checkpoints (evaluations on the way, by tokens), eval, samples: as far as they are there.
+    run, metrics, done, registered (lines of registered.jsonl), checkpoints (evaluations on the way, by tokens), eval,
+    samples: as far as they are there.
     """
     try:
         return _read(directory)
@@ -163,6 +165,11 @@ def _read(directory: Path) -> dict[str, Any]:
         rows, damage = rundir.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
         cell["metrics"] = list({row["step"]: row for row in rows}.values())
         cell["damage"] += [damage] if damage else []
+    cell["registered"], damage = rundir.read_registered(directory)
+    first = cell["registered"][0]["sha256"] if cell["registered"] else ""
+    if not damage and cell["run"].get("registered", first) != first:
+        damage = f"{rundir.REGISTERED} does not begin with what {rundir.RUN} says was registered first"
+    cell["damage"] += [damage] if damage else []
     cell["checkpoints"] = []
     for path in sorted(directory.glob("eval-*.json")):
         try:
