@@ -13,6 +13,7 @@ from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margi
 from ablations.parts import PARTS
 from ablations.prediction import Prediction, predict, predictions_about
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
+from ablations.tuning import multiples
 from ablations.values import did_you_mean
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
@@ -43,6 +44,8 @@ HELP = {
     "MARGIN=0.01,1: arms that surely differ by less are equivalent. Default: that of the study file",
     "MORE": "auto: adds seeds until every arm is better, worse or equivalent; looking often makes no winners",
     "MAX_SEEDS": f"how many seeds MORE=auto may come to (default {MAX_SEEDS})",
+    "CROSS": "1: all combinations of the factors, for their interactions; 1/2, 1/4, 1/8: a fraction of these",
+    "LR": "tune: every arm at 0.5, 1 and 2 times the baseline's learning rate, judged at its best; or LR=0.25,0.5,1,2",
     "SET": 'settings for all runs, e.g. "train.lr=3e-4 train.batch=16"',
     "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"; or a part of a preset, e.g. "training=bert-normal"',
     "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), multilingual, or names such as hellaswag,blimp",
@@ -94,6 +97,7 @@ def from_args(words: list[str]) -> Study:
     count = _count("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
     first = _count("FIRST_SEED", values.get("FIRST_SEED", "1"), 1_000_000, "the first seed")
     criteria = _criteria(values, file, count, bool(arms))
+    cross, rates = _design(values, criteria)
     jobs = _count("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     if "EVAL_DATA" in values and "TASKS" not in values:
         raise ConfigError("EVAL_DATA says where the data of evaluation tasks is: name them, e.g. TASKS=suite")
@@ -112,12 +116,22 @@ def from_args(words: list[str]) -> Study:
 
     def study(count: int) -> Study:
         seeds = list(range(first, first + count))
-        built = build(factor, question, expect, setting, arms, seeds, out, jobs, words, criteria)
+        built = build(factor, question, expect, setting, arms, seeds, out, jobs, words, criteria, cross, rates)
         return replace(built, predictions=_predictions(values, file, built.arms))
 
     planned = study(count)
     more = _more_begun(planned, criteria.seeds - count) if criteria.sequential else 0
     return study(count + more) if more else planned
+
+
+def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
+    """What CROSS and LR ask for. Raises ConfigError."""
+    if "CROSS" in values and "LR" in values:
+        raise ConfigError("CROSS and LR are two designs: give one of them")
+    for name in ("CROSS", "LR"):
+        if name in values and criteria.sequential:
+            raise ConfigError(f"{name} has a fixed number of seeds, SEEDS: MORE=auto and max_seeds look at arms alone")
+    return values.get("CROSS", ""), multiples(values["LR"]) if "LR" in values else ()
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ablations import rundir
 from eval import location, results
-from eval.statistics import LN2, mean_stderr, ratio_stderr
+from eval.statistics.items import LN2, mean_stderr, ratio_stderr
 from eval.tasks import mirror, position, probes
 from eval.tasks.choice import available
 from eval.tasks.suite import suite

@@ -278,7 +278,8 @@ def lossy(tmp_path: Path):
     """A SentencePiece model of Latin letters alone, in which nothing stands for a byte."""
     import sentencepiece
 
-    from data.tokenizer import OPTIONS, load_tokenizer
+    from data.sentencepiece_model import OPTIONS
+    from data.tokenizer import load_tokenizer
 
     content = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -18,7 +18,8 @@ from eval.report.__main__ import main
 from eval.report.findings import gather
 from eval.report.record import write
 from eval.report.sections import registered
-from eval.statistics import Part, compare
+from eval.statistics.comparison import compare
+from eval.statistics.parts import Part
 from tests import test_report
 
 ARMS = ["pos=learned", "pos=alibi", "pos=rotary"]

@@ -15,7 +15,7 @@ from eval.report.findings import Findings, gather, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.runs import Cells, named
-from eval.report.sections import overview, registered
+from eval.report.sections import factorial, overview, registered
 from eval.report.sections.differences import forest
 from eval.report.sections.training import loss_curves, paired_curves
 
@@ -139,7 +139,8 @@ def record(f: Findings) -> dict[str, Any]:
     for name in f.results:
         for arm, c in f.compared[name].items():
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
-            line["verdict"] = f.verdict(arm, name)
+            line |= {"decision": f.decision(arm, name).kind, "verdict": f.verdict(arm, name)}
+            line["exploratory"] = f.exploratory(arm, name)
             if left_out := f.left_out(arm, name):
                 line["without"] = left_out
             if name in f.margins:
@@ -153,6 +154,8 @@ def record(f: Findings) -> dict[str, Any]:
         **length(f),
         "noise": recorded_noise(f),
         "registration": registered.summary(f),
+        "design": f.study.registration.get("design", ""),
+        "effects": factorial.recorded(f),
         "predictions": [checked._asdict() for checked in registered.checked_predictions(f)],
         "bit_for_bit_the_same": f.same,
         "runs": runs,

@@ -11,7 +11,7 @@ from typing import Any
 from ablations import rundir
 from ablations.rundir import Damaged, printable
 from eval.report.scores import Outcome, checked_scores
-from eval.statistics import LN2
+from eval.statistics.items import LN2
 
 Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
 NUMBER = (int, float)

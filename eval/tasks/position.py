@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.statistics import LN2, ratio_stderr
+from eval.statistics.items import LN2, ratio_stderr
 from eval.tasks.probes import MANY_BYTES
 
 # Untuned: 4,096 tokens are predicted at nano, in some seconds on one core.

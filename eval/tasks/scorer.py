@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from eval.statistics import LN2
+from eval.statistics.items import LN2
 from eval.tasks import score
 from eval.tasks.definitions import greedy
 from eval.tasks.journal import Journal

@@ -5,9 +5,9 @@ from typing import Any
 
 from ablations.budget import clock_seconds
 from eval.report.blocks import Section, Table
+from eval.report.expense import spent
 from eval.report.findings import Findings
 from eval.report.runs import plain
-from eval.report.sections import cost
 
 LONGEST = 24 * 3600.0  # seconds
 MOST_EPOCHS = 5  # of fine-tuning
@@ -24,7 +24,7 @@ def section(f: Findings) -> Section:
     lines = []
     for (arm, seed), cell in f.cells.items():
         if by_clock(cell) and cell.get("metrics"):
-            expense, done = cost.spent(cell), cell.get("done", {})
+            expense, done = spent(cell), cell.get("done", {})
             compiling = done.get("compile_seconds")
             epochs = (cell.get("glue") or {}).get("setting", {}).get("epochs")
             lines.append(

@@ -8,7 +8,8 @@ from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS, pair
 from eval.report.findings import Findings
 from eval.report.runs import named
-from eval.statistics import LEVEL, Comparison, quantile
+from eval.statistics.comparison import Comparison
+from eval.statistics.parts import LEVEL, quantile
 
 HELD, FAILED, UNDECIDED = "held", "failed", "undecided"
 
