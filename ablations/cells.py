@@ -131,11 +131,14 @@ class Study:
 
     @property
     def judged(self) -> list[str]:
-        """By what the runs are judged besides held-out text, as arguments of `python -m eval`. Not part of what a run
-        is: a finished run can be asked more."""
+        """By what the runs are judged besides held-out text, as options of `python -m eval` and their values. Not part
+        of what a run is: a finished run can be asked more, or with other examples in the prompts."""
         values = dict(word.split("=", 1) for word in self.words)
-        tasks = values.get("TASKS", "").strip()
-        return ["--tasks", tasks, "--data", values.get("EVAL_DATA") or str(self.out / "eval-data")] if tasks else []
+        tasks, shots = values.get("TASKS", "").strip(), values.get("SHOTS", "").strip()
+        if not tasks:
+            return []
+        options = ["--tasks", tasks, "--data", values.get("EVAL_DATA") or str(self.out / "eval-data")]
+        return options + (["--shots", shots] if shots else [])
 
     @property
     def fine_tuned(self) -> list[str]:

@@ -19,6 +19,7 @@ from ablations.values import did_you_mean
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
 
 ROOT = Path(__file__).parent.parent
+MOST_SHOTS = 100  # examples in a prompt; the most that a definition of lm-eval's asks for is 25
 
 # What the command line may set: a variable, the setting that it stands for, and its help.
 FACTORS = {  # the question: each value is an arm, compared with the baseline
@@ -49,6 +50,7 @@ HELP = {
     "SET": 'settings for all runs, e.g. "train.lr=3e-4 train.batch=16"',
     "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"; or a part of a preset, e.g. "training=bert-normal"',
     "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), multilingual, or names such as hellaswag,blimp",
+    "SHOTS": "with TASKS: examples in each prompt (default: as many as each task's definition says)",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
@@ -83,6 +85,7 @@ def from_args(words: list[str]) -> Study:
             raise ConfigError("a study file has its own arms: give STUDY, or a factor, not both")
         file = read_study(values["STUDY"])
         question, expect, arms, factor = file.question, file.expect, file.arms, file.name
+        values |= {name: value for name, value in file.words.items() if name not in values}
         if dict(setting).get("size") not in presets():  # a preset is a whole recipe
             setting = file.base + setting
         arms = without_baseline(arms, setting)
@@ -101,6 +104,12 @@ def from_args(words: list[str]) -> Study:
     jobs = _count("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     if "EVAL_DATA" in values and "TASKS" not in values:
         raise ConfigError("EVAL_DATA says where the data of evaluation tasks is: name them, e.g. TASKS=suite")
+    if "SHOTS" in values:
+        if "TASKS" not in values:
+            raise ConfigError(
+                "SHOTS counts the examples in the prompts of evaluation tasks: name them, e.g. TASKS=gsm8k"
+            )
+        _count("SHOTS", values["SHOTS"], MOST_SHOTS, "examples in each prompt", least=0)
     if "GLUE_SEEDS" in values:
         if "GLUE" not in values:
             raise ConfigError("GLUE_SEEDS counts seeds of fine-tuning: say where GLUE's data is, GLUE=folder")
@@ -113,6 +122,7 @@ def from_args(words: list[str]) -> Study:
         # arms that read different text are judged on the held-out text of all of it
         judged = resolve(setting).eval.corpora
         setting.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
+    words = [f"{name}={value}" for name, value in values.items()]
 
     def study(count: int) -> Study:
         seeds = list(range(first, first + count))
@@ -271,10 +281,10 @@ def _arm(key: str, value: Any) -> tuple[str, str]:
     return key, str(value if key in PARTS else parse(key, value))
 
 
-def _count(name: str, text: str, most: int, things: str) -> int:
-    """A number of things, from 1 to `most`."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
-        raise ConfigError(f"{name}={text[:60]}: a number of {things} from 1 to {most} is needed")
+def _count(name: str, text: str, most: int, things: str, least: int = 1) -> int:
+    """A number of things, from `least` to `most`."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ConfigError(f"{name}={text[:60]}: a number of {things} from {least} to {most} is needed")
     return int(text)
 
 

@@ -102,13 +102,14 @@ def lost_runs(f: Findings, out: Path) -> str:
 
 def csv_lines(cells: Cells) -> list[list]:
     """results.csv: one line per run and task, and one for each of its overall results."""
-    lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance"]]
+    lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
-            lines.append([arm, seed, task, *(entry.get(key) for key in ("metric", "value", "stderr", "n", "chance"))])
+            columns = ("metric", "value", "stderr", "n", "chance", "shots")
+            lines.append([arm, seed, task, *(entry.get(key) for key in columns)])
         for metric in METRICS.values():
             if overall := cell.get("eval", {}).get(metric.key):
-                score = [overall["value"], overall.get("stderr"), "", overall.get("chance")]
+                score = [overall["value"], overall.get("stderr"), "", overall.get("chance"), ""]
                 lines.append([arm, seed, "", metric.key, *score])
     return lines
 

@@ -111,10 +111,12 @@ def judged(study: Study, cell: Cell) -> bool:
         return False
     if not study.judged:
         return True
-    _, names, _, data = study.judged
-    judged_by = scores.get("lm_eval_tasks", {"asked": []})["asked"]
-    newer = Path(data, "manifest.json").stat().st_ctime > path.stat().st_mtime
-    return not newer and {name.strip() for name in names.split(",")} - {""} <= set(judged_by)
+    options = dict(zip(study.judged[::2], study.judged[1::2], strict=True))
+    tasks = {name.strip() for name in options["--tasks"].split(",")} - {""}
+    shots = int(options["--shots"]) if "--shots" in options else None
+    earlier = scores.get("lm_eval_tasks", {"asked": []})
+    newer = Path(options["--data"], "manifest.json").stat().st_ctime > path.stat().st_mtime
+    return not newer and tasks <= set(earlier["asked"]) and earlier.get("shots") == shots
 
 
 @functools.cache
