@@ -10,6 +10,7 @@ from typing import Any, get_origin
 from ablations.cells import FOLLOWS, Cell, Study, build
 from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
 from ablations.prediction import Prediction, predict, predictions_about
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
@@ -43,6 +44,7 @@ HELP = {
     "METRIC": "the primary metric, named before the runs (default bits/byte; zero-shot, suite); others are exploratory",
     "MARGIN": "differences that do not matter, named before the runs: in bits per byte, and after a comma in points. "
     "MARGIN=0.01,1: arms that surely differ by less are equivalent. Default: that of the study file",
+    "NOISE_FLOOR": "a file of `make noise` of the same baseline: verdicts with few seeds borrow its degrees of freedom",
     "MORE": "auto: adds seeds until every arm is better, worse or equivalent; looking often makes no winners",
     "MAX_SEEDS": f"how many seeds MORE=auto may come to (default {MAX_SEEDS})",
     "CROSS": "1: all combinations of the factors, for their interactions; 1/2, 1/4, 1/8: a fraction of these",
@@ -157,6 +159,7 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
     """By what the study is decided: what the words say, else what its file says. Raises ConfigError."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
+    floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
     most_of_file = file.max_seeds if file and "STUDY" in values else None
     more = values.get("MORE", "auto" if most_of_file else "none")
     if more not in ("auto", "none"):
@@ -164,13 +167,13 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
     if more == "none":
         if "MAX_SEEDS" in values:
             raise ConfigError("MAX_SEEDS says how many seeds MORE=auto may come to: give that too")
-        return Criteria(metric, margins, seeds)
+        return Criteria(metric, margins, seeds, noise_floor=floor)
     most = _count("MAX_SEEDS", values.get("MAX_SEEDS", str(most_of_file or MAX_SEEDS)), 100, "seeds")
     if not arms:
         raise ConfigError("MORE=auto adds seeds until the arms are decided: this study has none beside the baseline")
     if most < max(2, seeds):
         raise ConfigError(f"MAX_SEEDS={most} is less than SEEDS={seeds}, or than the two that any verdict needs")
-    return Criteria(metric, margins, most, sequential=True)
+    return Criteria(metric, margins, most, sequential=True, noise_floor=floor)
 
 
 def _more_begun(study: Study, most: int) -> int:
@@ -330,7 +333,7 @@ def from_anywhere(words: list[str]) -> list[str]:
             value = shlex.join(str(here / folder) for folder in folders(value))
         elif name == "GLUE":
             value = ",".join(str(here / part.strip()) for part in value.split(",") if part.strip())
-        elif name in ("OUT", "EVAL_DATA") and value.strip():
+        elif name in ("OUT", "EVAL_DATA", "NOISE_FLOOR") and value.strip():
             value = str(here / value.strip())
         absolute.append(name + equals + value)
     os.chdir(ROOT)

@@ -1629,6 +1629,7 @@ def register(study: Study, criteria: Criteria) -> None:
         "margin": {name: f"{margin:g} {METRICS[name]}" for name, margin in criteria.margins.items()},
         "seeds": [1, criteria.seeds],
         "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
+        "noise_floor": criteria.noise_floor.identity if criteria.noise_floor else "",
     }
     for arm in study.arms:
         for seed in study.seeds:
