@@ -62,9 +62,14 @@ class Batch(NamedTuple):
         return int(self.predicted.sum()) if self.predicted.dtype == torch.bool else self.predicted.numel()
 
     def to(self, device: torch.device) -> "Batch":
-        predicted = None if self.predicted is None else self.predicted.to(device)
-        extents_B = None if self.extents_B is None else self.extents_B.to(device)
-        return Batch(self.inputs_BT.to(device), self.targets_BT.to(device), predicted, extents_B)
+        """To a GPU without waiting: a copy from ordinary memory would wait for all that the GPU was told before."""
+
+        def there(x: Tensor | None) -> Tensor | None:
+            if x is None or device.type != "cuda" or x.is_cuda:
+                return None if x is None else x.to(device)
+            return x.pin_memory().to(device, non_blocking=True)
+
+        return Batch(*(there(x) for x in self))  # type: ignore[arg-type]
 
     def split(self, rows: int) -> list["Batch"]:
         """Batches of so many sequences each; the last one has the rest."""
