@@ -11,7 +11,7 @@ PYTHON ?= python3
 # Files and arguments are UTF-8, whatever the locale.
 export PYTHONUTF8 := 1
 PY := .venv/bin/python
-NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM TASKS EVAL_DATA GLUE GLUE_SEEDS JOBS OUT RUNS NOISE
+NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED TASKS EVAL_DATA GLUE GLUE_SEEDS PREDICT JOBS OUT RUNS NOISE
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
 said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 pair = '$(1)=$(subst ','\'',$($(1)))'
@@ -38,7 +38,7 @@ ladder: .venv/ready
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(foreach n,BESIDE MARGIN,$(if $(call said,$(n)),'$(n)=$($(n))')) $(WORDS)
+	@$(PY) -m eval.report $(foreach n,BESIDE,$(if $(call said,$(n)),'$(n)=$($(n))')) $(WORDS)
 diff: .venv/ready
 	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
 data: .venv/ready

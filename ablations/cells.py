@@ -9,7 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ablations import registration
 from ablations.config import ConfigError, Run, bundles, parse, resolve, without_effect
+from ablations.criteria import Criteria
+from ablations.prediction import Prediction
 from ablations.run import ABSENT
 from ablations.rundir import Damaged, read_run
 from ablations.values import difference, flatten, human
@@ -78,6 +81,8 @@ class Study:
     out: Path
     jobs: int | None
     words: list[str] = field(default_factory=list)  # the command line that made it
+    criteria: Criteria = field(default_factory=Criteria)  # what it is decided by, named before the runs
+    predictions: list[Prediction] = field(default_factory=list)  # what is expected, in a form that can be checked
 
     @property
     def name(self) -> str:
@@ -97,6 +102,11 @@ class Study:
         """What makes the same study anywhere: where it is kept and how many run at a time do not matter."""
         words = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))]
         return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in words)])
+
+    @property
+    def registration(self) -> dict[str, Any]:
+        """What is registered in each run before its first step."""
+        return registration.content(self)
 
     @property
     def judged(self) -> list[str]:
@@ -132,6 +142,7 @@ def build(
     out: Path,
     jobs: int | None = None,
     words: list[str] | None = None,
+    criteria: Criteria | None = None,
 ) -> Study:
     """The baseline under `setting`, and one arm for each (key, value), at every seed. See `from_args`."""
     if any(k == "seed" for k, _ in setting + arm_values):
@@ -183,7 +194,10 @@ def build(
                 raise ConfigError(f"two equal runs: {cell.name} and {names[run.fingerprint]}")
             names[run.fingerprint] = cell.name
             cells.append(cell)
-    return Study(factor, question, expect, base, list(deltas), cells, seeds, stage, out, jobs, list(words or []))
+    criteria = criteria or Criteria(seeds=len(seeds))
+    return Study(
+        factor, question, expect, base, list(deltas), cells, seeds, stage, out, jobs, list(words or []), criteria
+    )
 
 
 def _precision_begun_with(base: Run, values: list[tuple[str, Any]], directories: list[Path]) -> str:

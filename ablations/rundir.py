@@ -11,6 +11,7 @@ Reading: a run directory may be damaged, and may be a stranger's. A missing file
 which could steer a terminal.
 """
 
+import datetime
 import errno
 import fcntl
 import gzip
@@ -33,6 +34,9 @@ from ablations.values import ConfigError
 # ------------------------------------------------------------------------------------------------ the files of a run
 
 RUN = "run.json"  # what the run is, where it came from, and the proofs of it; written before the first step
+REGISTERED = (
+    "registered.jsonl"  # what studies asked and expected of the run, a line for each version, from before step 1
+)
 METRICS = "metrics.jsonl"  # loss, learning rate and speed, a line every layout.log_every steps
 EVENTS = "events.jsonl"  # what happened beyond the steps: hangs, slowness, rollbacks
 ATTEMPTS = "attempts.jsonl"  # what was submitted, begun and ended under Slurm
@@ -422,6 +426,45 @@ def damage(path: Path, expected: dict[str, Any]) -> str:
 
 def _digest(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ registration
+
+
+REGISTRATION_KEYS = ("time", "step", "previous", "content", "sha256")
+REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str, "content": dict, "sha256": str})
+
+
+def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
+    """Add what a study says to REGISTERED, unless that is what the study's last line there says already.
+
+    Args:
+        content: JSON; "study" names the study. See ablations/registration.py.
+        step: how far the run is trained by now.
+    """
+    lines, _ = read_registered(run_dir)
+    as_read = json.loads(json.dumps(content))
+    of_study = [line["content"] for line in lines if line["content"].get("study") == content["study"]]
+    if of_study and of_study[-1] == as_read:
+        return
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    line = {"time": now, "step": step, "previous": lines[-1]["sha256"] if lines else "", "content": as_read}
+    append_row(run_dir / REGISTERED, line | {"sha256": _digest(line)})
+
+
+def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
+    """The lines of REGISTERED, and what is wrong with it: "" or a sentence that names it. A line whose hash differs is
+    left out, and so are those that do not follow the line before them."""
+    rows, problem = read_lines(run_dir / REGISTERED, REGISTRATION_KEYS, REGISTRATION_TYPES)
+    whole: list[dict[str, Any]] = []
+    for row in rows:
+        body = {key: value for key, value in row.items() if key != "sha256"}
+        previous = whole[-1]["sha256"] if whole else ""
+        if row["sha256"] == _digest(body) and row["previous"] == previous:
+            whole.append(row)
+        else:
+            problem = f"{run_dir / REGISTERED} was changed after it was written: a hash differs"
+    return whole, problem
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints

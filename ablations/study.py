@@ -3,12 +3,15 @@
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_origin
 
 from ablations.cells import FOLLOWS, Cell, Study, build
 from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve
-from ablations.study_file import STUDIES, read_study, study_names
+from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.prediction import Prediction, predict, predictions_about
+from ablations.study_file import STUDIES, StudyFile, read_study, study_names
 from ablations.values import did_you_mean
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
@@ -33,12 +36,19 @@ HELP = {
     "DATA": "alone: arm(s), corpora against the baseline's. With another factor: the corpus of all runs",
     **{name: f"for all runs: {SETTINGS[key].meaning}" for name, key in FOR_ALL_RUNS.items()},
     "SEEDS": "how many seeds per arm (default 2)",
+    "FIRST_SEED": "the first of these seeds (default 1): other seeds are other runs of the same arms",
+    "METRIC": "the primary metric, named before the runs (default bits/byte; zero-shot, suite); others are exploratory",
+    "MARGIN": "differences that do not matter, named before the runs: in bits per byte, and after a comma in points. "
+    "MARGIN=0.01,1: arms that surely differ by less are equivalent. Default: that of the study file",
+    "MORE": "auto: adds seeds until every arm is better, worse or equivalent; looking often makes no winners",
+    "MAX_SEEDS": f"how many seeds MORE=auto may come to (default {MAX_SEEDS})",
     "SET": 'settings for all runs, e.g. "train.lr=3e-4 train.batch=16"',
     "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"',
     "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), multilingual, or names such as hellaswag,blimp",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
+    "PREDICT": 'what is expected, to be checked: "alibi < learned; alibi - learned in [-0.3, -0.05]"',
     "JOBS": "runs at a time (default: as many as fit the CPU cores; 1 on a GPU)",
     "OUT": "where runs and prepared data are kept (default runs)",
 }
@@ -63,6 +73,7 @@ def from_args(words: list[str]) -> Study:
         names = ", ".join(name for name in (*FOR_ALL_RUNS, "DATA", "SET") if name in values)
         raise ConfigError(f"{', '.join(repeated)} is set twice by {names}: say it once")
 
+    file = None
     if "STUDY" in values:
         if arms:
             raise ConfigError("a study file has its own arms: give STUDY, or a factor, not both")
@@ -71,14 +82,16 @@ def from_args(words: list[str]) -> Study:
         if dict(setting).get("size") not in presets():  # a preset is a whole recipe
             setting = file.base + setting
     elif arms:
-        question, expect = _expectation(arms)
+        question, expect, file = _expectation(arms)
     else:
         factors = ", ".join(f"{name}=" for name in FACTORS)
         raise ConfigError(f"no question asked: give one of {factors} ARM=, or STUDY= one of {', '.join(study_names())}")
 
     if "TOKENS" in values and (budget := resolve(setting).train.budget) != "tokens":
         raise ConfigError(f"TOKENS={values['TOKENS']} and train.budget={budget}: one of the two ends a run, give one")
-    seeds = _count("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
+    count = _count("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
+    first = _count("FIRST_SEED", values.get("FIRST_SEED", "1"), 1_000_000, "the first seed")
+    criteria = _criteria(values, file, count, bool(arms))
     jobs = _count("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     if "EVAL_DATA" in values and "TASKS" not in values:
         raise ConfigError("EVAL_DATA says where the data of evaluation tasks is: name them, e.g. TASKS=suite")
@@ -94,7 +107,55 @@ def from_args(words: list[str]) -> Study:
         # arms that read different text are judged on the held-out text of all of it
         judged = resolve(setting).eval.corpora
         setting.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
-    return build(factor, question, expect, setting, arms, list(range(1, seeds + 1)), out, jobs, words)
+
+    def study(count: int) -> Study:
+        seeds = list(range(first, first + count))
+        built = build(factor, question, expect, setting, arms, seeds, out, jobs, words, criteria)
+        return replace(built, predictions=_predictions(values, file, built.arms))
+
+    planned = study(count)
+    more = _more_begun(planned, criteria.seeds - count) if criteria.sequential else 0
+    return study(count + more) if more else planned
+
+
+def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
+    """Those of the study's file, and of PREDICT. A file that is found by its arms may predict about more than these.
+    Raises ConfigError."""
+    lines = file.predictions if file else []
+    of_file = [predict(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
+    typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
+    return [*of_file, *(predict(line, arms) for line in typed)]
+
+
+def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
+    """By what the study is decided: what the words say, else what its file says. Raises ConfigError."""
+    metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
+    margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
+    most_of_file = file.max_seeds if file and "STUDY" in values else None
+    more = values.get("MORE", "auto" if most_of_file else "none")
+    if more not in ("auto", "none"):
+        raise ConfigError(f"MORE={more[:60]}: auto adds seeds until every arm is decided; none (default) does not")
+    if more == "none":
+        if "MAX_SEEDS" in values:
+            raise ConfigError("MAX_SEEDS says how many seeds MORE=auto may come to: give that too")
+        return Criteria(metric, margins, seeds)
+    most = _count("MAX_SEEDS", values.get("MAX_SEEDS", str(most_of_file or MAX_SEEDS)), 100, "seeds")
+    if not arms:
+        raise ConfigError("MORE=auto adds seeds until the arms are decided: this study has none beside the baseline")
+    if most < max(2, seeds):
+        raise ConfigError(f"MAX_SEEDS={most} is less than SEEDS={seeds}, or than the two that any verdict needs")
+    return Criteria(metric, margins, most, sequential=True)
+
+
+def _more_begun(study: Study, most: int) -> int:
+    """How many seeds beyond those of a study MORE=auto has begun: those of which any arm's directory is there. The
+    baseline's does not count, other studies share it."""
+    folders = {cell.dir.parent / cell.dir.name.rpartition(",seed=")[0] for cell in study.cells if cell.delta}
+    last = study.seeds[-1]
+    begun = [
+        more for more in range(1, most + 1) if any(Path(f"{folder},seed={last + more}").exists() for folder in folders)
+    ]
+    return max(begun, default=0)
 
 
 def _values(words: list[str]) -> dict[str, str]:
@@ -147,8 +208,8 @@ def is_list(key: str) -> bool:
     return get_origin(KEYS.get(key)) is list
 
 
-def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str]:
-    """The question and the expectation written down for these arms in a study file, where there is one.
+def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
+    """The question and the expectation written down for these arms in a study file, and that file, where there is one.
 
     A file that cannot be read is left out, and named, since the expectation may be in it.
     """
@@ -158,13 +219,13 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str]:
         try:
             file = read_study(name)
             if wanted <= {(key, str(parse(key, value))) for key, value in file.arms}:
-                return file.question, file.expect
+                return file.question, file.expect, file
         except ConfigError:
             unread.append(f"ablations/studies/{name}.yaml")
     expect = "Nothing was written down before the runs."
     if unread:
         expect += f" (Not readable: {', '.join(unread)}.)"
-    return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect
+    return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect, None
 
 
 def _count(name: str, text: str, most: int, things: str) -> int:

@@ -1,9 +1,10 @@
 """Study files: a question, what was expected before any run, and the arms. One in ablations/studies is one study."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablations.criteria import PRIMARY, check_metric, margins_of_file
 from ablations.strict_yaml import read_yaml
 from ablations.values import ConfigError, did_you_mean
 
@@ -11,8 +12,13 @@ STUDIES = Path(__file__).parent / "studies"
 FORM = """a study file holds
   question: text
   expect: text, written before any run
+  predictions: maybe, the same in a form that a report can check: a list of lines such as `- alibi < learned`
   arms: a list of lines such as `- model.pos: alibi`
-  base: maybe, settings for all runs such as {train.lr: 1.0e-3}; not used where SIZE is a preset"""
+  base: maybe, settings for all runs such as {train.lr: 1.0e-3}; not used where SIZE is a preset
+  metric: maybe, the primary metric: bits/byte (default), zero-shot or suite
+  margin: maybe, a difference that does not matter: a number of the primary metric, or {bits/byte: 0.01, zero-shot: 1}
+  max_seeds: maybe, adds seeds until every arm is decided, at most to so many"""
+KEYS = ("question", "expect", "arms", "base", "metric", "margin", "max_seeds", "predictions")
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,10 @@ class StudyFile:
     expect: str
     arms: list[tuple[str, Any]]  # (key, value), a line each
     base: list[tuple[str, Any]]  # settings of all runs
+    metric: str = PRIMARY
+    margins: dict[str, float] = field(default_factory=dict)  # {metric: a difference that does not matter}
+    max_seeds: int | None = None  # seeds are added until every arm is decided; None: SEEDS says how many
+    predictions: list[str] = field(default_factory=list)  # as written; see ablations/prediction.py
 
 
 def study_names() -> list[str]:
@@ -41,7 +51,7 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"STUDY={_short(name)} is not one of {', '.join(names)}{did_you_mean(name[:100], names)}")
     path = STUDIES / f"{name}.yaml"
     content = read_yaml(path)
-    if unknown := content.keys() - {"question", "expect", "arms", "base"}:
+    if unknown := content.keys() - set(KEYS):
         raise ConfigError(f"{path.name} has {', '.join(sorted(unknown))}: {FORM}")
     for key in ("question", "expect"):
         text = content.get(key)
@@ -52,8 +62,17 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"{path.name}: each arm is one line, such as `- model.pos: alibi`: {FORM}")
     if not isinstance(base, dict) or not all(isinstance(key, str) for key in base):
         raise ConfigError(f"{path.name}: base must be settings and their values: {FORM}")
+    predictions = content.get("predictions") or []
+    if not isinstance(predictions, list) or not all(isinstance(line, str) for line in predictions):
+        raise ConfigError(f"{path.name}: predictions are a list of lines such as `- alibi < learned`: {FORM}")
     lines = [next(iter(arm.items())) for arm in arms]
-    return StudyFile(name, content["question"].strip(), content["expect"].strip(), lines, list(base.items()))
+    metric = check_metric(content.get("metric", PRIMARY), f"{path.name}: metric")
+    margins = margins_of_file(content["margin"], metric, path.name) if "margin" in content else {}
+    most = content.get("max_seeds")
+    if "max_seeds" in content and (isinstance(most, bool) or not isinstance(most, int) or not 2 <= most <= 100):
+        raise ConfigError(f"{path.name}: max_seeds is {most!r}: a number of seeds from 2 to 100 is needed")
+    question, expect = content["question"].strip(), content["expect"].strip()
+    return StudyFile(name, question, expect, lines, list(base.items()), metric, margins, most, predictions)
 
 
 def _is_line(arm: Any) -> bool:

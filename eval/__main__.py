@@ -1,11 +1,11 @@
-"""python -m eval RUN_DIR ...: judges runs; writes samples.jsonl.gz, then eval.json, into each that is finished.
+"""python -m eval RUN_DIR ...: evaluates runs; writes samples.jsonl.gz, then eval.json, into the directory of each.
 
-Where weights were kept on the way (layout.eval_at), they are judged too, also while the run goes on: eval-step_N.json.
-Always by what held-out text gives (eval/tasks/probes.py); with --tasks also by lm-eval's tasks, on data that is on this
-machine (eval/tasks/mirror.py). Without a run, says whether those tasks could be run.
+Weights saved during training (layout.eval_at) are evaluated too, also while the run goes on: eval-step_N.json. The
+tasks are always those made from held-out text (eval/tasks/probes.py); with --tasks also lm-eval's, on data on this
+machine (eval/tasks/mirror.py). Without a run, the command says whether those tasks could be run.
 
-Exit codes: 0; 1 when a run could not be judged, or not by all tasks; 2 when the command is not valid, or a directory
-is not that of a run that can be judged. A run that fails is named and keeps no other from its evaluation.
+Exit codes: 0; 1 when a run could not be evaluated, or not on all tasks; 2 when the command is not valid, or a directory
+is not that of a run that can be evaluated. A run that fails is named; the others are evaluated all the same.
 """
 
 import argparse
@@ -88,10 +88,10 @@ def check_run(directory: Path) -> None:
 
 
 def judge_run(directory: Path, tasks: list[str], data: mirror.Mirror | None, args: argparse.Namespace) -> None:
-    """Judge every model of a run that has no current result, and print a line for each.
+    """Evaluate all weights of a run that have no current result, and print a line for each.
 
     Raises:
-        ValueError: when a model could not be judged by everything; what could be is written.
+        ValueError: a task failed; the results of the others are written.
     """
     from eval import results
     from eval.judge import judge
@@ -106,8 +106,8 @@ def judge_run(directory: Path, tasks: list[str], data: mirror.Mirror | None, arg
             continue
         result = results.current(directory, run, weights, tasks, data, args.precision, args.shots)
         if result is None:
-            asked = results.with_earlier_tasks(directory, weights, tasks, data, args.shots)
-            result = judge(directory, weights, asked, data, args.shots, args.store, args.precision, args.processes)
+            all_tasks = results.with_earlier_tasks(directory, weights, tasks, data, args.shots)
+            result = judge(directory, weights, all_tasks, data, args.shots, args.store, args.precision, args.processes)
         at = f" at {weights.tokens:,} tokens" if weights.tokens else ""
         print(rundir.printable(f"{run['cell']}{at}: {results.summary(result)}"), flush=True)
         failed |= result.get("lm_eval_tasks", {}).get("failed", {})

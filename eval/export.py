@@ -9,29 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ablations import rundir
-from data.tokenizer import unexportable
+from data.tokenizer import AWKWARD, unexportable
 from eval import location
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing of this is on the hub
 
 ROWS = 2  # sequences of held-out text whose logits are compared
-AWKWARD = [
-    "",
-    " ",
-    "   ",
-    "\n",
-    "\r\n\t\0",
-    "</s>",
-    "<unk>",
-    "<0x0A>",
-    "\u2581",
-    " \u2581a\u2581 ",
-    "\u00e9e\u0301",
-    "\U0001f469\u200d\U0001f680",
-    "\ufeff\ufffd\U0010ffff",
-    "0123456789",
-    "x" * 999,
-]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,8 +80,8 @@ def export(directory: Path, to: Path, store: Path | None = None) -> str:
     draft.mkdir(parents=True)
     try:
         origin = {name: run[name] for name in ("cell", "fingerprint", "commit")}
-        hub.save(cfg, state, draft, tokenizer.eod, origin)
-        convert(tokenizer, cfg.seq if cfg.pos == "learned" else None).save_pretrained(draft)
+        hub.save(cfg, state, draft, tokenizer.eod, origin, getattr(tokenizer, "pad", None))
+        convert(tokenizer, cfg.seq if cfg.pos == "learned" else None, form.causal).save_pretrained(draft)
         compare(
             tokenizer,
             transformers.AutoTokenizer.from_pretrained(draft, local_files_only=True),
@@ -110,10 +93,10 @@ def export(directory: Path, to: Path, store: Path | None = None) -> str:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     size = sum(map(len, texts))
+    generates = ", it generates as ours does" if form.causal else ""
     return (
-        f"{form.name}; its logits differ by {difference:.1e} of the largest (allowed {hub.TOLERANCE:.0e}), it "
-        f"generates as ours does, and its tokenizer gives the same ids on {len(texts)} held-out documents "
-        f"({size:,} characters)"
+        f"{form.name}; its logits differ by {difference:.1e} of the largest (allowed {hub.TOLERANCE:.0e}){generates}, "
+        f"and its tokenizer gives the same ids on {len(texts)} held-out documents ({size:,} characters)"
     )
 
 
@@ -132,10 +115,14 @@ def sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int
 # ------------------------------------------------------------------------------------------- the tokenizer
 
 
-def convert(tokenizer: Any, longest: int | None = None) -> Any:
+def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
     """Our tokenizer as a transformers one: the same ids for every text.
 
-    `split_special_tokens`: the name of the end of document in a text is some characters, not the end of document.
+    `split_special_tokens`: the name of the end of document in a text is some characters, not the end of document. Only
+    WordPiece's are found in a text, as in every BERT, so that a text can hold a [MASK] to be filled in; with
+    `split_special_tokens=True` given for a text they are characters there too, and its ids are ours.
+
+    causal: of a decoder; otherwise a token that can stand for a masked one is named as such.
 
     One difference is left. Of ids whose bytes are no UTF-8 as a whole, which no text gives, each byte becomes U+FFFD
     here, and in ours only those that cannot be read.
@@ -148,10 +135,47 @@ def convert(tokenizer: Any, longest: int | None = None) -> Any:
         end = backend.id_to_token(tokenizer.eod)
     else:
         backend, end = from_sentencepiece(tokenizer), tokenizer.pieces[tokenizer.eod].text
+    if tokenizer.kind == "wordpiece":
+        return from_wordpiece(tokenizer, backend, longest)
+    names = {} if causal or tokenizer.mask is None else {"mask_token": backend.id_to_token(tokenizer.mask)}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=end,
         split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **names,
+        **({"model_max_length": longest} if longest else {}),
+    )
+
+
+def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
+    """BERT's kind: [CLS] text [SEP], or [CLS] text [SEP] other text [SEP], as eval/finetune joins them. No token types:
+    the model has one kind.
+
+    Not as transformers' BertTokenizerFast: when that class is loaded it puts BERT's own normaliser and splitting into
+    words in place of those in the file, and other ids come out (transformers 5.23).
+    """
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    pad, unk, cls, sep, mask = (
+        backend.id_to_token(i) for i in (tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask)
+    )
+    backend.no_padding()
+    backend.no_truncation()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B {sep}",
+        special_tokens=[(cls, tokenizer.cls), (sep, tokenizer.sep)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=pad,
+        unk_token=unk,
+        cls_token=cls,
+        sep_token=sep,
+        mask_token=mask,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
         **({"model_max_length": longest} if longest else {}),
@@ -190,14 +214,20 @@ def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
-    """Raises ValueError unless `theirs` encodes the texts as `ours` did, and decodes them."""
-    if theirs.eos_token_id != ours.eod:
-        raise ValueError(f"the tokenizer's end of document is {theirs.eos_token_id}, not {ours.eod}")
-    for text, ids, their_ids in zip(texts, encoded, theirs(texts).input_ids, strict=True):
+    """Raises ValueError unless `theirs` encodes the texts as `ours` did, and decodes them: to the texts, or where a
+    tokenizer is lossy to what `ours` decodes them to."""
+    name, end = (
+        ("separator", theirs.sep_token_id) if ours.kind == "wordpiece" else ("end of document", theirs.eos_token_id)
+    )
+    if end != ours.eod:
+        raise ValueError(f"the tokenizer's {name} is {end}, not {ours.eod}")
+    alone = {"add_special_tokens": False, "split_special_tokens": True} if ours.kind == "wordpiece" else {}
+    for text, ids, their_ids in zip(texts, encoded, theirs(texts, **alone).input_ids, strict=True):
         if ids != their_ids:
             same = os.path.commonprefix([ids, their_ids])
             raise ValueError(f"the converted tokenizer gives other ids, after {ours.decode(same)[-40:]!r}")
-        if theirs.decode(ids) != text:
+        back = text if ours.lossless else ours.decode(ids)  # which leaves out what is unknown
+        if theirs.decode(ids, skip_special_tokens=not ours.lossless) != back:
             raise ValueError(f"the converted tokenizer does not give back {text[:40]!r}")
 
 

@@ -1,4 +1,4 @@
-"""One model of a run judged: loaded, asked, scored, and the result written (eval/results.py)."""
+"""Evaluates the weights of a run: loads the model, runs the tasks, and writes scores and samples (eval/results.py)."""
 
 import math
 import shutil
@@ -14,13 +14,13 @@ import numpy as np
 
 from ablations import rundir
 from eval import location, results
-from eval.statistics import LN2, mean_stderr, ratio_stderr
+from eval.statistics.items import LN2, mean_stderr, ratio_stderr
 from eval.tasks import mirror, position, probes
 from eval.tasks.choice import available
 from eval.tasks.suite import suite
 from eval.weights import Weights
 
-PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/score.py)
+PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/journal.py)
 NO_LIKELIHOOD = (
     "model.objective=mlm gives no likelihood of a text from left to right, which TASKS need. Its held-out loss on "
     "masked tokens is always measured; fine-tuning on GLUE is possible: make glue"
@@ -39,62 +39,68 @@ def judge(
     processes: int = 0,
     rank: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate one model of a run; returns what it writes to eval.json, or to eval-step_N.json.
+    """Evaluate the weights of a run; returns what is written to eval.json, or to eval-step_N.json.
 
     Args:
         tasks: names of lm-eval's tasks, whose data is in `data`.
         shots: examples in each prompt of those; None: as each task's definition says.
-        store: prepared data; None: that of the OUT folder which the run lies in.
-        precision: fp32 or bf16; None: bf16 on a GPU.
-        processes: how many share the work, each with a GPU of its own where there are GPUs. This one is number
-            `rank`, and number 0 starts the others and writes.
+        store: the store of prepared data; None: that of the run's OUT folder.
+        precision: fp32 or bf16; None: bf16 on a GPU, fp32 elsewhere.
+        processes: how many processes share the work, each with a GPU of its own where there are GPUs; 0: one for each.
+        rank: the number of this process. Number 0 starts the others, and writes the result; others return {}.
 
     Raises:
-        ValueError: when the run cannot be judged, or its scores are not numbers. Nothing is written then. A task of
-            lm-eval's that fails is no reason: it is named in the result, under lm_eval_tasks, failed.
+        ValueError: the run cannot be evaluated, or a score is NaN. Nothing is written then. A task of lm-eval's that
+            fails raises nothing: the result names it under "lm_eval_tasks", "failed".
     """
     start = time.monotonic()
     run = location.read_run(directory)
     store = location.data_store(directory, store)
     seq = run["config"]["model"]["seq"]
-    made, domains, texts = held_out_tasks(run, store)
+    tasks_of_text, domains, texts = held_out_tasks(run, store)
     masks = run["config"]["model"]["objective"] == "mlm"
     if masks and tasks:
         raise ValueError(NO_LIKELIHOOD)
 
-    from eval.tasks import harness, score
+    from eval.tasks import harness
+    from eval.tasks.journal import Journal
+    from eval.tasks.scorer import Scorer
 
     named, missing = available(tasks, data, shots, tell=not rank) if data else ({}, [])
     model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
     processes = processes or max(1, gpus)
     journal_folder = directory / (weights.name + PARTS)
     rundir.inside(directory, journal_folder.name)
-    others: list[subprocess.Popen] = []
+    helpers: list[subprocess.Popen] = []
     if not rank:
         words = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]
         words += ["--store", str(store)]
         if data:
             words += ["--tasks", ",".join(tasks), "--data", str(data.folder)]
             words += ["--shots", str(shots)] if shots is not None else []
-        others = [start_rank(directory, words, number) for number in range(1, processes)]
-    journal = score.Journal(
+        helpers = [start_rank(directory, words, number) for number in range(1, processes)]
+    journal = Journal(
         journal_folder,
-        results.identity(run, weights) | {"precision": precision},  # what was asked is in each line
+        results.identity(run, weights) | {"precision": precision},  # the requests themselves are the journal's keys
         rank,
         processes,
-        lambda: all(other.poll() is None for other in others),
+        lambda: all(helper.poll() is None for helper in helpers),
     )
     with progress(run["cell"]) as advance:
         theirs: dict[str, Any] = {}
         failed: dict[str, str] = {}
         curves = []
         if masks:
-            made, domains = masked_tasks(made, model), masked_tasks(domains, model)
-            ours = {name: masked_outcome(model, tokenizer, items, advance) for name, (_, items) in made.items()}
+            tasks_of_text, domains = masked_tasks(tasks_of_text, model), masked_tasks(domains, model)
+            ours = {
+                name: masked_outcome(model, tokenizer, items, advance) for name, (_, items) in tasks_of_text.items()
+            }
             by_domain = {name: masked_outcome(model, tokenizer, items, advance) for name, (_, items) in domains.items()}
         else:
-            scorer = harness.Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
-            ours = harness.evaluate(scorer, {name: (spec, items) for name, (spec, items) in made.items() if items})
+            scorer = Scorer(model, tokenizer, window=seq, progress=advance, journal=journal)
+            ours = harness.evaluate(
+                scorer, {name: (spec, items) for name, (spec, items) in tasks_of_text.items() if items}
+            )
             theirs, failed = harness.evaluate_named(scorer, named, data) if data else ({}, {})
             by_domain = harness.evaluate(scorer, domains) if domains else {}
             for documents in texts.values() if weights.step is None else ():
@@ -106,7 +112,7 @@ def judge(
 
     entries, rows = {}, []
     for name, outcome in ours.items():
-        entries[name], samples = our_entry(*made[name], outcome)
+        entries[name], samples = our_entry(*tasks_of_text[name], outcome)
         rows += [{"task": name, **sample} for sample in samples]
     for name, outcome in theirs.items():
         samples = outcome.pop("samples")
@@ -120,7 +126,7 @@ def judge(
         **results.identity(run, weights),
         **({"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}),
         "tasks": entries,
-        "omitted": [name for name, (_, items) in made.items() if not items],
+        "omitted": [name for name, (_, items) in tasks_of_text.items() if not items],
         "bits_per_byte": {key: mean(losses, key) for key in ("value", "stderr")},
         "by_domain": {
             corpus: {
@@ -142,20 +148,21 @@ def judge(
         result["lm_eval_tasks"] = {"asked": tasks, "missing": missing, "failed": failed, "shots": shots}
         result["suite"] = known_or_none(suite([result]))
     results.write(directory, weights, result, rows)
-    for other in others:
-        other.wait()
+    for helper in helpers:
+        helper.wait()
     shutil.rmtree(journal_folder, ignore_errors=True)  # another process may do the same
     return result
 
 
 def held_out_tasks(run: dict[str, Any], store: Path) -> tuple[Tasks, Tasks, dict[str, list[str]]]:
-    """What is made of the held-out text of each corpus by which a run is judged.
+    """The tasks made from the held-out text of the corpora in eval.corpora.
 
     Returns:
-        tasks {"corpus/name": ...}; the held-out loss by domain {"corpus/domain": ...}; the documents of each corpus.
+        {"corpus/task": ...}; {"corpus/domain": ...}, tasks for the held-out loss of each domain; and {corpus: its
+        documents}.
     """
     spec = probes.specification()["tasks"]
-    made: Tasks = {}
+    tasks: Tasks = {}
     domains: Tasks = {}
     texts: dict[str, list[str]] = {}
     for corpus in run["config"]["eval"]["corpora"]:
@@ -163,23 +170,23 @@ def held_out_tasks(run: dict[str, Any], store: Path) -> tuple[Tasks, Tasks, dict
         sources = probes.sources(files)
         texts[corpus] = list(sources)
         for name, items in probes.items(texts[corpus], run["config"]["model"]["seq"], sources).items():
-            made[f"{corpus}/{name}"] = (spec[name], items)
+            tasks[f"{corpus}/{name}"] = (spec[name], items)
         for name, items in probes.by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
             domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)
-    return made, domains, texts
+    return tasks, domains, texts
 
 
-def masked_tasks(made: Tasks, model: Any) -> Tasks:
-    """What a model of the MLM objective can be asked of the same held-out text: the loss on masked tokens. Its name has
-    the mask rate, since losses at different rates cannot be compared."""
+def masked_tasks(tasks: Tasks, model: Any) -> Tasks:
+    """The tasks that a masked language model can do: the loss on masked tokens of the same held-out text. The names get
+    the mask rate appended, since losses at different rates cannot be compared."""
     rate = f"masked_{model.cfg.mask_rate:.0%}"
-    return {f"{name}_{rate}": task for name, task in made.items() if task[0]["metric"] == "bits_per_byte"}
+    return {f"{name}_{rate}": task for name, task in tasks.items() if task[0]["metric"] == "bits_per_byte"}
 
 
 def masked_outcome(
     model: Any, tokenizer: Any, items: list[dict], advance: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """As `harness.evaluate` has it of a task, of the held-out loss on masked tokens."""
+    """The held-out loss on masked tokens, in the form in which `harness.evaluate` returns a task."""
     from eval.tasks.harness import sha256
     from eval.tasks.masked import masked_loss
 
@@ -196,7 +203,8 @@ def masked_outcome(
 def load(
     directory: Path, weights: Weights, run: dict[str, Any], store: Path, precision: str | None, rank: int
 ) -> tuple[Any, Any, str, int]:
-    """The model with its trained weights, its tokenizer, the precision it has, and how many GPUs there are."""
+    """The model with its trained weights, its tokenizer, the precision that it computes in, and how many GPUs there
+    are. `precision` and `rank` as in `judge`."""
     import torch
 
     from model.config import ModelConfig
@@ -219,7 +227,7 @@ def load(
 
 
 def start_rank(directory: Path, words: list[str], rank: int) -> subprocess.Popen:
-    """Another process that shares the work of this one."""
+    """Start process number `rank`, which shares the work of this one; `words`: its options."""
     command = [sys.executable, "-m", "eval", str(directory), *words, "--rank", str(rank)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
@@ -269,24 +277,25 @@ def task_stderr(samples: list[dict]) -> float | None:
 
 
 def number(value: float) -> float | None:
-    """A number, or None where there is none (the standard error of a single item): JSON has no NaN."""
+    """`value`, or None when it is NaN or infinite, as is the standard error of a single item: JSON has no NaN."""
     return value if math.isfinite(value) else None
 
 
 def scaled(value: float | None) -> float | None:
-    """A share as percent."""
+    """A fraction as percent; None stays None."""
     return None if value is None else 100 * value
 
 
 def known_or_none(scores: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The same with None in the place of numbers that are not known."""
+    """`scores` with None in place of NaN."""
     if scores is None:
         return None
     return {key: number(value) if isinstance(value, float) else value for key, value in scores.items()}
 
 
 def mean(entries: list[dict], key: str) -> float | None:
-    """Unweighted over tasks; standard errors of independent tasks in quadrature. None where one is not known."""
+    """The unweighted mean of entries[...][key] over tasks. key="stderr": the standard error of the mean of independent
+    tasks. None where one of the numbers is None."""
     if any(entry[key] is None for entry in entries):
         return None
     values = np.array([entry[key] for entry in entries])
@@ -295,7 +304,7 @@ def mean(entries: list[dict], key: str) -> float | None:
 
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """One line while it lasts: what is evaluated, tokens per second, time left."""
+    """A progress bar on the terminal: yields the function that moves it, given the tokens done and all tokens."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,9 +1,9 @@
-"""Where the files of a run lie: inside its run directory and in the store of prepared data, never where run.json says.
+"""Finds the files of a run: in its run directory and in the store of prepared data, never at the paths in run.json.
 
-A run directory may have been copied to another disk or machine, or may come from somebody else, so that the absolute
-paths in its run.json are a record of what once was and not an order. Of such a path only the last two names (folder
-and file of the store) are used; they are looked up in the store of the OUT folder that the run directory lies in
-(OUT/STAGE/RUN, the store is OUT/data), or in the store that the command line names.
+A run directory may have been copied to another disk or machine, or may come from somebody else, so the absolute paths
+in its run.json are only a record of where files were, and must not be opened. Of such a path only the last two names
+(folder and file of the store) are used. They are looked up in the store of the OUT folder that the run directory is in
+(a run directory is OUT/STAGE/RUN, the store OUT/data), or in the store that the command line names.
 """
 
 import json
@@ -46,25 +46,26 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 
 def data_store(directory: Path, store: Path | None = None) -> Path:
-    """The folder of prepared data (data/store.py) of a run.
+    """The store of prepared data (data/store.py) that a run reads from, with symbolic links followed.
 
-    store: as the command line names it, and then it may be anywhere; None: `data` in the OUT folder of the run.
+    Args:
+        store: the folder that the command line names, which may be anywhere; None: `data` in the OUT folder of the run.
 
     Raises:
-        ValueError: when there is none, or when OUT/data is a link out of OUT.
+        ValueError: it is not there, or OUT/data is a link to a place outside OUT.
     """
     out = directory.resolve().parent.parent
-    found = store or out / "data"
+    folder = store or out / "data"
     how = "Say where the prepared data of this run is: --store FOLDER"
-    if not found.is_dir():
-        raise ValueError(f"{found} is not there, or not a folder. {how}")
-    if not store and not found.resolve().is_relative_to(out):
-        raise ValueError(f"{found} is a link that leaves {out}, and is not followed. {how}")
-    return found.resolve()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not there, or not a folder. {how}")
+    if not store and not folder.resolve().is_relative_to(out):
+        raise ValueError(f"{folder} is a link that leaves {out}, and is not followed. {how}")
+    return folder.resolve()
 
 
 def stored(store: Path, recorded: str) -> Path:
-    """Where a file of the store lies now that was at the path `recorded` when the run was trained."""
+    """The path in `store` of the file that was at the path `recorded` when the run was trained."""
     path = Path(recorded)
     return inside(store / path.parent.name / path.name, store)
 
@@ -88,13 +89,13 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
 
 
 def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
-    """The files with the held-out text of a corpus, as prepared in the store. Nothing is prepared or written here.
+    """The .jsonl.gz files with the held-out text of a corpus, already prepared in the store. Nothing is written here.
 
-    Where the corpus itself is no longer on this machine (OUT was copied), the prepared text that carries its name is
-    taken, provided that there is only one.
+    Where the corpus itself is not on this machine (OUT was copied), the prepared text with its name is used, provided
+    that the store has only one.
 
     Raises:
-        ValueError: when it is not in the store.
+        ValueError: the store does not have it.
     """
     from data.corpus import Missing
     from data.prepare import held_out

@@ -1,11 +1,11 @@
 """What an evaluation writes into a run directory: eval.json (or eval-step_N.json) and samples.jsonl.gz.
 
-eval.json           scores by task and their means; written last, so that where it is whole, so are the items
-eval-step_N.json    the same of weights that were kept on the way; without the result of each item
+eval.json           scores by task and their means; written last, so that a complete one implies complete samples
+eval-step_N.json    the same for weights saved during training; there are no samples of these
 samples.jsonl.gz    a line for each item: {"task", "id", "value"} or {"task", "id", "nats", "bytes"}; with "cluster"
                     where items share a passage, a document or another source, so that they are not independent
 
-A damaged file counts as not written: the run is then judged again.
+A damaged file counts as missing: the run is then evaluated again.
 """
 
 import gzip
@@ -27,7 +27,7 @@ REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", 
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """What the result of an evaluation depends on, besides the items that follow from it."""
+    """What the result of an evaluation depends on: versions, weights and corpora. The items follow from these."""
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -37,7 +37,7 @@ def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
-    """The result that is there, of whichever weights and tasks; None where there is none or any part is damaged."""
+    """The result in the run directory, perhaps of other weights or tasks; None where there is none or it is damaged."""
     try:
         result = rundir.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
         if result is None or weights.step is not None:
@@ -64,18 +64,18 @@ def current(
     precision: str | None = None,
     shots: int | None = None,
 ) -> dict[str, Any] | None:
-    """The result that is there already, when it is whole, of these weights, in the precision that is asked for (if one
-    is), and `has` the tasks."""
+    """The result in the run directory, if it is undamaged, of these weights, in `precision` (None: any), and `has` the
+    tasks with that many examples; else None."""
     result = read(directory, weights)
     if result is None:
         return None
-    asked = identity(run, weights) | ({"precision": precision} if precision else {})
-    return result if asked.items() <= result.items() and (not data or has(result, tasks, data, shots)) else None
+    requested = identity(run, weights) | ({"precision": precision} if precision else {})
+    return result if requested.items() <= result.items() and (not data or has(result, tasks, data, shots)) else None
 
 
 def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots: int | None = None) -> bool:
-    """Whether a result has the tasks with so many examples, but for those whose data is still lacking, and none of data
-    that is another by now. Data sets of other tasks may come and go."""
+    """Whether a result has everything that an evaluation on `tasks` would give today: all of them that can be run, with
+    `shots` examples, on data that has not changed since."""
     judged = result.get("lm_eval_tasks")
     if not judged or not set(tasks) <= set(judged["asked"]) or judged.get("shots") != shots:
         return False
@@ -84,34 +84,39 @@ def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots
         return False
     if not judged["missing"]:
         return True
-    from eval.tasks import harness
+    from eval.tasks.definitions import definitions
 
-    asked = harness.definitions(mirror.names(tasks), shots)
-    return all(data.lacks_any(asked[name].sources) for name in judged["missing"] if name in asked)
+    defined = definitions(mirror.names(tasks), shots)
+    return all(data.lacks_any(defined[name].sources) for name in judged["missing"] if name in defined)
 
 
 def with_earlier_tasks(
     directory: Path, weights: Weights, tasks: list[str], data: mirror.Mirror | None, shots: int | None = None
 ) -> list[str]:
-    """`tasks`, and those by which the run was judged before and can be now: no result goes because more is asked."""
+    """`tasks` together with those that the run was evaluated on before, as far as they can still be run: eval.json is
+    written anew, and must not lose results because other tasks are requested."""
     earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     if not data:
         return tasks
-    again = []
+    still_possible = []
     for name in earlier:
         try:
             available([name], data, shots, tell=False)
-            again.append(name)
+            still_possible.append(name)
         except ValueError as error:
             print(f"judged before by {name}, and no longer: {error}", file=sys.stderr)
-    return list(dict.fromkeys([*again, *tasks]))
+    return list(dict.fromkeys([*still_possible, *tasks]))
 
 
 def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write the items of a run's end, then the scores.
+    """Write the scores, and before them the samples, unless the weights are of an earlier step.
+
+    Args:
+        result: the content of eval.json.
+        rows: the lines of samples.jsonl.gz.
 
     Raises:
-        ValueError: when a number is NaN or infinite, naming where it stands. Nothing is written then.
+        ValueError: a number is NaN or infinite; the message says where. Nothing is written then.
     """
     if wrong := not_finite({"scores": result, "items": rows}):
         raise ValueError(f"{directory}: not a number, and therefore not written: {', '.join(wrong[:5])}")
@@ -124,7 +129,7 @@ def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[
 
 
 def not_finite(value: Any, path: str = "") -> list[str]:
-    """Where in a JSON value NaN or an infinite number stands, as paths with slashes."""
+    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada"."""
     if isinstance(value, dict):
         return [place for key, entry in value.items() for place in not_finite(entry, f"{path}/{key}")]
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""The weights of a run: those of its end, and those that were kept on the way (layout.eval_at, launch/checkpoint.py).
+"""The weights of a run that can be evaluated: those at its end, and those saved at layout.eval_at during training.
 
-What is kept on the way lies in `checkpoints/weights_N`: safetensors with pieces of the flattened fp32 parameters, named
-`parameter|weight|start`, with `|rank|size` after it where tensor parallelism cut the parameter, and `checkpoint.json`,
-without which the folder is not whole.
+Weights saved during training are in `checkpoints/weights_N` (written by launch/checkpoint.py): safetensors files with
+pieces of the flattened fp32 parameters, named `parameter|weight|start`, with `|rank|size` appended where tensor
+parallelism cut the parameter; and `checkpoint.json`, without which the folder is not complete.
 """
 
 import functools
@@ -13,13 +13,13 @@ from typing import Any
 
 from ablations import rundir
 
-# train.precision of a run -> of the weights that training computes with, which fp8 rounds further as it goes
+# train.precision of a run -> dtype of the weights in its forward passes; fp8 rounds these further in each product
 PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One model of a run. `step` and `tokens` are None at its end."""
+    """The weights of a run at one point of training; `step` and `tokens` are None for those at its end."""
 
     path: Path  # a file, or a folder with a manifest
     step: int | None = None
@@ -27,11 +27,12 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """Of the result: eval.json, or eval-step_N.json."""
+        """The name of the file with their scores, without ".json": "eval", or "eval-step_N"."""
         return "eval" if self.step is None else f"eval-step_{self.step}"
 
     @property
     def sha256(self) -> str:
+        """A hash that identifies the weights: of the file, or of the hashes of the files of a folder."""
         if self.step is not None:
             files = read_manifest(self.path)["files"]
             return hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
@@ -95,30 +96,30 @@ class Weights:
 
 
 def weights_of(directory: Path) -> list[Weights]:
-    """The models of a run that can be evaluated: what was kept on the way, in the order of training, then the end.
+    """The weights of a run that can be evaluated, in the order of training, those at its end last.
 
-    Weights on the way whose manifest is damaged are left out: training writes them anew, or goes past them.
+    Saved weights whose checkpoint.json is damaged are left out: if training continues, it writes them again.
 
     Raises:
         ValueError: when `done` or a path in the directory is not what training writes there.
     """
-    kept = []
+    saved = []
     for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
         rundir.inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
         try:
             manifest = read_manifest(folder)
-            kept.append(Weights(folder, manifest["step"], manifest["tokens"]))
+            saved.append(Weights(folder, manifest["step"], manifest["tokens"]))
         except (rundir.Damaged, KeyError):
             continue
-    kept.sort(key=lambda weights: weights.step or 0)
+    saved.sort(key=lambda weights: weights.step or 0)
     if rundir.read_done(directory) is None:
-        return kept
+        return saved
     rundir.inside(directory, rundir.WEIGHTS)
-    return [*kept, Weights(directory / rundir.WEIGHTS)]
+    return [*saved, Weights(directory / rundir.WEIGHTS)]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """checkpoint.json of a folder of weights; of an earlier version also without its own hash.
+    """checkpoint.json of a folder of weights. Earlier versions wrote it without a hash of itself, which is accepted.
 
     Raises:
         Damaged: when it is missing, or not what was written.
@@ -142,6 +143,6 @@ def _load(path: Path) -> dict[str, Any]:
 
 @functools.cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """The hash of a file that has this size and time of change."""
+    """The hash of a file, remembered as long as its size and time of change (nanoseconds) stay the same."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

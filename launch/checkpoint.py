@@ -1,14 +1,14 @@
-"""Checkpoints that know no layout: every weight and optimizer moment in fp32, by its parameter's name, in fragments.
+"""Checkpoints that load at any parallel layout: fp32 weights and optimizer moments, in fragments named by parameter.
 
 A checkpoint is a folder `step_N`: one safetensors file for each rank with the fragments that this rank holds, under
 the names of `rundir.PieceName`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint.
 Since fragments are found by name and position, a checkpoint of any number of ranks and any ZeRO stage loads at any
 other. Nothing in it is ever unpickled, and the sha256 of every file is compared before it is used, that of
-`checkpoint.json` too. Where tensor parallelism cuts a parameter, the name says which part it is; at another size the
-parameter is put together and cut anew.
+`checkpoint.json` too. Where tensor parallelism cuts a parameter, the name says which part it is; at another tensor
+parallel size the parameter is put together and cut anew.
 
-Of some steps the weights are kept besides, in `weights_N`: the same files without the moments, whole before `step_N`
-is, so that a run continued from there has them. They are never thinned; eval/weights.py reads them.
+Milestones keep their weights besides, in `weights_N`: the same files without the optimizer moments. They are complete
+before `step_N` is, so that a run continued from there has them; they are never removed; eval/weights.py reads them.
 
 Saving is asynchronous: `save` copies the fragments to host memory and returns; a thread writes them.
 """
@@ -42,7 +42,7 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")  # the fp32 master weight, and AdamW
 class CheckpointError(Failed):
     """A checkpoint could not be written or read; the message says what is left and what to do."""
 
-    again = True  # storage that hiccups, a GPU that computes wrong
+    again = True  # a storage that failed for a moment, or a GPU that computed a wrong number, may work next time
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,13 @@ class Checkpoints:
         rank: int,
         began: float,
     ) -> None:
-        """folders: which kinds of tensors go into which folder."""
+        """On a thread of its own: write this rank's tensors; on rank 0 complete the checkpoint and remove old ones.
+
+        Args:
+            folders: for each folder the kinds of tensors that go into it.
+            tensors: the copied fragments by their `Fragment.key`.
+            began: when `save` was called, by time.perf_counter.
+        """
         file = self.folder
         try:
             for name, kinds in folders.items():
@@ -151,7 +157,8 @@ class Checkpoints:
             self.error = error
 
     def _complete(self, target: Path, index: dict[str, Any], began: float) -> None:
-        """Rank 0 waits for the files of all ranks (no collective: those belong to training), then says it is whole."""
+        """On rank 0: wait until the files of all ranks are there, then write checkpoint.json, which makes the folder a
+        checkpoint. It waits by looking at files, since collectives from this thread would mix with training's."""
         sums = [target / f"rank_{r}.json" for r in range(index["ranks"])]
         while not all(path.exists() for path in sums):
             time.sleep(0.02)
@@ -163,8 +170,8 @@ class Checkpoints:
             path.unlink()
 
     def _thin(self) -> None:
-        """Remove what is older than the newest `keep`. What cannot be removed, such as a file that somebody reads on a
-        network file system, is no reason to stop: it is tried again after the next save."""
+        """Remove all checkpoints but the newest `keep`. One that cannot be removed, such as a file that somebody reads
+        on a network file system, does not stop training: it is tried again after the next save."""
         oldest = step_of(rundir.checkpoints(self.folder)[: self.keep][-1]) or 0
         for old in self.folder.glob("step_*"):
             step = step_of(old)
@@ -175,7 +182,7 @@ class Checkpoints:
                     shutil.rmtree(old)
 
     def wait(self) -> None:
-        """Until the save that is under way is on the disk.
+        """Wait until the save that is under way is on the disk.
 
         Raises:
             CheckpointError: when it could not be written.
@@ -240,7 +247,8 @@ class Checkpoints:
             raise Failed(f"{path} is of another run: its {', '.join(sorted(differing))} differs. Remove that folder.")
 
     def _forget_later(self, path: Path, damaged: list[Path]) -> None:
-        """Later folders belong to a past that did not happen; damaged ones are kept aside for whoever wants to look."""
+        """Before training continues from `path`: remove the checkpoints of later steps, which are trained again, and
+        rename damaged ones to damaged_step_N, for whoever wants to look."""
         newest = step_of(path) or 0
         for folder in [*self.folder.glob("step_*"), *self.folder.glob("weights_*")]:
             step = step_of(folder)
@@ -253,29 +261,36 @@ class Checkpoints:
 
 
 def _examine(path: Path) -> tuple[dict[str, Any], str]:
-    """The index of a checkpoint, and what is wrong with it or its files, "" when nothing is. All ranks call it
-    together and hear the same complaint; each reads a share of the files."""
+    """The index of a checkpoint (its checkpoint.json), and what is wrong with it or its files, "" when nothing is.
+
+    A collective: each rank hashes a share of the files, and all return the same complaint."""
     index: dict[str, Any] = {}
     complaints = []
     try:
         index = rundir.read_checkpoint(path)
     except Damaged as error:
         complaints = [str(error)]
-    if complaint := _first(complaints):
+    if complaint := _first_of_all_ranks(complaints):
         return {}, complaint
     share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
-    return index, _first([rundir.damage(path / name, sums) for name, sums in share])
+    return index, _first_of_all_ranks([rundir.damage(path / name, sums) for name, sums in share])
 
 
-def _first(complaints: list[str]) -> str:
-    """The first complaint of any rank: all must agree on what they load."""
-    of_ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, complaints)
-    return next((complaint for of_rank in of_ranks for complaint in of_rank if complaint), "")
+def _first_of_all_ranks(complaints: list[str]) -> str:
+    """The first complaint that any rank has, "" without one; the same on every rank, which have to agree on whether
+    they load a checkpoint. A collective."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, complaints)
+    return next((complaint for rank_complaints in gathered for complaint in rank_complaints if complaint), "")
 
 
 def _fill(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
-    """Copy into `fragments` from whichever saved ones overlap them, cut anew where tensor parallelism was another."""
+    """Fill `fragments` from the checkpoint's: each from those that overlap it. Where the checkpoint was saved at
+    another tensor parallel size, the parameter is put together and cut anew.
+
+    Raises:
+        CheckpointError: elements are missing, or have another shape.
+    """
     readers = [safe_open(path / name, framework="pt") for name in files]
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
     for reader in readers:

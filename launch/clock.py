@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Goes on from where the checkpoint stood. Steps, saving and compiling count; preparing data and starting do not.
+    """Seconds of training of a run, over all its launches. Steps, saving checkpoints and compiling count; preparing
+    data and starting processes do not.
 
-    What a kill destroys counts neither as training nor as time: the run stands where its last checkpoint stood.
+    A continued run begins with the seconds that its checkpoint recorded, so steps that a kill destroyed count neither
+    as training nor as time.
     """
 
     def __init__(self, before: float, now: Callable[[], float] = time.perf_counter):

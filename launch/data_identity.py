@@ -13,7 +13,7 @@ from ablations.study import Cell, Study
 
 def check_files(study: Study) -> None:
     """Compare the files of each corpus with those that the study's runs were trained on, before anything is prepared.
-    Files that changed are read once (sha256); of others the hash is remembered.
+    Their hashes are remembered; only files that changed since are read again.
 
     Raises:
         ConfigError: they changed.
@@ -44,9 +44,9 @@ def check_prepared(study: Study) -> None:
     store = study.out / rundir.DATA
     for cell, recorded in _recorded(study):
         data = cell.run.data
-        asked = (data.corpus, data.tokenizer, cell.run.model.vocab, store, data.tokenizer_kind, data.recipe)
+        request = (data.corpus, data.tokenizer, cell.run.model.vocab, store, data.tokenizer_kind, data.recipe)
         try:
-            current = prepare(*asked, build=False)
+            current = prepare(*request, build=False)
         except Missing:
             continue  # nothing that is about to be trained reads it
         except ValueError as error:

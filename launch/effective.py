@@ -1,4 +1,4 @@
-"""What a live engine would do, read from it and its model and not from the configuration."""
+"""The settings in effect: read from the live engine and its model, to be compared with those configured."""
 
 from typing import Any
 
@@ -11,11 +11,14 @@ NORM_CLASSES: tuple[type[nn.Module], ...] = (nn.LayerNorm, *NORMS.values())  # e
 
 
 def effective(engine: Any) -> dict[str, Any]:
-    """What a launch.engine.Engine and its model would do, in the configuration's own terms."""
+    """{setting: value in effect} of a launch.engine.Engine, by the names of the configuration, such as model.layers.
+
+    Where layers differ, or a measured value is not the configured one, the value is a text that says so and equals no
+    configured value. All ranks call it together (the embedding is gathered over tensor parallel ranks)."""
     blocks, cfg, tp = engine.model.blocks, engine.model.cfg, engine.model.tp
     embed = tp.gather("embed.weight", engine.model.embed.weight)
-    in_norms: list[Any] = [module.eps for module in engine.model.modules() if isinstance(module, NORM_CLASSES)]
-    epsilons = sorted(set(in_norms))
+    norms: list[Any] = [module for module in engine.model.modules() if isinstance(module, NORM_CLASSES)]
+    epsilons = sorted({norm.eps for norm in norms})
     return engine.held_settings() | {
         "train.precision": proof.precision(engine.model).value,
         "model.layers": len(blocks),

@@ -1,7 +1,8 @@
-"""`python -m launch.local POS=alibi`: runs the cells of a study on this machine, a few at a time, each in a process.
+"""`python -m launch.local POS=alibi`: runs a study on this machine, a few of its runs at a time.
 
-Training and evaluation meet in the run directory only, so this file starts them as commands and reads what they
-leave there. Run again after any interruption: finished cells are kept, a half-finished one continues.
+Training and evaluation are separate commands, which share nothing but the run directory: this file starts them as
+processes and reads what they leave there. After an interruption the same command continues: finished runs are kept, a
+half-finished one goes on from its last checkpoint.
 """
 
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from ablations import rundir
@@ -27,11 +29,11 @@ def run(study: Study) -> list[str]:
     """Prepare data, train and evaluate every cell that is not finished.
 
     Returns:
-        What failed, a line for each cell; empty when all is well.
+        A line for each run that failed, with the reason; empty when none did.
 
     Raises:
-        ConfigError: before any work, for what concerns all runs.
-        Interrupted: by Ctrl-C or SIGTERM; what was trained is saved.
+        ConfigError: before any training, for what concerns all runs, such as a corpus that cannot be prepared.
+        Interrupted: by Ctrl-C or SIGTERM; every run has saved a checkpoint.
     """
     failures: list[str] = []
     cells = []
@@ -39,6 +41,9 @@ def run(study: Study) -> list[str]:
         try:
             if repaired := repair(cell):
                 print(repaired, flush=True)
+            if trained := rundir.read_done(cell.dir):  # trained for another question, or before this one was changed
+                with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
+                    rundir.register(cell.dir, study.registration, int(trained.get("steps", 1)))
             cells.append(cell)
         except Damaged as error:  # the other runs go on
             failures.append(f"{cell.name}: {error}")
@@ -46,9 +51,11 @@ def run(study: Study) -> list[str]:
     todo = [cell for cell in cells if not is_evaluated(cell)]
     untuned = [cell for cell in cells if study.fine_tuned and not (cell.dir / rundir.GLUE / rundir.GLUE_TABLE).exists()]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
-        # at once, unless the tasks have another version by now or there are more
+        # takes a moment, unless tasks were added or have another version by now
         if not _succeeds("-m", "eval", *study.judged, "--store", str(study.out / rundir.DATA), *evaluated):
-            todo = cells  # each on its own: what fails is named, and keeps no other run from its evaluation
+            todo = (
+                cells  # evaluate each in a process of its own, so that the one that fails is named and stops no other
+            )
     todo = [cell for cell in cells if cell in todo or cell in untuned]
     if not todo:
         return failures
@@ -86,7 +93,7 @@ def run(study: Study) -> list[str]:
 
 
 def _succeeds(*words: str) -> bool:
-    """Whether a Python command ends well; what it says against it, it says on this terminal."""
+    """Run `python words`; whether it exits with 0. Its errors appear on this terminal, its output does not."""
     command = [sys.executable, *words]
     env = environment()
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)
@@ -94,7 +101,7 @@ def _succeeds(*words: str) -> bool:
 
 
 def check_tasks(study: Study) -> None:
-    """A task that cannot be run is said now, not when the runs are trained.
+    """Check that every evaluation task can be run, before hours are spent on training.
 
     Raises:
         ConfigError: when the runs cannot be judged by TASKS, or fine-tuned on GLUE.
@@ -111,10 +118,10 @@ def check_tasks(study: Study) -> None:
 
 
 def prepare(study: Study, cells: list[Cell]) -> None:
-    """Corpora, tokenizers and tokens that the cells need, where they are missing.
+    """Prepare the corpora, tokenizers and token files that the cells need and that are missing.
 
     Raises:
-        ConfigError: when one cannot be had, or is another than the study's runs were trained on.
+        ConfigError: one cannot be prepared, or differs from what the study's earlier runs were trained on.
     """
     from data.corpus import incomplete
     from launch.data_identity import check_files, check_prepared
@@ -137,7 +144,8 @@ def prepare(study: Study, cells: list[Cell]) -> None:
 
 
 def jobs(study: Study) -> int:
-    """How many runs at a time: as many as there are cores for on a CPU, one on a GPU."""
+    """How many runs to train at a time: JOBS when the user gives it; else one on a GPU machine, and on CPUs as many as
+    the cores allow."""
     if study.jobs:
         return study.jobs
     layout = study.base.layout
@@ -145,7 +153,10 @@ def jobs(study: Study) -> int:
 
 
 def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
-    """Train, if need be, then evaluate, and fine-tune where that is asked for.
+    """Train a run unless it is trained, evaluate it, and fine-tune it on GLUE when the study asks for that.
+
+    Args:
+        phases: {run directory: what happens to it now}, updated here for the progress display.
 
     Raises:
         Failed, Interrupted: see `Processes.run`.
@@ -179,7 +190,7 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
 
 
 def main(words: list[str]) -> int:
-    """Trains and evaluates what is not finished, then writes the report. Returns an `Exit`."""
+    """Train and evaluate the runs that are not finished, then write the report. Returns an `Exit`."""
     if words in (["-h"], ["--help"], []):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
         return Exit.FINISHED

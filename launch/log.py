@@ -12,24 +12,25 @@ from ablations.config import Run
 
 
 class Log:
-    """Appends to metrics.jsonl, flushed line by line; and to W&B, offline by default. Without W&B training goes on."""
+    """Appends rows to metrics.jsonl, flushed line by line, and copies each to Weights & Biases (offline by default).
+    A failure of Weights & Biases is printed, and training goes on without it."""
 
     def __init__(self, folder: Path, run: Run, name: str, last_step: int):
         """Args:
-        last_step: of the checkpoint that the run continues from. Later lines are removed: those steps come again.
+        last_step: the step of the checkpoint that the run continues from, 0 for a new run. Rows of later steps are
+            removed from metrics.jsonl: these steps are trained again.
         """
         self.path = folder / rundir.METRICS
         self.rewind(last_step)
         self.wandb = _wandb(folder, run, name)
 
     def rewind(self, last_step: int) -> None:
-        """Remove what came after `last_step`, and lines that are damaged."""
-        rundir.read_bytes(self.path)  # Damaged, where it is no file: what it has must not be lost
+        """Remove the rows after step `last_step`, and damaged lines, which are reported on the terminal."""
+        rundir.read_bytes(self.path)  # raises Damaged for a link or a folder, which must not be overwritten
         rows, damage = rundir.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
         if damage:
             print(damage, flush=True)
-        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last_step]
-        rundir.write_text(self.path, "".join(kept))
+        rundir.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step))
         self.file = rundir.open_to_write(self.path, append=True)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -38,7 +39,7 @@ class Log:
         self._mirror(lambda w: w.log({k: v for k, v in row.items() if k != "step"}, step=row["step"]))
 
     def sync(self) -> None:
-        """Until every line is on the disk."""
+        """Wait until every row is on the disk."""
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
@@ -55,7 +56,7 @@ class Log:
 
 
 def _wandb(folder: Path, run: Run, name: str) -> Any:
-    """A W&B run, or None: a mirror that cannot be had must not stop a training run."""
+    """A W&B run, or None where it is disabled or cannot be started: that must not stop training."""
     mode: Any = os.environ.get("WANDB_MODE", run.layout.wandb)
     if mode == "disabled":
         return None
@@ -66,7 +67,7 @@ def _wandb(folder: Path, run: Run, name: str) -> Any:
         return wandb.init(
             project="megahour",
             name=name,
-            id=_ident(folder),
+            id=_wandb_id(folder),
             mode=mode,
             resume="allow",
             dir=str(folder),
@@ -78,7 +79,7 @@ def _wandb(folder: Path, run: Run, name: str) -> Any:
         return None
 
 
-def _ident(folder: Path) -> str:
-    """The same for all launches of a run, and another one below another output root."""
+def _wandb_id(folder: Path) -> str:
+    """The W&B id of a run directory: the same for all launches of a run, another one under another output root."""
     root = hashlib.sha256(str(folder.resolve().parent.parent).encode()).hexdigest()[:8]
     return f"{folder.parent.name}-{folder.name}-{root}".replace("=", "-").replace(",", "-")

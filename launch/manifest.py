@@ -14,18 +14,18 @@ from ablations import rundir
 from ablations.config import Run
 from ablations.study import ROOT, Cell
 
-PACKAGES_OF_OURS = ("ablations", "data", "eval", "launch", "model")
-PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "sentencepiece", "numpy"]
+OUR_PACKAGES = ("ablations", "data", "eval", "launch", "model")
+RECORDED_PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "sentencepiece", "numpy"]
 
 
 class Failed(RuntimeError):
     """A run cannot go on; the message says why, and what to do."""
 
-    again = False  # whether another attempt, maybe on other nodes, may end better
+    again = False  # whether a second attempt, perhaps on other nodes, may succeed
 
 
 class Diverged(Failed):
-    """The loss or the gradients are no longer those of a model that learns."""
+    """Training diverged: the loss or the gradient norm is not finite, or jumped above what the run allows."""
 
 
 class Mismatch(Failed):
@@ -33,36 +33,47 @@ class Mismatch(Failed):
 
 
 def prepare_data(run: Run, store: Path) -> dict[str, Any]:
-    """Corpus, tokenizer and tokens, built by the first rank where they are missing (see data/prepare.py). Others wait
-    for it no longer than torch's collectives do, half an hour: what takes longer is prepared before the ranks start.
+    """The corpus, tokenizer and token files of a run, as `data.prepare.prepare` returns them, with "epochs": how often
+    training reads each source.
+
+    What is missing is built by the first rank while the others wait, at most the half hour after which torch's
+    collectives give up. Data that take longer have to be prepared before the ranks start.
 
     Raises:
-        Failed: they cannot be had, or those in the store are of another tokenizer.
+        Failed: the data cannot be prepared, or the token files in the store were made with another tokenizer.
     """
     import torch.distributed as dist
 
     from data.prepare import denied, epochs, prepare
 
-    def made() -> dict[str, Any]:
-        what = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
+    def prepared() -> dict[str, Any]:
+        request = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
         try:
-            return prepare(*what, recipe=run.data.recipe)
+            return prepare(*request, recipe=run.data.recipe)
         except (ValueError, RuntimeError, PermissionError) as error:
             raise Failed(denied(error) if isinstance(error, PermissionError) else str(error)) from error
 
     if dist.get_rank() == 0:
-        made()
+        prepared()
     dist.barrier()
-    data = made()
+    data = prepared()
     return data | {"epochs": epochs(data, run.tokens, run.model.seq)}
 
 
 def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
-    """Prove, compare, record. `engine`: a launch.engine.Engine, about to train; `hosts`: the node of each rank.
+    """Check that the model about to train is the configured one, and write run.json.
+
+    Three checks: the activity proofs of all factors (model/proof.py); the settings in effect, read from the live
+    engine, equal those configured; and a continued run reads the text and the tokenizer that it began with.
+
+    Args:
+        engine: a launch.engine.Engine before its first step.
+        data: as `prepare_data` returns it.
+        store: the folder that `data` lies in.
+        hosts: the node of each rank.
 
     Raises:
-        Mismatch: a factor is inactive; the live engine differs from the configuration; or the data are not those
-            that the run began with. The message names it.
+        Mismatch: a check fails; the message names the setting, the factor or the data.
     """
     from launch import effective as live
     from model import proof
@@ -81,10 +92,10 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     except proof.InactiveFactor as error:
         raise Mismatch(str(error)) from None
     declared = cell.run.flat()
-    wrong = {k: (v, declared[k]) for k, v in effective.items() if v != declared[k]}
-    if wrong:
-        raise Mismatch("; ".join(f"{k} is {v[0]} in effect and {v[1]} by configuration" for k, v in wrong.items()))
-    this = launch(hosts)
+    differing = {k: (v, declared[k]) for k, v in effective.items() if v != declared[k]}
+    if differing:
+        raise Mismatch("; ".join(f"{k} is {v[0]} in effect and {v[1]} by configuration" for k, v in differing.items()))
+    this_launch = describe_launch(hosts)
     before = cell.recorded()
     if before and before["data"]["sha256"] != data["sha256"]:
         was = before["data"]["sha256"]
@@ -98,8 +109,9 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
         "config": asdict(cell.run),
         "delta": cell.delta,
         "fingerprint": cell.run.fingerprint,
-        **({k: before[k] for k in this} if before else this),
-        "continued": (before["continued"] + [this] if before else []),  # later launches of the same run
+        "registered": registered(cell),
+        **({k: before[k] for k in this_launch} if before else this_launch),
+        "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
         "data": data,
         "data_store": str(store),
         "parameters": {"count": sum(math.prod(row["shape"]) for row in rows), "groups": rows},
@@ -113,16 +125,26 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
         rundir.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
+def registered(cell: Cell) -> str:
+    """The hash of what was registered first in the run's directory; "" where nothing was, as of runs of before."""
+    before = cell.recorded()
+    lines, _ = rundir.read_registered(cell.dir)
+    if before:
+        return str(before.get("registered", ""))
+    return str(lines[0]["sha256"]) if lines else ""
+
+
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
-    """A run that went back and left data out says so in its run.json."""
+    """Write into run.json at which steps the run went back to a checkpoint, and which samples it skipped then."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
         rundir.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
 
 
-def launch(hosts: list[str]) -> dict[str, Any]:
-    """Commit, versions and hardware of this launch."""
+def describe_launch(hosts: list[str]) -> dict[str, Any]:
+    """Commit, versions, hardware, nodes and command line of this launch, for run.json. `hosts`: the node of each
+    rank."""
     import torch
 
     cpu = "unknown"
@@ -132,7 +154,8 @@ def launch(hosts: list[str]) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "commit": commit(),
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {p: importlib.metadata.version(p) for p in RECORDED_PACKAGES},
         "hardware": {
             "device": torch.cuda.get_device_name() if cuda else cpu,
             "ranks": len(hosts),
@@ -143,14 +166,15 @@ def launch(hosts: list[str]) -> dict[str, Any]:
     }
 
 
-SOURCES = ("*.py", "*.yaml", "*.sh")  # what of ours, when git does not know it, is code that no commit holds
+SOURCES = ("*.py", "*.yaml", "*.sh")  # an untracked file of these kinds in one of OUR_PACKAGES is uncommitted code
 
 
 def commit() -> dict[str, Any]:
-    """{"sha", "dirty"}: the commit of the code, and whether tracked files differ from it or sources are in no commit.
+    """{"sha", "dirty"}: the commit of the code, and whether the code differs from it.
 
-    "unknown" and None where there is no git, it refuses the folder, or the code is in no commit of it.
-    Records do not count, every study writes one; nor do other files in the folder, such as a user's data.
+    The code differs when a tracked file is changed, or when a source file (SOURCES) of ours is untracked. Records in
+    ablations/records do not count, since every study writes one; nor do other untracked files, such as a user's data.
+    "sha" is "unknown" and "dirty" None where git is missing, refuses the folder, or does not track this code.
     """
     # whose folder it is does not matter, its code runs already; and these variables may name another repository
     command = ["git", "-c", f"safe.directory={ROOT}"]
@@ -164,7 +188,7 @@ def commit() -> dict[str, Any]:
         git("ls-files", "--error-unmatch", "launch/manifest.py")  # else the commit is that of a folder around this one
         sha = git("rev-parse", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!ablations/records")
-        patterns = [f"{package}/**/{kind}" for package in PACKAGES_OF_OURS for kind in SOURCES]
+        patterns = [f"{package}/**/{kind}" for package in OUR_PACKAGES for kind in SOURCES]
         unknown = git("ls-files", "--others", "--exclude-standard", "--", *(f":(glob){p}" for p in patterns))
         return {"sha": sha, "dirty": bool(changed or unknown)}
     except (OSError, subprocess.CalledProcessError):

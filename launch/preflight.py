@@ -31,7 +31,7 @@ FREE = 0.9  # of a GPU's memory must be free: what is missing is held by a proce
 
 @dataclass(frozen=True)
 class Node:
-    """What one rank found on its node."""
+    """What one rank measured on its node."""
 
     host: str
     matmul: float  # FLOP/s; 0 without a GPU: what else runs on a CPU must not condemn its node
@@ -44,7 +44,8 @@ class Node:
 
 
 def check(run: Run, folder: Path, out: Path) -> list[Node]:
-    """Measure, compare, and go on or stop. All ranks call it together. Returns what each rank found.
+    """Measure every node, and stop the run where one is unfit or the disk is too small. A collective. Returns what each
+    rank measured.
 
     Raises:
         Stop: some nodes are bad. Their names and why are in `out`/bad_nodes.
@@ -55,8 +56,8 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
     nodes = [Node(**values) for values in of_ranks]
     checkpoints = folder / rundir.CHECKPOINTS  # a run that is continued has some of them
     copies = run.layout.keep + 1 - min(len(rundir.checkpoints(checkpoints)), run.layout.keep)
-    kept = [step for step in run.milestones if (checkpoints / f"weights_{step}").exists()]
-    milestones = len(run.milestones) - len(kept)
+    saved = [step for step in run.milestones if (checkpoints / f"weights_{step}").exists()]
+    milestones = len(run.milestones) - len(saved)
     need = checkpoint_bytes(run) * copies + checkpoint_bytes(run) // 3 * milestones
     free = min(n.disk for n in nodes)
     if free < need:
@@ -81,9 +82,9 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
 
 
 def verdict(nodes: list[Node]) -> dict[str, str]:
-    """Host -> what is wrong with it."""
+    """{host: why it is unfit}, of those that are: each node is compared with fixed limits and with the median node."""
     usual = statistics.median(n.matmul for n in nodes)
-    noon = statistics.median(n.clock for n in nodes)
+    median_clock = statistics.median(n.clock for n in nodes)
     link = statistics.median([n.link for n in nodes if n.link] or [0.0])
     bad: dict[str, str] = {}
     for n in nodes:
@@ -97,12 +98,13 @@ def verdict(nodes: list[Node]) -> dict[str, str]:
             bad[n.host] = f"a matrix product runs at {n.matmul / usual:.0%} of the usual speed"
         elif 0 < n.link < LINK * link:
             bad[n.host] = f"its network runs at {n.link / link:.0%} of the usual speed"
-        elif abs(n.clock - noon) > CLOCK:
-            bad[n.host] = f"the clock is {n.clock - noon:+.0f} s off"
+        elif abs(n.clock - median_clock) > CLOCK:
+            bad[n.host] = f"the clock is {n.clock - median_clock:+.0f} s off"
     return bad
 
 
 def measure(folder: Path) -> Node:
+    """What this rank measures on its node, `folder` being the run directory. A collective."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     free, total = torch.cuda.mem_get_info() if cuda else (1, 1)
@@ -122,7 +124,7 @@ def measure(folder: Path) -> Node:
 
 
 def _matmul(device: torch.device) -> float:
-    """FLOP/s of the fastest of a few products."""
+    """FLOP/s of a bf16 product of 4096 x 4096 matrices, the fastest of eight."""
     n = 4096
     a = torch.ones(n, n, device=device, dtype=torch.bfloat16)
     best = float("inf")
@@ -174,6 +176,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _write(folder: Path) -> str:
+    """Why a file cannot be written in `folder`; "" when it can."""
     path = folder / f".probe-{uuid.uuid4().hex}"
     try:
         path.write_bytes(b"x" * 4096)
@@ -184,14 +187,14 @@ def _write(folder: Path) -> str:
 
 
 def checkpoint_bytes(run: Run) -> int:
-    """fp32 weights and two moments, and the weights once more in the end."""
+    """Bytes of a checkpoint: weights and AdamW's two moments, 4 bytes each for every parameter."""
     from model.count import parameters
 
     return 12 * parameters(run.model)
 
 
 def check_fp8(run: Run) -> None:
-    """A CPU computes in FP8 slowly; a GPU without it not at all.
+    """Refuse train.precision=fp8 on a GPU that has no FP8 matrix products. A CPU emulates them.
 
     Raises:
         ConfigError: on such a GPU.
@@ -207,7 +210,7 @@ def check_fp8(run: Run) -> None:
 
 
 def check_memory(run: Run, ranks: int) -> None:
-    """Refuse by arithmetic what would run out of memory at hour two.
+    """Refuse a run whose estimated memory on each rank is above that of the GPU, or of the machine's share for a rank.
 
     Raises:
         ConfigError: with the largest micro-batch that would fit.
@@ -234,5 +237,5 @@ def check_memory(run: Run, ranks: int) -> None:
     cure = "no micro-batch does: more ranks (ZeRO shares the optimizer among them), or a smaller model"
     if fits:
         cure = f"layout.micro_batch={fits[0]} would need {need(fits[0]) / 1e9:.3g} GB"
-    wanted = need(run.layout.micro_batch) / 1e9
-    raise ConfigError(f"the run needs {wanted:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")
+    needed = need(run.layout.micro_batch) / 1e9
+    raise ConfigError(f"the run needs {needed:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")

@@ -1,6 +1,6 @@
-"""Commands in processes of their own: the ranks of a run start together and end together, and none outlives this one.
+"""Starts commands as child processes: the ranks of a run start and end together, and none outlives this process.
 
-What is started here does not hear Ctrl-C, which a terminal sends to every process: this process does, and decides.
+The children ignore Ctrl-C, which a terminal sends to every process: this process handles it and ends them.
 """
 
 import ctypes
@@ -20,63 +20,64 @@ from types import FrameType
 from ablations import rundir
 from ablations.study import ROOT
 
-# What tells a process that it is a rank of many. Left in a shell by torchrun or a pod, it would have a run wait for
-# ranks that nobody starts. SLURM_JOB_ID: launch/run.sh starts those that belong to a job.
-OF_RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"}
-OF_RANKS |= {"GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"}  # of torchrun
+# Environment variables by which a process knows that it is one of many ranks. When torchrun or a container has left
+# them in the shell, a run would wait for ranks that nobody starts. SLURM_JOB_ID too: launch/run.sh, not this file,
+# starts the ranks of a Slurm job.
+RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"}
+RANK_VARIABLES |= {"GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"}  # torchrun's
 
 
 class Failed(RuntimeError):
-    """A command ended badly; its log says why."""
+    """A command exited with an error; the message has the last one of its log."""
 
 
 class Interrupted(RuntimeError):
-    """A command was ended because somebody asked for it."""
+    """A command was ended by Ctrl-C or SIGTERM to this process."""
 
 
 def environment() -> dict[str, str]:
-    """The environment without what tells a process that it is a rank of many, and in UTF-8 whatever the locale."""
-    env = {k: v for k, v in os.environ.items() if k not in OF_RANKS and not k.startswith("TORCHELASTIC_")}
+    """This process' environment without RANK_VARIABLES, and with Python in UTF-8 whatever the locale."""
+    env = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and not k.startswith("TORCHELASTIC_")}
     return env | {"PYTHONUTF8": "1"}
 
 
 def in_utf8(module: str, words: list[str]) -> None:
-    """Start the command anew where the locale is not UTF-8: this process would read its words and files otherwise than
-    those that it starts."""
+    """Where the locale is not UTF-8, replace this process by `python -m module words` in UTF-8 mode: it would decode
+    its arguments and files otherwise than the processes that it starts."""
     if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":
         os.execve(sys.executable, [sys.executable, "-m", module, *words], environment())
 
 
 def die_with_parent() -> None:
-    """For `preexec_fn`: a process must not outlive a killed parent unseen (Linux: PR_SET_PDEATHSIG)."""
+    """For `preexec_fn`: have the kernel kill this process when its parent dies (Linux: PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _independent() -> None:
-    """For `preexec_fn`: as `die_with_parent`, and Ctrl-C is the parent's to hear."""
+def _ignore_ctrl_c_and_die_with_parent() -> None:
+    """For `preexec_fn`: see the module's docstring."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
 
 
 def gpus(devices: Path = Path("/proc/driver/nvidia/gpus")) -> int:
     """How many GPUs this machine has, or how many of them CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
-    there, visible = len(list(devices.glob("*"))), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return max(1, there if visible is None else min(there, len([x for x in visible.split(",") if x.strip()])))
+    installed, visible = len(list(devices.glob("*"))), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return max(1, installed if visible is None else min(installed, len([x for x in visible.split(",") if x.strip()])))
 
 
 class Processes:
-    """What is running now. Threads start commands with `run`; the main thread may end them all."""
+    """The child processes that are running. Worker threads start commands with `run`; the main thread can end all."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
-        self.starting = threading.Lock()  # nothing is started that a signal then misses
+        self.starting = threading.Lock()  # so that `stop` misses no command that is just being started
         self.stopping = False
 
     def run(self, command: list[str], log: Path, ranks: int, threads: int) -> None:
         """Run `command` once for each rank, its output added to `log`; when one ends badly, end the others.
 
         Raises:
-            Failed: a rank ended badly; with what it said last.
+            Failed: a rank exited with an error; the message has the last one of `log`.
             Interrupted: `stop` was called.
         """
         with rundir.open_to_write(log, append=True) as output, self.starting:
@@ -90,10 +91,10 @@ class Processes:
                     stdout=output,
                     stderr=output,
                     stdin=subprocess.DEVNULL,
-                    preexec_fn=_independent,
+                    preexec_fn=_ignore_ctrl_c_and_die_with_parent,
                     env=env | {"PYTHONUNBUFFERED": "1"} | variables,
                 )
-                for variables in _of_each_rank(ranks)
+                for variables in _rank_environments(ranks)
             ]
             self.running += children
         while any(child.poll() is None for child in children):
@@ -111,7 +112,7 @@ class Processes:
             raise Failed(f"{killed_by or last_error(log)}  (log: {log}; the same command continues)")
 
     def stop(self) -> None:
-        """Ask all to leave: training saves what it has. Nothing is started any more."""
+        """Send SIGTERM to all, on which training saves a checkpoint and exits. No further command is started."""
         self.stopping = True
         with self.starting:
             for child in self.running:
@@ -142,8 +143,8 @@ class Processes:
                 signal.signal(number, handler)
 
 
-def _of_each_rank(ranks: int) -> list[dict[str, str]]:
-    """For each rank, the variables by which it finds the others; none where there is but one."""
+def _rank_environments(ranks: int) -> list[dict[str, str]]:
+    """For each rank the environment variables by which torch.distributed finds the others; none for a single rank."""
     if ranks == 1:
         return [{}]
     with socket.socket() as s:
@@ -155,7 +156,7 @@ def _of_each_rank(ranks: int) -> list[dict[str, str]]:
 
 
 def last_error(log: Path) -> str:
-    """The last error that a log names, or its last line."""
+    """The text of a log from its last line that begins with "error: ", or its last line."""
     lines = [line for line in rundir.read_text(log).splitlines() if line.strip()]
     at = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=-1)
     return "\n".join(lines[at:]).removeprefix("error: ")

@@ -1,4 +1,4 @@
-"""How far the runs of a study are, while launch/local.py works on them: a bar each on a terminal, else lines."""
+"""Shows how far the runs of a study are while launch/local.py works on them: bars on a terminal, else lines."""
 
 import sys
 import threading
@@ -13,16 +13,16 @@ LINES = 15.0  # seconds between the lines for a run in training where there is n
 
 
 def show(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> None:
-    """Until `done`, and then once more.
+    """Show the progress of all cells until `done` is set.
 
     Args:
-        phases: what happens to each run directory now: "waiting", "training", ...; others change it.
+        phases: {run directory: "waiting", "training", "evaluating", ...}; changed by other threads meanwhile.
     """
     (bars if sys.stdout.isatty() else lines)(cells, phases, done)
 
 
 def lines(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> None:
-    """A line for a run whose phase has changed, and now and then for those in training."""
+    """Print a line when a run's phase changes, and every LINES seconds one for each run in training."""
     printed, shown = 0.0, dict(phases)
     while not done.wait(0.5):
         due = time.monotonic() - printed > LINES
@@ -61,7 +61,7 @@ def bars(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> N
 
 
 def describe(cell: Cell, phase: str) -> str:
-    """The phase; of a run in training its step, loss, speed and the time that is left."""
+    """A run's phase in words; of one in training its step, loss, tokens per second and remaining time."""
     metric, _ = last_metric(cell.dir)
     speed = metric.get("tokens_per_second", 0)
     if phase != "training" or not metric:

@@ -1,4 +1,4 @@
-"""A damaged run directory is set right from the run's own checkpoints, so that training can go on."""
+"""Repairs a damaged run directory from the run's own checkpoints, so that training can continue."""
 
 import os
 
@@ -8,7 +8,8 @@ from ablations.study import Cell
 
 
 def repair(cell: Cell) -> str:
-    """Make a damaged run one that `launch.train` continues. Returns what was wrong and is done, "" for nothing.
+    """Make a damaged run one that `launch.train` can continue. Returns what was damaged, as a sentence for the
+    terminal, "" when nothing was.
 
     A damaged run.json is moved aside, and written anew when training starts; `done`, where it or the weights are
     damaged, is removed: training then starts from the last checkpoint, that of the last step, and writes both again.
@@ -19,7 +20,7 @@ def repair(cell: Cell) -> str:
     """
     if rundir.locked(cell.dir):  # it is being trained
         return ""
-    said = []
+    repairs = []
     run, done = cell.dir / rundir.RUN, cell.dir / rundir.DONE
     try:
         cell.check_recorded()
@@ -28,19 +29,20 @@ def repair(cell: Cell) -> str:
             raise Damaged(f"{error} There is no checkpoint that is known to be this run's.") from None
         os.replace(run, run.with_name(f"damaged_{run.name}"))
         done.unlink(missing_ok=True)
-        said.append(f"{run} was damaged and is written anew")
+        repairs.append(f"{run} was damaged and is written anew")
     try:
         rundir.read_done(cell.dir, verify=not is_evaluated(cell))
     except Damaged as error:
         if not _has_checkpoint(cell):
             raise Damaged(f"{error} But there is no checkpoint: to train the run anew, rename {cell.dir}.") from None
         done.unlink()
-        said.append(str(error))
-    return f"{cell.name}: {'; '.join(said)}" if said else ""
+        repairs.append(str(error))
+    return f"{cell.name}: {'; '.join(repairs)}" if repairs else ""
 
 
 def is_trained(cell: Cell) -> bool:
-    """Whether a run is at its end, and its weights are there. Where they are damaged, `repair` sets it right."""
+    """Whether a run is trained to its end and its weights file has the size that was written; `repair` compares the
+    hash too."""
     try:
         return rundir.read_done(cell.dir) is not None
     except Damaged:
@@ -56,7 +58,7 @@ def is_evaluated(cell: Cell) -> bool:
 
 
 def _has_checkpoint(cell: Cell) -> bool:
-    """Whether a checkpoint is there whose index is undamaged, of this configuration."""
+    """Whether the run has a checkpoint of its own configuration whose checkpoint.json is undamaged."""
     for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS):
         try:
             if rundir.read_checkpoint(folder).get("run", {}).get("fingerprint") == cell.run.fingerprint:

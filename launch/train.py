@@ -104,7 +104,7 @@ def train(cell: Cell, out: Path) -> None:
             noise = (run.seed * 1_000_003 + at.step) * replicas + replica
             late = rank == 0 and time.perf_counter() - saved > pause(run, checkpoints, hosts)
             batch = objective.batch(batches.batch(mine), run.seed, mine, special)
-            pending = engine.launch(batch, lr, noise, save=late, leave=bool(watch.asked), clock=clock.read)
+            pending = engine.launch(batch, lr, noise, save=late, leave=bool(watch.stop_reason), clock=clock.read)
             at.step += 1
             at.samples = numbers.stop
             unread.append((at.step, at.samples, len(numbers), pending))
@@ -171,7 +171,7 @@ def train(cell: Cell, out: Path) -> None:
                     checkpoints.wait()
                     dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes
                 code = Exit.KILLED if stop_file(out) else Exit.RESUBMIT
-                raise Stop(watch.asked or "another rank was asked to stop", code)
+                raise Stop(watch.stop_reason or "another rank was asked to stop", code)
         with watch.storing():
             checkpoints.wait()
 
@@ -332,6 +332,7 @@ def main(argv: list[str]) -> int:
         if reason := stop_file(study.out):
             raise Stop(reason, Exit.KILLED)
         with owned(cell.dir):
+            rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
             train(cell, study.out)
     except ConfigError as error:
         print(f"error: {rundir.printable(str(error))}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What runs beside the loop: a heartbeat, a watchdog for hangs, an alarm for slowness, an ear for who wants a stop."""
+"""Watches a training run from a thread: writes a heartbeat, ends a hang, reports slowness, notices requests to stop."""
 
 import faulthandler
 import os
@@ -37,8 +37,10 @@ class Watch:
     Args:
         folder: the run directory; `stop` in it makes the run save and leave, to be submitted again.
         out: the output root; `stop` there ends all runs below it, and keeps new ones from starting.
-        hang: a step that takes longer than so many times the median is a hang ...
-        patience: ... but never before so many seconds.
+        steps: the steps of the whole run, for the heartbeat.
+        hosts: the node of each rank.
+        hang: a step that takes longer than this many times the median step is a hang,
+        patience: unless it has taken fewer seconds than this.
     """
 
     def __init__(
@@ -47,8 +49,8 @@ class Watch:
         self.folder, self.out, self.steps, self.rank = folder, out, steps, rank
         self.hosts, self.hang, self.patience = list(hosts), hang, patience
         self.step = 0
-        self.asked = ""  # why the run should stop, once somebody asked
-        self.moved = time.monotonic()
+        self.stop_reason = ""  # why the run should stop: "SIGTERM", or the path and content of a stop file
+        self.last_progress = time.monotonic()  # when the last step ended, or a save or reload began or ended
         self.durations: deque[float] = deque(maxlen=101)
         self.speeds: list[float] = []
         self.slow = self.storage = False
@@ -57,7 +59,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", "SIGTERM"))
+            signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stop_reason", "SIGTERM"))
         self._beat()
         self.thread.start()
         return self
@@ -74,15 +76,15 @@ class Watch:
         """Tell the watchdog that `step` is done."""
         now = time.monotonic()
         if self.step:  # the first one compiles and warms up
-            self.durations.append(now - self.moved)
-        self.step, self.moved = step, now
+            self.durations.append(now - self.last_progress)
+        self.step, self.last_progress = step, now
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """What is done inside (a save, a reload) is no step: it has a clock and a limit of its own."""
-        self.moved, self.storage = time.monotonic(), True
+        """Around saving or loading a checkpoint: the time limit is then that of storage, not that of a step."""
+        self.last_progress, self.storage = time.monotonic(), True
         yield
-        self.moved, self.storage = time.monotonic(), False
+        self.last_progress, self.storage = time.monotonic(), False
 
     @property
     def limit(self) -> float:
@@ -97,10 +99,10 @@ class Watch:
         beaten = time.monotonic()
         while not self.over.wait(min(0.5, self.limit / 4)):
             now = time.monotonic()
-            if now - self.moved > self.limit:
-                self._hung(now - self.moved)
+            if now - self.last_progress > self.limit:
+                self._hung(now - self.last_progress)
             if self.rank == 0:
-                self.asked = self.asked or self._stop_file()
+                self.stop_reason = self.stop_reason or self._stop_file()
                 if now - beaten > BEAT:
                     self._beat()
                     beaten = now
@@ -131,13 +133,15 @@ class Watch:
             rundir.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
 
     def _hung(self, seconds: float) -> None:
-        """Say where every thread of this rank stands, and leave; the other ranks do the same, or Slurm ends them."""
+        """Write the stack of every thread of this rank to a file, and exit with RESUBMIT. The other ranks, which wait
+        for this one, do the same, or Slurm ends them."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
             where = rundir.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
             who = f"rank {self.rank} on {socket.gethostname()}"
-            kept = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
-            event(self.folder, self.step, "hang", f"{who}: no step for {seconds:.0f} s{kept}, stacks in {where.parent}")
+            storage = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
+            what = f"{who}: no step for {seconds:.0f} s{storage}, stacks in {where.parent}"
+            event(self.folder, self.step, "hang", what)
             where.parent.mkdir(exist_ok=True)
             with rundir.open_to_write(where) as file:
                 file.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n".encode())
@@ -173,13 +177,15 @@ SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
 def stop_file(folder: Path) -> str:
-    """What the stop file of a run directory or of the output root says, with its path; "" where there is none."""
+    """Path and content of the stop file in a run directory or in the output root; "" where there is none."""
     path = folder / rundir.STOP
     return f"{path}: {rundir.read_text(path)}" if path.exists() else ""
 
 
 def event(folder: Path, step: int, kind: str, detail: str) -> None:
-    """A line in events.jsonl: what happened to a run beyond its steps."""
+    """Record what happened to a run at a step beyond training it, in events.jsonl and on the terminal.
+
+    kind: one word, such as "hang" or "slow"."""
     with suppress(OSError):
         rundir.append_row(folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail})
     print(f"step {step}: {kind}: {detail}", flush=True)

@@ -23,6 +23,8 @@ import torch
 from ablations.config import resolve
 from eval.export import convert
 from eval.tasks import harness, mirror
+from eval.tasks.definitions import definitions
+from eval.tasks.scorer import Scorer
 from model import hub
 from model.gpt import GPT
 
@@ -57,7 +59,7 @@ def models(data: mirror.Mirror, folder: Path, run: Any) -> tuple[GPT, Any]:
     return gpt, tokenizer
 
 
-def encode(scorer: harness.Scorer, task: Any) -> list[tuple]:
+def encode(scorer: Scorer, task: Any) -> list[tuple]:
     """The requests of a task as lm-eval hands them to a model."""
     kept: list[tuple] = []
     scorer._loglikelihood_tokens = lambda requests, **_: kept.extend(requests) or []  # type: ignore[method-assign]
@@ -89,7 +91,7 @@ def main() -> int:
     logging.disable(logging.WARNING)
     data, run = mirror.Mirror(args.data), resolve([("size", "14m"), ("train.precision", "fp32")])
     names = [name for each in TASKS.values() for name in each]
-    built = harness.build(harness.definitions(names), data)
+    built = {name: harness.build(definition, data) for name, definition in definitions(names).items()}
     for task in built.values():
         task.build_all_requests(limit=args.items, rank=0, world_size=1)
 
@@ -100,7 +102,7 @@ def main() -> int:
         def theirs(dtype: str, cache: bool = True) -> Any:
             return HFLM(pretrained=place, device="cpu", dtype=dtype, batch_size=args.hf_batch, logits_cache=cache)
 
-        encoded = {name: encode(harness.Scorer(gpt, tokenizer, 256), task) for name, task in built.items()}
+        encoded = {name: encode(Scorer(gpt, tokenizer, 256), task) for name, task in built.items()}
         half = GPT(run.model, seed=1).eval()
         half.load_state_dict(gpt.state_dict())
         made = {
@@ -113,7 +115,7 @@ def main() -> int:
         for _ in range(args.rounds):
             for name in built:
                 for label, model in made.items():
-                    lm = harness.Scorer(*model, window=256) if isinstance(model, tuple) else model
+                    lm = Scorer(*model, window=256) if isinstance(model, tuple) else model
                     began = time.process_time()
                     answers[name, label] = lm._loglikelihood_tokens(encoded[name], disable_tqdm=True)
                     seconds.setdefault((name, label), []).append(time.process_time() - began)

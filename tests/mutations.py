@@ -23,9 +23,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-sys.dont_write_bytecode = True
-
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ablations", "data", "eval", "launch", "model")
 FOREIGN = (
@@ -1279,7 +1276,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/statistics.py",
+        "eval/statistics/bootstrap.py",
         "total += times @ pairs[:, 0] / (times @ pairs[:, 1])",
         "total += times @ (pairs[:, 0] / pairs[:, 1]) / len(w_N)",
         RATIO,
@@ -1289,7 +1286,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/statistics.py",
+        "eval/statistics/items.py",
         "    return float(sqrt((n - 1) / n * (influences(a, b) ** 2).sum()))",
         "    return mean_stderr(a / b)",
         RATIO,
@@ -1299,7 +1296,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/statistics.py",
+        "eval/statistics/items.py",
         "    if len(names) == len(w_N):",
         "    if True:",
         PASSAGES,
@@ -1309,7 +1306,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/statistics.py",
+        "eval/statistics/items.py",
         "effective_number(w_N) - 1)",
         "n - 1)",
         PASSAGES,
@@ -1319,7 +1316,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/statistics.py",
+        "eval/statistics/items.py",
         "b) / (total - b), nan=inf",
         "b) / total, nan=inf",
         f"{UNEQUAL} {RATIO}",
@@ -1329,7 +1326,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/statistics.py",
+        "eval/statistics/items.py",
         "FEWEST_ITEMS = 3 ",
         "FEWEST_ITEMS = 0 ",
         f"{REPORT}::test_one_held_out_document_gives_no_verdict",
@@ -1339,7 +1336,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/statistics.py",
+        "eval/statistics/comparison.py",
         "quantile(2 * LEVEL / self.family,",
         "quantile(4 * LEVEL / self.family,",
         EQUIVALENT,
@@ -1349,7 +1346,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/statistics.py",
+        "eval/statistics/comparison.py",
         "        return abs(self.difference) + quantile(2 * LEVEL / self.family, self.seeds, self.items) <= margin",
         "        return abs(self.difference) <= margin",
         EQUIVALENT,
@@ -1652,7 +1649,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/tasks/harness.py",
+        "eval/tasks/scorer.py",
         "self.model, self.window, self.eod = model.eval(), window",
         "self.model, self.window, self.eod = model, window",
         "tests/test_judge.py::test_a_model_is_judged_without_dropout",
@@ -1692,7 +1689,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/tasks/harness.py",
+        "eval/tasks/scorer.py",
         "8 * LN2 * self.unknown_bytes",
         "0 * LN2 * self.unknown_bytes",
         "tests/test_judge.py::test_bytes_that_a_tokenizer_does_not_know_are_charged",
@@ -1732,12 +1729,32 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/tasks/harness.py",
+        "eval/tasks/definitions.py",
         'number = int(config.get("num_fewshot") or 0) if shots is None else shots',
         "number = 0 if shots is None else shots",
         "tests/test_judge.py::test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked",
     ),
     # fine-tuning
+    one(
+        "an exported encoder has GELU by erf",
+        "",
+        "",
+        "",
+        "model/hub_encoders.py",
+        '"hidden_act": "gelu_new",',
+        '"hidden_act": "gelu",',
+        "tests/test_hub.py::test_what_is_written_computes_the_same_and_comes_back",
+    ),
+    one(
+        "an exported WordPiece joins texts without [CLS]",
+        "",
+        "",
+        "",
+        "eval/export.py",
+        'single=f"{cls} $A {sep}",',
+        'single=f"$A {sep}",',
+        "tests/test_export_encoder.py::test_texts_and_pairs_are_joined_as_in_fine_tuning",
+    ),
     one(
         "the last position is pooled, padding or not",
         "",
@@ -1918,6 +1935,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin none after so long")
     parser.add_argument("--seed", type=int, help="the order in which they are tried (default: another each day)")
     args = parser.parse_args(argv)
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    sys.dont_write_bytecode = True
     chosen = [m for m in MUTATIONS if not args.words or any(w in m.name for w in args.words)]
     if args.limit < float("inf"):  # so that in some days all have had their turn
         seed = args.seed if args.seed is not None else datetime.date.today().toordinal()

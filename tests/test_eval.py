@@ -19,6 +19,7 @@ from ablations import rundir
 from eval import results
 from eval.__main__ import main
 from eval.tasks import harness, position, probes
+from eval.tasks.scorer import Scorer
 from eval.weights import weights_of
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -149,7 +150,7 @@ def test_scores_equal_those_of_lm_eval_for_the_same_gpt2():
         prefix_token_id=256,
         logits_cache=False,
     )
-    scorer = harness.Scorer(ours, Letters(), window=24, batch=100)
+    scorer = Scorer(ours, Letters(), window=24, batch=100)
     rng = random.Random(0)
     asked = [(text(rng, n), " " + rng.choice(WORDS.split())) for n in (1, 2, 3, 4, 5, 8, 20)]
     asked += [(asked[1][0], choice) for choice in (" a", " an", " ane")]
@@ -191,7 +192,7 @@ def test_nothing_is_cut_where_the_model_has_no_longest_input(pos):
     ]
     pairs += [(pairs[-1][0], [7]), (pairs[-1][0], [8, 9]), (pairs[-1][0], [8, 10, 11]), (pairs[-1][0][:50], [1])]
     seen = []
-    got = harness.Scorer(gpt, Letters(), 24, batch=120, progress=lambda *now: seen.append(now)).score(pairs)
+    got = Scorer(gpt, Letters(), 24, batch=120, progress=lambda *now: seen.append(now)).score(pairs)
     expected = [one_by_one(gpt, *pair) for pair in pairs]
     np.testing.assert_allclose([x for x, _ in got], [x for x, _ in expected], atol=2e-4)
     assert [g for _, g in got] == [g for _, g in expected]
@@ -200,13 +201,13 @@ def test_nothing_is_cut_where_the_model_has_no_longest_input(pos):
 
 def test_an_input_that_begins_another_is_not_run_again():
     context, seen = list(b"the path of the node"), []
-    scorer = harness.Scorer(model("alibi"), Letters(), 24, progress=lambda *now: seen.append(now))
+    scorer = Scorer(model("alibi"), Letters(), 24, progress=lambda *now: seen.append(now))
     scorer.score([(context, [i]) for i in range(4)] + [(context, [5, 6]), (context[:9], [context[9]])])
     assert seen == [(len(context) + 1, len(context) + 1)]
 
 
 def test_what_cannot_be_scored_is_refused():
-    scorer = harness.Scorer(model(), Letters(), 24)
+    scorer = Scorer(model(), Letters(), 24)
     with pytest.raises(ValueError, match="no token to the continuation"):
         scorer.loglikelihood(requests("loglikelihood", [("the", "")]))
     with pytest.raises(ValueError, match="only greedy"):
@@ -218,7 +219,7 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
     gpt = model("alibi")
     asked = []
 
-    class Recording(harness.Scorer):
+    class Recording(Scorer):
         def loglikelihood(self, requests, disable_tqdm=True):
             asked.extend(request.args for request in requests)
             return super().loglikelihood(requests)
@@ -446,7 +447,7 @@ def test_loss_by_position_against_a_plain_loop_in_float64(pos):
 
     def score(pairs):
         asked.extend(pairs)
-        return harness.Scorer(gpt, letters, seq, batch=200).score(pairs)
+        return Scorer(gpt, letters, seq, batch=200).score(pairs)
 
     got = position.curve(pieces, seq, gpt.max_length, score)
     bins = 2 if pos == "learned" else 8  # there are no learned positions beyond

@@ -26,6 +26,7 @@ from eval import export
 from model import hub
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.objective import SpecialTokens
 
 SMALL = ModelConfig(
     layers=2,
@@ -61,7 +62,10 @@ OF_ENCODERS = {
     "final_norm": False,
     "head_transform": "bert",
     "output_bias": True,
-}  # no format has them
+}  # no decoder has them
+ENCODER = replace(
+    SMALL, objective="mlm", block="post-ln", sumnorm=True, head_transform="bert", output_bias=True, mask_rate=0.25
+)
 VARIANTS = [
     replace(SMALL, **dict(zip(names, values, strict=True)))
     for names in [[name for name, choices in CHOICES.items() if choices and name not in OF_ENCODERS]]
@@ -79,8 +83,11 @@ def accepted(cfg: ModelConfig) -> bool:
 EXPORTED = [cfg for cfg in VARIANTS if accepted(cfg)]
 
 
+ENCODERS = [ENCODER, replace(ENCODER, tied=False)]
+
+
 def name(cfg: ModelConfig) -> str:
-    return f"{cfg.pos}-{cfg.act}-{cfg.qkv_bias}-{cfg.tied}"
+    return f"{cfg.objective}-{cfg.pos}-{cfg.act}-{cfg.qkv_bias}-{cfg.tied}"
 
 
 def weights(cfg: ModelConfig) -> dict[str, torch.Tensor]:
@@ -124,16 +131,63 @@ def test_the_table_of_formats_is_what_is_accepted() -> None:
     assert len(EXPORTED) == 2 * len(kinds)  # tied or not
 
 
-@pytest.mark.parametrize("cfg", EXPORTED, ids=name)
+def test_of_encoders_only_bert_is_accepted() -> None:
+    """Each choice that BERT has not, made alone, is refused and named."""
+    assert hub.counterpart(ENCODER).architecture == "BertForMaskedLM"
+    for key, choices in CHOICES.items():
+        for value in choices:
+            other = replace(ENCODER, **{key: value})
+            if value == getattr(ENCODER, key) or key in ("tied", "final_norm"):  # final_norm does nothing here
+                assert accepted(other), key
+            else:
+                # of a causal one the nearest is another, which differs in the rest
+                with pytest.raises(ValueError, match=f"model.{key}=" if value != "causal" else "GPT-2, has not"):
+                    hub.counterpart(other)
+
+
+@pytest.mark.parametrize("cfg", [*EXPORTED, *ENCODERS], ids=name)
 def test_what_is_written_computes_the_same_and_comes_back(cfg: ModelConfig, tmp_path: Path) -> None:
     cfg = replace(cfg, **({"hidden": 40, "heads": 5} if cfg.pos == "alibi" else {}))
     assert hub.verify(saved(cfg, tmp_path), cfg, weights(cfg), tokens(cfg)) < 5e-6
     again, state = hub.load(tmp_path)
     if cfg.pos != "rotary":
         again = replace(again, rotary_base=cfg.rotary_base)  # those formats do not have one
-    assert again == cfg
+    assert replace(again, mask_rate=cfg.mask_rate) == cfg  # none has that
     expected = weights(cfg)
     assert list(state) == list(expected) and all(state[k].equal(expected[k]) for k in state)
+
+
+@pytest.mark.parametrize("cfg", ENCODERS, ids=name)
+def test_the_loss_of_an_encoder_is_that_of_transformers_after_reloading(cfg: ModelConfig, tmp_path: Path) -> None:
+    """The same masks, 80/10/10: mean over the masked positions. With pairs too, whose second text is of another kind
+    there; and dropout is in its configuration."""
+    cfg = replace(cfg, dropout=0.1, attn_dropout=0.2)
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(saved(cfg, tmp_path)).eval()
+    assert type(theirs).__name__ == "BertForMaskedLM" and not (tmp_path / "generation_config.json").exists()
+    assert (theirs.config.hidden_dropout_prob, theirs.config.attention_probs_dropout_prob) == (0.1, 0.2)
+    ours = GPT(cfg).eval()
+    ours.load_state_dict(weights(cfg))
+    batch = ours.objective.batch(tokens(cfg, 25), 3, range(2), SpecialTokens(119))
+    assert batch.predicted is not None
+    labels = torch.full_like(batch.targets_BT, -100)
+    labels.scatter_(1, batch.predicted, batch.targets_BT.gather(1, batch.predicted))
+    kinds = torch.tensor([0] * 10 + [1] * 14).expand(2, -1)
+    with torch.no_grad():
+        expected = float(theirs(batch.inputs_BT, labels=labels, token_type_ids=kinds).loss)
+        assert float(ours.loss(batch)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kinds_of_tokens_that_transformers_trained_are_read_into_the_positions(tmp_path: Path) -> None:
+    file = saved(ENCODER, tmp_path) / "model.safetensors"
+    state = load_file(file)
+    state["bert.embeddings.token_type_embeddings.weight"] = torch.randn(2, 48)
+    save_file(state, file, metadata={"format": "pt"})
+    cfg, read = hub.load(tmp_path)
+    ours = GPT(cfg).eval()
+    ours.load_state_dict(read)
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert (ours(tokens(cfg)) - theirs(tokens(cfg)).logits).abs().max() < 2e-5
 
 
 def test_generation_equals_greedy_decoding(tmp_path: Path) -> None:
@@ -179,6 +233,7 @@ def test_precision_padding_and_dropout_are_written_as_they_are(tmp_path: Path) -
         ({"block": "post-ln"}, r"GPT-2, has not model.block=post-ln \(it has pre-ln\)"),
         ({"pos": "rotary", "norm": "rmsnorm"}, r"GPT-NeoX, has not model.norm=rmsnorm \(it has layernorm\)"),
         ({"linear_bias": False}, r"GPT-2, has not model.linear_bias=false \(it has true\)"),
+        ({"objective": "mlm"}, r"BERT, has not model.block=pre-ln \(it has post-ln\), model.sumnorm=false"),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(change: dict, why: str, tmp_path: Path) -> None:
@@ -193,7 +248,7 @@ def test_every_setting_is_known() -> None:
     assert known == {field.name for field in fields(ModelConfig)}
     for f in hub.FORMATS:
         assert all(set(values) <= set(CHOICES[k]) for k, values in f.needs.items() if k != "ffn_width")
-    for name, value in OF_ENCODERS.items():
+    for name, value in OF_ENCODERS.items():  # of decoders
         assert accepted(SMALL) and not accepted(replace(SMALL, **{name: value}))  # type: ignore[arg-type]
     assert accepted(replace(SMALL, ffn_width=40)) and not accepted(
         replace(SMALL, pos="alibi", embnorm=True, ffn_width=40)
@@ -339,7 +394,7 @@ def test_a_bare_model_in_shards_is_read(tmp_path: Path) -> None:
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
             "'rope_type': 'linear'",
         ),
-        ("Llama", {"model_type": "mamba"}, "model_type=mamba is not one of gpt2, bloom, gpt_neox, llama"),
+        ("Llama", {"model_type": "mamba"}, "model_type=mamba is not one of gpt2, bloom, gpt_neox, llama, bert"),
     ],
 )
 def test_settings_without_a_counterpart_are_refused(which: str, change: dict, why: str, tmp_path: Path) -> None:
@@ -432,13 +487,14 @@ def test_the_same_ids_where_pieces_overlap_in_many_ways(seed: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "cfg", [replace(SMALL, pos="alibi", embnorm=True), replace(SMALL, pos="rotary"), LLAMA], ids=name
+    "cfg", [replace(SMALL, pos="alibi", embnorm=True), replace(SMALL, pos="rotary"), LLAMA, ENCODER], ids=name
 )
 def test_every_format_gets_the_same_tokenizer(cfg: ModelConfig, ours: SentencePiece, tmp_path: Path) -> None:
-    export.convert(ours).save_pretrained(saved(cfg, tmp_path))
+    export.convert(ours, causal=cfg.objective == "causal").save_pretrained(saved(cfg, tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     export.compare(ours, theirs, [*TEXTS, *export.AWKWARD], ours.encode_batch([*TEXTS, *export.AWKWARD]))
     assert theirs.eos_token_id == ours.eod and set(theirs("a b")) == {"input_ids", "attention_mask"}
+    assert theirs.mask_token_id == (ours.mask if cfg.objective == "mlm" else None)
 
 
 def test_bytes_that_are_no_text(ours: SentencePiece, theirs: Any) -> None:
@@ -460,26 +516,27 @@ def test_a_tokenizer_that_differs_is_seen(ours: SentencePiece) -> None:
 # ------------------------------------------------------------------------------------------------ a whole run
 
 
-@pytest.fixture()
-def run(model: Path, ours: SentencePiece, tmp_path: Path) -> Path:
-    """A run directory as training leaves it, of a model that was not trained."""
-    cfg = replace(SMALL, vocab=ours.vocab_size)
-    store = tmp_path / "out/data"
+def run_directory(out: Path, cfg: ModelConfig, tokenizer: Any, texts: list[str]) -> Path:
+    """A run directory as training leaves it, of a model that was not trained, with prepared data beside it."""
+    store = out / "data"
     for name in ("text-1", "tokenizer-1"):
         (store / name).mkdir(parents=True)
-    with gzip.open(store / "text-1/valid.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in TEXTS)
-    tokenizer = store / "tokenizer-1" / model.name
-    tokenizer.write_bytes(model.read_bytes())
-    folder = tmp_path / "out/nano/run"
+    with gzip.open(store / "text-1/valid.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    (store / "tokenizer-1" / tokenizer.path.name).write_bytes(tokenizer.path.read_bytes())
+    folder = out / "nano/run"
     folder.mkdir(parents=True)
     record = {
         "cell": "baseline,seed=1",
         "fingerprint": "0",
         "commit": None,
-        "config": {"model": {field.name: getattr(cfg, field.name) for field in fields(cfg)}, "eval": {"corpora": []}},
+        "config": {
+            "model": {field.name: getattr(cfg, field.name) for field in fields(cfg)},
+            "train": {"precision": "bf16"},
+            "eval": {"corpora": []},
+        },
         "data": {  # as recorded on another machine
-            "tokenizer": {"path": f"/elsewhere/data/tokenizer-1/{model.name}", "sha256": ours.sha256},
+            "tokenizer": {"path": f"/elsewhere/data/tokenizer-1/{tokenizer.path.name}", "sha256": tokenizer.sha256},
             "valid": ["/elsewhere/data/text-1/valid.jsonl.gz"],
         },
     }
@@ -487,6 +544,11 @@ def run(model: Path, ours: SentencePiece, tmp_path: Path) -> Path:
     save_file({k: x.bfloat16() for k, x in weights(cfg).items()}, folder / "weights.safetensors")
     rundir.write_done(folder, {"steps": 1})
     return folder
+
+
+@pytest.fixture()
+def run(ours: SentencePiece, tmp_path: Path) -> Path:
+    return run_directory(tmp_path / "out", replace(SMALL, vocab=ours.vocab_size), ours, TEXTS)
 
 
 def test_a_run_is_exported(run: Path, ours: SentencePiece, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from eval.__main__ import main
 from eval.tasks import choice, harness, mirror, position, probes
+from eval.tasks.definitions import definitions
+from eval.tasks.scorer import Scorer
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.test_eval import SHAPE, Letters, model, one_by_one, prepared, prose, run, save_weights  # noqa: F401  # fixtures
@@ -246,7 +248,7 @@ def test_bytes_are_counted_and_not_characters():
     """Bits per byte and loss by position, of text whose letters have two bytes."""
     gpt, seq = GPT(ModelConfig(**{**SHAPE, "seq": 8}, vocab=257, pos="alibi"), seed=3), 8
     texts = ["жёлтый узел графа " * 4, "привет, мир и дерево " * 4]
-    scorer = harness.Scorer(gpt, Utf8(), window=seq)
+    scorer = Scorer(gpt, Utf8(), window=seq)
     spec = probes.specification()["tasks"]["bits_per_byte"]
     items = probes.held_out(texts, 10_000)
     got = harness.evaluate(scorer, {"loss": (spec, items)})["loss"]
@@ -266,7 +268,7 @@ def test_a_model_is_judged_without_dropout():
     cfg = ModelConfig(**{**SHAPE, "dropout": 0.5, "attn_dropout": 0.5}, vocab=257, pos="alibi")
     gpt = GPT(cfg, seed=3).train()
     pairs = [([1, 2, 3], [4, 5]), ([7] * 9, [8])]
-    got = harness.Scorer(gpt, Letters(), 24).score(pairs)
+    got = Scorer(gpt, Letters(), 24).score(pairs)
     without = GPT(ModelConfig(**SHAPE, vocab=257, pos="alibi"), seed=3)
     for (given, scored), (nats, _) in zip(pairs, got, strict=True):
         assert nats == pytest.approx(one_by_one(without.eval(), given, scored)[0], abs=1e-4)
@@ -292,7 +294,7 @@ def lossy(tmp_path: Path):
 
 def test_bytes_that_a_tokenizer_does_not_know_are_charged(tmp_path):
     tokenizer = lossy(tmp_path)
-    scorer = harness.Scorer(model("alibi"), tokenizer, window=24)
+    scorer = Scorer(model("alibi"), tokenizer, window=24)
     spec = probes.specification()["tasks"]["bits_per_byte"]
     text = "the path узла of"  # a word of four letters and eight bytes has no pieces
     items = probes.held_out([text, "the path of"], 10_000)
@@ -336,9 +338,9 @@ def test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked(tmp_path)
     """gsm8k has five; against lm-eval's own task, made by its own loader of the same rows."""
     data = task_data(tmp_path, {("openai/gsm8k", "main", s): GSM8K for s in ("train", "test")})
     for shots, expected in ((None, 5), (0, 0), (2, 2)):
-        (definition,) = harness.definitions(["gsm8k"], shots).values()
+        (definition,) = definitions(["gsm8k"], shots).values()
         assert definition.shots == expected and len(definition.sources) == (2 if expected else 1)
-        built = harness.build({"gsm8k": definition}, data)["gsm8k"]
+        built = harness.build(definition, data)
         built.build_all_requests(rank=0, world_size=1)
         prompts = [instance.args[0] for instance in built.instances]
         assert {prompt.count("Question:") for prompt in prompts} == {expected + 1}
@@ -453,7 +455,7 @@ def test_everything_that_makes_two_results_comparable_is_written(run):
 )
 def test_a_name_of_lm_eval_runs_or_is_refused_in_a_sentence(name, why):
     try:
-        assert harness.definitions([name])
+        assert definitions([name])
     except ValueError as error:
         assert why in str(error) and "\n" not in str(error)
     else:
@@ -461,7 +463,7 @@ def test_a_name_of_lm_eval_runs_or_is_refused_in_a_sentence(name, why):
 
 
 def test_a_pattern_names_all_that_it_matches():
-    found = harness.definitions(["blimp_a*", "copa"])
+    found = definitions(["blimp_a*", "copa"])
     assert "copa" in found and len(found) > 5
     assert all(name.startswith("blimp_a") for name in found if name != "copa")
 

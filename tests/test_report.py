@@ -11,8 +11,9 @@ import shlex
 import shutil
 import subprocess
 import xml.dom.minidom
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,15 @@ from scipy import stats
 
 from ablations import drawing, rundir
 from ablations.config import resolve
+from ablations.criteria import METRICS, Criteria
+from ablations.registration import FIXED, UNTIL_DECIDED
 from ablations.study import from_args
 from ablations.values import human
+from eval.report import expense
 from eval.report.__main__ import main
 from eval.report.blocks import Figure, Section, Table
 from eval.report.collection import collect_runs, run_directories
+from eval.report.contents import contents
 from eval.report.curves import BINS, binned, subtract
 from eval.report.findings import gather
 from eval.report.formats import comma_separated, latex, markdown, plain_text
@@ -32,10 +37,13 @@ from eval.report.page import page
 from eval.report.record import report, write
 from eval.report.request import Request, parse
 from eval.report.runs import read
-from eval.report.sections import cost, published
+from eval.report.sections import published
 from eval.report.sections.mismatches import mismatches
+from eval.report.sections.scaling import power_law
 from eval.report.short_names import brief
-from eval.statistics import bootstrap, interval, power_law, verdict
+from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.sequential import share
+from eval.statistics.verdicts import verdict
 
 ARMS = {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}, "pos=none": {"model.pos": "none"}}
 EFFECT = {"pos=learned": 0.0, "pos=alibi": -0.06, "pos=none": 0.001}  # bits per byte
@@ -62,6 +70,7 @@ class Study:
     question: str = "Which position scheme is best?"
     expect: str = "ALiBi."
     command: str = "make ablation POS=alibi SEEDS=3"
+    criteria: Criteria = field(default_factory=lambda: Criteria(seeds=3))
 
     def cell(self, arm: str, seed: int) -> Cell:
         return Cell(self.root / f"{arm},seed={seed}", config(arm, seed), ARMS[arm])
@@ -354,8 +363,8 @@ def test_several_arms_are_corrected_for_being_several(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
     text = report(study, tmp_path / "out")
     alibi, none = text.splitlines()[2:4]
-    assert "the verdict on it: pos=alibi better by 5.6 (5 × noise); pos=none within noise." in text
-    assert "better by 0.0" in alibi and none.endswith("within noise")
+    assert "it says: pos=alibi exploratory: better by 5.6 (5 × noise); pos=none undecided: " in text
+    assert "better by 0.0" in alibi and none.split("    ")[-1].strip().startswith("undecided: ")
     three = {
         c["arm"]: c["p"]
         for c in json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"]
@@ -369,7 +378,7 @@ def test_several_arms_are_corrected_for_being_several(tmp_path):
 def test_one_seed_is_no_result(tmp_path):
     study = make(Study(tmp_path / "runs", seeds=[1]))
     text = report(study, tmp_path / "out")
-    assert text.splitlines()[2].endswith("one seed: not replicated")
+    assert text.splitlines()[2].endswith("undecided: one seed, not replicated")
     assert "better" not in text.replace("higher is better", "").replace("lower is better", "")
 
 
@@ -396,7 +405,7 @@ def test_recorded_noise_counts_the_seeds_that_two_arms_share(tmp_path):
         shutil.rmtree(study.cell("pos=alibi", seed).dir)
     report(study, tmp_path / "out")
     got = json.loads((tmp_path / "out/run.json").read_text())["noise"]["bits/byte"]
-    # without seeds one degree of freedom would be left, so it is the variance within arms (eval/statistics.py)
+    # without seeds one degree of freedom would be left, so it is the variance within arms (eval/statistics/seeds.py)
     rows = [
         [json.loads((study.cell(arm, seed).dir / "eval.json").read_text())["bits_per_byte"]["value"] for seed in seeds]
         for arm, seeds in zip(study.arms, (study.seeds, (1, 2)), strict=True)
@@ -875,7 +884,7 @@ def test_nothing_within_noise_is_bold(tmp_path):
         ("table.tex", r"\\textbf\{(.+?)\}"),
     ):
         text = (tmp_path / "out" / name).read_text()
-        assert "within noise" in text and not any("within noise" in words for words in re.findall(bold, text))
+        assert "undecided: " in text and not any(words.startswith("undecided: ") for words in re.findall(bold, text))
         assert any(words.startswith("better by") for words in re.findall(bold, text)), name
 
 
@@ -1146,15 +1155,15 @@ def test_a_margin_makes_equivalent_arms_and_what_is_undecided_says_what_is_missi
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
     report(study, tmp_path / "out")
     text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
-    assert "**Undecided**, whether more than noise; if the difference" in text and "* pos=none, bits/byte: " in text
+    assert "**Undecided**: not more than noise. What is missing" in text and "* pos=none, bits/byte: " in text
     assert "pos=alibi, bits/byte: " not in text.split("**Undecided**")[1] and "equivalent" not in text
-    found = gather(study, margins={"bits/byte": 0.05})
-    assert found.verdict("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
+    found = gather(replace(study, criteria=Criteria(margins={"bits/byte": 0.05}, seeds=3)))
+    assert found.verdict("pos=none", "bits/byte") == "exploratory: equivalent within 0.05 bits/byte"
     assert found.verdict("pos=alibi", "bits/byte").startswith("better by 0.0")
-    assert found.verdict("pos=none", "zero-shot") == "within noise"
+    assert found.verdict("pos=none", "zero-shot").startswith("undecided: about ")
     write(found, tmp_path / "out")
     text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
-    assert "* pos=none, bits/byte" not in text and "nothing says that it was chosen before the runs" in text
+    assert "* pos=none, bits/byte" not in text and "Margin of bits/byte: 0.05 bits/byte, chosen after the runs" in text
     # a run takes 102.4 s of one core; with less noise than this two more seeds of three arms would be enough
     for arm in study.arms:
         for seed in study.seeds:
@@ -1179,14 +1188,14 @@ def test_one_held_out_document_gives_no_verdict(study, tmp_path):
         for seed in study.seeds:
             rewrite(study.cell(arm, seed).dir, lambda row: row | {"cluster": "one long book"})
     screen = report(study, tmp_path / "out")
-    assert screen.splitlines()[2].endswith("no verdict: 1 independent item")
+    assert screen.splitlines()[2].endswith("undecided: 1 independent item, 3 are needed")
     record = json.loads((tmp_path / "out/run.json").read_text())
-    assert [c["verdict"].split(":")[0] for c in record["comparisons"]] == ["no verdict", "better by 5.6 (5 × noise)"]
+    assert [c["verdict"].split(":")[0] for c in record["comparisons"]] == ["undecided", "exploratory"]
     assert "p" not in record["comparisons"][0]
     text = (tmp_path / "out/report.md").read_text()
-    assert "| no verdict: 1 independent item |" in section(text, "Differences from the baseline") and not re.search(
-        r"\bnan\b", text
-    )
+    assert "| undecided: 1 independent item, 3 are needed |" in section(
+        text, "Differences from the baseline"
+    ) and not re.search(r"\bnan\b", text)
 
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202ereversed\x00<script>\r\n## Heading"
@@ -1317,10 +1326,10 @@ def test_noise_runs_tell_the_noise_of_a_study_with_one_seed(tmp_path):
     alone = report(study, tmp_path / "one")
     known = report(study, tmp_path / "two", [more.cell("pos=learned", seed).dir for seed in more.seeds])
     assert [line.split("    ")[-1].strip() for line in alone.splitlines()[2:4]] == [
-        "one seed: not replicated",
-        "within noise",
+        "undecided: one seed, not replicated",
+        "undecided: one seed, within noise",
     ]
-    assert "one seed: not replicated" in known.splitlines()[2] and known.splitlines()[3].endswith("within noise")
+    assert known.splitlines()[2].endswith("one seed, not replicated") and known.splitlines()[3].endswith("within noise")
     said = "these arms if they have several seeds: runs (seeds 5, 6, 7, 8); nano, 1,048,576 tokens."
     assert said in (tmp_path / "two/report.md").read_text() and said not in (tmp_path / "one/report.md").read_text()
     got = json.loads((tmp_path / "two" / "run.json").read_text())["comparisons"][0]
@@ -1359,11 +1368,11 @@ def test_published_c4_and_pile_differ_by_less_than_the_noise():
 
     c, strata = published.task_difference("C4", "The Pile")
     assert c.difference == pytest.approx(0.21, abs=0.005) and c.noise == pytest.approx(0.41 * 2**0.5, abs=0.01)
-    assert verdict(c, higher_is_better=True, digits=2) == "within noise"
+    assert verdict(c, higher_is_better=True, digits=2).words == "undecided: one seed, within noise"
     low, high = interval(bootstrap(strata, tasks=True), 27)
     assert low < 0 < high
     # one run of each: a difference that the items do not explain is still no result
-    assert verdict(published.task_difference("C4", "OSCAR v1")[0], True) == "one seed: not replicated"
+    assert verdict(published.task_difference("C4", "OSCAR v1")[0], True).words == "undecided: one seed, not replicated"
 
 
 def test_every_published_number_has_a_mark_and_a_source():
@@ -1420,7 +1429,7 @@ def test_hours_and_energy(device, ranks, threads, unit, hours, kwh):
         "run": {"hardware": hardware, "config": {"model": {"pos": "x"}}},
         "metrics": [{"tokens": 5, "seconds": 3600.0}],
     }
-    spent = cost.spent(cell)
+    spent = expense.spent(cell)
     assert (spent["unit"], spent["hours"]) == (unit, hours)
     assert spent["kwh"] == (pytest.approx(kwh) if kwh else None)
     assert spent["flops"] is None  # a configuration of another version
@@ -1574,7 +1583,7 @@ def test_names_that_are_cut_keep_their_ends():
     seen = {
         "map": drawing.heat("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
         "legend": drawing.lines("t", [drawing.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"),
-        "forest": drawing.forest("t", [(name, 0.1, 0.2, "same", "within noise") for name in long], "x"),
+        "forest": drawing.forest("t", [(name, 0.1, 0.2, "same", "undecided") for name in long], "x"),
     }
     for kind, svg in seen.items():
         cut = re.findall(r">…([^<]*)</text>", svg)
@@ -1582,3 +1591,86 @@ def test_names_that_are_cut_keep_their_ends():
         for name in long:
             assert sum(len(end) > 10 and name.endswith(end) for end in cut) == len(cut) // 2, (kind, cut)
     assert drawing.ending("short", 100) == "short" and drawing.ending("0123456789", drawing.wide("xxxx")) == "…789"
+
+
+# ------------------------------------------------------------------------------------------------ what was named before
+
+
+def register(study: Study, criteria: Criteria) -> None:
+    """As launch.train writes it before the first step of each run."""
+    content = {
+        "study": "position",
+        "metric": criteria.metric,
+        "margin": {name: f"{margin:g} {METRICS[name]}" for name, margin in criteria.margins.items()},
+        "seeds": [1, criteria.seeds],
+        "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
+    }
+    for arm in study.arms:
+        for seed in study.seeds:
+            rundir.register(study.cell(arm, seed).dir, content, step=0)
+
+
+def registered(study: Study, criteria: Criteria | None = None, words: tuple[str, ...] = ()) -> Any:
+    """The study as the command line makes it: with a registration of its own."""
+    made = replace(study, criteria=criteria or study.criteria)
+    made.registration, made.words = {"study": "position"}, list(words)
+    return made
+
+
+def test_the_margin_that_was_registered_counts_and_one_that_is_typed_later_is_exploratory(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    before = Criteria(margins={"bits/byte": 0.05}, seeds=3)
+    register(study, before)
+    assert gather(registered(study, before)).verdict("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
+    # the study file says something else by now
+    wide = Criteria(margins={"bits/byte": 0.09}, seeds=3)
+    assert gather(registered(study, wide)).verdict("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
+    typed = gather(registered(study, wide, words=("MARGIN=0.09",)))
+    assert typed.verdict("pos=none", "bits/byte") == "exploratory: equivalent within 0.09 bits/byte"
+    same = gather(registered(study, before, words=("MARGIN=0.05",)))
+    assert same.verdict("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
+    # one arm may be older than the question, as the baseline that studies share; not two
+    (study.cell("pos=learned", 1).dir / rundir.REGISTERED).unlink()
+    assert gather(registered(study, before)).verdict("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
+    (study.cell("pos=alibi", 2).dir / rundir.REGISTERED).unlink()
+    some = gather(registered(study, before))
+    assert some.verdict("pos=none", "bits/byte") == "exploratory: equivalent within 0.05 bits/byte"
+    write(some, tmp_path / "out")
+    entries = json.loads((tmp_path / "out/run.json").read_text())["comparisons"]
+    said = {(e["arm"], e["metric"]): (e["decision"], e["exploratory"]) for e in entries}
+    assert said["pos=none", "bits_per_byte"] == ("equivalent", True)
+    assert said["pos=alibi", "bits_per_byte"] == ("better", False) and said["pos=alibi", "zero_shot"] == (
+        "better",
+        True,
+    )
+
+
+def test_the_metric_that_was_registered_decides(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    by_score = Criteria(metric="zero-shot", seeds=3)
+    register(study, by_score)
+    named = gather(registered(study, by_score))
+    assert named.verdict("pos=alibi", "zero-shot").startswith("better by 5.6")
+    assert named.verdict("pos=alibi", "bits/byte").startswith("exploratory: better by")
+    assert "better by 5.6" in report(registered(study, by_score), tmp_path / "out").splitlines()[2]
+    late = gather(registered(study))  # by bits per byte, which no run had named
+    assert late.verdict("pos=alibi", "bits/byte").startswith("exploratory: ")
+    assert "chosen after the runs, which named zero-shot" in section(
+        markdown("t", contents(late)), "Differences from the baseline"
+    )
+
+
+def test_seeds_that_were_added_until_it_was_decided_are_judged_so_without_being_told(tmp_path):
+    """Looked at after 3 of at most 10 seeds, what one look would call better is not yet."""
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    plain = gather(registered(study)).compared["bits/byte"]["pos=none"]
+    register(study, Criteria(seeds=10, sequential=True))
+    looked = gather(registered(study))
+    assert looked.study.criteria == Criteria(seeds=10, sequential=True)
+    c = looked.compared["bits/byte"]["pos=none"]
+    assert c.share == share(3, 10, 2) < 0.1 and c.threshold > 2 * plain.threshold
+    alibi = looked.compared["bits/byte"]["pos=alibi"]
+    assert alibi.adjusted == pytest.approx(2 * alibi.p / c.share) and alibi.p < 0.05
+    assert "Seeds are added until every arm is decided, up to 10" in section(
+        markdown("t", contents(looked)), "Differences from the baseline"
+    )

@@ -1,4 +1,4 @@
-"""eval/statistics.py and ablations/plan/power.py against scipy, closed forms, a likelihood and simulated studies."""
+"""eval/statistics and ablations/plan/power.py against scipy, closed forms, a likelihood and simulated studies."""
 
 import json
 from math import inf, nan, sqrt
@@ -8,35 +8,21 @@ import pytest
 from scipy import optimize, stats
 
 from ablations.plan import power
-from eval.statistics import (
+from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.comparison import Comparison, compare, family, holm
+from eval.statistics.items import (
     FEWEST_ITEMS,
-    LEVEL,
-    Comparison,
-    Part,
     Stratum,
-    add,
-    bootstrap,
     by_cluster,
-    compare,
     effective_number,
-    family,
-    holm,
     independent_items,
-    interval,
     item_part,
-    level_stderr,
     mean_stderr,
-    noise_floor,
-    outstanding,
-    places,
-    quantile,
     ratio_stderr,
-    residual,
-    seed_part,
-    seeds_to_decide,
-    verdict,
-    welch,
 )
+from eval.statistics.parts import LEVEL, Part, add, quantile
+from eval.statistics.seeds import level_stderr, noise_floor, outstanding, residual, seed_part, welch
+from eval.statistics.verdicts import places, seeds_to_decide, verdict
 
 NO_ITEMS = Part(0.0, np.inf)
 
@@ -253,10 +239,11 @@ def test_equivalence_is_two_one_sided_tests():
         lower = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
         upper = stats.ttest_1samp(d, margin, alternative="less").pvalue
         assert c.equivalent(margin) == (max(lower, upper) <= 0.05)
-    assert verdict(c, True, 3, 3.0, "points") == "equivalent within 3 points" and verdict(c, True) == "within noise"
+    assert verdict(c, True, 3, 3.0, "points") == ("equivalent", "equivalent within 3 points")
+    assert verdict(c, True) == ("undecided", "undecided: within noise")
     assert not c.equivalent(None) and not compare(0.0, None, NO_ITEMS).equivalent(9.0)
     real = compare(0.1, Part(0.01**2, 8), NO_ITEMS)
-    assert verdict(real, False, 3, 0.5) == "worse by 0.100 (10 × noise), less than the margin"
+    assert verdict(real, False, 3, 0.5).words == "worse by 0.100 (10 × noise), less than the margin"
 
 
 @pytest.mark.parametrize("true, sd, margin", [(1.0, 1.0, None), (0.6, 0.5, None), (0.05, 0.3, 0.5)])
@@ -282,7 +269,9 @@ def test_few_independent_items_give_no_verdict():
     for n in (1, FEWEST_ITEMS - 1):
         part = item_part([Stratum(np.full((3, n), 0.5), np.ones(n))])
         c = compare(0.5, seeds, part, independent=n)
-        assert not c.counts and verdict(c, False) == f"no verdict: {n} independent item{'s' * (n > 1)}"
+        assert (
+            not c.counts and verdict(c, False).words == f"undecided: {n} independent item{'s' * (n > 1)}, 3 are needed"
+        )
         both = family({"few": c, "enough": compare(0.5, seeds, Part(0.0, 9.0))})
         assert not both["few"].counts and both["enough"].adjusted == pytest.approx(compare(0.5, seeds, Part(0.0, 9)).p)
     assert compare(0.5, seeds, Part(0.0, 2.0), independent=FEWEST_ITEMS).counts
@@ -441,7 +430,7 @@ def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0, rest=0.0, 
 def test_rate_of_false_verdicts_is_at_most_five_percent(arms, seeds, item_sd, shared, rest, least):
     """3,000 null studies: 5 % is 150, standard deviation 12. Two arms without item noise: 5 % exactly."""
     found = studies(np.random.default_rng(11), arms, seeds, 40, 1.0, item_sd, 3000, shared, rest)
-    wrong = np.mean([verdict(c, False) != "within noise" for c in found])
+    wrong = np.mean([verdict(c, False).decided for c in found])
     assert least <= wrong <= 0.061
 
 
@@ -467,7 +456,7 @@ def test_an_arm_stands_out_by_the_f_test_of_its_contrast_with_the_others():
 
 @pytest.mark.parametrize("noisy, seeds, at_most", [(1, 5, 0.055), (0, 5, 0.065), (1, 3, 0.1), (1, 2, 0.1)])
 def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(noisy, seeds, at_most):
-    """1,500 null studies: as the head of eval/statistics.py says. With one variance for all, 9 to 12 %."""
+    """1,500 null studies: as the head of eval/statistics/seeds.py says. With one variance for all, 9 to 12 %."""
     rng, wrong, pooled = np.random.default_rng(15), 0, 0
     for _ in range(1500):
         x = rng.normal(size=(4, seeds)) + rng.normal(size=(1, seeds))
@@ -498,21 +487,26 @@ def test_welch_satterthwaite_would_be_wrong_too_often():
 
 def test_verdicts_in_words():
     c = compare(-0.0621, Part(0.004**2, 2), Part(0.003**2, 60))
-    assert verdict(c, higher_is_better=False) == "better by 0.062 (12 × noise)"
-    assert verdict(c, higher_is_better=True) == "worse by 0.062 (12 × noise)"
-    assert verdict(compare(3.0, Part(0.1, 4), Part(0.1, 60)), True, 1) == "better by 3.0 (7 × noise)"
-    assert verdict(compare(0.01, Part(0.004**2, 1), NO_ITEMS), False) == "within noise"
-    assert verdict(compare(0.01, Part(0.0, 1), NO_ITEMS), False) == "worse by 0.010 (∞ × noise)"
-    assert verdict(compare(9.0, None, NO_ITEMS), False) == "one seed: not replicated"
-    assert verdict(compare(9.0, None, Part(100.0, 50)), False) == "within noise"  # of the items alone
+    assert verdict(c, higher_is_better=False).words == "better by 0.062 (12 × noise)"
+    assert verdict(c, higher_is_better=True).words == "worse by 0.062 (12 × noise)"
+    assert verdict(compare(3.0, Part(0.1, 4), Part(0.1, 60)), True, 1).words == "better by 3.0 (7 × noise)"
+    assert verdict(compare(0.01, Part(0.004**2, 1), NO_ITEMS), False).words == "undecided: within noise"
+    assert verdict(compare(0.01, Part(0.0, 1), NO_ITEMS), False).words == "worse by 0.010 (∞ × noise)"
+    assert verdict(compare(9.0, None, NO_ITEMS), False).words == "undecided: one seed, not replicated"
+    by_items = verdict(compare(9.0, None, Part(100.0, 50)), False)
+    assert (
+        by_items.words == "undecided: one seed, within noise" and not by_items.decided and by_items.label == "undecided"
+    )
     floor = Part(2 * 5.0**2, 8)
-    assert verdict(compare(9.0, floor, NO_ITEMS, replicated=False), False) == "within noise"
-    assert verdict(compare(99.0, floor, NO_ITEMS, replicated=False), False) == "one seed: not replicated"
+    assert verdict(compare(9.0, floor, NO_ITEMS, replicated=False), False).words == "undecided: one seed, within noise"
+    assert (
+        verdict(compare(99.0, floor, NO_ITEMS, replicated=False), False).words == "undecided: one seed, not replicated"
+    )
     assert not compare(99.0, floor, NO_ITEMS, replicated=False).counts and compare(99.0, floor, NO_ITEMS).counts
     alone = compare(0.1, Part(0.001, 4), NO_ITEMS)
     assert alone.p < 0.05 < 3 * alone.p  # real alone, not among three
     three = family({"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)})
-    assert isinstance(three["a"], Comparison) and verdict(three["a"], True) == "within noise"
+    assert isinstance(three["a"], Comparison) and verdict(three["a"], True).words == "undecided: within noise"
     assert abs(three["a"].difference) < three["a"].threshold  # what it counts above says the same
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ablations import strict_yaml, study_file
 from ablations.config import KEYS, ConfigError, resolve
+from ablations.criteria import Criteria
 from ablations.study import FACTORS, HELP, Study, folders, from_anywhere, from_args
 from ablations.study_file import StudyFile, read_study
 from ablations.values import difference
@@ -47,6 +48,15 @@ MALFORMED = {
     "arms as a mapping": b"question: a\nexpect: b\narms: {model.pos: alibi}\n",
     "base as a list": GOOD.encode() + b"base: [1]\n",
     "a date that cannot be": b"question: 2024-13-45\nexpect: a\narms: []\n",
+    "no margin": GOOD.encode() + b"margin: 0\n",
+    "a margin that is true": GOOD.encode() + b"margin: yes\n",
+    "a margin without end": GOOD.encode() + b"margin: .inf\n",
+    "a margin of 400 digits": GOOD.encode() + b"margin: " + b"9" * 400 + b"\n",
+    "a margin of no metric": GOOD.encode() + b"margin: {loss: 0.01}\n",
+    "a metric that is none": GOOD.encode() + b"metric: loss\n",
+    "a list as metric": GOOD.encode() + b"metric: [bits/byte]\n",
+    "one seed at most": GOOD.encode() + b"max_seeds: 1\n",
+    "no number of seeds": GOOD.encode() + b"max_seeds: many\n",
     "a tag": b"question: !!python/object/apply:os.system [ls]\nexpect: a\narms: []\n",
     "a number of 5,000 digits": b"question: " + b"9" * 5000 + b"\nexpect: a\narms: []\n",
     "a null byte": b"question: a\0\nexpect: b\narms: []\n",
@@ -118,6 +128,14 @@ def test_the_limits_of_a_file_hold_what_is_ours_many_times() -> None:
         (["POS=alibi", "SET=train.lr=1,5e-4"], "a number such as 3e-4"),
         (["POS=alibi", "SET=eval.corpora=,"], "names with commas between them"),
         (["DATA=pycode", "ARM=data.corpus=pydocs"], "give DATA alone"),
+        (["POS=alibi", "METRIC=loss"], "METRIC: 'loss' is not one of bits/byte, zero-shot, suite"),
+        (["POS=alibi", "MARGIN=0.01,1,2"], "a number above 0, in bits per byte"),
+        (["POS=alibi", "MORE=yes"], "auto adds seeds"),
+        (["POS=alibi", "MAX_SEEDS=5"], "MAX_SEEDS says how many seeds MORE=auto may come to"),
+        (["POS=alibi", "MORE=auto", "MAX_SEEDS=1", "SEEDS=1"], "the two that any verdict needs"),
+        (["POS=alibi", "MORE=auto", "MAX_SEEDS=3", "SEEDS=4"], "less than SEEDS=4"),
+        (["STUDY=baseline", "MORE=auto"], "none beside the baseline"),
+        (["POS=alibi", "FIRST_SEED=0"], "a number of the first seed from 1"),
         (["ARM=model.rotary_base=1000", "SET=model.pos=alibi"], "does nothing without model.pos=rotary"),
     ],
 )
@@ -126,6 +144,40 @@ def test_words_that_are_no_study_are_refused(words: list[str], message: str) -> 
         from_args([*words, "SIZE=nano"])
     assert message in str(error.value)
     assert len(str(error.value)) < 2500
+
+
+def test_what_decides_comes_from_the_words_and_else_from_the_study_file(studies: Path, tmp_path: Path) -> None:
+    """Also where the words ask what a file asks, as its expectation does; but only STUDY= makes a study add seeds."""
+    (studies / "asked.yaml").write_text(GOOD + "metric: zero-shot\nmargin: 1.5\nmax_seeds: 7\n")
+    said = from_args(["STUDY=asked", "SIZE=nano", f"OUT={tmp_path}"]).criteria
+    assert said == Criteria("zero-shot", {"zero-shot": 1.5}, seeds=7, sequential=True)
+    assert from_args(["STUDY=asked", "MORE=none", "SEEDS=3", "SIZE=nano"]).criteria == Criteria(
+        "zero-shot", {"zero-shot": 1.5}, seeds=3
+    )
+    assert from_args(["POS=alibi", "SIZE=nano"]).criteria == Criteria("zero-shot", {"zero-shot": 1.5})
+    words = ["STUDY=asked", "METRIC=suite", "MARGIN=0.02,3", "MAX_SEEDS=4", "MORE=auto", "SIZE=nano", f"OUT={tmp_path}"]
+    margins = {"bits/byte": 0.02, "zero-shot": 3.0, "suite": 3.0}
+    assert from_args(words).criteria == Criteria("suite", margins, seeds=4, sequential=True)
+    (studies / "later.yaml").write_text(GOOD + "margin: {bits/byte: 0.01, zero-shot: 2}\n")
+    assert from_args(["STUDY=later", "SIZE=nano"]).criteria.margins == {"bits/byte": 0.01, "zero-shot": 2.0}
+    assert from_args(["POS=none", "SIZE=nano"]).criteria == Criteria()
+
+
+def test_a_study_that_adds_seeds_has_those_that_have_begun(tmp_path: Path) -> None:
+    """What it has is the same however it is asked for; the baseline's runs are other studies' too and do not count."""
+    words = ["POS=alibi,none", "SIZE=nano", "SEEDS=2", f"OUT={tmp_path}"]
+    sequential = [*words, "MORE=auto", "MAX_SEEDS=5"]
+    plan = from_args(sequential)
+    assert plan.seeds == [1, 2] and plan.criteria == Criteria(seeds=5, sequential=True)
+    (tmp_path / "nano/baseline,seed=4").mkdir(parents=True)
+    (tmp_path / "nano/pos=alibi,seed=6").mkdir()  # beyond what it may come to
+    assert from_args(sequential).seeds == [1, 2]
+    (tmp_path / "nano/pos=none,seed=3").mkdir()
+    grown = from_args(sequential)
+    assert grown.seeds == [1, 2, 3] and grown.cells[: len(plan.cells)] == plan.cells
+    assert from_args(words).seeds == [1, 2]
+    late = from_args([*words, "FIRST_SEED=101"])
+    assert late.seeds == [101, 102] and {cell.run.seed for cell in late.cells} == {101, 102}
 
 
 def test_a_root_folder_as_corpus_is_refused_with_exit_code_2() -> None:

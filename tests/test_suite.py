@@ -19,7 +19,10 @@ import pytest
 import torch
 
 from eval.__main__ import main
-from eval.tasks import fetch, harness, mirror, score
+from eval.tasks import fetch, harness, mirror, rows, score
+from eval.tasks.definitions import definitions
+from eval.tasks.journal import Journal
+from eval.tasks.scorer import Scorer
 from eval.tasks.suite import suite
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -85,13 +88,13 @@ def test_shared_rows_compute_what_each_input_would_alone(pos, objective):
 def test_a_context_is_computed_once_for_its_choices_and_longer_stems_for_several():
     rng = random.Random(1)
     context = tuple(rng.randrange(257) for _ in range(50))
-    inputs = [score.Input((*context, i, i + 1, i + 2), 0) for i in range(4)]
-    assert [(row.stem, len(row)) for row in score.rows(inputs, 384, 4096)] == [(50, 62)]
-    apart = [score.Input((*inputs[0].tokens[:2], *(rng.randrange(257) for _ in range(48))), 0) for _ in range(4)]
-    assert [len(row.inputs) for row in score.rows(apart, 384, 4096)] == [1, 1, 1, 1]  # two tokens are not worth a row
-    assert max(len(row) for row in score.rows(inputs * 1 + apart, 384, 55)) <= 55
-    prefixed = [score.Input(each.tokens, n) for each, n in zip(inputs, (50, 50, 49, 51), strict=True)]
-    assert sorted(len(row.inputs) for row in score.rows(prefixed, 384, 4096)) == [1, 1, 2]
+    inputs = [rows.Input((*context, i, i + 1, i + 2), 0) for i in range(4)]
+    assert [(row.stem, len(row)) for row in rows.rows(inputs, 384, 4096)] == [(50, 62)]
+    unlike = [rows.Input((*inputs[0].tokens[:2], *(rng.randrange(257) for _ in range(48))), 0) for _ in range(4)]
+    assert [len(row.inputs) for row in rows.rows(unlike, 384, 4096)] == [1, 1, 1, 1]  # two tokens are not worth a row
+    assert max(len(row) for row in rows.rows(inputs + unlike, 384, 55)) <= 55
+    prefixed = [rows.Input(sequence.tokens, n) for sequence, n in zip(inputs, (50, 50, 49, 51), strict=True)]
+    assert sorted(len(row.inputs) for row in rows.rows(prefixed, 384, 4096)) == [1, 1, 2]
 
 
 def test_more_to_score_than_the_longest_input_is_scored_in_pieces():
@@ -141,7 +144,7 @@ def test_written_answers_equal_those_of_lm_evals_backend():
     )
     rng = random.Random(5)
     texts = [" ".join(rng.choice(WORDS.split()) for _ in range(n)) for n in (1, 2, 3, 4, 5, 9)]
-    scorer = harness.Scorer(ours, Spelled(), window=24)
+    scorer = Scorer(ours, Spelled(), window=24)
     stops: list[str] = []
     for _ in range(2):
         settings = {"until": stops, "max_gen_toks": 12, "do_sample": False}
@@ -155,7 +158,7 @@ def test_written_answers_equal_those_of_lm_evals_backend():
 
 
 def test_the_suite_is_that_of_the_installed_lm_eval():
-    found = harness.definitions(mirror.names(["suite"]))
+    found = definitions(mirror.names(["suite"]))
     assert len(found) == 27
     for name, (config, source) in found.items():  # definitions() has compared versions and splits
         spec = mirror.suite()[name]
@@ -170,7 +173,7 @@ def test_the_suite_is_that_of_the_installed_lm_eval():
 
 
 def test_the_group_of_other_languages():
-    found = harness.definitions(mirror.names(["multilingual"]))
+    found = definitions(mirror.names(["multilingual"]))
     study = {"ar", "bn", "ca", "en", "es", "eu", "fr", "hi", "id", "pt", "ur", "vi", "zh"}
     assert {name.rpartition("_")[2] for name in found} <= study and len(found) == 19
     xnli = {name.rpartition("_")[2] for name in found if name.startswith("xnli")}
@@ -180,8 +183,8 @@ def test_the_group_of_other_languages():
 
 def test_any_task_of_lm_eval_by_name():
     with pytest.raises(ValueError, match="no task 'helaswag' .*did you mean hellaswag"):
-        harness.definitions(["helaswag"])
-    found = harness.definitions(["blimp", "copa"])
+        definitions(["helaswag"])
+    found = definitions(["blimp", "copa"])
     assert len(found) == 68 and {each.source.path for each in found.values()} == {"nyu-mll/blimp", "aps/super_glue"}
 
 
@@ -456,7 +459,7 @@ def test_killed_and_divided_evaluations_end_the_same(run, tmp_path):
     assert not (run / "eval.json").exists()
     part = next((run / "eval.parts").glob("*"))
     part.write_bytes(part.read_bytes()[:-7])  # a kill may cut a line
-    known = score.Journal(run / "eval.parts", json.loads(part.read_bytes().splitlines()[0])["identity"])
+    known = Journal(run / "eval.parts", json.loads(part.read_bytes().splitlines()[0])["identity"])
     assert len(known.known) > 10
     known.close()
     assert main([str(run), *TASKS]) == 0
@@ -468,14 +471,14 @@ def test_killed_and_divided_evaluations_end_the_same(run, tmp_path):
 
 
 def test_what_another_model_left_is_not_read(tmp_path):
-    first = score.Journal(tmp_path, {"weights": "a"})
+    first = Journal(tmp_path, {"weights": "a"})
     first.add({"key": [1.0, True]})
     first.close()
-    assert "key" in score.Journal(tmp_path, {"weights": "a"}) and "key" not in score.Journal(tmp_path, {"weights": "b"})
+    assert "key" in Journal(tmp_path, {"weights": "a"}) and "key" not in Journal(tmp_path, {"weights": "b"})
 
 
 def test_what_nobody_scored_is_an_error_and_no_zero(tmp_path):
-    journal = score.Journal(tmp_path, {})
+    journal = Journal(tmp_path, {})
     with pytest.raises(KeyError):
         journal.get("key", (0.0, False))
-    assert score.Journal(tmp_path, {}, rank=1, ranks=2).get("key", (0.0, False)) == (0.0, False)
+    assert Journal(tmp_path, {}, rank=1, ranks=2).get("key", (0.0, False)) == (0.0, False)

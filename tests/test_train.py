@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from ablations import rundir
 from ablations.budget import learning_rate
 from ablations.config import KEYS, resolve
 from ablations.rundir import Damaged
@@ -398,6 +399,8 @@ def test_a_diverging_run_stops_and_says_why(
     cell = from_args(argv).cells[1]
     assert state(cell)["state"] == "failed" and "train.lr" in state(cell)["why"]
     assert not (cell.dir / "done").exists()
+    lines, _ = rundir.read_registered(cell.dir)  # before the first step, whatever became of the run
+    assert [(line["step"], line["content"]) for line in lines] == [(0, from_args(argv).registration)]
 
 
 def test_a_run_whose_factor_is_inactive_stops_before_the_first_step(
@@ -644,10 +647,10 @@ def test_a_strangers_links_are_not_followed(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_two_output_roots_are_two_runs_to_wandb(tmp_path: Path) -> None:
-    from launch.log import _ident
+    from launch.log import _wandb_id
 
-    one, other = (_ident(tmp_path / root / "nano" / "baseline,seed=1") for root in "ab")
-    assert one != other and one == _ident(tmp_path / "b/../a/nano/baseline,seed=1")
+    one, other = (_wandb_id(tmp_path / root / "nano" / "baseline,seed=1") for root in "ab")
+    assert one != other and one == _wandb_id(tmp_path / "b/../a/nano/baseline,seed=1")
     assert one.startswith("nano-baseline-seed-1-")
 
 
@@ -702,8 +705,10 @@ def test_what_counts_is_on_the_disk_first(
 def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: Path) -> None:
     cell = dataclasses.replace(study(corpus, tmp_path).cells[1], dir=tmp_path / "run")
     cell.dir.mkdir()
+    rundir.register(cell.dir, study(corpus, tmp_path).registration, 0)  # as launch.train does before
     in_process(cell, store)
     record = json.loads((cell.dir / "run.json").read_text())
+    assert record["registered"] == rundir.read_registered(cell.dir)[0][0]["sha256"]
     assert record["fingerprint"] == cell.run.fingerprint and record["delta"] == {"model.pos": "alibi"}
     assert {p["factor"] for p in record["proofs"]} == {
         "model.pos",

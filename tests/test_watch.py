@@ -110,12 +110,12 @@ def test_the_heartbeat_says_where_a_run_is_and_goes_with_it(tmp_path: Path) -> N
 def test_a_stop_file_is_heard(tmp_path: Path) -> None:
     with watch(tmp_path) as w:
         time.sleep(1.2)
-        assert not w.asked
+        assert not w.stop_reason
         (tmp_path / "run/stop").write_text("10 minutes left")
         end = time.monotonic() + 10
-        while not w.asked and time.monotonic() < end:
+        while not w.stop_reason and time.monotonic() < end:
             time.sleep(0.05)
-        assert "10 minutes left" in w.asked
+        assert "10 minutes left" in w.stop_reason
     assert not stop_file(tmp_path)
     (tmp_path / "stop").write_text("everybody out")
     assert "everybody out" in stop_file(tmp_path)
@@ -129,16 +129,16 @@ def test_a_stop_file_that_cannot_be_read_now_is_read_later(tmp_path: Path) -> No
         (tmp_path / "run/stop").rmdir()
         (tmp_path / "run/stop").write_bytes(b"caf\xe9")
         end = time.monotonic() + 10
-        while not w.asked and time.monotonic() < end:
+        while not w.stop_reason and time.monotonic() < end:
             time.sleep(0.05)
-        assert "caf" in w.asked and w.thread.is_alive()
+        assert "caf" in w.stop_reason and w.thread.is_alive()
 
 
 def test_sigterm_asks_for_a_stop(tmp_path: Path) -> None:
     with watch(tmp_path) as w:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)
-        assert w.asked == "SIGTERM"
+        assert w.stop_reason == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -204,9 +204,9 @@ def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
             w.stepped(step)
         with w.storing():
             assert w.limit == STORAGE
-            began = w.moved
+            began = w.last_progress
             time.sleep(1.0)  # twice what a step may take
-        assert w.limit == max(0.5, 5 * statistics.median(w.durations)) and w.moved >= began + 1.0
+        assert w.limit == max(0.5, 5 * statistics.median(w.durations)) and w.last_progress >= began + 1.0
     assert not hangs
 
 

@@ -1,6 +1,6 @@
 """The least difference that a study can see, before it is run: from the noise that earlier ones recorded.
 
-The same rule as the report's verdict (eval/statistics.py), which this may not import: a difference counts above
+The same rule as the report's verdict (eval/statistics), which this may not import: a difference counts above
 sqrt(t**2 v1 + z**2 v2), t of Student with the seeds' degrees of freedom, v1 and v2 the variances that seeds and items
 give to it. What the seeds will give is not known but drawn: s**2 / sigma**2 is chi-square over its degrees of freedom.
 
@@ -79,7 +79,7 @@ def detectable(sd: float, items: float, arms: int, seeds: int) -> float:
     """
     if seeds < 2 or arms < 2:
         return inf
-    # eval.statistics.seed_part: two arms with two seeds are the ordinary t-test, else the seeds are taken out. Of three
+    # eval/statistics/seeds.py: two arms with two seeds are the ordinary t-test, else the seeds are taken out. Of three
     # arms and more one may stand out by chance, which takes some 2 % of POWER (simulated there)
     dof = 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
     level = LEVEL / (arms - 1)

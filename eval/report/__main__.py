@@ -1,4 +1,5 @@
 """python -m eval.report POS=alibi ...: run directories in, report out. A pure function: twice the same bytes.
+Without words: what was predicted in all records, and how often it came out so.
 
 Nothing is read but the study, its run directories and the record there is, no clock and no machine; nothing is written
 but the files of a record: report.md, report.html, results.csv, table.tex, figure.svg, run.json. They go to
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from ablations.rundir import printable, storage_error
-from eval.report import record, request
+from eval.report import record, request, track_record
 from eval.report.findings import gather
 
 RECORDS = Path("ablations/records")
@@ -26,9 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     if {"-h", "--help"} & set(words):
         print(f"make report, besides the words of a study (python -m ablations --help):\n{request.help_text()}")
         return 0
+    if not words or all(word.startswith("OUT=") for word in words):
+        return predicted(words)
     try:
         asked = request.parse(words)
-        findings = gather(asked.study, asked.noise, asked.beside, asked.margins)
+        findings = gather(asked.study, asked.noise, asked.beside)
     except ValueError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -53,6 +56,19 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{record.screen(findings)}\n\n{printable(str(out / 'report.md'))}\n{printable(str(out / 'report.html'))}")
     if note:
         print(printable(note))
+    return 0
+
+
+def predicted(words: list[str]) -> int:
+    """Prints the predictions of all records. Without a study, there is nothing else to report."""
+    out = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
+    lines, damaged = track_record.predictions([RECORDS, out / "records"])
+    for sentence in damaged:
+        print(f"left out: {printable(sentence)}", file=sys.stderr)
+    if not lines:
+        print("No record has a prediction. A report of runs needs a study: make report POS=alibi")
+        return 0
+    print(f"{track_record.table(lines)}\n\n{track_record.summary(lines)}")
     return 0
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations import rundir
+from ablations.criteria import Criteria
+from ablations.prediction import Prediction
 from ablations.rundir import Damaged
 from ablations.values import difference, flatten, human
 from eval.report.runs import manifest, plain
@@ -41,6 +43,9 @@ class Collection:
     expect: str = "Nothing was written down before the runs."
     controlled: bool = False
     damaged: list[str] = field(default_factory=list)
+    criteria: Criteria = field(default_factory=Criteria)
+    predictions: list[Prediction] = field(default_factory=list)  # ablations/prediction.py
+    registration: dict[str, Any] = field(default_factory=dict)  # what the study says today; {} of a collection
 
     def cell(self, arm: str, seed: int) -> Any:
         return self.places.get((arm, seed))

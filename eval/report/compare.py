@@ -1,28 +1,20 @@
 """Two arms compared on a metric: over the tasks that both were asked, paired by seed and by item."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ablations.criteria import Criteria
 from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.runs import Cells
-from eval.statistics import (
-    Comparison,
-    Part,
-    Results,
-    Stratum,
-    by_cluster,
-    compare,
-    family,
-    independent_items,
-    item_part,
-    noise_floor,
-    places,
-    seed_part,
-    welch,
-)
+from eval.statistics.comparison import Comparison, compare, family
+from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
+from eval.statistics.parts import Part
+from eval.statistics.seeds import Results, noise_floor, seed_part, welch
+from eval.statistics.sequential import share
+from eval.statistics.verdicts import places
 
 
 class Metric(NamedTuple):
@@ -126,13 +118,21 @@ def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> 
 
 
 def pair(
-    cells: Cells, results: Results, arm: str, baseline: str, name: str, controlled: bool, floor: Part | None
+    cells: Cells,
+    results: Results,
+    arm: str,
+    baseline: str,
+    name: str,
+    controlled: bool,
+    floor: Part | None,
+    share: Callable[[int], float] = lambda seeds: 1.0,
 ) -> Comparison | None:
     """Two arms compared; None where they cannot be (see `pairing`).
 
     Args:
         controlled: whether other arms of `results` may help to tell the noise.
         floor: the variance between runs that differ in the seed alone, where the two share one seed.
+        share: of a number of seeds, the share of the level that a look at so many may spend.
     """
     pairs = pairing(cells, results, arm, baseline, name)
     if pairs is None or not pairs.tasks:
@@ -145,10 +145,14 @@ def pair(
     parts = strata(cells, arm, baseline, pairs, name)
     items, independent = item_part(parts), independent_items(parts)
     if part is None and floor:
-        share = 1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])
-        part = Part(floor.variance * share, floor.dof)
+        part = Part(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
         return compare(mean, part, items, replicated=False, independent=independent)
-    return compare(mean, part, items, independent=independent)
+    return compare(mean, part, items, independent=independent, share=share(min(map(len, pairs.seeds))))
+
+
+def look(criteria: Criteria, tests: int) -> Callable[[int], float]:
+    """{seeds: the share of the level}: all of it where the number of seeds was fixed before the runs."""
+    return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
 
 def comparisons(
@@ -159,8 +163,9 @@ def comparisons(
     noise: results of runs that differ in the seed alone, by group.
     """
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
+    spending = look(study.criteria, len(study.arms) - 1)
     compared = {
-        arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor)
+        arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor, spending)
         for arm in study.arms[1:]
         if arm in results
     }
@@ -189,7 +194,9 @@ def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple
                 tasks, same, runs = shared, [*same, arm], [*runs, *own]
         left = [arm for arm in left if arm not in same]
         means = results_on(cells, {arm: results[arm] for arm in same}, name, tasks)
-        pairs = {(a, b): pair(cells, results, a, b, name, False, floor) for a, b in combinations(same, 2)}
+        both = list(combinations(same, 2))
+        spending = look(study.criteria, len(both))
+        pairs = {(a, b): pair(cells, results, a, b, name, False, floor, spending) for a, b in both}
         adjusted = family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
         counts = {key: adjusted[f"{i}"].counts if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}

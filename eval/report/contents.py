@@ -16,6 +16,7 @@ from eval.report.sections import (
     proofs,
     published,
     redo,
+    registered,
     scaling,
     settings,
     tasks,
@@ -28,6 +29,7 @@ tokenizer, commit, versions, hardware and layout."""
 
 SECTIONS = (
     overview.section,
+    registered.section,
     places.section,
     settings.differing,
     settings.fixed,

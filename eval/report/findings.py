@@ -1,18 +1,24 @@
 """All that a report says, before it is said: runs read and compared."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ablations.criteria import PRIMARY
 from ablations.drawing import SERIES
 from eval.report.collection import Collection, collect_runs
 from eval.report.comparable import other_text, refusals, same_runs
 from eval.report.compare import METRICS, comparisons, pairing
+from eval.report.criteria import criteria_of, registered_metric
+from eval.report.expense import spent
 from eval.report.runs import Cells, named, read_all
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
-from eval.statistics import Comparison, Results, verdict
+from eval.statistics.comparison import Comparison
+from eval.statistics.seeds import Results
+from eval.statistics.verdicts import MOST_SEEDS, Verdict, seeds_to_decide, verdict
 
 TEXT_DIFFERS = """\
 The arms read different text or tokens: their training losses cannot be compared, the held-out bits per byte can."""
@@ -29,11 +35,22 @@ class Findings(NamedTuple):
     same: dict[str, str] = {}  # of `same_runs`; these arms are not compared  # noqa: RUF012
     other_text: list[str] = []  # of `other_text`; nor are these  # noqa: RUF012
     beside: str = "checked"  # which published numbers are shown: request.BESIDE
-    margins: dict[str, float] = {}  # {unit of a metric: below which a difference does not matter}  # noqa: RUF012
+    named_before: frozenset[str] = frozenset()  # the metrics whose margin was registered before the runs
+    primary_before: str = PRIMARY  # the primary metric that was
 
     @property
     def baseline(self) -> str:
         return self.study.arms[0]
+
+    @property
+    def primary(self) -> str:
+        """The metric that decides."""
+        return self.study.criteria.metric
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """{metric: a difference that does not matter}."""
+        return self.study.criteria.margins
 
     @property
     def controlled(self) -> bool:
@@ -63,18 +80,61 @@ class Findings(NamedTuple):
         pairs = pairing(self.cells, self.results[name], arm, self.baseline, name)
         return pairs.left_out if pairs else []
 
+    def decision(self, arm: str, name: str) -> Verdict:
+        """What the comparison of an arm with the baseline says."""
+        metric, comparison = METRICS[name], self.compared[name][arm]
+        return verdict(
+            comparison,
+            metric.higher_is_better,
+            metric.digits,
+            self.margins.get(name),
+            metric.unit,
+            self.missing(arm, name),
+        )
+
     def verdict(self, arm: str, name: str) -> str:
-        """What the comparison of an arm with the baseline says, in words."""
-        metric = METRICS[name]
-        margin = self.margins.get(metric.unit)
-        words = verdict(self.compared[name][arm], metric.higher_is_better, metric.digits, margin, metric.unit)
+        """The same in words, with how many tasks it is without, and whether it is exploratory."""
+        decision = self.decision(arm, name)
+        words = f"exploratory: {decision.words}" if self.exploratory(arm, name) else decision.words
         count = len(self.left_out(arm, name))
         return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
 
+    def exploratory(self, arm: str, name: str) -> bool:
+        """Whether a comparison is decided by what was not named before the runs: a metric that is not the primary one,
+        or a margin."""
+        kind = self.decision(arm, name).kind
+        if kind == "undecided":
+            return False
+        is_primary = name == self.primary == self.primary_before
+        return not is_primary or (kind == "equivalent" and name not in self.named_before)
+
+    def missing(self, arm: str, name: str) -> str:
+        """How many more seeds would decide a comparison, if the difference and the noise of one seed stay as they are,
+        and what they cost. "" where this is not known, as of runs that were not planned as one study."""
+        comparison, results = self.compared[name][arm], self.results[name]
+        seeds = len(results[arm].keys() & results[self.baseline].keys())
+        if not self.controlled or not comparison.seeds or not comparison.replicated or seeds < 2:
+            return ""
+        criteria = self.study.criteria
+        most = criteria.seeds if criteria.sequential else None
+        total = seeds_to_decide(comparison, len(self.study.arms), seeds, self.margins.get(name), most)
+        if total is None:
+            return f"no number of seeds up to {most or MOST_SEEDS} would tell"
+        more = total - seeds
+        return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price(more)}"
+
+    def price(self, seeds: int) -> str:
+        """What so many more seeds of every arm cost, at the hours that runs here took; "" where no run is finished."""
+        costs = [spent(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
+        if not costs or len({cost["unit"] for cost in costs}) > 1:
+            return ""
+        hours = float(np.mean([cost["hours"] for cost in costs])) * seeds * len(self.study.arms)
+        return f", {hours:.2g} {costs[0]['unit']}-hours"
+
     def marked_verdict(self, arm: str, name: str) -> str:
-        """`verdict`, bold where the difference is more than noise."""
+        """`verdict`, bold where it is better or worse."""
         words = self.verdict(arm, name)
-        return f"**{words}**" if self.compared[name][arm].counts else words
+        return f"**{words}**" if self.decision(arm, name).kind in ("better", "worse") else words
 
     def factors(self) -> set[str]:
         """The settings that make the arms."""
@@ -107,17 +167,24 @@ def gather(
     study: Any,
     noise: list[Path] = [],  # noqa: B006
     beside: str = "checked",
-    margins: dict[str, float] = {},  # noqa: B006
 ) -> Findings:
     """Reads the runs of a study (ablations.study.Study, or a Collection) and compares them.
 
     Args:
         noise: directories of runs that tell the noise between seeds.
-        beside, margins: as in Findings.
+        beside: as in Findings.
     """
-    study, cells = shortened(study, read_all(study))
+    cells = read_all(study)
+    criteria, named_before = criteria_of(study, cells)
+    primary_before = registered_metric(study, cells)
+    study, cells = shortened(study, cells)
+    study = replace(study, criteria=criteria)
     results = {name: collect(study, cells, metric.key) for name, metric in METRICS.items()}
-    results = {name: rows for name, rows in results.items() if any(rows.values()) or name in ("bits/byte", "zero-shot")}
+    results = {
+        name: rows
+        for name, rows in results.items()
+        if any(rows.values()) or name in ("bits/byte", "zero-shot", study.criteria.metric)
+    }
     noise_results: dict[str, Results] = {}
     noise_words = ""
     if noise:
@@ -141,7 +208,8 @@ def gather(
         same=same_runs(cells),
         other_text=other_text(cells, study.arms[0]),
         beside=beside,
-        margins=margins,
+        named_before=named_before,
+        primary_before=primary_before,
     )
     compared = {
         name: comparisons(study, cells, findings.distinct_results(name), name, noise_results.get(name))

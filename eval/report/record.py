@@ -15,7 +15,7 @@ from eval.report.findings import Findings, gather, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.runs import Cells, named
-from eval.report.sections import overview
+from eval.report.sections import overview, registered
 from eval.report.sections.differences import forest
 from eval.report.sections.training import loss_curves, paired_curves
 
@@ -127,11 +127,12 @@ def record(f: Findings) -> dict[str, Any]:
     for name in f.results:
         for arm, c in f.compared[name].items():
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
-            line["verdict"] = f.verdict(arm, name)
+            line |= {"decision": f.decision(arm, name).kind, "verdict": f.verdict(arm, name)}
+            line["exploratory"] = f.exploratory(arm, name)
             if left_out := f.left_out(arm, name):
                 line["without"] = left_out
-            if METRICS[name].unit in f.margins:
-                line["margin"] = f.margins[METRICS[name].unit]
+            if name in f.margins:
+                line["margin"] = f.margins[name]
             if c.seeds and c.enough_items:
                 line |= {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
             comparisons.append(line)
@@ -140,6 +141,8 @@ def record(f: Findings) -> dict[str, Any]:
         "size": configs[0].get("size") if configs else None,
         "tokens": configs[0]["train"]["tokens"] if configs else None,
         "noise": recorded_noise(f),
+        "registration": registered.summary(f),
+        "predictions": [checked._asdict() for checked in registered.checked_predictions(f)],
         "bit_for_bit_the_same": f.same,
         "runs": runs,
         "comparisons": comparisons,

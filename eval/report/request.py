@@ -2,20 +2,20 @@
 
 import shlex
 import textwrap
-from math import inf, nan
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations import rundir
+from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
 from eval.report.collection import collect_runs, run_directories
 
+CRITERIA = ("METRIC", "MARGIN")  # words of a study that any runs may be judged by
 BESIDE = ("checked", "all", "none")
 HELP = {
     "STUDY": "several studies in one report: STUDY=position,activation",
     "RUNS": "runs as they are, of others or of any study: directories, or folders of run directories",
     "NOISE": "runs that tell the noise between seeds where a study has one seed",
-    "MARGIN": "differences that do not matter: in bits per byte, and after a comma in points. MARGIN=0.01,1: arms that "
-    "differ by less, beyond noise, are equivalent",
     "BESIDE": "numbers of the BigScience paper beside the results: checked (default: those read in their source or "
     "computed from it), all (also those marked unverified), none",
 }
@@ -30,7 +30,6 @@ class Request(NamedTuple):
     study: Any  # ablations.study.Study, or a Collection
     noise: list[Path] = []  # directories of runs that tell the noise between seeds  # noqa: RUF012
     beside: str = "checked"  # one of BESIDE
-    margins: dict[str, float] = {}  # {unit of a metric: margin}  # noqa: RUF012
 
 
 def parse(words: list[str]) -> Request:
@@ -42,23 +41,22 @@ def parse(words: list[str]) -> Request:
     from ablations.study import folders, from_args
 
     names = [word.partition("=")[0] for word in words]
-    if twice := [name for name in ("RUNS", "NOISE", "BESIDE", "MARGIN") if names.count(name) > 1]:
+    if twice := [name for name in ("RUNS", "NOISE", "BESIDE") if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is given twice: say it once, with spaces between several directories")
     values = dict(word.partition("=")[::2] for word in words)
     beside = values.get("BESIDE", "").strip() or "checked"
     if beside not in BESIDE:
         raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
-    margins = parse_margins(values.get("MARGIN", ""))
     noise = [path for name in folders(values.get("NOISE", "")) for path in run_directories(name)]
     others = [("", path) for name in folders(values.get("RUNS", "")) for path in run_directories(name)]
     studies = [name for name in values.get("STUDY", "").split(",") if name]
-    study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE=", "MARGIN="))]
+    study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE="))]
     if not others and len(studies) < 2:
         study = from_args(study_words)
         if not any(cell.dir.exists() for cell in study.cells):
             raise ValueError(f"no run of this study has begun under {study.out / study.stage}")  # the record stays
-        return Request(study, noise, beside, margins)
-    asks_for_study = any(word.partition("=")[0] not in ("OUT", "JOBS") for word in study_words)
+        return Request(study, noise, beside)
+    asks_for_study = any(word.partition("=")[0] not in ("OUT", "JOBS", *CRITERIA) for word in study_words)
     runs = []
     for name in studies or ([""] if asks_for_study else []):
         one = from_args([f"STUDY={name}" if name and word.startswith("STUDY=") else word for word in study_words])
@@ -67,21 +65,13 @@ def parse(words: list[str]) -> Request:
     if not runs:
         raise ValueError("no run of these studies has begun")
     command = " ".join(["make report", *map(as_typed, sorted(words))])
-    return Request(collect_runs(runs, command), noise, beside, margins)
+    return Request(replace(collect_runs(runs, command), criteria=criteria(values)), noise, beside)
 
 
-def parse_margins(text: str) -> dict[str, float]:
-    """MARGIN: one number in bits per byte, or two, the second in points. Raises ValueError."""
-    units = ("bits/byte", "points")
-    try:
-        numbers = [float(number) for number in text.split(",")] if text.strip() else []
-    except ValueError:
-        numbers = [nan]
-    if len(numbers) > len(units) or not all(0 < number < inf for number in numbers):
-        raise ValueError(
-            f"MARGIN={text}: a number above 0, in bits per byte, is needed; and after a comma one in points"
-        )
-    return dict(zip(units, numbers, strict=False))
+def criteria(values: dict[str, str]) -> Criteria:
+    """By what runs as they are get judged. Raises ValueError."""
+    metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
+    return Criteria(metric, margins_of_word(values.get("MARGIN", "")))
 
 
 def as_typed(word: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from ablations import rundir
 from ablations.rundir import Damaged, printable
 from eval.report.scores import Outcome, checked_scores
-from eval.statistics import LN2
+from eval.statistics.items import LN2
 
 Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
 NUMBER = (int, float)
@@ -36,6 +36,7 @@ RUN: dict[str, Any] = {
     "effective": dict,
     "continued?": list,
     "rollbacks?": list,
+    "registered?": str,
 }
 LISTS = {  # what the elements of a run's lists hold
     "proofs": {"factor": str, "passed": bool},
@@ -143,7 +144,8 @@ def read(directory: Path) -> dict[str, Any]:
     Returns:
         state: "" of a run that is finished and evaluated, else what is missing or wrong.
         damage: what is damaged without which the run can be reported, a sentence each.
-        run, metrics, checkpoints (evaluations on the way, by tokens), eval, samples: as far as they are there.
+        run, metrics, registered (lines of registered.jsonl), checkpoints (evaluations on the way, by tokens), eval,
+        samples: as far as they are there.
     """
     try:
         return _read(directory)
@@ -162,6 +164,11 @@ def _read(directory: Path) -> dict[str, Any]:
         rows, damage = rundir.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
         cell["metrics"] = list({row["step"]: row for row in rows}.values())
         cell["damage"] += [damage] if damage else []
+    cell["registered"], damage = rundir.read_registered(directory)
+    first = cell["registered"][0]["sha256"] if cell["registered"] else ""
+    if not damage and cell["run"].get("registered", first) != first:
+        damage = f"{rundir.REGISTERED} does not begin with what {rundir.RUN} says was registered first"
+    cell["damage"] += [damage] if damage else []
     cell["checkpoints"] = []
     for path in sorted(directory.glob("eval-*.json")):
         try:

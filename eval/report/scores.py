@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ablations.rundir import EVAL, SAMPLES, Damaged
-from eval.statistics import by_cluster, ratio_stderr
+from eval.statistics.items import by_cluster, ratio_stderr
 from eval.tasks.suite import suite
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says

@@ -9,7 +9,7 @@ from typing import Any
 from eval.report.collection import Collection
 from eval.report.runs import Cells
 
-COPIED = ("name", "title", "seeds", "command", "question", "expect")  # of a study, as they are
+COPIED = ("name", "title", "seeds", "command", "question", "expect", "criteria")  # of a study, as they are
 
 
 def brief(names: Iterable[str]) -> dict[str, str]:
@@ -44,6 +44,11 @@ def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
         places={(shorten(arm), seed): study.cell(arm, seed) for arm, seed in cells},
         controlled=getattr(study, "controlled", True),
         damaged=getattr(study, "damaged", []),
+        predictions=[
+            prediction._replace(arms=tuple(map(shorten, prediction.arms)))
+            for prediction in getattr(study, "predictions", [])
+        ],
+        registration=getattr(study, "registration", {}),
     )
     return collection, {(shorten(arm), seed): shortened_cell(cell, shorten) for (arm, seed), cell in cells.items()}
 

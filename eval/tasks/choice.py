@@ -1,4 +1,4 @@
-"""Which of the tasks that are asked for can be run: their definitions are known and their data is here and whole."""
+"""Which of the requested evaluation tasks can be run: lm-eval knows them, and their data is on disk and undamaged."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from eval.tasks import mirror
 
 if TYPE_CHECKING:
-    from eval.tasks.harness import Definition
+    from eval.tasks.definitions import Definition
 
 
 def available(
@@ -22,15 +22,15 @@ def available(
     Raises:
         ValueError: when a task that was asked for by its own name cannot be run, or none of a group.
     """
-    from eval.tasks import harness
+    from eval.tasks.definitions import definitions as defined
 
-    asked = {name: harness.definitions(mirror.names([name]), shots) for name in tasks}
-    definitions = {task: definition for members in asked.values() for task, definition in members.items()}
+    requested = {name: defined(mirror.names([name]), shots) for name in tasks}
+    definitions = {task: definition for members in requested.values() for task, definition in members.items()}
     lacking = {task: why for task, definition in definitions.items() if (why := data.lacks_any(definition.sources))}
-    unable = [f"{name}: {lacking[name]}" for name in asked if name in lacking]
+    unable = [f"{name}: {lacking[name]}" for name in requested if name in lacking]
     unable += [
         f"{name}: {data.folder} has the data of none of its {len(members)} tasks"
-        for name, members in asked.items()
+        for name, members in requested.items()
         if name not in members and members.keys() <= lacking.keys()
     ]
     if unable:
@@ -49,7 +49,7 @@ def check(tasks: list[str], data: mirror.Mirror, shots: int | None = None) -> in
     from eval.tasks import harness
 
     definitions, _ = available(tasks, data, shots)
-    unable = [f"{name}: {why}" for name in definitions if (why := harness.cannot_ask(name, definitions[name], data))]
+    unable = [f"{name}: {why}" for name in definitions if (why := harness.reason_not_to_run(definitions[name], data))]
     if unable:
         raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))
     return len(definitions)

@@ -1,8 +1,8 @@
-"""Fills a folder of task data (mirror.py) from the hub, each data set at a pinned revision: `make eval-data`.
+"""Downloads the data of evaluation tasks from the hub, each data set at a pinned revision: `make eval-data`.
 
     python -m eval.tasks.fetch --to FOLDER [--tasks suite,blimp] [--from FOLDER_OF_REPOSITORIES]
 
-For a machine that has a network: compute nodes read what lies here.
+It runs on a machine with a network. Evaluation, on compute nodes without one, reads the folder (eval/tasks/mirror.py).
 """
 
 import argparse
@@ -21,11 +21,12 @@ LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{fi
 
 
 def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | None]:
-    """A split from the hub, and the revision that it is of.
+    """Read a split from the hub. Returns it as a datasets.Dataset, and its revision.
 
-    spec: of tasks.yaml: "revision" (None: the newest, whatever it is), and where the hub's own loader cannot read
-        the data set, "files" (a pattern in the repository) with "format", or "github".
-    local: a folder that holds copies of the hub's repositories as organisation__name, read in place of the hub.
+    Args:
+        spec: the task's entry in tasks.yaml: "revision" (None: the newest); and where the hub's own loader cannot read
+            the data set, "files" (a pattern in the repository) with "format", or "github".
+        local: a folder with copies of the hub's repositories as organisation__name, which is read instead of the hub.
     """
     from datasets import Dataset, load_dataset
 
@@ -52,8 +53,8 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
 
 def logiqa(text: str) -> list[dict]:
-    """LogiQA's own files (blocks of eight lines) as the hub's script gave them: EleutherAI/logiqa cannot be loaded by
-    datasets 4 and later, which run no scripts."""
+    """The rows of LogiQA from its authors' file, in blocks of eight lines, as the script of EleutherAI/logiqa makes
+    them: datasets 4 and later run no scripts, so that the hub's own copy cannot be loaded."""
     lines = text.split("\n")
     rows = []
     for at in range(0, len(lines) - 7, 8):  # the first line is empty, the last four begin with "A." to "D."
@@ -63,21 +64,21 @@ def logiqa(text: str) -> list[dict]:
     return rows
 
 
-def mirror(wanted: dict[str, tuple[Source, dict]], to: Path, local: Path | None = None) -> dict[str, str]:
-    """Writes the split of every task {name: (source, its entry in tasks.yaml)} to the folder `to`.
+def mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None = None) -> dict[str, str]:
+    """Write the splits {name of the task: (split, its entry in tasks.yaml)} to the folder `to`, with a manifest.
 
-    What the manifest has, unharmed and of the revision that is asked for, is kept.
+    A split that is there already, undamaged and of the right revision, is kept. `local`: as in `fetch`.
 
-    Returns: {task: why it could not be had}.
+    Returns: {task: why its split could not be read}.
     """
     to.mkdir(parents=True, exist_ok=True)
     path = to / "manifest.json"
     entries = Mirror(to).entries if path.exists() else {}
     failed = {}
-    for task, (source, spec) in wanted.items():
-        have = entries.get(source)
-        asked = None if local else spec.get("revision")
-        if have and asked in (None, have.get("revision")) and not Mirror(to).lacks(source):
+    for task, (source, spec) in splits.items():
+        entry = entries.get(source)
+        pinned = None if local else spec.get("revision")
+        if entry and pinned in (None, entry.get("revision")) and not Mirror(to).lacks(source):
             continue
         print(f"{task}: {source}", flush=True)
         try:
@@ -126,22 +127,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1" if args.local else "0"
-    import datasets  # noqa: F401  before eval.tasks.harness, which takes it off the network
-
-    from eval.tasks import harness
+    from eval.tasks.definitions import definitions  # imports `datasets`, which reads these variables
 
     try:
-        asked = [name.strip() for name in args.tasks.split(",") if name.strip()]
-        wanted = {
+        requested = [name.strip() for name in args.tasks.split(",") if name.strip()]
+        splits = {
             name if source == definition.source else f"{name}, examples": (source, suite().get(name, {}))
-            for name, definition in harness.definitions(names(asked), args.shots).items()
+            for name, definition in definitions(names(requested), args.shots).items()
             for source in definition.sources
         }
         Mirror(args.to) if (args.to / "manifest.json").exists() else None  # one that is damaged is said before any work
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = mirror(wanted, args.to, args.local)
+    failed = mirror(splits, args.to, args.local)
     for task, why in failed.items():
         print(f"error: {task}: {why}", file=sys.stderr)
     if failed:
@@ -150,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
             "already: make eval-data ARGS='--from FOLDER'",
             file=sys.stderr,
         )
-    print(f"{args.to}: {len(wanted) - len(failed)} of {len(wanted)} tasks")
+    print(f"{args.to}: {len(splits) - len(failed)} of {len(splits)} tasks")
     return 1 if failed else 0
 
 

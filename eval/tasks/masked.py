@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.statistics import LN2
+from eval.statistics.items import LN2
 
 SEED = 20  # of the masked positions, for every model
 ROWS_CPU, ROWS_GPU = 16, 256  # sequences of a forward pass; untuned

@@ -1,12 +1,12 @@
-"""Zero-shot items, made from held-out documents: text only, so that all arms and tokenizers see the same.
+"""Our zero-shot tasks: items made from held-out documents, as text, so that arms with any tokenizer get the same ones.
 
 An item is {"id", "cluster", "context", "target"} or {"id", "cluster", "context", "choices", "target": index};
-tasks.yaml says in words what each task asks. `cluster` names what items have in common that makes them depend on one
-another: the document they are made from, or where the corpus says so what several documents belong to.
+tasks.yaml describes each task. Items of the same `cluster` are statistically dependent: they are made from the same
+document, or from documents of the same package or repository where the corpus names it.
 
-Nothing is drawn at run time: the order of documents and every choice follow from hashes of the text, so the same
-documents give the same items wherever they lie and in whatever order they come. An id is a hash of its item: two runs
-have an id in common exactly when they were asked the same question.
+Nothing is random at run time: the order of documents and every choice follow from hashes of the text, so the same
+documents give the same items in whatever files and order they come. An id is a hash of its item: two runs have an id in
+common exactly when they answered the same question.
 
 Words are found by Unicode's rules, in every script that puts spaces between them. Text without spaces (Chinese,
 Japanese, Thai) has held-out loss and continuations; the tasks that ask for a word are left out there.
@@ -30,14 +30,14 @@ import yaml
 TASKS = Path(__file__).with_name("tasks.yaml")
 FEWEST = 20  # a task with fewer items is left out: its standard error would be above ten points
 
-# Bytes per token of running text, at the least and at the most, for any tokenizer one might use: "inside" the
-# training length must hold at the one and "beyond" at the other. 4,096 SentencePiece pieces make 2.1 to 3.8
-# of these items (measured); 1.5 allows for text unlike that of the tokenizer, 5 for a vocabulary of 50,000
-# and more.
+# The fewest and the most bytes per token of running text, over all tokenizers: an item of copy_inside fits into the
+# training length even at the fewest, one of copy_beyond exceeds it even at the most. A SentencePiece vocabulary of
+# 4,096 has 2.1 to 3.8 on these items (measured); 1.5 allows for text unlike that of the tokenizer, 5 for a vocabulary
+# of 50,000 and more.
 FEW_BYTES, MANY_BYTES = 1.5, 5.0
 
 PIECE_BYTES = 4096  # of a document, of which the held-out loss is taken at a time; untuned
-# Labels of a document (its metadata in the corpus) that name what several documents belong to.
+# Labels of a document (its metadata in the corpus) that name a group of documents, which is then their cluster.
 GROUPS = ("package", "repository", "repo_name")
 
 LETTER = r"[\p{L}\p{M}]"  # of any script, with the signs that belong to it
@@ -58,7 +58,7 @@ def specification() -> dict:
 
 
 def documents(paths: Iterable[str | Path]) -> list[str]:
-    """The texts of .jsonl.gz files, without repetitions, in an order that depends on the texts alone."""
+    """The texts of .jsonl.gz files, each once, in the order of their hashes."""
     return list(sources(paths))
 
 
@@ -107,11 +107,13 @@ def by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
 
 
 def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) -> dict[str, list[dict]]:
-    """The items of every task of tasks.yaml, from documents in the order of `documents`.
+    """{task: its items} of every task of tasks.yaml. A task of which fewer than FEWEST items can be made (little text,
+    or a very short seq) has none.
 
-    seq: the training length in tokens, on which only the copying tasks depend.
-    clusters: as of `sources`; None: each document is one.
-    A task of which fewer than FEWEST items can be made (little text, or a very short seq) has an empty list.
+    Args:
+        texts: documents in the order of `documents`.
+        seq: the training length in tokens, on which only the copying tasks depend.
+        clusters: as `sources` returns them; None: each document is a cluster.
     """
     tasks = specification()["tasks"]
     inside = {"longest": int(FEW_BYTES * seq)}
@@ -123,25 +125,25 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
         "copy_beyond": copying(texts, between=int(MANY_BYTES * seq)),
         "copy_absent": ((text, without_source(item)) for text, item in copying(texts, **inside)),
     }
-    made = {name: distinct(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
+    by_task = {name: distinct(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
     return {
         "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"], clusters),
-        **{name: rows if len(rows) >= FEWEST else [] for name, rows in made.items()},
+        **{name: rows if len(rows) >= FEWEST else [] for name, rows in by_task.items()},
     }
 
 
 def held_out(
     texts: list[str], most: int, clusters: dict[str, str] | None = None, piece: int = PIECE_BYTES
 ) -> list[dict]:
-    """Text for the held-out loss: pieces of at most `piece` bytes, up to `most` bytes in all.
+    """The items of the held-out loss: pieces of documents of at most `piece` bytes, up to `most` bytes in all.
 
-    The next piece is of the cluster that has the fewest bytes so far, so that no large source stands for all: how far
-    another source could have given another result is told from the differences between clusters. Within a cluster it is
-    the first piece of one document after another, then the second of each that goes on, and so forth. So few long
-    documents are many items. A piece ends with a whole character.
+    The next piece is always from the cluster with the fewest bytes so far, so that no large source dominates: the
+    standard error comes from the differences between clusters. Within a cluster, the first pieces of all its documents
+    come first, then the second pieces, and so on. So a few long documents still make many items. A piece ends with a
+    whole character.
     """
     rows: list[dict] = []
-    seen: Counter[str] = Counter()
+    times: Counter[str] = Counter()
     waiting: dict[str, deque[tuple[bytes, int]]] = {}
     for text in texts:
         waiting.setdefault(cluster(text, clusters), deque()).append((text.encode(), 0))
@@ -157,9 +159,9 @@ def held_out(
         if rows and total > most:
             return rows
         key = digest(part)
-        seen[key] += 1
-        again = f"-{seen[key]}" if seen[key] > 1 else ""  # the same words again are another item
-        rows.append({"id": key + again, "cluster": name, "context": "", "target": part})
+        times[key] += 1
+        repetition = f"-{times[key]}" if times[key] > 1 else ""  # the same words again are another item
+        rows.append({"id": key + repetition, "cluster": name, "context": "", "target": part})
         if end < len(content):
             waiting[name].append((content, end))
         if waiting[name]:
@@ -168,15 +170,17 @@ def held_out(
 
 
 def cluster(text: str, clusters: dict[str, str] | None) -> str:
+    """The cluster of a document; without one in `clusters`, the document's hash."""
     return (clusters or {}).get(text) or digest(text)
 
 
 def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
-    """LAMBADA's properties (Paperno et al. 2016): the last word occurs before, and it can be guessed.
+    """(document, item): predict the last word of a passage, which occurs in it before, as in LAMBADA (Paperno et al.
+    2016).
 
-    People chose LAMBADA's passages; here the pair of the last two words must stand in one document in a
-    hundred. No word is the answer of more than one item in twenty, so that always giving the commonest earns
-    little.
+    People selected LAMBADA's passages so that the word can be guessed; here the last two words must occur as a pair in
+    one document in a hundred. No word is the answer of more than one item in twenty, so that always giving the
+    commonest answer scores little. `n`: items to be made.
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
@@ -196,7 +200,8 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
 
 
 def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """The true continuation, and three of its length in bytes (within a tenth) from other documents."""
+    """(document, item): choose the true continuation of a text among pieces of three other documents, whose lengths in
+    bytes differ from its own by a tenth at most."""
     pieces = {
         text: [
             (gap.start(), end)
@@ -221,17 +226,19 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def piece_end(text: str, gap: Any) -> int:
-    """Where a piece of 48 characters or a little more ends that begins at a gap; -1: nowhere."""
+    """Where a piece ends that begins at `gap`: at the first space after 48 characters, in scripts without spaces after
+    48 characters; -1 where the text ends before."""
     if gap.end() > gap.start():
         return text.find(" ", gap.start() + 48)
     return gap.start() + 48 if gap.start() + 48 <= len(text) else -1  # no spaces: after any character
 
 
 def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """A word left out of running text: it and what follows, against the same with another word in its place.
+    """(document, item): choose the word that is left out of running text. A choice is a word with the text after it,
+    which is the same in all choices.
 
-    As in the Children's Book Test (Hill et al. 2015) the wrong words are from the same document; here they are about as
-    common as the true one. What comes after the gap is the same in all choices.
+    As in the Children's Book Test (Hill et al. 2015) the wrong words are from the same document; here they are also
+    about as common as the true one.
     """
     common: Counter[str] = Counter()
     for text in texts:
@@ -249,11 +256,15 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tuple[str, dict]]:
-    """Induction (Olsson et al. 2022): ... A B ... A, what comes next? In running text, not in random tokens.
+    """(document, item): a snippet, text of other documents, and the snippet's first six words again: choose the word
+    that comes next. It is induction, ... A B ... A -> B (Olsson et al. 2022), in running text instead of random tokens.
 
-    The four words stand in the snippet, each once, and nowhere in the text between: to have seen a word does
-    not help, to have seen its place does. `longest`: bytes of a whole item; or `between`: bytes from snippet
-    to question.
+    All four choices are in the snippet, each once, and none is in the text between: only the place of a word tells
+    which is right.
+
+    Args:
+        longest: bytes, at most, of a whole item; or
+        between: bytes of the text between snippet and question.
     """
     for text, rng in passes(texts):
         words = text.split()
@@ -265,8 +276,8 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
         if len(once) < 4 or once[0] != snippet[6]:
             continue
         true, wrong = once[0], rng.sample(once[1:], 3)
-        asked = len(" ".join(snippet + beginning).encode()) + 4
-        room = longest - asked - 64 if longest else between  # the last word between may have 59 bytes
+        question_bytes = len(" ".join(snippet + beginning).encode()) + 4
+        room = longest - question_bytes - 64 if longest else between  # the last word between may have 59 bytes
         filler = other_text(texts, text, {true, *wrong}, room, rng)
         if filler:
             context = "\n\n".join([" ".join(snippet), filler, " ".join(beginning)])
@@ -274,59 +285,64 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
 
 
 def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
-    """Words of other documents, `size` bytes and at most a word more; "" where under 40 are asked for."""
+    """Running text of `size` bytes, at most a word more, from documents other than `but` and without the words
+    `without`; "" where `size` is under 40."""
     avoided = {word.lower() for word in without}
-    kept: list[str] = []
+    chosen: list[str] = []
     for other in rng.choices(texts, k=100 if size >= 40 else 0):
         for word in other.split() if other != but else []:
             if len(word) < 60 and word.strip(".,:;()`'\"").lower() not in avoided:
-                kept.append(word)
+                chosen.append(word)
                 size -= len(word.encode()) + 1
             if size <= 0:
-                return " ".join(kept)
+                return " ".join(chosen)
     return ""
 
 
 def without_source(item: dict) -> dict:
-    """The same question, its snippet and the text between taken away."""
+    """The item of `copying` without snippet and text between: a control, whose answer can only be guessed."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
 def question(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
+    """An item whose choices are the true answer and the wrong ones, in random order."""
     choices = [*wrong, true]
     rng.shuffle(choices)
     return {"context": context, "choices": choices, "target": choices.index(true)}
 
 
 def passes(texts: list[str], most: int = 20) -> Iterator[tuple[str, random.Random]]:
-    """Every document, then every document again: one item of each at a time, so that many are drawn on."""
+    """(document, its random numbers), over all documents and then over all again, `most` times: an item is made of each
+    document before a second one is made of any."""
     for turn in range(most):
         for text in texts:
             yield text, random.Random(f"{turn}/{digest(text)}")
 
 
 def distinct(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
-    """The first so many different items, with their ids, and the clusters of the documents that they are from."""
-    kept: dict[str, dict] = {}
+    """The first `most` different items of the pairs (document, item), with "id" and "cluster"."""
+    items_by_id: dict[str, dict] = {}
     for text, row in rows:
         key = digest(json.dumps(row, sort_keys=True))
-        kept.setdefault(key, {"id": key, "cluster": cluster(text, clusters), **row})
-        if len(kept) == most:
+        items_by_id.setdefault(key, {"id": key, "cluster": cluster(text, clusters), **row})
+        if len(items_by_id) == most:
             break
-    return list(kept.values())
+    return list(items_by_id.values())
 
 
 def whole_words(text: str, most: int) -> str:
-    """The end of a text, at most so many characters, beginning with a whole word."""
+    """The last `most` characters of a text, or fewer, beginning with a whole word."""
     return text if len(text) <= most else text[-most:].split(maxsplit=1)[-1]
 
 
 def digest(text: str) -> str:
+    """The first 64 bits of a text's sha256, as 16 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def chance(rows: list[dict], rule: float | str) -> float:
-    """The accuracy of guessing: the rule's number, or the share of the commonest answer."""
+    """The accuracy of guessing on items with choices: `rule` itself, a number of tasks.yaml; or with "commonest" the
+    share of items whose right choice has the commonest number."""
     if rule == "commonest":
         return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
     return float(rule)

@@ -1,8 +1,9 @@
-"""A run's attempts under Slurm: `launch/run.sh` reports the start and end of each, and what is next is decided here.
+"""A run's attempts under Slurm: `launch/run.sh` reports the start and end of each, and this file decides what follows:
+requeue the job, or give up.
 
-attempts.jsonl in the run directory has a line for each submission, start and end. A start without an end is an attempt
-that lost its power. What decides is what the run left on disk, not an exit code: of several ranks that end together,
-Slurm kills the slower ones and reports that.
+attempts.jsonl in the run directory has a line for each submission, start and end; an attempt without an end is one
+whose node lost power. The decision rests on what the run left on disk rather than on the exit code: when several ranks
+end together, Slurm kills the slower ones and reports that.
 """
 
 import argparse
@@ -23,14 +24,15 @@ from launch.local import prepare
 from launch.repair import is_trained, repair
 from launch.watch import stop_file
 
-LIMIT = 3  # attempts of one job without a newer checkpoint, then it is given up; untuned
-LEAVING = SILENT + 15  # seconds that another job's attempt may take to leave the run, or to be known for dead
-TRIES, PAUSE = 30, 20.0  # a Slurm controller that does not answer is asked so often, every so many seconds; untuned
-PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that are not the run's fault
+LIMIT = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
+LEAVING = SILENT + 15  # seconds to wait for another job's attempt to leave the run, or for its heartbeat to fall silent
+TRIES, PAUSE = 30, 20.0  # how often a Slurm controller that does not answer is asked, and the seconds between; untuned
+PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not count against the run
 
 
 def start(job: str, cell: Cell, out: Path) -> int:
-    """Print the run directory that is to be trained, or nothing when it is finished. Returns an exit code."""
+    """Begin an attempt of a job: print the run directory for launch/run.sh to train; print nothing when the run is
+    finished or must not start. Returns an exit code."""
     if repaired := repair(cell):
         say(repaired)
     if rundir.read_done(cell.dir) is not None:
@@ -63,8 +65,10 @@ def start(job: str, cell: Cell, out: Path) -> int:
 
 
 def ready(job: str, cell: Cell, study: Study) -> bool:
-    """Build the data of a run that is to start, where they are missing: one process, before there are ranks whose
-    patience would end. `make ablation ON=slurm` has built them on the login node."""
+    """Build the data of a run that is about to start, where they are missing. Returns whether the run can start.
+
+    Normally `make ablation ON=slurm` has built them on the login node. It is done here, by one process before the ranks
+    start, because ranks wait for each other no longer than the timeout of a collective."""
     if is_trained(cell) or (study.out / rundir.STOP).exists():
         return True
     try:
@@ -79,7 +83,7 @@ def ready(job: str, cell: Cell, study: Study) -> bool:
 
 
 def end(job: str, folder: Path, code: int, signal: str) -> int:
-    """Record how an attempt ended, and put the job back into the queue where the run needs more of them.
+    """Record how an attempt ended, and requeue the job when the run needs another one.
 
     Args:
         code: srun's exit code.
@@ -129,40 +133,44 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
 
 
 def elsewhere(folder: Path) -> bool:
-    """Whether another job trains this run: holds its lock, and was heard of lately. A lock alone may be that of a node
-    that is gone; and a heart that beat lately, that of an attempt which ended without a word."""
+    """Whether another job trains this run: the run directory is locked, and has a recent heartbeat of that job. Neither
+    is enough alone: the lock may be of a node that is gone, the heartbeat of an attempt that was just killed."""
     heartbeat = rundir.read_heartbeat(folder)
-    lately = time.time() - heartbeat.get("time", 0.0) < SILENT
-    return lately and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
+    recent = time.time() - heartbeat.get("time", 0.0) < SILENT
+    return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
 
 
 def complaint(folder: Path, job: str) -> str:
-    """What a rank of this attempt said against the configuration before it ended, if one did. The exit code may be
-    another rank's, which was ended for it."""
+    """The last error about the configuration that a rank of this attempt printed; "" without one. The exit code alone
+    does not tell: it may be that of another rank, which was killed because of it."""
     return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")
 
 
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
-    """Of the lines that ranks of this attempt have printed, those that begin so, as far as `what` asks for them."""
+    """The matches of the pattern `what` (its group, when it has one) at the beginning of lines that ranks of the job's
+    last attempt printed into train.log, where srun puts the rank's number before each."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
-    begun: dict[str, Any] = next(iter(starts), {})
+    last_start: dict[str, Any] = next(iter(starts), {})
     try:
         with open(folder / rundir.TRAIN_LOG, "rb") as f:
-            f.seek(begun.get("log", 0))
+            f.seek(last_start.get("log", 0))
             return re.findall(rf"^ *\d+: {what}", f.read().decode(errors="replace"), re.MULTILINE)
     except OSError:
         return []
 
 
 def give_up(folder: Path, job: str, n: int, how: str) -> str:
+    """Mark a run as failed after `n` attempts without progress, the last of which ended as `how` says. Returns the
+    reason that is written."""
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
-    if not locked(folder):  # by another job, whose run this is
+    if not locked(folder):  # else another job trains it, and it is not failed
         rundir.write_text(folder / rundir.FAILED, f"{why}\n")
     return why
 
 
 def in_vain(folder: Path, job: str, step: int) -> int:
-    """How many attempts of this job began where the last checkpoint still is, but for those that Slurm sent away."""
+    """How many attempts of this job began at `step`, that of the newest checkpoint, and so made no progress. Attempts
+    that Slurm preempted or requeued do not count."""
     starts: list[dict[str, Any]] = []
     for line in rundir.read_attempts(folder)[0]:
         if line["event"] == "start" and line["job"] == job and line.get("step") == step:
@@ -173,7 +181,8 @@ def in_vain(folder: Path, job: str, step: int) -> int:
 
 
 def requeue(job: str, excluded: set[str]) -> None:
-    """The same job, with the same id, once more. This ends the calling job: TERM must be ignored by now."""
+    """Put the job back into the queue under the same id, without the nodes `excluded`. Slurm then ends the calling job
+    with SIGTERM, which launch/run.sh must ignore by now."""
     done = scontrol("requeue", job)
     if done.returncode and slurm(job)["state"] in ("RUNNING", "unknown"):
         say(f"the job could not be requeued ({done.stderr.strip()}): submit it again")
@@ -184,7 +193,8 @@ def requeue(job: str, excluded: set[str]) -> None:
 
 
 def slurm(job: str) -> dict[str, Any]:
-    """What Slurm says of the job: "state", "reason", "restarts", "preempted", "excluded" nodes."""
+    """What Slurm knows of a job: {"state", "reason", "restarts": number, "preempted": bool, "excluded": set of nodes};
+    "state" is "unknown" where Slurm does not answer."""
     text = scontrol("-o", "show", "job", job).stdout
     fields = dict(re.findall(r"(JobState|Reason|Restarts|PreemptTime|ExcNodeList)=(\S+)", text))
     excluded = fields.get("ExcNodeList", "(null)")
@@ -198,23 +208,24 @@ def slurm(job: str) -> dict[str, Any]:
 
 
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """What Slurm's controller answers. One that is restarted, or has too much to do, is asked again."""
-    for left in reversed(range(TRIES)):
+    """Run scontrol, again where Slurm's controller does not answer because it is restarting or overloaded."""
+    for tries_left in reversed(range(TRIES)):
         done = subprocess.run(["scontrol", *words], capture_output=True, text=True)
         if not done.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", done.stderr):
             break
-        if left:
+        if tries_left:
             time.sleep(PAUSE)
     return done
 
 
 def bad_nodes(out: Path) -> set[str]:
-    """Nodes that were found unfit: a line "node reason" each. Remove the line of one that is repaired."""
+    """The nodes that the file bad_nodes of the output root lists, one "node reason" in a line. A person removes the
+    line of a node that is repaired."""
     return {line.split()[0] for line in rundir.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 
 
 def expand(nodes: str) -> set[str]:
-    """node[1-2] -> {"node1", "node2"}."""
+    """The names in a list of nodes in Slurm's notation: "node[1-2]" -> {"node1", "node2"}."""
     if not nodes:
         return set()
     shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
@@ -222,14 +233,17 @@ def expand(nodes: str) -> set[str]:
 
 
 def restarts() -> int:
+    """How often Slurm has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def write(folder: Path, **line: Any) -> None:
-    rundir.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | line)
+def write(folder: Path, **row: Any) -> None:
+    """Append a row, with the time, to attempts.jsonl of a run directory."""
+    rundir.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
 
 
 def say(text: str) -> None:
+    """Print a line with the time to standard error, which is the job's log."""
     print(f"{time.strftime('%F %T')} {text}", file=sys.stderr, flush=True)
 
 

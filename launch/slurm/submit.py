@@ -1,7 +1,8 @@
-"""Puts a study into a Slurm queue: python -m launch.slurm.submit --nodes 4 STUDY=position.
+"""Submits a study to Slurm: python -m launch.slurm.submit --nodes 4 STUDY=position.
 
-Three jobs: an array that trains, an index for each run of the plan; an array that evaluates each run once it is
-trained; and the report, whatever became of the runs. What needs a network is done here before, on the login node.
+It becomes three jobs: an array that trains, with an index for each run of the study; an array that evaluates each run
+once it is trained; and one that writes the report, whether the runs succeeded or not. Data are prepared before, on the
+login node, since compute nodes may have no network.
 """
 
 import argparse
@@ -31,15 +32,15 @@ NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm 
 
 
 def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> None:
-    """Submit what is not finished, and say where to look.
+    """Submit the runs that are not finished, and print the jobs' ids and where their logs are.
 
     Args:
-        options: of sbatch, for the training array.
-        variables: variables for sbatch, from the site file.
-        ranks: that each run will have.
+        options: options of sbatch for the training array.
+        variables: environment variables for sbatch, from the site file.
+        ranks: how many ranks each run will have.
 
     Raises:
-        ConfigError: before anything is submitted; or what sbatch said.
+        ConfigError: something is wrong with the study, before anything is submitted; or sbatch's own error.
     """
     if not shutil.which("sbatch"):  # before hours of preparing data
         raise ConfigError(NO_SLURM)
@@ -67,8 +68,8 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     logs.mkdir(parents=True, exist_ok=True)
 
     if bad := sorted(bad_nodes(study.out)):  # of two such options sbatch reads the last
-        asked = [o.removeprefix("--exclude=") for o in options if o.startswith("--exclude=")]
-        options = [o for o in options if not o.startswith("--exclude=")] + [f"--exclude={','.join([*asked, *bad])}"]
+        excluded = [o.removeprefix("--exclude=") for o in options if o.startswith("--exclude=")]
+        options = [o for o in options if not o.startswith("--exclude=")] + [f"--exclude={','.join([*excluded, *bad])}"]
     waited_for = []
     if train:
         words = with_mtbf(study.words, variables)
@@ -97,8 +98,8 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
 
 
 def judged(study: Study, cell: Cell) -> bool:
-    """Whether a run has been judged by all that is asked for now, as far as its eval.json alone says. Where more data
-    of tasks has come since, `python -m eval` looks whether it matters."""
+    """Whether a run has been evaluated on every task that the study asks for, judged by its eval.json alone. False when
+    task data was added since: `python -m eval` then finds out whether a task can be run now."""
     path = cell.dir / rundir.EVAL
     try:
         scores = rundir.read_json(path)
@@ -118,7 +119,7 @@ def judged(study: Study, cell: Cell) -> bool:
 
 @functools.cache
 def _versions() -> dict[str, Any]:
-    """Those that an eval.json of today has."""
+    """The versions of the tasks that an eval.json written today would have: {"version", "lm_eval"}."""
     tasks = read_yaml(ROOT / "eval/tasks/tasks.yaml")
     return {"version": tasks["version"], "lm_eval": importlib.metadata.version("lm_eval")}
 
@@ -126,7 +127,13 @@ def _versions() -> dict[str, Any]:
 def evaluate(
     study: Study, cells: list[int], variables: dict[str, str], options: list[str], after: list[str], what: str
 ) -> str:
-    """Submit the evaluation of `cells`, an array with an index for each. Returns its job id."""
+    """Submit a job array that evaluates `cells`, indices into the study's runs. Returns its job id.
+
+    Args:
+        variables, options: as in `submit`.
+        after: options of sbatch that say which jobs it waits for.
+        what: the runs in words, for the terminal.
+    """
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     command = f"{_python()} -m eval {shlex.join([*study.judged, '--store', str(study.out / rundir.DATA)])}"
     script = f'runs=({folders})\nexec {command} "${{runs[$SLURM_ARRAY_TASK_ID]}}"'
@@ -139,10 +146,10 @@ def evaluate(
 
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
-    """The id of the new job, which runs what the arguments name, or `script`.
+    """Submit a job that runs the file named in `arguments`, or `script`, a text for bash. Returns the job's id.
 
     Raises:
-        ConfigError: with sbatch's words.
+        ConfigError: there is no sbatch, or it refuses; with its error.
     """
     # inside a job, its own variables must not be taken for options of the next one
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"} | variables
@@ -159,14 +166,15 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
 
 
 def _job(name: str, options: list[str]) -> list[str]:
-    """Options of a job that needs one task, in the same place as one with `options`."""
+    """Options of sbatch for a job with a single task: those of `options` that say where a job runs (partition, account,
+    time limit ...), and none of those that size it."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
     same = [o for o in options if o.startswith(place)]
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
 
 
 def in_queue(study: Study) -> dict[int, str]:
-    """Index -> job, of the runs whose last job Slurm still has."""
+    """{index of a run in the study: id of its job}, of the runs whose last job is still in Slurm's queue."""
     last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
     if not last:
         return {}
@@ -180,7 +188,7 @@ def in_queue(study: Study) -> dict[int, str]:
 
 
 def like(job: str) -> list[str]:
-    """sbatch options that ask for what a job has."""
+    """Options of sbatch that ask for the same nodes, time and memory as an existing job has."""
     text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
     fields = dict(re.findall(r"(\S+?)=(\S*)", text))
     names = {
@@ -232,7 +240,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _logs(study: Study) -> Path:
-    """Where launch/run.sh has its own."""
+    """The folder of the logs of evaluation and report jobs, where launch/run.sh puts those of training jobs too."""
     return study.out / rundir.SLURM
 
 

@@ -7,7 +7,9 @@ from eval.report.blocks import Figure, Section, Table, plus_minus
 from eval.report.comparable import all_tasks
 from eval.report.compare import items_of
 from eval.report.findings import Findings
-from eval.statistics import Part, Results, by_cluster, level_stderr, ratio_stderr
+from eval.statistics.items import by_cluster, ratio_stderr
+from eval.statistics.parts import Part
+from eval.statistics.seeds import Results, level_stderr
 
 
 def section(f: Findings) -> Section:

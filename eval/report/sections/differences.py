@@ -7,8 +7,9 @@ from ablations.plan.power import POWER, detectable
 from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS, pairing, strata
 from eval.report.findings import Findings, recorded_noise
-from eval.report.sections.cost import spent
-from eval.statistics import MOST_SEEDS, Part, bootstrap, interval, noise_floor, quantile, seeds_to_decide
+from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.parts import Part, quantile
+from eval.statistics.seeds import noise_floor
 
 PAIRED = """\
 Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.
@@ -25,7 +26,7 @@ the arms, as if the seeds scattered all arms alike. Items: the arms are compared
 by question, and others could have been drawn. A difference counts when it is larger than "counts above": many times
 the noise where there are few seeds, because the noise itself is then badly known. p is two-sided, after Holm's
 correction for the number of arms. Bootstrap: 95 % intervals of the difference, paired, over other items of the same
-tasks, and over other tasks like these; seeds are in neither. Formulas and sources: eval/statistics.py."""
+tasks, and over other tasks like these; seeds are in neither. Formulas and sources: docs/statistics.md."""
 
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
 
@@ -71,7 +72,7 @@ def blocks(f: Findings) -> list[Block]:
             f"Where an arm shares one seed with {f.baseline}, the seeds' part is what other runs tell, and "
             f"these arms if they have several seeds: {f.noise}."
         )
-    return blocks + missing(f) + noise_floors(f)
+    return blocks + how_decided(f) + undecided(f) + noise_floors(f)
 
 
 def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
@@ -89,45 +90,37 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
     return [line]
 
 
-def missing(f: Findings) -> list[Block]:
-    """Of each comparison that is undecided: what more seeds would say, and what they cost."""
+def how_decided(f: Findings) -> list[Block]:
+    """What the verdicts are by: the metric, the margins, and how the number of seeds came about."""
+    sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
+    if f.primary != f.primary_before:
+        before = f.primary_before or "one metric in some runs and another in others"
+        sentences.append(f"It was chosen after the runs, which named {before}: its verdicts are exploratory too.")
+    for name, margin in f.margins.items():
+        when = "named before the runs" if name in f.named_before else "chosen after the runs, so exploratory"
+        sentences.append(f"Margin of {name}: {margin:g} {METRICS[name].unit}, {when}.")
+    if f.study.criteria.sequential:
+        sentences.append(
+            f"Seeds are added until every arm is decided, up to {f.study.criteria.seeds}: each look at the results has "
+            "a share of the level, so that looking often makes no winners (docs/statistics.md)."
+        )
+    return [" ".join(sentences)]
+
+
+def undecided(f: Findings) -> list[Block]:
+    """Of each comparison that is undecided: what is missing, and what it costs."""
     lines = []
-    for name, metric in METRICS.items():
-        margin = f.margins.get(metric.unit)
-        for arm, c in f.compared.get(name, {}).items() if f.controlled else ():
-            if c.counts or c.equivalent(margin) or not c.enough_items:
-                continue
-            seeds = len(f.results[name][arm].keys() & f.results[name][f.baseline].keys())
-            if c.seeds is None or not c.replicated or seeds < 2:
-                words = "two seeds of each arm at least are needed"
-            elif total := seeds_to_decide(c, len(f.study.arms), seeds, margin):
-                more = total - seeds
-                words = f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{price(f, more)}"
-            else:
-                words = f"no number of seeds up to {MOST_SEEDS} would tell"
-            lines.append(f"* {arm}, {name}: {words}.")
+    for name in METRICS:
+        for arm in f.compared.get(name, {}) if f.controlled else ():
+            if not f.decision(arm, name).decided:
+                words = f.decision(arm, name).words.removeprefix("undecided: ")
+                lines.append(f"* {arm}, {name}: {words}.")
     if not lines:
         return []
-    margins = " and ".join(f"{margin:g} {unit}" for unit, margin in f.margins.items())
-    question = (
-        f"whether more than noise, or less than the margin of {margins}" if margins else "whether more than noise"
-    )
-    given = (
-        " The margin was given with this report, and nothing says that it was chosen before the runs."
-        if margins
-        else ""
-    )
-    head = f"**Undecided**, {question}; if the difference and the noise of one seed stay as they are here.{given}"
+    margins = " and ".join(f"{margin:g} {METRICS[name].unit} in {name}" for name, margin in f.margins.items())
+    question = f"more than noise, nor surely less than the margin of {margins}" if margins else "more than noise"
+    head = f"**Undecided**: not {question}. What is missing, if the difference and the noise of one seed stay as here:"
     return [head, "\n".join(lines)]
-
-
-def price(f: Findings, seeds: int) -> str:
-    """What so many more seeds of every arm cost, at the hours that runs here took; "" where no run has begun."""
-    costs = [spent(cell) for cell in f.cells.values() if cell.get("metrics")]
-    if not costs or len({cost["unit"] for cost in costs}) > 1:
-        return ""
-    hours = float(np.mean([cost["hours"] for cost in costs])) * seeds * len(f.study.arms)
-    return f", {hours:.2g} {costs[0]['unit']}-hours"
 
 
 def noise_floors(f: Findings) -> list[str]:
@@ -158,7 +151,7 @@ def forest(f: Findings, name: str) -> str:
         if c.counts:
             kind = "good" if (c.difference > 0) == metric.higher_is_better else "bad"
         half_width = c.threshold if c.seeds and c.enough_items else np.inf
-        effects.append((arm, c.difference, half_width, kind, f.verdict(arm, name).split(" (")[0]))
+        effects.append((arm, c.difference, half_width, kind, f.decision(arm, name).label))
     better = "right" if metric.higher_is_better else "left"
     title = f"{name}: difference from the baseline"
     return drawing.forest(title, effects, f"{metric.unit}; {better} of the line is better")

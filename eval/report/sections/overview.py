@@ -8,7 +8,8 @@ from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, own_strata
 from eval.report.findings import Findings
 from eval.report.sections.differences import forest
-from eval.statistics import independent_items, item_part, level_stderr, outstanding
+from eval.statistics.items import independent_items, item_part
+from eval.statistics.seeds import level_stderr, outstanding
 
 
 def section(f: Findings) -> Section:
@@ -20,7 +21,7 @@ def section(f: Findings) -> Section:
 
 
 def table(f: Findings, head: str = "arm") -> Table:
-    """One line per arm: its numbers, and in words what they say against the baseline, by bits per byte."""
+    """One line per arm: its numbers, and in words what they say against the baseline, by the primary metric."""
     lines = []
     for arm in f.study.arms:
         numbers = [number(f, arm, name) for name in METRICS if name in f.results]
@@ -44,19 +45,19 @@ def number(f: Findings, arm: str, name: str) -> str:
 
 def remarks(f: Findings, arm: str) -> list[str]:
     """The verdict on an arm, or why there is none; and which runs are missing."""
-    losses = f.results["bits/byte"]
+    results = f.results[f.primary]
     words = []
-    if arm in f.compared["bits/byte"]:
-        words.append(f.marked_verdict(arm, "bits/byte"))
+    if arm in f.compared[f.primary]:
+        words.append(f.marked_verdict(arm, f.primary))
     if arm in f.same:
         words.append(f"**the same as {f.same[arm]}, bit for bit**")
-    if not words and arm != f.baseline and losses[arm] and losses[f.baseline]:
+    if not words and arm != f.baseline and results[arm] and results[f.baseline]:
         if arm in f.other_text:
             words.append("**read another text under the same name: not compared**")
         elif f.refusals:
             words.append("evaluated differently: not compared")
     planned = [seed for seed in f.study.seeds if (arm, seed) in f.cells]
-    missing = len(planned) - len(losses[arm])
+    missing = len(planned) - len(results[arm])
     if missing:
         states = [f.cells[arm, seed]["state"] for seed in planned]
         counts = {word: sum(state.startswith(word) for state in states) for word in ("failed", "damaged")}
@@ -76,20 +77,20 @@ def no_effect(f: Findings) -> list[str]:
 
 
 def footnotes(f: Findings) -> list[str]:
-    lines = ["bits/byte: held-out loss, lower is better; the verdict is on it."]
+    lines = [f"The verdict is on {f.primary}, the primary metric; what the others say is exploratory."]
     evaluations = [cell["eval"] for cell in f.cells.values() if "eval" in cell]
     for name, metric in METRICS.items():
-        if name == "bits/byte" or name not in f.results:
+        if name not in f.results:
             continue
         scores = [evaluation[metric.key] for evaluation in evaluations if evaluation.get(metric.key)]
-        chance = f" (chance {scores[0]['chance']:.1f})" if scores else ""
-        what = "mean accuracy in %"
+        chance = f" (chance {scores[0]['chance']:.1f})" if scores and "chance" in scores[0] else ""
+        what = "held-out loss" if name == "bits/byte" else f"mean accuracy in %{chance}"
         if name == "suite" and scores:
-            what = f"mean accuracy in % over {scores[0]['tasks']} of BigScience's {scores[0]['of']} zero-shot tasks"
-        verdicts = "; ".join(f"{arm} {f.verdict(arm, name)}" for arm in f.compared[name])
-        lines.append(
-            f"{name}: {what}{chance}, higher is better{f'; the verdict on it: {verdicts}' if verdicts else ''}."
-        )
+            tasks, of = scores[0]["tasks"], scores[0]["of"]
+            what = f"mean accuracy in % over {tasks} of BigScience's {of} zero-shot tasks{chance}"
+        verdicts = "; ".join(f"{arm} {f.verdict(arm, name)}" for arm in f.compared[name] if name != f.primary)
+        better = "higher" if metric.higher_is_better else "lower"
+        lines.append(f"{name}: {what}, {better} is better{f'; it says: {verdicts}' if verdicts else ''}.")
     return [
         " ".join(lines),
         "±: standard error of that number alone. Arms share seeds and documents, so differences are surer.",

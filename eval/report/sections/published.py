@@ -9,7 +9,11 @@ import numpy as np
 from ablations import drawing
 from eval.report.blocks import Block, Figure, Section, Table
 from eval.report.findings import Findings
-from eval.statistics import Comparison, Part, Stratum, bootstrap, compare, interval, verdict
+from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.comparison import Comparison, compare
+from eval.statistics.items import Stratum
+from eval.statistics.parts import Part
+from eval.statistics.verdicts import verdict
 
 WARNING = "{paper}. Other tasks, another harness, another scale: nothing here is ranked with anything there."
 UNVERIFIED = """\
@@ -125,7 +129,9 @@ def corpora() -> list[Block]:
             c, parts = task_difference(one, other)
             low, high = interval(bootstrap(parts, tasks=True), len(parts))
             ends = f"{low:+.2f} to {high:+.2f}"
-            lines.append([f"{one} minus {other}", f"{c.difference:+.2f}", f"{c.noise:.2f}", ends, verdict(c, True, 2)])
+            lines.append(
+                [f"{one} minus {other}", f"{c.difference:+.2f}", f"{c.noise:.2f}", ends, verdict(c, True, 2).words]
+            )
     head = ["", "difference", "noise from the items", "95 % over tasks", "verdict"]
     curves = [drawing.Line(name, i, paths["tokens"], values) for i, (name, values) in enumerate(paths["rows"].items())]
     figure = drawing.lines("BigScience: mean accuracy through training", curves, "training tokens", "% over 27 tasks")

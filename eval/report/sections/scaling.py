@@ -5,9 +5,9 @@ import numpy as np
 from ablations import drawing
 from ablations.drawing import Line
 from eval.report.blocks import Figure, Section
+from eval.report.expense import spent
 from eval.report.findings import Findings
-from eval.report.sections import cost, published
-from eval.statistics import power_law
+from eval.report.sections import published
 
 DECADES_APART = 3  # compute, rounded to a tenth of a decade, has to have so many values
 EXTRAPOLATION = 10  # the fitted line goes so many times beyond the largest compute
@@ -17,7 +17,7 @@ def section(f: Findings) -> Section:
     title = "Loss against compute"
     points = {}
     for arm, seeds in f.cells_with("eval").items():
-        flops = [cost.spent(cell)["flops"] if cell.get("metrics") else None for cell in seeds.values()]
+        flops = [spent(cell)["flops"] if cell.get("metrics") else None for cell in seeds.values()]
         losses = [cell["eval"]["bits_per_byte"]["value"] for cell in seeds.values()]
         known = [value for value in flops if value]
         if len(known) == len(flops):
@@ -43,3 +43,17 @@ def section(f: Findings) -> Section:
             )
     figure = drawing.lines("Held-out loss against compute", lines, "training FLOPs", "bits/byte", True, True)
     return Section(title, [Figure(figure), words])
+
+
+def power_law(points: list[tuple[float, float]]) -> dict[str, float] | None:
+    """loss = scale x compute ** -exponent through the lower envelope, by least squares in logarithms; None where fewer
+    than three points are on it. The envelope: what no point with less or equal compute undercuts."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not best or y < best[-1][1]:
+            best.append((x, y))
+    if len(best) < 3:
+        return None
+    x, y = np.log(np.array(best)).T
+    slope, intercept = np.polyfit(x, y, 1)
+    return {"scale": float(np.exp(intercept)), "exponent": -float(slope), "points": len(best)}

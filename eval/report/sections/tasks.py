@@ -7,7 +7,7 @@ from eval.report.blocks import Block, Figure, Section, Table, plus_minus
 from eval.report.comparable import evaluation_classes
 from eval.report.compare import items_of
 from eval.report.findings import Findings
-from eval.statistics import by_cluster, ratio_stderr
+from eval.statistics.items import by_cluster, ratio_stderr
 from eval.tasks.suite import suite
 
 SUITE = """\

@@ -6,8 +6,8 @@ from ablations import drawing
 from ablations.drawing import Line
 from eval.report.blocks import Figure, Section
 from eval.report.curves import binned, curve, subtract
+from eval.report.expense import spent
 from eval.report.findings import Findings
-from eval.report.sections import cost
 
 AXES = ("tokens", "FLOPs", "hours")
 
@@ -33,7 +33,7 @@ def loss_curves(f: Findings) -> list[str]:
             if len(x):
                 mean_loss = np.mean(list(means.values()), axis=0)
                 lines.append(Line(arm, f.colour(arm), x * float(np.mean(known)), mean_loss, f.line_style(arm)))
-        units = {cost.spent(cell)["unit"] for seeds in cells.values() for cell in seeds.values()}
+        units = {spent(cell)["unit"] for seeds in cells.values() for cell in seeds.values()}
         label = f"{'-'.join(sorted(units))}-hours" if axis == "hours" else f"training {axis}"
         figures.append(drawing.lines(f"Training loss against {axis}", lines, label, "nats per token", logx=True))
     return [figure for figure in figures if figure]
@@ -41,9 +41,9 @@ def loss_curves(f: Findings) -> list[str]:
 
 def per_token(cell: dict, axis: str) -> float | None:
     """What a token costs: 1, FLOPs, or processor-hours (the run's mean: pauses and resumes are not in it)."""
-    spent = cost.spent(cell)
-    total = spent[axis.lower()]
-    return total / spent["tokens"] if total else None
+    expense = spent(cell)
+    total = expense[axis.lower()]
+    return total / expense["tokens"] if total else None
 
 
 def paired_curves(f: Findings) -> list[str]:

@@ -1,0 +1,88 @@
+"""What a study expects, in a form that its report can check: an order of arms, or an interval for a difference.
+
+alibi < rotary < learned                    in bits/byte, where less is better
+alibi - learned in [-0.3, -0.05]            the difference of two arms; -inf and inf are ends too
+zero-shot: learned < alibi                  in another metric: its values are compared as they are
+
+An arm is named by its label (pos=alibi), by its value where no other arm has the same (alibi), or as `baseline`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ablations.criteria import METRICS, PRIMARY, check_metric
+from ablations.values import ConfigError
+
+FORM = (
+    f"a prediction is `A < B < C` or `A - B in [low, high]`, with {' or '.join(METRICS)} and a colon before it or not"
+)
+
+
+class Prediction(NamedTuple):
+    text: str  # as it was written
+    metric: str  # one of METRICS
+    arms: tuple[str, ...]  # labels: rising in the metric; with an interval two, whose difference is first minus second
+    interval: tuple[float, float] | None = None
+
+
+def predict(text: str, arms: Sequence[str]) -> Prediction:
+    """A prediction about the arms of a study, whose labels are `arms`, the baseline first.
+
+    Raises:
+        ConfigError: when it is none, or names an arm that the study does not have.
+    """
+    first, colon, rest = text.partition(": ")
+    metric, claim = (first.strip(), rest) if colon else (PRIMARY, text)
+    check_metric(metric, repr(text))
+    left, is_interval, right = claim.partition(" in ")
+    names = left.split(" - ") if is_interval else left.split(" < ")
+    if (is_interval and len(names) != 2) or len(names) < 2:
+        raise ConfigError(f"{text!r}: {FORM}")
+    labels = tuple(arm_named(name.strip(), arms, text) for name in names)
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"{text!r} names an arm twice; {FORM}")
+    return Prediction(text.strip(), metric, labels, ends(right, text) if is_interval else None)
+
+
+def arm_named(name: str, arms: Sequence[str], text: str) -> str:
+    """The label of an arm.
+
+    Raises:
+        ConfigError: naming the arms there are.
+    """
+    if name in arms:
+        return name
+    if name == "baseline":
+        return arms[0]
+    labels = [label for label in arms if label.partition("=")[2] == name]
+    if len(labels) != 1:
+        raise ConfigError(f"{text!r}: {name!r} is not one arm of {', '.join(arms)}; {FORM}")
+    return labels[0]
+
+
+def ends(text: str, prediction: str) -> tuple[float, float]:
+    """The ends of "[-0.3, -0.05]".
+
+    Raises:
+        ConfigError: when these are not two numbers, the lower first.
+    """
+    text = text.strip()
+    try:
+        low, high = (float(number) for number in text.removeprefix("[").removesuffix("]").split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not (text.startswith("[") and text.endswith("]") and low < high):
+        raise ConfigError(f"{prediction!r}: {text} is no interval, two numbers of which the lower is first; {FORM}")
+    return low, high
+
+
+def predictions_about(texts: Sequence[str], arms: Sequence[str]) -> list[Prediction]:
+    """Those predictions of which the study has all the arms: a study file may predict about more arms than are run."""
+    known = []
+    for text in texts:
+        try:
+            known.append(predict(text, arms))
+        except ConfigError:
+            continue
+    return known

@@ -1,0 +1,85 @@
+"""What a study registers in the directory of each of its runs before their first step, and what was changed since.
+
+A line of registered.jsonl (ablations/rundir.py) holds the whole text, so that a report can say in words what was
+another then. Its hash covers the line before it, and run.json holds the hash of the first one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ablations.criteria import METRICS
+
+Content = dict[str, Any]
+
+# What is registered, and how a change of it is told. The order is that of the report.
+FIELDS = {
+    "question": "the question",
+    "expected": "the expectation",
+    "predictions": "the predictions",
+    "arms": "the arms",
+    "seeds": "the seeds",
+    "design": "the design",
+    "tasks": "the tasks",
+    "metric": "the metric",
+    "margin": "the margin",
+    "stopping": "the stopping rule",
+}
+
+
+FIXED = "a fixed number of seeds"
+UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no more"
+
+
+def content(study: Any) -> Content:
+    """What the ablations.study.Study registers; "study" tells whose registration it is where studies share a run."""
+    values = dict(word.split("=", 1) for word in study.words)
+    criteria = study.criteria
+    return {
+        "study": study.factor,
+        "question": study.question,
+        "expected": study.expect,
+        "predictions": [prediction.text for prediction in study.predictions],
+        "arms": {arm: study.cell(arm, study.seeds[0]).delta for arm in study.arms},
+        "seeds": [study.seeds[0], study.seeds[0] + criteria.seeds - 1],
+        "tasks": values.get("TASKS", "").strip(),
+        "metric": criteria.metric,
+        "margin": {metric: f"{margin:g} {METRICS[metric]}" for metric, margin in criteria.margins.items()},
+        "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
+    }
+
+
+def in_words(key: str, value: Any) -> str:
+    """A registered value, as a report quotes it."""
+    if key == "seeds" and isinstance(value, list) and len(value) == 2:
+        return f"{value[0]} to {value[1]}"
+    if key == "margin" and isinstance(value, Mapping):
+        return ", ".join(f"{metric} {margin}" for metric, margin in value.items()) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    return str(value) if value not in ("", None) else "none"
+
+
+def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str]:
+    """What is another now than when runs of the study began, a sentence for each value that was registered before.
+
+    Args:
+        now: what the study says today.
+        then: what each run has registered of this study first, by the name of the run, the earliest first.
+        planned: how many runs the study has.
+    """
+    sentences = []
+    for key, name in FIELDS.items():
+        earlier: dict[str, int] = {}
+        for registered in then.values():
+            value = in_words(key, registered.get(key))
+            if value != in_words(key, now.get(key)):
+                earlier[value] = earlier.get(value, 0) + 1
+        for value, runs in earlier.items():
+            verb = "were" if name.endswith("s") else "was"
+            sentences.append(
+                f"{name} {verb} changed after {runs} of {planned} runs had begun: "
+                f"then `{value}`, now `{in_words(key, now.get(key))}`"
+            )
+    return sentences

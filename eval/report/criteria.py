@@ -1,0 +1,77 @@
+"""By what a report decides: what was registered in the runs before their first step counts, not what is said later."""
+
+from dataclasses import replace
+from typing import Any
+
+from ablations.criteria import METRICS, PRIMARY, Criteria
+from ablations.registration import UNTIL_DECIDED
+from eval.report.runs import Cells
+
+
+def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
+    """The criteria that count, and of which metrics the margin was named before the runs.
+
+    A margin that is typed with the report is used, and counts as named before only where the runs had the same one
+    registered; one arm may be older, since studies share their baseline. Without one, the registered margins are used,
+    whatever the study file says by now. Seeds that were added until the study was decided are judged so, whether the
+    report is asked with MORE= or not.
+
+    Args:
+        study: an ablations.study.Study or a Collection.
+    """
+    criteria: Criteria = study.criteria
+    registered = registered_contents(study, cells)
+    margins = {run: registered_margins(content) for run, content in registered.items()}
+    typed = any(word.startswith("MARGIN=") for word in getattr(study, "words", ()))
+    if margins and not typed:
+        criteria = replace(criteria, margins=next(iter(margins.values())))
+    before = set()
+    for metric, margin in criteria.margins.items():
+        runs = [run for run, cell in cells.items() if "run" in cell]
+        late = {arm for arm, seed in runs if margins.get((arm, seed), {}).get(metric) != margin}
+        if margins and len(late) <= 1:
+            before.add(metric)
+    most = [seeds for content in registered.values() if (seeds := most_seeds(content))]
+    if most:
+        criteria = replace(criteria, sequential=True, seeds=max(most))
+    return criteria, frozenset(before)
+
+
+def registered_metric(study: Any, cells: Cells) -> str:
+    """The primary metric that was named before the runs; the default, where none was registered. "" where runs had
+    different ones."""
+    metrics = {str(content.get("metric")) for content in registered_contents(study, cells).values()} or {PRIMARY}
+    return metrics.pop() if len(metrics) == 1 else ""
+
+
+def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
+    """What each run had registered of this study before its first step."""
+    name = getattr(study, "registration", {}).get("study")
+    contents = {}
+    for run, cell in cells.items():
+        lines = [line for line in cell.get("registered", []) if line["content"].get("study") == name]
+        if lines and lines[0]["step"] == 0:
+            contents[run] = lines[0]["content"]
+    return contents
+
+
+def registered_margins(content: dict[str, Any]) -> dict[str, float]:
+    """{metric: margin} of a registration, which may be a stranger's."""
+    margins, found = content.get("margin"), {}
+    if not isinstance(margins, dict):
+        return {}
+    for metric in METRICS:
+        try:
+            found[metric] = float(str(margins[metric]).split()[0])
+        except (KeyError, ValueError, IndexError):
+            continue
+    return found
+
+
+def most_seeds(content: dict[str, Any]) -> int | None:
+    """To how many seeds a study may add; None where their number was fixed."""
+    seeds = content.get("seeds")
+    if content.get("stopping") != UNTIL_DECIDED or not isinstance(seeds, list) or len(seeds) != 2:
+        return None
+    first, last = seeds
+    return last - first + 1 if isinstance(first, int) and isinstance(last, int) and 0 < last - first < 100 else None

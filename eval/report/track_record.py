@@ -1,0 +1,58 @@
+"""Over all records: what was predicted, and how often it came out so."""
+
+from pathlib import Path
+from typing import Any
+
+from ablations import rundir
+from ablations.rundir import Damaged
+from eval.report.blocks import Table
+from eval.report.formats import plain_text
+from eval.report.sections.registered import FAILED, HELD, UNDECIDED
+
+
+def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The predictions of all records in some folders, and a sentence for each record that is damaged.
+
+    Returns:
+        [{"record", "text", "metric", "outcome", "measured", "registered": before the runs}], and the sentences.
+    """
+    lines, damaged, seen = [], [], set()
+    for path in sorted(path for folder in folders for path in folder.glob("*/run.json")):
+        if path.parent.name in seen:  # the record in the first folder counts
+            continue
+        seen.add(path.parent.name)
+        try:
+            record = rundir.read_json(path, types={"predictions": list}) or {}
+            for line in record.get("predictions") or []:
+                kept = {key: str(line[key]) for key in ("text", "metric", "outcome", "measured")}
+                lines.append({"record": path.parent.name, **kept, "registered": line["registered"] is True})
+        except Damaged as error:
+            damaged.append(str(error))
+        except (KeyError, TypeError):
+            damaged.append(f"{path} is damaged, or of another version: its predictions are not what a record has there")
+    return lines, damaged
+
+
+def counts(lines: list[dict[str, Any]]) -> dict[str, int]:
+    """{outcome: how many}"""
+    return {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in (HELD, FAILED, UNDECIDED)}
+
+
+def summary(lines: list[dict[str, Any]]) -> str:
+    """How often predictions were right: of those that were registered before the runs, and of all."""
+    sentences = []
+    for words, some in (("Registered before the runs", [x for x in lines if x["registered"]]), ("All", lines)):
+        number = counts(some)
+        decided = number[HELD] + number[FAILED]
+        right = f", {number[HELD] / decided:.0%} of those that are decided held" if decided else ""
+        sentences.append(f"{words}: {', '.join(f'{n} {outcome}' for outcome, n in number.items())}{right}.")
+    return "\n".join(sentences)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    head = ["record", "predicted", "of", "outcome", "registered before the runs", "measured"]
+    rows = [
+        [x["record"], x["text"], x["metric"], x["outcome"], "yes" if x["registered"] else "no", x["measured"]]
+        for x in lines
+    ]
+    return plain_text(Table(head, rows))

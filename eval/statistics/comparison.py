@@ -1,0 +1,125 @@
+"""Arms against the baseline: p-values, thresholds, and Holm's correction for being several.
+
+Holm's step-down correction needs nothing but the p-values and holds under any dependence. max-T and Dunnett's test,
+which know that all arms share a baseline, would gain a few per cent of the threshold; but max-T by permutation cannot
+reach 5 % with two or three seeds, and Dunnett's tables do not cover two parts of noise.
+
+Equivalence. Within noise is not the same as equal. Where a margin was named, two arms are equivalent within it when two
+one-sided tests both say so (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15): when the 1 - 2 LEVEL interval of the
+difference lies inside the margin; of several arms, at LEVEL divided by their number. Of differences as large as the
+margin at most 5 % of studies say equivalent (tests/test_statistics.py).
+
+A study that adds seeds until it is decided looks at its results several times: each look has a share of LEVEL
+(eval/statistics/sequential.py).
+"""
+
+from dataclasses import dataclass, replace
+from math import inf, nan, sqrt
+
+import numpy as np
+
+from eval.statistics.items import FEWEST_ITEMS
+from eval.statistics.parts import LEVEL, Part, quantile
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the baseline. difference: arm - baseline, in the units of the metric."""
+
+    difference: float
+    seeds: Part | None  # None: one seed, and no noise floor is known
+    items: Part
+    threshold: float  # |difference| above which it counts; of several, after Holm's correction
+    p: float  # two-sided
+    adjusted: float = float("nan")  # p after Holm's correction, over the arms of the study
+    replicated: bool = True  # False: seen with one seed
+    independent: int | None = None  # items of the task with the fewest; None: it is not known how many there are
+    family: int = 1  # how many comparisons it is one of
+    share: float = 1.0  # of LEVEL, that this look may spend; less than 1 where seeds are added until it is decided
+
+    @property
+    def noise(self) -> float:
+        """Standard error of the difference."""
+        return sqrt((self.seeds.variance if self.seeds else 0.0) + self.items.variance)
+
+    @property
+    def enough_items(self) -> bool:
+        """Whether the items can tell their part of the noise."""
+        return self.independent is None or self.independent >= FEWEST_ITEMS
+
+    def equivalent(self, margin: float | None) -> bool:
+        """Whether the difference is smaller than a margin, in the units of the metric, by two one-sided tests."""
+        if margin is None or not self.seeds or not self.replicated or not self.enough_items or not self.share:
+            return False
+        level = self.share * LEVEL / self.family
+        return abs(self.difference) + quantile(2 * level, self.seeds, self.items) <= margin
+
+    @property
+    def counts(self) -> bool:
+        """Whether the difference is more than noise, and seen more than once."""
+        p = self.p if np.isnan(self.adjusted) else self.adjusted
+        return self.replicated and self.enough_items and bool(p <= LEVEL)
+
+
+def compare(
+    difference: float,
+    seeds: Part | None,
+    items: Part,
+    replicated: bool = True,
+    independent: int | None = None,
+    share: float = 1.0,
+) -> Comparison:
+    """One comparison, before any correction for others; p is the level at which the interval just touches zero.
+
+    Args:
+        seeds: None when nothing is known about them; then p and threshold count the items alone, and are too small.
+        independent: how many independent items the task with the fewest has (`independent_items`). Below FEWEST_ITEMS
+            p is nan, and nothing is decided. None where it is not known.
+        share: of LEVEL, that this look at the results may spend (sequential.py).
+    """
+    from scipy.optimize import brentq
+
+    known = seeds or Part(0.0, inf)
+    threshold = quantile(LEVEL, known, items)
+    size = abs(difference)
+    low, high = 1e-15, 1 - 1e-12
+    if size >= quantile(low, known, items):
+        p = low
+    elif size <= quantile(high, known, items):
+        p = 1.0
+    else:
+        p = float(brentq(lambda alpha: quantile(alpha, known, items) - size, low, high, xtol=1e-16))
+    if independent is not None and independent < FEWEST_ITEMS:
+        p = nan
+    replicated = replicated and seeds is not None
+    return Comparison(
+        difference, seeds, items, threshold, p, replicated=replicated, independent=independent, share=share
+    )
+
+
+def holm(p: list[float]) -> list[float]:
+    """p-values adjusted for being several, in their order (Holm 1979). nan is not counted and stays."""
+    order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
+    adjusted, least = [float("nan")] * len(p), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(order) - rank) * p[i]))
+        adjusted[i] = least
+    return adjusted
+
+
+def family(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
+    """The same comparisons, each with its p-value after Holm's correction for all of them, and with the threshold that
+    goes with it: of the level that Holm's step has, or the first step that fails. p-values are divided by the share of
+    LEVEL that their look may spend."""
+    p_values = {arm: min(1.0, c.p / c.share) if c.share else 1.0 for arm, c in comparisons.items()}
+    p_values |= {arm: nan for arm, c in comparisons.items() if np.isnan(c.p)}
+    adjusted = holm(list(p_values.values()))
+    counting = sum(p <= LEVEL for p in adjusted)
+    tested = [arm for arm, c in comparisons.items() if not np.isnan(c.p)]
+    rank = {arm: i for i, arm in enumerate(sorted(tested, key=lambda arm: p_values[arm]))}
+    found = {}
+    for (arm, c), p in zip(comparisons.items(), adjusted, strict=True):
+        level = LEVEL / (len(tested) - min(rank[arm], counting)) if len(tested) > 1 and arm in rank else LEVEL
+        least = quantile(c.share * level, c.seeds or Part(0.0, inf), c.items) if c.share else inf
+        found[arm] = replace(c, adjusted=p, threshold=least, family=max(1, len(tested)))
+    return found

@@ -1,0 +1,103 @@
+"""What a comparison says: better, worse, equivalent within a margin, or undecided, and then what is missing.
+
+With one seed nothing is decided. What is not better, worse or equivalent is undecided; "within noise" would be read as
+"equal", and only a margin can show that.
+"""
+
+from math import inf, isinf
+from typing import NamedTuple
+
+import numpy as np
+
+from eval.statistics.comparison import Comparison
+from eval.statistics.items import FEWEST_ITEMS
+from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.sequential import share
+
+KINDS = ("better", "worse", "equivalent", "undecided")
+MOST_SEEDS = 20  # beyond which it is not said how many would tell: by then another question is the better use of them
+
+
+class Verdict(NamedTuple):
+    kind: str  # one of KINDS
+    words: str  # the kind first
+
+    @property
+    def label(self) -> str:
+        """Few words, for a figure: "better by 0.062", "undecided"."""
+        return self.words.split(" (")[0] if self.decided else self.kind
+
+    @property
+    def decided(self) -> bool:
+        return self.kind != "undecided"
+
+
+def seeds_to_decide(
+    c: Comparison, arms: int, seeds: int, margin: float | None = None, most: int | None = None
+) -> int | None:
+    """With how many seeds a study of `arms` arms would find a difference more than noise, or smaller than the margin,
+    if the difference and the noise of one seed stay as they are; None where MOST_SEEDS would not do.
+
+    Args:
+        seeds: from which the comparison was made.
+        most: seeds that a study may come to which adds them until it is decided; None: their number is fixed.
+    """
+    if not c.seeds or not c.enough_items or seeds < 2:
+        return None
+    for n in range(seeds + 1, (most or MOST_SEEDS) + 1):
+        level = LEVEL / max(1, arms - 1) * (share(n, most, arms - 1) if most else 1.0)
+        dof = 2 if arms == n == 2 else (arms - 1) * (n - 1)
+        part = Part(c.seeds.variance * seeds / n, dof)
+        size = abs(c.difference)
+        if size > quantile(level, part, c.items):
+            return n
+        if margin is not None and size + quantile(2 * level, part, c.items) <= margin:
+            return n
+    return None
+
+
+def verdict(
+    comparison: Comparison,
+    higher_is_better: bool,
+    digits: int = 3,
+    margin: float | None = None,
+    unit: str = "",
+    missing: str = "",
+) -> Verdict:
+    """Better or worse, by how much and how many times the noise; equivalent within the margin, where there is one; or
+    undecided: with one seed, or fewer than FEWEST_ITEMS independent items of a task, for a reason that is said, else
+    with what is `missing` to decide it."""
+    count = comparison.independent
+    if not comparison.enough_items:
+        items = "item" if count == 1 else "items"
+        return Verdict("undecided", f"undecided: {count} independent {items}, {FEWEST_ITEMS} are needed")
+    if not comparison.replicated:
+        p = comparison.p if np.isnan(comparison.adjusted) else comparison.adjusted
+        return Verdict("undecided", f"undecided: one seed, {'not replicated' if p <= LEVEL else 'within noise'}")
+    equivalent = comparison.equivalent(margin)
+    if not comparison.counts and equivalent:
+        return Verdict("equivalent", f"equivalent within {margin:g} {unit}".rstrip())
+    if not comparison.counts:
+        return Verdict("undecided", f"undecided: {missing or 'within noise'}")
+    kind = "better" if (comparison.difference > 0) == higher_is_better else "worse"
+    size = abs(comparison.difference)
+    times = size / comparison.noise if comparison.noise else inf
+    words = f"{kind} by {size:.{digits}f} ({'∞' if isinf(times) else f'{times:.0f}'} × noise)"
+    return Verdict(kind, f"{words}, less than the margin" if equivalent else words)
+
+
+def places(results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool) -> dict[str, str]:
+    """{arm: "1" or "2-4"}: the places that an arm may have, counting only differences that are more than noise.
+
+    counts: {(one, other): whether these two differ by more than noise}, of every pair once.
+    """
+
+    def beats(a: str, b: str) -> bool:
+        return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better
+
+    found = {}
+    for a in results:
+        first = 1 + sum(beats(b, a) for b in results if b != a)
+        last = len(results) - sum(beats(a, b) for b in results if b != a)
+        found[a] = str(first) if first == last else f"{first}–{last}"
+    return found

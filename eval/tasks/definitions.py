@@ -1,0 +1,198 @@
+"""lm-eval's own tasks: which tasks a name stands for, their definitions, and the data sets that these read."""
+
+import difflib
+import fnmatch
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import lm_eval.tasks
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml  # the one loader that resolves `include:` and `!function`
+
+from eval.tasks.mirror import Source, suite
+
+TASKS = Path(lm_eval.tasks.__file__).parent
+
+
+KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")  # values of output_type
+
+
+class Definition(NamedTuple):
+    """A task of lm-eval: its resolved YAML, with `num_fewshot` as it is to be run, and the split it is evaluated on."""
+
+    config: dict
+    source: Source
+
+    @property
+    def shots(self) -> int:
+        """Examples in each prompt."""
+        return self.config["num_fewshot"]
+
+    @property
+    def examples(self) -> Source | None:
+        """The split that the examples of the prompts are from; None: the definition writes them out, or has none."""
+        split = _examples_split(self.config) if self.shots else None
+        return self.source._replace(split=split) if split else None
+
+    @property
+    def sources(self) -> list[Source]:
+        """The splits that the task reads: that of the items, and that of the examples."""
+        return [self.source] + ([self.examples] if self.examples and self.examples != self.source else [])
+
+
+def definitions(names: list[str], shots: int | None = None) -> dict[str, Definition]:
+    """{task: its definition} of lm-eval's tasks, groups and tags, given by name or by a pattern such as mmlu_*.
+
+    Tasks of the suite are read directly; for others lm-eval's index of its 14,000 files is built first (7 s). Tasks of
+    a pattern that cannot be run here are left out and reported.
+
+    Args:
+        shots: examples in each prompt; None: as many as the definition says, which for most tasks is none.
+
+    Raises:
+        ValueError: for a name that lm-eval does not know, or a task that cannot be run here.
+    """
+    known = suite()
+    tasks: dict[str, Definition] = {}
+    for name in names:
+        if name in known:
+            tasks[name] = _definition(name, TASKS / known[name]["file"], known[name], shots)
+            continue
+        index = _index()
+        left_out: list[str] = []
+        members = _members(name, index)
+        for task in members:
+            try:
+                if index[task].yaml_path is None:
+                    raise ValueError(f"{task} is a task with code of its own in lm-eval, and cannot be run here")
+                tasks[task] = _definition(task, Path(index[task].yaml_path), None, shots)
+            except ValueError as error:
+                if not is_pattern(name) or len(left_out) + 1 == len(members):
+                    raise
+                left_out.append(str(error))
+        for why in left_out:
+            print(f"left out of {name}: {why}", file=sys.stderr)
+    return tasks
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name may stand for several, as mmlu_* does."""
+    return any(sign in name for sign in "*?[")
+
+
+def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> Definition:
+    """The definition of one task.
+
+    Args:
+        path: lm-eval's file of it.
+        spec: its entry in eval/tasks/tasks.yaml, None where it has none.
+        shots: as in `definitions`.
+
+    Raises:
+        ValueError: the task cannot be run here, or is not the version that tasks.yaml names.
+    """
+    try:
+        config = load_yaml(path)
+    except Exception as error:  # of the task's own code: it may import what is not installed, or include itself
+        raise ValueError(f"{name} cannot be loaded: {one_line(error)}") from error
+    if "class" in config or config.get("output_type") not in KINDS:
+        raise ValueError(f"{name} is a task with code of its own in lm-eval, and cannot be run here")
+    split = config.get("test_split") or config.get("validation_split")
+    if not split:
+        raise ValueError(f"{name} names neither a test nor a validation split, and cannot be evaluated")
+    if spec:
+        version = config["metadata"]["version"]
+        if version != spec["version"] or split != spec["split"]:
+            raise ValueError(
+                f"{name} has version {version} and split {split} in the installed lm-eval, {spec['version']} and "
+                f"{spec['split']} in eval/tasks/tasks.yaml"
+            )
+        source = Source(spec["path"], spec["config"], spec["split"])
+    else:
+        source = _source(name, config, split)
+    number = int(config.get("num_fewshot") or 0) if shots is None else shots
+    if config["output_type"] == "loglikelihood_rolling":
+        number = 0  # whole texts have no examples before them
+    return Definition({**config, "num_fewshot": number}, source)
+
+
+def _examples_split(config: dict) -> str | None:
+    """The split that lm-eval takes the examples of a prompt from; None where the definition writes them out."""
+    fewshot = config.get("fewshot_config") or {}
+    if split := fewshot.get("split") or config.get("fewshot_split"):
+        return split
+    if fewshot.get("samples") is not None:
+        return None
+    return next(config[key] for key in ("training_split", "validation_split", "test_split") if config.get(key))
+
+
+@functools.cache
+def _index() -> dict:
+    """lm-eval's index: {name of a task, group or tag: where it is defined}."""
+    return TaskManager().task_index
+
+
+def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
+    """The names of the tasks that a name stands for: those of a group or tag, those that match a pattern, or itself.
+
+    above: the groups that this one was reached through; none of them may be in it again.
+    """
+    if name not in index and is_pattern(name):
+        tasks = [task for task in fnmatch.filter(sorted(index), name) if "group" not in (index[task].cfg or {})]
+        if tasks := [task for task in tasks if index[task].yaml_path]:
+            return tasks
+        raise ValueError(f"no task of lm-eval has a name like {name!r}")
+    if name not in index:
+        close = difflib.get_close_matches(name, list(index), n=1)
+        raise ValueError(
+            f"there is no task {name!r} in lm-eval{f' (did you mean {close[0]}?)' if close else ''}; "
+            "suite and multilingual name those of eval/tasks/tasks.yaml"
+        )
+    entry = index[name]
+    if entry.yaml_path is None:  # a tag, or a task in Python alone
+        tags = sorted(entry.tags or ())
+        return [task for tag in tags for task in ([tag] if tag == name else _members(tag, index, (*above, name)))]
+    if "group" not in (entry.cfg or {}):
+        return [name]
+    members = entry.cfg.get("task") or []
+    if members == name:
+        return [name]  # a task that says which group it is of
+    tasks = []
+    for member in [members] if isinstance(members, str) else members:
+        if not isinstance(member, str) and member.keys() - {"task", "group"}:
+            raise ValueError(f"{name} is a group that changes its tasks, and cannot be run here; name the tasks")
+        inner = member if isinstance(member, str) else member.get("task") or member["group"]
+        if not isinstance(inner, str) or inner in (*above, name):
+            raise ValueError(
+                f"{name} is a group that defines or contains itself, and cannot be run here; name its tasks"
+            )
+        tasks += _members(inner, index, (*above, name))
+    return tasks
+
+
+def _source(name: str, config: dict, split: str) -> Source:
+    """The split on the hub that a definition reads its items from. Raises ValueError where it reads another place."""
+    path = config.get("dataset_path")
+    if not isinstance(path, str):
+        raise ValueError(f"{name} names no data set of the hub, and cannot be mirrored")
+    if "/" not in path:  # a builder such as json, with addresses of files
+        address = json.dumps(config.get("dataset_kwargs"), default=str)
+        hub = re.search(r"hf://datasets/([^/@]+/[^/@]+)", address)
+        if not hub:
+            raise ValueError(f"{name} reads {address}, which is not on the hub, and cannot be mirrored")
+        path = hub[1]
+    return Source(path, str(config.get("dataset_name") or "default"), split)
+
+
+def greedy(settings: dict) -> bool:
+    """Whether a task's generation settings ask for greedy decoding, the only kind that is implemented."""
+    return not settings.get("do_sample") and settings.get("num_beams", 1) == 1
+
+
+def one_line(error: BaseException) -> str:
+    """An error of lm-eval or of a task's code in one line, at most 300 characters of it."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,105 @@
+"""Outcomes of scored requests, kept while an evaluation runs, so that a killed one continues and several share one."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def digest(context: Sequence[int], continuation: Sequence[int]) -> str:
+    """The key of a request in the journal: a hash of its token ids."""
+    return hashlib.sha256(np.array([len(context), *context, *continuation], np.int64).tobytes()).hexdigest()[:24]
+
+
+class Journal:
+    """{key of a request: its outcome}, in memory and, given a folder, also in a file that grows with every batch.
+
+    After a kill, the next process begins with the outcomes in the folder's files. Several processes with the same
+    requests divide the batches among them; rank 0 waits for the others and reads what they wrote.
+
+    Args:
+        folder: where each process writes a file of its own; None: outcomes are kept in memory only.
+        identity: what the outcomes depend on, such as the hash of the weights; files of another identity are ignored.
+        rank, ranks: the number of this process, and how many there are.
+        working: whether all other processes are still running.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        identity: dict | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        working: Callable[[], bool] = lambda: False,
+    ):
+        self.folder, self.identity, self.rank, self.ranks, self.working = folder, identity, rank, ranks, working
+        self.known: dict[str, Any] = {}
+        self.read: dict[Path, int] = {}
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.refresh()
+        # the process' id is in the name, so that two evaluations started by mistake do not write into one file
+        self.file = open(folder / f"{rank}-{os.getpid()}.jsonl", "ab")
+        self._write_line({"identity": identity})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.known
+
+    def get(self, key: str, default: Any) -> Any:
+        """The outcome of a request. On ranks above 0, which lack those of other ranks and whose results nobody reads,
+        `default` where it is unknown."""
+        return self.known.get(key, default) if self.rank else self.known[key]
+
+    def share(self, batches: list[Any]) -> list[Any]:
+        """The batches of this process: every `ranks`-th, so that each process has long and short ones."""
+        return batches[self.rank :: self.ranks]
+
+    def add(self, outcomes: dict[str, Any]) -> None:
+        """Keep the outcomes of a batch, by key."""
+        self.known |= outcomes
+        if self.folder:
+            self._write_line(outcomes)
+
+    def _write_line(self, content: Any) -> None:
+        self.file.write(json.dumps(content).encode() + b"\n")
+        self.file.flush()
+
+    def refresh(self) -> None:
+        """Read the outcomes that all processes have written since the last call. A line that a kill has cut short is
+        left out."""
+        assert self.folder is not None
+        head = json.dumps({"identity": self.identity}).encode() + b"\n"
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with open(path, "rb") as file:
+                file.seek(self.read.get(path, 0))
+                content = file.read()
+            if path in self.read or content.startswith(head):
+                whole = content[: content.rfind(b"\n") + 1]
+                self.read[path] = self.read.get(path, 0) + len(whole)
+                for line in whole.splitlines():
+                    self.known |= json.loads(line)
+
+    def complete(self, keys: list[str]) -> bool:
+        """On rank 0: wait until the outcomes of all keys are known. False when another process has ended without
+        finishing its share, which this process then has to do alone. True at once on other ranks: their results are not
+        used."""
+        if self.rank:
+            return True
+        while self.ranks > 1 and not all(key in self.known for key in keys):
+            working = self.working()
+            self.refresh()
+            if not working and not all(key in self.known for key in keys):
+                self.ranks = 1
+                return False
+            time.sleep(0.05)
+        return True
+
+    def close(self) -> None:
+        if self.folder:
+            self.file.close()

@@ -1,0 +1,126 @@
+"""Our model as lm-eval knows a model: it scores continuations and texts, and continues contexts greedily."""
+
+import functools
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from eval.statistics.items import LN2
+from eval.tasks import score
+from eval.tasks.definitions import greedy
+from eval.tasks.journal import Journal
+
+NEW = 256  # tokens of a continuation where the task names no number; lm-eval's own
+
+
+class Scorer(TemplateLM):
+    """Log-likelihoods of text under a GPT, in nats, and greedy continuations, through lm-eval's interface of a model.
+
+    Args:
+        model: a GPT (model/gpt.py) on any device.
+        tokenizer: with `encode(text) -> ids`, `decode(ids) -> text` and `eod`, the id that begins a document.
+        window: tokens that the model reads at a time for held-out loss: the training length, in every arm.
+        batch: tokens of a forward pass, padding included; None: what suits the device.
+        progress: called after every forward pass with the number of tokens done and of all tokens.
+        journal: keeps outcomes while they are computed (eval/tasks/journal.py).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        window: int,
+        batch: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        journal: Journal | None = None,
+    ):
+        super().__init__()
+        self.model, self.window, self.eod = model.eval(), window, tokenizer.eod
+        self.options: dict[str, Any] = {"batch": batch, "progress": progress, "journal": journal or Journal()}
+        self.encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(tokenizer.encode(text)))
+        self.decode: Callable[[list[int]], str] = getattr(tokenizer, "decode", str)
+        self._unknown = getattr(tokenizer, "unknown", None)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.eod
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return list(self.encode(string))
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+        """The log-likelihood of whole texts: every token once, in disjoint windows, the first of them after `eod`.
+
+        Each byte of a text that the tokenizer does not know is charged 8 bits, what it costs to write it out: else a
+        tokenizer without pieces for the script of a text would have next to nothing to predict.
+        """
+        windows = [
+            [
+                make_disjoint_window(pair)
+                for pair in get_rolling_token_windows(
+                    self.tok_encode(request.args[0]), self.eod, max_seq_len=self.window, context_len=1
+                )
+            ]
+            for request in requests
+        ]
+        scores = iter(self.score([pair for pairs in windows for pair in pairs]))
+        nats = [sum(next(scores)[0] for _ in pairs) for pairs in windows]
+        charges = [8 * LN2 * self.unknown_bytes(request.args[0]) for request in requests]
+        return [score_ - charge for score_, charge in zip(nats, charges, strict=True)]
+
+    def unknown_bytes(self, text: str) -> int:
+        """Bytes of a text that the tokenizer maps to its token for the unknown; 0 of a lossless tokenizer."""
+        return self._unknown(text)[1] if self._unknown else 0
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        """The greedy continuation of each context, up to the first of the task's stop strings or the end of document.
+
+        Raises:
+            ValueError: when a task asks for sampling.
+        """
+        numbers_by_settings: dict[str, list[int]] = {}  # of the requests; those of equal settings make batches
+        for i, request in enumerate(requests):
+            numbers_by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        answers = [""] * len(requests)
+        for settings_json, numbers in numbers_by_settings.items():
+            settings = json.loads(settings_json)
+            if not greedy(settings):
+                raise ValueError(f"only greedy continuations can be made, not {settings_json}")
+            stops = settings.get("until") or []
+            stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
+            new = int(settings.get("max_gen_toks", NEW))
+            if self.model.max_length:  # half of the longest input at least is left to the context
+                new = min(new, self.model.max_length // 2)
+            ended = functools.partial(self._ended, stops=stops)
+            contexts = [self.tok_encode(requests[i].args[0]) or [self.eod] for i in numbers]
+            continuations = score.continuations(self.model, contexts, new, ended, **self.options)
+            for i, ids in zip(numbers, continuations, strict=True):
+                answers[i] = self._text(ids)
+                for stop in stops:
+                    answers[i] = answers[i].split(stop)[0]
+        return answers
+
+    def _text(self, ids: list[int]) -> str:
+        """The text of token ids, up to the end of the document."""
+        return self.decode(ids[: ids.index(self.eod)] if self.eod in ids else ids)
+
+    def _ended(self, ids: list[int], stops: list[str]) -> bool:
+        """Whether a continuation has reached the end of the document, or contains a stop string."""
+        return ids[-1] == self.eod or any(stop in self._text(ids) for stop in stops)
+
+    def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        for (_, continuation), _, ids in requests:
+            if not ids:
+                raise ValueError(f"the tokenizer leaves no token to the continuation {continuation!r}")
+        return self.score([(context or [self.eod], continuation) for _, context, continuation in requests])
+
+    def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """See `score.likelihoods`."""
+        return score.likelihoods(self.model, pairs, **self.options)

@@ -1,0 +1,74 @@
+"""The encoder of Hugging Face that is a model of ours: BERT, as its masked language model."""
+
+from dataclasses import replace
+
+from model.hub_format import SPLIT, TWICE, Format
+
+# BERT tells the two texts of a pair apart by a vector that is added to each token. Ours has one kind of token: both
+# vectors are written as zeros.
+KINDS_OF_TOKENS = "bert.embeddings.token_type_embeddings.weight"
+
+BERT = Format(
+    name="BERT",
+    model_type="bert",
+    architecture="BertForMaskedLM",
+    prefix="",
+    needs={
+        "objective": ("mlm",),
+        "pos": ("learned",),
+        "act": ("gelu",),
+        "norm": ("layernorm",),
+        "block": ("post-ln",),  # and then model.final_norm does nothing
+        "embnorm": (False,),
+        "sumnorm": (True,),
+        "head_transform": ("bert",),
+        "output_bias": (True,),
+        "qkv_bias": (True,),
+        "linear_bias": (True,),
+        "tied": (True,),
+    },
+    sizes={
+        "layers": "num_hidden_layers",
+        "hidden": "hidden_size",
+        "heads": "num_attention_heads",
+        "seq": "max_position_embeddings",
+        "norm_eps": "layer_norm_eps",
+        "init_std": "initializer_range",
+    },
+    fixed=lambda cfg: {
+        "intermediate_size": cfg.ffn,
+        "hidden_act": "gelu_new",
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "type_vocab_size": 2,
+        "tie_word_embeddings": cfg.tied,
+    },
+    dropout={"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attn_dropout"},
+    weights={
+        "embed": ("bert.embeddings.word_embeddings",),
+        "position": ("bert.embeddings.position_embeddings",),
+        "sumnorm": ("bert.embeddings.LayerNorm",),
+        "attn.qkv": tuple(f"bert.encoder.layer.{{}}.attention.self.{x}" for x in ("query", "key", "value")),
+        "attn.proj": ("bert.encoder.layer.{}.attention.output.dense",),
+        "norm1": ("bert.encoder.layer.{}.attention.output.LayerNorm",),
+        "mlp.up": ("bert.encoder.layer.{}.intermediate.dense",),
+        "mlp.down": ("bert.encoder.layer.{}.output.dense",),
+        "norm2": ("bert.encoder.layer.{}.output.LayerNorm",),
+        "transform.dense": ("cls.predictions.transform.dense",),
+        "transform.norm": ("cls.predictions.transform.LayerNorm",),
+        "output": ("cls.predictions",),
+    },
+    layouts={"attn.qkv": SPLIT},
+    head="cls.predictions.decoder.weight",
+    constants=lambda cfg: {KINDS_OF_TOKENS: (2, cfg.hidden)},
+)
+
+BERT_UNTIED = replace(
+    BERT,
+    name="BERT with an output matrix of its own",
+    needs={**BERT.needs, "tied": (False,)},
+    weights={**BERT.weights, "output": ("cls.predictions", "cls.predictions.decoder")},
+    layouts={**BERT.layouts, "output": TWICE},
+)
+
+ENCODERS = (BERT, BERT_UNTIED)

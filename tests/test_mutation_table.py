@@ -1,0 +1,28 @@
+"""Every entry of the table in tests/mutations.py names code and tests that exist: moved code moves its entries too."""
+
+from tests.mutations import MUTATIONS, ROOT
+
+
+def test_every_mutation_has_a_name_of_its_own() -> None:
+    names = [mutation.name for mutation in MUTATIONS]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_every_mutation_applies() -> None:
+    faults = []
+    for mutation in MUTATIONS:
+        texts = {file: (ROOT / file).read_text() for file, _, _ in mutation.edits}
+        for file, old, new in mutation.edits:
+            if texts[file].count(old) != 1 or old == new:
+                faults.append(f"{mutation.name}: {file} has {texts[file].count(old)} times: {old}")
+            texts[file] = texts[file].replace(old, new)
+    assert not faults, "\n".join(faults)
+
+
+def test_every_mutation_names_tests_that_exist() -> None:
+    for mutation in MUTATIONS:
+        for test in mutation.tests.split():
+            if test.startswith("tests/"):
+                file, _, name = test.partition("::")
+                text = (ROOT / file).read_text()
+                assert not name or f"def {name.partition('[')[0]}(" in text, f"{mutation.name}: {test}"

@@ -1,0 +1,250 @@
+"""What a study registers before its runs (ablations/registration.py), and predictions that a report can check."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ablations import rundir
+from ablations.prediction import predict, predictions_about
+from ablations.registration import changes, content
+from ablations.study import Study, from_args, study_names
+from ablations.values import ConfigError
+from eval.report import track_record
+from eval.report.__main__ import main
+from eval.report.findings import gather
+from eval.report.record import write
+from eval.report.sections import registered
+from eval.statistics.comparison import compare
+from eval.statistics.parts import Part
+from tests import test_report
+
+ARMS = ["pos=learned", "pos=alibi", "pos=rotary"]
+
+
+def test_a_prediction_is_an_order_or_an_interval() -> None:
+    order = predict("alibi < pos=rotary < baseline", ARMS)
+    assert order.arms == ("pos=alibi", "pos=rotary", "pos=learned") and order.interval is None
+    assert order.metric == "bits/byte"
+    interval = predict("zero-shot: alibi - learned in [-inf, 0.5]", ARMS)
+    assert (interval.metric, interval.arms) == ("zero-shot", ("pos=alibi", "pos=learned"))
+    assert interval.interval == (-np.inf, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("alibi", "A < B < C"),
+        ("alibi < ", "pos=learned, pos=alibi"),
+        ("alibi < sinusoïdal", "pos=learned, pos=alibi"),
+        ("alibi < alibi", "twice"),
+        ("alibi - learned in [2, 1]", "lower is first"),
+        ("alibi - learned in [1]", "lower is first"),
+        ("alibi - learned in 1, 2", "lower is first"),
+        ("alibi - learned in [nan, 2]", "lower is first"),
+        ("alibi - learned - rotary in [1, 2]", "A - B in"),
+        ("loss: alibi < learned", "bits/byte, zero-shot, suite"),
+    ],
+)
+def test_what_is_no_prediction_is_refused_by_what_would_be(text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match="(?s)" + named.replace("[", "\\[")):
+        predict(text, ARMS)
+    with pytest.raises(ConfigError):
+        from_args(["POS=alibi,rotary", "SIZE=nano", f"PREDICT={text}"])
+
+
+def test_a_name_that_two_arms_share_is_refused() -> None:
+    arms = ["tied=true", "tied=false", "embnorm=false"]
+    with pytest.raises(ConfigError, match="not one arm"):
+        predict("false < tied=true", arms)
+    assert predict("tied=false < tied=true", arms).arms == ("tied=false", "tied=true")
+    assert predictions_about(["false < tied=true", "baseline < embnorm=false"], arms)[0].arms[1] == "embnorm=false"
+
+
+def test_a_studys_predictions_are_those_of_its_arms_and_of_the_words() -> None:
+    study = from_args(["POS=alibi", "SIZE=nano", "PREDICT=alibi - learned in [-0.3, -0.05]"])
+    assert [p.text for p in study.predictions] == ["alibi < learned", "alibi - learned in [-0.3, -0.05]"]
+    whole = from_args(["STUDY=position", "SIZE=nano"])
+    assert {arm for p in whole.predictions for arm in p.arms} == set(whole.arms)
+    for name in study_names():  # each names arms that its study has
+        from_args([f"STUDY={name}", "SIZE=nano"])
+
+
+# ------------------------------------------------------------------------------------------------ in the run directory
+
+
+def test_a_registration_is_a_chain_of_hashes_and_the_same_is_not_written_twice(tmp_path: Path) -> None:
+    first = content(from_args(["POS=alibi", "SIZE=nano"]))
+    later = content(from_args(["POS=alibi", "SIZE=nano", "METRIC=zero-shot", "MARGIN=0.01,1"]))
+    other = content(from_args(["ACT=swiglu", "SIZE=nano"]))
+    for step, what in enumerate([first, first, other, first, later]):
+        rundir.register(tmp_path, what, step)
+    lines, problem = rundir.read_registered(tmp_path)
+    assert not problem
+    assert [(line["step"], line["content"]) for line in lines] == [(0, first), (2, other), (4, later)]
+
+    path = tmp_path / rundir.REGISTERED
+    path.write_text(path.read_text().replace("ALiBi at or above rotary", "Rotary at or above ALiBi", 1))
+    lines, problem = rundir.read_registered(tmp_path)
+    assert "changed after it was written" in problem and not lines
+
+
+def test_lines_that_were_taken_out_of_a_registration_are_noticed(tmp_path: Path) -> None:
+    for seeds in (2, 3, 4):
+        rundir.register(tmp_path, content(from_args(["POS=alibi", "SIZE=nano", f"SEEDS={seeds}"])), 0)
+    path = tmp_path / rundir.REGISTERED
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[2])
+    kept, problem = rundir.read_registered(tmp_path)
+    assert len(kept) == 1 and "hash differs" in problem
+
+
+def test_what_was_changed_is_told_in_words_and_after_how_many_runs() -> None:
+    then = content(from_args(["POS=alibi", "SIZE=nano", "SEEDS=4"]))
+    now = content(from_args(["POS=alibi", "SIZE=nano", "SEEDS=4", "METRIC=suite", "MARGIN=0.02,1"]))
+    runs = {f"pos=alibi, seed {seed}": then if seed <= 3 else now for seed in range(1, 9)}
+    assert changes(now, runs, 8) == [
+        "the metric was changed after 3 of 8 runs had begun: then `bits/byte`, now `suite`",
+        "the margin was changed after 3 of 8 runs had begun: then `none`, "
+        "now `bits/byte 0.02 bits/byte, zero-shot 1 points, suite 1 points`",
+    ]
+    assert changes(now, dict.fromkeys(runs, now), 8) == []
+    stopped = content(from_args(["POS=alibi", "SIZE=nano", "SEEDS=2", "MORE=auto"]))
+    said = changes(stopped, {"pos=alibi, seed 1": then}, 20)
+    assert any(line.startswith("the stopping rule was changed after 1 of 20 runs") for line in said)
+    assert any(line.startswith("the seeds were changed") and "`1 to 4`, now `1 to 10`" in line for line in said)
+
+
+# ------------------------------------------------------------------------------------------------ predictions checked
+
+
+def registering(study: Any, lines: list[str], steps: dict[str, int]) -> Any:
+    """A study of tests/test_report.py that expects `lines`, registered in its runs at these steps by arm."""
+    study.predictions = [predict(line, study.arms) for line in lines]
+    study.registration = {"study": "position", "metric": "bits/byte", "predictions": lines}
+    for arm, step in steps.items():
+        for seed in study.seeds:
+            rundir.register(study.cell(arm, seed).dir, study.registration, step)
+    return study
+
+
+def outcomes(study: Any) -> dict[str, str]:
+    return {row.text: row.outcome for row in registered.checked_predictions(gather(study))}
+
+
+def test_predictions_hold_fail_or_stay_open_as_a_t_test_says(tmp_path: Path) -> None:
+    """EFFECT in tests/test_report.py: alibi -0.06, none +0.001 against noise of some 0.003."""
+    arms = ["pos=learned", "pos=alibi", "pos=none"]
+    study = test_report.make(test_report.Study(tmp_path, arms=arms))
+    expected = {
+        "alibi < learned": "held",
+        "learned < alibi": "failed",
+        "learned < none": "undecided",
+        "alibi < learned < none": "undecided",
+        "none < alibi < learned": "failed",
+        "alibi - learned in [-0.1, -0.02]": "held",
+        "alibi - learned in [-0.01, 0.1]": "failed",
+        "alibi - learned in [-0.06, 0.1]": "undecided",
+        "none - learned in [-0.05, 0.05]": "held",
+        "suite: alibi < learned": "undecided",
+    }
+    assert outcomes(registering(study, list(expected), dict.fromkeys(arms, 0))) == expected
+    study.seeds = [1]
+    assert set(outcomes(study).values()) == {"undecided"}
+
+
+def test_an_order_of_null_differences_is_called_right_or_wrong_in_few_studies() -> None:
+    """Simulated: three arms that do not differ, four seeds. Both neighbours must rise, so held is rare; failed is the
+    complement for reversed orders, and corrected for their number."""
+    rng, studies = np.random.default_rng(1), 4000
+    calls = []
+    for _ in range(studies):
+        x = rng.normal(size=(3, 4))
+        rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+        part = Part(float((rest**2).sum()) / 6 * 2 / 4, 6)
+        neighbours = [compare(float(x[i].mean() - x[i + 1].mean()), part, Part(0.0, np.inf)) for i in (0, 1)]
+        calls.append(registered.judged_order(neighbours))
+    assert calls.count("held") / studies < 0.025 and calls.count("failed") / studies < 0.05
+
+
+def test_an_interval_that_ends_at_the_truth_is_called_held_in_5_percent() -> None:
+    rng, studies = np.random.default_rng(2), 4000
+    calls = []
+    for _ in range(studies):
+        d = rng.normal(0.0, 1.0, 5)
+        c = compare(float(d.mean()), Part(float(d.var(ddof=1)) / 5, 4), Part(0.0, np.inf))
+        calls.append(registered.judged_interval(c, (-np.inf, 0.0)))
+    assert calls.count("held") / studies == pytest.approx(0.05, abs=0.012)
+    assert calls.count("failed") / studies == pytest.approx(0.025, abs=0.008)
+
+
+def test_the_report_says_what_was_registered_when_and_which_predictions_held(tmp_path: Path) -> None:
+    study = test_report.make(test_report.Study(tmp_path / "runs"))
+    registering(study, ["alibi < learned"], {"pos=learned": 512, "pos=alibi": 0})
+    write(gather(study), tmp_path / "record")
+    text = (tmp_path / "record/report.md").read_text()
+    assert "registered before the first step in 3 of 6 runs" in text
+    assert "for a question that came later: pos=learned (seeds 1, 2, 3)" in text
+    assert "nothing was changed since" in text
+    assert "| `alibi < learned` | bits/byte | yes | **held** |" in text
+
+    study.registration = study.registration | {"metric": "zero-shot"}
+    write(gather(study), tmp_path / "record")
+    text = (tmp_path / "record/report.md").read_text()
+    assert "the metric was changed after 6 of 6 runs had begun: then `bits/byte`, now `zero-shot`" in text
+    summary = json.loads((tmp_path / "record/run.json").read_text())["registration"]
+    assert summary["before_the_first_step"] == 3 and len(summary["changed"]) == 1
+
+
+def test_a_prediction_that_came_after_its_arms_is_no_registered_one(tmp_path: Path) -> None:
+    study = test_report.make(test_report.Study(tmp_path))
+    registering(study, ["alibi < learned"], {"pos=learned": 0, "pos=alibi": 0})
+    late = dataclasses.replace(study)
+    late.predictions = [predict("learned < alibi", study.arms)]  # written when the results were known
+    late.registration = study.registration | {"predictions": ["learned < alibi"]}
+    for arm in study.arms:
+        for seed in study.seeds:
+            rundir.register(study.cell(arm, seed).dir, late.registration, 512)
+    assert [row.registered for row in registered.checked_predictions(gather(study))] == [True]
+    assert [row.registered for row in registered.checked_predictions(gather(late))] == [False]
+
+
+def test_a_registration_that_is_not_the_one_of_run_json_is_named(tmp_path: Path) -> None:
+    study = test_report.make(test_report.Study(tmp_path))
+    registering(study, [], dict.fromkeys(study.arms, 0))
+    folder = study.cell("pos=alibi", 2).dir
+    test_report.change(folder / "run.json", "registered", to="0" * 64)
+    assert any("registered.jsonl does not begin" in line for line in gather(study).mismatches)
+
+
+def test_a_report_without_words_counts_the_predictions_of_all_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = test_report.make(test_report.Study(tmp_path / "runs"))
+    lines = ["alibi < learned", "learned < alibi", "alibi - learned in [-0.06, 0.1]"]
+    registering(study, lines, dict.fromkeys(study.arms, 0))
+    write(gather(study), tmp_path / "records/one")
+    (tmp_path / "records/old").mkdir()
+    (tmp_path / "records/old/run.json").write_text(json.dumps({"name": "old", "runs": []}))  # of before
+    (tmp_path / "records/broken").mkdir()
+    (tmp_path / "records/broken/run.json").write_text('{"predictions": [1]}')
+    monkeypatch.setattr("eval.report.__main__.RECORDS", tmp_path / "records")
+    assert main([f"OUT={tmp_path / 'nowhere'}"]) == 0
+    said = capsys.readouterr()
+    assert "Registered before the runs: 1 held, 1 failed, 1 undecided, 50% of those that are decided held." in said.out
+    assert "broken/run.json is damaged" in said.err
+    predictions, _ = track_record.predictions([tmp_path / "records"])
+    assert [line["outcome"] for line in predictions] == ["held", "failed", "undecided"]
+
+
+def test_a_study_registers_everything_that_it_is_decided_by() -> None:
+    """A field of a study that decides something and is not registered could be changed without a trace."""
+    study: Study = from_args(["POS=alibi", "SIZE=nano", "TASKS=suite"])
+    registration = content(study)
+    assert json.loads(json.dumps(registration)) == registration
+    assert registration["arms"] == {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}}
+    assert registration["tasks"] == "suite"
+    assert {field.name for field in dataclasses.fields(study.criteria)} == {"metric", "margins", "seeds", "sequential"}

@@ -1,0 +1,53 @@
+"""The levels of a study that adds seeds until it is decided, against simulated normal means."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eval.statistics import sequential
+from eval.statistics.comparison import compare, family
+from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.sequential import levels, share
+from eval.statistics.verdicts import seeds_to_decide
+
+NO_ITEMS = Part(0.0, np.inf)
+
+
+@pytest.mark.parametrize("most", [2, 4, 10])
+def test_what_normal_means_spend_by_each_look_is_what_is_allowed(most):
+    """200,000 sums of normal results of known variance; standard error of a rate of 5 % is 0.05 %."""
+    sums = np.random.default_rng(most).normal(size=(200_000, most)).cumsum(1)
+    p = 2 * stats.norm.sf(abs(sums) / np.sqrt(np.arange(1, most + 1)))[:, 1:]
+    passed = np.logical_or.accumulate(p <= levels(0.05, most), axis=1).mean(0)
+    allowed = 0.05 * (np.arange(2, most + 1) / most) ** 2
+    assert passed == pytest.approx(allowed, abs=0.0015)
+
+
+def test_levels_are_exact_to_three_digits(monkeypatch):
+    coarse = levels(0.04, 10)
+    monkeypatch.setattr(sequential, "POINTS", 3201)
+    assert levels.__wrapped__(0.04, 10) == pytest.approx(coarse, rel=1e-3)
+
+
+def test_there_is_no_look_before_the_second_seed_and_none_beyond_the_last():
+    assert share(1, 10) == share(11, 10) == 0.0 and 0 < share(2, 10) < share(10, 10) < 1
+    c = family({"a": compare(99.0, Part(1.0, 2), NO_ITEMS, share=0.0)})["a"]
+    assert not c.counts and not c.equivalent(1000.0) and c.threshold == np.inf
+
+
+def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivalence():
+    seeds = Part(1.0, 4)
+    for part in (0.05, 0.4):
+        edge = quantile(part * LEVEL, seeds, NO_ITEMS)
+        below, above = (family({"a": compare(edge * x, seeds, NO_ITEMS, share=part)})["a"] for x in (0.999, 1.001))
+        assert above.counts and not below.counts and above.threshold == pytest.approx(edge)
+        inside = quantile(2 * part * LEVEL, seeds, NO_ITEMS)
+        assert below.equivalent(below.difference + 1.001 * inside)
+        assert not below.equivalent(below.difference + 0.999 * inside)
+
+
+def test_more_seeds_are_foreseen_by_the_levels_that_they_will_have():
+    c = compare(1.0, Part(2 * 0.5**2 / 3, 2), NO_ITEMS)
+    fixed, sequential_ = seeds_to_decide(c, 2, 3), seeds_to_decide(c, 2, 3, most=12)
+    assert fixed and sequential_ and 3 < fixed < sequential_ <= 12
+    assert seeds_to_decide(compare(0.01, Part(1.0, 2), NO_ITEMS), 2, 3, most=12) is None
