@@ -33,7 +33,7 @@ def use_device_updates(ds: Any) -> None:
     sums = [s for members in optimizer.fp32_groups_gradients for s in members]
     parts: list[Tensor] = optimizer.fp32_groups_gradient_flat_partition
     adamw = optimizer.optimizer
-    ds.enable_backward_allreduce = False  # `step` does it
+    ds.enable_backward_allreduce = False  # `device_step` does it
 
     def clear_hp_grads() -> None:
         optimizer.fp32_groups_has_gradients = [[False] * len(members) for members in optimizer.bf16_groups]
@@ -52,7 +52,7 @@ def use_device_updates(ds: Any) -> None:
             p.grad = None  # or the next backward pass would add to it
 
     @torch.no_grad()
-    def step(closure: None = None) -> None:
+    def device_step(closure: None = None) -> None:
         if world > 1:
             for part, flat in zip(parts, optimizer.fp32_groups_gradients_flat, strict=True):
                 dist.reduce_scatter_tensor(part, flat, group=group)  # in place: `part` is this rank's part of `flat`
@@ -72,5 +72,5 @@ def use_device_updates(ds: Any) -> None:
         optimizer.update_lp_params()
         optimizer.clear_hp_grads()
 
-    optimizer.clear_hp_grads, optimizer.update_hp_grads, optimizer.step = clear_hp_grads, update_hp_grads, step
+    optimizer.clear_hp_grads, optimizer.update_hp_grads, optimizer.step = clear_hp_grads, update_hp_grads, device_step
     clear_hp_grads()

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ablations import rundir
 from ablations.config import ConfigError, Run, spread
+from launch import attention_kernel
 from launch.bf16 import use_device_updates
 from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
 from launch.manifest import Diverged
-from model import proof
+from model import attention, proof
 from model.count import parameters
 from model.fp8 import FP8_LAYERS
 from model.gpt import GPT
@@ -142,6 +143,8 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
     }
     if run.train.precision in ("bf16", "fp8"):
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        if torch.cuda.is_available():  # or the ranks' sums are rounded to bf16 before they are added
+            config["communication_data_type"] = "fp32"
     if run.train.precision == "fp16":
         config["fp16"] = {
             "enabled": True,
@@ -203,6 +206,7 @@ class Engine:
     forwards: list[Callable[[], float]] = field(default_factory=list)  # how long the last ones took
     compile_seconds: float = 0.0  # before the first step, and no part of training
     proofs: list[proof.Proof] = field(default_factory=list)  # that the compiled graph is the model
+    attention_seconds: dict[str, float] = field(default_factory=dict)  # of the kernels that were timed, best first
 
     @property
     def model(self) -> Any:
@@ -223,6 +227,8 @@ class Engine:
 
                 inductor.cpp.max_horizontal_fusion_size = 1
         loss = self.ds.module
+        if self.device.type == "cuda":  # in a graph it would be made in every forward pass
+            attention.prepare_masks(self.model.objective, model.seq, self.device)
         loss.compile(dynamic=False)
         rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
         batch = self.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(self.device)
@@ -235,6 +241,19 @@ class Engine:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         self.compile_seconds = time.perf_counter() - began
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """For the record: choices that depend on the machine, and change only how numbers are rounded."""
+        optimizer = self.ds.optimizer
+        ours = getattr(optimizer.step, "__name__", "") == "device_step"
+        return {
+            "attention": self.model.attention_kernel,
+            "attention_seconds": self.attention_seconds,
+            "compiled": bool(self.compile_seconds),
+            "micro_batch": self.run.layout.micro_batch,
+            "gradients": "reduce-scatter, fp32" if ours else f"DeepSpeed, {self.ds.communication_data_type}",
+        }
 
     @property
     def lr(self) -> float:
@@ -519,6 +538,12 @@ def build(model: Any, run: Run, world: int) -> Engine:
         free_fp32_gradients_between_steps(ds.optimizer)
     elif bf16 and size == 1:
         use_device_updates(ds)
+    engine.attention_seconds = attention_kernel.choose(model, run.layout.micro_batch)
+    if dist.get_rank() == 0 and engine.attention_seconds:
+        timed = ", ".join(f"{name} {1000 * s:.2f} ms" for name, s in engine.attention_seconds.items())
+        print(f"attention by {model.attention_kernel}; one layer, forward and backward: {timed}", flush=True)
+    if dist.get_rank() == 0 and size > 1 and engine.device.type == "cuda" and run.layout.compile == "auto":
+        print("tensor parallelism: the model is not compiled, and slower than with layout.tp=1", flush=True)
     # auto: not with tensor parallelism, whose layers communicate; not on a CPU, where a nano run is over sooner
     auto = torch.cuda.is_available() and size == 1
     if {"auto": auto, "always": True, "never": False}[run.layout.compile]:

@@ -31,7 +31,7 @@ from model.position import Position
 ROWS = 128  # queries at a time in `plain`: in bf16 at 256 tokens 64 took 2% longer, all 256 at once 19% (one core)
 Attend = Callable[..., Tensor]  # of q, k, v; and the layer's number, from 1, where QK layer scaling is on
 
-# The kernels of torch's attention that take no mask tensor. launch/gpu.py times them, and Flex, when a run starts.
+# The kernels of torch's attention that need no mask tensor: launch/attention_kernel.py times them beside Flex.
 TORCH_KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -157,17 +157,20 @@ def takes_no_bias(position: Position, extents_B: Tensor | None) -> bool:
     return not position.has_bias and extents_B is None
 
 
-def unbiased(position: Position, objective: Objective, kernel_name: str | None = None) -> Attend:
+def unbiased(position: Position, objective: Objective, kernel_name: str | None = None, or_plain: bool = True) -> Attend:
     """torch's scaled_dot_product_attention without a mask tensor: what is seen is all up to the query, or everything.
 
-    `kernel_name`: the one of TORCH_KERNELS that computes it where it can, and else torch's plain one; None: torch
-    chooses.
+    Args:
+        kernel_name: the one of TORCH_KERNELS that computes it; None: torch chooses.
+        or_plain: torch's plain attention where that one cannot. Without it that is a RuntimeError.
     """
     backends = list(TORCH_KERNELS.values()) if kernel_name is None else [TORCH_KERNELS[kernel_name]]
+    if or_plain:
+        backends.append(SDPBackend.MATH)
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
-        with sdpa_kernel([*backends, SDPBackend.MATH]):
+        with sdpa_kernel(backends):
             return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=objective.causal)
 
     return attend
@@ -252,6 +255,12 @@ def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
     if not torch.compiler.is_compiling():
         BLOCK_MASKS[key] = block_mask
     return block_mask
+
+
+def prepare_masks(objective: Objective, T: int, device: torch.device) -> None:
+    """Have the block masks ready that a compiled forward pass at T tokens may want."""
+    if not objective.has_extents:
+        shared_mask(objective, T, device)
 
 
 def _mask_by_sequence(sees: Callable[..., Tensor], T: int, extents_B: Tensor) -> Any:

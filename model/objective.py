@@ -82,6 +82,7 @@ class Objective:
 
     causal = True  # no token sees a later one: the executors of attention leave out what lies ahead
     masks = False  # whether `batch` needs the id of a mask token
+    has_extents = False  # whether sequences differ in what is seen: see `Batch.extents_B`
 
     def __init__(self, cfg: ModelConfig):
         self.cfg = cfg
@@ -130,6 +131,7 @@ class Prefix(Objective):
     predicted; the rest is causal. The extent of a sequence is the length of its prefix."""
 
     causal = False
+    has_extents = True
 
     def batch(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from launch import attention_kernel
 from model import attention, probe, proof
 from model.gpt import GPT
 from model.objective import OBJECTIVES, Objective, Prefix, SpecialTokens
@@ -102,6 +103,36 @@ def test_the_proofs_judge_the_kernel_that_trains(pos: str, kernel: str, monkeypa
     assert proof.position(model).passed and proof.objective(model).passed and set(called) == {kernel}
     monkeypatch.setattr(attention, "unbiased", lambda position, objective, name: watched(position, SeesAll, name))
     assert not proof.position(model).passed and not proof.objective(model).passed
+
+
+def test_kernels_that_a_device_lacks_are_left_out_and_the_fastest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of these a CPU has flash; Flex has no backward there."""
+    model = GPT(replace(SMALL, pos="rotary")).bfloat16()
+    assert list(attention_kernel.timed(model, 2)) == ["flash"]
+    assert attention_kernel.choose(model, 2) == {} and model.attention_kernel is None  # a CPU has no choice
+    monkeypatch.setattr(attention_kernel.dist, "get_world_size", lambda: 1)
+    seconds = {"cudnn": 3.0, "flash": 1.0, attention.FLEX: 2.0}
+
+    def least(attend: Any, inputs: Any) -> float:
+        assert [x.shape for x in inputs] == [(2, 6, 32, 8)] * 3 and all(x.requires_grad for x in inputs)
+        return seconds.pop(next(iter(seconds)))
+
+    monkeypatch.setattr(attention_kernel, "_least_seconds", least)
+    monkeypatch.setattr(
+        attention, "TORCH_KERNELS", {name: attention.TORCH_KERNELS[name] for name in ("cudnn", "flash")}
+    )
+    model.embed.weight = torch.nn.Parameter(on_gpu(model.embed.weight.detach()))
+    assert list(attention_kernel.choose(model, 2).items()) == [("flash", 1.0), (attention.FLEX, 2.0), ("cudnn", 3.0)]
+    assert model.attention_kernel == "flash"
+
+
+@pytest.mark.parametrize(
+    "change", [{"pos": "alibi"}, {"objective": "prefix"}, {"attn_dropout": 0.1}, {"qk_scaling": True}], ids=str
+)
+def test_where_one_executor_alone_is_right_nothing_is_timed(change: dict[str, Any]) -> None:
+    model = GPT(replace(SMALL, **change))
+    model.embed.weight = torch.nn.Parameter(on_gpu(model.embed.weight.detach()))
+    assert attention_kernel.choose(model, 2) == {} and model.attention_kernel is None
 
 
 class SeesAll:

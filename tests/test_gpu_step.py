@@ -35,7 +35,10 @@ SHAPE = {
 def live(run: Run, world: int, ours: bool) -> engine.Engine:
     """An engine whose bf16 optimizer is DeepSpeed's own, or as on a GPU."""
     engine.start(run)
+    honest = engine.deepspeed_config
     with pytest.MonkeyPatch.context() as patch:
+        # otherwise it rounds each rank's sums to bf16 before it adds them
+        patch.setattr(engine, "deepspeed_config", lambda *args: honest(*args) | {"communication_data_type": "fp32"})
         patch.setattr(engine, "free_fp32_gradients_between_steps", lambda optimizer: None)
         built = engine.build(engine.model_of(run), run, world)
     if ours:
@@ -84,12 +87,8 @@ def test_one_rank_updates_as_deepspeed_does(micro: int, clip: float, tmp_path: P
 
 
 def test_two_ranks_do_with_sums_in_fp32(tmp_path: Path) -> None:
-    """DeepSpeed rounds each rank's sums to bf16 before it adds them: with fp32 there, both are the same."""
     run = resolve((SHAPE | {"layout.micro_batch": 2, "layout.processes": 2, "train.clip": 0.05}).items())
-    with pytest.MonkeyPatch.context() as patch:
-        honest = engine.deepspeed_config
-        patch.setattr(engine, "deepspeed_config", lambda *args: honest(*args) | {"communication_data_type": "fp32"})
-        compared(tmp_path, run, 2)
+    compared(tmp_path, run, 2)
 
 
 def test_an_update_that_is_no_number_is_left_out_and_said(tmp_path: Path) -> None:
@@ -151,9 +150,9 @@ def test_a_loss_that_is_no_number_is_found_late_and_never_saved(
     for late in (False, True):
         readings.clear()
         left.append(run(corpus, store, tmp_path, change, monkeypatch, late))
-    assert left[0] == left[1]
-    why, saved, went_back, trained = left[1]
+    (why, _, went_back, trained), (late_why, saved, late_went_back, late_trained) = left
+    assert (why, went_back, trained) == (late_why, late_went_back, late_trained)
     if rollbacks:
         assert not why and len(went_back) == 1 and trained is not None
     else:
-        assert f"step {bad}: the loss is nan" in why and saved == [step for step in (4, 2) if step < bad]
+        assert f"step {bad}: the loss is nan" in why and max(saved, default=0) < bad
