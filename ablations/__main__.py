@@ -96,6 +96,10 @@ def plan(study: Study) -> int:
     from model.memory import estimate
 
     print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n")
+    if study.design:
+        aliasing = study.factorial.aliasing if study.factorial else []
+        told = ["What is told together, and how much of the other is in it:"] if aliasing else []
+        print(study.design, *told, *(f"  {line}" for line in aliasing), "", sep="\n")
     print(f"{'cell':>4}  {'arm':28} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
     total = 0.0
     for i, cell in enumerate(study.cells):

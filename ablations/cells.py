@@ -12,9 +12,11 @@ from typing import Any
 from ablations import registration
 from ablations.config import ConfigError, Run, bundles, parse, resolve, without_effect
 from ablations.criteria import Criteria
+from ablations.factorial import Factorial, factorial
 from ablations.prediction import Prediction
 from ablations.run import ABSENT
 from ablations.rundir import Damaged, read_run
+from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
 
 FOLLOWS = ("data.tokenizer", "eval.corpora")  # the corpus of all runs, where SET says nothing else
@@ -82,20 +84,37 @@ class Study:
     jobs: int | None
     words: list[str] = field(default_factory=list)  # the command line that made it
     criteria: Criteria = field(default_factory=Criteria)  # what it is decided by, named before the runs
+    factorial: Factorial | None = None  # arms are combinations of factors
+    tuning: Tuning | None = None  # arms are factors at several learning rates
     predictions: list[Prediction] = field(default_factory=list)  # what is expected, in a form that can be checked
 
     @property
     def name(self) -> str:
         """For file names: "position-alibi-nano"."""
-        values = [_slug(a.split("=", 1)[1]) for a in self.arms[1:]]
+        labels = self.arms[1:]
+        design = ""
+        if self.factorial:
+            labels, runs = list(self.factorial.factors), len(self.factorial.combinations)
+            design = f"crossed-{runs}-of-{2 ** len(labels)}" if self.factorial.generators else "crossed"
+        if self.tuning:
+            labels, design = self.tuning.factors[1:], "tuned"
+        values = [*(_slug(a.split("=", 1)[1]) for a in labels), *([design] if design else [])]
         return _shortened("-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")]))
+
+    @property
+    def design(self) -> str:
+        """What makes arms of several lines: "crossed: all 4 combinations of ..."; "" where each arm is one line."""
+        if self.factorial:
+            return f"crossed: {self.factorial.in_words}"
+        return f"tuned: {self.tuning.in_words}" if self.tuning else ""
 
     @property
     def title(self) -> str:
         seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         budget = self.base.train.budget
         length = f"{human(self.base.tokens)} tokens" if budget == "tokens" else budget
-        return f"{self.factor}, {self.base.size}, {length} each, {seeds}"
+        design = f" {self.design.partition(':')[0]}" if self.design else ""
+        return f"{self.factor}{design}, {self.base.size}, {length} each, {seeds}"
 
     @property
     def command(self) -> str:
@@ -110,11 +129,14 @@ class Study:
 
     @property
     def judged(self) -> list[str]:
-        """By what the runs are judged besides held-out text, as arguments of `python -m eval`. Not part of what a run
-        is: a finished run can be asked more."""
+        """By what the runs are judged besides held-out text, as options of `python -m eval` and their values. Not part
+        of what a run is: a finished run can be asked more, or with other examples in the prompts."""
         values = dict(word.split("=", 1) for word in self.words)
-        tasks = values.get("TASKS", "").strip()
-        return ["--tasks", tasks, "--data", values.get("EVAL_DATA") or str(self.out / "eval-data")] if tasks else []
+        tasks, shots = values.get("TASKS", "").strip(), values.get("SHOTS", "").strip()
+        if not tasks:
+            return []
+        options = ["--tasks", tasks, "--data", values.get("EVAL_DATA") or str(self.out / "eval-data")]
+        return options + (["--shots", shots] if shots else [])
 
     @property
     def fine_tuned(self) -> list[str]:
@@ -143,8 +165,15 @@ def build(
     jobs: int | None = None,
     words: list[str] | None = None,
     criteria: Criteria | None = None,
+    cross: str = "",
+    multiples: tuple[float, ...] = (),
 ) -> Study:
-    """The baseline under `setting`, and one arm for each (key, value), at every seed. See `from_args`."""
+    """The baseline under `setting`, and one arm for each (key, value), at every seed. See `from_args`.
+
+    Args:
+        cross: the arms are combinations of these; see `ablations.factorial.factorial`.
+        multiples: of the baseline's learning rate, at which each of the arms is run.
+    """
     if any(k == "seed" for k, _ in setting + arm_values):
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     values = [(k, parse(k, v)) for k, v in setting]
@@ -174,6 +203,8 @@ def build(
             check_corpus(value)
         deltas[label] = {key: value}
 
+    design = _crossed(deltas, cross) if cross else None
+    tuning = _tuned(deltas, multiples, flat["train.lr"]) if multiples else None
     cells = []
     names: dict[str, str] = {}  # of the cells by fingerprint
     for seed in seeds:
@@ -195,9 +226,54 @@ def build(
             names[run.fingerprint] = cell.name
             cells.append(cell)
     criteria = criteria or Criteria(seeds=len(seeds))
-    return Study(
-        factor, question, expect, base, list(deltas), cells, seeds, stage, out, jobs, list(words or []), criteria
-    )
+    arms, typed = list(deltas), list(words or [])
+    study = Study(factor, question, expect, base, arms, cells, seeds, stage, out, jobs, typed, criteria, design, tuning)
+    _check_edges(study)
+    return study
+
+
+def _crossed(deltas: dict[str, dict[str, Any]], cross: str) -> Factorial:
+    """Makes the arms, of one line each, those of a factorial. Raises ConfigError."""
+    baseline, *labels = deltas
+    singles = [deltas[label] for label in labels]
+    keys = [key for delta in singles for key in delta]
+    if repeated := next((key for key in keys if keys.count(key) > 1), ""):
+        raise ConfigError(f"CROSS takes one value of each factor, and {repeated} has {keys.count(repeated)}")
+    design = factorial(labels, cross)
+    deltas.clear()
+    for combination in design.combinations:
+        lines = [single for i, single in enumerate(singles) if combination >> i & 1]
+        deltas[design.label(combination) or baseline] = {k: v for line in lines for k, v in line.items()}
+    return design
+
+
+def _tuned(deltas: dict[str, dict[str, Any]], multiples: tuple[float, ...], common: float) -> Tuning:
+    """Adds each arm at the other learning rates. Raises ConfigError."""
+    if any("train.lr" in delta for delta in deltas.values()):
+        raise ConfigError("LR runs every arm at several learning rates: train.lr cannot be an arm too")
+    rates = {multiple: common if multiple == 1 else float(f"{common * multiple:.6g}") for multiple in multiples}
+    arms = {}
+    for factor, delta in list(deltas.items()):
+        for multiple, rate in rates.items():
+            label = factor
+            if multiple != 1:
+                label = f"{factor}+lr={_text(rate)}" if delta else f"lr={_text(rate)}"
+                deltas[label] = delta | {"train.lr": rate}
+            arms[label] = (factor, rate)
+    return Tuning(tuple(rates.values()), common, {label: arms[label] for label in deltas})
+
+
+def _check_edges(study: Study) -> None:
+    """Along each edge of a factorial, one setting differs and nothing else. Raises ConfigError."""
+    if not (design := study.factorial):
+        return
+    for one, other, number in design.edges:
+        first, second = (design.label(c) or study.arms[0] for c in (one, other))
+        (key,) = study.cell(design.factors[number], study.seeds[0]).delta
+        for seed in study.seeds:
+            changes = difference(study.cell(first, seed).run.flat(), study.cell(second, seed).run.flat())
+            if changes.keys() != {key}:
+                raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
 
 
 def _precision_begun_with(base: Run, values: list[tuple[str, Any]], directories: list[Path]) -> str:

@@ -23,6 +23,7 @@ FIELDS = {
     "metric": "the metric",
     "margin": "the margin",
     "stopping": "the stopping rule",
+    "noise_floor": "the noise floor",
 }
 
 
@@ -41,10 +42,12 @@ def content(study: Any) -> Content:
         "predictions": [prediction.text for prediction in study.predictions],
         "arms": {arm: study.cell(arm, study.seeds[0]).delta for arm in study.arms},
         "seeds": [study.seeds[0], study.seeds[0] + criteria.seeds - 1],
+        "design": study.design,
         "tasks": values.get("TASKS", "").strip(),
         "metric": criteria.metric,
         "margin": {metric: f"{margin:g} {METRICS[metric]}" for metric, margin in criteria.margins.items()},
         "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
+        "noise_floor": criteria.noise_floor.identity if criteria.noise_floor else "",
     }
 
 

@@ -10,13 +10,16 @@ from typing import Any, get_origin
 from ablations.cells import FOLLOWS, Cell, Study, build
 from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.noise_floor import read_noise_floor
 from ablations.prediction import Prediction, predict, predictions_about
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
+from ablations.tuning import multiples
 from ablations.values import did_you_mean
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
 
 ROOT = Path(__file__).parent.parent
+MOST_SHOTS = 100  # examples in a prompt; the most that a definition of lm-eval's asks for is 25
 
 # What the command line may set: a variable, the setting that it stands for, and its help.
 FACTORS = {  # the question: each value is an arm, compared with the baseline
@@ -40,11 +43,15 @@ HELP = {
     "METRIC": "the primary metric, named before the runs (default bits/byte; zero-shot, suite); others are exploratory",
     "MARGIN": "differences that do not matter, named before the runs: in bits per byte, and after a comma in points. "
     "MARGIN=0.01,1: arms that surely differ by less are equivalent. Default: that of the study file",
+    "NOISE_FLOOR": "a file of `make noise` of the same baseline: verdicts with few seeds borrow its degrees of freedom",
     "MORE": "auto: adds seeds until every arm is better, worse or equivalent; looking often makes no winners",
     "MAX_SEEDS": f"how many seeds MORE=auto may come to (default {MAX_SEEDS})",
+    "CROSS": "1: all combinations of the factors, for their interactions; 1/2, 1/4, 1/8: a fraction of these",
+    "LR": "tune: every arm at 0.5, 1 and 2 times the baseline's learning rate, judged at its best; or LR=0.25,0.5,1,2",
     "SET": 'settings for all runs, e.g. "train.lr=3e-4 train.batch=16"',
     "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"',
     "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), multilingual, or names such as hellaswag,blimp",
+    "SHOTS": "with TASKS: examples in each prompt (default: as many as each task's definition says)",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
@@ -79,6 +86,7 @@ def from_args(words: list[str]) -> Study:
             raise ConfigError("a study file has its own arms: give STUDY, or a factor, not both")
         file = read_study(values["STUDY"])
         question, expect, arms, factor = file.question, file.expect, file.arms, file.name
+        values |= {name: value for name, value in file.words.items() if name not in values}
         if dict(setting).get("size") not in presets():  # a preset is a whole recipe
             setting = file.base + setting
     elif arms:
@@ -92,9 +100,16 @@ def from_args(words: list[str]) -> Study:
     count = _count("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
     first = _count("FIRST_SEED", values.get("FIRST_SEED", "1"), 1_000_000, "the first seed")
     criteria = _criteria(values, file, count, bool(arms))
+    cross, rates = _design(values, criteria)
     jobs = _count("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     if "EVAL_DATA" in values and "TASKS" not in values:
         raise ConfigError("EVAL_DATA says where the data of evaluation tasks is: name them, e.g. TASKS=suite")
+    if "SHOTS" in values:
+        if "TASKS" not in values:
+            raise ConfigError(
+                "SHOTS counts the examples in the prompts of evaluation tasks: name them, e.g. TASKS=gsm8k"
+            )
+        _count("SHOTS", values["SHOTS"], MOST_SHOTS, "examples in each prompt", least=0)
     if "GLUE_SEEDS" in values:
         if "GLUE" not in values:
             raise ConfigError("GLUE_SEEDS counts seeds of fine-tuning: say where GLUE's data is, GLUE=folder")
@@ -107,15 +122,26 @@ def from_args(words: list[str]) -> Study:
         # arms that read different text are judged on the held-out text of all of it
         judged = resolve(setting).eval.corpora
         setting.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
+    words = [f"{name}={value}" for name, value in values.items()]
 
     def study(count: int) -> Study:
         seeds = list(range(first, first + count))
-        built = build(factor, question, expect, setting, arms, seeds, out, jobs, words, criteria)
+        built = build(factor, question, expect, setting, arms, seeds, out, jobs, words, criteria, cross, rates)
         return replace(built, predictions=_predictions(values, file, built.arms))
 
     planned = study(count)
     more = _more_begun(planned, criteria.seeds - count) if criteria.sequential else 0
     return study(count + more) if more else planned
+
+
+def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
+    """What CROSS and LR ask for. Raises ConfigError."""
+    if "CROSS" in values and "LR" in values:
+        raise ConfigError("CROSS and LR are two designs: give one of them")
+    for name in ("CROSS", "LR"):
+        if name in values and criteria.sequential:
+            raise ConfigError(f"{name} has a fixed number of seeds, SEEDS: MORE=auto and max_seeds look at arms alone")
+    return values.get("CROSS", ""), multiples(values["LR"]) if "LR" in values else ()
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
@@ -131,6 +157,7 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
     """By what the study is decided: what the words say, else what its file says. Raises ConfigError."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
+    floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
     most_of_file = file.max_seeds if file and "STUDY" in values else None
     more = values.get("MORE", "auto" if most_of_file else "none")
     if more not in ("auto", "none"):
@@ -138,13 +165,13 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
     if more == "none":
         if "MAX_SEEDS" in values:
             raise ConfigError("MAX_SEEDS says how many seeds MORE=auto may come to: give that too")
-        return Criteria(metric, margins, seeds)
+        return Criteria(metric, margins, seeds, noise_floor=floor)
     most = _count("MAX_SEEDS", values.get("MAX_SEEDS", str(most_of_file or MAX_SEEDS)), 100, "seeds")
     if not arms:
         raise ConfigError("MORE=auto adds seeds until the arms are decided: this study has none beside the baseline")
     if most < max(2, seeds):
         raise ConfigError(f"MAX_SEEDS={most} is less than SEEDS={seeds}, or than the two that any verdict needs")
-    return Criteria(metric, margins, most, sequential=True)
+    return Criteria(metric, margins, most, sequential=True, noise_floor=floor)
 
 
 def _more_begun(study: Study, most: int) -> int:
@@ -228,10 +255,10 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
     return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect, None
 
 
-def _count(name: str, text: str, most: int, things: str) -> int:
-    """A number of things, from 1 to `most`."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
-        raise ConfigError(f"{name}={text[:60]}: a number of {things} from 1 to {most} is needed")
+def _count(name: str, text: str, most: int, things: str, least: int = 1) -> int:
+    """A number of things, from `least` to `most`."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ConfigError(f"{name}={text[:60]}: a number of {things} from {least} to {most} is needed")
     return int(text)
 
 
@@ -277,7 +304,7 @@ def from_anywhere(words: list[str]) -> list[str]:
             value = shlex.join(str(here / folder) for folder in folders(value))
         elif name == "GLUE":
             value = ",".join(str(here / part.strip()) for part in value.split(",") if part.strip())
-        elif name in ("OUT", "EVAL_DATA") and value.strip():
+        elif name in ("OUT", "EVAL_DATA", "NOISE_FLOOR") and value.strip():
             value = str(here / value.strip())
         absolute.append(name + equals + value)
     os.chdir(ROOT)

@@ -21,7 +21,7 @@ from data.disk import write_whole
 from data.documents import documents
 from data.filters import PLAIN, Recipe, Step
 from data.readers import Ledger, tolerate
-from data.sources import SourceFile, checksums, source_files
+from data.sources import SourceFile, checksums, distribution, source_files
 from data.store import Run, Store, content, contents, digest, label, prepared
 
 # Shards of a corpus, a task each: their number depends on the files alone, so that no result depends on the cores.
@@ -34,11 +34,12 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
     """Folder and manifest of the filtered and deduplicated text of a corpus that is no blend."""
     spec = corpora.load(name, store.path)
     recorded = spec.pop("sha256", None)
-    files = source_files(spec, store.path, store.build)
+    files: list[SourceFile] = []  # of installed packages they are listed when their text is made: it takes a second
     inputs: dict[str, Any]
     wrong: list[str] = []
     source = None
     if "files" in spec:
+        files = source_files(spec, store.path, store.build)
         hashes = contents(files, store)
         wrong = not_as_listed(spec, files, hashes)
         source = _identity(files, hashes)
@@ -48,6 +49,8 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
             "share": corpora.valid_share(spec, files),
         }
     else:
+        for package, release in spec["packages"].items():
+            distribution(package, release)  # installed, and in this version
         inputs = {**spec, "python": platform.python_version_tuple()[:2]}
     # what is read is the same whatever errors are allowed; whether there were too many is asked below, each time
     inputs |= {
@@ -115,6 +118,7 @@ def _make_text(
     )
     for folder in (read, removed, met):
         folder.mkdir(parents=True, exist_ok=True)
+    files = files or source_files(spec)
     count = MIN_SHARDS
     if "files" in spec:
         count = max(count, min(len(files), MAX_SHARDS, sum(file.size for file in files) // MIN_SHARD_BYTES))

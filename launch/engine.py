@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ablations import rundir
 from ablations.config import ConfigError, Run, spread
+from data.batches import uncompiled_imports
 from launch import attention_kernel
 from launch.bf16 import use_device_updates
 from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
@@ -26,7 +27,7 @@ from launch.manifest import Diverged
 from model import attention, proof
 from model.count import parameters
 from model.fp8 import FP8_LAYERS
-from model.gpt import GPT
+from model.gpt import GPT, prepare_to_compile
 from model.linear import Layers
 from model.objective import Batch, SpecialTokens
 from model.shard import SINGLE, Ranks, dimension
@@ -45,7 +46,9 @@ def start(run: Run) -> tuple[int, int]:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(run.layout.threads)
         keep_freed_memory()
-    torch.use_deterministic_algorithms(not cuda)  # on a CPU a resumed run equals an undisturbed one bit for bit
+    # On a CPU a resumed run equals an undisturbed one bit for bit. This is torch.use_deterministic_algorithms without
+    # torch's compiler, which takes a second to load and is told in `Engine.compile`.
+    torch._C._set_deterministic_algorithms(not cuda)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads memory it did not write
     local = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if cuda:
@@ -106,9 +109,12 @@ def keep_freed_memory() -> None:
 
 
 def _deepspeed() -> Any:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), uncompiled_imports():
         warnings.simplefilter("ignore")
         import deepspeed
+
+        with suppress(ImportError):  # in some versions; every ZeRO optimizer asks whether this is what it was given
+            import deepspeed.runtime.zero.muon.muon_optimizer
         from deepspeed.ops import __compatible_ops__
     from deepspeed.utils import logger
 
@@ -226,6 +232,8 @@ class Engine:
                 from torch._inductor import config as inductor
 
                 inductor.cpp.max_horizontal_fusion_size = 1
+        torch.use_deterministic_algorithms(self.device.type == "cpu")
+        prepare_to_compile()
         loss = self.ds.module
         if self.device.type == "cuda":  # in a graph it would be made in every forward pass
             attention.prepare_masks(self.model.objective, model.seq, self.device)

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import attention
+from model import attention, position
 from model.config import ModelConfig
 from model.init import initialise
+from model.kernels import cross_entropy
 from model.kernels.gelu import gelu
 from model.linear import Layers, Linear
 from model.mlp import MLPS
@@ -21,6 +22,13 @@ from model.norm import NORMS
 from model.objective import OBJECTIVES, Batch
 from model.position import POSITIONS
 from model.shard import SINGLE, Ranks
+
+
+def prepare_to_compile() -> None:
+    """Call before torch.compile: what a graph takes as it is, in place of looking into it. Not done at import, since
+    torch loads its compiler for it, which takes a second or two that an uncompiled run does not need."""
+    cross_entropy.prepare_to_compile()
+    position.prepare_to_compile()
 
 
 class Attention(nn.Module):

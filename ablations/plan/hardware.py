@@ -4,6 +4,10 @@ Peaks, bandwidths and watts are the makers' data sheets as catalogues quote them
 shows for cards up to h100 (seen in public logs; of V100s unverified), beyond them what is printed on the card.
 A network is the node's, divided by its GPUs; it differs between sites more than GPUs do, and a site's own measurement
 replaces it (ablations/plan/site_speed.py).
+
+A V100 of a node of four has two of its six NVLinks to each of the others: on Jean Zay NCCL builds six rings, through
+every pair alike (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so that two GPUs have a third of
+`link` between them. An MI300X has one link to each of seven. The nodes of the others have a switch.
 """
 
 from dataclasses import dataclass
@@ -21,12 +25,21 @@ class GPU:
     peak: float
     memory: float  # GiB that a program can have: what nvidia-smi says, less than what is printed on the card
     bandwidth: float  # of its memory
-    link: float  # to the other GPUs of its node, in one direction
+    link: float  # to the other GPUs of its node together, in one direction
     network: float  # to other nodes, in one direction: its share of the node's
     node: int  # GPUs in a node, as these are usually built
     watts: float  # at most
     bf16: bool
     source: str
+    switched: bool = (
+        True  # any GPU of the node can be reached at the rate of `link`; False: each at an equal part of it
+    )
+
+    def link_among(self, ranks: int) -> float:
+        """Bytes per second to the others of so many neighbouring GPUs of a node, in one direction."""
+        if self.switched or ranks <= 1:
+            return self.link
+        return self.link * min(1.0, (ranks - 1) / (self.node - 1))
 
 
 _NVIDIA = "NVIDIA's data sheet, as quoted (secondary)"
@@ -43,7 +56,8 @@ GPUS = {
             4,
             300,
             False,
-            f"{_NVIDIA}; network: Jean Zay's (secondary)",
+            f"{_NVIDIA}; links and network: Jean Zay's (published)",
+            switched=False,
         ),
         GPU(
             "v100-32",
@@ -55,7 +69,8 @@ GPUS = {
             4,
             300,
             False,
-            f"{_NVIDIA}; network: Jean Zay's (secondary)",
+            f"{_NVIDIA}; links and network: Jean Zay's (published)",
+            switched=False,
         ),
         GPU(
             "a100-40",
@@ -119,6 +134,7 @@ GPUS = {
             750,
             True,
             "catalogues (secondary); network assumed as for h100",
+            switched=False,
         ),
     )
 }

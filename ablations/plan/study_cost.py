@@ -12,7 +12,7 @@ from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
 from ablations.plan.layouts import Candidate, best_few, search
 from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
-from ablations.plan.resources import HOUR
+from ablations.plan.resources import HOUR, amount
 from ablations.plan.throughput import Prediction
 from ablations.study import Study
 from ablations.values import human
@@ -174,11 +174,6 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
     )
 
 
-def amount(number: float) -> str:
-    """11,963; 0.188."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
 def _free(out: Path) -> float | None:
     """GB free where the runs will be; None where that cannot be asked."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
@@ -196,9 +191,12 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
     for arm in study.arms[1:]:
         cell = study.cell(arm, study.seeds[0])
         difference = parameters(cell.run.model) / parameters(base.model) - 1
-        key, value = next(iter(cell.delta.items()))
         if abs(difference) > APART:
-            why = OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
+            reasons = [
+                OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
+                for key, value in cell.delta.items()
+            ]
+            why = "; ".join(filter(None, reasons))
             statement = f"{arm} has {difference:+.1%} parameters of the baseline"
             (notes if why else refused).append(
                 f"{statement}: {why}" if why else f"{statement}, and its factor is not size"

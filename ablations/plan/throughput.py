@@ -117,13 +117,13 @@ def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
     if head_too:
         traffic += LOGIT_PASSES * rows * shape.vocab / tp * 2 / gpu.bandwidth
     reductions = 4 + 2 * layout.recompute
-    tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.link
+    tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.link_among(tp)
     launch = layers * KERNELS * passes / 4
 
     count = layout.micro_batches
     fill = (count + pp - 1) / count  # the pipeline fills and drains once a step
     weights = (layers * shape.block + shape.vocab * hidden * (1 if pp == 1 else 0.5)) / tp
-    between = gpu.link if layout.gpus <= gpu.node else gpu.network
+    between = gpu.link_among(layout.gpus) if layout.gpus <= gpu.node else gpu.network
     network = 0.0
     if pp > 1:
         network += 2 * rows * hidden * 2 / gpu.network * count * fill

@@ -8,8 +8,10 @@ from typing import Any
 
 from ablations import rundir
 from ablations.criteria import Criteria
+from ablations.factorial import Factorial
 from ablations.prediction import Prediction
 from ablations.rundir import Damaged
+from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
 from eval.report.runs import manifest, plain
 
@@ -44,8 +46,15 @@ class Collection:
     controlled: bool = False
     damaged: list[str] = field(default_factory=list)
     criteria: Criteria = field(default_factory=Criteria)
+    factorial: Factorial | None = None  # ablations/factorial.py
+    tuning: Tuning | None = None  # ablations/tuning.py
     predictions: list[Prediction] = field(default_factory=list)  # ablations/prediction.py
     registration: dict[str, Any] = field(default_factory=dict)  # what the study says today; {} of a collection
+
+    @property
+    def compared(self) -> list[str]:
+        """The arms that are compared with the baseline one by one: of tuned arms those at the common rate."""
+        return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     def cell(self, arm: str, seed: int) -> Any:
         return self.places.get((arm, seed))

@@ -15,7 +15,7 @@ from eval.report.findings import Findings, gather, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.runs import Cells, named
-from eval.report.sections import overview, registered
+from eval.report.sections import factorial, overview, registered
 from eval.report.sections.differences import forest
 from eval.report.sections.training import loss_curves, paired_curves
 
@@ -102,13 +102,14 @@ def lost_runs(f: Findings, out: Path) -> str:
 
 def csv_lines(cells: Cells) -> list[list]:
     """results.csv: one line per run and task, and one for each of its overall results."""
-    lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance"]]
+    lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
-            lines.append([arm, seed, task, *(entry.get(key) for key in ("metric", "value", "stderr", "n", "chance"))])
+            columns = ("metric", "value", "stderr", "n", "chance", "shots")
+            lines.append([arm, seed, task, *(entry.get(key) for key in columns)])
         for metric in METRICS.values():
             if overall := cell.get("eval", {}).get(metric.key):
-                score = [overall["value"], overall.get("stderr"), "", overall.get("chance")]
+                score = [overall["value"], overall.get("stderr"), "", overall.get("chance"), ""]
                 lines.append([arm, seed, "", metric.key, *score])
     return lines
 
@@ -142,6 +143,8 @@ def record(f: Findings) -> dict[str, Any]:
         "tokens": configs[0]["train"]["tokens"] if configs else None,
         "noise": recorded_noise(f),
         "registration": registered.summary(f),
+        "design": f.study.registration.get("design", ""),
+        "effects": factorial.recorded(f),
         "predictions": [checked._asdict() for checked in registered.checked_predictions(f)],
         "bit_for_bit_the_same": f.same,
         "runs": runs,

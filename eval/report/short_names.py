@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,16 @@ def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
     def shorten(text: str) -> str:
         return path.sub(lambda match: short_names[match[0]], text)
 
+    factorial, tuning = getattr(study, "factorial", None), getattr(study, "tuning", None)
     collection = Collection(
         **{key: getattr(study, key) for key in COPIED},
         arms=[*map(shorten, study.arms)],
         places={(shorten(arm), seed): study.cell(arm, seed) for arm, seed in cells},
         controlled=getattr(study, "controlled", True),
         damaged=getattr(study, "damaged", []),
+        factorial=factorial and replace(factorial, factors=tuple(map(shorten, factorial.factors))),
+        tuning=tuning
+        and replace(tuning, arms={shorten(label): (shorten(arm), rate) for label, (arm, rate) in tuning.arms.items()}),
         predictions=[
             prediction._replace(arms=tuple(map(shorten, prediction.arms)))
             for prediction in getattr(study, "predictions", [])

@@ -99,6 +99,13 @@ def how_decided(f: Findings) -> list[Block]:
     for name, margin in f.margins.items():
         when = "named before the runs" if name in f.named_before else "chosen after the runs, so exploratory"
         sentences.append(f"Margin of {name}: {margin:g} {METRICS[name].unit}, {when}.")
+    if floor := f.study.criteria.noise_floor:
+        when = "named before the runs" if f.floor_before else "chosen after the runs, so verdicts are exploratory"
+        sentences.append(
+            f"Noise floor: {floor.identity}, {len(floor.content['runs'])} runs of the same baseline at other seeds, "
+            f"code {str(floor.content['commit'].get('sha'))[:7]}, {when}. Its degrees of freedom are added to those of "
+            "the seeds here, but where these scatter more (F test); it holds if the arms scatter as the baseline does."
+        )
     if f.study.criteria.sequential:
         sentences.append(
             f"Seeds are added until every arm is decided, up to {f.study.criteria.seeds}: each look at the results has "
@@ -125,19 +132,19 @@ def undecided(f: Findings) -> list[Block]:
 
 def noise_floors(f: Findings) -> list[str]:
     """The noise floor of each metric, and what studies with more seeds would see."""
-    lines = []
+    lines, arms = [], 1 + len(f.study.compared)
     for name, noise in recorded_noise(f).items():
         metric = METRICS[name]
         floor = noise_floor(f.distinct_results(name))  # with what the arms of a seed share: two seeds do not share it
         assert floor
         widest = quantile(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
         seen = [
-            f"{detectable(noise['seed_sd'], noise['items'], len(f.study.arms), n):.{metric.digits + 1}f} with {n}"
+            f"{detectable(noise['seed_sd'], noise['items'], arms, n):.{metric.digits + 1}f} with {n}"
             for n in STUDIES_SHOWN
         ]
         lines.append(
             f"**Noise floor, {name}.** Two runs that differ in the seed alone lie up to {widest:.{metric.digits + 1}f} "
-            f"{metric.unit} apart, 19 times in 20. If the noise is as measured here, a study of {len(f.study.arms)} "
+            f"{metric.unit} apart, 19 times in 20. If the noise is as measured here, a study of {arms} "
             f"arms sees with a chance of {POWER:.0%} differences from {', '.join(seen)} seeds."
         )
     return lines

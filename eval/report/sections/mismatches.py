@@ -63,6 +63,7 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
         lines.append(f"{task}: left out, its data is not there")
     if getattr(study, "controlled", True):
         lines += more_than_a_line(study, cells)
+        lines += more_than_an_edge(study, cells)
     return lines
 
 
@@ -116,6 +117,32 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
             for key in planned.delta
             if key.startswith("model.") and key not in proved
         ]
+    return lines
+
+
+def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
+    """Neighbours in a factorial whose runs differ, as configured or in effect, in another setting than the one factor
+    that makes them neighbours."""
+    lines: list[str] = []
+    design = getattr(study, "factorial", None)
+    if not design:
+        return lines
+    for one, other, number in design.edges:
+        first, second = (design.label(c) or study.arms[0] for c in (one, other))
+        for seed in study.seeds:
+            runs = [cells.get((arm, seed), {}).get("run") for arm in (first, second)]
+            if not all(runs):
+                continue
+            allowed = study.cell(design.factors[number], seed).delta
+            for what in ("config", "effective"):
+                changes = difference(*(flatten(run[what]) for run in runs if run))
+                more = [
+                    key for key in changes if key not in allowed and not key.startswith("layout.") and key != "size"
+                ]
+                if more:
+                    lines.append(
+                        f"{second}, seed {seed}: {what}: differs from {first} in more than one line: {', '.join(more)}"
+                    )
     return lines
 
 

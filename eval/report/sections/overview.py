@@ -8,12 +8,13 @@ from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, own_strata
 from eval.report.findings import Findings
 from eval.report.sections.differences import forest
+from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_part
 from eval.statistics.seeds import level_stderr, outstanding
 
 
 def section(f: Findings) -> Section:
-    arms = " Corrected for the number of arms." if len(f.study.arms) > 2 else ""
+    arms = " Corrected for the number of arms." if len(f.study.compared) > 1 else ""
     forests = [Figure(forest(f, name), f"Bars: 95 % intervals over seeds and items.{arms}") for name in f.results]
     question = [f"**Question.** {f.study.question}", f"**Expected, written before the runs.** {f.study.expect}"]
     image = Image("figure.svg", "Loss curves and differences")
@@ -87,7 +88,9 @@ def footnotes(f: Findings) -> list[str]:
         what = "held-out loss" if name == "bits/byte" else f"mean accuracy in %{chance}"
         if name == "suite" and scores:
             tasks, of = scores[0]["tasks"], scores[0]["of"]
-            what = f"mean accuracy in % over {tasks} of BigScience's {of} zero-shot tasks{chance}"
+            examples = suite_examples(evaluations)
+            kind = "tasks" if examples else "zero-shot tasks"
+            what = f"mean accuracy in % over {tasks} of BigScience's {of} {kind}{examples}{chance}"
         verdicts = "; ".join(f"{arm} {f.verdict(arm, name)}" for arm in f.compared[name] if name != f.primary)
         better = "higher" if metric.higher_is_better else "lower"
         lines.append(f"{name}: {what}, {better} is better{f'; it says: {verdicts}' if verdicts else ''}.")

@@ -17,6 +17,12 @@ def differing(f: Findings) -> Section:
     shared = same(configs)
     keys = [key for key in dict.fromkeys(key for config in configs.values() for key in config) if key not in shared]
     words = "One setting makes an arm; everything else is held fixed, and listed below."
+    if f.study.factorial:
+        words = "The settings of its name make an arm; everything else is held fixed, and listed below."
+    if f.study.tuning:
+        words = (
+            "One setting makes an arm, and the declared learning rate; everything else is held fixed, as listed below."
+        )
     if not f.controlled:
         words = "These runs were not planned as a controlled comparison." if len(keys) > 1 else "One setting differs."
     lines = [[arm, *(plain(config.get(key, "-")) for key in keys)] for arm, config in configs.items()]

@@ -1,0 +1,66 @@
+"""Tuned arms: every arm at the same multiples of the baseline's learning rate, so that it can be judged at its best."""
+
+import math
+from dataclasses import dataclass
+
+from ablations.values import ConfigError
+
+TUNE = (0.5, 1.0, 2.0)  # LR=tune: factors of two, as sweeps of the field have them; the number of points is untuned
+MOST_RATES = 9
+LARGEST_MULTIPLE = 1024.0
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The grid of learning rates of a study, and which of its arms is which factor at which rate."""
+
+    rates: tuple[float, ...]  # rising
+    common: float  # that of the baseline, among them
+    arms: dict[str, tuple[str, float]]  # {label: (label of the same at the common rate, rate)}
+
+    @property
+    def factors(self) -> list[str]:
+        """The labels at the common rate, the baseline first."""
+        return [label for label, (factor, _) in self.arms.items() if label == factor]
+
+    def at(self, factor: str) -> dict[float, str]:
+        """{rate: label} of a factor."""
+        return {rate: label for label, (name, rate) in sorted(self.arms.items(), key=self._rate) if name == factor}
+
+    @staticmethod
+    def _rate(item: tuple[str, tuple[str, float]]) -> float:
+        return item[1][1]
+
+    @property
+    def in_words(self) -> str:
+        """What a plan says of the design."""
+        grid = ", ".join(f"{rate:g}" for rate in self.rates)
+        return (
+            f"{len(self.factors)} arms at {len(self.rates)} learning rates each: {grid}. Runs at {self.common:g} "
+            "differ from the baseline by their factor alone, the others by the factor and the declared rate"
+        )
+
+
+def multiples(text: str) -> tuple[float, ...]:
+    """LR: "tune", or multiples of the baseline's rate such as "0.25,0.5,1,2"; rising.
+
+    Raises:
+        ConfigError: naming what is allowed.
+    """
+    if text == "tune":
+        return TUNE
+    try:
+        numbers = tuple(sorted(float(part) for part in text.split(",")))
+    except ValueError:
+        numbers = (math.nan,)
+    if (
+        not all(1 / LARGEST_MULTIPLE <= number <= LARGEST_MULTIPLE for number in numbers)
+        or len(set(numbers)) < len(numbers)
+        or not 2 <= len(numbers) <= MOST_RATES
+        or 1.0 not in numbers
+    ):
+        raise ConfigError(
+            f"LR={text[:60]}: tune, or 2 to {MOST_RATES} multiples of the baseline's learning rate with commas between "
+            "them, 1 among them: LR=0.25,0.5,1,2"
+        )
+    return numbers

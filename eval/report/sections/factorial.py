@@ -1,0 +1,84 @@
+"""Main effects and interactions of a factorial, with what a fraction of it cannot tell apart."""
+
+from typing import Any
+
+from eval.report.blocks import Block, Section, Table
+from eval.report.compare import METRICS
+from eval.report.contrasts import effects
+from eval.report.findings import Findings
+from eval.statistics.comparison import Comparison
+from eval.statistics.verdicts import verdict
+
+WORDS = """\
+{design}. Every run differs from the baseline by the factors of its name alone, and along each edge of the design, from
+one combination to the next, one setting differs; what does not is listed under "What does not match".
+
+A main effect is what changing the factor does, averaged over the other factors. An interaction is what the second
+factor changes about the effect of the first: for two, both together minus what each does alone. Paired by seed; noise
+and intervals as under "Differences from the baseline"; Holm's correction among the main effects, and among the
+interactions."""
+
+
+def section(f: Findings) -> Section:
+    design = f.study.factorial
+    if not design:
+        return Section("Main effects and interactions", [])
+    rows = []
+    for name in f.results:
+        for effect, c in effects(f, name).items():
+            rows.append(
+                [f"{design.name(effect)}, {name}", *numbers(c, METRICS[name].digits + 1), words(f, name, effect, c)]
+            )
+    words_of_design = design.in_words[0].upper() + design.in_words[1:]
+    blocks: list[Block] = [WORDS.format(design=words_of_design)]
+    if rows:
+        blocks.append(Table(["effect", "estimate", "95 % interval, corrected", "noise", "p", "verdict"], rows))
+    else:
+        blocks.append("There are no effects yet: every combination needs a result with the same seed.")
+    if design.aliasing:
+        blocks.append(
+            "**Aliased.** In a fraction, an effect is told together with others, of which its estimate has so much:"
+        )
+        blocks.append("\n".join(f"* {line}" for line in design.aliasing))
+    return Section("Main effects and interactions", blocks)
+
+
+def numbers(c: Comparison, digits: int) -> list[str]:
+    estimate = f"{c.difference:+.{digits}f}"
+    if not c.seeds or not c.enough_items:
+        return [estimate, "unknown", "unknown", "-"]
+    low, high = c.difference - c.threshold, c.difference + c.threshold
+    return [estimate, f"{low:+.{digits}f} to {high:+.{digits}f}", f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
+
+
+def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
+    """The verdict on an effect. An interaction is better or worse than what the factors alone add up to."""
+    metric = METRICS[name]
+    decision = verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
+    said = decision.words
+    if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
+        said = said.replace(decision.kind, f"{decision.kind} together", 1)
+    said = said if name == f.primary else f"exploratory: {said}"
+    return f"**{said}**" if c.counts else said
+
+
+def recorded(f: Findings) -> list[dict[str, Any]]:
+    """The effects, for the record."""
+    design = f.study.factorial
+    lines: list[dict[str, Any]] = []
+    if not design:
+        return lines
+    for name in f.results:
+        for effect, c in effects(f, name).items():
+            line: dict[str, Any] = {
+                "effect": design.name(effect),
+                "metric": METRICS[name].key,
+                "estimate": c.difference,
+            }
+            line["verdict"] = words(f, name, effect, c).replace("**", "")
+            if c.seeds and c.enough_items:
+                line |= {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
+            if shares := design.aliases(effect):
+                line["aliased_with"] = {design.name(other): share for other, share in shares.items()}
+            lines.append(line)
+    return lines
