@@ -130,9 +130,10 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     check_files(study)
     store = study.out / rundir.DATA
     requests = []
-    for data, vocab in {(c.run.data, c.run.model.vocab): 0 for c in cells}:
+    for data, vocab, masks in {(c.run.data, c.run.model.vocab, c.run.model.masks): 0 for c in cells}:
         recipe = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
         tokenizer = ["--tokenizer", data.tokenizer, "--kind", data.tokenizer_kind, "--vocab", str(vocab)]
+        tokenizer += ["--mask"] if masks else []
         requests.append([data.corpus, *tokenizer, "--set", *recipe])
     held_out = {(corpus, c.run.data.allow_errors): 0 for c in cells for corpus in c.run.eval.corpora}
     requests += [[corpus, "--held-out", "--set", f"data.allow_errors={errors}"] for corpus, errors in held_out]

@@ -150,6 +150,11 @@ class ModelConfig:
         return round(self.mask_rate * self.seq)
 
     @property
+    def masks(self) -> bool:
+        """Whether the objective needs a tokenizer that has a mask token."""
+        return self.objective == "mlm"
+
+    @property
     def predicted(self) -> int:
         """Outputs of a training sequence that are multiplied with the output matrix."""
         return self.masked if self.objective == "mlm" else self.seq
