@@ -1863,7 +1863,7 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/published_laws.py",
-        "least = compute / (6 * n_at_1 * d_at_1)",
+        "least = (compute / (6 * n_at_1 * d_at_1)) ** (1 / (n_power + d_power))",
         "least = compute / PF_DAY",
         PLAN_LAWS,
     ),
