@@ -22,6 +22,7 @@ from eval.report.sections import (
     settings,
     tasks,
     training,
+    tuning,
 )
 
 NO_MISMATCH = """\
@@ -36,6 +37,7 @@ SECTIONS = (
     settings.fixed,
     differences.section,
     factorial.section,
+    tuning.section,
     training.section,
     on_the_way.section,
     beyond.section,
