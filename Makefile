@@ -1,23 +1,57 @@
 # make ablation POS=alibi      compare ALiBi with the baseline: data, training, evaluation, report
 # make ablation STUDY=position ON=slurm NODES=4      a study on a Slurm cluster, 4 nodes for each run; SITE=name: launch/sites
-# make status STUDY=position WATCH=1                 where every run stands, live
+# make status STUDY=position WATCH=1                 where every run stands, live; make show, make report: the same words
+# make plan STUDY=position ON=a100                   what it costs on that hardware; without ON= on this machine
+# make plan BUDGET="18 weeks, 52x8 A100-80, 4 spare" what to train with machines for a time, or another amount
+# make ladder POS=alibi SIZES=nano,mini TARGET=14m   the same arms at several sizes; make laws RUNS=...: a scaling law of runs
+# make cram BUDGET=10m SIZE=nano                     the best encoder of a time by the wall clock (default 24h); GLUE=folder
+# make glue RUN=run_dir GLUE_DATA=folder             a finished run fine-tuned on GLUE
+# make diff A=bigscience-1b3 B=modern-1b3            how two sizes or presets differ
+# make noise SIZE=nano         how far runs lie apart that differ in the seed alone, as a file for NOISE_FLOOR=
 # make test                    the tests; make test-slurm: those that need a Slurm of their own (root, Debian packages)
-# make eval-data              task data for TASKS=suite, on a machine with a network
+# make eval-data TASKS=suite   task data, on a machine with a network; SHOTS=5: with the data of examples in the prompts
 # make export RUN=runs/nano/baseline,seed=1 TO=folder      a finished run as a Hugging Face checkpoint
 # make data CORPUS=c4          a corpus prepared ahead: from the hub, or FROM=/path/to/shards
-# Variables: see `make help`.
+# make help                    all words of a study. A word that a command does not use is an error.
 
 PYTHON ?= python3
 # Files and arguments are UTF-8, whatever the locale.
 export PYTHONUTF8 := 1
 PY := .venv/bin/python
-NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED TASKS EVAL_DATA GLUE GLUE_SEEDS PREDICT CROSS LR JOBS OUT RUNS NOISE
+NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED NOISE_FLOOR TASKS SHOTS EVAL_DATA GLUE GLUE_SEEDS PREDICT CROSS LR JOBS OUT
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
 said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 pair = '$(1)=$(subst ','\'',$($(1)))'
-WORDS := $(foreach n,$(NAMES),$(if $(call said,$(n)),$(call pair,$(n))))
+pairs = $(foreach n,$(1),$(if $(call said,$(n)),$(call pair,$(n))))
+WORDS := $(call pairs,$(NAMES))
+# Which words each command takes.
+TAKES_ablation := $(NAMES) ON NODES SITE
+TAKES_noise := DATA SIZE TOKENS SEEDS FIRST_SEED SET TASKS SHOTS EVAL_DATA JOBS OUT
+TAKES_plan := $(NAMES) ON BUDGET FORMAT PRICE TO NEED
+TAKES_laws := RUNS FORM TO
+TAKES_ladder := $(NAMES) SIZES TARGET
+TAKES_status := $(NAMES) WATCH
+TAKES_show := $(NAMES)
+TAKES_report := $(NAMES) RUNS NOISE BESIDE
+TAKES_diff := A B
+TAKES_data := CORPUS FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR OUT SET OPTIONS
+TAKES_cram := $(NAMES) BUDGET
+TAKES_glue := RUN GLUE_DATA EVAL_DATA TASKS JOBS ARGS
+TAKES_export := RUN TO
+TAKES_eval-data := EVAL_DATA OUT TASKS SHOTS ARGS
+TAKES_bench-eval := EVAL_DATA OUT ARGS
+$(foreach goal,test test-slurm chaos mutations bench bench-data bench-gpu,$(eval TAKES_$(goal) := ARGS))
+GOALS := $(or $(MAKECMDGOALS),ablation)
+TAKEN := $(sort $(foreach goal,$(GOALS),$(TAKES_$(goal))))
+# ARGS below another make: those of `make test ARGS=...`, whose tests call make
+TYPED := $(filter-out PYTHON PY $(if $(filter-out 0,$(MAKELEVEL)),ARGS),$(foreach n,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(n)))),$(n))))
+UNUSED := $(filter-out $(TAKEN),$(TYPED))
+$(if $(UNUSED),$(error make $(GOALS) does not use $(UNUSED). It takes $(or $(TAKEN),no words)))
+EMPTY := $(strip $(foreach n,$(filter-out $(NAMES) ON SITE WATCH ARGS,$(TYPED)),$(if $(strip $($(n))),,$(n)=)))
+$(if $(EMPTY),$(error $(EMPTY) is empty: give a value or leave it out))
+need = $(if $(strip $(call said,$(1))),,$(error make $@ needs $(1)=, $(2)))
 
-.PHONY: ablation cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
+.PHONY: ablation noise cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -26,38 +60,44 @@ ablation: .venv/ready
 	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(SUBMIT)),launch.local) $(WORDS)
 # ON=, BUDGET=: what it costs on hardware, and what a budget trains (ablations/plan/command.py)
 plan: .venv/ready
-	@$(PY) -m ablations plan $(foreach n,ON BUDGET FORMAT PRICE TO NEED,$(if $(call said,$(n)),$(call pair,$(n)))) $(WORDS)
+	@$(PY) -m ablations plan $(call pairs,ON BUDGET FORMAT PRICE TO NEED) $(WORDS)
 # a scaling law fitted to finished runs: RUNS="runs/a/b,seed=1 ..." FORM=hoffmann|kaplan|compute TO=law.svg
 laws: .venv/ready
-	@$(PY) -m ablations.plan.laws $(call said,RUNS) $(if $(call said,FORM),--form '$(FORM)') $(if $(call said,TO),--figure '$(TO)')
+	@$(call need,RUNS,run directories or folders of them)$(PY) -m ablations.plan.laws $(call said,RUNS) $(if $(call said,FORM),--form '$(FORM)') $(if $(call said,TO),--figure '$(TO)')
 # the same arms at several sizes, extrapolated to a larger one: POS=alibi,rotary SIZES=nano,mini,small TARGET=14m
 LADDER = -m ablations.plan.ladder --sizes '$(call said,SIZES)' --target '$(or $(call said,TARGET),14m)'
 ladder: .venv/ready
 	@sizes=$$($(PY) $(LADDER) --list $(WORDS)) && for size in $$sizes; do \
 	  $(PY) -m launch.local $(WORDS) SIZE=$$size || exit $$?; done && $(PY) $(LADDER) $(WORDS)
+# how far runs of the baseline lie apart that differ in the seed alone, a file for NOISE_FLOOR=: SIZE=nano DATA=pydocs
+NOISE_WORDS = STUDY=baseline 'SEEDS=$(or $(call said,SEEDS),5)' 'FIRST_SEED=$(or $(call said,FIRST_SEED),1001)' \
+  $(call pairs,$(filter-out SEEDS FIRST_SEED,$(TAKES_noise)))
+noise: .venv/ready
+	@$(PY) -m launch.local $(NOISE_WORDS) && $(PY) -m eval.report.noise $(NOISE_WORDS)
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(foreach n,BESIDE,$(if $(call said,$(n)),'$(n)=$($(n))')) $(WORDS)
+	@$(PY) -m eval.report $(call pairs,RUNS NOISE BESIDE) $(WORDS)
 diff: .venv/ready
-	@$(PY) -m ablations diff 'A=$(A)' 'B=$(B)'
+	@$(PY) -m ablations diff $(call pairs,A B)
 data: .venv/ready
-	@$(PY) -m data.prepare '$(call said,CORPUS)' $(foreach n,FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR,$(call option,$(n))) \
+	@$(call need,CORPUS,a corpus of data/corpora or a folder or glob of text)$(PY) -m data.prepare '$(call said,CORPUS)' $(foreach n,FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR,$(call option,$(n))) \
 	  --store '$(or $(call said,OUT),runs)/data' $(if $(call said,SET),--set $(SET)) \
 	  $(if $(call said,OPTIONS),--options $(OPTIONS))
 # the challenge of "Cramming": the best encoder of a day (BUDGET=24h; here BUDGET=10m SIZE=nano). GLUE=folder of its data;
 # STUDY=: another study under the same rules, such as cram_schedule
-REST = $(filter-out SEEDS SET STUDY,$(NAMES))
+CLOCK = is no time by the wall clock such as 10m or 24h; machines for a time are a budget of make plan
 cram: .venv/ready
-	@$(PY) -m launch.local 'STUDY=$(or $(call said,STUDY),cram)' 'SEEDS=$(or $(call said,SEEDS),1)' \
+	@$(if $(word 2,$(call said,BUDGET)),$(error BUDGET=$(BUDGET) $(CLOCK)))$(PY) -m launch.local 'STUDY=$(or $(call said,STUDY),cram)' 'SEEDS=$(or $(call said,SEEDS),1)' \
 	  'SET=train.budget=$(or $(call said,BUDGET),24h)$(if $(call said,SET), $(SET))' \
-	  $(foreach n,$(REST),$(if $(call said,$(n)),$(call pair,$(n))))
+	  $(call pairs,$(filter-out SEEDS SET STUDY,$(NAMES)))
 # a finished run fine-tuned on GLUE: RUN=..., GLUE_DATA=folder of its files (eval/finetune/tasks.py), JOBS=, TASKS=
 glue: .venv/ready
-	@$(PY) -m eval.finetune '$(RUN)' --data '$(or $(call said,GLUE_DATA),$(EVAL_DATA))' $(foreach n,TASKS JOBS,$(call option,$(n))) $(ARGS)
+	@$(call need,RUN,the directory of a finished run)$(PY) -m eval.finetune '$(RUN)' --data '$(or $(call said,GLUE_DATA),$(EVAL_DATA))' $(foreach n,TASKS JOBS,$(call option,$(n))) $(ARGS)
 export: .venv/ready
-	@$(PY) -m eval.export '$(RUN)' --to '$(TO)'
+	@$(call need,RUN,the directory of a finished run)$(call need,TO,a folder that does not exist yet)$(PY) -m eval.export '$(RUN)' --to '$(TO)'
 help: .venv/ready
+	@sed -n '1,/^$$/s/^# //p' Makefile
 	@$(PY) -m ablations --help
 	@$(PY) -m eval.report --help
 
@@ -82,7 +122,7 @@ bench-gpu: .venv/ready
 # on a machine with a network; evaluation itself never uses one
 EVAL_DATA ?= $(or $(OUT),runs)/eval-data
 eval-data: .venv/ready
-	$(PY) -m eval.tasks.fetch --to '$(EVAL_DATA)' --tasks '$(or $(TASKS),suite)' $(ARGS)
+	$(PY) -m eval.tasks.fetch --to '$(EVAL_DATA)' --tasks '$(or $(call said,TASKS),suite)' $(call option,SHOTS) $(ARGS)
 bench-eval: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/bench_eval.py --data '$(EVAL_DATA)' $(ARGS)
 

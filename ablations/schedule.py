@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 Shape = Callable[[float, float], float]  # (t in [0, 1], train.warmup) -> share of the peak, in [0, 1]
 
+RISE = 0.05  # share of the budget in which budget-inverse-sqrt rises
 COOLDOWN = 0.2  # share of the budget in which warmup-stable-decay falls; Hägele et al. 2024
+DECAY_ENDS = (0.25, 0.5, 1.0)  # shares of the budget at which warmup-stable-decay-stable has fallen; untuned
 
 
 def after_warmup(t: float, warmup: float) -> float:
@@ -52,6 +54,15 @@ def warmup_stable_decay(t: float, warmup: float) -> float:
     return 1 - math.sqrt(max(0.0, (t - (1 - COOLDOWN)) / COOLDOWN))
 
 
+def warmup_stable_decay_stable(t: float, warmup: float) -> float:
+    """The peak, but for a fall to 0 before each of DECAY_ENDS, as warmup-stable-decay falls on a budget of that share;
+    then the peak again at once ("WSD-S" of Wen et al. 2024). So one run stands for runs of several lengths:
+    layout.eval_at=0.25,0.5 keeps and judges the weights there.
+    """
+    end = next(end for end in DECAY_ENDS if t <= end)
+    return warmup_stable_decay(t / end, warmup)
+
+
 def one_cycle(t: float, warmup: float) -> float:
     """A triangle: from 0 up to the peak at half the budget and down to 0 ("one-cycle" of Geiping & Goldstein 2023)."""
     return min(2 * t, 2 - 2 * t)
@@ -60,6 +71,12 @@ def one_cycle(t: float, warmup: float) -> float:
 def budget_triangle2(t: float, warmup: float) -> float:
     """From a quarter of the peak up to it at 3/4 of the budget and down to 0 (Geiping & Goldstein 2023, adopted)."""
     return min(0.25 + t, 4 - 4 * t)
+
+
+def budget_inverse_sqrt(t: float, warmup: float) -> float:
+    """A straight line from 0 up to the peak in the first twentieth of the budget, then as one over the square root of t
+    ("inverse-sqrt" of Geiping & Goldstein 2023: 30,000 of at most 600,000 micro-batches)."""
+    return min(t / RISE, math.sqrt(RISE / t)) if t else 0.0
 
 
 def ramp(t: float, warmup: float) -> float:
@@ -76,7 +93,13 @@ WITH_WARMUP: dict[str, Shape] = {
     "dive": dive,
     "dive-slow": dive_slow,
     "warmup-stable-decay": warmup_stable_decay,
+    "warmup-stable-decay-stable": warmup_stable_decay_stable,
 }
 # ... and these rise by themselves, and do not read it.
-WITHOUT_WARMUP: dict[str, Shape] = {"one-cycle": one_cycle, "budget-triangle2": budget_triangle2, "ramp": ramp}
+WITHOUT_WARMUP: dict[str, Shape] = {
+    "one-cycle": one_cycle,
+    "budget-triangle2": budget_triangle2,
+    "budget-inverse-sqrt": budget_inverse_sqrt,
+    "ramp": ramp,
+}
 SCHEDULES = WITH_WARMUP | WITHOUT_WARMUP

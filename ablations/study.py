@@ -10,6 +10,8 @@ from typing import Any, get_origin
 from ablations.cells import FOLLOWS, Cell, Study, build
 from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.noise_floor import read_noise_floor
+from ablations.parts import PARTS
 from ablations.prediction import Prediction, predict, predictions_about
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
 from ablations.tuning import MOST_SEEDS, multiples
@@ -18,6 +20,7 @@ from ablations.values import did_you_mean
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
 
 ROOT = Path(__file__).parent.parent
+MOST_SHOTS = 100  # examples in a prompt; the most that a definition of lm-eval's asks for is 25
 
 # What the command line may set: a variable, the setting that it stands for, and its help.
 FACTORS = {  # the question: each value is an arm, compared with the baseline
@@ -41,13 +44,15 @@ HELP = {
     "METRIC": "the primary metric, named before the runs (default bits/byte; zero-shot, suite); others are exploratory",
     "MARGIN": "differences that do not matter, named before the runs: in bits per byte, and after a comma in points. "
     "MARGIN=0.01,1: arms that surely differ by less are equivalent. Default: that of the study file",
+    "NOISE_FLOOR": "a file of `make noise` of the same baseline: verdicts with few seeds borrow its degrees of freedom",
     "MORE": "auto: adds seeds until every arm is better, worse or equivalent; looking often makes no winners",
     "MAX_SEEDS": f"how many seeds MORE=auto may come to (default {MAX_SEEDS})",
     "CROSS": "1: all combinations of the factors, for their interactions; 1/2, 1/4, 1/8: a fraction of these",
     "LR": "tune: every arm at 0.5, 1 and 2 times the baseline's learning rate, judged at its best; or LR=0.25,0.5,1,2",
     "SET": 'settings for all runs, e.g. "train.lr=3e-4 train.batch=16"',
-    "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"',
+    "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"; or a part of a preset, e.g. "training=bert-normal"',
     "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), multilingual, or names such as hellaswag,blimp",
+    "SHOTS": "with TASKS: examples in each prompt (default: as many as each task's definition says)",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
@@ -82,8 +87,10 @@ def from_args(words: list[str]) -> Study:
             raise ConfigError("a study file has its own arms: give STUDY, or a factor, not both")
         file = read_study(values["STUDY"])
         question, expect, arms, factor = file.question, file.expect, file.arms, file.name
+        values |= {name: value for name, value in file.words.items() if name not in values}
         if dict(setting).get("size") not in presets():  # a preset is a whole recipe
             setting = file.base + setting
+        arms = without_baseline(arms, setting)
     elif arms:
         question, expect, file = _expectation(arms)
     else:
@@ -99,6 +106,12 @@ def from_args(words: list[str]) -> Study:
     jobs = _count("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     if "EVAL_DATA" in values and "TASKS" not in values:
         raise ConfigError("EVAL_DATA says where the data of evaluation tasks is: name them, e.g. TASKS=suite")
+    if "SHOTS" in values:
+        if "TASKS" not in values:
+            raise ConfigError(
+                "SHOTS counts the examples in the prompts of evaluation tasks: name them, e.g. TASKS=gsm8k"
+            )
+        _count("SHOTS", values["SHOTS"], MOST_SHOTS, "examples in each prompt", least=0)
     if "GLUE_SEEDS" in values:
         if "GLUE" not in values:
             raise ConfigError("GLUE_SEEDS counts seeds of fine-tuning: say where GLUE's data is, GLUE=folder")
@@ -111,6 +124,7 @@ def from_args(words: list[str]) -> Study:
         # arms that read different text are judged on the held-out text of all of it
         judged = resolve(setting).eval.corpora
         setting.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
+    words = [f"{name}={value}" for name, value in values.items()]
 
     def study(count: int) -> Study:
         seeds = list(range(first, first + count))
@@ -149,6 +163,7 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
     """By what the study is decided: what the words say, else what its file says. Raises ConfigError."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
+    floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
     most_of_file = file.max_seeds if file and "STUDY" in values else None
     more = values.get("MORE", "auto" if most_of_file else "none")
     if more not in ("auto", "none"):
@@ -156,13 +171,13 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
     if more == "none":
         if "MAX_SEEDS" in values:
             raise ConfigError("MAX_SEEDS says how many seeds MORE=auto may come to: give that too")
-        return Criteria(metric, margins, seeds)
+        return Criteria(metric, margins, seeds, noise_floor=floor)
     most = _count("MAX_SEEDS", values.get("MAX_SEEDS", str(most_of_file or MAX_SEEDS)), 100, "seeds")
     if not arms:
         raise ConfigError("MORE=auto adds seeds until the arms are decided: this study has none beside the baseline")
     if most < max(2, seeds):
         raise ConfigError(f"MAX_SEEDS={most} is less than SEEDS={seeds}, or than the two that any verdict needs")
-    return Criteria(metric, margins, most, sequential=True)
+    return Criteria(metric, margins, most, sequential=True, noise_floor=floor)
 
 
 def _more_begun(study: Study, most: int) -> int:
@@ -174,6 +189,27 @@ def _more_begun(study: Study, most: int) -> int:
         more for more in range(1, most + 1) if any(Path(f"{folder},seed={last + more}").exists() for folder in folders)
     ]
     return max(begun, default=0)
+
+
+def without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The arms of a study file without those that are the baseline at this size: a file is written for several.
+
+    Raises:
+        ConfigError: when none is left of several.
+    """
+    flat = resolve(setting).flat()
+    left = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
+    if arms and not left:
+        raise ConfigError("two equal runs: all arms of the study are the baseline under these settings")
+    return left
+
+
+def left_out(study: Study) -> list[str]:
+    """The arms of the study's file that are the baseline at this size, such as "model.layers=4"."""
+    name = dict(word.split("=", 1) for word in study.words).get("STUDY", "").strip()
+    flat = study.base.flat()
+    arms = read_study(name).arms if name else []
+    return [f"{key}={value}" for key, value in arms if key not in PARTS and parse(key, value) == flat[key]]
 
 
 def _values(words: list[str]) -> dict[str, str]:
@@ -231,12 +267,13 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
 
     A file that cannot be read is left out, and named, since the expectation may be in it.
     """
-    wanted = {(key, str(parse(key, value))) for key, value in arms}
+    wanted = {_arm(key, value) for key, value in arms}
     unread = []
     for name in study_names():
         try:
             file = read_study(name)
-            if wanted <= {(key, str(parse(key, value))) for key, value in file.arms}:
+            # what is expected under other settings says nothing of these
+            if not file.base and wanted <= {_arm(key, value) for key, value in file.arms}:
                 return file.question, file.expect, file
         except ConfigError:
             unread.append(f"ablations/studies/{name}.yaml")
@@ -246,10 +283,15 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
     return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect, None
 
 
-def _count(name: str, text: str, most: int, things: str) -> int:
-    """A number of things, from 1 to `most`."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
-        raise ConfigError(f"{name}={text[:60]}: a number of {things} from 1 to {most} is needed")
+def _arm(key: str, value: Any) -> tuple[str, str]:
+    """An arm as text, to compare it with others."""
+    return key, str(value if key in PARTS else parse(key, value))
+
+
+def _count(name: str, text: str, most: int, things: str, least: int = 1) -> int:
+    """A number of things, from `least` to `most`."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ConfigError(f"{name}={text[:60]}: a number of {things} from {least} to {most} is needed")
     return int(text)
 
 
@@ -295,7 +337,7 @@ def from_anywhere(words: list[str]) -> list[str]:
             value = shlex.join(str(here / folder) for folder in folders(value))
         elif name == "GLUE":
             value = ",".join(str(here / part.strip()) for part in value.split(",") if part.strip())
-        elif name in ("OUT", "EVAL_DATA") and value.strip():
+        elif name in ("OUT", "EVAL_DATA", "NOISE_FLOOR") and value.strip():
             value = str(here / value.strip())
         absolute.append(name + equals + value)
     os.chdir(ROOT)

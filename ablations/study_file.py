@@ -13,12 +13,15 @@ FORM = """a study file holds
   question: text
   expect: text, written before any run
   predictions: maybe, the same in a form that a report can check: a list of lines such as `- alibi < learned`
-  arms: a list of lines such as `- model.pos: alibi`
-  base: maybe, settings for all runs such as {train.lr: 1.0e-3}; not used where SIZE is a preset
+  arms: a list of lines such as `- model.pos: alibi`, or `- training: bert-normal` (ablations/parts.py)
+  base: maybe, settings for all runs such as {train.lr: 1.0e-3}, after those of the base of another study, such as
+    {study: cram}; not used where SIZE is a preset
+  tasks: maybe, what TASKS would say, such as hellaswag,gsm8k
+  shots: maybe, what SHOTS would say: examples in each prompt of the tasks
   metric: maybe, the primary metric: bits/byte (default), zero-shot or suite
   margin: maybe, a difference that does not matter: a number of the primary metric, or {bits/byte: 0.01, zero-shot: 1}
   max_seeds: maybe, adds seeds until every arm is decided, at most to so many"""
-KEYS = ("question", "expect", "arms", "base", "metric", "margin", "max_seeds", "predictions")
+KEYS = ("question", "expect", "arms", "base", "metric", "margin", "max_seeds", "predictions", "tasks", "shots")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class StudyFile:
     margins: dict[str, float] = field(default_factory=dict)  # {metric: a difference that does not matter}
     max_seeds: int | None = None  # seeds are added until every arm is decided; None: SEEDS says how many
     predictions: list[str] = field(default_factory=list)  # as written; see ablations/prediction.py
+    words: dict[str, str] = field(default_factory=dict)  # by what the runs are judged: TASKS and SHOTS, as typed
 
 
 def study_names() -> list[str]:
@@ -62,6 +66,7 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"{path.name}: each arm is one line, such as `- model.pos: alibi`: {FORM}")
     if not isinstance(base, dict) or not all(isinstance(key, str) for key in base):
         raise ConfigError(f"{path.name}: base must be settings and their values: {FORM}")
+    base = _base(base, path.name)
     predictions = content.get("predictions") or []
     if not isinstance(predictions, list) or not all(isinstance(line, str) for line in predictions):
         raise ConfigError(f"{path.name}: predictions are a list of lines such as `- alibi < learned`: {FORM}")
@@ -72,7 +77,39 @@ def read_study(name: str) -> StudyFile:
     if "max_seeds" in content and (isinstance(most, bool) or not isinstance(most, int) or not 2 <= most <= 100):
         raise ConfigError(f"{path.name}: max_seeds is {most!r}: a number of seeds from 2 to 100 is needed")
     question, expect = content["question"].strip(), content["expect"].strip()
-    return StudyFile(name, question, expect, lines, list(base.items()), metric, margins, most, predictions)
+    words = _words(path.name, content)
+    return StudyFile(name, question, expect, lines, list(base.items()), metric, margins, most, predictions, words)
+
+
+def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
+    """`tasks` and `shots` of a study file as words that are typed. Raises ConfigError."""
+    words = {}
+    if (tasks := content.get("tasks")) is not None:
+        if not isinstance(tasks, str) or not tasks.strip():
+            raise ConfigError(f"{file}: tasks is {tasks!r}, and must be names with commas between them: {FORM}")
+        words["TASKS"] = tasks.strip()
+    if (shots := content.get("shots")) is not None:
+        if not isinstance(shots, int) or isinstance(shots, bool):
+            raise ConfigError(f"{file}: shots is {shots!r}, and must be a number of examples: {FORM}")
+        words["SHOTS"] = str(shots)
+    return words
+
+
+def _base(base: dict[str, Any], file: str) -> dict[str, Any]:
+    """The settings of a base, those of another study that it names first.
+
+    Raises:
+        ConfigError: when there is no such study, or that one names another itself.
+    """
+    if "study" not in base:
+        return base
+    other = str(base["study"])
+    if other not in study_names():
+        raise ConfigError(f"{file}: base: study: {_short(other)} is not one of {', '.join(study_names())}")
+    shared = read_yaml(STUDIES / f"{other}.yaml").get("base")
+    if not isinstance(shared, dict) or "study" in shared:
+        raise ConfigError(f"{file}: base: study: {_short(other)} has no settings of its own in its base")
+    return shared | {key: value for key, value in base.items() if key != "study"}
 
 
 def _is_line(arm: Any) -> bool:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache as cached
 from functools import lru_cache
 from pathlib import Path
@@ -151,10 +153,21 @@ def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return sources, numbers
 
 
+@contextmanager
+def uncompiled_imports() -> Iterator[None]:
+    """Libraries that are imported inside keep their functions as they are written, where they would have torch compile
+    them. For those that we do not call: torch's compiler takes longer to load than all the rest."""
+    compiler, torch.compile = torch.compile, lambda function=None, **options: function or (lambda f: f)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiler
+
+
 @cached
 def _megatron() -> SimpleNamespace:
-    """What is used. The import takes seconds and warns of what is absent and not needed here."""
-    with warnings.catch_warnings():
+    """What is used. The import takes a second and warns of what is absent and not needed here."""
+    with warnings.catch_warnings(), uncompiled_imports():
         warnings.simplefilter("ignore")
         from megatron.core.datasets import helpers, indexed_dataset
     logging.getLogger("megatron.core").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""From text to tokens: the tokenizer, trained or copied, and the training text as token files, arranged."""
+"""From text to tokens: trains or copies the tokenizer, and writes the training text as token files, in order."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from data import corpus as corpora
 from data import filters, report
 from data.coverage import Coverage
 from data.filters import Recipe
+from data.sentencepiece_model import OPTIONS
 from data.store import Run, Store, label, prepared
 from data.text import lines, prepared_text
 from data.tokenizer import (
     EXTRA_IDS,
-    OPTIONS,
     SAMPLE_BYTES,
     AnyTokenizer,
     check_parity,
@@ -38,10 +38,13 @@ COVERED = 256  # held-out documents that are encoded at once to count unknown to
 def prepared_tokenizer(
     name: str, vocab: int, kind: str, recipe: Recipe, store: Store, mask: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """Path of the tokenizer trained on a corpus, and what it is (see `_about`); the components of a blend are taken
-    whole.
+    """Path of the tokenizer of a corpus, and its manifest (see `_about`). It is trained where it is missing; of a
+    blend, on all of its components, whatever their weights.
 
-    mask: with an id for a masked token, where the kind has none without (byte-bpe).
+    Args:
+        name: of the corpus; for kind="file", the path of an existing tokenizer.
+        vocab: how many pieces it has.
+        mask: whether it needs an id for a masked token. This makes a difference for byte-bpe only.
     """
     if kind == "file":
         return _existing(name, vocab, store)
@@ -70,15 +73,16 @@ def prepared_tokenizer(
 
 
 def _about(tokenizer: AnyTokenizer) -> dict[str, Any]:
-    """What a manifest says of a tokenizer, whose ids are compared with Hugging Face's. Raises ValueError where they
-    differ."""
+    """The entries of a tokenizer's manifest: sha256, lossless, eod, mask, specials, unexportable. Raises ValueError
+    where the tokenizer gives other ids than Hugging Face's tokenizers."""
     check_parity(tokenizer)
     names = ("sha256", "lossless", "eod", "mask", "specials")
     return {name: getattr(tokenizer, name) for name in names} | {"unexportable": unexportable(tokenizer)}
 
 
 def _existing(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Path of a copy of a tokenizer that exists, and what it is."""
+    """Path of a copy of the tokenizer in the file `path`, and its manifest (see `_about`). Raises ValueError where
+    `vocab` is not the number of its pieces, or that number and the extra ids that it allows."""
     file, content = read_tokenizer(path)
 
     def make(work: Path, _: Run) -> dict[str, Any]:
@@ -102,7 +106,14 @@ def _existing(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]
 def prepared_tokens(
     name: str, text: Path, about: dict[str, Any], model: Path, model_sha: str, recipe: Recipe, store: Store
 ) -> tuple[Path, dict[str, Any]]:
-    """Folder of the training text as tokens; its manifest: tokens of the training and validation text, steps, notes."""
+    """Folder of the training text as token files, and its manifest: counts of tokens, documents and bytes, the steps of
+    the preparation, notes.
+
+    Args:
+        name: of the corpus.
+        text, about: its text and that text's manifest, from `prepared_text`.
+        model, model_sha: file and hash of the tokenizer.
+    """
 
     def make(work: Path, run: Run) -> dict[str, Any]:
         from data import tokens
@@ -111,7 +122,7 @@ def prepared_tokens(
         parts.mkdir(exist_ok=True)
         run("tokenizing", [partial(_tokenize, text / "train", model, parts, "sentences" in recipe.order)], len(shards))
         prefixes: list[str | Path] = [parts / shard.stem for shard in shards]
-        kept, steps = _arrange(prefixes, shards, recipe, work)
+        left, steps = _arrange(prefixes, shards, recipe, work)
         covered, held_out = _coverage(load_tokenizer(model), text / "valid.jsonl.gz")
         domains: dict[str, list[int]] = {}
         for prefix in prefixes:
@@ -126,17 +137,17 @@ def prepared_tokens(
                 "Remove it, and it is made again"
             )
         lengths = tokens.read(work / "train")[1]
-        made: dict[str, Any] = {
+        manifest: dict[str, Any] = {
             "train": int(lengths.sum()),
-            "valid": covered.tokens + held_out,  # an end of document each
+            "valid": covered.tokens + held_out,  # each document has an end-of-document token
             "covered": covered._asdict(),
             "domains": domains,
-            **kept,
+            **left,
             "steps": [*about["steps"], *steps],
         }
-        made["notes"] = report.notes(name, recipe, made["steps"], about, covered)
-        report.write(work, name, recipe, about, made, lengths, text)
-        return made
+        manifest["notes"] = report.notes(name, recipe, manifest["steps"], about, covered)
+        report.write(work, name, recipe, about, manifest, lengths, text)
+        return manifest
 
     inputs = {
         "text": [about["sha256"], text.name],
@@ -150,7 +161,7 @@ def prepared_tokens(
 
 
 def _coverage(tokenizer: AnyTokenizer, valid: Path) -> tuple[Coverage, int]:
-    """What of the held-out text the tokenizer has pieces for, and the number of documents."""
+    """How much of the held-out text (a .jsonl.gz) the tokenizer has pieces for, and how many documents there are."""
     total, count = Coverage(0, 0, 0, 0), 0
     with gzip.open(valid, "rt", encoding="utf-8") as file:
         while texts := [json.loads(line)["text"] for line in islice(file, COVERED)]:
@@ -160,7 +171,8 @@ def _coverage(tokenizer: AnyTokenizer, valid: Path) -> tuple[Coverage, int]:
 
 
 def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any, rank: int, __: int) -> None:
-    """One shard of the training text as a token file, and the characters, bytes and sentences of each document."""
+    """Write shard number `rank` of the training text as a token file in `parts`, and beside it the characters, bytes
+    and sentences of each document (.npy, [3, documents]) and the counts of each domain (.domains)."""
     import numpy as np
     import orjson
 
@@ -187,7 +199,13 @@ def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any
 def _arrange(
     prefixes: list[str | Path], shards: list[Path], recipe: Recipe, work: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Join the token files of the shards, without what is too dense and in the recipe's order; what that left."""
+    """Join the token files of the shards to work/train, without documents that data.compress removes, in the order of
+    data.order. Returns {"documents", "bytes"} of what is left, and reports of these steps, as of `filters.Step`.
+
+    Args:
+        prefixes: of the token files, without extension.
+        shards: the text of each.
+    """
     import numpy as np
 
     from data import tokens
@@ -201,23 +219,23 @@ def _arrange(
     flat = np.memmap(work / "scratch" / "all.bin", kind, "r")
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     dense = filters.too_dense(lengths - 1, characters, recipe.compress)  # without the end of document
-    kept = np.flatnonzero(~dense)
-    if not len(kept):
+    left = np.flatnonzero(~dense)
+    if not len(left):
         raise ValueError(f"data.compress={recipe.compress} removes all of the {len(dense)} training documents")
     steps = []
     if recipe.compress:
         steps.append(_dense_step(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
     mean_sentence = characters / np.maximum(sentences, 1)
-    chosen = kept[filters.sequence(recipe.order, flat, starts[kept], lengths[kept], mean_sentence[kept])]
-    tokens.select(work / "scratch" / "all", chosen, work / "train")
+    ordered = left[filters.sequence(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
+    tokens.select(work / "scratch" / "all", ordered, work / "train")
     if recipe.order != "random":
-        moved = int((chosen != kept).sum())
-        both = [len(kept), int(sizes[kept].sum())]
+        moved = int((ordered != left).sum())
+        counts = [len(left), int(sizes[left].sum())]
         steps.append(
             {
                 "step": recipe.order,
-                "in": both,
-                "out": both,
+                "in": counts,
+                "out": counts,
                 "changed": 0,
                 "moved": moved,
                 "reasons": {},
@@ -225,13 +243,19 @@ def _arrange(
                 "lengths": {"in": {}, "out": {}},
             }
         )
-    return {"documents": len(kept), "bytes": int(sizes[kept].sum())}, steps
+    return {"documents": len(left), "bytes": int(sizes[left].sum())}, steps
 
 
 def _dense_step(
     dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
 ) -> dict[str, Any]:
-    """What a `filters.Step` would have reported of the compressibility filter."""
+    """The report of data.compress, in the form of `filters.Step`.
+
+    Args:
+        dense: bool [documents], those that are removed.
+        lengths, characters, sizes: [documents], tokens, characters and bytes.
+        prefixes, shards: as in `_arrange`.
+    """
     import numpy as np
 
     why = f"{limit:g} tokens per character or more"
@@ -250,15 +274,11 @@ def _dense_step(
                 "text": document["text"][: filters.EXCERPT],
             }
         )
-    bins = {
-        side: dict(
-            zip(
-                *(each.tolist() for each in np.unique(np.log2(sizes[mask]).astype(int), return_counts=True)),
-                strict=True,
-            )
-        )
-        for side, mask in (("in", np.full(len(dense), True)), ("out", ~dense))
-    }
+
+    def lengths_of(sizes: Any) -> dict[int, int]:
+        powers, counts = np.unique(np.log2(sizes).astype(int), return_counts=True)
+        return dict(zip(powers.tolist(), counts.tolist(), strict=True))
+
     return {
         "step": "compress",
         "in": [len(dense), int(sizes.sum())],
@@ -266,5 +286,5 @@ def _dense_step(
         "changed": 0,
         "reasons": {why: int(dense.sum())} if dense.any() else {},
         "examples": examples,
-        "lengths": bins,
+        "lengths": {"in": lengths_of(sizes), "out": lengths_of(sizes[~dense])},
     }

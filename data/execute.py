@@ -17,10 +17,11 @@ POLL = 2.0  # seconds between two looks at the queue
 
 
 class Executor(NamedTuple):
-    """Where tasks run, and how many at a time (0: one for each core here, or all at once on a cluster).
+    """Where the tasks of a preparation run: kind "local", "slurm" or "ray".
 
-    options: of datatrove's executor. For Slurm time and partition, and whatever else: mem_per_cpu_gb, qos, account ...;
-    what datatrove does not know goes to sbatch. For Ray address, mem_per_cpu_gb, cpus_per_task.
+    workers: tasks at a time; 0: one for each core of this machine, or all at once on a cluster.
+    options: of datatrove's executor. Slurm needs time and partition, and takes others, such as mem_per_cpu_gb or qos;
+        those that datatrove does not know go to sbatch. Ray takes address, mem_per_cpu_gb, cpus_per_task.
     """
 
     kind: str = "local"
@@ -44,13 +45,15 @@ def check(how: Executor) -> None:
 
 
 def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def run(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
-    """Run the tasks of a pipeline that `logs` does not list as completed, and wait for them.
+    """Run the tasks of a datatrove pipeline, but for those that are completed according to the folder `logs`, and wait
+    for them.
 
-    Raises what a task raised, or RuntimeError naming the logs when tasks ended on another machine.
+    Raises the error that a task raised; on a cluster, RuntimeError naming the logs.
     """
     {"local": _local, "slurm": _slurm, "ray": _ray}[how.kind](how, pipeline, tasks, logs)
 
@@ -74,7 +77,8 @@ def _local(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Called in each forked process: those that datatrove's executor forks would outlive a kill."""
+    """In a process that datatrove's executor has just forked: have the kernel kill it when its parent dies. They would
+    otherwise go on when this process is killed."""
     if _executing and sys.platform == "linux":
         import ctypes
 
@@ -93,16 +97,16 @@ def _slurm(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
         def launch_merge_stats(self) -> None:
             pass  # another job, for statistics that nobody reads
 
-    noted = Path(logs, "job")
-    if noted.exists():  # of a driver that was killed: its jobs would write the same files
-        _cancel(noted.read_text())
+    job_file = Path(logs, "job")
+    if job_file.exists():  # left by a process that was killed: its jobs would write the same files
+        _cancel(job_file.read_text())
     known = inspect.signature(SlurmPipelineExecutor.__init__).parameters
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         name: int(value) if value.isdigit() else value for name, value in how.options.items() if name in known
     }
     rest = {name: value for name, value in how.options.items() if name not in known}
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    given.setdefault("env_command", f'export PATH="{Path(sys.executable).parent}:$PATH" PYTHONPATH="{paths}"')
+    options.setdefault("env_command", f'export PATH="{Path(sys.executable).parent}:$PATH" PYTHONPATH="{paths}"')
     # Slurm's own requeue of a lost node's task is safe: a task writes its files anew
     executor = Quiet(
         pipeline,
@@ -110,12 +114,12 @@ def _slurm(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
         workers=how.workers or -1,
         logging_dir=logs,
         sbatch_args=rest or None,
-        **({"job_name": "megahour-data", "qos": "", "mail_type": "NONE"} | given),
+        **({"job_name": "megahour-data", "qos": "", "mail_type": "NONE"} | options),
     )
     executor.run()
     if executor.job_id == -1:
         return
-    noted.write_text(str(executor.job_id))
+    job_file.write_text(str(executor.job_id))
     try:
         while executor.get_incomplete_ranks() and _alive(str(executor.job_id)):
             time.sleep(POLL)
@@ -124,7 +128,7 @@ def _slurm(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
         raise
     for _ in range(15):  # a network file system may show the last files late
         if not (left := executor.get_incomplete_ranks()):
-            noted.unlink()
+            job_file.unlink()
             return
         time.sleep(POLL)
     raise RuntimeError(
@@ -134,8 +138,8 @@ def _slurm(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
 
 
 def _alive(job: str) -> bool:
-    """Whether the queue still holds an element of a job array. A queue that cannot be asked just now does."""
-    asked = subprocess.run(
+    """Whether Slurm's queue still has an element of the job array. True also while Slurm does not answer."""
+    queue = subprocess.run(
         [
             "squeue",
             "--noheader",
@@ -147,12 +151,13 @@ def _alive(job: str) -> bool:
         capture_output=True,
         text=True,
     )
-    if asked.returncode:
-        return "Invalid job id" not in asked.stderr
-    return bool(asked.stdout.strip())
+    if queue.returncode:
+        return "Invalid job id" not in queue.stderr
+    return bool(queue.stdout.strip())
 
 
 def _cancel(job: str) -> None:
+    """Cancel a job array, and wait until it has left the queue."""
     subprocess.run(["scancel", job.strip()], capture_output=True)
     while _alive(job.strip()):
         time.sleep(POLL)
@@ -196,7 +201,8 @@ def _ray(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
 
 @contextlib.contextmanager
 def stderr_in(path: Path) -> Any:
-    """Standard error of this process and its children goes to the end of a file; yields the terminal's number."""
+    """Inside, standard error of this process and its children is appended to a file. Yields a file descriptor of the
+    original standard error."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with open(path, "ab") as log:

@@ -1,7 +1,7 @@
-"""What a preparation may leave out, and in which order the rest is read: factors of a study, each off unless asked for.
+"""The recipe of a corpus' training text: filters that remove documents, and the order in which the others are read.
 
-A filter is `(document) -> why it is removed, or ""`. Held-out documents pass all of them: arms that differ in a filter
-are judged on the same text.
+All of it is off by default. A filter is a function `document -> why it is removed, or ""`. Held-out documents pass all
+filters, so that arms which differ in a filter are judged on the same text.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
 
+from data.substrings import SHORTEST
+
 if TYPE_CHECKING:
     import numpy as np
 
-NGRAM = 13  # words that a document and a task have in common: GPT-3's choice (Brown et al. 2020, appendix C)
-EXCERPT, EXAMPLES = 300, 3  # characters of a removed document in the report; removed documents shown for each reason
+NGRAM = 13  # words in a row that make a document contaminated: GPT-3's choice (Brown et al. 2020, appendix C)
+EXCERPT = 300  # characters that the report shows of a removed document
+EXAMPLES = 3  # removed documents that the report shows for each reason
 
 
 Dedup = Literal["near", "exact", "none"]
@@ -32,21 +35,25 @@ Order = Literal[
     "short-sentences-first",
     "long-sentences-first",
 ]
-SENTENCE_ENDS = ".!?。！？।؟"  # a sentence ends with one of them; a text without has one sentence
+SENTENCE_ENDS = ".!?。！？।؟"  # each of these characters ends a sentence; a text without them is one sentence
 
 
 class Recipe(NamedTuple):
-    """How the documents of a corpus become training text; a field each of the `data` section of a run.
+    """How the documents of a corpus become training text: the settings data.dedup, data.quality and so on of a run.
 
-    dedup: what goes of the duplicates within a corpus. A training document that resembles a held-out one goes always.
-    quality: C4's rules (Raffel et al. 2020) and Gopher's (Rae et al. 2021, table A1 and section A.1), datatrove's.
-    decontaminate: a folder of evaluation tasks; documents that share NGRAM words in a row with one go. none: no check.
-    compress: documents of as many tokens per character or more go (Cramming: 0.25); 0: none.
+    dedup: which duplicates within a corpus are removed. A training document that resembles a held-out one always is.
+    quality: C4's rules (Raffel et al. 2020) or Gopher's (Rae et al. 2021, table A1 and section A.1), as datatrove
+        implements them.
+    decontaminate: a folder of evaluation tasks; documents that share NGRAM words in a row with one are removed. none:
+        nothing is compared.
+    compress: documents with this many tokens per character or more are removed (Cramming: 0.25); 0: none.
     order: random, or sorted and read in that order: short-first by tokens; prevalent-first by the mean log-probability
         of a document's tokens under the corpus' unigram model (Cramming), the likeliest first; short-sentences-first by
         the characters per sentence, as Cramming's released recipe does by counting full stops; or in reverse:
         long-first, rare-first, long-sentences-first.
-    allow_errors: problems of the files (a bad line, a damaged file ...) up to which the preparation goes on.
+    substring: stretches of so many characters or more that stood before are cut (data/substrings.py; Lee et al. 2022;
+        Cramming: 50 to 100); 0: none.
+    allow_errors: how many problems in the files (a bad line, a damaged file ...) are tolerated.
     """
 
     dedup: Dedup = "near"
@@ -55,6 +62,7 @@ class Recipe(NamedTuple):
     compress: float = 0.0
     order: Order = "random"
     allow_errors: int = 0
+    substring: int = 0
 
 
 PLAIN = Recipe()
@@ -68,6 +76,8 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"data.{name}={value} is not one of {', '.join(allowed)}")
     if not 0 <= recipe.compress < 10:
         raise ValueError(f"data.compress={recipe.compress}: tokens per character, such as 0.25; 0 for no limit")
+    if recipe.substring and recipe.substring < SHORTEST:
+        raise ValueError(f"data.substring={recipe.substring}: {SHORTEST} characters or more, such as 75; 0 for no cuts")
     if recipe.allow_errors < 0:
         raise ValueError(f"data.allow_errors={recipe.allow_errors}: must not be negative")
     if recipe.decontaminate != "none" and not tasks(recipe.decontaminate):
@@ -75,16 +85,19 @@ def check(recipe: Recipe) -> None:
 
 
 def steps(recipe: Recipe) -> list[str]:
-    """The filters of documents as read, in the order in which they act."""
-    asked = [] if recipe.quality == "none" else recipe.quality.split("+")
-    return asked + ["decontaminate"] * (recipe.decontaminate != "none")
+    """The filters that a recipe applies to documents as they are read, in order: "c4", "gopher", "decontaminate"."""
+    filters = [] if recipe.quality == "none" else recipe.quality.split("+")
+    return filters if recipe.decontaminate == "none" else [*filters, "decontaminate"]
 
 
 class Step:
-    """One filter in datatrove's pipeline: takes out training documents, and says so in `folder`/<rank>.json.
+    """A filter as a step of datatrove's pipeline: removes training documents, and reports on them in a file.
 
-    The file: {"in", "out": [documents, bytes], "changed": documents, "reasons": {why: documents}, "examples": [...],
-    "lengths": {"in", "out": {k: documents of 2^k bytes and more}}}.
+    The report, `folder`/<rank>.json, is {"in" and "out": [documents, bytes], "changed": how many documents were
+    shortened, "reasons": {why: documents removed}, "examples": [{"id", "why", "text"}, ...], "lengths": {"in" and
+    "out": {k: documents of 2^k to 2^(k+1) - 1 bytes}}}.
+
+    make: from the task's number to the filter.
     """
 
     def __init__(self, name: str, make: Callable[[int], Callable[[Any], str]], folder: Path):
@@ -104,14 +117,16 @@ class Step:
                 continue
             before, size = document.text, len(document.text.encode())
             training = document.metadata["split"] == "train"
-            counts[0] += (training, size * training)
-            lengths[0][size.bit_length() - 1] += training
+            if training:  # held-out documents are not counted; they come here as duplicates only
+                counts[0] += (1, size)
+                lengths[0][size.bit_length() - 1] += 1
             reason = why(document)
             if not reason:
-                left = size if document.text is before else len(document.text.encode())
-                changed += left != size
-                counts[1] += (training, left * training)
-                lengths[1][left.bit_length() - 1] += training
+                new_size = size if document.text is before else len(document.text.encode())
+                changed += int(new_size != size)
+                if training:
+                    counts[1] += (1, new_size)
+                    lengths[1][new_size.bit_length() - 1] += 1
                 yield document
                 continue
             reason += "" if training else ", held out"
@@ -135,20 +150,20 @@ class Step:
 
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
-    """What all tasks of a step reported, added up; the examples are the first of each reason."""
+    """The reports of all tasks of a step (see `Step`), added up; of the examples the first EXAMPLES of each reason."""
     import numpy as np
 
-    found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
-    reasons: Counter[str] = sum((Counter(each["reasons"]) for each in found), Counter())
+    reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    reasons: Counter[str] = sum((Counter(report["reasons"]) for report in reports), Counter())
     examples: list[dict[str, str]] = []
-    for example in (example for each in found for example in each["examples"]):
+    for example in (example for report in reports for example in report["examples"]):
         if sum(example["why"] == other["why"] for other in examples) < EXAMPLES:
             examples.append(example)
-    lengths = {side: sum((Counter(each["lengths"][side]) for each in found), Counter()) for side in ("in", "out")}
+    lengths = {side: sum((Counter(report["lengths"][side]) for report in reports), Counter()) for side in ("in", "out")}
     return {
         "step": name,
-        **{side: np.sum([each[side] for each in found], axis=0).tolist() for side in ("in", "out")},
-        "changed": sum(each["changed"] for each in found),
+        **{side: np.sum([report[side] for report in reports], axis=0).tolist() for side in ("in", "out")},
+        "changed": sum(report["changed"] for report in reports),
         "reasons": dict(sorted(reasons.items())),
         "examples": examples,
         "lengths": {
@@ -162,7 +177,7 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
 
 
 def quality(name: str, _: int) -> Callable[[Any], str]:
-    """C4's or Gopher's rules, by datatrove's blocks."""
+    """The filter with C4's rules (name="c4") or Gopher's ("gopher"), made of datatrove's filters."""
     from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
     from datatrove.pipeline.filters.base_filter import get_filter_result
 
@@ -176,8 +191,8 @@ def quality(name: str, _: int) -> Callable[[Any], str]:
 
     def why(document: Any) -> str:
         for block in blocks:
-            kept, reason = get_filter_result(block.filter(document))
-            if not kept:
+            passes, reason = get_filter_result(block.filter(document))
+            if not passes:
                 return f"{name}: {reason}"
         return ""
 
@@ -185,7 +200,8 @@ def quality(name: str, _: int) -> Callable[[Any], str]:
 
 
 def _english() -> Any:
-    """Words and sentences by their punctuation. datatrove's own, spaCy's and NLTK's, want packages or a download."""
+    """A tokenizer of English words and sentences for datatrove's filters, by punctuation alone. datatrove's own ones
+    need spaCy, or NLTK with a download."""
     from datatrove.utils.word_tokenizers import WordTokenizer
 
     class English(WordTokenizer):
@@ -210,17 +226,18 @@ def _english() -> Any:
 def tasks(folder: str) -> dict[str, list[Path]]:
     """{task: files} of a folder of <task>/<split>.jsonl or .jsonl.gz, without the splits that are for training."""
     root = Path(folder)
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for path in sorted([*root.rglob("*.jsonl"), *root.rglob("*.jsonl.gz")]):
         if not path.name.startswith("train"):
-            found.setdefault(path.parent.relative_to(root).as_posix(), []).append(path)
-    return found
+            files.setdefault(path.parent.relative_to(root).as_posix(), []).append(path)
+    return files
 
 
 def index(folder: str, to: Path) -> dict[str, Any]:
-    """Write the n-grams of all tasks where datatrove's filter finds them, and whose rows they are.
+    """Write the hashes of the n-grams of all tasks to the folder `to`, in files for datatrove's filter; and rows.npy,
+    uint64 [n-grams, 3]: hash, number of the task, number of the row.
 
-    Returns {task: {"rows", "short": rows of fewer words, which cannot be found}}.
+    Returns {task: {"rows", "short": rows of fewer than NGRAM words, which cannot be found in a corpus}}.
     """
     import numpy as np
 
@@ -233,10 +250,10 @@ def index(folder: str, to: Path) -> dict[str, Any]:
         for path in paths:
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:  # type: ignore[operator]
                 for line in file:
-                    own = {key for _, key in grams(" ".join(_strings(json.loads(line))))}
-                    owners += [(key, number, rows) for key in own]
-                    hashes |= own
-                    rows, short = rows + 1, short + (not own)
+                    row_hashes = {key for _, key in grams(" ".join(_strings(json.loads(line))))}
+                    owners += [(key, number, rows) for key in row_hashes]
+                    hashes |= row_hashes
+                    rows, short = rows + 1, short + int(not row_hashes)
         about[task] = {"rows": rows, "short": short}
         np.array(sorted(hashes), np.uint64).tofile(to / f"{task.replace('/', '|')}.index.hashes")
     np.save(to / "rows.npy", np.array(owners, np.uint64).reshape(-1, 3))
@@ -244,22 +261,24 @@ def index(folder: str, to: Path) -> dict[str, Any]:
 
 
 def contamination(about: dict[str, Any], to: Path) -> dict[str, Any]:
-    """`about` of `index`, with the numbers of rows found in the corpus, and of documents that held them."""
+    """`about`, which `index` returned, with "found", the rows of each task that the corpus contains, and "documents",
+    those that contain one."""
     import numpy as np
 
     hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
-    seen = np.array(sorted({key for each in hits for key in each["keys"]}), np.uint64)
+    shared = np.array(sorted({key for hit in hits for key in hit["keys"]}), np.uint64)
     owners = np.load(to / "rows.npy")
-    found = np.unique(owners[np.isin(owners[:, 0], seen)][:, 1:], axis=0)
-    documents: Counter[str] = sum((Counter(each["documents"]) for each in hits), Counter())
+    rows = np.unique(owners[np.isin(owners[:, 0], shared)][:, 1:], axis=0)
+    documents: Counter[str] = sum((Counter(hit["documents"]) for hit in hits), Counter())
     return {
-        task: row | {"found": int((found[:, 0] == number).sum()), "documents": documents[task]}
+        task: row | {"found": int((rows[:, 0] == number).sum()), "documents": documents[task]}
         for number, (task, row) in enumerate(about.items())
     }
 
 
 def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
-    """datatrove's filter with the index of `index`; it names the first task, and here all of them are wanted."""
+    """The filter that removes documents which share an n-gram with a task, by the index in `to` (see `index`). It names
+    all such tasks, where datatrove's names the first only."""
     import numpy as np
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 
@@ -278,8 +297,8 @@ def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
         shared = {key: gram for gram, key in grams(document.text) if key in block._index_hashes}
         if not shared:
             return ""
-        found = np.array(list(shared), np.uint64)
-        first, last = np.searchsorted(keys, found), np.searchsorted(keys, found, "right")
+        hashes = np.array(list(shared), np.uint64)
+        first, last = np.searchsorted(keys, hashes), np.searchsorted(keys, hashes, "right")
         named = sorted({names[number] for a, b in zip(first, last, strict=True) for number in numbers[a:b]})
         hits.update(shared)
         documents.update(named)
@@ -290,7 +309,7 @@ def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
 
 
 def _grams() -> Callable[[str], list[tuple[str, int]]]:
-    """text -> [(n-gram of simplified words, its hash), ...], as datatrove's filter has them."""
+    """The function text -> [(n-gram of simplified words, its hash), ...], as datatrove's filter computes them."""
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
     from datatrove.utils.hashing import create_hash_func
     from datatrove.utils.text import ngrams, simplify_text
@@ -303,11 +322,12 @@ def _grams() -> Callable[[str], list[tuple[str, int]]]:
 
 
 def _strings(value: Any) -> Iterator[str]:
+    """All strings in a JSON value, but for the keys of objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _strings(each)
+        for element in value.values() if isinstance(value, dict) else value:
+            yield from _strings(element)
 
 
 # Of documents as tokens
@@ -323,9 +343,14 @@ def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.nd
 def sequence(
     order: str, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, sentence_lengths: np.ndarray
 ) -> np.ndarray:
-    """The documents, given by `starts` and `lengths` in the tokens `flat`, in their order: int64 [documents].
+    """The numbers of the documents in the order in which they are to be read: int64 [documents]. Documents that are
+    equal in what they are sorted by keep their order.
 
-    sentence_lengths: mean characters of the sentences of each document. Of equal documents the first one comes first.
+    Args:
+        order: data.order.
+        flat: the tokens of all documents, one after another.
+        starts, lengths: [documents], where each begins in `flat`, and how many tokens it has.
+        sentence_lengths: [documents], the mean characters of a sentence.
     """
     import numpy as np
 

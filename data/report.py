@@ -1,4 +1,4 @@
-"""The report of a preparation: what every step let through, what it removed and why. report.md and report.json."""
+"""The report of a preparation, report.md and report.json: what each step let through, what it removed and why."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from data.dedup import SHINGLE
 from data.filters import NGRAM, Recipe
 
 SHOWN = 6  # removed documents of each step in report.md; report.json has all examples
-NOTED_SHARE = 0.01  # of documents without a signature, or of unknown tokens, from which a user is told; untuned
+NOTED_SHARE = 0.01  # above this share of documents without a signature, or of unknown tokens, there is a note; untuned
 
 
 def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str, Any], covered: Coverage) -> list[str]:
-    """What a user must hear: a switch that did nothing, problems that were allowed, documents that were empty or too
-    short to be compared, text that the tokenizer has no pieces for."""
+    """Sentences that the user should read: a setting that had no effect, problems that were tolerated, documents that
+    were empty or too short to be compared, text that the tokenizer has no pieces for.
+
+    Args:
+        name: of the corpus.
+        steps: reports of all steps, see `filters.Step`.
+        text: the manifest of the text, from `prepared_text`.
+        covered: of the held-out text.
+    """
     sentences = []
     for step in steps:
-        asked = recipe.dedup if step["step"] == "duplicates" else "on"
-        if asked != "none" and step["in"] == step["out"] and not step["changed"] and not step.get("moved"):
-            what = {"duplicates": f"dedup={recipe.dedup}"}.get(step["step"], step["step"])
-            sentences.append(
-                f"{name}: {what} removed nothing" if "moved" not in step else f"{name}: {what} moved nothing"
-            )
+        setting = f"dedup={recipe.dedup}" if step["step"] == "duplicates" else step["step"]
+        if setting != "dedup=none" and step["in"] == step["out"] and not step["changed"] and not step.get("moved"):
+            sentences.append(f"{name}: {setting} {'moved' if 'moved' in step else 'removed'} nothing")
     if text["problems"]:
         sentences.append(
             f"{name}: {len(text['problems'])} problems in the files, allowed by data.allow_errors; the report "
@@ -43,11 +47,13 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
 
 
 def documents(text: dict[str, Any]) -> int:
-    """How many were compared to find duplicates: those that are left and their copies."""
+    """How many documents were compared to find duplicates: those that are left and their copies. `text`: the text's
+    manifest."""
     return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
 
 
 def _unsigned(text: dict[str, Any]) -> str:
+    """A sentence about the documents that are too short for a MinHash signature."""
     return (
         f"{text['unsigned']:,} of {documents(text):,} documents are shorter than {SHINGLE} words, or characters where "
         "there are no spaces: of these only copies to the letter are found"
@@ -55,13 +61,20 @@ def _unsigned(text: dict[str, Any]) -> str:
 
 
 def write(
-    folder: Path, name: str, recipe: Recipe, text: dict[str, Any], made: dict[str, Any], lengths: Any, source: Path
+    folder: Path, name: str, recipe: Recipe, text: dict[str, Any], tokens: dict[str, Any], lengths: Any, source: Path
 ) -> None:
-    """Write report.md and report.json to `folder`; `lengths`: tokens of each training document."""
+    """Write report.md and report.json to `folder`.
+
+    Args:
+        name: of the corpus.
+        text: the manifest of its text, in the folder `source`.
+        tokens: the manifest of its token files, see `encode.prepared_tokens`.
+        lengths: [documents], tokens of each training document.
+    """
     import numpy as np
 
     keys, counts = np.unique(np.log2(np.maximum(lengths, 1)).astype(int), return_counts=True)
-    rate = made["train"] / made["bytes"]  # tokens per byte of what is left
+    rate = tokens["train"] / tokens["bytes"]  # tokens per byte of what is left
     content = {
         "corpus": name,
         "recipe": recipe._asdict(),
@@ -69,16 +82,16 @@ def write(
         "sha256": text["sha256"],
         "problems": text["problems"],
         "read": text["read"],
-        "notes": made["notes"],
+        "notes": tokens["notes"],
         "unsigned": _unsigned(text),
-        "covered": made["covered"],
+        "covered": tokens["covered"],
         "steps": [
-            step | {"tokens": {side: _tokens(made, step[side], rate) for side in ("in", "out")}}
-            for step in made["steps"]
+            step | {"tokens": {side: _tokens(tokens, step[side], rate) for side in ("in", "out")}}
+            for step in tokens["steps"]
         ],
-        "left": {"documents": made["documents"], "bytes": made["bytes"], "tokens": made["train"]},
-        "valid": text["valid"] | {"tokens": made["valid"]},
-        "domains": made["domains"],
+        "left": {"documents": tokens["documents"], "bytes": tokens["bytes"], "tokens": tokens["train"]},
+        "valid": text["valid"] | {"tokens": tokens["valid"]},
+        "domains": tokens["domains"],
         "tasks": text["tasks"],
         "tokens_per_document": dict(zip(keys.tolist(), counts.tolist(), strict=True)),
     }
@@ -86,10 +99,11 @@ def write(
     (folder / "report.md").write_text(_markdown(content), "utf-8")
 
 
-def _tokens(made: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """Exact where it is what is left; else estimated: what a filter removed is never tokenized."""
-    exact = counts == [made["documents"], made["bytes"]]
-    return {"count": made["train"] if exact else round(counts[1] * rate), "estimated": not exact}
+def _tokens(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
+    """{"count", "estimated"}: the tokens of `counts`, [documents, bytes]. They are known of the text that is left in
+    the end; otherwise estimated at `rate` tokens per byte, since text that a filter removed is never tokenized."""
+    exact = counts == [manifest["documents"], manifest["bytes"]]
+    return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 
 
 def _markdown(content: dict[str, Any]) -> str:
@@ -102,7 +116,8 @@ def _markdown(content: dict[str, Any]) -> str:
         f"Text: {content['text']}, sha256 {content['sha256']}.",
         "",
     ]
-    lines += [f"* {note}" for note in content["notes"]] + [""] * bool(content["notes"])
+    if content["notes"]:
+        lines += [*(f"* {note}" for note in content["notes"]), ""]
     lines += [
         "## Steps",
         "",
@@ -117,7 +132,7 @@ def _markdown(content: dict[str, Any]) -> str:
             for side in ("in", "out")
         ]
         why = [f"{reason}: {count:,}" for reason, count in step["reasons"].items()]
-        why += [f"{step['changed']:,} documents shortened"] * bool(step["changed"])
+        why += [f"{step['changed']:,} documents shortened"] if step["changed"] else []
         why += [f"{step['moved']:,} documents moved"] if "moved" in step else []
         lines.append(
             f"| {step['step']} | {step['in'][0]:,} | {step['out'][0]:,} | {step['in'][1]:,} | "

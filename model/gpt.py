@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import attention
+from model import attention, position
 from model.config import ModelConfig
 from model.init import initialise
+from model.kernels import cross_entropy
 from model.kernels.gelu import gelu
 from model.linear import Layers, Linear
 from model.mlp import MLPS
@@ -21,6 +22,13 @@ from model.norm import NORMS
 from model.objective import OBJECTIVES, Batch
 from model.position import POSITIONS
 from model.shard import SINGLE, Ranks
+
+
+def prepare_to_compile() -> None:
+    """Call before torch.compile: what a graph takes as it is, in place of looking into it. Not done at import, since
+    torch loads its compiler for it, which takes a second or two that an uncompiled run does not need."""
+    cross_entropy.prepare_to_compile()
+    position.prepare_to_compile()
 
 
 class Attention(nn.Module):
@@ -144,6 +152,7 @@ class GPT(nn.Module):
         self.transform = TRANSFORMS[cfg.head_transform](cfg)
         self.head: Any = None if cfg.tied else layers.column(cfg.hidden, cfg.padded_vocab, bias=False)
         self.output: Any = OutputBias(cfg, tp) if cfg.output_bias else None
+        self.attention_kernel: str | None = None  # on a GPU; see attention.prepare
         initialise(self, cfg, seed, tp)
 
     @property
@@ -176,7 +185,15 @@ class GPT(nn.Module):
         dropout = (self.cfg.attn_dropout if self.training else 0.0) if self.cfg.attn_dropout else None
         heads, objective = self.cfg.heads // self.tp.size, self.objective
         attend = attention.prepare(
-            self.position, heads, x_BTD, dropout, arrangement, objective, extents_B, self.cfg.qk_scaling
+            self.position,
+            heads,
+            x_BTD,
+            dropout,
+            arrangement,
+            objective,
+            extents_B,
+            self.cfg.qk_scaling,
+            self.attention_kernel,
         )
         if dropout:
             attend = self.tp.own_noise(attend)

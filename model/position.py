@@ -20,6 +20,11 @@ class Position(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether the scheme adds to the scores (ALiBi): whether it has a `bias` of its own."""
+        return type(self).bias is not Position.bias
+
     def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
         """Acts on the token embeddings (learned, sinusoidal). `at_BT`: where the tokens stand, if not at 0 to T - 1."""
         return x_BTD
@@ -98,7 +103,11 @@ class Rotary(Position):
         return rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)
 
 
-@torch.compiler.assume_constant_result  # or else computed anew for every head of every sequence
+def prepare_to_compile() -> None:
+    """In a compiled graph rotary's cosines and sines are constants, or else computed anew for every head."""
+    torch.compiler.assume_constant_result(_waves)
+
+
 def _waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines [T, K] of the angles by which rotary turns."""
     # fp32: in bf16 the angles of neighbouring late positions would coincide

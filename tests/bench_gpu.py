@@ -34,7 +34,7 @@ import torch
 from ablations.config import ConfigError, resolve
 from launch import engine, preflight
 from model import count
-from model.gpt import GPT
+from model.gpt import GPT, prepare_to_compile
 from model.memory import estimate
 from model.objective import Batch
 from tests.bench_gpu_check import LONG, POSITIONS, wrong, wrong_in_fp8
@@ -229,6 +229,7 @@ def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callabl
     micros = data.to(torch.device(device)).split(run.layout.micro_batch)
     masters = [p.detach().float().requires_grad_() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    prepare_to_compile()
     loss = torch.compile(model.loss, dynamic=False) if device == "cuda" else model.loss
     began = time.perf_counter()
     torch.autograd.grad(loss(micros[0]), weights)

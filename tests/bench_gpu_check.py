@@ -17,7 +17,7 @@ from ablations.config import Run, resolve
 from launch import engine
 from model import attention, proof
 from model.fp8 import FP8_LAYERS
-from model.gpt import GPT
+from model.gpt import GPT, prepare_to_compile
 from model.linear import Layers
 from model.objective import Batch
 
@@ -64,6 +64,7 @@ def wrong_in_fp8(device: str) -> list[str]:
     faults = [] if found.passed and found.value == "fp8" else [f"fp8: {found.value}, {found.detail}"]
     batch = model.objective.batch(rows)
     exact = reading(exact_model, batch, exact_model.loss)
+    prepare_to_compile()
     ours = reading(model, batch.to(torch.device(device)), torch.compile(model.loss) if device == "cuda" else model.loss)
     for name, ideal, mine in zip(["loss", *(n for n, _ in model.named_parameters())], exact, ours, strict=True):
         error, allowed = float((mine - ideal).norm() / ideal.norm()), 0.001 if name == "loss" else 0.25
@@ -88,6 +89,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL) -> list[s
     model, there = model.to(device, torch.bfloat16), batch.to(torch.device(device))
     with mock.patch.object(attention, "fused", attention.plain):
         written_out = reading(model, there, model.loss)
+    prepare_to_compile()
     ours = reading(model, there, torch.compile(model.loss) if device == "cuda" else model.loss)
     faults = []
     for name, ideal, theirs, mine in zip(

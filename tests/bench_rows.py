@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ablations.config import Run, resolve
 from launch import engine
-from model.gpt import GPT
+from model.gpt import GPT, prepare_to_compile
 
 Step = Callable[[], object]
 
@@ -98,6 +98,8 @@ def peer(model: torch.nn.Module, run: Run, rows: torch.Tensor, setting: str) -> 
         out = model(x)
         return cross_entropy(getattr(out, "logits", out).flatten(0, 1).float(), y.flatten())
 
+    if "compiled" in setting:
+        prepare_to_compile()
     run_loss = torch.compile(loss) if "compiled" in setting else loss
 
     def step() -> None:

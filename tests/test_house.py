@@ -11,6 +11,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -26,7 +27,7 @@ MAY = {  # a package -> the packages that its files may import
     "eval": {"ablations", "data", "eval.statistics", "eval.tasks", "model"},
     "eval.statistics": set(),
     "eval.finetune": {"ablations", "eval", "model"},
-    "eval.tasks": {"ablations", "data", "eval", "eval.statistics", "model"},
+    "eval.tasks": {"ablations", "data", "eval.statistics", "model"},
     "eval.report": {
         "ablations",
         "ablations.plan",
@@ -48,7 +49,14 @@ MAY = {  # a package -> the packages that its files may import
 }
 STARTED = {  # a file -> the commands that it starts in processes of their own: arrows that no import shows
     "launch/run.sh": {"launch.local", "launch.slurm.attempts", "launch.slurm.submit", "launch.train"},
-    "launch/local.py": {"data.prepare", "eval", "eval.finetune", "eval.report", "launch.train"},
+    "launch/local.py": {
+        "data.prepare",
+        "eval",
+        "eval.finetune",
+        "eval.report",
+        "eval.report.undecided",
+        "launch.train",
+    },
     "launch/slurm/submit.py": {"eval", "eval.report"},
     "eval/judge.py": {"eval"},  # itself, on each GPU
 }
@@ -112,14 +120,25 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     tuple(graphlib.TopologicalSorter(OURS).static_order())  # raises CycleError, which names the circle
 
 
+def test_what_others_import_from_eval_is_there_and_costs_nothing_until_then() -> None:
+    code = (
+        "import sys, eval; assert not {name for name in sys.modules if name.startswith(('lm_eval', 'torch', 'eval.'))}"
+    )
+    code += "; from eval import mirror; assert mirror.names(['piqa']) == ['piqa'] and 'lm_eval' not in sys.modules"
+    code += "; from eval import harness, location; assert harness.definitions(['piqa'])['piqa'].source.split"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    with pytest.raises(ImportError):
+        from eval import nonesuch  # noqa: F401
+
+
 def test_a_foreign_library_is_known_where_contributing_says() -> None:
     known = {
         "deepspeed": {"launch.engine"},
         "wandb": {"launch.log"},
         "lm_eval": {"eval.tasks.harness", "eval.tasks.definitions", "eval.tasks.scorer"},
         "megatron": {"data.batches", "model.parallel"},
-        "sentencepiece": {"data.tokenizer"},
-        "gigatoken": {"data.tokenizer"},
+        "sentencepiece": {"data.sentencepiece_model"},
+        "gigatoken": {"data.byte_bpe"},
         "datatrove": {"data.text", "data.dedup", "data.filters", "data.execute"},
         "transformers": {"model.hub", "eval.export", "eval.finetune.classifier"},
         "ray": {"data.execute"},
@@ -172,21 +191,61 @@ def test_every_file_that_is_named_is_there() -> None:
     assert missing == set()
 
 
-def test_make_takes_what_its_command_line_says_and_nothing_from_the_environment() -> None:
-    def make(**given: str) -> list[list[str]]:
-        words = [f"{name}={value}" for name, value in given.items()]
-        env = os.environ | {name: "elsewhere" for name in ("OUT", "SET", "WORKERS", "FROM", "KIND", "OPTIONS", "POS")}
-        env = {name: value for name, value in env.items() if not name.startswith(("MAKE", "MFLAGS"))}  # of `make test`
-        command = ["make", "-n", "-o", ".venv/ready", *words]
-        said = [
-            subprocess.run([*command, target], env=env, cwd=ROOT, capture_output=True, text=True).stdout
-            for target in ("data", "ablation")
-        ]
-        return [shlex.split(each.replace("\\\n", " ")) for each in said]
+def made(*words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """What `make` with these words would run."""
+    env = os.environ | (environment or {})
+    env = {name: value for name, value in env.items() if not name.startswith(("MAKE", "MFLAGS"))}  # of `make test`
+    command = ["make", "-n", "-o", ".venv/ready", *words]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
 
-    data, ablation = make(CORPUS="c4", ACT="geglu")
-    assert data[3:] == ["c4", "--store", "runs/data"] and ablation[3:] == ["ACT=geglu"]
-    data, ablation = make(CORPUS="c4", FROM="/a folder", OUT="o", SET="data.dedup=exact data.quality=c4", POS="alibi")
-    assert data[3:8] == ["c4", "--from", "/a folder", "--store", "o/data"]
-    assert data[8:] == ["--set", "data.dedup=exact", "data.quality=c4"]
-    assert sorted(ablation[3:]) == sorted(["POS=alibi", "OUT=o", "SET=data.dedup=exact data.quality=c4"])
+
+def test_make_takes_what_its_command_line_says_and_nothing_from_the_environment() -> None:
+    elsewhere = {name: "elsewhere" for name in ("OUT", "SET", "WORKERS", "FROM", "KIND", "OPTIONS", "POS")}
+
+    def typed(*words: str) -> list[str]:
+        return shlex.split(made(*words, environment=elsewhere).stdout.replace("\\\n", " "))[3:]
+
+    assert typed("data", "CORPUS=c4") == ["c4", "--store", "runs/data"] and typed("ablation", "ACT=geglu") == [
+        "ACT=geglu"
+    ]
+    settings = "SET=data.dedup=exact data.quality=c4"
+    data = typed("data", "CORPUS=c4", "FROM=/a folder", "OUT=o", settings)
+    assert data == ["c4", "--from", "/a folder", "--store", "o/data", "--set", "data.dedup=exact", "data.quality=c4"]
+    assert sorted(typed("ablation", "POS=alibi", "OUT=o", settings)) == sorted(["POS=alibi", "OUT=o", settings])
+    assert typed("report", "RUNS=a b", "BESIDE=all") == ["RUNS=a b", "BESIDE=all"]
+    assert typed("eval-data", "TASKS=gsm8k", "SHOTS=5")[-4:] == ["--tasks", "gsm8k", "--shots", "5"]
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (["cram", "ON=slurm"], "make cram does not use ON. It takes ACT "),
+        (["ablation", "POS=alibi", "BUDGET=10m"], "make ablation does not use BUDGET"),
+        (["POS=alibi", "RUNS=a"], "make ablation does not use RUNS"),
+        (["status", "POS=alibi", "NODES=4"], "make status does not use NODES"),
+        (["data", "CORPUS=c4", "POS=alibi"], "make data does not use POS. It takes CORPUS "),
+        (["help", "POS=alibi"], "make help does not use POS. It takes no words"),
+        (["ablation", "POSS=alibi"], "make ablation does not use POSS"),
+        (["cram", "BUDGET="], "BUDGET= is empty"),
+        (["cram", "BUDGET=18 weeks, 52x8 A100-80"], "is no time by the wall clock such as 10m or 24h; machines for"),
+        (["glue"], "make glue needs RUN="),
+        (["export", "TO=x"], "make export needs RUN="),
+        (["export", "RUN=x"], "make export needs TO="),
+        (["data"], "make data needs CORPUS="),
+        (["laws"], "make laws needs RUNS="),
+    ],
+)
+def test_make_says_which_words_a_command_takes_and_which_it_lacks(words: list[str], why: str) -> None:
+    done = made(*words, environment={"RUN": "elsewhere", "TO": "elsewhere", "CORPUS": "elsewhere"})
+    assert done.returncode == 2 and why in done.stderr and "python" not in done.stdout
+
+
+def test_every_command_of_make_says_its_words_and_help_names_it() -> None:
+    text = (ROOT / "Makefile").read_text()
+    commands = {name for line in re.findall(r"^\.PHONY: (.*)$", text, re.M) for name in line.split()}
+    wordless = {"check", "loc", "help", "clean"}
+    known = {*re.findall(r"^TAKES_([\w-]+) :=", text, re.M), *re.findall(r"foreach goal,([\w -]+),", text)[0].split()}
+    assert commands == known | wordless
+    header = text.partition("\n\n")[0]
+    assert {"cram", "glue", "plan", "report", "ladder", "laws", "diff"} <= set(re.findall(r"make ([\w-]+)", header))
+    assert "BUDGET=" in header

@@ -21,7 +21,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import normalizers
 
 from ablations import rundir
-from data.tokenizer import SPACE, SentencePiece, load_tokenizer, train
+from data.sentencepiece_model import SPACE, SentencePiece
+from data.tokenizer import load_tokenizer, train
 from eval import export
 from model import hub
 from model.config import ModelConfig

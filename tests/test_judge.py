@@ -278,7 +278,8 @@ def lossy(tmp_path: Path):
     """A SentencePiece model of Latin letters alone, in which nothing stands for a byte."""
     import sentencepiece
 
-    from data.tokenizer import OPTIONS, load_tokenizer
+    from data.sentencepiece_model import OPTIONS
+    from data.tokenizer import load_tokenizer
 
     content = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -449,7 +450,13 @@ def test_everything_that_makes_two_results_comparable_is_written(run):
         ("ifeval", ""),
         ("graphwalks", ""),
         ("scrolls_quality", ""),
+        ("slr_bench_basic", ""),  # ends the process where Prolog is not installed
+        ("longbench_2wikimqa", ""),
+        ("tinyArc", ""),
         ("squadv2", "code of its own"),
+        ("blimp_nl", "changes its tasks"),
+        ("cieacova_choice", "names no data set of the hub"),
+        ("french_bench_orangesum_abstract", "is not on the hub"),
         ("mmlu_nonesuch*", "no task of lm-eval has a name like"),
     ],
 )

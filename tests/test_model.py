@@ -21,7 +21,7 @@ from transformers import (
 
 from model import attention, count
 from model.config import ModelConfig
-from model.gpt import BLOCKS, GPT
+from model.gpt import BLOCKS, GPT, prepare_to_compile
 from model.mlp import MLPS
 from model.norm import NORMS
 from model.objective import OBJECTIVES, Batch, Objective, Prefix, SpecialTokens
@@ -497,6 +497,7 @@ def test_learned_positions_end_where_they_were_trained_and_others_do_not() -> No
 def test_all_blocks_are_one_graph_for_the_compiler(changes: dict[str, Any], dtype: torch.dtype) -> None:
     """It says nothing where a graph breaks, and runs slower: a question that only evaluation asks once cost 3%."""
     torch._dynamo.reset()  # it gives up on a function that is compiled anew too often
+    prepare_to_compile()
     cfg = replace(SMALL, **changes)
     model = GPT(cfg).to(dtype).train()
     extents_B = model.objective.batch(tokens(cfg, cfg.seq + 1, B=2), tokens=SpecialTokens(0)).extents_B
@@ -509,6 +510,7 @@ def test_all_blocks_are_one_graph_for_the_compiler(changes: dict[str, Any], dtyp
 def test_so_they_are_with_the_executor_of_a_gpu(pos: str, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """FlexAttention and its masks, without a gradient, which it has on GPUs only."""
     torch._dynamo.reset()
+    prepare_to_compile()
     cfg = replace(SMALL, pos=pos, objective=objective, seq=256)
     model = GPT(cfg).requires_grad_(False)
     batch = model.objective.batch(tokens(cfg, 257, B=2), tokens=SpecialTokens(0))

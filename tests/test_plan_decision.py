@@ -46,7 +46,8 @@ def test_shapes_keep_to_the_rules_and_fit(nodes: int, low: float, name: str) -> 
         assert low <= shape.parameters <= 1.5 * low and verdict(each.gib, gpu) != "does not fit"
         assert layout.dp * layout.tp * layout.pp == 8 * nodes and (shape.layers + 2) % layout.pp == 0
         assert shape.hidden % (128 * layout.tp) == 0 and shape.heads % layout.tp == 0
-        assert shape.heads // layout.tp * layout.micro_batch % 4 == 0 and layout.micro_batches % 1 == 0
+        # heads x micro-batch on a rank is BigScience's rule; its own rows say that heads alone count (104 at 26 a rank)
+        assert shape.heads // layout.tp % 4 == 0 and layout.micro_batches % 1 == 0
 
 
 @pytest.mark.parametrize("low, high", [(2e11, 1e11), (0, 1e11), (-1, 1e11)])
@@ -65,7 +66,7 @@ def test_the_decision_is_that_of_2022_and_says_what_others_would_be() -> None:
     assert [round(size / 1e9) for size in found.sizes] == [162, 216]
     assert found.chosen and found.chosen.words == "70 x 14336 x 112"
     by_law = {name: (n, d) for name, n, d, *_ in found.optima}
-    assert by_law["BigScience 2022"] == pytest.approx((392e9, 165e9), rel=0.01)
+    assert by_law["Kaplan 2020"] == pytest.approx((392e9, 165e9), rel=0.01)
     assert by_law["Hoffmann 2022, ways 1 and 2"] == pytest.approx((57e9, 1.14e12), rel=0.01)
     mean, low, high = found.tokens_in_time(found.chosen)
     assert 366e9 < low < mean < high < 500e9  # BLOOM saw 366B
@@ -133,9 +134,18 @@ def test_a_decision_as_json_and_for_a_small_budget(tmp_path: Path, capsys: pytes
         (["BUDGET=4500 PF-days"], "machines for a time"),
         (["BUDGET=300B tokens"], "machines for a time"),
         (["BUDGET=-1 weeks, 8x8 a100"], "above 0"),
-        ([f"BUDGET={STUDY}", "NEED=many"], "no number|unit|known accelerator"),
-        ([f"BUDGET={STUDY}", "NEED=300B EUR"], "no unit|tokens are needed"),
+        ([f"BUDGET={STUDY}", "NEED=many"], "tokens are needed, from and to"),
+        ([f"BUDGET={STUDY}", "NEED=300B EUR"], "tokens are needed, from and to"),
         ([f"BUDGET={STUDY}", "FORMAT=svg"], "for a study"),
+        (["BUDGET=inf weeks, 8x8 a100"], "no number that is finite"),
+        (["BUDGET=18 weeks, 8x8 a100, 8 spare"], "cannot be spare"),
+        (["BUDGET=3000 weeks, 8x8 a100"], "years are more than"),
+        ([f"BUDGET={STUDY}", "NEED=-3B"], "tokens are needed, from and to"),
+        ([f"BUDGET={STUDY}", "NEED=300B-"], "tokens are needed, from and to"),
+        ([f"BUDGET={STUDY}", "NEED=1e40B"], "more text than there is"),
+        ([f"BUDGET={STUDY}", "PRICE=2"], "belongs to a budget of money"),
+        ([f"BUDGET={STUDY}", "FORMAT=json", "TO=somewhere"], "writes none"),
+        ([f"BUDGET={STUDY}", "TO=/proc/nothing"], "no folder that can be written"),
     ],
 )
 def test_a_decision_that_cannot_be_made_ends_with_2(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from scipy import stats
 
 from ablations.plan import ladder
 from ablations.plan.ladder import Extrapolation, Pair, Score, extrapolate, order_accuracy
-from ablations.plan.laws import Hoffmann
+from ablations.plan.published_laws import Hoffmann
 from ablations.study import from_args
 from ablations.values import ConfigError
 
@@ -184,11 +185,23 @@ def test_the_command_reads_runs_fits_and_counts_itself(tmp_path: Path, capsys: p
         (["--sizes", "nano,mini,small", "--target", "nano", "POS=alibi"], "no more compute"),
         (["--sizes", "nano,mini,small", "POS=alibi", "OUT=/nowhere/é"], "not finished and judged"),
         (["--sizes", "nano,mini,small", "POS=alibbi"], "alibi"),
+        (["--sizes", "nano,mini,small", "POS=alibi", "SEEDS=1", "--list"], "two seeds"),
+        (["--sizes", "nano,mini,small"], "no question asked"),
+        (["--sizes", "", "POS=alibi"], "3 sizes or more"),
     ],
 )
 def test_bad_words_end_with_2(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
     assert ladder.main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_intervals_of_several_arms_stand_side_by_side() -> None:
+    gaps: list[Callable[[float], float]] = [lambda n: -0.02, lambda n: 0.01, lambda n: 0.0]
+    pairs = simulated(gaps, np.random.default_rng(1), 2, 0.004)
+    drawn = ladder.figure(pairs, extrapolate(pairs, compute(TARGET)), compute(TARGET))
+    upright = [re.match(r"M([\d.]+) [\d.]+L([\d.]+) ", path) for path in re.findall(r'd="([^"]+)" class="line', drawn)]
+    places = {match[1] for match in upright if match and match[1] == match[2]}
+    assert len(places) == 3 and "PFLOP of a run" in drawn
 
 
 def test_the_verdict_is_of_the_interval() -> None:

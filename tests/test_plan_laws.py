@@ -3,15 +3,16 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ablations.config import resolve
-from ablations.plan import laws
-from ablations.plan.laws import BESIROGLU, CannotTell, Point, fit, without_largest
+from ablations.plan import best_size, laws, published_laws
+from ablations.plan.law_fit import CannotTell, Point, fit, without_largest
+from ablations.plan.published_laws import BESIROGLU
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError
 from model.count import parameters
@@ -29,16 +30,16 @@ def simulated(law: Callable[[float, float], float], noise: float = 0.0, seed: in
 
 
 def test_published_optima_at_4500_pf_days() -> None:
-    n, d = laws.bigscience(4500 * PF_DAY)
-    assert (round(n / 1e9), round(d / 1e9)) == (392, 165)
-    n, d = laws.twenty(4500 * PF_DAY)
+    n, d = published_laws.kaplan(4500 * PF_DAY)
+    assert (round(n / 1e9), round(d / 1e9)) == (392, 165) and 6 * n * d == pytest.approx(4500 * PF_DAY)
+    n, d = published_laws.twenty(4500 * PF_DAY)
     assert n == pytest.approx(57e9, rel=0.01) and d == pytest.approx(1.14e12, rel=0.01)
-    n, d = laws.kaplan(4500 * PF_DAY)
+    n, d = published_laws.kaplan_size_alone(4500 * PF_DAY)
     assert n == pytest.approx(604e9, rel=0.01) and d == pytest.approx(107e9, rel=0.01)
 
 
-@pytest.mark.parametrize("law", [laws.HOFFMANN_3, BESIROGLU])
-def test_the_optimum_is_the_least_loss_at_its_compute(law: laws.Hoffmann) -> None:
+@pytest.mark.parametrize("law", [published_laws.HOFFMANN_3, BESIROGLU])
+def test_the_optimum_is_the_least_loss_at_its_compute(law: published_laws.Hoffmann) -> None:
     n, d = law.optimum(1e22)
     assert 6 * n * d == pytest.approx(1e22)
     others = [law.loss(n * factor, d / factor) for factor in (0.5, 0.9, 1.1, 2)]
@@ -120,21 +121,21 @@ def test_hoffmanns_first_two_ways_find_the_exponent() -> None:
         for c in (1e18, 1e19, 1e20)
         for n in np.geomspace(0.3, 3, 7) * BESIROGLU.optimum(c)[0]
     ]
-    coefficient, found = laws.isoflop(equal)
+    coefficient, found = best_size.isoflop(equal)
     assert found == pytest.approx(exponent, abs=0.005)
     assert coefficient * 1e19**found == pytest.approx(BESIROGLU.optimum(1e19)[0], rel=0.03)
     curves = [
         Point(n, d, BESIROGLU.loss(n, d)) for n in np.geomspace(3e6, 3e9, 25) for d in np.geomspace(1, 300, 60) * n
     ]
-    assert laws.envelope(curves)[1] == pytest.approx(exponent, abs=0.05)
+    assert best_size.envelope(curves)[1] == pytest.approx(exponent, abs=0.05)
     with pytest.raises(CannotTell, match="three sizes"):
-        laws.envelope([point for point in curves if point.n < 4e6])
+        best_size.envelope([point for point in curves if point.n < 4e6])
     with pytest.raises(CannotTell, match="best size inside"):
-        laws.isoflop([point for point in equal if point.n < BESIROGLU.optimum(point.compute)[0]])
+        best_size.isoflop([point for point in equal if point.n < BESIROGLU.optimum(point.compute)[0]])
 
 
-def finished(folder: Path, tokens: int, corpora: str = "pydocs", size: str = "nano") -> Path:
-    run = resolve([("size", size), ("train.tokens", tokens), ("eval.corpora", corpora)])
+def finished(folder: Path, tokens: int, corpora: str = "pydocs", size: str = "nano", schedule: str = "cosine") -> Path:
+    run = resolve([("size", size), ("train.tokens", tokens), ("eval.corpora", corpora), ("train.schedule", schedule)])
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"config": asdict(run), "fingerprint": run.fingerprint}))
     loss = BESIROGLU.loss(parameters(run.model), tokens)
@@ -148,11 +149,39 @@ def test_runs_are_read_from_their_directories(tmp_path: Path, capsys: pytest.Cap
     assert [(point.n, point.d) for point in points] == [(1350400, 100_000), (1350400, 200_000)]
     with pytest.raises(ConfigError, match="no common loss"):
         laws.read_points([*folders, finished(tmp_path / "other", 100_000, "pycode")])
+    with pytest.raises(ConfigError, match="named twice"):
+        laws.read_points([*folders, tmp_path / ".." / tmp_path.name / "é100000"])
     with pytest.raises(ConfigError, match="nothing"):
         laws.read_points([tmp_path / "nothing"])
     (folders[1] / "eval.json").write_text("{")
     with pytest.raises(ConfigError, match="eval.json"):
         laws.read_points(folders)
+
+
+def test_a_run_that_falls_several_times_gives_several_points(tmp_path: Path) -> None:
+    total = 1 << 20
+    for schedule in ("warmup-stable-decay-stable", "warmup-stable-decay"):
+        folder = finished(tmp_path / schedule, total, schedule=schedule)
+        for step, tokens in ((51, total // 10), (128, total // 4), (256, total // 2)):
+            scores = {"bits_per_byte": {"value": tokens / total, "stderr": 0.01}, "step": step, "tokens": tokens}
+            (folder / f"eval-step_{step}.json").write_text(json.dumps(scores))
+        points = laws.read_points([folder])
+        # at a tenth of the budget, and of any other schedule anywhere, the rate has not fallen
+        shares = [point.d / total for point in points]
+        assert shares == ([0.25, 0.5, 1] if schedule.endswith("stable") else [1])
+        assert [point.loss for point in points[:-1]] == shares[:-1] and {point.run for point in points} == {str(folder)}
+
+
+def test_points_of_one_run_are_not_taken_for_independent_ones() -> None:
+    """Every point twice as the same run: nothing is known that was not known, and the intervals stay as wide."""
+    points = [replace(point, run=str(i)) for i, point in enumerate(simulated(BESIROGLU.loss, 0.003))]
+
+    def width(points: list[Point]) -> float:
+        low, high = fit(points, resamples=60).interval(lambda values: values["alpha"])
+        return high - low
+
+    assert width(points * 2) == pytest.approx(width(points), rel=1e-3)
+    assert width([replace(point, run="") for point in points * 2]) < 0.85 * width(points)
 
 
 def test_the_command_fits_draws_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -166,6 +195,8 @@ def test_the_command_fits_draws_and_refuses(tmp_path: Path, capsys: pytest.Captu
     assert "alpha  0.3478" in said and "beta   0.3658" in said and "way 2, equal compute: cannot be told" in said
     assert "without its largest size, 13.9M parameters, it is off there by" in said
     assert (tmp_path / "law.svg").read_text().count("<circle") >= 16
+    assert laws.main([]) == 2
+    assert "no runs are named" in capsys.readouterr().err
     assert laws.main(folders[:4]) == 2
     assert "cannot determine a law" in capsys.readouterr().err
     assert laws.main([*folders[:4], "--form", "compute"]) == 2  # one size: no larger one to hold out

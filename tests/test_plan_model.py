@@ -181,10 +181,18 @@ def test_rows_of_other_layouts_and_days_are_within_a_tenth_and_make_the_interval
 def test_every_group_is_predicted_within_a_tenth_in_the_median() -> None:
     told = json.loads(CALIBRATION.read_text())
     for group in calibrate.HOLD_OUT:
-        assert told[group]["median error"] < 0.10
+        assert told[group]["median error"] < 0.10 and told[group]["rank correlation"] > 0.9
     assert told["memory"]["median error"] < 0.10
-    for group in ("Megatron-DeepSpeed, a100-80", "llm-foundry, a100-80", "llm-foundry, a100-40", "llm-foundry, h100"):
-        assert told[group]["rank correlation"] > 0.9
+
+
+def test_two_gpus_of_a_node_without_a_switch_have_the_links_between_them_alone() -> None:
+    """NVLink 2: 25 GB/s a link, two of six to each other GPU of four. MI300X: 64 GB/s to each of seven."""
+    assert GPUS["v100-32"].link_among(2) == 50e9 and GPUS["v100-32"].link_among(4) == 150e9
+    assert GPUS["mi300x"].link_among(2) == pytest.approx(64e9) and GPUS["mi300x"].link_among(8) == 448e9
+    assert GPUS["a100-80"].link_among(2) == GPUS["a100-80"].link_among(8) == 300e9
+    layout = Layout(8, 2, 1, 1, 512, 1, False)
+    pair = predict(GPT3_1B3, layout, GPUS["v100-32"])
+    assert pair.seconds == pytest.approx(39, rel=0.1)  # bigscience experiments/tr3m-1B3.md; 32 by a link of 150 GB/s
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ablations.__main__ import main
 from ablations.config import resolve
 from ablations.plan import site_speed
 from ablations.plan.command import machines, split
-from ablations.plan.hardware import GPUS, hardware
+from ablations.plan.hardware import GPUS, accelerator, hardware
 from ablations.plan.layouts import best_few, memory, search
 from ablations.plan.study_cost import cost, figure
 from ablations.plan.throughput import Layout, Shape, predict
@@ -169,7 +169,7 @@ def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
 
 def test_devices_are_known_by_what_torch_calls_them() -> None:
     names = ["NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-40GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 80GB HBM3", "cpu"]
-    assert [site_speed.accelerator(name) for name in names] == ["a100-80", "a100-40", "v100-32", "h100", ""]
+    assert [accelerator(name) for name in names] == ["a100-80", "a100-40", "v100-32", "h100", ""]
 
 
 def test_the_picture_says_what_costs_what() -> None:
@@ -202,6 +202,12 @@ def test_hardware_is_named_in_several_ways() -> None:
         (["POS=alibi", "ON=a100", "PRICE=-1"], "above 0"),
         (["FORMAT=json"], "ON=hardware"),
         (["POS=alibi", "ON="], "empty"),
+        (["POS=alibi", "ON=a100", "NEED=3B"], "NEED: only for what to train"),
+        (["POS=alibi", "ON=a100", "TO=x", "NEED=3B"], "NEED and TO: only"),
+        (["POS=alibi", "ON=a100", "PRICE=2"], "belongs to a budget of money"),
+        (["POS=alibi", "ON=99999999999x8 a100"], "more than 1,000,000 GPUs"),
+        (["POS=alibi", "ON=a100", "BUDGET=300B tokens"], "has no GPU-hours"),
+        (["POS=alibi", "ON=a100", "BUDGET=1000 EUR"], "PRICE= of one GPU-hour is missing"),
     ],
 )
 def test_bad_words_end_with_2_and_say_what_is_allowed(

@@ -1,5 +1,6 @@
 """The report (eval/report) on run directories made by a fixed recipe, and in a browser."""
 
+import csv
 import dataclasses
 import errno
 import gzip
@@ -772,6 +773,30 @@ def test_the_suite_has_its_three_means_and_all_runs_choose_the_tasks_of_the_last
         corrected = 100 * ((value - 0.25) / 0.75).mean()
         assert f"| {arm} | {100 * value.mean():.2f} ± {5 / 27**0.5:.2f} | {corrected:.2f} ± " in page
         assert f" | {100 * value[:, able].mean():.2f} |" in page
+
+
+def test_the_number_of_examples_in_the_prompts_is_in_every_table(study, tmp_path):
+    shots = {"piqa": 0, "copa": 5}
+    for arm in study.arms:
+        for seed in study.seeds:
+            folder = study.cell(arm, seed).dir
+            entry = json.loads((folder / "eval.json").read_text())["tasks"][TASK]
+            samples = gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).decode()
+            lines = [json.loads(line) for line in samples.splitlines()]
+            for name, number in shots.items():
+                data = {"path": "a/b", "config": "default", "split": "test", "sha256": "beef", "rows": 200}
+                other = {**entry, "shots": number, "data": data, "guess": entry["chance"], "mean": False, "suite": True}
+                change(folder / "eval.json", "tasks", name, to=other)
+                samples += "".join(json.dumps({**x, "task": name}) + "\n" for x in lines if x["task"] == TASK)
+            score = {"value": 100 * entry["value"], "stderr": 1.0, "chance": 5.0, "tasks": 2, "of": 27}
+            change(folder / "eval.json", "suite", to=score)
+            (folder / "samples.jsonl.gz").write_bytes(gzip.compress(samples.encode(), mtime=0))
+    text = report(study, tmp_path / "out")
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "| piqa, 0 shots |" in page and "| copa, 5 shots |" in page and f"| {TASK} |" in page
+    rows = list(csv.DictReader((tmp_path / "out/results.csv").open()))
+    assert {row["task"]: row["shots"] for row in rows if row["task"] in shots} == {"piqa": "0", "copa": "5"}
+    assert "tasks with 0 or 5 examples in each prompt" in text and "zero-shot tasks" not in text
 
 
 BROWSER = next(
@@ -1604,6 +1629,7 @@ def register(study: Study, criteria: Criteria) -> None:
         "margin": {name: f"{margin:g} {METRICS[name]}" for name, margin in criteria.margins.items()},
         "seeds": [1, criteria.seeds],
         "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
+        "noise_floor": criteria.noise_floor.identity if criteria.noise_floor else "",
     }
     for arm in study.arms:
         for seed in study.seeds:

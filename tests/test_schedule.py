@@ -21,8 +21,20 @@ POINTS = {
     "dive": {0.1: 0.5, 0.2: 1.0, 0.5: 1.0, 0.75: 0.5, 1.0: 0.0},
     "dive-slow": {0.1: 0.5, 0.25: 1.0, 0.625: 0.5, 1.0: 0.0},
     "warmup-stable-decay": {0.1: 0.5, 0.2: 1.0, 0.8: 1.0, 0.85: 0.5, 1.0: 0.0},
+    "warmup-stable-decay-stable": {
+        0.1: 0.5,
+        0.2: 1.0,
+        0.2125: 0.5,
+        0.25: 0.0,
+        0.26: 1.0,
+        0.4: 1.0,
+        0.425: 0.5,
+        0.5: 0.0,
+    }
+    | {0.51: 1.0, 0.8: 1.0, 0.85: 0.5, 1.0: 0.0},
     "one-cycle": {0.0: 0.0, 0.25: 0.5, 0.5: 1.0, 0.75: 0.5, 1.0: 0.0},
     "budget-triangle2": {0.0: 0.25, 0.25: 0.5, 0.75: 1.0, 0.875: 0.5, 1.0: 0.0},
+    "budget-inverse-sqrt": {0.0: 0.0, 0.025: 0.5, 0.05: 1.0, 0.2: 0.5, 0.8: 0.25},
     "ramp": {0.0: 0.0, 0.3: 0.3, 1.0: 1.0},
 }
 
@@ -47,9 +59,30 @@ def test_a_schedule_stays_between_zero_and_the_peak_and_says_its_source(name: st
     train = dataclasses.replace(TRAIN, schedule=name)
     rates = [learning_rate(train, i / 1000) for i in range(1001)]
     assert min(rates) >= 0 and max(rates) <= 3e-3 * (1 + 1e-12)
-    steepest = max(abs(a - b) for a, b in zip(rates, rates[1:], strict=False))
-    assert steepest < 3e-3 * 0.08  # no jump: 1 - sqrt falls by 0.07 in the first thousandth
+    steps = [b - a for a, b in zip(rates, rates[1:], strict=False)]
+    jumps = [i for i, step in enumerate(steps) if abs(step) >= 3e-3 * 0.08]  # 1 - sqrt falls by 0.07 in a thousandth
+    if name == "warmup-stable-decay-stable":  # falls twice and four times as fast, and is at the peak again at once
+        assert [i for i in jumps if steps[i] > 0] == [250, 500] and min(steps) > -3e-3 * 0.15
+    else:
+        assert not jumps
     assert schedule.SCHEDULES[name].__doc__
+
+
+def test_one_run_has_fallen_where_runs_of_several_lengths_end() -> None:
+    """From each return of the peak on, the rate is that of a warmup-stable-decay run that ends at the next end."""
+    train = dataclasses.replace(TRAIN, schedule="warmup-stable-decay-stable", warmup=0.01, min_lr=0.1)
+    shorter = dataclasses.replace(train, schedule="warmup-stable-decay")
+    for end, before in zip(schedule.DECAY_ENDS, (0.01, *schedule.DECAY_ENDS), strict=False):
+        for i in range(101):
+            t = before + (end - before) * (i + 1e-9) / (100 + 1e-9)
+            assert learning_rate(train, t) == pytest.approx(learning_rate(shorter, t / end), abs=1e-9), (end, t)
+        assert learning_rate(train, end) == pytest.approx(3e-4)
+    # the steps of nano and of the sizes of ladders can be divided so, and the weights kept are those at the ends
+    for size in ("atto", "femto", "pico", "nano", "mini", "small", "14m"):
+        run = resolve([("size", size), ("train.schedule", train.schedule), ("layout.eval_at", "0.25,0.5")])
+        assert [learning_rate(run.train, tokens / run.horizon) for tokens in run.milestones.values()] == pytest.approx(
+            [run.train.lr * run.train.min_lr] * 2
+        )
 
 
 def test_the_cosine_is_bit_for_bit_what_it_was() -> None:

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import tokenizer as module
-from data.tokenizer import SMALLEST, SPACE, load_tokenizer, read, train
+from data.sentencepiece_model import SPACE
+from data.tokenizer import SMALLEST, load_tokenizer, read, train
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [inspect.getsource(module) for module in (argparse, inspect)]  # real text that is everywhere
@@ -128,9 +129,9 @@ def test_byte_bpe_is_compared_with_its_reference(byte_bpe, monkeypatch):
         byte_bpe.check(TEXTS[:1])
 
 
-def test_forgetting_does_not_change_ids(byte_bpe, monkeypatch):
+def test_a_new_encoder_gives_the_same_ids(byte_bpe, monkeypatch):
     before = [byte_bpe.encode(text) for text in TEXTS]
-    monkeypatch.setattr(module, "FORGET", 1)
+    monkeypatch.setattr("data.byte_bpe.CACHED_BYTES", 1)
     byte_bpe._left = 0
     coders = []
     for text, ids in zip(TEXTS, before, strict=True):

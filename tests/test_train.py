@@ -281,6 +281,14 @@ def test_a_masked_language_model_trains_and_is_recorded(corpus: str, store: Path
     assert proofs["model.objective"]["value"] == "mlm" and "outputs predict" in proofs["model.objective"]["detail"]
 
 
+def test_a_masked_language_model_trains_with_a_tokenizer_whose_kind_has_no_mask_token(
+    corpus: str, store: Path, tmp_path: Path
+) -> None:
+    losses_of(corpus, store, tmp_path, {"model.objective": "mlm", "data.tokenizer_kind": "byte-bpe"})
+    (record,) = tmp_path.glob("*/run.json")
+    assert json.loads(record.read_text())["data"]["tokenizer"]["mask"] == 511
+
+
 def test_what_is_dropped_differs_by_step_and_by_seed(
     corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -730,3 +738,14 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
     assert groups["embed.weight"] and not groups["blocks.0.norm1.weight"] and not groups["blocks.1.mlp.up.bias"]
     assert len(record["data"]["tokenizer"]["sha256"]) == 64
     assert os.path.getsize(cell.dir / "weights.safetensors") > 4 * record["parameters"]["count"]
+
+
+def test_a_run_that_is_not_compiled_does_not_load_the_compiler() -> None:
+    """It takes seconds: DeepSpeed, megatron-core and decorators of ours would load it as they are imported."""
+    code = (
+        "import sys\nfrom launch import engine\nfrom data import batches\nfrom model import gpt\n"
+        "engine._deepspeed()\nbatches._megatron()\n"
+        "print(sorted(sys.modules.keys() & {'torch._dynamo', 'torch._inductor.compile_fx'}))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed.splitlines()[-1] == "[]"

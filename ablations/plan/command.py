@@ -12,12 +12,13 @@ import re
 from pathlib import Path
 
 from ablations.plan.hardware import GPU, hardware
-from ablations.plan.resources import Budget, parse_budget
+from ablations.plan.resources import MOST_GPUS, Budget, amount, parse_budget, positive
 from ablations.study import from_args
-from ablations.values import ConfigError, did_you_mean
+from ablations.values import ConfigError, did_you_mean, human
 
 OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
 FORMATS = ("table", "json", "svg")
+MOST_TOKENS = 1e15  # beyond them a slip is likelier than a plan: the indexed web is taken for some 5e14 (recalled)
 
 
 def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -53,6 +54,8 @@ def machines(text: str) -> tuple[GPU, int]:
     nodes, per_node = int(match[1] or 1), int(match[2] or gpu.node)
     if min(nodes, per_node) < 1:
         raise ConfigError(f"ON={text!r}: numbers of nodes and GPUs must be above 0")
+    if nodes * per_node > MOST_GPUS:
+        raise ConfigError(f"ON={text!r}: more than {MOST_GPUS:,} GPUs")
     return gpu, nodes * per_node
 
 
@@ -71,30 +74,33 @@ def run(words: list[str]) -> int | None:
     budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
     if "PRICE" in options:
-        from ablations.plan.resources import positive
-
         price = positive(options["PRICE"], f"PRICE={options['PRICE']}")
+        if budget is None or budget.kind != "money":
+            raise ConfigError("PRICE, of a GPU-hour, belongs to a budget of money: BUDGET='200k EUR' PRICE=1.8")
     if "ON" not in options:
         if budget is None:
             raise ConfigError(f"{', '.join(options)} needs ON=hardware with a study, or BUDGET=")
         if study_words:
             raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(study_words)} ON=a100")
         return _decision(budget, options, how)
+    if unused := [name for name in ("NEED", "TO") if name in options]:
+        raise ConfigError(f"{' and '.join(unused)}: only for what to train with a BUDGET, without ON and a study")
     from ablations.plan import study_cost
 
     gpu, gpus = machines(options["ON"])
+    hours = budget.gpu_hours(price) if budget else None
     os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
     answer = study_cost.cost(from_args(study_words), gpu, gpus)
-    hours = budget.gpu_hours(price) if budget else None
     if hours and answer.gpu_hours > hours:
-        need, limit = study_cost.amount(answer.gpu_hours), study_cost.amount(hours)
+        need, limit = amount(answer.gpu_hours), amount(hours)
         answer.refused.append(f"the study needs {need} GPU-hours, and the budget has {limit}")
     if how == "json":
         print(json.dumps(answer.as_json(hours), indent=1))
     elif how == "svg":
         from ablations.drawing import sheet
+        from ablations.plan.schedules import figure
 
-        print(sheet([study_cost.figure(answer)]), end="")
+        print(sheet([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.lines(answer, hours), sep="\n")
     return 2 if answer.refused else 0
@@ -103,16 +109,22 @@ def run(words: list[str]) -> int | None:
 def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
     """The document that says what to train with a budget."""
     from ablations.plan import decision, decision_report
+    from ablations.plan.document import make_folder
 
     if how == "svg":
         raise ConfigError("FORMAT=svg is for a study on hardware; the figures of a decision are written with it")
     need = _need(options["NEED"]) if "NEED" in options else None
+    if how == "json" and "TO" in options:
+        raise ConfigError("TO is where the report is written; FORMAT=json writes none")
+    folder = Path(options.get("TO", "runs/plan"))
+    if how == "table":
+        make_folder(folder)  # before anything is computed
     answer = decision.decide(budget, need)
     if how == "json":
         print(json.dumps(decision.as_json(answer), indent=1))
         return 0
     document = decision_report.document(answer)
-    written = document.write(Path(options.get("TO", "runs/plan")))
+    written = document.write(folder)
     print(document.markdown())
     print(f"written: {', '.join(map(str, written))}")
     return 0
@@ -124,11 +136,10 @@ def _need(text: str) -> tuple[float, float]:
     Raises:
         ConfigError: when these are no tokens.
     """
-    low, dash, high = text.partition("-")
-    amounts = []
-    for part in (low, high) if dash else (low,):
-        budget = parse_budget(f"{part.strip()} tokens")
-        if budget.kind != "tokens":
-            raise ConfigError(f"NEED={text!r}: tokens are needed, e.g. NEED=300B-400B")
-        amounts.append(budget.amount)
-    return (min(amounts), max(amounts)) if dash else (amounts[0] / 1.1, amounts[0] * 1.1)
+    parts = [part.strip() for part in text.split("-")]
+    if len(parts) > 2 or not all(re.fullmatch(r"[\d.,_]+(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
+        raise ConfigError(f"NEED={text!r}: tokens are needed, from and to or one number, e.g. NEED=300B-400B")
+    amounts = [parse_budget(f"{part} tokens").amount for part in parts]
+    if max(amounts) > MOST_TOKENS:
+        raise ConfigError(f"NEED={text!r}: more than {human(MOST_TOKENS)} tokens, which is more text than there is")
+    return (min(amounts), max(amounts)) if len(parts) == 2 else (amounts[0] / 1.1, amounts[0] * 1.1)

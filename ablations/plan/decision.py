@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablations.config import resolve
-from ablations.plan import laws, power, shapes, site_speed
+from ablations.plan import power, published_laws, shapes, site_speed
 from ablations.plan.layouts import search
 from ablations.plan.reliability import GUESS, NODE_MTBF, Cluster, save_interval, simulate
 from ablations.plan.resources import HOUR, PF_DAY, Budget
@@ -103,12 +103,12 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
             "e.g. '18 weeks, 52x8 A100-80, 4 spare'"
         )
     compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY
-    optima = [(name, *law(compute), status, source) for name, law, status, source in laws.LAWS]
+    optima = [(name, *law(compute), status, source) for name, law, status, source in published_laws.LAWS]
     why = "asked for: NEED"
     if tokens is None:
         tokens, why = NEED, "what BigScience needed for languages with little text: published"
         if compute / (6 * tokens[0]) < LEAST_SIZE:
-            optimum = laws.twenty(compute)[1]
+            optimum = published_laws.twenty(compute)[1]
             tokens, why = (optimum / math.sqrt(2), optimum * math.sqrt(2)), "around 20 a parameter: secondary"
     sizes = (compute / (6 * tokens[1]), compute / (6 * tokens[0]))
     candidates: list[shapes.Candidate] = []

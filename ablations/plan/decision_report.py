@@ -5,7 +5,7 @@ import math
 from ablations.config import resolve
 from ablations.drawing import Line
 from ablations.drawing import lines as draw
-from ablations.plan import laws, power, shapes
+from ablations.plan import power, published_laws, shapes
 from ablations.plan.decision import (
     MOST_SEEDS,
     PLANNED_SHARE,
@@ -17,7 +17,7 @@ from ablations.plan.decision import (
     Decision,
 )
 from ablations.plan.document import Document
-from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, TIMES
+from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, TIMES, amount
 from ablations.values import human
 
 SPENT = ("trained", "saving", "redone", "detecting", "restarting", "waiting")
@@ -28,7 +28,8 @@ BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
 
 
 def billions(number: float) -> str:
-    return f"{number / 1e9:,.3g}B"
+    """392B, 1,160B; below a billion 12.5M."""
+    return f"{number / 1e9:,.3g}B" if number >= 1e9 else human(number)
 
 
 def document(decision: Decision) -> Document:
@@ -44,7 +45,7 @@ def document(decision: Decision) -> Document:
         [
             f"{decision.machines.gpu.name}: {decision.machines.gpu.source}",
             "step times and memory: ablations/plan/published.csv (published), fitted by ablations/plan/calibrate.py",
-            "laws: ablations/plan/laws.py; constants as quoted (secondary), BigScience's optimum: its blog (published)",
+            "laws: ablations/plan/published_laws.py; constants as quoted (secondary)",
             "failures: BLOOM's paper, section 3.4 (published); everything else about failures is assumed",
             "100 TFLOP/s, 4,500 of 4,838 PF-days, and effects of ablations: the paper's, not read (unverified)",
         ]
@@ -77,17 +78,17 @@ def _budget(out: Document, decision: Decision) -> None:
     gpu, hours = machines.gpu, machines.gpu_hours
     planned = PLANNED_SHARE * gpu.peak
     rows = [
-        ["GPU-hours at work", f"{hours:,.0f}", "computed"],
-        ["GPU-hours with the spares", f"{machines.reserved_gpu_hours:,.0f}", "computed"],
+        ["GPU-hours at work", amount(hours), "computed"],
+        ["GPU-hours with the spares", amount(machines.reserved_gpu_hours), "computed"],
         [
             "model FLOP/s of a GPU",
             f"{planned / 1e12:.0f}e12",
             f"assumed: {PLANNED_SHARE:.0%} of the peak, BigScience's planning (unverified)",
         ],
-        ["PF-days", f"{machines.flops(planned) / PF_DAY:,.0f}", "computed"],
+        ["PF-days", amount(machines.flops(planned) / PF_DAY), "computed"],
         [
             "PF-days planned with",
-            f"{decision.compute / PF_DAY:,.0f}",
+            amount(decision.compute / PF_DAY),
             "assumed: 93% of these, as BigScience (unverified)",
         ],
     ]
@@ -113,19 +114,21 @@ def _optimum(out: Document, decision: Decision) -> None:
     )
     out.text(
         "These constants come without intervals; their spread is one. A fit to runs of one's own has intervals: "
-        "python -m ablations.plan.laws RUN_DIR ..."
+        "make laws RUNS=..."
     )
     grid = [compute * 10 ** (i / 4) for i in range(-12, 5)]
     curves = [
         Line(name, i, [c / PF_DAY for c in grid], [law(c)[0] / 1e9 for c in grid])
-        for i, (name, law, _, _) in enumerate(laws.LAWS)
+        for i, (name, law, _, _) in enumerate(published_laws.LAWS)
     ]
     title = "Parameters of least loss"
     out.figure("optimum", draw(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days}))
     sizes = [decision.sizes[0] / 16 * 1.25**i for i in range(24)]
     losses = [
         Line(name, i, [n / 1e9 for n in sizes], [law.loss(n, compute / (6 * n)) for n in sizes])
-        for i, (name, law) in enumerate({"Hoffmann, way 3": laws.HOFFMANN_3, "Besiroglu": laws.BESIROGLU}.items(), 1)
+        for i, (name, law) in enumerate(
+            {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}.items(), 1
+        )
     ]
     chosen = decision.chosen
     marks = {"chosen": chosen.shape.parameters / 1e9} if chosen else {}
@@ -134,11 +137,12 @@ def _optimum(out: Document, decision: Decision) -> None:
     if chosen:
         n = chosen.shape.parameters
         d = compute / (6 * n)
+        besiroglu, hoffmann = published_laws.BESIROGLU, published_laws.HOFFMANN_3
         out.text(
-            f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {laws.BESIROGLU.loss(n, d):.3f} "
-            f"(Besiroglu) or {laws.HOFFMANN_3.loss(n, d):.3f} (Hoffmann, way 3) nats a token, on their text with their "
-            f"tokenizer (secondary); at their optima {laws.BESIROGLU.after(compute):.3f} and "
-            f"{laws.HOFFMANN_3.after(compute):.3f}. On other text losses differ by more than that."
+            f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {besiroglu.loss(n, d):.3f} (Besiroglu) "
+            f"or {hoffmann.loss(n, d):.3f} (Hoffmann, way 3) nats a token, on their text with their tokenizer "
+            f"(secondary); at their optima {besiroglu.after(compute):.3f} and {hoffmann.after(compute):.3f}. On other "
+            "text losses differ by more than that."
         )
 
 
@@ -242,7 +246,8 @@ def _studies(out: Document, decision: Decision) -> None:
         if entry["effect"] is not None:
             effect = f"{entry['effect']:g} points" + ("" if entry["sees"] else f", not seen with {MOST_SEEDS} seeds")
         beyond = "" if entry["within"] else f"beyond {STUDY_SHARE:.0%} of the budget"
-        cost, share = f"{entry['gpu_hours']:,.0f}", f"{total / machines.gpu_hours:.1%}"
+        cost, ratio = f"{entry['gpu_hours']:,.0f}", total / machines.gpu_hours
+        share = f"{ratio:.1%}" if ratio < 10 else f"{human(round(ratio))} times"
         runs = f"{entry['arms']} x {entry['seeds']}"
         rows.append([entry["study"], runs, cost, share, f"{entry['least']:.2g} points", effect, beyond])
     out.table(["study", "arms x seeds", "GPU-hours", "sum / budget", "sees", "effect", ""], rows)

@@ -1,6 +1,7 @@
 """A document of headings, paragraphs, tables and figures, as Markdown and as one HTML page."""
 
 import html
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,16 @@ PAGE = """\
 <title>{title}</title><style>
 body{{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:60rem;margin:2rem auto;
 padding:0 1rem;color:#1c1e21;background:#fff}}
-table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}}
-td,th{{padding:.2rem .6rem;border-bottom:1px solid #e4e6ea;text-align:left}}svg{{max-width:34rem;width:100%}}
+h1{{font-size:clamp(1.4rem,5vw,2rem);line-height:1.25}}h2{{font-size:clamp(1.15rem,4vw,1.5rem)}}
+table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}}
+td,th{{padding:.2rem .6rem .2rem 0;border-bottom:1px solid #e4e6ea;text-align:left;vertical-align:top}}
+td.long{{min-width:16rem}}figure{{margin:1.5rem 0}}svg{{max-width:34rem;width:100%}}
 @media(prefers-color-scheme:dark){{body{{color:#e6e8eb;background:#16181c}}td,th{{border-color:#2d3138}}}}
 {style}</style></head><body>
 {body}
 </body></html>
 """
+LONG = 40  # characters of a cell above which it is not squeezed on a phone, where the table scrolls instead
 
 
 @dataclass
@@ -89,10 +93,7 @@ class Document:
 
     def write(self, folder: Path) -> list[Path]:
         """report.md, report.html and a file for each figure."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"TO={folder} is no folder that can be written: {error.strerror}") from None
+        make_folder(folder)
         files = {"report.md": self.markdown(), "report.html": self.page()}
         files |= {f"{name}.svg": sheet([svg]) for name, svg in self.figures}
         for name, content in files.items():
@@ -100,9 +101,22 @@ class Document:
         return [folder / name for name in files]
 
 
+def make_folder(folder: Path) -> None:
+    """Raises:
+    ConfigError: when there can be none, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"TO={folder} is no folder that can be written: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"TO={folder} is no folder that can be written: permission denied")
+
+
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def _cells(cells: Sequence[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+    columns = ((f'{tag} class="long"' if len(cell) > LONG else tag, cell) for cell in cells)
+    return f"<tr>{''.join(f'<{start}>{html.escape(cell)}</{tag}>' for start, cell in columns)}</tr>"

@@ -4,6 +4,10 @@ Peaks, bandwidths and watts are the makers' data sheets as catalogues quote them
 shows for cards up to h100 (seen in public logs; of V100s unverified), beyond them what is printed on the card.
 A network is the node's, divided by its GPUs; it differs between sites more than GPUs do, and a site's own measurement
 replaces it (ablations/plan/site_speed.py).
+
+A V100 of a node of four has two of its six NVLinks to each of the others: on Jean Zay NCCL builds six rings, through
+every pair alike (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so that two GPUs have a third of
+`link` between them. An MI300X has one link to each of seven. The nodes of the others have a switch.
 """
 
 from dataclasses import dataclass
@@ -21,15 +25,27 @@ class GPU:
     peak: float
     memory: float  # GiB that a program can have: what nvidia-smi says, less than what is printed on the card
     bandwidth: float  # of its memory
-    link: float  # to the other GPUs of its node, in one direction
+    link: float  # to the other GPUs of its node together, in one direction
     network: float  # to other nodes, in one direction: its share of the node's
     node: int  # GPUs in a node, as these are usually built
     watts: float  # at most
     bf16: bool
     source: str
+    switched: bool = (
+        True  # any GPU of the node can be reached at the rate of `link`; False: each at an equal part of it
+    )
+
+    def link_among(self, ranks: int) -> float:
+        """Bytes per second to the others of so many neighbouring GPUs of a node, in one direction."""
+        if self.switched or ranks <= 1:
+            return self.link
+        return self.link * min(1.0, (ranks - 1) / (self.node - 1))
 
 
 _NVIDIA = "NVIDIA's data sheet, as quoted (secondary)"
+# The cards of "Cramming" (Geiping & Goldstein 2022, appendix B.1) with its peaks, in which it counts budgets (of the
+# A4000 its authors' estimate). The rest from memory, unverified; a network of 10 Gbit/s is assumed.
+_CRAMMING = "peak: Geiping & Goldstein 2022; memory, bandwidths and watts from memory (unverified)"
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -43,7 +59,8 @@ GPUS = {
             4,
             300,
             False,
-            f"{_NVIDIA}; network: Jean Zay's (secondary)",
+            f"{_NVIDIA}; links and network: Jean Zay's (published)",
+            switched=False,
         ),
         GPU(
             "v100-32",
@@ -55,7 +72,8 @@ GPUS = {
             4,
             300,
             False,
-            f"{_NVIDIA}; network: Jean Zay's (secondary)",
+            f"{_NVIDIA}; links and network: Jean Zay's (published)",
+            switched=False,
         ),
         GPU(
             "a100-40",
@@ -108,6 +126,9 @@ GPUS = {
             True,
             "catalogues (secondary); network assumed as for h100",
         ),
+        GPU("2080ti", 53.8e12, 11264 / 1024, 0.616e12, 16e9, 1.25e9, 1, 250, False, _CRAMMING),
+        GPU("a4000", 88.45e12, 16376 / 1024, 0.448e12, 32e9, 1.25e9, 1, 140, True, _CRAMMING),
+        GPU("a6000", 154.8e12, 49140 / 1024, 0.768e12, 32e9, 1.25e9, 1, 300, True, _CRAMMING),
         GPU(
             "mi300x",
             1307e12,
@@ -119,6 +140,7 @@ GPUS = {
             750,
             True,
             "catalogues (secondary); network assumed as for h100",
+            switched=False,
         ),
     )
 }
@@ -138,3 +160,24 @@ def hardware(name: str) -> GPU:
         known = [*GPUS, *ALIASES]
         raise ConfigError(f"{name!r} is no known accelerator: {', '.join(GPUS)}{did_you_mean(key, known)}")
     return GPUS[key]
+
+
+def accelerator(device: str) -> str:
+    """The name in the hardware table of a device as torch calls it: "NVIDIA A100-SXM4-80GB" is a100-80; "": none."""
+    text = device.upper().replace(" ", "-")
+    for name in ("V100", "A100"):
+        if name in text:
+            return name.lower() + next((f"-{size}" for size in ("16", "32", "40", "80") if f"-{size}GB" in text), "")
+    names = {"H200": "h200", "H100": "h100", "B200": "b200", "MI300X": "mi300x"}
+    names |= {"2080-TI": "2080ti", "RTX-A4000": "a4000", "RTX-A6000": "a6000"}
+    return next((key for name, key in names.items() if name in text), "")
+
+
+def peak_flops(device: str, devices: int, seconds: float) -> float | None:
+    """FLOPs that so many devices could do in this time by their data sheets: "Cramming" counts budgets so.
+
+    Args:
+        device: as torch calls it. None where the table has not got it.
+    """
+    name = accelerator(device)
+    return hardware(name).peak * devices * seconds if name else None

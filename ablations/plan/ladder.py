@@ -28,7 +28,17 @@ from model.count import flops_per_token
 
 LEVEL = 0.1  # of intervals: 90%
 LEAST_SIZES = 3  # a line through two has nothing that could contradict it
+LEAST_SEEDS = 2
+ONE_SEED = "a ladder needs two seeds or more: with one the noise is not known"
 MOST_SEEDS = 1000  # more would not be run: "never"
+FLOP_UNITS = [
+    (1e21, "ZFLOP"),
+    (1e18, "EFLOP"),
+    (1e15, "PFLOP"),
+    (1e12, "TFLOP"),
+    (1e9, "GFLOP"),
+]  # of the figure's axis
+INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of the figure's logarithmic width
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,8 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
     seeds = sorted({pair.seed for pair in pairs})
     if len(computes) < LEAST_SIZES:
         raise ConfigError(f"a ladder needs {LEAST_SIZES} sizes or more, and {len(computes)} are there")
-    if len(seeds) < 2:
-        raise ConfigError("a ladder needs two seeds or more: with one the noise is not known")
+    if len(seeds) < LEAST_SEEDS:
+        raise ConfigError(ONE_SEED)
     for arm in arms:
         if cells[arm] != cells[arms[0]] or len(cells[arm]) != len(computes) * len(seeds):
             raise ConfigError(f"{arm} has not been run at every size and seed that others were")
@@ -190,6 +200,8 @@ def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
     if any(word.startswith("SIZE=") for word in words):
         raise ConfigError("a ladder has SIZES=, not SIZE=")
     results = [from_args([*words, f"SIZE={size}"]) for size in sizes]
+    if any(study.base.by_clock for study in results):
+        raise ConfigError("a ladder compares by compute, which a wall clock does not set: train.budget=tokens")
     return sorted(results, key=compute_of)
 
 
@@ -251,18 +263,24 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
 
 
 def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: float) -> str:
+    """Every pair, a line for each arm, and its interval at the target, those of several arms side by side."""
+    unit, name = next((unit, name) for unit, name in FLOP_UNITS if target >= unit or unit == FLOP_UNITS[-1][0])
+    computes = [pair.compute / unit for pair in pairs]
+    width = (target / unit / min(computes)) ** INTERVAL_DISTANCE
     curves = []
     for i, result in enumerate(results, 1):
         arm_pairs = [pair for pair in pairs if pair.arm == result.arm]
         first = min(pair.compute for pair in arm_pairs)
         start = 100 * (result.at_target + result.slope * math.log(first / target))
+        place = target / unit * width ** (i - 1)
+        gaps = [100 * pair.gap for pair in arm_pairs]
         curves += [
-            Line("", i, [pair.compute for pair in arm_pairs], [100 * pair.gap for pair in arm_pairs], "point"),
-            Line(result.arm, i, [first, target], [start, 100 * result.at_target]),
-            Line("", i, [target, target], [100 * result.low, 100 * result.high]),
+            Line("", i, [pair.compute / unit for pair in arm_pairs], gaps, "point"),
+            Line(result.arm, i, [first / unit, target / unit], [start, 100 * result.at_target]),
+            Line("", i, [place, place], [100 * result.low, 100 * result.high]),
         ]
     title = "Difference from the baseline, with 90% intervals"
-    return draw(title, curves, "FLOPs of a run", "loss, %", logx=True, zero=True, marks={"target": target})
+    return draw(title, curves, f"{name} of a run", "loss, %", logx=True, zero=True, marks={"target": target / unit})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -270,13 +288,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sizes", required=True, help="nano,mini,small")
     parser.add_argument("--target", default="14m", help="a size")
     parser.add_argument("--list", action="store_true", help="print the sizes, one a line, once all is checked")
-    parser.add_argument("words", nargs="+", metavar="NAME=VALUE", help="the study, as for make ablation")
+    parser.add_argument("words", nargs="*", metavar="NAME=VALUE", help="the study, as for make ablation")
     args = parser.parse_args(argv)
     try:
         ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
         target = from_args([*args.words, f"SIZE={args.target}"])
         if compute_of(target) <= compute_of(ladder[-1]):
             raise ConfigError(f"TARGET={args.target} takes no more compute than {ladder[-1].base.size} of the ladder")
+        if len(target.seeds) < LEAST_SEEDS:
+            raise ConfigError(f"SEEDS={len(target.seeds)}: {ONE_SEED}")
         if args.list:
             print(*(study.base.size for study in ladder), sep="\n")
             return 0

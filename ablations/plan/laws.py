@@ -1,448 +1,76 @@
-"""Scaling laws: published ones, and fits to a study's own runs, refused where the data cannot tell.
+"""`make laws`: a scaling law fitted to finished runs, and drawn.
 
-Two forms of the loss in parameters N and tokens D: that of Hoffmann et al. 2022 (eq. 2), E + A / N^alpha + B / D^beta,
-and that of Kaplan et al. 2020 (eq. 1.5), ((Nc / N)^(aN / aD) + Dc / D)^aD; one in compute C alone, (Cc / C)^alpha.
-Fitted by L-BFGS from many starts to the sum of Huber losses of log residuals: the sum, since the mean of small losses
-stops L-BFGS early. Losses are divided by their geometric mean before the fit, so that their unit changes nothing.
-
-python -m ablations.plan.laws RUN_DIR ...        # fits to finished runs: parameters, tokens, held-out bits per byte
+python -m ablations.plan.laws RUN_DIR ...        # parameters, tokens, held-out bits per byte of each
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ablations import rundir
 from ablations.drawing import SERIES, Line, sheet
 from ablations.drawing import lines as draw
-from ablations.plan.resources import PF_DAY
+from ablations.plan.best_size import envelope, isoflop
+from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, fit, without_largest
+from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, human
 from model.config import ModelConfig
 from model.count import parameters
 
-HUBER = 1e-3  # of a log residual, where squares turn into absolute values: Hoffmann et al. 2022
-FEW, FINISHED = 40, 3  # iterations from every start, and how many of the best are carried to the end
-RESAMPLES = 200
-COVERAGE = 0.9  # of the bootstrap's intervals
-LEAST_SPREAD = 2.0  # largest / smallest of N, and of D, below which an exponent is not fitted; untuned
-COLLINEAR = 0.97  # correlation of log N and log D above which their exponents cannot be told apart; untuned
-
-
-@dataclass(frozen=True)
-class Point:
-    """One finished run: parameters, tokens, loss (in any unit, the same for all)."""
-
-    n: float
-    d: float
-    loss: float
-
-    @property
-    def compute(self) -> float:
-        """FLOPs, 6 N D."""
-        return 6 * self.n * self.d
-
-
-class CannotTell(ConfigError):
-    """The data do not determine the law; the message says what is missing."""
-
-
-# ------------------------------------------------------------------------------------------------ published laws
-
-
-@dataclass(frozen=True)
-class Hoffmann:
-    """E + A / N^alpha + B / D^beta."""
-
-    e: float
-    a: float
-    b: float
-    alpha: float
-    beta: float
-
-    def loss(self, n: float, d: float) -> float:
-        return float(self.e + self.a / n**self.alpha + self.b / d**self.beta)
-
-    def optimum(self, compute: float) -> tuple[float, float]:
-        """N and D of least loss for so many FLOPs, 6 N D (their eq. 4)."""
-        scale = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        n = scale * (compute / 6) ** (self.beta / (self.alpha + self.beta))
-        return n, compute / (6 * n)
-
-    def after(self, compute: float) -> float:
-        return self.loss(*self.optimum(compute))
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """N of least loss as a power of compute in PF-days; D follows from 6 N D."""
-
-    name: str
-    coefficient: float
-    exponent: float
-    source: str
-    status: str  # published | secondary | unverified | assumed
-
-    def optimum(self, compute: float) -> tuple[float, float]:
-        n = self.coefficient * (compute / PF_DAY) ** self.exponent
-        return n, compute / (6 * n)
-
-
-# Published constants. D of Kaplan's law is given by its own power, 2e10 C^0.27: 6 N D is not C there, since C is the
-# least compute, at the critical batch size.
-KAPLAN_LOSS = (3.1e8, 0.050)  # L(C) = (3.1e8 / C in PF-days)^0.050
-KAPLAN_N, KAPLAN_D = (1.3e9, 0.73), (2e10, 0.27)
-HOFFMANN_3 = Hoffmann(1.69, 406.4, 410.7, 0.34, 0.28)  # as printed, rounded
-BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data fitted again; recalled
-TOKENS_PER_PARAMETER = 20.0  # what Hoffmann's first two ways come to
-BIGSCIENCE_OPTIMUM = (4500.0, 392e9, 165e9)  # PF-days, N, D: their blog; the constants of the fit are not public
-
-
-def kaplan(compute: float) -> tuple[float, float]:
-    """N and D of Kaplan's law for so many FLOPs: N by its power, D what is left of 6 N D."""
-    return Optimum("Kaplan", *KAPLAN_N, "", "").optimum(compute)
-
-
-def twenty(compute: float) -> tuple[float, float]:
-    """N and D at 20 tokens a parameter."""
-    n = math.sqrt(compute / (6 * TOKENS_PER_PARAMETER))
-    return n, TOKENS_PER_PARAMETER * n
-
-
-def bigscience(compute: float) -> tuple[float, float]:
-    """Through BigScience's optimum, with Kaplan's exponent (assumed: theirs is not public)."""
-    days, n, _ = BIGSCIENCE_OPTIMUM
-    return Optimum("BigScience", n / days ** KAPLAN_N[1], KAPLAN_N[1], "", "").optimum(compute)
-
-
-LAWS: list[tuple[str, Callable[[float], tuple[float, float]], str, str]] = [
-    ("Kaplan 2020", kaplan, "secondary", "Kaplan et al. 2020: N = 1.3e9 C^0.73"),
-    (
-        "BigScience 2022",
-        bigscience,
-        "published",
-        "its optimum at 4,500 PF-days (blog); elsewhere Kaplan's exponent, assumed",
-    ),
-    ("Hoffmann 2022, ways 1 and 2", twenty, "secondary", "Hoffmann et al. 2022: about 20 tokens a parameter"),
-    ("Hoffmann 2022, way 3", HOFFMANN_3.optimum, "secondary", "Hoffmann et al. 2022: constants as printed, rounded"),
-    ("Besiroglu 2024", BESIROGLU.optimum, "unverified", "Besiroglu et al. 2024: Hoffmann's data, way 3 fitted again"),
-]
-
-
-# ------------------------------------------------------------------------------------------------ fits
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A law fitted to runs, with its bootstrap."""
-
-    form: str  # "hoffmann", "kaplan" or "compute"
-    values: dict[str, float]
-    samples: list[dict[str, float]]  # the same values of each resample of the runs
-    points: list[Point]
-
-    def loss(self, n: float, d: float, values: dict[str, float] | None = None) -> float:
-        v = values or self.values
-        if self.form == "hoffmann":
-            return Hoffmann(v["E"], v["A"], v["B"], v["alpha"], v["beta"]).loss(n, d)
-        if self.form == "kaplan":
-            return float(((v["Nc"] / n) ** (v["aN"] / v["aD"]) + v["Dc"] / d) ** v["aD"])
-        return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
-
-    def interval(self, of: Callable[[dict[str, float]], float]) -> tuple[float, float]:
-        """What holds COVERAGE of the resamples of a quantity."""
-        import numpy as np
-
-        tail = (1 - COVERAGE) / 2
-        low, high = np.quantile([of(sample) for sample in self.samples], [tail, 1 - tail])
-        return float(low), float(high)
-
-    def predict(self, n: float, d: float) -> tuple[float, float, float]:
-        """Loss and its interval."""
-        return (self.loss(n, d), *self.interval(lambda values: self.loss(n, d, values)))
-
-    def optimum(self, compute: float) -> tuple[float, float]:
-        """N and D of least loss for so many FLOPs; of the form "hoffmann"."""
-        return _hoffmann(self.values).optimum(compute)
-
-    def optimum_interval(self, compute: float) -> tuple[float, float]:
-        """Of N."""
-        return self.interval(lambda values: _hoffmann(values).optimum(compute)[0])
-
-
-def _hoffmann(values: dict[str, float]) -> Hoffmann:
-    return Hoffmann(*(values[name] for name in ("E", "A", "B", "alpha", "beta")))
-
-
-def check(points: Sequence[Point], form: str) -> None:
-    """Raises:
-    CannotTell: when these runs cannot determine the law of this form.
-    """
-    for point in points:
-        if not all(math.isfinite(value) and value > 0 for value in (point.n, point.d, point.loss)):
-            raise CannotTell(f"parameters, tokens and losses must be above 0 and finite, not {point}")
-    kinds = {"parameters": [point.n for point in points], "tokens": [point.d for point in points]}
-    if form == "compute":
-        kinds = {"compute": [point.compute for point in points]}
-    need = {"compute": 3, "kaplan": 5, "hoffmann": 6}[form]
-    if len(points) < need:
-        raise CannotTell(f"{len(points)} runs cannot determine a law of {need - 1} numbers: {need} at least are needed")
-    for name, values in kinds.items():
-        distinct = sorted(set(values))
-        if len(distinct) < 3:
-            what = f"all runs have the same {name}" if len(distinct) == 1 else f"there are two {name} only"
-            raise CannotTell(f"{what}: at least three are needed to fit how the loss falls with {name}")
-        if distinct[-1] / distinct[0] < LEAST_SPREAD:
-            raise CannotTell(
-                f"{name} differ by a factor of {distinct[-1] / distinct[0]:.2g}: {LEAST_SPREAD:g} is needed"
-            )
-    if form != "compute" and abs(_correlation(points)) > COLLINEAR:
-        raise CannotTell(
-            "tokens follow parameters in all runs (as with a fixed number for each): their parts cannot be told apart"
-        )
-
-
-def _correlation(points: Sequence[Point]) -> float:
-    """Of log N and log D."""
-    x, y = [math.log(point.n) for point in points], [math.log(point.d) for point in points]
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    sxy = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
-    return sxy / math.sqrt(sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y))
-
-
-def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> Fit:
-    """The law of least summed Huber loss, and `resamples` fits to runs drawn with replacement.
-
-    Raises:
-        CannotTell: when the data do not determine it.
-    """
-    import numpy as np
-
-    check(points, form)
-    scale = math.exp(sum(math.log(point.loss) for point in points) / len(points))
-    data = np.array([[math.log(point.n), math.log(point.d), math.log(point.loss / scale)] for point in points])
-    begun = sorted((_descend(data, start, form, FEW) for start in _starts(data, form)), key=lambda end: end[1])
-    best = min((_descend(data, theta, form) for theta, _ in begun[:FINISHED]), key=lambda end: end[1])
-    rng = np.random.default_rng(seed)
-    samples: list[dict[str, float]] = []
-    while len(samples) < resamples:
-        drawn = rng.integers(len(points), size=len(points))
-        try:
-            check([points[i] for i in drawn], form)
-        except CannotTell:
-            continue  # of three sizes one may be missing: such a draw has no law either
-        samples.append(_named(_settle(data[drawn], best[0], form), scale, form))
-    return Fit(form, _named(best[0], scale, form), samples, list(points))
-
-
-def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
-    """log loss of every run, and its gradient [runs, numbers]."""
-    import numpy as np
-
-    n, d = data[:, 0], data[:, 1]
-    if form == "compute":  # theta: log Cc, alpha
-        gap = theta[0] - (math.log(6) + n + d)
-        return theta[1] * gap, np.stack([np.full_like(n, theta[1]), gap], 1)
-    if form == "hoffmann":  # theta: log A, log B, log E, alpha, beta
-        terms = np.stack([theta[0] - theta[3] * n, theta[1] - theta[4] * d, np.full_like(n, theta[2])])
-        top = terms.max(0)
-        parts = np.exp(terms - top)
-        total = parts.sum(0)
-        share = parts / total
-        return top + np.log(total), np.stack([share[0], share[1], share[2], -share[0] * n, -share[1] * d], 1)
-    # theta: log Nc, log Dc, log aN, log aD
-    an, ad = math.exp(theta[2]), math.exp(theta[3])
-    first, second = an / ad * (theta[0] - n), theta[1] - d
-    log_sum = np.logaddexp(first, second)
-    share = np.exp(first - log_sum)
-    gradient = [an * share, ad * (1 - share), ad * share * first, ad * (log_sum - share * first)]
-    return ad * log_sum, np.stack(gradient, 1)
-
-
-def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
-    """(numbers, summed Huber loss) where L-BFGS ends."""
-    import numpy as np
-    from scipy.optimize import minimize
-
-    def objective(theta: Any) -> tuple[float, Any]:
-        logs, gradient = _log_loss(theta, data, form)
-        residual = logs - data[:, 2]
-        size = np.abs(residual)
-        value = np.where(size <= HUBER, residual**2 / 2, HUBER * (size - HUBER / 2)).sum()
-        slope = np.clip(residual, -HUBER, HUBER)
-        return float(value) / HUBER, gradient.T @ slope / HUBER
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        options = {"maxiter": iterations, "ftol": 1e-12, "gtol": 1e-9}
-        result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    return result.x, float(result.fun)
-
-
-def _settle(data: Any, start: Any, form: str) -> Any:
-    """The same minimum from near it, by a trust region: a resample takes a tenth of the time."""
-    from scipy.optimize import least_squares
-
-    result = least_squares(
-        lambda theta: _log_loss(theta, data, form)[0] - data[:, 2],
-        start,
-        jac=lambda theta: _log_loss(theta, data, form)[1],
-        loss="huber",
-        f_scale=HUBER,
-        x_scale="jac",
-        max_nfev=200,
-    )
-    return result.x
-
-
-def _starts(data: Any, form: str) -> list[Any]:
-    """Where to start: exponents on a grid, the other numbers by least squares for each."""
-    import numpy as np
-    from scipy.optimize import nnls
-
-    n, d, logs = data.T
-    loss = np.exp(logs)
-    starts = []
-    if form == "compute":
-        slope, level = np.polyfit(math.log(6) + n + d, logs, 1)
-        return [np.array([level / max(-slope, 1e-3), max(-slope, 1e-3)])]
-    if form == "kaplan":
-        for an in (0.05, 0.1, 0.3):
-            for ad in (0.05, 0.1, 0.3):
-                for share in (0.3, 0.7):
-                    # each term is that share of the sum at the middle run
-                    total = np.median(logs) / ad
-                    log_nc = np.median(n) + (total + math.log(share)) * ad / an
-                    starts.append(
-                        np.array([log_nc, np.median(d) + total + math.log(1 - share), math.log(an), math.log(ad)])
-                    )
-        return starts
-    for alpha in (0.1, 0.2, 0.35, 0.5, 0.8):
-        for beta in (0.1, 0.2, 0.35, 0.5, 0.8):
-            # terms are divided by their value at the middle run, to be of one size
-            x, y = np.exp(-alpha * (n - n.mean())), np.exp(-beta * (d - d.mean()))
-            a, b, e = np.maximum(nnls(np.stack([x, y, np.ones_like(x)], 1) / loss[:, None], np.ones_like(x))[0], 1e-3)
-            starts.append(
-                np.array([math.log(a) + alpha * n.mean(), math.log(b) + beta * d.mean(), math.log(e), alpha, beta])
-            )
-    return starts
-
-
-def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """The numbers under their names, in the loss's own unit."""
-    t = [float(value) for value in theta]
-    if form == "compute":
-        return {"Cc": math.exp(t[0] + math.log(scale) / t[1]), "alpha": t[1]}
-    if form == "hoffmann":
-        a, b, e = (math.exp(value) * scale for value in t[:3])
-        return {"E": e, "A": a, "B": b, "alpha": t[3], "beta": t[4]}
-    an, ad = math.exp(t[2]), math.exp(t[3])
-    unit = math.log(scale)  # loss x k: both terms of the sum x k^(1 / aD)
-    return {"Nc": math.exp(t[0] + unit / an), "Dc": math.exp(t[1] + unit / ad), "aN": an, "aD": ad}
-
-
-def without_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """The runs of the largest size, and the relative error of the law that was fitted to the others at each.
-
-    Raises:
-        CannotTell: when the others do not determine it.
-    """
-    top = max(point.n for point in points)
-    rest = [point for point in points if point.n < top]
-    law = fit(rest, form, resamples=1)
-    left_out = [point for point in points if point.n == top]
-    return left_out, [law.loss(point.n, point.d) / point.loss - 1 for point in left_out]
-
-
-# ------------------------------------------------------------------------------------------------ Hoffmann's other ways
-
-
-def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
-    """Way 1: of curves (points on the way of each run), N of the least loss at each compute; (coefficient, exponent) of
-    N = coefficient x C^exponent.
-
-    Raises:
-        CannotTell: when fewer than three sizes are ever the best.
-    """
-    import numpy as np
-
-    logs = np.array([math.log(point.compute) for point in points])
-    edges = np.linspace(logs.min(), logs.max() + 1e-9, bins + 1)
-    best = []
-    for low, high in zip(edges, edges[1:], strict=False):
-        inside = [point for point, log in zip(points, logs, strict=True) if low <= log < high]
-        if not inside:
-            continue
-        winner = min(inside, key=lambda point: point.loss)
-        # beside the smallest and the largest size of a bin there may be a better one that was not trained so far
-        if min(point.n for point in inside) < winner.n < max(point.n for point in inside):
-            best.append(winner)
-    if len({point.n for point in best}) < 3:
-        raise CannotTell("fewer than three sizes are the best of others at some compute: more sizes, or longer runs")
-    slope, level = np.polyfit([math.log(p.compute) for p in best], [math.log(p.n) for p in best], 1)
-    return float(math.exp(level)), float(slope)
-
-
-def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, float]:
-    """Way 2: at each compute a parabola of the loss in log N; (coefficient, exponent) of N = coefficient x C^exponent.
-
-    Raises:
-        CannotTell: when fewer than two groups of equal compute have a minimum inside.
-    """
-    import numpy as np
-
-    groups: list[list[Point]] = []
-    for point in sorted(points, key=lambda point: point.compute):
-        if groups and point.compute / groups[-1][0].compute < 1 + tolerance:
-            groups[-1].append(point)
-        else:
-            groups.append([point])
-    minima = []
-    for group in groups:
-        x = np.array([math.log(point.n) for point in group])
-        if len(set(x)) < 3:
-            continue
-        curve, slope, _ = np.polyfit(x, [point.loss for point in group], 2)
-        middle = -slope / (2 * curve) if curve > 0 else math.inf
-        if x.min() <= middle <= x.max():
-            minima.append((math.log(group[0].compute), middle))
-    if len(minima) < 2:
-        raise CannotTell("fewer than two groups of equal compute have a best size inside: more sizes on both sides")
-    slope, level = np.polyfit([c for c, _ in minima], [n for _, n in minima], 1)
-    return float(math.exp(level)), float(slope)
-
-
-# ------------------------------------------------------------------------------------------------ of run directories
+SEVERAL_FALLS = "warmup-stable-decay-stable"  # the schedule that falls at each of DECAY_ENDS
+SAME_SHARE = 1e-3  # of the budget's share at which weights were kept: one step after a fall the rate is high again
 
 
 def read_points(folders: Sequence[Path]) -> list[Point]:
     """Parameters, tokens and held-out bits per byte of finished runs.
 
+    A run of the schedule warmup-stable-decay-stable gives a point for each of its falls whose weights were kept and
+    judged (layout.eval_at); other weights on the way are those of a rate that has not fallen, and are left out.
+
     Raises:
         ConfigError: for a folder that is no finished and judged run, or one that was judged on other text, by name.
     """
-    points, judged = [], ""
+    resolved = [folder.resolve() for folder in folders]
+    if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
+        raise ConfigError(f"{repeated[0]} is named twice")
+    points: list[Point] = []
+    judged = ""
     for folder in folders:
         run = rundir.read_run(folder)
-        scores = rundir.read_json(folder / rundir.EVAL)
-        if not run or not scores:
+        if not run or not (folder / rundir.EVAL).exists():
             raise ConfigError(
                 f"{folder} is no run that is finished and judged: {rundir.RUN} or {rundir.EVAL} is missing"
             )
         try:
             model = ModelConfig(**run["config"]["model"])
             text = str(run["config"]["eval"]["corpora"])
-            loss = float(scores["bits_per_byte"]["value"])
-            tokens = float(scores.get("tokens", run["config"]["train"]["tokens"]))  # said of weights kept on the way
+            train = run["config"]["train"]
+            budget = train.get("budget", "tokens")
+            tokens, schedule = float(train["tokens"]), str(train.get("schedule", "cosine"))
+            losses = {tokens: _loss(folder / rundir.EVAL)}
+            if schedule == SEVERAL_FALLS:
+                for path in sorted(folder.glob(rundir.eval_name().replace(".json", "-step_*.json"))):
+                    scores = rundir.read_json(path) or {}
+                    share = float(scores["tokens"]) / (float(train.get("decay_tokens") or 0) or tokens)
+                    if any(math.isclose(share, end, rel_tol=SAME_SHARE) for end in DECAY_ENDS):
+                        losses[float(scores["tokens"])] = _loss(path)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{folder}: {rundir.RUN} or {rundir.EVAL} lacks {error}") from None
+        if budget != "tokens":
+            raise ConfigError(f"{folder} ended by a wall clock: laws are fitted to runs of a budget in tokens")
         if judged and text != judged:
             raise ConfigError(f"{folder} was judged on {text}, the runs before it on {judged}: no common loss")
         judged = text
-        points.append(Point(parameters(model), tokens, loss))
+        points += [Point(parameters(model), count, loss, str(folder)) for count, loss in sorted(losses.items())]
     return points
+
+
+def _loss(path: Path) -> float:
+    """The bits per byte of an evaluation."""
+    scores = rundir.read_json(path) or {}
+    return float(scores["bits_per_byte"]["value"])
 
 
 def describe(law: Fit) -> list[str]:
@@ -481,11 +109,13 @@ def other_ways(points: Sequence[Point]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a finished run")
     parser.add_argument("--form", choices=["hoffmann", "kaplan", "compute"], default="hoffmann")
     parser.add_argument("--figure", type=Path, help="an SVG to write")
     args = parser.parse_args(argv)
     try:
+        if not args.runs:
+            raise ConfigError("no runs are named: RUNS='folder folder ...', finished runs")
         points = read_points(args.runs)
         law = fit(points, args.form)
         print(f"{args.form}, {len(points)} runs", *describe(law), sep="\n")

@@ -121,7 +121,12 @@ def span(seconds: float) -> str:
         count = seconds / TIMES[unit]
         if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
             return f"{count:.3g} {unit}{'' if f'{count:.3g}' == '1' else 's'}"
-    return f"{seconds:.3g} seconds"
+    return f"{seconds:.3g} second{'' if f'{seconds:.3g}' == '1' else 's'}"
+
+
+def amount(number: float) -> str:
+    """11,963; 0.188."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def positive(text: str, whole: str) -> float:
@@ -169,6 +174,8 @@ def parse_budget(text: str) -> Budget:
             if min(nodes) < 1:
                 raise ConfigError(f"BUDGET={text!r}: {part!r} has no GPU: both numbers must be above 0")
             continue
+        if re.match(r"[+-]?(inf|nan)", part, re.I):
+            raise ConfigError(f"BUDGET={text!r}: {part!r} has no number that is finite")
         match = re.fullmatch(_NUMBER + r"\s*(?P<unit>[^\d\s-].*)?", part, re.I)
         if not match:
             gpu_alone = hardware(part)  # raises with the list

@@ -117,13 +117,13 @@ def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
     if head_too:
         traffic += LOGIT_PASSES * rows * shape.vocab / tp * 2 / gpu.bandwidth
     reductions = 4 + 2 * layout.recompute
-    tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.link
+    tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.link_among(tp)
     launch = layers * KERNELS * passes / 4
 
     count = layout.micro_batches
     fill = (count + pp - 1) / count  # the pipeline fills and drains once a step
     weights = (layers * shape.block + shape.vocab * hidden * (1 if pp == 1 else 0.5)) / tp
-    between = gpu.link if layout.gpus <= gpu.node else gpu.network
+    between = gpu.link_among(layout.gpus) if layout.gpus <= gpu.node else gpu.network
     network = 0.0
     if pp > 1:
         network += 2 * rows * hidden * 2 / gpu.network * count * fill
@@ -162,6 +162,7 @@ def calibration() -> dict[str, Any]:
 # Which published rows stand for a GPU. Our own engine has not been timed on any: llm-foundry's stack (flash attention,
 # fused kernels, no recomputation where it fits) is the nearest that was.
 NEAREST = {"a100-40": "a100-40", "a100-80": "a100-80", "h100": "h100", "h200": "h100", "b200": "h100", "mi300x": "h100"}
+NEAREST |= {"2080ti": "a100-40", "a4000": "a100-40", "a6000": "a100-40"}
 # Of a GPU without published rows: predicting h100 from the weights of a100-80 was off by 18% in the median (measured by
 # calibrate.py); twice that on each side is taken.
 UNSEEN = 1.36

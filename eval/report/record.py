@@ -102,15 +102,28 @@ def lost_runs(f: Findings, out: Path) -> str:
 
 def csv_lines(cells: Cells) -> list[list]:
     """results.csv: one line per run and task, and one for each of its overall results."""
-    lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance"]]
+    lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
-            lines.append([arm, seed, task, *(entry.get(key) for key in ("metric", "value", "stderr", "n", "chance"))])
+            columns = ("metric", "value", "stderr", "n", "chance", "shots")
+            lines.append([arm, seed, task, *(entry.get(key) for key in columns)])
         for metric in METRICS.values():
             if overall := cell.get("eval", {}).get(metric.key):
-                score = [overall["value"], overall.get("stderr"), "", overall.get("chance")]
+                score = [overall["value"], overall.get("stderr"), "", overall.get("chance"), ""]
                 lines.append([arm, seed, "", metric.key, *score])
     return lines
+
+
+def length(f: Findings) -> dict[str, Any]:
+    """How long the runs of a record are: the tokens of the first; by a wall clock {"budget", "tokens": what it trained,
+    None where it has not ended}."""
+    cell = next((cell for cell in f.cells.values() if "run" in cell), None)
+    if cell is None:
+        return {"tokens": None}
+    train = cell["run"]["config"]["train"]
+    if train.get("budget", "tokens") == "tokens":
+        return {"tokens": train["tokens"]}
+    return {"budget": train["budget"], "tokens": cell["metrics"][-1]["tokens"] if cell.get("eval") else None}
 
 
 def record(f: Findings) -> dict[str, Any]:
@@ -139,7 +152,7 @@ def record(f: Findings) -> dict[str, Any]:
     return {
         **{key: getattr(f.study, key) for key in ("name", "title", "question", "expect", "command")},
         "size": configs[0].get("size") if configs else None,
-        "tokens": configs[0]["train"]["tokens"] if configs else None,
+        **length(f),
         "noise": recorded_noise(f),
         "registration": registered.summary(f),
         "design": f.study.registration.get("design", ""),

@@ -16,9 +16,9 @@ from lm_eval.tasks._yaml_loader import load_yaml  # the one loader that resolves
 from eval.tasks.mirror import Source, suite
 
 TASKS = Path(lm_eval.tasks.__file__).parent
-
-
 KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")  # values of output_type
+# What the code of a task may raise: anything, and SLR-Bench's ends the process where Prolog is not installed.
+FAILURES = (Exception, SystemExit)
 
 
 class Definition(NamedTuple):
@@ -97,7 +97,7 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
     """
     try:
         config = load_yaml(path)
-    except Exception as error:  # of the task's own code: it may import what is not installed, or include itself
+    except FAILURES as error:  # it may import what is not installed, or include itself
         raise ValueError(f"{name} cannot be loaded: {one_line(error)}") from error
     if "class" in config or config.get("output_type") not in KINDS:
         raise ValueError(f"{name} is a task with code of its own in lm-eval, and cannot be run here")

@@ -11,7 +11,8 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as lm_evaluate
 
-from eval.tasks.definitions import Definition, greedy, one_line
+from eval.tasks.definitions import FAILURES, Definition, greedy, one_line
+from eval.tasks.definitions import definitions as definitions  # for those who `from eval import harness`
 from eval.tasks.mirror import Mirror, Source
 from eval.tasks.probes import digest
 from eval.tasks.scorer import Scorer
@@ -138,7 +139,7 @@ def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
         lm_task = build(definition, mirror)
         lm_task.build_all_requests(limit=FIRST_REQUESTS, rank=0, world_size=1)
         return "" if lm_task.instances else "it has no items"
-    except Exception as error:  # of the task's own code, which may raise anything
+    except FAILURES as error:
         return one_line(error)
 
 
@@ -161,21 +162,21 @@ def evaluate_named(
             lm_tasks[name] = build(definition, mirror)
         except OSError:
             raise
-        except Exception as error:
+        except FAILURES as error:
             failed[name] = one_line(error)
     results: dict[str, dict] = {}
     try:
         results = _run(scorer, lm_tasks)
     except OSError:
         raise  # of the disk: the journal cannot be written
-    except Exception:  # one of them fails: run each alone; the journal has what was scored already
+    except FAILURES:  # one of them fails: run each alone; the journal has what was scored already
         for name in lm_tasks:
             try:
                 lm_tasks[name] = build(tasks[name], mirror)
                 results |= _run(scorer, {name: lm_tasks[name]})
             except OSError:
                 raise
-            except Exception as error:
+            except FAILURES as error:
                 failed[name] = one_line(error)
     for name, result in results.items():
         result["shots"] = tasks[name].shots

@@ -42,6 +42,9 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     Raises:
         ConfigError: something is wrong with the study, before anything is submitted; or sbatch's own error.
     """
+    if study.criteria.sequential:
+        seeds, most = len(study.seeds), study.criteria.seeds
+        print(f"MORE=auto: a queue adds no seeds. If the report says undecided: SEEDS={min(seeds + 1, most)}")
     if not shutil.which("sbatch"):  # before hours of preparing data
         raise ConfigError(NO_SLURM)
     for cell in study.cells:
@@ -111,10 +114,12 @@ def judged(study: Study, cell: Cell) -> bool:
         return False
     if not study.judged:
         return True
-    _, names, _, data = study.judged
-    judged_by = scores.get("lm_eval_tasks", {"asked": []})["asked"]
-    newer = Path(data, "manifest.json").stat().st_ctime > path.stat().st_mtime
-    return not newer and {name.strip() for name in names.split(",")} - {""} <= set(judged_by)
+    options = dict(zip(study.judged[::2], study.judged[1::2], strict=True))
+    tasks = {name.strip() for name in options["--tasks"].split(",")} - {""}
+    shots = int(options["--shots"]) if "--shots" in options else None
+    earlier = scores.get("lm_eval_tasks", {"asked": []})
+    newer = Path(options["--data"], "manifest.json").stat().st_ctime > path.stat().st_mtime
+    return not newer and tasks <= set(earlier["asked"]) and earlier.get("shots") == shots
 
 
 @functools.cache

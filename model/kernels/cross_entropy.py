@@ -26,9 +26,15 @@ def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     return _in_blocks(x_ND, weight_VD, targets_N)
 
 
-@torch.compiler.disable
 def _in_blocks(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     return _CrossEntropy.apply(x_ND, weight_VD, targets_N)
+
+
+def prepare_to_compile() -> None:
+    """A compiled graph calls `_in_blocks` as it is, and does not look into its loop."""
+    global _in_blocks
+    if not hasattr(_in_blocks, "_torchdynamo_disable"):
+        _in_blocks = torch.compiler.disable(_in_blocks)
 
 
 class _CrossEntropy(torch.autograd.Function):

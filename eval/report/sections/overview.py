@@ -7,7 +7,9 @@ import numpy as np
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, own_strata
 from eval.report.findings import Findings
+from eval.report.sections.challenge import broken
 from eval.report.sections.differences import forest
+from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_part
 from eval.statistics.seeds import level_stderr, outstanding
 
@@ -56,6 +58,8 @@ def remarks(f: Findings, arm: str) -> list[str]:
             words.append("**read another text under the same name: not compared**")
         elif f.refusals:
             words.append("evaluated differently: not compared")
+    rules = dict.fromkeys(rule for seed in f.study.seeds for rule in broken(f.cells.get((arm, seed), {})))
+    words += [f"**breaks a rule of Cramming: {rule}**" for rule in rules]
     planned = [seed for seed in f.study.seeds if (arm, seed) in f.cells]
     missing = len(planned) - len(results[arm])
     if missing:
@@ -87,7 +91,9 @@ def footnotes(f: Findings) -> list[str]:
         what = "held-out loss" if name == "bits/byte" else f"mean accuracy in %{chance}"
         if name == "suite" and scores:
             tasks, of = scores[0]["tasks"], scores[0]["of"]
-            what = f"mean accuracy in % over {tasks} of BigScience's {of} zero-shot tasks{chance}"
+            examples = suite_examples(evaluations)
+            kind = "tasks" if examples else "zero-shot tasks"
+            what = f"mean accuracy in % over {tasks} of BigScience's {of} {kind}{examples}{chance}"
         verdicts = "; ".join(f"{arm} {f.verdict(arm, name)}" for arm in f.compared[name] if name != f.primary)
         better = "higher" if metric.higher_is_better else "lower"
         lines.append(f"{name}: {what}, {better} is better{f'; it says: {verdicts}' if verdicts else ''}.")

@@ -1,5 +1,7 @@
 """Task by task: accuracy against chance as a map, the suite in three ways, and each task in a table."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ablations import drawing
@@ -22,6 +24,13 @@ longest input, as with learned positions, it is cut from the left. What the task
 
 def section(f: Findings) -> Section:
     return Section("Task by task", blocks(f))
+
+
+def suite_examples(evaluations: Iterable[dict]) -> str:
+    """ " with 5 examples in each prompt", where the tasks of the suite have any in these evaluations."""
+    tasks = [task for evaluation in evaluations for task in evaluation["tasks"].values() if task.get("suite")]
+    numbers = sorted({task.get("shots") or 0 for task in tasks})
+    return f" with {' or '.join(map(str, numbers))} examples in each prompt" if any(numbers) else ""
 
 
 def headline(f: Findings) -> list[Block]:
@@ -48,7 +57,11 @@ def headline(f: Findings) -> list[Block]:
     head = ["arm", "accuracy", "above chance", f"accuracy, {len(able)} tasks"]
     return [
         SUITE.format(able=", ".join(able) or "none"),
-        Table(head, lines, f"{together['tasks']} of BigScience's {together['of']} tasks, in %"),
+        Table(
+            head,
+            lines,
+            f"{together['tasks']} of BigScience's {together['of']} tasks{suite_examples(evaluations.values())}, in %",
+        ),
     ]
 
 
@@ -96,8 +109,8 @@ def description(task: str, entry: dict) -> list[str]:
     """The columns of a task that are the same for all arms."""
     counted = entry["metric"] == "bits_per_byte" or entry.get("mean") or entry.get("suite")
     name = task if counted else f"{task} (not in the mean)"
-    if entry.get("shots"):
-        name += f", {entry['shots']} shots"
+    if entry.get("shots") is not None and "data" in entry:  # one of lm-eval's: ours have no examples
+        name += f", {entry['shots']} shot{'' if entry['shots'] == 1 else 's'}"
     items = str(entry["n"])
     if entry.get("clusters"):
         items += f" in {entry['clusters']} groups"

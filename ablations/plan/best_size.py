@@ -1,0 +1,62 @@
+"""The best size at each amount of compute, from runs: Hoffmann et al. 2022, ways 1 (envelope of curves) and 2 (runs of
+equal compute). Way 3 is the law of ablations/plan/law_fit.py."""
+
+import math
+from collections.abc import Sequence
+
+from ablations.plan.law_fit import CannotTell, Point
+
+
+def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
+    """Way 1: of curves (points on the way of each run), N of the least loss at each compute; (coefficient, exponent) of
+    N = coefficient x C^exponent.
+
+    Raises:
+        CannotTell: when fewer than three sizes are ever the best.
+    """
+    import numpy as np
+
+    logs = np.array([math.log(point.compute) for point in points])
+    edges = np.linspace(logs.min(), logs.max() + 1e-9, bins + 1)
+    best = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = [point for point, log in zip(points, logs, strict=True) if low <= log < high]
+        if not inside:
+            continue
+        winner = min(inside, key=lambda point: point.loss)
+        # beside the smallest and the largest size of a bin there may be a better one that was not trained so far
+        if min(point.n for point in inside) < winner.n < max(point.n for point in inside):
+            best.append(winner)
+    if len({point.n for point in best}) < 3:
+        raise CannotTell("fewer than three sizes are the best of others at some compute: more sizes, or longer runs")
+    slope, level = np.polyfit([math.log(p.compute) for p in best], [math.log(p.n) for p in best], 1)
+    return float(math.exp(level)), float(slope)
+
+
+def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, float]:
+    """Way 2: at each compute a parabola of the loss in log N; (coefficient, exponent) of N = coefficient x C^exponent.
+
+    Raises:
+        CannotTell: when fewer than two groups of equal compute have a minimum inside.
+    """
+    import numpy as np
+
+    groups: list[list[Point]] = []
+    for point in sorted(points, key=lambda point: point.compute):
+        if groups and point.compute / groups[-1][0].compute < 1 + tolerance:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    minima = []
+    for group in groups:
+        x = np.array([math.log(point.n) for point in group])
+        if len(set(x)) < 3:
+            continue
+        curve, slope, _ = np.polyfit(x, [point.loss for point in group], 2)
+        middle = -slope / (2 * curve) if curve > 0 else math.inf
+        if x.min() <= middle <= x.max():
+            minima.append((math.log(group[0].compute), middle))
+    if len(minima) < 2:
+        raise CannotTell("fewer than two groups of equal compute have a best size inside: more sizes on both sides")
+    slope, level = np.polyfit([c for c, _ in minima], [n for _, n in minima], 1)
+    return float(math.exp(level)), float(slope)

@@ -1,0 +1,231 @@
+"""Byte-level BPE, GPT-2's kind of tokenizer, in Hugging Face's format: trained here, or read from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.coverage import Coverage
+from data.wordpiece import valid_unicode
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+EODS = ("<|endoftext|>", "</s>")  # the end of a document: GPT-2's name, and BLOOM's
+
+
+MASKS = ("<mask>", "[MASK]")  # a masked token: RoBERTa's name, and BERT's
+
+
+UTF8_BYTES = {*range(0xF5)} - {0xC0, 0xC1}  # that occur in text
+
+
+# gigatoken 0.10 caches every word for good (its issue 36), so its memory grows. After this many bytes of text it is
+# created anew, which takes 0.1 s; untuned.
+CACHED_BYTES = 1 << 28
+
+
+class ByteBPE:
+    """A byte-level BPE tokenizer from the content of a tokenizer.json.
+
+    No text is encoded as the end of a document or another special token, whatever it contains. Added tokens that are
+    not special, such as the runs of spaces of code models, are recognised in text.
+
+    gigatoken encodes, 30 times as fast as Hugging Face's tokenizers; `check` compares their ids. gigatoken also applies
+    an added token that is for whole words within a word, so a file with such a token is encoded by Hugging Face's.
+
+    Raises ValueError when the content is something else, or a text is not valid Unicode.
+    """
+
+    kind = "byte-bpe"
+
+    def __init__(self, path: str | Path, content: bytes):
+        self.path = Path(path)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.definition = content.decode("utf-8", "replace")
+        try:
+            spec = json.loads(content)
+            pieces = spec["model"]["vocab"]
+            bpe = spec["model"].get("type", "BPE") == "BPE"
+            byte_level = bpe and "ByteLevel" in str(spec["pre_tokenizer"])
+            added = {token["content"]: token for token in spec.get("added_tokens") or ()}
+            vocab = pieces | {name: token["id"] for name, token in added.items()}
+            merges = spec["model"].get("merges") or ()
+            merged = {"".join(pair) if isinstance(pair, list) else pair.replace(" ", "") for pair in merges}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a tokenizer.json: {error!r}") from error
+        if not byte_level or spec.get("normalizer"):
+            raise ValueError(
+                f"{path} is not a byte-level BPE without normalisation or a WordPiece, the only kinds of "
+                "tokenizer.json that are read here"
+            )
+        if not (ends := [vocab[name] for name in EODS if name in vocab]):
+            raise ValueError(f"{path} has no piece {' or '.join(EODS)} to end a document with")
+        byte_of = _byte_of_character()
+        if lacking := UTF8_BYTES - {byte_of[piece] for piece in pieces if piece in byte_of}:
+            raise ValueError(
+                f"{path} has no piece for {len(lacking)} of the bytes of text, such as {min(lacking)}: such text would "
+                "be lost without a word"
+            )
+        self.eod: int = ends[0]
+        self.vocab_size: int = max(vocab.values()) + 1
+        self.in_text = [name for name, token in added.items() if not token.get("special")]
+        masks = [vocab[name] for name in MASKS if name in vocab and name not in merged and name not in self.in_text]
+        self.mask: int | None = masks[0] if masks else None
+        special = [token["id"] for token in added.values() if token.get("special")]
+        self.specials = sorted({self.eod, *special, *masks})
+        greedy = [name for name in self.in_text if added[name].get("lstrip") or added[name].get("rstrip")]
+        self.lossless = not greedy  # such a token takes the spaces beside it
+        # Without the special tokens, so that "<|endoftext|>" in a text is 13 characters, not the end of the document.
+        plain = [token for name, token in added.items() if name in set(self.in_text)]
+        self._spec = json.dumps(spec | {"added_tokens": plain, "post_processor": None})
+        self._by_reference = any(token.get("single_word") for token in plain)
+        self._bytes = _bytes_of({index: piece for piece, index in vocab.items()}, self.vocab_size, set(added))
+        self._coder: Any = None
+        self._left = 0
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without an end-of-document token."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """Token ids of each text. More than one thread means as many as there are cores; the result is the same."""
+        parts = valid_unicode(texts)
+        if self._by_reference:
+            return self._reference_ids(texts)
+        return self._gigatoken(parts).encode_batch_list(parts, parallel=threads > 1)
+
+    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts in one array, and the number of each text's."""
+        import numpy as np
+
+        if self._by_reference:
+            batch = self.encode_batch(texts)
+            counts = np.fromiter(map(len, batch), np.int64, len(batch))
+            return np.fromiter((token for ids in batch for token in ids), np.int32, counts.sum()), counts
+        parts = valid_unicode(texts)
+        layout = self._gigatoken(parts).encode_batch(parts, parallel=False).layout
+        ends = np.asarray(layout.offsets.data)
+        return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; end-of-document and ids beyond the vocabulary are "", bytes that are no UTF-8 become
+        U+FFFD."""
+        known = (int(i) for i in ids if int(i) != self.eod and i < self.vocab_size)
+        return b"".join(self._bytes[i] for i in known).decode("utf-8", "replace")
+
+    def coverage(self, texts: Sequence[str]) -> Coverage:
+        """Tokens and bytes of the texts; none is unknown, as every byte has a piece."""
+        return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
+
+    def unknown(self, text: str) -> tuple[int, int]:
+        """How many tokens of `text` are unknown, and how many bytes of UTF-8 they stand for."""
+        counts = self.coverage([text])
+        return counts.unknown, counts.unknown_bytes
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Raises RuntimeError unless Hugging Face's tokenizers, given the file as it is, give the same ids."""
+        for text, ids, theirs in zip(texts, self.encode_batch(texts), self._reference_ids(texts), strict=True):
+            if ids != theirs:
+                raise RuntimeError(
+                    f"{self.path}: gigatoken and Hugging Face's tokenizers give different ids for a "
+                    f"text that begins {text[:40]!r}; please report it to gigatoken"
+                )
+
+    def _reference_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    @cached_property
+    def _reference(self) -> Any:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+        import tokenizers
+
+        reference = tokenizers.Tokenizer.from_str(self.definition)
+        reference.encode_special_tokens = True
+        reference.no_padding()
+        reference.no_truncation()
+        return reference
+
+    def _gigatoken(self, texts: list[bytes]) -> Any:
+        if self._left <= 0:
+            import gigatoken
+
+            try:
+                self._coder = gigatoken.Tokenizer.from_json(self._spec)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: gigatoken cannot read it: {error}") from error
+            self._left = CACHED_BYTES
+        self._left -= sum(map(len, texts))
+        return self._coder
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name != "_reference"}
+        return state | {"_coder": None, "_left": 0}
+
+
+def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
+    """Train byte-level BPE on texts; returns the content of its tokenizer.json. The last ids of the `vocab` are the
+    special tokens `specials`. Raises ValueError where the vocabulary is too small, or more than the texts can fill."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    merged = vocab - len(specials)
+    if merged < 256:
+        raise ValueError(
+            f"vocab={vocab} is too small: at least {256 + len(specials)}, the bytes and the end of document"
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.train_from_iterator(
+        sample,
+        trainers.BpeTrainer(
+            vocab_size=merged, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    model = json.loads(backend.to_str())["model"]
+    if len(model["vocab"]) < merged:
+        most = len(model["vocab"]) + len(specials)
+        raise ValueError(f"vocab={vocab} is more than this text can fill: at most {most}")
+    pieces = model["vocab"] | {name: merged + number for number, name in enumerate(specials)}
+    return _tokenizer_json(pieces, [tuple(pair) for pair in model["merges"]])
+
+
+def from_gpt2_files(vocab: str, merges: str) -> bytes:
+    """A tokenizer.json from the contents of GPT-2's two files: a JSON object {piece: id}, and merges, one in a line,
+    below a line with the version."""
+    lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
+    return _tokenizer_json(json.loads(vocab), [tuple(line.split(" ")) for line in lines])
+
+
+def _tokenizer_json(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> bytes:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    try:
+        backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))  # type: ignore[arg-type]  # refused below if no pairs
+    except Exception as error:  # of no class of its own
+        raise ValueError(f"the vocabulary and the merges do not fit together: {error}") from error
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend.to_str().encode()
+
+
+def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]:
+    """The bytes of each id."""
+    byte_of = _byte_of_character()
+    return [
+        pieces[i].encode() if pieces.get(i, "") in added else bytes(byte_of[c] for c in pieces.get(i, ""))
+        for i in range(size)
+    ]
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

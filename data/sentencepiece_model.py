@@ -1,0 +1,176 @@
+"""SentencePiece models (BPE or unigram): trained here without any loss of text, or read from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data.coverage import Coverage
+from data.wordpiece import valid_unicode
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+SPACE = "\u2581"  # SentencePiece's sign for a space; where a text itself has this character, it is encoded as bytes
+
+
+OPTIONS: dict[str, Any] = {
+    "model_type": "bpe",
+    "unk_id": 0,
+    "eos_id": 1,
+    "bos_id": -1,
+    "pad_id": -1,
+    "split_digits": True,
+    # Lossless: nothing is normalised, added or removed; what has no piece falls back to its bytes.
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "max_sentence_length": 1 << 30,
+    "num_threads": 1,  # the number is written into the model
+}
+
+
+class Piece(NamedTuple):
+    """An entry of a SentencePiece vocabulary. In its text a space is U+2581, and a byte is written as <0x0A>."""
+
+    text: str
+    score: float  # BPE merges the pair whose piece has the highest score first
+    kind: str  # normal | byte | control | unknown
+
+
+class SentencePiece:
+    """A SentencePiece tokenizer. One trained here is lossless: `decode(encode(text)) == text` for every valid string.
+    Another one, such as T5's, normalises text in its own way (Unicode normal forms, one space for many).
+
+    Raises ValueError when the content is not a SentencePiece model or the text is not valid Unicode.
+    """
+
+    def __init__(self, path: str | Path, content: bytes):
+        import sentencepiece
+        from sentencepiece import sentencepiece_model_pb2
+
+        self.path = Path(path)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} is not a SentencePiece model: {error}") from error
+        self.vocab_size: int = self._processor.get_piece_size()
+        self.eod: int = self._processor.eos_id()
+        if self.eod < 0:
+            raise ValueError(f"{self.path} has no piece </s> to end a document with")
+        self._space = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        model = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]  # made at run time
+        self.kind = {1: "unigram", 2: "bpe"}.get(model.trainer_spec.model_type, "word or char")
+        norm = model.normalizer_spec
+        self.lossless = model.trainer_spec.byte_fallback and not (
+            norm.precompiled_charsmap or norm.add_dummy_prefix or norm.remove_extra_whitespaces
+        )
+        p = self._processor
+        self.specials = [i for i in range(self.vocab_size) if p.is_control(i) or p.is_unknown(i)]
+        # what has no piece becomes its bytes, so that no text becomes <unk>
+        self.mask: int | None = p.unk_id() if self.lossless else None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without an end-of-document token."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """Token ids of each text. `threads` changes the time, not the result."""
+        parts = valid_unicode(part for text in texts for part in (text.split(SPACE) if self.lossless else (text,)))
+        encoded = iter(self._processor.encode(parts, num_threads=threads))
+        batch = []
+        for text in texts:
+            ids = next(encoded)
+            for _ in range(text.count(SPACE) if self.lossless else 0):
+                ids += self._space + next(encoded)
+            batch.append(ids)
+        return batch
+
+    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts in one array, and the number of each text's."""
+        batch = self.encode_batch(texts)
+        import numpy as np  # not by those who only plan
+
+        counts = np.fromiter(map(len, batch), np.int64, len(batch))
+        ids = np.empty(counts.sum(), np.int32)
+        for end, text in zip(accumulate(counts.tolist()), batch, strict=True):
+            ids[end - len(text) : end] = text
+        return ids, counts
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; end-of-document and extra ids are "", bytes that are no UTF-8 become U+FFFD."""
+        return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
+
+    def coverage(self, texts: Sequence[str]) -> Coverage:
+        """Tokens and bytes of the texts, and those of them that are <unk>."""
+        valid_unicode(texts)
+        if self.lossless:
+            return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
+        total, unknown = Coverage(0, 0, 0, 0), self._processor.unk_id()
+        for text in texts:
+            tokens = self._processor.encode(text, return_type="proto").pieces
+            lost = [len(token.surface.encode()) for token in tokens if token.id == unknown]
+            total += Coverage(len(tokens), len(lost), len(text.encode()), sum(lost))
+        return total
+
+    def unknown(self, text: str) -> tuple[int, int]:
+        """How many tokens of `text` are unknown, and how many bytes of UTF-8 they stand for."""
+        counts = self.coverage([text])
+        return counts.unknown, counts.unknown_bytes
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The vocabulary, in the order of the ids."""
+        p = self._processor
+        kinds = (("byte", p.is_byte), ("control", p.is_control), ("unknown", p.is_unknown), ("normal", lambda _: True))
+        return [
+            Piece(p.id_to_piece(i), p.get_score(i), next(kind for kind, holds in kinds if holds(i)))
+            for i in range(self.vocab_size)
+        ]
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Nothing: the library that made the model is the one that encodes."""
+
+
+def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
+    """Train a SentencePiece model on texts; returns the content of its file. `kind`: bpe or unigram."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(sample),
+            model_writer=model,
+            vocab_size=vocab,
+            minloglevel=2,
+            **OPTIONS | {"model_type": kind},
+        )
+    except RuntimeError as error:
+        raise ValueError(_explain(str(error), vocab)) from error
+    return model.getvalue()
+
+
+def _lines(documents: Iterable[str]) -> Iterator[str]:
+    """The lines of all documents that are not empty: given line by line, no piece of the vocabulary spans two."""
+    for text in documents:
+        yield from (line for line in text.split("\n") if line)
+
+
+def _explain(error: str, vocab: int) -> str:
+    """SentencePiece's error in training as a sentence that names the vocabulary sizes that are possible."""
+    if "too high" in error:
+        most = error.rsplit("<= ", 1)[1].strip(" .")
+        return f"vocab={vocab} is more than this text can fill: at most {most}"
+    if "smaller than required_chars" in error:
+        least = error.rsplit(" vs ", 1)[1].split(".")[0]
+        return f"vocab={vocab} is too small for the characters of this text: at least {least}"
+    return f"the tokenizer could not be trained: {error}"
