@@ -7,6 +7,7 @@
 # make cram BUDGET=10m SIZE=nano                     the best encoder of a time by the wall clock (default 24h); GLUE=folder
 # make glue RUN=run_dir GLUE_DATA=folder             a finished run fine-tuned on GLUE
 # make diff A=bigscience-1b3 B=modern-1b3            how two sizes or presets differ
+# make noise SIZE=nano         how far runs lie apart that differ in the seed alone, as a file for NOISE_FLOOR=
 # make test                    the tests; make test-slurm: those that need a Slurm of their own (root, Debian packages)
 # make eval-data TASKS=suite   task data, on a machine with a network; SHOTS=5: with the data of examples in the prompts
 # make export RUN=runs/nano/baseline,seed=1 TO=folder      a finished run as a Hugging Face checkpoint
@@ -17,7 +18,7 @@ PYTHON ?= python3
 # Files and arguments are UTF-8, whatever the locale.
 export PYTHONUTF8 := 1
 PY := .venv/bin/python
-NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED TASKS SHOTS EVAL_DATA GLUE GLUE_SEEDS PREDICT CROSS LR JOBS OUT
+NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED NOISE_FLOOR TASKS SHOTS EVAL_DATA GLUE GLUE_SEEDS PREDICT CROSS LR JOBS OUT
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
 said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 pair = '$(1)=$(subst ','\'',$($(1)))'
@@ -25,6 +26,7 @@ pairs = $(foreach n,$(1),$(if $(call said,$(n)),$(call pair,$(n))))
 WORDS := $(call pairs,$(NAMES))
 # Which words each command takes.
 TAKES_ablation := $(NAMES) ON NODES SITE
+TAKES_noise := DATA SIZE TOKENS SEEDS FIRST_SEED SET TASKS SHOTS EVAL_DATA JOBS OUT
 TAKES_plan := $(NAMES) ON BUDGET FORMAT PRICE TO NEED
 TAKES_laws := RUNS FORM TO
 TAKES_ladder := $(NAMES) SIZES TARGET
@@ -49,7 +51,7 @@ EMPTY := $(strip $(foreach n,$(filter-out $(NAMES) ON SITE WATCH ARGS,$(TYPED)),
 $(if $(EMPTY),$(error $(EMPTY) is empty: give a value or leave it out))
 need = $(if $(strip $(call said,$(1))),,$(error make $@ needs $(1)=, $(2)))
 
-.PHONY: ablation cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
+.PHONY: ablation noise cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -67,6 +69,11 @@ LADDER = -m ablations.plan.ladder --sizes '$(call said,SIZES)' --target '$(or $(
 ladder: .venv/ready
 	@sizes=$$($(PY) $(LADDER) --list $(WORDS)) && for size in $$sizes; do \
 	  $(PY) -m launch.local $(WORDS) SIZE=$$size || exit $$?; done && $(PY) $(LADDER) $(WORDS)
+# how far runs of the baseline lie apart that differ in the seed alone, a file for NOISE_FLOOR=: SIZE=nano DATA=pydocs
+NOISE_WORDS = STUDY=baseline 'SEEDS=$(or $(call said,SEEDS),5)' 'FIRST_SEED=$(or $(call said,FIRST_SEED),1001)' \
+  $(call pairs,$(filter-out SEEDS FIRST_SEED,$(TAKES_noise)))
+noise: .venv/ready
+	@$(PY) -m launch.local $(NOISE_WORDS) && $(PY) -m eval.report.noise $(NOISE_WORDS)
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready

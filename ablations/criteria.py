@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ablations.noise_floor import NoiseFloor
 from ablations.values import ConfigError, did_you_mean
 
 METRICS = {"bits/byte": "bits/byte", "zero-shot": "points", "suite": "points"}  # {metric: its unit}
@@ -19,6 +20,7 @@ class Criteria:
     metric: the primary one; what the others say is exploratory.
     margins: {metric: a difference below which two arms count as equivalent}; without one, equivalence is not concluded.
     seeds: of each arm, or with `sequential` the most there may be.
+    noise_floor: a stored one, whose degrees of freedom are added to those of the study's seeds.
     sequential: seeds are added until every arm is decided, and each look at the results spends a part of the level.
     """
 
@@ -26,6 +28,7 @@ class Criteria:
     margins: dict[str, float] = field(default_factory=dict)
     seeds: int = 2
     sequential: bool = False
+    noise_floor: NoiseFloor | None = None
 
 
 def check_metric(name: Any, where: str) -> str:

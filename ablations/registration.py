@@ -23,6 +23,7 @@ FIELDS = {
     "metric": "the metric",
     "margin": "the margin",
     "stopping": "the stopping rule",
+    "noise_floor": "the noise floor",
 }
 
 
@@ -46,6 +47,7 @@ def content(study: Any) -> Content:
         "metric": criteria.metric,
         "margin": {metric: f"{margin:g} {METRICS[metric]}" for metric, margin in criteria.margins.items()},
         "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
+        "noise_floor": criteria.noise_floor.identity if criteria.noise_floor else "",
     }
 
 

@@ -123,7 +123,7 @@ def a_clock_has_no_token_counts(run: Run) -> str:
 
 
 def budget_holds_a_step(run: Run) -> str:
-    if run.steps < 1:
+    if not run.by_clock and run.steps < 1:
         step = run.batch_sizes.sizes[0] * run.model.seq
         return f"train.tokens={run.train.tokens} is less than one step of {step} tokens"
     return ""

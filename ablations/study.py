@@ -10,6 +10,8 @@ from typing import Any, get_origin
 from ablations.cells import FOLLOWS, Cell, Study, build
 from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve, without_effect
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.noise_floor import read_noise_floor
+from ablations.parts import PARTS
 from ablations.prediction import Prediction, predict, predictions_about
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
 from ablations.tuning import multiples
@@ -42,12 +44,13 @@ HELP = {
     "METRIC": "the primary metric, named before the runs (default bits/byte; zero-shot, suite); others are exploratory",
     "MARGIN": "differences that do not matter, named before the runs: in bits per byte, and after a comma in points. "
     "MARGIN=0.01,1: arms that surely differ by less are equivalent. Default: that of the study file",
+    "NOISE_FLOOR": "a file of `make noise` of the same baseline: verdicts with few seeds borrow its degrees of freedom",
     "MORE": "auto: adds seeds until every arm is better, worse or equivalent; looking often makes no winners",
     "MAX_SEEDS": f"how many seeds MORE=auto may come to (default {MAX_SEEDS})",
     "CROSS": "1: all combinations of the factors, for their interactions; 1/2, 1/4, 1/8: a fraction of these",
     "LR": "tune: every arm at 0.5, 1 and 2 times the baseline's learning rate, judged at its best; or LR=0.25,0.5,1,2",
     "SET": 'settings for all runs, e.g. "train.lr=3e-4 train.batch=16"',
-    "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"',
+    "ARM": 'any one setting as an arm, e.g. "train.beta2=0.999"; or a part of a preset, e.g. "training=bert-normal"',
     "TASKS": "judge also by lm-eval's tasks: suite (the study's 27), multilingual, or names such as hellaswag,blimp",
     "SHOTS": "with TASKS: examples in each prompt (default: as many as each task's definition says)",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
@@ -89,6 +92,7 @@ def from_args(words: list[str]) -> Study:
         values |= {name: value for name, value in file.words.items() if name not in values}
         if dict(setting).get("size") not in presets():  # a preset is a whole recipe
             setting = file.base + setting
+        arms = without_baseline(arms, setting)
     elif arms:
         question, expect, file = _expectation(arms)
     else:
@@ -171,6 +175,7 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
     """By what the study is decided: what the words say, else what its file says. Raises ConfigError."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
+    floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
     most_of_file = file.max_seeds if file and "STUDY" in values else None
     more = values.get("MORE", "auto" if most_of_file else "none")
     if more not in ("auto", "none"):
@@ -178,13 +183,13 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
     if more == "none":
         if "MAX_SEEDS" in values:
             raise ConfigError("MAX_SEEDS says how many seeds MORE=auto may come to: give that too")
-        return Criteria(metric, margins, seeds)
+        return Criteria(metric, margins, seeds, noise_floor=floor)
     most = _count("MAX_SEEDS", values.get("MAX_SEEDS", str(most_of_file or MAX_SEEDS)), 100, "seeds")
     if not arms:
         raise ConfigError("MORE=auto adds seeds until the arms are decided: this study has none beside the baseline")
     if most < max(2, seeds):
         raise ConfigError(f"MAX_SEEDS={most} is less than SEEDS={seeds}, or than the two that any verdict needs")
-    return Criteria(metric, margins, most, sequential=True)
+    return Criteria(metric, margins, most, sequential=True, noise_floor=floor)
 
 
 def _more_begun(study: Study, most: int) -> int:
@@ -196,6 +201,27 @@ def _more_begun(study: Study, most: int) -> int:
         more for more in range(1, most + 1) if any(Path(f"{folder},seed={last + more}").exists() for folder in folders)
     ]
     return max(begun, default=0)
+
+
+def without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The arms of a study file without those that are the baseline at this size: a file is written for several.
+
+    Raises:
+        ConfigError: when none is left of several.
+    """
+    flat = resolve(setting).flat()
+    left = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
+    if arms and not left:
+        raise ConfigError("two equal runs: all arms of the study are the baseline under these settings")
+    return left
+
+
+def left_out(study: Study) -> list[str]:
+    """The arms of the study's file that are the baseline at this size, such as "model.layers=4"."""
+    name = dict(word.split("=", 1) for word in study.words).get("STUDY", "").strip()
+    flat = study.base.flat()
+    arms = read_study(name).arms if name else []
+    return [f"{key}={value}" for key, value in arms if key not in PARTS and parse(key, value) == flat[key]]
 
 
 def _values(words: list[str]) -> dict[str, str]:
@@ -252,12 +278,13 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
 
     A file that cannot be read is left out, and named, since the expectation may be in it.
     """
-    wanted = {(key, str(parse(key, value))) for key, value in arms}
+    wanted = {_arm(key, value) for key, value in arms}
     unread = []
     for name in study_names():
         try:
             file = read_study(name)
-            if wanted <= {(key, str(parse(key, value))) for key, value in file.arms}:
+            # what is expected under other settings says nothing of these
+            if not file.base and wanted <= {_arm(key, value) for key, value in file.arms}:
                 return file.question, file.expect, file
         except ConfigError:
             unread.append(f"ablations/studies/{name}.yaml")
@@ -265,6 +292,11 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
     if unread:
         expect += f" (Not readable: {', '.join(unread)}.)"
     return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect, None
+
+
+def _arm(key: str, value: Any) -> tuple[str, str]:
+    """An arm as text, to compare it with others."""
+    return key, str(value if key in PARTS else parse(key, value))
 
 
 def _count(name: str, text: str, most: int, things: str, least: int = 1) -> int:
@@ -319,7 +351,7 @@ def from_anywhere(words: list[str]) -> list[str]:
             value = shlex.join(str(here / folder) for folder in folders(value))
         elif name == "GLUE":
             value = ",".join(str(here / part.strip()) for part in value.split(",") if part.strip())
-        elif name in ("OUT", "EVAL_DATA") and value.strip():
+        elif name in ("OUT", "EVAL_DATA", "NOISE_FLOOR") and value.strip():
             value = str(here / value.strip())
         absolute.append(name + equals + value)
     os.chdir(ROOT)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data import corpus as corpora
-from data import dedup, filters
+from data import dedup, filters, substrings
 from data.disk import write_whole
 from data.documents import documents
 from data.filters import PLAIN, Recipe, Step
@@ -59,6 +59,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         "dedup": recipe.dedup,
         "quality": recipe.quality,
         "decontaminate": _tasks_hash(recipe, store),
+        **({"substring": recipe.substring} if recipe.substring else {}),
     }
     tolerate(wrong, recipe.allow_errors)
     folder, about = prepared(store, label(name), inputs, partial(_make_text, spec, files, recipe, wrong))
@@ -113,10 +114,11 @@ def _make_text(
     from datatrove.pipeline.writers import JsonlWriter
 
     scratch = work / "scratch"
-    read, signed, pairs, removed, met, tasks, stages = (
-        scratch / name for name in ("read", "signed", "pairs", "removed", "problems", "tasks", "stages")
+    read, signed, pairs, removed, met, tasks, stages, whole, spans = (
+        scratch / name
+        for name in ("read", "signed", "pairs", "removed", "problems", "tasks", "stages", "whole", "spans")
     )
-    for folder in (read, removed, met):
+    for folder in (read, removed, met, whole, spans):
         folder.mkdir(parents=True, exist_ok=True)
     files = files or source_files(spec)
     count = MIN_SHARDS
@@ -124,6 +126,7 @@ def _make_text(
         count = max(count, min(len(files), MAX_SHARDS, sum(file.size for file in files) // MIN_SHARD_BYTES))
     for rank in range(count):  # empty shards too: later the n-th file is read by the n-th task
         (read / f"{rank:05d}.jsonl").touch()
+        (whole / f"{rank:05d}.jsonl").touch()
     filtering = filters.steps(recipe)
     about_tasks: dict[str, Any] = {}
     if "decontaminate" in filtering:
@@ -156,26 +159,34 @@ def _make_text(
         raise failure
     run("finding duplicates", [dedup.pairs(signed, pairs)], dedup.BUCKETS)
     run("removing duplicates", [partial(dedup.keep_first, read, pairs, removed, recipe.dedup)], 1)
+    text = JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None)
     run(
         "writing text",
         [
             partial(_read_again, read),
             Step("duplicates", partial(dedup.duplicates, removed), stages / "duplicates"),
-            JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None),
+            JsonlWriter(str(whole), compression=None) if recipe.substring else text,
         ],
         count,
     )
+    if recipe.substring:
+        run("finding repeated stretches", [partial(substrings.find, whole, recipe.substring, spans)], 1)
+        cut = Step("substring", partial(substrings.cut, spans), stages / "substring")
+        run("cutting repeated stretches", [partial(_read_again, whole), cut, text], count)
     duplicates = {
         kind: sum(json.loads(path.read_text("utf-8"))[kind] for path in removed.glob("*.counts"))
         for kind in ("exact", "near")
     }
     about = _gather(spec, work, share, total, counts, sum(duplicates.values())) | {"duplicates": duplicates}
-    steps = [filters.summary(name, stages / name) for name in [*filtering, "duplicates"]]
-    kept = total - sum(step["in"][0] - step["out"][0] for step in steps[:-1])
+    cuts = ["substring"] if recipe.substring else []
+    steps = [filters.summary(name, stages / name) for name in [*filtering, "duplicates", *cuts]]
+    filtered = sum(step["in"][0] - step["out"][0] for step in steps[: len(filtering)])
+    emptied = sum(step["in"][0] - step["out"][0] for step in steps[len(filtering) + 1 :])
+    kept = total - filtered
     left = sum(about[split]["documents"] for split in ("train", "valid"))
     copies = sum(about["duplicates"].values())
     signed_documents = dedup.signed(signed)
-    if not dedup.recorded(read) == kept == left + copies:
+    if not dedup.recorded(read) == kept == left + copies + emptied:
         raise ValueError(
             f"{spec['name']}: of {kept:,} documents {left:,} are left and {copies:,} were copies: what "
             "tasks had written was lost, as in a power loss. The same command begins anew"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -136,9 +137,10 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     check_files(study)
     store = study.out / rundir.DATA
     requests = []
-    for data, vocab in {(c.run.data, c.run.model.vocab): 0 for c in cells}:
+    for data, vocab, masks in {(c.run.data, c.run.model.vocab, c.run.model.masks): 0 for c in cells}:
         recipe = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
         tokenizer = ["--tokenizer", data.tokenizer, "--kind", data.tokenizer_kind, "--vocab", str(vocab)]
+        tokenizer += ["--mask"] if masks else []
         requests.append([data.corpus, *tokenizer, "--set", *recipe])
     held_out = {(corpus, c.run.data.allow_errors): 0 for c in cells for corpus in c.run.eval.corpora}
     requests += [[corpus, "--held-out", "--set", f"data.allow_errors={errors}"] for corpus, errors in held_out]
@@ -196,6 +198,43 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
         processes.run(command, cell.dir / rundir.GLUE_LOG, 1, threads)
 
 
+UNDECIDED = 3  # exit code of eval.report.undecided
+
+
+def until_decided(
+    study: Study, run: Callable[[Study], list[str]], undecided: Callable[[Study], bool]
+) -> tuple[Study, list[str]]:
+    """Run a study; where it is one that adds seeds (MORE=auto), a seed of every arm more, until every arm is decided or
+    there are as many seeds as there may be.
+
+    Returns:
+        The study with the seeds that it came to, and what failed, as from `run`.
+    """
+    failures = run(study)
+    while study.criteria.sequential and not failures and len(study.seeds) < study.criteria.seeds and undecided(study):
+        seeds = len(study.seeds) + 1
+        words = [word for word in study.words if not word.startswith("SEEDS=")]
+        study = from_args([*words, f"SEEDS={seeds}"])
+        print(
+            f"\nundecided: seed {study.seeds[-1]} of every arm, {seeds} of at most {study.criteria.seeds}\n", flush=True
+        )
+        failures = run(study)
+    return study, failures
+
+
+def undecided(study: Study) -> bool:
+    """Whether more seeds may decide an arm; it is printed which.
+
+    Raises:
+        ConfigError: when the runs cannot be compared.
+    """
+    command = [sys.executable, "-m", "eval.report.undecided", *study.words]
+    code = subprocess.run(command, cwd=ROOT, env=environment(), preexec_fn=die_with_parent).returncode
+    if code not in (Exit.FINISHED, UNDECIDED):
+        raise ConfigError("whether the arms are decided cannot be said; the reason stands above")
+    return code == UNDECIDED
+
+
 def main(words: list[str]) -> int:
     """Train and evaluate the runs that are not finished, then write the report. Returns an `Exit`."""
     if words in (["-h"], ["--help"]):
@@ -205,7 +244,7 @@ def main(words: list[str]) -> int:
     try:
         study = from_args(from_anywhere(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
-        failures = run(study)
+        study, failures = until_decided(study, run, undecided)
         for failure in failures:
             print(f"failed: {rundir.printable(failure)}", file=sys.stderr)
         reported = _exit_code("-m", "eval.report", *study.words)

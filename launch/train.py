@@ -89,7 +89,9 @@ def train(cell: Cell, out: Path) -> None:
     # compiling is part of a budget that is a time
     clock = Clock(at.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))
     log = Log(folder, run, cell.name, at.step) if rank == 0 else None
-    with Watch(folder, out, run.steps, rank, hosts, run.layout.hang, run.layout.patience) as watch:
+    with Watch(
+        folder, out, None if run.by_clock else run.steps, rank, hosts, run.layout.hang, run.layout.patience
+    ) as watch:
         logged = saved = time.perf_counter()
         logged_samples, begun = at.samples, at.step
         while not ended(run, at):

@@ -150,6 +150,16 @@ class ModelConfig:
         return round(self.mask_rate * self.seq)
 
     @property
+    def masks(self) -> bool:
+        """Whether the objective needs a tokenizer that has a mask token."""
+        return self.objective == "mlm"
+
+    @property
+    def predicted(self) -> int:
+        """Outputs of a training sequence that are multiplied with the output matrix."""
+        return self.masked if self.objective == "mlm" else self.seq
+
+    @property
     def padded_vocab(self) -> int:
         """Rows of the embedding: the next multiple of 128 as Megatron pads (50,257 -> 50,304), or of another number."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple

@@ -49,7 +49,14 @@ MAY = {  # a package -> the packages that its files may import
 }
 STARTED = {  # a file -> the commands that it starts in processes of their own: arrows that no import shows
     "launch/run.sh": {"launch.local", "launch.slurm.attempts", "launch.slurm.submit", "launch.train"},
-    "launch/local.py": {"data.prepare", "eval", "eval.finetune", "eval.report", "launch.train"},
+    "launch/local.py": {
+        "data.prepare",
+        "eval",
+        "eval.finetune",
+        "eval.report",
+        "eval.report.undecided",
+        "launch.train",
+    },
     "launch/slurm/submit.py": {"eval", "eval.report"},
     "eval/judge.py": {"eval"},  # itself, on each GPU
 }

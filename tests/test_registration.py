@@ -247,4 +247,10 @@ def test_a_study_registers_everything_that_it_is_decided_by() -> None:
     assert json.loads(json.dumps(registration)) == registration
     assert registration["arms"] == {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}}
     assert registration["tasks"] == "suite"
-    assert {field.name for field in dataclasses.fields(study.criteria)} == {"metric", "margins", "seeds", "sequential"}
+    assert {field.name for field in dataclasses.fields(study.criteria)} == {
+        "metric",
+        "margins",
+        "seeds",
+        "sequential",
+        "noise_floor",
+    }

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ablations.study import from_args
 from eval.statistics import sequential
 from eval.statistics.comparison import compare, family
 from eval.statistics.parts import LEVEL, Part, quantile
 from eval.statistics.sequential import levels, share
 from eval.statistics.verdicts import seeds_to_decide
+from launch.local import until_decided
 
 NO_ITEMS = Part(0.0, np.inf)
 
@@ -51,3 +53,34 @@ def test_more_seeds_are_foreseen_by_the_levels_that_they_will_have():
     fixed, sequential_ = seeds_to_decide(c, 2, 3), seeds_to_decide(c, 2, 3, most=12)
     assert fixed and sequential_ and 3 < fixed < sequential_ <= 12
     assert seeds_to_decide(compare(0.01, Part(1.0, 2), NO_ITEMS), 2, 3, most=12) is None
+
+
+def test_a_seed_of_every_arm_is_added_until_nothing_is_undecided_or_none_is_left(tmp_path):
+    """The loop of MORE=auto; the runs leave their directories, as those of launch.train do."""
+
+    def add(until: int, fails_at: int = 0) -> tuple[list[int], list[str], list[int]]:
+        out = tmp_path / f"{until},{fails_at}"
+        ran: list[int] = []
+
+        def run(study):
+            for cell in study.cells:
+                cell.dir.mkdir(parents=True, exist_ok=True)
+            ran.append(len(study.seeds))
+            return ["baseline, seed 3: out of memory"] if fails_at == len(study.seeds) else []
+
+        words = ["POS=alibi", "SIZE=nano", "SEEDS=2", "MORE=auto", "MAX_SEEDS=5", f"OUT={out}"]
+        study, failures = until_decided(from_args(words), run, lambda study: len(study.seeds) < until)
+        assert from_args(words).seeds == study.seeds  # the same command goes on where it was
+        assert study.criteria == from_args(words).criteria
+        return study.seeds, failures, ran
+
+    assert add(until=2) == ([1, 2], [], [2])
+    assert add(until=4) == ([1, 2, 3, 4], [], [2, 3, 4])
+    assert add(until=99) == ([1, 2, 3, 4, 5], [], [2, 3, 4, 5])
+    seeds, failures, _ = add(until=99, fails_at=3)
+    assert seeds == [1, 2, 3] and failures  # what failed is not buried under more runs
+
+
+def test_a_study_of_a_fixed_number_of_seeds_adds_none(tmp_path):
+    study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
+    assert until_decided(study, lambda study: [], lambda study: True)[0].seeds == [1, 2]

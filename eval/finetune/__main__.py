@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,9 @@ def command(args: argparse.Namespace) -> int:
     if not results:
         raise ValueError("no task could be fine-tuned; the reasons stand above")
     table = summarise({name: seeds for name, seeds in by_task.items() if seeds})
-    rundir.write_json(folder / rundir.GLUE_TABLE, {"model_sha256": sha256, **table}, indent=1)
+    rundir.write_json(
+        folder / rundir.GLUE_TABLE, {"model_sha256": sha256, "setting": asdict(setting), **table}, indent=1
+    )
     print(text(table))
     return 1 if failed else 0
 

@@ -91,7 +91,7 @@ def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> R
         runs: list[Run] = [(arm, seed) for seed in row]
         if all(set(tasks_of(cells[run], name)) == set(tasks) for run in runs):
             on_tasks[arm] = row
-        elif set(tasks) <= set(shared_tasks(cells, runs, name)):
+        elif tasks and set(tasks) <= set(shared_tasks(cells, runs, name)):
             scale = METRICS[name].scale
             on_tasks[arm] = {
                 seed: scale * float(np.mean([cells[arm, seed]["eval"]["tasks"][task]["value"] for task in tasks]))
@@ -126,12 +126,14 @@ def pair(
     controlled: bool,
     floor: Part | None,
     share: Callable[[int], float] = lambda seeds: 1.0,
+    borrowed: Part | None = None,
 ) -> Comparison | None:
     """Two arms compared; None where they cannot be (see `pairing`).
 
     Args:
         controlled: whether other arms of `results` may help to tell the noise.
         floor: the variance between runs that differ in the seed alone, where the two share one seed.
+        borrowed: the variance of single runs from a stored noise floor (floor.py), added to what the seeds tell.
         share: of a number of seeds, the share of the level that a look at so many may spend.
     """
     pairs = pairing(cells, results, arm, baseline, name)
@@ -141,7 +143,11 @@ def pair(
     ours, theirs = on_tasks[arm], on_tasks[baseline]
     mean = float(np.mean([ours[s] for s in pairs.seeds[0]]) - np.mean([theirs[s] for s in pairs.seeds[1]]))
     pool = on_tasks if controlled else {arm: ours, baseline: theirs}
-    part = seed_part(pool, arm, baseline) if pairs.paired else welch(ours.values(), theirs.values())
+    part = (
+        seed_part(pool, arm, baseline, None if pairs.left_out else borrowed)
+        if pairs.paired
+        else welch(ours.values(), theirs.values())
+    )
     parts = strata(cells, arm, baseline, pairs, name)
     items, independent = item_part(parts), independent_items(parts)
     if part is None and floor:
@@ -156,18 +162,18 @@ def look(criteria: Criteria, tests: int) -> Callable[[int], float]:
 
 
 def comparisons(
-    study: Any, cells: Cells, results: Results, name: str, noise: Results | None = None
+    study: Any, cells: Cells, results: Results, name: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
     """Every arm of `results` against the baseline, corrected for being several.
 
-    noise: results of runs that differ in the seed alone, by group.
+    noise: results of runs that differ in the seed alone, by group. borrowed: as in `pair`.
     """
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
     spending = look(study.criteria, len(study.compared))
     compared = {
-        arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor, spending)
+        arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor, spending, borrowed)
         for arm in study.compared
         if arm in results
     }

@@ -5,6 +5,7 @@ from eval.report.blocks import Section
 from eval.report.findings import Findings
 from eval.report.sections import (
     beyond,
+    challenge,
     corpora,
     cost,
     differences,
@@ -45,6 +46,7 @@ SECTIONS = (
     tasks.section,
     glue.section,
     published.section,
+    challenge.section,
     cost.section,
     proofs.section,
     lambda f: Section("What does not match", ["\n".join(f"* {line}" for line in f.mismatches) or NO_MISMATCH]),

@@ -37,6 +37,15 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     return criteria, frozenset(before)
 
 
+def floor_was_registered(study: Any, cells: Cells) -> bool:
+    """Whether the runs had the noise floor registered by which the study is judged; one arm may be older."""
+    floor = study.criteria.noise_floor
+    registered = registered_contents(study, cells)
+    runs = [run for run, cell in cells.items() if "run" in cell]
+    late = {run[0] for run in runs if not floor or registered.get(run, {}).get("noise_floor") != floor.identity}
+    return bool(registered) and len(late) <= 1
+
+
 def registered_metric(study: Any, cells: Cells) -> str:
     """The primary metric that was named before the runs; the default, where none was registered. "" where runs had
     different ones."""

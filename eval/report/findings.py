@@ -11,12 +11,14 @@ from ablations.drawing import SERIES
 from eval.report.collection import Collection, collect_runs
 from eval.report.comparable import other_text, refusals, same_runs
 from eval.report.compare import METRICS, comparisons, pairing
-from eval.report.criteria import criteria_of, registered_metric
+from eval.report.criteria import criteria_of, floor_was_registered, registered_metric
 from eval.report.expense import spent
-from eval.report.runs import Cells, named, read_all
+from eval.report.floor import floor_of, mismatch
+from eval.report.runs import Cells, named, plain, read_all
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
 from eval.statistics.comparison import Comparison
+from eval.statistics.parts import Part
 from eval.statistics.seeds import Results
 from eval.statistics.verdicts import MOST_SEEDS, Verdict, seeds_to_decide, verdict
 
@@ -37,6 +39,7 @@ class Findings(NamedTuple):
     beside: str = "checked"  # which published numbers are shown: request.BESIDE
     named_before: frozenset[str] = frozenset()  # the metrics whose margin was registered before the runs
     primary_before: str = PRIMARY  # the primary metric that was
+    floor_before: bool = False  # whether the stored noise floor was
 
     @property
     def baseline(self) -> str:
@@ -101,12 +104,13 @@ class Findings(NamedTuple):
 
     def exploratory(self, arm: str, name: str) -> bool:
         """Whether a comparison is decided by what was not named before the runs: a metric that is not the primary one,
-        or a margin."""
+        a margin, or a stored noise floor."""
         kind = self.decision(arm, name).kind
         if kind == "undecided":
             return False
         is_primary = name == self.primary == self.primary_before
-        return not is_primary or (kind == "equivalent" and name not in self.named_before)
+        late_floor = self.study.criteria.noise_floor is not None and not self.floor_before
+        return not is_primary or late_floor or (kind == "equivalent" and name not in self.named_before)
 
     def missing(self, arm: str, name: str) -> str:
         """How many more seeds would decide a comparison, if the difference and the noise of one seed stay as they are,
@@ -151,6 +155,12 @@ class Findings(NamedTuple):
         return not self.caution() and not self.factors() & {"train.batch", "train.ramp", "train.tokens", "model.seq"}
 
 
+def length(train: dict[str, Any]) -> str:
+    """How long a run is, in words, by its settings."""
+    budget = train.get("budget", "tokens")
+    return f"{train['tokens']:,} tokens" if budget == "tokens" else plain(budget)
+
+
 def collect(study: Any, cells: Cells, key: str) -> Results:
     """A number of eval.json, of the cells that have it."""
     return {
@@ -176,7 +186,7 @@ def gather(
     """
     cells = read_all(study)
     criteria, named_before = criteria_of(study, cells)
-    primary_before = registered_metric(study, cells)
+    primary_before, floor_before = registered_metric(study, cells), floor_was_registered(study, cells)
     study, cells = shortened(study, cells)
     study = replace(study, criteria=criteria)
     results = {name: collect(study, cells, metric.key) for name, metric in METRICS.items()}
@@ -192,7 +202,7 @@ def gather(
         if group.damaged:
             raise ValueError("; ".join(group.damaged))
         sizes = dict.fromkeys(
-            f"{place.config.get('size')}, {place.config['train']['tokens']:,} tokens" for place in group.places.values()
+            f"{place.config.get('size')}, {length(place.config['train'])}" for place in group.places.values()
         )
         noise_words = f"{named(list(group.places))}; {' and '.join(sizes)}"
         noise_cells = read_all(group)
@@ -210,12 +220,31 @@ def gather(
         beside=beside,
         named_before=named_before,
         primary_before=primary_before,
+        floor_before=floor_before,
     )
+    borrowed = floors(study, cells, list(results))
     compared = {
-        name: comparisons(study, cells, findings.distinct_results(name), name, noise_results.get(name))
+        name: comparisons(
+            study, cells, findings.distinct_results(name), name, noise_results.get(name), borrowed.get(name)
+        )
         for name in results
     }
     return findings._replace(compared=compared)
+
+
+def floors(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]:
+    """{metric: the variance of single runs} of the study's stored noise floor, where it has the metric.
+
+    Raises:
+        ValueError: where it was measured on another baseline, text or budget, or judged otherwise.
+    """
+    floor = study.criteria.noise_floor
+    if floor is None:
+        return {}
+    if reason := mismatch(floor, cells, study.arms[0]):
+        raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
+    parts = {name: floor_of(floor, cells, study.arms[0], name) for name in names}
+    return {name: part for name, part in parts.items() if part}
 
 
 def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:

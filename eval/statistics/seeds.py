@@ -31,10 +31,12 @@ from eval.statistics.parts import LEVEL, Part, add, quantile
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
 
 
-def seed_part(results: Results, arm: str, baseline: str) -> Part | None:
+def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = None) -> Part | None:
     """The variance that the seeds give to the mean difference of two arms over the seeds they share.
 
     None when these are fewer than two: a difference that was seen once is not replicated.
+
+    floor: the variance of single runs that are none of these, from a stored noise floor.
     """
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
@@ -44,10 +46,30 @@ def seed_part(results: Results, arm: str, baseline: str) -> Part | None:
         left, dof = residual(results, seeds=False)
     pooled = Part(left / dof * 2 / shared, dof)
     if not {arm, baseline} & outstanding(results).keys():
-        return pooled
+        return with_floor(pooled, 2 / shared, floor) if floor else pooled
     apart = np.array([results[arm][s] - results[baseline][s] for s in results[arm].keys() & results[baseline].keys()])
     own = Part(float(apart.var(ddof=1)) / shared, shared - 1)
     return max(pooled, own, key=lambda part: quantile(LEVEL, part, Part(0.0, inf)))
+
+
+def with_floor(part: Part, share: float, floor: Part) -> Part:
+    """The variance that seeds give to a difference, from a study's own seeds and a noise floor together.
+
+    The floor's runs differ in all that a seed changes, the study's in what its arms do not share: so the floor can only
+    be too large, and a verdict only too careful. Where the study's seeds scatter more than the floor's, by an F test,
+    the floor is not theirs and nothing is borrowed.
+
+    Args:
+        part: of the study; its variance is `share` times that of a single run.
+    """
+    from scipy.special import fdtrc
+
+    single = part.variance / share
+    ratio = single / floor.variance if floor.variance else inf
+    if single and fdtrc(part.dof, floor.dof, ratio) <= LEVEL:
+        return part
+    dof = part.dof + floor.dof
+    return Part(share * (part.dof * single + floor.dof * floor.variance) / dof, dof)
 
 
 def residual(results: Results, seeds: bool = True) -> tuple[float, int]:

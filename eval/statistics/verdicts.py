@@ -44,16 +44,21 @@ def seeds_to_decide(
     """
     if not c.seeds or not c.enough_items or seeds < 2:
         return None
+    borrowed = max(0.0, c.seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
     for n in range(seeds + 1, (most or MOST_SEEDS) + 1):
         level = LEVEL / max(1, arms - 1) * (share(n, most, arms - 1) if most else 1.0)
-        dof = 2 if arms == n == 2 else (arms - 1) * (n - 1)
-        part = Part(c.seeds.variance * seeds / n, dof)
+        part = Part(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
         size = abs(c.difference)
         if size > quantile(level, part, c.items):
             return n
         if margin is not None and size + quantile(2 * level, part, c.items) <= margin:
             return n
     return None
+
+
+def degrees_of_freedom(arms: int, seeds: int) -> int:
+    """Of the seeds' variance in a full design: see seeds.py."""
+    return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 
 def verdict(

@@ -42,6 +42,9 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     Raises:
         ConfigError: something is wrong with the study, before anything is submitted; or sbatch's own error.
     """
+    if study.criteria.sequential:
+        seeds, most = len(study.seeds), study.criteria.seeds
+        print(f"MORE=auto: a queue adds no seeds. If the report says undecided: SEEDS={min(seeds + 1, most)}")
     if not shutil.which("sbatch"):  # before hours of preparing data
         raise ConfigError(NO_SLURM)
     for cell in study.cells:

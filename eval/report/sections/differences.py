@@ -99,6 +99,13 @@ def how_decided(f: Findings) -> list[Block]:
     for name, margin in f.margins.items():
         when = "named before the runs" if name in f.named_before else "chosen after the runs, so exploratory"
         sentences.append(f"Margin of {name}: {margin:g} {METRICS[name].unit}, {when}.")
+    if floor := f.study.criteria.noise_floor:
+        when = "named before the runs" if f.floor_before else "chosen after the runs, so verdicts are exploratory"
+        sentences.append(
+            f"Noise floor: {floor.identity}, {len(floor.content['runs'])} runs of the same baseline at other seeds, "
+            f"code {str(floor.content['commit'].get('sha'))[:7]}, {when}. Its degrees of freedom are added to those of "
+            "the seeds here, but where these scatter more (F test); it holds if the arms scatter as the baseline does."
+        )
     if f.study.criteria.sequential:
         sentences.append(
             f"Seeds are added until every arm is decided, up to {f.study.criteria.seeds}: each look at the results has "

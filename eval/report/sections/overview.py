@@ -7,6 +7,7 @@ import numpy as np
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, own_strata
 from eval.report.findings import Findings
+from eval.report.sections.challenge import broken
 from eval.report.sections.differences import forest
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_part
@@ -57,6 +58,8 @@ def remarks(f: Findings, arm: str) -> list[str]:
             words.append("**read another text under the same name: not compared**")
         elif f.refusals:
             words.append("evaluated differently: not compared")
+    rules = dict.fromkeys(rule for seed in f.study.seeds for rule in broken(f.cells.get((arm, seed), {})))
+    words += [f"**breaks a rule of Cramming: {rule}**" for rule in rules]
     planned = [seed for seed in f.study.seeds if (arm, seed) in f.cells]
     missing = len(planned) - len(results[arm])
     if missing:

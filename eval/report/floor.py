@@ -1,0 +1,53 @@
+"""Whether a study may use a stored noise floor (ablations/noise_floor.py), and what it then tells of the seeds."""
+
+from typing import Any
+
+from ablations.noise_floor import NoiseFloor
+from ablations.values import flatten
+from eval.report.collection import is_setting
+from eval.report.comparable import WHOLE, digest, sources, task_identities, tasks_of
+from eval.report.runs import Cells
+from eval.statistics.parts import Part
+from eval.statistics.seeds import noise_floor
+
+REASONS_SHOWN = 6
+
+
+def description(cell: dict[str, Any]) -> dict[str, Any]:
+    """What has to be equal where a floor is used: every setting, the text, and how it was judged."""
+    settings = {key: value for key, value in flatten(cell["run"]["config"]).items() if is_setting(key)}
+    evaluation = {key: cell["eval"].get(key) for key in (*WHOLE, "corpora")}
+    return {"settings": settings, "text": sources(cell), "evaluation": evaluation}
+
+
+def tasks_digest(cell: dict[str, Any], name: str) -> str:
+    identities = task_identities(cell)
+    return digest([[task, identities[task]] for task in tasks_of(cell, name)])
+
+
+def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
+    """Why a study may not use a floor: what its baseline has otherwise; "" where it may, or no run is judged yet."""
+    judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
+    if not judged:
+        return ""
+    here, there = description(judged[0]), floor.content
+    size = judged[0]["run"]["config"].get("size")
+    reasons = [f"size: {there['size']} there, {size} here"] if there["size"] != size else []
+    for part in ("settings", "text", "evaluation"):
+        for key in dict.fromkeys([*there[part], *here[part]]):
+            before, now = there[part].get(key), here[part].get(key)
+            if before != now:
+                label = f"the {key.split()[0]}" if part == "text" else key
+                reasons.append(f"{label}: {str(before)[:60]} there, {str(now)[:60]} here")
+    return "; ".join(reasons[:REASONS_SHOWN]) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
+
+
+def floor_of(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part | None:
+    """The variance of one run on a metric, from the floor's runs that are none of the study's; None where they are
+    fewer than two, or were asked other tasks."""
+    metric = floor.content["metrics"].get(name)
+    judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
+    if not metric or not judged or metric["tasks"] != tasks_digest(judged[0], name):
+        return None
+    own = {cell["run"].get("fingerprint") for cell in cells.values() if "run" in cell}
+    return noise_floor({"floor": {i: x for i, (run, x) in enumerate(metric["results"].items()) if run not in own}})

@@ -1,0 +1,88 @@
+"""The noise floor of a baseline, measured by runs that differ in the seed alone.
+
+`python -m eval.report.noise STUDY=baseline SEEDS=5 FIRST_SEED=1001 SIZE=nano` writes it to ablations/noise, or to
+OUT/noise where that cannot be written. Its seeds are not those of studies, so that what it says of the noise is
+independent of what they compare.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ablations import rundir
+from ablations.rundir import Exit, printable
+from eval.report import request
+from eval.report.compare import METRICS
+from eval.report.findings import Findings, gather
+from eval.report.floor import description, tasks_digest
+from eval.statistics.seeds import noise_floor
+
+FOLDER = Path("ablations/noise")
+FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
+
+
+def measured(f: Findings) -> dict[str, Any]:
+    """What is stored. Raises ValueError where the runs tell no noise, or were not made and judged alike."""
+    cells = {run: cell for run, cell in f.cells.items() if run[0] == f.baseline and "eval" in cell}
+    if len(cells) < FEWEST_SEEDS:
+        raise ValueError(f"{len(cells)} runs of {f.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
+    first, *others = cells.values()
+    for other in others:
+        if description(first) != description(other):
+            raise ValueError("the runs were not made and judged alike: the report of STUDY=baseline has what differs")
+    config = first["run"]["config"]
+    metrics = {}
+    for name, metric in METRICS.items():
+        row = f.results.get(name, {}).get(f.baseline, {})
+        if len(row) < FEWEST_SEEDS:
+            continue
+        floor = noise_floor({f.baseline: row})
+        assert floor
+        metrics[name] = {
+            "unit": metric.unit,
+            "sd": floor.variance**0.5,
+            "dof": floor.dof,
+            "tasks": tasks_digest(first, name),
+            "results": {cells[f.baseline, seed]["run"]["fingerprint"]: value for seed, value in row.items()},
+        }
+    return {
+        "size": config.get("size"),
+        "tokens": config["train"]["tokens"],
+        **description(first),
+        "metrics": metrics,
+        "runs": {cell["run"]["fingerprint"]: seed for (_, seed), cell in cells.items()},
+        **{key: first["run"][key] for key in ("commit", "versions", "hardware")},
+    }
+
+
+def main(words: list[str]) -> int:
+    """Writes the noise floor of a study's baseline. Exit codes: 0, 1 (it cannot be written), 2 (there is none)."""
+    try:
+        study = request.parse(words).study
+        content = measured(gather(study))
+    except ValueError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return Exit.INVALID
+    elsewhere = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs") / "noise"
+    for folder in (FOLDER, elsewhere):
+        path = folder / f"{study.name}.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            rundir.write_text(path, json.dumps(content, indent=1) + "\n")
+            break
+        except OSError as error:
+            print(f"{path}: {error}", file=sys.stderr)
+    else:
+        return Exit.FAILED
+    print(f"{path}: of {len(content['runs'])} runs that differ in the seed alone, {content['tokens']:,} tokens each")
+    for name, metric in content["metrics"].items():
+        print(f"  {name}: s.d. {metric['sd']:.2g} {metric['unit']}, {metric['dof']} degrees of freedom")
+    print(f"a study of the same baseline is judged with it by NOISE_FLOOR={path}")
+    return Exit.FINISHED
+
+
+if __name__ == "__main__":
+    from ablations.study import from_anywhere
+
+    sys.exit(main(from_anywhere(sys.argv[1:])))

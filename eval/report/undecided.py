@@ -1,0 +1,40 @@
+"""python -m eval.report.undecided POS=alibi ...: which arms more seeds may decide, a line each.
+
+By the primary metric, as the report judges it. Exit codes: 0, none; 3, some; 2, bad request.
+"""
+
+import sys
+
+from ablations.rundir import Exit, printable
+from eval.report import request
+from eval.report.findings import Findings, gather
+
+UNDECIDED = 3  # exit code
+
+
+def undecided(f: Findings) -> dict[str, str]:
+    """{arm: its verdict} of the arms that are undecided for want of seeds; too few items are no such want."""
+    compared = f.compared.get(f.primary, {})
+    return {
+        arm: f.decision(arm, f.primary).words
+        for arm, comparison in compared.items()
+        if not f.decision(arm, f.primary).decided and comparison.enough_items
+    }
+
+
+def main(words: list[str]) -> int:
+    try:
+        asked = request.parse(words)
+        arms = undecided(gather(asked.study, asked.noise, asked.beside))
+    except ValueError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return Exit.INVALID
+    for arm, verdict in arms.items():
+        print(printable(f"{arm}: {verdict}"))
+    return UNDECIDED if arms else Exit.FINISHED
+
+
+if __name__ == "__main__":
+    from ablations.study import from_anywhere
+
+    sys.exit(main(from_anywhere(sys.argv[1:])))

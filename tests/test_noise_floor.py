@@ -1,0 +1,124 @@
+"""The stored noise floor of a baseline: what is stored, where a study may use it, and what it then gives."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.config import ConfigError
+from ablations.criteria import Criteria
+from ablations.noise_floor import NoiseFloor, read_noise_floor
+from ablations.study import from_args
+from eval.report import noise
+from eval.report.findings import gather
+from eval.report.record import write
+from eval.statistics.parts import Part
+from eval.statistics.seeds import with_floor
+from tests import test_report
+from tests.test_report import Study, change, make, section, values
+
+SEEDS = [1001, 1002, 1003, 1004, 1005]  # that no study has
+
+
+@pytest.fixture
+def floor(tmp_path: Path) -> NoiseFloor:
+    """Five runs of the baseline."""
+    runs = make(Study(tmp_path / "noise", arms=["pos=learned"], seeds=SEEDS))
+    path = tmp_path / "baseline-nano.json"
+    path.write_text(json.dumps(noise.measured(gather(runs))))
+    return read_noise_floor(str(path))
+
+
+def judged_with(study: Study, floor: NoiseFloor | None) -> Any:
+    return gather(replace(study, criteria=Criteria(seeds=len(study.seeds), noise_floor=floor)))
+
+
+def test_a_floor_is_the_variance_of_its_runs_and_says_what_it_is_of(floor: NoiseFloor, tmp_path: Path) -> None:
+    content = floor.content
+    row = values(Study(tmp_path / "noise", arms=["pos=learned"], seeds=SEEDS), "bits_per_byte")
+    assert content["metrics"]["bits/byte"]["sd"] == pytest.approx(row[0].std(ddof=1))
+    assert (content["metrics"]["bits/byte"]["dof"], content["metrics"]["zero-shot"]["unit"]) == (4, "points")
+    assert (content["size"], content["tokens"], content["commit"]["sha"]) == ("nano", 1048576, "0123abc")
+    assert content["settings"]["data.corpus"] == "pydocs" and "seed" not in content["settings"]
+    few = make(Study(tmp_path / "few", arms=["pos=learned"], seeds=[1, 2]))
+    with pytest.raises(ValueError, match="2 runs of pos=learned are finished and judged: 3 are needed"):
+        noise.measured(gather(few))
+
+
+def test_a_study_borrows_the_degrees_of_freedom_of_its_floor(floor: NoiseFloor, tmp_path: Path) -> None:
+    study = make(Study(tmp_path / "runs", seeds=[1, 2]))
+    alone, borrowed = (judged_with(study, f).compared["bits/byte"]["pos=alibi"] for f in (None, floor))
+    sd = floor.content["metrics"]["bits/byte"]["sd"]
+    assert (alone.seeds.dof, borrowed.seeds.dof) == (2, 6)
+    assert borrowed.seeds.variance == pytest.approx((2 * alone.seeds.variance + 4 * sd**2) / 6)
+    assert borrowed.difference == alone.difference and borrowed.p < alone.p
+    found = judged_with(study, floor)
+    assert found.verdict("pos=alibi", "bits/byte").startswith("exploratory: better by")
+    write(found, tmp_path / "out")
+    text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
+    assert f"Noise floor: {floor.identity}, 5 runs" in text and "chosen after the runs" in text
+
+
+def test_a_floor_that_was_registered_decides(floor: NoiseFloor, tmp_path: Path) -> None:
+    study = make(Study(tmp_path / "runs", seeds=[1, 2]))
+    criteria = Criteria(seeds=2, noise_floor=floor)
+    test_report.register(study, criteria)
+    assert gather(test_report.registered(study, criteria)).verdict("pos=alibi", "bits/byte").startswith("better by")
+
+
+@pytest.mark.parametrize(
+    ("place", "to", "reason"),
+    [
+        ("config.size", "mini", "size: nano there, mini here"),
+        ("config.train.tokens", 2097152, "train.tokens: 1048576 there, 2097152 here"),
+        ("config.data.corpus", "pycode", "data.corpus: pydocs there, pycode here"),
+        ("config.model.pos", "none", "model.pos: learned there, none here"),
+        ("data.sha256", "other text", "the text: text there, other text here"),
+    ],
+)
+def test_a_floor_of_another_baseline_is_refused_with_the_reason(
+    place: str, to: Any, reason: str, floor: NoiseFloor, tmp_path: Path
+) -> None:
+    study = make(Study(tmp_path / "runs", seeds=[1, 2]))
+    for arm in study.arms:
+        for seed in study.seeds:
+            change(study.cell(arm, seed).dir / "run.json", *place.split("."), to=to)
+    with pytest.raises(ValueError, match="the noise floor baseline-nano.json is not that of this study") as error:
+        judged_with(study, floor)
+    assert reason in str(error.value)
+
+
+def test_a_floor_that_was_judged_otherwise_is_refused(floor: NoiseFloor, tmp_path: Path) -> None:
+    study = make(Study(tmp_path / "runs", seeds=[1, 2]))
+    for arm in study.arms:
+        for seed in study.seeds:
+            change(study.cell(arm, seed).dir / "eval.json", "lm_eval", to="0.5.0")
+    with pytest.raises(ValueError, match=r"lm_eval: .* there, 0\.5\.0 here"):
+        judged_with(study, floor)
+
+
+def test_runs_of_the_floor_that_are_the_studys_own_are_counted_once(floor: NoiseFloor, tmp_path: Path) -> None:
+    """Else the noise would be told by the runs that are compared, twice."""
+    study = make(Study(tmp_path / "runs", seeds=SEEDS[:2]))
+    c = judged_with(study, floor).compared["bits/byte"]["pos=alibi"]
+    assert c.seeds and c.seeds.dof == 2 + 2
+
+
+def test_nothing_is_borrowed_where_the_study_scatters_more_than_the_floor() -> None:
+    part, share = Part(2 * 1.0 / 2, 2), 2 / 2
+    assert with_floor(part, share, Part(0.01, 4)) == part
+    assert with_floor(part, share, Part(1.0, 4)) == Part(pytest.approx(1.0), 6)
+    assert with_floor(part, share, Part(4.0, 4)) == Part(pytest.approx((2 * 1.0 + 4 * 4.0) / 6), 6)  # only too careful
+    assert with_floor(part, share, Part(0.0, 4)) == part and with_floor(Part(0.0, 2), 1.0, Part(0.0, 4)).dof == 6
+
+
+def test_a_file_that_is_no_floor_is_named(floor: NoiseFloor, tmp_path: Path) -> None:
+    study = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]
+    assert from_args([*study, f"NOISE_FLOOR={tmp_path / 'baseline-nano.json'}"]).criteria.noise_floor == floor
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "nan.json").write_text(json.dumps(floor.content | {"metrics": {"bits/byte": {"unit": "bits/byte"}}}))
+    for name, words in (("none", "no such file"), ("list", "list.json"), ("nan", "not what a noise floor has")):
+        with pytest.raises(ConfigError, match=words):
+            from_args([*study, f"NOISE_FLOOR={tmp_path / name}.json"])
