@@ -228,8 +228,7 @@ def undecided(study: Study) -> bool:
     Raises:
         ConfigError: when the runs cannot be compared.
     """
-    command = [sys.executable, "-m", "eval.report.undecided", *study.words]
-    code = subprocess.run(command, cwd=ROOT, env=environment(), preexec_fn=die_with_parent).returncode
+    code = _exit_code("-m", "eval.report.undecided", *study.words)
     if code not in (Exit.FINISHED, UNDECIDED):
         raise ConfigError("whether the arms are decided cannot be said; the reason stands above")
     return code == UNDECIDED
