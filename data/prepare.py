@@ -267,7 +267,7 @@ def main() -> None:
             print("\n".join(held_out(args.corpus, args.store, recipe.allow_errors)))
             return
         tokenizer = args.tokenizer or args.corpus
-        made = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
+        manifest = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     except RuntimeError as error:
@@ -276,9 +276,9 @@ def main() -> None:
         parser.exit(1, f"error: {denied(error)}\n")
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
-    for note in made["notes"]:
+    for note in manifest["notes"]:
         print(note, file=sys.stderr)
-    print(json.dumps(made, indent=1))
+    print(json.dumps(manifest, indent=1))
 
 
 def _pair(word: str) -> tuple[str, str]:

@@ -43,6 +43,7 @@ SMALL = (
     "model.layers=2 model.hidden=48 model.heads=6 model.seq=32 model.vocab=120"
 )
 MODEL = "tests/test_model.py tests/test_mutants.py tests/test_proof.py::test_every_variant_proves_itself"
+GPU, GPU_STEP, BF16 = "tests/test_gpu.py", "tests/test_gpu_step.py", "launch/bf16.py"
 TRAIN = "tests/test_mutants.py tests/test_train.py::test_the_engine_is_adamw_with_clipping_and_the_schedule"
 DATA = "tests/test_batches.py::test_same_whatever_was_asked_before"
 SCHEDULE, STUDY_FILES, CLOCK = "tests/test_schedule.py", "tests/test_study_files.py", "tests/test_clock.py"
@@ -115,8 +116,8 @@ MUTATIONS = [
         "model.pos=alibi",
         "model.pos",
         GPT,
-        "            self.position, heads",
-        '            POSITIONS["none"](self.cfg), heads',
+        "            self.position,\n            heads,",
+        '            POSITIONS["none"](self.cfg),\n            heads,',
     ),
     one(
         "ALiBi is accepted and means none",
@@ -324,6 +325,73 @@ MUTATIONS = [
         "np.random.default_rng([seed, n]) for n in (range(B)",
         "np.random.default_rng([seed, n % 50]) for n in (range(B)",
         OBJECTIVE,
+    ),
+    # what a GPU alone does
+    one(
+        "a bias is lost in the kernels that take none",
+        f"{MDS} #222",
+        "model.pos=alibi",
+        "model.pos",
+        ATTENTION,
+        "return not position.has_bias and extents_B is None",
+        "return extents_B is None",
+        GPU,
+    ),
+    one(
+        "torch's own kernels see what is to come",
+        "",
+        "model.pos=rotary",
+        "model.objective",
+        ATTENTION,
+        "is_causal=objective.causal",
+        "is_causal=False",
+        GPU,
+    ),
+    one(
+        "a GPU does not clip", "", "train.clip", "", BF16, "/ clip).clamp_min(1.0)", "/ clip).clamp(1.0, 1.0)", GPU_STEP
+    ),
+    one(
+        "a GPU applies an update that is no number",
+        "",
+        "",
+        "",
+        BF16,
+        "adamw.found_inf = (~norm.isfinite()).float()",
+        "adamw.found_inf = torch.zeros_like(norm)",
+        GPU_STEP,
+    ),
+    one(
+        "a GPU keeps the last micro-batch only",
+        "",
+        "layout.micro_batch",
+        "",
+        BF16,
+        "torch._foreach_add_(sums, grads)",
+        "torch._foreach_copy_(sums, grads)",
+        GPU_STEP,
+    ),
+    one(
+        "a GPU sums ranks and takes no mean", "", "layout.processes", "", BF16, "part.mul_(1 / world)", "pass", GPU_STEP
+    ),
+    one(
+        "a checkpoint is saved before its loss is read",
+        "",
+        "",
+        "",
+        "launch/train.py",
+        "everything = not behind or due or at.step",
+        "everything = not behind or at.step",
+        GPU_STEP,
+    ),
+    one(
+        "a step that is found bad late leaves out later data",
+        "",
+        "train.rollbacks",
+        "",
+        "launch/train.py",
+        "at.step, at.samples = step, samples",
+        "pass",
+        GPU_STEP,
     ),
     one(
         "each micro-batch of prefixes counts alike",
