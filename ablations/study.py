@@ -55,6 +55,7 @@ HELP = {
     "SHOTS": "with TASKS: examples in each prompt (default: as many as each task's definition says)",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
+    "GLUE_TASKS": "those of GLUE alone, such as cola,rte (default: all whose data is there)",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
     "PREDICT": 'what is expected, to be checked: "alibi < learned; alibi - learned in [-0.3, -0.05]"',
     "JOBS": "runs at a time (default: as many as fit the CPU cores; 1 on a GPU)",
@@ -114,9 +115,10 @@ def from_args(words: list[str]) -> Study:
                 "SHOTS counts the examples in the prompts of evaluation tasks: name them, e.g. TASKS=gsm8k"
             )
         _count("SHOTS", values["SHOTS"], MOST_SHOTS, "examples in each prompt", least=0)
+    for name in ("GLUE_SEEDS", "GLUE_TASKS"):
+        if name in values and "GLUE" not in values:
+            raise ConfigError(f"{name} is about fine-tuning on GLUE: say where its data is, GLUE=folder")
     if "GLUE_SEEDS" in values:
-        if "GLUE" not in values:
-            raise ConfigError("GLUE_SEEDS counts seeds of fine-tuning: say where GLUE's data is, GLUE=folder")
         _count("GLUE_SEEDS", values["GLUE_SEEDS"], 100, "seeds")
     out = Path(values.get("OUT", "runs"))
     _check_out(out)

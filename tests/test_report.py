@@ -1300,7 +1300,7 @@ def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, c
             raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
         return real(*args, **kwargs)
 
-    name = "os.fsync" if when == "written" else "ablations.rundir.write_bytes"
+    name = "os.fsync" if when == "written" else "ablations.safe_files.write_bytes"
     real = os.fsync if when == "written" else rundir.write_bytes
     monkeypatch.setattr(name, full)
     capsys.readouterr()
