@@ -94,11 +94,12 @@ class State(StrEnum):
 
 
 class Exit(IntEnum):
-    """Exit codes of the commands that train. launch/run.sh knows RESUBMIT and BAD_NODE too."""
+    """Exit codes of the commands that train, and of the report. launch/run.sh knows RESUBMIT and BAD_NODE too."""
 
     FINISHED = 0
     FAILED = 1
     INVALID = 2  # the command or the configuration is not valid
+    REFUSED = 3  # the report is written, and some runs in it could not be compared, as they were evaluated differently
     RESUBMIT = 75  # not finished, and nothing is wrong with the run: submit it again
     KILLED = 76  # there is a stop file in the output root: nothing is to be submitted again
     BAD_NODE = 77  # a node is unfit (launch/preflight.py)
