@@ -146,7 +146,8 @@ class Study:
         values = dict(word.split("=", 1) for word in self.words)
         folder, seeds = values.get("GLUE", "").strip(), values.get("GLUE_SEEDS", "").strip()
         folders = [part for name in folder.split(",") if name.strip() for part in ("--data", name.strip())]
-        return [*folders, *(["--seeds", seeds] if seeds else [])]
+        tasks = values.get("GLUE_TASKS", "").strip()
+        return [*folders, *(["--tasks", tasks] if tasks else []), *(["--seeds", seeds] if seeds else [])]
 
     @cached_property
     def _cells(self) -> dict[tuple[str, int], Cell]:
