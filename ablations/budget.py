@@ -50,8 +50,11 @@ def clock_seconds(text: str) -> float | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text, re.ASCII)
     if match and match[2] in UNITS and float(match[1]) > 0:
         return float(match[1]) * UNITS[match[2]]
-    without_unit = "the number has no unit: " if match and not match[2] else ""
-    raise ValueError(f"train.budget={text}: {without_unit}{FORMS}")
+    hint = "the number has no unit: " if match and not match[2] else ""
+    if count := re.fullmatch(r"(\d+(?:\.\d+)?)([KMB])", text, re.ASCII):
+        minutes = f"; minutes are {count[1]}m" if count[2] == "M" else ""
+        hint = f"{count[2]} counts tokens, as in TOKENS={text}{minutes}. Allowed are "
+    raise ValueError(f"train.budget={text}: {hint}{FORMS}")
 
 
 class Stage(NamedTuple):

@@ -13,6 +13,7 @@ from ablations import registration
 from ablations.config import ConfigError, Run, bundles, parse, resolve, without_effect
 from ablations.criteria import Criteria
 from ablations.factorial import Factorial, factorial
+from ablations.parts import PARTS, settings_of_part
 from ablations.prediction import Prediction
 from ablations.run import ABSENT
 from ablations.rundir import Damaged, read_run
@@ -21,6 +22,7 @@ from ablations.values import difference, flatten, human
 
 FOLLOWS = ("data.tokenizer", "eval.corpora")  # the corpus of all runs, where SET says nothing else
 MAX_NAME = 120  # bytes of a study's name and of a run's folders; file systems end at 255, and endings are added
+MAX_SHOWN = 3  # factors of a study, up to which the baseline is named after its values of them
 MAX_VALUE = 100  # characters of a value in such a name
 
 
@@ -31,7 +33,7 @@ class Cell:
     arm: str
     seed: int
     run: Run
-    delta: dict[str, Any]  # what makes the arm: one key, or none for the baseline
+    delta: dict[str, Any]  # what makes the arm: one key, or those of a part of a recipe; none for the baseline
     dir: Path
 
     @property
@@ -144,7 +146,8 @@ class Study:
         values = dict(word.split("=", 1) for word in self.words)
         folder, seeds = values.get("GLUE", "").strip(), values.get("GLUE_SEEDS", "").strip()
         folders = [part for name in folder.split(",") if name.strip() for part in ("--data", name.strip())]
-        return [*folders, *(["--seeds", seeds] if seeds else [])]
+        tasks = values.get("GLUE_TASKS", "").strip()
+        return [*folders, *(["--tasks", tasks] if tasks else []), *(["--seeds", seeds] if seeds else [])]
 
     @cached_property
     def _cells(self) -> dict[tuple[str, int], Cell]:
@@ -186,9 +189,13 @@ def build(
     keys = list(dict.fromkeys(k for k, _ in arm_values))
     deltas: dict[str, dict[str, Any]] = {}
     flat = base.flat()
-    baseline = ",".join(f"{k.split('.')[-1]}={_text(flat[k])}" for k in keys if k in flat) or "baseline"
+    shown = keys if len(keys) <= MAX_SHOWN else []
+    baseline = ",".join(f"{k.split('.')[-1]}={_text(flat[k])}" for k in shown if k in flat) or "baseline"
     deltas[baseline] = {}
     for key, value in arm_values:
+        if key in PARTS:
+            deltas[f"{key}={value}"] = settings_of_part(key, value, base.size, flat)
+            continue
         value = parse(key, value)
         if key.startswith(("layout.", "eval.")) or key == "size":
             raise ConfigError(f"{key} cannot make an arm: it is no part of what is trained, or many lines at once")
@@ -203,6 +210,8 @@ def build(
             check_corpus(value)
         deltas[label] = {key: value}
 
+    if cross and any(key in PARTS for key in keys):
+        raise ConfigError("CROSS combines single settings, and a part of a preset is several")
     design = _crossed(deltas, cross) if cross else None
     tuning = _tuned(deltas, multiples, flat["train.lr"]) if multiples else None
     cells = []
@@ -293,7 +302,8 @@ ROUNDED_SETTINGS = {"train.tokens", "train.budget", "train.decay_tokens", "train
 
 
 def _rounded(run: Run) -> tuple[Any, ...]:
-    return run.steps, run.budget, run.batch_sizes, run.model.padded_vocab
+    by_clock = run.train.ramp_share if run.by_clock else 0.0  # else it is part of the batch sizes
+    return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 
 
 def check_corpus(corpus: str) -> None:

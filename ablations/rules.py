@@ -115,15 +115,15 @@ def a_clock_has_no_token_counts(run: Run) -> str:
     for key, value, instead in (
         ("train.decay_tokens", run.train.decay_tokens, "the schedule ends with the budget"),
         ("train.ramp", run.train.ramp[2:], "give its first two numbers and train.ramp_share"),
-        ("layout.eval_at", run.layout.eval_at, "the end is evaluated"),
+        ("layout.eval_at", run.layout.eval_at, "leave it out (the end is always judged), or give TOKENS and no time"),
     ):
         if value:
-            return f"{key} counts tokens or samples, and train.budget={run.train.budget} is a time: {instead}"
+            return f"{key} is counted in tokens or samples, and train.budget={run.train.budget} is a time: {instead}"
     return ""
 
 
 def budget_holds_a_step(run: Run) -> str:
-    if run.steps < 1:
+    if not run.by_clock and run.steps < 1:
         step = run.batch_sizes.sizes[0] * run.model.seq
         return f"train.tokens={run.train.tokens} is less than one step of {step} tokens"
     return ""

@@ -67,13 +67,24 @@ class Run:
         return self.batch_sizes.samples(step)
 
     @property
+    def by_clock(self) -> bool:
+        """Whether the run ends by a wall clock: how many steps and tokens that is, only training tells."""
+        return clock_seconds(self.train.budget) is not None
+
+    @property
     def steps(self) -> int:
-        """Optimizer steps: the budget in tokens, rounded down to whole steps."""
+        """Optimizer steps: the budget in tokens, rounded down to whole steps.
+
+        Raises:
+            ValueError: when the run ends by a wall clock.
+        """
+        if self.by_clock:
+            raise ValueError(f"train.budget={self.train.budget}: the clock decides how many steps and tokens there are")
         return self.batch_sizes.steps(self.train.tokens // self.model.seq)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all steps."""
+        """Tokens of all steps. Raises ValueError as `steps`."""
         return self.tokens_after(self.steps)
 
     @property

@@ -51,6 +51,16 @@ class DataConfig:
             "in which order documents are read, once; prevalent-first and short-sentences-first as Cramming sorted"
         ),
     ]
+    substring: Annotated[
+        int,
+        Setting(
+            "stretches of so many characters or more that stood before in the corpus are cut; 0: none",
+            "characters",
+            "Cramming tried 50, 75 and 100",
+            at_least=0,
+            absent=0,
+        ),
+    ]
     allow_errors: Annotated[
         int,
         Setting(
@@ -133,7 +143,7 @@ class TrainConfig:
     warmup: Annotated[
         float,
         Setting(
-            "linear warm-up, as a share of the schedule; one-cycle, budget-triangle2 and ramp rise by themselves",
+            "linear warm-up, as a share of the schedule; one-cycle, ramp and budget-... rise by themselves",
             source="untuned",
             at_least=0,
             at_most=1,

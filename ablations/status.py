@@ -118,7 +118,8 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
             )
         )
     states = [row[1] for row in rows[1:]]
-    counts = ", ".join(f"{states.count(name)} {name}" for name in State if name in states)
+    number = f"{len(states)} run{'s' * (len(states) != 1)}"
+    counts = f"{number}: {', '.join(f'{states.count(name)} {name}' for name in State if name in states)}"
     if height and len(rows) > (room := max(2, height - 3)):
         order = [*State]
         shown = sorted(range(1, len(rows)), key=lambda i: order.index(State(rows[i][1])))[: room - 1]

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from ablations import rundir
 from ablations.config import ConfigError, Run, spread
 from data.batches import uncompiled_imports
+from launch import attention_kernel
+from launch.bf16 import use_device_updates
 from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
 from launch.manifest import Diverged
-from model import proof
+from model import attention, proof
 from model.count import parameters
 from model.fp8 import FP8_LAYERS
 from model.gpt import GPT, prepare_to_compile
@@ -147,6 +149,8 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
     }
     if run.train.precision in ("bf16", "fp8"):
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        if torch.cuda.is_available():  # or the ranks' sums are rounded to bf16 before they are added
+            config["communication_data_type"] = "fp32"
     if run.train.precision == "fp16":
         config["fp16"] = {
             "enabled": True,
@@ -168,6 +172,36 @@ class Step(NamedTuple):
     seconds: float = 0.0  # on the clock of the first rank after the step; 0 where there is none
 
 
+class Pending:
+    """An optimizer step that was handed to the device, which may still be at work on it.
+
+    Args:
+        values: loss and norm, and with several ranks the sums of save, leave and seconds: on the device.
+        save, leave, seconds: of this rank, where it is alone.
+    """
+
+    def __init__(self, values: list[Tensor | float], save: bool, leave: bool, seconds: Callable[[], float]):
+        self.values, self.save, self.leave, self.seconds = values, save, leave, seconds
+        self.copied: Any = None
+        if isinstance(values[0], Tensor) and values[0].is_cuda:
+            # A copy that is asked for later would wait for the steps that were handed over in between.
+            on_device = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=values[0].device) for v in values])
+            host = torch.empty(len(values), pin_memory=True)
+            self.values = [*host.copy_(on_device, non_blocking=True)]
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self) -> Step:
+        """What the step came to, as soon as it is known."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        loss, norm, *votes = (float(value) for value in self.values)
+        if not votes:
+            return Step(loss, norm, self.save, self.leave, self.seconds())
+        save, leave, seconds = votes
+        return Step(loss, norm, save > 0, leave > 0, seconds)  # seconds in fp32: to 8 ms in a day
+
+
 @dataclass
 class Engine:
     """A model under DeepSpeed. `step` is one optimizer step on one global batch."""
@@ -178,6 +212,7 @@ class Engine:
     forwards: list[Callable[[], float]] = field(default_factory=list)  # how long the last ones took
     compile_seconds: float = 0.0  # before the first step, and no part of training
     proofs: list[proof.Proof] = field(default_factory=list)  # that the compiled graph is the model
+    attention_seconds: dict[str, float] = field(default_factory=dict)  # of the kernels that were timed, best first
 
     @property
     def model(self) -> Any:
@@ -200,6 +235,8 @@ class Engine:
         torch.use_deterministic_algorithms(self.device.type == "cpu")
         prepare_to_compile()
         loss = self.ds.module
+        if self.device.type == "cuda":  # in a graph it would be made in every forward pass
+            attention.prepare_masks(self.model.objective, model.seq, self.device)
         loss.compile(dynamic=False)
         rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
         batch = self.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(self.device)
@@ -212,6 +249,19 @@ class Engine:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         self.compile_seconds = time.perf_counter() - began
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """For the record: choices that depend on the machine, and change only how numbers are rounded."""
+        optimizer = self.ds.optimizer
+        ours = getattr(optimizer.step, "__name__", "") == "device_step"
+        return {
+            "attention": self.model.attention_kernel,
+            "attention_seconds": self.attention_seconds,
+            "compiled": bool(self.compile_seconds),
+            "micro_batch": self.run.layout.micro_batch,
+            "gradients": "reduce-scatter, fp32" if ours else f"DeepSpeed, {self.ds.communication_data_type}",
+        }
 
     @property
     def lr(self) -> float:
@@ -271,7 +321,11 @@ class Engine:
         for key in state.keys() & set(SCALER):
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
-    def step(
+    def step(self, *args: Any, **named: Any) -> Step:
+        """`launch`, and what came of it."""
+        return self.launch(*args, **named).read()
+
+    def launch(
         self,
         batch: Batch,
         lr: float,
@@ -279,8 +333,8 @@ class Engine:
         save: bool = False,
         leave: bool = False,
         clock: Callable[[], float] = lambda: 0.0,
-    ) -> Step:
-        """One optimizer step on this rank's sequences of the global batch.
+    ) -> Pending:
+        """One optimizer step on this rank's sequences of the global batch; on a GPU it is under way when this returns.
 
         Args:
             seed: of what this step and rank drop. Random numbers have no state that a resume could lose.
@@ -300,7 +354,7 @@ class Engine:
         torch.manual_seed(seed)
         total = torch.zeros((), device=self.device)
         micros = batch.to(self.device).split(self.run.layout.micro_batch)
-        weights = self._weights(micros)
+        weights = self._weights(batch.split(self.run.layout.micro_batch))  # counted before they are on a GPU
         replicas = dist.get_world_size() // self.model.tp.size
         self.ds.set_train_batch_size(len(batch.inputs_BT) * replicas)  # the batches of a ramp differ
         for i, (micro, weight) in enumerate(zip(micros, weights, strict=True), start=1):
@@ -318,17 +372,13 @@ class Engine:
                 raise Diverged(f"gradients overflow in fp16 even at train.loss_scale_min={least}") from None
             total += loss.detach().float()
         total /= len(micros)
-        if dist.get_world_size() > 1:
-            reading = clock() if dist.get_rank() == 0 else 0.0
-            votes = torch.tensor([float(save), float(leave), reading], device=self.device)
-            sums = torch.cat((total[None], votes))
-            dist.all_reduce(sums)
-            total, save, leave = sums[0] / dist.get_world_size(), bool(sums[1] > 0), bool(sums[2] > 0)
-            seconds = float(sums[3])  # in fp32: to 8 ms in a day
-        loss, norm = float(total), float(self.ds.get_global_grad_norm())
+        norm: Any = self.ds.get_global_grad_norm()
         if dist.get_world_size() == 1:
-            seconds = clock()
-        return Step(loss, norm, save, leave, seconds)
+            return Pending([total, norm], save, leave, clock)
+        reading = clock() if dist.get_rank() == 0 else 0.0
+        sums = torch.cat((total[None], torch.tensor([float(save), float(leave), reading], device=self.device)))
+        dist.all_reduce(sums)
+        return Pending([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
@@ -488,11 +538,20 @@ def build(model: Any, run: Run, world: int) -> Engine:
         warnings.simplefilter("ignore")
         config = deepspeed_config(run, world // size)
         ds, *_ = deepspeed.initialize(model=Loss(model), optimizer=optimizer, config=config, mpu=mpu)
-    if world == size and hasattr(ds.optimizer, "bf16_groups"):
+    bf16 = hasattr(ds.optimizer, "bf16_groups")
+    if world == size and bf16:
         ds.enable_backward_allreduce = False  # one copy of the model: its gradients are summed already
     engine = Engine(ds, run, next(model.parameters()).device)
-    if engine.device.type == "cpu" and hasattr(ds.optimizer, "bf16_groups"):
+    if bf16 and engine.device.type == "cpu":
         free_fp32_gradients_between_steps(ds.optimizer)
+    elif bf16 and size == 1:
+        use_device_updates(ds)
+    engine.attention_seconds = attention_kernel.choose(model, run.layout.micro_batch)
+    if dist.get_rank() == 0 and engine.attention_seconds:
+        timed = ", ".join(f"{name} {1000 * s:.2f} ms" for name, s in engine.attention_seconds.items())
+        print(f"attention by {model.attention_kernel}; one layer, forward and backward: {timed}", flush=True)
+    if dist.get_rank() == 0 and size > 1 and engine.device.type == "cuda" and run.layout.compile == "auto":
+        print("tensor parallelism: the model is not compiled, and slower than with layout.tp=1", flush=True)
     # auto: not with tensor parallelism, whose layers communicate; not on a CPU, where a nano run is over sooner
     auto = torch.cuda.is_available() and size == 1
     if {"auto": auto, "always": True, "never": False}[run.layout.compile]:

@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,7 @@ from launch.watch import Stop, Watch, event, stop_file
 
 if TYPE_CHECKING:
     from launch.checkpoint import Checkpoints
-    from launch.engine import Engine
+    from launch.engine import Engine, Pending
 
 
 @dataclass
@@ -89,9 +90,14 @@ def train(cell: Cell, out: Path) -> None:
     # compiling is part of a budget that is a time
     clock = Clock(at.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))
     log = Log(folder, run, cell.name, at.step) if rank == 0 else None
-    with Watch(folder, out, run.steps, rank, hosts, run.layout.hang, run.layout.patience) as watch:
+    with Watch(
+        folder, out, None if run.by_clock else run.steps, rank, hosts, run.layout.hang, run.layout.patience
+    ) as watch:
         logged = saved = time.perf_counter()
         logged_samples, begun = at.samples, at.step
+        behind = reads_a_step_late(engine, run)
+        # steps under way: number, samples trained after it, samples of its own
+        unread: deque[tuple[int, int, int, Pending]] = deque()
         while not ended(run, at):
             numbers = next_samples(run, at)
             first, last = (numbers.start + at.skipped + r * len(numbers) // replicas for r in (replica, replica + 1))
@@ -100,12 +106,10 @@ def train(cell: Cell, out: Path) -> None:
             noise = (run.seed * 1_000_003 + at.step) * replicas + replica
             late = rank == 0 and time.perf_counter() - saved > pause(run, checkpoints, hosts)
             batch = objective.batch(batches.batch(mine), run.seed, mine, special)
-            loss, norm, save, leave, at.seconds = engine.step(
-                batch, lr, noise, save=late, leave=bool(watch.stop_reason), clock=clock.read
-            )
+            pending = engine.launch(batch, lr, noise, save=late, leave=bool(watch.stop_reason), clock=clock.read)
             at.step += 1
             at.samples = numbers.stop
-            now = time.perf_counter()
+            unread.append((at.step, at.samples, len(numbers), pending))
             watch.stepped(at.step)
             if log and at.step == begun + 1:
                 started = time.time() - psutil.Process().create_time()
@@ -115,16 +119,31 @@ def train(cell: Cell, out: Path) -> None:
                 )
             checkpoints.check()
 
-            if complaint := divergence(run, at, loss, norm):
+            due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
+            # whatever is written down is of steps that are known to be good
+            everything = not behind or due or at.step % run.layout.log_every == 0 or ended(run, at)
+            save = leave = False
+            complaint = ""
+            while unread and not complaint and (everything or len(unread) > 1):
+                step, samples, size_of_batch, pending = unread.popleft()
+                loss, norm, wants_save, wants_leave, at.seconds = pending.read()
+                save, leave = save or wants_save, leave or wants_leave
+                everything = everything or save or leave
+                if complaint := divergence(run, step, at.recent, loss, norm):
+                    at.step, at.samples = step, samples
+                else:
+                    at.losses.append(loss)
+                    at.recent = [*at.recent[-63:], loss]
+            now = time.perf_counter()
+            if complaint:
+                unread.clear()
                 with watch.storing():
-                    at = go_back(cell, engine, checkpoints, at, complaint, len(numbers))
+                    at = go_back(cell, engine, checkpoints, at, complaint, size_of_batch)
                 if log:
                     log.rewind(at.step)
                 logged = saved = time.perf_counter()
                 logged_samples = at.samples
                 continue
-            at.losses.append(loss)
-            at.recent = [*at.recent[-63:], loss]
             if at.step % run.layout.log_every == 0 or ended(run, at):
                 tokens, busy = at.samples * run.model.seq, engine.busy()
                 speed = (at.samples - logged_samples) * run.model.seq / (now - logged)
@@ -143,7 +162,6 @@ def train(cell: Cell, out: Path) -> None:
                     )
                 watch.speed(speed, busy)
                 logged, logged_samples, at.losses = now, at.samples, []
-            due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
             if save or leave or due or ended(run, at):
                 with watch.storing():
                     if log:
@@ -178,6 +196,12 @@ def resumed(run: Run, state: dict[str, Any] | None) -> Progress:
     return at
 
 
+def reads_a_step_late(engine: "Engine", run: Run) -> bool:
+    """Whether a step's loss is read when the next one is under way, so that a GPU need not wait for the host. Not where
+    the clock decides how long to train: it is read after each step."""
+    return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)
+
+
 def ended(run: Run, at: Progress) -> bool:
     """Whether the budget is used up. By the clock: the last step is the first that ends after its time."""
     if isinstance(run.budget, ClockBudget):
@@ -203,19 +227,20 @@ def pause(run: Run, checkpoints: "Checkpoints", hosts: list[str]) -> float:
     return max(save_interval(checkpoints.stall, mtbf), 2 * checkpoints.seconds)
 
 
-def divergence(run: Run, at: Progress, loss: float, norm: float) -> str:
+def divergence(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
     """What is wrong with a step, or nothing: a loss or gradient that is no number, a loss well above that of a uniform
-    guess, or a spike. Gradients that overflow in fp16 are part of how its loss scale is found (see `Engine.step`)."""
+    guess, or a spike above the `recent` losses. Gradients that overflow in fp16 are part of how its loss scale is found
+    (see `Engine.launch`)."""
     limit = math.log(run.model.vocab) + run.train.divergence
     overflow = run.train.precision == "fp16" and norm == math.inf
     if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
-        return f"step {at.step}: the loss is {loss} and the gradient norm {norm}"
+        return f"step {step}: the loss is {loss} and the gradient norm {norm}"
     if loss > limit:
-        return f"step {at.step}: loss {loss:.3f}, above log(vocab) + train.divergence = {limit:.3f}"
-    if run.train.spike and len(at.recent) >= 8 and loss > statistics.median(at.recent) + run.train.spike:
+        return f"step {step}: loss {loss:.3f}, above log(vocab) + train.divergence = {limit:.3f}"
+    if run.train.spike and len(recent) >= 8 and loss > statistics.median(recent) + run.train.spike:
         return (
-            f"step {at.step}: loss {loss:.3f}, more than train.spike={run.train.spike:g} above the median "
-            f"{statistics.median(at.recent):.3f} of the last {len(at.recent)} steps"
+            f"step {step}: loss {loss:.3f}, more than train.spike={run.train.spike:g} above the median "
+            f"{statistics.median(recent):.3f} of the last {len(recent)} steps"
         )
     return ""
 

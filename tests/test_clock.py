@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from ablations import rundir
+from ablations.__main__ import main
 from ablations.budget import learning_rate
 from ablations.cells import Cell, build
 from ablations.config import resolve
+from ablations.plan.reading import reading
 from launch import train as training
 from launch.clock import Clock
 from tests.test_parallel import on
@@ -144,6 +146,44 @@ def test_what_is_left_and_how_far_a_run_is_are_told_by_the_clock() -> None:
     tokens = resolve([("size", "nano"), ("train.tokens", 8 * 256 * 10)])
     assert (tokens.length, tokens.position(metric), tokens.step_of_all(3)) == (10, 3.0, "3/10")
     assert tokens.seconds_left(metric) == (20480 - 999) / 10 and tokens.seconds_left({}) is None
+
+
+def test_nobody_says_how_many_tokens_a_clock_allows(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """Of a budget that is a time, a plan says so; with hardware named, what is expected there."""
+    run = resolve([("size", "nano"), ("train.budget", "10m"), ("train.tokens", 7_000_000)])
+    for name in ("steps", "tokens"):
+        with pytest.raises(ValueError, match="the clock decides how many"):
+            getattr(run, name)
+    words = ["STUDY=cram", "SIZE=crammed-v2", "SEEDS=1", f"OUT={tmp_path}"]
+    assert main(["plan", *words]) == 0
+    plan = capsys.readouterr().out
+    assert "1 runs of 24h of wall clock each, of as many steps and tokens as it allows" in plan
+    assert "5.13B" not in plan and " 5127000000" not in plan and "by clock" in plan
+    assert "under a budget of 24h" in plan
+    assert main(["plan", *words, "ON=a100", "FORMAT=json"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert cost["runs"][0]["hours"] == 24 and cost["runs"][0]["tokens"] > 1e10
+    assert main(["diff", "A=crammed-v2", "B=bert-normal"]) == 0
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["steps"].count("by clock") == lines["FLOPs"].count("by clock") == 2
+
+
+def test_how_often_text_is_read_under_a_clock_is_not_said(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = a_cell(corpus, tmp_path, store)
+    trained(cell, Turned(), tmp_path, monkeypatch)
+    record = json.loads((cell.dir / "run.json").read_text())
+    (source,) = record["data"]["epochs"]
+    assert source.keys() == {"corpus", "share", "tokens", "unused"} and source["unused"] == (source["tokens"] - 1) % 32
+    names = {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}
+    study = build("t", "?", "?", list((TINY | names).items()), [("train.beta1", 0.8)], [1], tmp_path)
+    (line,) = reading(study)
+    assert "100.0% of as many tokens as 10s allow, of its " in line and "epochs" not in line
+    assert f"{source['unused']:,} tokens at its end fill no sequence of 32" in line
+    tokens = TINY | names | {"train.budget": "tokens", "train.tokens": 12800}
+    (line,) = reading(build("t", "?", "?", list(tokens.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    assert f"12.8K tokens is {12800 / source['tokens']:.3g} epochs" in line and "fill no sequence" in line
 
 
 def _disagree(folder: Path) -> None:

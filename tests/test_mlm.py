@@ -13,7 +13,7 @@ from ablations.config import ConfigError, resolve
 from eval.tasks import masked, score
 from model import attention, proof
 from model.gpt import GPT
-from model.objective import Batch, MaskedLM, SpecialTokens
+from model.objective import OBJECTIVES, Batch, MaskedLM, SpecialTokens
 from model.position import POSITIONS
 from tests.test_model import SMALL, scrambled, tokens
 from tests.test_objective import built
@@ -79,6 +79,11 @@ def test_special_tokens_are_masked_only_where_nothing_else_is() -> None:
 def test_without_a_mask_token_it_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a tokenizer with a mask token"):
         MaskedLM(MLM).batch(ROWS)
+
+
+def test_the_settings_know_which_objectives_mask() -> None:
+    for name, objective in OBJECTIVES.items():
+        assert replace(SMALL, objective=name).masks == objective.masks
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 0.01, 0.99, 15])

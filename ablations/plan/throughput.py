@@ -162,6 +162,7 @@ def calibration() -> dict[str, Any]:
 # Which published rows stand for a GPU. Our own engine has not been timed on any: llm-foundry's stack (flash attention,
 # fused kernels, no recomputation where it fits) is the nearest that was.
 NEAREST = {"a100-40": "a100-40", "a100-80": "a100-80", "h100": "h100", "h200": "h100", "b200": "h100", "mi300x": "h100"}
+NEAREST |= {"2080ti": "a100-40", "a4000": "a100-40", "a6000": "a100-40"}
 # Of a GPU without published rows: predicting h100 from the weights of a100-80 was off by 18% in the median (measured by
 # calibrate.py); twice that on each side is taken.
 UNSEEN = 1.36

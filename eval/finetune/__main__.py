@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def command(args: argparse.Namespace) -> int:
     from eval.finetune.train import Setting, identity, names_of, summarise
 
     if args.run is None and args.external is None and args.data:
-        return check(args.data, list(names_of(args.tasks)))
+        return check(args.data, list(names_of(args.tasks)), every=bool(args.tasks))
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
@@ -101,13 +101,22 @@ def command(args: argparse.Namespace) -> int:
     if not results:
         raise ValueError("no task could be fine-tuned; the reasons stand above")
     table = summarise({name: seeds for name, seeds in by_task.items() if seeds})
-    rundir.write_json(folder / rundir.GLUE_TABLE, {"model_sha256": sha256, **table}, indent=1)
+    rundir.write_json(
+        folder / rundir.GLUE_TABLE, {"model_sha256": sha256, "setting": asdict(setting), **table}, indent=1
+    )
     print(text(table))
     return 1 if failed else 0
 
 
-def check(folders: list[Path], names: list[str]) -> int:
-    """Without a run: says on which tasks one could be fine-tuned. Raises ValueError when there is data of none."""
+def check(folders: list[Path], names: list[str], every: bool = False) -> int:
+    """Without a run: says on which tasks one could be fine-tuned.
+
+    Args:
+        every: the tasks were named, so that each must have its data.
+
+    Raises:
+        ValueError: when there is data of none, or not of each that was named.
+    """
     from eval.finetune.tasks import TASKS, find, load
 
     for folder in folders:
@@ -119,6 +128,8 @@ def check(folders: list[Path], names: list[str]) -> int:
             f"{', '.join(map(str, folders))}: no data of any of {', '.join(names)}, such as CoLA/train.tsv "
             "and CoLA/dev.tsv"
         )
+    if every and (missing := [name for name in names if name not in there]):
+        raise ValueError(f"{', '.join(map(str, folders))}: no data of {', '.join(missing)}")
     for name in there:  # what is damaged is said before anything is trained
         for split in ("train", *TASKS[name].splits):
             load(name, split, folders)
