@@ -51,8 +51,8 @@ deviation 1), and the noise of one run (standard deviation 1, the unit of effect
 FIXED = f"""\
 A fixed number of seeds; {STUDIES:,} studies of each kind. **Any wrong verdict**: all arms are equal, and at least one
 is called better or worse: at most {LEVEL:.0%} by design. With several arms it is below that by Bonferroni's inequality.
-**Wrongly equivalent**: every arm differs from the baseline by exactly the margin, and one at least is called equivalent.
-**Covered**: the 95 % interval of one arm holds its true difference."""
+**Wrongly equivalent**: every arm differs from the baseline by exactly the margin, and at least one is called
+equivalent. **Covered**: the 95 % interval of one arm holds its true difference."""
 
 POWER = """\
 One arm differs by so many standard deviations of a run, the others not at all: how often it is called better. Last: how
