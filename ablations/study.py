@@ -14,7 +14,7 @@ from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
 from ablations.prediction import Prediction, predict, predictions_about
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
-from ablations.tuning import multiples
+from ablations.tuning import MOST_SEEDS, multiples
 from ablations.values import did_you_mean
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
@@ -161,6 +161,10 @@ def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[floa
     for name in ("CROSS", "LR"):
         if name in values and criteria.sequential:
             raise ConfigError(f"{name} has a fixed number of seeds, SEEDS: MORE=auto and max_seeds look at arms alone")
+    if "LR" in values and criteria.seeds > MOST_SEEDS:
+        raise ConfigError(
+            f"LR: SEEDS={criteria.seeds} is more than {MOST_SEEDS}, up to which its verdicts are calibrated"
+        )
     return values.get("CROSS", ""), multiples(values["LR"]) if "LR" in values else ()
 
 
