@@ -184,9 +184,7 @@ def build(
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     values = [(k, parse(k, v)) for k, v in setting]
     base = resolve(values)
-    stage = _stage(base, values)
-    if precision := _precision_begun_with(base, values, [out / stage / f"baseline,seed={seed}" for seed in seeds]):
-        base = resolve([*values, ("train.precision", precision)])
+    stage, base = _begun_with(_stage(base, values), base, values, seeds, out)
     for corpus in base.corpora:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
@@ -288,14 +286,21 @@ def _check_edges(study: Study) -> None:
                 raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
 
 
-def _precision_begun_with(base: Run, values: list[tuple[str, Any]], directories: list[Path]) -> str:
-    """The precision of a study's baseline in these directories, where nothing sets it but the machine that the study
-    began on: on another machine it continues as it began. "" where no run has begun, or something sets it."""
-    if "train.precision" in {**bundles()[base.size]["set"], **dict(values)}:
-        return ""
-    for directory in directories:
+def _begun_with(stage: str, base: Run, values: list[tuple[str, Any]], seeds: list[int], out: Path) -> tuple[str, Run]:
+    """The stage and the baseline of a study that has begun on another machine: the precision that nothing sets but the
+    machine is the one it began with, and is no part of its directories' names where it is said."""
+    if "train.precision" not in {**bundles()[base.size]["set"], **dict(values)}:
+        precision = _recorded_precision(out / stage, seeds)
+        return stage, resolve([*values, ("train.precision", precision)]) if precision else base
+    unsaid = _stage(base, [(key, value) for key, value in values if key != "train.precision"])
+    return unsaid if _recorded_precision(out / unsaid, seeds) == base.train.precision else stage, base
+
+
+def _recorded_precision(folder: Path, seeds: list[int]) -> str:
+    """The precision of the baseline's runs in the folder of a stage; "" where none has begun."""
+    for seed in seeds:
         with suppress(Damaged, ConfigError, KeyError, TypeError):
-            if recorded := read_run(directory):
+            if recorded := read_run(folder / f"baseline,seed={seed}"):
                 return parse("train.precision", recorded["config"]["train"]["precision"])
     return ""
 
