@@ -12,14 +12,14 @@ from contextlib import suppress
 
 from ablations import rundir
 from ablations.budget import learning_rate
-from ablations.config import ConfigError, bundles, resolve, spread
+from ablations.config import ConfigError, Run, bundles, resolve, spread
 from ablations.machine import has_gpu
 from ablations.plan.command import run as plan_ahead
 from ablations.rundir import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
-from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args
-from ablations.values import human
+from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args, left_out
+from ablations.values import did_you_mean, human
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; ON=a100: on that hardware; BUDGET=...: what to train with it",
@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     try:
         if args.command == "reference":
+            if args.words:
+                raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
             return reference(args.write)
         args.words = from_anywhere(args.words)
         if "SBATCH_GPUS_PER_NODE" in site():
@@ -89,29 +91,35 @@ def variables() -> str:
 
 
 def plan(study: Study) -> int:
-    from ablations.plan.power import foresee
     from ablations.plan.reading import reading
     from ablations.plan.reliability import saves
+    from ablations.plan.schedules import drawn_schedules
+    from ablations.plan.study_cost import foreseen
     from model.count import flops_per_token, parameters
     from model.memory import estimate
 
-    print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n")
+    print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}")
+    if already := left_out(study):
+        print(f"  left out, the baseline has it already: {', '.join(already)}")
+    print()
     if study.design:
         aliasing = study.factorial.aliasing if study.factorial else []
-        told = ["What is told together, and how much of the other is in it:"] if aliasing else []
-        print(study.design, *told, *(f"  {line}" for line in aliasing), "", sep="\n")
+        heading = ["What is told together, and how much of the other is in it:"] if aliasing else []
+        print(study.design, *heading, *(f"  {line}" for line in aliasing), "", sep="\n")
     print(f"{'cell':>4}  {'arm':28} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
     total = 0.0
     for i, cell in enumerate(study.cells):
         with suppress(Damaged):  # the state says so
             cell.check_recorded()
         run = cell.run
-        tokens = run.tokens
-        flops = tokens * flops_per_token(run.model)
-        total += flops
+        tokens, flops = "by clock", "by clock"  # only training tells
+        if not run.by_clock:
+            tokens, flops = human(run.tokens), f"{run.tokens * flops_per_token(run.model):.1e}"
+            total += run.tokens * flops_per_token(run.model)
+        name = cell.arm if cell.delta or cell.arm == "baseline" else f"{cell.arm} (baseline)"
         print(
-            f"{i:4}  {cell.arm + (' (baseline)' if not cell.delta else ''):28} {cell.seed:4}  "
-            f"{parameters(run.model):12,}  {human(tokens):>8}  {flops:8.1e}  {cell.dir}  [{state(cell)['state']}]"
+            f"{i:4}  {name:28} {cell.seed:4}  "
+            f"{parameters(run.model):12,}  {tokens:>8}  {flops:>8}  {cell.dir}  [{state(cell)['state']}]"
         )
     layout = study.base.layout
     replicas = max(layout.processes // layout.tp, 1)
@@ -122,8 +130,11 @@ def plan(study: Study) -> int:
     memory = max(
         estimate(cell.run.model, layout.micro_batch, cell.run.train.precision, *shape)["total"] for cell in study.cells
     )
+    length = f"{base.train.budget} of wall clock each, of as many steps and tokens as it allows"
+    if not base.by_clock:
+        length = f"{base.steps} steps, {total:.2e} FLOPs in all"
     print(
-        f"\n{len(study.cells)} runs of {base.steps} steps, {total:.2e} FLOPs in all, {base.train.precision}, "
+        f"\n{len(study.cells)} runs of {length}, {base.train.precision}, "
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
     every = layout.save_every
@@ -131,8 +142,9 @@ def plan(study: Study) -> int:
     print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
     if at := study.base.milestones:
         print(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
+    print(*drawn_schedules(study), sep="\n")
     print(*reading(study), sep="\n")
-    print(foresee(base.size, base.tokens, len(study.arms), len(study.seeds)))
+    print(foreseen(study))
     return 0
 
 
@@ -166,18 +178,28 @@ def diff(words: list[str]) -> int:
     names = dict(word.partition("=")[::2] for word in words)
     if names.keys() != {"A", "B"} or len(words) != 2:
         raise ConfigError(f"diff needs A= and B=, each one of {', '.join(bundles())}")
+    for side in "AB":
+        if names[side] not in bundles():
+            known = ", ".join(bundles())
+            raise ConfigError(f"{side}={names[side]} is not one of {known}{did_you_mean(names[side], bundles())}")
     a, b = (resolve([("size", names[side])]) for side in "AB")
+    by_clock = "by clock"  # how many there are, only training tells
     derived = {
         "parameters": lambda run: f"{parameters(run.model):,}",
-        "steps": lambda run: f"{run.steps:,}",
-        "the last learning rate": lambda run: f"{learning_rate(run.train, run.tokens / run.horizon):.3g}",
-        "FLOPs": lambda run: f"{run.tokens * flops_per_token(run.model):.3g}",
+        "steps": lambda run: by_clock if run.by_clock else f"{run.steps:,}",
+        "the last learning rate": lambda run: f"{last_learning_rate(run):.3g}",
+        "FLOPs": lambda run: by_clock if run.by_clock else f"{run.tokens * flops_per_token(run.model):.3g}",
     }
     flat_a, flat_b = a.flat(), b.flat()
     rows = [(key, json.dumps(flat_a[key]), json.dumps(flat_b[key])) for key in flat_a if flat_a[key] != flat_b[key]]
     for key, left, right in [*rows, *((name, of(a), of(b)) for name, of in derived.items())]:
         print(f"{key:28} {left:>20} {right:>20}")
     return 0
+
+
+def last_learning_rate(run: Run) -> float:
+    """The learning rate at the end of the budget."""
+    return learning_rate(run.train, 1.0 if run.by_clock else run.tokens / run.horizon)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ablations import registration
 from ablations.config import ConfigError, Run, bundles, parse, resolve, without_effect
 from ablations.criteria import Criteria
 from ablations.factorial import Factorial, factorial
+from ablations.parts import PARTS, settings_of_part
 from ablations.prediction import Prediction
 from ablations.run import ABSENT
 from ablations.rundir import Damaged, read_run
@@ -21,6 +22,7 @@ from ablations.values import difference, flatten, human
 
 FOLLOWS = ("data.tokenizer", "eval.corpora")  # the corpus of all runs, where SET says nothing else
 MAX_NAME = 120  # bytes of a study's name and of a run's folders; file systems end at 255, and endings are added
+MAX_SHOWN = 3  # factors of a study, up to which the baseline is named after its values of them
 MAX_VALUE = 100  # characters of a value in such a name
 
 
@@ -31,7 +33,7 @@ class Cell:
     arm: str
     seed: int
     run: Run
-    delta: dict[str, Any]  # what makes the arm: one key, or none for the baseline
+    delta: dict[str, Any]  # what makes the arm: one key, or those of a part of a recipe; none for the baseline
     dir: Path
 
     @property
@@ -51,7 +53,7 @@ class Cell:
         return read_run(self.dir, "The same command repairs it where there is a checkpoint; or rename that folder.")
 
     def check_recorded(self) -> None:
-        """A directory keeps its meaning.
+        """Check that the run directory, where it exists, holds this run.
 
         Raises:
             ConfigError: when the directory holds a run of another configuration.
@@ -70,7 +72,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """All runs that answer one question. `cells` is the plan; a cell's index in it never depends on what has run."""
+    """One question, and all runs that answer it. A run's index in `cells` is fixed, whatever has been trained
+    already."""
 
     factor: str  # "position"
     question: str
@@ -90,7 +93,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        """For file names: "position-alibi-nano"."""
+        """A name of the study for files and folders: "position-alibi-nano"."""
         labels = self.arms[1:]
         design = ""
         if self.factorial:
@@ -118,7 +121,8 @@ class Study:
 
     @property
     def command(self) -> str:
-        """What makes the same study anywhere: where it is kept and how many run at a time do not matter."""
+        """The command that makes the same study on another machine: without the words that say where its files are and
+        how many runs go on at a time."""
         words = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))]
         return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in words)])
 
@@ -129,8 +133,8 @@ class Study:
 
     @property
     def judged(self) -> list[str]:
-        """By what the runs are judged besides held-out text, as options of `python -m eval` and their values. Not part
-        of what a run is: a finished run can be asked more, or with other examples in the prompts."""
+        """Options of `python -m eval` for the tasks on which the runs are evaluated besides held-out text; empty
+        without any. Tasks are no part of what a run is: a finished run can be evaluated on others later."""
         values = dict(word.split("=", 1) for word in self.words)
         tasks, shots = values.get("TASKS", "").strip(), values.get("SHOTS", "").strip()
         if not tasks:
@@ -140,11 +144,13 @@ class Study:
 
     @property
     def fine_tuned(self) -> list[str]:
-        """On what finished runs are fine-tuned, as arguments of `python -m eval.finetune`; empty: they are not."""
+        """Options of `python -m eval.finetune` for the data on which finished runs are fine-tuned; empty without
+        any."""
         values = dict(word.split("=", 1) for word in self.words)
         folder, seeds = values.get("GLUE", "").strip(), values.get("GLUE_SEEDS", "").strip()
         folders = [part for name in folder.split(",") if name.strip() for part in ("--data", name.strip())]
-        return [*folders, *(["--seeds", seeds] if seeds else [])]
+        tasks = values.get("GLUE_TASKS", "").strip()
+        return [*folders, *(["--tasks", tasks] if tasks else []), *(["--seeds", seeds] if seeds else [])]
 
     @cached_property
     def _cells(self) -> dict[tuple[str, int], Cell]:
@@ -168,7 +174,7 @@ def build(
     cross: str = "",
     multiples: tuple[float, ...] = (),
 ) -> Study:
-    """The baseline under `setting`, and one arm for each (key, value), at every seed. See `from_args`.
+    """A study of the baseline and of one arm for each pair (key, value) in `arm_values`, each at every seed.
 
     Args:
         cross: the arms are combinations of these; see `ablations.factorial.factorial`.
@@ -178,17 +184,19 @@ def build(
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     values = [(k, parse(k, v)) for k, v in setting]
     base = resolve(values)
-    stage = _stage(base, values)
-    if precision := _precision_begun_with(base, values, [out / stage / f"baseline,seed={seed}" for seed in seeds]):
-        base = resolve([*values, ("train.precision", precision)])
+    stage, base = _begun_with(_stage(base, values), base, values, seeds, out)
     for corpus in base.corpora:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
     deltas: dict[str, dict[str, Any]] = {}
     flat = base.flat()
-    baseline = ",".join(f"{k.split('.')[-1]}={_text(flat[k])}" for k in keys if k in flat) or "baseline"
+    shown = keys if len(keys) <= MAX_SHOWN else []
+    baseline = ",".join(f"{k.split('.')[-1]}={_text(flat[k])}" for k in shown if k in flat) or "baseline"
     deltas[baseline] = {}
     for key, value in arm_values:
+        if key in PARTS:
+            deltas[f"{key}={value}"] = settings_of_part(key, value, base.size, flat)
+            continue
         value = parse(key, value)
         if key.startswith(("layout.", "eval.")) or key == "size":
             raise ConfigError(f"{key} cannot make an arm: it is no part of what is trained, or many lines at once")
@@ -203,6 +211,8 @@ def build(
             check_corpus(value)
         deltas[label] = {key: value}
 
+    if cross and any(key in PARTS for key in keys):
+        raise ConfigError("CROSS combines single settings, and a part of a preset is several")
     design = _crossed(deltas, cross) if cross else None
     tuning = _tuned(deltas, multiples, flat["train.lr"]) if multiples else None
     cells = []
@@ -276,14 +286,21 @@ def _check_edges(study: Study) -> None:
                 raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
 
 
-def _precision_begun_with(base: Run, values: list[tuple[str, Any]], directories: list[Path]) -> str:
-    """The precision of a study's baseline in these directories, where nothing sets it but the machine that the study
-    began on: on another machine it continues as it began. "" where no run has begun, or something sets it."""
-    if "train.precision" in {**bundles()[base.size]["set"], **dict(values)}:
-        return ""
-    for directory in directories:
+def _begun_with(stage: str, base: Run, values: list[tuple[str, Any]], seeds: list[int], out: Path) -> tuple[str, Run]:
+    """The stage and the baseline of a study that has begun on another machine: the precision that nothing sets but the
+    machine is the one it began with, and is no part of its directories' names where it is said."""
+    if "train.precision" not in {**bundles()[base.size]["set"], **dict(values)}:
+        precision = _recorded_precision(out / stage, seeds)
+        return stage, resolve([*values, ("train.precision", precision)]) if precision else base
+    unsaid = _stage(base, [(key, value) for key, value in values if key != "train.precision"])
+    return unsaid if _recorded_precision(out / unsaid, seeds) == base.train.precision else stage, base
+
+
+def _recorded_precision(folder: Path, seeds: list[int]) -> str:
+    """The precision of the baseline's runs in the folder of a stage; "" where none has begun."""
+    for seed in seeds:
         with suppress(Damaged, ConfigError, KeyError, TypeError):
-            if recorded := read_run(directory):
+            if recorded := read_run(folder / f"baseline,seed={seed}"):
                 return parse("train.precision", recorded["config"]["train"]["precision"])
     return ""
 
@@ -293,7 +310,8 @@ ROUNDED_SETTINGS = {"train.tokens", "train.budget", "train.decay_tokens", "train
 
 
 def _rounded(run: Run) -> tuple[Any, ...]:
-    return run.steps, run.budget, run.batch_sizes, run.model.padded_vocab
+    by_clock = run.train.ramp_share if run.by_clock else 0.0  # else it is part of the batch sizes
+    return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 
 
 def check_corpus(corpus: str) -> None:
@@ -311,7 +329,8 @@ def check_corpus(corpus: str) -> None:
 
 
 def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
-    """The size, and whatever else all runs set that the size does not: part of every run's path."""
+    """A name for what all runs of a study set: the size, and settings that differ from the size's. It is the folder
+    that the run directories are in."""
     plain = resolve([("size", base.size)]).flat()
     flat = base.flat()
     values = {}
@@ -326,7 +345,7 @@ def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
 
 
 def _shortened(name: str) -> str:
-    """A name that file systems take, corpora that are paths and long lists of settings included."""
+    """`name`, shortened where file systems would refuse it; a hash keeps shortened names distinct."""
     return name if len(name) <= MAX_NAME else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
@@ -339,7 +358,7 @@ def _text(value: Any) -> str:
 
 
 def _slug(text: str) -> str:
-    """Readable in a path; a hash keeps apart what the readable part does not."""
+    """A text in the characters that suit a path, with a hash where different texts would become equal."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 Shape = Callable[[float, float], float]  # (t in [0, 1], train.warmup) -> share of the peak, in [0, 1]
 
+RISE = 0.05  # share of the budget in which budget-inverse-sqrt rises
 COOLDOWN = 0.2  # share of the budget in which warmup-stable-decay falls; Hägele et al. 2024
 DECAY_ENDS = (0.25, 0.5, 1.0)  # shares of the budget at which warmup-stable-decay-stable has fallen; untuned
 
@@ -72,6 +73,12 @@ def budget_triangle2(t: float, warmup: float) -> float:
     return min(0.25 + t, 4 - 4 * t)
 
 
+def budget_inverse_sqrt(t: float, warmup: float) -> float:
+    """A straight line from 0 up to the peak in the first twentieth of the budget, then as one over the square root of t
+    ("inverse-sqrt" of Geiping & Goldstein 2023: 30,000 of at most 600,000 micro-batches)."""
+    return min(t / RISE, math.sqrt(RISE / t)) if t else 0.0
+
+
 def ramp(t: float, warmup: float) -> float:
     """A straight line from 0 up to the peak at t = 1 ("ramp" of Geiping & Goldstein 2023)."""
     return t
@@ -89,5 +96,10 @@ WITH_WARMUP: dict[str, Shape] = {
     "warmup-stable-decay-stable": warmup_stable_decay_stable,
 }
 # ... and these rise by themselves, and do not read it.
-WITHOUT_WARMUP: dict[str, Shape] = {"one-cycle": one_cycle, "budget-triangle2": budget_triangle2, "ramp": ramp}
+WITHOUT_WARMUP: dict[str, Shape] = {
+    "one-cycle": one_cycle,
+    "budget-triangle2": budget_triangle2,
+    "budget-inverse-sqrt": budget_inverse_sqrt,
+    "ramp": ramp,
+}
 SCHEDULES = WITH_WARMUP | WITHOUT_WARMUP

@@ -13,8 +13,9 @@ FORM = """a study file holds
   question: text
   expect: text, written before any run
   predictions: maybe, the same in a form that a report can check: a list of lines such as `- alibi < learned`
-  arms: a list of lines such as `- model.pos: alibi`
-  base: maybe, settings for all runs such as {train.lr: 1.0e-3}; not used where SIZE is a preset
+  arms: a list of lines such as `- model.pos: alibi`, or `- training: bert-normal` (ablations/parts.py)
+  base: maybe, settings for all runs such as {train.lr: 1.0e-3}, after those of the base of another study, such as
+    {study: cram}; not used where SIZE is a preset
   tasks: maybe, what TASKS would say, such as hellaswag,gsm8k
   shots: maybe, what SHOTS would say: examples in each prompt of the tasks
   metric: maybe, the primary metric: bits/byte (default), zero-shot or suite
@@ -65,6 +66,7 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"{path.name}: each arm is one line, such as `- model.pos: alibi`: {FORM}")
     if not isinstance(base, dict) or not all(isinstance(key, str) for key in base):
         raise ConfigError(f"{path.name}: base must be settings and their values: {FORM}")
+    base = _base(base, path.name)
     predictions = content.get("predictions") or []
     if not isinstance(predictions, list) or not all(isinstance(line, str) for line in predictions):
         raise ConfigError(f"{path.name}: predictions are a list of lines such as `- alibi < learned`: {FORM}")
@@ -91,6 +93,23 @@ def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
             raise ConfigError(f"{file}: shots is {shots!r}, and must be a number of examples: {FORM}")
         words["SHOTS"] = str(shots)
     return words
+
+
+def _base(base: dict[str, Any], file: str) -> dict[str, Any]:
+    """The settings of a base, those of another study that it names first.
+
+    Raises:
+        ConfigError: when there is no such study, or that one names another itself.
+    """
+    if "study" not in base:
+        return base
+    other = str(base["study"])
+    if other not in study_names():
+        raise ConfigError(f"{file}: base: study: {_short(other)} is not one of {', '.join(study_names())}")
+    shared = read_yaml(STUDIES / f"{other}.yaml").get("base")
+    if not isinstance(shared, dict) or "study" in shared:
+        raise ConfigError(f"{file}: base: study: {_short(other)} has no settings of its own in its base")
+    return shared | {key: value for key, value in base.items() if key != "study"}
 
 
 def _is_line(arm: Any) -> bool:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
 
+from data.substrings import SHORTEST
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -49,6 +51,8 @@ class Recipe(NamedTuple):
         of a document's tokens under the corpus' unigram model (Cramming), the likeliest first; short-sentences-first by
         the characters per sentence, as Cramming's released recipe does by counting full stops; or in reverse:
         long-first, rare-first, long-sentences-first.
+    substring: stretches of so many characters or more that stood before are cut (data/substrings.py; Lee et al. 2022;
+        Cramming: 50 to 100); 0: none.
     allow_errors: how many problems in the files (a bad line, a damaged file ...) are tolerated.
     """
 
@@ -58,6 +62,7 @@ class Recipe(NamedTuple):
     compress: float = 0.0
     order: Order = "random"
     allow_errors: int = 0
+    substring: int = 0
 
 
 PLAIN = Recipe()
@@ -71,6 +76,8 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"data.{name}={value} is not one of {', '.join(allowed)}")
     if not 0 <= recipe.compress < 10:
         raise ValueError(f"data.compress={recipe.compress}: tokens per character, such as 0.25; 0 for no limit")
+    if recipe.substring and recipe.substring < SHORTEST:
+        raise ValueError(f"data.substring={recipe.substring}: {SHORTEST} characters or more, such as 75; 0 for no cuts")
     if recipe.allow_errors < 0:
         raise ValueError(f"data.allow_errors={recipe.allow_errors}: must not be negative")
     if recipe.decontaminate != "none" and not tasks(recipe.decontaminate):

@@ -29,6 +29,8 @@ from data.text import prepared_text, source_identity
 from data.tokenizer import KINDS, SMALLEST
 from data.wordpiece import MIN_VOCAB
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as a shell has it
+
 STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # of those of the report, what run.json records
 
 
@@ -203,8 +205,9 @@ def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True
     ]
 
 
-def epochs(manifest: dict[str, Any], tokens: int, seq: int = 0) -> list[dict[str, Any]]:
-    """How often a run of `tokens` tokens reads each source: [{corpus, share, tokens, epochs}].
+def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[dict[str, Any]]:
+    """How often a run of `tokens` tokens reads each source: [{corpus, share, tokens, epochs}]; without "epochs" where
+    `tokens` is None: a wall clock ends the run, and how many they are is not known yet.
 
     With the training length `seq` also "unused": the tokens at the end of each epoch that fill no sample. Documents are
     packed end to end, so that nothing else is left out.
@@ -214,7 +217,7 @@ def epochs(manifest: dict[str, Any], tokens: int, seq: int = 0) -> list[dict[str
             "corpus": source["corpus"],
             "share": source["weight"],
             "tokens": source["tokens"],
-            "epochs": tokens * source["weight"] / source["tokens"],
+            **({} if tokens is None else {"epochs": tokens * source["weight"] / source["tokens"]}),
             **({"unused": (source["tokens"] - 1) % seq} if seq else {}),
         }
         for source in manifest["train"]
@@ -235,6 +238,7 @@ def main() -> None:
     add("--tokenizer", metavar="CORPUS", help="what the tokenizer is trained on (the corpus itself)")
     add("--vocab", type=int, metavar="N", default=4096, help="pieces of the tokenizer (%(default)s)")
     add("--kind", choices=KINDS, default="bpe", help="of tokenizer; file: --tokenizer is one that exists (%(default)s)")
+    add("--mask", action="store_true", help="the tokenizer gets a mask token where its kind has none (byte-bpe)")
     add("--store", type=Path, metavar="DIR", default=Path("runs/data"), help="where to write (%(default)s)")
     add("--from", dest="folder", metavar="DIR", help="where the files of a named corpus lie; remembered in the store")
     add("--set", metavar="data.KEY=VALUE", nargs="*", default=[], help=f"of {fields}: see data/filters.py")
@@ -262,16 +266,19 @@ def main() -> None:
         if args.held_out:
             print("\n".join(held_out(args.corpus, args.store, recipe.allow_errors)))
             return
-        made = prepare(args.corpus, args.tokenizer or args.corpus, args.vocab, args.store, args.kind, recipe, executor)
+        tokenizer = args.tokenizer or args.corpus
+        manifest = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     except RuntimeError as error:
         parser.exit(1, f"error: {error}\n")
     except OSError as error:
         parser.exit(1, f"error: {denied(error)}\n")
-    for note in made["notes"]:
+    except KeyboardInterrupt:
+        parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
+    for note in manifest["notes"]:
         print(note, file=sys.stderr)
-    print(json.dumps(made, indent=1))
+    print(json.dumps(manifest, indent=1))
 
 
 def _pair(word: str) -> tuple[str, str]:

@@ -122,6 +122,7 @@ def _is_default_text(folder: Path) -> bool:
 
     try:
         inputs = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"]
-        return all(inputs[key] == getattr(PLAIN, key) for key in ("dedup", "quality", "decontaminate"))
+        named = all(inputs[key] == getattr(PLAIN, key) for key in ("dedup", "quality", "decontaminate"))
+        return named and not inputs.get("substring")
     except (OSError, ValueError, KeyError, TypeError):
         return False

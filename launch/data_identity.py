@@ -46,7 +46,7 @@ def check_prepared(study: Study) -> None:
         data = cell.run.data
         request = (data.corpus, data.tokenizer, cell.run.model.vocab, store, data.tokenizer_kind, data.recipe)
         try:
-            current = prepare(*request, build=False)
+            current = prepare(*request, build=False, mask=cell.run.model.masks)
         except Missing:
             continue  # nothing that is about to be trained reads it
         except ValueError as error:

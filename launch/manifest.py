@@ -49,7 +49,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     def prepared() -> dict[str, Any]:
         request = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
         try:
-            return prepare(*request, recipe=run.data.recipe)
+            return prepare(*request, recipe=run.data.recipe, mask=run.model.masks)
         except (ValueError, RuntimeError, PermissionError) as error:
             raise Failed(denied(error) if isinstance(error, PermissionError) else str(error)) from error
 
@@ -57,7 +57,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
         prepared()
     dist.barrier()
     data = prepared()
-    return data | {"epochs": epochs(data, run.tokens, run.model.seq)}
+    return data | {"epochs": epochs(data, None if run.by_clock else run.tokens, run.model.seq)}
 
 
 def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:

@@ -36,6 +36,7 @@ class Watch:
 
     Args:
         folder: the run directory; `stop` in it makes the run save and leave, to be submitted again.
+        steps: of the whole run; None where a wall clock ends it.
         out: the output root; `stop` there ends all runs below it, and keeps new ones from starting.
         steps: the steps of the whole run, for the heartbeat.
         hosts: the node of each rank.
@@ -44,7 +45,7 @@ class Watch:
     """
 
     def __init__(
-        self, folder: Path, out: Path, steps: int, rank: int, hosts: Sequence[str], hang: float, patience: float
+        self, folder: Path, out: Path, steps: int | None, rank: int, hosts: Sequence[str], hang: float, patience: float
     ):
         self.folder, self.out, self.steps, self.rank = folder, out, steps, rank
         self.hosts, self.hang, self.patience = list(hosts), hang, patience

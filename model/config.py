@@ -55,8 +55,8 @@ class ModelConfig:
         Setting(
             "share of each sequence's tokens that is masked and predicted",
             source="Devlin et al. 2019",
-            above=0,
-            below=1,
+            at_least=0.15,
+            at_most=0.6,
             absent=0.15,
             only_with={"model.objective": ("mlm",)},
         ),
@@ -148,6 +148,16 @@ class ModelConfig:
     def masked(self) -> int:
         """Masked tokens of each training sequence of the MLM objective: the same number in all of them."""
         return round(self.mask_rate * self.seq)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the objective needs a tokenizer that has a mask token."""
+        return self.objective == "mlm"
+
+    @property
+    def predicted(self) -> int:
+        """Outputs of a training sequence that are multiplied with the output matrix."""
+        return self.masked if self.objective == "mlm" else self.seq
 
     @property
     def padded_vocab(self) -> int:

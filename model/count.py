@@ -1,11 +1,11 @@
-"""Size and work of a model by closed formulas, without torch; a test holds them against real models."""
+"""The number of a model's parameters and of its FLOPs, by formula and without torch; a test compares with models."""
 
 from model.config import ModelConfig
 
 
 def parameters(cfg: ModelConfig, tp: int = 1) -> int:
-    """Number of trained values; the tied output matrix counts once. `tp`: of those that each of so many ranks holds
-    under tensor parallelism (model/shard.py)."""
+    """The number of trained values; a tied output matrix counts once. With `tp` above 1, those that each of `tp` ranks
+    holds under tensor parallelism (model/shard.py)."""
     D, F = cfg.hidden, cfg.ffn
     norm = 2 * D if cfg.norm == "layernorm" else D
     attention = (4 * D * D + 3 * D * cfg.qkv_bias) // tp + D * cfg.linear_bias
@@ -29,8 +29,6 @@ def flops_per_token(cfg: ModelConfig) -> int:
     D = cfg.hidden
     matrices = 2 if cfg.act == "gelu" else 3
     layer = 4 * D * D + matrices * D * cfg.ffn + 2 * cfg.seq * D
-    projected = (
-        cfg.masked / cfg.seq if cfg.objective == "mlm" else 1
-    )  # share of the outputs that meet the output matrix
+    projected = cfg.predicted / cfg.seq  # share of the outputs that meet the output matrix
     transform = 0 if cfg.head_transform == "none" else D * D
     return round(6 * (cfg.layers * layer + projected * (cfg.padded_vocab * D + transform)))

@@ -1,16 +1,17 @@
-"""Bytes of tensors that one rank holds to train, by closed formulas, without torch; a test compares with real steps.
+"""The memory of a training step on one rank, in bytes of tensors, by formula and without torch; a test compares it with
+real steps.
 
-A step passes through moments with different things alive: the loss, both ends of the backward pass, the reduction of
-the gradients, the update. The peak is the largest of them. What lies beside the tensors (the interpreter, libraries,
-kernels' scratch space, an allocator's gaps) is not in it.
+Memory peaks at one of a few moments of a step: the loss, both ends of the backward pass, the reduction of gradients,
+the update. The estimate is the largest of them. It leaves out all that is not a tensor: the interpreter, libraries,
+scratch space of kernels, gaps of the allocator.
 """
 
 from model.config import ModelConfig
 from model.count import parameters
 
 BUCKET = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
-ROWS_CPU, SOFTMAX_CPU = 512, 128  # of logits at a time, and of those in fp32: model/kernels/cross_entropy.py
-QUERIES = 128  # at a time: ROWS of model/attention.py
+ROWS_CPU, SOFTMAX_CPU = 512, 128  # rows of logits at a time, and rows in fp32: model/kernels/cross_entropy.py
+QUERIES = 128  # queries at a time on a CPU: ROWS of model/attention.py
 
 
 def estimate(
@@ -24,7 +25,7 @@ def estimate(
     tp: int = 1,
     recompute: bool = False,
 ) -> dict[str, int]:
-    """What is alive on one rank at the peak of a training step, in bytes.
+    """Bytes of tensors on one rank at the peak of a training step.
 
     Args:
         precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
@@ -42,9 +43,9 @@ def estimate(
     half = precision != "fp32"
     width = 2 if half else 4
     count, rows, vocab = parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
-    predicted = micro_batch * cfg.masked if cfg.objective == "mlm" else rows  # outputs that meet the output matrix
+    predicted = micro_batch * cfg.predicted
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
-    kept, passing = activations(cfg, micro_batch, precision, gpu, tp, recompute)
+    stored, working = activations(cfg, micro_batch, precision, gpu, tp, recompute)
     logits = min(predicted, ROWS_CPU) * vocab * width
     matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32
     work, summed = max(min(predicted, SOFTMAX_CPU) * vocab * 4 * half, matrix * width), 4 * matrix
@@ -54,11 +55,11 @@ def estimate(
     unit = rows * cfg.hidden * width
     before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate, gpu, tp)
     moments = [
-        {"gradients": before, "activations": kept + passing},
-        {"gradients": before + summed, "activations": kept + 2 * unit, "logits": logits + work},
+        {"gradients": before, "activations": stored + working},
+        {"gradients": before + summed, "activations": stored + 2 * unit, "logits": logits + work},
         # what the output matrix reads, and its gradient, before and after scaling
-        {"gradients": before + summed + embedding, "activations": kept + 3 * unit, "logits": 0 if summed else logits},
-        {"gradients": first + embedding, "activations": kept + passing},
+        {"gradients": before + summed + embedding, "activations": stored + 3 * unit, "logits": 0 if summed else logits},
+        {"gradients": first + embedding, "activations": stored + working},
         {"gradients": last + embedding},
         {"gradients": reduction},
         {"gradients": update},
@@ -78,11 +79,11 @@ def gradients(
     bucket, largest = min(BUCKET, count), cfg.padded_vocab // tp * cfg.hidden
     part = 4 * count // ranks  # this rank's share in fp32
     if precision == "bf16" and zero == 1:  # fp32 sums of all gradients, on a GPU always; reduced as a copy in bf16
-        sums, own = 4 * count, 2 * count
-        before = sums * (gpu or more) + own * more
+        sums, rank_gradients = 4 * count, 2 * count
+        before = (sums if gpu or more else 0) + (rank_gradients if more else 0)
         joined = 4 * count if count < BUCKET else 0  # a group above the bucket is not joined with the next
         copies = max(joined + 2 * count, 4 * largest) if ranks > 1 else 0  # one rank has nothing to reduce
-        return before, before, sums + own, sums + own + copies, sums + own
+        return before, before, sums + rank_gradients, sums + rank_gradients + copies, sums + rank_gradients
     if precision == "bf16":  # into a bucket; a copy of the bucket is reduced, and summed into this rank's share
         before = part if more else 0
         return before, before + 2 * bucket, before + 2 * bucket, 4 * bucket + part + min(4 * largest, part), part
@@ -93,32 +94,38 @@ def gradients(
         before = width * (count + bucket) if more else 0  # both are kept from one micro-batch to the next
         both = width * (count + bucket)
         return before, before or width * bucket, both, both, width * bucket + part + half * width * count
-    own, bucket = width * count // ranks, width * bucket
-    before = own if more else 0
+    rank_gradients, bucket = width * count // ranks, width * bucket
+    before = rank_gradients if more else 0
     joined = bucket if ranks > 1 else 0
-    return before, before + bucket, before + bucket, before + bucket + joined + own, own + part + half * bucket
+    return (
+        before,
+        before + bucket,
+        before + bucket,
+        before + bucket + joined + rank_gradients,
+        rank_gradients + part + half * bucket,
+    )
 
 
 def activations(
     cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1, recompute: bool = False
 ) -> tuple[int, int]:
-    """Bytes kept for the backward pass, and what is alive beside them while one layer is at work."""
+    """Bytes of activations: those stored for the backward pass, and the working memory of one layer beside them."""
     B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn // tp, cfg.heads // tp
     width = 4 if precision == "fp32" else 2
     unit, inner, scores = B * T * D * width, B * T * F * width, B * H * T * T * width
-    own = unit // tp  # of this rank's heads
+    rank_unit = unit // tp  # of this rank's heads
     alibi, rotary = cfg.pos == "alibi", cfg.pos == "rotary"
     if gpu and not cfg.attn_dropout and not cfg.qk_scaling:  # fused: q, k, v, the output, and a number for each row
-        attention, working = (4 + 2 * rotary) * own + B * H * T * 4, 3 * own
+        attention, working = (4 + 2 * rotary) * rank_unit + B * H * T * 4, 3 * rank_unit
     elif precision != "fp32":  # plain: of the scores, those that blocks of queries see; one block is at work
         block = min(QUERIES, T) if cfg.objective == "causal" else T
-        seen = sum(min(block, T - start) * min(start + block, T) for start in range(0, T, block))
-        attention = 4 * own + B * H * seen * (width + (cfg.attn_dropout > 0))
+        pairs = sum(min(block, T - start) * min(start + block, T) for start in range(0, T, block))
+        attention = 4 * rank_unit + B * H * pairs * (width + (cfg.attn_dropout > 0))
         working = 2 * B * H * block * T * width
     elif cfg.attn_dropout:  # torch's own plain path
-        attention, working = 4 * own + 3 * scores, 2 * scores
+        attention, working = 4 * rank_unit + 3 * scores, 2 * scores
     else:
-        attention, working = 4 * own + B * H * T * 4, 4 * own
+        attention, working = 4 * rank_unit + B * H * T * 4, 4 * rank_unit
     # LayerNorm keeps its input, its output and two numbers a row; RMSNorm on a CPU is many small operations
     norm = 2 * unit
     if cfg.norm == "rmsnorm" and not gpu:
@@ -128,7 +135,12 @@ def activations(
     norms = {"pre-ln": 2, "post-ln": 2, "parallel": 1}[cfg.block]
     layer = norms * norm + attention + mlp + dropout
     if precision == "fp8":  # each linear layer keeps what it reads in eight bits; a GPU's attention keeps its output
-        layer += ((2 if cfg.act == "gelu" else 3) * unit + own + inner) // 2 - norms * unit - own * (not gpu) - inner
+        layer += (
+            ((2 if cfg.act == "gelu" else 3) * unit + rank_unit + inner) // 2
+            - norms * unit
+            - rank_unit * (not gpu)
+            - inner
+        )
         if not gpu:  # which multiplies copies in fp32, two of each at a time
             working = max(working, 5 * inner + 3 * unit + 8 * D * F)
     mask = (H if alibi else 1) * (B if cfg.objective == "prefix" else 1) * T * T * width

@@ -1,4 +1,4 @@
-"""How proofs look into a model: known tensors go in at hooks, what comes out is compared (model/proof.py)."""
+"""Tools of the activity proofs (model/proof.py): hooks on a model, its forward passes and parameters, comparisons."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Models are typed Any in proofs: they must not lean on what a class promises.
+# Proofs type a model as Any: they rely on what it computes, and not on what its class promises.
 TOLERANCE = 0.02  # absolute and relative; bf16 keeps 8 bits, so a chain of a few operations errs by 1 % at most
 
 
 @dataclass(frozen=True)
 class Proof:
-    factor: str  # the configuration key
-    value: str  # as declared
+    """The result of an activity proof, as run.json and the report show it."""
+
+    factor: str  # the setting, such as model.pos
+    value: str  # as configured
     passed: bool
     detail: str  # what was measured
 
@@ -25,7 +27,7 @@ class Proof:
 
 @contextmanager
 def hooks() -> Iterator[Any]:
-    """Collects hook handles and removes them all, whatever happens."""
+    """Yields a function to which handles of hooks are given; at the end all of these hooks are removed."""
     handles: list[Any] = []
     try:
         yield handles.append
@@ -35,57 +37,60 @@ def hooks() -> Iterator[Any]:
 
 
 def heads(model: Any) -> range:
-    """The heads that this rank computes."""
+    """The numbers of the heads that this rank computes."""
     H = model.cfg.heads // model.tp.size
     return range(model.tp.rank * H, (model.tp.rank + 1) * H)
 
 
 def whole(model: Any, name: str) -> Tensor:
-    """A parameter, whatever the rank holds of it. All ranks call it together."""
+    """A whole parameter, gathered where ranks hold parts of it. A collective."""
     return model.tp.gather(name, model.get_parameter(name))
 
 
 def tokens(model: Any, T: int) -> Tensor:
+    """Token ids [1, T]: 0, 1, 2 and so on, within the vocabulary."""
     return (torch.arange(T, device=model.embed.weight.device) % model.cfg.vocab)[None]
 
 
 def extents(model: Any, tokens: Tensor, extent: int = 1) -> dict[str, Tensor]:
-    """The argument that a model needs beside the tokens where its objective has extents, all of the same size. For
-    the prefix objective it is the prefix's length, and 1 is the same as causal."""
+    """The keyword argument "extents_B" that a model with the prefix objective needs beside the tokens, the prefix of
+    all sequences being `extent` tokens long (1: the same as causal); none for other objectives."""
     if model.cfg.objective != "prefix":
         return {}
     return {"extents_B": torch.full((len(tokens),), extent, device=tokens.device)}
 
 
 def hidden(model: Any, tokens: Tensor, extent: int = 1) -> Tensor:
+    """The outputs [B, T, D] of the model's last norm. `extent`: as of `extents`."""
     return model.hidden(tokens, **extents(model, tokens, extent))
 
 
 def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
-    """Token embeddings with positions, before the norm of their sum, [B, T, D] in float64; by default for one token
-    repeated at T positions. `norms` in model/proof_layers.py shows that they are what enters the first layer."""
-    seen: list[Tensor] = []
-    entered: list[Tensor] = []  # the first layer, where the norm of the sum is left out
+    """The sum of token embeddings and positions, before its norm, [B, T, D] in float64; by default for token 0 at T
+    positions. `norms` in model/proof_layers.py proves that this sum is what enters the first layer."""
+    sums: list[Tensor] = []  # inputs of the norm of the sum
+    first_inputs: list[Tensor] = []  # inputs of the first layer, used where a model has no such norm
     with hooks() as on:
-        on(model.sumnorm.register_forward_pre_hook(lambda m, args: seen.append(args[0])))
-        on(model.blocks[0].register_forward_pre_hook(lambda m, args: entered.append(args[0])))
+        on(model.sumnorm.register_forward_pre_hook(lambda m, args: sums.append(args[0])))
+        on(model.blocks[0].register_forward_pre_hook(lambda m, args: first_inputs.append(args[0])))
         zeros = torch.zeros(1, T, dtype=torch.long, device=model.embed.weight.device)
         hidden(model, zeros if tokens is None else tokens)
-    return (seen or entered)[0].double()
+    return (sums or first_inputs)[0].double()
 
 
 def close(x: Tensor, expected: Tensor, scale: float) -> bool:
-    """Equal to TOLERANCE, relative to the larger of `scale` and the expected value."""
+    """Whether all elements are within TOLERANCE x (scale + |expected|) of the expected ones, and shapes are equal."""
     if x.shape != expected.shape:
         return False
     return bool(((x.double() - expected.double()).abs() <= TOLERANCE * (scale + expected.double().abs())).all())
 
 
 def rounded(x: Tensor, bits: int) -> Tensor:
-    """To so many significant bits, ties to even."""
+    """`x` rounded to `bits` significant bits, ties to even."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
 
 
 def relative(x: Tensor, exact: Tensor) -> float:
+    """The relative error of `x`, in the Euclidean norm of all elements."""
     return float((x.double() - exact).norm() / exact.norm())

@@ -1,11 +1,11 @@
-"""Activity proofs: what a factor is declared to be is measured on the live model, before its first step.
+"""Activity proofs: measure on the live model, before its first step, that each factor acts as it is configured.
 
-A proof knows nothing of the classes it judges. It feeds the model's own forward pass, reads what comes out at the
-places where a factor must show, and compares that with a closed form evaluated here in float64. BigScience's first
-1.3B ALiBi run never handed the bias to its layers, and its first embedding-norm run decayed the norm's gain;
-either would stop here, naming the layer.
+A proof does not use the code that it checks. It feeds known tensors into the model's own forward pass, reads the
+tensors at the places where the factor must show, and compares them with the factor's formula, evaluated here in
+float64. BigScience's first 1.3B ALiBi run never passed the bias to its layers, and its first embedding-norm run decayed
+the norm's gain; both would fail here, with the layer's name.
 
-The proofs hold for a model as `initialise` leaves it (norm gains 1, biases 0): run them before loading a checkpoint.
+The proofs hold for a freshly initialised model (norm gains 1, biases 0): run them before loading a checkpoint.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,14 +35,15 @@ PROOFS = (
     head,
     dropout,
 )
-# relative, of a gradient: of vectors, which are sums that cancel, of matrices, of those in FP8. Measured with up to 24
-# layers: 0.12, 0.02 and 0.17 (16 layers); without rotary 0.3 in a matrix, with another activation 0.25 in all, in bf16
+# Largest relative error of a gradient from the compiled graph: of vectors, which are sums that cancel, of matrices, and
+# of matrices in FP8. Measured with up to 24 layers: 0.12, 0.02 and 0.17 (16 layers). A graph with a fault has more: in
+# bf16, one without rotary 0.3 in a matrix, one with another activation 0.25 in all.
 VECTOR, MATRIX, MATRIX_FP8 = 0.5, 0.1, 0.3
 Loss = Callable[[Batch], Tensor]
 
 
 class InactiveFactor(RuntimeError):
-    """A factor does not act as declared."""
+    """A factor does not act as configured."""
 
 
 def require(proofs: Iterable[Proof]) -> None:
@@ -57,28 +58,30 @@ def require(proofs: Iterable[Proof]) -> None:
 
 @torch.no_grad()
 def prove(model: Any) -> list[Proof]:
-    """All proofs of a freshly initialised model, in its own precision, on its own device. Seconds at most.
+    """Run all proofs on a freshly initialised model, in its own precision and on its own device. Takes seconds at most.
 
-    Where several ranks hold the model together each measures its own heads and rows; a proof passes when all of them
-    do, and says what the first of them found that does not.
+    Under tensor parallelism each rank measures its own heads and rows, and all call this together. A proof passes when
+    it passes on all ranks; else it is returned as of the first rank where it does not.
     """
     training = model.training
     model.eval()
     try:
-        found = model.tp.gather_objects([f(model) for f in PROOFS])
+        by_rank = model.tp.gather_objects([f(model) for f in PROOFS])
     finally:
         model.train(training)
-    return [next((p for p in proofs if not p.passed), proofs[0]) for proofs in zip(*found, strict=True)]
+    return [next((p for p in proofs if not p.passed), proofs[0]) for proofs in zip(*by_rank, strict=True)]
 
 
 def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
-    """What trains is the compiled graph; the other proofs judge the layers as they are written.
+    """Proof that the compiled graph, which is what trains, computes the same as the model's layers, which the other
+    proofs measure.
 
-    Gradients are compared, of weights that are as large as after training: at the first step neither they nor losses
-    depend much on positions. The batch is written out row by row, which takes no more memory than the graph.
+    It compares gradients, with weights that are as large as after training: at the first step neither gradients nor
+    losses depend much on positions. The eager loss is taken row by row, so that it needs no more memory than the graph.
 
     Args:
-        graph, written: the mean loss of a batch from both.
+        graph: the mean loss of a batch from the compiled graph.
+        written: the same from the model as written, eagerly.
     """
     names, params = zip(*model.named_parameters(), strict=True)
     before = [p.detach().clone() for p in params]
@@ -106,22 +109,29 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
         name: probe.relative(a, b.double()) for name, a, b in zip(names, ours, theirs, strict=True) if a.numel() > 1
     }  # that of a single number may cancel to nothing
     dims = {name: min(p.dim(), 2) for name, p in zip(names, params, strict=True)}
-    wrong = [f"{name} by {error:.2g}" for name, error in errors.items() if not error < most[dims[name]]]
+    differing = [f"{name} by {error:.2g}" for name, error in errors.items() if not error < most[dims[name]]]
     matrices = [error for name, error in errors.items() if dims[name] == 2]
-    said = f"gradients of {len(matrices)} matrices differ from those of what is written by {max(matrices):.1e} at most"
-    found = Proof("layout.compile", "compiled", not wrong, "; ".join(("gradients differ", *wrong)) if wrong else said)
-    return next((p for (p,) in model.tp.gather_objects([found]) if not p.passed), found)
+    measured = (
+        f"gradients of {len(matrices)} matrices differ from those of what is written by {max(matrices):.1e} at most"
+    )
+    proof = Proof(
+        "layout.compile",
+        "compiled",
+        not differing,
+        "; ".join(("gradients differ", *differing)) if differing else measured,
+    )
+    return next((p for (p,) in model.tp.gather_objects([proof]) if not p.passed), proof)
 
 
 def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Proof]:
-    """The audit: which weight decay every parameter really gets.
+    """Which weight decay the optimizer really gives to every parameter.
 
     Args:
-        groups: as the optimizer holds them: {"params": the model's own parameters, "weight_decay": float}.
+        groups: the optimizer's: {"params": the model's own parameters, "weight_decay": float}.
 
     Returns:
-        A row {"name", "shape", "decayed"} for each parameter, and the proof that matrices decay, that biases and
-        norm gains do not (whatever their class), and that each parameter is optimized exactly once.
+        A row {"name", "shape", "decayed"} for each parameter; and the proof that matrices are decayed, that biases and
+        norm gains are not (whatever the class of the norm), and that each parameter is optimized exactly once.
     """
     decay: dict[int, list[float]] = {}
     for group in groups:
@@ -129,10 +139,10 @@ def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list
             decay.setdefault(id(p), []).append(group["weight_decay"])
     rows, wrong = [], []
     for name, p in model.named_parameters():
-        held = decay.pop(id(p), [])
-        if len(held) != 1:
-            wrong.append(f"{name} is optimized {len(held)} times")
-        decayed = any(w > 0 for w in held)
+        decays = decay.pop(id(p), [])
+        if len(decays) != 1:
+            wrong.append(f"{name} is optimized {len(decays)} times")
+        decayed = any(w > 0 for w in decays)
         module = name.rpartition(".")[0]
         vector = name.endswith(".bias") or "norm" in module.rpartition(".")[2] or p.dim() < 2
         if decayed and vector:
@@ -143,5 +153,5 @@ def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list
     if decay:
         wrong.append(f"{len(decay)} optimized tensors are not the model's")
     n = sum(r["decayed"] for r in rows)
-    good = f"{n} matrices decayed, {len(rows) - n} biases and norm gains not"
-    return rows, Proof("train.weight_decay", "matrices only", not wrong, "; ".join(wrong) or good)
+    measured = f"{n} matrices decayed, {len(rows) - n} biases and norm gains not"
+    return rows, Proof("train.weight_decay", "matrices only", not wrong, "; ".join(wrong) or measured)

@@ -1,4 +1,4 @@
-"""Activity proofs of what acts in attention and on what it reads: positions, the objective's mask, QK layer scaling."""
+"""Activity proofs of what acts in attention: the position scheme, the objective and its mask, QK layer scaling."""
 
 import math
 from typing import Any
@@ -13,12 +13,12 @@ from model.probe import Proof
 
 
 def expected_scores(pos: str, heads: int, head_dim: int, T: int, base: float) -> np.ndarray:
-    """Scores [H, T, T] between equal queries and keys of all K^-1/4, up to a constant per row, in float64.
+    """Attention scores [H, T, T] by the formula of a position scheme, up to a constant per row, in float64; for queries
+    and keys whose components are all K^-1/4, and every other key half as long (`_key_sizes`).
 
-    none, learned: attention sees no position: 0. ALiBi (Press et al. 2021): -slope_h x distance, alike in both
-    directions. Rotary (Su et al.
-    2021): two equal vectors of squared length sqrt(K), rotated by i and j and divided by sqrt(K), have the mean of
-    cos(theta_p (i - j)) over the pairs p as their product.
+    none, learned, sinusoidal: attention itself sees no position: 0. ALiBi (Press et al. 2021): -slope_h x distance,
+    equal in both directions. Rotary (Su et al. 2021): the product of two equal vectors of squared length sqrt(K),
+    rotated by i and j and divided by sqrt(K), is the mean of cos(theta_p (i - j)) over the pairs p of components.
     """
     distance = np.arange(T)[:, None] - np.arange(T)[None, :]
     if pos == "alibi":
@@ -38,7 +38,8 @@ ADDED = ("learned", "sinusoidal", "scaled-sinusoidal")  # schemes that add a row
 
 
 def added_rows(model: Any, T: int) -> Tensor:
-    """What the declared scheme adds to the embeddings of T tokens, [T, D] in float64; zeros where nothing.
+    """The rows that the configured position scheme adds to the embeddings of T tokens, [T, D] in float64; zeros for a
+    scheme that adds none.
 
     Sinusoidal (Vaswani et al. 2017, section 3.5): coordinate d has the angle t / 10000^(2 floor(d / 2) / D), and is its
     sine for even d, its cosine for odd d.
@@ -56,17 +57,20 @@ def added_rows(model: Any, T: int) -> Tensor:
 
 
 def _key_sizes(T: int) -> np.ndarray:
-    """Every other key is half as long, so that a score that is not divided by sqrt(K) shows."""
+    """Lengths of the T keys, 1 or 0.5 in turn: with keys of equal length, a score that is not divided by sqrt(K) would
+    differ by a constant only, which the softmax removes."""
     return np.where(np.arange(T) % 2, 0.5, 1.0)
 
 
 def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
-    """The scores that each layer really used, [H, T, T] of this rank's heads per layer, relative to each query's own
-    position; minus infinity for what is not seen. `extent`: of the sequence, where the objective has extents.
+    """The scores that each layer really used: for each layer [H, T, T] of this rank's heads, relative to the score of
+    each query with its own position; minus infinity where a query does not see a key.
 
-    The output of every layer's qkv projection is replaced by q = k = K^-1/4 (a score of 1, where bf16 is
-    fine enough to see the smallest slope) and by values that are indicators of the key's position, so that what
-    reaches the output projection is the attention matrix itself.
+    Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 is fine enough
+    to show the smallest slope), and values that are one-hot vectors of the key's position, so that the input of the
+    output projection is the attention matrix itself.
+
+    extent: of the sequence, where the objective has extents (model/objective.py).
     """
     H, K = len(probe.heads(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
@@ -84,9 +88,9 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
         with probe.hooks() as on:
             for layer, block in zip(weights, model.blocks, strict=True):
 
-                def read(m: Any, args: Any, seen: np.ndarray = layer[:, :, start : start + width]) -> None:
+                def read(m: Any, args: Any, columns: np.ndarray = layer[:, :, start : start + width]) -> None:
                     out = args[0].view(T, H, K).double().cpu().numpy()
-                    seen[:] = out.transpose(1, 0, 2)[:, :, : seen.shape[2]]
+                    columns[:] = out.transpose(1, 0, 2)[:, :, : columns.shape[2]]
 
                 on(block.attn.qkv.register_forward_hook(inject))
                 on(block.attn.proj.register_forward_pre_hook(read))
@@ -97,19 +101,20 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
 
 
 def position(model: Any) -> Proof:
-    """The declared scheme, and no other, acts in every layer's attention and on the embeddings."""
+    """model.pos: the configured position scheme, and no other, acts in every layer's attention and on the
+    embeddings."""
     cfg = model.cfg
     T = min(cfg.seq, 64)
     expected = expected_scores(cfg.pos, cfg.heads, cfg.head_dim, T, cfg.rotary_base)[probe.heads(model)]
     expected = expected - np.diagonal(expected, axis1=1, axis2=2)[:, :, None]
     extent = T // 2 if cfg.objective == "prefix" else 1
-    seen = visible(cfg.objective, T, extent)
+    sees = visible(cfg.objective, T, extent)
     wrong, worst = [], 0.0
     for i, score in enumerate(measured_scores(model, T, extent)):
-        if np.isfinite(score[:, ~seen]).any():
+        if np.isfinite(score[:, ~sees]).any():
             wrong.append(f"layer {i}: attention sees what comes later")
-        error = np.abs(score - expected)[:, seen]
-        excess = error - probe.TOLERANCE * np.abs(expected[:, seen])
+        error = np.abs(score - expected)[:, sees]
+        excess = error - probe.TOLERANCE * np.abs(expected[:, sees])
         worst = max(worst, float(error.max()))
         if not (excess < probe.TOLERANCE).all():
             heads = probe.heads(model).start + np.flatnonzero(~(excess < probe.TOLERANCE).all(1))
@@ -130,23 +135,23 @@ def position(model: Any) -> Proof:
             wrong.append(f"the embeddings do not carry the rows that {cfg.pos} adds")
     where = "nowhere" if cfg.pos == "none" else "on the embeddings" if cfg.pos in ADDED else "in the scores"
     size = f"{cfg.layers} layers x {cfg.heads} heads x {T} positions"
-    good = f"acts {where}; the scores of {size} err by {worst:.1e} at most"
-    return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or good)
+    measured = f"acts {where}; the scores of {size} err by {worst:.1e} at most"
+    return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or measured)
 
 
 def visible(objective: str, T: int, extent: int) -> np.ndarray:
-    """Which keys each query sees, [T, T], by the definition of the objective."""
-    seen = np.zeros((T, T), bool)
+    """Which keys each query sees, bool [T, T], by the definition of the objective."""
+    sees = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
-            seen[q, k] = {"causal": k <= q, "prefix": k <= q or k < extent, "mlm": True}[objective]
-    return seen
+            sees[q, k] = {"causal": k <= q, "prefix": k <= q or k < extent, "mlm": True}[objective]
+    return sees
 
 
 def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int, int]]]:
-    """For each row of token ids the (position, token) pairs that the objective says are predicted.
+    """For each row of token ids the pairs (position, token) that the loss is of, by the definition of the objective.
 
-    Of the batch only what is drawn at random is read: the extents, and the positions that are masked.
+    From the batch only what is random is taken: extents, and masked positions.
     """
     R, T = len(rows), rows.shape[1] - 1
     if model.cfg.objective == "causal":
@@ -158,8 +163,9 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
 
 
 def masking(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
-    """What is wrong with the inputs of the MLM objective: in each row a declared number of positions is predicted, of
-    which so many hold the mask token and at most so many another or the same one; all else is as it was."""
+    """What is wrong with the inputs of the MLM objective, a sentence for each fault. In each row round(mask_rate x T)
+    positions must be predicted; 80 % of them must hold the mask token, at most 10 % another token; and all other
+    positions must be unchanged."""
     T = rows.shape[1] - 1
     count = round(model.cfg.mask_rate * T)
     hidden, random = round(0.8 * count), round(0.1 * count)
@@ -178,10 +184,11 @@ def masking(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
 
 
 def objective(model: Any) -> Proof:
-    """What the tokens of a sequence see, and which of them are predicted from which outputs.
+    """model.objective: which tokens see each other, and which tokens the loss is of, predicted from which outputs.
 
-    Where the last norm is made to return zeros, each prediction costs log V. Then the outputs at one position at a time
-    are made to favour a token that is not predicted, and the loss must rise by the share of the predictions made there.
+    When a hook makes the last norm return zeros, each prediction costs log V. Then the outputs at one position at a
+    time are made to favour a token that is never the right one, and the loss must rise by exactly what the predictions
+    at that position then cost.
     """
     cfg, R = model.cfg, 3
     T = min(cfg.seq, 8 if cfg.objective != "mlm" else max(16, math.ceil(1 / cfg.mask_rate)))  # one masked at least
@@ -218,22 +225,24 @@ def objective(model: Any) -> Proof:
         more = sum(costs[token] - base for pairs in expected for at, token in pairs if at == t)
         if abs(loss - base - more / total) > probe.TOLERANCE * base:
             wrong.append(f"position {t} of {T}: the loss is {loss:.3f} and not {base + more / total:.3f}")
-    good = f"{total} of {R} x {T} outputs predict, each the token that it should"
-    return Proof("model.objective", cfg.objective, not wrong, "; ".join(wrong) or good)
+    measured = f"{total} of {R} x {T} outputs predict, each the token that it should"
+    return Proof("model.objective", cfg.objective, not wrong, "; ".join(wrong) or measured)
 
 
 def qk_scaling(model: Any) -> Proof:
-    """In layer l, a score of l - 1/2 times the largest fp16 number is used as it is: so it was divided by l at least.
+    """model.qk_scaling: in layer l, a score of l - 1/2 times the largest fp16 number does not overflow, so it was
+    divided by l or more.
 
-    What is multiplied back shows in the proof of positions: scores of other layers would be too small there.
+    That it is multiplied back is shown by the proof of positions, where scores would otherwise be too small.
     """
     cfg, dtype = model.cfg, model.embed.weight.dtype
     value = str(cfg.qk_scaling).lower()
     if dtype != torch.float16:
-        said = f"{str(dtype).removeprefix('torch.')} does not need it"
-        return Proof("model.qk_scaling", value, not cfg.qk_scaling, said + ": it is idle" * cfg.qk_scaling)
+        detail = f"{str(dtype).removeprefix('torch.')} does not need it"
+        idle = ": it is idle" if cfg.qk_scaling else ""
+        return Proof("model.qk_scaling", value, not cfg.qk_scaling, detail + idle)
     H, K = len(probe.heads(model)), cfg.head_dim
-    whole = []
+    exact = []
     with probe.hooks() as on:
         for number, layer in enumerate(model.blocks, start=1):
             size = math.sqrt((number - 0.5) * torch.finfo(dtype).max / math.sqrt(K))
@@ -244,14 +253,19 @@ def qk_scaling(model: Any) -> Proof:
                 return qkv.view_as(out)
 
             on(layer.attn.qkv.register_forward_hook(inject))
-            on(layer.attn.proj.register_forward_pre_hook(lambda m, args: whole.append(bool((args[0] == 1).all()))))
+            on(layer.attn.proj.register_forward_pre_hook(lambda m, args: exact.append(bool((args[0] == 1).all()))))
             on(layer.attn.register_forward_hook(lambda m, args, out: torch.ones_like(out)))
         probe.hidden(model, probe.tokens(model, 1))
-    lost = [i + 1 for i, kept in enumerate(whole) if not kept]
+    overflowing = [i + 1 for i, is_exact in enumerate(exact) if not is_exact]
     if cfg.qk_scaling:
-        said = f"scores up to {cfg.layers - 0.5:g} x 65504 are used in {cfg.layers} layers"
-        return Proof("model.qk_scaling", value, not lost, said if not lost else f"scores overflow in layers {lost}")
-    # the kernels of a GPU keep scores in fp32, where nothing overflows and nothing can be told
-    off = lost == list(range(2, cfg.layers + 1)) or model.embed.weight.is_cuda
-    said = "scores overflow as those of fp16 do" if off else f"only the scores of layers {lost} overflow"
-    return Proof("model.qk_scaling", value, off, said)
+        detail = f"scores up to {cfg.layers - 0.5:g} x 65504 are used in {cfg.layers} layers"
+        return Proof(
+            "model.qk_scaling",
+            value,
+            not overflowing,
+            detail if not overflowing else f"scores overflow in layers {overflowing}",
+        )
+    # the kernels of a GPU keep scores in fp32, where nothing overflows whether the setting is on or off
+    off = overflowing == list(range(2, cfg.layers + 1)) or model.embed.weight.is_cuda
+    detail = "scores overflow as those of fp16 do" if off else f"only the scores of layers {overflowing} overflow"
+    return Proof("model.qk_scaling", value, off, detail)

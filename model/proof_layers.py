@@ -1,4 +1,7 @@
-"""Activity proofs of the layers: norms, how a block is put together, precision, MLP, biases, tied matrix, dropout."""
+"""Activity proofs of what is in a layer, and of the head: norms, block, precision, MLP, biases, tied matrix, dropout.
+
+See model/proof.py. Each proof takes a freshly initialised GPT, and returns a `Proof` with what it measured.
+"""
 
 import math
 from typing import Any
@@ -29,7 +32,8 @@ FORMULAS = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}
 
 
 def embedding_norm(model: Any) -> Proof:
-    """With it, token embeddings enter the first layer with mean 0 and variance 1; without it, as they are."""
+    """model.embnorm: with it, token embeddings enter the first layer with mean 0 and variance 1; without it,
+    unchanged."""
     cfg = model.cfg
     some = torch.arange(8, device=model.embed.weight.device) * (cfg.vocab - 1) // 7  # from the first row to the last
     tokens = some[:, None].expand(8, 2)
@@ -45,8 +49,8 @@ def embedding_norm(model: Any) -> Proof:
 
 
 def norms(model: Any) -> Proof:
-    """Each norm is applied once and computes the declared formula; the first layer reads what that of the embeddings'
-    sum returns, and the last one is what the head reads. Where none is declared, nothing happens."""
+    """model.norm, sumnorm and final_norm: each norm is applied once and computes the configured formula; the first
+    layer reads the norm of the embeddings' sum, and the head reads the last norm, where these are configured."""
     cfg = model.cfg
     formula = FORMULAS[cfg.norm]
     inner = ("norm1",) if cfg.block == "parallel" else ("norm1", "norm2")
@@ -56,13 +60,13 @@ def norms(model: Any) -> Proof:
     if last:
         sites["norm"] = model.norm
     ends: dict[str, Tensor] = {}  # of the trunk: what the embeddings' sum becomes, layers in between, what leaves them
-    made: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in sites}
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in sites}
     with probe.hooks() as on:
         for name, norm in sites.items():
             if norm is not None:
                 # an input that is neither centred nor of unit size, so that no formula looks like another or like none
                 on(norm.register_forward_pre_hook(lambda m, args: (3 * args[0] / args[0].std() + 2,)))
-                on(norm.register_forward_hook(lambda m, args, out, name=name: made[name].append((args[0], out))))
+                on(norm.register_forward_hook(lambda m, args, out, name=name: calls[name].append((args[0], out))))
         on(model.sumnorm.register_forward_pre_hook(lambda m, args: ends.update(sum=args[0])))
         on(model.sumnorm.register_forward_hook(lambda m, args, out: ends.update(normed=out)))
         on(model.blocks[0].register_forward_pre_hook(lambda m, args: ends.update(first=args[0])))
@@ -73,39 +77,39 @@ def norms(model: Any) -> Proof:
     entering = ends.get("normed" if cfg.sumnorm else "sum")
     if entering is None or not torch.equal(ends["first"], entering):
         wrong.append("the first layer does not read the embeddings as declared by model.sumnorm")
-    for name, seen in made.items():
-        if len(seen) != 1:
-            wrong.append(f"{name} is applied {len(seen)} times")
-        elif not probe.close(seen[0][1], formula(seen[0][0].double(), cfg.norm_eps), 1.0):
+    for name, pairs in calls.items():
+        if len(pairs) != 1:
+            wrong.append(f"{name} is applied {len(pairs)} times")
+        elif not probe.close(pairs[0][1], formula(pairs[0][0].double(), cfg.norm_eps), 1.0):
             wrong.append(f"{name} does not compute {cfg.norm}")
-    if not wrong and not torch.equal(final, made["norm"][0][1] if last else ends["last"]):
+    if not wrong and not torch.equal(final, calls["norm"][0][1] if last else ends["last"]):
         wrong.append("what the last norm computes is not used")
     return Proof("model.norm", cfg.norm, not wrong, "; ".join(wrong) or f"{len(sites)} norms applied, formula measured")
 
 
 def block(model: Any) -> Proof:
-    """How a layer puts norms, attention, MLP and residual stream together.
+    """model.block: how a layer combines norms, attention, MLP and the residual stream.
 
-    Attention and MLP are made to return known values; what each of them reads and what leaves the layer is compared
-    with the scheme written out.
+    Hooks make attention and MLP return known values; their inputs and the layer's output are then compared with those
+    of the configured scheme, written out here.
     """
     cfg = model.cfg
     wrong = []
     for i, layer in enumerate(model.blocks):
-        seen: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         generator = torch.Generator().manual_seed(i)
         out_BTD = {
             name: torch.randn(1, 8, cfg.hidden, generator=generator).to(model.embed.weight) for name in ("attn", "mlp")
         }
         with probe.hooks() as on:
             on(layer.register_forward_pre_hook(lambda m, a: (2 * a[0] / a[0].std() + 1, *a[1:])))
-            on(layer.register_forward_hook(lambda m, a, o, seen=seen: seen.update(into=a[0], out=o)))
+            on(layer.register_forward_hook(lambda m, a, o, tensors=tensors: tensors.update(into=a[0], out=o)))
             for name in ("attn", "mlp"):
                 on(getattr(layer, name).register_forward_hook(lambda m, a, o, v=out_BTD[name]: v))
-            on(layer.attn.qkv.register_forward_pre_hook(lambda m, a, seen=seen: seen.update(attn=a[0])))
-            on(layer.mlp.up.register_forward_pre_hook(lambda m, a, seen=seen: seen.update(mlp=a[0])))
+            on(layer.attn.qkv.register_forward_pre_hook(lambda m, a, tensors=tensors: tensors.update(attn=a[0])))
+            on(layer.mlp.up.register_forward_pre_hook(lambda m, a, tensors=tensors: tensors.update(mlp=a[0])))
             probe.hidden(model, probe.tokens(model, 8))
-        x, attn, mlp = seen["into"].double(), out_BTD["attn"].double(), out_BTD["mlp"].double()
+        x, attn, mlp = tensors["into"].double(), out_BTD["attn"].double(), out_BTD["mlp"].double()
 
         def norm(y: Tensor) -> Tensor:
             return FORMULAS[cfg.norm](y, cfg.norm_eps)
@@ -119,23 +123,25 @@ def block(model: Any) -> Proof:
         wrong += [
             f"layer {i}: {what[k]} is not that of {cfg.block}"
             for k, v in expected.items()
-            if k not in seen or not probe.close(seen[k], v, float(v.abs().max()))
+            if k not in tensors or not probe.close(tensors[k], v, float(v.abs().max()))
         ]
     return Proof("model.block", cfg.block, not wrong, "; ".join(wrong) or f"{cfg.layers} layers measured")
 
 
 @torch.no_grad()
 def precision(model: Any) -> Proof:
-    """What the blocks' linear layers compute with: the precision of their weights, or FP8. The value is as measured.
+    """train.precision: in which precision the linear layers multiply, that of their weights or FP8. The proof's value
+    is the measured one.
 
-    FP8 rounds the operands to 4 significant bits (e4m3), gradients to 3 (e5m2); scaled by powers of two, all but the
-    smallest keep those. That moves a product of random numbers by 3.5 % and more, as the others' rounding never does.
+    FP8 rounds operands to 4 significant bits (e4m3) and gradients to 3 (e5m2); since they are scaled by powers of two,
+    all but the smallest keep these bits. That changes a product of random numbers by 3.5 % or more; rounding to bf16 or
+    fp16 changes it far less.
     """
     dtypes = {p.dtype for p in model.parameters()}
-    own = PRECISIONS[dtypes.pop()] if len(dtypes) == 1 else f"mixed {dtypes}"
+    dtype = PRECISIONS[dtypes.pop()] if len(dtypes) == 1 else f"mixed {dtypes}"
     if model.tp.size > 1:  # what a layer returns is no product of this rank's alone
-        return Proof("train.precision", own, True, f"weights are {own}; products of cut layers are not measured")
-    found: dict[str, list[str]] = {}
+        return Proof("train.precision", dtype, True, f"weights are {dtype}; products of cut layers are not measured")
+    sites_by_kind: dict[str, list[str]] = {}
     worst = 0.0
     for name, layer in model.blocks.named_modules():
         if not hasattr(layer, "out_features"):
@@ -146,33 +152,36 @@ def precision(model: Any) -> Proof:
             y = layer(x.requires_grad_())
             x_grad, w_grad = torch.autograd.grad(y, [x, layer.weight], g)
         y = y.double() - (0.0 if layer.bias is None else layer.bias.double())
-        whole = x.detach().double(), layer.weight.double(), g.double()
-        short = probe.rounded(whole[0], 4), probe.rounded(whole[1], 4), probe.rounded(whole[2], 3)
+        operands = x.detach().double(), layer.weight.double(), g.double()
+        rounded = probe.rounded(operands[0], 4), probe.rounded(operands[1], 4), probe.rounded(operands[2], 3)
         for what, product, of in (
             ("output", y, lambda x, w, g: x @ w.T),
             ("input gradient", x_grad, lambda x, w, g: g @ w),
             ("weight gradient", w_grad, lambda x, w, g: g.T @ x),
         ):
-            error = {own: probe.relative(product, of(*whole)), "fp8": probe.relative(product, of(*short))}
+            error = {dtype: probe.relative(product, of(*operands)), "fp8": probe.relative(product, of(*rounded))}
             nearest = min(error, key=error.__getitem__)
             worst = max(worst, error[nearest])
             kind = nearest if error[nearest] < probe.TOLERANCE else "neither"
-            found.setdefault(kind, []).append(f"blocks.{name}: the {what}")
-    value = max(found, key=lambda kind: (kind != "neither", len(found[kind])))
-    wrong = [f"{at} is that of {kind}" for kind, sites in found.items() for at in sites if kind != value]
-    good = f"{len(found[value])} products of linear layers, forward and backward, err by {worst:.1e} at most"
-    return Proof("train.precision", value, not wrong and value != "neither", "; ".join(wrong) or good)
+            sites_by_kind.setdefault(kind, []).append(f"blocks.{name}: the {what}")
+    value = max(sites_by_kind, key=lambda kind: (kind != "neither", len(sites_by_kind[kind])))
+    wrong = [f"{at} is that of {kind}" for kind, sites in sites_by_kind.items() for at in sites if kind != value]
+    measured = (
+        f"{len(sites_by_kind[value])} products of linear layers, forward and backward, err by {worst:.1e} at most"
+    )
+    return Proof("train.precision", value, not wrong and value != "neither", "; ".join(wrong) or measured)
 
 
 def activation(model: Any) -> Proof:
-    """Known pre-activations go in; what reaches the down projection is compared with the formula. The width counts."""
+    """model.act: for known pre-activations, the input of the down projection is that of the formula; and the MLP has
+    the inner width that the activation implies."""
     cfg = model.cfg
     gated = cfg.act != "gelu"
     expected_width = 8 * cfg.hidden // 3 // 8 * 8 if cfg.act in ("swiglu", "geglu") else 4 * cfg.hidden
     expected_width = cfg.ffn_width or expected_width
     wrong, worst = [], 0.0
     for i, block in enumerate(model.blocks):
-        seen: list[Tensor] = []
+        products: list[Tensor] = []
         F, like = block.mlp.up.out_features, block.mlp.up.weight
         h_1TF = torch.linspace(-4, 4, 8 * F, dtype=torch.float64).view(1, 8, F).to(like)
         g_1TF = h_1TF.flip(1).roll(1, 2)
@@ -180,23 +189,24 @@ def activation(model: Any) -> Proof:
             on(block.mlp.up.register_forward_hook(lambda m, a, o, h=h_1TF: h))
             if gated and hasattr(block.mlp, "gate"):
                 on(block.mlp.gate.register_forward_hook(lambda m, a, o, g=g_1TF: g))
-            on(block.mlp.down.register_forward_pre_hook(lambda m, a, seen=seen: seen.append(a[0])))
+            on(block.mlp.down.register_forward_pre_hook(lambda m, a, products=products: products.append(a[0])))
             probe.hidden(model, probe.tokens(model, 8))
         h, g = h_1TF.double(), g_1TF.double()
         expected = {"gelu": _gelu(h), "geglu": _gelu(g) * h}.get(cfg.act, g * torch.sigmoid(g) * h)
-        if len(seen) != 1 or not probe.close(seen[0], expected, 0.01):
+        if len(products) != 1 or not probe.close(products[0], expected, 0.01):
             wrong.append(f"layer {i}: the activation is not {cfg.act}")
         else:
-            worst = max(worst, float((seen[0].double() - expected).abs().max()))
+            worst = max(worst, float((products[0].double() - expected).abs().max()))
         if expected_width != F * model.tp.size:
             wrong.append(f"layer {i}: inner width {F * model.tp.size}, not {expected_width}")
     matched = (3 if gated else 2) * expected_width / (8 * cfg.hidden)
-    good = f"inner width {expected_width}, {matched:.3f} x GELU's weights; formula errs by {worst:.1e} at most"
-    return Proof("model.act", cfg.act, not wrong, "; ".join(wrong) or good)
+    measured = f"inner width {expected_width}, {matched:.3f} x GELU's weights; formula errs by {worst:.1e} at most"
+    return Proof("model.act", cfg.act, not wrong, "; ".join(wrong) or measured)
 
 
 def biases(model: Any) -> Proof:
-    """A bias that is declared moves what its layer computes; where none is declared there is none."""
+    """model.qkv_bias and linear_bias: every layer that is to have a bias has one and adds it to its output; no other
+    layer has one."""
     cfg = model.cfg
     wrong = []
     for name, module in model.named_modules():
@@ -213,12 +223,12 @@ def biases(model: Any) -> Proof:
                     wrong.append(f"the bias of {name} does nothing")
                 bias.copy_(before)
     value = f"qkv {str(cfg.qkv_bias).lower()}, linear {str(cfg.linear_bias).lower()}"
-    said = "; ".join(wrong) or "as declared, in every layer"
-    return Proof("model.qkv_bias, model.linear_bias", value, not wrong, said)
+    detail = "; ".join(wrong) or "as declared, in every layer"
+    return Proof("model.qkv_bias, model.linear_bias", value, not wrong, detail)
 
 
 def tied(model: Any) -> Proof:
-    """Logits are the product with the declared matrix: the input embedding, or one of their own."""
+    """model.tied: logits are the product with the token embedding; untied, with a matrix of their own."""
     cfg = model.cfg
     tokens = probe.tokens(model, 8)
     x = model.transform(probe.hidden(model, tokens)).double()
@@ -232,7 +242,8 @@ def tied(model: Any) -> Proof:
 
 
 def head(model: Any) -> Proof:
-    """What stands between the last layer and the output matrix, and the bias of the logits: known numbers go in."""
+    """model.head_transform and output_bias: for known outputs of the last layer, the input of the output matrix is that
+    of the configured transform, and the bias of the logits is added."""
     cfg, wrong = model.cfg, []
     x = torch.randn(8, cfg.hidden, generator=torch.Generator().manual_seed(0)).to(model.embed.weight)
     out, expected = model.transform(x), x.double()
@@ -258,13 +269,13 @@ def head(model: Any) -> Proof:
         if not probe.close(moved, torch.ones_like(moved), 1.0):
             wrong.append("the bias of the logits does nothing, or something else")
     value = f"{cfg.head_transform}, output bias {str(cfg.output_bias).lower()}"
-    good = f"{len(names)} parameters; formula errs by {float((out.double() - expected).abs().max()):.1e} at most"
-    return Proof("model.head_transform, model.output_bias", value, not wrong, "; ".join(wrong) or good)
+    measured = f"{len(names)} parameters; formula errs by {float((out.double() - expected).abs().max()):.1e} at most"
+    return Proof("model.head_transform, model.output_bias", value, not wrong, "; ".join(wrong) or measured)
 
 
 def dropout(model: Any) -> Proof:
-    """Known values go in at every place that may drop; in training the declared share of them comes out as zero and
-    the rest enlarged by 1 / (1 - p), in evaluation all come out as they were."""
+    """model.dropout and attn_dropout: of known values that enter each dropout, training sets the configured share to
+    zero and multiplies the others by 1 / (1 - p); evaluation changes none."""
     cfg, T = model.cfg, min(model.cfg.seq, 64)
     H, K = len(probe.heads(model)), cfg.head_dim
     tokens = probe.tokens(model, T).expand(8, T)
@@ -281,8 +292,8 @@ def dropout(model: Any) -> Proof:
         return qkv.view_as(out)
 
     def measure() -> dict[str, float]:
-        for seen in (into, added, heads):
-            seen.clear()
+        for record in (into, added, heads):
+            record.clear()
         with probe.hooks() as on:
             for layer in model.blocks:
                 on(layer.register_forward_pre_hook(lambda m, a: into.append(a[0])))
@@ -327,8 +338,8 @@ def dropout(model: Any) -> Proof:
     if off["fewest"] < 1 or off["spread"] > probe.TOLERANCE:
         wrong.append("something is dropped in evaluation")
     value = f"{p:g}, attention {q:g}"
-    good = (
+    measured = (
         f"measured {on['embedding']:.3f} of embeddings, {1 - on['fewest']:.3f} of additions, "
         f"{on['first']:.3f} of attention"
     )
-    return Proof("model.dropout, model.attn_dropout", value, not wrong, "; ".join(wrong) or good)
+    return Proof("model.dropout, model.attn_dropout", value, not wrong, "; ".join(wrong) or measured)

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 from ablations import rundir
+from ablations.__main__ import main
 from ablations.budget import learning_rate
 from ablations.cells import Cell, build
-from ablations.config import resolve
+from ablations.config import ConfigError, resolve
+from ablations.plan.reading import reading
+from ablations.study import from_args
+from launch import local
 from launch import train as training
 from launch.clock import Clock
 from tests.test_parallel import on
@@ -113,6 +117,41 @@ def test_the_clock_survives_a_kill(corpus: str, store: Path, tmp_path: Path, mon
     assert [row["lr"] for row in rows] == [row["lr"] for row in calm]
 
 
+@pytest.mark.parametrize("budget", ["10s", "tokens"])
+def test_a_masked_language_model_that_is_killed_ends_bit_for_bit_as_one_that_is_not(
+    budget: str, corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, masks and a growing batch; the clock of the test passes at the same speed before and after."""
+    change: dict[str, Any] = {"model__objective": "mlm", "model__mask_rate": 0.25, "model__dropout": 0.1}
+    change |= {"train__budget": budget, "train__ramp": [1, 1], "train__ramp_share": 0.6, "train__tokens": 25 * 32}
+    calm = a_cell(corpus, tmp_path / "calm", store, **change)
+    rows = trained(calm, Turned(), tmp_path / "calm", monkeypatch)
+    cell = a_cell(corpus, tmp_path / "killed", store, **change)
+    with pytest.raises(KeyboardInterrupt):
+        trained(cell, Turned(until=104.5), tmp_path / "killed", monkeypatch)
+    assert len(rundir.read_metrics(cell.dir)[0]) == 4
+    again = trained(cell, Turned(), tmp_path / "killed", monkeypatch)
+    keys = ("step", "tokens", "loss", "grad_norm", "lr", "seconds")
+    assert [[row[key] for key in keys] for row in again] == [[row[key] for key in keys] for row in rows]
+    assert len({row["loss"] for row in rows}) == len(rows) > 5
+    weights = [(one.dir / "weights.safetensors").read_bytes() for one in (calm, cell)]
+    assert weights[0] == weights[1]
+
+
+def test_runs_by_the_clock_do_not_share_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGAHOUR_GPU", "0")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    clock = ["STUDY=cram_schedule", "SIZE=nano", "SET=train.budget=10m", f"OUT={tmp_path}"]
+    assert local.jobs(from_args(clock)) == local.jobs(from_args([*clock, "JOBS=2"])) == 2
+    assert local.jobs(from_args([*clock, "JOBS=1"])) == 1
+    with pytest.raises(ConfigError, match="JOBS=3: a wall clock ends these runs.*2 cores can train 2 at a time"):
+        local.jobs(from_args([*clock, "JOBS=3"]))
+    assert local.jobs(from_args(["POS=alibi", "SIZE=nano", "JOBS=3", f"OUT={tmp_path}"])) == 3
+    monkeypatch.setenv("MEGAHOUR_GPU", "1")
+    with pytest.raises(ConfigError, match="a GPU machine can train 1 at a time"):
+        local.jobs(from_args([*clock, "JOBS=2"]))
+
+
 def test_compiling_counts_and_a_budget_of_tokens_does_not_see_the_clock(
     corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +183,44 @@ def test_what_is_left_and_how_far_a_run_is_are_told_by_the_clock() -> None:
     tokens = resolve([("size", "nano"), ("train.tokens", 8 * 256 * 10)])
     assert (tokens.length, tokens.position(metric), tokens.step_of_all(3)) == (10, 3.0, "3/10")
     assert tokens.seconds_left(metric) == (20480 - 999) / 10 and tokens.seconds_left({}) is None
+
+
+def test_nobody_says_how_many_tokens_a_clock_allows(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """Of a budget that is a time, a plan says so; with hardware named, what is expected there."""
+    run = resolve([("size", "nano"), ("train.budget", "10m"), ("train.tokens", 7_000_000)])
+    for name in ("steps", "tokens"):
+        with pytest.raises(ValueError, match="the clock decides how many"):
+            getattr(run, name)
+    words = ["STUDY=cram", "SIZE=crammed-v2", "SEEDS=1", f"OUT={tmp_path}"]
+    assert main(["plan", *words]) == 0
+    plan = capsys.readouterr().out
+    assert "1 runs of 24h of wall clock each, of as many steps and tokens as it allows" in plan
+    assert "5.13B" not in plan and " 5127000000" not in plan and "by clock" in plan
+    assert "under a budget of 24h" in plan
+    assert main(["plan", *words, "ON=a100", "FORMAT=json"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert cost["runs"][0]["hours"] == 24 and cost["runs"][0]["tokens"] > 1e10
+    assert main(["diff", "A=crammed-v2", "B=bert-normal"]) == 0
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["steps"].count("by clock") == lines["FLOPs"].count("by clock") == 2
+
+
+def test_how_often_text_is_read_under_a_clock_is_not_said(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = a_cell(corpus, tmp_path, store)
+    trained(cell, Turned(), tmp_path, monkeypatch)
+    record = json.loads((cell.dir / "run.json").read_text())
+    (source,) = record["data"]["epochs"]
+    assert source.keys() == {"corpus", "share", "tokens", "unused"} and source["unused"] == (source["tokens"] - 1) % 32
+    names = {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}
+    study = build("t", "?", "?", list((TINY | names).items()), [("train.beta1", 0.8)], [1], tmp_path)
+    (line,) = reading(study)
+    assert "100.0% of as many tokens as 10s allow, of its " in line and "epochs" not in line
+    assert f"{source['unused']:,} tokens at its end fill no sequence of 32" in line
+    tokens = TINY | names | {"train.budget": "tokens", "train.tokens": 12800}
+    (line,) = reading(build("t", "?", "?", list(tokens.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    assert f"12.8K tokens is {12800 / source['tokens']:.3g} epochs" in line and "fill no sequence" in line
 
 
 def _disagree(folder: Path) -> None:

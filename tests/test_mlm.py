@@ -1,6 +1,7 @@
 """The MLM objective: what is masked, what is seen, what the loss is of; and held-out loss on masked tokens."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from pytest import MonkeyPatch
 
 from ablations.config import ConfigError, resolve
 from eval.tasks import masked, score
+from launch import local
 from model import attention, proof
 from model.gpt import GPT
-from model.objective import Batch, MaskedLM, SpecialTokens
+from model.objective import OBJECTIVES, Batch, MaskedLM, SpecialTokens
 from model.position import POSITIONS
 from tests.test_model import SMALL, scrambled, tokens
 from tests.test_objective import built
@@ -79,6 +81,11 @@ def test_special_tokens_are_masked_only_where_nothing_else_is() -> None:
 def test_without_a_mask_token_it_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a tokenizer with a mask token"):
         MaskedLM(MLM).batch(ROWS)
+
+
+def test_the_settings_know_which_objectives_mask() -> None:
+    for name, objective in OBJECTIVES.items():
+        assert replace(SMALL, objective=name).masks == objective.masks
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 0.01, 0.99, 15])
@@ -208,6 +215,14 @@ def test_likelihoods_from_left_to_right_are_refused_with_what_is_possible() -> N
         score.likelihoods(model, [([1, 2], [3])])
     with pytest.raises(ValueError, match="no likelihood"):
         score.continuations(model, [[1, 2]], 2, lambda ids: False)
+
+
+def test_likelihood_tasks_are_refused_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["STUDY=cram", "SIZE=nano", "TASKS=hellaswag", f"OUT={tmp_path}"]
+    assert local.main(words) == 2
+    error = capsys.readouterr().err
+    assert "no likelihood of a text from left to right" in error and "fine-tuning on GLUE is possible" in error
+    assert not list(tmp_path.iterdir())
 
 
 class Bytes:

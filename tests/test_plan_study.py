@@ -13,7 +13,7 @@ from ablations.__main__ import main
 from ablations.config import resolve
 from ablations.plan import site_speed
 from ablations.plan.command import machines, split
-from ablations.plan.hardware import GPUS, hardware
+from ablations.plan.hardware import GPUS, accelerator, hardware
 from ablations.plan.layouts import best_few, memory, search
 from ablations.plan.study_cost import cost, figure
 from ablations.plan.throughput import Layout, Shape, predict
@@ -169,7 +169,7 @@ def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
 
 def test_devices_are_known_by_what_torch_calls_them() -> None:
     names = ["NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-40GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 80GB HBM3", "cpu"]
-    assert [site_speed.accelerator(name) for name in names] == ["a100-80", "a100-40", "v100-32", "h100", ""]
+    assert [accelerator(name) for name in names] == ["a100-80", "a100-40", "v100-32", "h100", ""]
 
 
 def test_the_picture_says_what_costs_what() -> None:

@@ -281,6 +281,14 @@ def test_a_masked_language_model_trains_and_is_recorded(corpus: str, store: Path
     assert proofs["model.objective"]["value"] == "mlm" and "outputs predict" in proofs["model.objective"]["detail"]
 
 
+def test_a_masked_language_model_trains_with_a_tokenizer_whose_kind_has_no_mask_token(
+    corpus: str, store: Path, tmp_path: Path
+) -> None:
+    losses_of(corpus, store, tmp_path, {"model.objective": "mlm", "data.tokenizer_kind": "byte-bpe"})
+    (record,) = tmp_path.glob("*/run.json")
+    assert json.loads(record.read_text())["data"]["tokenizer"]["mask"] == 511
+
+
 def test_what_is_dropped_differs_by_step_and_by_seed(
     corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,8 +98,9 @@ def run(words: list[str]) -> int | None:
         print(json.dumps(answer.as_json(hours), indent=1))
     elif how == "svg":
         from ablations.drawing import sheet
+        from ablations.plan.schedules import figure
 
-        print(sheet([study_cost.figure(answer)]), end="")
+        print(sheet([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.lines(answer, hours), sep="\n")
     return 2 if answer.refused else 0

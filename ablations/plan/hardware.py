@@ -43,6 +43,9 @@ class GPU:
 
 
 _NVIDIA = "NVIDIA's data sheet, as quoted (secondary)"
+# The cards of "Cramming" (Geiping & Goldstein 2022, appendix B.1) with its peaks, in which it counts budgets (of the
+# A4000 its authors' estimate). The rest from memory, unverified; a network of 10 Gbit/s is assumed.
+_CRAMMING = "peak: Geiping & Goldstein 2022; memory, bandwidths and watts from memory (unverified)"
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -123,6 +126,9 @@ GPUS = {
             True,
             "catalogues (secondary); network assumed as for h100",
         ),
+        GPU("2080ti", 53.8e12, 11264 / 1024, 0.616e12, 16e9, 1.25e9, 1, 250, False, _CRAMMING),
+        GPU("a4000", 88.45e12, 16376 / 1024, 0.448e12, 32e9, 1.25e9, 1, 140, True, _CRAMMING),
+        GPU("a6000", 154.8e12, 49140 / 1024, 0.768e12, 32e9, 1.25e9, 1, 300, True, _CRAMMING),
         GPU(
             "mi300x",
             1307e12,
@@ -152,5 +158,29 @@ def hardware(name: str) -> GPU:
     key = ALIASES.get(key, key)
     if key not in GPUS:
         known = [*GPUS, *ALIASES]
-        raise ConfigError(f"{name!r} is no known accelerator: {', '.join(GPUS)}{did_you_mean(key, known)}")
+        raise ConfigError(
+            f"{name!r} is no known accelerator, which are {', '.join(GPUS)}{did_you_mean(key, known)}; "
+            "machines are said as a100, 4 a100 or 8x8 a100"
+        )
     return GPUS[key]
+
+
+def accelerator(device: str) -> str:
+    """The name in the hardware table of a device as torch calls it: "NVIDIA A100-SXM4-80GB" is a100-80; "": none."""
+    text = device.upper().replace(" ", "-")
+    for name in ("V100", "A100"):
+        if name in text:
+            return name.lower() + next((f"-{size}" for size in ("16", "32", "40", "80") if f"-{size}GB" in text), "")
+    names = {"H200": "h200", "H100": "h100", "B200": "b200", "MI300X": "mi300x"}
+    names |= {"2080-TI": "2080ti", "RTX-A4000": "a4000", "RTX-A6000": "a6000"}
+    return next((key for name, key in names.items() if name in text), "")
+
+
+def peak_flops(device: str, devices: int, seconds: float) -> float | None:
+    """FLOPs that so many devices could do in this time by their data sheets: "Cramming" counts budgets so.
+
+    Args:
+        device: as torch calls it. None where the table has not got it.
+    """
+    name = accelerator(device)
+    return hardware(name).peak * devices * seconds if name else None

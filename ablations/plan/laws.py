@@ -47,6 +47,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             model = ModelConfig(**run["config"]["model"])
             text = str(run["config"]["eval"]["corpora"])
             train = run["config"]["train"]
+            budget = train.get("budget", "tokens")
             tokens, schedule = float(train["tokens"]), str(train.get("schedule", "cosine"))
             losses = {tokens: _loss(folder / rundir.EVAL)}
             if schedule == SEVERAL_FALLS:
@@ -57,6 +58,8 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
                         losses[float(scores["tokens"])] = _loss(path)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{folder}: {rundir.RUN} or {rundir.EVAL} lacks {error}") from None
+        if budget != "tokens":
+            raise ConfigError(f"{folder} ended by a wall clock: laws are fitted to runs of a budget in tokens")
         if judged and text != judged:
             raise ConfigError(f"{folder} was judged on {text}, the runs before it on {judged}: no common loss")
         judged = text

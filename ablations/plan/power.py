@@ -63,8 +63,8 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
     t, z = quantile(dof, level), quantile(inf, level)
     sigma = sqrt(seeds + items)
     thresholds = (t * t * s * s * seeds + z * z * items) ** 0.5
-    seen = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)
-    return float(probability @ seen)
+    detected = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)
+    return float(probability @ detected)
 
 
 def detectable(sd: float, items: float, arms: int, seeds: int) -> float:
@@ -100,8 +100,11 @@ def solve(rising: Callable[[float], float], value: float, start: float = 1.0) ->
     return high
 
 
-def recorded(size: str, tokens: int, records: Path = RECORDS) -> dict[str, Any] | None:
+def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str = "tokens") -> dict[str, Any] | None:
     """The noise in the record of the study of this size whose budget is the nearest; None where there is none.
+
+    Args:
+        tokens: the budget; None where it is a wall clock, and then `budget` says which: a record has to have the same.
 
     Returns:
         {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "unit"}}}.
@@ -111,17 +114,22 @@ def recorded(size: str, tokens: int, records: Path = RECORDS) -> dict[str, Any] 
         record: dict[str, Any] | None = None
         with suppress(Damaged):  # a damaged record tells nothing, and stops no plan
             record = rundir.read_json(path, types={"tokens": int, "noise": dict})
-        if record and record.get("size") == size and record.get("noise"):
+        if record and record.get("size") == size and record.get("noise") and record.get("budget", "tokens") == budget:
             candidates.append({key: record[key] for key in ("tokens", "noise")} | {"record": path.parent.name})
-    return min(candidates, key=lambda candidate: abs(log(candidate["tokens"] / tokens)), default=None)
+    return min(
+        candidates, key=lambda candidate: abs(log(candidate["tokens"] / tokens)) if tokens else 0.0, default=None
+    )
 
 
-def foresee(size: str, tokens: int, arms: int, seeds: int, records: Path = RECORDS) -> str:
-    """What `make plan` says about what the study can see."""
-    known = recorded(size, tokens, records)
+def foresee(
+    size: str, tokens: int | None, arms: int, seeds: int, records: Path = RECORDS, budget: str = "tokens"
+) -> str:
+    """What `make plan` says about what the study can see. `tokens`, `budget`: as in `recorded`."""
+    known = recorded(size, tokens, records, budget)
     if not known:
         return (
             f"what it can see: unknown, no record in {records.parent.name}/{records.name} has the noise at size {size}"
+            + ("" if budget == "tokens" else f" under a budget of {budget}")
         )
     if arms < 2:
         return "what it can see: nothing is compared"

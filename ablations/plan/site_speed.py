@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import resolve
-from ablations.plan.hardware import GPU
+from ablations.plan.hardware import GPU, accelerator
 from ablations.plan.throughput import Layout, Prediction, Shape, predict
 from ablations.values import ConfigError
 
@@ -28,15 +28,6 @@ class SiteSpeed:
     spread: float
     rows: int
     device: str
-
-
-def accelerator(device: str) -> str:
-    """The name in the hardware table of a device as torch calls it: "NVIDIA A100-SXM4-80GB" is a100-80; "": none."""
-    text = device.upper().replace(" ", "-")
-    for name in ("V100", "A100"):
-        if name in text:
-            return name.lower() + next((f"-{size}" for size in ("16", "32", "40", "80") if f"-{size}GB" in text), "")
-    return next((name.lower() for name in ("H200", "H100", "B200", "MI300X") if name in text), "")
 
 
 def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:

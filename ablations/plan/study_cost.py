@@ -8,11 +8,13 @@ from typing import Any
 from ablations.budget import ClockBudget
 from ablations.cells import Cell
 from ablations.drawing import bars
+from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
 from ablations.plan.layouts import Candidate, best_few, search
 from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR, amount
+from ablations.plan.schedules import drawn_schedules
 from ablations.plan.throughput import Prediction
 from ablations.study import Study
 from ablations.values import human
@@ -48,7 +50,8 @@ class RunCost:
     parameters: int
     tokens: int
     steps: int
-    flops: float
+    flops: float  # of the model
+    peak_flops: float  # that the GPUs could do in these hours, by their data sheets
     hours: float
     low: float
     high: float
@@ -100,7 +103,7 @@ class StudyCost:
             "share_of_budget": self.gpu_hours / budget_gpu_hours if budget_gpu_hours else None,
             "kwh": sum(run.kwh for run in self.runs),
             "disk_gb": sum(run.checkpoints_gb for run in self.runs),
-            "detects": power.foresee(study.base.size, study.base.tokens, len(study.arms), len(study.seeds)),
+            "detects": foreseen(study),
             "refused": self.refused,
             "notes": self.notes,
         }
@@ -161,6 +164,7 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
         tokens=tokens,
         steps=steps,
         flops=tokens * flops,
+        peak_flops=hours * HOUR * gpus * gpu.peak,
         hours=hours,
         low=low,
         high=high,
@@ -172,6 +176,13 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
         save_every_minutes=every / 60,
         evaluation_gpu_hours=read * flops / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR,
     )
+
+
+def foreseen(study: Study) -> str:
+    """What the study can see (power.py)."""
+    base = study.base
+    tokens = None if base.by_clock else base.tokens
+    return power.foresee(base.size, tokens, len(study.arms), len(study.seeds), budget=base.train.budget)
 
 
 def _free(out: Path) -> float | None:
@@ -196,7 +207,11 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
                 OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
                 for key, value in cell.delta.items()
             ]
+            if arm.partition("=")[0] in PARTS:
+                reasons = ["a whole part of the recipe is the variant"]
             why = "; ".join(filter(None, reasons))
+            if base.by_clock:  # what its size costs an arm in speed, it pays in tokens
+                why = why or "the clock makes the arms equal in time, not in size"
             statement = f"{arm} has {difference:+.1%} parameters of the baseline"
             (notes if why else refused).append(
                 f"{statement}: {why}" if why else f"{statement}, and its factor is not size"
@@ -252,13 +267,14 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
         out += [f"  speeds: {cost.candidates[0].steps[0].basis}", ""]
     if cost.runs:
         out.append(
-            f"{'arm':28} {'seed':>4} {'parameters':>14} {'tokens':>7} {'steps':>8} {'FLOPs':>8} {'hours':>8} "
-            f"{'interval':>16} {'GPU-h':>8} {'kWh':>7} {'disk GB':>8} {'eval GPU-h':>10}"
+            f"{'arm':28} {'seed':>4} {'parameters':>14} {'tokens':>7} {'steps':>8} {'FLOPs':>8} {'at peak':>8} "
+            f"{'hours':>8} {'interval':>16} {'GPU-h':>8} {'kWh':>7} {'disk GB':>8} {'eval GPU-h':>10}"
         )
         for run in cost.runs:
             out.append(
                 f"{run.arm[:28]:28} {run.seed:4} {run.parameters:14,} {human(run.tokens):>7} {run.steps:8,} "
-                f"{run.flops:8.1e} {run.hours:8.3g} {f'{run.low:.3g} to {run.high:.3g}':>16} {run.gpu_hours:8.4g} "
+                f"{run.flops:8.1e} {run.peak_flops:8.1e} "
+                f"{run.hours:8.3g} {f'{run.low:.3g} to {run.high:.3g}':>16} {run.gpu_hours:8.4g} "
                 f"{run.kwh:7.4g} {run.checkpoints_gb:8.3g} {run.evaluation_gpu_hours:10.2g}"
             )
         total, kwh = cost.gpu_hours, sum(run.kwh for run in cost.runs)
@@ -266,13 +282,14 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
         disk, every = sum(run.checkpoints_gb for run in cost.runs), cost.runs[0].save_every_minutes
         out += [
             "",
-            f"in all: {amount(total)} GPU-hours{share}",
+            f"in all: {amount(total)} GPU-hours{share}; {sum(run.flops for run in cost.runs):.3g} FLOPs of the models, "
+            f"{sum(run.peak_flops for run in cost.runs):.3g} at the GPUs' peak, as Cramming counts",
             f"energy: {amount(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
             f"disk: {amount(disk)} GB of checkpoints and weights",
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{GUESS['stall']:g} s; published: BLOOM's failures)",
         ]
-    out.append(power.foresee(study.base.size, study.base.tokens, len(study.arms), len(study.seeds)))
+    out += [*drawn_schedules(study), foreseen(study)]
     out += [f"note: {line}" for line in cost.notes]
     out += [f"refused: {line}" for line in cost.refused]
     return out

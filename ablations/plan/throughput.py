@@ -162,6 +162,7 @@ def calibration() -> dict[str, Any]:
 # Which published rows stand for a GPU. Our own engine has not been timed on any: llm-foundry's stack (flash attention,
 # fused kernels, no recomputation where it fits) is the nearest that was.
 NEAREST = {"a100-40": "a100-40", "a100-80": "a100-80", "h100": "h100", "h200": "h100", "b200": "h100", "mi300x": "h100"}
+NEAREST |= {"2080ti": "a100-40", "a4000": "a100-40", "a6000": "a100-40"}
 # Of a GPU without published rows: predicting h100 from the weights of a100-80 was off by 18% in the median (measured by
 # calibrate.py); twice that on each side is taken.
 UNSEEN = 1.36
@@ -172,8 +173,8 @@ def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Predicti
     """Seconds for one optimizer step.
 
     Args:
-        stack: "Megatron-DeepSpeed" for pipelines with plain attention, as BigScience had; by default what is nearest to
-            our engine: llm-foundry's, on V100s Megatron-DeepSpeed's.
+        stack: "Megatron-DeepSpeed" for pipelines with plain attention, as BigScience had; "" for the one whose rows are
+            nearest to our engine: "llm-foundry", and on V100s, where it has none, "Megatron-DeepSpeed".
     """
     fits = calibration()
     old = gpu.name.startswith("v100")

@@ -5,6 +5,7 @@ from eval.report.blocks import Section
 from eval.report.findings import Findings
 from eval.report.sections import (
     beyond,
+    challenge,
     corpora,
     cost,
     differences,
@@ -22,6 +23,7 @@ from eval.report.sections import (
     settings,
     tasks,
     training,
+    tuning,
 )
 
 NO_MISMATCH = """\
@@ -36,6 +38,7 @@ SECTIONS = (
     settings.fixed,
     differences.section,
     factorial.section,
+    tuning.section,
     training.section,
     on_the_way.section,
     beyond.section,
@@ -45,6 +48,7 @@ SECTIONS = (
     tasks.section,
     glue.section,
     published.section,
+    challenge.section,
     cost.section,
     proofs.section,
     lambda f: Section("What does not match", ["\n".join(f"* {line}" for line in f.mismatches) or NO_MISMATCH]),

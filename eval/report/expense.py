@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ablations.plan.hardware import peak_flops
+
 # (a word of the device's name, watts, what they are). A GPU's board at its limit; one core of a processor's. Neither
 # memory, network, cooling nor idle neighbours are in them: an estimate from below for the machine, from above for the
 # processor.
@@ -24,8 +26,9 @@ GPUS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
 
 
 def spent(cell: dict[str, Any]) -> dict[str, Any]:
-    """{"unit": "GPU" or "core", "processors", "seconds", "hours", "kwh", "watts", "power", "tokens", "flops"} of a run
-    so far; hours of all processors together; kwh None where no power is known."""
+    """{"unit": "GPU" or "core", "processors", "seconds", "hours", "kwh", "watts", "power", "tokens", "flops", "peak"}
+    of a run so far; hours of all processors together; kwh None where no power is known; peak: FLOPs that its devices
+    could have done, None where their peak is not known."""
     hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
     device = hardware["device"]
     known = next(((watts, source) for word, watts, source in WATTS if word.lower() in device.lower()), None)
@@ -44,6 +47,7 @@ def spent(cell: dict[str, Any]) -> dict[str, Any]:
         "power": source,
         "tokens": last["tokens"],
         "flops": last["tokens"] * per_token if per_token else None,
+        "peak": peak_flops(device, hardware["ranks"], last["seconds"]),
     }
 
 

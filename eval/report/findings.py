@@ -14,7 +14,7 @@ from eval.report.compare import METRICS, comparisons, pairing
 from eval.report.criteria import criteria_of, floor_was_registered, registered_metric
 from eval.report.expense import spent
 from eval.report.floor import floor_of, mismatch
-from eval.report.runs import Cells, named, read_all
+from eval.report.runs import Cells, named, plain, read_all
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
 from eval.statistics.comparison import Comparison
@@ -155,6 +155,12 @@ class Findings(NamedTuple):
         return not self.caution() and not self.factors() & {"train.batch", "train.ramp", "train.tokens", "model.seq"}
 
 
+def length(train: dict[str, Any]) -> str:
+    """How long a run is, in words, by its settings."""
+    budget = train.get("budget", "tokens")
+    return f"{train['tokens']:,} tokens" if budget == "tokens" else plain(budget)
+
+
 def collect(study: Any, cells: Cells, key: str) -> Results:
     """A number of eval.json, of the cells that have it."""
     return {
@@ -196,7 +202,7 @@ def gather(
         if group.damaged:
             raise ValueError("; ".join(group.damaged))
         sizes = dict.fromkeys(
-            f"{place.config.get('size')}, {place.config['train']['tokens']:,} tokens" for place in group.places.values()
+            f"{place.config.get('size')}, {length(place.config['train'])}" for place in group.places.values()
         )
         noise_words = f"{named(list(group.places))}; {' and '.join(sizes)}"
         noise_cells = read_all(group)

@@ -15,7 +15,7 @@ from eval.report.findings import Findings, gather, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.runs import Cells, named
-from eval.report.sections import factorial, overview, registered
+from eval.report.sections import factorial, overview, registered, tuning
 from eval.report.sections.differences import forest
 from eval.report.sections.training import loss_curves, paired_curves
 
@@ -114,6 +114,18 @@ def csv_lines(cells: Cells) -> list[list]:
     return lines
 
 
+def length(f: Findings) -> dict[str, Any]:
+    """How long the runs of a record are: the tokens of the first; by a wall clock {"budget", "tokens": what it trained,
+    None where it has not ended}."""
+    cell = next((cell for cell in f.cells.values() if "run" in cell), None)
+    if cell is None:
+        return {"tokens": None}
+    train = cell["run"]["config"]["train"]
+    if train.get("budget", "tokens") == "tokens":
+        return {"tokens": train["tokens"]}
+    return {"budget": train["budget"], "tokens": cell["metrics"][-1]["tokens"] if cell.get("eval") else None}
+
+
 def record(f: Findings) -> dict[str, Any]:
     """run.json: which runs these were and what came out."""
     from_run = ("fingerprint", "commit", "versions", "hardware")
@@ -140,10 +152,11 @@ def record(f: Findings) -> dict[str, Any]:
     return {
         **{key: getattr(f.study, key) for key in ("name", "title", "question", "expect", "command")},
         "size": configs[0].get("size") if configs else None,
-        "tokens": configs[0]["train"]["tokens"] if configs else None,
+        **length(f),
         "noise": recorded_noise(f),
         "registration": registered.summary(f),
         "design": f.study.registration.get("design", ""),
+        "learning_rates": tuning.recorded(f),
         "effects": factorial.recorded(f),
         "predictions": [checked._asdict() for checked in registered.checked_predictions(f)],
         "bit_for_bit_the_same": f.same,

@@ -43,6 +43,7 @@ LISTS = {  # what the elements of a run's lists hold
     "continued": {},
     "rollbacks": {"back_to": int, "samples_left_out": list, "why": str},
 }
+DONE: dict[str, Any] = {"steps?": int, "seconds?": NUMBER, "budget_seconds?": NUMBER, "compile_seconds?": NUMBER}
 SCORE: dict[str, Any] = {"value": NUMBER, "stderr?": NUMBER, "chance?": NUMBER}
 TASK = SCORE | {"metric": str, "n": int, "guess?": NUMBER, "context_tokens?": list, "higher_is_better?": bool}
 EVALUATION: dict[str, Any] = {
@@ -58,7 +59,7 @@ EVALUATION: dict[str, Any] = {
 
 
 _MEANS = {"nine_numbers?": NUMBER, "eight_tasks?": NUMBER, "numbers": int}
-GLUE_TABLE = {"scores": dict, "study": _MEANS, "leaderboard": _MEANS}
+GLUE_TABLE = {"scores": dict, "study": _MEANS, "leaderboard": _MEANS, "setting?": dict}
 GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
 
 
@@ -76,8 +77,8 @@ def misfit(value: Any, shape: Any, name: str = "") -> str:
         inner_name = f"{name}.{key}" if name else key
         if key not in value:
             return inner_name
-        if found := misfit(value[key], inner, inner_name):
-            return found
+        if inner_misfit := misfit(value[key], inner, inner_name):
+            return inner_misfit
     return ""
 
 
@@ -144,8 +145,8 @@ def read(directory: Path) -> dict[str, Any]:
     Returns:
         state: "" of a run that is finished and evaluated, else what is missing or wrong.
         damage: what is damaged without which the run can be reported, a sentence each.
-        run, metrics, registered (lines of registered.jsonl), checkpoints (evaluations on the way, by tokens), eval,
-        samples: as far as they are there.
+    run, metrics, done, registered (lines of registered.jsonl), checkpoints (evaluations on the way, by tokens), eval,
+    samples: as far as they are there.
     """
     try:
         return _read(directory)
@@ -177,6 +178,11 @@ def _read(directory: Path) -> dict[str, Any]:
                 cell["checkpoints"].append(result)
         except Damaged as error:
             cell["damage"].append(str(error))
+    if (directory / rundir.DONE).exists():
+        try:
+            cell["done"] = _done(directory / rundir.DONE)
+        except Damaged as error:
+            cell["damage"].append(str(error))
     cell["checkpoints"].sort(key=lambda result: result["tokens"])
     try:
         if (directory / rundir.DONE).exists():
@@ -196,6 +202,14 @@ def _read(directory: Path) -> dict[str, Any]:
         cell["damage"].append(str(error))
     cell["damage"] = [_relative(damage, directory) for damage in cell["damage"]]
     return cell
+
+
+def _done(path: Path) -> dict[str, Any]:
+    """What a run wrote when it ended. Raises Damaged."""
+    done = rundir.read_json(path) or {}
+    if key := misfit(done, DONE):
+        raise Damaged(f"{path} is damaged: {key}")
+    return done
 
 
 def _glue(path: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ HEAD = [
     "parameters",
     "tokens",
     "FLOPs",
+    "FLOPs at peak",
     "training",
     "tokens/s",
     "processors",
@@ -40,6 +41,7 @@ def section(f: Findings) -> Section:
                 f"{run['parameters']['count']:,}",
                 f"{expense['tokens']:,}",
                 f"{expense['flops']:.2e}" if expense["flops"] else "-",
+                f"{expense['peak']:.2e}" if expense["peak"] else "-",
                 f"{expense['seconds']:,.0f} s",
                 f"{speed:,.0f}",
                 f"{expense['hours']:.3g} {unit}-hours",
@@ -57,6 +59,8 @@ def section(f: Findings) -> Section:
     total = " and ".join(f"{value:.3g} {unit}-hours" for unit, value in sorted(hours.items()))
     words = (
         f"**{total} of training in all, about {energy:.2g} kWh.** The energy is an estimate, not measured: hours at "
-        f"full power. {power}. FLOPs: 6 per weight and token of every matrix product, and attention (model/count.py)."
+        f"full power. {power}. FLOPs: 6 per weight and token of every matrix product, and attention (model/count.py); "
+        "at peak: what the devices could have done in that time by their data sheets, as Cramming counts its budgets "
+        "(ablations/plan/hardware.py)."
     )
     return Section("Cost", [words, Table(HEAD, lines)])

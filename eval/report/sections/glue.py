@@ -8,6 +8,7 @@ import numpy as np
 
 from eval.report.blocks import Section, Table
 from eval.report.findings import Findings
+from eval.report.sections.challenge import MARK, broken
 
 TASKS = {
     "mnli": "MNLI",
@@ -47,7 +48,13 @@ def section(f: Findings) -> Section:
         for table in tables:
             for name, entry in table["scores"].items():
                 metrics[name], chance[name] = entry["study"]["metric"], entry["study"]["chance"]
-    lines = [[arm, *(task_text(tables, name) for name in names), mean_text(tables)] for arm, tables in arms.items()]
+    marked = {
+        arm: f"{arm} {MARK}" if any(broken(cell) for cell in seeds.values()) else arm
+        for arm, seeds in f.cells_with("glue").items()
+    }
+    lines = [
+        [marked[arm], *(task_text(tables, name) for name in names), mean_text(tables)] for arm, tables in arms.items()
+    ]
     lines.append(["chance", *(f"{chance[name]:.1f}" for name in names), ""])
     for row in published():
         if f.beside == "none" or (row["mark"] == "unverified" and f.beside != "all"):
@@ -56,12 +63,14 @@ def section(f: Findings) -> Section:
         lines.append([f"{row['name']} ({row['mark']})", *numbers, f"{row['mean']:.1f}"])
     counts = sorted({entry["study"]["seeds"] for entry in entries})
     runs = max(len(tables) for tables in arms.values())
-    said = SAID.format(
+    text = SAID.format(
         seeds=" or ".join(map(str, counts)),
         runs="one run of each arm" if runs == 1 else f"{runs} runs of each arm",
         metrics=", ".join(f"{TASKS[name]}: {metrics[name]}" for name in names),
     )
-    return Section(title, [said, Table(["", *(TASKS[name] for name in names), "mean of nine"], lines)])
+    if any(name != arm for arm, name in marked.items()):
+        text += f" {MARK}: breaks a rule of the challenge (Rules of Cramming)."
+    return Section(title, [text, Table(["", *(TASKS[name] for name in names), "mean of nine"], lines)])
 
 
 def task_text(tables: list[dict[str, Any]], name: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, own_strata
 from eval.report.findings import Findings
+from eval.report.sections.challenge import broken
 from eval.report.sections.differences import forest
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_part
@@ -26,7 +27,7 @@ def table(f: Findings, head: str = "arm") -> Table:
     lines = []
     for arm in f.study.arms:
         numbers = [number(f, arm, name) for name in METRICS if name in f.results]
-        name = f"{arm} (baseline)" if arm == f.baseline else arm
+        name = f"{arm} (baseline)" if arm == f.baseline != "baseline" else arm
         lines.append([name, *numbers, "; ".join(remarks(f, arm))])
     return Table([head, *f.results, "verdict"], lines)
 
@@ -57,6 +58,8 @@ def remarks(f: Findings, arm: str) -> list[str]:
             words.append("**read another text under the same name: not compared**")
         elif f.refusals:
             words.append("evaluated differently: not compared")
+    rules = dict.fromkeys(rule for seed in f.study.seeds for rule in broken(f.cells.get((arm, seed), {})))
+    words += [f"**breaks a rule of Cramming: {rule}**" for rule in rules]
     planned = [seed for seed in f.study.seeds if (arm, seed) in f.cells]
     missing = len(planned) - len(results[arm])
     if missing:

@@ -44,7 +44,7 @@ def corpora_by_tokens(f: Findings) -> list[Table]:
     configs = configurations(f)
     short_names = brief(config["data.corpus"] for config in configs.values())
     for arm, config in configs.items():
-        if (row := f.results[name][arm]) and arm in comparable:
+        if (row := f.results[name][arm]) and arm in comparable and config.get("train.budget", "tokens") == "tokens":
             corpus = f"{short_names[config['data.corpus']]}, {len(row)} seeds"
             mean = f"{np.mean(list(row.values())):.{METRICS[name].digits}f}"
             scores.setdefault(corpus, {}).setdefault(config["train.tokens"], []).append(mean)

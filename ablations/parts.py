@@ -1,0 +1,49 @@
+"""The three parts of a recipe, each of which an arm may take from a preset: `- training: bert-normal`.
+
+So one line says of a whole group of settings that they are as another recipe has them ("Cramming", Geiping & Goldstein
+2023, table 5: architecture, training and data). What a plain size sets stays as the size says, and so does the budget.
+"""
+
+from typing import Any
+
+from ablations.config import bundles, parse, presets, without_effect
+from ablations.values import ConfigError, did_you_mean
+
+# Of settings that lie in another section than their part: as in the study, whose training configuration has dropout
+# and the masks, and whose data configuration has the vocabulary and the length of sequences.
+ELSEWHERE = {
+    "model.mask_rate": "training",
+    "model.dropout": "training",
+    "model.attn_dropout": "training",
+    "model.vocab": "data",
+    "model.vocab_multiple": "data",
+    "model.seq": "data",
+}
+SECTIONS = {"model": "architecture", "train": "training", "data": "data"}
+PARTS = tuple(SECTIONS.values())
+# the same for all arms: how long a run is, and what the machine decides
+NEVER = ("train.budget", "train.tokens", "train.decay_tokens", "train.precision")
+
+
+def part_of(key: str) -> str:
+    """The part that a setting belongs to; "" where it belongs to none."""
+    return "" if key in NEVER else ELSEWHERE.get(key) or SECTIONS.get(key.partition(".")[0], "")
+
+
+def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) -> dict[str, Any]:
+    """{setting: value}: in what a part of `preset` differs from the settings `flat` of a run of that size.
+
+    Raises:
+        ConfigError: when there is no such preset, or nothing differs.
+    """
+    names = presets()
+    if preset not in names:
+        raise ConfigError(f"{part}={preset} is not one of {', '.join(names)}{did_you_mean(str(preset), names)}")
+    size_settings = {} if size in names else bundles()[size]["set"]
+    values = {key: parse(key, value) for key, value in bundles()[preset]["set"].items()}
+    part_settings = {key: value for key, value in values.items() if part_of(key) == part and key not in size_settings}
+    differing = {key: value for key, value in part_settings.items() if value != flat[key]}
+    differing = {key: value for key, value in differing.items() if not without_effect(key, flat | differing)}
+    if not differing:
+        raise ConfigError(f"two equal runs: {part}={preset} is the baseline")
+    return differing

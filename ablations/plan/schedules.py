@@ -1,0 +1,62 @@
+"""The learning rate over the budget, drawn: of every arm of a study whose curve is its own."""
+
+import sys
+
+from ablations.budget import learning_rate
+from ablations.drawing import SERIES, Line
+from ablations.drawing import lines as draw
+from ablations.run import Run
+from ablations.study import Study
+
+COLUMNS = 49  # of a curve as text: quarters of the budget are among them
+BLOCKS = " ▁▂▃▄▅▆▇█"  # eighths of the peak
+DIGITS = "0123456789"  # ninths of it, where a terminal has no blocks
+
+
+def rates(run: Run, count: int) -> list[float]:
+    """The learning rate at `count` moments of the budget, from the first to the last."""
+    end = 1.0 if run.by_clock else run.tokens / run.horizon
+    return [learning_rate(run.train, end * i / (count - 1)) for i in range(count)]
+
+
+def curves(study: Study, count: int) -> dict[str, list[float]]:
+    """{arms with commas between: their rates}, a curve once."""
+    arms: dict[tuple[float, ...], list[str]] = {}
+    for arm in study.arms:
+        arms.setdefault(tuple(rates(study.cell(arm, study.seeds[0]).run, count)), []).append(arm)
+    return {", ".join(names): list(curve) for curve, names in arms.items()}
+
+
+def drawn_schedules(study: Study) -> list[str]:
+    """A line for each shape, for a terminal, as high as its share of the arm's own peak; arms of one shape together."""
+    marks = DIGITS if _is_plain() else BLOCKS
+    shapes: dict[str, list[str]] = {}
+    for names, curve in curves(study, COLUMNS).items():
+        peak = max(curve)
+        picture = "".join(marks[round(round(rate / peak, 9) * (len(marks) - 1))] for rate in curve)
+        shapes.setdefault(picture, []).append(f"{names}: {curve[0]:.2g} to {peak:.2g} to {curve[-1]:.2g}")
+    lines = ["learning rate over the budget, each against its own peak:"]
+    if len(shapes) == 1 and len(next(iter(shapes.values()))) == 1:  # all arms have the same
+        shapes = {
+            picture: [f"{study.base.train.schedule}:{of.rpartition(':')[2]}"] for picture, (of,) in shapes.items()
+        }
+    return [*lines, *(f"  {picture}  {'; '.join(arms)}" for picture, arms in shapes.items())]
+
+
+def _is_plain() -> bool:
+    """Whether standard output cannot show BLOCKS."""
+    try:
+        BLOCKS.encode(sys.stdout.encoding or "ascii")
+        return False
+    except (UnicodeEncodeError, LookupError):
+        return True
+
+
+def figure(study: Study) -> str:
+    """The same as SVG."""
+    shares = [i / 240 for i in range(241)]
+    lines = [
+        Line(names, number % SERIES, shares, curve, "dash" if number >= SERIES else "")
+        for number, (names, curve) in enumerate(curves(study, 241).items())
+    ]
+    return draw("Learning rate over the budget", lines, "share of the budget", "learning rate", zero=True)

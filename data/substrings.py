@@ -1,0 +1,169 @@
+"""Stretches of text that stood before: exact-substring duplicates (Lee et al. 2022), found without a suffix array.
+
+A stretch of `length` characters or more that occurs twice consists of windows of `length` characters that occur twice.
+So every window is hashed, equal hashes are compared letter by letter, and a character goes if a window with it stood
+before. The first occurrence stays, and held-out text counts as standing before all else and stays whole. Exact, and
+what is kept depends on the order of the documents alone.
+
+In place of datatrove's step, which calls a program in Rust that is no package, and of a suffix array, which takes more
+memory and another dependency. Memory: about 8 bytes for each character of the corpus, and 40 for each of WINDOWS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SHORTEST = 20  # characters: shorter stretches are phrases of the language; untuned
+WINDOWS = 1 << 26  # that are sorted at once; a larger corpus is gone through several times; untuned
+CHUNK = 1 << 22  # windows that are hashed, or characters that are compared, at once; untuned
+BASE = 0x9E3779B97F4A7C15  # of the polynomial hash: odd, the golden ratio
+
+
+def find(read: Path, length: int, to: Path, *_: Any) -> None:
+    """Write which characters of each training document go, as `to`/<shard>.npy: int64 rows [document, first, end], of
+    documents counted from 0 in each shard without those held out.
+
+    Args:
+        read: a folder of shards of documents as JSON, "metadata" with their "split".
+        length: characters of the shortest stretch.
+    """
+    import numpy as np
+    import orjson
+
+    shards = sorted(read.glob("*.jsonl"))
+    texts: dict[bool, list[np.ndarray]] = {True: [], False: []}  # held out or not: documents as code points
+    places: list[tuple[int, int]] = []  # (shard, number in it) of the training documents, which alone are counted
+    for shard, path in enumerate(shards):
+        number = 0
+        with open(path, "rb") as file:
+            for line in file:
+                document = orjson.loads(line)
+                held_out = document["metadata"]["split"] == "valid"
+                texts[held_out].append(np.frombuffer(document["text"].encode("utf-32-le"), np.uint32))
+                if not held_out:
+                    places.append((shard, number))
+                    number += 1
+    documents = texts[True] + texts[False]
+    ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
+    codes = np.concatenate([*documents, np.zeros(0, np.uint32)])
+    first_training = len(texts[True])
+    documents.clear()
+    texts.clear()
+    gone = repeated(codes, ends, length)
+    rows: list[list[tuple[int, int, int]]] = [[] for _ in shards]
+    for document, (shard, number) in enumerate(places, first_training):
+        start = int(ends[document - 1]) if document else 0
+        edges = np.flatnonzero(np.diff(gone[start : ends[document]].astype(np.int8), prepend=0, append=0))
+        rows[shard] += [(number, int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+    for path, spans in zip(shards, rows, strict=True):
+        np.save(to / f"{path.stem}.npy", np.array(spans, np.int64).reshape(-1, 3))
+
+
+def repeated(codes: np.ndarray, ends: np.ndarray, length: int, at_once: int = WINDOWS) -> np.ndarray:
+    """Which characters lie in a window of `length` characters of one document that stood before; bool [characters].
+
+    Args:
+        codes: code points of all documents, end to end. ends: where each document ends in them.
+        at_once: windows that are sorted at once.
+    """
+    import numpy as np
+
+    passes = -(-len(codes) // at_once)
+    edges = np.zeros(len(codes) + 1, np.int8)  # 1 where a repeated window begins, -1 where it ends
+    for number in range(passes):
+        hashes, starts = [], []
+        for first in range(0, len(codes), CHUNK):
+            at = np.arange(first, min(first + CHUNK, len(codes) - length + 1))
+            if not len(at):
+                break
+            whole = at + length <= ends[np.searchsorted(ends, at, "right")]  # within one document
+            keys = window_hashes(codes[first : first + len(at) + length - 1], length)
+            chosen = whole & (keys % np.uint64(passes) == number)
+            hashes.append(keys[chosen])
+            starts.append(at[chosen])
+        if hashes:
+            again = _stood_before(codes, np.concatenate(hashes), np.concatenate(starts), length)
+            edges[again] += 1
+            edges[again + length] -= 1
+    return np.cumsum(edges[:-1], dtype=np.int32) > 0
+
+
+def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
+    """A polynomial hash modulo 2^64 of every window of `length` code points; uint64 [len(codes) - length + 1].
+
+    Windows of a power of two are joined from two of half the size, those of `length` from its binary digits.
+    """
+    import numpy as np
+
+    mixed = codes.astype(np.uint64) + np.uint64(1)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)  # spreads the few bits of a code point (splitmix64)
+    mixed ^= mixed >> np.uint64(31)
+    power, width = mixed, 1  # hashes of all windows of `width`
+    result: np.ndarray | None = None
+    size = 0  # of the windows that `result` has the hashes of
+    while True:
+        factor = np.uint64(pow(BASE, width, 2**64))
+        if length & width:
+            result = power if result is None else result[: len(power) - size] * factor + power[size:]
+            size += width
+        if 2 * width > length:
+            assert result is not None
+            return result
+        power, width = power[:-width] * factor + power[width:], 2 * width
+
+
+def _stood_before(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """The starts of windows that equal one with an earlier start. `starts` ascend."""
+    import numpy as np
+
+    order = np.argsort(hashes, kind="stable")
+    hashes, starts = hashes[order], starts[order]
+    repeats = [starts[:0]]
+    while len(hashes):
+        new = np.r_[True, hashes[1:] != hashes[:-1]]
+        firsts = starts[np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))]
+        others = np.flatnonzero(~new)
+        same = _equal(codes, firsts[others], starts[others], length)
+        repeats.append(starts[others[same]])
+        left = others[~same]  # they share a hash with another text, and are compared among themselves
+        hashes, starts = hashes[left], starts[left]
+    return np.concatenate(repeats)
+
+
+def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
+    """Whether the windows that begin at `a` and `b` are the same, pair by pair."""
+    import numpy as np
+
+    same = np.empty(len(a), bool)
+    step, offsets = max(1, CHUNK // length), np.arange(length)
+    for i in range(0, len(a), step):
+        left, right = (codes[starts[i : i + step, None] + offsets] for starts in (a, b))
+        same[i : i + step] = (left == right).all(axis=1)
+    return same
+
+
+def cut(spans: Path, rank: int) -> Callable[[Any], str]:
+    """Takes the characters that `find` named out of this task's training documents, as a filter
+    (data/filters.py), which is asked of no others."""
+    import numpy as np
+
+    rows = np.load(spans / f"{rank:05d}.npy")
+    number = count()
+
+    def why(document: Any) -> str:
+        document_number = next(number)
+        first, last = np.searchsorted(rows[:, 0], (document_number, document_number + 1))
+        text, pieces, at = document.text, [], 0
+        for _, begin, end in rows[first:last].tolist():
+            pieces.append(text[at:begin])
+            at = end
+        document.text = "".join([*pieces, text[at:]])
+        return "" if document.text.strip() else "nothing but stretches that stood before"
+
+    return why

@@ -1,0 +1,105 @@
+"""The rules of "Cramming" (Geiping & Goldstein 2022, section 2), of runs whose budget is a wall clock: which one a run
+breaks, and what it spent, compiling and FLOPs at the device's peak included."""
+
+from typing import Any
+
+from ablations.budget import clock_seconds
+from eval.report.blocks import Section, Table
+from eval.report.expense import spent
+from eval.report.findings import Findings
+from eval.report.runs import plain
+
+LONGEST = 24 * 3600.0  # seconds
+MOST_EPOCHS = 5  # of fine-tuning
+TOLERANCE = 0.01  # share of the budget by which a run may end late; or one step, where that is more
+MARK = "†"
+WORDS = """\
+The challenge: a masked language model, from nothing, in at most a day of wall clock on one device; fine-tuned on each
+task's own training set, with one setting for all tasks, in at most five epochs. Compiling counts, preparing data does
+not."""
+HEAD = ["run", "budget", "trained", "compiling", "FLOPs", "FLOPs at peak", "fine-tuning", "rules"]
+
+
+def section(f: Findings) -> Section:
+    lines = []
+    for (arm, seed), cell in f.cells.items():
+        if by_clock(cell) and cell.get("metrics"):
+            expense, done = spent(cell), cell.get("done", {})
+            compiling = done.get("compile_seconds")
+            epochs = (cell.get("glue") or {}).get("setting", {}).get("epochs")
+            lines.append(
+                [
+                    f"{arm}, seed {seed}",
+                    plain(cell["run"]["config"]["train"]["budget"]),
+                    f"{expense['seconds']:,.1f} s",
+                    "-" if compiling is None else f"{compiling:,.1f} s",
+                    f"{expense['flops']:.2e}" if expense["flops"] else "-",
+                    f"{expense['peak']:.2e}" if expense["peak"] else "-",
+                    "-" if epochs is None else f"{plain(epochs)} epochs",
+                    "; ".join(f"**broken: {rule}**" for rule in broken(cell)) or "kept",
+                ]
+            )
+    return Section("Rules of Cramming", [WORDS, Table(HEAD, lines)] if lines else [])
+
+
+def by_clock(cell: dict[str, Any]) -> bool:
+    """Whether the budget of a run is a wall clock."""
+    budget = cell["run"]["config"]["train"].get("budget", "tokens") if "run" in cell else "tokens"
+    return budget != "tokens"
+
+
+def broken(cell: dict[str, Any]) -> list[str]:
+    """The rules that a run by the clock breaks, in words; none of other runs, which are no attempt at the challenge."""
+    if not by_clock(cell):
+        return []
+    run = cell["run"]
+    config, rules = run["config"], []
+    if config["data"].get("tokenizer_kind") == "file":
+        rules.append("a tokenizer that was trained before (data.tokenizer_kind=file)")
+    if (objective := config["model"].get("objective", "causal")) != "mlm":
+        rules.append(f"no masked language model (model.objective={plain(objective)})")
+    devices = max(ranks(launch) for launch in (run, *(run.get("continued") or [])))
+    if devices > 1:
+        rules.append(f"{devices} devices")
+    rules += overrun(cell)
+    table = cell.get("glue") or {}
+    epochs = table.get("setting", {}).get("epochs", 0)
+    if not isinstance(epochs, int) or epochs > MOST_EPOCHS:
+        rules.append(f"fine-tuning over {plain(epochs)} epochs")
+    settings = [entry["setting"] for entry in table.get("scores", {}).values() if "setting" in entry]
+    if any(setting != table.get("setting") for setting in settings):
+        rules.append("fine-tuning with other settings for some tasks")
+    return rules
+
+
+def ranks(launch: dict[str, Any]) -> int:
+    """Devices of one launch of a run; 1 where a stranger's file does not say."""
+    hardware = launch.get("hardware")
+    count = hardware.get("ranks") if isinstance(hardware, dict) else None
+    return count if isinstance(count, int) else 1
+
+
+def overrun(cell: dict[str, Any]) -> list[str]:
+    """Whether the budget is longer than the challenge's, or the run than its budget."""
+    rules = []
+    try:
+        budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
+    except (TypeError, ValueError):
+        budget = None
+    if not budget:
+        return ["no budget that is known"]
+    if budget > LONGEST:
+        rules.append(f"a budget of more than {LONGEST / 3600:.0f} hours")
+    seconds = cell.get("done", {}).get("seconds", cell["metrics"][-1]["seconds"] if cell.get("metrics") else 0.0)
+    late = seconds - budget
+    if late > TOLERANCE * budget and late > last_step(cell):
+        rules.append(f"{late:,.1f} s longer than its budget, more than {TOLERANCE:.0%} and more than a step")
+    return rules
+
+
+def last_step(cell: dict[str, Any]) -> float:
+    """Seconds of a step at the end of a run: the mean since the last line of the log but one. 0: not known."""
+    if len(cell.get("metrics", [])) < 2:
+        return 0.0
+    before, last = cell["metrics"][-2:]
+    return (last["seconds"] - before["seconds"]) / max(1, last["step"] - before["step"])
