@@ -20,9 +20,9 @@ from data.sources import Missing as Missing
 from data.sources import SourceFile, check_name, common_folder, distribution, files_at, files_below, source_files
 
 CORPORA = Path(__file__).parent / "corpora"
-VALID_SHARE = 0.02  # of the documents of a corpus on disk; untuned
-VALID_BYTES = 1e9  # of files, packed: larger corpora hold out a smaller share; untuned
-ABOUT = {"licence", "published"}  # for people: not part of what is read
+VALID_SHARE = 0.02  # share of the documents of a corpus of files that is held out for validation; untuned
+VALID_BYTES = 1e9  # a corpus whose compressed files exceed VALID_BYTES / VALID_SHARE holds out a smaller share; untuned
+ABOUT = {"licence", "published"}  # fields for people, which do not change what is read
 FIELDS = {
     "blend": {"blend", "alpha"} | ABOUT,
     "packages": {"text", "minimum", "packages", "held_out", "sha256"},
@@ -32,13 +32,14 @@ TEXTS = ("docstrings", "source")
 
 
 def known() -> list[str]:
+    """The names of the corpora in data/corpora."""
     return sorted(path.stem for path in CORPORA.glob("*.yaml"))
 
 
 def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
     """The specification of a corpus: a name in data/corpora, a .yaml file, or a file, folder or glob of text.
 
-    A name may carry a variant, as in oscar:fr. `store` knows where the files of named corpora lie (see `locate`).
+    A name may carry a variant, as in oscar:fr. `store` remembers where the files of named corpora are (see `locate`).
 
     Returns {"name"} with {"blend": {name: weight}, "alpha"}: the weights add up to 1, or, where alpha is a number, are
     still to be found from the sizes; or {"files": [path, ...] or globs, "layout", "left_out": [a sentence for each kind
@@ -70,7 +71,7 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
 
 
 def components(corpus: str, store: Path | None = None) -> dict[str, float]:
-    """{component: weight} of a blend; another corpus is its own only one."""
+    """{component: weight} of a blend; {corpus: 1} of any other corpus."""
     return load(corpus, store).get("blend", {corpus: 1.0})
 
 
@@ -88,7 +89,8 @@ def check(corpus: str, store: Path | None = None) -> None:
 
 
 def locate(corpus: str, folder: str, store: Path) -> None:
-    """Remember in the store that the files of a named corpus lie below `folder`."""
+    """Remember in the store that the files of a named corpus are below `folder`. Raises ValueError where they are not,
+    or the corpus has no files."""
     name = corpus.partition(":")[0]
     spec = load(name)
     if "layout" not in spec or has_magic(name) or "/" in name:
@@ -103,7 +105,8 @@ def locate(corpus: str, folder: str, store: Path) -> None:
 
 
 def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
-    """A sentence for each family of numbered files on this machine that lacks some: what is there is read as it is."""
+    """A sentence for each set of numbered files on this machine of which some are missing. Those that are there are
+    read all the same."""
     specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
     return [
         f"{name}: {sentence}; what is missing is not read"
@@ -134,6 +137,7 @@ def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID
 
 
 def _named(path: Path, spec: Any, variant: str) -> dict[str, Any]:
+    """The content `spec` of a specification file, checked, and with its defaults; see `load`. Raises ValueError."""
     where = f"{path.parent.name}/{path.name}"
     kind = next((kind for kind in FIELDS if isinstance(spec, dict) and kind in spec), None)
     if kind is None or not isinstance(spec[kind], dict | (list if kind != "packages" else dict)) or not spec[kind]:
@@ -163,6 +167,7 @@ def _named(path: Path, spec: Any, variant: str) -> dict[str, Any]:
 
 
 def _of_files_checked(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
+    """The specification of a corpus of files, checked, its globs with the variant filled in. `where`: for messages."""
     layout = spec.setdefault("layout", "auto")
     if layout not in readers.LAYOUTS:
         raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
@@ -183,19 +188,21 @@ def _of_files_checked(where: str, spec: dict[str, Any], variant: str) -> dict[st
 
 
 def _of_files() -> list[str]:
+    """The names of the corpora in data/corpora that are read from files."""
     return [name for name in known() if "layout" in load(name)]
 
 
 def _location(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
-    """The folder where the files of a named corpus lie on this machine; None: they are read from the hub."""
+    """The folder with the files of a named corpus on this machine; None: they are read from the hub."""
     sources = store / "sources.json" if store else None
-    noted = json.loads(sources.read_text("utf-8")) if sources and sources.exists() else {}
-    return Path(noted[name]) if name in noted else Path(spec["path"]) if "path" in spec else None
+    folders = json.loads(sources.read_text("utf-8")) if sources and sources.exists() else {}
+    return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None
 
 
-def _blend(where: str, asked: Any, alpha: Any, folder: Path) -> dict[str, float]:
-    """{component: weight}; equal weights where alpha will draw them from the sizes."""
-    if isinstance(asked, list) != (alpha is not None):
+def _blend(where: str, components: Any, alpha: Any, folder: Path) -> dict[str, float]:
+    """{component: weight} of a blend, checked; the weights add up to 1. They are equal where `alpha` is a number: the
+    sizes, which determine them then, are known only after preparation."""
+    if isinstance(components, list) != (alpha is not None):
         raise ValueError(
             f"{where}: a blend maps components to weights; or it lists them and alpha gives the weights: "
             "size ** alpha, 1 for shares by tokens, 0 for equal ones"
@@ -204,7 +211,7 @@ def _blend(where: str, asked: Any, alpha: Any, folder: Path) -> dict[str, float]
         raise ValueError(f"{where}: alpha is {alpha!r}; it lies between 0 and 1")
     split: dict[str, bool] = {}
     weights: dict[str, float] = {}
-    for name, weight in asked.items() if isinstance(asked, dict) else [(name, 1) for name in asked]:
+    for name, weight in components.items() if isinstance(components, dict) else [(name, 1) for name in components]:
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight > 0:
             raise ValueError(f"{where}: the weight of {name} is {weight!r}; weights are positive numbers")
         if folder != CORPORA and (folder / name).exists():

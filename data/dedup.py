@@ -1,6 +1,6 @@
-"""Duplicates of documents, exact ones by their hash and near ones by MinHash: which go, and which stay.
+"""Finds duplicate documents, exact ones by hash and near ones by MinHash, and decides which of them are removed.
 
-To datatrove a step is any function of (documents, rank, number of tasks).
+A step of a datatrove pipeline is any function of (documents, rank, number of tasks).
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ SHINGLE, BUCKETS, HASHES = 5, 14, 8
 # In the others (Thai, Lao, Myanmar, Khmer) a word has about four letters, as single ones say little.
 IDEOGRAPHS = "\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 UNSPACED_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
-LETTERS = 4  # that stand for a word; untuned
-DISTINCT = 0.5  # of a document's shingles: with fewer, it is told apart by its numbers too; untuned
+LETTERS = 4  # letters that are taken for a word; untuned
+DISTINCT = 0.5  # share of distinct shingles, below which a document's numbers are compared too; untuned
 DIGEST_BYTES = 16
-RECORD_BYTES = DIGEST_BYTES + 1  # of a document: its digest, and whether it is held out
+RECORD_BYTES = DIGEST_BYTES + 1  # a document's digest, and whether it is held out
 
 
 def digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
-    """Records what finds exact duplicates: a document that is shorter than a shingle has no signature."""
+    """A step that writes the hash of each document, by which exact duplicates are found, also among documents that are
+    too short for a MinHash signature."""
     with open(folder / f"{rank:05d}.digests", "wb") as file:
         for document in documents:
             file.write(hashlib.blake2b(document.text.encode(), digest_size=DIGEST_BYTES).digest())
@@ -36,21 +37,22 @@ def digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
 
 
 def recorded(folder: Path) -> int:
-    """Of how many documents `digests` left a record."""
+    """The number of documents that `digests` has recorded."""
     return sum(path.stat().st_size for path in _records(folder)) // RECORD_BYTES
 
 
 def _records(folder: Path) -> list[Path]:
-    """What `digests` left of each task, by the names of files that were there before: on a network file system a list
-    may lack what another machine has just written, but not what is asked for by its name."""
+    """The files that `digests` has written, by the names of the shards, which are older: on a network file system the
+    listing of a folder may lack files that another machine has just written, but opening them by name works."""
     return [path.with_suffix(".digests") for path in sorted(folder.glob("*.jsonl"))]
 
 
 class WordsAndCharacters:
-    """Splits text at spaces, and where a script has none into characters, or stretches of LETTERS letters, each one
-    letter further. So a shingle is SHINGLE words of English, SHINGLE characters of Chinese, 8 letters of Thai.
+    """Splits text into words: at spaces; and in scripts without spaces into single characters (Chinese, Japanese), or
+    into overlapping strings of LETTERS letters, one for each position (Thai and the like). So a shingle is SHINGLE
+    words of English, SHINGLE characters of Chinese, or 8 letters of Thai.
 
-    In place of datatrove's own, which need a package for each language.
+    datatrove's own tokenizers need a package for each language.
     """
 
     _unspaced = re.compile(f"[{IDEOGRAPHS}]|[{UNSPACED_LETTERS}]+|[^{IDEOGRAPHS}{UNSPACED_LETTERS}\\s]+")
@@ -58,7 +60,7 @@ class WordsAndCharacters:
     _letters = re.compile(f"[{UNSPACED_LETTERS}]")
 
     def word_tokenize(self, text: str) -> list[str]:
-        """The words of a text; of one in a script with spaces what str.split gives."""
+        """The words of a text; for scripts with spaces, as str.split returns them."""
         if not self._any.search(text):
             return text.split()
         words: list[str] = []
@@ -80,8 +82,8 @@ def signature(folder: Path) -> Any:
     from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
     class Signature(MinhashDedupSignature):  # type: ignore[misc]
-        """Takes all numbers for one, as datatrove does, but where little else is left to tell documents by: two tables
-        or logs are not copies of each other."""
+        """Replaces all numbers by one, as datatrove does, except in documents with few distinct shingles: tables and
+        logs may differ in their numbers only, and are then no copies of each other."""
 
         def get_shingles(self, text: str) -> Any:
             shingles = super().get_shingles(text)
@@ -99,12 +101,13 @@ def signature(folder: Path) -> Any:
 
 
 def signed(folder: Path) -> int:
-    """How many documents have a signature: each has one entry in a bucket, its hashes of 8 bytes and its number."""
+    """The number of documents with a signature. Each has one entry in a bucket: HASHES hashes of 8 bytes, and its
+    number of 4."""
     return sum(path.stat().st_size for path in (folder / "bucket_000").glob("*.minhash.sig")) // (8 * HASHES + 4)
 
 
 def pairs(signed: Path, to: Path) -> Any:
-    """datatrove's step that finds documents with a bucket in common; BUCKETS tasks."""
+    """datatrove's step that finds pairs of documents with equal hashes in a bucket; it has BUCKETS tasks."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
     return MinhashDedupBuckets(str(signed), str(to), config=_config(), lines_to_buffer=1000)
@@ -117,12 +120,18 @@ def _config() -> Any:
 
 
 def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> None:
-    """Chooses which documents of each cluster of exact and near duplicates go.
+    """Decide which documents of each cluster of exact and near duplicates are removed, and write their numbers to the
+    folder `removed`.
 
-    One stays: the first held-out document, or else the first of all in reading order. dedup=none and dedup=exact
-    spare training documents that resemble no held-out one; exact takes those that are copies to the letter.
-    In place of datatrove's own step, which keeps the root of its union-find: often not the held-out document.
-    Memory: 32 bytes for each document, and a few hundred for each that has a like.
+    One of a cluster stays: the first held-out document, or without one the first of all, in reading order. In a cluster
+    without a held-out document, dedup=none removes none, and dedup=exact removes identical copies only.
+
+    datatrove's own step keeps the root of its union-find instead, which often is not the held-out document.
+    Memory: 32 bytes for each document, and a few hundred for each that has a duplicate.
+
+    Args:
+        read: the folder with the records of `digests`. pairs: that with the pairs of near duplicates.
+        dedup: data.dedup.
     """
     import numpy as np
 
@@ -173,7 +182,7 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
 
 
 def duplicates(removed: Path, rank: int) -> Callable[[Any], str]:
-    """Which of this task's documents go, as a filter (data/filters.py)."""
+    """The filter (data/filters.py) that removes those documents of task `rank` that `keep_first` has chosen."""
     path = removed / f"{rank:05d}.json"
     kinds = json.loads(path.read_text("utf-8")) if path.exists() else {}
     why = {index: f"{kind} copy" for kind, indices in kinds.items() for index in indices}

@@ -13,9 +13,11 @@ from data.sources import SourceFile
 
 
 def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = None) -> Iterator[tuple[str, str, dict]]:
-    """(id, text, labels) of each document in one file, in file order.
+    """(id, text, labels) of each document in one file of a corpus, in file order.
 
-    What is wrong with the file goes to the ledger; without one it raises ValueError naming file and line.
+    Args:
+        spec: of the corpus, from `corpus.load`.
+        ledger: where problems with the file are reported; None: the first one raises ValueError.
     """
     ledger = ledger or Ledger()
     if "files" in spec:

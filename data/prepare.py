@@ -29,6 +29,8 @@ from data.text import prepared_text, source_identity
 from data.tokenizer import KINDS, SMALLEST
 from data.wordpiece import MIN_VOCAB
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as a shell has it
+
 STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # of those of the report, what run.json records
 
 
@@ -265,16 +267,18 @@ def main() -> None:
             print("\n".join(held_out(args.corpus, args.store, recipe.allow_errors)))
             return
         tokenizer = args.tokenizer or args.corpus
-        made = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
+        manifest = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     except RuntimeError as error:
         parser.exit(1, f"error: {error}\n")
     except OSError as error:
         parser.exit(1, f"error: {denied(error)}\n")
-    for note in made["notes"]:
+    except KeyboardInterrupt:
+        parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
+    for note in manifest["notes"]:
         print(note, file=sys.stderr)
-    print(json.dumps(made, indent=1))
+    print(json.dumps(manifest, indent=1))
 
 
 def _pair(word: str) -> tuple[str, str]:

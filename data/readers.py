@@ -1,4 +1,5 @@
-"""The documents in a file, by its layout: C4, The Pile, OSCAR, parquet, plain text. Nothing is left out unsaid."""
+"""Reads the documents in a file, by its layout: C4, The Pile, OSCAR, parquet, plain text. What is no document, or
+cannot be read, is counted or reported (`Ledger`)."""
 
 from __future__ import annotations
 
@@ -29,14 +30,15 @@ BLOCK = 1 << 23  # bytes asked of the hub at a time; untuned
 
 
 class Unreachable(RuntimeError):
-    """A file of the hub could not be read, or came other than it is listed: not the corpus' fault, and no ValueError,
-    so that what was prepared so far is kept."""
+    """A file of the hub could not be read, or its content is not what the hub lists. The transfer failed, not the
+    corpus, so this is no ValueError, after which the unfinished preparation would be removed (data/store.py)."""
 
 
 class Ledger:
-    """What readers met: `problems`, sentences that name file and line, and `counts` of what is no document.
+    """What readers report: `problems`, sentences that name file and line; and `counts` of records that are no document,
+    by kind, such as "empty".
 
-    Raises ValueError, naming them, as soon as there are more problems than allowed.
+    Raises ValueError, with all problems, as soon as there are more than `allowed`.
     """
 
     def __init__(self, allowed: int = 0):
@@ -45,6 +47,7 @@ class Ledger:
         self.counts: Counter[str] = Counter()
 
     def problem(self, where: Any, what: str) -> None:
+        """Add a problem. `where`: a path, or "path:line"."""
         self.problems.append(f"{where}: {what}")
         tolerate(self.problems, self.allowed)
 
@@ -61,17 +64,18 @@ def tolerate(problems: list[str], allowed: int) -> None:
     raise ValueError("\n  ".join(shown))
 
 
-def packing(name: str) -> tuple[str, str] | None:
-    """(".jsonl", ".gz") and the like; None for another kind of file."""
+def file_kind(name: str) -> tuple[str, str] | None:
+    """The format and the compression in a file's name, such as (".jsonl", ".gz") or (".txt", ""); None for files that
+    are not read here."""
     match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name)
     return (match[1] or match[3], match[2] or "") if match else None
 
 
 def incomplete(names: Iterable[str]) -> list[str]:
-    """A sentence for each family of files, numbered "3-of-8" or the like, of which some are missing."""
+    """A sentence for each set of files, numbered "3-of-8" or the like, of which some are missing."""
     families: dict[tuple[str, int], set[int]] = {}
     for name in names:
-        form, packed = packing(name) or ("", "")
+        form, packed = file_kind(name) or ("", "")
         if match := re.search(r"(\d+)([-_.]?of[-_.]?)(\d+)", plain := name.removesuffix(form + packed)):
             family = f"{plain[: match.start()]}*{match[2]}{match[3]}{plain[match.end() :]}"
             families.setdefault((family, int(match[3])), set()).add(int(match[1]))
@@ -92,13 +96,22 @@ def documents(
     size: int = 0,
     sha256: str = "",
 ) -> Iterator[tuple[str, str, dict]]:
-    """(id, text, labels) of each document of a file, in file order. A label is {"domain": of The Pile}.
+    """(id, text, labels) of each document of a file, in file order. The labels are {"domain": name} of a document of
+    The Pile, else {}. A damaged file gives the documents before the damage, and a problem in the ledger.
 
-    field: where the text is, "text" unless said. where: {"meta.pile_set_name": [allowed, ...]}: others are left out
-    and counted. A damaged file gives the documents before the damage. size, sha256: what the hub lists for a file
-    there (a hash of another length counts as none). Raises Unreachable when that file cannot be read or is another one.
+    Args:
+        path: of the file; a str is an address on the hub.
+        name: of the file, the same on every machine: ids begin with it.
+        layout: one of LAYOUTS.
+        field: the key, or column, of the text; "": "text".
+        where: {"meta.pile_set_name": [allowed value, ...]}; other documents are left out, and counted.
+        size, sha256: what the hub lists for a file there. A hash that is no sha256 is not compared.
+
+    Raises:
+        Unreachable: a file of the hub cannot be read, or is not the one listed.
+        ValueError: the ledger allows no further problem; or the kind of file is unknown.
     """
-    kind = packing(name)
+    kind = file_kind(name)
     if kind is None and layout != "one-per-file":
         raise ValueError(f"{path}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
     form, packed = kind or ("", "")
@@ -140,7 +153,7 @@ def documents(
 
 
 def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
-    """What libraries raise for a damaged file."""
+    """The errors that libraries raise for a damaged file of a compression and a layout."""
     if packed == ".zst":
         import zstandard
 
@@ -153,10 +166,11 @@ def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
 
 
 class FromHub(io.RawIOBase):
-    """A file of the hub, hf://datasets/organisation/name@commit/path of `size` bytes, as it comes, hashed on the way.
+    """A file of the hub, hf://datasets/organisation/name@commit/path of `size` bytes, read in ranges over HTTP and
+    hashed meanwhile.
 
-    huggingface_hub's file system asks in every process for all names of the repository, of C4's tasks a thousand times;
-    here only the file's bytes are asked for, in ranges. Its HTTP client asks again, five times, before it gives up.
+    huggingface_hub's own file system lists the whole repository first, in every process, which C4 with its thousand
+    tasks would ask of the hub a thousand times. Its HTTP client is used, which tries five times before it gives up.
     """
 
     def __init__(self, address: str, size: int, sha256: str = ""):
@@ -169,6 +183,7 @@ class FromHub(io.RawIOBase):
         self.expected, self.hash = sha256 if len(sha256) == 64 else "", hashlib.sha256()
 
     def _failed(self, why: str) -> Unreachable:
+        """The error to raise, with what the user can do."""
         return Unreachable(
             f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
             "files are here already, give their folder: FROM=folder"
@@ -191,26 +206,26 @@ class FromHub(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-        wanted = max(0, min(len(buffer), self.size - self.at))
-        if not wanted:
+        size = max(0, min(len(buffer), self.size - self.at))
+        if not size:
             return 0
-        part = {"Range": f"bytes={self.at}-{self.at + wanted - 1}"}
+        part = {"Range": f"bytes={self.at}-{self.at + size - 1}"}
         try:
             answer = http_backoff("GET", self.url, headers=build_hf_headers() | part, timeout=60)
             hf_raise_for_status(answer)
         except Exception as error:  # the library raises its own, those of its HTTP client and the operating system's
-            said = " ".join(str(error).split())
-            raise self._failed(f"the hub did not send it ({type(error).__name__}: {said})") from None
-        if len(answer.content) != wanted:
-            raise self._failed(f"the hub sent {len(answer.content)} bytes in place of {wanted}")
+            reason = " ".join(str(error).split())
+            raise self._failed(f"the hub did not send it ({type(error).__name__}: {reason})") from None
+        if len(answer.content) != size:
+            raise self._failed(f"the hub sent {len(answer.content)} bytes in place of {size}")
         if self.expected:
             self.hash.update(answer.content)
-        buffer[:wanted] = answer.content
-        self.at += wanted
-        return wanted
+        buffer[:size] = answer.content
+        self.at += size
+        return size
 
     def compare(self) -> None:
-        """Raises Unreachable unless the content, read to its end, is what the hub lists."""
+        """Read the file to its end. Raises Unreachable unless its content has the sha256 that the hub lists."""
         while self.expected and self.read(BLOCK):
             pass
         if self.expected and self.hash.hexdigest() != self.expected:
@@ -228,17 +243,17 @@ def _unpacked(raw: Any, packed: str) -> Any:
 
 
 class Frames(io.RawIOBase):
-    """The content of a .zst file of one frame or many. zstandard's own reader takes a file without its end for whole.
-
-    Raises EOFError where it ends within a frame.
+    """The decompressed content of a .zst file of one or several frames. Raises EOFError where the file ends within a
+    frame, which zstandard's own reader does not notice.
     """
 
     def __init__(self, raw: Any):
         import zstandard
 
         self.raw, self.begin = raw, zstandard.ZstdDecompressor().decompressobj
-        self.frame: Any = None  # the one that is open
-        self.packed, self.plain = b"", memoryview(b"")  # read and not unpacked, unpacked and not asked for
+        self.frame: Any = None  # the decompressor of the current frame
+        self.packed = b""  # compressed bytes that were read and belong to the next frame
+        self.plain = memoryview(b"")  # decompressed bytes that were not handed out yet
 
     def readable(self) -> bool:
         return True
@@ -345,7 +360,8 @@ def _whole(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: L
 
 
 def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
-    """Rows as records of the text's column, of those that `where` asks for, and of "meta" where it names a domain."""
+    """The rows of a parquet file as records with the column of the text, those in `columns`, and "meta" where that has
+    the domain."""
     import pyarrow
     from pyarrow import parquet
 
@@ -357,13 +373,13 @@ def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Le
         return
     has_domain = DOMAIN[0] in schema.names and pyarrow.types.is_struct(kind := schema.field(DOMAIN[0]).type)
     labels = [DOMAIN[0]] if has_domain and any(part.name == DOMAIN[1] for part in kind) else []
-    wanted = list(dict.fromkeys([text, *columns, *labels]))
+    needed = list(dict.fromkeys([text, *columns, *labels]))
     number = 0
-    for batch in opened.iter_batches(batch_size=1000, columns=wanted):
-        for row in zip(*(batch.column(column) for column in wanted), strict=True):
+    for batch in opened.iter_batches(batch_size=1000, columns=needed):
+        for row in zip(*(batch.column(column) for column in needed), strict=True):
             number += 1
             try:
-                yield number, {column: value.as_py() for column, value in zip(wanted, row, strict=True)}
+                yield number, {column: value.as_py() for column, value in zip(needed, row, strict=True)}
             except UnicodeDecodeError as error:  # parquet says UTF-8 and checks nothing
                 ledger.problem(f"{path}:{number}", f"not UTF-8: {error}")
 

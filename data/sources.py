@@ -15,19 +15,19 @@ from data import readers
 from data.disk import write_whole
 from data.readers import EXTENSIONS
 
-TEST_FOLDERS = {"test", "tests", "testing", "conftest.py"}  # fixtures and generated cases: hardly prose
-BUILD_FILES = {"__config__.py", "_version.py", "version.py", "_distributor_init.py"}  # differ from build to build
-NOTE_NAMES = re.compile(  # what lies beside data and is none, by the name before its extension
+TEST_FOLDERS = {"test", "tests", "testing", "conftest.py"}  # not read: fixtures and generated cases are hardly prose
+BUILD_FILES = {"__config__.py", "_version.py", "version.py", "_distributor_init.py"}  # not read: builds differ in them
+NOTE_NAMES = re.compile(  # names, before the extension, of files that are notes about the data beside them
     r"(readme|licen[cs]e|copying|notice|authors?|citation|contributing|change(log|s)|history|requirements|manifest"
     r"|dataset_infos?|.*sha256.*|.*md5.*|.*checksums?)([._-].*)?",
     re.IGNORECASE,
 )
-NOTE_SHARE = 0.1  # of a folder's bytes: more files of a second kind than that are hardly notes; untuned
-NAMED_FILES = 5  # in a message
+NOTE_SHARE = 0.1  # share of a folder's bytes, above which files of a second kind are not taken for notes; untuned
+NAMED_FILES = 5  # files that a message names
 
 
 class Missing(LookupError):
-    """What was asked for is not prepared."""
+    """Data that are not prepared were asked for without allowing to prepare them."""
 
 
 class SourceFile(NamedTuple):
@@ -41,10 +41,10 @@ class SourceFile(NamedTuple):
 
 
 def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = True) -> list[SourceFile]:
-    """The files of a corpus in the order in which they are read: held-out packages first, then by name.
+    """The files of a corpus in the order in which they are read: those of held-out packages first, then by name.
 
-    The hub is asked once what a commit holds, which never changes: the store remembers it. Raises Missing where it does
-    not and `ask` is false; ValueError when the hub cannot be asked or has no such files.
+    The files of a commit on the hub never change, so they are listed once, and the store remembers them. Raises Missing
+    where it does not and `ask` is false; ValueError when the hub does not answer or has no such files.
     """
     if "root" in spec:
         for path in spec["files"]:
@@ -90,11 +90,12 @@ def distribution(package: str, version: str) -> importlib.metadata.Distribution:
 
 
 def files_at(pattern: str) -> tuple[list[Path], list[str]]:
-    """The files of a file, folder or glob, and of a folder a sentence for each kind of file in it that is not read.
+    """The data files that a path, folder or glob names; and a sentence about each kind of file in a folder that is left
+    out.
 
-    Of a folder the data files are read: none in hidden folders, none whose name says that it is a note (README,
-    LICENSE, checksums), and of what is left those of the kind that fills most of it. Raises ValueError where nothing is
-    left, and where a second kind fills more than NOTE_SHARE of the folder.
+    Left out are files in hidden folders, notes (README, LICENSE, checksums), and of the others all but the kind that
+    fills most of the folder. Raises ValueError where nothing is left, and where a second kind fills more than
+    NOTE_SHARE of the folder.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern!r}")
@@ -105,7 +106,7 @@ def files_at(pattern: str) -> tuple[list[Path], list[str]]:
     else:
         paths = [root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)]
         paths = [path for path in paths if path.is_file()]
-        if wrong := [path for path in paths if readers.packing(path.name) is None]:
+        if wrong := [path for path in paths if readers.file_kind(path.name) is None]:
             raise ValueError(f"{wrong[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
     if not paths:
         raise ValueError(f"no file matches {pattern!r}; looked for {', '.join(EXTENSIONS)}")
@@ -113,14 +114,15 @@ def files_at(pattern: str) -> tuple[list[Path], list[str]]:
 
 
 def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
-    readable = [path for path in sorted(folder.rglob("*")) if readers.packing(path.name) and path.is_file()]
+    """As `files_at`, of a folder."""
+    readable = [path for path in sorted(folder.rglob("*")) if readers.file_kind(path.name) and path.is_file()]
     hidden = [path for path in readable if any(part.startswith(".") for part in path.relative_to(folder).parts)]
     visible = [path for path in readable if path not in set(hidden)]
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
     kinds: dict[str, list[Path]] = {}
     for path in visible:
         if path not in set(notes):
-            form, _ = readers.packing(path.name) or ("", "")
+            form, _ = readers.file_kind(path.name) or ("", "")
             kinds.setdefault(".jsonl" if form == ".json" else form, []).append(path)
     sizes = {kind: sum(path.stat().st_size for path in paths) for kind, paths in kinds.items()}
     largest = max(sizes, key=lambda kind: sizes[kind], default="")
@@ -186,6 +188,7 @@ def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceFile]:
+    """As `source_files`, of a corpus on the hub."""
     if "hub" not in spec:
         raise ValueError(
             f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
@@ -193,21 +196,21 @@ def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceF
         )
     repo, revision = spec["hub"], spec["revision"]
     key = hashlib.sha256(json.dumps([repo, revision, spec["files"]]).encode()).hexdigest()[:8]
-    noted = store / "hub" / f"{repo.replace('/', '__')}-{key}.json" if store else None
-    if noted and noted.exists():
-        entries = json.loads(noted.read_text("utf-8"))
+    listing = store / "hub" / f"{repo.replace('/', '__')}-{key}.json" if store else None
+    if listing and listing.exists():
+        entries = json.loads(listing.read_text("utf-8"))
     elif not ask:
         raise Missing(f"the files of {repo} were not listed yet")
     else:
         entries = _listed(spec["name"], repo, revision, spec["files"])
-        if noted:
-            write_whole(noted, json.dumps(entries))
+        if listing:
+            write_whole(listing, json.dumps(entries))
     return [SourceFile(f"hf://datasets/{repo}@{revision}/{name}", name, "", size, sha) for name, size, sha in entries]
 
 
 def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
-    """(path, bytes, hash) of each file on the hub that matches, by path. Only the folders of the patterns are listed:
-    C4's repository has a hundred languages more than its English."""
+    """(path, bytes, hash) of each file of a repository on the hub that matches one of the globs, sorted by path. Only
+    the folders that the globs name are listed: C4's repository has a hundred other languages beside English."""
     from fnmatch import fnmatch
 
     from huggingface_hub import HfApi
@@ -239,7 +242,7 @@ def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[
 
 
 def _folder_of(pattern: str) -> tuple[str, bool]:
-    """The folder that a glob begins with, and whether it goes deeper than that."""
+    """The folders at the beginning of a glob that have no wildcard, and whether the files may be deeper than these."""
     folders = PurePosixPath(pattern).parts[:-1]
     plain = next((number for number, part in enumerate(folders) if has_magic(part)), len(folders))
     return "/".join(folders[:plain]), plain < len(folders)

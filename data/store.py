@@ -1,11 +1,11 @@
-"""The store: folders `<name>-<key>`, whose key is a hash of all that determines their bytes; there when they are whole.
+"""The store of prepared data: folders `<name>-<key>`, where the key is a hash of all that determines their content.
 
-A folder is built under another name, partial-..., and renamed when it is complete, manifest.json included. After a kill
-the same call goes on where it was: tasks that were finished are not done again.
+A folder is built under the name partial-..., and renamed when it is complete, manifest.json included. After a kill the
+same call continues: tasks that were finished are not done again.
 
-The manifest has the size and sha256 of every file of the folder. They are compared whenever a folder is taken: sizes
-always; hashes as soon as a file's size, inode or times are others than at the last comparison. So a changed byte is
-noticed, as is a copy of the store on another disk that went wrong, and what nobody touched is not read again.
+The manifest has the size and sha256 of every file of the folder. They are compared whenever a folder is used: sizes
+always; hashes where a file's size, inode or times differ from those at the last comparison. So changed bytes and faulty
+copies of a store are noticed, and files that nobody touched are not read again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from data.disk import cannot_write, locked, settle, write_whole, writing
 from data.execute import HERE, Executor
 from data.sources import Missing, SourceFile
 
-LAYOUT = 3  # of the folders; a change of the code that writes them that alters their bytes raises it
-# A file changed twice within a tick of its file system's clock (a second on some) may keep its times: what is younger
-# than this, in seconds, is read again. Git's "racily clean" entries are the same thing.
+LAYOUT = 3  # version of the folders' content: raise it when a change of this code changes the bytes that it writes
+# Seconds. A file that changes twice within a tick of its file system's clock (a second on some) keeps its times, so a
+# file that was this young when it was read is read again. Compare Git's "racily clean" entries.
 RACY = 2.0
 
-Run = Callable[..., None]  # (stage, pipeline, tasks): names a stage on the terminal and runs datatrove steps
+Run = Callable[..., None]  # (stage, pipeline, tasks): shows a stage on the terminal and runs its datatrove steps
 
 
 class Store(NamedTuple):
-    """Where folders are built, and by what; build=False: only what is there already."""
+    """A folder of prepared data, what runs the tasks that build it, and whether anything may be built."""
 
     path: Path
     executor: Executor = HERE
@@ -47,12 +47,19 @@ class Store(NamedTuple):
 def prepared(
     store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]]
 ) -> tuple[Path, dict[str, Any]]:
-    """A folder and what `make(folder, run)` returned: now, or earlier from the same inputs.
+    """The folder of the store for `inputs`, and what `make(folder, run)` returned when it was built. It is built where
+    it is missing: after a kill from where it was; after a ValueError of `make` from the beginning.
 
-    A killed `make` finds its unfinished folder again; one that raised ValueError leaves none. Raises ValueError for a
-    folder that is not what was written there, RuntimeError for one that another version of the code has begun (its
-    stages may not fit together), Unwritable where the disk is full or read-only, and Missing where the folder is not
-    there and may not be built.
+    Args:
+        name: how the folder's name begins.
+        inputs: all that its content depends on, as JSON.
+        make: writes the content into a folder, and returns entries for the manifest.
+
+    Raises:
+        ValueError: the folder's content is not what was written there.
+        RuntimeError: another version of the code has begun it, whose stages may not fit together with this one's.
+        Unwritable: the disk is full or read-only.
+        Missing: it is not there, and `store.build` is false.
     """
     inputs = json.loads(json.dumps({"layout": LAYOUT, **inputs}))
     whole = store.path / f"{name}-{digest(inputs)[:8]}"
@@ -77,13 +84,13 @@ def _build(
         if not (work / "manifest.json").exists():
             _begin(work)
             with _progress(store, name, work / "logs") as run:
-                made = make(work, run)
+                result = make(work, run)
             shutil.rmtree(work / "scratch", ignore_errors=True)
             files = [path for path in _files(work) if path.parts[0] != "logs" and path.name != "code"]
-            content = {"inputs": inputs, "made": made, "files": _described(work, files)}
+            content = {"inputs": inputs, "made": result, "files": _described(work, files)}
             content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers sort as text
             write_whole(work / "manifest.json", json.dumps(content | {"sha256": digest(content)}, indent=1))
-        # from here on nothing of these is needed, whenever a kill comes
+        # the folder is complete: a kill after this line loses nothing
         for rest in ("scratch", "logs"):
             shutil.rmtree(work / rest, ignore_errors=True)
         (work / "code").unlink(missing_ok=True)
@@ -96,7 +103,7 @@ def _build(
 
 
 def _begin(work: Path) -> None:
-    """An unfinished folder, new or of the same code."""
+    """Create an unfinished folder, or go on with one that the same code has begun. Raises RuntimeError for another."""
     same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code()
     if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
@@ -109,13 +116,14 @@ def _begin(work: Path) -> None:
 
 @functools.cache
 def _code() -> str:
-    """Hash of what builds folders."""
+    """Hash of the source files that build folders, which are those of this package."""
     return digest([path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 
 @contextlib.contextmanager
 def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
-    """A line on the terminal; what datatrove and its processes say goes to prepare.log in the store."""
+    """Show a progress line on the terminal; the output of datatrove and its processes goes to prepare.log in the store.
+    Yields the function that runs a stage (see `Run`)."""
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress_bar import ProgressBar
@@ -151,6 +159,7 @@ def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a folder. Raises ValueError where it is missing or not what was written."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -164,10 +173,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
-    """Raises ValueError, naming the file, unless the files of a folder are those that were written: by their sizes
-    always; by their hashes where the folder is not as at the last comparison, unless store.build is false.
+    """Raises ValueError, naming the file, where a file of a folder is not what was written. Sizes are always compared;
+    hashes where a file has changed since the last comparison, unless store.build is false.
 
-    files: {name: {"bytes", "sha256"}}.
+    files: {name: {"bytes", "sha256"}}, as written.
     """
     states, paths = [], [folder / name for name in files]
     for name, written in files.items():
@@ -200,7 +209,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _described(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
-    """{name: {"bytes", "sha256"}} of files in a folder, read some at a time."""
+    """{name: {"bytes", "sha256"}} of files in a folder, several of which are read at a time."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         hashes = pool.map(lambda file: _sha256(folder / file), files)
         return {
@@ -210,15 +219,14 @@ def _described(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def contents(files: list[SourceFile], store: Store) -> list[str]:
-    """Hash of each file's content: what the hub says it is, or as read here, some at a time."""
+    """The hash of each file's content: as the hub lists it, or computed here, of several files at a time."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         return list(pool.map(lambda file: file.sha256 or content(Path(file.path), store), files))
 
 
 def content(path: Path, store: Store) -> str:
-    """Hash of a file's content. It is remembered, and the file read again where its size, its inode, or the time of a
-    change of content or name is another; the system alone sets the last, so that a file that was changed in place and
-    given its old time back is noticed."""
+    """The hash of a file's content. It is remembered until the file's size, inode, mtime or ctime changes. Only the
+    system sets the ctime, so a file that was changed in place and given its old mtime is noticed too."""
     note = store.path / "hashes" / digest(_state(path))[:32]
     if _remembered(note, [path], store):
         return note.read_text("utf-8")
@@ -230,7 +238,7 @@ def content(path: Path, store: Store) -> str:
 
 
 def _state(path: Path) -> list[Any]:
-    """What changes when a file does, without reading it."""
+    """Path, size, inode, mtime and ctime of a file: they change when its content does."""
     state = path.stat()
     return [str(path.resolve()), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
 
@@ -241,15 +249,16 @@ def _sha256(path: Path) -> str:
 
 
 def _remembered(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether a note of what was read still holds. A file that was younger than RACY when it was read could have
-    changed unseen since: it is read again, but not by those who only ask what is there."""
+    """Whether a note about the files `read` is still valid. It is not when one of them was younger than RACY as it was
+    read, since it may have changed unnoticed; but a store that may not build anything accepts it."""
     if not note.exists():
         return False
     return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY for path in read)
 
 
 def _remember(note: Path, text: str) -> None:
-    """Write a note of what was read. Where the disk takes nothing it is read again the next time."""
+    """Write a note about files that were read. Where the disk cannot be written there is none, and they are read again
+    the next time."""
     try:
         write_whole(note, text)
     except OSError as error:
@@ -258,12 +267,13 @@ def _remember(note: Path, text: str) -> None:
 
 
 def digest(value: Any) -> str:
-    """Hash of what JSON can say."""
+    """Hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def label(name: str) -> str:
-    """A corpus' name as part of a folder's; of a path the last two parts, without wildcard and extension."""
+    """A corpus' name in the form in which names of folders have it; of a path its last two parts, without wildcards and
+    extension."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
     words = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
     return words if len(words.encode()) <= 180 else words[-60:]  # file systems end at 255 bytes, and more is to follow

@@ -1,4 +1,5 @@
-"""From the files of a corpus to its text: read, filtered, deduplicated and split, by datatrove."""
+"""From the files of a corpus to its text: documents are read, filtered, deduplicated, and split into training and
+held-out text, by datatrove."""
 
 from __future__ import annotations
 
@@ -24,14 +25,16 @@ from data.readers import Ledger, tolerate
 from data.sources import SourceFile, checksums, distribution, source_files
 from data.store import Run, Store, content, contents, digest, label, prepared
 
-# Shards of a corpus, a task each: their number depends on the files alone, so that no result depends on the cores.
+# A corpus is read in shards, one for each task. Their number depends on the files alone, so that no result depends on
+# the number of cores.
 MIN_SHARDS = 16
 MAX_SHARDS = 1000  # Slurm's usual limit to an array
-MIN_SHARD_BYTES = 1 << 25  # of the files, packed; untuned
+MIN_SHARD_BYTES = 1 << 25  # of compressed files; untuned
 
 
 def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Folder and manifest of the filtered and deduplicated text of a corpus that is no blend."""
+    """Folder and manifest of the filtered and deduplicated text of a corpus that is no blend. It is made where it is
+    missing."""
     spec = corpora.load(name, store.path)
     recorded = spec.pop("sha256", None)
     files: list[SourceFile] = []  # of installed packages they are listed when their text is made: it takes a second
@@ -74,8 +77,8 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
 
 
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
-    """What the files of a corpus that is no blend are now: {"files", "bytes", "sha256"}; None for installed packages,
-    whose versions say it. Files that changed since they were last read are read for it."""
+    """{"files": their number, "bytes", "sha256"} of the files of a corpus that is no blend, as they are now; None for
+    installed packages, which their versions identify. Files that changed since they were last read are read."""
     spec = corpora.load(name, store.path)
     if "files" not in spec:
         return None
@@ -89,7 +92,7 @@ def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
 
 
 def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """A sentence for each file that is not what the list of checksums beside it says, or that it does not name."""
+    """A sentence for each file whose hash is not that in the list of checksums beside it, or which the list lacks."""
     sums = checksums(spec)
     if sums is None:
         return []
@@ -101,6 +104,7 @@ def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[st
 
 
 def _tasks_hash(recipe: Recipe, store: Store) -> str:
+    """Hash of the evaluation tasks that data.decontaminate names; "none" without."""
     if recipe.decontaminate == "none":
         return "none"
     paths_of = filters.tasks(recipe.decontaminate)
@@ -114,11 +118,11 @@ def _make_text(
     from datatrove.pipeline.writers import JsonlWriter
 
     scratch = work / "scratch"
-    read, signed, pairs, removed, met, tasks, stages, whole, spans = (
+    read, signed, pairs, removed, problem_files, tasks, stages, whole, spans = (
         scratch / name
         for name in ("read", "signed", "pairs", "removed", "problems", "tasks", "stages", "whole", "spans")
     )
-    for folder in (read, removed, met, whole, spans):
+    for folder in (read, removed, problem_files, whole, spans):
         folder.mkdir(parents=True, exist_ok=True)
     files = files or source_files(spec)
     count = MIN_SHARDS
@@ -143,7 +147,7 @@ def _make_text(
         run(
             "reading",
             [
-                partial(_read, scratch / "files.pickle", share, recipe.allow_errors - len(wrong), met),
+                partial(_read, scratch / "files.pickle", share, recipe.allow_errors - len(wrong), problem_files),
                 *(Step(name, make[name], stages / name) for name in filtering),
                 JsonlWriter(str(read), compression=None),
                 partial(dedup.digests, read),
@@ -153,7 +157,7 @@ def _make_text(
         )
     except Exception as error:
         failure = error  # where the readers met more problems than allowed, those are what is wrong
-    problems, counts, total = _met(met)
+    problems, counts, total = _reports(problem_files)
     tolerate(wrong + problems, recipe.allow_errors)
     if failure:
         raise failure
@@ -182,18 +186,18 @@ def _make_text(
     steps = [filters.summary(name, stages / name) for name in [*filtering, "duplicates", *cuts]]
     filtered = sum(step["in"][0] - step["out"][0] for step in steps[: len(filtering)])
     emptied = sum(step["in"][0] - step["out"][0] for step in steps[len(filtering) + 1 :])
-    kept = total - filtered
+    compared = total - filtered
     left = sum(about[split]["documents"] for split in ("train", "valid"))
     copies = sum(about["duplicates"].values())
     signed_documents = dedup.signed(signed)
-    if not dedup.recorded(read) == kept == left + copies + emptied:
+    if not dedup.recorded(read) == compared == left + copies + emptied:
         raise ValueError(
-            f"{spec['name']}: of {kept:,} documents {left:,} are left and {copies:,} were copies: what "
+            f"{spec['name']}: of {compared:,} documents {left:,} are left and {copies:,} were copies: what "
             "tasks had written was lost, as in a power loss. The same command begins anew"
         )
     shutil.rmtree(work / "valid", ignore_errors=True)
     return about | {
-        "unsigned": kept - signed_documents,
+        "unsigned": compared - signed_documents,
         "problems": wrong + problems,
         "read": counts,
         "share": share,
@@ -202,8 +206,16 @@ def _make_text(
     }
 
 
-def _read(pickled: Path, share: float, allowed: int, met: Path, _: Any, rank: int, tasks: int) -> Iterator[Any]:
-    """The documents of this task's share of the files: contiguous, and equal in bytes."""
+def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank: int, tasks: int) -> Iterator[Any]:
+    """The documents of the files of task `rank`, in datatrove's form. Each of the `tasks` reads consecutive files of
+    about the same size in all.
+
+    Args:
+        pickled: a file with the corpus' specification and its files.
+        share: the share of documents that is held out.
+        allowed: how many problems this task tolerates.
+        reports: the folder for its report of problems.
+    """
     from datatrove.data import Document
 
     spec, files = pickle.loads(pickled.read_bytes())
@@ -221,12 +233,12 @@ def _read(pickled: Path, share: float, allowed: int, met: Path, _: Any, rank: in
     finally:
         gc.enable()
         # whole or not at all: where one task fails the others are ended, and then this is read
-        report = {"problems": ledger.problems, "counts": ledger.counts, "documents": count}
-        write_whole(met / f"{rank:05d}.json", json.dumps(report))
+        summary = {"problems": ledger.problems, "counts": ledger.counts, "documents": count}
+        write_whole(reports / f"{rank:05d}.json", json.dumps(summary))
 
 
 def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
-    """The documents that this task has written. datatrove's own reader takes them in the encoding of the locale."""
+    """The documents that this task has written before. datatrove's own reader would decode them by the locale."""
     import orjson
     from datatrove.data import Document
 
@@ -239,8 +251,8 @@ def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
             yield Document(record["text"], record["id"], metadata=record["metadata"])
 
 
-def _met(folder: Path) -> tuple[list[str], dict[str, int], int]:
-    """The problems that the readers met, what else they counted, and the documents."""
+def _reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
+    """The problems that all tasks reported, {kind: records that were no documents}, and the number of documents."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     kinds = sorted({kind for report in reports for kind in report["counts"]})
     return (
@@ -251,11 +263,13 @@ def _met(folder: Path) -> tuple[list[str], dict[str, int], int]:
 
 
 def _gather(
-    spec: dict[str, Any], work: Path, share: float, total: int, met: dict[str, int], copies: int
+    spec: dict[str, Any], work: Path, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> dict[str, Any]:
     """Hash and counts of the text; puts the held-out documents into one file.
 
-    total: documents that were read. met: {kind: records that were no documents}. copies: documents that were copies.
+    total: documents that were read.
+    not_documents: {kind: records that were no documents}.
+    copies: documents that were copies.
     """
     import orjson
 
@@ -271,18 +285,20 @@ def _gather(
                 if split == "valid":
                     packed.write(line)
             if not count:
-                raise ValueError(_too_little(spec, split, share, total, met, copies))
+                raise ValueError(_too_little(spec, split, share, total, not_documents, copies))
             counts[split] = {"documents": count, "bytes": size}
     return {"sha256": sha.hexdigest(), **counts}
 
 
-def _too_little(spec: dict[str, Any], split: str, share: float, total: int, met: dict[str, int], copies: int) -> str:
-    """Why no document is left for a split, and what helps."""
+def _too_little(
+    spec: dict[str, Any], split: str, share: float, total: int, not_documents: dict[str, int], copies: int
+) -> str:
+    """The error message when no document is left for a split: the reason, and what helps. Arguments as of `_gather`."""
     sentence = f"{spec['name']}: too little text, no document is left for {split}"
     if "files" not in spec:
         return sentence
-    if met.get("not selected") and not total:
-        return f"{spec['name']}: no document is selected by where={spec['where']}, of {met['not selected']:,}"
+    if not_documents.get("not selected") and not total:
+        return f"{spec['name']}: no document is selected by where={spec['where']}, of {not_documents['not selected']:,}"
     if copies and split == "train":
         return (
             f"{sentence}: of {total:,} documents {copies:,} are copies or near copies of others, and what resembles a "

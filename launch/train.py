@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -29,12 +30,12 @@ from launch.watch import Stop, Watch, event, stop_file
 
 if TYPE_CHECKING:
     from launch.checkpoint import Checkpoints
-    from launch.engine import Engine
+    from launch.engine import Engine, Pending
 
 
 @dataclass
 class Progress:
-    """Where a run stands: all that a checkpoint keeps of it beside the weights and the optimizer."""
+    """The state of the training loop, which a checkpoint holds beside the weights and the optimizer."""
 
     step: int = 0
     samples: int = 0  # trained; those that were left out are not counted
@@ -47,10 +48,10 @@ class Progress:
 
 
 def train(cell: Cell, out: Path) -> None:
-    """From the first step, or from the last checkpoint, to the end of the budget.
+    """Train a run from its first step, or from its last checkpoint, to the end of its budget.
 
     Raises:
-        Stop: somebody asked for it, or a node is unfit; what was trained is saved.
+        Stop: training was asked to stop, or a node is unfit; a checkpoint is saved.
         manifest.Failed: the run cannot go on.
     """
     import psutil
@@ -94,6 +95,9 @@ def train(cell: Cell, out: Path) -> None:
     ) as watch:
         logged = saved = time.perf_counter()
         logged_samples, begun = at.samples, at.step
+        behind = reads_a_step_late(engine, run)
+        # steps under way: number, samples trained after it, samples of its own
+        unread: deque[tuple[int, int, int, Pending]] = deque()
         while not ended(run, at):
             numbers = next_samples(run, at)
             first, last = (numbers.start + at.skipped + r * len(numbers) // replicas for r in (replica, replica + 1))
@@ -102,12 +106,10 @@ def train(cell: Cell, out: Path) -> None:
             noise = (run.seed * 1_000_003 + at.step) * replicas + replica
             late = rank == 0 and time.perf_counter() - saved > pause(run, checkpoints, hosts)
             batch = objective.batch(batches.batch(mine), run.seed, mine, special)
-            loss, norm, save, leave, at.seconds = engine.step(
-                batch, lr, noise, save=late, leave=bool(watch.stop_reason), clock=clock.read
-            )
+            pending = engine.launch(batch, lr, noise, save=late, leave=bool(watch.stop_reason), clock=clock.read)
             at.step += 1
             at.samples = numbers.stop
-            now = time.perf_counter()
+            unread.append((at.step, at.samples, len(numbers), pending))
             watch.stepped(at.step)
             if log and at.step == begun + 1:
                 started = time.time() - psutil.Process().create_time()
@@ -117,16 +119,31 @@ def train(cell: Cell, out: Path) -> None:
                 )
             checkpoints.check()
 
-            if complaint := divergence(run, at, loss, norm):
+            due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
+            # whatever is written down is of steps that are known to be good
+            everything = not behind or due or at.step % run.layout.log_every == 0 or ended(run, at)
+            save = leave = False
+            complaint = ""
+            while unread and not complaint and (everything or len(unread) > 1):
+                step, samples, size_of_batch, pending = unread.popleft()
+                loss, norm, wants_save, wants_leave, at.seconds = pending.read()
+                save, leave = save or wants_save, leave or wants_leave
+                everything = everything or save or leave
+                if complaint := divergence(run, step, at.recent, loss, norm):
+                    at.step, at.samples = step, samples
+                else:
+                    at.losses.append(loss)
+                    at.recent = [*at.recent[-63:], loss]
+            now = time.perf_counter()
+            if complaint:
+                unread.clear()
                 with watch.storing():
-                    at = go_back(cell, engine, checkpoints, at, complaint, len(numbers))
+                    at = go_back(cell, engine, checkpoints, at, complaint, size_of_batch)
                 if log:
                     log.rewind(at.step)
                 logged = saved = time.perf_counter()
                 logged_samples = at.samples
                 continue
-            at.losses.append(loss)
-            at.recent = [*at.recent[-63:], loss]
             if at.step % run.layout.log_every == 0 or ended(run, at):
                 tokens, busy = at.samples * run.model.seq, engine.busy()
                 speed = (at.samples - logged_samples) * run.model.seq / (now - logged)
@@ -145,7 +162,6 @@ def train(cell: Cell, out: Path) -> None:
                     )
                 watch.speed(speed, busy)
                 logged, logged_samples, at.losses = now, at.samples, []
-            due = at.step in run.milestones or (run.layout.save_every and at.step % run.layout.save_every == 0)
             if save or leave or due or ended(run, at):
                 with watch.storing():
                     if log:
@@ -173,11 +189,18 @@ def train(cell: Cell, out: Path) -> None:
 
 
 def resumed(run: Run, state: dict[str, Any] | None) -> Progress:
-    """Where a checkpoint stands, or the beginning. Older checkpoints do not count samples."""
+    """The progress in a checkpoint; that of step 0 where there is none. Checkpoints of older versions do not have the
+    number of samples, which is computed for them."""
     at = Progress(**(state or {}))
     if state and "samples" not in state:
         at.samples = run.samples(at.step).start
     return at
+
+
+def reads_a_step_late(engine: "Engine", run: Run) -> bool:
+    """Whether a step's loss is read when the next one is under way, so that a GPU need not wait for the host. Not where
+    the clock decides how long to train: it is read after each step."""
+    return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)
 
 
 def ended(run: Run, at: Progress) -> bool:
@@ -196,7 +219,7 @@ def next_samples(run: Run, at: Progress) -> range:
 
 
 def pause(run: Run, checkpoints: "Checkpoints", hosts: list[str]) -> float:
-    """Seconds until the next checkpoint, where layout.save_every leaves it to the clock."""
+    """Seconds until the next checkpoint, where layout.save_every=0 leaves that to the clock."""
     if run.layout.save_every:
         return math.inf
     if not checkpoints.seconds:
@@ -205,19 +228,20 @@ def pause(run: Run, checkpoints: "Checkpoints", hosts: list[str]) -> float:
     return max(save_interval(checkpoints.stall, mtbf), 2 * checkpoints.seconds)
 
 
-def divergence(run: Run, at: Progress, loss: float, norm: float) -> str:
-    """What is wrong with a step, or nothing: a loss or gradient that is no number, a loss well above that of a uniform
-    guess, or a spike. Gradients that overflow in fp16 are part of how its loss scale is found (see `Engine.step`)."""
+def divergence(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
+    """Why a step counts as a divergence, "" when it does not: the loss or the gradient norm is NaN or infinite, the
+    loss is above that of a uniform guess by train.divergence, or above the `recent` losses by train.spike. Gradients
+    that overflow in fp16 do not count: so its loss scale is found (see `Engine.launch`)."""
     limit = math.log(run.model.vocab) + run.train.divergence
     overflow = run.train.precision == "fp16" and norm == math.inf
     if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
-        return f"step {at.step}: the loss is {loss} and the gradient norm {norm}"
+        return f"step {step}: the loss is {loss} and the gradient norm {norm}"
     if loss > limit:
-        return f"step {at.step}: loss {loss:.3f}, above log(vocab) + train.divergence = {limit:.3f}"
-    if run.train.spike and len(at.recent) >= 8 and loss > statistics.median(at.recent) + run.train.spike:
+        return f"step {step}: loss {loss:.3f}, above log(vocab) + train.divergence = {limit:.3f}"
+    if run.train.spike and len(recent) >= 8 and loss > statistics.median(recent) + run.train.spike:
         return (
-            f"step {at.step}: loss {loss:.3f}, more than train.spike={run.train.spike:g} above the median "
-            f"{statistics.median(at.recent):.3f} of the last {len(at.recent)} steps"
+            f"step {step}: loss {loss:.3f}, more than train.spike={run.train.spike:g} above the median "
+            f"{statistics.median(recent):.3f} of the last {len(recent)} steps"
         )
     return ""
 
@@ -225,8 +249,8 @@ def divergence(run: Run, at: Progress, loss: float, norm: float) -> str:
 def go_back(
     cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progress, complaint: str, size: int
 ) -> Progress:
-    """To a checkpoint well before a divergence, and past the data that led to it (Chowdhery et al. 2022, section 5.1).
-    The clock does not go back.
+    """After a divergence: load a checkpoint from well before it, and skip the data that led to it (Chowdhery et al.
+    2022, section 5.1). The clock of the run does not go back.
 
     Args:
         size: sequences of the last batch.
@@ -257,7 +281,8 @@ def go_back(
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Only one process (its first rank) may write a run directory; under Slurm one on its way out is waited for.
+    """Lock the run directory, while inside: on the first rank, the only process that may write it. Under Slurm, wait
+    for a process that still holds the lock to leave.
 
     The other ranks write nothing here: preflight finds out whether their nodes can, and names those that cannot.
     """
@@ -336,7 +361,7 @@ def main(argv: list[str]) -> int:
 
 
 def fail(cell: Cell, reason: str) -> None:
-    """Say why a run cannot go on: here, and in its directory where that can still be written."""
+    """Report why a run cannot go on: on the terminal, and in its directory where that can still be written."""
     with suppress(OSError):
         rundir.write_text(cell.dir / rundir.FAILED, f"{reason}\n")
     print(f"error: {cell.name}: {reason}", file=sys.stderr)

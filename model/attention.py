@@ -5,8 +5,11 @@ seen is the objective's to say (`Objective.sees`): k <= q, where it is causal.
 
 `plain` writes the scores out: it is the oracle, and in bf16 on a CPU it is also the fast one. `masked` hands bias and
 mask to torch's attention, whose CPU kernel is the fast one in fp32. In both a bias costs nothing, because it is added
-with the mask. `fused` gives the formula to FlexAttention, which compiles it into a flash kernel on a GPU (it has
-no backward on a CPU).
+with the mask.
+
+On a GPU `unbiased` calls torch's attention without a mask tensor, so that its cuDNN and flash kernels can serve: for
+schemes that add nothing to the scores, where all sequences see alike. `fused` gives any formula to FlexAttention, which
+compiles it into a Triton kernel (it has no backward on a CPU).
 """
 
 import functools
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.kernels import attention as kernel
 from model.objective import Objective
@@ -26,6 +30,14 @@ from model.position import Position
 
 ROWS = 128  # queries at a time in `plain`: in bf16 at 256 tokens 64 took 2% longer, all 256 at once 19% (one core)
 Attend = Callable[..., Tensor]  # of q, k, v; and the layer's number, from 1, where QK layer scaling is on
+
+# The kernels of torch's attention that need no mask tensor: launch/attention_kernel.py times them beside Flex.
+TORCH_KERNELS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+FLEX = "flex"
 
 
 @dataclass
@@ -54,6 +66,7 @@ def prepare(
     objective: Objective | None = None,
     extents_B: Tensor | None = None,
     qk_scaling: bool = False,
+    kernel_name: str | None = None,
 ) -> Attend:
     """The attention that every layer of one forward pass shares, for inputs like `x_BTD`.
 
@@ -61,6 +74,7 @@ def prepare(
     the others, also with 0, where nothing is dropped now: what is proved and judged is what trains. None: never.
     `objective`, `extents_B`: what is seen, without an arrangement.
     `qk_scaling`: see `plain`; in the others, scores are fp32 and never overflow.
+    `kernel_name`: on a GPU which of TORCH_KERNELS, or FLEX, computes what `takes_no_bias` allows; None: torch's choice.
 
     Returns a function of q, k, v, each [B, H, T, K], giving [B, H, T, K]. Positions act here and nowhere else in
     attention, so no layer can miss them.
@@ -69,6 +83,8 @@ def prepare(
         return arranged(position, heads, x_BTD, arrangement)
     assert objective is not None
     if x_BTD.is_cuda and dropout is None and not qk_scaling:
+        if kernel_name != FLEX and takes_no_bias(position, extents_B):
+            return unbiased(position, objective, kernel_name)
         return fused(position, heads, x_BTD, objective, extents_B)
     executor = masked if x_BTD.dtype == torch.float32 and not qk_scaling else plain
     return executor(position, heads, x_BTD, objective, extents_B, dropout or 0.0)
@@ -136,6 +152,30 @@ def masked(
     return attend
 
 
+def takes_no_bias(position: Position, extents_B: Tensor | None) -> bool:
+    """Whether scores are used as they are, and sequences all see alike: then `unbiased` computes the formula."""
+    return not position.has_bias and extents_B is None
+
+
+def unbiased(position: Position, objective: Objective, kernel_name: str | None = None, or_plain: bool = True) -> Attend:
+    """torch's scaled_dot_product_attention without a mask tensor: what is seen is all up to the query, or everything.
+
+    Args:
+        kernel_name: the one of TORCH_KERNELS that computes it; None: torch chooses.
+        or_plain: torch's plain attention where that one cannot. Without it that is a RuntimeError.
+    """
+    backends = list(TORCH_KERNELS.values()) if kernel_name is None else [TORCH_KERNELS[kernel_name]]
+    if or_plain:
+        backends.append(SDPBackend.MATH)
+
+    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+        q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
+        with sdpa_kernel(backends):
+            return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=objective.causal)
+
+    return attend
+
+
 def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement) -> Attend:
     """Tokens at any positions, seeing what the arrangement says, and keys and values of earlier passes. No dropout."""
     B, T, _ = x_BTD.shape
@@ -173,16 +213,18 @@ def fused(
     T = x_BTD.shape[1]
     flex: Any = _compiled_flex() if x_BTD.is_cuda else flex_attention
     if extents_B is None:
-        block_mask = _shared_mask(objective.sees, T, x_BTD.device)
+        block_mask = shared_mask(objective, T, x_BTD.device)
     else:
         block_mask = _mask_by_sequence(objective.sees, T, extents_B)
 
     def score(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return s + position.bias(h, q, k).to(s.dtype)
 
+    score_mod = score if position.has_bias else None
+
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
-        return flex(q_BHTK, k_BHTK, v_BHTK, score_mod=score, block_mask=block_mask)
+        return flex(q_BHTK, k_BHTK, v_BHTK, score_mod=score_mod, block_mask=block_mask)
 
     return attend
 
@@ -194,11 +236,31 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention)
 
 
-@functools.lru_cache(maxsize=8)
-def _shared_mask(sees: Callable[..., Tensor], T: int, device: torch.device) -> Any:
+BLOCK_MASKS: dict[tuple[Any, ...], Any] = {}  # by objective, length and device
+
+
+def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
+    """FlexAttention's block mask for T tokens, where all sequences see alike; made once.
+
+    Ask for it before a forward pass is compiled: torch.compile looks through a functools cache, and would make the mask
+    anew in every forward pass of the graph.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
-    return create_block_mask(lambda b, h, q, k: sees(None, b, q, k), None, None, T, T, device=device)
+    key = (type(objective), T, device)
+    if key in BLOCK_MASKS:
+        return BLOCK_MASKS[key]
+    sees = objective.sees
+    block_mask = create_block_mask(lambda b, h, q, k: sees(None, b, q, k), None, None, T, T, device=device)
+    if not torch.compiler.is_compiling():
+        BLOCK_MASKS[key] = block_mask
+    return block_mask
+
+
+def prepare_masks(objective: Objective, T: int, device: torch.device) -> None:
+    """Have the block masks ready that a compiled forward pass at T tokens may want."""
+    if not objective.has_extents:
+        shared_mask(objective, T, device)
 
 
 def _mask_by_sequence(sees: Callable[..., Tensor], T: int, extents_B: Tensor) -> Any:

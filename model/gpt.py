@@ -152,6 +152,7 @@ class GPT(nn.Module):
         self.transform = TRANSFORMS[cfg.head_transform](cfg)
         self.head: Any = None if cfg.tied else layers.column(cfg.hidden, cfg.padded_vocab, bias=False)
         self.output: Any = OutputBias(cfg, tp) if cfg.output_bias else None
+        self.attention_kernel: str | None = None  # on a GPU; see attention.prepare
         initialise(self, cfg, seed, tp)
 
     @property
@@ -184,7 +185,15 @@ class GPT(nn.Module):
         dropout = (self.cfg.attn_dropout if self.training else 0.0) if self.cfg.attn_dropout else None
         heads, objective = self.cfg.heads // self.tp.size, self.objective
         attend = attention.prepare(
-            self.position, heads, x_BTD, dropout, arrangement, objective, extents_B, self.cfg.qk_scaling
+            self.position,
+            heads,
+            x_BTD,
+            dropout,
+            arrangement,
+            objective,
+            extents_B,
+            self.cfg.qk_scaling,
+            self.attention_kernel,
         )
         if dropout:
             attend = self.tp.own_noise(attend)

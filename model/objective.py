@@ -62,9 +62,14 @@ class Batch(NamedTuple):
         return int(self.predicted.sum()) if self.predicted.dtype == torch.bool else self.predicted.numel()
 
     def to(self, device: torch.device) -> "Batch":
-        predicted = None if self.predicted is None else self.predicted.to(device)
-        extents_B = None if self.extents_B is None else self.extents_B.to(device)
-        return Batch(self.inputs_BT.to(device), self.targets_BT.to(device), predicted, extents_B)
+        """To a GPU without waiting: a copy from ordinary memory would wait for all that the GPU was told before."""
+
+        def there(x: Tensor | None) -> Tensor | None:
+            if x is None or device.type != "cuda" or x.is_cuda:
+                return None if x is None else x.to(device)
+            return x.pin_memory().to(device, non_blocking=True)
+
+        return Batch(*(there(x) for x in self))  # type: ignore[arg-type]
 
     def split(self, rows: int) -> list["Batch"]:
         """Batches of so many sequences each; the last one has the rest."""
@@ -77,6 +82,7 @@ class Objective:
 
     causal = True  # no token sees a later one: the executors of attention leave out what lies ahead
     masks = False  # whether `batch` needs the id of a mask token
+    has_extents = False  # whether sequences differ in what is seen: see `Batch.extents_B`
 
     def __init__(self, cfg: ModelConfig):
         self.cfg = cfg
@@ -125,6 +131,7 @@ class Prefix(Objective):
     predicted; the rest is causal. The extent of a sequence is the length of its prefix."""
 
     causal = False
+    has_extents = True
 
     def batch(
         self,

@@ -20,6 +20,11 @@ class Position(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether the scheme adds to the scores (ALiBi): whether it has a `bias` of its own."""
+        return type(self).bias is not Position.bias
+
     def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
         """Acts on the token embeddings (learned, sinusoidal). `at_BT`: where the tokens stand, if not at 0 to T - 1."""
         return x_BTD

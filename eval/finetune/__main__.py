@@ -57,7 +57,7 @@ def command(args: argparse.Namespace) -> int:
     from eval.finetune.train import Setting, identity, names_of, summarise
 
     if args.run is None and args.external is None and args.data:
-        return check(args.data, list(names_of(args.tasks)))
+        return check(args.data, list(names_of(args.tasks)), every=bool(args.tasks))
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
@@ -108,8 +108,15 @@ def command(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def check(folders: list[Path], names: list[str]) -> int:
-    """Without a run: says on which tasks one could be fine-tuned. Raises ValueError when there is data of none."""
+def check(folders: list[Path], names: list[str], every: bool = False) -> int:
+    """Without a run: says on which tasks one could be fine-tuned.
+
+    Args:
+        every: the tasks were named, so that each must have its data.
+
+    Raises:
+        ValueError: when there is data of none, or not of each that was named.
+    """
     from eval.finetune.tasks import TASKS, find, load
 
     for folder in folders:
@@ -121,6 +128,8 @@ def check(folders: list[Path], names: list[str]) -> int:
             f"{', '.join(map(str, folders))}: no data of any of {', '.join(names)}, such as CoLA/train.tsv "
             "and CoLA/dev.tsv"
         )
+    if every and (missing := [name for name in names if name not in there]):
+        raise ValueError(f"{', '.join(map(str, folders))}: no data of {', '.join(missing)}")
     for name in there:  # what is damaged is said before anything is trained
         for split in ("train", *TASKS[name].splits):
             load(name, split, folders)

@@ -14,7 +14,7 @@ import errno
 import sys
 from pathlib import Path
 
-from ablations.rundir import printable, storage_error
+from ablations.rundir import Exit, printable, storage_error
 from eval.report import record, request, track_record
 from eval.report.findings import gather
 
@@ -22,7 +22,11 @@ RECORDS = Path("ablations/records")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the record of a study and prints its table. Exit codes: 0, 1 (it cannot be written), 2 (bad request)."""
+    """Writes the record of a study and prints its table.
+
+    Exit codes: 0; 1 (it cannot be written); 2 (bad request); 3 (it is written, and some comparisons are refused, since
+    the runs were evaluated differently).
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
         print(f"make report, besides the words of a study (python -m ablations --help):\n{request.help_text()}")
@@ -56,6 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{record.screen(findings)}\n\n{printable(str(out / 'report.md'))}\n{printable(str(out / 'report.html'))}")
     if note:
         print(printable(note))
+    if findings.refusals:
+        number = f"{len(findings.refusals)} comparison{'s' * (len(findings.refusals) > 1)}"
+        print(
+            f"refused: {number} of runs that were evaluated differently; the report is written, and says which",
+            file=sys.stderr,
+        )
+        return Exit.REFUSED
     return 0
 
 

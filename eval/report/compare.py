@@ -91,7 +91,7 @@ def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> R
         runs: list[Run] = [(arm, seed) for seed in row]
         if all(set(tasks_of(cells[run], name)) == set(tasks) for run in runs):
             on_tasks[arm] = row
-        elif set(tasks) <= set(shared_tasks(cells, runs, name)):
+        elif tasks and set(tasks) <= set(shared_tasks(cells, runs, name)):
             scale = METRICS[name].scale
             on_tasks[arm] = {
                 seed: scale * float(np.mean([cells[arm, seed]["eval"]["tasks"][task]["value"] for task in tasks]))

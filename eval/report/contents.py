@@ -23,6 +23,7 @@ from eval.report.sections import (
     settings,
     tasks,
     training,
+    tuning,
 )
 
 NO_MISMATCH = """\
@@ -37,6 +38,7 @@ SECTIONS = (
     settings.fixed,
     differences.section,
     factorial.section,
+    tuning.section,
     training.section,
     on_the_way.section,
     beyond.section,

@@ -27,7 +27,7 @@ def table(f: Findings, head: str = "arm") -> Table:
     lines = []
     for arm in f.study.arms:
         numbers = [number(f, arm, name) for name in METRICS if name in f.results]
-        name = f"{arm} (baseline)" if arm == f.baseline else arm
+        name = f"{arm} (baseline)" if arm == f.baseline != "baseline" else arm
         lines.append([name, *numbers, "; ".join(remarks(f, arm))])
     return Table([head, *f.results, "verdict"], lines)
 

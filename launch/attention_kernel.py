@@ -1,0 +1,71 @@
+"""Which kernel computes attention on a GPU: timed when a run starts. It depends on the card, the shape and torch."""
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from model import attention
+
+WARM_UP, REPETITIONS = 3, 5  # untuned; the least of the repetitions counts
+
+
+def choose(model: Any, micro_batch: int) -> dict[str, float]:
+    """Have `model` use the fastest kernel that computes its attention, on all ranks the first rank's choice.
+
+    Returns:
+        {kernel: seconds of one layer's attention, forward and backward}, the fastest first. Empty where there is no
+        choice: on a CPU, and where only Flex or only what is written out computes it (see `attention.prepare`).
+    """
+    cfg, weight = model.cfg, model.embed.weight
+    no_choice = cfg.attn_dropout or cfg.qk_scaling or model.objective.has_extents or model.position.has_bias
+    if not weight.is_cuda or no_choice:
+        return {}
+    seconds = [timed(model, micro_batch)]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(seconds)
+    model.attention_kernel = next(iter(seconds[0]), None)
+    return seconds[0]
+
+
+def timed(model: Any, micro_batch: int) -> dict[str, float]:
+    """The seconds of each kernel that computes attention at the model's shape and precision, the fastest first."""
+    cfg, weight = model.cfg, model.embed.weight
+    heads = cfg.heads // model.tp.size
+    # as the model has them: parts of one tensor, heads beside each other
+    qkv = torch.randn(micro_batch, cfg.seq, 3, heads, cfg.head_dim, device=weight.device, dtype=weight.dtype)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    seconds = {}
+    for kernel in (*attention.TORCH_KERNELS, attention.FLEX):
+        if kernel == attention.FLEX:
+            x_BTD = weight.new_empty(micro_batch, cfg.seq, 0)
+            attend = attention.fused(model.position, heads, x_BTD, model.objective)
+        else:
+            attend = attention.unbiased(model.position, model.objective, kernel, or_plain=False)
+        try:
+            seconds[kernel] = _least_seconds(attend, inputs)
+        except (
+            RuntimeError,
+            NotImplementedError,
+        ):  # torch's, where a kernel is not for this device, shape or precision
+            continue
+    return dict(sorted(seconds.items(), key=lambda item: item[1]))
+
+
+def _least_seconds(attend: attention.Attend, inputs: list[Any]) -> float:
+    least = float("inf")
+    for i in range(WARM_UP + REPETITIONS):
+        _wait(inputs[0].device)
+        began = time.perf_counter()
+        torch.autograd.grad(attend(*inputs).sum(), inputs)
+        _wait(inputs[0].device)
+        if i >= WARM_UP:
+            least = min(least, time.perf_counter() - began)
+    return least
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,190 @@
+"""What runs on a GPU alone, tried on a CPU: tensors that say they are on a GPU take its branches.
+
+Kernels, streams and speed are not tested here; docs/gpu.md says what was not run.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from launch import attention_kernel
+from model import attention, probe, proof
+from model.gpt import GPT
+from model.objective import OBJECTIVES, Objective, Prefix, SpecialTokens
+from model.position import POSITIONS
+from tests.test_model import SMALL, scrambled, tokens
+
+UNBIASED = sorted(set(POSITIONS) - {"alibi"})
+
+
+class OnGPU(torch.Tensor):
+    """A tensor of a CPU that says otherwise, as does all that is computed from it."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+def on_gpu(x: torch.Tensor) -> torch.Tensor:
+    return x.as_subclass(OnGPU)  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+@pytest.mark.parametrize("kernel", [None, "flash"])  # a CPU has flash and the plain one
+@pytest.mark.parametrize("objective", ["causal", "mlm"])
+@pytest.mark.parametrize("pos", UNBIASED)
+def test_attention_without_a_bias_is_the_formula_and_so_are_its_gradients(
+    pos: str, objective: str, kernel: Any
+) -> None:
+    cfg = replace(SMALL, pos=pos, objective=objective)
+    position, sees = POSITIONS[pos](cfg), OBJECTIVES[objective](cfg)
+    q, k, v, grad = torch.randn(4, 2, 6, 32, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    x = torch.empty(2, 32, cfg.hidden)
+
+    def outputs(attend: attention.Attend) -> list[torch.Tensor]:
+        inputs = [t.clone().requires_grad_() for t in (q, k, v)]
+        out = attend(*inputs)
+        return [out, *torch.autograd.grad(out, inputs, grad)]
+
+    expected = outputs(attention.plain(position, 6, x, sees))
+    found = outputs(attention.prepare(position, 6, on_gpu(x), objective=sees, kernel_name=kernel))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [None, "flash", attention.FLEX])
+@pytest.mark.parametrize("pos", POSITIONS)
+def test_what_has_a_bias_goes_to_flex_and_so_does_what_is_asked_for(
+    pos: str, kernel: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = replace(SMALL, pos=pos)
+    called: list[str] = []
+    for name in ("unbiased", "fused", "plain", "masked"):
+        monkeypatch.setattr(attention, name, lambda *args, name=name: called.append(name))
+    x = on_gpu(torch.empty(2, 32, cfg.hidden, dtype=torch.bfloat16))
+    attention.prepare(POSITIONS[pos](cfg), 6, x, objective=Objective(cfg), kernel_name=kernel)
+    attention.prepare(POSITIONS[pos](cfg), 6, x, objective=Prefix(cfg), extents_B=torch.tensor([1, 5]))
+    assert called == ["fused" if pos == "alibi" or kernel == attention.FLEX else "unbiased", "fused"]
+
+
+@pytest.mark.parametrize("pos", POSITIONS)
+def test_flex_is_given_a_score_modification_only_where_there_is_a_bias(
+    pos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def flex(q: Any, k: Any, v: Any, score_mod: Any, block_mask: Any) -> Any:
+        seen.append(score_mod)
+        return v
+
+    monkeypatch.setattr("torch.nn.attention.flex_attention.flex_attention", flex)
+    cfg = replace(SMALL, pos=pos)
+    position, q = POSITIONS[pos](cfg), torch.zeros(2, 6, 32, 8)
+    attention.fused(position, 6, torch.empty(2, 32, cfg.hidden), Objective(cfg))(q, q, q)
+    assert [s is not None for s in seen] == [pos == "alibi"]
+
+
+@pytest.mark.parametrize(("pos", "kernel"), [("none", "flash"), ("learned", "efficient"), ("rotary", "cudnn")])
+def test_the_proofs_judge_the_kernel_that_trains(pos: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was told a kernel is proved with it; where it sees what is to come, or a bias, the proofs fail."""
+    model = GPT(replace(SMALL, pos=pos)).bfloat16()
+    model.attention_kernel = kernel
+    honest, called = attention.unbiased, []
+
+    def watched(*args: Any) -> attention.Attend:
+        called.append(args[2])
+        return honest(*args)
+
+    real = probe.tokens
+    monkeypatch.setattr(probe, "tokens", lambda *args: on_gpu(real(*args)))
+    monkeypatch.setattr(attention, "unbiased", watched)
+    assert proof.position(model).passed and proof.objective(model).passed and set(called) == {kernel}
+    monkeypatch.setattr(attention, "unbiased", lambda position, objective, name: watched(position, SeesAll, name))
+    assert not proof.position(model).passed and not proof.objective(model).passed
+
+
+def test_kernels_that_a_device_lacks_are_left_out_and_the_fastest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of these a CPU has flash; Flex has no backward there."""
+    model = GPT(replace(SMALL, pos="rotary")).bfloat16()
+    assert list(attention_kernel.timed(model, 2)) == ["flash"]
+    assert attention_kernel.choose(model, 2) == {} and model.attention_kernel is None  # a CPU has no choice
+    monkeypatch.setattr(attention_kernel.dist, "get_world_size", lambda: 1)
+    seconds = {"cudnn": 3.0, "flash": 1.0, attention.FLEX: 2.0}
+
+    def least(attend: Any, inputs: Any) -> float:
+        assert [x.shape for x in inputs] == [(2, 6, 32, 8)] * 3 and all(x.requires_grad for x in inputs)
+        return seconds.pop(next(iter(seconds)))
+
+    monkeypatch.setattr(attention_kernel, "_least_seconds", least)
+    monkeypatch.setattr(
+        attention, "TORCH_KERNELS", {name: attention.TORCH_KERNELS[name] for name in ("cudnn", "flash")}
+    )
+    model.embed.weight = torch.nn.Parameter(on_gpu(model.embed.weight.detach()))
+    assert list(attention_kernel.choose(model, 2).items()) == [("flash", 1.0), (attention.FLEX, 2.0), ("cudnn", 3.0)]
+    assert model.attention_kernel == "flash"
+
+
+@pytest.mark.parametrize(
+    "change", [{"pos": "alibi"}, {"objective": "prefix"}, {"attn_dropout": 0.1}, {"qk_scaling": True}], ids=str
+)
+def test_where_one_executor_alone_is_right_nothing_is_timed(change: dict[str, Any]) -> None:
+    model = GPT(replace(SMALL, **change))
+    model.embed.weight = torch.nn.Parameter(on_gpu(model.embed.weight.detach()))
+    assert attention_kernel.choose(model, 2) == {} and model.attention_kernel is None
+
+
+class SeesAll:
+    causal = False
+
+
+def test_the_mask_of_blocks_is_made_before_a_graph_and_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made in the graph it is a hundred operations in every forward pass."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(attention, "BLOCK_MASKS", {})
+    cfg = replace(SMALL, pos="alibi", seq=256)
+    model = GPT(cfg).requires_grad_(False)
+    batch = model.objective.batch(tokens(cfg, 257, B=2), tokens=SpecialTokens(0))
+    monkeypatch.setattr(attention, "prepare", lambda *args: attention.fused(*args[:3], *args[5:7]))
+    sizes: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        sizes.append(sum(node.op.startswith("call") for node in graph.graph.nodes))
+        return graph.forward
+
+    def compiled() -> torch.Tensor:
+        torch._dynamo.reset()
+        return torch.compile(model.hidden, fullgraph=True, backend=count)(batch.inputs_BT)
+
+    late = compiled()
+    assert attention.BLOCK_MASKS == {}  # nothing of a graph is kept
+    attention.shared_mask(model.objective, 256, torch.device("cpu"))
+    assert torch.equal(compiled(), late)
+    assert sizes[1] < sizes[0] - 50
+
+
+def test_a_mask_of_blocks_is_made_once_for_each_objective_length_and_device() -> None:
+    causal, device = Objective(SMALL), torch.device("cpu")
+    first = attention.shared_mask(causal, 128, device)
+    assert attention.shared_mask(Objective(SMALL), 128, device) is first
+    assert attention.shared_mask(causal, 256, device) is not first
+    masked = replace(SMALL, objective="mlm")
+    other = attention.shared_mask(OBJECTIVES["mlm"](masked), 128, device)
+    assert other is not first and other.sparsity() < first.sparsity() + 1e-9
+
+
+def test_a_whole_model_trains_alike_on_both_branches() -> None:
+    """Losses and gradients in fp32, with the GPU's attention and GELU."""
+    for pos in UNBIASED:
+        model = scrambled(GPT(replace(SMALL, pos=pos)))
+        rows = tokens(SMALL, 33)
+        readings = []
+        for x in (rows, on_gpu(rows)):
+            loss = model.loss(model.objective.batch(x))
+            grads = torch.autograd.grad(loss, list(model.parameters()))
+            readings.append([loss.detach(), *grads])
+        for ours, theirs in zip(*readings, strict=True):
+            torch.testing.assert_close(
+                ours.as_subclass(torch.Tensor), theirs.as_subclass(torch.Tensor), rtol=1e-3, atol=1e-5
+            )

@@ -1,0 +1,158 @@
+"""A step as a GPU takes it, on a CPU: what launch/bf16.py does with gradients, against DeepSpeed's own way; and losses
+that are read a step late."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ablations.config import Run, resolve
+from ablations.rundir import checkpoints
+from launch import engine, manifest
+from launch import train as training
+from launch.bf16 import use_device_updates
+from tests.test_parallel import on
+from tests.test_train import corpus, in_process, result, store, study  # noqa: F401
+
+SHAPE = {
+    "size": "nano",
+    "model.layers": 2,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.seq": 32,
+    "model.vocab": 512,
+    "train.batch": 8,
+    "train.lr": 1e-2,
+    "train.precision": "bf16",
+}
+
+
+def live(run: Run, world: int, ours: bool) -> engine.Engine:
+    """An engine whose bf16 optimizer is DeepSpeed's own, or as on a GPU."""
+    engine.start(run)
+    honest = engine.deepspeed_config
+    with pytest.MonkeyPatch.context() as patch:
+        # otherwise it rounds each rank's sums to bf16 before it adds them
+        patch.setattr(engine, "deepspeed_config", lambda *args: honest(*args) | {"communication_data_type": "fp32"})
+        patch.setattr(engine, "free_fp32_gradients_between_steps", lambda optimizer: None)
+        built = engine.build(engine.model_of(run), run, world)
+    if ours:
+        use_device_updates(built.ds)
+    return built
+
+
+def steps(folder: Path, run: Run, ours: bool, spoilt: int | None = None) -> None:
+    """Five steps of this rank; (loss, norm), and all that its optimizer keeps after each."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    built = live(run, world, ours)
+    share = run.train.batch // world
+    readings, states = [], []
+    for step in range(5):
+        rows = torch.randint(512, (run.train.batch, 33), generator=torch.Generator().manual_seed(step))
+        if step == spoilt:
+            with torch.no_grad():
+                built.ds.optimizer.bf16_groups[1][0][0] = math.nan  # until the weights are written anew
+        batch = built.model.objective.batch(rows[rank * share : (rank + 1) * share])
+        readings.append(built.step(batch, run.train.lr)[:2])
+        states.append([piece.data.clone() for piece in built.pieces()])
+        adam_steps = {float(adam["step"]) for adam in built.ds.optimizer.state.values() if adam}
+        states[-1].append(torch.tensor(sorted(adam_steps)))
+    torch.save((readings, states), folder / f"{ours}{rank}")
+
+
+def compared(folder: Path, run: Run, ranks: int) -> None:
+    """The first step must be the same but for the order of sums; from then on bf16 weights may be rounded otherwise."""
+    for ours in (True, False):
+        if ranks == 1:
+            steps(folder, run, ours)
+        else:
+            on(ranks, steps, folder, run, ours)
+    for rank in range(ranks):
+        (read, states), (expected, those) = (torch.load(folder / f"{ours}{rank}") for ours in (True, False))
+        assert read[0] == pytest.approx(expected[0], rel=1e-5)
+        assert read == [pytest.approx(e, rel=0.02) for e in expected]
+        for mine, theirs in zip(states[0], those[0], strict=True):
+            assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize(("micro", "clip"), [(8, 0.05), (2, 1e9)], ids=["clipped", "not clipped"])
+def test_one_rank_updates_as_deepspeed_does(micro: int, clip: float, tmp_path: Path) -> None:
+    run = resolve((SHAPE | {"layout.micro_batch": micro, "train.clip": clip}).items())
+    compared(tmp_path, run, 1)
+
+
+def test_two_ranks_do_with_sums_in_fp32(tmp_path: Path) -> None:
+    run = resolve((SHAPE | {"layout.micro_batch": 2, "layout.processes": 2, "train.clip": 0.05}).items())
+    compared(tmp_path, run, 2)
+
+
+def test_an_update_that_is_no_number_is_left_out_and_said(tmp_path: Path) -> None:
+    run = resolve((SHAPE | {"layout.micro_batch": 4}).items())
+    steps(tmp_path, run, True, spoilt=2)
+    readings, states = torch.load(tmp_path / "True0")
+    assert [math.isfinite(norm) for _, norm in readings] == [True, True, False, True, True]
+    assert readings[2][1] == math.inf and math.isnan(readings[2][0])
+    assert all(torch.equal(a, b) for a, b in zip(states[1], states[2], strict=True))  # weights, moments, step count
+    assert not any(torch.equal(a, b) for a, b in zip(states[2][:3], states[3][:3], strict=True))
+    assert all(state.isfinite().all() for states_ in states for state in states_)
+
+
+# ------------------------------------------------------------------------------------------------ read a step late
+
+
+def run(corpus: str, store: Path, folder: Path, change: dict[str, Any], patch: Any, late: bool) -> list[Any]:
+    """What a run whose steps are read late, or at once, leaves behind: why it stopped, its checkpoints' steps, its
+    rollbacks, its weights and losses."""
+    patch.setattr(training, "reads_a_step_late", lambda engine, run: late)
+    folder = folder / f"late {late}"
+    folder.mkdir()
+    cell = dataclasses.replace(study(corpus, folder, change).cells[0], dir=folder)
+    why, left = "", None
+    try:
+        left = in_process(cell, store)
+    except manifest.Diverged as error:
+        why = str(error)
+    saved = [int(path.name.removeprefix("step_")) for path in checkpoints(folder / "checkpoints")]
+    return [why, saved, json.loads((folder / "run.json").read_text())["rollbacks"], left]
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_losses_that_are_read_late_are_the_same(
+    every: int, corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = {"layout.log_every": every, "layout.save_every": 5, "train.precision": "bf16"}
+    at_once, late = (run(corpus, store, tmp_path, change, monkeypatch, late) for late in (False, True))
+    assert at_once == late and at_once[3] is not None
+
+
+@pytest.mark.parametrize("bad", [3, 5, 6])
+@pytest.mark.parametrize("rollbacks", [0, 1])
+def test_a_loss_that_is_no_number_is_found_late_and_never_saved(
+    rollbacks: int, bad: int, corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every other step a checkpoint is due: after step 3 and 5 the bad loss is read when the next step, which is
+    followed by one, is under way."""
+    read, readings = engine.Pending.read, []
+
+    def spoilt(self: engine.Pending) -> engine.Step:
+        readings.append(step := read(self))
+        return step._replace(loss=math.nan) if len(readings) == bad else step
+
+    monkeypatch.setattr(engine.Pending, "read", spoilt)
+    change = {"layout.log_every": 100, "layout.save_every": 2, "layout.keep": 99}
+    change |= {"train.rollbacks": 1, "train.skip": 1} if rollbacks else {}
+    left = []
+    for late in (False, True):
+        readings.clear()
+        left.append(run(corpus, store, tmp_path, change, monkeypatch, late))
+    (why, _, went_back, trained), (late_why, saved, late_went_back, late_trained) = left
+    assert (why, went_back, trained) == (late_why, late_went_back, late_trained)
+    if rollbacks:
+        assert not why and len(went_back) == 1 and trained is not None
+    else:
+        assert f"step {bad}: the loss is nan" in why and max(saved, default=0) < bad
