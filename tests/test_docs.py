@@ -24,7 +24,7 @@ MADE_UP = {"make ablation POS=linear"}  # of an example that adds this scheme
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command) of each `make ...` and `python -m ...`: lines of indented or fenced blocks, and code within text."""
+    """(page, command) of each `make ...` and `python -m ...`: lines of blocks, and code within text."""
     listed = []
     for page in PAGES:
         text = page.read_text("utf-8")
