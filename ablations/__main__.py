@@ -104,8 +104,8 @@ def plan(study: Study) -> int:
     print()
     if study.design:
         aliasing = study.factorial.aliasing if study.factorial else []
-        told = ["What is told together, and how much of the other is in it:"] if aliasing else []
-        print(study.design, *told, *(f"  {line}" for line in aliasing), "", sep="\n")
+        heading = ["What is told together, and how much of the other is in it:"] if aliasing else []
+        print(study.design, *heading, *(f"  {line}" for line in aliasing), "", sep="\n")
     names = {
         cell.arm: cell.arm if cell.delta or cell.arm == "baseline" else f"{cell.arm} (baseline)" for cell in study.cells
     }
