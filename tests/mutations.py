@@ -262,8 +262,8 @@ MUTATIONS = [
         "",
         "",
         KERNEL,
-        "dk[:, seen] += ",
-        "dk[:, seen] = ",
+        "dk[:, visible] += ",
+        "dk[:, visible] = ",
     ),
     one(
         "the blocks' shares of the output matrix's gradient are not summed",
@@ -1344,8 +1344,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/parts.py",
-        'kept = {} if size in names else bundles()[size]["set"]',
-        "kept: dict[str, Any] = {}",
+        'size_settings = {} if size in names else bundles()[size]["set"]',
+        "size_settings: dict[str, Any] = {}",
         "tests/test_cram_studies.py",
     ),
     one(
