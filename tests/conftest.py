@@ -24,7 +24,7 @@ multiprocessing.set_forkserver_preload(
 
 @pytest.fixture(autouse=True)
 def claims_no_gpu_afterwards() -> Iterator[None]:
-    """`make plan ON=` claims a GPU for its process (MEGAHOUR_GPU), which a test that calls it must not do for others."""
+    """`make plan ON=` claims a GPU for its process (MEGAHOUR_GPU): a test that calls it keeps it to itself."""
     before = os.environ.get("MEGAHOUR_GPU")
     yield
     if before is None:
