@@ -104,8 +104,8 @@ def plan(study: Study) -> int:
     print()
     if study.design:
         aliasing = study.factorial.aliasing if study.factorial else []
-        told = ["What is told together, and how much of the other is in it:"] if aliasing else []
-        print(study.design, *told, *(f"  {line}" for line in aliasing), "", sep="\n")
+        heading = ["What is told together, and how much of the other is in it:"] if aliasing else []
+        print(study.design, *heading, *(f"  {line}" for line in aliasing), "", sep="\n")
     print(f"{'cell':>4}  {'arm':28} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
     total = 0.0
     for i, cell in enumerate(study.cells):

@@ -34,24 +34,27 @@ def main(argv: list[str] | None = None) -> int:
     if not words or all(word.startswith("OUT=") for word in words):
         return predicted(words)
     try:
-        asked = request.parse(words)
-        findings = gather(asked.study, asked.noise, asked.beside)
+        requested = request.parse(words)
+        findings = gather(requested.study, requested.noise, requested.beside)
     except ValueError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
-    kept, note = RECORDS / asked.study.name, ""
+    record_folder, note = RECORDS / requested.study.name, ""
     elsewhere = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs") / "records"
-    if lost := record.lost_runs(findings, kept):
-        note = f"{kept} stays as it is: it has runs that this report lacks: {lost}. Remove it to have this one there."
+    if lost := record.lost_runs(findings, record_folder):
+        note = (
+            f"{record_folder} stays as it is: it has runs that this report lacks: {lost}. "
+            "Remove it to have this one there."
+        )
     try:
-        out = elsewhere / asked.study.name if lost else kept
+        out = elsewhere / requested.study.name if lost else record_folder
         try:
             record.write(findings, out)
         except OSError as error:
             if lost or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
             note = f"{printable(str(error))}: the report is in {elsewhere} instead."
-            out = elsewhere / asked.study.name
+            out = elsewhere / requested.study.name
             record.write(findings, out)
     except OSError as error:
         why = storage_error(error) or printable(str(error))

@@ -75,12 +75,13 @@ def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
     first, *others = (cells[run] for run in runs)
     if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in WHOLE):
         return []
-    own = task_identities(first)
+    identities = task_identities(first)
     return [
         task
         for task in tasks_of(first, metric)
         if all(
-            task in task_identities(other) and same_task(own[task], task_identities(other)[task]) for other in others
+            task in task_identities(other) and same_task(identities[task], task_identities(other)[task])
+            for other in others
         )
     ]
 

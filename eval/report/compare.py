@@ -103,7 +103,7 @@ def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> R
 def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> list[Stratum]:
     """Per task, differences of two arms [seeds, items or clusters] and weights; averaged over seeds where these are not
     the same."""
-    found = []
+    differences = []
     for task in pairs.tasks:
         ours, theirs = items_of(cells, arm, pairs.seeds[0], task), items_of(cells, baseline, pairs.seeds[1], task)
         if not ours.names:
@@ -113,8 +113,8 @@ def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> 
         else:
             d_SN = (ours.values.mean(0) - theirs.values.mean(0))[None]
         clusters = [a if not a.startswith("item ") else b for a, b in zip(ours.clusters, theirs.clusters, strict=True)]
-        found.append(by_cluster(METRICS[name].scale * d_SN, ours.weights, clusters))
-    return found
+        differences.append(by_cluster(METRICS[name].scale * d_SN, ours.weights, clusters))
+    return differences
 
 
 def pair(
@@ -192,14 +192,14 @@ def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple
         tasks = shared_tasks(cells, runs, name)
         same = [first]
         for arm in others:
-            own: list[Run] = [(arm, seed) for seed in results[arm]]
-            shared = shared_tasks(cells, [*runs, *own], name)
+            arm_runs: list[Run] = [(arm, seed) for seed in results[arm]]
+            shared = shared_tasks(cells, [*runs, *arm_runs], name)
             if (
                 shared
-                and set(shared) in (set(tasks), set(tasks_of(cells[own[0]], name)))
-                and same_text(cells, [*runs, *own])
+                and set(shared) in (set(tasks), set(tasks_of(cells[arm_runs[0]], name)))
+                and same_text(cells, [*runs, *arm_runs])
             ):
-                tasks, same, runs = shared, [*same, arm], [*runs, *own]
+                tasks, same, runs = shared, [*same, arm], [*runs, *arm_runs]
         left = [arm for arm in left if arm not in same]
         means = results_on(cells, {arm: results[arm] for arm in same}, name, tasks)
         both = list(combinations(same, 2))

@@ -66,15 +66,15 @@ def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
     """{metric: margin} of a registration, which may be a stranger's."""
-    margins, found = content.get("margin"), {}
+    margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}
     for metric in METRICS:
         try:
-            found[metric] = float(str(margins[metric]).split()[0])
+            numbers[metric] = float(str(margins[metric]).split()[0])
         except (KeyError, ValueError, IndexError):
             continue
-    return found
+    return numbers
 
 
 def most_seeds(content: dict[str, Any]) -> int | None:

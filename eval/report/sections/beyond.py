@@ -19,9 +19,9 @@ def section(f: Findings) -> Section:
     complete = {arm: results for arm, results in curves.items() if all(results)}
     if not complete:
         return Section(title, [])
-    found = [result for results in curves.values() for result in results if result]
-    longest = max(result["positions"][-1] for result in found)
-    tokens = min(result.get("tokens", 0) for result in found)
+    measured = [result for results in curves.values() for result in results if result]
+    longest = max(result["positions"][-1] for result in measured)
+    tokens = min(result.get("tokens", 0) for result in measured)
     lines, rows = [], []
     marks: dict[str, float] = {}
     schemes: dict[str, list[str]] = {}

@@ -138,14 +138,14 @@ def noise_floors(f: Findings) -> list[str]:
         floor = noise_floor(f.distinct_results(name))  # with what the arms of a seed share: two seeds do not share it
         assert floor
         widest = quantile(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
-        seen = [
+        resolutions = [
             f"{detectable(noise['seed_sd'], noise['items'], arms, n):.{metric.digits + 1}f} with {n}"
             for n in STUDIES_SHOWN
         ]
         lines.append(
             f"**Noise floor, {name}.** Two runs that differ in the seed alone lie up to {widest:.{metric.digits + 1}f} "
             f"{metric.unit} apart, 19 times in 20. If the noise is as measured here, a study of {arms} "
-            f"arms sees with a chance of {POWER:.0%} differences from {', '.join(seen)} seeds."
+            f"arms sees with a chance of {POWER:.0%} differences from {', '.join(resolutions)} seeds."
         )
     return lines
 

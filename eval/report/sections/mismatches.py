@@ -36,12 +36,12 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     runs = {name: cell["run"] for name, cell in by_name.items() if "run" in cell}
     evaluated = {name: cell for name, cell in by_name.items() if "eval" in cell}
 
-    kept = ("commit", "versions", "hardware")
+    compared = ("commit", "versions", "hardware")
     lines += differing_values(
-        {name: {key: run[key] for key in kept} | {"layout": run["config"]["layout"]} for name, run in runs.items()}
+        {name: {key: run[key] for key in compared} | {"layout": run["config"]["layout"]} for name, run in runs.items()}
     )
     for name, run in runs.items():
-        lines += history(name, run, kept)
+        lines += history(name, run, compared)
         lines += [f"{name}, text: {plain(line)}" for line in run["data"].get("mismatch") or []]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
@@ -67,13 +67,16 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     return lines
 
 
-def history(name: str, run: dict[str, Any], kept: tuple[str, ...]) -> list[str]:
+def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
     """What happened to a run between its first and its last step that a controlled comparison does not want."""
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")
     for later in run.get("continued") or []:
-        sessions = {"begun": {key: run[key] for key in kept}, "continued": {key: later.get(key, {}) for key in kept}}
+        sessions = {
+            "begun": {key: run[key] for key in compared},
+            "continued": {key: later.get(key, {}) for key in compared},
+        }
         lines += [f"{name}, when it was continued: {line}" for line in differing_values(sessions)]
     for rollback in run.get("rollbacks") or []:
         first, last = rollback["samples_left_out"]

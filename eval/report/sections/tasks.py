@@ -42,10 +42,10 @@ def headline(f: Findings) -> list[Block]:
         return []
     able, lines = together["able"], []
     for arm in f.study.arms:
-        own = [evaluation for run, evaluation in evaluations.items() if run[0] == arm]
-        result = suite(own) if own else None
+        arm_evaluations = [evaluation for run, evaluation in evaluations.items() if run[0] == arm]
+        result = suite(arm_evaluations) if arm_evaluations else None
         if result:
-            scores = [100 * evaluation["tasks"][name]["value"] for evaluation in own for name in able]
+            scores = [100 * evaluation["tasks"][name]["value"] for evaluation in arm_evaluations for name in able]
             lines.append(
                 [
                     arm,
