@@ -1345,7 +1345,7 @@ MUTATIONS = [
         "",
         "ablations/parts.py",
         'size_settings = {} if size in names else bundles()[size]["set"]',
-        "kept: dict[str, Any] = {}",
+        "size_settings: dict[str, Any] = {}",
         "tests/test_cram_studies.py",
     ),
     one(

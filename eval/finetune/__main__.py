@@ -247,7 +247,8 @@ def run_all(
     jobs: int,
     results: dict[tuple[str, int], dict[str, Any]],
 ) -> list[str]:
-    """Fill in `results`, some at a time, with a progress bar; returns what failed, a sentence each."""
+    """Fine-tune on all tasks and seeds that `results` lacks, some at a time, with a progress bar. Returns a sentence
+    for each failure."""
     from rich.console import Console
     from rich.progress import Progress
 
