@@ -77,7 +77,8 @@ def one(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[st
 
 
 def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
-    """Fill in `results`, `jobs` items at a time; returns what failed, a sentence each."""
+    """Fine-tune on all items, `jobs` at a time, and add their results to `results`. Returns a sentence for each
+    failure."""
     failed: list[str] = []
 
     def done(item: Item, make: Callable[[], dict[str, Any]]) -> None:

@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def predicted(words: list[str]) -> int:
-    """Prints the predictions of all records. Without a study, there is nothing else to report."""
+    """Print the predictions in all records, and how often predictions came true: `python -m eval.report` without
+    words."""
     out = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
     lines, damaged = track_record.predictions([RECORDS, out / "records"])
     for sentence in damaged:

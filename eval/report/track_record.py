@@ -1,4 +1,4 @@
-"""Over all records: what was predicted, and how often it came out so."""
+"""The track record: over all records, how often predictions came true."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def counts(lines: list[dict[str, Any]]) -> dict[str, int]:
-    """{outcome: how many}"""
+    """{outcome: number of predictions}."""
     return {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in (HELD, FAILED, UNDECIDED)}
 
 

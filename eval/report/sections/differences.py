@@ -1,4 +1,5 @@
-"""Differences from the baseline: by seed, with their noise, and what a study like this can see."""
+"""Section: differences of the arms from the baseline, by seed, with their noise, and the differences that such a study
+can detect."""
 
 import numpy as np
 
@@ -76,7 +77,8 @@ def blocks(f: Findings) -> list[Block]:
 
 
 def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
-    """One line: the intervals over items and over tasks, and the number of tasks; none without items."""
+    """A sentence with the bootstrap intervals of a difference over items and over tasks, and the number of tasks; ""
+    without items."""
     pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
     parts = strata(f.cells, arm, f.baseline, pairs, name) if pairs else []
     if not parts:
@@ -91,7 +93,7 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
 
 
 def how_decided(f: Findings) -> list[Block]:
-    """What the verdicts are by: the metric, the margins, and how the number of seeds came about."""
+    """Sentences on how verdicts are reached: the metric, the margins, and how the number of seeds was chosen."""
     sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
     if f.primary != f.primary_before:
         before = f.primary_before or "one metric in some runs and another in others"
@@ -115,7 +117,7 @@ def how_decided(f: Findings) -> list[Block]:
 
 
 def undecided(f: Findings) -> list[Block]:
-    """Of each comparison that is undecided: what is missing, and what it costs."""
+    """A sentence for each undecided comparison: how many seeds would decide it, and what they would cost."""
     lines = []
     for name in METRICS:
         for arm in f.compared.get(name, {}) if f.controlled else ():
@@ -131,7 +133,7 @@ def undecided(f: Findings) -> list[Block]:
 
 
 def noise_floors(f: Findings) -> list[str]:
-    """The noise floor of each metric, and what studies with more seeds would see."""
+    """The noise floor of each metric, and the differences that studies with more seeds would detect."""
     lines, arms = [], 1 + len(f.study.compared)
     for name, noise in recorded_noise(f).items():
         metric = METRICS[name]

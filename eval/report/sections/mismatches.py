@@ -1,4 +1,4 @@
-"""What does not match: everything that is not as a controlled comparison wants it, a line each."""
+"""Section: all that violates a controlled comparison, such as runs on other hardware or with other versions."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from eval.report.runs import Cells, plain
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
-    """Everything that is not as a controlled comparison wants it, a line each."""
+    """A sentence for each thing that violates a controlled comparison."""
     return together(each_mismatch(study, cells), len(cells))
 
 
 def together(lines: list[str], runs: int) -> list[str]:
-    """Lines "run: what" that say the same of several runs, as one."""
+    """Sentences "run: what", joined where they say the same about several runs."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -68,7 +68,8 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
 
 
 def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
-    """What happened to a run between its first and its last step that a controlled comparison does not want."""
+    """Sentences about events during a run's training that a controlled comparison should not have: changed code or
+    hardware, rollbacks."""
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")
@@ -86,7 +87,8 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
 
 
 def more_than_a_line(study: Any, cells: Cells) -> list[str]:
-    """Runs that differ from what the study plans, or from the baseline in more than the line that makes the arm."""
+    """Sentences about runs whose configuration is not what the study plans, or differs from the baseline's in more than
+    the settings of the arm."""
     lines = []
     for (arm, seed), cell in cells.items():
         if "run" not in cell:
@@ -150,7 +152,8 @@ def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
 
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
-    """{run: nested values} -> a line for every key whose value is not the same in all runs (that have it)."""
+    """A sentence for every key whose value is not the same in all runs. `values`: {run: nested values}; only_shared:
+    keys that not all runs have are left out."""
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):
