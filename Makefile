@@ -9,6 +9,7 @@
 # make diff A=bigscience-1b3 B=modern-1b3            how two sizes or presets differ
 # make card RUN=runs/nano/baseline,seed=1            what a run directory is, as JSON; plan, status, show, diff, report: FORMAT=json
 # make noise SIZE=nano         how far runs lie apart that differ in the seed alone, as a file for NOISE_FLOOR=
+# make calibrate               docs/statistics.md made anew: how often verdicts err, by simulated studies
 # make test                    the tests; make test-slurm: those that need a Slurm of their own (root, Debian packages)
 # make eval-data TASKS=suite   task data, on a machine with a network; SHOTS=5: with the data of examples in the prompts
 # make export RUN=runs/nano/baseline,seed=1 TO=folder      a finished run as a Hugging Face checkpoint
@@ -53,7 +54,7 @@ EMPTY := $(strip $(foreach n,$(filter-out $(NAMES) ON SITE WATCH ARGS,$(TYPED)),
 $(if $(EMPTY),$(error $(EMPTY) is empty: give a value or leave it out))
 need = $(if $(strip $(call said,$(1))),,$(error make $@ needs $(1)=, $(2)))
 
-.PHONY: ablation noise cram glue data plan laws ladder status report show card diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
+.PHONY: ablation calibrate noise cram glue data plan laws ladder status report show card diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -76,6 +77,9 @@ NOISE_WORDS = STUDY=baseline 'SEEDS=$(or $(call said,SEEDS),5)' 'FIRST_SEED=$(or
   $(call pairs,$(filter-out SEEDS FIRST_SEED,$(TAKES_noise)))
 noise: .venv/ready
 	@$(PY) -m launch.local $(NOISE_WORDS) && $(PY) -m eval.report.noise $(NOISE_WORDS)
+# docs/statistics.md: how often verdicts err and what they see, by simulated studies with fixed seeds
+calibrate: .venv/ready
+	@$(PY) -m eval.report.calibration
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(call pairs,FORMAT) $(WORDS)
 report: .venv/ready

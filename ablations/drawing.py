@@ -66,19 +66,20 @@ def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[flo
 
 
 def scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
-    """A number to its place between start and end."""
+    """The function from a number between `low` and `high` to its coordinate between `start` and `end`."""
     f = math.log if log else float
     width = (f(high) - f(low)) or 1.0
     return lambda value: start + (f(value) - f(low)) / width * (end - start)
 
 
 def wide(text: str, size: float = 12) -> float:
-    """About how wide a text is; too wide rather than too narrow."""
+    """The width of a text, by estimate: rather too wide than too narrow."""
     return 0.58 * size * len(text)
 
 
 def ending(words: str, room: float, size: float = 12) -> str:
-    """As much of the end of a text as there is room for: what is cut are paths and settings, which differ there."""
+    """The end of a text, as much as there is room for: long texts are paths and settings, which differ at their
+    ends."""
     most = max(2, int(room / wide("x", size)))
     return words if len(words) <= most else "…" + words[1 - most :]
 

@@ -155,7 +155,8 @@ def _check_used(study: Study, settings: dict[str, str]) -> None:
 
 
 def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
-    """What CROSS and LR ask for. Raises ConfigError."""
+    """The words CROSS and LR, checked: the value of CROSS, and the multiples of the learning rate. Raises
+    ConfigError."""
     if "CROSS" in values and "LR" in values:
         raise ConfigError("CROSS and LR are two designs: give one of them")
     for name in ("CROSS", "LR"):
@@ -178,7 +179,7 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
-    """By what the study is decided: what the words say, else what its file says. Raises ConfigError."""
+    """The criteria that decide the study: those in the words, else those in its file. Raises ConfigError."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -346,7 +347,8 @@ def _exists(name: str) -> bool:
 
 
 def from_anywhere(words: list[str]) -> list[str]:
-    """The words as they read from the checkout, where everything that is started runs; goes there itself."""
+    """Change to the folder of the checkout, where all commands run; returns the words with the paths in them made
+    absolute."""
     here = Path.cwd()
     if here == ROOT:
         return words

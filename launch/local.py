@@ -57,6 +57,7 @@ def run(study: Study) -> list[str]:
         except Damaged as error:  # the other runs go on
             failures.append(f"{cell.name}: {error}")
     check_tasks(study)
+    at_once = jobs(study)
     todo = [cell for cell in cells if not is_evaluated(cell)]
     untuned = [cell for cell in cells if study.fine_tuned and not (cell.dir / rundir.GLUE / rundir.GLUE_TABLE).exists()]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
@@ -90,7 +91,7 @@ def run(study: Study) -> list[str]:
     display = threading.Thread(target=progress.show, args=(todo, phases, done))
     display.start()
     try:
-        with processes.stopped_by_signals(), ThreadPoolExecutor(jobs(study)) as pool:
+        with processes.stopped_by_signals(), ThreadPoolExecutor(at_once) as pool:
             for future in [pool.submit(work, cell) for cell in todo]:
                 future.result()
     finally:
@@ -154,11 +155,20 @@ def prepare(study: Study, cells: list[Cell]) -> None:
 
 def jobs(study: Study) -> int:
     """How many runs to train at a time: JOBS when the user gives it; else one on a GPU machine, and on CPUs as many as
-    the cores allow."""
-    if study.jobs:
-        return study.jobs
+    the cores allow.
+
+    Raises:
+        ConfigError: when so many runs would share processors and a wall clock ends them, so that each gets less done.
+    """
     layout = study.base.layout
-    return 1 if has_gpu() else max(1, len(os.sched_getaffinity(0)) // (layout.threads * max(layout.processes, 1)))
+    cores = len(os.sched_getaffinity(0))
+    most = 1 if has_gpu() else max(1, cores // (layout.threads * max(layout.processes, 1)))
+    if study.jobs and study.jobs > most and study.base.by_clock:
+        raise ConfigError(
+            f"JOBS={study.jobs}: a wall clock ends these runs, so that each needs processors of its own; "
+            f"{'a GPU machine' if has_gpu() else f'{cores} cores'} can train {most} at a time"
+        )
+    return study.jobs or most
 
 
 def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:

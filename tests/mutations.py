@@ -1888,6 +1888,16 @@ MUTATIONS = [
         PLAN_LAWS,
     ),
     one(
+        "a sign that no size has shown is decided",
+        "",
+        "",
+        "",
+        "ablations/plan/ladder.py",
+        'return "undecided" if self.sign_unseen else _verdict',
+        "return _verdict",
+        PLAN_LADDER,
+    ),
+    one(
         "a ladder trains with one seed before it is refused",
         "",
         "",

@@ -309,6 +309,8 @@ def test_a_study_begun_where_there_is_bf16_goes_on_where_there_is_none(
         assert {cell.run.train.precision for cell in later.cells} == {"bf16"}
         later.cells[0].check_recorded()
     assert [cell.run for cell in from_args(words).cells] == [cell.run for cell in begun.cells]
+    said = from_args([*words, "SET=train.precision=bf16"])  # the same directories, also where it is said
+    assert [(cell.run, cell.dir) for cell in said.cells] == [(cell.run, cell.dir) for cell in begun.cells]
     with pytest.raises(ConfigError, match="train.precision: bf16 there, fp32 now"):
         from_args([*words, "SET=train.precision=fp32"]).cells[0].check_recorded()
 
