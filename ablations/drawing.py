@@ -53,12 +53,12 @@ def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[flo
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for steps in ((1, 2, 5), (1, 3), (1,)):
-            found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-            if len(found) <= most:
+            positions = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+            if len(positions) <= most:
                 break
-        if len(found) > most:
-            found = found[:: math.ceil(len(found) / most)]
-        return found if len(found) > 1 else ticks(low, high, most=most)
+        if len(positions) > most:
+            positions = positions[:: math.ceil(len(positions) / most)]
+        return positions if len(positions) > 1 else ticks(low, high, most=most)
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(s for s in (1, 2, 5, 10) if (high - low) / (s * step) <= most)
     first = math.ceil(low / step - 1e-9)

@@ -28,8 +28,8 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
     attempts, damaged_attempts = rundir.read_attempts(folder)
     facts: dict[str, Any] = dict(metric)
     facts["attempts"] = sum(line["event"] == "start" for line in attempts)
-    if kept := len(rundir.checkpoints(folder / rundir.CHECKPOINTS, "weights")):
-        facts["on_the_way"] = [kept - len(rundir.unjudged(folder)), kept]
+    if saved := len(rundir.checkpoints(folder / rundir.CHECKPOINTS, "weights")):
+        facts["on_the_way"] = [saved - len(rundir.unjudged(folder)), saved]
     facts |= _stand(cell, facts, attempts, time.time() if now is None else now)
     if notes := [note for note in (facts.get("why"), damaged_metrics, damaged_attempts) if note]:
         facts["why"] = "; ".join(notes)

@@ -285,13 +285,13 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
 
     A file that cannot be read is left out, and named, since the expectation may be in it.
     """
-    wanted = {_arm(key, value) for key, value in arms}
+    typed_arms = {_arm(key, value) for key, value in arms}
     unread = []
     for name in study_names():
         try:
             file = read_study(name)
             # what is expected under other settings says nothing of these
-            if not file.base and wanted <= {_arm(key, value) for key, value in file.arms}:
+            if not file.base and typed_arms <= {_arm(key, value) for key, value in file.arms}:
                 return file.question, file.expect, file
         except ConfigError:
             unread.append(f"ablations/studies/{name}.yaml")

@@ -6,7 +6,8 @@ before. The first occurrence stays, and held-out text counts as standing before 
 what is kept depends on the order of the documents alone.
 
 In place of datatrove's step, which calls a program in Rust that is no package, and of a suffix array, which takes more
-memory and another dependency. Memory: about 8 bytes for each character of the corpus, and 40 for each of WINDOWS.
+memory and another dependency. Memory: about 8 bytes for each character of the corpus, and 70 for each of WINDOWS
+(measured, docs/data.md).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SHORTEST = 20  # characters: shorter stretches are phrases of the language; untuned
-WINDOWS = 1 << 26  # that are sorted at once; a larger corpus is gone through several times; untuned
+WINDOWS = 1 << 25  # that are sorted at once; a larger corpus is gone through several times; untuned
 CHUNK = 1 << 22  # windows that are hashed, or characters that are compared, at once; untuned
 BASE = 0x9E3779B97F4A7C15  # of the polynomial hash: odd, the golden ratio
 
@@ -124,16 +125,16 @@ def _stood_before(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, len
 
     order = np.argsort(hashes, kind="stable")
     hashes, starts = hashes[order], starts[order]
-    found = [starts[:0]]
+    repeats = [starts[:0]]
     while len(hashes):
         new = np.r_[True, hashes[1:] != hashes[:-1]]
         firsts = starts[np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))]
         others = np.flatnonzero(~new)
         same = _equal(codes, firsts[others], starts[others], length)
-        found.append(starts[others[same]])
+        repeats.append(starts[others[same]])
         left = others[~same]  # they share a hash with another text, and are compared among themselves
         hashes, starts = hashes[left], starts[left]
-    return np.concatenate(found)
+    return np.concatenate(repeats)
 
 
 def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
@@ -157,13 +158,13 @@ def cut(spans: Path, rank: int) -> Callable[[Any], str]:
     number = count()
 
     def why(document: Any) -> str:
-        own = next(number)
-        first, last = np.searchsorted(rows[:, 0], (own, own + 1))
-        text, kept, at = document.text, [], 0
+        document_number = next(number)
+        first, last = np.searchsorted(rows[:, 0], (document_number, document_number + 1))
+        text, pieces, at = document.text, [], 0
         for _, begin, end in rows[first:last].tolist():
-            kept.append(text[at:begin])
+            pieces.append(text[at:begin])
             at = end
-        document.text = "".join([*kept, text[at:]])
+        document.text = "".join([*pieces, text[at:]])
         return "" if document.text.strip() else "nothing but stretches that stood before"
 
     return why

@@ -155,8 +155,8 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
 def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
     """Seeds of this ladder with which such a difference would be told from 0 with a chance of power.POWER."""
     z = _quantile(math.inf, LEVEL) + _quantile(math.inf, 2 * (1 - power.POWER))
-    wanted = seeds * (z * error / abs(level)) ** 2 if level else math.inf
-    return max(2, math.ceil(wanted)) if wanted <= MOST_SEEDS else None
+    needed = seeds * (z * error / abs(level)) ** 2 if level else math.inf
+    return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
 
 
 @dataclass

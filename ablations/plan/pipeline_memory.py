@@ -28,10 +28,10 @@ def parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool
     scores = 0.0 if flash else 5 * rows * shape.seq * shape.heads / tp
     layer = (10 + 24 / tp) * rows * hidden + scores
     under_way = 1 if last else min(layout.pp, layout.micro_batches)  # micro-batches, one pass forward, one backward
-    kept = layers * 2 * rows * hidden * under_way + layer if layout.recompute else layers * layer * under_way
+    stored = layers * 2 * rows * hidden * under_way + layer if layout.recompute else layers * layer * under_way
     logits = rows * shape.vocab / tp if last or layout.pp == 1 else 0.0
     counted = weights * ((8 if fp32_sums else 4) + 12 / layout.dp)
-    return [part / GIB for part in (counted, weights, kept, logits, GIB)]
+    return [part / GIB for part in (counted, weights, stored, logits, GIB)]
 
 
 def peak(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bool = True) -> float:

@@ -70,15 +70,15 @@ def command(args: argparse.Namespace) -> int:
         setting = replace(setting, epochs=args.epochs)
     setting = replace(setting, longest=min(setting.longest, source.longest() or setting.longest))
     sha256 = source.sha256()
-    asked: dict[str, dict[str, Any]] = {}
+    identities: dict[str, dict[str, Any]] = {}
     for name in names_of(args.tasks):
         try:
-            asked[name] = identity(name, args.data, setting, sha256)
+            identities[name] = identity(name, args.data, setting, sha256)
         except ValueError as error:
             if args.tasks:
                 raise
             print(f"missing: {error}", file=sys.stderr)
-    if not asked:
+    if not identities:
         raise ValueError("there is data of no task: --data names a folder of GLUE's files")
     if args.run:
         rundir.inside(args.run, FOLDER)
@@ -86,7 +86,7 @@ def command(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, int], dict[str, Any]] = {}
     todo = []
-    for name, depends in asked.items():
+    for name, depends in identities.items():
         for seed in range(1, args.seeds + 1):
             if (result := finished(folder / f"{name}-{seed}.json", depends | {"seed": seed})) is None:
                 todo.append((name, seed, depends))
@@ -94,7 +94,8 @@ def command(args: argparse.Namespace) -> int:
                 results[name, seed] = result
     failed = run_all(folder, source, args.data, setting, todo, args.jobs, results)
     by_task = {
-        name: [results[name, seed] for seed in range(1, args.seeds + 1) if (name, seed) in results] for name in asked
+        name: [results[name, seed] for seed in range(1, args.seeds + 1) if (name, seed) in results]
+        for name in identities
     }
     for why in failed:
         print(f"error: {why}", file=sys.stderr)
@@ -246,7 +247,8 @@ def run_all(
     jobs: int,
     results: dict[tuple[str, int], dict[str, Any]],
 ) -> list[str]:
-    """Fill in `results`, some at a time, with a progress bar; returns what failed, a sentence each."""
+    """Fine-tune on all tasks and seeds that `results` lacks, some at a time, with a progress bar. Returns a sentence
+    for each failure."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -43,23 +43,26 @@ def main(argv: list[str] | None = None) -> int:
     if not words or all(word.startswith("OUT=") for word in words):
         return predicted(words, as_json)
     try:
-        asked = request.parse(words)
-        findings = gather(asked.study, asked.noise, asked.beside)
+        requested = request.parse(words)
+        findings = gather(requested.study, requested.noise, requested.beside)
     except ValueError as error:
         return refuse(error, as_json)
-    kept, note = RECORDS / asked.study.name, ""
+    record_folder, note = RECORDS / requested.study.name, ""
     elsewhere = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs") / "records"
-    if lost := record.lost_runs(findings, kept):
-        note = f"{kept} stays as it is: it has runs that this report lacks: {lost}. Remove it to have this one there."
+    if lost := record.lost_runs(findings, record_folder):
+        note = (
+            f"{record_folder} stays as it is: it has runs that this report lacks: {lost}. "
+            "Remove it to have this one there."
+        )
     try:
-        out = elsewhere / asked.study.name if lost else kept
+        out = elsewhere / requested.study.name if lost else record_folder
         try:
             record.write(findings, out)
         except OSError as error:
             if lost or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
             note = f"{printable(str(error))}: the report is in {elsewhere} instead."
-            out = elsewhere / asked.study.name
+            out = elsewhere / requested.study.name
             record.write(findings, out)
     except OSError as error:
         why = storage_error(error) or printable(str(error))
@@ -87,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def refuse(error: ValueError, as_json: bool) -> int:
-    """Says why a request is refused."""
+    """Say why a request is refused."""
     if as_json:
         print(answers.error(str(error)))
     print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -95,7 +98,8 @@ def refuse(error: ValueError, as_json: bool) -> int:
 
 
 def predicted(words: list[str], as_json: bool = False) -> int:
-    """Prints the predictions of all records. Without a study, there is nothing else to report."""
+    """Print the predictions in all records, and how often predictions came true: `python -m eval.report` without
+    words."""
     out = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
     lines, damaged = track_record.predictions([RECORDS, out / "records"])
     for sentence in damaged:

@@ -96,9 +96,9 @@ def runs(key: tuple[int, ...], studies: int, arms: int, seeds: int, shared: floa
     return rng.normal(size=(studies, arms, seeds)) + shared * rng.normal(size=(studies, 1, seeds))
 
 
-def any_wrong(found: np.ndarray) -> float:
+def any_wrong(verdicts: np.ndarray) -> float:
     """Of equal arms: the share of studies that call any better or worse."""
-    return float(((found == BETTER) | (found == WORSE)).any(1).mean())
+    return float(((verdicts == BETTER) | (verdicts == WORSE)).any(1).mean())
 
 
 def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
@@ -209,8 +209,8 @@ def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
     noisy = x * np.array([[[1.0], [2.0]]])
     moved = x + np.array([[[0.0], [3.0]]])
     wrong = [any_wrong(judged(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
-    seen = [float((judged(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
-    return [*wrong, any_wrong(judged(noisy)), *seen]
+    detected = [float((judged(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
+    return [*wrong, any_wrong(judged(noisy)), *detected]
 
 
 def floors(studies: int) -> Table:

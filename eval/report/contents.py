@@ -57,6 +57,6 @@ SECTIONS = (
 
 
 def contents(f: Findings) -> list[Section]:
-    """Those sections that have something to say."""
+    """The sections of a report that are not empty, in order."""
     sections = [section(f) for section in SECTIONS]
     return [section for section in sections if not section.is_empty]

@@ -155,8 +155,8 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | N
     pooled = Part(choice * left / dof * 2 / n, dof)
     if not outstanding(results):
         return pooled
-    own = Part(choice * float(by_seed.var(ddof=1)) / n, n - 1)
-    return max(pooled, own, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
+    difference_alone = Part(choice * float(by_seed.var(ddof=1)) / n, n - 1)
+    return max(pooled, difference_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
 
 
 # ------------------------------------------------------------------------------------------------ the basin

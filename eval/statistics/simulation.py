@@ -65,14 +65,14 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
         ratio = ((whole - rest) / (dof - others)) / (rest / others)
         stands_out[:, arm] = A * fdtrc(dof - others, others, ratio) <= LEVEL
     uneven = stands_out[:, 1:] | stands_out[:, :1]
-    own = Noise((x[:, 1:] - x[:, :1]).var(2, ddof=1) / n, np.full((R, A - 1), n - 1.0))
+    differences_alone = Noise((x[:, 1:] - x[:, :1]).var(2, ddof=1) / n, np.full((R, A - 1), n - 1.0))
     plain = Noise(variance, degrees)
-    asks_more = quantiles(LEVEL, [own]) > quantiles(LEVEL, [plain])
+    asks_more = quantiles(LEVEL, [differences_alone]) > quantiles(LEVEL, [plain])
     variance, degrees = (
         np.where(uneven, np.where(asks_more, theirs, mine), with_floor)
         for theirs, mine, with_floor in (
-            (own.variance, plain.variance, pooled.variance),
-            (own.dof, plain.dof, pooled.dof),
+            (differences_alone.variance, plain.variance, pooled.variance),
+            (differences_alone.dof, plain.dof, pooled.dof),
         )
     )
     return Noise(variance, degrees)
@@ -115,11 +115,11 @@ def decisions(
             at = rejected == r
             if at.any():
                 counts[at] |= (size > quantiles(portion * LEVEL / (tests - r), parts))[at]
-    found = np.where(counts, np.sign(differences), UNDECIDED).astype(int)
+    verdicts = np.where(counts, np.sign(differences), UNDECIDED).astype(int)
     if margin is not None:
         inside = size + quantiles(2 * portion * LEVEL / tests, parts) <= margin
-        found[~counts & inside] = EQUIVALENT
-    return found
+        verdicts[~counts & inside] = EQUIVALENT
+    return verdicts
 
 
 def judged(x: np.ndarray, margin: float | None = None, floor: Noise | None = None, portion: float = 1.0) -> np.ndarray:
