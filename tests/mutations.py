@@ -1501,7 +1501,7 @@ MUTATIONS = [
         "",
         "",
         "eval/report/floor.py",
-        'enumerate(metric["results"].items()) if run not in own}',
+        'enumerate(metric["results"].items()) if run not in study_runs}',
         'enumerate(metric["results"].items())}',
         "tests/test_noise_floor.py::test_runs_of_the_floor_that_are_the_studys_own_are_counted_once",
     ),
