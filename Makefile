@@ -8,6 +8,7 @@
 # make glue RUN=run_dir GLUE_DATA=folder             a finished run fine-tuned on GLUE
 # make diff A=bigscience-1b3 B=modern-1b3            how two sizes or presets differ
 # make noise SIZE=nano         how far runs lie apart that differ in the seed alone, as a file for NOISE_FLOOR=
+# make calibrate               docs/statistics.md made anew: how often verdicts err, by simulated studies
 # make test                    the tests; make test-slurm: those that need a Slurm of their own (root, Debian packages)
 # make eval-data TASKS=suite   task data, on a machine with a network; SHOTS=5: with the data of examples in the prompts
 # make export RUN=runs/nano/baseline,seed=1 TO=folder      a finished run as a Hugging Face checkpoint
@@ -18,7 +19,7 @@ PYTHON ?= python3
 # Files and arguments are UTF-8, whatever the locale.
 export PYTHONUTF8 := 1
 PY := .venv/bin/python
-NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED NOISE_FLOOR TASKS SHOTS EVAL_DATA GLUE GLUE_SEEDS PREDICT CROSS LR JOBS OUT
+NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED NOISE_FLOOR TASKS SHOTS EVAL_DATA GLUE GLUE_TASKS GLUE_SEEDS PREDICT CROSS LR JOBS OUT
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
 said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 pair = '$(1)=$(subst ','\'',$($(1)))'
@@ -51,7 +52,7 @@ EMPTY := $(strip $(foreach n,$(filter-out $(NAMES) ON SITE WATCH ARGS,$(TYPED)),
 $(if $(EMPTY),$(error $(EMPTY) is empty: give a value or leave it out))
 need = $(if $(strip $(call said,$(1))),,$(error make $@ needs $(1)=, $(2)))
 
-.PHONY: ablation noise cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
+.PHONY: ablation calibrate noise cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -74,6 +75,9 @@ NOISE_WORDS = STUDY=baseline 'SEEDS=$(or $(call said,SEEDS),5)' 'FIRST_SEED=$(or
   $(call pairs,$(filter-out SEEDS FIRST_SEED,$(TAKES_noise)))
 noise: .venv/ready
 	@$(PY) -m launch.local $(NOISE_WORDS) && $(PY) -m eval.report.noise $(NOISE_WORDS)
+# docs/statistics.md: how often verdicts err and what they see, by simulated studies with fixed seeds
+calibrate: .venv/ready
+	@$(PY) -m eval.report.calibration
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
 report: .venv/ready
@@ -84,7 +88,7 @@ data: .venv/ready
 	@$(call need,CORPUS,a corpus of data/corpora or a folder or glob of text)$(PY) -m data.prepare '$(call said,CORPUS)' $(foreach n,FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR,$(call option,$(n))) \
 	  --store '$(or $(call said,OUT),runs)/data' $(if $(call said,SET),--set $(SET)) \
 	  $(if $(call said,OPTIONS),--options $(OPTIONS))
-# the challenge of "Cramming": the best encoder of a day (BUDGET=24h; here BUDGET=10m SIZE=nano). GLUE=folder of its data;
+# the challenge of "Cramming": the best encoder of a day (BUDGET=24h; here BUDGET=10m SIZE=nano). GLUE=folder of its data, GLUE_TASKS=cola,rte;
 # STUDY=: another study under the same rules, such as cram_schedule
 CLOCK = is no time by the wall clock such as 10m or 24h; machines for a time are a budget of make plan
 cram: .venv/ready

@@ -19,7 +19,7 @@ from ablations.rundir import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args, left_out
-from ablations.values import human
+from ablations.values import did_you_mean, human
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; ON=a100: on that hardware; BUDGET=...: what to train with it",
@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     try:
         if args.command == "reference":
+            if args.words:
+                raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
             return reference(args.write)
         args.words = from_anywhere(args.words)
         if "SBATCH_GPUS_PER_NODE" in site():
@@ -102,8 +104,8 @@ def plan(study: Study) -> int:
     print()
     if study.design:
         aliasing = study.factorial.aliasing if study.factorial else []
-        told = ["What is told together, and how much of the other is in it:"] if aliasing else []
-        print(study.design, *told, *(f"  {line}" for line in aliasing), "", sep="\n")
+        heading = ["What is told together, and how much of the other is in it:"] if aliasing else []
+        print(study.design, *heading, *(f"  {line}" for line in aliasing), "", sep="\n")
     print(f"{'cell':>4}  {'arm':28} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
     total = 0.0
     for i, cell in enumerate(study.cells):
@@ -114,8 +116,9 @@ def plan(study: Study) -> int:
         if not run.by_clock:
             tokens, flops = human(run.tokens), f"{run.tokens * flops_per_token(run.model):.1e}"
             total += run.tokens * flops_per_token(run.model)
+        name = cell.arm if cell.delta or cell.arm == "baseline" else f"{cell.arm} (baseline)"
         print(
-            f"{i:4}  {cell.arm + (' (baseline)' if not cell.delta else ''):28} {cell.seed:4}  "
+            f"{i:4}  {name:28} {cell.seed:4}  "
             f"{parameters(run.model):12,}  {tokens:>8}  {flops:>8}  {cell.dir}  [{state(cell)['state']}]"
         )
     layout = study.base.layout
@@ -175,6 +178,10 @@ def diff(words: list[str]) -> int:
     names = dict(word.partition("=")[::2] for word in words)
     if names.keys() != {"A", "B"} or len(words) != 2:
         raise ConfigError(f"diff needs A= and B=, each one of {', '.join(bundles())}")
+    for side in "AB":
+        if names[side] not in bundles():
+            known = ", ".join(bundles())
+            raise ConfigError(f"{side}={names[side]} is not one of {known}{did_you_mean(names[side], bundles())}")
     a, b = (resolve([("size", names[side])]) for side in "AB")
     by_clock = "by clock"  # how many there are, only training tells
     derived = {

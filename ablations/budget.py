@@ -1,4 +1,4 @@
-"""The budget of a run, in tokens or by the wall clock; the batch sizes and the learning rate on the way."""
+"""The budget of a run, in tokens or by the wall clock; its batch sizes and learning rate over the budget."""
 
 import re
 from dataclasses import dataclass
@@ -13,26 +13,25 @@ FORMS = "tokens, or a time with its unit, one of s, m, h and d, such as 90s, 10m
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """A run ends with the last whole step that its tokens are enough for."""
+    """A budget in tokens: the run ends with the last whole step that they are enough for."""
 
     horizon: int  # tokens at which the schedule ends: train.decay_tokens, or those of all steps
 
     def share(self, tokens: int, seconds: float) -> float:
-        """t of the schedule: how much is used up when `tokens` are trained."""
+        """t of the schedule, in [0, 1] and above after its end: the share of the horizon that `tokens` are."""
         return tokens / self.horizon
 
 
 @dataclass(frozen=True)
 class ClockBudget:
-    """A run ends when its time is used up: of training and compiling, in all its launches, but not of preparing data.
-
-    How many tokens that is depends on the machine.
+    """A budget in seconds of training and compiling, over all launches of the run; preparing data does not count. How
+    many tokens are trained depends on the machine.
     """
 
     seconds: float
 
     def share(self, tokens: int, seconds: float) -> float:
-        """t of the schedule and of the batch sizes: how much is used up after `seconds`."""
+        """t of the schedule and of the batch sizes, in [0, 1]: the share of the budget that `seconds` are."""
         return seconds / self.seconds
 
 
@@ -50,16 +49,19 @@ def clock_seconds(text: str) -> float | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text, re.ASCII)
     if match and match[2] in UNITS and float(match[1]) > 0:
         return float(match[1]) * UNITS[match[2]]
-    without_unit = "the number has no unit: " if match and not match[2] else ""
-    raise ValueError(f"train.budget={text}: {without_unit}{FORMS}")
+    hint = "the number has no unit: " if match and not match[2] else ""
+    if count := re.fullmatch(r"(\d+(?:\.\d+)?)([KMB])", text, re.ASCII):
+        minutes = f"; minutes are {count[1]}m" if count[2] == "M" else ""
+        hint = f"{count[2]} counts tokens, as in TOKENS={text}{minutes}. Allowed are "
+    raise ValueError(f"train.budget={text}: {hint}{FORMS}")
 
 
 class Stage(NamedTuple):
-    """A stretch of steps with one batch size; steps and samples (sequences) are counted from 0."""
+    """Consecutive steps with one batch size."""
 
-    step: int  # the first
-    sample: int  # the first
-    size: int  # sequences in each step
+    step: int  # number of its first step, counted from 0
+    sample: int  # number of its first sample (sequence), counted from 0
+    size: int  # batch size: sequences in each step
 
 
 @dataclass(frozen=True)
@@ -93,19 +95,19 @@ class BatchSizes:
         return range(begin, begin + stage.size)
 
     def steps(self, samples: int) -> int:
-        """Whole steps that so many samples are enough for."""
+        """How many whole steps `samples` are enough for."""
         stage = [stage for stage in self.stages if stage.sample <= samples][-1]
         return stage.step + (samples - stage.sample) // stage.size
 
     def at(self, ramped: float) -> int:
-        """The batch size when the share `ramped` of the ramp has passed, by the clock: the same increments, evenly."""
+        """The batch size when the share `ramped` of the ramp has passed, by the clock; each size lasts equally long."""
         return self.sizes[min(len(self.sizes) - 1, int(ramped * (len(self.sizes) - 1)))]
 
 
 def learning_rate(train: TrainConfig, t: float) -> float:
-    """The learning rate when the share `t` of the budget is used up; after t = 1 it stays as it is there.
+    """The learning rate when the share `t` of the budget is used up; after t = 1 it is that of t = 1.
 
-    A schedule gives a share of the peak; `train.min_lr` raises its zero. The warm-up is linear, from 0.
+    A schedule gives a share of the peak: 0 stands for train.min_lr x the peak. The warm-up is linear, from 0.
     """
     if train.schedule in WITH_WARMUP and t < train.warmup:
         return train.lr * t / train.warmup

@@ -53,7 +53,7 @@ class Cell:
         return read_run(self.dir, "The same command repairs it where there is a checkpoint; or rename that folder.")
 
     def check_recorded(self) -> None:
-        """A directory keeps its meaning.
+        """Check that the run directory, where it exists, holds this run.
 
         Raises:
             ConfigError: when the directory holds a run of another configuration.
@@ -72,7 +72,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """All runs that answer one question. `cells` is the plan; a cell's index in it never depends on what has run."""
+    """One question, and all runs that answer it. A run's index in `cells` is fixed, whatever has been trained
+    already."""
 
     factor: str  # "position"
     question: str
@@ -92,7 +93,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        """For file names: "position-alibi-nano"."""
+        """A name of the study for files and folders: "position-alibi-nano"."""
         labels = self.arms[1:]
         design = ""
         if self.factorial:
@@ -120,7 +121,8 @@ class Study:
 
     @property
     def command(self) -> str:
-        """What makes the same study anywhere: where it is kept and how many run at a time do not matter."""
+        """The command that makes the same study on another machine: without the words that say where its files are and
+        how many runs go on at a time."""
         words = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))]
         return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in words)])
 
@@ -131,8 +133,8 @@ class Study:
 
     @property
     def judged(self) -> list[str]:
-        """By what the runs are judged besides held-out text, as options of `python -m eval` and their values. Not part
-        of what a run is: a finished run can be asked more, or with other examples in the prompts."""
+        """Options of `python -m eval` for the tasks on which the runs are evaluated besides held-out text; empty
+        without any. Tasks are no part of what a run is: a finished run can be evaluated on others later."""
         values = dict(word.split("=", 1) for word in self.words)
         tasks, shots = values.get("TASKS", "").strip(), values.get("SHOTS", "").strip()
         if not tasks:
@@ -142,11 +144,13 @@ class Study:
 
     @property
     def fine_tuned(self) -> list[str]:
-        """On what finished runs are fine-tuned, as arguments of `python -m eval.finetune`; empty: they are not."""
+        """Options of `python -m eval.finetune` for the data on which finished runs are fine-tuned; empty without
+        any."""
         values = dict(word.split("=", 1) for word in self.words)
         folder, seeds = values.get("GLUE", "").strip(), values.get("GLUE_SEEDS", "").strip()
         folders = [part for name in folder.split(",") if name.strip() for part in ("--data", name.strip())]
-        return [*folders, *(["--seeds", seeds] if seeds else [])]
+        tasks = values.get("GLUE_TASKS", "").strip()
+        return [*folders, *(["--tasks", tasks] if tasks else []), *(["--seeds", seeds] if seeds else [])]
 
     @cached_property
     def _cells(self) -> dict[tuple[str, int], Cell]:
@@ -170,7 +174,7 @@ def build(
     cross: str = "",
     multiples: tuple[float, ...] = (),
 ) -> Study:
-    """The baseline under `setting`, and one arm for each (key, value), at every seed. See `from_args`.
+    """A study of the baseline and of one arm for each pair (key, value) in `arm_values`, each at every seed.
 
     Args:
         cross: the arms are combinations of these; see `ablations.factorial.factorial`.
@@ -180,9 +184,7 @@ def build(
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     values = [(k, parse(k, v)) for k, v in setting]
     base = resolve(values)
-    stage = _stage(base, values)
-    if precision := _precision_begun_with(base, values, [out / stage / f"baseline,seed={seed}" for seed in seeds]):
-        base = resolve([*values, ("train.precision", precision)])
+    stage, base = _begun_with(_stage(base, values), base, values, seeds, out)
     for corpus in base.corpora:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
@@ -284,14 +286,21 @@ def _check_edges(study: Study) -> None:
                 raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
 
 
-def _precision_begun_with(base: Run, values: list[tuple[str, Any]], directories: list[Path]) -> str:
-    """The precision of a study's baseline in these directories, where nothing sets it but the machine that the study
-    began on: on another machine it continues as it began. "" where no run has begun, or something sets it."""
-    if "train.precision" in {**bundles()[base.size]["set"], **dict(values)}:
-        return ""
-    for directory in directories:
+def _begun_with(stage: str, base: Run, values: list[tuple[str, Any]], seeds: list[int], out: Path) -> tuple[str, Run]:
+    """The stage and the baseline of a study that has begun on another machine: the precision that nothing sets but the
+    machine is the one it began with, and is no part of its directories' names where it is said."""
+    if "train.precision" not in {**bundles()[base.size]["set"], **dict(values)}:
+        precision = _recorded_precision(out / stage, seeds)
+        return stage, resolve([*values, ("train.precision", precision)]) if precision else base
+    unsaid = _stage(base, [(key, value) for key, value in values if key != "train.precision"])
+    return unsaid if _recorded_precision(out / unsaid, seeds) == base.train.precision else stage, base
+
+
+def _recorded_precision(folder: Path, seeds: list[int]) -> str:
+    """The precision of the baseline's runs in the folder of a stage; "" where none has begun."""
+    for seed in seeds:
         with suppress(Damaged, ConfigError, KeyError, TypeError):
-            if recorded := read_run(directory):
+            if recorded := read_run(folder / f"baseline,seed={seed}"):
                 return parse("train.precision", recorded["config"]["train"]["precision"])
     return ""
 
@@ -320,7 +329,8 @@ def check_corpus(corpus: str) -> None:
 
 
 def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
-    """The size, and whatever else all runs set that the size does not: part of every run's path."""
+    """A name for what all runs of a study set: the size, and settings that differ from the size's. It is the folder
+    that the run directories are in."""
     plain = resolve([("size", base.size)]).flat()
     flat = base.flat()
     values = {}
@@ -335,7 +345,7 @@ def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
 
 
 def _shortened(name: str) -> str:
-    """A name that file systems take, corpora that are paths and long lists of settings included."""
+    """`name`, shortened where file systems would refuse it; a hash keeps shortened names distinct."""
     return name if len(name) <= MAX_NAME else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
@@ -348,7 +358,7 @@ def _text(value: Any) -> str:
 
 
 def _slug(text: str) -> str:
-    """Readable in a path; a hash keeps apart what the readable part does not."""
+    """A text in the characters that suit a path, with a hash where different texts would become equal."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text

@@ -1,4 +1,4 @@
-"""Resolves the settings of a run: the baseline, a size, then what is typed. Strict; needs neither torch nor time."""
+"""Resolves the settings of a run: the baseline's, then those of a size, then those that are typed. Imports no torch."""
 
 import functools
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ def parse(key: str, value: Any) -> Any:
 
 
 def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
-    """The baseline, the size that is asked for, then `overrides` in order.
+    """The run with the baseline's settings, changed by those of its size, and then by `overrides` in order.
 
     Args:
         overrides: (key, value) pairs; a value may be text as typed on a command line.
@@ -117,7 +117,8 @@ def _build(flat: dict[str, Any]) -> Run:
 
 
 def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
-    """A size that does not count what it says stops here (BigScience's "104B" was 58B for five experiments)."""
+    """Raises ConfigError where a size does not have the number of parameters that it declares (BigScience's "104B" was
+    58B for five experiments)."""
     flat = _baseline() | dict(bundle)
     model = ModelConfig(**{key.removeprefix("model."): v for key, v in flat.items() if key.startswith("model.")})
     if count.parameters(model) != declared:

@@ -32,7 +32,7 @@ class Criteria:
 
 
 def check_metric(name: Any, where: str) -> str:
-    """Raises ConfigError unless `name` is a metric; `where` says in the message what named it."""
+    """Raises ConfigError unless `name` is a metric; `where`: for the message, what named it."""
     if not isinstance(name, str) or name not in METRICS:
         raise ConfigError(
             f"{where}: {str(name)[:60]!r} is not one of {', '.join(METRICS)}{did_you_mean(str(name)[:60], METRICS)}"

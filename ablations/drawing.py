@@ -53,12 +53,12 @@ def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[flo
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for steps in ((1, 2, 5), (1, 3), (1,)):
-            found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-            if len(found) <= most:
+            positions = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+            if len(positions) <= most:
                 break
-        if len(found) > most:
-            found = found[:: math.ceil(len(found) / most)]
-        return found if len(found) > 1 else ticks(low, high, most=most)
+        if len(positions) > most:
+            positions = positions[:: math.ceil(len(positions) / most)]
+        return positions if len(positions) > 1 else ticks(low, high, most=most)
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(s for s in (1, 2, 5, 10) if (high - low) / (s * step) <= most)
     first = math.ceil(low / step - 1e-9)
@@ -66,19 +66,20 @@ def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[flo
 
 
 def scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
-    """A number to its place between start and end."""
+    """The function from a number between `low` and `high` to its coordinate between `start` and `end`."""
     f = math.log if log else float
     width = (f(high) - f(low)) or 1.0
     return lambda value: start + (f(value) - f(low)) / width * (end - start)
 
 
 def wide(text: str, size: float = 12) -> float:
-    """About how wide a text is; too wide rather than too narrow."""
+    """The width of a text, by estimate: rather too wide than too narrow."""
     return 0.58 * size * len(text)
 
 
 def ending(words: str, room: float, size: float = 12) -> str:
-    """As much of the end of a text as there is room for: what is cut are paths and settings, which differ there."""
+    """The end of a text, as much as there is room for: long texts are paths and settings, which differ at their
+    ends."""
     most = max(2, int(room / wide("x", size)))
     return words if len(words) <= most else "…" + words[1 - most :]
 

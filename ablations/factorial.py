@@ -55,30 +55,30 @@ class Factorial:
     def combinations(self) -> list[int]:
         """Those that are run: by the number of changed factors, the baseline first."""
         every = range(2 ** len(self.factors))
-        kept = [c for c in every if all(order(c & generator) % 2 == 0 for generator in self.generators)]
-        return sorted(kept, key=lambda c: (order(c), c))
+        fraction = [c for c in every if all(order(c & generator) % 2 == 0 for generator in self.generators)]
+        return sorted(fraction, key=lambda c: (order(c), c))
 
     @property
     def edges(self) -> list[tuple[int, int, int]]:
         """(combination, the same with one more factor changed, the number of that factor)."""
-        kept = set(self.combinations)
+        combinations = set(self.combinations)
         return [
             (c, c | 1 << i, i)
             for c in self.combinations
             for i in range(len(self.factors))
-            if not c >> i & 1 and c | 1 << i in kept
+            if not c >> i & 1 and c | 1 << i in combinations
         ]
 
     @property
     def effects(self) -> list[int]:
         """One of each class of aliased effects, that of the fewest factors: main effects, then interactions."""
-        seen: set[int] = set(self.defining) | {0}
+        covered: set[int] = set(self.defining) | {0}
         effects = []
         most = len(self.factors) if len(self.factors) <= ALL_ORDERS else 2
         for effect in sorted(range(1, 2 ** len(self.factors)), key=lambda e: (order(e), e)):
-            if effect not in seen and order(effect) <= most:
+            if effect not in covered and order(effect) <= most:
                 effects.append(effect)
-                seen |= {effect} | {effect ^ other for other in self.defining}
+                covered |= {effect} | {effect ^ other for other in self.defining}
         return effects
 
     def aliases(self, effect: int) -> dict[int, float]:
@@ -97,9 +97,11 @@ class Factorial:
         is the difference that the second makes to the effect of the first: y11 - y10 - y01 + y00 where there are no
         other factors. Of three and more likewise.
         """
-        kept = self.combinations
-        unchanged = {c: order(effect & ~c) for c in kept}  # factors of the effect that the combination does not change
-        return {c: (-1) ** unchanged[c] * 2.0 ** order(effect) / len(kept) for c in kept}
+        combinations = self.combinations
+        unchanged = {
+            c: order(effect & ~c) for c in combinations
+        }  # factors of the effect that the combination does not change
+        return {c: (-1) ** unchanged[c] * 2.0 ** order(effect) / len(combinations) for c in combinations}
 
     def name(self, effect: int) -> str:
         """ "pos=alibi × act=swiglu" """

@@ -1,12 +1,12 @@
-"""GPU and bf16 of this machine, found out without torch: planning must not wait for it."""
+"""Whether this machine has a GPU, and fast bf16. It is found out without torch, whose import takes seconds."""
 
 import os
 from pathlib import Path
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible, without torch. CUDA_VISIBLE_DEVICES="" hides it; MEGAHOUR_GPU=1 says that the
-    runs will have one, which a login node cannot see."""
+    """Whether an NVIDIA GPU is visible. CUDA_VISIBLE_DEVICES="" hides it; MEGAHOUR_GPU=1 claims one, for a login node
+    without a GPU that submits runs which will have one."""
     if os.environ.get("MEGAHOUR_GPU"):
         return os.environ["MEGAHOUR_GPU"] == "1"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

@@ -39,10 +39,10 @@ def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) ->
     names = presets()
     if preset not in names:
         raise ConfigError(f"{part}={preset} is not one of {', '.join(names)}{did_you_mean(str(preset), names)}")
-    kept = {} if size in names else bundles()[size]["set"]
+    size_settings = {} if size in names else bundles()[size]["set"]
     values = {key: parse(key, value) for key, value in bundles()[preset]["set"].items()}
-    wanted = {key: value for key, value in values.items() if part_of(key) == part and key not in kept}
-    differing = {key: value for key, value in wanted.items() if value != flat[key]}
+    part_settings = {key: value for key, value in values.items() if part_of(key) == part and key not in size_settings}
+    differing = {key: value for key, value in part_settings.items() if value != flat[key]}
     differing = {key: value for key, value in differing.items() if not without_effect(key, flat | differing)}
     if not differing:
         raise ConfigError(f"two equal runs: {part}={preset} is the baseline")

@@ -32,7 +32,8 @@ UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no mor
 
 
 def content(study: Any) -> Content:
-    """What the ablations.study.Study registers; "study" tells whose registration it is where studies share a run."""
+    """The registration of a study: what is decided, expected and planned, as JSON. "study" names it, since studies may
+    share a run."""
     values = dict(word.split("=", 1) for word in study.words)
     criteria = study.criteria
     return {

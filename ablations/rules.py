@@ -1,5 +1,7 @@
-"""Rules between the settings of a run: each a function that says what does not fit, or nothing. Ranges of single
-settings are where these are declared: ablations/settings.py and model/config.py."""
+"""Rules between the settings of a run. Each is a function that returns an error message, or "" where a run obeys it.
+
+The range of a single setting is declared with it, in ablations/settings.py or model/config.py.
+"""
 
 from collections.abc import Callable
 
@@ -58,8 +60,8 @@ def fp8_has_no_tensor_parallelism(run: Run) -> str:
 
 
 def fp8_needs_multiples(run: Run) -> str:
-    """The length of a sequence stands for the tokens of a micro-batch: how a run is cut must not decide whether it can
-    be."""
+    """Matrices that are multiplied in FP8 need sides of a multiple of FP8_MULTIPLE. For the side that is the tokens of
+    a micro-batch, the rule is about model.seq: the layout of a run must not decide whether it is allowed."""
     if run.train.precision != "fp8":
         return ""
     model = run.model
@@ -109,16 +111,16 @@ def budget_is_tokens_or_a_time(run: Run) -> str:
 
 
 def a_clock_has_no_token_counts(run: Run) -> str:
-    """What is said in tokens or samples cannot be known beforehand of a run that ends by the clock."""
+    """A run that ends by the clock trains an unknown number of tokens, so no setting may count tokens or samples."""
     if run.train.budget == "tokens":
         return ""
     for key, value, instead in (
         ("train.decay_tokens", run.train.decay_tokens, "the schedule ends with the budget"),
         ("train.ramp", run.train.ramp[2:], "give its first two numbers and train.ramp_share"),
-        ("layout.eval_at", run.layout.eval_at, "the end is evaluated"),
+        ("layout.eval_at", run.layout.eval_at, "leave it out (the end is always judged), or give TOKENS and no time"),
     ):
         if value:
-            return f"{key} counts tokens or samples, and train.budget={run.train.budget} is a time: {instead}"
+            return f"{key} is counted in tokens or samples, and train.budget={run.train.budget} is a time: {instead}"
     return ""
 
 

@@ -17,7 +17,7 @@ from model.setting import Setting, settings_of
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that determines a run, and under `layout` what must not."""
+    """Everything that determines a run; and under `layout` how it is executed, which must not change its result."""
 
     size: Annotated[
         str,
@@ -45,13 +45,13 @@ class Run:
 
     @property
     def corpora(self) -> list[str]:
-        """What is read: to train on, to be judged by, and for the tokenizer unless that one exists."""
+        """The corpora that the run reads: for training, for a tokenizer that is trained, and for evaluation."""
         tokenizer = [] if self.data.tokenizer_kind == "file" else [self.data.tokenizer]
         return list(dict.fromkeys([self.data.corpus, *tokenizer, *self.eval.corpora]))
 
     @cached_property
     def batch_sizes(self) -> BatchSizes:
-        """The batch size of every step. Under a wall clock `BatchSizes.at` says it, else `BatchSizes.samples`."""
+        """The batch size of every step: under a wall clock from `BatchSizes.at`, else from `BatchSizes.samples`."""
         train = self.train
         if not train.ramp:
             return BatchSizes((train.batch,))
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def by_clock(self) -> bool:
-        """Whether the run ends by a wall clock: how many steps and tokens that is, only training tells."""
+        """Whether the run ends by a wall clock; the number of its steps and tokens is then not known before."""
         return clock_seconds(self.train.budget) is not None
 
     @property
@@ -89,12 +89,12 @@ class Run:
 
     @property
     def horizon(self) -> int:
-        """Tokens at which the learning rate has reached its least."""
+        """The number of tokens at which the schedule of the learning rate ends."""
         return self.train.decay_tokens or self.tokens
 
     @property
     def budget(self) -> Budget:
-        """What ends the run, and what t of the learning rate is a share of."""
+        """What ends the run; t of the learning rate is the share of it that is used up."""
         seconds = clock_seconds(self.train.budget)
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def length(self) -> float:
-        """What `position` has reached at the end."""
+        """The value of `position` at the end of the run: steps, or seconds where the budget is a time."""
         return self.budget.seconds if isinstance(self.budget, ClockBudget) else self.steps
 
     def position(self, metric: Mapping[str, Any]) -> float:
@@ -120,17 +120,18 @@ class Run:
         return None
 
     def step_of_all(self, step: int) -> str:
-        """12/4096; 12 where the clock decides how many there are."""
+        """A step in words: "12/4096"; "12" where the clock decides how many there are."""
         return str(step) if isinstance(self.budget, ClockBudget) else f"{step}/{self.steps}"
 
     @property
     def milestones(self) -> dict[int, int]:
-        """{step: tokens} of layout.eval_at: the first step at which each of these shares of the budget is trained. The
-        last step is none: the end is evaluated in any case."""
+        """{step: tokens trained} for layout.eval_at: the first step after which each of these shares of the budget is
+        trained. The last step is left out, since the trained weights are evaluated in any case."""
         reached = {share: self._first(share * self.tokens) for share in self.layout.eval_at}
         return {step: self.tokens_after(step) for step in sorted(reached.values()) if step < self.steps}
 
     def _first(self, tokens: float) -> int:
+        """The first step after which `tokens` are trained."""
         return bisect.bisect_left(range(self.steps), tokens, key=self.tokens_after)
 
     @property
@@ -148,7 +149,8 @@ class Run:
 
 
 def spread(run: Run, ranks: int) -> Run:
-    """`run` on so many data-parallel ranks: its micro-batch is no larger than a rank's share of the smallest batch.
+    """`run` with the micro-batch that it has on `ranks` data-parallel ranks: layout.micro_batch, or less where a rank's
+    share of the smallest batch is less.
 
     Raises:
         ConfigError: when a batch of the run cannot be spread over the ranks in whole micro-batches.

@@ -1,35 +1,44 @@
-"""A run directory: its files, what each of them means, and how they are read and written.
+"""A run directory: its files, what each of them means, the states and exit codes, checkpoints, and the lock.
 
-Training, evaluation, Slurm jobs and reports meet in this directory and nowhere else, so its format has one home. It
-imports no torch: planning and status read run directories too.
-
-Writing: a file is the old one or the whole new one, also after a power loss (`write_bytes`, `write_text`,
-`write_json`), or grows by whole lines (`append`, `append_row`).
-
-Reading: a run directory may be damaged, and may be a stranger's. A missing file is None or empty, a damaged one raises
-`Damaged`, which names it; symbolic links, pipes and devices are not opened. Text is cleaned of control characters,
-which could steer a terminal.
+Training, evaluation, Slurm jobs and reports share this directory and nothing else, so its format is defined in one
+place. It imports no torch: planning and status read run directories too. How files are read and written safely is in
+ablations/safe_files.py; its functions have their names here too, for those who use them on a run directory.
 """
 
 import datetime
-import errno
 import fcntl
-import gzip
-import hashlib
 import json
-import math
 import os
 import re
-import stat
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from ablations.values import ConfigError
+from ablations.safe_files import Damaged as Damaged
+from ablations.safe_files import append as append
+from ablations.safe_files import append_row as append_row
+from ablations.safe_files import checksum as checksum
+from ablations.safe_files import damage as damage
+from ablations.safe_files import inside as inside
+from ablations.safe_files import json_digest as json_digest
+from ablations.safe_files import last_line as last_line
+from ablations.safe_files import open_to_write as open_to_write
+from ablations.safe_files import printable as printable
+from ablations.safe_files import read_bytes as read_bytes
+from ablations.safe_files import read_gzip_lines as read_gzip_lines
+from ablations.safe_files import read_json as read_json
+from ablations.safe_files import read_lines as read_lines
+from ablations.safe_files import read_text as read_text
+from ablations.safe_files import remove_leftovers as remove_leftovers
+from ablations.safe_files import sha256 as sha256
+from ablations.safe_files import storage_error as storage_error
+from ablations.safe_files import sync_folder as sync_folder
+from ablations.safe_files import write_bytes as write_bytes
+from ablations.safe_files import write_json as write_json
+from ablations.safe_files import write_text as write_text
 
 # ------------------------------------------------------------------------------------------------ the files of a run
 
@@ -40,11 +49,9 @@ REGISTERED = (
 METRICS = "metrics.jsonl"  # loss, learning rate and speed, a line every layout.log_every steps
 EVENTS = "events.jsonl"  # what happened beyond the steps: hangs, slowness, rollbacks
 ATTEMPTS = "attempts.jsonl"  # what was submitted, begun and ended under Slurm
-HEARTBEAT = "heartbeat.json"  # written every few seconds while the run trains; removed when it leaves
+HEARTBEAT = "heartbeat.json"  # written every few seconds while the run trains; removed when training ends
 LOCK = "lock"  # locked by the process that trains the run
-STOP = (
-    "stop"  # put there by a person or a job: the run saves and leaves. Also a file of the output root: all runs leave
-)
+STOP = "stop"  # created by a person or a job: the run saves and exits. In the output root: all runs exit
 FAILED = "failed"  # why the run cannot go on; removed when it is started again
 CHECKPOINTS = "checkpoints"  # step_N: where training continues; weights_N: weights kept for evaluation
 CHECKPOINT = "checkpoint.json"  # written last into each of those folders; a folder without it is not whole
@@ -52,7 +59,7 @@ WEIGHTS = "weights.safetensors"  # the trained weights
 DONE = "done"  # the last step is trained; holds the size and sha256 of WEIGHTS. Written after them
 EVAL = "eval.json"  # the scores of the trained weights; written last by the evaluation
 SAMPLES = "samples.jsonl.gz"  # the result of each evaluated item
-STACKS = "stacks"  # where every thread of a rank stood when it hung
+STACKS = "stacks"  # a folder: the stacks of all threads of each rank that hung
 TRAIN_LOG = "train.log"  # what training printed
 EVAL_LOG = "eval.log"  # what the evaluation printed
 GLUE = "glue"  # a folder: the results of fine-tuning on GLUE, a file for each task and seed, and GLUE_TABLE
@@ -72,7 +79,7 @@ def eval_name(step: int | None = None) -> str:
 
 
 class State(StrEnum):
-    """Where a run stands, those first that need somebody's attention."""
+    """The state of a run, as `make status` shows it; those that need somebody's attention come first."""
 
     FAILED = "failed"
     DAMAGED = "damaged"
@@ -87,279 +94,22 @@ class State(StrEnum):
 
 
 class Exit(IntEnum):
-    """Exit codes of the commands that train. launch/run.sh knows RESUBMIT and BAD_NODE too."""
+    """Exit codes of the commands that train, and of the report. launch/run.sh knows RESUBMIT and BAD_NODE too."""
 
     FINISHED = 0
     FAILED = 1
     INVALID = 2  # the command or the configuration is not valid
+    REFUSED = 3  # the report is written, and some runs in it could not be compared, as they were evaluated differently
     RESUBMIT = 75  # not finished, and nothing is wrong with the run: submit it again
     KILLED = 76  # there is a stop file in the output root: nothing is to be submitted again
     BAD_NODE = 77  # a node is unfit (launch/preflight.py)
     INTERRUPTED = 130  # by Ctrl-C
 
 
-class Damaged(ConfigError):
-    """A file of a run directory is not what was written there. The message names it and says what to do."""
+# ------------------------------------------------------------------------------------------------ the rows of its files
 
 
-# ------------------------------------------------------------------------------------------------ writing
-
-
-def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a file so that it is either the old one or the whole new one, also after a power loss.
-
-    A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once.
-
-    Args:
-        durable: False does not wait for the disk: after a power loss the file may be damaged.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        sync_folder(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8 whatever the locale."""
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
-
-
-def write_json(path: Path, value: Any, indent: int | None = None, durable: bool = True) -> None:
-    """As `write_bytes`. Raises ValueError for NaN and infinity, which JSON does not have."""
-    write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode(), durable)
-
-
-def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
-    """Open a file to write into it, or to add to it. Raises OSError where the path is a symbolic link."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
-    return os.fdopen(os.open(path, flags, 0o666), "ab" if append else "wb")
-
-
-def append(path: Path, text: str) -> None:
-    """Add text, whole lines, to the end of a file."""
-    with open_to_write(path, append=True) as file:
-        file.write(text.encode("utf-8", errors="backslashreplace"))
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a line to a .jsonl file."""
-    append(path, json.dumps(row) + "\n")
-
-
-def sync_folder(folder: Path) -> None:
-    """Until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of writing `path`. Only for the process that alone writes it."""
-    for leftover in path.parent.glob(f"{path.name}.*tmp"):
-        with suppress(OSError):
-            leftover.unlink()
-
-
-def inside(folder: Path, name: str | Path) -> Path:
-    """The path of what is called `name` in a folder, when it lies there also after symbolic links are followed.
-
-    Raises:
-        Damaged: where it leads out of the folder.
-    """
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
-    return path
-
-
-def storage_error(error: OSError) -> str:
-    """What to say and to do about a full, read-only or otherwise unusable disk; "" for any other error."""
-    cures = {
-        errno.ENOSPC: "Make room and give the same command again.",
-        errno.EDQUOT: "Make room within your quota and give the same command again.",
-        errno.EROFS: "Choose an OUT that can be written.",
-        errno.EACCES: "Choose an OUT that can be read and written, or change its permissions.",
-        errno.EPERM: "Choose an OUT that can be read and written, or change its permissions.",
-        errno.ENOTDIR: "Choose another OUT.",
-        errno.ENAMETOOLONG: "Choose a shorter OUT.",
-        errno.ELOOP: "Files here are not written through symbolic links: remove the link.",
-        errno.EIO: "The disk has an error: look at it before the same command is given again.",
-    }
-    return f"{printable(str(error))}. {cures[error.errno]}" if error.errno in cures else ""
-
-
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def read_bytes(path: Path) -> bytes | None:
-    """The content of a regular file; None where there is none.
-
-    Raises:
-        Damaged: when it cannot be read, or is a symbolic link, a pipe, a device or a folder.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Damaged(f"{path} is not a file: remove it")
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except IsADirectoryError:
-        raise Damaged(f"{path} is not a file: remove it") from None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise Damaged(f"{path} is a symbolic link: put a copy of the file there") from None
-        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
-
-
-def read_text(path: Path) -> str:
-    """The text of a small file, printable and without space around it; "" where there is none or it cannot be read."""
-    try:
-        return printable((read_bytes(path) or b"").decode(errors="replace")).strip()
-    except Damaged as error:
-        return str(error)
-
-
-# C0 and C1 control characters but tab and newline; marks that reverse the direction of text; halves of surrogate pairs
-STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """`text` with control characters as escapes, so that it cannot steer a terminal. Tabs and newlines stay."""
-    return STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
-def read_json(
-    path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({}), cure: str = ""
-) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no file.
-
-    Args:
-        keys: what it must hold.
-        types: the type of the value of a key, where it is there; as for `isinstance`.
-        cure: what to do when it is damaged, a sentence for the message.
-
-    Raises:
-        Damaged: when it is no JSON object, lacks a key, or a value is of another type.
-    """
-    content = read_bytes(path)
-    if content is None:
-        return None
-    value = _parse(content)
-    complaint = "it is not a JSON object" if value is None else _misfit(value, keys, types)
-    if complaint or value is None:
-        raise Damaged(f"{path} is damaged, or of another version: {complaint}.{cure and ' '}{cure}")
-    return value
-
-
-def _parse(content: bytes) -> dict[str, Any] | None:
-    """The JSON object that `content` is, or None. NaN and Infinity, which Python would accept, are no JSON."""
-    try:
-        value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _misfit(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
-    """What an object lacks, or which value is of another type; "" when it fits."""
-    if lacking := [key for key in keys if key not in value]:
-        return f"it lacks {', '.join(lacking)}"
-    wrong = [k for k, t in types.items() if k in value and (not isinstance(value[k], t) or isinstance(value[k], bool))]
-    return f"the value of {', '.join(wrong)} is of another type" if wrong else ""
-
-
-def read_lines(
-    path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[list[dict[str, Any]], str]:
-    """The objects in a .jsonl file, and what is wrong with it: "" or a sentence that names it.
-
-    Lines that are damaged, or do not fit `keys` and `types` (see `read_json`), are left out. So is, without a word, a
-    last line without its end: a kill or a power loss leaves such.
-    """
-    try:
-        content = read_bytes(path)
-    except Damaged as error:
-        return [], str(error)
-    lines = (content or b"").split(b"\n")
-    rows, damaged = [], []
-    for number, line in enumerate(lines, start=1):
-        row = _parse(line)
-        if row is not None and not _misfit(row, keys, types):
-            rows.append(row)
-        elif line.strip() and number < len(lines):
-            damaged.append(number)
-    if not damaged:
-        return rows, ""
-    several = "s" if len(damaged) > 1 else ""
-    numbers = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-    return rows, f"{path} is damaged: line{several} {numbers} left out"
-
-
-def last_line(
-    path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[dict[str, Any], str]:
-    """The last whole line of a .jsonl file that fits, of its last 16 KiB, and what is wrong with those after it; see
-    `read_lines`. ({}, "") without one."""
-    lines: list[bytes] = []
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            file.seek(max(0, os.fstat(descriptor).st_size - (1 << 14)))
-            lines = file.read().split(b"\n")[:-1]
-    damage = ""
-    for line in reversed(lines):
-        row = _parse(line)
-        if row is not None and not _misfit(row, keys, types):
-            return row, damage
-        damage = f"{path} is damaged in its last lines" if line.strip() else damage
-    return {}, damage
-
-
-def read_gzip_lines(path: Path, keys: Iterable[str] = (), cure: str = "") -> Iterator[dict[str, Any]]:
-    """The objects in a .jsonl.gz file.
-
-    Raises:
-        Damaged: when there is no such file, it is cut, or a line is not an object with `keys`.
-    """
-    content = read_bytes(path)
-    if content is None:
-        raise Damaged(f"{path} is missing.{cure and ' '}{cure}")
-    try:
-        if not content:
-            raise EOFError("it is empty")
-        lines = gzip.decompress(content).splitlines()
-    except (OSError, EOFError, zlib.error) as error:
-        raise Damaged(f"{path} is damaged: {error}.{cure and ' '}{cure}") from None
-    for number, line in enumerate(lines, start=1):
-        row = _parse(line)
-        if row is None or _misfit(row, keys, {}):
-            raise Damaged(f"{path} is damaged in line {number}.{cure and ' '}{cure}")
-        yield row
-
-
-# The types of what is computed with, by file.
+# The types of the values that are computed with, by file.
 NUMBER = (int, float)
 METRIC_TYPES = MappingProxyType(
     {"step": int, "tokens": NUMBER, "loss": NUMBER, "lr": NUMBER, "tokens_per_second": NUMBER, "seconds": NUMBER}
@@ -398,36 +148,6 @@ def read_heartbeat(run_dir: Path) -> dict[str, Any]:
         return {}
 
 
-# ------------------------------------------------------------------------------------------------ hashes
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def checksum(path: Path) -> dict[str, Any]:
-    """{"bytes", "sha256"} of a file, which `damage` compares."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def damage(path: Path, expected: dict[str, Any]) -> str:
-    """What is wrong with a file, as measured by its `checksum` when it was written; "" when nothing is."""
-    try:
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            return f"{path.name} has {size:,} bytes instead of {expected['bytes']:,}"
-        return "" if sha256(path) == expected["sha256"] else f"the sha256 of {path.name} differs"
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"
-
-
-def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------ registration
 
 
@@ -449,7 +169,7 @@ def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
         return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     line = {"time": now, "step": step, "previous": lines[-1]["sha256"] if lines else "", "content": as_read}
-    append_row(run_dir / REGISTERED, line | {"sha256": _digest(line)})
+    append_row(run_dir / REGISTERED, line | {"sha256": json_digest(line)})
 
 
 def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
@@ -460,7 +180,7 @@ def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
     for row in rows:
         body = {key: value for key, value in row.items() if key != "sha256"}
         previous = whole[-1]["sha256"] if whole else ""
-        if row["sha256"] == _digest(body) and row["previous"] == previous:
+        if row["sha256"] == json_digest(body) and row["previous"] == previous:
             whole.append(row)
         else:
             problem = f"{run_dir / REGISTERED} was changed after it was written: a hash differs"
@@ -491,7 +211,7 @@ class PieceName(NamedTuple):
 
 
 def step_of(folder: Path) -> int | None:
-    """92 of step_92 or weights_92; None of step_92.bak, step_ and the like."""
+    """The step in a folder's name: 92 of step_92 or weights_92; None for step_92.bak, step_ and the like."""
     match = re.fullmatch(r"(?:step|weights)_([0-9]+)", folder.name)
     return int(match[1]) if match else None
 
@@ -512,7 +232,7 @@ def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
     """Write CHECKPOINT: from here on the folder is whole. `index`: "step", "tokens", "state", "files" with the
     `checksum` of each."""
     as_read = json.loads(json.dumps(index))  # keys that are numbers are strings there, tuples are lists
-    write_json(folder / CHECKPOINT, as_read | {"sha256": _digest(as_read)})
+    write_json(folder / CHECKPOINT, as_read | {"sha256": json_digest(as_read)})
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -525,7 +245,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     index = read_json(path, ["step", "files", "state", "sha256"], {"step": int, "files": dict, "state": dict})
     if index is None:
         raise Damaged(f"{path} is missing")
-    if index.pop("sha256") != _digest(index):
+    if index.pop("sha256") != json_digest(index):
         raise Damaged(f"{path} is damaged: its sha256 differs")
     if any(Path(name).name != name for name in index["files"]):
         raise Damaged(f"{path} names files outside its folder")
@@ -535,7 +255,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def unjudged(run_dir: Path) -> list[int]:
-    """The steps at which a run has kept its weights (layout.eval_at), as far as they are not evaluated."""
+    """The steps at which a run has saved weights for evaluation (layout.eval_at) that are not evaluated yet."""
     steps = [step_of(folder) or 0 for folder in checkpoints(run_dir / CHECKPOINTS, "weights")]
     return sorted(step for step in steps if not (run_dir / eval_name(step)).exists())
 
@@ -544,7 +264,7 @@ def unjudged(run_dir: Path) -> list[int]:
 
 
 def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Say that a run is trained; its WEIGHTS are on the disk by now."""
+    """Write DONE: the run is trained, and its WEIGHTS are on the disk. `summary`: further entries."""
     write_json(run_dir / DONE, summary | {"weights": checksum(run_dir / WEIGHTS)})
 
 
@@ -577,7 +297,7 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
 
 @contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory: only one process may write it.
+    """Lock the run directory, while inside: only one process may train a run.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -590,7 +310,7 @@ def hold(run_dir: Path) -> Iterator[None]:
 
 
 def locked(run_dir: Path) -> bool:
-    """Whether a process on this machine holds the run directory."""
+    """Whether a process has locked the run directory with `hold`, as far as this machine can see."""
     try:
         descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -62,10 +62,7 @@ class DataConfig:
         ),
     ]
     allow_errors: Annotated[
-        int,
-        Setting(
-            "bad lines, damaged files and the like, up to which a corpus on disk is taken nevertheless", at_least=0
-        ),
+        int, Setting("how many bad lines, damaged files and the like are tolerated in a corpus on disk", at_least=0)
     ]
 
     @property
@@ -104,7 +101,8 @@ class TrainConfig:
     ramp_share: Annotated[
         float,
         Setting(
-            "share of the budget during which the batch grows, in place of the samples of train.ramp; 0: those",
+            "share of the budget over which the batch grows up to train.batch, for a train.ramp without samples; "
+            "0: train.ramp gives the samples",
             source="Cramming had 0.6",
             absent=0.0,
             at_least=0,
@@ -124,7 +122,7 @@ class TrainConfig:
     min_lr: Annotated[
         float,
         Setting(
-            "least learning rate, where a schedule would reach 0, as a share of the peak",
+            "lowest learning rate, where a schedule would reach 0, as a share of the peak",
             source="GPT-3",
             at_least=0,
             at_most=1,
@@ -134,7 +132,7 @@ class TrainConfig:
     decay_tokens: Annotated[
         int,
         Setting(
-            "where the schedule ends, after which the rate stays; 0: with the budget",
+            "where the schedule ends; the learning rate is constant afterwards; 0: at the end of the budget",
             "tokens",
             at_least=0,
             only_with={"train.budget": ("tokens",)},
@@ -175,7 +173,7 @@ class TrainConfig:
     loss_scale_window: Annotated[
         int,
         Setting(
-            "the scale doubles after so many steps without an overflow",
+            "the scale doubles after this many steps without an overflow",
             "steps",
             "BigScience",
             at_least=1,
@@ -197,7 +195,7 @@ class TrainConfig:
     divergence: Annotated[
         float,
         Setting(
-            "the run stops when the loss exceeds that of a uniform guess, log(vocab), by so much",
+            "the run stops when the loss exceeds that of a uniform guess, log(vocab), by more than this",
             "nats",
             "untuned",
             above=0,
@@ -206,22 +204,19 @@ class TrainConfig:
     spike: Annotated[
         float,
         Setting(
-            "a loss so far above the median of the last 64 steps counts as divergence too; 0: none does",
+            "a loss this far above the median of the last 64 steps counts as divergence too; 0: none does",
             "nats",
             at_least=0,
         ),
     ]
     rollbacks: Annotated[
         int,
-        Setting(
-            "how many times at most a run goes back to a checkpoint after a divergence; 0: it stops for good",
-            at_least=0,
-        ),
+        Setting("how many times, at most, a run goes back to a checkpoint after a divergence; 0: it stops", at_least=0),
     ]
     skip: Annotated[
         int,
         Setting(
-            "going back means at least so many steps, and leaving out so many batches beyond the bad one",
+            "a rollback goes back at least this many steps, and leaves out this many batches after the bad one",
             "steps",
             at_least=0,
         ),
@@ -230,14 +225,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What a finished run is judged by."""
+    """How a finished run is evaluated."""
 
-    corpora: Annotated[list[str], Setting("on whose held-out documents the finished run is judged")]
+    corpora: Annotated[list[str], Setting("corpora on whose held-out documents the finished run is evaluated")]
 
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """How a run is spread out: no part of what it is, and free to change."""
+    """How a run is executed (ranks, checkpoints, logs): not part of what the run is, and free to change."""
 
     processes: Annotated[int, Setting("ranks on this machine; 0: one for each GPU", at_least=0)]
     tp: Annotated[
@@ -271,8 +266,8 @@ class LayoutConfig:
     eval_at: Annotated[
         list[float],
         Setting(
-            "shares of the budget, such as 0.25,0.5,0.75: the weights there are kept besides, and evaluated by another "
-            "process; the report draws score against tokens",
+            "shares of the budget, such as 0.25,0.5,0.75, at which the weights are saved too, for `python -m eval` to "
+            "evaluate them; the report then draws scores against tokens",
             above=0,
             below=1,
             only_with={"train.budget": ("tokens",)},
@@ -281,16 +276,16 @@ class LayoutConfig:
     mtbf: Annotated[
         float,
         Setting(
-            "mean time between two ends of a job on one node: failures, time limits, preemption",
+            "mean time until a job on one node ends early: by a failure, its time limit or preemption",
             "hours",
             "untuned",
             above=0,
         ),
     ]
     hang: Annotated[
-        float, Setting("a step that takes so many times the median counts as a hang", "", "untuned", above=0)
+        float, Setting("a step that takes this many times the median counts as a hang", "", "untuned", above=0)
     ]
-    patience: Annotated[float, Setting("least time of a step that counts as a hang", "seconds", "untuned", above=0)]
+    patience: Annotated[float, Setting("shortest time of a step that counts as a hang", "seconds", "untuned", above=0)]
     compile: Annotated[
         Literal["auto", "always", "never", "reduce-overhead"],
         Setting(

@@ -1,4 +1,4 @@
-"""Where every run of a study stands, from its files alone: no torch, no Slurm, a few small reads for each run."""
+"""The state of every run of a study, read from its files alone: no torch, no Slurm, a few small reads for each run."""
 
 import contextlib
 import time
@@ -15,21 +15,21 @@ REPAIRS = "The same command repairs it."
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
-    """Where a run stands, as far as its files say.
+    """The state of a run, as far as its files tell. `now`: seconds since the epoch; None: by the clock.
 
     Returns:
         "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last line of the
         metrics; "left", seconds to the end at this speed; "silent", seconds since the last heartbeat; "nodes";
-        "attempts", how many were begun under Slurm; "on_the_way", [how many of the weights that were kept during
-        training are evaluated, how many were kept]; "why", a reason for the state; "bits_per_byte" and "zero_shot".
+        "attempts", how many were begun under Slurm; "on_the_way", [how many of the weights that were saved during
+        training are evaluated, how many were saved]; "why", a reason for the state; "bits_per_byte" and "zero_shot".
     """
     folder = cell.dir
     metric, damaged_metrics = rundir.last_metric(folder)
     attempts, damaged_attempts = rundir.read_attempts(folder)
     facts: dict[str, Any] = dict(metric)
     facts["attempts"] = sum(line["event"] == "start" for line in attempts)
-    if kept := len(rundir.checkpoints(folder / rundir.CHECKPOINTS, "weights")):
-        facts["on_the_way"] = [kept - len(rundir.unjudged(folder)), kept]
+    if saved := len(rundir.checkpoints(folder / rundir.CHECKPOINTS, "weights")):
+        facts["on_the_way"] = [saved - len(rundir.unjudged(folder)), saved]
     facts |= _stand(cell, facts, attempts, time.time() if now is None else now)
     if notes := [note for note in (facts.get("why"), damaged_metrics, damaged_attempts) if note]:
         facts["why"] = "; ".join(notes)
@@ -37,7 +37,7 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
 
 
 def _stand(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
-    """The state of a run and what belongs to it. `facts`: of its metrics."""
+    """ "state" of a run, and entries of `state` that belong to it. `facts`: the entries that are known already."""
     folder = cell.dir
     damaged_scores: dict[str, Any] = {}
     try:
@@ -68,7 +68,7 @@ def _stand(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], no
 def _at_work(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
-    """Of a run that a process holds, or that Slurm has started: whether its heart beats, and how far it is."""
+    """As `_stand`, of a run that a process has locked or that Slurm has started: starting, running, or stalled."""
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
@@ -88,7 +88,7 @@ def _at_work(
 
 
 def _end_of(line: dict[str, Any]) -> str:
-    """How an attempt ended, from its line in attempts.jsonl; "" of a line that says something else."""
+    """How an attempt ended, in words, from its line in attempts.jsonl; "" for a line that is about something else."""
     if line["event"] != "end":
         return ""
     reason = f", {line['why']}" if "why" in line else ""
@@ -96,7 +96,8 @@ def _end_of(line: dict[str, Any]) -> str:
 
 
 def table(study: Study, width: int | None = None, height: int | None = None) -> str:
-    """A line for each run; on a screen of `height` lines those that fit, what needs a look before what does not."""
+    """A table with a line for each run. `width`, `height`: of the screen; where not all lines fit, those runs are shown
+    whose states come first in `State`."""
     head = ("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "judged", "")
     rows: list[tuple[str, ...]] = [head]
     for i, cell in enumerate(study.cells):
@@ -118,7 +119,8 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
             )
         )
     states = [row[1] for row in rows[1:]]
-    counts = ", ".join(f"{states.count(name)} {name}" for name in State if name in states)
+    number = f"{len(states)} run{'s' * (len(states) != 1)}"
+    counts = f"{number}: {', '.join(f'{states.count(name)} {name}' for name in State if name in states)}"
     if height and len(rows) > (room := max(2, height - 3)):
         order = [*State]
         shown = sorted(range(1, len(rows)), key=lambda i: order.index(State(rows[i][1])))[: room - 1]
@@ -132,7 +134,7 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:
-    """The table, again and again, until Ctrl-C."""
+    """Show the table, updated every `seconds`, until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text

@@ -13,8 +13,8 @@ MAX_DEPTH = 20  # of nested lists and mappings; untuned, ours have 3
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys, expands aliases (a small file may become gigabytes) and recurses as deep
-    as the file says; here each of these is an error."""
+    """A SafeLoader that refuses what YAML allows and settings never need: two equal keys in a mapping, aliases (with
+    which a small file can expand to gigabytes), and deep nesting."""
 
     depth = 0
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from ablations.cells import FOLLOWS, Cell, Study, build
-from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve
+from ablations.config import KEYS, SETTINGS, ConfigError, parse, presets, resolve, without_effect
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
 from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
 from ablations.prediction import Prediction, predict, predictions_about
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
-from ablations.tuning import multiples
+from ablations.tuning import MOST_SEEDS, multiples
 from ablations.values import did_you_mean
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
@@ -55,6 +55,7 @@ HELP = {
     "SHOTS": "with TASKS: examples in each prompt (default: as many as each task's definition says)",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
+    "GLUE_TASKS": "those of GLUE alone, such as cola,rte (default: all whose data is there)",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
     "PREDICT": 'what is expected, to be checked: "alibi < learned; alibi - learned in [-0.3, -0.05]"',
     "JOBS": "runs at a time (default: as many as fit the CPU cores; 1 on a GPU)",
@@ -70,7 +71,7 @@ def from_args(words: list[str]) -> Study:
     """
     values = _values(words)
     setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in FOR_ALL_RUNS.items() if name in values]
-    set_words = [_assignment(word) for word in values.get("SET", "").split()]
+    set_words = _assignments("SET", values.get("SET", ""))
     factor, arms, corpus = _arms(values)
     if corpus:
         setting.append(("data.corpus", corpus))
@@ -78,8 +79,10 @@ def from_args(words: list[str]) -> Study:
     setting += set_words
     keys = [key for key, _ in setting]
     if repeated := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
-        names = ", ".join(name for name in (*FOR_ALL_RUNS, "DATA", "SET") if name in values)
-        raise ConfigError(f"{', '.join(repeated)} is set twice by {names}: say it once")
+        words_of = FOR_ALL_RUNS | ({"DATA": "data.corpus"} if corpus else {})
+        names = [name for name, key in words_of.items() if name in values and key in repeated]
+        names += ["SET"] if dict(set_words).keys() & set(repeated) else []
+        raise ConfigError(f"{', '.join(repeated)} is set twice by {' and '.join(names)}: say it once")
 
     file = None
     if "STUDY" in values:
@@ -112,9 +115,10 @@ def from_args(words: list[str]) -> Study:
                 "SHOTS counts the examples in the prompts of evaluation tasks: name them, e.g. TASKS=gsm8k"
             )
         _count("SHOTS", values["SHOTS"], MOST_SHOTS, "examples in each prompt", least=0)
+    for name in ("GLUE_SEEDS", "GLUE_TASKS"):
+        if name in values and "GLUE" not in values:
+            raise ConfigError(f"{name} is about fine-tuning on GLUE: say where its data is, GLUE=folder")
     if "GLUE_SEEDS" in values:
-        if "GLUE" not in values:
-            raise ConfigError("GLUE_SEEDS counts seeds of fine-tuning: say where GLUE's data is, GLUE=folder")
         _count("GLUE_SEEDS", values["GLUE_SEEDS"], 100, "seeds")
     out = Path(values.get("OUT", "runs"))
     _check_out(out)
@@ -132,17 +136,36 @@ def from_args(words: list[str]) -> Study:
         return replace(built, predictions=_predictions(values, file, built.arms))
 
     planned = study(count)
+    _check_used(planned, dict(set_words))
+    if "TASKS" in values and any(cell.run.model.objective == "mlm" for cell in planned.cells):
+        raise ConfigError(
+            "model.objective=mlm gives no likelihood of a text from left to right, which TASKS need: leave TASKS out; "
+            "its held-out loss on masked tokens is always measured, and fine-tuning on GLUE is possible (make glue)"
+        )
     more = _more_begun(planned, criteria.seeds - count) if criteria.sequential else 0
     return study(count + more) if more else planned
 
 
+def _check_used(study: Study, settings: dict[str, str]) -> None:
+    """Raises ConfigError for a setting of SET that has an effect in none of the runs."""
+    for key in settings:
+        missing = [without_effect(key, cell.run.flat()) for cell in study.cells]
+        if all(missing):
+            raise ConfigError(f"SET: {key} does nothing without {missing[0]}: leave it out")
+
+
 def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
-    """What CROSS and LR ask for. Raises ConfigError."""
+    """The words CROSS and LR, checked: the value of CROSS, and the multiples of the learning rate. Raises
+    ConfigError."""
     if "CROSS" in values and "LR" in values:
         raise ConfigError("CROSS and LR are two designs: give one of them")
     for name in ("CROSS", "LR"):
         if name in values and criteria.sequential:
             raise ConfigError(f"{name} has a fixed number of seeds, SEEDS: MORE=auto and max_seeds look at arms alone")
+    if "LR" in values and criteria.seeds > MOST_SEEDS:
+        raise ConfigError(
+            f"LR: SEEDS={criteria.seeds} is more than {MOST_SEEDS}, up to which its verdicts are calibrated"
+        )
     return values.get("CROSS", ""), multiples(values["LR"]) if "LR" in values else ()
 
 
@@ -156,7 +179,7 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
-    """By what the study is decided: what the words say, else what its file says. Raises ConfigError."""
+    """The criteria that decide the study: those in the words, else those in its file. Raises ConfigError."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -243,8 +266,7 @@ def _arms(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
             raise ConfigError("DATA with another factor is the corpus of all runs: give one, not several")
     names = [FACTORS[name][1] for name in factors]
     arms: list[tuple[str, Any]] = [(FACTORS[name][0], value) for name in factors for value in values[name].split(",")]
-    for word in values.get("ARM", "").split():
-        key, text = _assignment(word)
+    for key, text in _assignments("ARM", values.get("ARM", "")):
         if corpus and key == "data.corpus":
             raise ConfigError("DATA beside ARM is the corpus of all runs: to compare corpora give DATA alone")
         names.append(key.split(".")[-1])
@@ -263,13 +285,13 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
 
     A file that cannot be read is left out, and named, since the expectation may be in it.
     """
-    wanted = {_arm(key, value) for key, value in arms}
+    typed_arms = {_arm(key, value) for key, value in arms}
     unread = []
     for name in study_names():
         try:
             file = read_study(name)
             # what is expected under other settings says nothing of these
-            if not file.base and wanted <= {_arm(key, value) for key, value in file.arms}:
+            if not file.base and typed_arms <= {_arm(key, value) for key, value in file.arms}:
                 return file.question, file.expect, file
         except ConfigError:
             unread.append(f"ablations/studies/{name}.yaml")
@@ -298,6 +320,9 @@ def _check_out(out: Path) -> None:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         problem = "" if folder.is_dir() else f"{folder} is no folder"
+        if folder != out and not problem:
+            kernel = {*folder.resolve().parts[1:2]} & {"proc", "sys"}  # the kernel's own, without place for files
+            problem = f"no folder can be made in {folder}" if kernel or not os.access(folder, os.W_OK) else ""
     except OSError as error:
         problem = str(error.strerror)
     if problem:
@@ -322,7 +347,8 @@ def _exists(name: str) -> bool:
 
 
 def from_anywhere(words: list[str]) -> list[str]:
-    """The words as they read from the checkout, where everything that is started runs; goes there itself."""
+    """Change to the folder of the checkout, where all commands run; returns the words with the paths in them made
+    absolute."""
     here = Path.cwd()
     if here == ROOT:
         return words
@@ -340,10 +366,19 @@ def from_anywhere(words: list[str]) -> list[str]:
     return absolute
 
 
-def _assignment(word: str) -> tuple[str, str]:
-    key, equals, value = word.partition("=")
-    if not equals:
-        raise ConfigError(
-            f"{word[:200]!r}: key=value is needed, e.g. train.lr=3e-4. Settings: {', '.join(sorted(KEYS))}"
-        )
-    return key, value
+def _assignments(name: str, text: str) -> list[tuple[str, str]]:
+    """The settings of SET or ARM: key=value words with spaces between them. Raises ConfigError."""
+    pairs: list[tuple[str, str]] = []
+    for word in text.split():
+        key, equals, value = word.partition("=")
+        if not equals and pairs:
+            before = "=".join(pairs[-1])[:200]
+            raise ConfigError(
+                f"{name}: {word[:200]!r} is no key=value. A value has no spaces: is {before}{word[:200]} meant?"
+            )
+        if not equals:
+            raise ConfigError(
+                f"{name}: {word[:200]!r}: key=value is needed, e.g. train.lr=3e-4. Settings: {', '.join(sorted(KEYS))}"
+            )
+        pairs.append((key, value))
+    return pairs

@@ -1,4 +1,4 @@
-"""Values of settings: from text or YAML to their type, flat by key, and what differs between two."""
+"""Values of settings: converted from text or YAML to their type, flattened to {"model.pos": value}, and compared."""
 
 import difflib
 import math
@@ -26,7 +26,7 @@ EXAMPLES = {
 
 
 def typed(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
-    """`value`, as text or as YAML read it, in the type `kind`; `key` and what it means are for the message.
+    """`value`, a text or a value from YAML, converted to the type `kind`. `key` and its `meaning`: for the message.
 
     Raises:
         ConfigError: wrong type, or a variant that does not exist.
@@ -70,7 +70,8 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    """A comma is never part of a number: it may be meant as a decimal point, or as a separator of several numbers."""
+    """A whole number such as 512, 2M or 1E6. A comma is refused: it may be meant as a decimal point, or as a separator
+    of several numbers."""
     if isinstance(value, bool):
         raise ValueError
     match = re.fullmatch(NUMBER, str(value).strip().upper(), re.ASCII)
@@ -106,12 +107,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """What `b` holds where it differs from `a`; both flat. A key that one of them lacks differs too."""
+    """{key: value in `b`} of the keys in which two flat dictionaries differ; None for a key that `b` lacks."""
     nothing = object()
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """ " (did you mean ...?)" with the option that is spelled most like `word`; "" where none is similar."""
     close = difflib.get_close_matches(word, list(options), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

@@ -86,7 +86,8 @@ class Batches:
         ]
 
     def _look_up(self, numbers: range) -> None:
-        """Find these samples, and have the system read them into its page cache, all at once and without waiting."""
+        """Find the spans of these samples, and ask the system to read them into its page cache, without waiting for
+        it."""
         self._next, self._spans = numbers, self._spans_of(numbers)
         if hasattr(os, "posix_fadvise"):
             for source, spans in self._spans:
@@ -96,7 +97,7 @@ class Batches:
 
 
 class _Epoch(NamedTuple):
-    """What GPTDataset calls document, sample and shuffle index."""
+    """The order of one epoch of a source: what GPTDataset calls document, sample and shuffle index."""
 
     documents: np.ndarray  # int32 [documents]: their order
     cuts: np.ndarray  # int32 or int64 [samples + 1, 2]: position in that order and offset where a sample begins
@@ -104,7 +105,7 @@ class _Epoch(NamedTuple):
 
 
 class _Source:
-    """A source without end: sample i is sample i % length of epoch i // length."""
+    """The samples of one source, epoch after epoch: sample i is number i % length of epoch i // length."""
 
     def __init__(self, prefix: str, seq: int, seed: int, in_order: bool):
         for suffix in (".bin", ".idx"):
@@ -147,7 +148,8 @@ class _Source:
 
 
 def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Source, and number in it, of each of the first `size` samples: each to the source that is furthest behind."""
+    """For the first `size` samples of a blend, the source of each and its number in that source. Each sample is taken
+    from the source whose share so far is furthest below its weight."""
     sources, numbers = np.zeros(size, np.int16), np.zeros(size, np.int64)
     _megatron().build_blending_indices(sources, numbers, weights, len(weights), size, False)
     return sources, numbers
@@ -155,8 +157,8 @@ def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def uncompiled_imports() -> Iterator[None]:
-    """Libraries that are imported inside keep their functions as they are written, where they would have torch compile
-    them. For those that we do not call: torch's compiler takes longer to load than all the rest."""
+    """Inside, imported libraries do not have their functions compiled by torch when they are defined. We do not call
+    these functions, and torch's compiler takes longer to load than all the rest."""
     compiler, torch.compile = torch.compile, lambda function=None, **options: function or (lambda f: f)  # type: ignore[assignment]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What of a text a tokenizer has pieces for."""
+"""How much of a text a tokenizer can represent, and how much becomes unknown tokens."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 
 
 class Coverage(NamedTuple):
-    """Of a text as tokens: how many tokens, how many of them stand for text without a piece ("unknown"), how many UTF-8
-    bytes, how many of them unknown tokens stand for. A model that predicts an unknown token has not said its bytes."""
+    """Counts of a tokenized text. An unknown token stands for text that the vocabulary has no piece for: a model that
+    predicts one has not predicted the text's bytes."""
 
     tokens: int
-    unknown: int
-    bytes: int
-    unknown_bytes: int
+    unknown: int  # unknown tokens among them
+    bytes: int  # of the text in UTF-8
+    unknown_bytes: int  # those that unknown tokens stand for
 
     def __add__(self, other: Any) -> Coverage:
         return Coverage(*(a + b for a, b in zip(self, other, strict=True)))
 
     @property
     def unknown_share(self) -> float:
-        """Of the tokens."""
+        """The share of the tokens that are unknown."""
         return self.unknown / max(self.tokens, 1)
 
     @property

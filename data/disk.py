@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks that hold on every machine of a file system."""
+"""Writes files completely or not at all, and locks files for all machines that share a file system."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def settle(folder: Path, deep: bool = True) -> None:
-    """Waits until the disk has what a folder holds: else after a power loss its name may be there without its files."""
+    """Wait until the content of a folder is on the disk: after a power loss the folder could otherwise be there without
+    its files. deep: with all files below it."""
     for path in [*(folder.rglob("*") if deep else ()), folder]:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -60,7 +61,7 @@ def settle(folder: Path, deep: bool = True) -> None:
 
 
 class Unwritable(RuntimeError):
-    """Nothing can be written where something has to be: the message says why, and what helps."""
+    """A folder that has to be written cannot be; the message says why, and what helps."""
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ from data.text import prepared_text, source_identity
 from data.tokenizer import KINDS, SMALLEST
 from data.wordpiece import MIN_VOCAB
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as a shell has it
+
 STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # of those of the report, what run.json records
 
 
@@ -272,6 +274,8 @@ def main() -> None:
         parser.exit(1, f"error: {error}\n")
     except OSError as error:
         parser.exit(1, f"error: {denied(error)}\n")
+    except KeyboardInterrupt:
+        parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:
         print(note, file=sys.stderr)
     print(json.dumps(manifest, indent=1))

@@ -124,16 +124,16 @@ def _stood_before(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, len
 
     order = np.argsort(hashes, kind="stable")
     hashes, starts = hashes[order], starts[order]
-    found = [starts[:0]]
+    repeats = [starts[:0]]
     while len(hashes):
         new = np.r_[True, hashes[1:] != hashes[:-1]]
         firsts = starts[np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))]
         others = np.flatnonzero(~new)
         same = _equal(codes, firsts[others], starts[others], length)
-        found.append(starts[others[same]])
+        repeats.append(starts[others[same]])
         left = others[~same]  # they share a hash with another text, and are compared among themselves
         hashes, starts = hashes[left], starts[left]
-    return np.concatenate(found)
+    return np.concatenate(repeats)
 
 
 def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
@@ -157,13 +157,13 @@ def cut(spans: Path, rank: int) -> Callable[[Any], str]:
     number = count()
 
     def why(document: Any) -> str:
-        own = next(number)
-        first, last = np.searchsorted(rows[:, 0], (own, own + 1))
-        text, kept, at = document.text, [], 0
+        document_number = next(number)
+        first, last = np.searchsorted(rows[:, 0], (document_number, document_number + 1))
+        text, pieces, at = document.text, [], 0
         for _, begin, end in rows[first:last].tolist():
-            kept.append(text[at:begin])
+            pieces.append(text[at:begin])
             at = end
-        document.text = "".join([*kept, text[at:]])
+        document.text = "".join([*pieces, text[at:]])
         return "" if document.text.strip() else "nothing but stretches that stood before"
 
     return why

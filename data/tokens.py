@@ -1,8 +1,8 @@
-"""Token files in Megatron's format: texts in, .bin and .idx out.
+"""Token files in Megatron's format: writes texts as .bin and .idx, joins files, selects documents.
 
-.bin holds the tokens of all documents end to end, .idx their lengths and offsets. A file appears under its name when
-it is whole, the .idx last. As a command, python -m data.tokens tokenizes a corpus as it is, with nothing removed and
-nothing held out, as Megatron-LM's preprocess_data does and with the same bytes; data.prepare is what a study uses.
+.bin has the tokens of all documents end to end, .idx their lengths and offsets. A file gets its name when it is
+complete, the .idx last. As a command, python -m data.tokens tokenizes a corpus as it is: nothing is removed or held
+out, and the files are byte for byte those of Megatron-LM's preprocess_data. A study uses data.prepare instead.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ CHUNK = 1 << 20  # documents whose offsets are computed at once
 
 
 class Count(NamedTuple):
-    """Of documents: how many, their UTF-8 bytes, words (stretches without space or line end), and tokens, ends of
-    document included."""
+    """Counts over some documents: their number, UTF-8 bytes, words (separated by spaces and line ends), and tokens,
+    end-of-document tokens included."""
 
     documents: int
     bytes: int
@@ -46,7 +46,7 @@ class Count(NamedTuple):
 
 
 def dtype(vocab: int) -> np.dtype:
-    """What holds a token: 2 bytes while the vocabulary allows (Megatron's rule)."""
+    """The type of a token in the files of a vocabulary: 2 bytes where it is small enough, else 4 (Megatron's rule)."""
     return DTYPES[8 if vocab < 65500 else 4]
 
 
@@ -92,7 +92,7 @@ def join(parts: list[str | Path], prefix: str | Path) -> None:
 
 
 def read(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
-    """Of a token file: the type of its tokens, and the lengths of its sequences, mapped, int32 [sequences].
+    """The type of a token file's tokens, and the lengths of its sequences, int32 [sequences], memory-mapped.
 
     Raises ValueError when the two files do not belong together.
     """

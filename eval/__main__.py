@@ -116,4 +116,8 @@ def judge_run(directory: Path, tasks: list[str], data: mirror.Mirror | None, arg
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        sys.exit(rundir.Exit.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""DeepSpeed, and nothing else of ours knows it: its configuration is generated from a `Run`; step, save, load."""
+"""The training engine, the only file that knows DeepSpeed: builds it from a `Run`, and steps, saves and loads."""
 
 import ctypes
 import logging
@@ -32,7 +32,7 @@ from model.linear import Layers
 from model.objective import Batch, SpecialTokens
 from model.shard import SINGLE, Ranks, dimension
 
-SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's loss scaler remembers
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # the state of DeepSpeed's loss scaler
 
 
 def start(run: Run) -> tuple[int, int]:
@@ -61,10 +61,10 @@ def start(run: Run) -> tuple[int, int]:
 
 
 def ranks(run: Run) -> Ranks:
-    """The ranks that hold one copy of the model together with this one, after `start`.
+    """The tensor parallel group of this rank: those that together hold one copy of the model. Call it after `start`.
 
     Raises:
-        ConfigError: when the ranks that were started cannot be divided so.
+        ConfigError: the number of ranks is no multiple of layout.tp.
     """
     if run.layout.tp == 1:
         return SINGLE
@@ -76,7 +76,7 @@ def ranks(run: Run) -> Ranks:
 
 
 def layers(run: Run, tp: Ranks) -> Layers:
-    """What makes the model's linear layers, in the run's precision.
+    """The factory of the model's linear layers, for the run's precision and its tensor parallel group.
 
     Raises:
         ConfigError: for FP8 under tensor parallelism.
@@ -95,10 +95,10 @@ def model_of(run: Run) -> GPT:
 
 
 def keep_freed_memory() -> None:
-    """Freed blocks stay with the process. glibc gives large ones back to the system, and each step then pays for
-    getting them again, zeroed: 19% of a step in bf16 and 16% in fp32, measured at the nano size on one core.
+    """Have glibc keep freed memory for this process. It returns large blocks to the system, and each step then has to
+    get them again, zeroed: 19% of a step in bf16 and 16% in fp32, measured at the nano size on one core.
 
-    Without glibc this does nothing.
+    Does nothing with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -109,6 +109,7 @@ def keep_freed_memory() -> None:
 
 
 def _deepspeed() -> Any:
+    """The module deepspeed, imported without its warnings, its log lines, and an extension that nothing here uses."""
     with warnings.catch_warnings(), uncompiled_imports():
         warnings.simplefilter("ignore")
         import deepspeed
@@ -125,14 +126,14 @@ def _deepspeed() -> Any:
 
 
 def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
-    """DeepSpeed's JSON. bf16 keeps fp32 master weights and accumulates gradients in fp32, and so does fp8, which is
-    bf16 to DeepSpeed; fp16 keeps fp32 master weights, and its gradients, in fp16, are those of a scaled loss.
+    """DeepSpeed's configuration of a run. bf16 keeps fp32 master weights and accumulates gradients in fp32; so does
+    fp8, which is bf16 to DeepSpeed. fp16 keeps fp32 master weights, and fp16 gradients of a scaled loss.
 
     Args:
         replicas: copies of the model.
 
     Raises:
-        ConfigError: when a global batch cannot be spread over them in whole micro-batches.
+        ConfigError: a global batch cannot be divided among the replicas in whole micro-batches.
     """
     spread(run, replicas)
     # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model
@@ -163,7 +164,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
 
 
 class Step(NamedTuple):
-    """What one optimizer step came to, on all ranks alike."""
+    """The result of an optimizer step, the same on all ranks."""
 
     loss: float  # of the whole global batch before the step, nats per predicted token
     grad_norm: float  # before clipping
@@ -173,7 +174,7 @@ class Step(NamedTuple):
 
 
 class Pending:
-    """An optimizer step that was handed to the device, which may still be at work on it.
+    """An optimizer step that was launched on the device, and may not be finished.
 
     Args:
         values: loss and norm, and with several ranks the sums of save, leave and seconds: on the device.
@@ -192,7 +193,7 @@ class Pending:
             self.copied.record()
 
     def read(self) -> Step:
-        """What the step came to, as soon as it is known."""
+        """Wait for the step, and return its result."""
         if self.copied is not None:
             self.copied.synchronize()
         loss, norm, *votes = (float(value) for value in self.values)
@@ -204,7 +205,7 @@ class Pending:
 
 @dataclass
 class Engine:
-    """A model under DeepSpeed. `step` is one optimizer step on one global batch."""
+    """A model with its optimizer, under DeepSpeed. `step` makes one optimizer step on one global batch."""
 
     ds: Any
     run: Run
@@ -220,8 +221,8 @@ class Engine:
         return self.ds.module.model
 
     def compile(self) -> None:
-        """torch.compile the model and its loss, forward and backward, for micro-batches of the run's size; then prove
-        that the graph computes what is written. Nothing is kept of the gradients."""
+        """Compile the model and its loss with torch.compile, forward and backward, for micro-batches of the run's size;
+        then prove that the graph computes the same as the model (`proof.compiled`). No gradients are left behind."""
         began, model, random = time.perf_counter(), self.run.model, torch.Generator().manual_seed(0)
         if self.device.type == "cpu":
             from torch._functorch import config
@@ -270,7 +271,7 @@ class Engine:
 
     @property
     def lr(self) -> float:
-        """The learning rate that the optimizer holds, whatever it was meant to be."""
+        """The learning rate in effect, read from the optimizer."""
         return float(self.ds.optimizer.param_groups[0]["lr"])
 
     @property
@@ -284,7 +285,7 @@ class Engine:
         ]
 
     def held_settings(self) -> dict[str, Any]:
-        """Settings as DeepSpeed and AdamW hold them, under the names that the configuration has for them."""
+        """{setting: value in effect}, read from DeepSpeed and AdamW, by the names of the configuration."""
         groups = self.ds.optimizer.param_groups
         (eps,), (betas,) = {group["eps"] for group in groups}, {tuple(group["betas"]) for group in groups}
         (decay,) = {group["weight_decay"] for group in groups} - {0.0} or {0.0}
@@ -315,7 +316,7 @@ class Engine:
 
     @property
     def scaling(self) -> dict[str, Any]:
-        """All that fp16's dynamic loss scale remembers: set it to continue from there. Empty in other precisions."""
+        """The state of fp16's dynamic loss scaling; assign it to continue from there. Empty in other precisions."""
         if self.run.train.precision != "fp16":
             return {}
         return {"overflows": self.ds.skipped_steps, **{k: getattr(self.ds.optimizer.loss_scaler, k) for k in SCALER}}
@@ -327,7 +328,7 @@ class Engine:
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
     def step(self, *args: Any, **named: Any) -> Step:
-        """`launch`, and what came of it."""
+        """`launch` a step, wait for it, and return its result."""
         return self.launch(*args, **named).read()
 
     def launch(
@@ -339,20 +340,21 @@ class Engine:
         leave: bool = False,
         clock: Callable[[], float] = lambda: 0.0,
     ) -> Pending:
-        """One optimizer step on this rank's sequences of the global batch; on a GPU it is under way when this returns.
+        """Make one optimizer step on this rank's sequences of the global batch. On a GPU it may still be under way when
+        this returns.
 
         Args:
-            seed: of what this step and rank drop. Random numbers have no state that a resume could lose.
-            save, leave: whether this rank wants a checkpoint after the step, or training to stop. Both travel with
-                the loss, so that all ranks know of them at the same step and at no cost.
-            clock: seconds of training so far. The first rank's travel with the loss too: ranks that end by the clock,
-                or take the learning rate from it, must agree.
+            seed: of this step's dropout on this rank. It is set anew for each step, so that a resume loses no state.
+            save, leave: whether this rank wants a checkpoint after the step, or training to stop. Both are reduced
+                together with the loss, so that all ranks know of them at the same step and at no further cost.
+            clock: seconds of training so far. Those of the first rank are sent along with the loss too: ranks have to
+                agree on them where they end the run or determine the learning rate.
 
         Where gradients overflow in fp16 the norm is infinite and the step is skipped: the batch is used up, weights
         and optimizer stay as they were, and the loss scale goes down.
 
         Raises:
-            Diverged: when they overflow at the least loss scale.
+            Diverged: gradients overflow at the smallest loss scale.
         """
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
@@ -389,7 +391,7 @@ class Engine:
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
-        """Adds up the time of forward passes: what a rank computes without waiting for another."""
+        """Times what is inside, a forward pass: work that a rank does without waiting for another."""
         if self.device.type == "cuda":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()
@@ -412,8 +414,8 @@ class Engine:
         return mine.tolist()
 
     def _weights(self, micros: list[Batch]) -> list[float]:
-        """What makes the mean of the micro-batches' mean losses the mean over all tokens that the global batch
-        predicts, however it is cut."""
+        """Factors of the micro-batches' mean losses, with which their mean is the mean over all tokens that the global
+        batch predicts, however it is divided among ranks and micro-batches."""
         if all(micro.even for micro in micros):
             return [1.0] * len(micros)
         counts = [micro.predictions for micro in micros]
@@ -423,23 +425,23 @@ class Engine:
         return [count * len(micros) * dist.get_world_size() / int(total) for count in counts]
 
     def pieces(self) -> list[Fragment]:
-        """This rank's share of the fp32 master weights and of AdamW's moments, as views by parameter and place."""
-        found, tp = [], self.model.tp
+        """This rank's share of the fp32 master weights and of AdamW's moments, as views, by parameter and position."""
+        fragments, tp = [], self.model.tp
         for name, param in self.model.named_parameters():
-            at = param._hp_mapping  # DeepSpeed's own record of which part of a parameter this rank updates
-            if at is None:
+            mapping = param._hp_mapping  # DeepSpeed's own record of which part of a parameter this rank updates
+            if mapping is None:
                 continue
-            flat = self.ds.optimizer.param_groups[at.param_group_index]["params"][0]
+            flat = self.ds.optimizer.param_groups[mapping.param_group_index]["params"][0]
             adam = self.ds.optimizer.state[flat]
             if not adam:  # no step was made yet: what AdamW would begin with
                 zero = torch.zeros((), dtype=torch.float32, device=flat.device)
                 adam |= {"step": zero, "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
-            start, span = at.lp_fragment_address.start, at.hp_fragment_address
+            start, span = mapping.lp_fragment_address.start, mapping.hp_fragment_address
             part = (tp.rank, tp.size) if dimension(name) is not None else (0, 1)
-            data = {"weight": at.hp_fragment.detach()}
+            data = {"weight": mapping.hp_fragment.detach()}
             data |= {kind: adam[kind].detach().narrow(0, span.start, span.numel) for kind in KINDS[1:]}
-            found += [Fragment(name, kind, start, data[kind], tuple(param.shape), *part) for kind in KINDS]
-        return found
+            fragments += [Fragment(name, kind, start, data[kind], tuple(param.shape), *part) for kind in KINDS]
+        return fragments
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
         """Begin to write checkpoint `step`; see `Checkpoints.save`.
@@ -454,7 +456,7 @@ class Engine:
         checkpoints.save(step, self.pieces(), {"optimizer": optimizer, "progress": progress})
 
     def load(self, checkpoints: Checkpoints, before: int | None = None) -> dict[str, Any] | None:
-        """Continue from the newest whole checkpoint (of a step below `before`), written at whatever width.
+        """Continue from the newest complete checkpoint (of a step below `before`), written at any parallel layout.
 
         Returns:
             The progress given to `save`, or None when there is no checkpoint.
@@ -469,8 +471,13 @@ class Engine:
         return state["progress"]
 
     def _same_weights(self, step: int) -> None:
-        """What several ranks hold must be the same, bit for bit: a GPU or a cable may be at fault silently, and of what
-        tensor parallelism does not cut, training itself never compares the copies."""
+        """Check that copies of the same weights on several ranks are equal, bit for bit. A GPU or a cable may compute
+        or transmit wrong numbers silently; and training itself never compares the copies of parameters that tensor
+        parallelism does not cut.
+
+        Raises:
+            CheckpointError: they differ; naming the ranks.
+        """
         if dist.get_world_size() == 1:
             return
         rank, size = dist.get_rank(), self.model.tp.size
@@ -480,22 +487,27 @@ class Engine:
             cut = dimension(name) is not None
             sums[int(cut), rank] += p.detach().view(bits[p.element_size()]).sum()
         dist.all_reduce(sums)
-        same, own = sums.tolist()  # of what all ranks have, of what only those with the same part have
-        odd = [
-            r for r in range(len(same)) if same[r] != median_low(same) or own[r] != median_low(own[r % size :: size])
+        common_sums, cut_sums = (
+            sums.tolist()
+        )  # of uncut parameters, equal on all ranks; of cut ones, equal where `rank % size` is
+        differing = [
+            r
+            for r in range(len(common_sums))
+            if common_sums[r] != median_low(common_sums) or cut_sums[r] != median_low(cut_sums[r % size :: size])
         ]
-        if odd:
-            ranks = ", ".join(map(str, odd))
+        if differing:
+            ranks = ", ".join(map(str, differing))
             raise CheckpointError(
                 f"step {step}: the weights of rank {ranks} differ from the others'. Nothing was saved; the same "
                 "command goes back to the last checkpoint."
             )
 
     def write_weights(self, path: Path) -> None:
-        """model.state_dict() as trained, of the whole model, in safetensors; whole or absent."""
+        """Write model.state_dict() of the whole model to a safetensors file, which is complete or absent. A
+        collective."""
         state = {}
-        for name, mine in self.model.state_dict().items():
-            whole = self.model.tp.gather(name, mine)
+        for name, part in self.model.state_dict().items():
+            whole = self.model.tp.gather(name, part)
             if dist.get_rank() == 0:
                 state[name] = whole.cpu().contiguous()
         if dist.get_rank() == 0:
@@ -506,7 +518,7 @@ class Engine:
 
 
 class Loss(nn.Module):
-    """What DeepSpeed calls: a batch in, its loss out. The model is inside."""
+    """The module that DeepSpeed wraps: from a `Batch` to the model's loss."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -517,7 +529,8 @@ class Loss(nn.Module):
 
 
 def build(model: Any, run: Run, world: int) -> Engine:
-    """Put `model` under DeepSpeed with AdamW; matrices are decayed, biases and norm gains are not.
+    """The engine that trains `model` with AdamW under DeepSpeed, on `world` ranks. Matrices have weight decay; biases
+    and norm gains have none.
 
     Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model.
     """
@@ -573,11 +586,11 @@ def build(model: Any, run: Run, world: int) -> Engine:
 
 
 def free_fp32_gradients_between_steps(optimizer: Any) -> None:
-    """DeepSpeed's bf16 optimizer holds fp32 sums of all gradients for good, and fills them with zeros twice a step.
-    Here their memory is given back after each update, and the first gradients are written and not added: activations
-    are largest when there are no sums yet, unless micro-batches are accumulated.
+    """Have DeepSpeed's bf16 optimizer free the fp32 sums of all gradients after each update, and write the first
+    gradients instead of adding them to zeros. It would keep the sums allocated, although activations, which are largest
+    while there are no sums yet, could use that memory (unless micro-batches are accumulated).
 
-    Not on a GPU, where accumulating is the rule, and whose allocator may not find so large a piece again.
+    Not for a GPU, where accumulation is the rule, and whose allocator may not find so large a block again.
     """
     flat, add = optimizer.fp32_groups_gradients_flat, optimizer.update_hp_grads
     sizes = [sums.untyped_storage().nbytes() for sums in flat]

@@ -22,7 +22,15 @@ from ablations.plan.reading import reading
 from ablations.rundir import Damaged, Exit
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
 from launch import progress
-from launch.processes import Failed, Interrupted, Processes, die_with_parent, environment, gpus, in_utf8
+from launch.processes import (
+    Failed,
+    Interrupted,
+    Processes,
+    environment,
+    gpus,
+    ignore_ctrl_c_and_die_with_parent,
+    in_utf8,
+)
 from launch.repair import is_evaluated, repair
 
 
@@ -49,6 +57,7 @@ def run(study: Study) -> list[str]:
         except Damaged as error:  # the other runs go on
             failures.append(f"{cell.name}: {error}")
     check_tasks(study)
+    at_once = jobs(study)
     todo = [cell for cell in cells if not is_evaluated(cell)]
     untuned = [cell for cell in cells if study.fine_tuned and not (cell.dir / rundir.GLUE / rundir.GLUE_TABLE).exists()]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
@@ -82,7 +91,7 @@ def run(study: Study) -> list[str]:
     display = threading.Thread(target=progress.show, args=(todo, phases, done))
     display.start()
     try:
-        with processes.stopped_by_signals(), ThreadPoolExecutor(jobs(study)) as pool:
+        with processes.stopped_by_signals(), ThreadPoolExecutor(at_once) as pool:
             for future in [pool.submit(work, cell) for cell in todo]:
                 future.result()
     finally:
@@ -95,10 +104,14 @@ def run(study: Study) -> list[str]:
 
 def _succeeds(*words: str) -> bool:
     """Run `python words`; whether it exits with 0. Its errors appear on this terminal, its output does not."""
+    return _exit_code(*words, output=subprocess.DEVNULL) == 0
+
+
+def _exit_code(*words: str, output: int | None = None) -> int:
+    """Run `python words`. At Ctrl-C this process ends it, and alone says so."""
+    ended_by_us = ignore_ctrl_c_and_die_with_parent
     command = [sys.executable, *words]
-    env = environment()
-    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)
-    return done.returncode == 0
+    return subprocess.run(command, cwd=ROOT, env=environment(), stdout=output, preexec_fn=ended_by_us).returncode
 
 
 def check_tasks(study: Study) -> None:
@@ -109,11 +122,6 @@ def check_tasks(study: Study) -> None:
     """
     if study.fine_tuned and not _succeeds("-m", "eval.finetune", *study.fine_tuned):
         raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
-    if study.judged and any(cell.run.model.objective == "mlm" for cell in study.cells):
-        raise ConfigError(
-            "model.objective=mlm gives no likelihood of a text from left to right, which TASKS need: leave TASKS out; "
-            "its held-out loss on masked tokens is always measured, and fine-tuning on GLUE is possible (make glue)"
-        )
     if study.judged and not _succeeds("-m", "eval", *study.judged):
         raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
 
@@ -147,11 +155,20 @@ def prepare(study: Study, cells: list[Cell]) -> None:
 
 def jobs(study: Study) -> int:
     """How many runs to train at a time: JOBS when the user gives it; else one on a GPU machine, and on CPUs as many as
-    the cores allow."""
-    if study.jobs:
-        return study.jobs
+    the cores allow.
+
+    Raises:
+        ConfigError: when so many runs would share processors and a wall clock ends them, so that each gets less done.
+    """
     layout = study.base.layout
-    return 1 if has_gpu() else max(1, len(os.sched_getaffinity(0)) // (layout.threads * max(layout.processes, 1)))
+    cores = len(os.sched_getaffinity(0))
+    most = 1 if has_gpu() else max(1, cores // (layout.threads * max(layout.processes, 1)))
+    if study.jobs and study.jobs > most and study.base.by_clock:
+        raise ConfigError(
+            f"JOBS={study.jobs}: a wall clock ends these runs, so that each needs processors of its own; "
+            f"{'a GPU machine' if has_gpu() else f'{cores} cores'} can train {most} at a time"
+        )
+    return study.jobs or most
 
 
 def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
@@ -221,8 +238,7 @@ def undecided(study: Study) -> bool:
     Raises:
         ConfigError: when the runs cannot be compared.
     """
-    command = [sys.executable, "-m", "eval.report.undecided", *study.words]
-    code = subprocess.run(command, cwd=ROOT, env=environment(), preexec_fn=die_with_parent).returncode
+    code = _exit_code("-m", "eval.report.undecided", *study.words)
     if code not in (Exit.FINISHED, UNDECIDED):
         raise ConfigError("whether the arms are decided cannot be said; the reason stands above")
     return code == UNDECIDED
@@ -230,7 +246,7 @@ def undecided(study: Study) -> bool:
 
 def main(words: list[str]) -> int:
     """Train and evaluate the runs that are not finished, then write the report. Returns an `Exit`."""
-    if words in (["-h"], ["--help"], []):
+    if words in (["-h"], ["--help"]):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
         return Exit.FINISHED
     began = time.monotonic()
@@ -240,8 +256,7 @@ def main(words: list[str]) -> int:
         study, failures = until_decided(study, run, undecided)
         for failure in failures:
             print(f"failed: {rundir.printable(failure)}", file=sys.stderr)
-        command = [sys.executable, "-m", "eval.report", *study.words]
-        unreported = subprocess.run(command, cwd=ROOT, env=environment()).returncode
+        reported = _exit_code("-m", "eval.report", *study.words)
     except ConfigError as error:
         print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
@@ -254,8 +269,9 @@ def main(words: list[str]) -> int:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return Exit.INTERRUPTED
     seconds = int(time.monotonic() - began)
-    print(f"\n{seconds // 60} min {seconds % 60} s." + (" There is no report" if unreported else ""))
-    return Exit.FAILED if failures or unreported else Exit.FINISHED
+    written = reported in (Exit.FINISHED, Exit.REFUSED)
+    print(f"\n{seconds // 60} min {seconds % 60} s.{'' if written else ' There is no report'}")
+    return Exit.FAILED if failures or reported else Exit.FINISHED
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _ignore_ctrl_c_and_die_with_parent() -> None:
+def ignore_ctrl_c_and_die_with_parent() -> None:
     """For `preexec_fn`: see the module's docstring."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
@@ -91,7 +91,7 @@ class Processes:
                     stdout=output,
                     stderr=output,
                     stdin=subprocess.DEVNULL,
-                    preexec_fn=_ignore_ctrl_c_and_die_with_parent,
+                    preexec_fn=ignore_ctrl_c_and_die_with_parent,
                     env=env | {"PYTHONUNBUFFERED": "1"} | variables,
                 )
                 for variables in _rank_environments(ranks)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """Where a run stands: all that a checkpoint keeps of it beside the weights and the optimizer."""
+    """The state of the training loop, which a checkpoint holds beside the weights and the optimizer."""
 
     step: int = 0
     samples: int = 0  # trained; those that were left out are not counted
@@ -48,10 +48,10 @@ class Progress:
 
 
 def train(cell: Cell, out: Path) -> None:
-    """From the first step, or from the last checkpoint, to the end of the budget.
+    """Train a run from its first step, or from its last checkpoint, to the end of its budget.
 
     Raises:
-        Stop: somebody asked for it, or a node is unfit; what was trained is saved.
+        Stop: training was asked to stop, or a node is unfit; a checkpoint is saved.
         manifest.Failed: the run cannot go on.
     """
     import psutil
@@ -190,7 +190,8 @@ def train(cell: Cell, out: Path) -> None:
 
 
 def resumed(run: Run, state: dict[str, Any] | None) -> Progress:
-    """Where a checkpoint stands, or the beginning. Older checkpoints do not count samples."""
+    """The progress in a checkpoint; that of step 0 where there is none. Checkpoints of older versions do not have the
+    number of samples, which is computed for them."""
     at = Progress(**(state or {}))
     if state and "samples" not in state:
         at.samples = run.samples(at.step).start
@@ -219,7 +220,7 @@ def next_samples(run: Run, at: Progress) -> range:
 
 
 def pause(run: Run, checkpoints: "Checkpoints", hosts: list[str]) -> float:
-    """Seconds until the next checkpoint, where layout.save_every leaves it to the clock."""
+    """Seconds until the next checkpoint, where layout.save_every=0 leaves that to the clock."""
     if run.layout.save_every:
         return math.inf
     if not checkpoints.seconds:
@@ -229,9 +230,9 @@ def pause(run: Run, checkpoints: "Checkpoints", hosts: list[str]) -> float:
 
 
 def divergence(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
-    """What is wrong with a step, or nothing: a loss or gradient that is no number, a loss well above that of a uniform
-    guess, or a spike above the `recent` losses. Gradients that overflow in fp16 are part of how its loss scale is found
-    (see `Engine.launch`)."""
+    """Why a step counts as a divergence, "" when it does not: the loss or the gradient norm is NaN or infinite, the
+    loss is above that of a uniform guess by train.divergence, or above the `recent` losses by train.spike. Gradients
+    that overflow in fp16 do not count: so its loss scale is found (see `Engine.launch`)."""
     limit = math.log(run.model.vocab) + run.train.divergence
     overflow = run.train.precision == "fp16" and norm == math.inf
     if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
@@ -249,8 +250,8 @@ def divergence(run: Run, step: int, recent: list[float], loss: float, norm: floa
 def go_back(
     cell: Cell, engine: "Engine", checkpoints: "Checkpoints", at: Progress, complaint: str, size: int
 ) -> Progress:
-    """To a checkpoint well before a divergence, and past the data that led to it (Chowdhery et al. 2022, section 5.1).
-    The clock does not go back.
+    """After a divergence: load a checkpoint from well before it, and skip the data that led to it (Chowdhery et al.
+    2022, section 5.1). The clock of the run does not go back.
 
     Args:
         size: sequences of the last batch.
@@ -281,7 +282,8 @@ def go_back(
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Only one process (its first rank) may write a run directory; under Slurm one on its way out is waited for.
+    """Lock the run directory, while inside: on the first rank, the only process that may write it. Under Slurm, wait
+    for a process that still holds the lock to leave.
 
     The other ranks write nothing here: preflight finds out whether their nodes can, and names those that cannot.
     """
@@ -360,7 +362,7 @@ def main(argv: list[str]) -> int:
 
 
 def fail(cell: Cell, reason: str) -> None:
-    """Say why a run cannot go on: here, and in its directory where that can still be written."""
+    """Report why a run cannot go on: on the terminal, and in its directory where that can still be written."""
     with suppress(OSError):
         rundir.write_text(cell.dir / rundir.FAILED, f"{reason}\n")
     print(f"error: {cell.name}: {reason}", file=sys.stderr)

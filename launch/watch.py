@@ -193,4 +193,5 @@ def event(folder: Path, step: int, kind: str, detail: str) -> None:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's events.jsonl; damaged lines are left out."""
     return rundir.read_lines(folder / rundir.EVENTS, ["step", "event", "detail"])[0]

@@ -55,8 +55,8 @@ class ModelConfig:
         Setting(
             "share of each sequence's tokens that is masked and predicted",
             source="Devlin et al. 2019",
-            above=0,
-            below=1,
+            at_least=0.15,
+            at_most=0.6,
             absent=0.15,
             only_with={"model.objective": ("mlm",)},
         ),

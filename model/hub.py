@@ -79,10 +79,10 @@ def _names(f: Format, ours: str) -> tuple[list[str], Layout]:
     """The names of one of our tensors in their files, and its layout."""
     if ours == "head.weight":
         return [f.head], SAME
-    found = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias|table)", ours)
-    if not found or found[2] not in f.weights:
+    parts = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias|table)", ours)
+    if not parts or parts[2] not in f.weights:
         raise ValueError(f"{ours} has no counterpart in {f.name}")
-    layer, module, kind = found.groups()
+    layer, module, kind = parts.groups()
     kind = "weight" if kind == "table" else kind
     return [f"{f.prefix}{x.format(layer)}.{kind}" for x in f.weights[module]], f.layouts.get(module, SAME)
 
@@ -174,12 +174,12 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
             raise ValueError(f"transformers computes other logits: they differ by {error:.1e} of the largest")
         if not causal:
             return error
-        given = tokens_BT[:1, : max(1, min(tokens_BT.shape[1], cfg.seq) - new)]
-        new = min(new, cfg.seq - given.shape[1]) if ours.max_length else new
+        prompt = tokens_BT[:1, : max(1, min(tokens_BT.shape[1], cfg.seq) - new)]
+        new = min(new, cfg.seq - prompt.shape[1]) if ours.max_length else new
         if new > 0:
-            text = theirs.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=new)
-            logits_TV = ours(text)[0, given.shape[1] - 1 : -1]
-            chosen = logits_TV.gather(1, text[0, given.shape[1] :, None])[:, 0]
+            text = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=new)
+            logits_TV = ours(text)[0, prompt.shape[1] - 1 : -1]
+            chosen = logits_TV.gather(1, text[0, prompt.shape[1] :, None])[:, 0]
             # within the tolerance two tokens are equally likely, and either is greedy
             if not (logits_TV.amax(1) - chosen <= TOLERANCE * scale).all():
                 raise ValueError("transformers generates other text than our model does")
@@ -207,26 +207,26 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise ValueError(f"{folder} has no model.safetensors (other formats of weights are not read)")
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     try:
         for file in files:
-            found |= load_file(file)
+            tensors |= load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    found = {_current(name, f): x for name, x in found.items() if not name.endswith(BUFFERS)}
-    head = found.pop(f.head, None) if cfg.tied else None
-    constants = {name: found.pop(name) for name in f.constants(cfg) if name in found}
+    tensors = {_current(name, f): x for name, x in tensors.items() if not name.endswith(BUFFERS)}
+    head = tensors.pop(f.head, None) if cfg.tied else None
+    constants = {name: tensors.pop(name) for name in f.constants(cfg) if name in tensors}
     state = {}
     for ours in _shapes(cfg):
         names, (_, join) = _names(f, ours)
-        if missing := [name for name in names if name not in found]:
+        if missing := [name for name in names if name not in tensors]:
             raise ValueError(f"{folder}: the weights lack {missing[0]}")
         try:
-            state[ours] = join([found.pop(name) for name in names], cfg.heads).contiguous()
+            state[ours] = join([tensors.pop(name) for name in names], cfg.heads).contiguous()
         except RuntimeError as error:
             raise ValueError(f"{folder}: {names[0]} has another shape than config.json says: {error}") from error
-    if found:
-        raise ValueError(f"{folder}: the weights hold {min(found)}, which has no counterpart here")
+    if tensors:
+        raise ValueError(f"{folder}: the weights hold {min(tensors)}, which has no counterpart here")
     _check_shapes(cfg, state)
     if KINDS_OF_TOKENS in constants:  # a text alone is of the first kind
         state["position.table"] = state["position.table"] + constants[KINDS_OF_TOKENS][0]
@@ -259,7 +259,7 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
     rows, vocab = config.vocab_size, getattr(config, "unpadded_vocab_size", config.vocab_size)
     multiple = next(m for m in (128, 1, rows) if -(-vocab // m) * m == rows)
     for f in formats:
-        given: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "vocab": vocab,
             "vocab_multiple": multiple,
             "qk_scaling": False,
@@ -272,7 +272,7 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
             **{our: getattr(config, their, 2048 if our == "seq" else None) for our, their in f.sizes.items()},
         }
         for values in itertools.product(*f.needs.values()):
-            cfg = ModelConfig(**{**given, **dict(zip(f.needs, values, strict=True))})
+            cfg = ModelConfig(**{**settings, **dict(zip(f.needs, values, strict=True))})
             expected = {**f.fixed(cfg), "vocab_size": cfg.padded_vocab}
             has = {name: _value(config, name, want, cfg) for name, want in expected.items()}
             wrong = [f"{k}={_show(has[k])} (here {_show(want)})" for k, want in expected.items() if has[k] != want]

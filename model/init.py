@@ -1,6 +1,6 @@
-"""Every weight is drawn here, from the seed and its own name.
+"""Initial weights: each parameter is drawn from the seed and its own name.
 
-Two models therefore share every weight whose name and shape they have in common.
+So two models with the same seed share every weight whose name and shape they have in common.
 
 | parameter                                         | drawn from              | source                              |
 |---------------------------------------------------|-------------------------|-------------------------------------|

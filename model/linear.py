@@ -1,4 +1,4 @@
-"""The layers that a model is made of, in the precision of its weights."""
+"""The factory of a model's embedding and linear layers, here in the precision of the weights and on a single rank."""
 
 from torch import Tensor, nn
 
@@ -6,15 +6,15 @@ from model.kernels.linear import linear
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear through our kernel."""
+    """torch.nn.Linear, computed by model/kernels/linear.py."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 class Layers:
-    """Makes the layers that have matrices. Tensor parallelism cuts them (model/parallel.py), FP8 multiplies in another
-    format (model/fp8.py)."""
+    """Makes a model's embedding and linear layers. Other factories make layers that tensor parallelism divides
+    (model/parallel.py), or that multiply in FP8 (model/fp8.py)."""
 
     def embedding(self, rows: int, width: int) -> nn.Module:
         return nn.Embedding(rows, width)

@@ -1,4 +1,5 @@
-"""Feed-forward blocks. The inner width is `ModelConfig.ffn`, matched in parameters unless the name says otherwise."""
+"""The MLPs of a transformer layer. Their inner width is `ModelConfig.ffn`: all have the same number of parameters, but
+for those whose names say otherwise."""
 
 from typing import get_args, get_type_hints
 
@@ -47,8 +48,8 @@ class GEGLU(SwiGLU):
 
 
 def _scoring() -> bool:
-    """Whether this is evaluation: training and proofs, with a gradient or without, are not in inference mode. Asked in
-    a graph that is compiled, the question would cut it in two."""
+    """Whether torch is in inference mode, as in evaluation; training and proofs are not. False while torch.compile
+    traces the model: the question would break its graph."""
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 

@@ -1,9 +1,10 @@
-"""Tensor parallelism: megatron-core's layers, and its groups for DeepSpeed. Imported only where layout.tp is above 1.
+"""Tensor parallelism: megatron-core's layers, and its process groups for DeepSpeed. Imported only with layout.tp > 1.
 
-The ranks that hold one copy of the model together are neighbours (0 and 1, 2 and 3, ...); those with the same place in
-their copy form a data-parallel group, over which ZeRO spreads its optimizer. Parameters that are not cut get equal
-gradients on all ranks without being reduced, since what reaches them has been; only the first rank's count in the
-gradient norm, which is what `tensor_model_parallel` on the other parameters tells DeepSpeed.
+A tensor parallel group, whose ranks together hold one copy of the model, consists of neighbours (0 and 1, 2 and 3,
+...). Ranks with the same position in their group form a data-parallel group, over which ZeRO spreads the optimizer.
+Parameters that are not cut get equal gradients on all ranks of a group without a reduction, since their inputs are
+reduced already; in the gradient norm only those of the first rank count. The attribute `tensor_model_parallel` of the
+other parameters tells DeepSpeed so.
 """
 
 import warnings
@@ -33,7 +34,7 @@ CONFIG = {"config": ModelParallelConfig(use_cpu_initialization=True, perform_ini
 
 
 class _Bare(nn.Module):
-    """Takes away what megatron-core's layers keep for Transformer Engine: an empty entry in every state_dict."""
+    """For megatron-core's layers: removes the empty entry that they add to every state_dict for Transformer Engine."""
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
@@ -65,7 +66,7 @@ class Row(_Bare, RowParallelLinear):
 
 
 class ParallelLayers(Layers):
-    """Makes layers of which this rank holds its part.
+    """Makes layers whose weights are divided among the ranks of the group; this rank holds its part.
 
     They multiply in the precision of the weights: megatron-core's layers have FP8 only by way of Transformer Engine.
     """
@@ -142,7 +143,8 @@ class TensorParallel(Ranks):
 
 
 class MPU:
-    """What DeepSpeed asks of Megatron. Three of its names are in no release of megatron-core; the rest is as it is."""
+    """The "mpu" that DeepSpeed wants: megatron-core's parallel state, with three functions that no release of it
+    has."""
 
     def __init__(self, model: nn.Module):
         for name, p in model.named_parameters():

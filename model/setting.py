@@ -71,4 +71,5 @@ def check_ranges(section: str, values: Any) -> None:
         value = getattr(values, name)
         for number in value if isinstance(value, list) else [value]:
             if not setting.contains(number):
-                raise ValueError(f"{section}.{name}={number:g}: must be {setting.range} ({setting.meaning})")
+                text = f"{number:g}" if isinstance(number, float) else number
+                raise ValueError(f"{section}.{name}={text}: must be {setting.range} ({setting.meaning})")

@@ -87,6 +87,8 @@ def test_runs_of_a_budget_in_tokens_are_no_attempt_at_the_challenge(tmp_path: Pa
         ("run.json", ("config", "model", "objective"), "causal", "no masked language model (model.objective=causal)"),
         ("run.json", ("hardware", "ranks"), 2, "2 devices"),
         ("run.json", ("continued",), [{"hardware": {"device": "x", "ranks": 4, "threads": 1}}], "4 devices"),
+        ("run.json", ("continued",), [{"hardware": "many"}, {"hardware": {"ranks": 3}}], "3 devices"),
+        ("run.json", ("config", "train", "budget"), 7, "no budget that is known"),
         ("run.json", ("config", "train", "budget"), "2d", "a budget of more than 24 hours"),
         ("done", ("seconds",), 104.1, "2.1 s longer than its budget, more than 1% and more than a step"),
         ("glue/glue.json", ("setting", "epochs"), 6, "fine-tuning over 6 epochs"),

@@ -11,8 +11,10 @@ from ablations import rundir
 from ablations.__main__ import main
 from ablations.budget import learning_rate
 from ablations.cells import Cell, build
-from ablations.config import resolve
+from ablations.config import ConfigError, resolve
 from ablations.plan.reading import reading
+from ablations.study import from_args
+from launch import local
 from launch import train as training
 from launch.clock import Clock
 from tests.test_parallel import on
@@ -113,6 +115,41 @@ def test_the_clock_survives_a_kill(corpus: str, store: Path, tmp_path: Path, mon
     assert len(rows) == len(calm) == 10 and [row["seconds"] for row in rows] == [row["seconds"] for row in calm]
     assert [row["loss"] for row in rows] == [row["loss"] for row in calm]
     assert [row["lr"] for row in rows] == [row["lr"] for row in calm]
+
+
+@pytest.mark.parametrize("budget", ["10s", "tokens"])
+def test_a_masked_language_model_that_is_killed_ends_bit_for_bit_as_one_that_is_not(
+    budget: str, corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, masks and a growing batch; the clock of the test passes at the same speed before and after."""
+    change: dict[str, Any] = {"model__objective": "mlm", "model__mask_rate": 0.25, "model__dropout": 0.1}
+    change |= {"train__budget": budget, "train__ramp": [1, 1], "train__ramp_share": 0.6, "train__tokens": 25 * 32}
+    calm = a_cell(corpus, tmp_path / "calm", store, **change)
+    rows = trained(calm, Turned(), tmp_path / "calm", monkeypatch)
+    cell = a_cell(corpus, tmp_path / "killed", store, **change)
+    with pytest.raises(KeyboardInterrupt):
+        trained(cell, Turned(until=104.5), tmp_path / "killed", monkeypatch)
+    assert len(rundir.read_metrics(cell.dir)[0]) == 4
+    again = trained(cell, Turned(), tmp_path / "killed", monkeypatch)
+    keys = ("step", "tokens", "loss", "grad_norm", "lr", "seconds")
+    assert [[row[key] for key in keys] for row in again] == [[row[key] for key in keys] for row in rows]
+    assert len({row["loss"] for row in rows}) == len(rows) > 5
+    weights = [(one.dir / "weights.safetensors").read_bytes() for one in (calm, cell)]
+    assert weights[0] == weights[1]
+
+
+def test_runs_by_the_clock_do_not_share_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGAHOUR_GPU", "0")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    clock = ["STUDY=cram_schedule", "SIZE=nano", "SET=train.budget=10m", f"OUT={tmp_path}"]
+    assert local.jobs(from_args(clock)) == local.jobs(from_args([*clock, "JOBS=2"])) == 2
+    assert local.jobs(from_args([*clock, "JOBS=1"])) == 1
+    with pytest.raises(ConfigError, match="JOBS=3: a wall clock ends these runs.*2 cores can train 2 at a time"):
+        local.jobs(from_args([*clock, "JOBS=3"]))
+    assert local.jobs(from_args(["POS=alibi", "SIZE=nano", "JOBS=3", f"OUT={tmp_path}"])) == 3
+    monkeypatch.setenv("MEGAHOUR_GPU", "1")
+    with pytest.raises(ConfigError, match="a GPU machine can train 1 at a time"):
+        local.jobs(from_args([*clock, "JOBS=2"]))
 
 
 def test_compiling_counts_and_a_budget_of_tokens_does_not_see_the_clock(

@@ -88,6 +88,17 @@ def test_the_three_parts_are_all_that_two_presets_differ_in() -> None:
     assert training.delta["train.batch"] == 512 and training.dir.name == "training=bert-normal,seed=1"
 
 
+def test_arms_of_unequal_size_are_no_fault_where_the_clock_makes_them_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablations.plan.study_cost._free", lambda out: None)
+    words = ["STUDY=cram_architecture", "SIZE=crammed-v2", "SEEDS=1", f"OUT={tmp_path}", "ON=1 a6000"]
+    assert main(["plan", *words]) == 0
+    plan = capsys.readouterr().out
+    assert "act=gelu has -15.8% parameters of the baseline: the clock makes the arms equal in time" in plan
+    assert "a whole part of the recipe is the variant" in plan and "refused" not in plan
+
+
 def test_at_a_plain_size_a_part_leaves_what_the_size_says() -> None:
     study = from_args(["STUDY=cram_groups", "SIZE=nano", "SEEDS=1", "SET=train.budget=10m"])
     size = bundles()["nano"]["set"]
@@ -143,14 +154,16 @@ def test_a_file_of_which_every_arm_is_the_baseline_is_no_study() -> None:
 def test_schedules_are_drawn_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     study = from_args(["STUDY=cram_nine_schedules", "SIZE=crammed-v2", "SEEDS=1"])
     head, triangle, *others = drawn_schedules(study)
-    assert head == "learning rate over the budget, of at most 0.001:" and len(others) == 8
+    assert head == "learning rate over the budget, each against its own peak:" and len(others) == 8
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     plain = drawn_schedules(study)
     monkeypatch.undo()
-    assert triangle.endswith("schedule=budget-triangle2, 0.00025 to 0.001 to 0") and "█" in triangle
+    assert triangle.endswith("schedule=budget-triangle2: 0.00025 to 0.001 to 0") and "█" in triangle
     digits = plain[1].split()[0]
-    # 49 columns: t = i / 48; min(0.25 + t, 4 - 4 t) in ninths
-    assert digits == "".join(str(round(9 * min(0.25 + i / 48, 4 - i / 12))) for i in range(49))
+    shares = [min(0.25 + i / 48, 4 - i / 12) for i in range(49)]  # 49 columns: t = i / 48
+    assert len(digits) == 49 and all(abs(int(d) - 9 * t) < 0.5 + 1e-6 for d, t in zip(digits, shares, strict=True))
     assert figure(study).count("<path") > 9 and "schedule=dive-slow" in figure(study)
     same = drawn_schedules(from_args(["POS=alibi", "SIZE=nano", "SEEDS=1"]))
-    assert len(same) == 2 and same[1].endswith("cosine, 0 to 0.002 to 0.0002")
+    assert len(same) == 2 and same[1].endswith("cosine: 0 to 0.002 to 0.0002")
+    peaks = drawn_schedules(from_args(["STUDY=cram_peak", "SIZE=crammed-v2", "SEEDS=1"]))
+    assert len(peaks) == 2 and all(f"to {peak} to 0" in peaks[1] for peak in ("0.0001", "0.0005", "0.001", "0.005"))

@@ -340,6 +340,15 @@ def test_what_is_whole_is_on_the_disk(tmp_path, monkeypatch):
     assert seen == [set()] * 3 and str(tmp_path) in settled
 
 
+def test_what_makes_an_export_impossible_is_said_with_the_data(store):
+    """Before training. No error: a run asks for no export, and everything else can be done with it."""
+    unigram = prepare.prepare("some", "some", 300, store, "unigram")
+    assert [
+        note for note in unigram["notes"] if note.startswith("a run cannot be exported: a tokenizer of the kind uni")
+    ]
+    assert "exported" not in " ".join(prepare.prepare("some", "some", VOCAB, store)["notes"])
+
+
 @pytest.mark.parametrize("vocab, match", [(257, "at least 258"), (100_000, r"at most \d+")])
 def test_vocabulary_out_of_range(store, vocab, match):
     with pytest.raises(ValueError, match=match):

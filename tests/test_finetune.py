@@ -389,6 +389,23 @@ def test_labels_that_a_text_tells_are_learned(glue: Path) -> None:
     assert scores["accuracy"] >= 0.75 and math.isfinite(scores["mcc"])
 
 
+def test_a_study_names_its_glue_tasks_and_where_they_are(
+    tmp_path: Path, glue: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from ablations.config import ConfigError
+    from ablations.study import from_args
+
+    words = ["STUDY=cram", "SIZE=nano", f"OUT={tmp_path}", f"GLUE={glue}", "GLUE_TASKS=cola,rte", "GLUE_SEEDS=2"]
+    fine_tuned = from_args(words).fine_tuned
+    assert fine_tuned == ["--data", str(glue), "--tasks", "cola,rte", "--seeds", "2"]
+    assert command.main(["--data", str(glue), "--tasks", "cola"]) == 0
+    assert "fine-tuning: cola\n" in capsys.readouterr().out
+    assert command.main(["--data", str(glue), "--tasks", "cola,sst2"]) == 2
+    assert "no data of sst2" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="GLUE_TASKS is about fine-tuning on GLUE"):
+        from_args(["STUDY=cram", "SIZE=nano", "GLUE_TASKS=cola"])
+
+
 def test_data_is_read_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from eval.finetune.__main__ import main
 

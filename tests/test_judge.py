@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import random
 import shutil
 from pathlib import Path
@@ -74,6 +75,27 @@ def test_what_is_damaged_counts_as_not_judged(run, capsys):
             assert scores(run) == expected and (run / "samples.jsonl.gz").read_bytes() == samples, content[:20]
     assert "damaged" in capsys.readouterr().err
     assert hashlib.sha256(samples).hexdigest() == expected["samples_sha256"]
+
+
+def test_a_full_disk_is_said_and_leaves_no_result(run, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs -o size=16m tmpfs {disk}"):
+        pytest.skip("needs root to mount a file system")
+    try:
+        shutil.copytree(run.parents[1], disk / "out")
+        copy = disk / "out" / run.relative_to(run.parents[1])
+        with pytest.raises(OSError), open(disk / "full", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert main([str(copy)]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and "No space left" in said and str(copy) in said
+        assert not list(copy.glob("eval.json*")) and not list(copy.glob("samples*"))
+        (disk / "full").unlink()
+        assert main([str(copy)]) == 0 and scores(copy)["bits_per_byte"]["value"] > 0
+    finally:
+        os.system(f"umount {disk}")
 
 
 def test_a_run_that_fails_is_named_and_keeps_no_other_from_its_evaluation(run, capsys):

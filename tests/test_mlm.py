@@ -1,6 +1,7 @@
 """The MLM objective: what is masked, what is seen, what the loss is of; and held-out loss on masked tokens."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pytest import MonkeyPatch
 
 from ablations.config import ConfigError, resolve
 from eval.tasks import masked, score
+from launch import local
 from model import attention, proof
 from model.gpt import GPT
 from model.objective import OBJECTIVES, Batch, MaskedLM, SpecialTokens
@@ -213,6 +215,14 @@ def test_likelihoods_from_left_to_right_are_refused_with_what_is_possible() -> N
         score.likelihoods(model, [([1, 2], [3])])
     with pytest.raises(ValueError, match="no likelihood"):
         score.continuations(model, [[1, 2]], 2, lambda ids: False)
+
+
+def test_likelihood_tasks_are_refused_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["STUDY=cram", "SIZE=nano", "TASKS=hellaswag", f"OUT={tmp_path}"]
+    assert local.main(words) == 2
+    error = capsys.readouterr().err
+    assert "no likelihood of a text from left to right" in error and "fine-tuning on GLUE is possible" in error
+    assert not list(tmp_path.iterdir())
 
 
 class Bytes:

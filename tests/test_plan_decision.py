@@ -65,7 +65,7 @@ def test_the_decision_is_that_of_2022_and_says_what_others_would_be() -> None:
     assert found.compute / 8.64e19 == pytest.approx(4500)
     assert [round(size / 1e9) for size in found.sizes] == [162, 216]
     assert found.chosen and found.chosen.words == "70 x 14336 x 112"
-    by_law = {name: (n, d) for name, n, d, *_ in found.optima}
+    by_law = {optimum.law.name: (optimum.parameters, optimum.tokens) for optimum in found.optima}
     assert by_law["Kaplan 2020"] == pytest.approx((392e9, 165e9), rel=0.01)
     assert by_law["Hoffmann 2022, ways 1 and 2"] == pytest.approx((57e9, 1.14e12), rel=0.01)
     mean, low, high = found.tokens_in_time(found.chosen)
@@ -94,7 +94,7 @@ def test_more_time_and_more_machines_are_more(weeks: int, nodes: int) -> None:
     )
     assert one.compute < longer.compute and one.compute < wider.compute
     for before, after in zip(one.optima, longer.optima, strict=True):
-        assert before[1] < after[1] and before[2] < after[2]
+        assert before.parameters < after.parameters and before.tokens < after.tokens and before.low < after.low
     assert one.machines.gpu_hours < longer.machines.gpu_hours
 
 

@@ -106,6 +106,18 @@ def test_a_line_is_the_textbooks() -> None:
     assert (found.single_low, found.single_high) == pytest.approx(interval, rel=1e-3)
 
 
+def test_a_sign_that_no_size_has_shown_decides_nothing() -> None:
+    """A difference that halves from size to size goes to 0; a line through it goes far beyond."""
+    gap = {n: 0.2 / 2**i for i, n in enumerate(SIZES)}
+    rng = np.random.default_rng(2)
+    (shrinking,) = extrapolate(simulated([gap.__getitem__], rng, 3, 0.002), compute(TARGET))
+    assert shrinking.at_target < shrinking.high < 0 and shrinking.sign_unseen and shrinking.verdict == "undecided"
+    # one that has changed its sign between two sizes may go on
+    gap = dict(zip(SIZES, (0.03, 0.0, -0.03), strict=True))
+    (crossed,) = extrapolate(simulated([gap.__getitem__], rng, 3, 0.002), compute(TARGET))
+    assert not crossed.sign_unseen and crossed.verdict == "better"
+
+
 def test_what_it_takes_to_be_sure_is_enough() -> None:
     rng = np.random.default_rng(5)
     (first,) = extrapolate(simulated([lambda n: -0.004], rng, 2, 0.004), compute(TARGET))

@@ -32,10 +32,27 @@ def simulated(law: Callable[[float, float], float], noise: float = 0.0, seed: in
 def test_published_optima_at_4500_pf_days() -> None:
     n, d = published_laws.kaplan(4500 * PF_DAY)
     assert (round(n / 1e9), round(d / 1e9)) == (392, 165) and 6 * n * d == pytest.approx(4500 * PF_DAY)
-    n, d = published_laws.twenty(4500 * PF_DAY)
+    n, d = published_laws.fixed_ratio(4500 * PF_DAY)
     assert n == pytest.approx(57e9, rel=0.01) and d == pytest.approx(1.14e12, rel=0.01)
     n, d = published_laws.kaplan_size_alone(4500 * PF_DAY)
     assert n == pytest.approx(604e9, rel=0.01) and d == pytest.approx(107e9, rel=0.01)
+
+
+def test_the_rounding_of_printed_constants_is_a_range_around_the_optimum() -> None:
+    compute = 4500 * PF_DAY
+    ranges = {law.name: law.rounding(compute) for law in published_laws.LAWS}
+    for law in published_laws.LAWS:
+        low, high = ranges[law.name]
+        assert low < law.optimum(compute)[0] < high
+    # 20 tokens a parameter, for 15 to 25: N goes as one over the root
+    n = published_laws.fixed_ratio(compute)[0]
+    low, high = ranges["Hoffmann 2022, ways 1 and 2"]
+    assert (low / n, high / n) == pytest.approx((math.sqrt(20 / 25), math.sqrt(20 / 15)))
+    # constants of more digits leave less open
+    assert ranges["Besiroglu 2024"][1] / ranges["Besiroglu 2024"][0] < 1.02
+    # exponents whose sum is not 1 keep 6 N D
+    n, d = published_laws.kaplan(compute, n_power=0.735, d_power=0.274)
+    assert 6 * n * d == pytest.approx(compute)
 
 
 @pytest.mark.parametrize("law", [published_laws.HOFFMANN_3, BESIROGLU])

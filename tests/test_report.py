@@ -674,6 +674,17 @@ def test_what_all_runs_share_is_said_once(study):
     assert mismatches(study, cells) == ["all runs: ran from a working tree with changes that are in no commit"]
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # a rank of runs without a task in common was NaN
+def test_a_comparison_that_is_refused_is_said_last_and_in_the_exit_code(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([f"RUNS={study.root}", f"OUT={tmp_path}"]) == 0 and not capsys.readouterr().err
+    change(study.cell("pos=alibi", 2).dir / "eval.json", "precision", to="bf16")
+    assert main([f"RUNS={study.root}", f"OUT={tmp_path}"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("refused: ") and said.endswith("the report is written, and says which\n")
+    assert list(tmp_path.rglob("report.md"))
+
+
 def test_an_arm_that_was_asked_other_questions_is_not_compared(study, tmp_path):
     path = study.cell("pos=alibi", 2).dir / "samples.jsonl.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b'"d7"', b'"other"'), mtime=0))
@@ -1289,7 +1300,7 @@ def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, c
             raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
         return real(*args, **kwargs)
 
-    name = "os.fsync" if when == "written" else "ablations.rundir.write_bytes"
+    name = "os.fsync" if when == "written" else "ablations.safe_files.write_bytes"
     real = os.fsync if when == "written" else rundir.write_bytes
     monkeypatch.setattr(name, full)
     capsys.readouterr()

@@ -261,6 +261,28 @@ sys.exit(local.main({study.words!r}))
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("module", ["launch.local", "data.prepare"])
+def test_ctrl_c_while_data_is_prepared_is_one_sentence(tmp_path: Path, module: str) -> None:
+    text, out = tmp_path / "тексты.jsonl", tmp_path / "out"
+    text.write_text("".join(json.dumps({"text": f"Ein Satz, Nummer {i}: ∑{i * 7}."}) + "\n" for i in range(20_000)))
+    words = ["POS=alibi", f"DATA={text}", "SIZE=nano", f"OUT={out}"]
+    if module == "data.prepare":
+        words = [str(text), "--vocab", "400", "--workers", "2", "--store", str(out / "data")]
+    code = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"sys.argv = {['x', *words]!r}; runpy.run_module({module!r}, run_name='__main__')"
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    end = time.monotonic() + 120
+    while not (out / "data").exists():
+        assert command.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    os.killpg(command.pid, signal.SIGINT)
+    said = command.communicate(timeout=60)[0].decode()
+    assert command.returncode == 130 and "Traceback" not in said
+    assert said.endswith("\ninterrupted; the same command continues\n") and said.count("interrupted") == 1
+
+
 def processes_of(folder: Path) -> list[str]:
     """The command lines of processes that name a folder."""
     found = []
@@ -287,6 +309,8 @@ def test_a_study_begun_where_there_is_bf16_goes_on_where_there_is_none(
         assert {cell.run.train.precision for cell in later.cells} == {"bf16"}
         later.cells[0].check_recorded()
     assert [cell.run for cell in from_args(words).cells] == [cell.run for cell in begun.cells]
+    said = from_args([*words, "SET=train.precision=bf16"])  # the same directories, also where it is said
+    assert [(cell.run, cell.dir) for cell in said.cells] == [(cell.run, cell.dir) for cell in begun.cells]
     with pytest.raises(ConfigError, match="train.precision: bf16 there, fp32 now"):
         from_args([*words, "SET=train.precision=fp32"]).cells[0].check_recorded()
 
@@ -444,7 +468,7 @@ def test_a_small_screen_shows_first_what_needs_a_look(tmp_path: Path) -> None:
         study.cells[i].dir.mkdir(parents=True)
         (study.cells[i].dir / "failed").write_text(reason)
     whole, small = table(study).splitlines(), table(study, 60, 7).splitlines()
-    assert whole[-1] == "2 failed, 1 trained, not evaluated, 17 not started" and len(whole) == 23
+    assert whole[-1] == "20 runs: 2 failed, 1 trained, not evaluated, 17 not started" and len(whole) == 23
     assert len(small) == 6 and max(map(len, small)) <= 60 and small[-1].startswith(whole[-1][:40])
     assert [line.split()[0] for line in small[2:5]] == ["3", "9", "17"] and "the disk" in small[2]
 

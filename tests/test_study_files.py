@@ -137,6 +137,19 @@ def test_the_limits_of_a_file_hold_what_is_ours_many_times() -> None:
         (["STUDY=baseline", "MORE=auto"], "none beside the baseline"),
         (["POS=alibi", "FIRST_SEED=0"], "a number of the first seed from 1"),
         (["ARM=model.rotary_base=1000", "SET=model.pos=alibi"], "does nothing without model.pos=rotary"),
+        (["POS=alibi", "SET=model.mask_rate=0.3"], "model.mask_rate does nothing without model.objective=mlm"),
+        (["POS=alibi", "SET=model.rotary_base=500"], "model.rotary_base does nothing without model.pos=rotary"),
+        (["STUDY=cram", "SET=model.mask_rate=0.1"], "model.mask_rate=0.1: must be between 0.15 and 0.6"),
+        (["STUDY=cram", "SET=model.mask_rate=0.7"], "must be between 0.15 and 0.6"),
+        (["STUDY=cram", "TASKS=piqa"], "no likelihood of a text from left to right, which TASKS need"),
+        (["POS=alibi", "TOKENS=1M", "SET=train.tokens=2M"], "train.tokens is set twice by TOKENS and SET: say"),
+        (["POS=alibi", "DATA=pycode", "SET=data.corpus=pydocs"], "data.corpus is set twice by DATA and SET: say"),
+        (["POS=alibi", "SET=train.lr=1e-3 train.lr=2e-3"], "train.lr is set twice by SET: say"),
+        (["POS=alibi", "TOKENS=-3M"], "train.tokens=-3000000: must be at least 1"),
+        (["POS=alibi", "SET=train.budget=10 m"], "A value has no spaces: is train.budget=10m meant?"),
+        (["POS=alibi", "SET=train.budget=10M"], "M counts tokens, as in TOKENS=10M; minutes are 10m"),
+        (["POS=alibi", "SET=layout.eval_at=0.5 train.budget=10m"], "or give TOKENS and no time"),
+        (["POS=alibi", "OUT=/proc/x"], "OUT=/proc/x: no folder can be made in /proc"),
     ],
 )
 def test_words_that_are_no_study_are_refused(words: list[str], message: str) -> None:
@@ -144,6 +157,38 @@ def test_words_that_are_no_study_are_refused(words: list[str], message: str) -> 
         from_args([*words, "SIZE=nano"])
     assert message in str(error.value)
     assert len(str(error.value)) < 2500
+
+
+def test_a_setting_that_one_arm_uses_may_be_set_for_all() -> None:
+    study = from_args(["POS=rotary", "SET=model.rotary_base=500", "SIZE=nano"])
+    assert {cell.run.model.rotary_base for cell in study.cells} == {500.0}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["ablations", "diff", "A=nnano", "B=nano"], "A=nnano is not one of nano, "),
+        (["ablations", "diff", "A=nano"], "diff needs A= and B=, each one of nano, "),
+        (["ablations", "reference", "foo"], "reference takes no words, only --write: foo"),
+        (["ablations", "plan", "STUDY=position", "ON=1x1"], "which are v100-16, "),
+        (["eval.report", "foo"], "'foo' is no NAME=VALUE of STUDY, POS,"),
+        (["eval.report", "POS=alibi", "NOISES=x"], "NOISE, BESIDE"),
+        (["launch.local"], "no question asked: give one of POS=,"),
+    ],
+)
+def test_a_command_says_which_words_it_takes(command: list[str], message: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_a_baseline_alone_is_not_called_so_twice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from ablations.__main__ import main
+
+    assert main(["plan", "STUDY=baseline", "SIZE=nano", f"OUT={tmp_path}"]) == 0
+    assert "(baseline)" not in capsys.readouterr().out
+    assert main(["plan", "POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]) == 0
+    assert "pos=learned (baseline)" in capsys.readouterr().out
 
 
 def test_what_decides_comes_from_the_words_and_else_from_the_study_file(studies: Path, tmp_path: Path) -> None:

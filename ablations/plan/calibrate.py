@@ -47,7 +47,7 @@ class Row:
         return f"{self.stack}, {'v100' if self.gpu.startswith('v100') else self.gpu}"
 
     @property
-    def sums(self) -> bool:
+    def fp32_sums(self) -> bool:
         """Whether gradients were summed in fp32: from 28 Feb 2022 on, not in the fp16 runs on V100."""
         return not self.gpu.startswith("v100")
 
@@ -168,7 +168,7 @@ def memory_fit(rows: list[Row]) -> dict[str, float]:
     from scipy.optimize import nnls
 
     actual = np.array([row.gib for row in rows])
-    design = np.array([parts(row.shape, row.layout, row.flash, row.sums, last=False) for row in rows])
+    design = np.array([parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False) for row in rows])
     values, _ = nnls(design[:, 1:] / actual[:, None], 1 - design[:, 0] / actual)
     return {name: float(value) for name, value in zip(FITTED, values, strict=True)}
 
@@ -179,7 +179,7 @@ def calibrate_memory() -> dict[str, Any]:
     errors = []
     for row in rows:
         fitted = memory_fit([another for another in rows if another is not row])
-        counted, *measured = parts(row.shape, row.layout, row.flash, row.sums, last=False)
+        counted, *measured = parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
         total = counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
         errors.append(abs(total / (row.gib or 1) - 1))
     errors.sort()
@@ -232,7 +232,7 @@ def main() -> None:
     )
     for row in published():
         if row.gib or not row.fits:
-            need = peak(row.shape, row.layout, row.flash, row.sums)
+            need = peak(row.shape, row.layout, row.flash, row.fp32_sums)
             if (verdict(need, GPUS[row.gpu]) == "does not fit") == row.fits:
                 print(f"  {'ran' if row.fits else 'out of memory'}, predicted {need:.1f} GiB: {row.gpu} {row.layout}")
 

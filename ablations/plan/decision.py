@@ -59,13 +59,24 @@ def timeline(machines: Machines, spare: int) -> Timeline:
 
 
 @dataclass(frozen=True)
+class Optimum:
+    """Parameters and tokens of least loss by one law; low and high: parameters by the rounding of its constants."""
+
+    law: published_laws.PublishedLaw
+    parameters: float
+    tokens: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Decision:
     """What `decide` found; `document` shows it."""
 
     budget: Budget
     machines: Machines
     compute: float  # FLOPs that are planned with
-    optima: list[tuple[str, float, float, str, str]]  # law, N, D, status, source
+    optima: list[Optimum]
     tokens: tuple[float, float]
     tokens_why: str
     sizes: tuple[float, float]
@@ -103,12 +114,12 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
             "e.g. '18 weeks, 52x8 A100-80, 4 spare'"
         )
     compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY
-    optima = [(name, *law(compute), status, source) for name, law, status, source in published_laws.LAWS]
+    optima = [Optimum(law, *law.optimum(compute), *law.rounding(compute)) for law in published_laws.LAWS]
     why = "asked for: NEED"
     if tokens is None:
         tokens, why = NEED, "what BigScience needed for languages with little text: published"
         if compute / (6 * tokens[0]) < LEAST_SIZE:
-            optimum = published_laws.twenty(compute)[1]
+            optimum = published_laws.fixed_ratio(compute)[1]
             tokens, why = (optimum / math.sqrt(2), optimum * math.sqrt(2)), "around 20 a parameter: secondary"
     sizes = (compute / (6 * tokens[1]), compute / (6 * tokens[0]))
     candidates: list[shapes.Candidate] = []
@@ -193,7 +204,15 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "gpu_hours": decision.machines.gpu_hours,
         "pf_days": decision.compute / PF_DAY,
         "optima": [
-            {"law": name, "parameters": n, "tokens": d, "status": status} for name, n, d, status, _ in decision.optima
+            {
+                "law": optimum.law.name,
+                "parameters": optimum.parameters,
+                "low": optimum.low,
+                "high": optimum.high,
+                "tokens": optimum.tokens,
+                "status": optimum.law.status,
+            }
+            for optimum in decision.optima
         ],
         "tokens": decision.tokens,
         "sizes": decision.sizes,

@@ -54,7 +54,7 @@ def document(decision: Decision) -> Document:
 
 
 def _summary(out: Document, decision: Decision) -> None:
-    least, most = (of(n for _, n, *_ in decision.optima) for of in (min, max))
+    least, most = (of(optimum.parameters for optimum in decision.optima) for of in (min, max))
     out.heading("In short")
     if chosen := decision.chosen:
         mean, low, high = decision.tokens_in_time(chosen)
@@ -106,20 +106,28 @@ def _optimum(out: Document, decision: Decision) -> None:
     compute, days = decision.compute, decision.compute / PF_DAY
     out.heading("The optimum, by each law")
     out.table(
-        ["law", "parameters", "tokens", "tokens a parameter", "source"],
+        ["law", "parameters", "by rounding", "tokens", "tokens a parameter", "source"],
         [
-            [name, billions(n), human(d), f"{d / n:.2g}", f"{status}: {source}"]
-            for name, n, d, status, source in decision.optima
+            [
+                optimum.law.name,
+                billions(optimum.parameters),
+                f"{billions(optimum.low)} to {billions(optimum.high)}",
+                human(optimum.tokens),
+                f"{optimum.tokens / optimum.parameters:.2g}",
+                f"{optimum.law.status}: {optimum.law.source}",
+            ]
+            for optimum in decision.optima
         ],
     )
     out.text(
-        "These constants come without intervals; their spread is one. A fit to runs of one's own has intervals: "
+        "By rounding: what constants allow that would be printed so (computed). The errors of the fits, which are not "
+        "known here, come on top, and the spread of the laws says more. A fit to runs of one's own has intervals: "
         "make laws RUNS=..."
     )
     grid = [compute * 10 ** (i / 4) for i in range(-12, 5)]
     curves = [
-        Line(name, i, [c / PF_DAY for c in grid], [law(c)[0] / 1e9 for c in grid])
-        for i, (name, law, _, _) in enumerate(published_laws.LAWS)
+        Line(law.name, i, [c / PF_DAY for c in grid], [law.optimum(c)[0] / 1e9 for c in grid])
+        for i, law in enumerate(published_laws.LAWS)
     ]
     title = "Parameters of least loss"
     out.figure("optimum", draw(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days}))

@@ -20,7 +20,7 @@ body{{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-wid
 padding:0 1rem;color:#1c1e21;background:#fff}}
 h1{{font-size:clamp(1.4rem,5vw,2rem);line-height:1.25}}h2{{font-size:clamp(1.15rem,4vw,1.5rem)}}
 table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}}
-td,th{{padding:.2rem .6rem .2rem 0;border-bottom:1px solid #e4e6ea;text-align:left;vertical-align:top}}
+td,th{{padding:.2rem .9rem .2rem 0;border-bottom:1px solid #e4e6ea;text-align:left;vertical-align:top}}
 td.long{{min-width:16rem}}figure{{margin:1.5rem 0}}svg{{max-width:34rem;width:100%}}
 @media(prefers-color-scheme:dark){{body{{color:#e6e8eb;background:#16181c}}td,th{{border-color:#2d3138}}}}
 {style}</style></head><body>

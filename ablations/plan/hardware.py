@@ -158,7 +158,10 @@ def hardware(name: str) -> GPU:
     key = ALIASES.get(key, key)
     if key not in GPUS:
         known = [*GPUS, *ALIASES]
-        raise ConfigError(f"{name!r} is no known accelerator: {', '.join(GPUS)}{did_you_mean(key, known)}")
+        raise ConfigError(
+            f"{name!r} is no known accelerator, which are {', '.join(GPUS)}{did_you_mean(key, known)}; "
+            "machines are said as a100, 4 a100 or 8x8 a100"
+        )
     return GPUS[key]
 
 

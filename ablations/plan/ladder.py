@@ -71,10 +71,13 @@ class Extrapolation:
     single_low: float
     single_high: float
     seeds_needed: int | None  # of the same ladder, for an interval that leaves out 0; None: not with MOST_SEEDS
+    sign_unseen: bool = False  # at_target has the opposite sign of the mean difference at every size that was run
 
     @property
     def verdict(self) -> str:
-        return _verdict(self.low, self.high)
+        """A sign that no size has shown decides nothing: a difference that shrinks towards 0 looks on a line as if it
+        went through 0."""
+        return "undecided" if self.sign_unseen else _verdict(self.low, self.high)
 
     @property
     def single_verdict(self) -> str:
@@ -131,6 +134,7 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
     result = []
     for arm, (level, slope) in lines.items():
         single = statistics.fmean(gaps[arm])
+        means = [statistics.fmean(p.gap for p in pairs if (p.arm, p.compute) == (arm, size)) for size in computes]
         result.append(
             Extrapolation(
                 arm,
@@ -142,6 +146,7 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
                 single - half,
                 single + half,
                 _seeds_needed(level, error, len(seeds)),
+                all(mean * level < 0 for mean in means),
             )
         )
     return result
@@ -150,8 +155,8 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
 def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
     """Seeds of this ladder with which such a difference would be told from 0 with a chance of power.POWER."""
     z = _quantile(math.inf, LEVEL) + _quantile(math.inf, 2 * (1 - power.POWER))
-    wanted = seeds * (z * error / abs(level)) ** 2 if level else math.inf
-    return max(2, math.ceil(wanted)) if wanted <= MOST_SEEDS else None
+    needed = seeds * (z * error / abs(level)) ** 2 if level else math.inf
+    return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
 
 
 @dataclass
@@ -250,7 +255,12 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
             f"{result.single:+20.2%} {result.single_verdict:>10}"
         )
     for result in results:
-        if result.verdict == "undecided":
+        if result.sign_unseen:
+            out.append(
+                f"{result.arm}: the line changes its sign beyond {ladder[-1].base.size}, which no size has shown; more "
+                "seeds do not help, a larger size does"
+            )
+        elif result.verdict == "undecided":
             per_seed = cost / len(target.seeds)
             if result.seeds_needed:
                 needs = f"{result.seeds_needed} seeds of this ladder, {human(per_seed * result.seeds_needed)} FLOPs"

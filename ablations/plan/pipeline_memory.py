@@ -13,14 +13,14 @@ FITTED = ("bytes for each weight", "activations", "bytes for each logit", "GiB f
 EDGE = 0.03  # median error of the rows held out; within it of the limit, a layout may fit or not
 
 
-def parts(shape: Shape, layout: Layout, flash: bool, sums: bool, last: bool) -> list[float]:
+def parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> list[float]:
     """GiB on the first or the last pipeline stage: what is counted, then what each of FITTED multiplies.
 
     Activations after Korthikanti et al. 2022: 10 + 24 / tp bytes a hidden value, 5 a score, or, recomputed, the input
     of each layer and one layer's all.
 
     Args:
-        sums: whether gradients are summed in fp32 beside those in 16 bits, as in BigScience's bf16 of 2022.
+        fp32_sums: whether gradients are summed in fp32 beside those in 16 bits, as in BigScience's bf16 of 2022.
     """
     tp, hidden, rows = layout.tp, shape.hidden, layout.micro_batch * shape.seq
     layers = (shape.layers + 2) / layout.pp - 1 if layout.embedding_slots else shape.layers / layout.pp
@@ -28,21 +28,21 @@ def parts(shape: Shape, layout: Layout, flash: bool, sums: bool, last: bool) -> 
     scores = 0.0 if flash else 5 * rows * shape.seq * shape.heads / tp
     layer = (10 + 24 / tp) * rows * hidden + scores
     under_way = 1 if last else min(layout.pp, layout.micro_batches)  # micro-batches, one pass forward, one backward
-    kept = layers * 2 * rows * hidden * under_way + layer if layout.recompute else layers * layer * under_way
+    stored = layers * 2 * rows * hidden * under_way + layer if layout.recompute else layers * layer * under_way
     logits = rows * shape.vocab / tp if last or layout.pp == 1 else 0.0
-    counted = weights * ((8 if sums else 4) + 12 / layout.dp)
-    return [part / GIB for part in (counted, weights, kept, logits, GIB)]
+    counted = weights * ((8 if fp32_sums else 4) + 12 / layout.dp)
+    return [part / GIB for part in (counted, weights, stored, logits, GIB)]
 
 
-def peak(shape: Shape, layout: Layout, flash: bool = False, sums: bool = True) -> float:
+def peak(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bool = True) -> float:
     """GiB at the peak of the stage that has most."""
-    return max(stage(shape, layout, flash, sums, last) for last in (False, True))
+    return max(stage(shape, layout, flash, fp32_sums, last) for last in (False, True))
 
 
-def stage(shape: Shape, layout: Layout, flash: bool, sums: bool, last: bool) -> float:
+def stage(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> float:
     """GiB at the peak of the first or the last stage."""
     fitted = calibration()["memory"]["fitted"]
-    counted, *measured = parts(shape, layout, flash, sums, last)
+    counted, *measured = parts(shape, layout, flash, fp32_sums, last)
     return counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
 
 

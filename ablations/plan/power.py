@@ -63,8 +63,8 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
     t, z = quantile(dof, level), quantile(inf, level)
     sigma = sqrt(seeds + items)
     thresholds = (t * t * s * s * seeds + z * z * items) ** 0.5
-    seen = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)
-    return float(probability @ seen)
+    detected = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)
+    return float(probability @ detected)
 
 
 def detectable(sd: float, items: float, arms: int, seeds: int) -> float:

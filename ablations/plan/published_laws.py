@@ -4,6 +4,7 @@ Hoffmann et al. 2022 (eq. 2): the loss in parameters N and tokens D is E + A / N
 give N and D of least loss as powers of compute.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,51 +35,95 @@ class Hoffmann:
         return self.loss(*self.optimum(compute))
 
 
-# Published constants. Kaplan's C is the least compute that reaches a loss, in PF-days: what would be spent with batches
-# far below the critical size. With batches of the critical size 6 N D is twice that (their section 5.1, recalled), and
-# nearly so by these powers: 6 x 1.3e9 x 2e10 FLOPs are 1.8 PF-days.
-KAPLAN_N, KAPLAN_D = (1.3e9, 0.73), (2e10, 0.27)
 HOFFMANN_3 = Hoffmann(1.69, 406.4, 410.7, 0.34, 0.28)  # as printed, rounded
 BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data fitted again; recalled
-TOKENS_PER_PARAMETER = 20.0  # what Hoffmann's first two ways come to
 
 
-def kaplan(compute: float) -> tuple[float, float]:
-    """N and D by Kaplan's powers where 6 N D is `compute`. Their exponents add up to 1, so that the least compute is
-    always the same part of it. At 4,500 PF-days this is the optimum that BigScience published, 392B and 165B.
+def kaplan(
+    compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73, d_at_1: float = 2e10, d_power: float = 0.27
+) -> tuple[float, float]:
+    """N and D by Kaplan's powers of the least compute, where 6 N D is `compute`.
+
+    The least compute that reaches a loss, in PF-days, would be spent with batches far below the critical size; with
+    batches of the critical size 6 N D is twice that (their section 5.1, recalled), and nearly so by these constants:
+    6 x 1.3e9 x 2e10 FLOPs are 1.8 PF-days. At 4,500 PF-days this is BigScience's published optimum, 392B and 165B.
     """
-    (n_at_1, n_power), (d_at_1, d_power) = KAPLAN_N, KAPLAN_D
-    least = compute / (6 * n_at_1 * d_at_1)  # PF-days
+    least = (compute / (6 * n_at_1 * d_at_1)) ** (1 / (n_power + d_power))
     return n_at_1 * least**n_power, d_at_1 * least**d_power
 
 
-def kaplan_size_alone(compute: float) -> tuple[float, float]:
+def kaplan_size_alone(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
     """N by Kaplan's power as if `compute` were the least compute, D what is left of 6 N D."""
-    coefficient, exponent = KAPLAN_N
-    n = coefficient * (compute / PF_DAY) ** exponent
+    n = n_at_1 * (compute / PF_DAY) ** n_power
     return n, compute / (6 * n)
 
 
-def twenty(compute: float) -> tuple[float, float]:
-    """N and D at 20 tokens a parameter."""
-    n = math.sqrt(compute / (6 * TOKENS_PER_PARAMETER))
-    return n, TOKENS_PER_PARAMETER * n
+def fixed_ratio(compute: float, tokens_per_parameter: float = 20.0) -> tuple[float, float]:
+    """N and D at so many tokens a parameter."""
+    n = math.sqrt(compute / (6 * tokens_per_parameter))
+    return n, tokens_per_parameter * n
 
 
-LAWS: list[tuple[str, Callable[[float], tuple[float, float]], str, str]] = [
-    (
+def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
+    """N and D by Hoffmann's way 3; its E has no say in them."""
+    return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
+
+
+@dataclass(frozen=True)
+class PublishedLaw:
+    """A law of the best N and D for an amount of compute, with its constants as they were printed."""
+
+    name: str
+    best: Callable[..., tuple[float, float]]  # (compute, *constants) -> N, D
+    constants: tuple[tuple[float, float], ...]  # each as printed, and half a unit of its last digit
+    status: str  # secondary | unverified
+    source: str
+
+    def optimum(self, compute: float) -> tuple[float, float]:
+        """N and D of least loss for so many FLOPs."""
+        return self.best(compute, *(value for value, _ in self.constants))
+
+    def rounding(self, compute: float) -> tuple[float, float]:
+        """The least and the largest N that constants which are printed so could have."""
+        corners = itertools.product(*((value - half, value + half) for value, half in self.constants))
+        sizes = [self.best(compute, *corner)[0] for corner in corners]
+        return min(sizes), max(sizes)
+
+
+LAWS = [
+    PublishedLaw(
         "Kaplan 2020",
         kaplan,
+        ((1.3e9, 0.05e9), (0.73, 0.005), (2e10, 0.5e10), (0.27, 0.005)),
         "secondary",
-        "Kaplan et al. 2020: N = 1.3e9 C^0.73, D = 2e10 C^0.27; BigScience's optimum (published) to the last digit",
+        "Kaplan et al. 2020: N = 1.3e9 C^0.73, D = 2e10 C^0.27; BigScience's published optimum",
     ),
-    (
+    PublishedLaw(
         "Kaplan 2020, N alone",
         kaplan_size_alone,
+        ((1.3e9, 0.05e9), (0.73, 0.005)),
         "secondary",
         "the same N, all compute taken for the least: what is often quoted",
     ),
-    ("Hoffmann 2022, ways 1 and 2", twenty, "secondary", "Hoffmann et al. 2022: about 20 tokens a parameter"),
-    ("Hoffmann 2022, way 3", HOFFMANN_3.optimum, "secondary", "Hoffmann et al. 2022: constants as printed, rounded"),
-    ("Besiroglu 2024", BESIROGLU.optimum, "unverified", "Besiroglu et al. 2024: Hoffmann's data, way 3 fitted again"),
+    PublishedLaw(
+        "Hoffmann 2022, ways 1 and 2",
+        fixed_ratio,
+        ((20.0, 5.0),),
+        "secondary",
+        "Hoffmann et al. 2022: about 20 tokens a parameter, taken for 15 to 25",
+    ),
+    PublishedLaw(
+        "Hoffmann 2022, way 3",
+        hoffmann,
+        ((406.4, 0.05), (410.7, 0.05), (0.34, 0.005), (0.28, 0.005)),
+        "secondary",
+        "Hoffmann et al. 2022: constants as printed",
+    ),
+    PublishedLaw(
+        "Besiroglu 2024",
+        hoffmann,
+        ((482.01, 0.005), (2085.43, 0.005), (0.3478, 0.00005), (0.3658, 0.00005)),
+        "unverified",
+        "Besiroglu et al. 2024: Hoffmann's data, way 3 fitted again",
+    ),
 ]

@@ -6,7 +6,7 @@ from ablations.values import human
 
 
 def reading(study: Study) -> list[str]:
-    """A line for each source of each corpus: how often the runs read it. Of corpora that are prepared."""
+    """How many epochs of each source the runs read, a line each. A corpus that is not prepared is named as such."""
     from data.corpus import Missing
     from data.prepare import epochs
     from data.prepare import prepare as find

@@ -103,10 +103,10 @@ def simulate(c: Cluster, seconds: float, interval: float, seed: int) -> dict[str
         cycle = interval + c.stall
         saves = int(life // cycle)
         # the last save counts only when it was whole before the failure
-        kept = saves - 1 if saves and life - saves * cycle < c.write - c.stall and now + life < seconds else saves
+        surviving = saves - 1 if saves and life - saves * cycle < c.write - c.stall and now + life < seconds else saves
         ended = now + life >= seconds
         work = life - saves * c.stall
-        good = work if ended else kept * interval
+        good = work if ended else surviving * interval
         spend("trained", good)
         spend("redone", work - good)
         spend("saving", saves * c.stall)

@@ -130,16 +130,13 @@ def amount(number: float) -> str:
 
 
 def positive(text: str, whole: str) -> float:
-    """A number such as 18, 4,500, 1e21 or 1_000.
+    """A number such as 18, 4500, 1e21 or 1_000. A comma is never part of one.
 
     Raises:
         ConfigError: when it is none, or not above 0.
     """
-    plain = text.replace("_", "")
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", plain):
-        plain = plain.replace(",", "")
     try:
-        number = float(plain)
+        number = float(text)
     except ValueError:
         raise ConfigError(f"{whole!r}: {text!r} is no number") from None
     if not (math.isfinite(number) and number > 0):
@@ -147,7 +144,7 @@ def positive(text: str, whole: str) -> float:
     return number
 
 
-_NUMBER = r"(?P<number>-?[\d][\d_,]*(?:\.\d+)?(?:e[+-]?\d+)?)"
+_NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
 def parse_budget(text: str) -> Budget:
@@ -157,7 +154,17 @@ def parse_budget(text: str) -> Budget:
         ConfigError: for a number without its unit, an unknown unit or hardware, or an amount not above 0; it says what
             is missing.
     """
-    parts = [part.strip() for part in re.split(r",(?!\d{3}(?!\d))|;", text) if part.strip()]
+    if with_comma := re.search(r"(?<![\w-])\d[\d_]*(?:,\d{3})+(?!\d)", text):
+        raise ConfigError(
+            f"BUDGET={text!r}: a comma stands between parts and is no part of a number: "
+            f"{with_comma[0].replace(',', '')}, or {with_comma[0].replace(',', ', ')}"
+        )
+    if re.fullmatch(r"\s*\d+(\.\d+)?\s*[smhd]\s*", text):
+        raise ConfigError(
+            f"BUDGET={text!r} is a time alone, as `make cram` takes it (in a study: SET=train.budget={text.strip()}). "
+            "A plan needs machines for a time, e.g. '18 weeks, 52x8 A100-80', or an amount, e.g. '4500 PF-days'"
+        )
+    parts = [part.strip() for part in re.split("[,;]", text) if part.strip()]
     if not parts:
         raise ConfigError(f"BUDGET={text!r} is empty: e.g. '18 weeks, 52x8 A100-80, 4 spare' or '4500 PF-days'")
     seconds: float | None = None

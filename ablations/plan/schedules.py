@@ -9,8 +9,8 @@ from ablations.run import Run
 from ablations.study import Study
 
 COLUMNS = 49  # of a curve as text: quarters of the budget are among them
-BLOCKS = " ▁▂▃▄▅▆▇█"  # eighths of the highest rate
-DIGITS = "0123456789"  # tenths of it, where a terminal has no blocks
+BLOCKS = " ▁▂▃▄▅▆▇█"  # eighths of the peak
+DIGITS = "0123456789"  # ninths of it, where a terminal has no blocks
 
 
 def rates(run: Run, count: int) -> list[float]:
@@ -28,16 +28,19 @@ def curves(study: Study, count: int) -> dict[str, list[float]]:
 
 
 def drawn_schedules(study: Study) -> list[str]:
-    """A line for each curve, for a terminal: as high as its share of the highest rate of all."""
-    drawn = curves(study, COLUMNS)
-    highest = max(max(curve) for curve in drawn.values())
+    """A line for each shape, for a terminal, as high as its share of the arm's own peak; arms of one shape together."""
     marks = DIGITS if _is_plain() else BLOCKS
-    lines = [f"learning rate over the budget, of at most {highest:g}:"]
-    for names, curve in drawn.items():
-        picture = "".join(marks[round(rate / highest * (len(marks) - 1))] for rate in curve)
-        what = names if len(drawn) > 1 else study.base.train.schedule
-        lines.append(f"  {picture}  {what}, {curve[0]:.2g} to {max(curve):.2g} to {curve[-1]:.2g}")
-    return lines
+    shapes: dict[str, list[str]] = {}
+    for names, curve in curves(study, COLUMNS).items():
+        peak = max(curve)
+        picture = "".join(marks[round(round(rate / peak, 9) * (len(marks) - 1))] for rate in curve)
+        shapes.setdefault(picture, []).append(f"{names}: {curve[0]:.2g} to {peak:.2g} to {curve[-1]:.2g}")
+    lines = ["learning rate over the budget, each against its own peak:"]
+    if len(shapes) == 1 and len(next(iter(shapes.values()))) == 1:  # all arms have the same
+        shapes = {
+            picture: [f"{study.base.train.schedule}:{of.rpartition(':')[2]}"] for picture, (of,) in shapes.items()
+        }
+    return [*lines, *(f"  {picture}  {'; '.join(arms)}" for picture, arms in shapes.items())]
 
 
 def _is_plain() -> bool:

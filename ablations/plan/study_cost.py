@@ -210,6 +210,8 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
             if arm.partition("=")[0] in PARTS:
                 reasons = ["a whole part of the recipe is the variant"]
             why = "; ".join(filter(None, reasons))
+            if base.by_clock:  # what its size costs an arm in speed, it pays in tokens
+                why = why or "the clock makes the arms equal in time, not in size"
             statement = f"{arm} has {difference:+.1%} parameters of the baseline"
             (notes if why else refused).append(
                 f"{statement}: {why}" if why else f"{statement}, and its factor is not size"

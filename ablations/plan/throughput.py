@@ -173,8 +173,8 @@ def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Predicti
     """Seconds for one optimizer step.
 
     Args:
-        stack: "Megatron-DeepSpeed" for pipelines with plain attention, as BigScience had; by default what is nearest to
-            our engine: llm-foundry's, on V100s Megatron-DeepSpeed's.
+        stack: "Megatron-DeepSpeed" for pipelines with plain attention, as BigScience had; "" for the one whose rows are
+            nearest to our engine: "llm-foundry", and on V100s, where it has none, "Megatron-DeepSpeed".
     """
     fits = calibration()
     old = gpu.name.startswith("v100")

@@ -57,7 +57,7 @@ def command(args: argparse.Namespace) -> int:
     from eval.finetune.train import Setting, identity, names_of, summarise
 
     if args.run is None and args.external is None and args.data:
-        return check(args.data, list(names_of(args.tasks)))
+        return check(args.data, list(names_of(args.tasks)), every=bool(args.tasks))
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
@@ -70,15 +70,15 @@ def command(args: argparse.Namespace) -> int:
         setting = replace(setting, epochs=args.epochs)
     setting = replace(setting, longest=min(setting.longest, source.longest() or setting.longest))
     sha256 = source.sha256()
-    asked: dict[str, dict[str, Any]] = {}
+    identities: dict[str, dict[str, Any]] = {}
     for name in names_of(args.tasks):
         try:
-            asked[name] = identity(name, args.data, setting, sha256)
+            identities[name] = identity(name, args.data, setting, sha256)
         except ValueError as error:
             if args.tasks:
                 raise
             print(f"missing: {error}", file=sys.stderr)
-    if not asked:
+    if not identities:
         raise ValueError("there is data of no task: --data names a folder of GLUE's files")
     if args.run:
         rundir.inside(args.run, FOLDER)
@@ -86,7 +86,7 @@ def command(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, int], dict[str, Any]] = {}
     todo = []
-    for name, depends in asked.items():
+    for name, depends in identities.items():
         for seed in range(1, args.seeds + 1):
             if (result := finished(folder / f"{name}-{seed}.json", depends | {"seed": seed})) is None:
                 todo.append((name, seed, depends))
@@ -94,7 +94,8 @@ def command(args: argparse.Namespace) -> int:
                 results[name, seed] = result
     failed = run_all(folder, source, args.data, setting, todo, args.jobs, results)
     by_task = {
-        name: [results[name, seed] for seed in range(1, args.seeds + 1) if (name, seed) in results] for name in asked
+        name: [results[name, seed] for seed in range(1, args.seeds + 1) if (name, seed) in results]
+        for name in identities
     }
     for why in failed:
         print(f"error: {why}", file=sys.stderr)
@@ -108,8 +109,15 @@ def command(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def check(folders: list[Path], names: list[str]) -> int:
-    """Without a run: says on which tasks one could be fine-tuned. Raises ValueError when there is data of none."""
+def check(folders: list[Path], names: list[str], every: bool = False) -> int:
+    """Without a run: says on which tasks one could be fine-tuned.
+
+    Args:
+        every: the tasks were named, so that each must have its data.
+
+    Raises:
+        ValueError: when there is data of none, or not of each that was named.
+    """
     from eval.finetune.tasks import TASKS, find, load
 
     for folder in folders:
@@ -121,6 +129,8 @@ def check(folders: list[Path], names: list[str]) -> int:
             f"{', '.join(map(str, folders))}: no data of any of {', '.join(names)}, such as CoLA/train.tsv "
             "and CoLA/dev.tsv"
         )
+    if every and (missing := [name for name in names if name not in there]):
+        raise ValueError(f"{', '.join(map(str, folders))}: no data of {', '.join(missing)}")
     for name in there:  # what is damaged is said before anything is trained
         for split in ("train", *TASKS[name].splits):
             load(name, split, folders)
@@ -237,7 +247,8 @@ def run_all(
     jobs: int,
     results: dict[tuple[str, int], dict[str, Any]],
 ) -> list[str]:
-    """Fill in `results`, some at a time, with a progress bar; returns what failed, a sentence each."""
+    """Fine-tune on all tasks and seeds that `results` lacks, some at a time, with a progress bar. Returns a sentence
+    for each failure."""
     from rich.console import Console
     from rich.progress import Progress
 

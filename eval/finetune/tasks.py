@@ -90,9 +90,9 @@ def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
 
     split: train, dev, dev_matched or dev_mismatched.
     """
-    own = [f"{split}.tsv", f"{split}.jsonl"] + (["train_*.jsonl"] if split == "train" else [])
+    patterns = [f"{split}.tsv", f"{split}.jsonl"] + (["train_*.jsonl"] if split == "train" else [])
     for folder in folders:
-        for pattern in own:
+        for pattern in patterns:
             for path in [
                 *sorted(folder.glob(f"{TASKS[name].folder}/{pattern}")),
                 *sorted(folder.glob(f"{TASKS[name].folder}/{pattern}.gz")),

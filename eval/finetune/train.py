@@ -64,12 +64,12 @@ def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[li
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    made = []
+    grouped = []
     for start in range(0, len(order), POOL * size):
         pool = sorted(order[start : start + POOL * size], key=lambda i: lengths[i])
-        made += [pool[i : i + size] for i in range(0, len(pool), size)]
-    rng.shuffle(made)
-    return made
+        grouped += [pool[i : i + size] for i in range(0, len(pool), size)]
+    rng.shuffle(grouped)
+    return grouped
 
 
 POOL = 50  # batches that are sorted by length together; untuned

@@ -1,1 +1,1 @@
-"""The report: run directories in, a record out. A pure function of what it reads."""
+"""The report of a study: reads run directories, writes a record. The same run directories give the same bytes."""

@@ -14,7 +14,7 @@ import errno
 import sys
 from pathlib import Path
 
-from ablations.rundir import printable, storage_error
+from ablations.rundir import Exit, printable, storage_error
 from eval.report import record, request, track_record
 from eval.report.findings import gather
 
@@ -22,7 +22,11 @@ RECORDS = Path("ablations/records")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the record of a study and prints its table. Exit codes: 0, 1 (it cannot be written), 2 (bad request)."""
+    """Writes the record of a study and prints its table.
+
+    Exit codes: 0; 1 (it cannot be written); 2 (bad request); 3 (it is written, and some comparisons are refused, since
+    the runs were evaluated differently).
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
         print(f"make report, besides the words of a study (python -m ablations --help):\n{request.help_text()}")
@@ -30,24 +34,27 @@ def main(argv: list[str] | None = None) -> int:
     if not words or all(word.startswith("OUT=") for word in words):
         return predicted(words)
     try:
-        asked = request.parse(words)
-        findings = gather(asked.study, asked.noise, asked.beside)
+        requested = request.parse(words)
+        findings = gather(requested.study, requested.noise, requested.beside)
     except ValueError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
-    kept, note = RECORDS / asked.study.name, ""
+    record_folder, note = RECORDS / requested.study.name, ""
     elsewhere = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs") / "records"
-    if lost := record.lost_runs(findings, kept):
-        note = f"{kept} stays as it is: it has runs that this report lacks: {lost}. Remove it to have this one there."
+    if lost := record.lost_runs(findings, record_folder):
+        note = (
+            f"{record_folder} stays as it is: it has runs that this report lacks: {lost}. "
+            "Remove it to have this one there."
+        )
     try:
-        out = elsewhere / asked.study.name if lost else kept
+        out = elsewhere / requested.study.name if lost else record_folder
         try:
             record.write(findings, out)
         except OSError as error:
             if lost or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
             note = f"{printable(str(error))}: the report is in {elsewhere} instead."
-            out = elsewhere / asked.study.name
+            out = elsewhere / requested.study.name
             record.write(findings, out)
     except OSError as error:
         why = storage_error(error) or printable(str(error))
@@ -56,11 +63,19 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{record.screen(findings)}\n\n{printable(str(out / 'report.md'))}\n{printable(str(out / 'report.html'))}")
     if note:
         print(printable(note))
+    if findings.refusals:
+        number = f"{len(findings.refusals)} comparison{'s' * (len(findings.refusals) > 1)}"
+        print(
+            f"refused: {number} of runs that were evaluated differently; the report is written, and says which",
+            file=sys.stderr,
+        )
+        return Exit.REFUSED
     return 0
 
 
 def predicted(words: list[str]) -> int:
-    """Prints the predictions of all records. Without a study, there is nothing else to report."""
+    """Print the predictions in all records, and how often predictions came true: `python -m eval.report` without
+    words."""
     out = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
     lines, damaged = track_record.predictions([RECORDS, out / "records"])
     for sentence in damaged:

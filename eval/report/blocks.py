@@ -40,10 +40,11 @@ class Section(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show but figures that have nothing to draw."""
+        """Whether the section has no text or table, and none of its figures has anything to draw."""
         return not any(block for block in self.blocks if not isinstance(block, Figure) or block.svg)
 
 
 def plus_minus(value: float, error: float, digits: int) -> str:
-    """A number with its standard error; alone, where that is not known (nan)."""
+    """A number with its standard error, "1.234 ± 0.012"; the number alone where the standard error is not known
+    (NaN)."""
     return f"{value:.{digits}f}" if isnan(error) else f"{value:.{digits}f} ± {error:.{digits}f}"

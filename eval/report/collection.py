@@ -1,4 +1,4 @@
-"""Runs as they are, of several studies or of others, grouped into arms and given names."""
+"""Collections: runs of several studies, or of none, grouped into arms for a report. RUNS= makes one."""
 
 import hashlib
 import json
@@ -20,7 +20,8 @@ LOOKED_AT_FIRST = ("model.pos", "model.act", "model.norm", "model.embnorm", "dat
 
 @dataclass(frozen=True)
 class Place:
-    """A run that somebody made: where it lies, its configuration, and the lines that make it of the baseline's."""
+    """A run of a collection: its directory, its configuration, and the settings in which it differs from the
+    baseline."""
 
     dir: Path
     config: dict[str, Any]
@@ -53,7 +54,8 @@ class Collection:
 
     @property
     def compared(self) -> list[str]:
-        """The arms that are compared with the baseline one by one: of tuned arms those at the common rate."""
+        """The arms that are compared with the baseline one by one; where the learning rate was tuned, those at the
+        common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     def cell(self, arm: str, seed: int) -> Any:
@@ -113,18 +115,20 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
 
 
 def changed_settings(base: dict, config: dict) -> dict[str, Any]:
-    """The lines that make one configuration of another; a run is the same run at another seed or layout."""
+    """{setting: its value in `config`} of the settings in which two configurations differ; see `is_setting`."""
     changes = difference(flatten(base), flatten(config))
     return {key: value for key, value in changes.items() if is_setting(key)}
 
 
 def is_setting(key: str) -> bool:
-    """Whether a key makes a run another run than its neighbour of the same arm."""
+    """Whether runs that differ in this key belong to different arms: true for all keys but the seed, the layout, and
+    the name of the size."""
     return not key.startswith("layout.") and key not in ("seed", "size")
 
 
 def short_arm_names(groups: dict[str, dict[int, Place]], origins: dict[str, str]) -> dict[str, str]:
-    """A name for each arm: as few as possible of the settings that differ, those that a reader looks for first."""
+    """A name for each arm: as few as possible of the settings in which the arms differ, the best known settings
+    first."""
     configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
     flat_configs = list(configs.values())
     keys = [
@@ -139,7 +143,7 @@ def short_arm_names(groups: dict[str, dict[int, Place]], origins: dict[str, str]
     differing.sort(key=lambda key: (key != "size", importance(key)))
 
     def distinct(chosen: list[str]) -> int:
-        """How many arms these settings tell from each other."""
+        """How many different arms there are, judged by these settings alone."""
         return len(set(zip(*(values[key] for key in chosen), strict=True))) if chosen else 1
 
     chosen: list[str] = []
@@ -156,22 +160,23 @@ def short_arm_names(groups: dict[str, dict[int, Place]], origins: dict[str, str]
 
 
 def short_setting(key: str, value: Any) -> str:
-    """A setting in a few letters; its key only where the value alone would not be understood."""
+    """A setting in short, for the name of an arm: its value, with the key where the value alone would not be
+    understood."""
     if key == "train.tokens":
         return human(value)
     return plain(value) if isinstance(value, str) else f"{key.split('.')[-1]}={plain(value)}"
 
 
 def importance(key: str) -> int:
-    """The rank of a setting among those a reader looks for first."""
+    """The rank of a setting in names of arms; settings that readers look for first have the lowest."""
     return LOOKED_AT_FIRST.index(key) if key in LOOKED_AT_FIRST else len(LOOKED_AT_FIRST)
 
 
 def run_directories(name: str) -> list[Path]:
-    """The run directory of this name, or those that lie in a folder of this name.
+    """The run directory that a path names, or all run directories in the folder that it names.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: there are none.
     """
     folder = Path(name)
     if (folder / rundir.RUN).exists():

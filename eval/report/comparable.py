@@ -1,8 +1,8 @@
-"""What has to be equal before two runs are compared: how they were evaluated, task by task, and the text they read.
+"""Which runs may be compared, and on which tasks: those that were evaluated in the same way and read the same text.
 
-A task on which two runs differ in anything of this is left out of their comparison, which says so. Runs whose
-evaluations differ as a whole (another version of our tasks, another lm-eval, another precision), and runs that declare
-the same corpus or tokenizer and read another, are not compared at all.
+A task on which two runs differ in anything (items, prompts, version ...) is left out of their comparison, and the
+report says so. Runs are not compared at all when their evaluations differ as a whole (another version of our tasks,
+another lm-eval, another precision), or when they declare the same corpus or tokenizer and have read different ones.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ Run = tuple[str, int]  # arm, seed
 
 
 def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
-    """What a score on a task is of: everything that has to be equal where two scores are compared."""
+    """Everything about a task that has to be equal in two runs before their scores on it are compared: version, items,
+    prompts, number of examples and so on."""
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
     identity = {key: entry[key] for key in TASK if key in entry}
     if isinstance(entry.get("data"), dict):
@@ -42,7 +43,7 @@ def digest(value: Any) -> str:
 
 
 def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{task: `task_identity`} of an evaluated run; computed once, tasks have up to 40,000 items."""
+    """{task: `task_identity`} of an evaluated run; cached, since tasks have up to 40,000 items."""
     if "identities" not in cell:
         cell["identities"] = {task: task_identity(cell, task) for task in cell["eval"]["tasks"]}
     return cell["identities"]
@@ -70,17 +71,18 @@ def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
 
 
 def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
-    """The tasks of a metric that all these runs were asked in the same way, in the order of evaluation; none where
-    their evaluations differ as a whole."""
+    """The tasks of a metric that can be compared over all these runs, in the order of evaluation; none where their
+    evaluations differ as a whole."""
     first, *others = (cells[run] for run in runs)
     if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in WHOLE):
         return []
-    own = task_identities(first)
+    identities = task_identities(first)
     return [
         task
         for task in tasks_of(first, metric)
         if all(
-            task in task_identities(other) and same_task(own[task], task_identities(other)[task]) for other in others
+            task in task_identities(other) and same_task(identities[task], task_identities(other)[task])
+            for other in others
         )
     ]
 
@@ -91,7 +93,7 @@ def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
 
 
 def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
-    """How a run was evaluated, flat: {"version", ..., "TASK: chance", ...}."""
+    """How a run was evaluated, as a flat dictionary: {"version", ..., "TASK: chance", ...}."""
     flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
     for task, identity in task_identities(cell).items():
         flat |= {f"{task}: {key}": value for key, value in identity.items()}
@@ -99,14 +101,14 @@ def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs were evaluated in the same way throughout."""
+    """Whether two runs were evaluated in the same way, on every task."""
     ours, theirs = task_identities(one), task_identities(other)
     whole = all(one["eval"].get(key) == other["eval"].get(key) for key in WHOLE)
     return whole and ours.keys() == theirs.keys() and all(same_task(ours[task], theirs[task]) for task in ours)
 
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
-    """Evaluated runs, in classes that were evaluated in the same way throughout."""
+    """The evaluated runs, grouped: those of a group were evaluated in the same way, on every task."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -119,8 +121,8 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
 
 
 def refusals(cells: Cells) -> list[str]:
-    """What is not compared because it was evaluated differently: a line for each class of runs beyond the first, with
-    everything that differs."""
+    """Sentences about runs that are not compared because they were evaluated differently: one for each group of
+    `evaluation_classes` after the first, with all that differs."""
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:
@@ -149,8 +151,8 @@ def refusals(cells: Cells) -> list[str]:
 
 
 def sources(cell: dict[str, Any]) -> dict[str, str]:
-    """{what a run declares to read: sha256 of what it read}: its corpus, prepared as its settings say, and its
-    tokenizer. Of runs with the same key the values have to be equal."""
+    """{corpus with its preparation, or tokenizer: sha256 of what the run read}. Runs with a key in common can be
+    compared only when their values are equal."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
     declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
@@ -162,7 +164,7 @@ def sources(cell: dict[str, Any]) -> dict[str, str]:
 
 
 def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
-    """Whether runs that declare the same corpus, or the same tokenizer, read the same."""
+    """Whether runs that declare the same corpus, or the same tokenizer, have read the same one."""
     read: dict[str, str] = {}
     return all(
         read.setdefault(declared, sha256) == sha256 for run in runs for declared, sha256 in sources(cells[run]).items()
@@ -170,7 +172,8 @@ def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
 
 
 def other_text(cells: Cells, baseline: str) -> list[str]:
-    """The arms that are not compared with the baseline because they read another text or tokenizer under one name."""
+    """The arms that are not compared with the baseline because they read another text or tokenizer under the same
+    name."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
@@ -178,8 +181,8 @@ def other_text(cells: Cells, baseline: str) -> list[str]:
 
 
 def same_runs(cells: Cells) -> dict[str, str]:
-    """{arm: one before it whose finished runs logged the same losses and gradient norms, to the last digit at every
-    step, at every seed that both have}: what sets the two apart has changed nothing."""
+    """{arm: an earlier arm that trained identically}: at every seed that both have, all losses and gradient norms in
+    the logs are equal to the last digit. So the setting in which the two differ had no effect."""
     logs: dict[str, dict[int, list]] = {}
     for (arm, seed), cell in cells.items():
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):

@@ -1,4 +1,4 @@
-"""Two arms compared on a metric: over the tasks that both were asked, paired by seed and by item."""
+"""Compares two arms on a metric: over the tasks that both were evaluated on, paired by seed and by item."""
 
 from collections.abc import Callable, Iterable
 from itertools import combinations
@@ -33,7 +33,7 @@ METRICS = {
 
 
 class Items(NamedTuple):
-    """The items of a task that several runs have, in the order of their names."""
+    """The items of a task that several runs have in common, sorted by name."""
 
     names: list[str]
     values: np.ndarray  # [runs, items]
@@ -50,7 +50,8 @@ def items_of(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
 
 
 def own_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stratum]:
-    """Per task of a metric, an arm's own results averaged over seeds [1, items or clusters], and their weights."""
+    """For each task of a metric, an arm's results averaged over seeds, [1, items or clusters], and the weights of the
+    items."""
     strata = []
     for task in all_tasks(cells, [(arm, seed) for seed in seeds], name):
         items = items_of(cells, arm, seeds, task)
@@ -61,7 +62,7 @@ def own_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stra
 
 
 class Pairing(NamedTuple):
-    """How two arms can be compared on a metric."""
+    """Which seeds of two arms are compared, and whether pair by pair."""
 
     seeds: tuple[list[int], list[int]]  # of the arm and of the baseline
     paired: bool  # the same seeds, at least one
@@ -70,8 +71,8 @@ class Pairing(NamedTuple):
 
 
 def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) -> Pairing | None:
-    """The seeds that two arms share; all of each, unpaired, where they share fewer than two but have them. None where
-    either has no result, or neither is possible."""
+    """The seeds that two arms share, to be compared pair by pair; all seeds of each, unpaired, where they share none,
+    or only one although both have several. None where an arm has no result."""
     ours, theirs = results[arm], results[baseline]
     shared = sorted(ours.keys() & theirs.keys())
     if not ours or not theirs:
@@ -85,13 +86,14 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) 
 
 
 def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> Results:
-    """Results as means over some tasks, of arms whose runs were all asked these; as they are where these are all."""
+    """Results as means over `tasks`, for arms whose runs all have them; unchanged where these are all tasks of the
+    metric."""
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]
         if all(set(tasks_of(cells[run], name)) == set(tasks) for run in runs):
             on_tasks[arm] = row
-        elif set(tasks) <= set(shared_tasks(cells, runs, name)):
+        elif tasks and set(tasks) <= set(shared_tasks(cells, runs, name)):
             scale = METRICS[name].scale
             on_tasks[arm] = {
                 seed: scale * float(np.mean([cells[arm, seed]["eval"]["tasks"][task]["value"] for task in tasks]))
@@ -101,9 +103,9 @@ def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> R
 
 
 def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> list[Stratum]:
-    """Per task, differences of two arms [seeds, items or clusters] and weights; averaged over seeds where these are not
-    the same."""
-    found = []
+    """For each task, the differences of two arms, [seeds, items or clusters], and the weights of the items; [1, ...],
+    averaged over seeds, where the arms are not paired."""
+    differences = []
     for task in pairs.tasks:
         ours, theirs = items_of(cells, arm, pairs.seeds[0], task), items_of(cells, baseline, pairs.seeds[1], task)
         if not ours.names:
@@ -113,8 +115,8 @@ def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> 
         else:
             d_SN = (ours.values.mean(0) - theirs.values.mean(0))[None]
         clusters = [a if not a.startswith("item ") else b for a, b in zip(ours.clusters, theirs.clusters, strict=True)]
-        found.append(by_cluster(METRICS[name].scale * d_SN, ours.weights, clusters))
-    return found
+        differences.append(by_cluster(METRICS[name].scale * d_SN, ours.weights, clusters))
+    return differences
 
 
 def pair(
@@ -157,16 +159,19 @@ def pair(
 
 
 def look(criteria: Criteria, tests: int) -> Callable[[int], float]:
-    """{seeds: the share of the level}: all of it where the number of seeds was fixed before the runs."""
+    """{number of seeds: share of the level that the test at this number may spend}; 1 for the only test where the
+    number of seeds was fixed before the runs."""
     return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
 
 def comparisons(
     study: Any, cells: Cells, results: Results, name: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
-    """Every arm of `results` against the baseline, corrected for being several.
+    """{arm: its comparison with the baseline}, corrected for the number of arms.
 
-    noise: results of runs that differ in the seed alone, by group. borrowed: as in `pair`.
+    Args:
+        noise: results of runs that differ in the seed alone, by group, for the noise floor.
+        borrowed: as in `pair`.
     """
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
@@ -192,14 +197,14 @@ def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple
         tasks = shared_tasks(cells, runs, name)
         same = [first]
         for arm in others:
-            own: list[Run] = [(arm, seed) for seed in results[arm]]
-            shared = shared_tasks(cells, [*runs, *own], name)
+            arm_runs: list[Run] = [(arm, seed) for seed in results[arm]]
+            shared = shared_tasks(cells, [*runs, *arm_runs], name)
             if (
                 shared
-                and set(shared) in (set(tasks), set(tasks_of(cells[own[0]], name)))
-                and same_text(cells, [*runs, *own])
+                and set(shared) in (set(tasks), set(tasks_of(cells[arm_runs[0]], name)))
+                and same_text(cells, [*runs, *arm_runs])
             ):
-                tasks, same, runs = shared, [*same, arm], [*runs, *own]
+                tasks, same, runs = shared, [*same, arm], [*runs, *arm_runs]
         left = [arm for arm in left if arm not in same]
         means = results_on(cells, {arm: results[arm] for arm in same}, name, tasks)
         both = list(combinations(same, 2))

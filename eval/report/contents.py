@@ -23,6 +23,7 @@ from eval.report.sections import (
     settings,
     tasks,
     training,
+    tuning,
 )
 
 NO_MISMATCH = """\
@@ -37,6 +38,7 @@ SECTIONS = (
     settings.fixed,
     differences.section,
     factorial.section,
+    tuning.section,
     training.section,
     on_the_way.section,
     beyond.section,
@@ -55,6 +57,6 @@ SECTIONS = (
 
 
 def contents(f: Findings) -> list[Section]:
-    """Those sections that have something to say."""
+    """The sections of a report that are not empty, in order."""
     sections = [section(f) for section in SECTIONS]
     return [section for section in sections if not section.is_empty]

@@ -60,8 +60,8 @@ def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) 
     pooled = Part(left / dof * sum(w * w for w in weights.values()) / seeds, dof)
     if not outstanding(results):
         return pooled
-    own = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
-    return max(pooled, own, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
+    contrast_alone = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
+    return max(pooled, contrast_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
 
 
 def contrast_strata(

@@ -1,4 +1,5 @@
-"""By what a report decides: what was registered in the runs before their first step counts, not what is said later."""
+"""The criteria that a report decides by. Those registered in the runs before their first step count, whatever is said
+later."""
 
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,8 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
 
 
 def floor_was_registered(study: Any, cells: Cells) -> bool:
-    """Whether the runs had the noise floor registered by which the study is judged; one arm may be older."""
+    """Whether the noise floor that the study uses was registered in the runs. One arm may be older, since studies share
+    a baseline."""
     floor = study.criteria.noise_floor
     registered = registered_contents(study, cells)
     runs = [run for run, cell in cells.items() if "run" in cell]
@@ -54,7 +56,7 @@ def registered_metric(study: Any, cells: Cells) -> str:
 
 
 def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
-    """What each run had registered of this study before its first step."""
+    """What each run has registered about this study before its first step."""
     name = getattr(study, "registration", {}).get("study")
     contents = {}
     for run, cell in cells.items():
@@ -65,20 +67,20 @@ def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
-    """{metric: margin} of a registration, which may be a stranger's."""
-    margins, found = content.get("margin"), {}
+    """{metric: margin} of a registration; entries that are no numbers, as in a stranger's file, are left out."""
+    margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}
     for metric in METRICS:
         try:
-            found[metric] = float(str(margins[metric]).split()[0])
+            numbers[metric] = float(str(margins[metric]).split()[0])
         except (KeyError, ValueError, IndexError):
             continue
-    return found
+    return numbers
 
 
 def most_seeds(content: dict[str, Any]) -> int | None:
-    """To how many seeds a study may add; None where their number was fixed."""
+    """The largest number of seeds that a registration allows; None where the number was fixed."""
     seeds = content.get("seeds")
     if content.get("stopping") != UNTIL_DECIDED or not isinstance(seeds, list) or len(seeds) != 2:
         return None

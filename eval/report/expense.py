@@ -1,4 +1,4 @@
-"""What a run has cost so far: hours of processors, energy by estimate, FLOPs."""
+"""What a run has cost so far: processor-hours, energy by estimate, FLOPs."""
 
 from typing import Any
 

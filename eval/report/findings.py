@@ -1,4 +1,4 @@
-"""All that a report says, before it is said: runs read and compared."""
+"""Everything that a report's sections draw on: the runs of a study, read, and compared on every metric."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ class Findings(NamedTuple):
 
     @property
     def margins(self) -> dict[str, float]:
-        """{metric: a difference that does not matter}."""
+        """{metric: margin}: differences below it do not matter, so that two arms within it count as equivalent."""
         return self.study.criteria.margins
 
     @property
@@ -63,15 +63,16 @@ class Findings(NamedTuple):
         return self.study.arms.index(arm) % SERIES
 
     def line_style(self, arm: str) -> str:
-        """Dashes where the colours begin again."""
+        """Dashes for the arms whose colours are used a second time."""
         return "dash" if self.study.arms.index(arm) >= SERIES else ""
 
     def distinct_results(self, name: str) -> Results:
-        """The results without those of arms that did nothing: each run once, as the noise is told from them."""
+        """The results on a metric, without arms whose setting had no effect: otherwise the noise between seeds would be
+        computed from the same runs twice."""
         return {arm: row for arm, row in self.results[name].items() if arm not in self.same}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
-        """{arm: {seed: cell}} of the cells that have something under a key."""
+        """{arm: {seed: cell}} of the cells that have an entry under `key`."""
         cells = {
             arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
             for arm in self.study.arms
@@ -84,7 +85,7 @@ class Findings(NamedTuple):
         return pairs.left_out if pairs else []
 
     def decision(self, arm: str, name: str) -> Verdict:
-        """What the comparison of an arm with the baseline says."""
+        """The verdict on an arm, from its comparison with the baseline."""
         metric, comparison = METRICS[name], self.compared[name][arm]
         return verdict(
             comparison,
@@ -96,14 +97,14 @@ class Findings(NamedTuple):
         )
 
     def verdict(self, arm: str, name: str) -> str:
-        """The same in words, with how many tasks it is without, and whether it is exploratory."""
+        """The verdict on an arm in words, with the number of tasks that are left out, and whether it is exploratory."""
         decision = self.decision(arm, name)
         words = f"exploratory: {decision.words}" if self.exploratory(arm, name) else decision.words
         count = len(self.left_out(arm, name))
         return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
 
     def exploratory(self, arm: str, name: str) -> bool:
-        """Whether a comparison is decided by what was not named before the runs: a metric that is not the primary one,
+        """Whether a verdict rests on something that was not named before the runs: a metric other than the primary one,
         a margin, or a stored noise floor."""
         kind = self.decision(arm, name).kind
         if kind == "undecided":
@@ -113,8 +114,8 @@ class Findings(NamedTuple):
         return not is_primary or late_floor or (kind == "equivalent" and name not in self.named_before)
 
     def missing(self, arm: str, name: str) -> str:
-        """How many more seeds would decide a comparison, if the difference and the noise of one seed stay as they are,
-        and what they cost. "" where this is not known, as of runs that were not planned as one study."""
+        """How many more seeds would decide a comparison, if the difference and the noise of a seed stay the same, and
+        what they would cost. "" where this is not known, as for runs that were not planned as one study."""
         comparison, results = self.compared[name][arm], self.results[name]
         seeds = len(results[arm].keys() & results[self.baseline].keys())
         if not self.controlled or not comparison.seeds or not comparison.replicated or seeds < 2:
@@ -128,7 +129,7 @@ class Findings(NamedTuple):
         return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price(more)}"
 
     def price(self, seeds: int) -> str:
-        """What so many more seeds of every arm cost, at the hours that runs here took; "" where no run is finished."""
+        """What `seeds` more seeds of every arm would cost, at the hours that finished runs took; "" without any."""
         costs = [spent(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
         if not costs or len({cost["unit"] for cost in costs}) > 1:
             return ""
@@ -146,7 +147,7 @@ class Findings(NamedTuple):
         return {key for cell in planned if cell for key in cell.delta}
 
     def caution(self) -> list[str]:
-        """What has to be said before training losses are shown."""
+        """A sentence to read before training losses are compared; none where they can be compared."""
         differs = any(key.startswith("data.") or key == "model.vocab" for key in self.factors())
         return [TEXT_DIFFERS] if differs else []
 
@@ -156,13 +157,13 @@ class Findings(NamedTuple):
 
 
 def length(train: dict[str, Any]) -> str:
-    """How long a run is, in words, by its settings."""
+    """The length of a run in words, from its settings."""
     budget = train.get("budget", "tokens")
     return f"{train['tokens']:,} tokens" if budget == "tokens" else plain(budget)
 
 
 def collect(study: Any, cells: Cells, key: str) -> Results:
-    """A number of eval.json, of the cells that have it."""
+    """{arm: {seed: the value of entry `key` in eval.json}} of the cells that have it."""
     return {
         arm: {
             seed: cells[arm, seed]["eval"][key]["value"]
@@ -178,10 +179,11 @@ def gather(
     noise: list[Path] = [],  # noqa: B006
     beside: str = "checked",
 ) -> Findings:
-    """Reads the runs of a study (ablations.study.Study, or a Collection) and compares them.
+    """Read the runs of a study and compare them.
 
     Args:
-        noise: directories of runs that tell the noise between seeds.
+        study: an ablations.study.Study, or a Collection.
+        noise: directories of runs that differ in the seed alone, for the noise between seeds.
         beside: as in Findings.
     """
     cells = read_all(study)

@@ -49,5 +49,7 @@ def floor_of(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part 
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not metric or not judged or metric["tasks"] != tasks_digest(judged[0], name):
         return None
-    own = {cell["run"].get("fingerprint") for cell in cells.values() if "run" in cell}
-    return noise_floor({"floor": {i: x for i, (run, x) in enumerate(metric["results"].items()) if run not in own}})
+    study_runs = {cell["run"].get("fingerprint") for cell in cells.values() if "run" in cell}
+    return noise_floor(
+        {"floor": {i: x for i, (run, x) in enumerate(metric["results"].items()) if run not in study_runs}}
+    )

@@ -15,7 +15,7 @@ from eval.report.findings import Findings, gather, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.runs import Cells, named
-from eval.report.sections import factorial, overview, registered
+from eval.report.sections import factorial, overview, registered, tuning
 from eval.report.sections.differences import forest
 from eval.report.sections.training import loss_curves, paired_curves
 
@@ -156,6 +156,7 @@ def record(f: Findings) -> dict[str, Any]:
         "noise": recorded_noise(f),
         "registration": registered.summary(f),
         "design": f.study.registration.get("design", ""),
+        "learning_rates": tuning.recorded(f),
         "effects": factorial.recorded(f),
         "predictions": [checked._asdict() for checked in registered.checked_predictions(f)],
         "bit_for_bit_the_same": f.same,

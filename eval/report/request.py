@@ -38,8 +38,13 @@ def parse(words: list[str]) -> Request:
     Raises:
         ValueError: as ablations.study.from_args, and for directories that hold no run.
     """
+    from ablations.study import HELP as STUDY_WORDS
     from ablations.study import folders, from_args
 
+    known = {**STUDY_WORDS, **HELP}
+    for word in words:
+        if "=" not in word or word.partition("=")[0] not in known:
+            raise ValueError(f"{word[:200]!r} is no NAME=VALUE of {', '.join(known)}")
     names = [word.partition("=")[0] for word in words]
     if twice := [name for name in ("RUNS", "NOISE", "BESIDE") if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is given twice: say it once, with spaces between several directories")

@@ -77,8 +77,8 @@ def misfit(value: Any, shape: Any, name: str = "") -> str:
         inner_name = f"{name}.{key}" if name else key
         if key not in value:
             return inner_name
-        if found := misfit(value[key], inner, inner_name):
-            return found
+        if inner_misfit := misfit(value[key], inner, inner_name):
+            return inner_misfit
     return ""
 
 

@@ -14,7 +14,7 @@ COPIED = ("name", "title", "seeds", "command", "question", "expect", "criteria")
 
 
 def brief(names: Iterable[str]) -> dict[str, str]:
-    """{name: as few of the last parts of that path as no other name ends in}; one part at least has no wildcard."""
+    """{name: the shortest end of that path that no other name ends in}; it has at least one part without a wildcard."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
     for name, parts in parts_of.items():

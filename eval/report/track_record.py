@@ -1,4 +1,4 @@
-"""Over all records: what was predicted, and how often it came out so."""
+"""The track record: over all records, how often predictions came true."""
 
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     Returns:
         [{"record", "text", "metric", "outcome", "measured", "registered": before the runs}], and the sentences.
     """
-    lines, damaged, seen = [], [], set()
+    lines, damaged, names = [], [], set()
     for path in sorted(path for folder in folders for path in folder.glob("*/run.json")):
-        if path.parent.name in seen:  # the record in the first folder counts
+        if path.parent.name in names:  # the record in the first folder counts
             continue
-        seen.add(path.parent.name)
+        names.add(path.parent.name)
         try:
             record = rundir.read_json(path, types={"predictions": list}) or {}
             for line in record.get("predictions") or []:
-                kept = {key: str(line[key]) for key in ("text", "metric", "outcome", "measured")}
-                lines.append({"record": path.parent.name, **kept, "registered": line["registered"] is True})
+                texts = {key: str(line[key]) for key in ("text", "metric", "outcome", "measured")}
+                lines.append({"record": path.parent.name, **texts, "registered": line["registered"] is True})
         except Damaged as error:
             damaged.append(str(error))
         except (KeyError, TypeError):
@@ -34,7 +34,7 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def counts(lines: list[dict[str, Any]]) -> dict[str, int]:
-    """{outcome: how many}"""
+    """{outcome: number of predictions}."""
     return {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in (HELD, FAILED, UNDECIDED)}
 
 

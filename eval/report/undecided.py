@@ -24,8 +24,8 @@ def undecided(f: Findings) -> dict[str, str]:
 
 def main(words: list[str]) -> int:
     try:
-        asked = request.parse(words)
-        arms = undecided(gather(asked.study, asked.noise, asked.beside))
+        requested = request.parse(words)
+        arms = undecided(gather(requested.study, requested.noise, requested.beside))
     except ValueError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID

@@ -117,9 +117,9 @@ def family(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
     counting = sum(p <= LEVEL for p in adjusted)
     tested = [arm for arm, c in comparisons.items() if not np.isnan(c.p)]
     rank = {arm: i for i, arm in enumerate(sorted(tested, key=lambda arm: p_values[arm]))}
-    found = {}
+    corrected = {}
     for (arm, c), p in zip(comparisons.items(), adjusted, strict=True):
         level = LEVEL / (len(tested) - min(rank[arm], counting)) if len(tested) > 1 and arm in rank else LEVEL
         least = quantile(c.share * level, c.seeds or Part(0.0, inf), c.items) if c.share else inf
-        found[arm] = replace(c, adjusted=p, threshold=least, family=max(1, len(tested)))
-    return found
+        corrected[arm] = replace(c, adjusted=p, threshold=least, family=max(1, len(tested)))
+    return corrected

@@ -47,9 +47,11 @@ def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = No
     pooled = Part(left / dof * 2 / shared, dof)
     if not {arm, baseline} & outstanding(results).keys():
         return with_floor(pooled, 2 / shared, floor) if floor else pooled
-    apart = np.array([results[arm][s] - results[baseline][s] for s in results[arm].keys() & results[baseline].keys()])
-    own = Part(float(apart.var(ddof=1)) / shared, shared - 1)
-    return max(pooled, own, key=lambda part: quantile(LEVEL, part, Part(0.0, inf)))
+    differences = np.array(
+        [results[arm][s] - results[baseline][s] for s in results[arm].keys() & results[baseline].keys()]
+    )
+    differences_alone = Part(float(differences.var(ddof=1)) / shared, shared - 1)
+    return max(pooled, differences_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, inf)))
 
 
 def with_floor(part: Part, share: float, floor: Part) -> Part:
@@ -93,7 +95,7 @@ def outstanding(results: Results) -> dict[str, float]:
     """
     from scipy.special import fdtrc
 
-    found = {}
+    p_values = {}
     whole, dof = residual(results)
     if whole <= 1e-20 * sum(value**2 for row in results.values() for value in row.values()):
         return {}  # rounding
@@ -101,8 +103,8 @@ def outstanding(results: Results) -> dict[str, float]:
         rest, others = residual({a: row for a, row in results.items() if a != arm})
         if others > 0 and dof > others:
             ratio = (whole - rest) / (dof - others) / (rest / others) if rest else inf
-            found[arm] = min(1.0, len(results) * float(fdtrc(dof - others, others, ratio)))
-    return {arm: p for arm, p in found.items() if p <= LEVEL}
+            p_values[arm] = min(1.0, len(results) * float(fdtrc(dof - others, others, ratio)))
+    return {arm: p for arm, p in p_values.items() if p <= LEVEL}
 
 
 def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:

@@ -47,12 +47,12 @@ def levels(total: float, most: int) -> list[float]:
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 
-    found: list[float] = []
+    levels_of_looks: list[float] = []
     spent, before = 0.0, 0.0
     for seeds in range(FIRST_LOOK, most + 1):
         time = seeds / most
         step, spend = time - before, total * time**POWER - spent
-        if not found:  # the sum of all results so far, Brownian motion at `time`, has passed no bound yet
+        if not levels_of_looks:  # the sum of all results so far, Brownian motion at `time`, has passed no bound yet
             bound = -float(ndtri(spend / 2)) * sqrt(time)
             grid = np.linspace(-bound, bound, POINTS)
             density = np.exp(-(grid**2) / (2 * time)) / sqrt(2 * pi * time)
@@ -67,6 +67,6 @@ def levels(total: float, most: int) -> list[float]:
             bound = float(brentq(lambda b, spend=spend: excess(b) - spend, 0.0, 20 * sqrt(time)))
             earlier, grid = grid, np.linspace(-bound, bound, POINTS)
             density = np.exp(-((grid[:, None] - earlier) ** 2) / (2 * step)) @ mass / sqrt(2 * pi * step)
-        found.append(2 * float(ndtr(-bound / sqrt(time))))
+        levels_of_looks.append(2 * float(ndtr(-bound / sqrt(time))))
         spent, before = spent + spend, time
-    return found
+    return levels_of_looks

@@ -100,9 +100,9 @@ def places(results: dict[str, float], counts: dict[tuple[str, str], bool], highe
     def beats(a: str, b: str) -> bool:
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better
 
-    found = {}
+    place_of = {}
     for a in results:
         first = 1 + sum(beats(b, a) for b in results if b != a)
         last = len(results) - sum(beats(a, b) for b in results if b != a)
-        found[a] = str(first) if first == last else f"{first}–{last}"
-    return found
+        place_of[a] = str(first) if first == last else f"{first}–{last}"
+    return place_of

@@ -122,6 +122,6 @@ def groups() -> dict[str, Any]:
     return {name: content[name]["tasks"] for name in ("suite", "multilingual")}
 
 
-def names(asked: Iterable[str]) -> list[str]:
+def names(requested: Iterable[str]) -> list[str]:
     """Task names, with `suite` and `multilingual` in their members."""
-    return list(dict.fromkeys(task for name in asked for task in groups().get(name, [name])))
+    return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

@@ -288,6 +288,9 @@ def main(argv: list[str]) -> int:
             raise
         print(f"error: {reason}", file=sys.stderr)
         return Exit.FAILED
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return Exit.INTERRUPTED
     return Exit.FINISHED
 
 

@@ -1,4 +1,4 @@
-"""The output projection and cross-entropy in one, a block of rows at a time: logits [N, V] are never held."""
+"""The output projection and cross-entropy together, a block of rows at a time: logits [N, V] are never stored whole."""
 
 from typing import Any
 
@@ -31,16 +31,16 @@ def _in_blocks(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def prepare_to_compile() -> None:
-    """A compiled graph calls `_in_blocks` as it is, and does not look into its loop."""
+    """Call before torch.compile: it then calls `_in_blocks` as an opaque function and does not trace its loop."""
     global _in_blocks
     if not hasattr(_in_blocks, "_torchdynamo_disable"):
         _in_blocks = torch.compiler.disable(_in_blocks)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The gradients are computed with the loss, a block of rows at a time.
-
-    The weight's gradient is summed over the blocks in fp32. Both then wait for the gradient of the loss, a number.
+    """Computes the gradients of x and weight in the forward pass, with the loss, a block of rows at a time. The
+    backward pass only multiplies them by the gradient of the loss, a number. The weight's gradient is summed over the
+    blocks in fp32.
     """
 
     @staticmethod
@@ -69,7 +69,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _differentiated(logits_NV: Tensor, target_N1: Tensor) -> Tensor:
-    """The sum of the rows' losses; the logits are overwritten by its gradient, softmax minus one-hot."""
+    """The sum of the rows' losses. Overwrites the logits with its gradient: softmax minus one-hot."""
     p = logits_NV.float()  # in fp32 the logits themselves: all of this happens in place
     torch.softmax(p, dim=-1, out=p)
     loss = -p.gather(1, target_N1).clamp_min(torch.finfo(p.dtype).tiny).log().sum()  # at most 87 nats a token

@@ -68,7 +68,7 @@ def linear(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Ten
 
 
 class _Products(torch.autograd.Function):
-    """Of the input its eight bits are kept; the weight, which is there anyway, is cast again."""
+    """For the backward pass the input is kept in eight bits; the weight is stored anyway, and is cast a second time."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:

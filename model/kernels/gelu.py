@@ -29,8 +29,9 @@ def _sigmoid_gelu(x: Tensor) -> Tensor:
 
 
 class _GELU(torch.autograd.Function):
-    """The same a few numbers at a time, with the derivative, kept in place of x, from the same sigmoid: 1.6 ms against
-    torch's 2.8 for 2048 x 512 numbers on one core, forward and backward."""
+    """GELU a few numbers at a time; the forward pass also computes the derivative, from the same sigmoid, and keeps it
+    for the backward pass instead of x. 1.6 ms against torch's 2.8 for 2048 x 512 numbers on one core, forward and
+    backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ def _direct(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("megahour::onednn", mutates_args=())
 def _opaque(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """The same: torch.compile takes the operator only with weights that never change."""
+    """`_direct` as an operator that torch.compile does not look into: its own rule for oneDNN's operator expects
+    weights that never change."""
     return _direct(a_ND, b_FD, bias_F)
 
 

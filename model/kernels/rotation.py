@@ -20,7 +20,7 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """Left to autograd it would be twice as many passes over the numbers."""
+    """The rotation with its gradient written by hand: autograd's would take twice as many passes over the numbers."""
 
     @staticmethod
     def forward(ctx: Any, x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:

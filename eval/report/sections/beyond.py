@@ -1,4 +1,5 @@
-"""Loss by position, up to several times the training length, and what stands beyond it in each position scheme."""
+"""Section: loss by context length, up to several times the training length, and what each position scheme does beyond
+it."""
 
 import numpy as np
 
@@ -19,9 +20,9 @@ def section(f: Findings) -> Section:
     complete = {arm: results for arm, results in curves.items() if all(results)}
     if not complete:
         return Section(title, [])
-    found = [result for results in curves.values() for result in results if result]
-    longest = max(result["positions"][-1] for result in found)
-    tokens = min(result.get("tokens", 0) for result in found)
+    measured = [result for results in curves.values() for result in results if result]
+    longest = max(result["positions"][-1] for result in measured)
+    tokens = min(result.get("tokens", 0) for result in measured)
     lines, rows = [], []
     marks: dict[str, float] = {}
     schemes: dict[str, list[str]] = {}
@@ -49,8 +50,8 @@ def section(f: Findings) -> Section:
 
 
 def at_multiples(positions: list[float], losses: np.ndarray, seq: int, longest: float) -> list[str]:
-    """The loss at each of MULTIPLES of the training length, where it was measured, and what changed from the first to
-    the last of them."""
+    """The loss at each of MULTIPLES of the training length, where it was measured, and the difference of the last from
+    the first."""
     last = [max((i for i, p in enumerate(positions) if p < n * seq), default=0) for n in MULTIPLES]
     cells = [f"{losses[i]:.3f}" if positions[i] > n / 2 * seq else "-" for i, n in zip(last, MULTIPLES, strict=True)]
     reaches = positions[last[-1]] == longest > positions[last[0]]

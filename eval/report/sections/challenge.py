@@ -58,10 +58,9 @@ def broken(cell: dict[str, Any]) -> list[str]:
         rules.append("a tokenizer that was trained before (data.tokenizer_kind=file)")
     if (objective := config["model"].get("objective", "causal")) != "mlm":
         rules.append(f"no masked language model (model.objective={plain(objective)})")
-    launches = [run, *(run.get("continued") or [])]
-    devices = max(launch.get("hardware", {}).get("ranks", 1) for launch in launches)
+    devices = max(ranks(launch) for launch in (run, *(run.get("continued") or [])))
     if devices > 1:
-        rules.append(f"{plain(devices)} devices")
+        rules.append(f"{devices} devices")
     rules += overrun(cell)
     table = cell.get("glue") or {}
     epochs = table.get("setting", {}).get("epochs", 0)
@@ -71,6 +70,13 @@ def broken(cell: dict[str, Any]) -> list[str]:
     if any(setting != table.get("setting") for setting in settings):
         rules.append("fine-tuning with other settings for some tasks")
     return rules
+
+
+def ranks(launch: dict[str, Any]) -> int:
+    """Devices of one launch of a run; 1 where a stranger's file does not say."""
+    hardware = launch.get("hardware")
+    count = hardware.get("ranks") if isinstance(hardware, dict) else None
+    return count if isinstance(count, int) else 1
 
 
 def overrun(cell: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What runs cost: FLOPs, hours of processors, energy by estimate."""
+"""Section: what the runs cost: FLOPs, processor-hours, energy by estimate."""
 
 import numpy as np
 

@@ -1,4 +1,5 @@
-"""Differences from the baseline: by seed, with their noise, and what a study like this can see."""
+"""Section: differences of the arms from the baseline, by seed, with their noise, and the differences that such a study
+can detect."""
 
 import numpy as np
 
@@ -76,7 +77,8 @@ def blocks(f: Findings) -> list[Block]:
 
 
 def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
-    """One line: the intervals over items and over tasks, and the number of tasks; none without items."""
+    """A sentence with the bootstrap intervals of a difference over items and over tasks, and the number of tasks; ""
+    without items."""
     pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
     parts = strata(f.cells, arm, f.baseline, pairs, name) if pairs else []
     if not parts:
@@ -91,7 +93,7 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
 
 
 def how_decided(f: Findings) -> list[Block]:
-    """What the verdicts are by: the metric, the margins, and how the number of seeds came about."""
+    """Sentences on how verdicts are reached: the metric, the margins, and how the number of seeds was chosen."""
     sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
     if f.primary != f.primary_before:
         before = f.primary_before or "one metric in some runs and another in others"
@@ -115,7 +117,7 @@ def how_decided(f: Findings) -> list[Block]:
 
 
 def undecided(f: Findings) -> list[Block]:
-    """Of each comparison that is undecided: what is missing, and what it costs."""
+    """A sentence for each undecided comparison: how many seeds would decide it, and what they would cost."""
     lines = []
     for name in METRICS:
         for arm in f.compared.get(name, {}) if f.controlled else ():
@@ -131,21 +133,21 @@ def undecided(f: Findings) -> list[Block]:
 
 
 def noise_floors(f: Findings) -> list[str]:
-    """The noise floor of each metric, and what studies with more seeds would see."""
+    """The noise floor of each metric, and the differences that studies with more seeds would detect."""
     lines, arms = [], 1 + len(f.study.compared)
     for name, noise in recorded_noise(f).items():
         metric = METRICS[name]
         floor = noise_floor(f.distinct_results(name))  # with what the arms of a seed share: two seeds do not share it
         assert floor
         widest = quantile(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
-        seen = [
+        resolutions = [
             f"{detectable(noise['seed_sd'], noise['items'], arms, n):.{metric.digits + 1}f} with {n}"
             for n in STUDIES_SHOWN
         ]
         lines.append(
             f"**Noise floor, {name}.** Two runs that differ in the seed alone lie up to {widest:.{metric.digits + 1}f} "
             f"{metric.unit} apart, 19 times in 20. If the noise is as measured here, a study of {arms} "
-            f"arms sees with a chance of {POWER:.0%} differences from {', '.join(seen)} seeds."
+            f"arms sees with a chance of {POWER:.0%} differences from {', '.join(resolutions)} seeds."
         )
     return lines
 

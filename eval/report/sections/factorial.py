@@ -55,11 +55,11 @@ def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
     """The verdict on an effect. An interaction is better or worse than what the factors alone add up to."""
     metric = METRICS[name]
     decision = verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
-    said = decision.words
+    sentence = decision.words
     if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
-        said = said.replace(decision.kind, f"{decision.kind} together", 1)
-    said = said if name == f.primary else f"exploratory: {said}"
-    return f"**{said}**" if c.counts else said
+        sentence = sentence.replace(decision.kind, f"{decision.kind} together", 1)
+    sentence = sentence if name == f.primary else f"exploratory: {sentence}"
+    return f"**{sentence}**" if c.counts else sentence
 
 
 def recorded(f: Findings) -> list[dict[str, Any]]:

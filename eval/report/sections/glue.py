@@ -63,14 +63,14 @@ def section(f: Findings) -> Section:
         lines.append([f"{row['name']} ({row['mark']})", *numbers, f"{row['mean']:.1f}"])
     counts = sorted({entry["study"]["seeds"] for entry in entries})
     runs = max(len(tables) for tables in arms.values())
-    said = SAID.format(
+    text = SAID.format(
         seeds=" or ".join(map(str, counts)),
         runs="one run of each arm" if runs == 1 else f"{runs} runs of each arm",
         metrics=", ".join(f"{TASKS[name]}: {metrics[name]}" for name in names),
     )
     if any(name != arm for arm, name in marked.items()):
-        said += f" {MARK}: breaks a rule of the challenge (Rules of Cramming)."
-    return Section(title, [said, Table(["", *(TASKS[name] for name in names), "mean of nine"], lines)])
+        text += f" {MARK}: breaks a rule of the challenge (Rules of Cramming)."
+    return Section(title, [text, Table(["", *(TASKS[name] for name in names), "mean of nine"], lines)])
 
 
 def task_text(tables: list[dict[str, Any]], name: str) -> str:

@@ -1,4 +1,4 @@
-"""What does not match: everything that is not as a controlled comparison wants it, a line each."""
+"""Section: all that violates a controlled comparison, such as runs on other hardware or with other versions."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from eval.report.runs import Cells, plain
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
-    """Everything that is not as a controlled comparison wants it, a line each."""
+    """A sentence for each thing that violates a controlled comparison."""
     return together(each_mismatch(study, cells), len(cells))
 
 
 def together(lines: list[str], runs: int) -> list[str]:
-    """Lines "run: what" that say the same of several runs, as one."""
+    """Sentences "run: what", joined where they say the same about several runs."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -36,12 +36,12 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     runs = {name: cell["run"] for name, cell in by_name.items() if "run" in cell}
     evaluated = {name: cell for name, cell in by_name.items() if "eval" in cell}
 
-    kept = ("commit", "versions", "hardware")
+    compared = ("commit", "versions", "hardware")
     lines += differing_values(
-        {name: {key: run[key] for key in kept} | {"layout": run["config"]["layout"]} for name, run in runs.items()}
+        {name: {key: run[key] for key in compared} | {"layout": run["config"]["layout"]} for name, run in runs.items()}
     )
     for name, run in runs.items():
-        lines += history(name, run, kept)
+        lines += history(name, run, compared)
         lines += [f"{name}, text: {plain(line)}" for line in run["data"].get("mismatch") or []]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
@@ -67,13 +67,17 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     return lines
 
 
-def history(name: str, run: dict[str, Any], kept: tuple[str, ...]) -> list[str]:
-    """What happened to a run between its first and its last step that a controlled comparison does not want."""
+def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
+    """Sentences about events during a run's training that a controlled comparison should not have: changed code or
+    hardware, rollbacks."""
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")
     for later in run.get("continued") or []:
-        sessions = {"begun": {key: run[key] for key in kept}, "continued": {key: later.get(key, {}) for key in kept}}
+        sessions = {
+            "begun": {key: run[key] for key in compared},
+            "continued": {key: later.get(key, {}) for key in compared},
+        }
         lines += [f"{name}, when it was continued: {line}" for line in differing_values(sessions)]
     for rollback in run.get("rollbacks") or []:
         first, last = rollback["samples_left_out"]
@@ -83,7 +87,8 @@ def history(name: str, run: dict[str, Any], kept: tuple[str, ...]) -> list[str]:
 
 
 def more_than_a_line(study: Any, cells: Cells) -> list[str]:
-    """Runs that differ from what the study plans, or from the baseline in more than the line that makes the arm."""
+    """Sentences about runs whose configuration is not what the study plans, or differs from the baseline's in more than
+    the settings of the arm."""
     lines = []
     for (arm, seed), cell in cells.items():
         if "run" not in cell:
@@ -147,7 +152,8 @@ def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
 
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
-    """{run: nested values} -> a line for every key whose value is not the same in all runs (that have it)."""
+    """A sentence for every key whose value is not the same in all runs. `values`: {run: nested values}; only_shared:
+    keys that not all runs have are left out."""
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):

@@ -1,4 +1,4 @@
-"""Scores against tokens: of the weights that were kept on the way and evaluated, and of the end."""
+"""Section: scores against tokens, from weights that were saved during training, and from the trained weights."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ SAME = ("version", "lm_eval", "corpora", "precision")  # of two evaluations of o
 
 
 def asked_the_same(result: dict, end: dict, metric: str) -> bool:
-    """Whether two evaluations of one run asked the same: only then are they points of one curve."""
+    """Whether two evaluations of one run used the same items: only then are they points of one curve."""
 
     def suite_data(evaluation: dict) -> list[tuple[str, str]]:
         tasks = evaluation["tasks"].items() if metric == "suite" else ()
@@ -41,7 +41,7 @@ def section(f: Findings) -> Section:
 
 
 def scores_on_the_way(seeds: dict[int, dict], key: str) -> dict[int, float]:
-    """{tokens: mean over seeds} of an arm, at the points that all its seeds have."""
+    """{tokens: mean score over seeds} of an arm, at the numbers of tokens that all its seeds have."""
     values: dict[int, list[float]] = {}
     for cell in seeds.values():
         points = {result["tokens"]: result for result in cell["checkpoints"]}

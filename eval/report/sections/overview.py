@@ -1,4 +1,4 @@
-"""The head of a report: the question, an arm a line, and what the numbers mean."""
+"""Section: the head of a report: the question, a line for each arm, and what the numbers mean."""
 
 from math import nan
 
@@ -23,17 +23,18 @@ def section(f: Findings) -> Section:
 
 
 def table(f: Findings, head: str = "arm") -> Table:
-    """One line per arm: its numbers, and in words what they say against the baseline, by the primary metric."""
+    """A table with a line for each arm: its scores, and the verdict by the primary metric. `head`: the titles of the
+    columns."""
     lines = []
     for arm in f.study.arms:
         numbers = [number(f, arm, name) for name in METRICS if name in f.results]
-        name = f"{arm} (baseline)" if arm == f.baseline else arm
+        name = f"{arm} (baseline)" if arm == f.baseline != "baseline" else arm
         lines.append([name, *numbers, "; ".join(remarks(f, arm))])
     return Table([head, *f.results, "verdict"], lines)
 
 
 def number(f: Findings, arm: str, name: str) -> str:
-    """An arm's mean over seeds with its standard error."""
+    """An arm's mean over seeds, with its standard error."""
     row = f.results[name][arm]
     if not row:
         return "-"
@@ -71,7 +72,7 @@ def remarks(f: Findings, arm: str) -> list[str]:
 
 
 def no_effect(f: Findings) -> list[str]:
-    """Arms that changed nothing: no result, and nothing like "within noise"."""
+    """Sentences about arms whose setting had no effect: they trained exactly as another arm."""
     return [
         f"**{arm} did nothing.** Its runs logged the same losses and gradient norms as those of {other}, seed by seed, "
         "at every step and to the last digit. They are no second measurement, and not compared: what sets the two "
@@ -106,7 +107,7 @@ def footnotes(f: Findings) -> list[str]:
 
 
 def unequal_tasks(f: Findings) -> list[str]:
-    """Which tasks of a mean are left out of a comparison, because only one arm was asked them or they differ."""
+    """Sentences about tasks that are left out of a comparison, because only one arm has them or they differ."""
     return [
         f"**{arm}, {name}: compared with {f.baseline} on what both were asked in the same way**, without "
         f"{', '.join(left_out)}. The means in the table are over all that each was asked."
@@ -117,7 +118,8 @@ def unequal_tasks(f: Findings) -> list[str]:
 
 
 def uneven_seeds(f: Findings) -> list[str]:
-    """Arms for which it does not hold that the seeds scatter all arms alike."""
+    """Sentences about arms whose runs scatter more between seeds than those of others, so that a pooled variance would
+    be wrong."""
     return [
         f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "
         "the number of arms). One variance is assumed for all. What is compared with this arm is judged by the "

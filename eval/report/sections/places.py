@@ -1,4 +1,4 @@
-"""The places of runs that were not planned as one study, where they may be ranked; and which may not be."""
+"""Section: a ranking of runs that were not planned as one study, where they can be ranked, and which cannot be."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The activity proofs: what was measured before the first step, to show that each factor acts."""
+"""Section: the activity proofs: what was measured before the first step, to show that each factor acts."""
 
 from eval.report.blocks import Section, Table
 from eval.report.findings import Findings

@@ -1,4 +1,5 @@
-"""Beside the BigScience study: what eval/report/sections/published.yaml says, each number with its mark."""
+"""Section: published results of the BigScience study beside ours, from eval/report/sections/published.yaml, with marks
+for how far each number can be trusted."""
 
 from functools import cache
 from pathlib import Path
@@ -29,10 +30,8 @@ def load() -> dict[str, Any]:
 
 
 def shown(part: dict[str, Any], beside: str) -> bool:
-    """Whether a part of published.yaml is shown: unverified numbers are only where they are asked for.
-
-    beside: one of eval.report.request.BESIDE.
-    """
+    """Whether a part of published.yaml is shown: unverified numbers only where `beside`, one of
+    eval.report.request.BESIDE, asks for them."""
     return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
 
 
@@ -92,7 +91,7 @@ def rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
 
 
 def external(beside: str) -> Table:
-    """Models of others, as rows with their source."""
+    """Published models of other authors, as rows of a table with their sources."""
     lines = [
         [model["name"], model["parameters"], model["tokens"], f"{model['mean']:.2f}", model["mark"], model["source"]]
         for model in load()["external"]

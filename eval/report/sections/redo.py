@@ -1,4 +1,4 @@
-"""How to redo it: the command, the commits and the versions."""
+"""Section: how to reproduce the study: the command, the commits and the versions."""
 
 from eval.report.blocks import Code, Section
 from eval.report.findings import Findings

@@ -1,4 +1,4 @@
-"""Held-out loss against compute over several sizes or budgets, with a power law through the best."""
+"""Section: held-out loss against compute over several sizes or budgets, with a power law through the best runs."""
 
 import numpy as np
 
@@ -46,8 +46,9 @@ def section(f: Findings) -> Section:
 
 
 def power_law(points: list[tuple[float, float]]) -> dict[str, float] | None:
-    """loss = scale x compute ** -exponent through the lower envelope, by least squares in logarithms; None where fewer
-    than three points are on it. The envelope: what no point with less or equal compute undercuts."""
+    """loss = scale x compute ** -exponent, fitted to the lower envelope by least squares in logarithms; None where
+    fewer than three points are on it. A point is on the envelope when no point with at most its compute has a lower
+    loss."""
     best: list[tuple[float, float]] = []
     for x, y in sorted(points):
         if not best or y < best[-1][1]:

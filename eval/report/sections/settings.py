@@ -1,4 +1,4 @@
-"""The settings that make the arms, and those that are the same in all runs."""
+"""Section: the settings in which the arms differ, and those that are the same in all runs."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from eval.report.runs import plain
 
 
 def differing(f: Findings) -> Section:
-    """The line that makes each arm."""
+    """For each arm, the settings in which it differs from the baseline."""
     title, configs = "What differs", configurations(f)
     if not configs:
         return Section(title, ["No run has begun."])
@@ -36,7 +36,7 @@ def fixed(f: Findings) -> Section:
 
 
 def configurations(f: Findings) -> dict[str, dict[str, Any]]:
-    """{arm: what makes its runs, flat}, of the runs that have begun."""
+    """{arm: its flat configuration, seed and layout aside}, of the arms that have a run."""
     configs = {
         arm: flatten(next(c["run"]["config"] for c in seeds.values())) for arm, seeds in f.cells_with("run").items()
     }
@@ -44,7 +44,7 @@ def configurations(f: Findings) -> dict[str, dict[str, Any]]:
 
 
 def same(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The settings that all have, and their values."""
+    """{setting: value} of the settings that have the same value in all configurations."""
     first, *others = configs.values() or [{}]
     return {
         key: plain(value)

@@ -1,4 +1,5 @@
-"""Task by task: accuracy against chance as a map, the suite in three ways, and each task in a table."""
+"""Section: results task by task: accuracy against chance as a heat map, the three means of the suite, and a table of
+tasks."""
 
 from collections.abc import Iterable
 
@@ -34,7 +35,8 @@ def suite_examples(evaluations: Iterable[dict]) -> str:
 
 
 def headline(f: Findings) -> list[Block]:
-    """The suite in the three ways of eval/tasks/tasks.yaml, of the runs that were evaluated as the first of them."""
+    """The three means of the suite that eval/tasks/tasks.yaml defines, over runs that were evaluated like the first of
+    them."""
     comparable = next(iter(evaluation_classes(f.cells)), [])
     evaluations = {run: f.cells[run]["eval"] for run in comparable if f.cells[run]["eval"].get("suite")}
     together = suite(list(evaluations.values())) if evaluations else None
@@ -42,10 +44,10 @@ def headline(f: Findings) -> list[Block]:
         return []
     able, lines = together["able"], []
     for arm in f.study.arms:
-        own = [evaluation for run, evaluation in evaluations.items() if run[0] == arm]
-        result = suite(own) if own else None
+        arm_evaluations = [evaluation for run, evaluation in evaluations.items() if run[0] == arm]
+        result = suite(arm_evaluations) if arm_evaluations else None
         if result:
-            scores = [100 * evaluation["tasks"][name]["value"] for evaluation in own for name in able]
+            scores = [100 * evaluation["tasks"][name]["value"] for evaluation in arm_evaluations for name in able]
             lines.append(
                 [
                     arm,
@@ -120,7 +122,7 @@ def description(task: str, entry: dict) -> list[str]:
 
 
 def standard_error(f: Findings, arm: str, seeds: list[int], task: str) -> float:
-    """Of a task's score, averaged over seeds; over items, or over what they share."""
+    """The standard error of a task's score averaged over seeds; over items, or over clusters of items."""
     items = items_of(f.cells, arm, seeds, task)
     if not items.names:
         return float("nan")

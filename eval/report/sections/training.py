@@ -1,4 +1,4 @@
-"""Training: loss against tokens, FLOPs and hours, and its difference from the baseline."""
+"""Section: training loss against tokens, FLOPs and hours, and its difference from the baseline."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def section(f: Findings) -> Section:
 
 
 def loss_curves(f: Findings) -> list[str]:
-    """A figure for each of AXES: seeds thin, their mean thick."""
+    """A figure for each of AXES: thin lines are seeds, thick ones their mean."""
     cells = f.cells_with("metrics")
     figures = []
     for axis in AXES:
@@ -40,14 +40,15 @@ def loss_curves(f: Findings) -> list[str]:
 
 
 def per_token(cell: dict, axis: str) -> float | None:
-    """What a token costs: 1, FLOPs, or processor-hours (the run's mean: pauses and resumes are not in it)."""
+    """The cost of a token on an axis: 1 token, FLOPs, or processor-hours. Hours are the run's mean, which smooths over
+    pauses and resumes."""
     expense = spent(cell)
     total = expense[axis.lower()]
     return total / expense["tokens"] if total else None
 
 
 def paired_curves(f: Findings) -> list[str]:
-    """A figure: the difference of the training loss from the baseline's at the same seed."""
+    """A figure of the difference in training loss between each arm and the baseline at the same seed."""
     cells = f.cells_with("metrics")
     if f.caution() or f.baseline not in cells:
         return []

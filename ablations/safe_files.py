@@ -1,0 +1,308 @@
+"""Files read and written safely: after a power loss nothing half-written, from a stranger nothing that does harm.
+
+Writing: a file is the old one or the whole new one (`write_bytes`, `write_text`, `write_json`), or grows by whole lines
+(`append`, `append_row`). Symbolic links are not followed.
+
+Reading: a missing file is None or empty. A damaged one raises `Damaged`, which names it; symbolic links, pipes and
+devices are not opened. Control characters, which could steer a terminal, are escaped.
+"""
+
+import errno
+import gzip
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any
+
+from ablations.values import ConfigError
+
+
+class Damaged(ConfigError):
+    """A file is not what was written there. The message names it, and may say what to do."""
+
+
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a file so that it is either the old one or the whole new one, also after a power loss.
+
+    A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once.
+
+    Args:
+        durable: False does not wait for the disk: after a power loss the file may be damaged.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8 whatever the locale."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_json(path: Path, value: Any, indent: int | None = None, durable: bool = True) -> None:
+    """As `write_bytes`. Raises ValueError for NaN and infinity, which JSON does not have."""
+    write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode(), durable)
+
+
+def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
+    """Open a file to overwrite it, or to append to it. Raises OSError where the path is a symbolic link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
+    return os.fdopen(os.open(path, flags, 0o666), "ab" if append else "wb")
+
+
+def append(path: Path, text: str) -> None:
+    """Add text, whole lines, to the end of a file."""
+    with open_to_write(path, append=True) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a line to a .jsonl file."""
+    append(path, json.dumps(row) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk: a rename is lost in a power loss otherwise."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files that killed processes left when they wrote `path`. Only for a process that is the only one
+    to write it."""
+    for leftover in path.parent.glob(f"{path.name}.*tmp"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def inside(folder: Path, name: str | Path) -> Path:
+    """folder / name. Raises Damaged where that leads out of the folder, by ".." or by a symbolic link."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
+    return path
+
+
+def storage_error(error: OSError) -> str:
+    """The message for a full, read-only or otherwise unusable disk, with what the user can do; "" for other errors."""
+    cures = {
+        errno.ENOSPC: "Make room and give the same command again.",
+        errno.EDQUOT: "Make room within your quota and give the same command again.",
+        errno.EROFS: "Choose an OUT that can be written.",
+        errno.EACCES: "Choose an OUT that can be read and written, or change its permissions.",
+        errno.EPERM: "Choose an OUT that can be read and written, or change its permissions.",
+        errno.ENOTDIR: "Choose another OUT.",
+        errno.ENAMETOOLONG: "Choose a shorter OUT.",
+        errno.ELOOP: "Files here are not written through symbolic links: remove the link.",
+        errno.EIO: "The disk has an error: look at it before the same command is given again.",
+    }
+    return f"{printable(str(error))}. {cures[error.errno]}" if error.errno in cures else ""
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content of a regular file; None where there is none.
+
+    Raises:
+        Damaged: when it cannot be read, or is a symbolic link, a pipe, a device or a folder.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Damaged(f"{path} is not a file: remove it")
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except IsADirectoryError:
+        raise Damaged(f"{path} is not a file: remove it") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Damaged(f"{path} is a symbolic link: put a copy of the file there") from None
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file, printable and without space around it; "" where there is none or it cannot be read."""
+    try:
+        return printable((read_bytes(path) or b"").decode(errors="replace")).strip()
+    except Damaged as error:
+        return str(error)
+
+
+# C0 and C1 control characters but tab and newline; marks that reverse the direction of text; halves of surrogate pairs
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as escapes, so that it cannot steer a terminal. Tabs and newlines stay."""
+    return STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def read_json(
+    path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({}), cure: str = ""
+) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file.
+
+    Args:
+        keys: those that it must have.
+        types: {key: type as for `isinstance`}; a key that is not there is not checked.
+        cure: a sentence for the message, which says what to do when the file is damaged.
+
+    Raises:
+        Damaged: when it is no JSON object, lacks a key, or a value is of another type.
+    """
+    content = read_bytes(path)
+    if content is None:
+        return None
+    value = _parse(content)
+    complaint = "it is not a JSON object" if value is None else misfit(value, keys, types)
+    if complaint or value is None:
+        raise Damaged(f"{path} is damaged, or of another version: {complaint}.{cure and ' '}{cure}")
+    return value
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
+    """The JSON object that `content` is, or None. NaN and Infinity, which Python would accept, are no JSON."""
+    try:
+        value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _finite(text: str) -> float:
+    """The number that a JSON text writes. Raises ValueError for NaN, Infinity, and numbers too large for a float."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def misfit(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
+    """What is wrong with an object: keys that it lacks, or values of another type; "" when nothing is. See
+    `read_json`."""
+    if lacking := [key for key in keys if key not in value]:
+        return f"it lacks {', '.join(lacking)}"
+    wrong = [k for k, t in types.items() if k in value and (not isinstance(value[k], t) or isinstance(value[k], bool))]
+    return f"the value of {', '.join(wrong)} is of another type" if wrong else ""
+
+
+def read_lines(
+    path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[list[dict[str, Any]], str]:
+    """The objects in a .jsonl file, and a sentence about lines that are damaged, "" without any.
+
+    Lines that are no JSON object, or do not fit `keys` and `types` (see `read_json`), are left out. An incomplete last
+    line, as a kill leaves it, is left out too, and is no damage.
+    """
+    try:
+        content = read_bytes(path)
+    except Damaged as error:
+        return [], str(error)
+    lines = (content or b"").split(b"\n")
+    rows, damaged = [], []
+    for number, line in enumerate(lines, start=1):
+        row = _parse(line)
+        if row is not None and not misfit(row, keys, types):
+            rows.append(row)
+        elif line.strip() and number < len(lines):
+            damaged.append(number)
+    if not damaged:
+        return rows, ""
+    several = "s" if len(damaged) > 1 else ""
+    numbers = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+    return rows, f"{path} is damaged: line{several} {numbers} left out"
+
+
+def last_line(
+    path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict[str, Any], str]:
+    """The last object in a .jsonl file that fits `keys` and `types`, and a sentence about damaged lines after it, ""
+    without any (see `read_lines`). Only the last 16 KiB are read. ({}, "") where there is no file or no such line."""
+    lines: list[bytes] = []
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            file.seek(max(0, os.fstat(descriptor).st_size - (1 << 14)))
+            lines = file.read().split(b"\n")[:-1]
+    damage = ""
+    for line in reversed(lines):
+        row = _parse(line)
+        if row is not None and not misfit(row, keys, types):
+            return row, damage
+        damage = f"{path} is damaged in its last lines" if line.strip() else damage
+    return {}, damage
+
+
+def read_gzip_lines(path: Path, keys: Iterable[str] = (), cure: str = "") -> Iterator[dict[str, Any]]:
+    """The objects in a .jsonl.gz file.
+
+    Raises:
+        Damaged: when there is no such file, it is cut, or a line is not an object with `keys`.
+    """
+    content = read_bytes(path)
+    if content is None:
+        raise Damaged(f"{path} is missing.{cure and ' '}{cure}")
+    try:
+        if not content:
+            raise EOFError("it is empty")
+        lines = gzip.decompress(content).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise Damaged(f"{path} is damaged: {error}.{cure and ' '}{cure}") from None
+    for number, line in enumerate(lines, start=1):
+        row = _parse(line)
+        if row is None or misfit(row, keys, {}):
+            raise Damaged(f"{path} is damaged in line {number}.{cure and ' '}{cure}")
+        yield row
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(path: Path) -> dict[str, Any]:
+    """{"bytes", "sha256"} of a file, which `damage` compares."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def damage(path: Path, expected: dict[str, Any]) -> str:
+    """What is wrong with a file whose `checksum` was `expected` when it was written; "" when nothing is."""
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"{path.name} has {size:,} bytes instead of {expected['bytes']:,}"
+        return "" if sha256(path) == expected["sha256"] else f"the sha256 of {path.name} differs"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+
+
+def json_digest(value: dict[str, Any]) -> str:
+    """The hash of a JSON object, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,266 @@
+"""How often verdicts err, and how much they see, by simulated studies: `make calibrate` writes docs/statistics.md.
+
+A pure function: fixed seeds, twice the same page. What the tests hold of it: tests/test_calibration.py.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ablations.rundir import write_text
+from eval.report.blocks import Section, Table
+from eval.report.formats import markdown
+from eval.report.sections import published
+from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.comparison import FEWEST_ITEMS
+from eval.statistics.parts import LEVEL
+from eval.statistics.sequential import share
+from eval.statistics.simulation import (
+    BETTER,
+    EQUIVALENT,
+    WORSE,
+    Noise,
+    decisions,
+    item_noise,
+    judged,
+    quantiles,
+    seed_noise,
+    sequence,
+)
+from eval.statistics.verdicts import verdict
+
+PAGE = Path("docs/statistics.md")
+STUDIES = 20_000  # of each kind: a rate of 5 % has a standard error of 0.15 %
+ARMS, SEEDS, MOST_SEEDS = (2, 5), (2, 3, 5, 10), (3, 5, 10, 20)
+EFFECTS = (1.0, 2.0, 4.0)  # in standard deviations of a run
+MARGINS = (1.0, 2.0)
+ITEMS_PER_CLUSTER = 5
+STUDIES_OF_ITEMS = 4000  # of each kind: five times as many numbers each; standard error 0.35 %
+
+HEAD = """\
+One of four verdicts: **better**, **worse**, **equivalent** within a margin that was named before the runs, or
+**undecided**, with what is missing in seeds and hours. One seed decides nothing. Formulas and sources stand at the head
+of each file in `eval/statistics`: `seeds.py`, `items.py`, `parts.py`, `comparison.py`, `verdicts.py`, `sequential.py`.
+
+This page is made by `make calibrate`: studies are simulated with fixed seeds and judged by the same rules as real ones
+(`eval/statistics/simulation.py`; `tests/test_calibration.py` holds that it judges as the report does, and compares
+rates here with studies of its own). Results are normal: an arm's mean, what the arms of a seed share (standard
+deviation 1), and the noise of one run (standard deviation 1, the unit of effects and margins below)."""
+
+FIXED = f"""\
+A fixed number of seeds; {STUDIES:,} studies of each kind. **Any wrong verdict**: all arms are equal, and at least one
+is called better or worse: at most {LEVEL:.0%} by design. With several arms it is below that by Bonferroni's inequality.
+**Wrongly equivalent**: every arm differs from the baseline by exactly the margin, and at least one is called
+equivalent. **Covered**: the 95 % interval of one arm holds its true difference."""
+
+POWER = """\
+One arm differs by so many standard deviations of a run, the others not at all: how often it is called better. Last: how
+often arms that are equal to the baseline, all of them, are each called equivalent within 2 standard deviations."""
+
+SEQUENTIAL = """\
+`MORE=auto`: a look after every seed from the second on, until every arm is decided or the most seeds are there.
+**Any wrong verdict**, at any of the looks, of equal arms; with a margin too, which makes studies stop early.
+**Without alpha spending**: the same, if every look had the whole level. **Wrongly equivalent**, at any look, of arms
+that differ by exactly the margin of 2. Then how often an arm that differs by so much is called better in the end, and
+the mean number of seeds at which the study stopped (2 arms; margin 2)."""
+
+CLUSTERS = f"""\
+Two equal arms, {ITEMS_PER_CLUSTER} questions to a passage; passages, questions and seeds have standard deviations of 1.
+Passages count as one item each, their sum; of unequal sizes (log-normal, sigma 1) too. **Questions alone**: what it
+would be if every question were taken as independent. {STUDIES_OF_ITEMS:,} studies of each kind; fewer than
+{FEWEST_ITEMS} independent items decide nothing."""
+
+FLOOR = """\
+Two arms, judged with the degrees of freedom of a stored noise floor (`NOISE_FLOOR=`) of so many A/A runs beside their
+own. How often equal arms have a wrong verdict. **All alike**: all runs have the same noise. **Shared seeds**: what the
+arms of a seed share is in the floor's noise as well (standard deviation 1), which only makes it careful. **Arm
+noisier**: the new arm scatters twice as much as the baseline, of which the floor knows nothing; then it errs more often
+than without a floor. **Sees 3**: how often a difference of 3 is called better, and how often without the floor."""
+
+PUBLISHED = """\
+The accuracies of 27 tasks that BigScience stored for its 1.3B models of OSCAR, C4 and The Pile at 112B tokens (read
+from `eval/report/sections/published.yaml`, which has the source). Their answers to single questions are not public, and
+there is one run of each: so the items' part is that of independent samples, and of the seeds nothing is known. The
+verdict is therefore undecided for all three pairs, whatever the difference. The last column takes the 27 tasks as a
+sample of tasks there could be."""
+
+
+def percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"
+
+
+def runs(key: tuple[int, ...], studies: int, arms: int, seeds: int, shared: float = 1.0) -> np.ndarray:
+    """Results of arms that are equal, [studies, arms, seeds]."""
+    rng = np.random.default_rng(key)
+    return rng.normal(size=(studies, arms, seeds)) + shared * rng.normal(size=(studies, 1, seeds))
+
+
+def any_wrong(verdicts: np.ndarray) -> float:
+    """Of equal arms: the share of studies that call any better or worse."""
+    return float(((verdicts == BETTER) | (verdicts == WORSE)).any(1).mean())
+
+
+def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
+    """Any wrong verdict; wrongly equivalent at each of MARGINS; covered."""
+    x = runs((key, arms, seeds), studies, arms, seeds)
+    rates = [any_wrong(judged(x))]
+    for margin in MARGINS:
+        y = x.copy()
+        y[:, 1:] += margin
+        rates.append(float((judged(y, margin) == EQUIVALENT).any(1).mean()))
+    half = quantiles(LEVEL, [seed_noise(x)])[:, 0]
+    return [*rates, float((abs(x[:, 1].mean(1) - x[:, 0].mean(1)) <= half).mean())]
+
+
+def fixed(studies: int) -> Table:
+    head = ["arms", "seeds", "any wrong verdict", *(f"wrongly equivalent, margin {m:g}" for m in MARGINS), "covered"]
+    rows = [[str(a), str(n), *map(percent, fixed_rates(a, n, studies))] for a in ARMS for n in SEEDS]
+    return Table(head, rows)
+
+
+def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float]:
+    x, rates = runs((key, arms, seeds), studies, arms, seeds), []
+    for effect in EFFECTS:
+        y = x.copy()
+        y[:, 1] += effect
+        rates.append(float((judged(y)[:, 0] == BETTER).mean()))
+    return [*rates, float((judged(x, 2.0) == EQUIVALENT).all(1).mean())]
+
+
+def power(studies: int) -> Table:
+    head = ["arms", "seeds", *(f"sees {effect:g}" for effect in EFFECTS), "all equivalent within 2"]
+    rows = [[str(a), str(n), *map(percent, power_rates(a, n, studies))] for a in ARMS for n in SEEDS]
+    return Table(head, rows)
+
+
+def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
+    """Any wrong verdict at any look, without a margin and with 2; the same without spending; wrongly equivalent."""
+    x = runs((key, arms, most), studies, arms, most)
+    wrong = [
+        float(sequence(x, *options).ever[..., :2].any((1, 2)).mean())
+        for options in ((), (2.0,), (None, lambda seeds, most, tests: 1.0))
+    ]
+    y = x.copy()
+    y[:, 1:] += 2.0
+    return [*wrong, float(sequence(y, 2.0).ever[..., 2].any(1).mean())]
+
+
+def sequential(studies: int) -> Table:
+    head = ["arms", "most seeds", "any wrong verdict", "with a margin", "without alpha spending", "wrongly equivalent"]
+    rows = [[str(a), str(n), *map(percent, sequential_rates(a, n, studies))] for a in ARMS for n in MOST_SEEDS]
+    return Table(head, rows)
+
+
+def stopping(studies: int) -> Table:
+    rows = []
+    for most in MOST_SEEDS:
+        line = [str(most)]
+        for effect in (0.0, *EFFECTS, 10.0):
+            x = runs((4, most), studies, 2, most)
+            x[:, 1] += effect
+            ended = sequence(x, 2.0)
+            kind = EQUIVALENT if effect == 0 else BETTER
+            line.append(f"{percent(float((ended.decisions == kind).mean()))}, {ended.seeds.mean():.1f} seeds")
+        rows.append(line)
+    return Table(["most seeds", "equal: equivalent", *(f"sees {effect:g}" for effect in (*EFFECTS, 10.0))], rows)
+
+
+def cluster_rates(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
+    """Wrong verdicts where passages are the items, and where questions are."""
+    rng = np.random.default_rng((5, passages, unequal, seeds))
+    shape = (studies, 2, seeds, passages, ITEMS_PER_CLUSTER)
+    y = rng.normal(size=shape) + rng.normal(size=(studies, 2, 1, passages, 1))
+    y += rng.normal(size=(studies, 2, 1, passages, ITEMS_PER_CLUSTER)) + rng.normal(size=(studies, 2, seeds, 1, 1))
+    sizes = rng.lognormal(sigma=1.0 if unequal else 0.0, size=(studies, passages, 1))
+    weights = np.broadcast_to(sizes, (studies, passages, ITEMS_PER_CLUSTER))
+    y = y * weights[:, None, None]
+    x = y.sum((3, 4)) / weights.sum((1, 2))[:, None, None]
+    difference, noise = x[:, 1:].mean(2) - x[:, :1].mean(2), seed_noise(x)
+    d = y[:, 1] - y[:, 0]
+    by_passage = item_noise(d.sum(3), weights.sum(2))
+    by_question = item_noise(d.reshape(studies, seeds, -1), weights.reshape(studies, -1))
+    return [any_wrong(decisions(difference, [noise, part])) for part in (by_passage, by_question)]
+
+
+def clusters(studies: int) -> Table:
+    rows = [
+        [
+            str(n),
+            "log-normal" if unequal else "equal",
+            str(seeds),
+            *map(percent, cluster_rates(n, unequal, seeds, studies)),
+        ]
+        for n in (3, 10, 40)
+        for unequal in (False, True)
+        for seeds in (2, 5)
+    ]
+    return Table(["passages", "sizes", "seeds", "any wrong verdict", "questions alone"], rows)
+
+
+def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
+    """Any wrong verdict where all scatter alike, where seeds are shared, where the arm scatters twice as much; and, of
+    a difference of 3, how often it is seen with the floor and without."""
+    rng = np.random.default_rng((6, seeds, aa))
+    floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
+    alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
+    x = rng.normal(size=(studies, 2, seeds))
+    together = x + rng.normal(size=(studies, 1, seeds))
+    noisy = x * np.array([[[1.0], [2.0]]])
+    moved = x + np.array([[[0.0], [3.0]]])
+    wrong = [any_wrong(judged(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
+    detected = [float((judged(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
+    return [*wrong, any_wrong(judged(noisy)), *detected]
+
+
+def floors(studies: int) -> Table:
+    head = ["seeds", "A/A runs", "all alike", "shared seeds", "arm noisier", "the same, no floor", "sees 3", "no floor"]
+    rows = [[str(n), str(aa), *map(percent, floor_rates(n, aa, studies))] for n in (2, 3, 5) for aa in (3, 5, 10)]
+    return Table(head, rows)
+
+
+def published_pairs() -> Table:
+    names = published.load()["per_task"]["columns"][1:]
+    rows = []
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            c, strata = published.task_difference(one, other)
+            low, high = interval(bootstrap(strata, tasks=True), len(strata))
+            ends = f"{low:+.2f} to {high:+.2f}"
+            rows.append([f"{one} − {other}", f"{c.difference:+.2f}", f"{c.noise:.2f}", verdict(c, True, 2).words, ends])
+    return Table(["", "points", "noise of the items", "verdict", "95 % over tasks"], rows)
+
+
+def sections(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS) -> list[Section]:
+    return [
+        Section("", [HEAD]),
+        Section("How often a verdict is wrong", [FIXED, fixed(studies)]),
+        Section("What a study sees", [POWER, power(studies)]),
+        Section("Seeds added until it is decided", [SEQUENTIAL, sequential(studies), stopping(studies), spending()]),
+        Section("Items that share a passage", [CLUSTERS, clusters(of_items)]),
+        Section("A stored noise floor", [FLOOR, floors(studies)]),
+        Section("On numbers that others published", [PUBLISHED, published_pairs()]),
+    ]
+
+
+def spending() -> Table:
+    """The level of each look."""
+    rows = [
+        [str(most), *(f"{100 * LEVEL * share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
+        for most in (3, 5, 10)
+    ]
+    return Table(["most seeds", *(f"look at {n}" for n in range(2, 11))], rows, "Level of each look, two arms")
+
+
+def page(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS) -> str:
+    return markdown("When a difference is one", sections(studies, of_items))
+
+
+def main() -> int:
+    write_text(PAGE, page())
+    print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Tuned arms: loss against learning rate, and the verdict with each arm at its own best rate."""
+
+from typing import Any
+
+from ablations import drawing
+from ablations.drawing import Line
+from eval.report.blocks import Block, Figure, Section, Table
+from eval.report.compare import METRICS
+from eval.report.findings import Findings
+from eval.report.tuned import CHOSEN_BY, at_best, basin, sensitivity
+from eval.statistics.comparison import Comparison
+from eval.statistics.verdicts import Verdict, verdict
+
+WORDS = """\
+Every arm was run at the same learning rates, so with the same budget: {rates}. At {common:g}, the baseline's, an arm
+differs from the baseline by its factor alone; elsewhere by the factor and the declared rate. The comparison of arms at
+their best is of the factor with its tuning."""
+
+BASIN = """\
+Bits per byte by learning rate, mean over seeds. Sensitivity: how far the loss lies above its least, on average over
+these rates; small is a wide basin (Wortsman et al. 2023, arXiv:2309.14322)."""
+
+BEST = """\
+Each arm at its own best: the rate is chosen by held-out loss, on other seeds and the other half of the documents than
+are judged, and the halves are swapped, so that a lucky run does not judge itself. The noise counts what choosing adds
+(eval/report/tuned.py)."""
+
+
+def section(f: Findings) -> Section:
+    title = "Learning rates"
+    if not (tuning := f.study.tuning):
+        return Section(title, [])
+    rates = ", ".join(f"{rate:g}" for rate in tuning.rates)
+    blocks: list[Block] = [WORDS.format(rates=rates, common=tuning.common)]
+    basins = {arm: losses for arm in tuning.factors if (losses := basin(f, arm))}
+    digits = METRICS[CHOSEN_BY].digits + 1
+    rows = [
+        [
+            arm,
+            *(f"{losses[rate]:.{digits}f}" if rate in losses else "missing" for rate in tuning.rates),
+            best_rate(losses, tuning.rates),
+            f"{sensitivity(losses):.{digits}f}" if len(losses) > 1 else "-",
+        ]
+        for arm, losses in basins.items()
+    ]
+    if rows:
+        blocks += [BASIN, Table(["arm", *(f"{rate:g}" for rate in tuning.rates), "best", "sensitivity"], rows)]
+        blocks.append(Figure(figure(f, basins), "A curve that is low over many rates is easy to tune."))
+    for name in f.results:
+        lines = [verdict_line(f, arm, name, c) for arm, c in at_best(f, name).items()]
+        head = [name, "at the common rate", "verdict", "each at its best", "counts above", "verdict", "do they agree"]
+        if lines:
+            blocks += [BEST, Table(head, lines)] if name == CHOSEN_BY else [Table(head, lines)]
+    if not any(at_best(f, name) for name in f.results):
+        blocks.append("No arm can be compared at its best yet: runs at the common rate, or documents, are too few.")
+    return Section(title, blocks)
+
+
+def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
+    """The rate with the least loss, and whether it is at an end of the grid, beyond which a better one may be."""
+    best = min(losses, key=losses.__getitem__)
+    return (
+        f"{best:g}, at an end of the grid: a better one may lie beyond"
+        if best in (rates[0], rates[-1])
+        else f"{best:g}"
+    )
+
+
+def figure(f: Findings, basins: dict[str, dict[float, float]]) -> str:
+    curves = [
+        Line(arm, f.colour(arm), list(losses), list(losses.values()), f.line_style(arm))
+        for arm, losses in basins.items()
+        if len(losses) > 1
+    ]
+    return drawing.lines("Loss by learning rate", curves, "learning rate", "bits per byte", logx=True)
+
+
+def decided(f: Findings, name: str, c: Comparison) -> Verdict:
+    metric = METRICS[name]
+    return verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
+
+
+def verdict_line(f: Findings, arm: str, name: str, c: Comparison) -> list[str]:
+    digits = METRICS[name].digits + 1
+    common, best = f.compared[name].get(arm), decided(f, name, c)
+    ours = [f"{common.difference:+.{digits}f}", f.decision(arm, name).words] if common else ["-", "not compared"]
+    threshold = f"{c.threshold:.{digits}f}" if c.seeds and c.enough_items else "unknown"
+    agreement = agree(f.decision(arm, name).kind, best.kind) if common else "-"
+    words = f"**{best.words}**" if c.counts else best.words
+    return [arm, *ours, f"{c.difference:+.{digits}f}", threshold, words, agreement]
+
+
+def agree(common: str, best: str) -> str:
+    """Whether two verdicts say the same."""
+    if common == best:
+        return "yes"
+    if {common, best} == {"better", "worse"}:
+        return "**no, they contradict each other**: the verdict at the common rate is one on the rate"
+    return f"no: {common} at the common rate, {best} at each arm's best"
+
+
+def recorded(f: Findings) -> list[dict[str, Any]]:
+    """The basins and the verdicts at each arm's best, for the record."""
+    if not (tuning := f.study.tuning):
+        return []
+    best = {name: at_best(f, name) for name in f.results}
+    lines = []
+    for arm in tuning.factors:
+        losses = basin(f, arm)
+        line: dict[str, Any] = {"arm": arm, "bits_per_byte": {f"{rate:g}": loss for rate, loss in losses.items()}}
+        if losses:
+            line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": sensitivity(losses)}
+        line["at_best"] = {
+            METRICS[name].key: {"difference": c[arm].difference, "verdict": decided(f, name, c[arm]).words}
+            | (
+                {"agrees": agree(f.decision(arm, name).kind, decided(f, name, c[arm]).kind) == "yes"}
+                if arm in f.compared[name]
+                else {}
+            )
+            for name, c in best.items()
+            if arm in c
+        }
+        lines.append(line)
+    return lines

@@ -1,0 +1,161 @@
+"""The rates that docs/statistics.md states: simulated studies are judged as real ones are, and the page is what
+`make calibrate` writes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.report import calibration
+from eval.report.formats import markdown_table
+from eval.statistics import simulation
+from eval.statistics.comparison import compare, family
+from eval.statistics.items import Stratum, item_part
+from eval.statistics.parts import Part
+from eval.statistics.seeds import seed_part
+from eval.statistics.simulation import Noise, decisions, item_noise, judged
+from eval.statistics.verdicts import verdict
+
+NO_ITEMS = Part(0.0, np.inf)
+CODES = {
+    "worse": simulation.WORSE,
+    "undecided": simulation.UNDECIDED,
+    "better": simulation.BETTER,
+    "equivalent": simulation.EQUIVALENT,
+}
+
+
+def table(x: np.ndarray) -> dict[str, dict[int, float]]:
+    return {str(a): dict(enumerate(map(float, row))) for a, row in enumerate(x)}
+
+
+def one_by_one(x: np.ndarray, margin: float | None, floor: Part | None, portion: float) -> list[int]:
+    """The decisions of a study as the report makes them."""
+    compared = family(
+        {
+            str(a): compare(
+                float(x[a].mean() - x[0].mean()), seed_part(table(x), str(a), "0", floor), NO_ITEMS, share=portion
+            )
+            for a in range(1, len(x))
+        }
+    )
+    return [CODES[verdict(c, True, margin=margin).kind] for c in compared.values()]
+
+
+@pytest.mark.parametrize("arms, seeds", [(2, 2), (2, 3), (3, 2), (5, 2), (5, 3), (4, 5)])
+@pytest.mark.parametrize("with_floor", [False, True])
+def test_many_studies_at_once_are_judged_as_one_by_one(arms, seeds, with_floor):
+    rng = np.random.default_rng([arms, seeds])
+    x = rng.normal(size=(60, arms, seeds)) + 2 * rng.normal(size=(60, 1, seeds))
+    x[:, 1] *= rng.choice([1, 6], size=(60, 1))  # in some an arm stands out
+    x[:, -1] += rng.choice([0, 4], size=(60, 1))
+    sd2 = rng.chisquare(4, (60, 1)) / 4 if with_floor else None
+    floor = Noise(sd2, np.full((60, 1), 4.0)) if with_floor else None
+    seen = set()
+    for margin, portion in ((None, 1.0), (4.0, 1.0), (4.0, 0.2)):
+        got = judged(x, margin, floor, portion)
+        for i, study in enumerate(x):
+            alone = Part(float(sd2[i, 0]), 4) if with_floor else None
+            assert list(got[i]) == one_by_one(study, margin, alone, portion)
+        seen |= set(got.ravel())
+    assert len(seen) >= 3
+
+
+def test_items_of_many_studies_are_as_of_one():
+    rng = np.random.default_rng(5)
+    d, w = rng.normal(size=(20, 3, 9)), rng.lognormal(size=(20, 9))
+    d *= w[:, None]
+    many = item_noise(d, w)
+    seeds = Noise(np.full((20, 1), 0.3), np.full((20, 1), 2.0))
+    found = decisions(np.full((20, 1), 3.0), [seeds, many])
+    for i in range(20):
+        one = item_part([Stratum(d[i], w[i])])
+        assert (many.variance[i, 0], many.dof[i, 0]) == (pytest.approx(one.variance), pytest.approx(one.dof))
+        assert found[i, 0] == CODES[verdict(compare(3.0, Part(0.3, 2), one), True).kind]
+
+
+# ------------------------------------------------------------------------------------------------ what the page states
+
+
+PAGE = (Path(__file__).parents[1] / "docs/statistics.md").read_text()
+ERROR = 100 * (0.05 * 0.95 / calibration.STUDIES) ** 0.5  # standard error of a rate of 5 %, in %
+
+
+def stated(title: str, number: int = 0) -> dict[tuple[str, ...], list[str]]:
+    """A table of the page: {the first cells, as far as they name the row: the others}."""
+    tables = [
+        block for block in PAGE.split(f"## {title}\n")[1].split("\n## ")[0].split("\n\n") if block.startswith("|")
+    ]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables[number].splitlines()[2:]]
+    names = next(i for i, cell in enumerate(rows[0]) if "%" in cell)
+    return {tuple(row[:names]): row[names:] for row in rows}
+
+
+def rates(cells: list[str]) -> list[float]:
+    return [float(cell.split(" %")[0]) for cell in cells]
+
+
+def test_the_words_of_the_page_are_those_of_the_command():
+    for words in ("HEAD", "FIXED", "POWER", "SEQUENTIAL", "CLUSTERS", "FLOOR", "PUBLISHED"):
+        assert getattr(calibration, words) in PAGE
+    assert markdown_table(calibration.published_pairs()) in PAGE and markdown_table(calibration.spending()) in PAGE
+
+
+def test_no_stated_rate_of_wrong_verdicts_is_above_five_percent():
+    """But by two and a half standard errors of the simulation; for every number of seeds and arms."""
+    fixed, added = stated("How often a verdict is wrong"), stated("Seeds added until it is decided")
+    assert fixed.keys() == {(str(arms), str(seeds)) for arms in (2, 5) for seeds in (2, 3, 5, 10)}
+    wrong = [rate for row in fixed.values() for rate in rates(row)[:3]]
+    wrong += [rate for row in added.values() for i, rate in enumerate(rates(row)) if i != 2]
+    wrong += [rates(row)[i] for row in stated("A stored noise floor").values() for i in (0, 1)]
+    assert len(wrong) > 60 and max(wrong) <= 5 + 2.5 * ERROR
+    clusters = [rates(row) for row in stated("Items that share a passage").values()]
+    assert max(by_passage for by_passage, _ in clusters) <= 5 + 2.5 * ERROR * 5**0.5
+    assert all(by_question > by_passage for by_passage, by_question in clusters)
+    assert min(rates(row)[3] for row in fixed.values()) >= 95 - 2.5 * ERROR  # covered
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_rates_of_two_arms_are_as_stated(seeds):
+    """The same studies again: to the digit, but for one of another version of scipy."""
+    expected = stated("How often a verdict is wrong")["2", str(seeds)]
+    got = calibration.fixed_rates(2, seeds, calibration.STUDIES)
+    assert [100 * rate for rate in got] == pytest.approx(rates(expected), abs=0.1)
+
+
+@pytest.mark.parametrize("most", [3, 5])
+def test_rates_of_added_seeds_are_as_stated(most):
+    expected = rates(stated("Seeds added until it is decided")["2", str(most)])
+    got = calibration.sequential_rates(2, most, calibration.STUDIES)
+    assert [100 * rate for rate in got] == pytest.approx(expected, abs=0.1)
+
+
+def close(rate: float, expected: float, studies: int) -> bool:
+    """Within four standard errors, of both simulations."""
+    p = min(max(expected / 100, 0.002), 0.998)
+    return abs(100 * rate - expected) <= 400 * (p * (1 - p) / studies) ** 0.5 * 1.2
+
+
+def test_other_studies_have_the_rates_that_are_stated():
+    """Of each table a row, with other random numbers and fewer studies."""
+    studies = 2000
+    cases = [
+        (calibration.fixed_rates(5, 3, studies, key=11), stated("How often a verdict is wrong")["5", "3"]),
+        (calibration.power_rates(5, 5, studies, key=12), stated("What a study sees")["5", "5"]),
+        (calibration.sequential_rates(5, 5, studies, key=13), stated("Seeds added until it is decided")["5", "5"]),
+        (calibration.cluster_rates(10, True, 5, 1000), stated("Items that share a passage")["10", "log-normal", "5"]),
+        (calibration.floor_rates(2, 5, studies), stated("A stored noise floor")["2", "5"]),
+    ]
+    for got, expected in cases:
+        assert len(got) == len(expected)
+        assert all(close(rate, value, 1000) for rate, value in zip(got, rates(expected), strict=True)), (got, expected)
+
+
+def test_one_seed_decides_nothing():
+    """Whatever the difference, the margin, the items and a known noise floor are."""
+    rng = np.random.default_rng(6)
+    for _ in range(300):
+        difference, items = float(rng.normal(0, 5)), Part(float(rng.choice([0.0, 0.1])), 30)
+        seeds = None if rng.random() < 0.5 else Part(float(rng.choice([0.0, 0.01])), 8)
+        c = family({"a": compare(difference, seeds, items, replicated=False)})["a"]
+        assert not verdict(c, bool(rng.integers(2)), margin=float(rng.choice([0.01, 100.0]))).decided
