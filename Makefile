@@ -13,6 +13,7 @@
 # make eval-data TASKS=suite   task data, on a machine with a network; SHOTS=5: with the data of examples in the prompts
 # make export RUN=runs/nano/baseline,seed=1 TO=folder      a finished run as a Hugging Face checkpoint
 # make data CORPUS=c4          a corpus prepared ahead: from the hub, or FROM=/path/to/shards
+# make docs                    the manual, in build/docs
 # make help                    all words of a study. A word that a command does not use is an error.
 
 PYTHON ?= python3
@@ -52,7 +53,7 @@ EMPTY := $(strip $(foreach n,$(filter-out $(NAMES) ON SITE WATCH ARGS,$(TYPED)),
 $(if $(EMPTY),$(error $(EMPTY) is empty: give a value or leave it out))
 need = $(if $(strip $(call said,$(1))),,$(error make $@ needs $(1)=, $(2)))
 
-.PHONY: ablation calibrate noise cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval loc help clean
+.PHONY: ablation calibrate noise cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval docs loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -135,6 +136,13 @@ bench-eval: .venv/ready
 	$(PY) -m pip install --quiet --requirement requirements.txt
 	$(PY) -m pip install --quiet --no-deps --editable .
 	@touch $@
+
+.venv/docs: docs/requirements.txt .venv/ready
+	$(PY) -m pip install --quiet --requirement docs/requirements.txt
+	@touch $@
+# the manual, as pages in build/docs; a dead link or a page that is nowhere in the contents is an error
+docs: .venv/docs
+	@$(PY) -m sphinx -W --keep-going -n -q -b html docs build/docs && echo build/docs/index.html
 
 # lines of code by package: a size is a number to watch
 loc:

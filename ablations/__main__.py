@@ -86,7 +86,7 @@ def variables() -> str:
     for name, text in HELP.items():
         key = FACTORS[name][0] if name in FACTORS else FOR_ALL_RUNS.get(name, "")
         options = f" ({', '.join(choices(key))})" if key and choices(key) else ""
-        lines += textwrap.wrap(f"{name:9} {key:13} {text}{options}", 116, subsequent_indent=" " * 24)
+        lines += textwrap.wrap(f"{name:11} {key:13} {text}{options}", 116, subsequent_indent=" " * 26)
     return "\n".join(f"  {line}" for line in lines)
 
 
@@ -106,7 +106,11 @@ def plan(study: Study) -> int:
         aliasing = study.factorial.aliasing if study.factorial else []
         heading = ["What is told together, and how much of the other is in it:"] if aliasing else []
         print(study.design, *heading, *(f"  {line}" for line in aliasing), "", sep="\n")
-    print(f"{'cell':>4}  {'arm':28} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
+    names = {
+        cell.arm: cell.arm if cell.delta or cell.arm == "baseline" else f"{cell.arm} (baseline)" for cell in study.cells
+    }
+    width = max(map(len, names.values()))
+    print(f"{'cell':>4}  {'arm':{width}} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
     total = 0.0
     for i, cell in enumerate(study.cells):
         with suppress(Damaged):  # the state says so
@@ -116,9 +120,8 @@ def plan(study: Study) -> int:
         if not run.by_clock:
             tokens, flops = human(run.tokens), f"{run.tokens * flops_per_token(run.model):.1e}"
             total += run.tokens * flops_per_token(run.model)
-        name = cell.arm if cell.delta or cell.arm == "baseline" else f"{cell.arm} (baseline)"
         print(
-            f"{i:4}  {name:28} {cell.seed:4}  "
+            f"{i:4}  {names[cell.arm]:{width}} {cell.seed:4}  "
             f"{parameters(run.model):12,}  {tokens:>8}  {flops:>8}  {cell.dir}  [{state(cell)['state']}]"
         )
     layout = study.base.layout

@@ -159,7 +159,8 @@ def _link(device: torch.device) -> float:
 
 
 def _exchange(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
-    """Bytes/s from rank a to rank b and back, the best of a few; the first sets up the connection."""
+    """Bytes/s between ranks `a` and `b`, there and back, the best of five times; the first time sets up the
+    connection."""
     here, there = dist.get_rank(), a + b - dist.get_rank()
     best = 0.0
     for _ in range(5):

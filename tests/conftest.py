@@ -22,6 +22,17 @@ multiprocessing.set_forkserver_preload(
 )
 
 
+@pytest.fixture(autouse=True)
+def claims_no_gpu_afterwards() -> Iterator[None]:
+    """`make plan ON=` claims a GPU for its process (MEGAHOUR_GPU): a test that calls it keeps it to itself."""
+    before = os.environ.get("MEGAHOUR_GPU")
+    yield
+    if before is None:
+        os.environ.pop("MEGAHOUR_GPU", None)
+    else:
+        os.environ["MEGAHOUR_GPU"] = before
+
+
 def trained(run_dir: Path) -> None:
     """Make a run directory look like one at its end, as launch/train.py leaves it."""
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -160,7 +160,7 @@ def test_what_was_expected_of_other_arms_is_not_said_of_these() -> None:
         (["ARM=train.loss_scale_window=9", "SET=train.precision=bf16"], "does nothing without train.precision=fp16"),
         (["POS=alibi", "SET=seed=3"], "use SEEDS"),
         (["POS=alibi", "SET=train.lr=1e-3 train.lr=2e-3"], "train.lr is set twice"),
-        (["POS=alibi", "TOKENS=2M", "SET=train.tokens=4M"], "train.tokens is set twice by TOKENS, SET"),
+        (["POS=alibi", "TOKENS=2M", "SET=train.tokens=4M"], "train.tokens is set twice by TOKENS and SET"),
         (["POS=alibi", "SIZE=nano", "SET=size=14m"], "size is set twice"),
         (["POS=alibi", "DATA=pycode", "SET=data.corpus=pydocs"], "data.corpus is set twice"),
         (["ARM=train.tokens=1048577"], "two equal runs"),  # 512 steps, as many as the baseline

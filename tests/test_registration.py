@@ -108,7 +108,8 @@ def test_what_was_changed_is_told_in_words_and_after_how_many_runs() -> None:
     runs = {f"pos=alibi, seed {seed}": then if seed <= 3 else now for seed in range(1, 9)}
     assert changes(now, runs, 8) == [
         "the metric was changed after 3 of 8 runs had begun: then `bits/byte`, now `suite`",
-        "the margin was changed after 3 of 8 runs had begun: then `none`, "
+        "the margin was changed after 3 of 8 runs had begun: "
+        "then `bits/byte 0.01 bits/byte, zero-shot 1 points, suite 1 points`, "
         "now `bits/byte 0.02 bits/byte, zero-shot 1 points, suite 1 points`",
     ]
     assert changes(now, dict.fromkeys(runs, now), 8) == []

@@ -129,9 +129,9 @@ def test_a_budget_of_tokens_counts_tokens() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train.decay_tokens": "2M"}, "train.decay_tokens counts tokens"),
-        ({"train.ramp": "2,2,100", "layout.micro_batch": 2}, "train.ramp counts tokens or samples"),
-        ({"layout.eval_at": "0.5"}, "layout.eval_at counts tokens"),
+        ({"train.decay_tokens": "2M"}, "train.decay_tokens is counted in tokens"),
+        ({"train.ramp": "2,2,100", "layout.micro_batch": 2}, "train.ramp is counted in tokens or samples"),
+        ({"layout.eval_at": "0.5"}, "layout.eval_at is counted in tokens"),
     ],
 )
 def test_a_clock_refuses_what_is_counted_in_tokens(change: dict[str, str], message: str) -> None:

@@ -135,6 +135,7 @@ def test_the_limits_of_a_file_hold_what_is_ours_many_times() -> None:
         (["POS=alibi", "MORE=auto", "MAX_SEEDS=1", "SEEDS=1"], "the two that any verdict needs"),
         (["POS=alibi", "MORE=auto", "MAX_SEEDS=3", "SEEDS=4"], "less than SEEDS=4"),
         (["STUDY=baseline", "MORE=auto"], "none beside the baseline"),
+        (["POS=alibi", "ACT=swiglu", "CROSS=1", "MORE=auto"], "has a fixed number of seeds"),
         (["POS=alibi", "FIRST_SEED=0"], "a number of the first seed from 1"),
         (["ARM=model.rotary_base=1000", "SET=model.pos=alibi"], "does nothing without model.pos=rotary"),
         (["POS=alibi", "SET=model.mask_rate=0.3"], "model.mask_rate does nothing without model.objective=mlm"),
@@ -213,7 +214,7 @@ def test_a_study_that_adds_seeds_has_those_that_have_begun(tmp_path: Path) -> No
     words = ["POS=alibi,none", "SIZE=nano", "SEEDS=2", f"OUT={tmp_path}"]
     sequential = [*words, "MORE=auto", "MAX_SEEDS=5"]
     plan = from_args(sequential)
-    assert plan.seeds == [1, 2] and plan.criteria == Criteria(seeds=5, sequential=True)
+    assert plan.seeds == [1, 2] and (plan.criteria.seeds, plan.criteria.sequential) == (5, True)
     (tmp_path / "nano/baseline,seed=4").mkdir(parents=True)
     (tmp_path / "nano/pos=alibi,seed=6").mkdir()  # beyond what it may come to
     assert from_args(sequential).seeds == [1, 2]

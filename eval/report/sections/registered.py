@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from ablations.prediction import Prediction
 from ablations.registration import changes
 from eval.report.blocks import Block, Section, Table
-from eval.report.compare import METRICS, pair
+from eval.report.compare import METRICS, look, pair
 from eval.report.findings import Findings
 from eval.report.runs import named
 from eval.statistics.comparison import Comparison
@@ -118,7 +118,9 @@ def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
     results = {arm: row for arm, row in f.distinct_results(name).items() if row}
     compared: list[Comparison] = []
     for first, second in neighbours:
-        c = pair(f.cells, results, first, second, name, f.controlled, None) if {first, second} <= set(results) else None
+        there = {first, second} <= set(results)
+        spending = look(f.study.criteria, 1)
+        c = pair(f.cells, results, first, second, name, f.controlled, None, spending) if there else None
         if c is None:
             return UNDECIDED, f"{first} and {second} cannot be compared"
         compared.append(c)
@@ -136,20 +138,21 @@ def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
 
 def half_width(c: Comparison, digits: int) -> str:
     """The half-width of the 95 % interval, where the noise is known."""
-    return f" ± {quantile(LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
+    return f" ± {quantile(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
 
 
 def judged_order(differences: list[Comparison]) -> str:
     """Of a rising order: each comparison is that of an arm with the next one."""
-    if any(c.difference > 0 and c.p <= LEVEL / len(differences) for c in differences):
+    if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
         return FAILED
-    return HELD if all(c.difference < 0 and c.p <= LEVEL for c in differences) else UNDECIDED
+    return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED
 
 
 def judged_interval(c: Comparison, interval: tuple[float, float]) -> str:
     low, high = interval
     assert c.seeds
-    within, around = quantile(2 * LEVEL, c.seeds, c.items), quantile(LEVEL, c.seeds, c.items)
+    level = c.share * LEVEL
+    within, around = quantile(2 * level, c.seeds, c.items), quantile(level, c.seeds, c.items)
     if low <= c.difference - within and c.difference + within <= high:
         return HELD
     return FAILED if c.difference + around < low or c.difference - around > high else UNDECIDED
