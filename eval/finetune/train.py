@@ -192,9 +192,9 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Any]:
-    """Fine-tune on a task and score it: {"sets": {split: as of `score`}, "train_items"}.
+    """Fine-tune a fresh backbone on a task and score it: {"sets": {split: as of `score`}, "train_items"}.
 
-    make: gives a fresh backbone with the pretrained weights.
+    make: returns a fresh backbone with the pretrained weights.
     """
     task = TASKS[name]
     examples = load(name, "train", folders)
