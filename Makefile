@@ -7,6 +7,7 @@
 # make cram BUDGET=10m SIZE=nano                     the best encoder of a time by the wall clock (default 24h); GLUE=folder
 # make glue RUN=run_dir GLUE_DATA=folder             a finished run fine-tuned on GLUE
 # make diff A=bigscience-1b3 B=modern-1b3            how two sizes or presets differ
+# make card RUN=runs/nano/baseline,seed=1            what a run directory is, as JSON; plan, status, show, diff, report: FORMAT=json
 # make noise SIZE=nano         how far runs lie apart that differ in the seed alone, as a file for NOISE_FLOOR=
 # make calibrate               docs/statistics.md made anew: how often verdicts err, by simulated studies
 # make test                    the tests; make test-slurm: those that need a Slurm of their own (root, Debian packages)
@@ -32,10 +33,11 @@ TAKES_noise := DATA SIZE TOKENS SEEDS FIRST_SEED SET TASKS SHOTS EVAL_DATA JOBS 
 TAKES_plan := $(NAMES) ON BUDGET FORMAT PRICE TO NEED
 TAKES_laws := RUNS FORM TO
 TAKES_ladder := $(NAMES) SIZES TARGET
-TAKES_status := $(NAMES) WATCH
-TAKES_show := $(NAMES)
-TAKES_report := $(NAMES) RUNS NOISE BESIDE
-TAKES_diff := A B
+TAKES_status := $(NAMES) WATCH FORMAT
+TAKES_show := $(NAMES) FORMAT
+TAKES_card := RUN
+TAKES_report := $(NAMES) RUNS NOISE BESIDE FORMAT VERDICT
+TAKES_diff := A B FORMAT
 TAKES_data := CORPUS FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR OUT SET OPTIONS
 TAKES_cram := $(NAMES) BUDGET
 TAKES_glue := RUN GLUE_DATA EVAL_DATA TASKS JOBS ARGS
@@ -53,7 +55,7 @@ EMPTY := $(strip $(foreach n,$(filter-out $(NAMES) ON SITE WATCH ARGS,$(TYPED)),
 $(if $(EMPTY),$(error $(EMPTY) is empty: give a value or leave it out))
 need = $(if $(strip $(call said,$(1))),,$(error make $@ needs $(1)=, $(2)))
 
-.PHONY: ablation calibrate noise cram glue data plan laws ladder status report show diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval docs loc help clean
+.PHONY: ablation calibrate noise cram glue data plan laws ladder status report show card diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval docs loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
@@ -80,11 +82,14 @@ noise: .venv/ready
 calibrate: .venv/ready
 	@$(PY) -m eval.report.calibration
 status show: .venv/ready
-	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(WORDS)
+	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(call pairs,FORMAT) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(call pairs,RUNS NOISE BESIDE) $(WORDS)
+	@$(PY) -m eval.report $(call pairs,RUNS NOISE BESIDE FORMAT VERDICT) $(WORDS)
 diff: .venv/ready
-	@$(PY) -m ablations diff $(call pairs,A B)
+	@$(PY) -m ablations diff $(call pairs,A B FORMAT)
+# what a run directory is, as JSON: RUN=runs/nano/baseline,seed=1
+card: .venv/ready
+	@$(call need,RUN,a run directory)$(PY) -m ablations card $(call pairs,RUN)
 data: .venv/ready
 	@$(call need,CORPUS,a corpus of data/corpora or a folder or glob of text)$(PY) -m data.prepare '$(call said,CORPUS)' $(foreach n,FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR,$(call option,$(n))) \
 	  --store '$(or $(call said,OUT),runs)/data' $(if $(call said,SET),--set $(SET)) \

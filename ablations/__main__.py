@@ -10,7 +10,7 @@ import sys
 import textwrap
 from contextlib import suppress
 
-from ablations import rundir
+from ablations import answers, rundir
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, bundles, resolve, spread
 from ablations.machine import has_gpu
@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "where every run of a study stands",
     "show": "the complete configuration of every arm, and the line that makes it",
     "reference": "what every setting means, as Markdown; --write makes the comments of baseline.yaml anew",
+    "card": "the identity card of a run directory, as JSON: what it is, which data, which metrics: RUN=folder",
     "diff": "what two sizes or presets set differently, line by line: A=bigscience-1b3 B=modern-1b3",
 }
 
@@ -53,24 +54,43 @@ def main(argv: list[str]) -> int:
         if name == "reference":
             command.add_argument("--write", action="store_true", help="make the comments of baseline.yaml anew")
     args = parser.parse_args(argv)
+    as_json = answers.is_wanted(args.words)
     try:
+        ahead = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
+        if not ahead:  # ablations/plan/command.py has formats of its own
+            as_json, args.words = answers.wanted(args.words)
         if args.command == "reference":
             if args.words:
                 raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
+            if as_json and not args.write:
+                print(answers.answer("reference", answers.reference(resolve([("size", "nano")]))))
+                return 0
             return reference(args.write)
+        if args.command == "card":
+            return identity(args.words)
         args.words = from_anywhere(args.words)
         if "SBATCH_GPUS_PER_NODE" in site():
             os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
         if args.command == "diff":
-            return diff(args.words)
+            return diff(args.words, as_json)
         if args.command == "plan" and (code := plan_ahead(args.words)) is not None:
             return code
         study = from_args(args.words)
         if args.command == "status" and args.watch:
             watch(study)
             return 0
+        if as_json:
+            kind, content = {
+                "plan": ("plan", answers.plan),
+                "status": ("status", answers.status),
+                "show": ("configuration", answers.configuration),
+            }[args.command]
+            print(answers.answer(kind, content(study)))
+            return 0
         return {"plan": plan, "status": status, "show": show}[args.command](study)
     except ConfigError as error:
+        if as_json:
+            print(answers.error(str(error)))
         print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
         return rundir.Exit.INVALID
     except KeyboardInterrupt:
@@ -175,7 +195,19 @@ def reference(write: bool) -> int:
     return 0
 
 
-def diff(words: list[str]) -> int:
+def identity(words: list[str]) -> int:
+    from pathlib import Path
+
+    from ablations.card import card
+
+    names = dict(word.partition("=")[::2] for word in words)
+    if names.keys() != {"RUN"} or len(words) != 1 or not names["RUN"]:
+        raise ConfigError("card needs RUN=, a run directory such as runs/nano/baseline,seed=1")
+    print(answers.answer("card", card(Path(names["RUN"]))))
+    return 0
+
+
+def diff(words: list[str], as_json: bool = False) -> int:
     from model.count import flops_per_token, parameters
 
     names = dict(word.partition("=")[::2] for word in words)
@@ -186,6 +218,9 @@ def diff(words: list[str]) -> int:
             known = ", ".join(bundles())
             raise ConfigError(f"{side}={names[side]} is not one of {known}{did_you_mean(names[side], bundles())}")
     a, b = (resolve([("size", names[side])]) for side in "AB")
+    if as_json:
+        print(answers.answer("difference", answers.difference(names["A"], names["B"], a, b)))
+        return 0
     by_clock = "by clock"  # how many there are, only training tells
     derived = {
         "parameters": lambda run: f"{parameters(run.model):,}",

@@ -1,4 +1,4 @@
-"""The site file: the settings of a cluster, as Slurm's own variables. See launch/sites."""
+"""The site file: the settings of a cluster, as environment variables of Slurm. See launch/sites."""
 
 import contextlib
 import os

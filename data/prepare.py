@@ -1,4 +1,5 @@
-"""From a corpus to what training reads: text, tokenizer, tokens, each a folder of the store (data/store.py):
+"""Prepares a corpus for training, as three folders of the store (data/store.py): its text, a tokenizer, and token
+files.
 
     text       train/*.jsonl, valid.jsonl.gz      read, filtered, deduplicated and split (data/text.py)
     tokenizer  tokenizer.model or .json           trained on the training text, or a copy of one (data/encode.py)

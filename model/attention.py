@@ -42,13 +42,12 @@ FLEX = "flex"
 
 @dataclass
 class Arrangement:
-    """The positions of the tokens of a batch and what each sees, when that does not follow from their order
-    (eval/tasks/score.py).
+    """The positions of the tokens of a batch and what each token sees, where that does not follow from their order
+    (eval/tasks/rows.py).
 
-    at_BT: the position of each token. sees_BTS: whether a token (T) sees another: those of the past, then these
-    (S = P + T). Each must see one at least.
-    past: for each layer the keys and values [B, H, P, K] of tokens seen before; a forward pass appends its own, and
-    at_BP has their positions. None keeps nothing.
+    at_BT: the position of each token. sees_BTS: whether a token (T) sees a token of the past or of the batch (S = P +
+    T); each has to see at least one. past: for each layer the keys and values [B, H, P, K] of earlier tokens, with
+    their positions in at_BP; a forward pass appends its own. None: nothing is cached.
     """
 
     at_BT: Tensor
@@ -80,7 +79,7 @@ def prepare(
     attention, so no layer can miss them.
     """
     if arrangement:
-        return arranged(position, heads, x_BTD, arrangement)
+        return arranged(position, heads, x_BTD, arrangement, dropout or 0.0)
     assert objective is not None
     if x_BTD.is_cuda and dropout is None and not qk_scaling:
         if kernel_name != FLEX and takes_no_bias(position, extents_B):
@@ -93,8 +92,8 @@ def prepare(
 def visible_bias(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Tensor:
-    """The bias, and minus infinity for what is not seen: [T, T], or [H, T, T] where heads differ; where sequences
-    differ [B, 1, T, T] or [B, H, T, T]."""
+    """The bias of the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T] where heads
+    differ; [B, 1, T, T] or [B, H, T, T] where sequences differ."""
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     b, h, q, k = at(B)[:, None, None, None], at(heads)[:, None, None], at(T)[:, None], at(T)
@@ -110,8 +109,8 @@ def plain(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Scores as a matrix product: of [B x H, T, T], the part that is seen is held in memory. `layer`: with QK layer
-    scaling the layer's number."""
+    """Attention by writing out the scores: the visible part of a matrix [B x H, T, T] is held in memory. `layer`: the
+    number of the layer, where QK layer scaling divides by it."""
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
@@ -135,7 +134,8 @@ def masked(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """torch's scaled_dot_product_attention; with a float mask of three dimensions it would take its slow path."""
+    """Attention by torch's scaled_dot_product_attention with bias and mask as a float tensor of four dimensions; with
+    three it would take a slow path."""
     T = x_BTD.shape[1]
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     bias = bias if bias.dim() == 4 else bias.view(1, -1, T, T)
@@ -153,16 +153,18 @@ def masked(
 
 
 def takes_no_bias(position: Position, extents_B: Tensor | None) -> bool:
-    """Whether scores are used as they are, and sequences all see alike: then `unbiased` computes the formula."""
+    """Whether nothing is added to the scores and all sequences have the same mask: then `unbiased` computes the
+    attention."""
     return not position.has_bias and extents_B is None
 
 
 def unbiased(position: Position, objective: Objective, kernel_name: str | None = None, or_plain: bool = True) -> Attend:
-    """torch's scaled_dot_product_attention without a mask tensor: what is seen is all up to the query, or everything.
+    """Attention by torch's scaled_dot_product_attention without a mask tensor: a query sees all keys up to its own, or
+    all keys.
 
     Args:
         kernel_name: the one of TORCH_KERNELS that computes it; None: torch chooses.
-        or_plain: torch's plain attention where that one cannot. Without it that is a RuntimeError.
+        or_plain: use torch's plain attention where that kernel cannot; without it that is a RuntimeError.
     """
     backends = list(TORCH_KERNELS.values()) if kernel_name is None else [TORCH_KERNELS[kernel_name]]
     if or_plain:
@@ -176,8 +178,9 @@ def unbiased(position: Position, objective: Objective, kernel_name: str | None =
     return attend
 
 
-def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement) -> Attend:
-    """Tokens at any positions, seeing what the arrangement says, and keys and values of earlier passes. No dropout."""
+def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0) -> Attend:
+    """Attention for tokens at any positions, which see what the arrangement says, with the keys and values of earlier
+    passes."""
     B, T, _ = x_BTD.shape
     at_BT, past, passed = arrangement.at_BT, arrangement.past, itertools.count()
     at_BS = at_BT if arrangement.at_BP is None else torch.cat((arrangement.at_BP, at_BT), dim=1)
@@ -196,10 +199,10 @@ def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrange
                 k_BHTK, v_BHTK = (torch.cat(pair, dim=2) for pair in zip(past[i], (k_BHTK, v_BHTK), strict=True))
             past[i : i + 1] = [(k_BHTK, v_BHTK)]
         if not written_out:
-            return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, bias)
+            return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, bias, dropout)
         q, k, v = (x.reshape(B * heads, x.shape[2], -1) for x in (q_BHTK, k_BHTK, v_BHTK))
         score_NTS = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.shape[-1]))
-        return torch.bmm(score_NTS.softmax(dim=-1), v).view(B, heads, T, -1)
+        return torch.bmm(F.dropout(score_NTS.softmax(dim=-1), dropout), v).view(B, heads, T, -1)
 
     return attend
 
@@ -207,7 +210,7 @@ def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrange
 def fused(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Attend:
-    """FlexAttention with a block mask for all sequences, or one for each where they differ."""
+    """Attention by FlexAttention, with one block mask for all sequences, or one for each where they differ."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]
@@ -258,7 +261,7 @@ def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
 
 
 def prepare_masks(objective: Objective, T: int, device: torch.device) -> None:
-    """Have the block masks ready that a compiled forward pass at T tokens may want."""
+    """Make the block masks that a compiled forward pass of T tokens may need."""
     if not objective.has_extents:
         shared_mask(objective, T, device)
 

@@ -1,7 +1,7 @@
-"""FP8: a model in bf16 whose blocks' linear layers multiply in eight bits (model/kernels/fp8.py).
+"""FP8: the linear layers of a bf16 model's blocks, multiplying in eight bits (model/kernels/fp8.py).
 
-Embeddings, norms, attention's own products, the output matrix and the loss are not in FP8. Weights are bf16 (with fp32
-masters, as in bf16): they are evaluated and exported as those of a bf16 run.
+Embeddings, norms, the products within attention, the output matrix and the loss are not in FP8. Weights are bf16 (with
+fp32 masters, as in bf16): they are evaluated and exported like those of a bf16 run.
 """
 
 import torch

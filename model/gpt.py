@@ -25,8 +25,8 @@ from model.shard import SINGLE, Ranks
 
 
 def prepare_to_compile() -> None:
-    """Call before torch.compile: what a graph takes as it is, in place of looking into it. Not done at import, since
-    torch loads its compiler for it, which takes a second or two that an uncompiled run does not need."""
+    """Call before torch.compile: it registers functions that a graph calls without tracing them. Not done at import,
+    since torch then loads its compiler, which takes a second or two that an uncompiled run does not need."""
     cross_entropy.prepare_to_compile()
     position.prepare_to_compile()
 
@@ -45,7 +45,7 @@ class Attention(nn.Module):
 
 
 def chosen(x_BTD: Tensor, only: Tensor | None) -> Tensor:
-    """The rows [N, D] of a flat batch at places `only`; None: all that there is."""
+    """The rows [N, D] of a batch, flattened to [B x T, D], at the indices `only`; None: all rows."""
     return x_BTD if only is None else x_BTD.flatten(0, 1)[only]
 
 
@@ -66,7 +66,8 @@ class Block(nn.Module):
 
 
 class PostLN(Block):
-    """The sum is normalised, and the next part reads that (Vaswani et al. 2017, GPT-1); there is no final norm."""
+    """Post-LN: the sum of residual stream and output is normalised, and the next part reads that (Vaswani et al. 2017,
+    GPT-1); there is no final norm."""
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
         x_BTD = self.norm1(chosen(x_BTD, only) + self.drop(self.attn(x_BTD, attend, only)))
@@ -121,7 +122,7 @@ assert set(TRANSFORMS) == set(get_args(get_type_hints(ModelConfig)["head_transfo
 
 
 class OutputBias(nn.Module):
-    """The bias of the logits: of those that this rank computes."""
+    """The bias of the logits, or under tensor parallelism of the part of the vocabulary that this rank computes."""
 
     def __init__(self, cfg: ModelConfig, tp: Ranks):
         super().__init__()
@@ -204,7 +205,7 @@ class GPT(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """[V, D], or this rank's rows of it: the token embedding, where they are tied."""
+        """The output matrix [V, D], or this rank's rows of it: the token embedding, where they are tied."""
         return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:
@@ -212,7 +213,8 @@ class GPT(nn.Module):
         return self.tp.project(*self._operands(x))
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Two matrices whose product x @ weight.T is the logits: a bias is one column more, of ones in `x`."""
+        """`x` and the output matrix, so that x @ weight.T is the logits: a bias is appended as one more column, with
+        ones in `x`."""
         x, weight = self.transform(x), self.output_weight
         if self.output is None:
             return x, weight

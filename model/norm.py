@@ -1,4 +1,4 @@
-"""Normalisations. Both come from torch, which has fused kernels for them; both take (width, eps)."""
+"""Normalisations: torch's LayerNorm and RMSNorm, which have fused kernels. Both take (width, eps)."""
 
 from typing import get_args, get_type_hints
 

@@ -1,4 +1,5 @@
-"""Objectives: which tokens of a sequence see each other, and which outputs the loss is of. The base class is causal."""
+"""Objectives, one class each: which tokens of a sequence see each other, and which outputs the loss is of. The base
+class is causal."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, get_args, get_type_hints
@@ -11,10 +12,10 @@ from model.config import ModelConfig
 
 
 class SpecialTokens(NamedTuple):
-    """Token ids with a meaning of their own, as the tokenizer has them (data/tokenizer.py).
+    """Ids of a tokenizer's special tokens (data/tokenizer.py).
 
-    mask: stands for a token that is masked; None, where the tokenizer has none.
-    specials: ids that no text becomes, such as the end of a document.
+    mask: stands for a masked token; None where the tokenizer has none. specials: all ids that no text is encoded as,
+    such as the end of a document.
     """
 
     mask: int | None = None
@@ -40,7 +41,7 @@ class Batch(NamedTuple):
     extents_B: Tensor | None = None
 
     def select(self, x_BT: Tensor) -> Tensor:
-        """Of values [B, T, ...] those at the outputs that the loss is of, [N, ...], sequence by sequence."""
+        """From values [B, T, ...] those at the outputs that the loss is of, [N, ...], sequence by sequence."""
         if self.predicted is None:
             return x_BT.flatten(0, 1)
         if self.predicted.dtype == torch.bool:
@@ -51,12 +52,12 @@ class Batch(NamedTuple):
 
     @property
     def even(self) -> bool:
-        """Whether the loss is of equally many outputs in every sequence, of this batch and of any other."""
+        """Whether every sequence, of any batch, has the same number of outputs that the loss is of."""
         return self.predicted is None or self.predicted.dtype != torch.bool
 
     @property
     def predictions(self) -> int:
-        """Number of outputs that the loss is of."""
+        """The number of outputs that the loss is of."""
         if self.predicted is None:
             return self.inputs_BT.numel()
         return int(self.predicted.sum()) if self.predicted.dtype == torch.bool else self.predicted.numel()
@@ -72,7 +73,7 @@ class Batch(NamedTuple):
         return Batch(*(there(x) for x in self))  # type: ignore[arg-type]
 
     def split(self, rows: int) -> list["Batch"]:
-        """Batches of so many sequences each; the last one has the rest."""
+        """The batch divided into batches of `rows` sequences; the last one has the rest."""
         parts = [[None] * -(-len(self.inputs_BT) // rows) if x is None else x.split(rows) for x in self]
         return [Batch(*fields) for fields in zip(*parts, strict=True)]
 
@@ -94,13 +95,13 @@ class Objective:
         numbers: Sequence[int] | None = None,
         tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> Batch:
-        """What is trained on, from rows of seq + 1 token ids.
+        """The training batch made of rows of seq + 1 token ids.
 
         Args:
             seed, numbers: the run's seed, and the number of each row, counted from the first of the run. All that is
-                random is drawn from these two alone, so that no resume, rank, micro-batch or batch size changes it.
-                By default rows are numbered from 0.
-            tokens: the tokenizer's special ones.
+                random is drawn from these two alone, so that no resume, rank, micro-batch or batch size changes it. By
+                default rows are numbered from 0.
+            tokens: the tokenizer's special tokens.
         """
         return Batch(rows_BS[:, :-1], rows_BS[:, 1:])
 
@@ -110,10 +111,8 @@ class Objective:
         return k <= q
 
     def check(self, extents_B: Tensor | None) -> None:
-        """Raises:
-        ValueError: when extents are missing, or are passed to an objective that has none: the model would not be
-            the one that was trained.
-        """
+        """Raises ValueError when extents are missing, or are given to an objective that has none: the model would not
+        be the one that was trained."""
         if extents_B is not None:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 
@@ -140,7 +139,7 @@ class Prefix(Objective):
         numbers: Sequence[int] | None = None,
         tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> Batch:
-        """The prefix's length is uniform from 1 (the same as causal) to T (one token is predicted)."""
+        """The length of each prefix is uniform from 1 (the same as causal) to T (a single token is predicted)."""
         B, T = len(rows_BS), rows_BS.shape[1] - 1
         draws = [np.random.default_rng([seed, n]) for n in (range(B) if numbers is None else numbers)]
         extents_B = torch.tensor([draw.integers(1, T, endpoint=True) for draw in draws])

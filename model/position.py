@@ -1,4 +1,5 @@
-"""Position schemes. The base class *is* the scheme without positions; a variant overrides one of three places."""
+"""Position schemes, one class each. The base class is the scheme without positions; a variant overrides one of its
+methods."""
 
 import functools
 import math
@@ -12,7 +13,7 @@ from model.kernels import rotation
 
 
 class Position(nn.Module):
-    """No positions. The model calls all three methods unconditionally, on the only forward path there is."""
+    """No positions. The model's only forward path calls all three methods, whatever the scheme."""
 
     max_length: int | None = None  # tokens; None: no limit
     first_head = 0  # the place among all heads of what `bias` knows as head 0: tensor parallelism cuts between heads
@@ -22,15 +23,16 @@ class Position(nn.Module):
 
     @property
     def has_bias(self) -> bool:
-        """Whether the scheme adds to the scores (ALiBi): whether it has a `bias` of its own."""
+        """Whether the scheme adds something to the scores, as ALiBi does."""
         return type(self).bias is not Position.bias
 
     def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
-        """Acts on the token embeddings (learned, sinusoidal). `at_BT`: where the tokens stand, if not at 0 to T - 1."""
+        """The token embeddings with what the scheme adds to them (learned, sinusoidal). `at_BT`: the positions of the
+        tokens, where these are not 0 to T - 1."""
         return x_BTD
 
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, at_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Acts on queries and keys before their product (rotary)."""
+        """Queries and keys, rotated by their positions (rotary)."""
         return q_BHTK, k_BHTK
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class Sinusoidal(Position):
 
 
 class ScaledSinusoidal(Sinusoidal):
-    """The same times one trained number, which starts at 1/sqrt(D) (Hua et al. 2022, used in Cramming)."""
+    """Sinusoidal positions times one trained number, which starts at 1/sqrt(D) (Hua et al. 2022, used in Cramming)."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
@@ -104,12 +106,13 @@ class Rotary(Position):
 
 
 def prepare_to_compile() -> None:
-    """In a compiled graph rotary's cosines and sines are constants, or else computed anew for every head."""
+    """Call before torch.compile: rotary's cosines and sines are then constants of a compiled graph, instead of being
+    computed anew for every head."""
     torch.compiler.assume_constant_result(_waves)
 
 
 def _waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, K] of the angles by which rotary turns."""
+    """Cosines and sines [T, K] of the angles by which rotary rotates."""
     # fp32: in bf16 the angles of neighbouring late positions would coincide
     freq = base ** (-torch.arange(0, K, 2, device=device, dtype=torch.float32) / K)
     angle_TK = torch.outer(torch.arange(T, device=device, dtype=torch.float32), freq).repeat(1, 2)

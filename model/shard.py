@@ -80,7 +80,8 @@ class Ranks:
         return linear(x, weight_VD)
 
     def own_noise(self, attend: Any) -> Any:
-        """`attend` with random numbers of this rank's own: what it drops is of heads that no other rank has."""
+        """`attend` with dropout that is drawn on this rank alone: the heads of different ranks must not drop the same
+        probabilities."""
         return attend
 
     def gather(self, name: str, part: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ import errno
 import sys
 from pathlib import Path
 
+from ablations import answers
 from ablations.rundir import Exit, printable, storage_error
 from eval.report import record, request, track_record
 from eval.report.findings import gather
+from eval.report.outcome import EXIT_CODES, outcome
 
 RECORDS = Path("ablations/records")
 
@@ -25,20 +27,26 @@ def main(argv: list[str] | None = None) -> int:
     """Writes the record of a study and prints its table.
 
     Exit codes: 0; 1 (it cannot be written); 2 (bad request); 3 (it is written, and some comparisons are refused, since
-    the runs were evaluated differently).
+    the runs were evaluated differently). With FORMAT=json or VERDICT=1 they say what the study comes to by its primary
+    metric: 0 decided, 3 undecided, 2 refused.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
         print(f"make report, besides the words of a study (python -m ablations --help):\n{request.help_text()}")
         return 0
+    as_json = answers.is_wanted(words)
+    try:
+        as_json, words = answers.wanted(words)
+        by_verdict, words = request.verdict_wanted(words)
+    except ValueError as error:
+        return refuse(error, as_json)
     if not words or all(word.startswith("OUT=") for word in words):
-        return predicted(words)
+        return predicted(words, as_json)
     try:
         requested = request.parse(words)
         findings = gather(requested.study, requested.noise, requested.beside)
     except ValueError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return refuse(error, as_json)
     record_folder, note = RECORDS / requested.study.name, ""
     elsewhere = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs") / "records"
     if lost := record.lost_runs(findings, record_folder):
@@ -60,9 +68,17 @@ def main(argv: list[str] | None = None) -> int:
         why = storage_error(error) or printable(str(error))
         print(f"error: the report cannot be written: {why}", file=sys.stderr)
         return 1
+    verdict = outcome(findings)
+    if as_json:
+        content = {"verdict": verdict, "written": str(out), "note": printable(note), "record": record.record(findings)}
+        print(answers.answer("report", content))
+        return EXIT_CODES[verdict["outcome"]]
     print(f"{record.screen(findings)}\n\n{printable(str(out / 'report.md'))}\n{printable(str(out / 'report.html'))}")
     if note:
         print(printable(note))
+    if by_verdict:
+        print(f"{verdict['outcome']}, by {verdict['metric']}")
+        return EXIT_CODES[verdict["outcome"]]
     if findings.refusals:
         number = f"{len(findings.refusals)} comparison{'s' * (len(findings.refusals) > 1)}"
         print(
@@ -73,13 +89,24 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def predicted(words: list[str]) -> int:
+def refuse(error: ValueError, as_json: bool) -> int:
+    """Say why a request is refused."""
+    if as_json:
+        print(answers.error(str(error)))
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+    return Exit.INVALID
+
+
+def predicted(words: list[str], as_json: bool = False) -> int:
     """Print the predictions in all records, and how often predictions came true: `python -m eval.report` without
     words."""
     out = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
     lines, damaged = track_record.predictions([RECORDS, out / "records"])
     for sentence in damaged:
         print(f"left out: {printable(sentence)}", file=sys.stderr)
+    if as_json:
+        print(answers.answer("predictions", {"predictions": lines, "counts": track_record.counts(lines)}))
+        return 0
     if not lines:
         print("No record has a prediction. A report of runs needs a study: make report POS=alibi")
         return 0

@@ -1,4 +1,4 @@
-"""Which runs a report is asked for: NAME=VALUE words in, a study or a collection of runs out."""
+"""Parses the NAME=VALUE words of a report: which study, or which collection of runs, it is about."""
 
 import shlex
 import textwrap
@@ -16,6 +16,9 @@ HELP = {
     "STUDY": "several studies in one report: STUDY=position,activation",
     "RUNS": "runs as they are, of others or of any study: directories, or folders of run directories",
     "NOISE": "runs that tell the noise between seeds where a study has one seed",
+    "FORMAT": "json: the answer for programs (docs/schema/report.json), with the exit codes of VERDICT",
+    "VERDICT": "1: the exit code says what the primary metric comes to: 0 decided, 3 undecided, 2 refused (python -m "
+    "eval.report; make itself ends every failure with 2)",
     "BESIDE": "numbers of the BigScience paper beside the results: checked (default: those read in their source or "
     "computed from it), all (also those marked unverified), none",
 }
@@ -30,6 +33,14 @@ class Request(NamedTuple):
     study: Any  # ablations.study.Study, or a Collection
     noise: list[Path] = []  # directories of runs that tell the noise between seeds  # noqa: RUF012
     beside: str = "checked"  # one of BESIDE
+
+
+def verdict_wanted(words: list[str]) -> tuple[bool, list[str]]:
+    """Whether the exit code is to be the verdict, and the words without VERDICT. Raises ValueError."""
+    asked = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
+    if len(asked) > 1 or (asked and asked[0] not in ("0", "1")):
+        raise ValueError(f"VERDICT={asked[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
+    return asked == ["1"], [word for word in words if not word.startswith("VERDICT=")]
 
 
 def parse(words: list[str]) -> Request:
@@ -74,13 +85,14 @@ def parse(words: list[str]) -> Request:
 
 
 def criteria(values: dict[str, str]) -> Criteria:
-    """By what runs as they are get judged. Raises ValueError."""
+    """The criteria by which a collection of runs is judged. Raises ValueError."""
     metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
     return Criteria(metric, margins_of_word(values.get("MARGIN", "")))
 
 
 def as_typed(word: str) -> str:
-    """A word as typed, without the folders of this machine."""
+    """A word of the command line, each path in it reduced to its last name: reports do not show the folders of this
+    machine."""
     from ablations.study import folders
 
     name, _, value = word.partition("=")

@@ -1,0 +1,138 @@
+"""What the commands say, for programs: FORMAT=json. docs/schema has a schema of each, by its "kind".
+
+An answer goes to standard output, alone. A request that is refused is {"kind": "error", "error": why}, and the command
+ends with exit code 2, as it does without FORMAT.
+"""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from ablations import rundir
+from ablations.config import KEYS, SETTINGS, Run
+from ablations.rundir import Damaged
+from ablations.status import state
+from ablations.study import Study
+from ablations.values import ConfigError, did_you_mean
+
+VERSION = 1  # of the answers; a field that goes or means something else makes another
+FORMATS = ("text", "json")
+
+
+def wanted(words: list[str]) -> tuple[bool, list[str]]:
+    """Whether the words ask for JSON, and the words without FORMAT.
+
+    Raises:
+        ConfigError: for another format, naming those there are.
+    """
+    asked = [word.partition("=")[2] for word in words if word.startswith("FORMAT=")]
+    if len(asked) > 1:
+        raise ConfigError("FORMAT is given twice")
+    if asked and asked[0] not in FORMATS:
+        raise ConfigError(f"FORMAT={asked[0][:60]} is not one of {', '.join(FORMATS)}{did_you_mean(asked[0], FORMATS)}")
+    return asked == ["json"], [word for word in words if not word.startswith("FORMAT=")]
+
+
+def is_wanted(words: list[str]) -> bool:
+    """Whether an error too is to be JSON."""
+    return "FORMAT=json" in words
+
+
+def answer(kind: str, content: dict[str, Any]) -> str:
+    """An answer as a text of JSON."""
+    return json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
+
+
+def error(problem: str) -> str:
+    return answer("error", {"error": rundir.printable(problem)})
+
+
+def study_head(study: Study) -> dict[str, Any]:
+    """What is asked, and by what it will be decided: that which is registered in the runs."""
+    return {"name": study.name, "title": study.title, "command": study.command, "registration": study.registration}
+
+
+def plan(study: Study) -> dict[str, Any]:
+    """The runs of a study and what they cost. FLOPs and tokens are null where a time by the clock is the budget."""
+    from model.count import flops_per_token, parameters
+
+    cells = []
+    for i, cell in enumerate(study.cells):
+        run = cell.run
+        with suppress(Damaged):  # the state says so
+            cell.check_recorded()
+        cells.append(
+            {
+                "index": i,
+                "arm": cell.arm,
+                "seed": cell.seed,
+                "delta": cell.delta,
+                "fingerprint": run.fingerprint,
+                "parameters": parameters(run.model),
+                "tokens": None if run.by_clock else run.tokens,
+                "steps": None if run.by_clock else run.steps,
+                "flops": None if run.by_clock else run.tokens * flops_per_token(run.model),
+                "directory": str(cell.dir),
+                "state": str(state(cell)["state"]),
+            }
+        )
+    aliased = {}
+    if study.factorial:
+        design = study.factorial
+        aliased = {
+            design.name(effect): {design.name(other): share for other, share in design.aliases(effect).items()}
+            for effect in design.effects
+            if design.generators
+        }
+    return study_head(study) | {"size": study.base.size, "aliased": aliased, "cells": cells}
+
+
+def status(study: Study) -> dict[str, Any]:
+    """Where every run stands; see ablations.status.state."""
+    runs = []
+    for i, cell in enumerate(study.cells):
+        facts = {key: value for key, value in state(cell).items() if value is not None}
+        facts["state"] = str(facts["state"])
+        runs.append({"index": i, "arm": cell.arm, "seed": cell.seed, "directory": str(cell.dir), **facts})
+    states = [run["state"] for run in runs]
+    return study_head(study) | {"counts": {name: states.count(name) for name in dict.fromkeys(states)}, "runs": runs}
+
+
+def configuration(study: Study) -> dict[str, Any]:
+    """The baseline's settings, and the lines that make each arm."""
+    cells = {arm: study.cell(arm, study.seeds[0]) for arm in study.arms}
+    arms = {arm: {"delta": cell.delta, "fingerprint": cell.run.fingerprint} for arm, cell in cells.items()}
+    return study_head(study) | {"baseline": study.base.flat(), "arms": arms}
+
+
+def difference(a: str, b: str, one: Run, other: Run) -> dict[str, Any]:
+    """What two sizes or presets set differently."""
+    from model.count import flops_per_token, parameters
+
+    first, second = one.flat(), other.flat()
+    settings = {key: [first[key], second[key]] for key in first if first[key] != second[key]}
+    derived = {
+        "parameters": [parameters(run.model) for run in (one, other)],
+        "steps": [None if run.by_clock else run.steps for run in (one, other)],
+        "flops": [None if run.by_clock else run.tokens * flops_per_token(run.model) for run in (one, other)],
+    }
+    return {"a": a, "b": b, "settings": settings, "derived": derived}
+
+
+def reference(baseline: Run) -> dict[str, Any]:
+    """Every setting: what it means, what it may be, and the baseline's value."""
+    from ablations.reference import allowed, choices
+
+    flat = baseline.flat()
+    settings = {
+        key: {
+            "value": flat[key],
+            "allowed": allowed(key),
+            "choices": list(choices(key)),
+            "unit": SETTINGS[key].unit,
+            "meaning": SETTINGS[key].meaning,
+            "source": SETTINGS[key].source,
+        }
+        for key in KEYS
+    }
+    return {"size": baseline.size, "settings": settings}

@@ -1,0 +1,88 @@
+"""The identity card of a run directory: what the run is, which data it read, and which versions of metrics judged it.
+
+Read from the directory alone, which may be a stranger's. What is not there yet is null; what is damaged is named.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ablations import rundir
+from ablations.rundir import Damaged
+
+SCORE_KEYS = ("metric", "value", "stderr", "n", "shots", "version", "chance", "items_sha256")
+
+
+def card(run_dir: Path) -> dict[str, Any]:
+    """See the head of this file.
+
+    Raises:
+        Damaged: where the directory has no run.json that can be read: it is no run's.
+    """
+    run = rundir.read_run(run_dir)
+    if run is None:
+        raise Damaged(f"{run_dir} has no {rundir.RUN}: it is no run directory")
+    damaged: list[str] = []
+
+    def read(reader: Callable[[], Any]) -> Any:
+        try:
+            return reader()
+        except Damaged as error:
+            damaged.append(str(error))
+            return None
+
+    done = read(lambda: rundir.read_done(run_dir))
+    scores = read(lambda: rundir.read_json(run_dir / rundir.EVAL, types={"tasks": dict}))
+    registered, problem = rundir.read_registered(run_dir)
+    if problem:
+        damaged.append(problem)
+    return {
+        "directory": run_dir.name,
+        "run": {key: run.get(key) for key in ("arm", "seed", "delta", "fingerprint", "config")},
+        "parameters": part(run, "parameters").get("count"),
+        "registered": [
+            {"study": line["content"].get("study"), **{key: line[key] for key in ("time", "step", "sha256")}}
+            for line in registered
+        ],
+        "data": data_of(run),
+        "code": {key: run.get(key) for key in ("commit", "versions")},
+        "hardware": run.get("hardware"),
+        "proofs": [
+            {key: proof.get(key) for key in ("factor", "value", "passed")}
+            for proof in (run["proofs"] if isinstance(run.get("proofs"), list) else [])
+            if isinstance(proof, dict)
+        ],
+        "trained": done,
+        "evaluation": evaluation_of(scores) if scores else None,
+        "damaged": [message.replace(f"{run_dir}/", "") for message in damaged],
+    }
+
+
+def part(value: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object under a key; an empty one where it is no object."""
+    inner = value.get(key)
+    return inner if isinstance(inner, dict) else {}
+
+
+def data_of(run: dict[str, Any]) -> dict[str, Any]:
+    """The text and the tokenizer, by their hashes."""
+    data = part(run, "data")
+    tokenizer = part(data, "tokenizer")
+    return {
+        "corpus": data.get("corpus"),
+        "sha256": data.get("sha256"),
+        "recipe": data.get("recipe"),
+        "tokenizer": {key: tokenizer.get(key) for key in ("corpus", "kind", "vocab", "sha256")},
+    }
+
+
+def evaluation_of(scores: dict[str, Any]) -> dict[str, Any]:
+    """The scores, and the versions that make them comparable."""
+    versions = ("version", "lm_eval", "precision", "weights_sha256", "samples_sha256", "corpora")
+    means = ("bits_per_byte", "zero_shot", "suite")
+    tasks = {
+        name: {key: entry[key] for key in SCORE_KEYS if key in entry}
+        for name, entry in part(scores, "tasks").items()
+        if isinstance(entry, dict)
+    }
+    return {**{key: scores.get(key) for key in (*versions, *means)}, "tasks": tasks}

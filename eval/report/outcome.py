@@ -1,0 +1,30 @@
+"""Whether a study is decided, for programs: a word and an exit code."""
+
+from typing import Any
+
+from ablations.rundir import Exit
+from eval.report.findings import Findings
+
+EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": 3, "refused": int(Exit.INVALID)}
+
+
+def outcome(f: Findings) -> dict[str, Any]:
+    """The verdict on each arm by the primary metric, and what they come to.
+
+    Returns:
+        "metric"; "arms": {arm: {"kind", "words", "exploratory"}}; "outcome", one of EXIT_CODES: refused where arms have
+        results that cannot be compared, undecided where an arm is, or has none.
+    """
+    name, arms = f.primary, {}
+    results = f.results.get(name, {})
+    for arm in f.study.compared:
+        if arm in f.compared.get(name, {}):
+            decision = f.decision(arm, name)
+            arms[arm] = {"kind": decision.kind, "words": decision.words, "exploratory": f.exploratory(arm, name)}
+        elif results.get(arm) and results.get(f.baseline):
+            arms[arm] = {"kind": "refused", "words": "not comparable with the baseline", "exploratory": False}
+        else:
+            arms[arm] = {"kind": "undecided", "words": "no result yet", "exploratory": False}
+    kinds = {arm["kind"] for arm in arms.values()}
+    word = "refused" if "refused" in kinds else "undecided" if "undecided" in kinds or not kinds else "decided"
+    return {"metric": name, "outcome": word, "arms": arms}

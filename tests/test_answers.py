@@ -1,0 +1,232 @@
+"""Answers for programs (FORMAT=json): each fits its schema in docs/schema, and exit codes say what came out."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations import rundir
+from ablations.__main__ import main as ablations_main
+from ablations.card import card
+from eval.report import __main__ as report_command
+from eval.report.findings import gather
+from eval.report.outcome import EXIT_CODES, outcome
+from eval.report.request import Request
+from tests import test_report
+
+ROOT = Path(__file__).parents[1]
+SCHEMAS = ROOT / "docs/schema"
+KINDS: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+    "null": type(None),
+}
+# what the schemas use of JSON Schema; another word would be taken for checked and is not
+KNOWN = {"$schema", "title", "description", "type", "required", "properties", "additionalProperties", "items"}
+KNOWN |= {"enum", "const"}
+
+
+def misfits(value: Any, schema: dict[str, Any], place: str = "") -> list[str]:
+    """Where a value is not as a schema says, by the part of JSON Schema (draft 2020-12) in KNOWN."""
+    assert schema.keys() <= KNOWN, schema.keys() - KNOWN
+    if "const" in schema and value != schema["const"]:
+        return [f"{place}: {value!r} is not {schema['const']!r}"]
+    if "enum" in schema and value not in schema["enum"]:
+        return [f"{place}: {value!r} is not one of {schema['enum']}"]
+    types = schema.get("type", list(KINDS))
+    types = [types] if isinstance(types, str) else types
+    if not any(isinstance(value, KINDS[t]) and (t == "boolean" or not isinstance(value, bool)) for t in types):
+        return [f"{place}: {value!r} is no {' or '.join(types)}"]
+    found = []
+    if isinstance(value, dict):
+        properties, more = schema.get("properties", {}), schema.get("additionalProperties", True)
+        found += [f"{place}: lacks {key}" for key in schema.get("required", []) if key not in value]
+        for key, inner in value.items():
+            if key in properties:
+                found += misfits(inner, properties[key], f"{place}.{key}")
+            elif more is False:
+                found.append(f"{place}: {key} is not in the schema")
+            elif isinstance(more, dict):
+                found += misfits(inner, more, f"{place}.{key}")
+    if isinstance(value, list) and "items" in schema:
+        found += [line for i, inner in enumerate(value) for line in misfits(inner, schema["items"], f"{place}[{i}]")]
+    return found
+
+
+def checked(text: str) -> dict[str, Any]:
+    """The answer in a text, which is one JSON value and nothing else, and fits the schema of its kind."""
+    answer = json.loads(text)
+    schema = json.loads((SCHEMAS / f"{answer['kind']}.json").read_text())
+    assert not misfits(answer, schema), misfits(answer, schema)
+    return answer
+
+
+def test_the_checker_of_schemas_refuses_what_does_not_fit() -> None:
+    schema = json.loads((SCHEMAS / "error.json").read_text())
+    good = {"kind": "error", "version": 1, "error": "überall"}
+    assert not misfits(good, schema)
+    for bad in (
+        {**good, "more": 1},
+        {**good, "error": 1},
+        {**good, "kind": "plan"},
+        {"kind": "error", "version": 1},
+        [],
+    ):
+        assert misfits(bad, schema)
+    assert misfits([True], {"type": "array", "items": {"type": "integer"}})
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["plan", "POS=alibi", "SIZE=nano"], "plan"),
+        (["plan", "STUDY=cram", "SIZE=nano"], "plan"),
+        (["plan", "POS=alibi", "ACT=swiglu", "NORM=rmsnorm", "CROSS=1/2", "SIZE=nano"], "plan"),
+        (["plan", "POS=alibi", "LR=tune", "SIZE=nano", "MARGIN=0.01"], "plan"),
+        (["status", "POS=alibi", "SIZE=nano"], "status"),
+        (["show", "POS=alibi", "SIZE=nano"], "configuration"),
+        (["diff", "A=nano", "B=crammed-v2"], "difference"),
+        (["reference"], "reference"),
+    ],
+)
+def test_every_answer_fits_its_schema(words: list[str], kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ablations_main([*words, "FORMAT=json"]) == 0
+    answer = checked(capsys.readouterr().out)
+    assert answer["kind"] == kind
+    if "CROSS=1/2" in words:
+        assert answer["aliased"]["pos=alibi"] == {"act=swiglu × norm=rmsnorm": -0.5}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["plan", "POS=nope"], ["status"], ["diff", "A=nano"], ["show", "POS=alibi", "COLOUR=red"], ["card", "RUN=/dev"]],
+)
+def test_a_refused_request_is_an_answer_too_and_ends_with_2(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablations_main([*words, "FORMAT=json"]) == 2
+    said = capsys.readouterr()
+    assert checked(said.out)["kind"] == "error" and said.err.startswith("error: ")
+
+
+def test_another_format_is_refused_by_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("plan", "status"):
+        assert ablations_main([command, "POS=alibi", "FORMAT=jason"]) == 2
+        assert "text, json (did you mean json?)" in capsys.readouterr().err
+
+
+def test_every_schema_is_of_an_answer_and_in_no_need_of_a_network() -> None:
+    kinds = {path.stem for path in SCHEMAS.glob("*.json")}
+    sources = " ".join((ROOT / name).read_text() for name in ("ablations/__main__.py", "ablations/answers.py"))
+    sources += (ROOT / "eval/report/__main__.py").read_text()
+    assert kinds == set(re.findall(r'answer\("(\w+)"', sources)) | {"plan", "status", "configuration"}
+    assert not any("$ref" in path.read_text() for path in SCHEMAS.glob("*.json"))
+
+
+# ------------------------------------------------------------------------------------------------ the card of a run
+
+
+def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = test_report.make(test_report.Study(tmp_path))
+    folder = study.cell("pos=alibi", 2).dir
+    rundir.register(folder, {"study": "position", "question": "Welche?"}, 0)
+    assert ablations_main(["card", f"RUN={folder}"]) == 0
+    answer = checked(capsys.readouterr().out)
+    assert answer["run"]["arm"] == "pos=alibi" and answer["run"]["delta"] == {"model.pos": "alibi"}
+    assert answer["data"]["sha256"] == "text" and answer["data"]["tokenizer"]["sha256"] == "pieces"
+    assert answer["evaluation"]["version"] == 1 and answer["evaluation"]["lm_eval"] == "0.4.13"
+    assert answer["evaluation"]["tasks"]["pydocs/last_word"]["metric"] == "acc"
+    assert answer["registered"][0]["study"] == "position"
+
+    (folder / "eval.json").write_text("{")
+    damaged = card(folder)
+    assert damaged["evaluation"] is None and any("eval.json is damaged" in line for line in damaged["damaged"])
+    test_report.change(folder / "run.json", "proofs", to=3)  # a stranger's
+    test_report.change(folder / "run.json", "parameters", to=[])
+    test_report.change(folder / "run.json", "data", to={"tokenizer": 1})
+    assert card(folder)["proofs"] == []
+    with pytest.raises(rundir.Damaged, match="no run directory"):
+        card(tmp_path / "nirgends")
+
+
+# ------------------------------------------------------------------------------------------------ verdicts
+
+
+def reported(study: Any, words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
+    """`python -m eval.report WORDS` of a study of tests/test_report.py."""
+    monkeypatch.setattr(report_command.request, "parse", lambda _: Request(study))
+    monkeypatch.setattr(report_command, "RECORDS", folder / "records")
+    return report_command.main([*words, "POS=alibi"])
+
+
+def test_exit_codes_say_whether_a_study_is_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """alibi differs by 20 times the noise and none by less than it."""
+    study = test_report.make(test_report.Study(tmp_path / "runs"))
+    assert reported(study, ["FORMAT=json"], monkeypatch, tmp_path) == 0
+    answer = checked(capsys.readouterr().out)
+    assert answer["verdict"]["outcome"] == "decided" and answer["verdict"]["arms"]["pos=alibi"]["kind"] == "better"
+    assert (Path(answer["written"]) / "report.md").exists()
+    assert reported(study, ["VERDICT=1"], monkeypatch, tmp_path) == 0
+    assert capsys.readouterr().out.endswith("decided, by bits/byte\n")
+
+    three = test_report.make(test_report.Study(tmp_path / "three", arms=list(test_report.ARMS)))
+    assert reported(three, ["VERDICT=1"], monkeypatch, tmp_path) == 3
+    capsys.readouterr()
+    assert reported(three, ["FORMAT=json"], monkeypatch, tmp_path) == 3
+    assert checked(capsys.readouterr().out)["verdict"]["outcome"] == "undecided"
+    assert reported(three, [], monkeypatch, tmp_path) == 0  # a plain report is no verdict
+
+    for seed in study.seeds:  # evaluated by another version of the tasks
+        test_report.change(study.cell("pos=alibi", seed).dir / "eval.json", "version", to=2)
+    assert reported(study, ["VERDICT=1"], monkeypatch, tmp_path) == 2
+    assert outcome(gather(study))["arms"]["pos=alibi"]["kind"] == "refused"
+    assert EXIT_CODES == {"decided": 0, "undecided": 3, "refused": 2}
+
+
+def test_a_study_without_results_is_undecided(tmp_path: Path) -> None:
+    study = test_report.make(test_report.Study(tmp_path))
+    for seed in study.seeds:
+        (study.cell("pos=alibi", seed).dir / "done").unlink()
+    assert outcome(gather(study))["outcome"] == "undecided"
+
+
+def test_a_report_of_a_design_fits_the_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.test_factorial import crossed
+    from tests.test_tuning import CONTRADICTING, tuned_study
+
+    for study in (crossed(tmp_path / "crossed", 0.05, [1, 2]), tuned_study(tmp_path / "tuned", CONTRADICTING, [1, 2])):
+        reported(study, ["FORMAT=json"], monkeypatch, tmp_path)
+        record = checked(capsys.readouterr().out)["record"]
+        assert record["effects"] or record["learning_rates"]
+
+
+def test_a_report_of_all_records_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report_command, "RECORDS", tmp_path)
+    assert report_command.main(["FORMAT=json", f"OUT={tmp_path}"]) == 0
+    assert checked(capsys.readouterr().out)["counts"] == {"held": 0, "failed": 0, "undecided": 0}
+    assert report_command.main(["FORMAT=json", "VERDICT=maybe"]) == 2
+
+
+def test_json_is_alone_on_standard_output_of_the_real_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ablations", "show", "POS=alibi", "SIZE=nano", "FORMAT=json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert checked(done.stdout)["arms"].keys() == {"pos=learned", "pos=alibi"}
