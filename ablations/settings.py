@@ -13,7 +13,7 @@ FP16 = {"train.precision": ("fp16",)}
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how a corpus becomes training text."""
+    """The corpus and the tokenizer, and how the corpus becomes training text."""
 
     corpus: Annotated[str, Setting("a file of data/corpora, or a file, folder or glob of text such as my/*.jsonl.zst")]
     tokenizer: Annotated[
@@ -242,7 +242,15 @@ class LayoutConfig:
         ),
     ]
     threads: Annotated[int, Setting("CPU threads per process", "threads", at_least=1)]
-    micro_batch: Annotated[int, Setting("sequences per forward pass and rank, at most", "sequences", at_least=1)]
+    micro_batch: Annotated[
+        int,
+        Setting(
+            "sequences per forward pass and rank, at most; 0: as many as the device's memory holds by estimate, up to "
+            "64 on a GPU and 8 on a CPU",
+            "sequences",
+            at_least=0,
+        ),
+    ]
     zero: Annotated[Literal[1, 2], Setting("ZeRO stage")]
     log_every: Annotated[int, Setting("steps between lines of the log", "steps", at_least=1)]
     save_every: Annotated[
@@ -279,7 +287,10 @@ class LayoutConfig:
     ]
     patience: Annotated[float, Setting("shortest time of a step that counts as a hang", "seconds", "untuned", above=0)]
     compile: Annotated[
-        Literal["auto", "always", "never"],
-        Setting("torch.compile the model; auto: on a GPU, without tensor parallelism"),
+        Literal["auto", "always", "never", "reduce-overhead"],
+        Setting(
+            "torch.compile the model; auto: on a GPU, without tensor parallelism; reduce-overhead: with CUDA graphs, "
+            "for small models on a GPU, in bf16 or fp8 at ZeRO stage 1"
+        ),
     ]
     wandb: Annotated[Literal["offline", "online", "disabled"], Setting("logging to Weights & Biases")]

@@ -34,13 +34,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(directory: Path, to: Path, store: Path | None = None) -> str:
-    """Write the run in `directory` as the folder `to`; returns what was verified.
+    """Write the run in `directory` as a Hugging Face checkpoint in the folder `to`; returns a sentence on what was
+    verified.
 
-    store: prepared data; None: that of the OUT folder which the run lies in.
+    store: prepared data; None: that of the OUT folder that the run is in.
 
     Raises:
-        ValueError: when the run is not finished or damaged, `to` exists, Hugging Face has no such architecture, or what
-            was written does not compute the same. Nothing is left then.
+        ValueError: the run is not finished or is damaged, `to` exists, Hugging Face has no such architecture, or the
+            checkpoint does not compute the same. Nothing is left then.
     """
     run = location.read_run(directory)
     if rundir.read_done(directory) is None:

@@ -238,7 +238,7 @@ class Engine:
         loss = self.ds.module
         if self.device.type == "cuda":  # in a graph it would be made in every forward pass
             attention.prepare_masks(self.model.objective, model.seq, self.device)
-        loss.compile(dynamic=False)
+        loss.compile(dynamic=False, mode="reduce-overhead" if self.cuda_graphs else None)
         rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
         batch = self.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(self.device)
         if model.dropout or model.attn_dropout:  # what training calls, and then a graph that drops nothing, to compare
@@ -252,6 +252,11 @@ class Engine:
         self.compile_seconds = time.perf_counter() - began
 
     @property
+    def cuda_graphs(self) -> bool:
+        """Whether forward and backward are replayed as CUDA graphs (no CPU has them)."""
+        return self.run.layout.compile == "reduce-overhead"
+
+    @property
     def execution(self) -> dict[str, Any]:
         """For the record: choices that depend on the machine, and change only how numbers are rounded."""
         optimizer = self.ds.optimizer
@@ -259,7 +264,7 @@ class Engine:
         return {
             "attention": self.model.attention_kernel,
             "attention_seconds": self.attention_seconds,
-            "compiled": bool(self.compile_seconds),
+            "compiled": self.run.layout.compile if self.compile_seconds else "never",
             "micro_batch": self.run.layout.micro_batch,
             "gradients": "reduce-scatter, fp32" if ours else f"DeepSpeed, {self.ds.communication_data_type}",
         }
@@ -362,6 +367,8 @@ class Engine:
         for i, (micro, weight) in enumerate(zip(micros, weights, strict=True), start=1):
             # DeepSpeed counts micro-batches modulo their number in a batch, which is wrong once that has changed
             self.ds.set_gradient_accumulation_boundary(i == len(micros))
+            if self.cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # nothing of the micro-batch before is wanted any more
             with self._busy():
                 loss = self.ds(micro) * weight
             self.ds.backward(loss)
@@ -529,6 +536,12 @@ def build(model: Any, run: Run, world: int) -> Engine:
     """
     import deepspeed
 
+    graphs = run.layout.compile == "reduce-overhead"
+    if graphs and (run.train.precision not in ("bf16", "fp8") or run.layout.zero != 1 or model.tp.size > 1):
+        # elsewhere gradients are kept between micro-batches, and would lie where the next graph writes
+        raise ConfigError(
+            "layout.compile=reduce-overhead needs train.precision=bf16 or fp8, layout.zero=1 and layout.tp=1"
+        )
     if run.train.precision == "fp16" and not torch.cuda.is_available():
         # DeepSpeed refuses where oneDNN has no fast fp16; torch's other kernels are slow and correct
         deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
@@ -567,7 +580,7 @@ def build(model: Any, run: Run, world: int) -> Engine:
         print("tensor parallelism: the model is not compiled, and slower than with layout.tp=1", flush=True)
     # auto: not with tensor parallelism, whose layers communicate; not on a CPU, where a nano run is over sooner
     auto = torch.cuda.is_available() and size == 1
-    if {"auto": auto, "always": True, "never": False}[run.layout.compile]:
+    if {"auto": auto, "never": False}.get(run.layout.compile, True):
         engine.compile()
     return engine
 

@@ -166,6 +166,14 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
     }
 
 
+def version(package: str) -> str:
+    """Its version. Training on data that are prepared does without datatrove."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 SOURCES = ("*.py", "*.yaml", "*.sh")  # an untracked file of these kinds in one of OUR_PACKAGES is uncommitted code
 
 

@@ -9,7 +9,7 @@ import socket
 import statistics
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ SPEED = 0.7  # of the median rank's matrix product; on a GPU, which nobody else 
 CLOCK = 30.0  # seconds between a node's clock and the median; wrong clocks break make, Slurm and the reading of logs
 SHARED = 64 << 20  # bytes of free /dev/shm that gloo, NCCL and data loaders need
 LINK = 0.25  # of the median node's link
+FULL = 0.95  # of a device's memory may be needed by estimate, which is within 10 % and errs to the high side
+MOST_GPU, MOST_CPU = 64, 8  # sequences of a micro-batch that is left to the memory
 FREE = 0.9  # of a GPU's memory must be free: what is missing is held by a process that should be dead
 
 
@@ -211,32 +213,58 @@ def check_fp8(run: Run) -> None:
 
 
 def check_memory(run: Run, ranks: int) -> None:
-    """Refuse a run whose estimated memory on each rank is above that of the GPU, or of the machine's share for a rank.
+    """Refuse by arithmetic what would run out of memory at hour two.
 
     Raises:
         ConfigError: with the largest micro-batch that would fit.
     """
-    cuda = torch.cuda.is_available()
-    local, replicas = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), max(1, ranks // run.layout.tp)
-    if cuda:
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    else:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local
-
-    def need(micro: int) -> float:
-        accumulate = max(1, run.train.batch // (micro * replicas))
-        precision, zero, tp = run.train.precision, run.layout.zero, run.layout.tp
-        return estimate(run.model, micro, precision, zero, replicas, accumulate, cuda, tp)["total"]
-
-    if need(run.layout.micro_batch) <= 0.95 * total:  # untuned: the estimate is within 10 %, and errs to the high side
+    total = memory()
+    if need(run, run.layout.micro_batch, ranks) <= FULL * total:
         return
-    fits = [
-        m
-        for m in range(run.layout.micro_batch - 1, 0, -1)
-        if run.train.batch % (m * replicas) == 0 and need(m) <= 0.95 * total
-    ]
+    fits = largest_micro_batch(run, ranks, run.layout.micro_batch - 1)
     cure = "no micro-batch does: more ranks (ZeRO shares the optimizer among them), or a smaller model"
     if fits:
-        cure = f"layout.micro_batch={fits[0]} would need {need(fits[0]) / 1e9:.3g} GB"
-    needed = need(run.layout.micro_batch) / 1e9
-    raise ConfigError(f"the run needs {needed:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")
+        cure = f"layout.micro_batch={fits} would need {need(run, fits, ranks) / 1e9:.3g} GB"
+    wanted = need(run, run.layout.micro_batch, ranks) / 1e9
+    raise ConfigError(f"the run needs {wanted:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")
+
+
+def with_micro_batch(run: Run, ranks: int) -> Run:
+    """`run` with the micro-batch that layout.micro_batch=0 leaves to the memory of the device; as it is with another.
+
+    No more than MOST_GPU or MOST_CPU, beyond which no speed is expected.
+
+    Raises:
+        ConfigError: when not even one sequence fits.
+    """
+    if run.layout.micro_batch:
+        return run
+    most = MOST_GPU if torch.cuda.is_available() else MOST_CPU
+    fits = largest_micro_batch(run, ranks, most) or 1  # `check_memory` says why 1 is too many
+    return replace(run, layout=replace(run.layout, micro_batch=fits))
+
+
+def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
+    """The largest, up to `most`, that divides what a rank has of every batch and fits by estimate; 0: none does."""
+    replicas = max(1, ranks // run.layout.tp)
+    for micro in range(most, 0, -1):
+        whole = all(size % (micro * replicas) == 0 for size in run.batch_sizes.sizes)
+        if whole and need(run, micro, ranks) <= FULL * memory():
+            return micro
+    return 0
+
+
+def need(run: Run, micro_batch: int, ranks: int) -> int:
+    """Bytes that each rank needs, by estimate."""
+    replicas = max(1, ranks // run.layout.tp)
+    accumulate = max(1, run.train.batch // (micro_batch * replicas))
+    precision, zero, tp = run.train.precision, run.layout.zero, run.layout.tp
+    cuda = torch.cuda.is_available()
+    return estimate(run.model, micro_batch, precision, zero, replicas, accumulate, cuda, tp)["total"]
+
+
+def memory() -> int:
+    """Bytes of the device that this rank computes on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

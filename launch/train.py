@@ -64,7 +64,8 @@ def train(cell: Cell, out: Path) -> None:
     from launch.log import Log
 
     rank, world = ds.start(cell.run)
-    cell = replace(cell, run=spread(cell.run, world // cell.run.layout.tp))
+    run = preflight.with_micro_batch(cell.run, world)
+    cell = replace(cell, run=spread(run, world // run.layout.tp))
     run, folder = cell.run, cell.dir
     preflight.check_fp8(run)
     preflight.check_memory(run, world)

@@ -79,7 +79,7 @@ def prepare(
     attention, so no layer can miss them.
     """
     if arrangement:
-        return arranged(position, heads, x_BTD, arrangement)
+        return arranged(position, heads, x_BTD, arrangement, dropout or 0.0)
     assert objective is not None
     if x_BTD.is_cuda and dropout is None and not qk_scaling:
         if kernel_name != FLEX and takes_no_bias(position, extents_B):
@@ -178,9 +178,9 @@ def unbiased(position: Position, objective: Objective, kernel_name: str | None =
     return attend
 
 
-def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement) -> Attend:
+def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0) -> Attend:
     """Attention for tokens at any positions, which see what the arrangement says, with the keys and values of earlier
-    passes. No dropout."""
+    passes."""
     B, T, _ = x_BTD.shape
     at_BT, past, passed = arrangement.at_BT, arrangement.past, itertools.count()
     at_BS = at_BT if arrangement.at_BP is None else torch.cat((arrangement.at_BP, at_BT), dim=1)
@@ -199,10 +199,10 @@ def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrange
                 k_BHTK, v_BHTK = (torch.cat(pair, dim=2) for pair in zip(past[i], (k_BHTK, v_BHTK), strict=True))
             past[i : i + 1] = [(k_BHTK, v_BHTK)]
         if not written_out:
-            return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, bias)
+            return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, bias, dropout)
         q, k, v = (x.reshape(B * heads, x.shape[2], -1) for x in (q_BHTK, k_BHTK, v_BHTK))
         score_NTS = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.shape[-1]))
-        return torch.bmm(score_NTS.softmax(dim=-1), v).view(B, heads, T, -1)
+        return torch.bmm(F.dropout(score_NTS.softmax(dim=-1), dropout), v).view(B, heads, T, -1)
 
     return attend
 

@@ -80,6 +80,8 @@ def gradients(
     part = 4 * count // ranks  # this rank's share in fp32
     if precision == "bf16" and zero == 1:  # fp32 sums of all gradients, on a GPU always; reduced as a copy in bf16
         sums, rank_gradients = 4 * count, 2 * count
+        if gpu and tp == 1:  # launch/bf16.py: each micro-batch's gradients go into the sums, which are reduced in place
+            return sums, sums, sums + rank_gradients, sums, sums
         before = (sums if gpu or more else 0) + (rank_gradients if more else 0)
         joined = 4 * count if count < BUCKET else 0  # a group above the bucket is not joined with the next
         copies = max(joined + 2 * count, 4 * largest) if ranks > 1 else 0  # one rank has nothing to reduce

@@ -20,6 +20,7 @@ with exit code 1, unless the results file says that it has passed on this GPU. E
 
 import argparse
 import datetime
+import functools
 import json
 import statistics
 import subprocess
@@ -33,11 +34,11 @@ import torch
 
 from ablations.config import ConfigError, resolve
 from launch import engine, preflight
-from model import count
+from model import attention, count
 from model.gpt import GPT, prepare_to_compile
 from model.memory import estimate
 from model.objective import Batch
-from tests.bench_gpu_check import LONG, POSITIONS, wrong, wrong_in_fp8
+from tests.bench_gpu_check import LONG, POSITIONS, lacks_fp8, wrong, wrong_in_fp8
 
 # Dense bf16 FLOP/s by the beginning of the name that CUDA gives; NVIDIA's data sheets. An H100 PCIe or NVL has fewer
 # units and lower clocks than an SXM.
@@ -58,6 +59,7 @@ DESCRIBES = (
     "loop",
     "micro_batch",
     "accumulate",
+    "compile",
     "device",
     "torch",
 )  # what makes a row
@@ -75,8 +77,10 @@ def main() -> int:
     try:
         if "fp8" in args.precision:
             preflight.check_fp8(resolve([("train.precision", "fp8")]))
+            if missing := lacks_fp8(device):
+                raise ConfigError(missing)
     except ConfigError as error:
-        print(f"{error}: without rows in fp8", flush=True)
+        print(f"without fp8: {error}", flush=True)
         args.precision.remove("fp8")
     passed = check(args, device)
     if args.check or not passed:
@@ -94,6 +98,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, nargs="+", default=[8, 16])
     parser.add_argument(
         "--accumulate", type=int, default=16, help="micro-batches per optimizer step; 16: a batch of 128"
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="+",
+        default=["auto"],
+        choices=["auto", "never", "reduce-overhead"],
+        help="layout.compile of the engine's rows; reduce-overhead (CUDA graphs) is for small sizes",
     )
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps that are timed, after two that are not")
     parser.add_argument("--profile", action="store_true", help="print a step's kernels by their time")
@@ -120,6 +131,8 @@ def check(args: argparse.Namespace, device: str) -> bool:
         cases[f"{pos}, head 64, 256 tokens"] = lambda pos=pos: wrong(pos, device)
     if device == "cuda":
         cases["alibi, head 128, 1024 tokens"] = lambda: wrong("alibi", device, LONG)
+        for kernel in (*attention.TORCH_KERNELS, attention.FLEX):  # whichever a run may choose when it starts
+            cases[f"rotary by {kernel}, head 128, 1024 tokens"] = lambda k=kernel: wrong("rotary", device, LONG, k)
     if "fp8" in args.precision:
         cases["fp8"] = lambda: wrong_in_fp8(device)
     for case, compare in cases.items():
@@ -169,6 +182,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
             "loop": how,
             "micro_batch": micro,
             "accumulate": args.accumulate,
+            "compile": mode,
             "device": name(),
             "torch": torch.__version__,
         }
@@ -176,7 +190,9 @@ def rows(args: argparse.Namespace) -> list[Row]:
         for how in args.how
         for pos in sorted(args.positions, key=lambda p: p != "rotary")
         for micro in args.micro_batch
-        if precision != "fp8" or pos == ("rotary" if "rotary" in args.positions else args.positions[0])
+        for mode in args.compile
+        if (mode == "auto" or how == "engine")
+        and (precision != "fp8" or pos == ("rotary" if "rotary" in args.positions else args.positions[0]))
     ]
 
 
@@ -193,7 +209,8 @@ def run_row(wanted: Row, args: argparse.Namespace) -> Row:
 
 
 def line(row: Row) -> str:
-    first = f"| {row['position']} | {row['precision']} | {row['loop']} | {row['micro_batch']} "
+    how = row["loop"] + ("" if row["compile"] == "auto" else f", {row['compile']}")
+    first = f"| {row['position']} | {row['precision']} | {how} | {row['micro_batch']} "
     if "failed" in row:
         return f"{first}| {row['failed']} | | | | |"
     rate = f"{row['mfu']:.1%}" if row["mfu"] else f"{row['flops_per_second'] / 1e12:.3g} TFLOP/s"
@@ -207,6 +224,8 @@ def compare_speeds(args: argparse.Namespace) -> None:
     best: dict[tuple[str, str, str], float] = {}
     for row in results(args.results):
         if row.get("size") == args.size and row.get("device") == name() and "tokens_per_second" in row:
+            if row.get("compile", "auto") != "auto":
+                continue
             key = (row["position"], row["precision"], row["loop"])
             best[key] = max(best.get(key, 0.0), row["tokens_per_second"])
     pairs = [(("alibi", "bf16", "engine"), (other, "bf16", "engine")) for other in ("rotary", "none")]
@@ -266,6 +285,7 @@ def measure(wanted: Row, steps: int, profile: bool) -> Row:
         ("train.batch", batch),
         ("train.tokens", 10**12),
         ("layout.micro_batch", micro),
+        ("layout.compile", wanted["compile"]),
     ]
     run = resolve(words)
     rows = torch.randint(run.model.vocab, (batch, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
@@ -273,9 +293,9 @@ def measure(wanted: Row, steps: int, profile: bool) -> Row:
     step: Callable[[], object]
     model = engine.model_of(run)
     data = model.objective.batch(rows)
-    if wanted["loop"] == "engine":
-        built = engine.build(model, run, 1)
-        step, compiling = lambda: built.step(data, run.train.lr), built.compile_seconds
+    built = engine.build(model, run, 1) if wanted["loop"] == "engine" else None
+    if built:
+        step, compiling = functools.partial(built.launch, data, run.train.lr), built.compile_seconds
     else:
         step, compiling = bare(model, words, data)
     cuda = torch.cuda.is_available()
@@ -302,6 +322,7 @@ def measure(wanted: Row, steps: int, profile: bool) -> Row:
         "gigabytes": torch.cuda.max_memory_allocated() / 1e9 if cuda else guess["total"] / 1e9,
         "estimated_gigabytes": guess["total"] / 1e9,
         "compile_seconds": compiling,
+        "execution": built.execution if built else None,
         "date": datetime.date.today().isoformat(),
     }
 

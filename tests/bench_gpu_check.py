@@ -18,8 +18,10 @@ from launch import engine
 from model import attention, proof
 from model.fp8 import FP8_LAYERS
 from model.gpt import GPT, prepare_to_compile
+from model.kernels import fp8
 from model.linear import Layers
 from model.objective import Batch
+from model.position import Position
 
 POSITIONS = ("none", "learned", "rotary", "alibi")
 IN_FP8 = "rotary"  # the position of the rows in fp8
@@ -55,6 +57,16 @@ def larger(run: Run, layers: Layers | None = None) -> GPT:
     return model
 
 
+def lacks_fp8(device: str) -> str:
+    """Why FP8 products cannot be computed on `device`; empty: they can. torch 2.11 has none for a CPU."""
+    x = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
+    try:
+        fp8.linear(x, x)
+    except (NotImplementedError, RuntimeError) as error:
+        return f"torch {torch.__version__} on {device}: {str(error).partition(' with arguments')[0]}"
+    return ""
+
+
 def wrong_in_fp8(device: str) -> list[str]:
     """What is wrong with FP8 on `device`, compiled where that is a GPU; empty: nothing."""
     run = resolve([*SMALL, ("model.pos", IN_FP8), ("train.precision", "fp8")])
@@ -73,10 +85,15 @@ def wrong_in_fp8(device: str) -> list[str]:
     return faults
 
 
-def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL) -> list[str]:
+def written(position: Position, heads: int, x_BTD: torch.Tensor, *args: Any) -> attention.Attend:
+    """`attention.prepare`, of which nothing is asked but the scores written out."""
+    return attention.plain(position, heads, x_BTD, args[2], args[3])
+
+
+def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: str | None = None) -> list[str]:
     """What is wrong with the executor that `device` runs, compiled, and with the engine around it; empty: nothing.
 
-    On a CPU, where FlexAttention has no backward, this compares what runs there.
+    On a CPU, where FlexAttention has no backward, this compares what runs there. `kernel`: of attention, on a GPU.
     """
     run = resolve([*shape, ("model.pos", pos), ("layout.compile", "never")])
     rows = torch.randint(
@@ -87,7 +104,9 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL) -> list[s
     batch = model.objective.batch(rows)
     exact = reading(model, batch, model.loss)
     model, there = model.to(device, torch.bfloat16), batch.to(torch.device(device))
-    with mock.patch.object(attention, "fused", attention.plain):
+    model.attention_kernel = kernel
+    attention.prepare_masks(model.objective, run.model.seq, torch.device(device))
+    with mock.patch.object(attention, "prepare", written):
         written_out = reading(model, there, model.loss)
     prepare_to_compile()
     ours = reading(model, there, torch.compile(model.loss) if device == "cuda" else model.loss)

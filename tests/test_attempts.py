@@ -315,9 +315,10 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
     assert evaluated({"version": 0}) == evaluated({"lm_eval": "0.1"}) == "judged"
     other = {"lm_eval_tasks": {"asked": ["copa"]}}
     assert evaluated(other) == nothing and evaluated(other, *tasks) == "judged"
-    assert evaluated({}, *tasks, "SHOTS=5") == "judged"  # asked with other examples in the prompts
     five = {"lm_eval_tasks": {"asked": ["copa", "rte"], "shots": 5}}
-    assert evaluated(five, *tasks) == evaluated(five, *tasks, "SHOTS=0") == "judged"
+    assert evaluated(five, *tasks) == "judged"  # asked with other examples in the prompts
+    other_shots = {n: judged(from_args([*words, *tasks, f"SHOTS={n}"]), from_args(words).cells[1]) for n in (0, 5)}
+    assert other_shots == {0: False, 5: True}
     kept = from_args(words).cells[1].dir / "checkpoints/weights_8/checkpoint.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")

@@ -4,7 +4,11 @@ on the same checkpoint, task and order."""
 import gzip
 import json
 import math
+import os
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -215,11 +219,37 @@ def test_texts_are_joined_as_in_training_and_the_longer_one_is_cut() -> None:
     assert encode("ab", "") == [256, 97, 98, 256]
     assert encode("ab", "c") == [256, 97, 98, 256, 99, 256]
     assert encode("a" * 99, "bc") == [256, *[97] * 7, 256, 98, 99, 256] and len(encode("a" * 99, "b" * 99)) == 12
+    # a room of 9: the longer text keeps the odd token, the second one of two that are as long
+    kept = [(row.count(97), row.count(98)) for row in (encode("a" * m, "b" * n) for m, n in ((8, 7), (7, 8), (9, 9)))]
+    assert kept == [(5, 4), (4, 5), (4, 5)]
 
     class WordPieces(Letters):
         cls, sep = 0, 1
 
     assert classifier.encoder(WordPieces(), 12)("ab", "c") == [0, 97, 98, 1, 99, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_dropout_of_attention_among_padding(dtype: torch.dtype) -> None:
+    """A token that sees itself alone gets its value, times 1/(1 - p), or nothing; and only in training."""
+    from model import attention
+    from model.position import Position
+
+    cfg = ModelConfig(**SHAPE, vocab=257, pos="none")  # type: ignore[arg-type]
+    x_BTD, at_BT = torch.zeros(500, 1, cfg.hidden, dtype=dtype), torch.zeros(500, 1, dtype=torch.int64)
+    arrangement = attention.Arrangement(at_BT, torch.ones(500, 1, 1, dtype=torch.bool))
+    q = torch.ones(500, 4, 1, 8, dtype=dtype)
+    torch.manual_seed(0)
+    for share in (0.0, 0.25):
+        out = attention.prepare(Position(cfg), 4, x_BTD, share, arrangement)(q, q, q)
+        expected = [0.0, 4 / 3] if share else [1.0]
+        assert sorted(set(out.flatten().float().tolist())) == pytest.approx(expected, rel=1e-2)
+        assert float((out == 0).float().mean()) == pytest.approx(share, abs=0.05)
+    encoder = ModelConfig(**{**SHAPE, "objective": "mlm", "attn_dropout": 0.3}, vocab=257, pos="rotary")  # type: ignore[arg-type]
+    ours, batch = Ours(GPT(encoder, seed=3)), pad([[5, 6, 7], [8, 9]])
+    assert not torch.equal(ours(batch), ours(batch))
+    ours.eval()
+    assert torch.equal(ours(batch), ours(batch))
 
 
 @pytest.mark.parametrize("change", [{"epochs": 6}, {"epochs": 0}, {"batch": 0}, {"warmup": 1.0}, {"pooling": "max"}])
@@ -387,6 +417,85 @@ def test_labels_that_a_text_tells_are_learned(glue: Path) -> None:
     # 40 items: a coin has 0.75 or more once in a thousand times
     scores = made["sets"]["dev"]["metrics"]
     assert scores["accuracy"] >= 0.75 and math.isfinite(scores["mcc"])
+
+
+def trees(folder: Path) -> dict[str, dict]:
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def test_killed_it_continues_and_nothing_is_lost(run: Path, glue: Path) -> None:  # noqa: F811
+    """SIGKILL, which nothing can catch, of two processes' parent once a result is there: they die with it, each file
+    that is there is whole and stays, and the finished table is that of an undisturbed single process."""
+    words = [sys.executable, "-m", "eval.finetune", *arguments(run, glue, "--tasks", "cola,rte,mrpc", "--jobs", "2")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    folder = run / "glue"
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    children: set[int] = set()
+    while not (folder.is_dir() and list(folder.glob("*.json"))) and process.poll() is None:
+        tasks_of = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        children |= {int(child) for child in tasks_of.read_text().split()} if tasks_of.exists() else set()
+        time.sleep(0.005)
+    process.kill()
+    _, told = process.communicate()
+    assert process.returncode == -9, told.decode()
+    deadline = time.monotonic() + 60
+    while any(running(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(children) >= 2 and not [child for child in children if running(child)]
+    there = trees(folder)  # all of them whole
+    assert there and rundir.GLUE_TABLE not in there
+    kept = {name: (folder / name).stat().st_mtime_ns for name in there}
+
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    left = 6 - len(there)
+    assert f"{left} of {left} done, 0 min left" in done.stderr
+    assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
+    continued = trees(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    assert command.main(arguments(run, glue, "--tasks", "cola,rte,mrpc")) == 0
+    assert continued == trees(folder) and len(continued) == 7
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_an_external_checkpoint_is_fine_tuned_like_a_run(glue: Path, tmp_path: Path, capsys) -> None:
+    """A folder of Hugging Face's, model and tokenizer as transformers writes them."""
+    transformers = pytest.importorskip("transformers")
+    folder, to = tmp_path / "bert", tmp_path / "external"
+    config = transformers.BertConfig(
+        vocab_size=258, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    letters = {
+        name: i for i, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(33, 127))])
+    }
+    vocab = letters | {f"##{chr(c)}": len(letters) + i for i, c in enumerate(range(33, 127))}
+    transformers.BertTokenizerFast(vocab=vocab).save_pretrained(folder)
+    words = ["--external", str(folder), "--to", str(to), "--data", str(glue), "--seeds", "2", "--epochs", "1"]
+    assert command.main([*words, "--tasks", "rte,stsb,mnli"]) == 0
+    assert "mean of ONLY 4 OF nine numbers" in capsys.readouterr().out
+    made = trees(to)
+    assert set(made) == {
+        rundir.GLUE_TABLE,
+        *(f"{name}-{seed}.json" for name in ("rte", "stsb", "mnli") for seed in (1, 2)),
+    }
+    assert (
+        made["rte-1.json"]["setting"]["pooling"] == "first" and len(made["stsb-2.json"]["sets"]["dev"]["items"]) == 16
+    )
+    assert made["stsb-1.json"]["sets"] != made["stsb-2.json"]["sets"]
+    torch.manual_seed(1)  # other weights are another model
+    transformers.BertModel(config).save_pretrained(folder)
+    assert command.main([*words, "--tasks", "rte"]) == 0
+    assert trees(to)["rte-1.json"]["model_sha256"] != made["rte-1.json"]["model_sha256"]
 
 
 def test_a_study_names_its_glue_tasks_and_where_they_are(

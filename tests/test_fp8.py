@@ -21,9 +21,11 @@ from model.gpt import BLOCKS, GPT
 from model.kernels import fp8
 from model.linear import LAYERS
 from model.mlp import MLPS
+from tests.bench_gpu_check import lacks_fp8
 from tests.test_model import SMALL, next_tokens, scrambled, tokens
 from tests.test_train import corpus, in_process, store, study  # noqa: F401
 
+pytestmark = pytest.mark.skipif(bool(lacks_fp8("cpu")), reason=lacks_fp8("cpu"))
 SHAPE = dataclasses.replace(SMALL, hidden=48, heads=4, seq=32, pos="rotary")
 X = tokens(SHAPE, 33)
 

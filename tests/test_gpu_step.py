@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ablations.config import Run, resolve
+from ablations.config import ConfigError, Run, resolve
 from ablations.rundir import checkpoints
-from launch import engine, manifest
+from launch import engine, manifest, preflight
 from launch import train as training
 from launch.bf16 import use_device_updates
+from model.count import parameters
+from model.memory import estimate, gradients
 from tests.test_parallel import on
 from tests.test_train import corpus, in_process, result, store, study  # noqa: F401
 
@@ -156,3 +158,66 @@ def test_a_loss_that_is_no_number_is_found_late_and_never_saved(
         assert not why and len(went_back) == 1 and trained is not None
     else:
         assert f"step {bad}: the loss is nan" in why and max(saved, default=0) < bad
+
+
+# ------------------------------------------------------------------------------------------------ CUDA graphs
+
+
+def test_cuda_graphs_are_asked_for_where_no_gradient_outlives_its_micro_batch() -> None:
+    """On a CPU the mode compiles without them; the losses are those of the eager model."""
+    losses = []
+    for compiled in ("reduce-overhead", "never"):
+        torch._dynamo.reset()
+        run = resolve((SHAPE | {"layout.micro_batch": 4, "layout.compile": compiled}).items())
+        built = live(run, 1, True)
+        rows = torch.randint(512, (8, 33), generator=torch.Generator().manual_seed(1))
+        losses.append([built.step(built.model.objective.batch(rows), 1e-2).loss for _ in range(3)])
+        assert built.execution["compiled"] == compiled
+        assert all(p.grad is None for p in built.model.parameters())
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+@pytest.mark.parametrize("change", [{"train.precision": "fp32"}, {"layout.zero": 2}], ids=str)
+def test_where_one_does_they_are_refused(change: dict[str, Any]) -> None:
+    run = resolve((SHAPE | {"layout.compile": "reduce-overhead"} | change).items())
+    engine.start(run)
+    with pytest.raises(ConfigError, match="reduce-overhead needs train.precision=bf16"):
+        engine.build(engine.model_of(run), run, 1)
+
+
+# ------------------------------------------------------------------------------------------------ the micro-batch
+
+
+@pytest.mark.parametrize("gigabytes", [40, 80, 141])
+def test_a_micro_batch_that_is_left_to_the_card_is_the_largest_that_fits(
+    gigabytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(preflight, "memory", lambda: int(gigabytes * 1e9))
+    asked = resolve([("size", "1b3"), ("train.precision", "bf16"), ("layout.micro_batch", 4)])
+    assert preflight.with_micro_batch(asked, 8) == asked
+    left = resolve([("size", "1b3"), ("train.precision", "bf16"), ("layout.micro_batch", 0)])
+    micro = preflight.with_micro_batch(left, 8).layout.micro_batch
+
+    def fits(rows: int) -> bool:
+        return estimate(left.model, rows, "bf16", 1, 8, 64 // rows, True)["total"] <= 0.95 * gigabytes * 1e9
+
+    assert fits(micro) and 64 % micro == 0 and (micro == 64 or not fits(2 * micro))
+    assert left.fingerprint == asked.fingerprint
+
+
+def test_on_a_cpu_and_in_a_small_batch_it_is_no_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = resolve([("size", "nano"), ("layout.micro_batch", 0), ("train.batch", 6)])
+    assert preflight.with_micro_batch(left, 1).layout.micro_batch == 6
+    monkeypatch.setattr(preflight, "memory", lambda: 1000)
+    with pytest.raises(ConfigError, match="no micro-batch does"):
+        preflight.check_memory(preflight.with_micro_batch(left, 1), 1)
+
+
+@pytest.mark.parametrize("accumulate", [1, 16])
+def test_a_gpu_keeps_no_gradients_between_micro_batches_and_reduces_in_place(accumulate: int) -> None:
+    """Beside the fp32 sums, bf16 gradients of one backward pass; DeepSpeed's own way needs copies of all."""
+    model = resolve([("size", "1b3")]).model
+    sums, own = 4 * parameters(model), 2 * parameters(model)
+    assert gradients(model, "bf16", 1, 8, accumulate, True) == (sums, sums, sums + own, sums, sums)
+    assert max(gradients(model, "bf16", 1, 8, accumulate, True, tp=2)) * 2 > sums + own

@@ -71,7 +71,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Decision:
-    """What `decide` found; `document` shows it."""
+    """The result of `decide`; decision_report.py makes the document of it."""
 
     budget: Budget
     machines: Machines
@@ -89,11 +89,12 @@ class Decision:
 
     @property
     def chosen(self) -> shapes.Candidate | None:
-        """The fastest that nothing speaks against."""
+        """The fastest candidate without objections."""
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.Candidate) -> tuple[float, float, float]:
-        """Tokens of the whole time at the candidate's speed and the simulated goodput; low and high of both."""
+        """Tokens that the candidate trains in the whole time, at its predicted speed and the simulated goodput; with
+        the low and the high end of both."""
         step = candidate.step
         token_seconds = candidate.layout.batch * shapes.SEQ * self.machines.seconds
         return (
@@ -104,8 +105,10 @@ class Decision:
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
-    """Raises:
-    ConfigError: where the budget is no cluster for a time.
+    """What to train with a budget, which has to be a cluster for a time, on `tokens` tokens.
+
+    Raises:
+        ConfigError: the budget is no cluster for a time.
     """
     machines = budget.cluster
     if machines is None:
@@ -184,12 +187,12 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
 
 @functools.cache
 def least_seen(arms: int, seeds: int) -> float:
-    """The least difference in points that such a study sees."""
+    """The least difference, in points, that a study of this size detects."""
     return power.detectable(SEED_SD, TASK_ERROR, arms, seeds)
 
 
 def needed(effect: float, arms: int) -> int | None:
-    """Seeds with which such an effect is seen; None where MOST_SEEDS are not enough."""
+    """The number of seeds with which a study detects such an effect; None where MOST_SEEDS are not enough."""
     counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
     if least_seen(arms, MOST_SEEDS) > effect:
         return None

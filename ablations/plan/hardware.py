@@ -36,7 +36,7 @@ class GPU:
     )
 
     def link_among(self, ranks: int) -> float:
-        """Bytes per second to the others of so many neighbouring GPUs of a node, in one direction."""
+        """Bytes per second from a GPU to `ranks` - 1 neighbouring GPUs of its node together, in one direction."""
         if self.switched or ranks <= 1:
             return self.link
         return self.link * min(1.0, (ranks - 1) / (self.node - 1))
@@ -166,7 +166,8 @@ def hardware(name: str) -> GPU:
 
 
 def accelerator(device: str) -> str:
-    """The name in the hardware table of a device as torch calls it: "NVIDIA A100-SXM4-80GB" is a100-80; "": none."""
+    """The name in the hardware table for a device as torch names it: "NVIDIA A100-SXM4-80GB" -> "a100-80"; "" where the
+    table has none."""
     text = device.upper().replace(" ", "-")
     for name in ("V100", "A100"):
         if name in text:
@@ -177,10 +178,10 @@ def accelerator(device: str) -> str:
 
 
 def peak_flops(device: str, devices: int, seconds: float) -> float | None:
-    """FLOPs that so many devices could do in this time by their data sheets: "Cramming" counts budgets so.
+    """FLOPs that `devices` GPUs could do in `seconds` by their data sheet; so "Cramming" states its budgets. None for a
+    device that the table does not have.
 
-    Args:
-        device: as torch calls it. None where the table has not got it.
+    device: as torch names it.
     """
     name = accelerator(device)
     return hardware(name).peak * devices * seconds if name else None

@@ -1,6 +1,7 @@
-"""The ways to lay a run out over GPUs that our engine has, and one that it has not yet (recomputation), by speed.
+"""The parallel layouts of a run on given GPUs, ordered by predicted speed: those of our engine, and recomputation,
+which it does not have yet.
 
-A layout that is returned fits by model/memory.py, and every batch of the run divides over its ranks.
+Every layout that is returned fits into memory by model/memory.py, and divides every batch of the run among its ranks.
 """
 
 import itertools
@@ -37,7 +38,7 @@ class Candidate:
 
     @property
     def settings(self) -> str:
-        """What `SET` takes to train so."""
+        """The settings, as words for SET, that train in this layout."""
         layout = self.layout
         return (
             f"layout.processes={layout.gpus} layout.tp={layout.tp} layout.micro_batch={layout.micro_batch} "

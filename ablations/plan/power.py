@@ -46,14 +46,15 @@ def standard_deviations(dof: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantile(dof: float, level: float) -> float:
-    """What Student's |t| exceeds with chance `level`; of infinite degrees of freedom, a standard normal |z|."""
+    """The value that the absolute value of Student's t exceeds with probability `level`; with infinite degrees of
+    freedom, of a standard normal."""
     from scipy.special import ndtri, stdtrit
 
     return -float(ndtri(level / 2) if isinf(dof) else stdtrit(dof, level / 2))
 
 
 def power(difference: float, seeds: float, items: float, dof: float, level: float = LEVEL) -> float:
-    """Chance that a true difference counts, in either direction.
+    """The probability that a true difference is called significant, in either direction.
 
     seeds, items: variances of the difference that come from each. dof: of the estimate of the first.
     """
@@ -90,7 +91,7 @@ def detectable(sd: float, items: float, arms: int, seeds: int) -> float:
 
 
 def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
-    """x >= 0 at which a rising function has a value, to five digits."""
+    """The x >= 0 at which an increasing function has the given value, to five digits."""
     low, high = 0.0, start
     while rising(high) < value:
         low, high = high, 2 * high
@@ -124,7 +125,7 @@ def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str
 def foresee(
     size: str, tokens: int | None, arms: int, seeds: int, records: Path = RECORDS, budget: str = "tokens"
 ) -> str:
-    """What `make plan` says about what the study can see. `tokens`, `budget`: as in `recorded`."""
+    """The lines of `make plan` on the differences that the study can detect. `tokens`, `budget`: as in `recorded`."""
     known = recorded(size, tokens, records, budget)
     if not known:
         return (

@@ -1,4 +1,4 @@
-"""How often the runs of a study read their text: the epochs of each source, and what fills no sequence."""
+"""How often the runs of a study read their text: the epochs of each source, and the tokens that fill no sequence."""
 
 from ablations.run import Run
 from ablations.study import Study

@@ -1,4 +1,4 @@
-"""How often to save, and what failures cost: arithmetic for a plan, and a simulation where arithmetic ends.
+"""Checkpoint intervals, and what failures cost: formulas for a plan, and a simulation where there is no formula.
 
 python -m ablations.plan.reliability        # the two clusters of docs/reliability.md
 """
@@ -15,7 +15,8 @@ from ablations.rundir import Damaged, read_checkpoint
 
 
 def save_interval(stall: float, mtbf: float) -> float:
-    """Seconds of training between two saves that lose least: Daly (2006), eq. 37; Young (1974) is its first term.
+    """The seconds of training between two saves at which the least time is lost: Daly (2006), eq. 37; Young (1974) is
+    its first term.
 
     Args:
         stall: seconds for which one save holds up training.
@@ -30,7 +31,7 @@ def save_interval(stall: float, mtbf: float) -> float:
 
 
 def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
-    """A line for the plan: how often a run will save, by what a save has cost so far.
+    """A line of the plan: how often a run will save, from what saves have cost in earlier runs.
 
     Args:
         checkpoints: of runs of this kind, if there are any.
@@ -69,7 +70,7 @@ class Cluster:
 
     @property
     def mtbf(self) -> float:
-        """Of the whole job."""
+        """Mean seconds between two failures of the whole job."""
         return self.node_mtbf / self.nodes
 
 

@@ -1,7 +1,7 @@
-"""What there is to spend, in the units people say it in: "18 weeks, 52x8 A100-80, 4 spare", "4500 PF-days". Checked.
+"""Budgets of resources, parsed from text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days", and converted.
 
-A budget is a cluster for a time, or an amount: GPU-hours or money (on hardware that is named), FLOPs (of the model, or
-of the hardware at its peak), tokens, optimizer steps. An amount says how much, not how fast.
+A budget is a cluster for a time, or an amount: of GPU-hours or money (on given hardware), of FLOPs (of the model, or of
+the hardware at its peak), of tokens, or of optimizer steps. An amount has no rate.
 """
 
 import math
@@ -43,7 +43,7 @@ class Cluster:
 
     @property
     def working(self) -> int:
-        """GPUs at work."""
+        """The number of GPUs that train, spares aside."""
         return (self.nodes - self.spare) * self.per_node
 
     @property
@@ -52,11 +52,11 @@ class Cluster:
 
     @property
     def reserved_gpu_hours(self) -> float:
-        """The spares' too: what is paid for."""
+        """GPU-hours that are paid for, those of spare nodes included."""
         return self.nodes * self.per_node * self.seconds / HOUR
 
     def flops(self, per_gpu: float) -> float:
-        """Floating-point operations at so many a second on each GPU."""
+        """Floating-point operations in the whole time, at `per_gpu` per second on each GPU."""
         return self.working * self.seconds * per_gpu
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class Budget:
 
 
 def span(seconds: float) -> str:
-    """18 weeks, 3.5 days, 20 hours."""
+    """A time in words: "18 weeks", "3.5 days", "20 hours"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]
         if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
@@ -125,7 +125,7 @@ def span(seconds: float) -> str:
 
 
 def amount(number: float) -> str:
-    """11,963; 0.188."""
+    """A number in words: "11,963", "0.188"."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 

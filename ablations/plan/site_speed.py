@@ -1,4 +1,4 @@
-"""A site's own measurements of training speed, which replace what published rows say: runs/bench-gpu.jsonl.
+"""Training speed measured at a site (runs/bench-gpu.jsonl), which replaces predictions from published measurements.
 
 `make bench-gpu` (tests/bench_gpu.py) appends a line for each row: size, position, precision, loop, micro_batch,
 accumulate, device, tokens_per_second. Those of our engine in bf16 count here.
@@ -75,7 +75,7 @@ def _ratio(row: dict[str, Any], gpu: GPU) -> float:
 
 
 def expected(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> Prediction:
-    """`predict`, put right by the site's own measurements where there are some."""
+    """The prediction of `predict`, corrected by the site's own measurements where there are some."""
     prediction = predict(shape, layout, gpu)
     if site is None:
         return prediction

@@ -1,4 +1,4 @@
-"""What a study costs on hardware that is named: layouts, hours, energy, disk; what speaks against it."""
+"""The cost of a study on given hardware: layouts, hours, energy, disk; and reasons not to start it."""
 
 import shutil
 from dataclasses import asdict, dataclass
@@ -110,7 +110,7 @@ class StudyCost:
 
 
 def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
-    """The study on so many GPUs for each run. Refusals are reasons why it should not be started so."""
+    """The cost of the study with `gpus` GPUs for each run, and reasons why it should not be started so."""
     site = site_speed.read(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = search(first, gpu, gpus, site)
@@ -141,7 +141,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
 
 
 def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bool) -> RunCost:
-    """One run in its layout. suite: whether it is judged on the 27 tasks too."""
+    """The cost of one run in its layout. suite: whether it is evaluated on the 27 tasks too."""
     run, gpus = cell.run, best.layout.gpus
     per_step = run.train.batch * run.model.seq
     speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast
@@ -179,14 +179,14 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
 
 
 def foreseen(study: Study) -> str:
-    """What the study can see (power.py)."""
+    """The differences that the study can detect, see power.py."""
     base = study.base
     tokens = None if base.by_clock else base.tokens
     return power.foresee(base.size, tokens, len(study.arms), len(study.seeds), budget=base.train.budget)
 
 
 def _free(out: Path) -> float | None:
-    """GB free where the runs will be; None where that cannot be asked."""
+    """GB free on the disk where the runs will be; None where that cannot be found out."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
     try:
         return shutil.disk_usage(place).free / 1e9 if place else None
@@ -195,7 +195,7 @@ def _free(out: Path) -> float | None:
 
 
 def _against(study: Study) -> tuple[list[str], list[str]]:
-    """Reasons against starting the study that its settings give, and what is worth knowing."""
+    """Reasons against starting the study that follow from its settings, and other notes."""
     refused: list[str] = []
     notes: list[str] = []
     base = study.cell(study.arms[0], study.seeds[0]).run

@@ -35,7 +35,8 @@ UNEVEN_HEADS = 138.72 / 120.18
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model decides its speed. `ffn` is the inner width, `matrices` those of an MLP: 2, or 3 when gated."""
+    """The dimensions of a model that decide its speed. `ffn` is the inner width, `matrices` those of an MLP: 2, or 3
+    when gated."""
 
     layers: int
     hidden: int
@@ -69,7 +70,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is spread over GPUs. `embedding_slots`: each embedding takes a layer's place in the pipeline."""
+    """How a step is divided among GPUs. `embedding_slots`: whether each embedding takes the place of a layer in the
+    pipeline."""
 
     gpus: int
     tp: int
@@ -86,7 +88,7 @@ class Layout:
 
     @property
     def micro_batches(self) -> float:
-        """For each replica, in one step."""
+        """The number of micro-batches of each replica in one step."""
         return self.batch / (self.dp * self.micro_batch)
 
 

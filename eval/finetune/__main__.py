@@ -6,18 +6,12 @@ the same command goes on with what is not there. Nothing is tuned for a task: on
 """
 
 import argparse
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ablations import rundir
-from eval import location
 
 SEEDS = 5  # the median of so many counts, as in "Cramming"
 FOLDER = rundir.GLUE  # of results, in a run directory
@@ -51,10 +45,16 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return rundir.Exit.INTERRUPTED
 
 
 def command(args: argparse.Namespace) -> int:
+    from eval.finetune.source import Source
+    from eval.finetune.tasks import load
     from eval.finetune.train import Setting, identity, names_of, summarise
+    from eval.finetune.work import Item, Work, finished, run_all
 
     if args.run is None and args.external is None and args.data:
         return check(args.data, list(names_of(args.tasks)), every=bool(args.tasks))
@@ -87,12 +87,14 @@ def command(args: argparse.Namespace) -> int:
     results: dict[tuple[str, int], dict[str, Any]] = {}
     todo = []
     for name, depends in identities.items():
+        steps = setting.steps(len(load(name, "train", args.data)))
         for seed in range(1, args.seeds + 1):
-            if (result := finished(folder / f"{name}-{seed}.json", depends | {"seed": seed})) is None:
-                todo.append((name, seed, depends))
+            item = Item(name, seed, depends, steps)
+            if (result := finished(item.file(folder), depends | {"seed": seed})) is None:
+                todo.append(item)
             else:
                 results[name, seed] = result
-    failed = run_all(folder, source, args.data, setting, todo, args.jobs, results)
+    failed = run_all(Work(folder, source, args.data, setting), todo, args.jobs, results)
     by_task = {
         name: [results[name, seed] for seed in range(1, args.seeds + 1) if (name, seed) in results]
         for name in identities
@@ -136,146 +138,6 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
             load(name, split, folders)
     print(f"fine-tuning: {', '.join(there)}")
     return 0
-
-
-class Source:
-    """The pretrained model: a run of ours, or a folder of Hugging Face's. Picklable, for processes."""
-
-    def __init__(self, run: Path | None, external: Path | None, store: Path | None):
-        self.run, self.external, self.store = run, external, store
-        if external and not (external / "config.json").is_file():
-            raise ValueError(f"{external} has no config.json: it is no checkpoint of Hugging Face's")
-        if run:
-            self.record = location.read_run(run)
-            if rundir.read_done(run) is None:
-                raise ValueError(f"{run} has no {rundir.DONE}: only a finished run can be fine-tuned")
-            self.store = location.data_store(run, store)
-
-    def sha256(self) -> str:
-        """Of the weights. Raises ValueError when those of a run are damaged."""
-        if self.run:
-            from eval.weights import Weights
-
-            weights = Weights(self.run / rundir.WEIGHTS)
-            if note := weights.check():
-                print(f"note: {note}", file=sys.stderr)
-            return weights.sha256
-        from eval.finetune.train import digest
-
-        assert self.external
-        return digest([[path.name, rundir.sha256(path)] for path in sorted(self.external.glob("*.safetensors"))])
-
-    def pooling(self) -> str:
-        """A decoder's last token alone has seen all of a text."""
-        if self.run:
-            return "last" if self.record["config"]["model"]["objective"] == "causal" else "first"
-        assert self.external
-        config = rundir.read_json(self.external / "config.json") or {}
-        return (
-            "last"
-            if any("CausalLM" in str(name) or "LMHead" in str(name) for name in config.get("architectures") or [])
-            else "first"
-        )
-
-    def longest(self) -> int | None:
-        """The longest input, in tokens; None where nothing limits it."""
-        if self.run:
-            model = self.record["config"]["model"]
-            return model["seq"] if model["pos"] == "learned" else None
-        assert self.external
-        config = rundir.read_json(self.external / "config.json") or {}
-        return config.get("max_position_embeddings") or config.get("n_positions")
-
-    def encoder(self, longest: int) -> Callable[[str, str], list[int]]:
-        from eval.finetune import classifier
-
-        if self.run:
-            assert self.store
-            return classifier.encoder(location.load_tokenizer(self.run, self.record, self.store), longest)
-        assert self.external
-        return classifier.external_encoder(self.external, longest)
-
-    def backbone(self, dropout: float, seed: int) -> Any:
-        """A fresh model with the pretrained weights."""
-        from eval.finetune import classifier
-
-        if not self.run:
-            assert self.external
-            return classifier.External(self.external)
-        from eval.weights import Weights
-        from model.config import ModelConfig
-        from model.gpt import GPT
-
-        cfg = replace(ModelConfig(**self.record["config"]["model"]), dropout=dropout)
-        model = GPT(cfg, seed=seed)
-        model.load_state_dict(Weights(self.run / rundir.WEIGHTS).read(self.record, model), strict=True)
-        return classifier.Ours(model.float())
-
-
-def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a task and seed, when it is there, whole, and of the same model, data and setting."""
-    try:
-        result = rundir.read_json(path, ["sets", "task", "seed"], {"sets": dict})
-    except rundir.Damaged as error:
-        print(f"{error} It is made again.", file=sys.stderr)
-        return None
-    return result if result is not None and depends.items() <= result.items() else None
-
-
-def one(
-    folder: Path, source: Source, data: list[Path], setting: Any, name: str, seed: int, depends: dict[str, Any]
-) -> dict[str, Any]:
-    """Fine-tune on one task with one seed, and write the result."""
-    import torch
-
-    from eval.finetune.train import finetune
-
-    make = partial(source.backbone, setting.dropout)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = finetune(name, data, make, source.encoder(setting.longest), setting, seed, device)
-    result = depends | {"seed": seed} | result
-    rundir.write_json(folder / f"{name}-{seed}.json", result)
-    return result
-
-
-def run_all(
-    folder: Path,
-    source: Source,
-    data: list[Path],
-    setting: Any,
-    todo: list[tuple[str, int, dict[str, Any]]],
-    jobs: int,
-    results: dict[tuple[str, int], dict[str, Any]],
-) -> list[str]:
-    """Fine-tune on all tasks and seeds that `results` lacks, some at a time, with a progress bar. Returns a sentence
-    for each failure."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    failed: list[str] = []
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task("fine-tuning", total=len(todo))
-
-        def done(name: str, seed: int, make: Callable[[], dict[str, Any]]) -> None:
-            try:
-                results[name, seed] = make()
-            except (ValueError, RuntimeError) as error:
-                failed.append(f"{name}, seed {seed}: {error}")
-            bar.advance(line)
-
-        if jobs == 1:
-            for name, seed, depends in todo:
-                bar.update(line, description=f"{name}, seed {seed}")
-                done(name, seed, partial(one, folder, source, data, setting, name, seed, depends))
-            return failed
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            started = {pool.submit(one, folder, source, data, setting, *item): item for item in todo}
-            for future in as_completed(started):
-                name, seed, _ = started[future]
-                done(name, seed, future.result)
-    return failed
 
 
 def text(table: dict[str, Any]) -> str:

@@ -113,8 +113,9 @@ class Classifier(nn.Module):
 def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
     """A function (text_a, text_b) -> token ids: start, a, separator, and where there is a b: b, separator.
 
-    Where the tokenizer has no start and separator of their own, the end of document is both, as in training. The longer
-    text is cut until all fits into `longest` tokens.
+    Where the tokenizer has no start and separator of their own, the end of document is both, as in training. Where that
+    is more than `longest` tokens the longer text is cut, and then both to a half, as Hugging Face's tokenizers do
+    (truncation "longest_first").
     """
     start = getattr(tokenizer, "cls", None)
     separator = getattr(tokenizer, "sep", None)
@@ -124,9 +125,9 @@ def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
     def encode(text_a: str, text_b: str) -> list[int]:
         a, b = tokenizer.encode(text_a), tokenizer.encode(text_b) if text_b else []
         room = longest - 2 - (1 if text_b else 0)
-        while len(a) + len(b) > room:
-            (a if len(a) >= len(b) else b).pop()
-        return [start, *a, separator] + ([*b, separator] if text_b else [])
+        shorter = min(len(a), len(b), room // 2)
+        a_room, b_room = (shorter, room - shorter) if len(a) <= len(b) else (room - shorter, shorter)
+        return [start, *a[:a_room], separator] + ([*b[:b_room], separator] if text_b else [])
 
     return encode
 

@@ -33,9 +33,14 @@ class Setting:
     beta2: float = 0.98
     eps: float = 1e-6
     weight_decay: float = 0.0
-    dropout: float = 0.1  # in the classifier and between the layers of a model of ours
+    dropout: float = 0.1  # in the classifier, and of a model of ours as model.dropout
+    attn_dropout: float = 0.1  # of a model of ours as model.attn_dropout (config/arch/crammed-bert.yaml; BERT)
     longest: int = 128  # tokens of an input
     pooling: str = "last"
+
+    def steps(self, items: int) -> int:
+        """Optimizer steps of a task with so many training items."""
+        return self.epochs * -(-items // self.batch)
 
     def __post_init__(self) -> None:
         if not 1 <= self.epochs <= MOST_EPOCHS:
@@ -89,8 +94,8 @@ def train(
     setting: Setting,
     seed: int,
     progress: Callable[[int, int], None] = lambda step, steps: None,
-) -> None:
-    """Fine-tune `model` in place on token ids and their labels.
+) -> list[float]:
+    """Fine-tune `model` in place on token ids and their labels; returns the loss of each step.
 
     Raises:
         ValueError: when the loss is no longer a number.
@@ -101,7 +106,8 @@ def train(
         model.parameters(), setting.lr, (setting.beta1, setting.beta2), setting.eps, weight_decay=setting.weight_decay
     )
     lengths = [len(row) for row in rows]
-    steps, step = setting.epochs * -(-len(rows) // setting.batch), 0
+    steps, step = setting.steps(len(rows)), 0
+    losses: list[float] = []
     model.train()
     for epoch in range(setting.epochs):
         for items in batches(lengths, setting.batch, seed, epoch):
@@ -110,13 +116,15 @@ def train(
             batch = pad([rows[i] for i in items])
             labels_B = torch.tensor([labels[i] for i in items], device=device)
             value = loss(model(type(batch)(*(x.to(device) for x in batch))), labels_B)
-            if not torch.isfinite(value):
-                raise ValueError(f"the loss is {value.item()} in step {step} of fine-tuning")
+            losses.append(value.item())
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"the loss is {losses[-1]} in step {step} of fine-tuning")
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
             step += 1
             progress(step, steps)
+    return losses
 
 
 @torch.inference_mode()
@@ -184,9 +192,9 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Any]:
-    """Fine-tune on a task and score it: {"sets": {split: as of `score`}, "train_items"}.
+    """Fine-tune a fresh backbone on a task and score it: {"sets": {split: as of `score`}, "train_items"}.
 
-    make: gives a fresh backbone with the pretrained weights.
+    make: returns a fresh backbone with the pretrained weights.
     """
     task = TASKS[name]
     examples = load(name, "train", folders)

@@ -14,7 +14,8 @@ REASONS_SHOWN = 6
 
 
 def description(cell: dict[str, Any]) -> dict[str, Any]:
-    """What has to be equal where a floor is used: every setting, the text, and how it was judged."""
+    """What has to be equal in two runs for a noise floor of one to hold for the other: settings, text, and
+    evaluation."""
     settings = {key: value for key, value in flatten(cell["run"]["config"]).items() if is_setting(key)}
     evaluation = {key: cell["eval"].get(key) for key in (*WHOLE, "corpora")}
     return {"settings": settings, "text": sources(cell), "evaluation": evaluation}
@@ -26,7 +27,8 @@ def tasks_digest(cell: dict[str, Any], name: str) -> str:
 
 
 def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
-    """Why a study may not use a floor: what its baseline has otherwise; "" where it may, or no run is judged yet."""
+    """Why a study may not use a noise floor: the settings in which its baseline differs from the floor's runs; "" where
+    it may, or no run is evaluated yet."""
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
         return ""
@@ -43,8 +45,8 @@ def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
 
 
 def floor_of(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part | None:
-    """The variance of one run on a metric, from the floor's runs that are none of the study's; None where they are
-    fewer than two, or were asked other tasks."""
+    """The variance of one run on a metric, from those of the floor's runs that are not the study's own; None where
+    these are fewer than two, or have other tasks."""
     metric = floor.content["metrics"].get(name)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not metric or not judged or metric["tasks"] != tasks_digest(judged[0], name):

@@ -96,7 +96,7 @@ def section(part: Section) -> str:
     for block in [*part.blocks, ""]:
         if isinstance(block, Figure):
             if block.svg:
-                caption = f"<figcaption>{words(block.caption)}</figcaption>" if block.caption else ""
+                caption = f"<figcaption>{marked_up(block.caption)}</figcaption>" if block.caption else ""
                 figures.append(f"<figure>{fitted(block.svg)}{caption}</figure>")
             continue
         if figures:
@@ -123,24 +123,24 @@ def fitted(svg: str) -> str:
 
 
 def table(part: Table) -> str:
-    head = "".join(f'<th scope="col"><button>{words(cell)}</button></th>' for cell in part.head)
+    head = "".join(f'<th scope="col"><button>{marked_up(cell)}</button></th>' for cell in part.head)
     rows = "\n".join("<tr>" + "".join(cell_of(cell) for cell in row) + "</tr>" for row in part.rows)
-    caption = f"<caption>{words(part.title)}</caption>" if part.title else ""
+    caption = f"<caption>{marked_up(part.title)}</caption>" if part.title else ""
     return f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
 
 
 def cell_of(cell: str) -> str:
     kind = ' class="n"' if len(cell.replace("*", "")) < 34 else ' class="w"'
-    return f"<td{kind}>{words(cell)}</td>"
+    return f"<td{kind}>{marked_up(cell)}</td>"
 
 
 def paragraph(text: str) -> str:
     if text.startswith("* "):
-        return "<ul>" + "".join(f"<li>{words(line[2:])}</li>" for line in text.split("\n")) + "</ul>"
-    return f"<p>{words(text)}</p>"
+        return "<ul>" + "".join(f"<li>{marked_up(line[2:])}</li>" for line in text.split("\n")) + "</ul>"
+    return f"<p>{marked_up(text)}</p>"
 
 
-def words(text: str) -> str:
+def marked_up(text: str) -> str:
     """A text of a report as HTML, with its **bold** and `code`."""
     bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text, quote=False))
     return re.sub(r"`(.+?)`", r"<code>\1</code>", bold)

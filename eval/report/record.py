@@ -1,4 +1,4 @@
-"""The record of a study: the files of a report, written as one whole, and the runs that an earlier record has."""
+"""Writes the record of a study: the files of a report, all or none; and protects finished runs of an earlier record."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 
 
 def screen(f: Findings) -> str:
-    """What the command prints: the table, and what has to be said with it."""
+    """What the command prints: the table, and the sentences that belong to it."""
     table: Table = overview.table(f, f.study.title)
     notes = [*overview.no_effect(f), *overview.footnotes(f)]
     if f.refusals:
@@ -82,8 +82,8 @@ def screen(f: Findings) -> str:
 
 
 def lost_runs(f: Findings, out: Path) -> str:
-    """The finished runs of the record in `out` that a report would lose, by name; the same run is one of the same
-    configuration, wherever it was run. Empty: there are none, or there is no record."""
+    """The names of finished runs in the record at `out` that this report lacks. Runs are the same when their
+    configurations are, wherever they were trained. Empty where there is no record."""
     try:
         earlier = rundir.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:

@@ -1,4 +1,4 @@
-"""Which runs a report is asked for: NAME=VALUE words in, a study or a collection of runs out."""
+"""Parses the NAME=VALUE words of a report: which study, or which collection of runs, it is about."""
 
 import shlex
 import textwrap
@@ -85,13 +85,14 @@ def parse(words: list[str]) -> Request:
 
 
 def criteria(values: dict[str, str]) -> Criteria:
-    """By what runs as they are get judged. Raises ValueError."""
+    """The criteria by which a collection of runs is judged. Raises ValueError."""
     metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
     return Criteria(metric, margins_of_word(values.get("MARGIN", "")))
 
 
 def as_typed(word: str) -> str:
-    """A word as typed, without the folders of this machine."""
+    """A word of the command line, each path in it reduced to its last name: reports do not show the folders of this
+    machine."""
     from ablations.study import folders
 
     name, _, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""The scores of an evaluation recomputed from its items, which is what they have to equal."""
+"""Recomputes the scores of an evaluation from its items, and compares them with those in eval.json."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,14 +26,14 @@ class Outcome(NamedTuple):
 
 
 def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, Outcome]]) -> dict[str, Any]:
-    """An evaluation with standard errors that know which items share something.
+    """An evaluation whose standard errors take account of items that share a passage or document.
 
     Args:
         result: eval.json.
         outcomes: of samples.jsonl.gz: {task: {item: outcome}}.
 
     Raises:
-        Damaged: where a score is not what its items give.
+        Damaged: a score is not the one that its items give.
     """
     tasks = {name: checked_task(name, entry, outcomes.get(name, {})) for name, entry in result["tasks"].items()}
     result = result | {"tasks": tasks}
@@ -72,7 +72,7 @@ def checked_task(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcom
 
 
 def finite(value: float) -> float | None:
-    """A number; None where there is none, as the standard error of a single passage."""
+    """A number, or None where it is NaN, as the standard error of a single passage is."""
     return value if np.isfinite(value) else None
 
 

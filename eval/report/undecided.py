@@ -13,7 +13,8 @@ UNDECIDED = 3  # exit code
 
 
 def undecided(f: Findings) -> dict[str, str]:
-    """{arm: its verdict} of the arms that are undecided for want of seeds; too few items are no such want."""
+    """{arm: its verdict} of the arms that are undecided for lack of seeds; those that have too few items are left
+    out."""
     compared = f.compared.get(f.primary, {})
     return {
         arm: f.decision(arm, f.primary).words

@@ -1,4 +1,4 @@
-"""Arms against the baseline: p-values, thresholds, and Holm's correction for being several.
+"""Comparisons of arms with the baseline: p-values, thresholds, and Holm's correction for the number of arms.
 
 Holm's step-down correction needs nothing but the p-values and holds under any dependence. max-T and Dunnett's test,
 which know that all arms share a baseline, would gain a few per cent of the threshold; but max-T by permutation cannot
@@ -44,7 +44,7 @@ class Comparison:
 
     @property
     def enough_items(self) -> bool:
-        """Whether the items can tell their part of the noise."""
+        """Whether there are enough independent items to estimate their part of the noise."""
         return self.independent is None or self.independent >= FEWEST_ITEMS
 
     def equivalent(self, margin: float | None) -> bool:
@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def counts(self) -> bool:
-        """Whether the difference is more than noise, and seen more than once."""
+        """Whether the difference is larger than the noise, in more than one seed."""
         p = self.p if np.isnan(self.adjusted) else self.adjusted
         return self.replicated and self.enough_items and bool(p <= LEVEL)
 
@@ -98,7 +98,7 @@ def compare(
 
 
 def holm(p: list[float]) -> list[float]:
-    """p-values adjusted for being several, in their order (Holm 1979). nan is not counted and stays."""
+    """p-values corrected for their number (Holm 1979), in the given order. NaN is not counted and stays."""
     order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
     adjusted, least = [float("nan")] * len(p), 0.0
     for rank, i in enumerate(order):

@@ -1,0 +1,86 @@
+"""The pretrained model that is fine-tuned: a run of ours, or a checkpoint of Hugging Face's."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ablations import rundir
+from eval import location
+
+
+class Source:
+    """The pretrained model: a run of ours, or a folder of Hugging Face's. Picklable, for processes."""
+
+    def __init__(self, run: Path | None, external: Path | None, store: Path | None):
+        self.run, self.external, self.store = run, external, store
+        if external and not (external / "config.json").is_file():
+            raise ValueError(f"{external} has no config.json: it is no checkpoint of Hugging Face's")
+        if run:
+            self.record = location.read_run(run)
+            if rundir.read_done(run) is None:
+                raise ValueError(f"{run} has no {rundir.DONE}: only a finished run can be fine-tuned")
+            self.store = location.data_store(run, store)
+
+    def sha256(self) -> str:
+        """Of the weights. Raises ValueError when those of a run are damaged."""
+        if self.run:
+            from eval.weights import Weights
+
+            weights = Weights(self.run / rundir.WEIGHTS)
+            if note := weights.check():
+                print(f"note: {note}", file=sys.stderr)
+            return weights.sha256
+        from eval.finetune.train import digest
+
+        assert self.external
+        return digest([[path.name, rundir.sha256(path)] for path in sorted(self.external.glob("*.safetensors"))])
+
+    def pooling(self) -> str:
+        """A decoder's last token alone has seen all of a text."""
+        if self.run:
+            return "last" if self.record["config"]["model"]["objective"] == "causal" else "first"
+        assert self.external
+        config = rundir.read_json(self.external / "config.json") or {}
+        return (
+            "last"
+            if any("CausalLM" in str(name) or "LMHead" in str(name) for name in config.get("architectures") or [])
+            else "first"
+        )
+
+    def longest(self) -> int | None:
+        """The longest input, in tokens; None where nothing limits it."""
+        if self.run:
+            model = self.record["config"]["model"]
+            return model["seq"] if model["pos"] == "learned" else None
+        assert self.external
+        config = rundir.read_json(self.external / "config.json") or {}
+        return config.get("max_position_embeddings") or config.get("n_positions")
+
+    def encoder(self, longest: int) -> Callable[[str, str], list[int]]:
+        from eval.finetune import classifier
+
+        if self.run:
+            assert self.store
+            return classifier.encoder(location.load_tokenizer(self.run, self.record, self.store), longest)
+        assert self.external
+        return classifier.external_encoder(self.external, longest)
+
+    def backbone(self, setting: Any, seed: int) -> Any:
+        """A fresh model with the pretrained weights, and the dropout of a `Setting`; one of Hugging Face's has that of
+        its own configuration."""
+        from eval.finetune import classifier
+
+        if not self.run:
+            assert self.external
+            return classifier.External(self.external)
+        from eval.weights import Weights
+        from model.config import ModelConfig
+        from model.gpt import GPT
+
+        cfg = ModelConfig(**self.record["config"]["model"])
+        cfg = replace(cfg, dropout=setting.dropout, attn_dropout=setting.attn_dropout)
+        model = GPT(cfg, seed=seed)
+        model.load_state_dict(Weights(self.run / rundir.WEIGHTS).read(self.record, model), strict=True)
+        return classifier.Ours(model.float())

@@ -1,0 +1,160 @@
+"""Tasks and seeds fine-tuned, several at a time, with a progress bar; each result is written as it is done."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ablations import rundir
+
+REFRESH = 0.5  # seconds between looks at what the processes have done
+
+
+class Item(NamedTuple):
+    """One task and seed to be fine-tuned.
+
+    depends: what the result depends on, besides the seed (`eval.finetune.train.identity`).
+    steps: optimizer steps of its training.
+    """
+
+    name: str
+    seed: int
+    depends: dict[str, Any]
+    steps: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"{self.name}-{self.seed}.json"
+
+
+class Work(NamedTuple):
+    """What all items have in common. Picklable, for processes."""
+
+    folder: Path  # of the results
+    source: Any  # the pretrained model: eval.finetune.source.Source
+    data: list[Path]
+    setting: Any  # eval.finetune.train.Setting
+
+
+def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a task and seed, when it is there, whole, and of the same model, data and setting."""
+    try:
+        result = rundir.read_json(path, ["sets", "task", "seed"], {"sets": dict})
+    except rundir.Damaged as error:
+        print(f"{error} It is made again.", file=sys.stderr)
+        return None
+    return result if result is not None and depends.items() <= result.items() else None
+
+
+def one(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Fine-tune on one task with one seed, and write the result."""
+    import torch
+
+    from eval.finetune.train import finetune
+
+    source, setting = work.source, work.setting
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encode = source.encoder(setting.longest)
+
+    def make(seed: int) -> Any:
+        return source.backbone(setting, seed)
+
+    result = finetune(item.name, work.data, make, encode, setting, item.seed, device, progress)
+    result = item.depends | {"seed": item.seed} | result
+    rundir.write_json(item.file(work.folder), result)
+    return result
+
+
+def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
+    """Fine-tune on all items, `jobs` at a time, and add their results to `results`. Returns a sentence for each
+    failure."""
+    failed: list[str] = []
+
+    def done(item: Item, make: Callable[[], dict[str, Any]]) -> None:
+        try:
+            results[item.name, item.seed] = make()
+        except (ValueError, RuntimeError) as error:
+            failed.append(f"{item.words}: {error}")
+
+    with shown(items) as show:
+        if jobs == 1:
+            for number, item in enumerate(items):
+                before = sum(earlier.steps for earlier in items[:number])
+                done(item, partial(one, work, item, partial(_show_step, show, before)))
+                show(before + item.steps, item.words)
+            return failed
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+        context = multiprocessing.get_context("spawn")
+        steps = context.Value("q", 0)
+        with ProcessPoolExecutor(jobs, context, _begin, (steps,)) as pool:
+            try:
+                started = {pool.submit(_one_of_several, work, item): item for item in items}
+                left = set(started)
+                while left:
+                    ended, left = wait(left, REFRESH, FIRST_COMPLETED)
+                    for future in ended:
+                        done(started[future], future.result)
+                        show(steps.value, started[future].words)
+                    show(steps.value, "")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in multiprocessing.active_children():
+                    child.terminate()
+                raise
+    return failed
+
+
+def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int) -> None:
+    show(before + step, "")
+
+
+_steps: Any = None  # in a process of the pool: the steps that all of them have done
+
+
+def _begin(steps: Any) -> None:
+    """In each process of the pool: the kernel ends it when its parent is killed (Linux: PR_SET_PDEATHSIG)."""
+    global _steps
+    _steps = steps
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _one_of_several(work: Work, item: Item) -> dict[str, Any]:
+    def progress(step: int, _: int) -> None:
+        with _steps.get_lock():
+            _steps.value += 1
+
+    return one(work, item, progress)
+
+
+@contextmanager
+def shown(items: list[Item]) -> Iterator[Callable[[int, str], None]]:
+    """Gives a function (steps that are done, the item that has just ended, or ""). On a terminal it moves a bar with
+    the time that is left; elsewhere it prints a line for each item."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    total, began, ended = sum(item.steps for item in items), time.monotonic(), 0
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        line = bar.add_task("fine-tuning", total=total)
+
+        def show(steps: int, words: str) -> None:
+            nonlocal ended
+            ended += words != ""
+            bar.update(line, completed=steps, description=f"fine-tuning, {ended} of {len(items)} done")
+            if words and not console.is_terminal:
+                left = (time.monotonic() - began) * (total - steps) / max(1, steps)
+                print(f"{words}: {ended} of {len(items)} done, {left / 60:.0f} min left", file=sys.stderr, flush=True)
+
+        yield show
