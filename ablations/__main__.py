@@ -96,6 +96,9 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return rundir.Exit.INTERRUPTED
+    except BrokenPipeError:  # who reads has enough, as `| head` has; what is left must not be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return rundir.Exit.FAILED
 
 
 def variables() -> str:

@@ -89,7 +89,7 @@ class BatchSizes:
         return stages
 
     def samples(self, step: int) -> range:
-        """The numbers of the samples in the batch of `step`."""
+        """The numbers of the samples in the batch of `step`, both counted from 0."""
         stage = [stage for stage in self.stages if stage.step <= step][-1]
         begin = stage.sample + (step - stage.step) * stage.size
         return range(begin, begin + stage.size)

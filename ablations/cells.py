@@ -315,9 +315,7 @@ def _rounded(run: Run) -> tuple[Any, ...]:
 
 
 def check_corpus(corpus: str) -> None:
-    """Raises:
-    ConfigError: when no such corpus is defined and no file matches.
-    """
+    """Raises ConfigError where no corpus of this name is defined and no file matches it."""
     from data.corpus import check
 
     try:

@@ -99,7 +99,7 @@ class Run:
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 
     def tokens_after(self, step: int) -> int:
-        """Tokens of the first `step` steps."""
+        """The number of tokens in the first `step` steps."""
         return self.samples(step).start * self.model.seq
 
     @property

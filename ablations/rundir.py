@@ -121,22 +121,22 @@ RUN_TYPES = MappingProxyType({"fingerprint": str, "config": dict, "data": dict, 
 
 
 def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
-    """RUN, or None before the first launch. Raises Damaged."""
+    """The content of RUN; None before the first launch. Raises Damaged."""
     return read_json(run_dir / RUN, RUN_KEYS, RUN_TYPES, cure)
 
 
 def read_metrics(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """METRICS, as `read_lines`."""
+    """The rows of METRICS, and a sentence about damaged lines; see `read_lines`."""
     return read_lines(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
 def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
-    """The last line of METRICS, as `last_line`."""
+    """The last row of METRICS, and a sentence about damaged lines; see `last_line`."""
     return last_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
 def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """ATTEMPTS, as `read_lines`; see launch/slurm/attempts.py."""
+    """The rows of ATTEMPTS, and a sentence about damaged lines; see `read_lines` and launch/slurm/attempts.py."""
     return read_lines(run_dir / ATTEMPTS, ["event", "job"], ATTEMPT_TYPES)
 
 

@@ -74,8 +74,8 @@ def budget_triangle2(t: float, warmup: float) -> float:
 
 
 def budget_inverse_sqrt(t: float, warmup: float) -> float:
-    """A straight line from 0 up to the peak in the first twentieth of the budget, then as one over the square root of t
-    ("inverse-sqrt" of Geiping & Goldstein 2023: 30,000 of at most 600,000 micro-batches)."""
+    """Rises linearly from 0 to the peak in the first twentieth of the budget, then falls as one over the square root of
+    t ("inverse-sqrt" of Geiping & Goldstein 2023: 30,000 of at most 600,000 micro-batches)."""
     return min(t / RISE, math.sqrt(RISE / t)) if t else 0.0
 
 

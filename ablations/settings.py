@@ -13,7 +13,7 @@ FP16 = {"train.precision": ("fp16",)}
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how a corpus becomes training text."""
+    """The corpus and the tokenizer, and how the corpus becomes training text."""
 
     corpus: Annotated[str, Setting("a file of data/corpora, or a file, folder or glob of text such as my/*.jsonl.zst")]
     tokenizer: Annotated[

@@ -68,7 +68,8 @@ def _stand(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], no
 def _at_work(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
-    """As `_stand`, of a run that a process has locked or that Slurm has started: starting, running, or stalled."""
+    """The state, starting, running or stalled, of a run that a process has locked or that Slurm has started; with
+    entries as of `_stand`."""
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)

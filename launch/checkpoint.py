@@ -63,11 +63,12 @@ class Fragment:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run: saved in the background, loaded, and thinned out.
 
     Args:
+        folder: the run's folder of checkpoints.
         keep: how many of the newest are kept.
-        milestones: steps of which the weights are kept besides, and the tokens trained at each.
+        milestones: {step: tokens trained} of the steps at which the weights are saved for evaluation too.
         identity: whose checkpoints these are, such as the run's fingerprint; those of another run are refused.
     """
 
@@ -193,9 +194,7 @@ class Checkpoints:
         self.check()
 
     def check(self) -> None:
-        """Raises:
-        CheckpointError: when the save in the background has failed.
-        """
+        """Raises CheckpointError when the save in the background has failed."""
         if self.error:
             left = rundir.checkpoints(self.folder)
             rest = f"the newest whole one is {left[0].name}" if left else "there is no other yet"

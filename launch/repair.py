@@ -50,7 +50,7 @@ def is_trained(cell: Cell) -> bool:
 
 
 def is_evaluated(cell: Cell) -> bool:
-    """Whether there is an evaluation of the trained weights that can be read."""
+    """Whether the run directory has an undamaged evaluation of the trained weights."""
     try:
         return rundir.read_json(cell.dir / rundir.EVAL) is not None
     except Damaged:

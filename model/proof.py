@@ -47,9 +47,7 @@ class InactiveFactor(RuntimeError):
 
 
 def require(proofs: Iterable[Proof]) -> None:
-    """Raises:
-    InactiveFactor: naming every proof that failed.
-    """
+    """Raises InactiveFactor, naming every proof that failed, unless all passed."""
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
         listed = "\n  ".join(failed)

@@ -33,7 +33,42 @@ SETTINGS = {
     "fp32": ("eager", "compiled"),
     "bf16": ("eager autocast", "compiled autocast", "eager masters", "compiled masters"),
 }
-FUSED = ("GPT", "Llama", "x-transformers")  # they have a plain attention too, which on a CPU may be the faster one
+FUSED = (
+    "GPT",
+    "Llama",
+    "x-transformers",
+    "BERT",
+)  # they have a plain attention too, which on a CPU may be the faster one
+
+# `--mlm`: a small sibling of Cramming's shape (sequences of 128, heads of 64 columns, a vocabulary of 32 x the width, a
+# quarter of the tokens masked), as BERT and as Cramming have it, with as many parameters in the MLPs.
+SIBLING: list[tuple[str, Any]] = [
+    ("model.objective", "mlm"),
+    ("model.mask_rate", 0.25),
+    ("model.layers", 4),
+    ("model.hidden", 256),
+    ("model.heads", 4),
+    ("model.seq", 128),
+    ("model.vocab", 8192),
+    ("model.sumnorm", True),
+]
+AS_BERT: list[tuple[str, Any]] = [
+    *SIBLING,
+    ("model.pos", "learned"),
+    ("model.block", "post-ln"),
+    ("model.ffn_width", 768),
+    ("model.head_transform", "bert"),
+    ("model.output_bias", True),
+]
+AS_CRAMMED: list[tuple[str, Any]] = [
+    *SIBLING,
+    ("model.pos", "scaled-sinusoidal"),
+    ("model.act", "geglu"),
+    ("model.ffn_width", 512),
+    ("model.qkv_bias", False),
+    ("model.linear_bias", False),
+]
+BERTS = ("BERT, learned", "BERT, masked only")
 
 
 class Row(NamedTuple):
@@ -110,11 +145,15 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
     def wanted(name: str) -> bool:
         return not args.only or any(word in name for word in args.only)
 
+    theirs = [*base, *AS_BERT] if args.mlm else base
+    ours: dict[str, list[tuple[str, Any]]] = {pos: [*base, ("model.pos", pos)] for pos in OURS}
+    if args.mlm:
+        ours = {"learned": [*base, *AS_BERT], "scaled-sinusoidal": [*base, *AS_CRAMMED]}
     rows: list[Row | None] = []
-    for name in filter(wanted, PEERS):
+    for name in filter(wanted, BERTS if args.mlm else PEERS):
         settings = [setting for setting in SETTINGS[precision] if args.setting in setting]
         settings += [f"{setting}, plain" for setting in settings if name.startswith(FUSED)]
-        found = [start(name, setting, base, options) for setting in settings]
+        found = [start(name, setting, theirs, options) for setting in settings]
         tried = [row for row in found if row]
         if tried:
             rounds(tried, 3, args.steps)
@@ -123,10 +162,9 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
                 stop(row)
         rows += [fastest(tried)] if tried else []
     for library in ("torch.mm", "oneDNN"):
-        rows.append(start(f"floor, {library}", "", base, options))
-    for pos in OURS:
+        rows.append(start(f"floor, {library}", "", theirs, options))
+    for pos, words in ours.items():
         if wanted(f"ours, {pos}"):
-            words = [*base, ("model.pos", pos)]
             rows.append(start(f"ours, {pos}", "eager", words, options))
             if args.bare:
                 rows.append(start(f"bare, {pos}", "eager masters" if precision == "bf16" else "eager", words, options))
@@ -146,12 +184,13 @@ def table(precision: str, rows: list[Row], args: argparse.Namespace) -> None:
     from ablations.config import resolve
     from model.count import flops_per_token
 
-    model = resolve([("size", args.size), ("train.batch", args.batch), ("layout.micro_batch", args.batch)]).model
+    words = [("size", args.size), ("train.batch", args.batch), ("layout.micro_batch", args.batch)]
+    model = resolve([*words, *(AS_BERT if args.mlm else [])]).model
     tokens, flops = args.batch * model.seq, flops_per_token(model)
     peers = [row for row in rows if not row.name.startswith(("ours", "bare", "floor"))]
     lowest = fastest([row for row in rows if row.name.startswith("floor")])
     unit = "CPU second" if args.threads == 1 else "second"
-    head = f"{args.size}, {precision}, threads: {args.threads}, {args.batch} x {model.seq}"
+    head = f"{'mlm' if args.mlm else args.size}, {precision}, threads: {args.threads}, {args.batch} x {model.seq}"
     print(
         f"\n| {head} | setting | tokens per {unit} | GFLOP/s | of floor | × best peer | × best of its positions | "
         "MB | page faults a step |\n|---|---|---|---|---|---|---|---|---|"
@@ -180,6 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--size", default="nano")
+    parser.add_argument("--mlm", action="store_true", help="masked language models of one small shape, against BERT")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)

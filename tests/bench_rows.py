@@ -2,7 +2,9 @@
 
 A row is "ours, POS" (the whole optimizer step of launch/engine.py, DeepSpeed included), "bare, POS" (our model in the
 loop of the peers: what DeepSpeed costs), "floor, LIBRARY" (the linear layers' matrix products alone), or a peer: the
-same shape, work and optimizer in a bare torch loop.
+same shape, work and optimizer in a bare torch loop. With `--mlm` "ours, learned" is BERT's shape and "ours,
+scaled-sinusoidal" Cramming's with as many parameters; "BERT, learned" is BertForMaskedLM, which computes the logits of
+all positions, and "BERT, masked only" the same by hand with the head on the masked positions alone.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import importlib
 import importlib.util
 import itertools
 import os
+import re
 import resource
 import sys
 import time
@@ -29,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from ablations.config import Run, resolve
 from launch import engine
 from model.gpt import GPT, prepare_to_compile
+from model.objective import OBJECTIVES, Batch, SpecialTokens
 
 Step = Callable[[], object]
 
@@ -71,17 +75,29 @@ def build(row: str, setting: str, run: Run, rows: torch.Tensor, nanogpt: Path | 
     if kind == "bare":
         engine.keep_freed_memory()
         return peer(GPT(run.model, run.seed), run, rows, setting)
-    return peer(peers(run, nanogpt, "plain" in setting)[row](), run, rows, setting)
+    made = peers(run, nanogpt, "plain" in setting)[row.replace("masked only", "learned")]()
+    return peer(made, run, rows, setting, "masked only" in row)
 
 
 def ours(run: Run, rows: torch.Tensor) -> Step:
     engine.start(run)
     built = engine.build(GPT(run.model, run.seed), run, 1)
-    return lambda: built.step(built.model.objective.batch(rows), run.train.lr)
+    batch = masked(run, rows)  # drawn once, for ours as for peers
+    return lambda: built.step(batch or built.model.objective.batch(rows), run.train.lr)
 
 
-def peer(model: torch.nn.Module, run: Run, rows: torch.Tensor, setting: str) -> Step:
-    """A bare torch loop: AdamW, clipping. In bf16 under autocast, or with bf16 weights and fp32 masters of them."""
+def masked(run: Run, rows: torch.Tensor) -> Batch | None:
+    """The rows with some of their tokens masked, the same ones for all; None, where nothing is to be masked."""
+    if run.model.objective != "mlm":
+        return None
+    return OBJECTIVES["mlm"](run.model).batch(rows, tokens=SpecialTokens(mask=4))
+
+
+def peer(model: Any, run: Run, rows: torch.Tensor, setting: str, masked_only: bool = False) -> Step:
+    """A bare torch loop: AdamW, clipping. In bf16 under autocast, or with bf16 weights and fp32 masters of them.
+
+    masked_only: of BERT, the head is applied to the masked positions only.
+    """
     x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
     if "masters" in setting:
         model.bfloat16()
@@ -90,7 +106,16 @@ def peer(model: torch.nn.Module, run: Run, rows: torch.Tensor, setting: str) -> 
     optimizer = torch.optim.AdamW(masters, lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     autocast = torch.autocast("cpu", torch.bfloat16) if "autocast" in setting else contextlib.nullcontext()
 
+    batch, labels = masked(run, rows), torch.full_like(x, -100)  # transformers leaves these out
+    if batch is not None and batch.predicted is not None:
+        labels.scatter_(1, batch.predicted, batch.targets_BT.gather(1, batch.predicted))
+
     def loss() -> Any:
+        if batch is not None and masked_only:
+            logits = model.cls(batch.select(model.bert(batch.inputs_BT).last_hidden_state))
+            return cross_entropy(logits.float(), batch.select(batch.targets_BT))
+        if batch is not None:
+            return model.loss(batch) if isinstance(model, GPT) else model(batch.inputs_BT, labels=labels).loss
         if isinstance(model, GPT):
             return model.loss(model.objective.batch(rows))
         if "nanogpt" in type(model).__module__:  # asked for the logits of all positions it wants the targets
@@ -132,7 +157,7 @@ def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[],
 
     def hf(name: str, **shape: Any) -> Any:
         transformers: Any = importlib.import_module("transformers")
-        config = getattr(transformers, name.replace("LMHeadModel", "").replace("ForCausalLM", "") + "Config")
+        config = getattr(transformers, re.sub("LMHeadModel|ForCausalLM|ForMaskedLM", "", name) + "Config")
         attention = "eager" if plain or name.startswith("Bloom") else "sdpa"
         return getattr(transformers, name)(config(**shape, **tied, attn_implementation=attention))
 
@@ -192,6 +217,18 @@ def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[],
             rotary_pct=1.0,
             hidden_act="gelu_new",
             use_parallel_residual=False,
+        ),
+        "BERT, learned": partial(
+            hf,
+            "BertForMaskedLM",
+            hidden_size=D,
+            num_hidden_layers=L,
+            num_attention_heads=H,
+            intermediate_size=F,
+            hidden_act="gelu_new",
+            max_position_embeddings=T,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         ),
         "BLOOM, ALiBi": partial(hf, "BloomForCausalLM", hidden_size=D, n_layer=L, n_head=H),
         "Llama, rotary, SwiGLU": partial(

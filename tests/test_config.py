@@ -228,3 +228,11 @@ def test_runs_recorded_before_a_setting_existed_keep_their_fingerprint(tmp_path:
     for key, value in {"train.schedule": "linear", "train.budget": "10m"}.items():
         changed = resolve([("size", "nano"), ("model.pos", "alibi"), (key, value)])
         assert changed.fingerprint != resolve([("size", "nano"), ("model.pos", "alibi")]).fingerprint
+
+
+def test_a_reader_that_closes_the_pipe_costs_no_traceback() -> None:
+    command = [sys.executable, "-m", "ablations", "plan", "POS=alibi"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()  # before the first line
+        assert process.stderr.read() == ""

@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from ablations.study import HELP
+
 ROOT = Path(__file__).parents[1]
 MAY = {  # a package -> the packages that its files may import
     "model": {"model.kernels"},
@@ -246,6 +248,8 @@ def test_every_command_of_make_says_its_words_and_help_names_it() -> None:
     wordless = {"calibrate", "check", "docs", "loc", "help", "clean"}
     known = {*re.findall(r"^TAKES_([\w-]+) :=", text, re.M), *re.findall(r"foreach goal,([\w -]+),", text)[0].split()}
     assert commands == known | wordless
+    names = re.search(r"^NAMES := (.*)$", text, re.M)
+    assert names and set(names[1].split()) == HELP.keys()
     header = text.partition("\n\n")[0]
     assert {"cram", "glue", "plan", "report", "ladder", "laws", "diff"} <= set(re.findall(r"make ([\w-]+)", header))
     assert "BUDGET=" in header

@@ -211,10 +211,25 @@ def test_the_command_fits_draws_and_refuses(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "alpha  0.3478" in said and "beta   0.3658" in said and "way 2, equal compute: cannot be told" in said
     assert "without its largest size, 13.9M parameters, it is off there by" in said
-    assert (tmp_path / "law.svg").read_text().count("<circle") >= 16
+    assert (tmp_path / "law.svg").read_text().count("<circle") >= 16 and "E may be 0" not in said
+    assert laws.main([*folders, "--figure", str(tmp_path / "nowhere" / "law.svg")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
     assert laws.main([]) == 2
     assert "no runs are named" in capsys.readouterr().err
     assert laws.main(folders[:4]) == 2
     assert "cannot determine a law" in capsys.readouterr().err
     assert laws.main([*folders[:4], "--form", "compute"]) == 2  # one size: no larger one to hold out
-    assert "error" in capsys.readouterr().err
+    assert "cannot be checked at its largest size" in capsys.readouterr().err
+
+
+def test_a_law_without_a_floor_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folders = []
+    for size in ("nano", "mini", "small", "14m"):
+        for tokens in (1_000_000, 4_000_000, 16_000_000):
+            folder = finished(tmp_path / f"{size}-{tokens}", tokens, size=size)
+            n = parameters(resolve([("size", size)]).model)
+            loss = 20 / n**0.2 + 30 / tokens**0.2
+            (folder / "eval.json").write_text(json.dumps({"bits_per_byte": {"value": loss, "stderr": 0.01}}))
+            folders.append(str(folder))
+    assert laws.main(folders) == 0
+    assert "E may be 0" in capsys.readouterr().out

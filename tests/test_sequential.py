@@ -1,16 +1,22 @@
 """The levels of a study that adds seeds until it is decided, against simulated normal means."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from ablations.criteria import Criteria
 from ablations.study import from_args
-from eval.statistics import sequential
+from eval.report.findings import gather
+from eval.report.undecided import undecided
+from eval.statistics import sequential, simulation
 from eval.statistics.comparison import compare, family
 from eval.statistics.parts import LEVEL, Part, quantile
 from eval.statistics.sequential import levels, share
 from eval.statistics.verdicts import seeds_to_decide
 from launch.local import until_decided
+from tests.test_report import ARMS, Study, make
 
 NO_ITEMS = Part(0.0, np.inf)
 
@@ -29,6 +35,18 @@ def test_levels_are_exact_to_three_digits(monkeypatch):
     coarse = levels(0.04, 10)
     monkeypatch.setattr(sequential, "POINTS", 3201)
     assert levels.__wrapped__(0.04, 10) == pytest.approx(coarse, rel=1e-3)
+
+
+def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypatch):
+    """Two arms, at most 10 seeds, 20,000 null studies; standard error 0.15 %."""
+    x = np.random.default_rng(8).normal(size=(20_000, 2, 10))
+
+    def wrong() -> float:
+        return float(simulation.sequence(x).ever[..., :2].any((1, 2)).mean())
+
+    assert 0.04 < wrong() <= 0.054
+    monkeypatch.setattr(sequential, "FOR_STUDENT", 1.0)
+    assert wrong() == pytest.approx(0.058, abs=0.005)
 
 
 def test_there_is_no_look_before_the_second_seed_and_none_beyond_the_last():
@@ -84,3 +102,13 @@ def test_a_seed_of_every_arm_is_added_until_nothing_is_undecided_or_none_is_left
 def test_a_study_of_a_fixed_number_of_seeds_adds_none(tmp_path):
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
     assert until_decided(study, lambda study: [], lambda study: True)[0].seeds == [1, 2]
+
+
+def test_which_arms_more_seeds_may_decide(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    assert list(undecided(gather(study))) == ["pos=none"]
+    assert list(undecided(gather(replace(study, seeds=[1])))) == ["pos=alibi", "pos=none"]
+    wide = Criteria(margins={"bits/byte": 0.5}, seeds=3)
+    assert undecided(gather(replace(study, criteria=wide))) == {}
+    with pytest.raises(ValueError, match="no run of pos=learned has a result in suite, which decides"):
+        undecided(gather(replace(study, criteria=Criteria("suite", seeds=3))))

@@ -173,7 +173,7 @@ def test_a_setting_that_one_arm_uses_may_be_set_for_all() -> None:
         (["ablations", "reference", "foo"], "reference takes no words, only --write: foo"),
         (["ablations", "plan", "STUDY=position", "ON=1x1"], "which are v100-16, "),
         (["eval.report", "foo"], "'foo' is no NAME=VALUE of STUDY, POS,"),
-        (["eval.report", "POS=alibi", "NOISES=x"], "NOISE, BESIDE"),
+        (["eval.report", "POS=alibi", "NOISES=x"], "RUNS, NOISE, "),
         (["launch.local"], "no question asked: give one of POS=,"),
     ],
 )

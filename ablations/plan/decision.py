@@ -93,7 +93,8 @@ class Decision:
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.Candidate) -> tuple[float, float, float]:
-        """Tokens of the whole time at the candidate's speed and the simulated goodput; low and high of both."""
+        """Tokens that the candidate trains in the whole time, at its predicted speed and the simulated goodput; with
+        the low and the high end of both."""
         step = candidate.step
         token_seconds = candidate.layout.batch * shapes.SEQ * self.machines.seconds
         return (
@@ -104,8 +105,10 @@ class Decision:
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
-    """Raises:
-    ConfigError: where the budget is no cluster for a time.
+    """What to train with a budget, which has to be a cluster for a time, on `tokens` tokens.
+
+    Raises:
+        ConfigError: the budget is no cluster for a time.
     """
     machines = budget.cluster
     if machines is None:

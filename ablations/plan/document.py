@@ -102,9 +102,8 @@ class Document:
 
 
 def make_folder(folder: Path) -> None:
-    """Raises:
-    ConfigError: when there can be none, or nothing can be written into it.
-    """
+    """Create the folder of a document. Raises ConfigError where that is impossible, or nothing can be written into
+    it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

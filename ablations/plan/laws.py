@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from model.count import parameters
 
 SEVERAL_FALLS = "warmup-stable-decay-stable"  # the schedule that falls at each of DECAY_ENDS
+NO_FLOOR = 0.01  # of the least loss, below which the irreducible loss is not told from 0; untuned
 SAME_SHARE = 1e-3  # of the budget's share at which weights were kept: one step after a fall the rate is high again
 
 
@@ -114,16 +115,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--figure", type=Path, help="an SVG to write")
     args = parser.parse_args(argv)
     try:
+        if args.figure and not args.figure.absolute().parent.is_dir():
+            raise ConfigError(f"TO={args.figure}: there is no folder {args.figure.parent}")
         if not args.runs:
             raise ConfigError("no runs are named: RUNS='folder folder ...', finished runs")
         points = read_points(args.runs)
         law = fit(points, args.form)
-        print(f"{args.form}, {len(points)} runs", *describe(law), sep="\n")
+        print(f"{args.form}, {len(points)} points of {len(args.runs)} runs", *describe(law), sep="\n")
         if args.form == "hoffmann":
+            if law.interval(lambda values: values["E"])[0] < NO_FLOOR * min(point.loss for point in points):
+                print(
+                    "E may be 0: these runs do not show a loss that stays, and beyond them the law is not to be trusted"
+                )
             print(*other_ways(points), sep="\n")
         if args.figure:
             rundir.write_text(args.figure, sheet([figure(law)]))
-        left_out, errors = without_largest(points, args.form)
+        try:
+            left_out, errors = without_largest(points, args.form)
+        except CannotTell as error:
+            raise CannotTell(
+                f"the law cannot be checked at its largest size, as the others are too few: {error}"
+            ) from None
         worst = max(errors, key=abs)
         print(f"without its largest size, {human(left_out[0].n)} parameters, it is off there by {worst:+.2%} at most")
     except ConfigError as error:

@@ -70,7 +70,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is spread over GPUs. `embedding_slots`: each embedding takes a layer's place in the pipeline."""
+    """How a step is divided among GPUs. `embedding_slots`: whether each embedding takes the place of a layer in the
+    pipeline."""
 
     gpus: int
     tp: int

@@ -14,7 +14,13 @@ UNDECIDED = 3  # exit code
 
 def undecided(f: Findings) -> dict[str, str]:
     """{arm: its verdict} of the arms that are undecided for lack of seeds; those that have too few items are left
-    out."""
+    out.
+
+    Raises:
+        ValueError: when the baseline has no result in the primary metric.
+    """
+    if not f.results[f.primary][f.baseline]:
+        raise ValueError(f"no run of {f.baseline} has a result in {f.primary}, which decides")
     compared = f.compared.get(f.primary, {})
     return {
         arm: f.decision(arm, f.primary).words

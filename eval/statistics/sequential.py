@@ -6,8 +6,8 @@ Jennison & Turnbull 1999, section 7.2.3). It is looked after every seed from the
 level of a look follows from n and N alone, and a report needs no history. The levels are those of a normal mean of
 known variance, by recursive integration (Armitage, McPherson & Rowe 1969, J. R. Stat. Soc. A 132), and are applied to
 p-values of Student's t (Pocock 1977, Biometrika 64). With few seeds these are less alike from look to look than normal
-ones and two arms would have a wrong verdict in 5.7 to 6.1 % of null studies (20,000 simulated studies each, of at most
-10 and 20 seeds), so FOR_STUDENT of LEVEL is spent: docs/statistics.md has what it comes to.
+ones and two arms would have a wrong verdict in 5.8 % of null studies (20,000 simulated ones, of at most 10 seeds;
+tests/test_sequential.py), so FOR_STUDENT of LEVEL is spent: docs/statistics.md has what it comes to.
 
 Several arms: Holm's correction of p-values divided by the share of their look; intervals at a look's share of LEVEL
 hold at all looks together (repeated confidence intervals: Jennison & Turnbull 1989, J. R. Stat. Soc. B 51), so that

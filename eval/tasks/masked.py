@@ -106,6 +106,7 @@ def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarra
 
 
 def masked_positions(row: np.ndarray, number: int, count: int, specials: Sequence[int]) -> np.ndarray:
-    """`count` positions of sequence `number`, in order: special tokens only where there are too few others."""
+    """The masked positions of sequence `number`, ascending: `count` of them, random but the same for every model.
+    Special tokens are masked only where there are too few others."""
     keys = np.random.default_rng([SEED, number]).random(len(row)) + np.isin(row, list(specials))
     return np.sort(np.argsort(keys, kind="stable")[:count])

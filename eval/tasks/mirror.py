@@ -62,8 +62,8 @@ class Mirror:
             self.entries[Source(entry["dataset_path"], entry["config"], entry["split"])] = entry
 
     def changed(self, read: dict[str, Any]) -> bool:
-        """Whether the split has another file by now than items were read from ("data" of a task in eval.json). What is
-        no longer here has not changed."""
+        """Whether a task's data has changed since an evaluation. `read`: "data" of the task in eval.json. A split that
+        is no longer in the folder counts as unchanged."""
         entry = self.entries.get(Source(read["path"], read["config"], read["split"]))
         return entry is not None and entry["sha256"] != read["sha256"]
 

@@ -53,7 +53,7 @@ GAP = regex.compile(rf"(?<=[{SMALL},،]) (?=[{SMALL}])|(?<={UNSPACED})(?={UNSPAC
 
 
 def specification() -> dict:
-    """tasks.yaml: {"version": int, "tasks": {name: {...}}}."""
+    """The content of tasks.yaml: {"version": int, "tasks": {name: {...}}}."""
     return yaml.safe_load(TASKS.read_text(encoding="utf-8"))
 
 

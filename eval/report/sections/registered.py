@@ -100,8 +100,8 @@ def checked_predictions(f: Findings) -> list[Checked]:
 
 
 def was_registered(f: Findings, prediction: Prediction) -> bool:
-    """Whether a prediction stood in the run directories before what it is about was known: all runs of all its arms but
-    one at most had it registered at step 0. One arm may be older: studies share their baseline."""
+    """Whether a prediction was registered before the runs that it is about had begun: in all runs of all its arms but
+    one at most, at step 0. One arm may be older, since studies share their baseline."""
     first = first_lines(f)
     before = {run for run, x in first.items() if x["step"] == 0 and stood_in(x, prediction)}
     begun = {run for run, cell in f.cells.items() if "run" in cell}
