@@ -385,7 +385,10 @@ class Engine:
         if dist.get_world_size() == 1:
             return Pending([total, norm], save, leave, clock)
         reading = clock() if dist.get_rank() == 0 else 0.0
-        sums = torch.cat((total[None], torch.tensor([float(save), float(leave), reading], device=self.device)))
+        votes = torch.tensor([float(save), float(leave), reading])
+        if self.device.type == "cuda":
+            votes = votes.pin_memory()  # or the copy would wait for the step
+        sums = torch.cat((total[None], votes.to(self.device, non_blocking=True)))
         dist.all_reduce(sums)
         return Pending([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
 
