@@ -58,10 +58,11 @@ def test_what_is_no_grid_is_refused_by_what_is(words: list[str], named: str) -> 
 # ------------------------------------------------------------------------------------------------ the choice
 
 
-def drawn(rng: np.random.Generator, seeds: int, means: dict[str, list[float]], noise: dict[str, float]) -> Any:
+def drawn(
+    rng: np.random.Generator, seeds: int, means: dict[str, list[float]], noise: dict[str, float], documents: int = 40
+) -> Any:
     """Candidates, their task and results: the loss of a document is that of its arm and rate, its seed and itself, and
     what seeds and documents do to each arm and rate alone (`noise`, as standard deviations of a mean)."""
-    documents = 40
     weights, hard = np.exp(rng.normal(0, 0.5, documents)) * 100, rng.normal(0, 0.3, documents)
     shared = rng.normal(0, 2, seeds)
     values, results = {}, {}
@@ -129,23 +130,23 @@ BASINS = {
 
 
 @pytest.mark.parametrize(
-    ("basin", "seeds", "noise"),
+    ("basin", "seeds", "noise", "documents"),
     [
-        ("flat", 2, (1, 0.02)),
-        ("nearly", 3, (1, 0.02)),
-        ("apart", 3, (0.02, 1)),
-        ("flat", 5, (1, 1)),
-        ("nearly", 2, (1, 1)),
+        ("flat", 2, (1, 0.02), 40),
+        ("nearly", 3, (1, 0.02), 40),
+        ("apart", 3, (0.02, 1), 40),
+        ("flat", 5, (1, 1), 40),
+        ("nearly", 2, (1, 1), 4),
     ],
 )
 def test_arms_that_are_as_good_at_their_best_are_called_different_in_5_percent(
-    basin: str, seeds: int, noise: tuple[float, float]
+    basin: str, seeds: int, noise: tuple[float, float], documents: int
 ) -> None:
     """Simulated: two arms of equal least loss, three rates; noise of seeds, of documents, or of both."""
     rng, studies, called = np.random.default_rng([seeds, len(basin)]), 250, 0
     means = dict(zip("ab", map(list, BASINS[basin]), strict=True))
     for _ in range(studies):
-        c, results = drawn(rng, seeds, means, dict(zip(("seeds", "items"), noise, strict=True)))
+        c, results = drawn(rng, seeds, means, dict(zip(("seeds", "items"), noise, strict=True)), documents)
         called += tuned.difference(c, c.tasks, "a", "b", True, results).p <= LEVEL
     assert called / studies < LEVEL + 2 * (LEVEL * (1 - LEVEL) / studies) ** 0.5
 
@@ -257,3 +258,15 @@ def test_a_rate_at_which_a_run_failed_is_none_to_choose(tmp_path: Path) -> None:
 def test_verdicts_agree_differ_or_contradict() -> None:
     assert agree("better", "better") == "yes" and "contradict" in agree("better", "worse")
     assert agree("undecided", "better") == "no: undecided at the common rate, better at each arm's best"
+
+
+def test_a_corpus_of_four_sources_is_enough_to_choose_and_to_judge(tmp_path: Path) -> None:
+    """As many as the embedded corpus has: each half of them has two."""
+    study = tuned_study(tmp_path, CONTRADICTING, [1, 2])
+    for arm in study.arms:
+        for seed in study.seeds:
+            test_report.rewrite(
+                study.cell(arm, seed).dir, lambda row: row | {"cluster": f"Quelle {int(row['id'][1:]) % 4}"}
+            )
+    best = tuned.at_best(gather(study), "bits/byte")["pos=alibi"]
+    assert best.independent == 4 and best.difference == pytest.approx(-0.08, abs=0.02)

@@ -73,7 +73,7 @@ def candidates(f: Findings, arms: list[str], name: str = CHOSEN_BY) -> Candidate
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
     names = shared_tasks(f.cells, runs, name) if runs and same_text(f.cells, runs) else []
     tasks = [task_of(f, flat, seeds, task, METRICS[name].scale) for task in names]
-    too_few = name == CHOSEN_BY and any(len(task.weights) < 2 * FEWEST_ITEMS for task in tasks)
+    too_few = name == CHOSEN_BY and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
     return None if too_few or not tasks else Candidates(labels, seeds, tasks)
 
 
