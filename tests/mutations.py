@@ -164,7 +164,7 @@ MUTATIONS = [
         "model.pos",
         POSITION,
         "self.slopes[self.first_head + h]",
-        "self.slopes[h % (self.heads // 2)]",
+        "self.slopes[h % (len(self.slopes) // 2)]",
     ),
     one(
         "slopes of heads that are no power of two",
