@@ -99,6 +99,20 @@ def test_a_floor_that_was_judged_otherwise_is_refused(floor: NoiseFloor, tmp_pat
         judged_with(study, floor)
 
 
+def test_a_setting_that_came_later_refuses_no_floor(floor: NoiseFloor, tmp_path: Path) -> None:
+    """Runs from before it have the value that it had then; any other is another baseline."""
+    study = make(Study(tmp_path / "runs", seeds=[1, 2]))
+    for arm in study.arms:
+        for seed in study.seeds:
+            change(study.cell(arm, seed).dir / "run.json", "config", "data", "substring", to=0)
+    assert judged_with(study, floor).compared["bits/byte"]["pos=alibi"].seeds.dof == 6
+    for arm in study.arms:
+        for seed in study.seeds:
+            change(study.cell(arm, seed).dir / "run.json", "config", "data", "substring", to=50)
+    with pytest.raises(ValueError, match="data.substring: 0 there, 50 here"):
+        judged_with(study, floor)
+
+
 def test_runs_of_the_floor_that_are_the_studys_own_are_counted_once(floor: NoiseFloor, tmp_path: Path) -> None:
     """Else the noise would be told by the runs that are compared, twice."""
     study = make(Study(tmp_path / "runs", seeds=SEEDS[:2]))

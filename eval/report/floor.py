@@ -3,9 +3,10 @@
 from typing import Any
 
 from ablations.noise_floor import NoiseFloor
+from ablations.run import ABSENT
 from ablations.values import flatten
 from eval.report.collection import is_setting
-from eval.report.comparable import WHOLE, digest, sources, task_identities, tasks_of
+from eval.report.comparable import WHOLE, digest, task_identities, tasks_of
 from eval.report.runs import Cells
 from eval.statistics.parts import Part
 from eval.statistics.seeds import noise_floor
@@ -15,10 +16,12 @@ REASONS_SHOWN = 6
 
 def description(cell: dict[str, Any]) -> dict[str, Any]:
     """What has to be equal in two runs for a noise floor of one to hold for the other: settings, text, and
-    evaluation."""
-    settings = {key: value for key, value in flatten(cell["run"]["config"]).items() if is_setting(key)}
+    evaluation. Settings that came after a run have the value that they had before."""
+    data, config = cell["run"]["data"], ABSENT | flatten(cell["run"]["config"])
+    settings = {key: value for key, value in config.items() if is_setting(key)}
+    text = {"text": data["sha256"], "tokenizer": data["tokenizer"]["sha256"]}
     evaluation = {key: cell["eval"].get(key) for key in (*WHOLE, "corpora")}
-    return {"settings": settings, "text": sources(cell), "evaluation": evaluation}
+    return {"settings": settings, "text": text, "evaluation": evaluation}
 
 
 def tasks_digest(cell: dict[str, Any], name: str) -> str:
@@ -39,7 +42,7 @@ def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
         for key in dict.fromkeys([*there[part], *here[part]]):
             before, now = there[part].get(key), here[part].get(key)
             if before != now:
-                label = f"the {key.split()[0]}" if part == "text" else key
+                label = f"the {key}" if part == "text" else key
                 reasons.append(f"{label}: {str(before)[:60]} there, {str(now)[:60]} here")
     return "; ".join(reasons[:REASONS_SHOWN]) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
 
