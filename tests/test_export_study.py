@@ -37,8 +37,13 @@ NANO = ["SIZE=nano", "SEEDS=1", "EXPORT=1"]
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_any_work_with_each_arm_and_why(
-    question: list[str], refused: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    question: list[str],
+    refused: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(local, "prepare", lambda *_: pytest.fail("data are prepared"))
     assert local.main([*question, *NANO, f"OUT={tmp_path}/out"]) == rundir.Exit.INVALID
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert errors.pop() == "error: not every run can be exported (EXPORT=1); the reasons stand above"
