@@ -36,7 +36,7 @@ TAKES_ladder := $(NAMES) SIZES TARGET
 TAKES_status := $(NAMES) WATCH FORMAT
 TAKES_show := $(NAMES) FORMAT
 TAKES_card := RUN
-TAKES_report := $(NAMES) RUNS NOISE BESIDE FORMAT VERDICT
+TAKES_report := $(NAMES) RUNS NOISE BESIDE EXTERNAL FORMAT VERDICT
 TAKES_diff := A B FORMAT
 TAKES_data := CORPUS FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR OUT SET OPTIONS
 TAKES_cram := $(NAMES) BUDGET
@@ -84,7 +84,7 @@ calibrate: .venv/ready
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(call pairs,FORMAT) $(WORDS)
 report: .venv/ready
-	@$(PY) -m eval.report $(call pairs,RUNS NOISE BESIDE FORMAT VERDICT) $(WORDS)
+	@$(PY) -m eval.report $(call pairs,RUNS NOISE BESIDE EXTERNAL FORMAT VERDICT) $(WORDS)
 diff: .venv/ready
 	@$(PY) -m ablations diff $(call pairs,A B FORMAT)
 # what a run directory is, as JSON: RUN=runs/nano/baseline,seed=1

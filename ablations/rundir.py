@@ -64,6 +64,7 @@ TRAIN_LOG = "train.log"  # what training printed
 EVAL_LOG = "eval.log"  # what the evaluation printed
 GLUE = "glue"  # a folder: the results of fine-tuning on GLUE, a file for each task and seed, and GLUE_TABLE
 GLUE_TABLE = "glue.json"  # medians and means over them
+GLUE_INPUTS_VERSION = 2  # how GLUE's texts become a model's inputs; see eval/finetune/classifier.py
 GLUE_LOG = "glue.log"  # what fine-tuning printed
 HUB = "hub"  # a folder: the trained run as a Hugging Face checkpoint, where EXPORT=1 asks for it
 EXPORT_LOG = "export.log"  # what the export printed

@@ -333,7 +333,8 @@ def _check_out(out: Path) -> None:
 
 
 def folders(text: str) -> list[str]:
-    """The folders that RUNS or NOISE name, with spaces between them; a name with a space needs quotes, or is alone."""
+    """The folders that RUNS, NOISE or EXTERNAL name, with spaces between them; a name with a space needs quotes, or is
+    alone."""
     if _exists(text):
         return [text]
     try:
@@ -358,7 +359,7 @@ def from_anywhere(words: list[str]) -> list[str]:
     absolute = []
     for word in words:
         name, equals, value = word.partition("=")
-        if name in ("RUNS", "NOISE"):
+        if name in ("RUNS", "NOISE", "EXTERNAL"):
             value = shlex.join(str(here / folder) for folder in folders(value))
         elif name == "GLUE":
             value = ",".join(str(here / part.strip()) for part in value.split(",") if part.strip())

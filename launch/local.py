@@ -31,7 +31,7 @@ from launch.processes import (
     ignore_ctrl_c_and_die_with_parent,
     in_utf8,
 )
-from launch.repair import is_evaluated, repair
+from launch.repair import is_evaluated, is_fine_tuned, repair
 
 
 def run(study: Study) -> list[str]:
@@ -59,7 +59,7 @@ def run(study: Study) -> list[str]:
             failures.append(f"{cell.name}: {error}")
     at_once = jobs(study)
     todo = [cell for cell in cells if not is_evaluated(cell)]
-    untuned = [cell for cell in cells if study.fine_tuned and not (cell.dir / rundir.GLUE / rundir.GLUE_TABLE).exists()]
+    untuned = [cell for cell in cells if study.fine_tuned and not is_fine_tuned(cell)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         # takes a moment, unless tasks were added or have another version by now
         if not _succeeds("-m", "eval", *study.judged, "--store", str(study.out / rundir.DATA), *evaluated):

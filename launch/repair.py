@@ -57,6 +57,15 @@ def is_evaluated(cell: Cell) -> bool:
         return False
 
 
+def is_fine_tuned(cell: Cell) -> bool:
+    """Whether the run directory has an undamaged table of GLUE, of inputs as they are made now."""
+    try:
+        table = rundir.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE) or {}
+    except Damaged:
+        return False
+    return table.get("inputs_version") == rundir.GLUE_INPUTS_VERSION
+
+
 def _has_checkpoint(cell: Cell) -> bool:
     """Whether the run has a checkpoint of its own configuration whose checkpoint.json is undamaged."""
     for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS):

@@ -16,7 +16,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.m
 STUDIES = ("ablation", "plan", "show", "status", "report", "cram")  # commands whose words are those of a study
 # Words that are not a study's, or whose value stands for a file or a machine of the reader's.
 NOT_OF_A_STUDY = (
-    "BESIDE BUDGET DATA EVAL_DATA FORMAT GLUE NEED NODES NOISE NOISE_FLOOR ON PRICE RUNS SITE TO VERDICT WATCH"
+    "BESIDE BUDGET DATA EVAL_DATA EXTERNAL FORMAT GLUE NEED NODES NOISE NOISE_FLOOR ON PRICE RUNS SITE TO VERDICT WATCH"
 ).split()
 
 

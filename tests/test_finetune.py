@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from ablations import rundir
 from eval.finetune import __main__ as command
 from eval.finetune import classifier, metrics, tasks, train
 from eval.finetune.classifier import Classifier, External, Ours, pad
+from eval.finetune.source import Source
+from eval.report.external import conditions, read_external, unlike
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.test_eval import SHAPE, Letters, model, prepared, run  # noqa: F401  # fixtures
@@ -378,6 +382,27 @@ def test_a_run_is_fine_tuned_and_what_is_there_is_kept(run: Path, glue: Path, ca
     assert len(json.loads((folder / "cola-1.json").read_text())["sets"]["dev"]["items"]) == 17
 
 
+def test_results_of_inputs_made_otherwise_are_made_again(run: Path, glue: Path) -> None:  # noqa: F811
+    """As after the odd token of a pair that is cut went to the other text: nothing else of a result shows it."""
+    from launch.repair import is_fine_tuned
+
+    cell: Any = SimpleNamespace(dir=run)
+    assert not is_fine_tuned(cell)
+    assert command.main(arguments(run, glue, "--tasks", "cola")) == 0
+    file, table = run / "glue/cola-1.json", run / "glue" / rundir.GLUE_TABLE
+    now = file.read_bytes()
+    assert is_fine_tuned(cell)
+    for version in (None, rundir.GLUE_INPUTS_VERSION - 1):  # without one: results of before there were versions
+        for path in (file, table):
+            content = json.loads(path.read_text()) | {"inputs_version": version, "train_items": -1}
+            path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+        assert not is_fine_tuned(cell)
+        assert command.main(arguments(run, glue, "--tasks", "cola")) == 0
+        assert file.read_bytes() == now and is_fine_tuned(cell)
+    table.write_bytes(table.read_bytes()[:-9])
+    assert not is_fine_tuned(cell)
+
+
 def test_bad_input_is_named_before_any_work(run: Path, glue: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
     for words, why in (
         ([str(run), "--data", str(tmp_path / "empty")], "data of no task"),
@@ -386,6 +411,7 @@ def test_bad_input_is_named_before_any_work(run: Path, glue: Path, tmp_path: Pat
         ([str(run), "--data", str(glue), "--epochs", "6"], "from 1 to 5"),
         ([str(run), "--data", str(glue), "--seeds", "0"], "numbers from 1 on"),
         (["--external", str(glue), "--to", str(tmp_path / "to"), "--data", str(glue)], "no config.json"),
+        (["--external", str(glue), "--to", str(glue), "--data", str(glue)], "need a folder of their own"),
         ([], "give the directory of a run"),
     ):
         assert command.main(words) == 2
@@ -492,10 +518,37 @@ def test_an_external_checkpoint_is_fine_tuned_like_a_run(glue: Path, tmp_path: P
         made["rte-1.json"]["setting"]["pooling"] == "first" and len(made["stsb-2.json"]["sets"]["dev"]["items"]) == 16
     )
     assert made["stsb-1.json"]["sets"] != made["stsb-2.json"]["sets"]
+    row = read_external(to)  # and a report can show it beside another model that was asked the same
+    assert row.name == "external" and set(row.table["scores"]) == {"rte", "stsb", "mnli", "mnli-mm"}
+    assert conditions(row.table, "mnli-mm")["sha256 of the data"] == made["mnli-1.json"]["data_sha256"]
+    assert unlike(row.table, [json.loads(json.dumps(row.table)) | {"model_sha256": "another"}], "rte") == ""
     torch.manual_seed(1)  # other weights are another model
     transformers.BertModel(config).save_pretrained(folder)
     assert command.main([*words, "--tasks", "rte"]) == 0
     assert trees(to)["rte-1.json"]["model_sha256"] != made["rte-1.json"]["model_sha256"]
+
+
+def test_an_external_checkpoint_is_its_weights_settings_and_tokenizer_and_a_decoder_is_read_at_its_end(
+    tmp_path: Path,
+) -> None:
+    """Also a decoder that was saved without its head, whose architecture does not say that it is one."""
+    transformers = pytest.importorskip("transformers")
+    for name, config, pooling in (
+        ("bare", transformers.GPT2Config(architectures=["GPT2Model"]), "last"),
+        ("head", transformers.GPT2Config(architectures=["GPT2LMHeadModel"]), "last"),
+        ("bert", transformers.BertConfig(architectures=["BertModel"]), "first"),
+        ("causal", transformers.BertConfig(architectures=["BertModel"], is_decoder=True), "last"),
+    ):
+        config.save_pretrained(tmp_path / name)
+        assert Source(None, tmp_path / name, None).pooling() == pooling
+    folder, seen = tmp_path / "bert", set()
+    for file in ("model.safetensors", "pytorch_model.bin", "vocab.txt", "tokenizer.json", "merges.txt", "spiece.model"):
+        for content in ("one", "two"):
+            (folder / file).write_text(content)
+            seen.add(Source(None, folder, None).sha256())
+    assert len(seen) == 12
+    (folder / "README.md").write_text("a word about it")
+    assert Source(None, folder, None).sha256() in seen
 
 
 def test_a_study_names_its_glue_tasks_and_where_they_are(

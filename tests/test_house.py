@@ -216,7 +216,7 @@ def test_make_takes_what_its_command_line_says_and_nothing_from_the_environment(
     data = typed("data", "CORPUS=c4", "FROM=/a folder", "OUT=o", settings)
     assert data == ["c4", "--from", "/a folder", "--store", "o/data", "--set", "data.dedup=exact", "data.quality=c4"]
     assert sorted(typed("ablation", "POS=alibi", "OUT=o", settings)) == sorted(["POS=alibi", "OUT=o", settings])
-    assert typed("report", "RUNS=a b", "BESIDE=all") == ["RUNS=a b", "BESIDE=all"]
+    assert typed("report", "RUNS=a b", "BESIDE=all", "EXTERNAL=c") == ["RUNS=a b", "BESIDE=all", "EXTERNAL=c"]
     assert typed("eval-data", "TASKS=gsm8k", "SHOTS=5")[-4:] == ["--tasks", "gsm8k", "--shots", "5"]
 
 

@@ -23,7 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--external", type=Path, metavar="FOLDER", help="a checkpoint of Hugging Face's, in place of a run"
     )
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the results of --external go")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        metavar="FOLDER",
+        help="where the results of --external go; make report EXTERNAL=FOLDER shows them",
+    )
     parser.add_argument(
         "--data", type=Path, metavar="FOLDER", action="append", default=[], help="of GLUE; may be repeated"
     )
@@ -62,6 +67,8 @@ def command(args: argparse.Namespace) -> int:
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
         raise ValueError("--external needs --to, a folder for its results")
+    if args.external and args.to.resolve() == args.external.resolve():
+        raise ValueError("--to is the folder of the checkpoint: its results need a folder of their own")
     if args.seeds < 1 or args.jobs < 1:
         raise ValueError("--seeds and --jobs are numbers from 1 on")
     source = Source(args.run, args.external, args.store)
@@ -104,9 +111,13 @@ def command(args: argparse.Namespace) -> int:
     if not results:
         raise ValueError("no task could be fine-tuned; the reasons stand above")
     table = summarise({name: seeds for name, seeds in by_task.items() if seeds})
-    rundir.write_json(
-        folder / rundir.GLUE_TABLE, {"model_sha256": sha256, "setting": asdict(setting), **table}, indent=1
-    )
+    conditions = {
+        "model_sha256": sha256,
+        "setting": asdict(setting),
+        "inputs_version": rundir.GLUE_INPUTS_VERSION,
+        "data_sha256": {name: depends["data_sha256"] for name, depends in identities.items()},
+    }
+    rundir.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
     print(text(table))
     return 1 if failed else 0
 

@@ -116,6 +116,9 @@ def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
     Where the tokenizer has no start and separator of their own, the end of document is both, as in training. Where that
     is more than `longest` tokens the longer text is cut, and then both to a half, as Hugging Face's tokenizers do
     (truncation "longest_first").
+
+    A change of these inputs raises rundir.GLUE_INPUTS_VERSION, so that earlier results are made again. In version 1 the
+    odd token of a pair that was cut to halves went to the other text.
     """
     start = getattr(tokenizer, "cls", None)
     separator = getattr(tokenizer, "sep", None)
@@ -130,6 +133,20 @@ def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
         return [start, *a[:a_room], separator] + ([*b[:b_room], separator] if text_b else [])
 
     return encode
+
+
+def is_causal(folder: Path) -> bool:
+    """Whether the last token of a checkpoint of Hugging Face's is the only one that sees all of a text.
+
+    Models that transformers has a masked language model of are encoders, unless their settings say otherwise. The names
+    in `architectures` do not tell: a decoder that was saved without its head is called GPT2Model.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    decodes = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
+    return decodes or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def external_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:

@@ -9,6 +9,8 @@ from typing import Any
 from ablations import rundir
 from eval import location
 
+CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, settings and tokenizers
+
 
 class Source:
     """The pretrained model: a run of ours, or a folder of Hugging Face's. Picklable, for processes."""
@@ -24,7 +26,11 @@ class Source:
             self.store = location.data_store(run, store)
 
     def sha256(self) -> str:
-        """Of the weights. Raises ValueError when those of a run are damaged."""
+        """Of the weights; of a checkpoint of Hugging Face's of all files that make it, its tokenizer's among them.
+
+        Raises:
+            ValueError: when the weights of a run are damaged.
+        """
         if self.run:
             from eval.weights import Weights
 
@@ -35,19 +41,17 @@ class Source:
         from eval.finetune.train import digest
 
         assert self.external
-        return digest([[path.name, rundir.sha256(path)] for path in sorted(self.external.glob("*.safetensors"))])
+        files = [path for path in sorted(self.external.iterdir()) if path.suffix in CHECKPOINT_FILES]
+        return digest([[path.name, rundir.sha256(path)] for path in files if path.is_file()])
 
     def pooling(self) -> str:
         """A decoder's last token alone has seen all of a text."""
+        from eval.finetune import classifier
+
         if self.run:
             return "last" if self.record["config"]["model"]["objective"] == "causal" else "first"
         assert self.external
-        config = rundir.read_json(self.external / "config.json") or {}
-        return (
-            "last"
-            if any("CausalLM" in str(name) or "LMHead" in str(name) for name in config.get("architectures") or [])
-            else "first"
-        )
+        return "last" if classifier.is_causal(self.external) else "first"
 
     def longest(self) -> int | None:
         """The longest input, in tokens; None where nothing limits it."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablations import rundir
 from eval.finetune import metrics
 from eval.finetune.classifier import Classifier, pad
 from eval.finetune.tasks import TASKS, Example, find, load
@@ -179,7 +180,13 @@ def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256:
         assert path is not None
         with open(path, "rb") as file:
             data[split] = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"task": name, "setting": asdict(setting), "model_sha256": model_sha256, "data_sha256": data}
+    return {
+        "task": name,
+        "setting": asdict(setting),
+        "inputs_version": rundir.GLUE_INPUTS_VERSION,
+        "model_sha256": model_sha256,
+        "data_sha256": data,
+    }
 
 
 def finetune(

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         return predicted(words, as_json)
     try:
         requested = request.parse(words)
-        findings = gather(requested.study, requested.noise, requested.beside)
+        findings = gather(requested.study, requested.noise, requested.beside, requested.external)
     except ValueError as error:
         return refuse(error, as_json)
     record_folder, note = RECORDS / requested.study.name, ""

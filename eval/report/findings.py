@@ -13,6 +13,7 @@ from eval.report.comparable import other_text, refusals, same_runs
 from eval.report.compare import METRICS, comparisons, pairing
 from eval.report.criteria import criteria_of, floor_was_registered, registered_metric
 from eval.report.expense import spent
+from eval.report.external import External
 from eval.report.floor import floor_of, mismatch
 from eval.report.runs import Cells, named, plain, read_all
 from eval.report.sections.mismatches import mismatches
@@ -37,6 +38,7 @@ class Findings(NamedTuple):
     same: dict[str, str] = {}  # of `same_runs`; these arms are not compared  # noqa: RUF012
     other_text: list[str] = []  # of `other_text`; nor are these  # noqa: RUF012
     beside: str = "checked"  # which published numbers are shown: request.BESIDE
+    external: list[External] = []  # checkpoints beside the runs, on GLUE  # noqa: RUF012
     named_before: frozenset[str] = frozenset()  # the metrics whose margin was registered before the runs
     primary_before: str = PRIMARY  # the primary metric that was
     floor_before: bool = False  # whether the stored noise floor was
@@ -178,13 +180,14 @@ def gather(
     study: Any,
     noise: list[Path] = [],  # noqa: B006
     beside: str = "checked",
+    external: list[External] = [],  # noqa: B006
 ) -> Findings:
     """Read the runs of a study and compare them.
 
     Args:
         study: an ablations.study.Study, or a Collection.
         noise: directories of runs that differ in the seed alone, for the noise between seeds.
-        beside: as in Findings.
+        beside, external: as in Findings.
     """
     cells = read_all(study)
     criteria, named_before = criteria_of(study, cells)
@@ -214,12 +217,16 @@ def gather(
         cells,
         results,
         compared={},
-        mismatches=mismatches(study, cells),
+        mismatches=[
+            *mismatches(study, cells),
+            *(f"{row.name} (external): {row.damage}" for row in external if row.damage),
+        ],
         refusals=refusals(cells),
         noise=noise_words,
         same=same_runs(cells),
         other_text=other_text(cells, study.arms[0]),
         beside=beside,
+        external=external,
         named_before=named_before,
         primary_before=primary_before,
         floor_before=floor_before,

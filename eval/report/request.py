@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ablations import rundir
 from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
 from eval.report.collection import collect_runs, run_directories
+from eval.report.external import External, read_all_external
 
 CRITERIA = ("METRIC", "MARGIN")  # words of a study that any runs may be judged by
 BESIDE = ("checked", "all", "none")
@@ -16,6 +17,8 @@ HELP = {
     "STUDY": "several studies in one report: STUDY=position,activation",
     "RUNS": "runs as they are, of others or of any study: directories, or folders of run directories",
     "NOISE": "runs that tell the noise between seeds where a study has one seed",
+    "EXTERNAL": "other checkpoints on GLUE, shown beside the runs: folders of results that python -m eval.finetune "
+    "--external CHECKPOINT --to FOLDER wrote",
     "FORMAT": "json: the answer for programs (docs/schema/report.json), with the exit codes of VERDICT",
     "VERDICT": "1: the exit code says what the primary metric comes to: 0 decided, 3 undecided, 2 refused (python -m "
     "eval.report; make itself ends every failure with 2)",
@@ -33,6 +36,7 @@ class Request(NamedTuple):
     study: Any  # ablations.study.Study, or a Collection
     noise: list[Path] = []  # directories of runs that tell the noise between seeds  # noqa: RUF012
     beside: str = "checked"  # one of BESIDE
+    external: list[External] = []  # noqa: RUF012
 
 
 def verdict_wanted(words: list[str]) -> tuple[bool, list[str]]:
@@ -57,21 +61,22 @@ def parse(words: list[str]) -> Request:
         if "=" not in word or word.partition("=")[0] not in known:
             raise ValueError(f"{word[:200]!r} is no NAME=VALUE of {', '.join(known)}")
     names = [word.partition("=")[0] for word in words]
-    if twice := [name for name in ("RUNS", "NOISE", "BESIDE") if names.count(name) > 1]:
+    if twice := [name for name in ("RUNS", "NOISE", "BESIDE", "EXTERNAL") if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is given twice: say it once, with spaces between several directories")
     values = dict(word.partition("=")[::2] for word in words)
     beside = values.get("BESIDE", "").strip() or "checked"
     if beside not in BESIDE:
         raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
     noise = [path for name in folders(values.get("NOISE", "")) for path in run_directories(name)]
+    external = read_all_external(folders(values.get("EXTERNAL", "")))
     others = [("", path) for name in folders(values.get("RUNS", "")) for path in run_directories(name)]
     studies = [name for name in values.get("STUDY", "").split(",") if name]
-    study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE="))]
+    study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE=", "EXTERNAL="))]
     if not others and len(studies) < 2:
         study = from_args(study_words)
         if not any(cell.dir.exists() for cell in study.cells):
             raise ValueError(f"no run of this study has begun under {study.out / study.stage}")  # the record stays
-        return Request(study, noise, beside)
+        return Request(study, noise, beside, external)
     asks_for_study = any(word.partition("=")[0] not in ("OUT", "JOBS", *CRITERIA) for word in study_words)
     runs = []
     for name in studies or ([""] if asks_for_study else []):
@@ -81,7 +86,7 @@ def parse(words: list[str]) -> Request:
     if not runs:
         raise ValueError("no run of these studies has begun")
     command = " ".join(["make report", *map(as_typed, sorted(words))])
-    return Request(replace(collect_runs(runs, command), criteria=criteria(values)), noise, beside)
+    return Request(replace(collect_runs(runs, command), criteria=criteria(values)), noise, beside, external)
 
 
 def criteria(values: dict[str, str]) -> Criteria:
@@ -96,7 +101,7 @@ def as_typed(word: str) -> str:
     from ablations.study import folders
 
     name, _, value = word.partition("=")
-    if name in ("RUNS", "NOISE"):
+    if name in ("RUNS", "NOISE", "EXTERNAL"):
         value = shlex.join(Path(folder).name or folder for folder in folders(value))
     elif name == "OUT":
         value = Path(value).name or value

@@ -59,7 +59,14 @@ EVALUATION: dict[str, Any] = {
 
 
 _MEANS = {"nine_numbers?": NUMBER, "eight_tasks?": NUMBER, "numbers": int}
-GLUE_TABLE = {"scores": dict, "study": _MEANS, "leaderboard": _MEANS, "setting?": dict}
+GLUE_TABLE = {
+    "scores": dict,
+    "study": _MEANS,
+    "leaderboard": _MEANS,
+    "setting?": dict,
+    "inputs_version?": int,
+    "data_sha256?": dict,
+}
 GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
 
 
@@ -196,7 +203,7 @@ def _read(directory: Path) -> dict[str, Any]:
     except Damaged as error:
         cell["state"] = f"damaged ({_relative(error, directory)})"
     try:
-        if table := _glue(directory / rundir.GLUE / rundir.GLUE_TABLE):
+        if table := glue_table(directory / rundir.GLUE / rundir.GLUE_TABLE):
             cell["glue"] = table
     except Damaged as error:
         cell["damage"].append(str(error))
@@ -212,7 +219,7 @@ def _done(path: Path) -> dict[str, Any]:
     return done
 
 
-def _glue(path: Path) -> dict[str, Any] | None:
+def glue_table(path: Path) -> dict[str, Any] | None:
     """The table of fine-tuning (eval/finetune); None where there is none. Raises Damaged."""
     table = rundir.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:

@@ -1,4 +1,4 @@
-"""GLUE: runs fine-tuned on its tasks (eval/finetune), beside published results."""
+"""GLUE: runs fine-tuned on its tasks (eval/finetune), beside external checkpoints and published results."""
 
 from functools import cache
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from eval.report.blocks import Section, Table
+from eval.report.external import External, remarks, unlike
 from eval.report.findings import Findings
 from eval.report.sections.challenge import MARK, broken
 
@@ -33,6 +34,12 @@ item. The nine-number mean counts MNLI twice, as "Cramming" does; the eight-task
 the leaderboard's metrics MRPC and QQP count accuracy too, STS-B Spearman. Means only where all nine numbers are there.
 Published rows: Geiping and Goldstein 2022, other data, size and hardware; nothing here is ranked with them."""
 
+EXTERNAL = """\
+External rows: other checkpoints, fine-tuned with the same setting but for the dropout of their own configuration, and
+shown on the tasks that the runs were asked in the same way. Not tested: one checkpoint tells nothing of the noise
+between seeds of training, and it differs from the runs in more than a line."""
+ALONE = "No run of this report was fine-tuned on GLUE, so that there is nothing to show external checkpoints beside."
+
 
 @cache
 def published() -> list[dict[str, Any]]:
@@ -45,7 +52,7 @@ def section(f: Findings) -> Section:
     title = "GLUE"
     arms = {arm: [cell["glue"] for cell in seeds.values()] for arm, seeds in f.cells_with("glue").items()}
     if not arms:
-        return Section(title, [])
+        return Section(title, [ALONE] if f.external else [])
     entries = [entry for tables in arms.values() for table in tables for entry in table["scores"].values()]
     names = [name for name in TASKS if any(name in table["scores"] for tables in arms.values() for table in tables)]
     metrics: dict[str, str] = {}
@@ -66,6 +73,8 @@ def section(f: Findings) -> Section:
         ]
         for arm, tables in arms.items()
     ]
+    external_lines, notes = external_rows(f.external, [table for tables in arms.values() for table in tables], names)
+    lines += external_lines
     lines.append(["chance", *(f"{chance[name]:.1f}" for name in names), *("" for _ in MEANS)])
     for row in published():
         if f.beside == "none" or (row["mark"] == "unverified" and f.beside != "all"):
@@ -81,7 +90,39 @@ def section(f: Findings) -> Section:
     )
     if any(name != arm for arm, name in marked.items()):
         text += f" {MARK}: breaks a rule of the challenge (Rules of Cramming)."
-    return Section(title, [text, Table(["", *(TASKS[name] for name in names), *MEANS], lines)])
+    about_external = [EXTERNAL, "\n".join(notes)] if f.external else []
+    scores = Table(["", *(TASKS[name] for name in names), *MEANS], lines)
+    return Section(title, [text, scores, *filter(None, about_external)])
+
+
+def external_rows(
+    external: list[External], runs: list[dict[str, Any]], names: list[str]
+) -> tuple[list[list[str]], list[str]]:
+    """The rows of external checkpoints, and a line for each thing to know about them.
+
+    Args:
+        runs: the tables of all runs.
+        names: of the tasks that are columns.
+    """
+    rows, notes = [], []
+    for name, table, damage in external:
+        title = f"{name} (external)"
+        if damage:
+            notes.append(f"* {title} is left out: {damage}.")
+            continue
+        reasons = {task: unlike(table, runs, task) for task in TASKS if task in table["scores"]}
+        shown = {task: table["scores"][task] for task, reason in reasons.items() if not reason}
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            tasks = ", ".join(TASKS[task] for task, task_reason in reasons.items() if task_reason == reason)
+            notes.append(f"* {title} is not shown on {tasks}: {reason}.")
+        if shown:
+            notes += [f"* {title}: {remark}." for remark in remarks(table, runs, list(shown))]
+            complete = len(shown) == len(reasons)
+            means = (mean_text([table], *mean) if complete else "-" for mean in MEANS.values())
+            rows.append([title, *(task_text([{"scores": shown}], task) for task in names), *means])
+        elif not reasons:
+            notes.append(f"* {title} is left out: it has no task of GLUE.")
+    return rows, notes
 
 
 def task_text(tables: list[dict[str, Any]], name: str) -> str:

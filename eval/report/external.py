@@ -1,0 +1,107 @@
+"""External checkpoints in a report: what `python -m eval.finetune --external CHECKPOINT --to FOLDER` measured."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ablations import rundir
+from ablations.rundir import Damaged, printable
+from eval.report.runs import glue_table, plain
+
+# What of a setting follows from the model: which token has seen all of a text, and how many tokens it can read.
+OF_THE_MODEL = ("pooling", "longest")
+REASONS = 3  # that are written out
+
+
+class External(NamedTuple):
+    """The GLUE results of a checkpoint that is no run of a study.
+
+    name: of the folder of results.
+    table: glue.json; empty where it is damaged.
+    damage: what is wrong with that file, "" when nothing is.
+    """
+
+    name: str
+    table: dict[str, Any]
+    damage: str = ""
+
+
+def read_external(folder: Path) -> External:
+    """The results in a folder that --to named. A damaged file is named in the answer, and costs nothing else.
+
+    Raises:
+        ValueError: when the folder has no glue.json.
+    """
+    name, damage = printable(folder.absolute().name), ""
+    try:
+        table = glue_table(folder / rundir.GLUE_TABLE)
+    except Damaged as error:
+        table, damage = {}, printable(str(error).replace(f"{folder}/", "")).rstrip(".")
+    if table is None:
+        raise ValueError(
+            f"EXTERNAL: {folder} has no {rundir.GLUE_TABLE}; python -m eval.finetune --external CHECKPOINT --to FOLDER "
+            "writes one"
+        )
+    return External(name, table, damage)
+
+
+def read_all_external(folders: list[str]) -> list[External]:
+    """The results in several folders, in the order in which they are given.
+
+    Raises:
+        ValueError: as `read_external`; or when two rows would have one name.
+    """
+    rows = [read_external(Path(folder)) for folder in folders]
+    names = [row.name for row in rows]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"EXTERNAL: two folders are called {twice[0]}; rows of a report need different names")
+    return rows
+
+
+def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
+    """What has to be equal before two models are shown beside each other on a task of GLUE: {name: value}."""
+    entry, setting = table["scores"][task], table.get("setting") or {}
+    return {
+        "metric": entry["study"]["metric"],
+        "leaderboard metric": entry["leaderboard"]["metric"],
+        "version of the inputs": table.get("inputs_version"),
+        "sha256 of the data": (table.get("data_sha256") or {}).get(task.removesuffix("-mm")),
+        **{name: value for name, value in setting.items() if name not in OF_THE_MODEL},
+    }
+
+
+def unlike(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
+    """Why a checkpoint cannot stand beside the runs on a task; "" when it can, since each run that was asked the task
+    was asked it in the same way."""
+    having = [run for run in runs if task in run["scores"]]
+    if not having:
+        return "no run was asked it"
+    checkpoint = conditions(table, task)
+    for run in having:
+        other = conditions(run, task)
+        names = [name for name in {**checkpoint, **other} if checkpoint.get(name) != other.get(name)]
+        if names:
+            more = "; ..." if len(names) > REASONS else ""
+            return "; ".join(against(name, checkpoint.get(name), [other.get(name)]) for name in names[:REASONS]) + more
+    return ""
+
+
+def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str]) -> list[str]:
+    """How a checkpoint was fine-tuned otherwise than the runs beside which it is shown: what follows from the model,
+    and how many seeds the medians are of."""
+    lines = []
+    for name in OF_THE_MODEL:
+        value, others = (table.get("setting") or {}).get(name), [(run.get("setting") or {}).get(name) for run in runs]
+        if any(other != value for other in others):
+            lines.append(against(name, value, others))
+    for task in tasks:
+        value = table["scores"][task]["study"]["seeds"]
+        others = [run["scores"][task]["study"]["seeds"] for run in runs if task in run["scores"]]
+        if any(other != value for other in others):
+            lines.append(against("fine-tuning seeds", value, others))
+    return list(dict.fromkeys(lines))
+
+
+def against(name: str, value: Any, others: list[Any]) -> str:
+    """A value of a checkpoint and those of the runs, in words."""
+    words = dict.fromkeys("not recorded" if other is None else plain(other)[:60] for other in others)
+    return f"{name} {'not recorded' if value is None else plain(value)[:60]}, of the runs {' and '.join(words)}"
