@@ -2295,8 +2295,8 @@ MUTATIONS = [
         "",
         "",
         "eval/report/outcome.py",
-        '"undecided": 3,',
-        '"undecided": 0,',
+        "int(Exit.UNDECIDED)",
+        "int(Exit.FINISHED)",
         "tests/test_answers.py::test_exit_codes_say_whether_a_study_is_decided",
     ),
 ]
