@@ -2299,6 +2299,26 @@ MUTATIONS = [
         "int(Exit.FINISHED)",
         "tests/test_answers.py::test_exit_codes_say_whether_a_study_is_decided",
     ),
+    one(
+        "the progress of runs stands before an answer in JSON",
+        "",
+        "",
+        "",
+        "launch/local.py",
+        "redirect_stdout(sys.stderr)",
+        "redirect_stdout(sys.stdout)",
+        "tests/test_answers.py::test_an_ablation_answers_as_its_report_does",
+    ),
+    one(
+        "a study's verdict is not the exit code of its command",
+        "",
+        "",
+        "",
+        "launch/local.py",
+        "    if as_json and not failures:",
+        "    if False:",
+        "tests/test_answers.py::test_an_ablation_answers_as_its_report_does",
+    ),
 ]
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED} {MLM} {ENCODER}"
 WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT}"
