@@ -21,7 +21,7 @@ PYTHON ?= python3
 # Files and arguments are UTF-8, whatever the locale.
 export PYTHONUTF8 := 1
 PY := .venv/bin/python
-NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED NOISE_FLOOR TASKS SHOTS EVAL_DATA GLUE GLUE_TASKS GLUE_SEEDS PREDICT CROSS LR JOBS OUT
+NAMES := STUDY POS ACT NORM EMBNORM DATA SIZE TOKENS SEEDS SET ARM METRIC MARGIN MORE MAX_SEEDS FIRST_SEED NOISE_FLOOR TASKS SHOTS EVAL_DATA GLUE GLUE_TASKS GLUE_SEEDS EXPORT PREDICT CROSS LR JOBS OUT
 # Only what stands on make's command line counts: a DATA or SIZE that happens to be in the environment must not.
 said = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 pair = '$(1)=$(subst ','\'',$($(1)))'

@@ -152,6 +152,11 @@ class Study:
         tasks = values.get("GLUE_TASKS", "").strip()
         return [*folders, *(["--tasks", tasks] if tasks else []), *(["--seeds", seeds] if seeds else [])]
 
+    @property
+    def exports(self) -> bool:
+        """Whether each finished run becomes a Hugging Face checkpoint too."""
+        return any(word.startswith("EXPORT=") for word in self.words)
+
     @cached_property
     def _cells(self) -> dict[tuple[str, int], Cell]:
         return {(c.arm, c.seed): c for c in self.cells}

@@ -66,6 +66,8 @@ GLUE = "glue"  # a folder: the results of fine-tuning on GLUE, a file for each t
 GLUE_TABLE = "glue.json"  # medians and means over them
 GLUE_INPUTS_VERSION = 2  # how GLUE's texts become a model's inputs; see eval/finetune/classifier.py
 GLUE_LOG = "glue.log"  # what fine-tuning printed
+HUB = "hub"  # a folder: the trained run as a Hugging Face checkpoint, where EXPORT=1 asks for it
+EXPORT_LOG = "export.log"  # what the export printed
 
 # of the output root, the directory that OUT names
 DATA = "data"  # prepared corpora and tokenizers
@@ -295,6 +297,17 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
     if complaint:
         raise Damaged(f"{path} is damaged: {complaint}. {cure}")
     return summary
+
+
+def exported(run_dir: Path) -> bool:
+    """Whether HUB is there, and is an export of the trained weights."""
+    try:
+        summary, config = read_done(run_dir), read_json(run_dir / HUB / "config.json")
+        if summary is None or config is None:
+            return False
+        return bool(config["trained_by"]["weights"] == summary["weights"]["sha256"])
+    except (Damaged, KeyError, TypeError):
+        return False
 
 
 @contextmanager

@@ -57,6 +57,7 @@ HELP = {
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
     "GLUE_TASKS": "those of GLUE alone, such as cola,rte (default: all whose data is there)",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
+    "EXPORT": "1: each finished run as a Hugging Face checkpoint too; refused before training where there can be none",
     "PREDICT": 'what is expected, to be checked: "alibi < learned; alibi - learned in [-0.3, -0.05]"',
     "JOBS": "runs at a time (default: as many as fit the CPU cores; 1 on a GPU)",
     "OUT": "where runs and prepared data are kept (default runs)",
@@ -120,6 +121,8 @@ def from_args(words: list[str]) -> Study:
             raise ConfigError(f"{name} is about fine-tuning on GLUE: say where its data is, GLUE=folder")
     if "GLUE_SEEDS" in values:
         _count("GLUE_SEEDS", values["GLUE_SEEDS"], 100, "seeds")
+    if values.get("EXPORT", "1") != "1":
+        raise ConfigError(f"EXPORT={values['EXPORT'][:60]}: 1, or leave it out")
     out = Path(values.get("OUT", "runs"))
     _check_out(out)
 

@@ -45,6 +45,10 @@ AWKWARD = (
     "x" * 999,
     "def f(x):\n        if x:\n\t\treturn  x   # \u8a9e\n\n\n",
 )
+INEXACT = (
+    "a tokenizer of the kind {} is not exported: Hugging Face's adds up scores in another precision and cuts some "
+    "words in another way"
+)
 FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's and OpenAI's names
 
 
@@ -106,16 +110,21 @@ def check_parity(tokenizer: AnyTokenizer) -> None:
 def unexportable(tokenizer: AnyTokenizer) -> str:
     """Why a run with this tokenizer cannot be exported as a Hugging Face checkpoint, or ""."""
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind != "bpe":
-        return (
-            f"a tokenizer of the kind {tokenizer.kind} is not exported: Hugging Face's adds up scores in "
-            "another precision and cuts some words in another way"
-        )
+        return INEXACT.format(tokenizer.kind)
     if isinstance(tokenizer, SentencePiece) and not tokenizer.lossless:
         return (
             f"{tokenizer.path} changes texts before it cuts them, which is not exported: use the Hugging "
             "Face tokenizer that comes with it"
         )
     return ""
+
+
+def unexportable_setting(kind: str, path: str) -> str:
+    """`unexportable`, before the tokenizer is trained: of the settings data.tokenizer_kind and data.tokenizer. Raises
+    ValueError where a file is no tokenizer."""
+    if kind == "file":
+        return unexportable(load_tokenizer(path))
+    return INEXACT.format(kind) if kind == "unigram" else ""
 
 
 def mask_id(tokenizer: AnyTokenizer, vocab: int) -> int:

@@ -1,8 +1,13 @@
-"""python -m eval.export RUN_DIR --to DIR: a finished run as a Hugging Face checkpoint, verified before it is there."""
+"""python -m eval.export RUN_DIR --to DIR: a finished run as a Hugging Face checkpoint, verified before it is there.
+
+Without --to it is the folder `hub` of the run directory: kept where it is an export of the run's weights, and made anew
+where the run has other weights by now.
+"""
 
 import argparse
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,20 +28,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--store", type=Path, metavar="FOLDER", help="where the run's prepared data is (default: data in its OUT)"
     )
-    parser.add_argument("--to", type=Path, metavar="DIR", required=True, help="a folder that does not exist yet")
+    parser.add_argument(
+        "--to", type=Path, metavar="DIR", help="a folder that does not exist yet (default: hub in RUN_DIR)"
+    )
     args = parser.parse_args(argv)
+    to = args.to or args.run / rundir.HUB
+    if not args.to and rundir.exported(args.run):
+        print(f"{to}: it is there already")
+        return 0
     try:
-        print(f"{args.to}: {export(args.run, args.to, args.store)}")
+        print(f"{to}: {export(args.run, args.to, args.store)}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def export(directory: Path, to: Path, store: Path | None = None) -> str:
+def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     """Write the run in `directory` as a Hugging Face checkpoint in the folder `to`; returns a sentence on what was
     verified.
 
+    to: None: HUB of the run directory, in place of an earlier export of this run.
     store: prepared data; None: that of the OUT folder that the run is in.
 
     Raises:
@@ -46,7 +58,9 @@ def export(directory: Path, to: Path, store: Path | None = None) -> str:
     run = location.read_run(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
-    if to.exists():
+    earlier = to is None and _is_of_run(rundir.inside(directory, rundir.HUB), run)
+    to = to or directory / rundir.HUB
+    if to.exists() and not earlier:
         raise ValueError(f"{to} exists; name a folder that does not")
     from model import hub
     from model.config import ModelConfig
@@ -81,6 +95,7 @@ def export(directory: Path, to: Path, store: Path | None = None) -> str:
     draft.mkdir(parents=True)
     try:
         origin = {name: run[name] for name in ("cell", "fingerprint", "commit")}
+        origin["weights"] = weights.sha256
         hub.save(cfg, state, draft, tokenizer.eod, origin, getattr(tokenizer, "pad", None))
         convert(tokenizer, cfg.seq if cfg.pos == "learned" else None, form.causal).save_pretrained(draft)
         compare(
@@ -90,6 +105,8 @@ def export(directory: Path, to: Path, store: Path | None = None) -> str:
             [*encoded, *map(tokenizer.encode, AWKWARD)],
         )
         difference = hub.verify(draft, cfg, state, rows_BT)
+        if earlier:
+            shutil.rmtree(to)
         os.rename(draft, to)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -99,6 +116,12 @@ def export(directory: Path, to: Path, store: Path | None = None) -> str:
         f"{form.name}; its logits differ by {difference:.1e} of the largest (allowed {hub.TOLERANCE:.0e}){generates}, "
         f"and its tokenizer gives the same ids on {len(texts)} held-out documents ({size:,} characters)"
     )
+
+
+def _is_of_run(folder: Path, run: dict[str, Any]) -> bool:
+    """Whether a folder holds an export of this run, maybe of other weights than it has now."""
+    origin = (rundir.read_json(folder / "config.json") or {}).get("trained_by")
+    return isinstance(origin, dict) and origin.get("fingerprint") == run["fingerprint"]
 
 
 def sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
@@ -233,4 +256,5 @@ def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) 
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no draft is left
     sys.exit(main())

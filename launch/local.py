@@ -47,6 +47,7 @@ def run(study: Study) -> list[str]:
         ConfigError: before any training, for what concerns all runs, such as a corpus that cannot be prepared.
         Interrupted: by Ctrl-C or SIGTERM; every run has saved a checkpoint.
     """
+    check_tasks(study)
     failures: list[str] = []
     cells = []
     for cell in study.cells:
@@ -59,7 +60,6 @@ def run(study: Study) -> list[str]:
             cells.append(cell)
         except Damaged as error:  # the other runs go on
             failures.append(f"{cell.name}: {error}")
-    check_tasks(study)
     at_once = jobs(study)
     todo = [cell for cell in cells if not is_evaluated(cell)]
     untuned = [cell for cell in cells if study.fine_tuned and not is_fine_tuned(cell)]
@@ -69,7 +69,8 @@ def run(study: Study) -> list[str]:
             todo = (
                 cells  # evaluate each in a process of its own, so that the one that fails is named and stops no other
             )
-    todo = [cell for cell in cells if cell in todo or cell in untuned]
+    unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
+    todo = [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
     if not todo:
         return failures
     prepare(study, todo)
@@ -118,11 +119,13 @@ def _exit_code(*words: str, output: int | None = None) -> int:
 
 
 def check_tasks(study: Study) -> None:
-    """Check that every evaluation task can be run, before hours are spent on training.
+    """Check that every evaluation task can be run and every arm be exported, before hours are spent on training.
 
     Raises:
-        ConfigError: when the runs cannot be judged by TASKS, or fine-tuned on GLUE.
+        ConfigError: when the runs cannot be judged by TASKS, fine-tuned on GLUE, or exported as EXPORT asks.
     """
+    if study.exports and not _succeeds("-m", "eval.exportable", *study.words):
+        raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
     if study.fine_tuned and not _succeeds("-m", "eval.finetune", *study.fine_tuned):
         raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
     if study.judged and not _succeeds("-m", "eval", *study.judged):
@@ -175,7 +178,8 @@ def jobs(study: Study) -> int:
 
 
 def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
-    """Train a run unless it is trained, evaluate it, and fine-tune it on GLUE when the study asks for that.
+    """Train a run unless it is trained, evaluate it, and fine-tune it on GLUE and export it when the study asks for
+    that.
 
     Args:
         phases: {run directory: what happens to it now}, updated here for the progress display.
@@ -209,6 +213,10 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
         phases[cell.dir] = "fine-tuning"
         command = [sys.executable, "-m", "eval.finetune", str(cell.dir), *study.fine_tuned, "--store", store]
         processes.run(command, cell.dir / rundir.GLUE_LOG, 1, threads)
+    if study.exports:
+        phases[cell.dir] = "exporting"
+        command = [sys.executable, "-m", "eval.export", str(cell.dir), "--store", store]
+        processes.run(command, cell.dir / rundir.EXPORT_LOG, 1, threads)
 
 
 def until_decided(

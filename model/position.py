@@ -127,14 +127,13 @@ class ALiBi(Position):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
-        self.heads = cfg.heads
         self.slopes: Tensor
         self.register_buffer("slopes", torch.tensor(alibi_slopes(cfg.heads)), persistent=False)
 
     def _apply(self, fn, recurse=True):
         # A model cast to bf16 casts its buffers too, and 2^-0.5 is no bf16 number: keep the slopes in fp32.
         super()._apply(fn, recurse)
-        self.slopes = torch.tensor(alibi_slopes(self.heads), device=self.slopes.device)
+        self.slopes = torch.tensor(alibi_slopes(len(self.slopes)), device=self.slopes.device)
         return self
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ MUTATIONS = [
         "model.pos",
         POSITION,
         "self.slopes[self.first_head + h]",
-        "self.slopes[h % (self.heads // 2)]",
+        "self.slopes[h % (len(self.slopes) // 2)]",
     ),
     one(
         "slopes of heads that are no power of two",
@@ -2107,6 +2107,37 @@ MUTATIONS = [
         "        if all(missing):\n            raise",
         "        if not missing:\n            raise",
         f"{STUDY_FILES}::test_words_that_are_no_study_are_refused",
+    ),
+    # export
+    one(
+        "EXPORT=1 asks nothing before training",
+        "",
+        "",
+        "",
+        "launch/local.py",
+        'if study.exports and not _succeeds("-m", "eval.exportable", *study.words):',
+        "if False:",
+        "tests/test_export_study.py::test_what_cannot_be_exported_is_refused_before_any_work_with_each_arm_and_why",
+    ),
+    one(
+        "an export of other weights counts as that of the run",
+        "",
+        "",
+        "",
+        "ablations/rundir.py",
+        'return bool(config["trained_by"]["weights"] == summary["weights"]["sha256"])',
+        "return True",
+        "tests/test_export_study.py::test_in_the_run_directory_an_export_of_earlier_weights_is_replaced_and_nothing_else",
+    ),
+    one(
+        "a folder in a run directory is replaced by its export, whatever it is",
+        "",
+        "",
+        "",
+        "eval/export.py",
+        'origin.get("fingerprint") == run["fingerprint"]',
+        "True",
+        "tests/test_export_study.py::test_in_the_run_directory_an_export_of_earlier_weights_is_replaced_and_nothing_else",
     ),
     # fine-tuning
     one(

@@ -54,12 +54,14 @@ STARTED = {  # a file -> the commands that it starts in processes of their own: 
     "launch/local.py": {
         "data.prepare",
         "eval",
+        "eval.export",
+        "eval.exportable",
         "eval.finetune",
         "eval.report",
         "eval.report.undecided",
         "launch.train",
     },
-    "launch/slurm/submit.py": {"eval", "eval.report"},
+    "launch/slurm/submit.py": {"eval", "eval.export", "eval.report"},
     "eval/judge.py": {"eval"},  # itself, on each GPU
 }
 FOLDERS = sorted({package.split(".")[0] for package in MAY})

@@ -1,8 +1,8 @@
 """Submits a study to Slurm: python -m launch.slurm.submit --nodes 4 STUDY=position.
 
 It becomes three jobs: an array that trains, with an index for each run of the study; an array that evaluates each run
-once it is trained; and one that writes the report, whether the runs succeeded or not. Data are prepared before, on the
-login node, since compute nodes may have no network.
+once it is trained, and exports it where EXPORT=1 asks for that; and one that writes the report, whether the runs
+succeeded or not. Data are prepared before, on the login node, since compute nodes may have no network.
 """
 
 import argparse
@@ -101,8 +101,9 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
 
 
 def judged(study: Study, cell: Cell) -> bool:
-    """Whether a run has been evaluated on every task that the study asks for, judged by its eval.json alone. False when
-    task data was added since: `python -m eval` then finds out whether a task can be run now."""
+    """Whether a run has been evaluated on every task that the study asks for, judged by its eval.json alone, and been
+    exported where it asks for that. False when task data was added since: `python -m eval` then finds out whether a
+    task can be run now."""
     path = cell.dir / rundir.EVAL
     try:
         scores = rundir.read_json(path)
@@ -111,6 +112,8 @@ def judged(study: Study, cell: Cell) -> bool:
     except Damaged:
         return False
     if unjudged(cell.dir) or not _versions().items() <= scores.items():
+        return False
+    if study.exports and not rundir.exported(cell.dir):
         return False
     if not study.judged:
         return True
@@ -140,8 +143,14 @@ def evaluate(
         what: the runs in words, for the terminal.
     """
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
-    command = f"{_python()} -m eval {shlex.join([*study.judged, '--store', str(study.out / rundir.DATA)])}"
-    script = f'runs=({folders})\nexec {command} "${{runs[$SLURM_ARRAY_TASK_ID]}}"'
+    store = ["--store", str(study.out / rundir.DATA)]
+    script = f"runs=({folders})\nrun=${{runs[$SLURM_ARRAY_TASK_ID]}}\n"
+    judge = f'{_python()} -m eval {shlex.join([*study.judged, *store])} "$run"'
+    if study.exports:  # a run that goes on is exported when it is trained
+        export = f'{_python()} -m eval.export {shlex.join(store)} "$run"'
+        script += f'{judge} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
+    else:
+        script += f"exec {judge}"
     array = [f"--array={_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in variables or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []

@@ -1,0 +1,41 @@
+"""python -m eval.exportable POS=alibi ...: before training, the arms of a study that cannot become Hugging Face
+checkpoints, with the reason, a line each.
+
+Exit codes: 0, there are none; 2, there are some, or bad request.
+"""
+
+import sys
+
+from ablations.config import Run
+from ablations.rundir import Exit, printable
+from ablations.study import from_anywhere, from_args
+from data.tokenizer import unexportable_setting
+
+
+def why_not(run: Run) -> str:
+    """Why this run cannot be exported: no architecture of Hugging Face is its model, or no tokenizer its tokenizer; ""
+    where it can."""
+    from model import hub
+
+    try:
+        hub.counterpart(run.model)
+        return unexportable_setting(run.data.tokenizer_kind, run.data.tokenizer)
+    except ValueError as error:
+        return str(error)
+
+
+def main(words: list[str]) -> int:
+    try:
+        study = from_args(words)
+    except ValueError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return Exit.INVALID
+    reasons = {arm: why_not(study.cell(arm, study.seeds[0]).run) for arm in study.arms}
+    for arm, reason in reasons.items():
+        if reason:
+            print(f"error: {printable(f'{arm}: {reason}')}", file=sys.stderr)
+    return Exit.INVALID if any(reasons.values()) else Exit.FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main(from_anywhere(sys.argv[1:])))
