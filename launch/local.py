@@ -296,7 +296,8 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return Exit.INTERRUPTED
     seconds = int(time.monotonic() - began)
-    written = reported in (Exit.FINISHED, Exit.REFUSED, Exit.UNDECIDED)
+    # of an answer in JSON, INVALID may be the verdict of a report that is written
+    written = as_json or reported in (Exit.FINISHED, Exit.REFUSED)
     print(f"\n{seconds // 60} min {seconds % 60} s.{'' if written else ' There is no report'}")
     if as_json and not failures:
         return reported
