@@ -2330,6 +2330,16 @@ MUTATIONS = [
         '"undecided": 0,',
         "tests/test_answers.py::test_exit_codes_say_whether_a_study_is_decided",
     ),
+    one(
+        "a margin that was chosen after the runs decides a study",
+        "",
+        "",
+        "",
+        "eval/report/outcome.py",
+        '"undecided" if arm["exploratory"] else arm["kind"]',
+        'arm["kind"]',
+        "tests/test_answers.py::test_a_verdict_by_what_was_chosen_after_the_runs_decides_nothing",
+    ),
 ]
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED} {MLM} {ENCODER}"
 WHERE += f" {RATIO} {PASSAGES} {UNEQUAL} {FEW} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT}"
