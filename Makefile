@@ -7,7 +7,7 @@
 # make cram BUDGET=10m SIZE=nano                     the best encoder of a time by the wall clock (default 24h); GLUE=folder
 # make glue RUN=run_dir GLUE_DATA=folder             a finished run fine-tuned on GLUE
 # make diff A=bigscience-1b3 B=modern-1b3            how two sizes or presets differ
-# make card RUN=runs/nano/baseline,seed=1            what a run directory is, as JSON; plan, status, show, diff, report: FORMAT=json
+# make card RUN=runs/nano/baseline,seed=1            what a run directory is, as JSON; FORMAT=json after other commands: their answer as JSON
 # make noise SIZE=nano         how far runs lie apart that differ in the seed alone, as a file for NOISE_FLOOR=
 # make calibrate               docs/statistics.md made anew: how often verdicts err, by simulated studies
 # make test                    the tests; make test-slurm: those that need a Slurm of their own (root, Debian packages)
@@ -28,19 +28,19 @@ pair = '$(1)=$(subst ','\'',$($(1)))'
 pairs = $(foreach n,$(1),$(if $(call said,$(n)),$(call pair,$(n))))
 WORDS := $(call pairs,$(NAMES))
 # Which words each command takes.
-TAKES_ablation := $(NAMES) ON NODES SITE
-TAKES_noise := DATA SIZE TOKENS SEEDS FIRST_SEED SET TASKS SHOTS EVAL_DATA JOBS OUT
+TAKES_ablation := $(NAMES) ON NODES SITE FORMAT
+TAKES_noise := DATA SIZE TOKENS SEEDS FIRST_SEED SET TASKS SHOTS EVAL_DATA JOBS OUT FORMAT
 TAKES_plan := $(NAMES) ON BUDGET FORMAT PRICE TO NEED
-TAKES_laws := RUNS FORM TO
-TAKES_ladder := $(NAMES) SIZES TARGET
+TAKES_laws := RUNS FORM TO FORMAT
+TAKES_ladder := $(NAMES) SIZES TARGET FORMAT
 TAKES_status := $(NAMES) WATCH FORMAT
 TAKES_show := $(NAMES) FORMAT
 TAKES_card := RUN
 TAKES_report := $(NAMES) RUNS NOISE BESIDE EXTERNAL FORMAT VERDICT
 TAKES_diff := A B FORMAT
 TAKES_data := CORPUS FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR OUT SET OPTIONS
-TAKES_cram := $(NAMES) BUDGET
-TAKES_glue := RUN GLUE_DATA EVAL_DATA TASKS JOBS ARGS
+TAKES_cram := $(NAMES) BUDGET FORMAT
+TAKES_glue := RUN GLUE_DATA EVAL_DATA TASKS JOBS FORMAT ARGS
 TAKES_export := RUN TO
 TAKES_eval-data := EVAL_DATA OUT TASKS SHOTS ARGS
 TAKES_bench-eval := EVAL_DATA OUT ARGS
@@ -59,25 +59,32 @@ need = $(if $(strip $(call said,$(1))),,$(error make $@ needs $(1)=, $(2)))
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
+# FORMAT=json: runs tell their progress on standard error, so that standard output has one JSON object alone
+JSON = $(filter json,$(call said,FORMAT))
+PROGRESS = $(if $(JSON),>&2)
+UNFINISHED = {"kind": "error", "version": 1, "error": "not all runs are trained and judged; the reasons stand on standard error"}
+OR_STOP = || { code=$$?; $(if $(JSON),echo '$(UNFINISHED)';) exit $$code; }
+FORMATS = $(if $(filter-out text json,$(call said,FORMAT)),$(error FORMAT=$(FORMAT) is not one of text, json))
 SUBMIT = launch.slurm.submit --nodes '$(or $(NODES),1)' --site '$(SITE)'
 ablation: .venv/ready
-	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(SUBMIT)),launch.local) $(WORDS)
+	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(if $(JSON),$(error ON=slurm has no FORMAT=json: make report FORMAT=json has the answer once the runs are finished),$(SUBMIT))),launch.local) $(call pairs,FORMAT) $(WORDS)
 # ON=, BUDGET=: what it costs on hardware, and what a budget trains (ablations/plan/command.py)
 plan: .venv/ready
 	@$(PY) -m ablations plan $(call pairs,ON BUDGET FORMAT PRICE TO NEED) $(WORDS)
 # a scaling law fitted to finished runs: RUNS="runs/a/b,seed=1 ..." FORM=hoffmann|kaplan|compute TO=law.svg
 laws: .venv/ready
-	@$(call need,RUNS,run directories or folders of them)$(PY) -m ablations.plan.laws $(call said,RUNS) $(if $(call said,FORM),--form '$(FORM)') $(if $(call said,TO),--figure '$(TO)')
+	@$(call need,RUNS,run directories or folders of them)$(PY) -m ablations.plan.laws $(call said,RUNS) $(if $(call said,FORM),--form '$(FORM)') $(if $(call said,TO),--figure '$(TO)') $(call option,FORMAT)
 # the same arms at several sizes, extrapolated to a larger one: POS=alibi,rotary SIZES=nano,mini,small TARGET=14m
 LADDER = -m ablations.plan.ladder --sizes '$(call said,SIZES)' --target '$(or $(call said,TARGET),14m)'
 ladder: .venv/ready
-	@sizes=$$($(PY) $(LADDER) --list $(WORDS)) && for size in $$sizes; do \
-	  $(PY) -m launch.local $(WORDS) SIZE=$$size || exit $$?; done && $(PY) $(LADDER) $(WORDS)
+	@sizes=$$($(PY) $(LADDER) --list $(call pairs,FORMAT) $(WORDS)) || { code=$$?; $(if $(JSON),echo "$$sizes";) exit $$code; }; \
+	  for size in $$sizes; do $(PY) -m launch.local $(WORDS) SIZE=$$size $(PROGRESS) $(OR_STOP); done && \
+	  $(PY) $(LADDER) $(call pairs,FORMAT) $(WORDS)
 # how far runs of the baseline lie apart that differ in the seed alone, a file for NOISE_FLOOR=: SIZE=nano DATA=pydocs
 NOISE_WORDS = STUDY=baseline 'SEEDS=$(or $(call said,SEEDS),5)' 'FIRST_SEED=$(or $(call said,FIRST_SEED),1001)' \
-  $(call pairs,$(filter-out SEEDS FIRST_SEED,$(TAKES_noise)))
+  $(call pairs,$(filter-out SEEDS FIRST_SEED FORMAT,$(TAKES_noise)))
 noise: .venv/ready
-	@$(PY) -m launch.local $(NOISE_WORDS) && $(PY) -m eval.report.noise $(NOISE_WORDS)
+	@$(FORMATS){ $(PY) -m launch.local $(NOISE_WORDS) $(PROGRESS); } $(OR_STOP) && $(PY) -m eval.report.noise $(call pairs,FORMAT) $(NOISE_WORDS)
 # docs/statistics.md: how often verdicts err and what they see, by simulated studies with fixed seeds
 calibrate: .venv/ready
 	@$(PY) -m eval.report.calibration
@@ -100,10 +107,10 @@ CLOCK = is no time by the wall clock such as 10m or 24h; machines for a time are
 cram: .venv/ready
 	@$(if $(word 2,$(call said,BUDGET)),$(error BUDGET=$(BUDGET) $(CLOCK)))$(PY) -m launch.local 'STUDY=$(or $(call said,STUDY),cram)' 'SEEDS=$(or $(call said,SEEDS),1)' \
 	  'SET=train.budget=$(or $(call said,BUDGET),24h)$(if $(call said,SET), $(SET))' \
-	  $(call pairs,$(filter-out SEEDS SET STUDY,$(NAMES)))
+	  $(call pairs,FORMAT $(filter-out SEEDS SET STUDY,$(NAMES)))
 # a finished run fine-tuned on GLUE: RUN=..., GLUE_DATA=folder of its files (eval/finetune/tasks.py), JOBS=, TASKS=
 glue: .venv/ready
-	@$(call need,RUN,the directory of a finished run)$(PY) -m eval.finetune '$(RUN)' --data '$(or $(call said,GLUE_DATA),$(EVAL_DATA))' $(foreach n,TASKS JOBS,$(call option,$(n))) $(ARGS)
+	@$(call need,RUN,the directory of a finished run)$(PY) -m eval.finetune '$(RUN)' --data '$(or $(call said,GLUE_DATA),$(EVAL_DATA))' $(foreach n,TASKS JOBS FORMAT,$(call option,$(n))) $(ARGS)
 export: .venv/ready
 	@$(call need,RUN,the directory of a finished run)$(call need,TO,a folder that does not exist yet)$(PY) -m eval.export '$(RUN)' --to '$(TO)'
 help: .venv/ready

@@ -103,6 +103,7 @@ class Exit(IntEnum):
     FAILED = 1
     INVALID = 2  # the command or the configuration is not valid
     REFUSED = 3  # the report is written, and some runs in it could not be compared, as they were evaluated differently
+    UNDECIDED = 3  # of a verdict (eval/report/outcome.py, undecided.py): an arm is undecided
     RESUBMIT = 75  # not finished, and nothing is wrong with the run: submit it again
     KILLED = 76  # there is a stop file in the output root: nothing is to be submitted again
     BAD_NODE = 77  # a node is unfit (launch/preflight.py)

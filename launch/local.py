@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from typing import TextIO
 
-from ablations import rundir
+from ablations import answers, rundir
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
 from ablations.plan.reading import reading
@@ -32,6 +33,8 @@ from launch.processes import (
     in_utf8,
 )
 from launch.repair import is_evaluated, is_fine_tuned, repair
+
+STDERR = 2  # file descriptor of standard error
 
 
 def run(study: Study) -> list[str]:
@@ -216,9 +219,6 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
         processes.run(command, cell.dir / rundir.EXPORT_LOG, 1, threads)
 
 
-UNDECIDED = 3  # exit code of eval.report.undecided
-
-
 def until_decided(
     study: Study, run: Callable[[Study], list[str]], undecided: Callable[[Study], bool]
 ) -> tuple[Study, list[str]]:
@@ -240,45 +240,67 @@ def until_decided(
     return study, failures
 
 
-def undecided(study: Study) -> bool:
-    """Whether more seeds may decide an arm; it is printed which.
+def undecided(study: Study, output: int | None = None) -> bool:
+    """Whether more seeds may decide an arm; it is printed which, to a file descriptor or to standard output.
 
     Raises:
         ConfigError: when the runs cannot be compared.
     """
-    code = _exit_code("-m", "eval.report.undecided", *study.words)
-    if code not in (Exit.FINISHED, UNDECIDED):
+    code = _exit_code("-m", "eval.report.undecided", *study.words, output=output)
+    if code not in (Exit.FINISHED, Exit.UNDECIDED):
         raise ConfigError("whether the arms are decided cannot be said; the reason stands above")
-    return code == UNDECIDED
+    return code == Exit.UNDECIDED
 
 
 def main(words: list[str]) -> int:
-    """Train and evaluate the runs that are not finished, then write the report. Returns an `Exit`."""
+    """Train and evaluate the runs that are not finished, then write the report. Returns an `Exit`.
+
+    With FORMAT=json standard output has the report's answer alone, whose exit code this is too, unless a run failed.
+    """
     if words in (["-h"], ["--help"]):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
         return Exit.FINISHED
+    if not answers.is_wanted(words):
+        return run_and_report(words)
+    standard_output = sys.stdout
+    with redirect_stdout(sys.stderr):
+        return run_and_report(words, standard_output)
+
+
+def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
+    """See `main`. Where the answer is to be JSON, `json_to` is where an error goes; the report writes its own."""
+    as_json = json_to is not None
+
+    def refused(reason: str, code: Exit) -> Exit:
+        if as_json:
+            print(answers.error(reason), file=json_to, flush=True)
+        print(f"error: {rundir.printable(reason)}", file=sys.stderr)
+        return code
+
     began = time.monotonic()
     try:
+        _, words = answers.wanted(words)
         study = from_args(from_anywhere(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
-        study, failures = until_decided(study, run, undecided)
+        study, failures = until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))
         for failure in failures:
             print(f"failed: {rundir.printable(failure)}", file=sys.stderr)
-        reported = _exit_code("-m", "eval.report", *study.words)
+        reported = _exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))
     except ConfigError as error:
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
-        return Exit.INVALID
+        return refused(str(error), Exit.INVALID)
     except OSError as error:
         if not (reason := rundir.storage_error(error)):
             raise
-        print(f"error: {reason}", file=sys.stderr)
-        return Exit.FAILED
+        return refused(reason, Exit.FAILED)
     except (Interrupted, KeyboardInterrupt):
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return Exit.INTERRUPTED
     seconds = int(time.monotonic() - began)
-    written = reported in (Exit.FINISHED, Exit.REFUSED)
+    # of an answer in JSON, INVALID may be the verdict of a report that is written
+    written = as_json or reported in (Exit.FINISHED, Exit.REFUSED)
     print(f"\n{seconds // 60} min {seconds % 60} s.{'' if written else ' There is no report'}")
+    if as_json and not failures:
+        return reported
     return Exit.FAILED if failures or reported else Exit.FINISHED
 
 

@@ -2326,8 +2326,8 @@ MUTATIONS = [
         "",
         "",
         "eval/report/outcome.py",
-        '"undecided": 3,',
-        '"undecided": 0,',
+        "int(Exit.UNDECIDED)",
+        "int(Exit.FINISHED)",
         "tests/test_answers.py::test_exit_codes_say_whether_a_study_is_decided",
     ),
     one(
@@ -2339,6 +2339,26 @@ MUTATIONS = [
         '"undecided" if arm["exploratory"] else arm["kind"]',
         'arm["kind"]',
         "tests/test_answers.py::test_a_verdict_by_what_was_chosen_after_the_runs_decides_nothing",
+    ),
+    one(
+        "the progress of runs stands before an answer in JSON",
+        "",
+        "",
+        "",
+        "launch/local.py",
+        "redirect_stdout(sys.stderr)",
+        "redirect_stdout(sys.stdout)",
+        "tests/test_answers.py::test_an_ablation_answers_as_its_report_does",
+    ),
+    one(
+        "a study's verdict is not the exit code of its command",
+        "",
+        "",
+        "",
+        "launch/local.py",
+        "    if as_json and not failures:",
+        "    if False:",
+        "tests/test_answers.py::test_an_ablation_answers_as_its_report_does",
     ),
 ]
 WHERE = f"{MODEL} {TRAIN} {DATA} {OBJECTIVE} {BUDGET} {FP8} {RANKS} {RESUME} {DAMAGE} {BACK} {SEEDED} {MLM} {ENCODER}"

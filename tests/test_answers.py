@@ -1,6 +1,7 @@
 """Answers for programs (FORMAT=json): each fits its schema in docs/schema, and exit codes say what came out."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from ablations import rundir
 from ablations.__main__ import main as ablations_main
 from ablations.card import card
 from ablations.criteria import Criteria
+from ablations.plan import ladder, laws
 from eval.report import __main__ as report_command
+from eval.report import noise
 from eval.report.findings import gather
 from eval.report.outcome import EXIT_CODES, outcome
 from eval.report.request import Request
-from tests import test_report
+from launch import local
+from tests import test_plan_ladder, test_plan_laws, test_report
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = ROOT / "docs/schema"
@@ -124,10 +128,33 @@ def test_another_format_is_refused_by_what_there_is(capsys: pytest.CaptureFixtur
         assert "text, json (did you mean json?)" in capsys.readouterr().err
 
 
+def test_make_has_one_answer_on_standard_output_whatever_is_refused() -> None:
+    """The runs' own command comes first in these recipes: it too refuses in JSON."""
+    for words in (["ablation", "POS=nope"], ["noise", "SIZE=nope"], ["ladder", "POS=nope", "SIZES=nano,mini,small"]):
+        command = ["make", "-o", ".venv/ready", *words, "FORMAT=json"]
+        done = subprocess.run(command, cwd=ROOT, env=without_make(), capture_output=True, text=True)
+        assert done.returncode == 2 and checked(done.stdout)["kind"] == "error" and "nope" in done.stderr, words
+
+
+def test_make_refuses_json_of_a_submission_and_other_formats_before_runs() -> None:
+    for words, why in (
+        (["ablation", "POS=alibi", "ON=slurm", "FORMAT=json"], "make report"),
+        (["noise", "FORMAT=x"], "text, json"),
+    ):
+        command = ["make", "-n", "-o", ".venv/ready", *words]
+        done = subprocess.run(command, cwd=ROOT, env=without_make(), capture_output=True, text=True)
+        assert done.returncode == 2 and why in done.stderr and not done.stdout
+
+
+def without_make() -> dict[str, str]:
+    """The environment without what a `make test` above leaves in it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
+
 def test_every_schema_is_of_an_answer_and_in_no_need_of_a_network() -> None:
     kinds = {path.stem for path in SCHEMAS.glob("*.json")}
-    sources = " ".join((ROOT / name).read_text() for name in ("ablations/__main__.py", "ablations/answers.py"))
-    sources += (ROOT / "eval/report/__main__.py").read_text()
+    modules = [path for room in ("ablations", "eval", "launch") for path in (ROOT / room).rglob("*.py")]
+    sources = " ".join(path.read_text() for path in modules)
     assert kinds == set(re.findall(r'answer\("(\w+)"', sources)) | {"plan", "status", "configuration"}
     assert not any("$ref" in path.read_text() for path in SCHEMAS.glob("*.json"))
 
@@ -254,6 +281,93 @@ def test_a_report_of_all_records_is_an_answer(
     assert report_command.main(["FORMAT=json", f"OUT={tmp_path}"]) == 0
     assert checked(capsys.readouterr().out)["counts"] == {"held": 0, "failed": 0, "undecided": 0}
     assert report_command.main(["FORMAT=json", "VERDICT=maybe"]) == 2
+
+
+def test_a_noise_floor_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = test_report.make(test_report.Study(tmp_path / "runs", arms=["pos=learned"], seeds=[1001, 1002, 1003]))
+    monkeypatch.setattr(noise.request, "parse", lambda _: Request(runs))
+    monkeypatch.setattr(noise, "FOLDER", tmp_path / "noise")
+    assert noise.main(["STUDY=baseline", "FORMAT=json"]) == 0
+    answer = checked(capsys.readouterr().out)
+    assert answer["floor"] == json.loads(Path(answer["written"]).read_text())
+    assert answer["floor"]["metrics"]["bits/byte"]["dof"] == 2
+    (runs.cell("pos=learned", 1001).dir / "done").unlink()
+    assert noise.main(["STUDY=baseline", "FORMAT=json"]) == 2
+    assert "3 are needed" in checked(capsys.readouterr().out)["error"]
+
+
+def test_a_ladder_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {("nano", "learned"): 2.7, ("nano", "alibi"): 2.6, ("mini", "learned"): 2.5, ("mini", "alibi"): 2.42}
+    losses |= {("small", "learned"): 2.3, ("small", "alibi"): 2.24}
+    test_plan_ladder.judged(tmp_path, losses)
+    words = ["--sizes", "small,nano,mini", "POS=alibi", f"OUT={tmp_path}", "FORMAT=json"]
+    assert ladder.main(words) == 0
+    answer = checked(capsys.readouterr().out)
+    assert [arm["verdict"] for arm in answer["arms"]] == ["better"] and len(answer["pairs"]) == 6
+    assert answer["against_target"] is None and (Path(answer["written"]) / "ladder.svg").exists()
+    test_plan_ladder.judged(tmp_path, {("14m", "learned"): 2.0, ("14m", "alibi"): 1.97})
+    assert ladder.main(words) == 0
+    score = {"hits": 1, "misses": 0, "open": 0, "order_accuracy": 1.0}
+    assert checked(capsys.readouterr().out)["against_target"] == {"ladder": score, "largest_size": score}
+    assert ladder.main([*words, "SIZE=nano"]) == 2
+    assert "SIZES=" in checked(capsys.readouterr().out)["error"]
+
+
+def test_a_law_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [
+        str(test_plan_laws.finished(tmp_path / f"{size}-{tokens}", tokens, size=size))
+        for size in ("nano", "mini", "small", "14m")
+        for tokens in (1_000_000, 4_000_000, 16_000_000)
+    ]
+    assert laws.main([*folders, "--format", "json"]) == 0
+    answer = checked(capsys.readouterr().out)
+    alpha = answer["values"]["alpha"]
+    assert [alpha[end] for end in ("low", "value", "high")] == pytest.approx([0.3478] * 3, abs=1e-4) and len(
+        answer["points"]
+    ) == 12
+    assert "problem" in answer["other_ways"]["way 2, equal compute"] and not answer["may_have_no_floor"]
+    assert len(answer["without_largest"]["relative_errors"]) == 3
+    assert laws.main([*folders, "--format", "json", "--form", "compute"]) == 0
+    assert checked(capsys.readouterr().out)["other_ways"] == {}
+    for words, why in (
+        ([*folders[:3]], "cannot determine"),
+        ([*folders[:3], "--form", "compute"], "largest size"),
+        ([*folders, "--form", "hofmann"], "hoffmann?"),
+        ([], "no runs are named"),
+    ):
+        assert laws.main([*words, "--format", "json"]) == 2
+        assert why in checked(capsys.readouterr().out)["error"]
+    assert laws.main([*folders, "--format", "jason"]) == 2
+
+
+def test_an_ablation_answers_as_its_report_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of runs that are not there: standard output has the report's answer alone, and its exit code is the command's."""
+
+    def nothing(study: Any) -> list[str]:
+        print("fährt")
+        return []
+
+    monkeypatch.setattr(local, "run", nothing)
+    monkeypatch.setattr(local, "ROOT", tmp_path)  # records go there
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]
+    assert local.main([*words, "FORMAT=json"]) == 2
+    assert "no run of this study has begun" in checked(capfd.readouterr().out)["error"]
+    test_plan_ladder.judged(tmp_path, {("nano", "learned"): 2.7, ("nano", "alibi"): 2.6})  # and not done
+    assert local.main([*words, "FORMAT=json"]) == 3
+    said = capfd.readouterr()
+    assert checked(said.out)["verdict"]["outcome"] == "undecided" and "fährt" in said.err
+    assert local.main(words) == 0 and "fährt" in capfd.readouterr().out  # without FORMAT as ever
+    monkeypatch.setattr(local, "run", lambda study: ["a run failed"])
+    assert local.main([*words, "FORMAT=json"]) == 1
+    assert checked(capfd.readouterr().out)["kind"] == "report"
+    assert local.main([*words, "FORMAT=jason"]) == 2
+    assert local.main(["POS=nope", "FORMAT=json"]) == 2
+    assert "pos=nope" in checked(capfd.readouterr().out)["error"]
 
 
 def test_json_is_alone_on_standard_output_of_the_real_command() -> None:

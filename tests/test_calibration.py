@@ -96,7 +96,7 @@ def rates(cells: list[str]) -> list[float]:
 
 
 def test_the_words_of_the_page_are_those_of_the_command():
-    for words in ("HEAD", "FIXED", "POWER", "SEQUENTIAL", "CLUSTERS", "FLOOR", "PUBLISHED"):
+    for words in ("HEAD", "FIXED", "POWER", "SEQUENTIAL", "CLUSTERS", "FLOOR", "LADDER", "PUBLISHED"):
         assert getattr(calibration, words) in PAGE
     assert markdown_table(calibration.published_pairs()) in PAGE and markdown_table(calibration.spending()) in PAGE
 
@@ -149,6 +149,19 @@ def test_other_studies_have_the_rates_that_are_stated():
     for got, expected in cases:
         assert len(got) == len(expected)
         assert all(close(rate, value, 1000) for rate, value in zip(got, rates(expected), strict=True)), (got, expected)
+
+
+def test_ladders_have_the_rates_that_are_stated():
+    """A row of each kind, with other random numbers and fewer ladders; the arms of a ladder count as one verdict, since
+    they share a baseline."""
+    ladders, table = 300, stated("A ladder of sizes")
+    assert len(table) == len(calibration.WORLDS) * len(calibration.LADDER_SEEDS)
+    for name in calibration.WORLDS:
+        got, expected = calibration.ladder_rates(name, 3, ladders, key=17), rates(table[name, "3"])
+        assert len(got) == len(expected) == 7
+        assert all(close(rate, value, ladders) for rate, value in zip(got, expected, strict=True)), (got, expected)
+    wrong = {row: rates(cells)[1] for row, cells in table.items()}
+    assert max(wrong.values()) <= 5  # of the line, at its level of 90 %
 
 
 def test_one_seed_decides_nothing():

@@ -25,6 +25,7 @@ from eval.finetune.source import Source
 from eval.report.external import conditions, read_external, unlike
 from model.config import ModelConfig
 from model.gpt import GPT
+from tests.test_answers import checked
 from tests.test_eval import SHAPE, Letters, model, prepared, run  # noqa: F401  # fixtures
 
 WORDS = "красный кот sat on the mat und der Hund è bello".split()
@@ -510,6 +511,10 @@ def test_an_external_checkpoint_is_fine_tuned_like_a_run(glue: Path, tmp_path: P
     assert command.main([*words, "--tasks", "rte,stsb,mnli"]) == 0
     assert "mean of ONLY 4 OF nine numbers" in capsys.readouterr().out
     made = trees(to)
+    assert command.main([*words, "--tasks", "rte,stsb,mnli", "--format", "json"]) == 0
+    answer = checked(capsys.readouterr().out)
+    assert answer["kind"] == "glue" and answer["failed"] == [] and answer["study"]["numbers"] == 4
+    assert answer["scores"] == json.loads((to / "glue.json").read_text())["scores"]
     assert set(made) == {
         rundir.GLUE_TABLE,
         *(f"{name}-{seed}.json" for name in ("rte", "stsb", "mnli") for seed in (1, 2)),
@@ -562,6 +567,8 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     assert fine_tuned == ["--data", str(glue), "--tasks", "cola,rte", "--seeds", "2"]
     assert command.main(["--data", str(glue), "--tasks", "cola"]) == 0
     assert "fine-tuning: cola\n" in capsys.readouterr().out
+    assert command.main(["--data", str(glue), "--format", "json"]) == 2
+    assert "FORMAT=json is of results" in json.loads(capsys.readouterr().out)["error"]
     assert command.main(["--data", str(glue), "--tasks", "cola,sst2"]) == 2
     assert "no data of sst2" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="GLUE_TASKS is about fine-tuning on GLUE"):

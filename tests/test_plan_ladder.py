@@ -14,81 +14,24 @@ from scipy import stats
 
 from ablations.plan import ladder
 from ablations.plan.ladder import Extrapolation, Pair, Score, extrapolate, order_accuracy
-from ablations.plan.published_laws import Hoffmann
+from ablations.plan.simulated_ladders import SIZES, TARGET, World, compute, crossing, kept_order, outcome, simulated
 from ablations.study import from_args
 from ablations.values import ConfigError
 
-SIZES = (1.3e6, 2.8e6, 6e6)
-TARGET = SIZES[-1] * math.sqrt(20)  # the largest of the ladder has 5% of its compute
-BASE = Hoffmann(1.8, 480.0, 2000.0, 0.35, 0.37)
-World = Callable[[np.random.Generator], list[Callable[[float], float]]]
-
-
-def compute(n: float) -> float:
-    return 6 * n * 20 * n
-
-
-def kept_order(rng: np.random.Generator) -> list[Callable[[float], float]]:
-    """Arms whose losses differ by their constants: what is better stays better."""
-    arms = [
-        Hoffmann(1.8, 480 * (1 + 0.1 * rng.normal()), 2000 * (1 + 0.1 * rng.normal()), 0.35, 0.37) for _ in range(3)
-    ]
-    return [lambda n, arm=arm: math.log(arm.loss(n, 20 * n) / BASE.loss(n, 20 * n)) for arm in arms]  # type: ignore[misc]
-
-
-def crossing(rng: np.random.Generator) -> list[Callable[[float], float]]:
-    """Arms whose difference changes its sign somewhere on the way to the target, or a little beyond."""
-    found = []
-    for _ in range(3):
-        slope, shift = rng.choice([-1, 1]) * 0.02, rng.uniform(-0.6, 0.6)
-        found.append(lambda n, s=slope, z=shift: s * (math.log(compute(n) / compute(TARGET)) / 5 + z))
-    return found
-
-
-def simulated(gaps: list[Callable[[float], float]], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
-    """Runs whose losses scatter by `noise`, half as much again together with their baseline's."""
-    pairs = []
-    for n in SIZES:
-        for seed in range(seeds):
-            common = noise / 2 * rng.normal()
-            base = BASE.loss(n, 20 * n) * math.exp(common + noise * rng.normal())
-            for i, gap in enumerate(gaps):
-                loss = BASE.loss(n, 20 * n) * math.exp(gap(n) + common + noise * rng.normal())
-                pairs.append(Pair(f"arm{i}", f"{n:g}", seed, compute(n), loss, base))
-    return pairs
-
-
-def studied(world: World, seeds: int, count: int = 150) -> tuple[float, Score, Score, float, float]:
-    """Of `count` ladders: coverage, the decisions of the line and of the largest size, the accuracy of both orders."""
-    rng = np.random.default_rng(1)
-    covered, line, single = [], Score(), Score()
-    orders: list[tuple[float, float]] = []
-    for _ in range(count):
-        gaps = world(rng)
-        true = [gap(TARGET) for gap in gaps]
-        found = extrapolate(simulated(gaps, rng, seeds, 0.004), compute(TARGET))
-        for each, truth in zip(found, true, strict=True):
-            covered.append(each.low <= truth <= each.high)
-            line.count(each.verdict, truth)
-            single.count(each.single_verdict, truth)
-        orders.append(
-            tuple(order_accuracy([of(e) for e in found], true) for of in (lambda e: e.at_target, lambda e: e.single))
-        )
-    return statistics.fmean(covered), line, single, *(statistics.fmean(each) for each in zip(*orders, strict=True))
+LADDERS = 150  # of each kind
 
 
 @pytest.mark.parametrize("world", [kept_order, crossing])
 def test_the_interval_holds_the_truth_and_verdicts_are_rarely_wrong(world: World) -> None:
-    covered, line, _, _, _ = studied(world, seeds=3)
-    assert covered > 0.87  # of 90%; the curve of an irreducible loss costs a little
-    assert line.misses <= 0.05 * (line.hits + line.misses + line.open)
+    found = outcome(world, 3, LADDERS)
+    assert found.covered > 0.87  # of 90%; the curve of an irreducible loss costs a little
+    assert found.line.misses <= 0.05 * (found.line.hits + found.line.misses + found.line.open)
 
 
 def test_the_largest_size_is_the_better_guide_unless_the_arms_cross() -> None:
-    _, _, single, order, alone = studied(kept_order, seeds=3)
-    assert order < alone and single.misses == 0
-    _, line, single, order, alone = studied(crossing, seeds=3)
-    assert order > alone + 0.1 and single.misses > 5 * line.misses
+    kept, crossed = (outcome(world, 3, LADDERS) for world in (kept_order, crossing))
+    assert kept.line_order < kept.single_order and kept.single.misses == 0
+    assert crossed.line_order > crossed.single_order + 0.1 and crossed.single.misses > 5 * crossed.line.misses
 
 
 def test_a_line_is_the_textbooks() -> None:

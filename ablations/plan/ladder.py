@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import answers, rundir
 from ablations.drawing import Line, sheet
 from ablations.drawing import lines as draw
 from ablations.plan import power
@@ -300,7 +300,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the sizes, one a line, once all is checked")
     parser.add_argument("words", nargs="*", metavar="NAME=VALUE", help="the study, as for make ablation")
     args = parser.parse_args(argv)
+    as_json = answers.is_wanted(args.words)
     try:
+        _, args.words = answers.wanted(args.words)
         ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
         target = from_args([*args.words, f"SIZE={args.target}"])
         if compute_of(target) <= compute_of(ladder[-1]):
@@ -316,23 +318,29 @@ def main(argv: list[str] | None = None) -> int:
                 f"{len(missing)} runs are not finished and judged, among them {missing[0]}: make ladder runs them"
             )
         results = extrapolate(pairs, compute_of(target))
+        target_pairs, unfinished = pairs_of([target])
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if as_json:
+            print(answers.error(str(error)))
+        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
         return 2
-    print(*describe(results, ladder, target), sep="\n")
-    target_pairs, unfinished = pairs_of([target])
-    if not unfinished:
-        for line in against(results, target_pairs):
-            print(line)
     folder = Path(target.out) / f"ladder-{target.name}"
     folder.mkdir(parents=True, exist_ok=True)
     rundir.write_text(folder / "ladder.svg", sheet([figure(pairs, results, compute_of(target))]))
-    rundir.write_json(folder / "ladder.json", as_json(results, pairs, target), indent=1)
+    content = record(results, pairs, target)
+    rundir.write_json(folder / "ladder.json", content, indent=1)
+    checked = None if unfinished else against(results, target_pairs)
+    if as_json:
+        print(answers.answer("ladder", content | {"against_target": checked, "written": str(folder)}))
+        return 0
+    print(*describe(results, ladder, target), sep="\n")
+    if checked:
+        print(*described_against(checked), sep="\n")
     print(f"written: {folder}/ladder.json, ladder.svg")
     return 0
 
 
-def against(results: Sequence[Extrapolation], target: Sequence[Pair]) -> list[str]:
+def against(results: Sequence[Extrapolation], target: Sequence[Pair]) -> dict[str, dict[str, Any]]:
     """The ladder's hits and misses against the target's own runs, and those of the largest size alone."""
     truth = {result.arm: statistics.fmean(p.gap for p in target if p.arm == result.arm) for result in results}
     ladder, single = Score(), Score()
@@ -343,14 +351,27 @@ def against(results: Sequence[Extrapolation], target: Sequence[Pair]) -> list[st
     orders = [
         order_accuracy([of(result) for result in results], true) for of in (lambda e: e.at_target, lambda e: e.single)
     ]
+    scores = zip(("ladder", "largest_size"), (ladder, single), orders, strict=True)
+    return {
+        name: vars(score) | {"order_accuracy": None if math.isnan(order) else order} for name, score, order in scores
+    }
+
+
+def described_against(checked: dict[str, dict[str, Any]]) -> list[str]:
+    """What `against` counts, as text."""
+    ladder, single = checked["ladder"], checked["largest_size"]
+    if ladder["order_accuracy"] is None:
+        return ["against the target's own runs: all arms are equal there"]
     return [
-        f"against the target's own runs: ladder {ladder.hits} hits, {ladder.misses} misses, {ladder.open} open; "
-        f"largest size alone {single.hits}, {single.misses}, {single.open}",
-        f"decision accuracy (pairs in the right order): ladder {orders[0]:.0%}, largest size alone {orders[1]:.0%}",
+        f"against the target's own runs: ladder {ladder['hits']} hits, {ladder['misses']} misses, "
+        f"{ladder['open']} open; largest size alone {single['hits']}, {single['misses']}, {single['open']}",
+        f"decision accuracy (pairs in the right order): ladder {ladder['order_accuracy']:.0%}, largest size alone "
+        f"{single['order_accuracy']:.0%}",
     ]
 
 
-def as_json(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
+def record(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
+    """What ladder.json has."""
     return {
         "question": target.question,
         "target": target.base.size,

@@ -8,18 +8,20 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ablations import rundir
+from ablations import answers, rundir
 from ablations.drawing import SERIES, Line, sheet
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
 from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, fit, without_largest
 from ablations.schedule import DECAY_ENDS
-from ablations.values import ConfigError, human
+from ablations.values import ConfigError, did_you_mean, human
 from model.config import ModelConfig
 from model.count import parameters
 
 SEVERAL_FALLS = "warmup-stable-decay-stable"  # the schedule that falls at each of DECAY_ENDS
+FORMS = ("hoffmann", "kaplan", "compute")  # see law_fit.py
 NO_FLOOR = 0.01  # of the least loss, below which the irreducible loss is not told from 0; untuned
 SAME_SHARE = 1e-3  # of the budget's share at which weights were kept: one step after a fall the rate is high again
 
@@ -96,38 +98,80 @@ def figure(law: Fit) -> str:
     return draw(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)
 
 
-def other_ways(points: Sequence[Point]) -> list[str]:
-    """Hoffmann's first two ways, as far as finished runs allow them."""
-    out = []
+def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
+    """Hoffmann's first two ways, as far as finished runs allow them: coefficient and exponent of N = a C^b, or why they
+    cannot be told."""
+    out: dict[str, tuple[float, float] | str] = {}
     for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
         try:
-            coefficient, exponent = way(points)
-            out.append(f"{name}: N = {coefficient:.3g} C^{exponent:.3f}")
+            out[name] = way(points)
         except CannotTell as error:
-            out.append(f"{name}: cannot be told: {error}")
+            out[name] = str(error)
     return out
+
+
+def describe_ways(ways: dict[str, tuple[float, float] | str]) -> list[str]:
+    """What `other_ways` finds, as text."""
+    return [
+        f"{name}: cannot be told: {way}" if isinstance(way, str) else f"{name}: N = {way[0]:.3g} C^{way[1]:.3f}"
+        for name, way in ways.items()
+    ]
+
+
+def has_no_floor(law: Fit) -> bool:
+    """Whether the irreducible loss of a law of the form "hoffmann" may be 0."""
+    least = min(point.loss for point in law.points)
+    return law.form == "hoffmann" and law.interval(lambda values: values["E"])[0] < NO_FLOOR * least
+
+
+def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
+    """The answer for programs; `left_out` and `errors` are those of `without_largest`."""
+    intervals = {name: law.interval(lambda values, name=name: values[name]) for name in law.values}  # type: ignore[misc]
+    ways = other_ways(law.points) if law.form == "hoffmann" else {}
+    return {
+        "form": law.form,
+        "points": [vars(point) for point in law.points],
+        "values": {
+            name: {"value": value, "low": intervals[name][0], "high": intervals[name][1]}
+            for name, value in law.values.items()
+        },
+        "coverage": COVERAGE,
+        "resamples": len(law.samples),
+        "may_have_no_floor": has_no_floor(law),
+        "other_ways": {
+            name: {"problem": way} if isinstance(way, str) else {"coefficient": way[0], "exponent": way[1]}
+            for name, way in ways.items()
+        },
+        "without_largest": {"parameters": left_out[0].n, "relative_errors": list(errors)},
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a finished run")
-    parser.add_argument("--form", choices=["hoffmann", "kaplan", "compute"], default="hoffmann")
+    parser.add_argument("--form", default="hoffmann", help=", ".join(FORMS))
     parser.add_argument("--figure", type=Path, help="an SVG to write")
+    parser.add_argument("--format", default="text", help="text or json")
     args = parser.parse_args(argv)
+    as_json = args.format == "json"
     try:
+        answers.wanted([f"FORMAT={args.format}"])
+        if args.form not in FORMS:
+            raise ConfigError(f"FORM={args.form} is not one of {', '.join(FORMS)}{did_you_mean(args.form, FORMS)}")
         if args.figure and not args.figure.absolute().parent.is_dir():
             raise ConfigError(f"TO={args.figure}: there is no folder {args.figure.parent}")
         if not args.runs:
             raise ConfigError("no runs are named: RUNS='folder folder ...', finished runs")
         points = read_points(args.runs)
         law = fit(points, args.form)
-        print(f"{args.form}, {len(points)} points of {len(args.runs)} runs", *describe(law), sep="\n")
-        if args.form == "hoffmann":
-            if law.interval(lambda values: values["E"])[0] < NO_FLOOR * min(point.loss for point in points):
+        if not as_json:
+            print(f"{args.form}, {len(points)} points of {len(args.runs)} runs", *describe(law), sep="\n")
+            if has_no_floor(law):
                 print(
                     "E may be 0: these runs do not show a loss that stays, and beyond them the law is not to be trusted"
                 )
-            print(*other_ways(points), sep="\n")
+            if args.form == "hoffmann":
+                print(*describe_ways(other_ways(points)), sep="\n")
         if args.figure:
             rundir.write_text(args.figure, sheet([figure(law)]))
         try:
@@ -136,10 +180,15 @@ def main(argv: list[str] | None = None) -> int:
             raise CannotTell(
                 f"the law cannot be checked at its largest size, as the others are too few: {error}"
             ) from None
+        if as_json:
+            print(answers.answer("laws", content(law, left_out, errors)))
+            return 0
         worst = max(errors, key=abs)
         print(f"without its largest size, {human(left_out[0].n)} parameters, it is off there by {worst:+.2%} at most")
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if as_json:
+            print(answers.error(str(error)))
+        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

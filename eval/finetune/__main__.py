@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import answers, rundir
 
 SEEDS = 5  # the median of so many counts, as in "Cramming"
 FOLDER = rundir.GLUE  # of results, in a run directory
@@ -44,10 +44,14 @@ def main(argv: list[str] | None = None) -> int:
         "--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders"
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="5 at most (default)")
+    parser.add_argument("--format", default="text", help="text or json")
     args = parser.parse_args(argv)
     try:
+        answers.wanted([f"FORMAT={args.format}"])
         return command(args)
     except (ValueError, OSError) as error:
+        if args.format == "json":
+            print(answers.error(str(error)))
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -62,6 +66,8 @@ def command(args: argparse.Namespace) -> int:
     from eval.finetune.work import Item, Work, finished, run_all
 
     if args.run is None and args.external is None and args.data:
+        if args.format == "json":
+            raise ValueError("FORMAT=json is of results: give the directory of a run")
         return check(args.data, list(names_of(args.tasks)), every=bool(args.tasks))
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
@@ -118,7 +124,10 @@ def command(args: argparse.Namespace) -> int:
         "data_sha256": {name: depends["data_sha256"] for name, depends in identities.items()},
     }
     rundir.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
-    print(text(table))
+    if args.format == "json":
+        print(answers.answer("glue", {"written": str(folder), "failed": failed, **conditions, **table}))
+    else:
+        print(text(table))
     return 1 if failed else 0
 
 

@@ -67,8 +67,10 @@ def main(argv: list[str] | None = None) -> int:
             out = elsewhere / requested.study.name
             record.write(findings, out)
     except OSError as error:
-        why = storage_error(error) or printable(str(error))
-        print(f"error: the report cannot be written: {why}", file=sys.stderr)
+        why = f"the report cannot be written: {storage_error(error) or printable(str(error))}"
+        if as_json:
+            print(answers.error(why))
+        print(f"error: {why}", file=sys.stderr)
         return 1
     verdict = outcome(findings)
     if as_json:

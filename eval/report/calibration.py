@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ablations.plan.ladder import Score
+from ablations.plan.simulated_ladders import crossing, kept_order, outcome
 from ablations.rundir import write_text
 from eval.report.blocks import Section, Table
 from eval.report.formats import markdown
@@ -37,6 +39,10 @@ EFFECTS = (1.0, 2.0, 4.0)  # in standard deviations of a run
 MARGINS = (1.0, 2.0)
 ITEMS_PER_CLUSTER = 5
 STUDIES_OF_ITEMS = 4000  # of each kind: five times as many numbers each; standard error 0.35 %
+
+LADDERS = 2000  # of each kind, three arms each
+WORLDS = {"differences keep their sign": kept_order, "differences change their sign": crossing}
+LADDER_SEEDS = (2, 3, 5)
 
 HEAD = """\
 One of four verdicts: **better**, **worse**, **equivalent** within a margin that was named before the runs, or
@@ -77,6 +83,15 @@ own. How often equal arms have a wrong verdict. **All alike**: all runs have the
 arms of a seed share is in the floor's noise as well (standard deviation 1), which only makes it careful. **Arm
 noisier**: the new arm scatters twice as much as the baseline, of which the floor knows nothing; then it errs more often
 than without a floor. **Sees 3**: how often a difference of 3 is called better, and how often without the floor."""
+
+LADDER = f"""\
+`make ladder`: three sizes, the largest with 5 % of the target's compute, three arms, a run's loss with a standard
+deviation of 0.4 %; {LADDERS:,} simulated ladders of each kind (`ablations/plan/simulated_ladders.py`), each arm a
+verdict. **Line**: by the line through all sizes, read at the target. **Largest size**: by the runs of that size, taken
+for the target. **Right**, **wrong**: called better or worse, and it is so at the target or is not. The first kind of
+arms has the baseline's scaling law with other constants; the second a difference that changes its sign beyond the
+largest size: half of them before the target, half after it. **Covered**: the line's 90 % interval holds the true
+difference at the target."""
 
 PUBLISHED = """\
 The accuracies of 27 tasks that BigScience stored for its 1.3B models of OSCAR, C4 and The Pile at 112B tokens (read
@@ -219,6 +234,24 @@ def floors(studies: int) -> Table:
     return Table(head, rows)
 
 
+def ladder_rates(differences: str, seeds: int, ladders: int, key: int = 1) -> list[float]:
+    """Of the verdicts of the line: right, wrong, undecided; the same by the largest size alone; covered."""
+    result = outcome(WORLDS[differences], seeds, ladders, key)
+
+    def shares(score: Score) -> list[float]:
+        counts = (score.hits, score.misses, score.open)
+        return [count / sum(counts) for count in counts]
+
+    return [*shares(result.line), *shares(result.single), result.covered]
+
+
+def ladders(number: int) -> Table:
+    kinds = ("right", "wrong", "undecided")
+    head = ["truth", "seeds", *(f"{rule}: {kind}" for rule in ("line", "largest size") for kind in kinds), "covered"]
+    rows = [[name, str(n), *map(percent, ladder_rates(name, n, number))] for name in WORLDS for n in LADDER_SEEDS]
+    return Table(head, rows)
+
+
 def published_pairs() -> Table:
     names = published.load()["per_task"]["columns"][1:]
     rows = []
@@ -231,7 +264,7 @@ def published_pairs() -> Table:
     return Table(["", "points", "noise of the items", "verdict", "95 % over tasks"], rows)
 
 
-def sections(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS) -> list[Section]:
+def sections(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS, of_sizes: int = LADDERS) -> list[Section]:
     return [
         Section("", [HEAD]),
         Section("How often a verdict is wrong", [FIXED, fixed(studies)]),
@@ -239,6 +272,7 @@ def sections(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS) -> list[S
         Section("Seeds added until it is decided", [SEQUENTIAL, sequential(studies), stopping(studies), spending()]),
         Section("Items that share a passage", [CLUSTERS, clusters(of_items)]),
         Section("A stored noise floor", [FLOOR, floors(studies)]),
+        Section("A ladder of sizes", [LADDER, ladders(of_sizes)]),
         Section("On numbers that others published", [PUBLISHED, published_pairs()]),
     ]
 

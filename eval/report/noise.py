@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import answers, rundir
 from ablations.rundir import Exit, printable
 from eval.report import request
 from eval.report.compare import METRICS
@@ -58,10 +58,14 @@ def measured(f: Findings) -> dict[str, Any]:
 
 def main(words: list[str]) -> int:
     """Writes the noise floor of a study's baseline. Exit codes: 0, 1 (it cannot be written), 2 (there is none)."""
+    as_json = answers.is_wanted(words)
     try:
+        _, words = answers.wanted(words)
         study = request.parse(words).study
         content = measured(gather(study))
     except ValueError as error:
+        if as_json:
+            print(answers.error(str(error)))
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
     elsewhere = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs") / "noise"
@@ -74,7 +78,12 @@ def main(words: list[str]) -> int:
         except OSError as error:
             print(f"{path}: {error}", file=sys.stderr)
     else:
+        if as_json:
+            print(answers.error("the noise floor cannot be written; the reasons stand on standard error"))
         return Exit.FAILED
+    if as_json:
+        print(answers.answer("noise", {"written": str(path), "floor": content}))
+        return Exit.FINISHED
     print(f"{path}: of {len(content['runs'])} runs that differ in the seed alone, {content['tokens']:,} tokens each")
     for name, metric in content["metrics"].items():
         print(f"  {name}: s.d. {metric['sd']:.2g} {metric['unit']}, {metric['dof']} degrees of freedom")

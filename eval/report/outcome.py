@@ -5,7 +5,7 @@ from typing import Any
 from ablations.rundir import Exit
 from eval.report.findings import Findings
 
-EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": 3, "refused": int(Exit.INVALID)}
+EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "refused": int(Exit.INVALID)}
 
 
 def outcome(f: Findings) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from ablations.rundir import Exit, printable
 from eval.report import request
 from eval.report.findings import Findings, gather
 
-UNDECIDED = 3  # exit code
-
 
 def undecided(f: Findings) -> dict[str, str]:
     """{arm: its verdict} of the arms that are undecided for lack of seeds; those that have too few items are left
@@ -38,7 +36,7 @@ def main(words: list[str]) -> int:
         return Exit.INVALID
     for arm, verdict in arms.items():
         print(printable(f"{arm}: {verdict}"))
-    return UNDECIDED if arms else Exit.FINISHED
+    return Exit.UNDECIDED if arms else Exit.FINISHED
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Ladders of simulated runs whose differences at the target are known: how often verdicts are right, wrong and open.
+
+`make calibrate` (docs/statistics.md) and tests/test_plan_ladder.py use it; planning itself does not.
+"""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ablations.plan.ladder import Pair, Score, extrapolate, order_accuracy
+from ablations.plan.published_laws import Hoffmann
+
+SIZES = (1.3e6, 2.8e6, 6e6)  # parameters
+TARGET = SIZES[-1] * math.sqrt(20)  # the largest of the ladder has 5% of its compute
+TOKENS_PER_PARAMETER = 20
+NOISE = 0.004  # standard deviation of a run's loss, relative
+ARMS = 3
+BASE = Hoffmann(1.8, 480.0, 2000.0, 0.35, 0.37)
+Gap = Callable[[float], float]  # parameters -> log(loss of the arm / loss of the baseline)
+World = Callable[[np.random.Generator], list[Gap]]
+
+
+def compute(n: float) -> float:
+    """FLOPs of a run of so many parameters."""
+    return 6 * n * TOKENS_PER_PARAMETER * n
+
+
+def loss_of(law: Hoffmann, n: float) -> float:
+    return law.loss(n, TOKENS_PER_PARAMETER * n)
+
+
+def kept_order(rng: np.random.Generator) -> list[Gap]:
+    """Arms whose losses differ by their constants: what is better stays better."""
+
+    def gap(arm: Hoffmann, n: float) -> float:
+        return math.log(loss_of(arm, n) / loss_of(BASE, n))
+
+    arms = [
+        Hoffmann(1.8, 480 * (1 + 0.1 * rng.normal()), 2000 * (1 + 0.1 * rng.normal()), 0.35, 0.37) for _ in range(ARMS)
+    ]
+    return [partial(gap, arm) for arm in arms]
+
+
+def crossing(rng: np.random.Generator) -> list[Gap]:
+    """Arms whose difference changes its sign somewhere on the way from the largest size to the target, or as far
+    beyond it."""
+
+    def gap(slope: float, shift: float, n: float) -> float:
+        return slope * (math.log(compute(n) / compute(TARGET)) / 5 + shift)
+
+    return [partial(gap, rng.choice([-1, 1]) * 0.02, rng.uniform(-0.6, 0.6)) for _ in range(ARMS)]
+
+
+def simulated(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
+    """Runs whose losses scatter by `noise`, half as much again together with their baseline's."""
+    pairs = []
+    for n in SIZES:
+        for seed in range(seeds):
+            common = noise / 2 * rng.normal()
+            base = loss_of(BASE, n) * math.exp(common + noise * rng.normal())
+            for i, gap in enumerate(gaps):
+                loss = loss_of(BASE, n) * math.exp(gap(n) + common + noise * rng.normal())
+                pairs.append(Pair(f"arm{i}", f"{n:g}", seed, compute(n), loss, base))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What many ladders came to."""
+
+    covered: float  # how often the line's 90% interval holds the true difference at the target
+    line: Score  # verdicts of the line
+    single: Score  # verdicts by the largest size alone
+    line_order: float  # mean share of pairs of arms in the right order
+    single_order: float
+
+
+def outcome(world: World, seeds: int, ladders: int, key: int = 1) -> Outcome:
+    """Simulate so many ladders; `key` is the seed of the random numbers."""
+    rng = np.random.default_rng(key)
+    covered, line, single = [], Score(), Score()
+    line_orders, single_orders = [], []
+    for _ in range(ladders):
+        gaps = world(rng)
+        truths = [gap(TARGET) for gap in gaps]
+        results = extrapolate(simulated(gaps, rng, seeds, NOISE), compute(TARGET))
+        for result, truth in zip(results, truths, strict=True):
+            covered.append(result.low <= truth <= result.high)
+            line.count(result.verdict, truth)
+            single.count(result.single_verdict, truth)
+        line_orders.append(order_accuracy([result.at_target for result in results], truths))
+        single_orders.append(order_accuracy([result.single for result in results], truths))
+    means = (statistics.fmean(values) for values in (line_orders, single_orders))
+    return Outcome(statistics.fmean(covered), line, single, *means)
