@@ -49,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if tasks and not args.data:
             raise ValueError("--tasks needs --data, the folder that `make eval-data` has filled")
+        if tasks and not args.runs and not (args.data / mirror.MANIFEST).exists():
+            from eval.tasks.definitions import definitions
+
+            definitions(mirror.names(tasks))  # a name that lm-eval does not know is told before data that is not here
         data = mirror.Mirror(args.data) if tasks else None
         if data and not args.runs:
             from eval.tasks import choice

@@ -48,19 +48,19 @@ def run(study: Study) -> list[str]:
         Interrupted: by Ctrl-C or SIGTERM; every run has saved a checkpoint.
     """
     check_tasks(study)
+    at_once = jobs(study)
     failures: list[str] = []
     cells = []
+    trained: dict[Path, int] = {}  # steps of each finished run
     for cell in study.cells:
         try:
             if repaired := repair(cell):
                 print(repaired, flush=True)
-            if trained := rundir.read_done(cell.dir):  # trained for another question, or before this one was changed
-                with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
-                    rundir.register(cell.dir, study.registration, int(trained.get("steps", 1)))
+            if done := rundir.read_done(cell.dir):
+                trained[cell.dir] = int(done.get("steps", 1))
             cells.append(cell)
         except Damaged as error:  # the other runs go on
             failures.append(f"{cell.name}: {error}")
-    at_once = jobs(study)
     todo = [cell for cell in cells if not is_evaluated(cell)]
     untuned = [cell for cell in cells if study.fine_tuned and not is_fine_tuned(cell)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
@@ -71,9 +71,11 @@ def run(study: Study) -> list[str]:
             )
     unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
     todo = [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
+    if todo:
+        prepare(study, todo)
+    register_finished(study, trained)
     if not todo:
         return failures
-    prepare(study, todo)
     print(*reading(study), "", sep="\n", flush=True)
     phases = {cell.dir: "waiting" for cell in todo}
     processes = Processes()
@@ -91,19 +93,31 @@ def run(study: Study) -> list[str]:
             phases[cell.dir] = "failed"
             failures.append(f"{cell.name}: {reason}")
 
-    done = threading.Event()
-    display = threading.Thread(target=progress.show, args=(todo, phases, done))
+    shown = threading.Event()
+    display = threading.Thread(target=progress.show, args=(todo, phases, shown))
     display.start()
     try:
         with processes.stopped_by_signals(), ThreadPoolExecutor(at_once) as pool:
             for future in [pool.submit(work, cell) for cell in todo]:
                 future.result()
     finally:
-        done.set()
+        shown.set()
         display.join()
     if processes.stopping:
         raise Interrupted
     return failures
+
+
+def register_finished(study: Study, trained: dict[Path, int]) -> None:
+    """Register the study in runs that were trained for another question, or before this one was changed. What refuses
+    the command comes before: a study that was never begun leaves no trace.
+
+    Args:
+        trained: {run directory: its steps}.
+    """
+    for folder, steps in trained.items():
+        with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
+            rundir.register(folder, study.registration, steps)
 
 
 def _succeeds(*words: str) -> bool:

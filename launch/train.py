@@ -337,7 +337,8 @@ def main(argv: list[str]) -> int:
         if reason := stop_file(study.out):
             raise Stop(reason, Exit.KILLED)
         with owned(cell.dir):
-            rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
+            if os.environ.get("RANK", "0") == "0":
+                rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
             train(cell, study.out)
     except ConfigError as error:
         print(f"error: {rundir.printable(str(error))}", file=sys.stderr)

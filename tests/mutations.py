@@ -2251,6 +2251,16 @@ MUTATIONS = [
         "tests/test_registration.py::test_lines_that_were_taken_out_of_a_registration_are_noticed",
     ),
     one(
+        "a command registers its study before it is refused",
+        "",
+        "",
+        "",
+        "launch/local.py",
+        "    if todo:\n        prepare(study, todo)\n",
+        "    register_finished(study, trained)\n    if todo:\n        prepare(study, todo)\n",
+        "tests/test_registration.py::test_a_refused_command_registers_nothing_in_finished_runs",
+    ),
+    one(
         "a registration replaces the one before it",
         "",
         "",

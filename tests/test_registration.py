@@ -20,6 +20,7 @@ from eval.report.record import write
 from eval.report.sections import registered
 from eval.statistics.comparison import compare
 from eval.statistics.parts import Part
+from launch import local
 from tests import test_report
 
 ARMS = ["pos=learned", "pos=alibi", "pos=rotary"]
@@ -90,6 +91,36 @@ def test_a_registration_is_a_chain_of_hashes_and_the_same_is_not_written_twice(t
     path.write_text(path.read_text().replace("ALiBi at or above rotary", "Rotary at or above ALiBi", 1))
     lines, problem = rundir.read_registered(tmp_path)
     assert "changed after it was written" in problem and not lines
+
+
+def test_a_refused_command_registers_nothing_in_finished_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"]
+    study = from_args(words)
+    monkeypatch.setattr(local, "repair", lambda cell: "")
+    monkeypatch.setattr(local, "is_evaluated", lambda cell: False)
+    for cell in study.cells:
+        cell.dir.mkdir(parents=True)
+        (cell.dir / rundir.WEIGHTS).write_bytes(b"")
+        rundir.write_done(cell.dir, {"steps": 7})
+
+    def lines() -> int:
+        return sum(len(rundir.read_registered(cell.dir)[0]) for cell in study.cells)
+
+    assert local.main([*words, "TASKS=helaswag"]) == 2 and lines() == 0
+    assert "no task 'helaswag' in lm-eval (did you mean hellaswag?)" in capfd.readouterr().err
+    assert local.main([*words, "GLUE=/nirgends"]) == 2 and lines() == 0
+
+    def refuse(study: Study, cells: Any) -> None:
+        raise ConfigError("another corpus is there now")
+
+    monkeypatch.setattr(local, "prepare", refuse)
+    assert local.main(words) == 2 and lines() == 0
+    monkeypatch.setattr(local, "prepare", lambda study, cells: None)
+    monkeypatch.setattr(local, "finish", lambda *_: None)
+    assert local.run(study) == [] and lines() == 2
+    assert [line["step"] for line in rundir.read_registered(study.cells[0].dir)[0]] == [7]
 
 
 def test_lines_that_were_taken_out_of_a_registration_are_noticed(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+MANIFEST = "manifest.json"
 NEEDED = ("dataset_path", "config", "split", "file", "sha256")  # of an entry of manifest.json
 
 
@@ -39,7 +40,7 @@ class Mirror:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        path = folder / "manifest.json"
+        path = folder / MANIFEST
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
