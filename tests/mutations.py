@@ -2341,6 +2341,16 @@ MUTATIONS = [
         "tests/test_answers.py::test_exit_codes_say_whether_a_study_is_decided",
     ),
     one(
+        "a margin that was chosen after the runs decides a study",
+        "",
+        "",
+        "",
+        "eval/report/outcome.py",
+        '"undecided" if arm["exploratory"] else arm["kind"]',
+        'arm["kind"]',
+        "tests/test_answers.py::test_a_verdict_by_what_was_chosen_after_the_runs_decides_nothing",
+    ),
+    one(
         "the progress of runs stands before an answer in JSON",
         "",
         "",

@@ -13,6 +13,7 @@ import pytest
 from ablations import rundir
 from ablations.__main__ import main as ablations_main
 from ablations.card import card
+from ablations.criteria import Criteria
 from ablations.plan import ladder, laws
 from eval.report import __main__ as report_command
 from eval.report import noise
@@ -235,6 +236,40 @@ def test_exit_codes_say_whether_a_study_is_decided(
     assert reported(study, ["VERDICT=1"], monkeypatch, tmp_path) == 2
     assert outcome(gather(study))["arms"]["pos=alibi"]["kind"] == "refused"
     assert EXIT_CODES == {"decided": 0, "undecided": 3, "refused": 2}
+
+
+def test_a_verdict_by_what_was_chosen_after_the_runs_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = test_report.make(test_report.Study(tmp_path / "runs", arms=["pos=learned", "pos=none"]))
+    before = Criteria(margins={"bits/byte": 0.05}, seeds=3)
+    test_report.register(study, before)
+    assert reported(test_report.registered(study, before), ["VERDICT=1"], monkeypatch, tmp_path) == 0
+    assert "exploratory: chosen after" not in capsys.readouterr().out
+
+    wide = Criteria(margins={"bits/byte": 0.09}, seeds=3)
+    typed = test_report.registered(study, wide, words=("MARGIN=0.09",))
+    assert reported(typed, ["VERDICT=1"], monkeypatch, tmp_path) == 3
+    said = capsys.readouterr().out
+    assert "Margin of bits/byte: 0.09 bits/byte, exploratory: chosen after the runs." in said
+    assert said.endswith("undecided, by bits/byte\n")
+
+    scores = Criteria("zero-shot", {"bits/byte": 0.05, "zero-shot": 90.0}, seeds=3)
+    by_score = test_report.registered(study, scores, words=("METRIC=zero-shot", "MARGIN=0.05,90"))
+    assert reported(by_score, ["VERDICT=1"], monkeypatch, tmp_path) == 3
+    said = capsys.readouterr().out
+    assert "The verdict is on zero-shot, exploratory: chosen after the runs, which named bits/byte" in said
+    assert "the primary metric" not in said
+    assert reported(by_score, ["FORMAT=json"], monkeypatch, tmp_path) == 3
+    verdict = checked(capsys.readouterr().out)["verdict"]
+    assert verdict["outcome"] == "undecided" and verdict["arms"]["pos=none"]["exploratory"] is True
+    assert verdict["arms"]["pos=none"]["kind"] == "equivalent"
+
+
+def test_a_verdict_without_a_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["VERDICT=1"], ["VERDICT=1", f"OUT={tmp_path}"]):
+        assert report_command.main(words) == 2
+        assert "VERDICT=1 needs a study" in capsys.readouterr().err
 
 
 def test_a_study_without_results_is_undecided(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         return refuse(error, as_json)
     if not words or all(word.startswith("OUT=") for word in words):
+        if by_verdict:
+            return refuse(ValueError("VERDICT=1 needs a study, or runs: make report POS=alibi VERDICT=1"), as_json)
         return predicted(words, as_json)
     try:
         requested = request.parse(words)

@@ -13,7 +13,8 @@ def outcome(f: Findings) -> dict[str, Any]:
 
     Returns:
         "metric"; "arms": {arm: {"kind", "words", "exploratory"}}; "outcome", one of EXIT_CODES: refused where arms have
-        results that cannot be compared, undecided where an arm is, or has none.
+        results that cannot be compared, undecided where an arm is, or has none, or where its verdict is exploratory: it
+        rests on a metric, a margin or a noise floor that was chosen after the runs.
     """
     name, arms = f.primary, {}
     results = f.results.get(name, {})
@@ -25,6 +26,6 @@ def outcome(f: Findings) -> dict[str, Any]:
             arms[arm] = {"kind": "refused", "words": "not comparable with the baseline", "exploratory": False}
         else:
             arms[arm] = {"kind": "undecided", "words": "no result yet", "exploratory": False}
-    kinds = {arm["kind"] for arm in arms.values()}
+    kinds = {"undecided" if arm["exploratory"] else arm["kind"] for arm in arms.values()}
     word = "refused" if "refused" in kinds else "undecided" if "undecided" in kinds or not kinds else "decided"
     return {"metric": name, "outcome": word, "arms": arms}

@@ -82,7 +82,7 @@ def no_effect(f: Findings) -> list[str]:
 
 
 def footnotes(f: Findings) -> list[str]:
-    lines = [f"The verdict is on {f.primary}, the primary metric; what the others say is exploratory."]
+    lines = [decided_by(f)]
     evaluations = [cell["eval"] for cell in f.cells.values() if "eval" in cell]
     for name, metric in METRICS.items():
         if name not in f.results:
@@ -104,6 +104,21 @@ def footnotes(f: Findings) -> list[str]:
         *unequal_tasks(f),
         *uneven_seeds(f),
     ]
+
+
+def decided_by(f: Findings) -> str:
+    """By which metric and margin the verdicts are, and whether these were chosen after the runs."""
+    if f.primary == f.primary_before:
+        words = f"The verdict is on {f.primary}, the primary metric; what the others say is exploratory."
+    else:
+        before = f.primary_before or "one metric in some runs and another in others"
+        words = f"The verdict is on {f.primary}, exploratory: chosen after the runs, which named {before}."
+    late = [
+        f"Margin of {name}: {margin:g} {METRICS[name].unit}, exploratory: chosen after the runs."
+        for name, margin in f.margins.items()
+        if name in f.results and name not in f.named_before
+    ]
+    return " ".join([words, *late])
 
 
 def unequal_tasks(f: Findings) -> list[str]:
