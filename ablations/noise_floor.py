@@ -21,7 +21,7 @@ KEYS = {  # of the file
     "evaluation": dict,
     "metrics": dict,  # {metric: {"unit", "sd", "dof", "tasks", "results": {run: result}}}
     "runs": dict,  # {fingerprint: seed}
-    "commit": dict,
+    "commit": dict,  # of the first run; "commits", where there is one, lists those of all
     "versions": dict,
     "hardware": dict,
 }
@@ -39,6 +39,15 @@ class NoiseFloor:
         """What a study registers."""
         return f"{self.name}, sha256 {self.sha256[:12]}"
 
+    @property
+    def code(self) -> str:
+        """The commits that its runs were trained by: "0123abc and 4567def"."""
+        names = []
+        for commit in self.content.get("commits") or [self.content["commit"]]:
+            changed = " with changes that are in no commit" if commit.get("dirty") else ""
+            names.append(f"{str(commit.get('sha'))[:7]}{changed}")
+        return " and ".join(dict.fromkeys(names))
+
 
 def read_noise_floor(path: str) -> NoiseFloor:
     """Raises ConfigError when the file is none; the message says what is wrong."""
@@ -50,6 +59,9 @@ def read_noise_floor(path: str) -> NoiseFloor:
         raise ConfigError(f"NOISE_FLOOR={path}: {error}") from None
     if data is None or content is None:
         raise ConfigError(f"NOISE_FLOOR={path}: there is no such file; `make noise` writes one")
+    commits = content.get("commits", [])
+    if not isinstance(commits, list) or not all(isinstance(commit, dict) for commit in commits):
+        raise ConfigError(f"NOISE_FLOOR={path}: commits is not what a noise floor has there")
     for name, metric in content["metrics"].items():
         whole = isinstance(metric, dict) and all(isinstance(metric.get(key), kind) for key, kind in METRIC_KEYS.items())
         if not whole or not all(map(_is_finite, metric["results"].values())):

@@ -1,6 +1,8 @@
 """The stored noise floor of a baseline: what is stored, where a study may use it, and what it then gives."""
 
 import json
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from eval.statistics.seeds import with_floor
 from tests import test_report
 from tests.test_report import Study, change, make, section, values
 
+ROOT = Path(__file__).parents[1]
 SEEDS = [1001, 1002, 1003, 1004, 1005]  # that no study has
 
 
@@ -45,6 +48,32 @@ def test_a_floor_is_the_variance_of_its_runs_and_says_what_it_is_of(floor: Noise
     few = make(Study(tmp_path / "few", arms=["pos=learned"], seeds=[1, 2]))
     with pytest.raises(ValueError, match="2 runs of pos=learned are finished and judged: 3 are needed"):
         noise.measured(gather(few))
+
+
+def test_a_floor_of_two_seeds_is_refused_before_any_run(tmp_path: Path) -> None:
+    """As make does it: nothing is trained, and it takes a moment."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "-o", ".venv/ready", "noise", "SEEDS=2", "SIZE=nano", f"OUT={tmp_path}/außen"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "SEEDS=2: a noise floor is measured by 3 runs or more" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_floor_names_the_code_of_all_its_runs(tmp_path: Path) -> None:
+    runs = make(Study(tmp_path / "noise", arms=["pos=learned"], seeds=SEEDS))
+    for seed, key, value in ((1003, "sha", "4567def89"), (1004, "sha", "4567def89"), (1005, "dirty", True)):
+        change(runs.cell("pos=learned", seed).dir / "run.json", "commit", key, to=value)
+    path = tmp_path / "baseline-nano.json"
+    path.write_text(json.dumps(noise.measured(gather(runs))))
+    several = read_noise_floor(str(path))
+    code = "0123abc and 4567def and 0123abc with changes that are in no commit"
+    assert several.code == code
+    found = judged_with(make(Study(tmp_path / "runs", seeds=[1, 2])), several)
+    write(found, tmp_path / "out")
+    assert f"code {code}, " in section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
+    change(path, "commits", to=[1])
+    with pytest.raises(ConfigError, match="commits is not what"):
+        read_noise_floor(str(path))
 
 
 def test_a_study_borrows_the_degrees_of_freedom_of_its_floor(floor: NoiseFloor, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ablations import answers, rundir
 from ablations.rundir import Exit, printable
+from ablations.study import from_anywhere, from_args
 from eval.report import request
 from eval.report.compare import METRICS
 from eval.report.findings import Findings, gather
@@ -19,6 +20,7 @@ from eval.report.floor import description, tasks_digest
 from eval.statistics.seeds import noise_floor
 
 FOLDER = Path("ablations/noise")
+CHECK = "--check"  # before the runs are trained
 FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 
 
@@ -32,6 +34,10 @@ def measured(f: Findings) -> dict[str, Any]:
         if description(first) != description(other):
             raise ValueError("the runs were not made and judged alike: the report of STUDY=baseline has what differs")
     config = first["run"]["config"]
+    commits: list[dict[str, Any]] = []  # of all runs: one may have been trained by other code than the next
+    for cell in cells.values():
+        if cell["run"]["commit"] not in commits:
+            commits.append(cell["run"]["commit"])
     metrics = {}
     for name, metric in METRICS.items():
         row = f.results.get(name, {}).get(f.baseline, {})
@@ -53,14 +59,21 @@ def measured(f: Findings) -> dict[str, Any]:
         "metrics": metrics,
         "runs": {cell["run"]["fingerprint"]: seed for (_, seed), cell in cells.items()},
         **{key: first["run"][key] for key in ("commit", "versions", "hardware")},
+        "commits": commits,
     }
 
 
 def main(words: list[str]) -> int:
-    """Writes the noise floor of a study's baseline. Exit codes: 0, 1 (it cannot be written), 2 (there is none)."""
+    """Writes the noise floor of a study's baseline; with --check as the first word, only says whether the words are
+    valid. Exit codes: 0, 1 (it cannot be written), 2 (there is none)."""
     as_json = answers.is_wanted(words)
     try:
+        check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]
         _, words = answers.wanted(words)
+        if check:
+            if (seeds := len(from_args(words).seeds)) < FEWEST_SEEDS:
+                raise ValueError(f"SEEDS={seeds}: a noise floor is measured by {FEWEST_SEEDS} runs or more")
+            return Exit.FINISHED
         study = request.parse(words).study
         content = measured(gather(study))
     except ValueError as error:
@@ -92,6 +105,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from ablations.study import from_anywhere
-
     sys.exit(main(from_anywhere(sys.argv[1:])))

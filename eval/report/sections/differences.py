@@ -105,7 +105,7 @@ def how_decided(f: Findings) -> list[Block]:
         when = "named before the runs" if f.floor_before else "chosen after the runs, so verdicts are exploratory"
         sentences.append(
             f"Noise floor: {floor.identity}, {len(floor.content['runs'])} runs of the same baseline at other seeds, "
-            f"code {str(floor.content['commit'].get('sha'))[:7]}, {when}. Its degrees of freedom are added to those of "
+            f"code {floor.code}, {when}. Its degrees of freedom are added to those of "
             "the seeds here, but where these scatter more (F test); it holds if the arms scatter as the baseline does."
         )
     if f.study.criteria.sequential:
