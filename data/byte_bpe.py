@@ -178,7 +178,7 @@ def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
     merged = vocab - len(specials)
     if merged < 256:
         raise ValueError(
-            f"vocab={vocab} is too small: at least {256 + len(specials)}, the bytes and the end of document"
+            f"model.vocab={vocab} is too small: at least {256 + len(specials)}, the bytes and the end of document"
         )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -191,7 +191,7 @@ def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
     model = json.loads(backend.to_str())["model"]
     if len(model["vocab"]) < merged:
         most = len(model["vocab"]) + len(specials)
-        raise ValueError(f"vocab={vocab} is more than this text can fill: at most {most}")
+        raise ValueError(f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}")
     pieces = model["vocab"] | {name: merged + number for number, name in enumerate(specials)}
     return _tokenizer_json(pieces, [tuple(pair) for pair in model["merges"]])
 

@@ -85,7 +85,7 @@ def _prepare(
     execute.check(store.executor)
     smallest = {"file": 0, "wordpiece": MIN_VOCAB}.get(kind, SMALLEST)
     if vocab < smallest:
-        raise ValueError(f"vocab={vocab} is too small: at least {smallest}")
+        raise ValueError(f"model.vocab={vocab} is too small: at least {smallest}")
     plain = Recipe(allow_errors=recipe.allow_errors)
     model, trained = prepared_tokenizer(tokenizer, vocab, kind, plain, store, mask)
     spec = corpora.load(corpus, store.path)

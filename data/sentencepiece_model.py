@@ -169,8 +169,8 @@ def _explain(error: str, vocab: int) -> str:
     """SentencePiece's error in training as a sentence that names the vocabulary sizes that are possible."""
     if "too high" in error:
         most = error.rsplit("<= ", 1)[1].strip(" .")
-        return f"vocab={vocab} is more than this text can fill: at most {most}"
+        return f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}"
     if "smaller than required_chars" in error:
         least = error.rsplit(" vs ", 1)[1].split(".")[0]
-        return f"vocab={vocab} is too small for the characters of this text: at least {least}"
+        return f"model.vocab={vocab} is too small for the characters of this text: at least {least}"
     return f"the tokenizer could not be trained: {error}"

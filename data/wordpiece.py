@@ -126,7 +126,7 @@ def train(sample: Iterable[str], vocab: int) -> bytes:
     from tokenizers import Tokenizer, decoders, models, trainers
 
     if vocab < MIN_VOCAB:
-        raise ValueError(f"vocab={vocab} is too small: at least {MIN_VOCAB}")
+        raise ValueError(f"model.vocab={vocab} is too small: at least {MIN_VOCAB}")
     normalizer, splitter = _normalizer(), _splitter()
     words: Counter[str] = Counter()
     for text in sample:
@@ -156,7 +156,7 @@ def train(sample: Iterable[str], vocab: int) -> bytes:
     pieces = backend.get_vocab(with_added_tokens=True)
     if len(pieces) != vocab:
         size = f"at most {len(pieces)}" if len(pieces) < vocab else f"at least {len(pieces)}"
-        raise ValueError(f"vocab={vocab} does not fit this text: {size}")
+        raise ValueError(f"model.vocab={vocab} does not fit this text: {size}")
     trained = Tokenizer(models.WordPiece(vocab=pieces, unk_token=SPECIALS[1], continuing_subword_prefix=PREFIX))
     trained.normalizer, trained.pre_tokenizer = normalizer, splitter
     trained.decoder = decoders.WordPiece(prefix=PREFIX, cleanup=False)

@@ -227,7 +227,7 @@ def test_an_incomplete_corpus_is_said_once_and_before_any_work(tmp_path):
         return done.stderr.splitlines()
 
     said = ": 2 of the 1,024 files c4-train.*-of-01024 are there; what is missing is not read"
-    refused = "error: vocab=9 is too small: at least 258"
+    refused = "error: model.vocab=9 is too small: at least 258"
     assert call("c4", "--from", str(tmp_path / "shards")) == [f"warning: c4{said}", refused]
     assert call("c4") == [f"warning: c4{said}", refused]  # remembered in the store
     assert call("c4", "--told") == [refused]
@@ -250,7 +250,7 @@ def test_a_study_says_an_incomplete_corpus_once(tmp_path, capfd):
     said = capfd.readouterr().err.splitlines()
     assert said == [
         f"warning: {path}: 1 of the 2 files *-of-2 is there; what is missing is not read",
-        "error: vocab=9 is too small: at least 258",
+        "error: model.vocab=9 is too small: at least 258",
     ]
 
 

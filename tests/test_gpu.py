@@ -16,7 +16,8 @@ from model.objective import OBJECTIVES, Objective, Prefix, SpecialTokens
 from model.position import POSITIONS
 from tests.test_model import SMALL, scrambled, tokens
 
-UNBIASED = sorted(set(POSITIONS) - {"alibi"})
+BIASED = [name for name, scheme in POSITIONS.items() if scheme(SMALL).has_bias]
+UNBIASED = sorted(set(POSITIONS) - set(BIASED))
 
 
 class OnGPU(torch.Tensor):
@@ -66,7 +67,7 @@ def test_what_has_a_bias_goes_to_flex_and_so_does_what_is_asked_for(
     x = on_gpu(torch.empty(2, 32, cfg.hidden, dtype=torch.bfloat16))
     attention.prepare(POSITIONS[pos](cfg), 6, x, objective=Objective(cfg), kernel_name=kernel)
     attention.prepare(POSITIONS[pos](cfg), 6, x, objective=Prefix(cfg), extents_B=torch.tensor([1, 5]))
-    assert called == ["fused" if pos == "alibi" or kernel == attention.FLEX else "unbiased", "fused"]
+    assert called == ["fused" if pos in BIASED or kernel == attention.FLEX else "unbiased", "fused"]
 
 
 @pytest.mark.parametrize("pos", POSITIONS)
@@ -83,7 +84,7 @@ def test_flex_is_given_a_score_modification_only_where_there_is_a_bias(
     cfg = replace(SMALL, pos=pos)
     position, q = POSITIONS[pos](cfg), torch.zeros(2, 6, 32, 8)
     attention.fused(position, 6, torch.empty(2, 32, cfg.hidden), Objective(cfg))(q, q, q)
-    assert [s is not None for s in seen] == [pos == "alibi"]
+    assert [s is not None for s in seen] == [pos in BIASED]
 
 
 @pytest.mark.parametrize(("pos", "kernel"), [("none", "flash"), ("learned", "efficient"), ("rotary", "cudnn")])

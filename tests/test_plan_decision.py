@@ -143,6 +143,8 @@ def test_a_decision_as_json_and_for_a_small_budget(tmp_path: Path, capsys: pytes
         ([f"BUDGET={STUDY}", "NEED=-3B"], "tokens are needed, from and to"),
         ([f"BUDGET={STUDY}", "NEED=300B-"], "tokens are needed, from and to"),
         ([f"BUDGET={STUDY}", "NEED=1e40B"], "more text than there is"),
+        ([f"BUDGET={STUDY}", "OUT=x"], "OUT: not used with BUDGET= alone, .* TO, the folder"),
+        ([f"BUDGET={STUDY}", "OUT=x", "POS=alibi"], "a study on a budget needs ON="),
         ([f"BUDGET={STUDY}", "PRICE=2"], "belongs to a budget of money"),
         ([f"BUDGET={STUDY}", "FORMAT=json", "TO=somewhere"], "writes none"),
         ([f"BUDGET={STUDY}", "TO=/proc/nothing"], "no folder that can be written"),

@@ -218,6 +218,7 @@ def test_the_report_says_what_was_registered_when_and_which_predictions_held(tmp
     registering(study, ["alibi < learned"], {"pos=learned": 512, "pos=alibi": 0})
     write(gather(study), tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
+    assert "cannot be told" not in text
     assert "registered before the first step in 3 of 6 runs" in text
     assert "for a question that came later: pos=learned (seeds 1, 2, 3)" in text
     assert "nothing was changed since" in text
@@ -250,6 +251,12 @@ def test_a_registration_that_is_not_the_one_of_run_json_is_named(tmp_path: Path)
     folder = study.cell("pos=alibi", 2).dir
     test_report.change(folder / "run.json", "registered", to="0" * 64)
     assert any("registered.jsonl does not begin" in line for line in gather(study).mismatches)
+    for _ in range(2):  # of another registration; of none
+        write(gather(study), tmp_path / "record")
+        text = (tmp_path / "record/report.md").read_text()
+        assert "nothing was changed since" not in text and "cannot be told of every run" in text
+        (folder / rundir.REGISTERED).unlink(missing_ok=True)
+        test_report.change(folder / "run.json", "registered", to="")
 
 
 def test_a_report_without_words_counts_the_predictions_of_all_records(

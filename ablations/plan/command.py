@@ -15,7 +15,7 @@ from pathlib import Path
 from ablations import answers
 from ablations.plan.hardware import GPU, hardware
 from ablations.plan.resources import MOST_GPUS, Budget, amount, parse_budget, positive
-from ablations.study import from_args
+from ablations.study import FACTORS, from_args
 from ablations.values import ConfigError, did_you_mean, human
 
 OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
@@ -82,6 +82,12 @@ def run(words: list[str]) -> int | None:
     if "ON" not in options:
         if budget is None:
             raise ConfigError(f"{', '.join(options)} needs ON=hardware with a study, or BUDGET=")
+        names = [word.partition("=")[0] for word in study_words]
+        if study_words and not any(name in (*FACTORS, "ARM", "STUDY") for name in names):
+            raise ConfigError(
+                f"{', '.join(names)}: not used with BUDGET= alone, which takes FORMAT, NEED, PRICE and TO, the folder "
+                "of its report"
+            )
         if study_words:
             raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(study_words)} ON=a100")
         return _decision(budget, options, how)

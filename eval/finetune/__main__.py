@@ -92,7 +92,7 @@ def command(args: argparse.Namespace) -> int:
                 raise
             print(f"missing: {error}", file=sys.stderr)
     if not identities:
-        raise ValueError("there is data of no task: --data names a folder of GLUE's files")
+        raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
     if args.run:
         rundir.inside(args.run, FOLDER)
     folder = args.to if args.external else args.run / FOLDER

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from ablations import rundir
 from ablations.prediction import Prediction
 from ablations.registration import changes
 from eval.report.blocks import Block, Section, Table
@@ -38,7 +39,7 @@ class Checked(NamedTuple):
 def section(f: Findings) -> Section:
     blocks: list[Block] = []
     if f.study.registration:
-        blocks += [HEAD, "\n".join(f"* {line}." for line in [*when_registered(f), *(since(f) or [UNCHANGED])])]
+        blocks += [HEAD, "\n".join(f"* {line}." for line in [*when_registered(f), *(since(f) or [unchanged(f)])])]
     if checked := checked_predictions(f):
         rows = [
             [f"`{row.text}`", row.metric, "yes" if row.registered else "no", f"**{row.outcome}**", row.measured]
@@ -49,6 +50,7 @@ def section(f: Findings) -> Section:
 
 
 UNCHANGED = "nothing was changed since"
+UNKNOWN = "whether anything was changed since cannot be told of every run"
 
 
 def first_lines(f: Findings) -> dict[tuple[str, int], dict[str, Any]]:
@@ -80,6 +82,13 @@ def since(f: Findings) -> list[str]:
     """What is another now than when runs began, a sentence each."""
     then = {f"{arm}, seed {seed}": line["content"] for (arm, seed), line in first_lines(f).items()}
     return changes(f.study.registration, then, len(f.cells))
+
+
+def unchanged(f: Findings) -> str:
+    """What is said where no change is known: of a run whose registration is missing or damaged it cannot be known."""
+    known = first_lines(f)
+    damaged = any(rundir.REGISTERED in line for cell in f.cells.values() for line in cell.get("damage", []))
+    return UNKNOWN if damaged or any("run" in f.cells[run] and run not in known for run in f.cells) else UNCHANGED
 
 
 def stood_in(line: dict[str, Any], prediction: Prediction) -> bool:
