@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from ablations.prediction import Prediction
-from ablations.registration import changes
+from ablations.registration import NOTHING_EXPECTED, changes
 from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS, look, pair
 from eval.report.findings import Findings
@@ -80,6 +80,22 @@ def since(f: Findings) -> list[str]:
     """What is another now than when runs began, a sentence each."""
     then = {f"{arm}, seed {seed}": line["content"] for (arm, seed), line in first_lines(f).items()}
     return changes(f.study.registration, then, len(f.cells))
+
+
+def expectation(f: Findings) -> str:
+    """What was expected, and whether that was registered in the runs before their first step. One arm may be older,
+    since studies share their baseline."""
+    expect = f.study.expect
+    if expect.startswith(NOTHING_EXPECTED):
+        return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
+    first = first_lines(f)
+    before = {run for run, line in first.items() if line["step"] == 0 and line["content"].get("expected") == expect}
+    late = {run[0] for run, cell in f.cells.items() if "run" in cell and run not in before}
+    if before and len(late) <= 1:
+        when = "written before the runs"
+    else:
+        when = "written after the runs had begun" if first else "not registered before the runs"
+    return f"**Expected, {when}.** {expect}"
 
 
 def stood_in(line: dict[str, Any], prediction: Prediction) -> bool:
