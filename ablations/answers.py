@@ -49,7 +49,8 @@ def error(problem: str) -> str:
 
 def study_head(study: Study) -> dict[str, Any]:
     """What is asked, and by what it will be decided: that which is registered in the runs."""
-    return {"name": study.name, "title": study.title, "command": study.command, "registration": study.registration}
+    head = {"name": study.name, "title": study.title, "command": study.command_here}
+    return head | {"registration": study.registration}
 
 
 def plan(study: Study) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from ablations.schedule import SCHEDULES, WITH_WARMUP
 from ablations.settings import TrainConfig
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # of a wall clock, in seconds
+# A leap year: beyond it a slip is likelier than a study (untuned).
+LONGEST_CLOCK = 366 * UNITS["d"]
 FORMS = "tokens, or a time with its unit, one of s, m, h and d, such as 90s, 10m or 24h"
 
 
@@ -48,7 +50,10 @@ def clock_seconds(text: str) -> float | None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text, re.ASCII)
     if match and match[2] in UNITS and float(match[1]) > 0:
-        return float(match[1]) * UNITS[match[2]]
+        seconds = float(match[1]) * UNITS[match[2]]
+        if seconds > LONGEST_CLOCK:
+            raise ValueError(f"train.budget={text[:60]}: at most {LONGEST_CLOCK / UNITS['d']:g}d of a wall clock")
+        return seconds
     hint = "the number has no unit: " if match and not match[2] else ""
     if count := re.fullmatch(r"(\d+(?:\.\d+)?)([KMB])", text, re.ASCII):
         minutes = f"; minutes are {count[1]}m" if count[2] == "M" else ""

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -70,6 +71,12 @@ class Cell:
             )
 
 
+def _typed(words: Sequence[str]) -> str:
+    """`make ablation` with NAME=VALUE words, quoted for a shell."""
+    pairs = [word.partition("=") for word in words]
+    return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in pairs)])
+
+
 @dataclass(frozen=True)
 class Study:
     """One question, and all runs that answer it. A run's index in `cells` is fixed, whatever has been trained
@@ -123,8 +130,12 @@ class Study:
     def command(self) -> str:
         """The command that makes the same study on another machine: without the words that say where its files are and
         how many runs go on at a time."""
-        words = [w.partition("=") for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))]
-        return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in words)])
+        return _typed([w for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))])
+
+    @property
+    def command_here(self) -> str:
+        """The command that makes this study on this machine, with its runs where they are."""
+        return _typed(self.words)
 
     @property
     def registration(self) -> dict[str, Any]:

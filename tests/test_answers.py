@@ -96,6 +96,10 @@ def test_the_checker_of_schemas_refuses_what_does_not_fit() -> None:
         (["plan", "STUDY=cram", "SIZE=nano"], "plan"),
         (["plan", "POS=alibi", "ACT=swiglu", "NORM=rmsnorm", "CROSS=1/2", "SIZE=nano"], "plan"),
         (["plan", "POS=alibi", "LR=tune", "SIZE=nano", "MARGIN=0.01"], "plan"),
+        (["plan", "POS=alibi", "SIZE=14m", "ON=a100", "OUT=woanders"], "study-cost"),
+        (["plan", "POS=alibi", "SIZE=nano", "ON=a100", "SET=train.budget=1h", "BUDGET=1 week, 1x8 a100"], "study-cost"),
+        (["plan", "BUDGET=18 weeks, 52x8 A100-80, 4 spare", "NEED=300B-400B"], "budget-plan"),
+        (["plan", "BUDGET=2 weeks, 1x8 h100"], "budget-plan"),
         (["status", "POS=alibi", "SIZE=nano"], "status"),
         (["show", "POS=alibi", "SIZE=nano"], "configuration"),
         (["diff", "A=nano", "B=crammed-v2"], "difference"),
@@ -106,6 +110,8 @@ def test_every_answer_fits_its_schema(words: list[str], kind: str, capsys: pytes
     assert ablations_main([*words, "FORMAT=json"]) == 0
     answer = checked(capsys.readouterr().out)
     assert answer["kind"] == kind
+    if "command" in answer and answer["kind"] != "budget-plan":  # where runs are is a part of it
+        assert ("OUT=woanders" in answer["command"].split()) == ("OUT=woanders" in words)
     if "CROSS=1/2" in words:
         assert answer["aliased"]["pos=alibi"] == {"act=swiglu × norm=rmsnorm": -0.5}
 
@@ -120,6 +126,17 @@ def test_a_refused_request_is_an_answer_too_and_ends_with_2(
     assert ablations_main([*words, "FORMAT=json"]) == 2
     said = capsys.readouterr()
     assert checked(said.out)["kind"] == "error" and said.err.startswith("error: ")
+
+
+def test_a_study_that_does_not_fit_its_hardware_is_told_in_its_plan_on_standard_error_and_by_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["plan", "POS=alibi", "SIZE=1b3", "ON=1x1 v100-16", "BUDGET=1 GPU-hours", "FORMAT=json"]
+    assert ablations_main(words) == 2
+    said = capsys.readouterr()
+    answer = checked(said.out)
+    assert answer["kind"] == "study-cost" and answer["refused"]
+    assert said.err.splitlines() == [f"refused: {reason}" for reason in answer["refused"]]
 
 
 def test_another_format_is_refused_by_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +172,7 @@ def test_every_schema_is_of_an_answer_and_in_no_need_of_a_network() -> None:
     kinds = {path.stem for path in SCHEMAS.glob("*.json")}
     modules = [path for room in ("ablations", "eval", "launch") for path in (ROOT / room).rglob("*.py")]
     sources = " ".join(path.read_text() for path in modules)
-    assert kinds == set(re.findall(r'answer\("(\w+)"', sources)) | {"plan", "status", "configuration"}
+    assert kinds == set(re.findall(r'answer\("([\w-]+)"', sources)) | {"plan", "status", "configuration"}
     assert not any("$ref" in path.read_text() for path in SCHEMAS.glob("*.json"))
 
 

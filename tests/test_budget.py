@@ -74,6 +74,8 @@ def test_bigsciences_ramp_and_budget() -> None:
         ({"train.ramp": "2,2,100", "layout.micro_batch": 2, "layout.processes": 4}, "train.ramp: a batch of 2"),
         ({"train.decay_tokens": -1}, "train.decay_tokens"),
         ({"train.loss_scale_power": 40}, "between 0 and 32"),
+        ({"train.budget": "999999999d"}, "at most 366d of a wall clock"),
+        ({"train.budget": "366.5d"}, "at most 366d of a wall clock"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(change: dict[str, Any], says: str) -> None:

@@ -200,7 +200,7 @@ def test_hardware_is_named_in_several_ways() -> None:
         (["POS=alibi", "BUDGET=3 weeks, 2x8 a100"], "ON="),
         (["POS=alibi", "ON=a100", "BUDGET=18"], "unit of 18 is missing"),
         (["POS=alibi", "ON=a100", "PRICE=-1"], "above 0"),
-        (["FORMAT=json"], "ON=hardware"),
+        (["FORMAT=json"], "no question asked"),
         (["POS=alibi", "ON="], "empty"),
         (["POS=alibi", "ON=a100", "NEED=3B"], "NEED: only for what to train"),
         (["POS=alibi", "ON=a100", "TO=x", "NEED=3B"], "NEED and TO: only"),

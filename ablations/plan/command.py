@@ -6,11 +6,13 @@ make plan BUDGET="18 weeks, 52x8 A100-80, 4 spare" TO=folder      report.md and 
 make plan BUDGET="..." NEED=300B-400B                             tokens that it must see; by default BigScience's
 """
 
-import json
 import os
 import re
+import shlex
+import sys
 from pathlib import Path
 
+from ablations import answers
 from ablations.plan.hardware import GPU, hardware
 from ablations.plan.resources import MOST_GPUS, Budget, amount, parse_budget, positive
 from ablations.study import from_args
@@ -95,7 +97,9 @@ def run(words: list[str]) -> int | None:
         need, limit = amount(answer.gpu_hours), amount(hours)
         answer.refused.append(f"the study needs {need} GPU-hours, and the budget has {limit}")
     if how == "json":
-        print(json.dumps(answer.as_json(hours), indent=1))
+        print(answers.answer("study-cost", answer.as_json(hours)))
+        for reason in answer.refused:
+            print(f"refused: {reason}", file=sys.stderr)
     elif how == "svg":
         from ablations.drawing import sheet
         from ablations.plan.schedules import figure
@@ -121,7 +125,9 @@ def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
         make_folder(folder)  # before anything is computed
     answer = decision.decide(budget, need)
     if how == "json":
-        print(json.dumps(decision.as_json(answer), indent=1))
+        words = [f"{name}={shlex.quote(options[name])}" for name in ("BUDGET", "NEED") if name in options]
+        command = {"command": " ".join(["make plan", *words])}
+        print(answers.answer("budget-plan", command | decision.as_json(answer)))
         return 0
     document = decision_report.document(answer)
     written = document.write(folder)

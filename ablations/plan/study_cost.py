@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ablations import answers
 from ablations.budget import ClockBudget
 from ablations.cells import Cell
 from ablations.drawing import bars
@@ -81,8 +82,8 @@ class StudyCost:
     def as_json(self, budget_gpu_hours: float | None = None) -> dict[str, Any]:
         study = self.study
         return {
-            "study": study.name,
-            "question": study.question,
+            **answers.study_head(study),
+            "size": study.base.size,
             "hardware": self.gpu.name,
             "gpus_per_run": self.gpus,
             "layouts": [
