@@ -27,6 +27,8 @@ FIELDS = {
 }
 
 
+NOTHING_EXPECTED = "Nothing was written down before the runs."  # the expectation of a study that nobody wrote down
+
 FIXED = "a fixed number of seeds"
 UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no more"
 

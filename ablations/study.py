@@ -13,6 +13,7 @@ from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margi
 from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
 from ablations.prediction import Prediction, predict, predictions_about
+from ablations.registration import NOTHING_EXPECTED
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
 from ablations.tuning import MOST_SEEDS, multiples
 from ablations.values import did_you_mean
@@ -298,7 +299,7 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
                 return file.question, file.expect, file
         except ConfigError:
             unread.append(f"ablations/studies/{name}.yaml")
-    expect = "Nothing was written down before the runs."
+    expect = NOTHING_EXPECTED
     if unread:
         expect += f" (Not readable: {', '.join(unread)}.)"
     return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect, None

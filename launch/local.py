@@ -254,6 +254,17 @@ def until_decided(
     return study, failures
 
 
+def check_criteria(study: Study, output: int | None = None) -> None:
+    """Check that more seeds can bring a verdict that counts, before any is trained.
+
+    Raises:
+        ConfigError: when the study adds seeds, and by a metric, margin or noise floor that was chosen after its runs.
+    """
+    if study.criteria.sequential and any((cell.dir / rundir.RUN).exists() for cell in study.cells):
+        if _exit_code("-m", "eval.report.undecided", "--criteria", *study.words, output=output) == Exit.INVALID:
+            raise ConfigError("no seeds are added (MORE=auto); the reason stands above")
+
+
 def undecided(study: Study, output: int | None = None) -> bool:
     """Whether more seeds may decide an arm; it is printed which, to a file descriptor or to standard output.
 
@@ -296,6 +307,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
         _, words = answers.wanted(words)
         study = from_args(from_anywhere(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
+        check_criteria(study, STDERR if as_json else None)
         study, failures = until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))
         for failure in failures:
             print(f"failed: {rundir.printable(failure)}", file=sys.stderr)

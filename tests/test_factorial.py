@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ablations.study import from_args
 from ablations.values import ConfigError, difference
 from eval.report.contrasts import contrast_part, effects
 from eval.report.findings import gather
-from eval.report.record import write
+from eval.report.record import screen, write
 from eval.statistics.comparison import compare, family
 from eval.statistics.parts import LEVEL, Part, quantile
 from tests import test_report
@@ -213,6 +214,12 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
         ]
     )
     assert found[0b11].difference == pytest.approx(by_hand)
+    shown = {line[:33].strip(): line for line in screen(f).splitlines()}
+    for name in ("pos=alibi", "act=swiglu", "pos=alibi × act=swiglu"):
+        assert any(
+            re.match(rf"{name}, bits/byte +[+-]0\.0\d+ +[+-]0\.\d+ to [+-]0\.\d+ +(better|worse|undecided)", line)
+            for line in shown.values()
+        ), (name, shown)
     write(f, tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
     assert "## Main effects and interactions" in text and "worse together by" in text

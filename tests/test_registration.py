@@ -10,7 +10,7 @@ import pytest
 
 from ablations import rundir
 from ablations.prediction import predict, predictions_about
-from ablations.registration import changes, content
+from ablations.registration import NOTHING_EXPECTED, changes, content
 from ablations.study import Study, from_args, study_names
 from ablations.values import ConfigError
 from eval.report import track_record
@@ -293,3 +293,27 @@ def test_a_study_registers_everything_that_it_is_decided_by() -> None:
         "sequential",
         "noise_floor",
     }
+
+
+def test_what_was_expected_is_said_to_be_of_before_the_runs_only_where_it_was(tmp_path: Path) -> None:
+    def head(name: str, steps: dict[str, int], expect: str, then: str) -> str:
+        study = test_report.make(test_report.Study(tmp_path / name, expect=expect))
+        for arm, step in steps.items():
+            for seed in study.seeds:
+                rundir.register(study.cell(arm, seed).dir, {"study": "position", "expected": then}, step)
+        study.registration = {"study": "position", "expected": expect}  # type: ignore[attr-defined]
+        write(gather(study), tmp_path / "record")
+        return (tmp_path / "record/report.md").read_text().split("pos=learned")[0]
+
+    first = {"pos=learned": 0, "pos=alibi": 0}
+    before, after = (
+        "**Expected, written before the runs.** ALiBi.",
+        "**Expected, written after the runs had begun.** ALiBi.",
+    )
+    assert before in head("before", first, "ALiBi.", "ALiBi.")
+    assert before in head("shared baseline", {"pos=learned": 512, "pos=alibi": 0}, "ALiBi.", "ALiBi.")
+    assert after in head("changed", first, "ALiBi.", "Learned.")
+    assert after in head("late", {"pos=learned": 512, "pos=alibi": 512}, "ALiBi.", "ALiBi.")
+    assert "**Expected, not registered before the runs.** ALiBi." in head("of an older version", {}, "ALiBi.", "")
+    nothing = head("nothing", first, NOTHING_EXPECTED, NOTHING_EXPECTED)
+    assert "Nothing was expected in writing before the runs." in nothing and "Expected, " not in nothing

@@ -1711,3 +1711,20 @@ def test_seeds_that_were_added_until_it_was_decided_are_judged_so_without_being_
     assert "Seeds are added until every arm is decided, up to 10" in section(
         markdown("t", contents(looked)), "Differences from the baseline"
     )
+
+
+def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
+    """Each seed and document scatters on its own, documents not at all: half of such parts are estimated below zero."""
+    study = make(Study(tmp_path / "runs"))
+    rng = np.random.default_rng(3)
+    for seed in study.seeds:
+        for arm in study.arms:
+            rewrite(
+                study.cell(arm, seed).dir,
+                lambda row: row | ({"nats": float(row["bytes"] * rng.normal(2.0, 0.2))} if "nats" in row else {}),
+            )
+    f = gather(study)
+    assert f.compared["bits/byte"]["pos=alibi"].items.variance == 0.0
+    text = section(markdown("t", contents(f)), "Differences from the baseline")
+    assert "| below what can be told |" in text and "| 0.0000 |" not in text
+    assert "is below what can be told where the documents and questions scatter no more" in " ".join(text.split())

@@ -1,22 +1,27 @@
 """The levels of a study that adds seeds until it is decided, against simulated normal means."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from ablations import rundir
 from ablations.criteria import Criteria
 from ablations.study import from_args
+from eval.report import undecided as undecided_command
 from eval.report.findings import gather
+from eval.report.request import Request
 from eval.report.undecided import undecided
 from eval.statistics import sequential, simulation
 from eval.statistics.comparison import compare, family
 from eval.statistics.parts import LEVEL, Part, quantile
 from eval.statistics.sequential import levels, share
 from eval.statistics.verdicts import seeds_to_decide
+from launch import local
 from launch.local import until_decided
-from tests.test_report import ARMS, Study, make
+from tests.test_report import ARMS, Study, make, register, registered
 
 NO_ITEMS = Part(0.0, np.inf)
 
@@ -112,3 +117,44 @@ def test_which_arms_more_seeds_may_decide(tmp_path):
     assert undecided(gather(replace(study, criteria=wide))) == {}
     with pytest.raises(ValueError, match="no run of pos=learned has a result in suite, which decides"):
         undecided(gather(replace(study, criteria=Criteria("suite", seeds=3))))
+
+
+def test_seeds_are_not_added_by_a_margin_or_metric_that_was_chosen_after_the_runs(tmp_path, monkeypatch, capsys):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    before = Criteria(margins={"bits/byte": 0.0001}, seeds=10, sequential=True)
+    register(study, before)
+
+    def looked(made, *flags: str) -> int:
+        monkeypatch.setattr(undecided_command.request, "parse", lambda _: Request(made))
+        return undecided_command.main([*flags, "POS=alibi", "MORE=auto"])
+
+    assert looked(registered(study, before), "--criteria") == 0
+    assert looked(registered(study, before)) == 3
+    wide = replace(before, margins={"bits/byte": 0.9})
+    capsys.readouterr()
+    for flags in ([], ["--criteria"]):
+        assert looked(registered(study, wide, words=("MARGIN=0.9",)), *flags) == 2
+        assert "the margin was chosen after the runs had begun" in (said := capsys.readouterr().err)
+        assert "FIRST_SEED=11: new runs" in said
+    assert looked(registered(study, replace(before, metric="zero-shot"), words=("METRIC=zero-shot",))) == 2
+    assert "the metric was chosen after the runs had begun" in capsys.readouterr().err
+    # the baseline may be older, of another study
+    for arm in study.arms[1:]:
+        for seed in study.seeds:
+            shutil.rmtree(study.cell(arm, seed).dir)
+    for seed in study.seeds:
+        (study.cell(study.arms[0], seed).dir / rundir.REGISTERED).unlink()
+    assert looked(registered(study, replace(wide, metric="zero-shot")), "--criteria") == 0
+
+
+def test_a_margin_that_came_too_late_is_refused_before_a_run_is_begun(tmp_path, monkeypatch, capfd):
+    words = ["POS=alibi", "SIZE=nano", "MORE=auto", f"OUT={tmp_path}"]
+    of = from_args(words)
+    for cell in of.cells:
+        made = make(Study(tmp_path / "made", arms=["pos=learned"], seeds=[cell.run.seed])) if cell.run.seed else None
+        shutil.copytree(made.cell("pos=learned", cell.run.seed).dir, cell.dir)
+        shutil.rmtree(tmp_path / "made")
+        rundir.register(cell.dir, of.registration, 0)
+    monkeypatch.setattr(local, "run", lambda study: pytest.fail("a run was begun"))
+    assert local.main([*words, "MARGIN=0.9"]) == 2
+    assert "the margin was chosen after the runs had begun" in capfd.readouterr().err

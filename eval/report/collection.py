@@ -10,6 +10,7 @@ from ablations import rundir
 from ablations.criteria import Criteria
 from ablations.factorial import Factorial
 from ablations.prediction import Prediction
+from ablations.registration import NOTHING_EXPECTED
 from ablations.rundir import Damaged
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
@@ -43,7 +44,7 @@ class Collection:
     places: dict[tuple[str, int], Any]  # Place, or a study's Cell
     command: str
     question: str = "How do these runs compare?"
-    expect: str = "Nothing was written down before the runs."
+    expect: str = NOTHING_EXPECTED
     controlled: bool = False
     damaged: list[str] = field(default_factory=list)
     criteria: Criteria = field(default_factory=Criteria)

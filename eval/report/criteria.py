@@ -55,6 +55,34 @@ def registered_metric(study: Any, cells: Cells) -> str:
     return metrics.pop() if len(metrics) == 1 else ""
 
 
+def chosen_late(study: Any, cells: Cells) -> list[str]:
+    """Which of "metric", "margin" and "noise floor" were chosen after the runs had begun, so that verdicts that rest on
+    them stay exploratory however many seeds are added. One arm may be older, since studies share their baseline.
+
+    Args:
+        study: a Collection whose criteria are those that count, of `criteria_of`.
+    """
+    criteria: Criteria = study.criteria
+    registered = registered_contents(study, cells)
+    runs = [run for run, cell in cells.items() if "run" in cell]
+    margin = criteria.margins.get(criteria.metric)
+    floor = criteria.noise_floor.identity if criteria.noise_floor else None
+    late = {
+        "metric": {
+            arm for arm, seed in runs if registered.get((arm, seed), {}).get("metric", PRIMARY) != criteria.metric
+        },
+        "margin": {
+            arm
+            for arm, seed in runs
+            if margin and registered_margins(registered.get((arm, seed), {})).get(criteria.metric) != margin
+        },
+        "noise floor": {
+            arm for arm, seed in runs if floor and registered.get((arm, seed), {}).get("noise_floor") != floor
+        },
+    }
+    return [name for name, arms in late.items() if len(arms) > 1]
+
+
 def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
     """What each run has registered about this study before its first step."""
     name = getattr(study, "registration", {}).get("study")

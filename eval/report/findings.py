@@ -108,7 +108,10 @@ class Findings(NamedTuple):
     def exploratory(self, arm: str, name: str) -> bool:
         """Whether a verdict rests on something that was not named before the runs: a metric other than the primary one,
         a margin, or a stored noise floor."""
-        kind = self.decision(arm, name).kind
+        return self.chosen_late(self.decision(arm, name).kind, name)
+
+    def chosen_late(self, kind: str, name: str) -> bool:
+        """See `exploratory`; kind: of a Verdict."""
         if kind == "undecided":
             return False
         is_primary = name == self.primary == self.primary_before

@@ -78,7 +78,10 @@ def screen(f: Findings) -> str:
     if f.mismatches:
         count = len(f.mismatches)
         notes.append(f"{count} {'things do' if count > 1 else 'thing does'} not match: see the report.")
-    return printable("\n".join([plain_text(table), "", *(note.replace("**", "") for note in notes)]))
+    effects: list[str] = []
+    for block in factorial.on_screen(f):
+        effects += ["", plain_text(block) if isinstance(block, Table) else block]
+    return printable("\n".join([plain_text(table), *effects, "", *(note.replace("**", "") for note in notes)]))
 
 
 def lost_runs(f: Findings, out: Path) -> str:

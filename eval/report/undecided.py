@@ -1,12 +1,14 @@
 """python -m eval.report.undecided POS=alibi ...: which arms more seeds may decide, a line each.
 
-By the primary metric, as the report judges it. Exit codes: 0, none; 3, some; 2, bad request.
+By the primary metric, as the report judges it. Exit codes: 0, none; 3, some; 2, bad request, or the metric, the margin
+or the noise floor was chosen after the runs had begun. With --criteria nothing but the latter is asked.
 """
 
 import sys
 
 from ablations.rundir import Exit, printable
 from eval.report import request
+from eval.report.criteria import chosen_late
 from eval.report.findings import Findings, gather
 
 
@@ -27,10 +29,27 @@ def undecided(f: Findings) -> dict[str, str]:
     }
 
 
+def check_criteria(f: Findings) -> None:
+    """Raises ValueError where more seeds of these runs cannot bring a verdict that counts."""
+    if late := chosen_late(f.study, f.cells):
+        fresh = f.study.seeds[0] + f.study.criteria.seeds
+        verb = "were" if len(late) > 1 else "was"
+        raise ValueError(
+            f"the {' and the '.join(late)} {verb} chosen after the runs had begun: verdicts by it are exploratory, "
+            f"however many seeds are added. For a verdict that counts: FIRST_SEED={fresh}: new runs, which register it "
+            "before their first step; or the command without it, which goes on by what was registered"
+        )
+
+
+CRITERIA_ALONE = "--criteria"
+
+
 def main(words: list[str]) -> int:
     try:
-        requested = request.parse(words)
-        arms = undecided(gather(requested.study, requested.noise, requested.beside))
+        requested = request.parse([word for word in words if word != CRITERIA_ALONE])
+        findings = gather(requested.study, requested.noise, requested.beside)
+        check_criteria(findings)
+        arms = {} if CRITERIA_ALONE in words else undecided(findings)
     except ValueError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID

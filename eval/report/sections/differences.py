@@ -27,8 +27,12 @@ the arms, as if the seeds scattered all arms alike. Items: the arms are compared
 by question, and others could have been drawn. A difference counts when it is larger than "counts above": many times
 the noise where there are few seeds, because the noise itself is then badly known. p is two-sided, after Holm's
 correction for the number of arms. Bootstrap: 95 % intervals of the difference, paired, over other items of the same
-tasks, and over other tasks like these; seeds are in neither. Formulas and sources: docs/statistics.md."""
+tasks, and over other tasks like these; seeds are in neither. The items' part is below what can be told where the
+documents and questions scatter no more than each does by itself from seed to seed: the seeds' part holds that already,
+so it is counted once, while the bootstrap, which redraws the items as these seeds answered them, has it too. Formulas
+and sources: docs/statistics.md."""
 
+BELOW = "below what can be told"  # an estimate of a variance that is not above zero: eval/statistics/items.py
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
 
 
@@ -49,6 +53,8 @@ def blocks(f: Findings) -> list[Block]:
             label, mean = f"{arm}, {name}", f"{c.difference:+.{digits}f}"
             by_seed.append([label, *signed, mean])
             items = f"{c.items.variance**0.5:.{digits}f}" if c.enough_items else "unknown"
+            if c.enough_items and c.items.variance == 0:
+                items = BELOW
             if c.seeds is None or not c.enough_items:
                 tests.append([label, mean, "unknown", items, "unknown", "-", "-", f.marked_verdict(arm, name)])
             else:

@@ -19,28 +19,50 @@ and intervals as under "Differences from the baseline"; Holm's correction among 
 interactions."""
 
 
+NONE_YET = "There are no effects yet: every combination needs a result with the same seed."
+HEAD = ["effect", "estimate", "95 % interval, corrected", "noise", "p", "verdict"]
+
+
 def section(f: Findings) -> Section:
     design = f.study.factorial
     if not design:
         return Section("Main effects and interactions", [])
-    rows = []
-    for name in f.results:
-        for effect, c in effects(f, name).items():
-            rows.append(
-                [f"{design.name(effect)}, {name}", *numbers(c, METRICS[name].digits + 1), words(f, name, effect, c)]
-            )
+    rows = effect_rows(f)
     words_of_design = design.in_words[0].upper() + design.in_words[1:]
     blocks: list[Block] = [WORDS.format(design=words_of_design)]
     if rows:
-        blocks.append(Table(["effect", "estimate", "95 % interval, corrected", "noise", "p", "verdict"], rows))
+        blocks.append(Table(HEAD, rows))
     else:
-        blocks.append("There are no effects yet: every combination needs a result with the same seed.")
+        blocks.append(NONE_YET)
     if design.aliasing:
         blocks.append(
             "**Aliased.** In a fraction, an effect is told together with others, of which its estimate has so much:"
         )
         blocks.append("\n".join(f"* {line}" for line in design.aliasing))
     return Section("Main effects and interactions", blocks)
+
+
+def effect_rows(f: Findings) -> list[list[str]]:
+    """A line of HEAD for each metric and effect: main effects, then interactions."""
+    design = f.study.factorial
+    assert design
+    return [
+        [f"{design.name(effect)}, {name}", *numbers(c, METRICS[name].digits + 1), words(f, name, effect, c)]
+        for name in f.results
+        for effect, c in effects(f, name).items()
+    ]
+
+
+def on_screen(f: Findings) -> list[str | Table]:
+    """The effects for the terminal: a line each with its interval and verdict."""
+    design = f.study.factorial
+    if not design:
+        return []
+    rows = [[effect, estimate, interval, verdict] for effect, estimate, interval, _, _, verdict in effect_rows(f)]
+    blocks: list[str | Table] = [Table([*HEAD[:3], HEAD[-1]], rows) if rows else NONE_YET]
+    if rows and design.aliasing:
+        blocks.append("A fraction: each effect is told together with others, which the report lists.")
+    return blocks
 
 
 def numbers(c: Comparison, digits: int) -> list[str]:
@@ -58,7 +80,8 @@ def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
     sentence = decision.words
     if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
         sentence = sentence.replace(decision.kind, f"{decision.kind} together", 1)
-    sentence = sentence if name == f.primary else f"exploratory: {sentence}"
+    late = f.chosen_late(decision.kind, name)
+    sentence = f"exploratory: {sentence}" if late or name != f.primary else sentence
     return f"**{sentence}**" if c.counts else sentence
 
 

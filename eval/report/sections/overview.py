@@ -9,6 +9,7 @@ from eval.report.compare import METRICS, own_strata
 from eval.report.findings import Findings
 from eval.report.sections.challenge import broken
 from eval.report.sections.differences import forest
+from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_part
 from eval.statistics.seeds import level_stderr, outstanding
@@ -17,7 +18,7 @@ from eval.statistics.seeds import level_stderr, outstanding
 def section(f: Findings) -> Section:
     arms = " Corrected for the number of arms." if len(f.study.compared) > 1 else ""
     forests = [Figure(forest(f, name), f"Bars: 95 % intervals over seeds and items.{arms}") for name in f.results]
-    question = [f"**Question.** {f.study.question}", f"**Expected, written before the runs.** {f.study.expect}"]
+    question = [f"**Question.** {f.study.question}", expectation(f)]
     image = Image("figure.svg", "Loss curves and differences")
     return Section("", [*question, *no_effect(f), table(f), *footnotes(f), *forests, image])
 

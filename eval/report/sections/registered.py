@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from ablations import rundir
 from ablations.prediction import Prediction
-from ablations.registration import changes
+from ablations.registration import NOTHING_EXPECTED, changes
 from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS, look, pair
 from eval.report.findings import Findings
@@ -89,6 +89,22 @@ def unchanged(f: Findings) -> str:
     known = first_lines(f)
     damaged = any(rundir.REGISTERED in line for cell in f.cells.values() for line in cell.get("damage", []))
     return UNKNOWN if damaged or any("run" in f.cells[run] and run not in known for run in f.cells) else UNCHANGED
+
+
+def expectation(f: Findings) -> str:
+    """What was expected, and whether that was registered in the runs before their first step. One arm may be older,
+    since studies share their baseline."""
+    expect = f.study.expect
+    if expect.startswith(NOTHING_EXPECTED):
+        return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
+    first = first_lines(f)
+    before = {run for run, line in first.items() if line["step"] == 0 and line["content"].get("expected") == expect}
+    late = {run[0] for run, cell in f.cells.items() if "run" in cell and run not in before}
+    if before and len(late) <= 1:
+        when = "written before the runs"
+    else:
+        when = "written after the runs had begun" if first else "not registered before the runs"
+    return f"**Expected, {when}.** {expect}"
 
 
 def stood_in(line: dict[str, Any], prediction: Prediction) -> bool:
