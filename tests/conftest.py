@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ablations import rundir
+from launch.processes import RANK_VARIABLES
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -22,15 +23,18 @@ multiprocessing.set_forkserver_preload(
 )
 
 
+# What a test may leave in its process' environment, and the tests after it must not find: `make plan ON=` claims a GPU,
+# and Hugging Face's Trainer names ranks, which a process that is forked later would wait for.
+LEFT_BEHIND = {"MEGAHOUR_GPU", *RANK_VARIABLES}
+
+
 @pytest.fixture(autouse=True)
-def claims_no_gpu_afterwards() -> Iterator[None]:
-    """`make plan ON=` claims a GPU for its process (MEGAHOUR_GPU): a test that calls it keeps it to itself."""
-    before = os.environ.get("MEGAHOUR_GPU")
+def environment_as_before() -> Iterator[None]:
+    before = {name: os.environ[name] for name in LEFT_BEHIND & os.environ.keys()}
     yield
-    if before is None:
-        os.environ.pop("MEGAHOUR_GPU", None)
-    else:
-        os.environ["MEGAHOUR_GPU"] = before
+    for name in LEFT_BEHIND & os.environ.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def trained(run_dir: Path) -> None:

@@ -329,17 +329,20 @@ def test_another_activation_in_the_graph_fires(monkeypatch: MonkeyPatch) -> None
     assert not compiled().passed
 
 
-@mark.parametrize("attn_dropout, executor", [(0.0, "fused"), (0.1, "plain")])
+@mark.parametrize(
+    "pos, attn_dropout, executor",
+    [("learned", 0.0, "unbiased"), ("alibi", 0.0, "fused"), ("learned", 0.1, "plain"), ("alibi", 0.1, "plain")],
+)
 def test_what_is_proved_on_a_gpu_is_the_executor_that_trains(
-    monkeypatch: MonkeyPatch, attn_dropout: float, executor: str
+    monkeypatch: MonkeyPatch, pos: str, attn_dropout: float, executor: str
 ) -> None:
-    """The fused kernel cannot drop probabilities: a model that does must not be proved, or judged, with it."""
+    """The fast kernels cannot drop probabilities: a model that does must not be proved, or judged, with them."""
     prepare, given = attention.prepare, []
     monkeypatch.setattr(attention, "prepare", lambda *args: (given.append(args), prepare(*args))[1])
-    model = GPT(cfg(attn_dropout=attn_dropout)).bfloat16()
+    model = GPT(cfg(pos=pos, attn_dropout=attn_dropout)).bfloat16()
     for mode in (model.train(), model.eval()):
         mode(torch.zeros(1, 8, dtype=torch.long))
-    for each in ("fused", "masked", "plain"):
-        monkeypatch.setattr(attention, each, lambda *args, each=each: each)
+    for kind in ("unbiased", "fused", "masked", "plain"):
+        monkeypatch.setattr(attention, kind, lambda *args, kind=kind: kind)
     on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)  # as far as the choice goes
     assert [prepare(p, heads, on_gpu, *rest) for p, heads, _, *rest in given] == [executor] * 2

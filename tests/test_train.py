@@ -172,6 +172,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
     "data.dedup": ("none", {"data.corpus": "OTHER"}),  # which holds copies
     "data.quality": ("gopher", {}),
     "data.decontaminate": ("TASKS", {}),  # a folder with a document of the corpus
+    "data.substring": (20, {"data.corpus": "OTHER"}),  # which holds copies
     "data.compress": (0.5, {}),
     "data.order": ("short-first", {}),
     "data.allow_errors": (1, {"data.corpus": "BROKEN"}),  # which holds a bad line
