@@ -21,6 +21,7 @@ from eval.report.sections import registered
 from eval.statistics.comparison import compare
 from eval.statistics.parts import Part
 from launch import local
+from launch import train as training
 from tests import test_report
 
 ARMS = ["pos=learned", "pos=alibi", "pos=rotary"]
@@ -121,6 +122,15 @@ def test_a_refused_command_registers_nothing_in_finished_runs(
     monkeypatch.setattr(local, "finish", lambda *_: None)
     assert local.run(study) == [] and lines() == 2
     assert [line["step"] for line in rundir.read_registered(study.cells[0].dir)[0]] == [7]
+
+
+def test_of_several_ranks_one_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"]
+    monkeypatch.setattr(training, "train", lambda cell, out: None)
+    for rank, lines in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        assert training.main(["--cell", "0", *words]) == 0
+        assert len(rundir.read_registered(from_args(words).cells[0].dir)[0]) == lines
 
 
 def test_lines_that_were_taken_out_of_a_registration_are_noticed(tmp_path: Path) -> None:
