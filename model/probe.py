@@ -27,7 +27,8 @@ class Proof:
 
 @contextmanager
 def hooks() -> Iterator[Any]:
-    """Yields a function to which handles of hooks are given; at the end all of these hooks are removed."""
+    """A context for forward hooks: pass the handle of each to the function that it yields, and all of them are removed at
+    its end."""
     handles: list[Any] = []
     try:
         yield handles.append

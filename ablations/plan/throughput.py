@@ -21,7 +21,9 @@ CALIBRATION = Path(__file__).parent / "calibration.json"
 TERMS = ("matmul", "small", "attention", "traffic", "tensor", "network", "launch", "update")
 
 SATURATED = 4096 * 3584  # rows x columns of a matrix product at which `small` equals `matmul`; an arbitrary unit
-KERNELS = 1e-3  # seconds to launch the kernels of a layer for one micro-batch; the unit of `launch`, which is fitted
+LAUNCH_SECONDS = (
+    1e-3  # seconds to launch the kernels of a layer for one micro-batch; the unit of `launch`, which is fitted
+)
 PLAIN_PASSES = (
     18.5  # times that plain attention reads or writes the scores: counted in Megatron's kernels, with dropout
 )
@@ -120,7 +122,7 @@ def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
         traffic += LOGIT_PASSES * rows * shape.vocab / tp * 2 / gpu.bandwidth
     reductions = 4 + 2 * layout.recompute
     tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.link_among(tp)
-    launch = layers * KERNELS * passes / 4
+    launch = layers * LAUNCH_SECONDS * passes / 4
 
     count = layout.micro_batches
     fill = (count + pp - 1) / count  # the pipeline fills and drains once a step

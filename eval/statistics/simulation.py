@@ -138,9 +138,12 @@ class Sequence:
 
 
 def sequence(x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = share) -> Sequence:
-    """Studies that add seeds until every arm is decided; `x` holds all the seeds that there may be.
+    """The outcome of studies that add seeds until every arm is decided: what each decided at last and at any look, and
+    with how many seeds it stopped.
 
-    portion: the share of LEVEL of a look, of (seeds, most seeds, tests).
+    Args:
+        x: results [studies, arms, seeds], of all the seeds that there may be.
+        portion: a function of (seeds so far, most seeds, tests): the share of LEVEL that this look may spend.
     """
     R, A, most = x.shape
     final, seeds = np.zeros((R, A - 1), int), np.full(R, most)

@@ -63,7 +63,8 @@ def documents(paths: Iterable[str | Path]) -> list[str]:
 
 
 def sources(paths: Iterable[str | Path]) -> dict[str, str]:
-    """{text: cluster} of the documents of .jsonl.gz files, in the order of `documents`.
+    """The package or source that each held-out document counts with, by its text: documents of one source are one
+    cluster. Read from .jsonl.gz files, in the order of `documents`.
 
     Raises:
         ValueError: when a file is damaged, naming it.
