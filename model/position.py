@@ -13,8 +13,8 @@ from model.kernels import rotation
 
 
 class Position(nn.Module):
-    """The base class, which is itself the scheme `none`. A scheme overrides `embed`, `rotate` or `bias`; the model calls
-    all three, whatever the scheme."""
+    """The base class, which is itself the scheme `none`. A scheme overrides `embed`, `rotate` or `bias`; the model
+    calls all three, whatever the scheme."""
 
     max_length: int | None = None  # tokens; None: no limit
     first_head = 0  # the place among all heads of what `bias` knows as head 0: tensor parallelism cuts between heads

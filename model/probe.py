@@ -27,8 +27,8 @@ class Proof:
 
 @contextmanager
 def hooks() -> Iterator[Any]:
-    """A context for forward hooks: pass the handle of each to the function that it yields, and all of them are removed at
-    its end."""
+    """A context for forward hooks: pass the handle of each to the function that it yields, and all of them are
+    removed at its end."""
     handles: list[Any] = []
     try:
         yield handles.append

@@ -116,7 +116,8 @@ def curve(
 
 
 def mean(curves: list[dict | None]) -> dict | None:
-    """One curve for several corpora, the unweighted mean of their curves of loss by position, as the held-out loss averages them; None without any."""
+    """One curve for several corpora: the unweighted mean of their curves of loss by position, as the held-out loss
+    averages them; None without any."""
     present = [curve for curve in curves if curve]
     if not present:
         return None
