@@ -347,9 +347,7 @@ MUTATIONS = [
         "is_causal=False",
         GPU,
     ),
-    one(
-        "a GPU does not clip", "", "train.clip", "", BF16, "/ clip).clamp_min(1.0)", "/ clip).clamp(1.0, 1.0)", GPU_STEP
-    ),
+    one("a GPU does not clip", "", "", "", BF16, "/ clip).clamp_min(1.0)", "/ clip).clamp(1.0, 1.0)", GPU_STEP),
     one(
         "a GPU applies an update that is no number",
         "",
@@ -363,16 +361,14 @@ MUTATIONS = [
     one(
         "a GPU keeps the last micro-batch only",
         "",
-        "layout.micro_batch",
+        "",
         "",
         BF16,
         "torch._foreach_add_(sums, grads)",
         "torch._foreach_copy_(sums, grads)",
         GPU_STEP,
     ),
-    one(
-        "a GPU sums ranks and takes no mean", "", "layout.processes", "", BF16, "part.mul_(1 / world)", "pass", GPU_STEP
-    ),
+    one("a GPU sums ranks and takes no mean", "", "", "", BF16, "part.mul_(1 / world)", "pass", GPU_STEP),
     one(
         "a checkpoint is saved before its loss is read",
         "",
@@ -386,7 +382,7 @@ MUTATIONS = [
     one(
         "a step that is found bad late leaves out later data",
         "",
-        "train.rollbacks",
+        "",
         "",
         "launch/train.py",
         "at.step, at.samples = step, samples",

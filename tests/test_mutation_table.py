@@ -1,6 +1,7 @@
 """Every entry of the table in tests/mutations.py names code and tests that exist: moved code moves its entries too."""
 
-from tests.mutations import MUTATIONS, ROOT
+from ablations.config import resolve
+from tests.mutations import MUTATIONS, ROOT, SMALL
 
 
 def test_every_mutation_has_a_name_of_its_own() -> None:
@@ -17,6 +18,12 @@ def test_every_mutation_applies() -> None:
                 faults.append(f"{mutation.name}: {file} has {texts[file].count(old)} times: {old}")
             texts[file] = texts[file].replace(old, new)
     assert not faults, "\n".join(faults)
+
+
+def test_every_mutation_concerns_a_run_that_can_be_configured() -> None:
+    for setting in {mutation.setting for mutation in MUTATIONS}:
+        words = [word.partition("=") for word in f"{SMALL} {setting}".split()]
+        resolve([(key, value) for key, _, value in words])
 
 
 def test_every_mutation_names_tests_that_exist() -> None:
