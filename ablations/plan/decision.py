@@ -15,7 +15,7 @@ from ablations.config import resolve
 from ablations.plan import power, published_laws, shapes, site_speed
 from ablations.plan.layouts import search
 from ablations.plan.reliability import GUESS, NODE_MTBF, Cluster, save_interval, simulate
-from ablations.plan.resources import HOUR, PF_DAY, Budget
+from ablations.plan.resources import HOUR, PF_DAY, TIMES, Budget
 from ablations.plan.resources import Cluster as Machines
 from ablations.study_file import read_study, study_names
 from ablations.values import ConfigError
@@ -23,16 +23,17 @@ from ablations.values import ConfigError
 PLANNED_SHARE = 100 / 312  # of the peak: 100 model TFLOP/s on an A100, which BigScience planned with (unverified)
 SAFETY = 4500 / 4838.4  # of its PF-days that it planned to use (unverified)
 NEED = (300e9, 400e9)  # tokens that it wanted at least, for languages of few resources (published: its blog)
+BIGSCIENCE_PF_DAYS = 4500
+FEWER_NODES = 0.75  # of the working nodes, down to which a number is looked for that has a shape
 LEAST_SIZE = 20e9  # parameters below which 20 tokens for each are taken instead, and no pipeline is needed: assumed
 HISTORIES = 40  # simulated; their mean and 10th to 90th percentile are shown
-MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer are simulated, to answer in a second
+LEAST_HISTORIES = 4
+MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer and shorter ones, to answer in a second
 STUDY_SIZE, STUDY_SEEDS, STUDY_SHARE = "1b3", 2, 0.1  # ablations: size, seeds at least, share of the budget (assumed)
 MOST_SEEDS = 8  # more are not considered; with so many the items of the tasks decide
 # Effects in points of the mean of 27 tasks (tables 2 to 4 of the paper: unverified) say which study is worth its cost
 # first: one whose expected effect can be seen.
 EFFECTS = {"position": 2.0, "embedding_norm": 1.2, "corpus": 1.1, "activation": 0.16}
-TASK_ERROR = 0.41  # standard error of the mean of 27 tasks, computed from published results of each task
-SEED_SD = 0.27  # of the same mean from checkpoint to checkpoint; stands for that between seeds (assumed)
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,25 @@ def timeline(machines: Machines, spare: int) -> Timeline:
     working = machines.nodes - spare
     cluster = Cluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **GUESS)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
-    histories = max(4, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / cluster.mtbf))))
-    runs = [simulate(cluster, machines.seconds, every, seed) for seed in range(histories)]
+    between = cluster.mtbf + cluster.detect + cluster.restart  # failures
+    histories = max(LEAST_HISTORIES, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / between))))
+    seconds = min(machines.seconds, MOST_FAILURES / LEAST_HISTORIES * between)
+    runs = [simulate(cluster, seconds, every, seed) for seed in range(histories)]
     trained = sorted(run["trained"] for run in runs)
     shares = {key: sum(run[key] for run in runs) / histories for key in runs[0]}
+    shares["failures"] *= machines.seconds / seconds
     return Timeline(shares, every, trained[histories // 10], trained[-histories // 10 - 1], histories)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The time that a number of tokens takes on the whole cluster, failures included."""
+
+    tokens: float
+    seconds: float
+    slow: float  # seconds at the low end of what is trained in a time, see Decision.tokens_in_time
+    fast: float
+    gpu_hours: float  # of the mean
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Decision:
     compute: float  # FLOPs that are planned with
     optima: list[Optimum]
     tokens: tuple[float, float]
-    tokens_why: str
+    tokens_why: str  # what is said of them, a colon, and what kind of number that is
     sizes: tuple[float, float]
     candidates: list[shapes.Candidate]
     reason: str  # why there are no shapes; ""
@@ -89,7 +104,9 @@ class Decision:
 
     @property
     def chosen(self) -> shapes.Candidate | None:
-        """The fastest candidate without objections."""
+        """The fastest candidate without objections; None too where failures leave no time to train."""
+        if not self.goodput.shares["trained"]:
+            return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.Candidate) -> tuple[float, float, float]:
@@ -102,6 +119,42 @@ class Decision:
             token_seconds / step.high * self.goodput.low,
             token_seconds / step.low * self.goodput.high,
         )
+
+    def planned_tokens(self, candidate: shapes.Candidate) -> float:
+        """The tokens that the planned FLOPs come to at the candidate's size, or fewer: those that are trained in the
+        time that the ablations leave, with the same reserve for what is not foreseen."""
+        ablations = sum(entry["gpu_hours"] for entry in [*self.first, *self.open])
+        time = SAFETY * (1 - ablations / self.machines.gpu_hours)
+        return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
+
+    def training(self, candidate: shapes.Candidate) -> Training:
+        """The training of the planned tokens."""
+        tokens = self.planned_tokens(candidate)
+        mean, slow, fast = (
+            tokens / reached * self.machines.seconds if reached else math.inf
+            for reached in self.tokens_in_time(candidate)
+        )
+        return Training(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
+
+    @property
+    def first(self) -> list[dict[str, Any]]:
+        """The studies to run first: those that can see their published effect, within STUDY_SHARE of the budget."""
+        return [entry for entry in self.studies if entry["within"] and entry["sees"]]
+
+    @property
+    def open(self) -> list[dict[str, Any]]:
+        """The studies of unknown effect, within STUDY_SHARE of the budget together with the first."""
+        return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
+
+    @property
+    def split(self) -> dict[str, float]:
+        """GPU-hours at work by what they go to, adding up to those of the budget."""
+        hours = {
+            "training": self.training(self.chosen).gpu_hours if self.chosen else 0.0,
+            "ablations first": sum(entry["gpu_hours"] for entry in self.first),
+            "ablations of unknown effect": sum(entry["gpu_hours"] for entry in self.open),
+        }
+        return hours | {"left": self.machines.gpu_hours - sum(hours.values())}
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
@@ -118,12 +171,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         )
     compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY
     optima = [Optimum(law, *law.optimum(compute), *law.rounding(compute)) for law in published_laws.LAWS]
-    why = "asked for: NEED"
-    if tokens is None:
-        tokens, why = NEED, "what BigScience needed for languages with little text: published"
-        if compute / (6 * tokens[0]) < LEAST_SIZE:
-            optimum = published_laws.fixed_ratio(compute)[1]
-            tokens, why = (optimum / math.sqrt(2), optimum * math.sqrt(2)), "around 20 a parameter: secondary"
+    tokens, why = (tokens, "asked for: NEED") if tokens else needed_tokens(compute)
     sizes = (compute / (6 * tokens[1]), compute / (6 * tokens[0]))
     candidates: list[shapes.Candidate] = []
     reason = ""
@@ -133,7 +181,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         try:
             candidates = shapes.candidates(*sizes, machines.gpu, machines.working)
         except ConfigError as error:
-            reason = str(error)
+            reason = str(error) + fewer_nodes(sizes, machines)
     return Decision(
         budget,
         machines,
@@ -150,10 +198,38 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
     )
 
 
+def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
+    """The least and the most tokens for so many FLOPs where none are asked for, and why. They and the sizes that follow
+    grow with the compute."""
+    if compute / (6 * NEED[0]) < LEAST_SIZE:
+        optimum = published_laws.fixed_ratio(compute)[1]
+        return (optimum / math.sqrt(2), optimum * math.sqrt(2)), "around 20 a parameter: secondary"
+    growth = compute / (BIGSCIENCE_PF_DAYS * PF_DAY)
+    if growth < 1.001:  # its own budget is rounded
+        return NEED, "what BigScience needed for languages with little text: published"
+    least, most = NEED
+    why = "what BigScience needed, grown as the root of the compute beyond its budget: assumed"
+    return (least * math.sqrt(growth), most * math.sqrt(growth)), why
+
+
+def fewer_nodes(sizes: tuple[float, float], machines: Machines) -> str:
+    """The number of nodes, not much smaller, for which there is a shape, as words for the end of a complaint."""
+    working = machines.nodes - machines.spare
+    for nodes in range(working - 1, math.ceil(FEWER_NODES * working) - 1, -1):
+        try:
+            candidates = shapes.candidates(*sizes, machines.gpu, nodes * machines.per_node)
+        except ConfigError:
+            continue
+        if any(not candidate.rejected for candidate in candidates):
+            return f"; on {nodes} nodes there is one: {machines.nodes - nodes} spare"
+    return ""
+
+
 def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
-    """Every study of ablations/studies at STUDY_SIZE on one node for each run: runs, GPU-hours, the least difference it
-    sees, and the effect that was published, where one was, with the seeds that see it; and what the hours are based on.
-    First those that can see their effect, the cheapest before; last those that MOST_SEEDS are not enough for."""
+    """Every study of decoders in ablations/studies at STUDY_SIZE on one node for each run: runs, GPU-hours, the least
+    difference it sees, and the effect that was published, where one was, with the seeds that see it; and what the hours
+    are based on. First those that can see their effect, the cheapest before; last those that MOST_SEEDS are not enough
+    for."""
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
     run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
@@ -166,8 +242,11 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
         basis = step.basis
     result: list[dict[str, Any]] = []
     for name in study_names():
-        arms = 1 + len(read_study(name).arms)
-        if arms < 2:
+        study = read_study(name)
+        arms = 1 + len(study.arms)
+        base = dict(study.base)
+        # encoders, and runs that a wall clock ends, have another size and are not judged by the 27 tasks
+        if arms < 2 or base.get("model.objective") == "mlm" or "train.budget" in base:
             continue
         effect = EFFECTS.get(name)
         seeds = needed(effect, arms) if effect else None
@@ -188,7 +267,7 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
 @functools.cache
 def least_seen(arms: int, seeds: int) -> float:
     """The least difference, in points, that a study of this size detects."""
-    return power.detectable(SEED_SD, TASK_ERROR, arms, seeds)
+    return power.detectable(power.SUITE_SEED_SD, power.SUITE_ERROR, arms, seeds)
 
 
 def needed(effect: float, arms: int) -> int | None:
@@ -235,9 +314,33 @@ def as_json(decision: Decision) -> dict[str, Any]:
         ],
         "chosen": chosen.words if chosen else None,
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
+        "training": _training_as_json(decision, chosen) if chosen else None,
+        "gpu_hours_by_use": {use: hours if math.isfinite(hours) else None for use, hours in decision.split.items()},
         "goodput": decision.goodput.shares,
         "studies": [
             {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in entry.items()}
             for entry in decision.studies
         ],
+    }
+
+
+def _training_as_json(decision: Decision, chosen: shapes.Candidate) -> dict[str, Any]:
+    training, layout = decision.training(chosen), chosen.layout
+    return {
+        "tokens": training.tokens,
+        **{
+            name: seconds / TIMES["week"] if math.isfinite(seconds) else None
+            for name, seconds in (
+                ("weeks", training.seconds),
+                ("weeks_low", training.fast),
+                ("weeks_high", training.slow),
+            )
+        },
+        "gpus": layout.gpus,
+        "data_parallel": layout.dp,
+        "tensor_parallel": layout.tp,
+        "pipeline_parallel": layout.pp,
+        "micro_batch": layout.micro_batch,
+        "batch": layout.batch,
+        "sequence": shapes.SEQ,
     }

@@ -26,7 +26,19 @@ SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 FLOPS = {"flop": 1.0, "pf-day": PF_DAY, "ef-day": 1e3 * PF_DAY, "zflop": 1e21}
 UNITS = "weeks, days, hours; NODESxGPUS HARDWARE; spare; GPU-hours; PF-days, FLOP; tokens; steps; EUR, USD"
 
-LONGEST, MOST_GPUS = 20 * TIMES["year"], 1_000_000  # beyond them a slip is likelier than a plan
+# Beyond these a slip is likelier than a plan.
+SHORTEST, LONGEST, MOST_GPUS = TIMES["minute"], 20 * TIMES["year"], 1_000_000
+MOST_TOKENS = 1e15  # the indexed web is taken for some 5e14 (recalled)
+MOST = {  # of each kind of amount, in its base unit
+    "gpu-hours": MOST_GPUS * LONGEST / HOUR,
+    "model-flops": 1e31,  # MOST_GPUS for LONGEST, each with the highest peak of the hardware table
+    "peak-flops": 1e31,
+    "tokens": MOST_TOKENS,
+    "steps": 1e9,
+    "money": 1e13,
+}
+LEAST = 1e-6  # of the same
+MOST_CHARACTERS = 200  # of a budget as text
 
 PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 18 x 7 x 24 x 384 is 1,161,216
 
@@ -130,18 +142,41 @@ def amount(number: float) -> str:
 
 
 def positive(text: str, whole: str) -> float:
-    """A number such as 18, 4500, 1e21 or 1_000. A comma is never part of one.
+    """A number such as 18, 4500, 1e21 or 1_000, in the digits 0 to 9. A comma is never part of one.
+
+    Args:
+        whole: what the number is a part of, for the message.
 
     Raises:
-        ConfigError: when it is none, or not above 0.
+        ConfigError: when it is none, or not above 0, or too large for a floating-point number.
     """
-    try:
-        number = float(text)
-    except ValueError:
-        raise ConfigError(f"{whole!r}: {text!r} is no number") from None
-    if not (math.isfinite(number) and number > 0):
-        raise ConfigError(f"{whole!r}: {text} must be above 0")
+    number = _number(text, whole)
+    if not number > 0:
+        raise ConfigError(f"{whole}: {text} must be above 0")
     return number
+
+
+def _number(text: str, whole: str) -> float:
+    """A finite number, as in `positive`. Raises ConfigError."""
+    try:
+        number = float(text) if text.isascii() else math.nan
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise ConfigError(f"{whole}: {text!r} is no number in the digits 0 to 9")
+    if math.isinf(number):
+        raise ConfigError(f"{whole}: {text} is no number that is finite")
+    return number
+
+
+def check_text(text: str, word: str) -> None:
+    """Raises:
+    ConfigError: for a text that is too long, or has digits other than 0 to 9, which Python would read as numbers.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(f"{word}={text[:40]}... has more than {MOST_CHARACTERS} characters")
+    if digits := [character for character in text if character.isnumeric() and not character.isascii()]:
+        raise ConfigError(f"{word}={text!r}: {digits[0]!r} is no digit from 0 to 9")
 
 
 _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
@@ -154,6 +189,7 @@ def parse_budget(text: str) -> Budget:
         ConfigError: for a number without its unit, an unknown unit or hardware, or an amount not above 0; it says what
             is missing.
     """
+    check_text(text, "BUDGET")
     if with_comma := re.search(r"(?<![\w-])\d[\d_]*(?:,\d{3})+(?!\d)", text):
         raise ConfigError(
             f"BUDGET={text!r}: a comma stands between parts and is no part of a number: "
@@ -175,8 +211,8 @@ def parse_budget(text: str) -> Budget:
     for part in parts:
         machines = re.fullmatch(r"(-?\d+)\s*(?:nodes?\s*)?[x×*]\s*(-?\d+)\s+(?:GPUs?\s+)?(\S.*)", part, re.I)
         if machines:
-            if nodes:
-                raise ConfigError(f"BUDGET={text!r} names machines twice")
+            if nodes or gpu:
+                raise ConfigError(f"BUDGET={text!r} names {'machines' if nodes else 'hardware'} twice")
             nodes, gpu = (int(machines[1]), int(machines[2])), hardware(machines[3])
             if min(nodes) < 1:
                 raise ConfigError(f"BUDGET={text!r}: {part!r} has no GPU: both numbers must be above 0")
@@ -193,13 +229,15 @@ def parse_budget(text: str) -> Budget:
         unit = (match["unit"] or "").strip()
         if not unit:
             raise ConfigError(f"BUDGET={text!r}: the unit of {part} is missing; units: {UNITS}")
-        number = positive(match["number"], text)
         word = unit.lower()
         if word in ("spare", "spares", "spare nodes", "spare node"):
-            if spare is not None or not number.is_integer():
-                raise ConfigError(f"BUDGET={text!r}: one whole number of spare nodes is needed")
+            number = _number(match["number"], f"BUDGET={text!r}")
+            if spare is not None or not number.is_integer() or number < 0:
+                raise ConfigError(f"BUDGET={text!r}: one whole number of spare nodes is needed, 0 or more")
             spare = int(number)
-        elif (time := SHORT_TIMES.get(word, word.removesuffix("s"))) in TIMES:
+            continue
+        number = positive(match["number"], f"BUDGET={text!r}")
+        if (time := SHORT_TIMES.get(word, word.removesuffix("s"))) in TIMES:
             if seconds is not None:
                 raise ConfigError(f"BUDGET={text!r} says a time twice")
             seconds = number * TIMES[time]
@@ -244,6 +282,8 @@ def _assemble(
         if spare is not None:
             raise ConfigError(f"BUDGET={text!r}: spare nodes belong to a cluster, e.g. 52x8 A100-80, 4 spare")
         kind, amount, currency = amounts[0]
+        if not LEAST <= amount <= MOST[kind]:
+            raise ConfigError(f"BUDGET={text!r}: {kind} from {LEAST:g} to {MOST[kind]:g} can be planned with")
         if kind == "peak-flops" and not gpu:
             raise ConfigError(f"BUDGET={text!r}: FLOPs at the peak need the hardware, e.g. '1e22 peak FLOP, A100-80'")
         return Budget(kind, amount, text, None, gpu, currency)
@@ -256,6 +296,8 @@ def _assemble(
         raise ConfigError(f"BUDGET={text!r} lacks {' and '.join(missing)}")
     if (spare or 0) >= nodes[0]:
         raise ConfigError(f"BUDGET={text!r}: of {nodes[0]} nodes {spare} cannot be spare")
+    if seconds < SHORTEST:
+        raise ConfigError(f"BUDGET={text!r}: {seconds:.3g} seconds are less than a minute")
     if seconds > LONGEST:
         raise ConfigError(
             f"BUDGET={text!r}: {seconds / TIMES['year']:.3g} years are more than {LONGEST / TIMES['year']:g}"

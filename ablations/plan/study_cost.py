@@ -9,6 +9,7 @@ from ablations import answers
 from ablations.budget import ClockBudget
 from ablations.cells import Cell
 from ablations.drawing import bars
+from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
@@ -17,6 +18,7 @@ from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR, amount
 from ablations.plan.schedules import drawn_schedules
 from ablations.plan.throughput import Prediction
+from ablations.site import find as find_site
 from ablations.study import Study
 from ablations.values import human
 from model.count import flops_per_token, parameters
@@ -137,7 +139,11 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
         disk = sum(run.checkpoints_gb for run in runs)
         if (free := _free(study.out)) is not None and disk > free:
-            refused.append(f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB")
+            full = f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB"
+            if _is_where_it_runs(study):
+                refused.append(full)
+            else:
+                notes.append(f"{full}; that is no obstacle if the runs will be elsewhere. OUT=folder is checked")
     return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
 
 
@@ -179,11 +185,19 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
     )
 
 
+def _is_where_it_runs(study: Study) -> bool:
+    """Whether this machine's disk is the one of the runs: its folder is named, a GPU is here, or a cluster is set up.
+    Elsewhere, as on a laptop, a study is planned from afar."""
+    return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site() is not None
+
+
 def foreseen(study: Study) -> str:
     """The differences that the study can detect, see power.py."""
     base = study.base
     tokens = None if base.by_clock else base.tokens
-    return power.foresee(base.size, tokens, len(study.arms), len(study.seeds), budget=base.train.budget)
+    line = power.foresee(base.size, tokens, len(study.arms), len(study.seeds), budget=base.train.budget)
+    published = power.foresee_published(base, len(study.arms), len(study.seeds))
+    return "\n".join(filter(None, (line, published)))
 
 
 def _free(out: Path) -> float | None:
