@@ -179,7 +179,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         reason = f"models below {LEAST_SIZE / 1e9:g}B parameters need no pipeline, and the rules are for those that do"
     else:
         try:
-            candidates = shapes.candidates(*sizes, machines.gpu, machines.working)
+            candidates = shapes.candidates(*sizes, machines.gpu, machines.working, per_node=machines.per_node)
         except ConfigError as error:
             reason = str(error) + fewer_nodes(sizes, machines)
     return Decision(
@@ -217,7 +217,7 @@ def fewer_nodes(sizes: tuple[float, float], machines: Machines) -> str:
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, math.ceil(FEWER_NODES * working) - 1, -1):
         try:
-            candidates = shapes.candidates(*sizes, machines.gpu, nodes * machines.per_node)
+            candidates = shapes.candidates(*sizes, machines.gpu, nodes * machines.per_node, per_node=machines.per_node)
         except ConfigError:
             continue
         if any(not candidate.rejected for candidate in candidates):

@@ -7,8 +7,17 @@ from ablations.config import resolve
 from ablations.drawing import Line
 from ablations.drawing import lines as draw
 from ablations.plan import power, published_laws, shapes
-from ablations.plan.decision import MOST_SEEDS, PLANNED_SHARE, STUDY_SEEDS, STUDY_SHARE, STUDY_SIZE, Decision
+from ablations.plan.decision import (
+    LEAST_SIZE,
+    MOST_SEEDS,
+    PLANNED_SHARE,
+    STUDY_SEEDS,
+    STUDY_SHARE,
+    STUDY_SIZE,
+    Decision,
+)
 from ablations.plan.document import Document
+from ablations.plan.hardware import GPU
 from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, TIMES, amount
 from ablations.plan.throughput import calibration
 from ablations.values import human
@@ -272,27 +281,33 @@ def _optimum(out: Document, decision: Decision) -> None:
         )
 
 
-def _accuracy() -> str:
+def _accuracy(gpu: GPU) -> str:
     """How good the predicted speed and memory of pipelines are, from the calibration."""
     fits = calibration()
-    speed, memory = fits["Megatron-DeepSpeed, a100-80"], fits["memory"]
+    speed = fits[f"Megatron-DeepSpeed, {'v100' if gpu.name.startswith('v100') else 'a100-80'}"]
+    memory = fits["memory"]
+    words = f"Held out, these were off by {speed['median error']:.1%} in the median"
+    if "checks" in speed:
+        words += (
+            f"; {speed['checks']} rows of other layouts and days, which make the interval, by "
+            f"{speed['median error of checks']:.1%}, in an order of rank correlation "
+            f"{speed['rank correlation of checks']:.1f}"
+        )
     return (
-        f"Held out, these were off by {speed['median error']:.1%} in the median; {speed['checks']} rows of other "
-        f"layouts and days, which make the interval, by {speed['median error of checks']:.1%}, in an order of rank "
-        f"correlation {speed['rank correlation of checks']:.1f}; an interval made without a shape's rows held "
-        f"{speed['coverage held out']:.0%} of them. What is 5% apart is not told apart. Memory: off by "
+        f"{words}. An interval that had no part of them held {speed['coverage held out']:.0%} of the rows that make "
+        "it: what is called an 80% interval is to be read as that. What is 5% apart is not told apart. Memory: off by "
         f"{memory['median error']:.1%} in the median of {memory['rows']} rows, {memory['largest error']:.0%} at most."
     )
 
 
 def _shapes(out: Document, decision: Decision) -> None:
     out.heading("Shapes")
-    chosen = decision.chosen
+    chosen, gpu = decision.chosen, decision.machines.gpu
     if decision.candidates:
         out.text(
             f"The fastest of {len(decision.candidates)} shapes of these sizes that keep to the rules "
             "(ablations/plan/shapes.py), each in its fastest layout. Speed: "
-            f"{decision.candidates[0].step.basis}. {_accuracy()}"
+            f"{decision.candidates[0].step.basis}. {_accuracy(gpu)}"
         )
         head = ["layers x width x heads", "size", "dp / tp / pp", "micro-batch", "GiB", "s a step", "80% interval"]
         out.table(
@@ -312,7 +327,12 @@ def _shapes(out: Document, decision: Decision) -> None:
             ],
         )
     if not chosen:
-        out.text(f"No shape is named: {decision.reason or NO_SHAPE}. For smaller models: make plan SIZE=... ON=...")
+        hint = ""
+        if decision.sizes[1] < LEAST_SIZE:
+            hint = (
+                f". A size of our own engine, in its layouts: make plan STUDY=baseline SIZE={STUDY_SIZE} ON={gpu.name}"
+            )
+        out.text(f"No shape is named: {decision.reason or NO_SHAPE}{hint}")
         return
     out.text(f"Chosen: {chosen.words}, the fastest that nothing speaks against:")
     out.bullets(shapes.why(chosen))

@@ -58,8 +58,15 @@ def levine(parameters: float) -> float:
     return low
 
 
-def candidates(low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB) -> list[Candidate]:
+def candidates(
+    low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, per_node: int = 8
+) -> list[Candidate]:
     """The fastest layout of each shape between `low` and `high` parameters, by seconds of a step.
+
+    Args:
+        batch: sequences of a step.
+        vocab: rows of the embedding.
+        per_node: GPUs of a node, which a tensor parallel group does not leave.
 
     Raises:
         ConfigError: when the range is empty or nothing fits, saying why.
@@ -70,7 +77,7 @@ def candidates(low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, 
     tried = 0
     for tp in TENSOR:
         for pp in range(1, 33):
-            if gpus % (tp * pp):
+            if tp > per_node or gpus % (tp * pp):
                 continue
             dp = gpus // (tp * pp)
             for hidden in range(4 * TILE, 32 * TILE, TILE):
@@ -92,7 +99,7 @@ def candidates(low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, 
                                 continue
                             layout = Layout(gpus, tp, pp, micro, batch, 1, True, True)
                             gib = peak(shape, layout)
-                            if verdict(gib, gpu) == "does not fit":
+                            if verdict(gib, gpu) != "fits":
                                 continue
                             step = predict(shape, layout, gpu, "Megatron-DeepSpeed")
                             rejected = f"heads of {head_dim}" if head_dim > HEAD_LIMIT else ""
