@@ -26,6 +26,7 @@ SPENT = ("trained", "saving", "redone", "detecting", "restarting", "waiting")
 
 
 # How it went: 366B tokens in 117 days from 11 March 2022 (BigScience's blog, as quoted: secondary).
+SHOWN = 12  # shapes
 LOSS_LAWS = {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}
 BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
 
@@ -265,19 +266,23 @@ def _optimum(out: Document, decision: Decision) -> None:
         smaller, longer = besiroglu.optimum(saved * 6 * n * d)
         out.text(
             f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {by_law}, in nats a token on their text "
-            "with their tokenizer (computed). On other text losses differ by more than that. What the number of "
-            f"tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
+            "with their tokenizer (computed). On other text losses differ by more than that."
+        )
+        out.text(
+            f"What the number of tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
             f"{billions(smaller)} parameters on {human(longer)} tokens, if there is so much text (computed). What "
             "other numbers of tokens give at the planned compute, by both laws of the loss:"
         )
         choices = [("the chosen size", n, compute / (6 * n))]
         choices += [(optimum.law.name, optimum.parameters, optimum.tokens) for optimum in decision.optima]
+        choices.sort(key=lambda choice: choice[2])
         out.table(
             ["", "tokens", "parameters", *(f"loss, {name}" for name in LOSS_LAWS)],
             [
                 [name, human(tokens), billions(size), *(f"{law.loss(size, tokens):.3f}" for law in LOSS_LAWS.values())]
-                for name, size, tokens in sorted(choices, key=lambda choice: choice[2])
+                for name, size, tokens in choices
             ],
+            strong=[name for name, *_ in choices].index("the chosen size"),
         )
 
 
@@ -294,8 +299,8 @@ def _accuracy(gpu: GPU) -> str:
             f"{speed['rank correlation of checks']:.1f}"
         )
     return (
-        f"{words}. An interval that had no part of them held {speed['coverage held out']:.0%} of the rows that make "
-        "it: what is called an 80% interval is to be read as that. What is 5% apart is not told apart. Memory: off by "
+        f"{words}. The interval holds 80% of the rows that it was made of; made without a shape's rows, it holds "
+        f"{speed['coverage held out']:.0%} of those. What is 5% apart is not told apart. Memory: off by "
         f"{memory['median error']:.1%} in the median of {memory['rows']} rows, {memory['largest error']:.0%} at most."
     )
 
@@ -304,6 +309,9 @@ def _shapes(out: Document, decision: Decision) -> None:
     out.heading("Shapes")
     chosen, gpu = decision.chosen, decision.machines.gpu
     if decision.candidates:
+        shown = decision.candidates[:SHOWN]
+        if chosen and chosen not in shown:
+            shown[-1] = chosen
         out.text(
             f"The fastest of {len(decision.candidates)} shapes of these sizes that keep to the rules "
             "(ablations/plan/shapes.py), each in its fastest layout. Speed: "
@@ -323,8 +331,9 @@ def _shapes(out: Document, decision: Decision) -> None:
                     f"{candidate.step.low:.1f} to {candidate.step.high:.1f}",
                     candidate.rejected and f"{candidate.rejected}, above {shapes.HEAD_LIMIT}",
                 ]
-                for candidate in decision.candidates[:12]
+                for candidate in shown
             ],
+            strong=shown.index(chosen) if chosen else None,
         )
     if not chosen:
         hint = ""
