@@ -1918,7 +1918,7 @@ MUTATIONS = [
         "found here: STUDY=cram_vocab at 1b3, judged by 27 zero-shot tasks",
         "",
         "",
-        "ablations/plan/decision.py",
+        "ablations/plan/first_studies.py",
         'if arms < 2 or base.get("model.objective") == "mlm" or "train.budget" in base:',
         "if arms < 2:",
         PLAN_DECISION,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ablations.__main__ import main
-from ablations.plan import decision, decision_report, reliability, shapes
+from ablations.plan import decision, decision_report, first_studies, reliability, shapes
 from ablations.plan.hardware import hardware
 from ablations.plan.pipeline_memory import verdict
 from ablations.plan.resources import parse_budget
@@ -108,7 +108,7 @@ def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> N
     assert sum(hours.values()) == pytest.approx(made.machines.gpu_hours) and min(hours.values()) >= 0
     assert (
         hours["ablations first"] + hours["ablations of unknown effect"]
-        <= decision.STUDY_SHARE * made.machines.gpu_hours
+        <= first_studies.STUDY_SHARE * made.machines.gpu_hours
     )
     if chosen := made.chosen:
         training = made.training(chosen)

@@ -136,6 +136,11 @@ def span(seconds: float) -> str:
     return f"{seconds:.3g} second{'' if f'{seconds:.3g}' == '1' else 's'}"
 
 
+def weeks(seconds: float) -> str:
+    """A time in weeks, in words: "15.2"."""
+    return f"{seconds / TIMES['week']:.1f}" if math.isfinite(seconds) else "endless"
+
+
 def amount(number: float) -> str:
     """A number in words: "11,963", "0.188"."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
