@@ -24,8 +24,9 @@ def time_line(out: Document, decision: Decision) -> None:
     duration = machines.seconds / TIMES["week"]
     out.heading("Time line")
     out.text(
-        f"{decision.goodput.histories} simulated histories of {duration:.3g} weeks, failures at BLOOM's rate (published: "
-        "one or two GPUs a week of 384); repair, detection, restart and saving assumed (ablations/plan/reliability.py)."
+        f"{decision.goodput.histories} simulated histories of {duration:.3g} weeks, failures at BLOOM's rate "
+        "(published: one or two GPUs a week of 384); repair, detection, restart and saving assumed "
+        "(ablations/plan/reliability.py)."
     )
     lines = [(f"{machines.nodes - machines.spare} nodes and {machines.spare} spare", decision.goodput)]
     if machines.spare:
