@@ -95,7 +95,7 @@ BUDGETS = st.builds(
     st.integers(1, 60),
     st.integers(6, 300),
     st.sampled_from([4, 8]),
-    st.sampled_from(["a100-80", "a100-40", "v100-32", "h100", "b200", "mi300x"]),
+    st.sampled_from(["a100-80", "a100-40", "v100-32", "h100", "b200", "mi300x", "2080ti"]),
     st.integers(0, 5),
 )
 
@@ -152,6 +152,12 @@ def test_a_number_of_nodes_that_nothing_divides_is_told_one_that_does() -> None:
     made = decision.decide(parse_budget("18 weeks, 50x8 A100-80, 3 spare"))
     assert not made.chosen and made.reason.endswith("; on 46 nodes there is one: 4 spare")
     assert decision.decide(parse_budget("18 weeks, 50x8 A100-80, 4 spare")).chosen
+
+
+def test_hardware_that_holds_no_run_of_a_study_has_a_report_all_the_same() -> None:
+    made = decision.decide(parse_budget("1 year, 4x1 2080ti"))
+    text = decision_report.document(made).markdown()
+    assert "GPU-hours: unknown, 1b3 does not fit on 1 2080ti" in text and not made.first and not made.open
 
 
 def test_a_large_cluster_is_simulated_no_longer_than_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:

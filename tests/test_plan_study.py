@@ -205,6 +205,12 @@ def test_the_picture_says_what_costs_what() -> None:
     assert len(widths) == 3 * 6 and max(sum(widths[i : i + 6]) for i in (0, 6, 12)) == pytest.approx(372, abs=0.5)
 
 
+@pytest.mark.parametrize("how", ["json", "svg"])
+def test_a_refusal_is_said_in_every_format(how: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", *WORDS, "ON=1 v100-16", f"FORMAT={how}"]) == 2
+    assert "refused: " in capsys.readouterr().err
+
+
 def test_hardware_is_named_in_several_ways() -> None:
     assert machines("a100") == (GPUS["a100-80"], 8)
     assert machines("8x4 v100") == (GPUS["v100-32"], 32)

@@ -108,8 +108,6 @@ def run(words: list[str]) -> int | None:
         answer.refused.append(f"the study needs {need} GPU-hours, and the budget has {limit}")
     if how == "json":
         print(answers.answer("study-cost", answer.as_json(hours)))
-        for reason in answer.refused:
-            print(f"refused: {reason}", file=sys.stderr)
     elif how == "svg":
         from ablations.drawing import sheet
         from ablations.plan.schedules import figure
@@ -117,6 +115,9 @@ def run(words: list[str]) -> int | None:
         print(sheet([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.lines(answer, hours), sep="\n")
+    if how != "table":  # whose last lines they are
+        for reason in answer.refused:
+            print(f"refused: {reason}", file=sys.stderr)
     return 2 if answer.refused else 0
 
 

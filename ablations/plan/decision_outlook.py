@@ -141,8 +141,9 @@ def studies(out: Document, decision: Decision) -> None:
     for entry in decision.studies:
         total += entry["gpu_hours"]
         effect = "unknown" if entry["effect"] is None else f"{entry['effect']:g} points"
-        cost, ratio = f"{entry['gpu_hours']:,.0f}", total / machines.gpu_hours
-        share = f"{ratio:.1%}" if ratio < 10 else f"{human(round(ratio))} times"
+        cost, share = f"{entry['gpu_hours']:,.0f}", _share(total / machines.gpu_hours)
+        if not math.isfinite(total):
+            cost = share = "unknown"
         runs = f"{entry['arms']} x {entry['seeds']}"
         rows.append([entry["study"], runs, cost, share, f"{entry['least']:.2g} points", effect, _advice(entry)])
     out.table(["study", "arms x seeds", "GPU-hours", "sum / budget", "sees", "effect", "advice"], rows)
@@ -155,10 +156,17 @@ def studies(out: Document, decision: Decision) -> None:
         out.text(f"GPU-hours: unknown, {decision.study_basis}.")
 
 
+def _share(ratio: float) -> str:
+    """A sum of costs as a share of the budget."""
+    return f"{ratio:.1%}" if ratio < 10 or not math.isfinite(ratio) else f"{human(round(ratio))} times"
+
+
 def _advice(entry: dict[str, Any]) -> str:
     """What to do with a study."""
     if entry["effect"] is not None and not entry["sees"]:
         return f"not at this size: {MOST_SEEDS} seeds do not see the effect"
+    if not math.isfinite(entry["gpu_hours"]):
+        return f"{STUDY_SIZE} does not fit on a node"
     if not entry["within"]:
         return f"beyond {STUDY_SHARE:.0%} of the budget"
     return "first" if entry["sees"] else "if a difference that it sees would change the decision"
