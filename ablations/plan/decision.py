@@ -193,8 +193,8 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
     """The least and the most tokens for so many FLOPs where none are asked for, and why. They and the sizes that follow
     grow with the compute."""
     if compute / (6 * NEED[0]) < LEAST_SIZE:
-        optimum = published_laws.fixed_ratio(compute)[1]
-        return (optimum / math.sqrt(2), optimum * math.sqrt(2)), "around 20 a parameter: secondary"
+        optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(NEED[1] / NEED[0])
+        return (optimum / spread, optimum * spread), "around 20 a parameter: secondary"
     growth = compute / (BIGSCIENCE_PF_DAYS * PF_DAY)
     if growth < 1.001:  # its own budget is rounded
         return NEED, "what BigScience needed for languages with little text: published"

@@ -25,6 +25,11 @@ def billions(number: float) -> str:
     return f"{number / 1e9:.3g}B" if number >= 1e9 else human(number)
 
 
+def _ratio(number: float) -> str:
+    """Two digits of it: 0.42, 20, 130."""
+    return f"{float(f'{number:.2g}'):,g}"
+
+
 def document(decision: Decision) -> Document:
     out = Document(f"What to train with {decision.machines}")
     _summary(out, decision)
@@ -84,7 +89,7 @@ def _summary(out: Document, decision: Decision) -> None:
             ],
             [
                 "On how many tokens",
-                f"{human(training.tokens)}, {training.tokens / shape.parameters:.2g} for each parameter",
+                f"{human(training.tokens)}, {_ratio(training.tokens / shape.parameters)} for each parameter",
                 _tokens_source(decision, chosen),
             ],
             [
@@ -213,7 +218,7 @@ def _optimum(out: Document, decision: Decision) -> None:
                 billions(optimum.parameters),
                 f"{billions(optimum.low)} to {billions(optimum.high)}",
                 human(optimum.tokens),
-                f"{optimum.tokens / optimum.parameters:.2g}",
+                _ratio(optimum.tokens / optimum.parameters),
                 f"{optimum.law.status}: {optimum.law.source}",
             ]
             for optimum in decision.optima
