@@ -21,6 +21,7 @@ SAFETY = 4500 / 4838.4  # of its PF-days that it planned to use (unverified)
 NEED = (300e9, 400e9)  # tokens that it wanted at least, for languages of few resources (published: its blog)
 BIGSCIENCE_PF_DAYS = 4500
 FEWER_NODES = 0.75  # of the working nodes, down to which a number is looked for that has a shape
+MOST_TRIES = 32  # numbers of nodes that are looked at
 LEAST_SIZE = 20e9  # parameters below which 20 tokens for each are taken instead, and no pipeline is needed: assumed
 HISTORIES = 40  # simulated; their mean and 10th to 90th percentile are shown
 LEAST_HISTORIES = 4
@@ -206,7 +207,7 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
 def fewer_nodes(sizes: tuple[float, float], machines: Machines) -> str:
     """The number of nodes, not much smaller, for which there is a shape, as words for the end of a complaint."""
     working = machines.nodes - machines.spare
-    for nodes in range(working - 1, math.ceil(FEWER_NODES * working) - 1, -1):
+    for nodes in range(working - 1, max(math.ceil(FEWER_NODES * working), working - MOST_TRIES) - 1, -1):
         try:
             candidates = shapes.candidates(*sizes, machines.gpu, nodes * machines.per_node, per_node=machines.per_node)
         except ConfigError:

@@ -237,14 +237,14 @@ def _optimum(out: Document, decision: Decision) -> None:
     title = "Parameters of least loss"
     out.figure("optimum", draw(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days}))
     sizes = [decision.sizes[0] / 16 * 1.25**i for i in range(24)]
-    losses = [
+    loss_curves = [
         Line(name, i, [n / 1e9 for n in sizes], [law.loss(n, compute / (6 * n)) for n in sizes])
         for i, (name, law) in enumerate(LOSS_LAWS.items(), 1)
     ]
     chosen = decision.chosen
     marks = {"chosen": chosen.shape.parameters / 1e9} if chosen else {}
     title = "Loss at this compute, by size"
-    out.figure("loss", draw(title, losses, "billion parameters", "nats a token", True, marks=marks))
+    out.figure("loss", draw(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
     if chosen:
         n = chosen.shape.parameters
         d = decision.planned_tokens(chosen)
@@ -261,7 +261,7 @@ def _optimum(out: Document, decision: Decision) -> None:
             f"{billions(smaller)} parameters on {human(longer)} tokens, if there is so much text (computed). What "
             "other numbers of tokens give at the planned compute, by both laws of the loss:"
         )
-        choices = [("the chosen size", n, compute / (6 * n))]
+        choices = [("the chosen size", float(n), compute / (6 * n))]
         choices += [(optimum.law.name, optimum.parameters, optimum.tokens) for optimum in decision.optima]
         choices.sort(key=lambda choice: choice[2])
         out.table(
