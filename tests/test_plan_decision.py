@@ -50,6 +50,12 @@ def test_shapes_keep_to_the_rules_and_fit(nodes: int, low: float, name: str) -> 
         assert shape.heads // layout.tp % 4 == 0 and layout.micro_batches % 1 == 0
 
 
+def test_tensor_parallel_groups_stay_within_a_node() -> None:
+    gpu = hardware("a100-80")
+    assert {each.layout.tp for each in shapes.candidates(160e9, 220e9, gpu, 384)} == {4, 8}
+    assert {each.layout.tp for each in shapes.candidates(160e9, 220e9, gpu, 384, per_node=4)} == {4}
+
+
 @pytest.mark.parametrize("low, high", [(2e11, 1e11), (0, 1e11), (-1, 1e11)])
 def test_an_empty_range_of_sizes_is_refused(low: float, high: float) -> None:
     with pytest.raises(ConfigError, match="above 0"):
