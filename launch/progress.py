@@ -122,7 +122,7 @@ class Progress:
         states = [self.state[cell.dir] for cell in self.cells]
         counts = [f"{states.count('finished')} of {len(states)} finished"]
         counts += [f"{states.count(name)} {name}" for name in ENDED[1:] if name in states]
-        if not set(states) <= set(ENDED) and (left := self.seconds_left) is not None:
+        if not set(states) <= set(ENDED) and (left := self.seconds_left or 0.0) >= 1:
             counts.append(f"{'' if 'evaluating' in self.taken else 'at least '}{status.duration(left)} left")
         return "  ".join(counts)
 
@@ -148,18 +148,21 @@ def show(progress: Progress, done: threading.Event) -> None:
 
 
 def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
-    """A line when the state of a run changes, and after a pause one about all runs."""
+    """A line when the state of a run changes, and after a pause one about all runs, if it is another than the last."""
     width = max(len(cell.name) for cell in progress.cells)
-    began = spoken = time.monotonic()
+    began = printed = time.monotonic()
+    last = ""
     ended = False
     while not ended:
         ended = done.wait(0.5)
         for cell in progress.update():
             yield printable(f"{cell.name:{width}}  {progress.describe(cell)}")
         now = time.monotonic()
-        if not ended and now - spoken > max(SHORTEST_PAUSE, PAUSE_SHARE * (now - began)):
-            spoken = now
-            yield f"{'all runs':{width}}  {progress.share:.0%} trained  {progress.summary}"
+        if not ended and now - printed > max(SHORTEST_PAUSE, PAUSE_SHARE * (now - began)):
+            printed, before = now, last
+            last = f"{'all runs':{width}}  {progress.share:.0%} trained  {progress.summary}"
+            if last != before:
+                yield last
 
 
 def bars(progress: Progress, done: threading.Event) -> None:

@@ -111,4 +111,5 @@ def test_the_minimal_peer_computes_what_our_model_does() -> None:
     renamed = {re.sub("attn[.]|mlp[.]|position[.]", "", name): p for name, p in model.state_dict().items()}
     peer.load_state_dict(renamed, strict=True)
     tokens_BT = torch.randint(100, (2, m.seq), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(peer(tokens_BT), model(tokens_BT), rtol=1e-9, atol=1e-9)
+    # our GELU computes in fp32
+    torch.testing.assert_close(peer(tokens_BT), model(tokens_BT), rtol=1e-3, atol=1e-6)

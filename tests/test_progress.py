@@ -66,7 +66,7 @@ def test_without_a_terminal_there_is_a_line_for_each_change_and_now_and_then_one
         phases[one.dir] = "finished"
 
     acts = [pause(1000), pause(1000), becomes("training"), pause(1000), lambda: log(one, 8), lambda: log(one, 16)]
-    acts += [pause(-1), pause(1000), becomes("evaluating"), pause(-1), pause(1000), judged]
+    acts += [pause(-1), pause(-1), pause(1000), becomes("evaluating"), pause(-1), pause(-1), pause(1000), judged]
     shown = [*lines(Progress([one, other], phases, 1), cast(Event, Script(*acts)))]
     assert shown == [
         "pos=learned, seed 1  starting",
