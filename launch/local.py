@@ -103,6 +103,7 @@ def run(study: Study) -> list[str]:
     finally:
         shown.set()
         display.join()
+        print(flush=True)
     if processes.stopping:
         raise Interrupted
     return failures

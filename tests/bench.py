@@ -4,7 +4,7 @@ Every row runs in a process of its own (what else a process holds moves a row by
 turn, round by round, because machines are noisy: read the ratios, which are medians over rounds. Each peer is tried
 eager and compiled, with torch's fused attention and with the plain one where it has both, in bf16 under autocast and
 with bf16 weights and fp32 masters; the fastest of these settings then with our malloc setting and with glibc's own, and
-the faster of the two goes on. "minimal" is a GPT of 45 lines (tests/bench_minimal.py). All rows of a table compute in
+the faster of the two goes on. "minimal" is a GPT of some 45 lines (tests/bench_minimal.py). A table has
 one precision. One thread is timed in CPU time, more in wall time. MB is the most that was allocated for tensors, from
 the building on. transformers is installed; litgpt and x-transformers join where Python finds them (PYTHONPATH).
 """
