@@ -10,12 +10,12 @@ import sys
 import textwrap
 from contextlib import suppress
 
-from ablations import answers, rundir
+from ablations import answers, rundir, safe_files
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, bundles, resolve, spread
 from ablations.machine import has_gpu
 from ablations.plan.command import run as plan_ahead
-from ablations.rundir import Damaged
+from ablations.safe_files import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args, left_out
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         if as_json:
             print(answers.error(str(error)))
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return rundir.Exit.INVALID
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)

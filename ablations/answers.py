@@ -8,9 +8,9 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from ablations import rundir
+from ablations import safe_files
 from ablations.config import KEYS, SETTINGS, Run
-from ablations.rundir import Damaged
+from ablations.safe_files import Damaged
 from ablations.status import state
 from ablations.study import Study
 from ablations.values import ConfigError, did_you_mean
@@ -44,7 +44,7 @@ def answer(kind: str, content: dict[str, Any]) -> str:
 
 
 def error(problem: str) -> str:
-    return answer("error", {"error": rundir.printable(problem)})
+    return answer("error", {"error": safe_files.printable(problem)})
 
 
 def study_head(study: Study) -> dict[str, Any]:

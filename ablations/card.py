@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
-from ablations.rundir import Damaged
+from ablations import rundir, safe_files
+from ablations.safe_files import Damaged
 
 SCORE_KEYS = ("metric", "value", "stderr", "n", "shots", "version", "chance", "items_sha256")
 
@@ -32,7 +32,7 @@ def card(run_dir: Path) -> dict[str, Any]:
             return None
 
     done = read(lambda: rundir.read_done(run_dir))
-    scores = read(lambda: rundir.read_json(run_dir / rundir.EVAL, types={"tasks": dict}))
+    scores = read(lambda: safe_files.read_json(run_dir / rundir.EVAL, types={"tasks": dict}))
     registered, problem = rundir.read_registered(run_dir)
     if problem:
         damaged.append(problem)

@@ -17,7 +17,8 @@ from ablations.factorial import Factorial, factorial
 from ablations.parts import PARTS, settings_of_part
 from ablations.prediction import Prediction
 from ablations.run import ABSENT
-from ablations.rundir import Damaged, read_run
+from ablations.rundir import read_run
+from ablations.safe_files import Damaged
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
 

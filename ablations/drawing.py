@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ablations.rundir import printable
+from ablations.safe_files import printable
 from ablations.values import human
 
 if TYPE_CHECKING:  # planning draws too, and has no time to import it

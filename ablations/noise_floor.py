@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import safe_files
 from ablations.values import ConfigError
 
 KEYS = {  # of the file
@@ -53,9 +53,9 @@ def read_noise_floor(path: str) -> NoiseFloor:
     """Raises ConfigError when the file is none; the message says what is wrong."""
     file = Path(path)
     try:
-        data = rundir.read_bytes(file)
-        content = rundir.read_json(file, KEYS, KEYS)
-    except (rundir.Damaged, OSError) as error:
+        data = safe_files.read_bytes(file)
+        content = safe_files.read_json(file, KEYS, KEYS)
+    except (safe_files.Damaged, OSError) as error:
         raise ConfigError(f"NOISE_FLOOR={path}: {error}") from None
     if data is None or content is None:
         raise ConfigError(f"NOISE_FLOOR={path}: there is no such file; `make noise` writes one")

@@ -1,8 +1,8 @@
 """A run directory: its files, what each of them means, the states and exit codes, checkpoints, and the lock.
 
 Training, evaluation, Slurm jobs and reports share this directory and nothing else, so its format is defined in one
-place. It imports no torch: planning and status read run directories too. How files are read and written safely is in
-ablations/safe_files.py; its functions have their names here too, for those who use them on a run directory.
+place. It imports no torch: planning and status read run directories too. ablations/safe_files.py reads and writes the
+files themselves.
 """
 
 import datetime
@@ -17,35 +17,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ablations.safe_files import Damaged as Damaged
-from ablations.safe_files import append as append
-from ablations.safe_files import append_row as append_row
-from ablations.safe_files import checksum as checksum
-from ablations.safe_files import damage as damage
-from ablations.safe_files import inside as inside
-from ablations.safe_files import json_digest as json_digest
-from ablations.safe_files import last_line as last_line
-from ablations.safe_files import open_to_write as open_to_write
-from ablations.safe_files import printable as printable
-from ablations.safe_files import read_bytes as read_bytes
-from ablations.safe_files import read_gzip_lines as read_gzip_lines
-from ablations.safe_files import read_json as read_json
-from ablations.safe_files import read_lines as read_lines
-from ablations.safe_files import read_text as read_text
-from ablations.safe_files import remove_leftovers as remove_leftovers
-from ablations.safe_files import sha256 as sha256
-from ablations.safe_files import storage_error as storage_error
-from ablations.safe_files import sync_folder as sync_folder
-from ablations.safe_files import write_bytes as write_bytes
-from ablations.safe_files import write_json as write_json
-from ablations.safe_files import write_text as write_text
+from ablations.safe_files import (
+    Damaged,
+    append_row,
+    checksum,
+    damage,
+    json_digest,
+    last_line,
+    read_json,
+    read_lines,
+    write_json,
+)
 
 # ------------------------------------------------------------------------------------------------ the files of a run
 
 RUN = "run.json"  # what the run is, where it came from, and the proofs of it; written before the first step
-REGISTERED = (
-    "registered.jsonl"  # what studies asked and expected of the run, a line for each version, from before step 1
-)
+REGISTERED = "registered.jsonl"  # what studies asked and expected of the run, a line for each version
 METRICS = "metrics.jsonl"  # loss, learning rate and speed, a line every layout.log_every steps
 EVENTS = "events.jsonl"  # what happened beyond the steps: hangs, slowness, rollbacks
 ATTEMPTS = "attempts.jsonl"  # what was submitted, begun and ended under Slurm

@@ -4,8 +4,9 @@ import contextlib
 import time
 from typing import Any
 
-from ablations import rundir
-from ablations.rundir import Damaged, State
+from ablations import rundir, safe_files
+from ablations.rundir import State
+from ablations.safe_files import Damaged
 from ablations.study import Cell, Study
 from ablations.values import human
 
@@ -46,14 +47,14 @@ def _stand(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], no
     except Damaged as error:
         return {"state": State.DAMAGED, "why": str(error)}
     try:
-        if (scores := rundir.read_json(folder / rundir.EVAL, cure=REPAIRS)) is not None:
+        if (scores := safe_files.read_json(folder / rundir.EVAL, cure=REPAIRS)) is not None:
             return {"state": State.FINISHED} | _headlines(scores)
     except Damaged as error:
         damaged_scores = {"why": str(error)}
     if trained is not None:
         return {"state": State.TRAINED} | damaged_scores
     if (folder / rundir.FAILED).exists():
-        return {"state": State.FAILED, "why": rundir.read_text(folder / rundir.FAILED)}
+        return {"state": State.FAILED, "why": safe_files.read_text(folder / rundir.FAILED)}
     last = attempts[-1] if attempts else {}
     locked = rundir.locked(folder)
     if locked or last.get("event") == "start":
@@ -128,7 +129,7 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
         counts += f"; {len(shown)} of {len(states)} are shown"
         rows = [rows[0], *(rows[i] for i in sorted(shown))]
     used = [any(row[c] for row in rows[1:]) for c in range(len(rows[0]))]
-    rows = [tuple(rundir.printable(x) for x, u in zip(row, used, strict=True) if u) for row in rows]
+    rows = [tuple(safe_files.printable(x) for x, u in zip(row, used, strict=True) if u) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(line[:width] for line in (study.title, *lines, counts))

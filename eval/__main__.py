@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval import location
 from eval.tasks import mirror
 from eval.weights import weights_of
@@ -113,7 +113,7 @@ def judge_run(directory: Path, tasks: list[str], data: mirror.Mirror | None, arg
             all_tasks = results.with_earlier_tasks(directory, weights, tasks, data, args.shots)
             result = judge(directory, weights, all_tasks, data, args.shots, args.store, args.precision, args.processes)
         at = f" at {weights.tokens:,} tokens" if weights.tokens else ""
-        print(rundir.printable(f"{run['cell']}{at}: {results.summary(result)}"), flush=True)
+        print(safe_files.printable(f"{run['cell']}{at}: {results.summary(result)}"), flush=True)
         failed |= result.get("lm_eval_tasks", {}).get("failed", {})
     if failed:
         raise ValueError("these tasks failed:\n  " + "\n  ".join(f"{name}: {why}" for name, why in failed.items()))

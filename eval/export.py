@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from data.tokenizer import AWKWARD, unexportable
 from eval import location
 
@@ -58,7 +58,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     run = location.read_run(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
-    earlier = to is None and _is_of_run(rundir.inside(directory, rundir.HUB), run)
+    earlier = to is None and _is_of_run(safe_files.inside(directory, rundir.HUB), run)
     to = to or directory / rundir.HUB
     if to.exists() and not earlier:
         raise ValueError(f"{to} exists; name a folder that does not")
@@ -83,7 +83,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     tokenizer = location.load_tokenizer(directory, run, store)
     if why := unexportable(tokenizer):
         raise ValueError(why)
-    rundir.inside(directory, rundir.WEIGHTS)
+    safe_files.inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
     if note := weights.check():
         print(f"note: {note}", file=sys.stderr)
@@ -120,7 +120,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
 
 def _is_of_run(folder: Path, run: dict[str, Any]) -> bool:
     """Whether a folder holds an export of this run, maybe of other weights than it has now."""
-    origin = (rundir.read_json(folder / "config.json") or {}).get("trained_by")
+    origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
     return isinstance(origin, dict) and origin.get("fingerprint") == run["fingerprint"]
 
 

@@ -7,7 +7,8 @@ Exit codes: 0, there are none; 2, there are some, or bad request.
 import sys
 
 from ablations.config import Run
-from ablations.rundir import Exit, printable
+from ablations.rundir import Exit
+from ablations.safe_files import printable
 from ablations.study import from_anywhere, from_args
 from data.tokenizer import unexportable_setting
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ablations import rundir
+from ablations import safe_files
 from eval import location, results
 from eval.statistics.items import LN2, mean_stderr, ratio_stderr
 from eval.tasks import mirror, position, probes
@@ -70,7 +70,7 @@ def judge(
     model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
     processes = processes or max(1, gpus)
     journal_folder = directory / (weights.name + PARTS)
-    rundir.inside(directory, journal_folder.name)
+    safe_files.inside(directory, journal_folder.name)
     helpers: list[subprocess.Popen] = []
     if not rank:
         words = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]
@@ -311,7 +311,7 @@ def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     rate, console = TextColumn("{task.fields[rate]} tokens/s"), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), rate, TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(rundir.printable(f"evaluate {name}"), total=None, rate="-")
+    task = bar.add_task(safe_files.printable(f"evaluate {name}"), total=None, rate="-")
 
     def advance(done: int, total: int) -> None:
         speed = bar.tasks[0].speed

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 
 
 def inside(path: Path, folder: Path) -> Path:
@@ -35,13 +35,13 @@ def read_run(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: when it is missing, damaged, or not that of a run.
     """
-    run = rundir.read_json(directory / rundir.RUN, RUN_KEYS, rundir.RUN_TYPES)
+    run = safe_files.read_json(directory / rundir.RUN, RUN_KEYS, rundir.RUN_TYPES)
     if run is None:
         raise ValueError(f"{directory} has no {rundir.RUN}: it is not the directory of a run")
     try:
         dict(run["config"]["model"]), list(run["config"]["eval"]["corpora"]), dict(run["data"]["tokenizer"])
     except (KeyError, TypeError) as error:
-        raise rundir.Damaged(f"{directory / rundir.RUN} is damaged, or of another version: {error!r}") from None
+        raise safe_files.Damaged(f"{directory / rundir.RUN} is damaged, or of another version: {error!r}") from None
     return run
 
 

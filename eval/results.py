@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval.tasks import mirror, probes
 from eval.tasks.choice import available
 from eval.weights import Weights
@@ -39,18 +39,18 @@ def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
 def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
     """The result in the run directory, perhaps of other weights or tasks; None where there is none or it is damaged."""
     try:
-        result = rundir.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
+        result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
         if result is None or weights.step is not None:
             return result
-        samples = rundir.read_bytes(directory / rundir.SAMPLES)
+        samples = safe_files.read_bytes(directory / rundir.SAMPLES)
         if samples is None:
             return None
         if "samples_sha256" in result:
             return result if hashlib.sha256(samples).hexdigest() == result["samples_sha256"] else None
-        for _ in rundir.read_gzip_lines(directory / rundir.SAMPLES, ("task", "id")):
+        for _ in safe_files.read_gzip_lines(directory / rundir.SAMPLES, ("task", "id")):
             pass  # of an earlier version, without the hash: read as a whole
         return result
-    except rundir.Damaged as error:
+    except safe_files.Damaged as error:
         print(f"{error} The run is judged again.", file=sys.stderr)
         return None
 
@@ -123,9 +123,9 @@ def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[
     if weights.step is None:
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         samples = gzip.compress(lines.encode(), mtime=0)
-        rundir.write_bytes(directory / rundir.SAMPLES, samples)
+        safe_files.write_bytes(directory / rundir.SAMPLES, samples)
         result["samples_sha256"] = hashlib.sha256(samples).hexdigest()
-    rundir.write_json(directory / rundir.eval_name(weights.step), result, indent=1)
+    safe_files.write_json(directory / rundir.eval_name(weights.step), result, indent=1)
 
 
 def not_finite(value: Any, path: str = "") -> list[str]:

@@ -31,8 +31,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ablations import rundir
-from ablations.rundir import Damaged, PieceName, step_of
+from ablations import rundir, safe_files
+from ablations.rundir import PieceName, step_of
+from ablations.safe_files import Damaged
 from launch.manifest import Failed
 from model.shard import dimension, full_shape, shard, unshard
 
@@ -146,7 +147,7 @@ class Checkpoints:
                 save_file({key: x for key, x in tensors.items() if PieceName.parse(key).kind in kinds}, file)
                 with open(file, "rb") as written:
                     os.fsync(written.fileno())
-                rundir.write_json(file.with_suffix(".json"), rundir.checksum(file))
+                safe_files.write_json(file.with_suffix(".json"), safe_files.checksum(file))
                 if rank == 0:
                     self._complete(file.parent, index, began)
             self.seconds = time.perf_counter() - began
@@ -163,8 +164,8 @@ class Checkpoints:
         sums = [target / f"rank_{r}.json" for r in range(index["ranks"])]
         while not all(path.exists() for path in sums):
             time.sleep(0.02)
-        files = {path.with_suffix(".safetensors").name: rundir.read_json(path) for path in sums}
-        rundir.sync_folder(target.parent)
+        files = {path.with_suffix(".safetensors").name: safe_files.read_json(path) for path in sums}
+        safe_files.sync_folder(target.parent)
         seconds = time.perf_counter() - began
         rundir.write_checkpoint(target, {**index, "files": files, "seconds": seconds, "stall": self.stall})
         for path in sums:
@@ -272,7 +273,7 @@ def _examine(path: Path) -> tuple[dict[str, Any], str]:
     if complaint := _first_of_all_ranks(complaints):
         return {}, complaint
     share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
-    return index, _first_of_all_ranks([rundir.damage(path / name, sums) for name, sums in share])
+    return index, _first_of_all_ranks([safe_files.damage(path / name, sums) for name, sums in share])
 
 
 def _first_of_all_ranks(complaints: list[str]) -> str:

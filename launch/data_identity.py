@@ -6,7 +6,7 @@ The text is part of what a run is. An arm that reads another text than the basel
 import contextlib
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import ConfigError
 from ablations.study import Cell, Study
 
@@ -58,7 +58,7 @@ def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
     """The runs of the study that have begun, and what run.json says of their data."""
     pairs = []
     for cell in study.cells:
-        with contextlib.suppress(rundir.Damaged):  # the run that is continued from its checkpoint writes it anew
+        with contextlib.suppress(safe_files.Damaged):  # the run that is continued from its checkpoint writes it anew
             record = cell.recorded()
             if record and isinstance(record.get("data"), dict):
                 pairs.append((cell, record["data"]))

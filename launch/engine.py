@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ablations import rundir
+from ablations import safe_files
 from ablations.config import ConfigError, Run, spread
 from data.batches import uncompiled_imports
 from launch import attention_kernel
@@ -516,7 +516,7 @@ class Engine:
         if dist.get_rank() == 0:
             from safetensors.torch import save
 
-            rundir.write_bytes(path, save(state))
+            safe_files.write_bytes(path, save(state))
         dist.barrier()
 
 

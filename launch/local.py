@@ -16,11 +16,12 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TextIO
 
-from ablations import answers, rundir
+from ablations import answers, rundir, safe_files
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
 from ablations.plan.reading import reading
-from ablations.rundir import Damaged, Exit
+from ablations.rundir import Exit
+from ablations.safe_files import Damaged
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
 from launch import progress
 from launch.processes import (
@@ -87,7 +88,7 @@ def run(study: Study) -> list[str]:
         except Interrupted:
             phases[cell.dir] = "stopped"
         except (Failed, Damaged, OSError) as error:
-            reason = rundir.storage_error(error) if isinstance(error, OSError) else str(error)
+            reason = safe_files.storage_error(error) if isinstance(error, OSError) else str(error)
             if not reason:
                 raise
             phases[cell.dir] = "failed"
@@ -299,7 +300,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
     def refused(reason: str, code: Exit) -> Exit:
         if as_json:
             print(answers.error(reason), file=json_to, flush=True)
-        print(f"error: {rundir.printable(reason)}", file=sys.stderr)
+        print(f"error: {safe_files.printable(reason)}", file=sys.stderr)
         return code
 
     began = time.monotonic()
@@ -310,12 +311,12 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
         check_criteria(study, STDERR if as_json else None)
         study, failures = until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))
         for failure in failures:
-            print(f"failed: {rundir.printable(failure)}", file=sys.stderr)
+            print(f"failed: {safe_files.printable(failure)}", file=sys.stderr)
         reported = _exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))
     except ConfigError as error:
         return refused(str(error), Exit.INVALID)
     except OSError as error:
-        if not (reason := rundir.storage_error(error)):
+        if not (reason := safe_files.storage_error(error)):
             raise
         return refused(reason, Exit.FAILED)
     except (Interrupted, KeyboardInterrupt):

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import Run
 from ablations.study import ROOT, Cell
 
@@ -122,7 +122,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        rundir.write_json(cell.dir / rundir.RUN, record, indent=1)
+        safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
 def registered(cell: Cell) -> str:
@@ -139,7 +139,7 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        rundir.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
+        safe_files.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import ConfigError, Run
 from launch.watch import Stop
 from model.memory import estimate
@@ -78,7 +78,7 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
         print(f"{len({n.host for n in nodes})} nodes checked{rates}", flush=True)
     if bad:
         if dist.get_rank() == 0:
-            rundir.append(out / rundir.BAD_NODES, "".join(f"{host} {why}\n" for host, why in bad.items()))
+            safe_files.append(out / rundir.BAD_NODES, "".join(f"{host} {why}\n" for host, why in bad.items()))
         raise Stop("; ".join(f"node {host}: {why}" for host, why in bad.items()), rundir.Exit.BAD_NODE)
     return nodes
 

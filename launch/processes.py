@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.study import ROOT
 
 # Environment variables by which a process knows that it is one of many ranks. When torchrun or a container has left
@@ -80,7 +80,7 @@ class Processes:
             Failed: a rank exited with an error; the message has the last one of `log`.
             Interrupted: `stop` was called.
         """
-        with rundir.open_to_write(log, append=True) as output, self.starting:
+        with safe_files.open_to_write(log, append=True) as output, self.starting:
             if self.stopping:
                 raise Interrupted
             env = environment() | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -157,6 +157,6 @@ def _rank_environments(ranks: int) -> list[dict[str, str]]:
 
 def last_error(log: Path) -> str:
     """The text of a log from its last line that begins with "error: ", or its last line."""
-    lines = [line for line in rundir.read_text(log).splitlines() if line.strip()]
+    lines = [line for line in safe_files.read_text(log).splitlines() if line.strip()]
     at = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=-1)
     return "\n".join(lines[at:]).removeprefix("error: ")

@@ -2,8 +2,8 @@
 
 import os
 
-from ablations import rundir
-from ablations.rundir import Damaged
+from ablations import rundir, safe_files
+from ablations.safe_files import Damaged
 from ablations.study import Cell
 
 
@@ -52,7 +52,7 @@ def is_trained(cell: Cell) -> bool:
 def is_evaluated(cell: Cell) -> bool:
     """Whether the run directory has an undamaged evaluation of the trained weights."""
     try:
-        return rundir.read_json(cell.dir / rundir.EVAL) is not None
+        return safe_files.read_json(cell.dir / rundir.EVAL) is not None
     except Damaged:
         return False
 
@@ -60,7 +60,7 @@ def is_evaluated(cell: Cell) -> bool:
 def is_fine_tuned(cell: Cell) -> bool:
     """Whether the run directory has an undamaged table of GLUE, of inputs as they are made now."""
     try:
-        table = rundir.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE) or {}
+        table = safe_files.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE) or {}
     except Damaged:
         return False
     return table.get("inputs_version") == rundir.GLUE_INPUTS_VERSION

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.budget import ClockBudget, learning_rate
 from ablations.config import ConfigError, Run, spread
 from ablations.plan.reliability import save_interval
@@ -85,7 +85,7 @@ def train(cell: Cell, out: Path) -> None:
         "corpus sha256": data["sha256"],
         "tokenizer sha256": data["tokenizer"]["sha256"],
     }
-    checkpoints = Checkpoints(rundir.inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity)
+    checkpoints = Checkpoints(safe_files.inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity)
     at = resumed(run, engine.load(checkpoints))
     at.compile_seconds += engine.compile_seconds
     # compiling is part of a budget that is a time
@@ -307,14 +307,14 @@ def owned(folder: Path) -> Iterator[None]:
                 else:
                     raise ConfigError(f"another process is training {folder}") from None
             except OSError as error:
-                if rundir.storage_error(error):
+                if safe_files.storage_error(error):
                     raise
                 raise ConfigError(  # as Lustre says that was mounted without `flock`
                     f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
                     "or have this file system mounted with locks"
                 ) from None
         (folder / rundir.FAILED).unlink(missing_ok=True)
-        rundir.remove_leftovers(folder / rundir.WEIGHTS)
+        safe_files.remove_leftovers(folder / rundir.WEIGHTS)
         if "SLURM_JOB_ID" not in os.environ:  # there launch/run.sh does it, before Slurm can give a warning
             (folder / rundir.STOP).unlink(missing_ok=True)
         yield
@@ -341,13 +341,13 @@ def main(argv: list[str]) -> int:
                 rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
             train(cell, study.out)
     except ConfigError as error:
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
     except Stop as stop:
         print(f"stopped: {cell.name}: {stop}", file=sys.stderr)
         return stop.code
     except OSError as error:
-        reason = rundir.storage_error(error)
+        reason = safe_files.storage_error(error)
         if not reason:
             raise
         fail(cell, reason)
@@ -365,7 +365,7 @@ def main(argv: list[str]) -> int:
 def fail(cell: Cell, reason: str) -> None:
     """Report why a run cannot go on: on the terminal, and in its directory where that can still be written."""
     with suppress(OSError):
-        rundir.write_text(cell.dir / rundir.FAILED, f"{reason}\n")
+        safe_files.write_text(cell.dir / rundir.FAILED, f"{reason}\n")
     print(f"error: {cell.name}: {reason}", file=sys.stderr)
 
 

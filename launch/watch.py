@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ablations import rundir
-from ablations.rundir import Damaged, Exit
+from ablations import rundir, safe_files
+from ablations.rundir import Exit
+from ablations.safe_files import Damaged
 
 BEAT = 5.0  # seconds between heartbeats; untuned
 DUMP_TIMEOUT = 60.0  # seconds that writing the stacks of a hang may take, then the rank leaves anyway; untuned
@@ -112,8 +113,8 @@ class Watch:
         for folder in (self.out, self.folder):
             path = folder / rundir.STOP
             with suppress(Damaged):  # a network file system that does not answer is asked again
-                if (content := rundir.read_bytes(path)) is not None:
-                    return f"{path}: {rundir.printable(content.decode(errors='replace')).strip()}"
+                if (content := safe_files.read_bytes(path)) is not None:
+                    return f"{path}: {safe_files.printable(content.decode(errors='replace')).strip()}"
         return ""
 
     def _beat(self) -> None:
@@ -131,20 +132,20 @@ class Watch:
             "limit": self.limit,
         }
         with suppress(OSError):  # a full disk: the checkpoint will say so
-            rundir.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
+            safe_files.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
 
     def _hung(self, seconds: float) -> None:
         """Write the stack of every thread of this rank to a file, and exit with RESUBMIT. The other ranks, which wait
         for this one, do the same, or Slurm ends them."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
-            where = rundir.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
+            where = safe_files.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
             who = f"rank {self.rank} on {socket.gethostname()}"
             storage = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
             what = f"{who}: no step for {seconds:.0f} s{storage}, stacks in {where.parent}"
             event(self.folder, self.step, "hang", what)
             where.parent.mkdir(exist_ok=True)
-            with rundir.open_to_write(where) as file:
+            with safe_files.open_to_write(where) as file:
                 file.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n".encode())
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
@@ -180,7 +181,7 @@ SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
 def stop_file(folder: Path) -> str:
     """Path and content of the stop file in a run directory or in the output root; "" where there is none."""
     path = folder / rundir.STOP
-    return f"{path}: {rundir.read_text(path)}" if path.exists() else ""
+    return f"{path}: {safe_files.read_text(path)}" if path.exists() else ""
 
 
 def event(folder: Path, step: int, kind: str, detail: str) -> None:
@@ -188,10 +189,12 @@ def event(folder: Path, step: int, kind: str, detail: str) -> None:
 
     kind: one word, such as "hang" or "slow"."""
     with suppress(OSError):
-        rundir.append_row(folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail})
+        safe_files.append_row(
+            folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail}
+        )
     print(f"step {step}: {kind}: {detail}", flush=True)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's events.jsonl; damaged lines are left out."""
-    return rundir.read_lines(folder / rundir.EVENTS, ["step", "event", "detail"])[0]
+    return safe_files.read_lines(folder / rundir.EVENTS, ["step", "event", "detail"])[0]

@@ -15,7 +15,7 @@ import torch
 from lm_eval.api.instance import Instance
 from safetensors.torch import save_file
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval import results
 from eval.__main__ import main
 from eval.tasks import harness, position, probes
@@ -529,7 +529,7 @@ def run(prepared, tmp_path):
             "eval": {"corpora": [corpus]},
         },
     }
-    rundir.write_json(run / rundir.RUN, record)
+    safe_files.write_json(run / rundir.RUN, record)
     gpt = GPT(ModelConfig(**shape), seed=1)
     save_weights(run, {name: value.to(torch.bfloat16) for name, value in gpt.state_dict().items()})
     return run

@@ -23,7 +23,7 @@ import torch
 from ablations import rundir
 from ablations.budget import learning_rate
 from ablations.config import KEYS, resolve
-from ablations.rundir import Damaged
+from ablations.safe_files import Damaged
 from ablations.status import state
 from ablations.study import Study, build, from_args
 from tests.conftest import Launch

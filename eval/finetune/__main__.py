@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ablations import answers, rundir
+from ablations import answers, rundir, safe_files
 
 SEEDS = 5  # the median of so many counts, as in "Cramming"
 FOLDER = rundir.GLUE  # of results, in a run directory
@@ -94,7 +94,7 @@ def command(args: argparse.Namespace) -> int:
     if not identities:
         raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
     if args.run:
-        rundir.inside(args.run, FOLDER)
+        safe_files.inside(args.run, FOLDER)
     folder = args.to if args.external else args.run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, int], dict[str, Any]] = {}
@@ -123,7 +123,7 @@ def command(args: argparse.Namespace) -> int:
         "inputs_version": rundir.GLUE_INPUTS_VERSION,
         "data_sha256": {name: depends["data_sha256"] for name, depends in identities.items()},
     }
-    rundir.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
+    safe_files.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
     if args.format == "json":
         print(answers.answer("glue", {"written": str(folder), "failed": failed, **conditions, **table}))
     else:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval import location
 
 CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, settings and tokenizers
@@ -42,7 +42,7 @@ class Source:
 
         assert self.external
         files = [path for path in sorted(self.external.iterdir()) if path.suffix in CHECKPOINT_FILES]
-        return digest([[path.name, rundir.sha256(path)] for path in files if path.is_file()])
+        return digest([[path.name, safe_files.sha256(path)] for path in files if path.is_file()])
 
     def pooling(self) -> str:
         """A decoder's last token alone has seen all of a text."""
@@ -59,7 +59,7 @@ class Source:
             model = self.record["config"]["model"]
             return model["seq"] if model["pos"] == "learned" else None
         assert self.external
-        config = rundir.read_json(self.external / "config.json") or {}
+        config = safe_files.read_json(self.external / "config.json") or {}
         return config.get("max_position_embeddings") or config.get("n_positions")
 
     def encoder(self, longest: int) -> Callable[[str, str], list[int]]:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablations import rundir
+from ablations import safe_files
 
 REFRESH = 0.5  # seconds between looks at what the processes have done
 
@@ -50,8 +50,8 @@ class Work(NamedTuple):
 def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
     """The result of a task and seed, when it is there, whole, and of the same model, data and setting."""
     try:
-        result = rundir.read_json(path, ["sets", "task", "seed"], {"sets": dict})
-    except rundir.Damaged as error:
+        result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
+    except safe_files.Damaged as error:
         print(f"{error} It is made again.", file=sys.stderr)
         return None
     return result if result is not None and depends.items() <= result.items() else None
@@ -72,7 +72,7 @@ def one(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[st
 
     result = finetune(item.name, work.data, make, encode, setting, item.seed, device, progress)
     result = item.depends | {"seed": item.seed} | result
-    rundir.write_json(item.file(work.folder), result)
+    safe_files.write_json(item.file(work.folder), result)
     return result
 
 

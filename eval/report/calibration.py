@@ -10,7 +10,7 @@ import numpy as np
 
 from ablations.plan.ladder import Score
 from ablations.plan.simulated_ladders import crossing, kept_order, outcome
-from ablations.rundir import write_text
+from ablations.safe_files import write_text
 from eval.report.blocks import Section, Table
 from eval.report.formats import markdown
 from eval.report.sections import published

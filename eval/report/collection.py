@@ -11,7 +11,7 @@ from ablations.criteria import Criteria
 from ablations.factorial import Factorial
 from ablations.prediction import Prediction
 from ablations.registration import NOTHING_EXPECTED
-from ablations.rundir import Damaged
+from ablations.safe_files import Damaged
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
 from eval.report.runs import manifest, plain

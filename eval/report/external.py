@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations import rundir
-from ablations.rundir import Damaged, printable
+from ablations.safe_files import Damaged, printable
 from eval.report.runs import glue_table, plain
 
 # What of a setting follows from the model: which token has seen all of a text, and how many tokens it can read.

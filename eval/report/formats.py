@@ -8,7 +8,7 @@ import csv
 import io
 import re
 
-from ablations.rundir import printable
+from ablations.safe_files import printable
 from eval.report.blocks import Code, Figure, Image, Section, Table
 
 

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ablations import answers, rundir
-from ablations.rundir import Exit, printable
+from ablations import answers, safe_files
+from ablations.rundir import Exit
+from ablations.safe_files import printable
 from ablations.study import from_anywhere, from_args
 from eval.report import request
 from eval.report.compare import METRICS
@@ -86,7 +87,7 @@ def main(words: list[str]) -> int:
         path = folder / f"{study.name}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            rundir.write_text(path, json.dumps(content, indent=1) + "\n")
+            safe_files.write_text(path, json.dumps(content, indent=1) + "\n")
             break
         except OSError as error:
             print(f"{path}: {error}", file=sys.stderr)

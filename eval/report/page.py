@@ -4,7 +4,7 @@ import html
 import re
 
 from ablations.drawing import STYLE
-from ablations.rundir import printable
+from ablations.safe_files import printable
 from eval.report.blocks import Code, Figure, Section, Table
 
 CSS = """\

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ablations import drawing, rundir
-from ablations.rundir import Damaged, printable
+from ablations import drawing, safe_files
+from ablations.safe_files import Damaged, printable
 from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.contents import contents
@@ -57,7 +57,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
         for name, text in texts.items():
-            rundir.write_text(temporaries[name], text)
+            safe_files.write_text(temporaries[name], text)
         for name in texts:
             os.replace(temporaries[name], folder / name)
     except BaseException:
@@ -65,7 +65,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         raise
-    rundir.sync_folder(folder)
+    safe_files.sync_folder(folder)
 
 
 def screen(f: Findings) -> str:
@@ -88,7 +88,7 @@ def lost_runs(f: Findings, out: Path) -> str:
     """The names of finished runs in the record at `out` that this report lacks. Runs are the same when their
     configurations are, wherever they were trained. Empty where there is no record."""
     try:
-        earlier = rundir.read_json(out / "run.json", ["runs"], {"runs": list})
+        earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:
         return f"unknown, as {error}"
     if earlier is None:

@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
-from ablations.rundir import Damaged, printable
+from ablations import rundir, safe_files
+from ablations.safe_files import Damaged, printable
 from eval.report.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
@@ -96,7 +96,7 @@ def manifest(directory: Path) -> dict[str, Any]:
         Damaged: when it is missing, is not that of a run, or of a version that wrote less. A ValueError.
     """
     path = directory / rundir.RUN
-    run = rundir.read_json(path, [key for key in RUN if not key.endswith("?")])
+    run = safe_files.read_json(path, [key for key in RUN if not key.endswith("?")])
     if run is None:
         raise Damaged(f"{path} is missing: a run directory has one")
     key = misfit(run, RUN)
@@ -112,7 +112,7 @@ def manifest(directory: Path) -> dict[str, Any]:
 
 def evaluation(path: Path) -> dict[str, Any]:
     """eval.json, or the same of weights on the way. Raises Damaged, also for a score that is not finite."""
-    result = rundir.read_json(path)
+    result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
     key = misfit(result, EVALUATION)
@@ -136,7 +136,7 @@ def evaluation(path: Path) -> dict[str, Any]:
 def samples(path: Path) -> dict[str, dict[str, Outcome]]:
     """The outcomes in samples.jsonl.gz: {task: {item: outcome}}. Raises Damaged."""
     outcomes: dict[str, dict[str, Outcome]] = {}
-    for number, row in enumerate(rundir.read_gzip_lines(path, ["task", "id"]), start=1):
+    for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
         if key := misfit(row, shape):
             raise Damaged(f"{path} is damaged in line {number}: {key}")
@@ -162,14 +162,14 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def _read(directory: Path) -> dict[str, Any]:
-    why = " ".join(rundir.read_text(directory / rundir.FAILED).split())
+    why = " ".join(safe_files.read_text(directory / rundir.FAILED).split())
     failed = f"failed ({why})" if (directory / rundir.FAILED).exists() else ""
     if not (directory / rundir.RUN).exists():
         return {"state": failed or "not started"}
     cell: dict[str, Any] = {"state": failed or "not finished", "run": manifest(directory), "damage": []}
     if (directory / rundir.METRICS).exists():
         keys = ("step", "tokens", "loss", "seconds", "tokens_per_second")
-        rows, damage = rundir.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
+        rows, damage = safe_files.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
         cell["metrics"] = list({row["step"]: row for row in rows}.values())
         cell["damage"] += [damage] if damage else []
     cell["registered"], damage = rundir.read_registered(directory)
@@ -195,7 +195,7 @@ def _read(directory: Path) -> dict[str, Any]:
         if (directory / rundir.DONE).exists():
             if (directory / rundir.EVAL).exists() and (directory / rundir.SAMPLES).exists():
                 result, outcomes = evaluation(directory / rundir.EVAL), samples(directory / rundir.SAMPLES)
-                if result.get("samples_sha256") not in (None, rundir.sha256(directory / rundir.SAMPLES)):
+                if result.get("samples_sha256") not in (None, safe_files.sha256(directory / rundir.SAMPLES)):
                     raise Damaged(f"{rundir.SAMPLES} is not the file that {rundir.EVAL} was written with")
                 cell |= {"eval": checked_scores(result, outcomes), "samples": outcomes, "state": ""}
             else:
@@ -213,7 +213,7 @@ def _read(directory: Path) -> dict[str, Any]:
 
 def _done(path: Path) -> dict[str, Any]:
     """What a run wrote when it ended. Raises Damaged."""
-    done = rundir.read_json(path) or {}
+    done = safe_files.read_json(path) or {}
     if key := misfit(done, DONE):
         raise Damaged(f"{path} is damaged: {key}")
     return done
@@ -221,7 +221,7 @@ def _done(path: Path) -> dict[str, Any]:
 
 def glue_table(path: Path) -> dict[str, Any] | None:
     """The table of fine-tuning (eval/finetune); None where there is none. Raises Damaged."""
-    table = rundir.read_json(path, ["scores", "study", "leaderboard"])
+    table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
     key = misfit(table, GLUE_TABLE)

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ablations.rundir import EVAL, SAMPLES, Damaged
+from ablations.rundir import EVAL, SAMPLES
+from ablations.safe_files import Damaged
 from eval.statistics.items import by_cluster, ratio_stderr
 from eval.tasks.suite import suite
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
-from ablations.rundir import Damaged
+from ablations import safe_files
+from ablations.safe_files import Damaged
 from eval.report.blocks import Table
 from eval.report.formats import plain_text
 from eval.report.sections.registered import FAILED, HELD, UNDECIDED
@@ -22,7 +22,7 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         names.add(path.parent.name)
         try:
-            record = rundir.read_json(path, types={"predictions": list}) or {}
+            record = safe_files.read_json(path, types={"predictions": list}) or {}
             for line in record.get("predictions") or []:
                 texts = {key: str(line[key]) for key in ("text", "metric", "outcome", "measured")}
                 lines.append({"record": path.parent.name, **texts, "registered": line["registered"] is True})

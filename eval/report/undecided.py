@@ -6,7 +6,8 @@ or the noise floor was chosen after the runs had begun. With --criteria nothing 
 
 import sys
 
-from ablations.rundir import Exit, printable
+from ablations.rundir import Exit
+from ablations.safe_files import printable
 from eval.report import request
 from eval.report.criteria import chosen_late
 from eval.report.findings import Findings, gather

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import safe_files
 from eval.tasks.mirror import Mirror, Source, names, suite
 
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
@@ -90,7 +90,7 @@ def mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
         packed = gzip.compress(content.encode(), mtime=0)
         file = Path(source.path.replace("/", "__")) / source.config / f"{source.split}.jsonl.gz"
         (to / file).parent.mkdir(parents=True, exist_ok=True)
-        rundir.write_bytes(to / file, packed)
+        safe_files.write_bytes(to / file, packed)
         entries[source] = {
             "dataset_path": source.path,
             "config": source.config,
@@ -103,7 +103,7 @@ def mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
             "revision": revision,
             "features": table.features.to_dict(),
         }
-        rundir.write_text(path, json.dumps([entries[key] for key in sorted(entries)], indent=1))
+        safe_files.write_text(path, json.dumps([entries[key] for key in sorted(entries)], indent=1))
     return failed
 
 

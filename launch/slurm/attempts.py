@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import ConfigError
 from ablations.rundir import Exit, last_step, locked
 from ablations.status import SILENT
@@ -56,7 +56,7 @@ def start(job: str, cell: Cell, out: Path) -> int:
         (cell.dir / old).unlink(missing_ok=True)
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     log = cell.dir / rundir.TRAIN_LOG
-    rundir.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
+    safe_files.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
     read = log.stat().st_size
     write(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
     say(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
@@ -97,7 +97,7 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
     step, why, again = last_step(folder), "", False
     now = slurm(job)
     if unfit := dict.fromkeys(printed_by_ranks(folder, job, "unfit: (.*)")):  # such a node cannot write it there itself
-        rundir.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
+        safe_files.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
     bad = bad_nodes(out) & expand(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / rundir.DONE).exists():
         how = "finished"
@@ -107,12 +107,12 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
         # Slurm has ended the job and will start it again by itself, or it was cancelled and must not come back
         how = REQUEUED if now["restarts"] > restarts() else "cancelled"
     elif (folder / rundir.FAILED).exists():
-        how, why = "failed", rundir.read_text(folder / rundir.FAILED)
+        how, why = "failed", safe_files.read_text(folder / rundir.FAILED)
     elif elsewhere(folder):  # and left alone: what is written here would be read as that job's
         how = "another job trains this run"
     elif code == 2 or complaint(folder, job):  # a wrong configuration: the same again would end the same way
         how, why = "failed", complaint(folder, job) or "see train.log"
-        rundir.write_text(folder / rundir.FAILED, f"{why}\n")
+        safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     else:
         how, again = f"srun's exit code {code}", True
         if bad:
@@ -164,7 +164,7 @@ def give_up(folder: Path, job: str, n: int, how: str) -> str:
     reason that is written."""
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
     if not locked(folder):  # else another job trains it, and it is not failed
-        rundir.write_text(folder / rundir.FAILED, f"{why}\n")
+        safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     return why
 
 
@@ -221,7 +221,7 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 def bad_nodes(out: Path) -> set[str]:
     """The nodes that the file bad_nodes of the output root lists, one "node reason" in a line. A person removes the
     line of a node that is repaired."""
-    return {line.split()[0] for line in rundir.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
+    return {line.split()[0] for line in safe_files.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 
 
 def expand(nodes: str) -> set[str]:
@@ -239,7 +239,7 @@ def restarts() -> int:
 
 def write(folder: Path, **row: Any) -> None:
     """Append a row, with the time, to attempts.jsonl of a run directory."""
-    rundir.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
+    safe_files.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
 
 
 def say(text: str) -> None:
@@ -269,10 +269,10 @@ def main(argv: list[str]) -> int:
         cell = study.cells[args.cell]
         return start(args.job, cell, study.out) if ready(args.job, cell, study) else Exit.INVALID
     except ConfigError as error:
-        say(f"error: {rundir.printable(str(error))}")
+        say(f"error: {safe_files.printable(str(error))}")
         return Exit.INVALID
     except OSError as error:
-        if not (reason := rundir.storage_error(error)):
+        if not (reason := safe_files.storage_error(error)):
             raise
         say(f"error: {reason}")
         return Exit.FAILED

@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import ConfigError, spread
-from ablations.rundir import Damaged, Exit, unjudged
+from ablations.rundir import Exit, unjudged
+from ablations.safe_files import Damaged
 from ablations.site import find, site
 from ablations.strict_yaml import read_yaml
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
@@ -106,7 +107,7 @@ def judged(study: Study, cell: Cell) -> bool:
     task can be run now."""
     path = cell.dir / rundir.EVAL
     try:
-        scores = rundir.read_json(path)
+        scores = safe_files.read_json(path)
         if scores is None or not is_trained(cell):
             return False
     except Damaged:
@@ -290,10 +291,10 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"NODES={args.nodes}: a number of nodes for each run is needed")
         submit(study, options, variables, nodes * per_node)
     except ConfigError as error:
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
     except OSError as error:
-        if not (reason := rundir.storage_error(error)):
+        if not (reason := safe_files.storage_error(error)):
             raise
         print(f"error: {reason}", file=sys.stderr)
         return Exit.FAILED
