@@ -19,7 +19,7 @@ def effective(engine: Any) -> dict[str, Any]:
     embed = tp.gather("embed.weight", engine.model.embed.weight)
     norms: list[Any] = [module for module in engine.model.modules() if isinstance(module, NORM_CLASSES)]
     epsilons = sorted({norm.eps for norm in norms})
-    return engine.held_settings() | {
+    return engine.settings_in_effect() | {
         "train.precision": proof.precision(engine.model).value,
         "model.layers": len(blocks),
         "model.hidden": engine.model.embed.embedding_dim,

@@ -137,7 +137,7 @@ def test_what_others_import_from_eval_is_there_and_costs_nothing_until_then() ->
 
 def test_a_foreign_library_is_known_where_contributing_says() -> None:
     known = {
-        "deepspeed": {"launch.engine"},
+        "deepspeed": {"launch.deepspeed_setup"},
         "wandb": {"launch.log"},
         "lm_eval": {"eval.tasks.harness", "eval.tasks.definitions", "eval.tasks.scorer"},
         "megatron": {"data.batches", "model.parallel"},
