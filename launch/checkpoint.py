@@ -64,13 +64,14 @@ class Fragment:
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved in the background, loaded, and thinned out.
+    """The checkpoints of one run: saves them in the background, loads them, and removes old ones.
 
     Args:
         folder: the run's folder of checkpoints.
         keep: how many of the newest are kept.
         milestones: {step: tokens trained} of the steps at which the weights are saved for evaluation too.
-        identity: whose checkpoints these are, such as the run's fingerprint; those of another run are refused.
+        identity: what they belong to, such as {"fingerprint": the run's}; checkpoints with another identity are
+            refused.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Checkpoints:
                     self._complete(file.parent, index, began)
             self.seconds = time.perf_counter() - began
             if rank == 0:
-                self._thin()
+                self._remove_old()
         except Exception as error:  # the training thread must hear of it
             if file.suffix:
                 file.unlink(missing_ok=True)
@@ -171,7 +172,7 @@ class Checkpoints:
         for path in sums:
             path.unlink()
 
-    def _thin(self) -> None:
+    def _remove_old(self) -> None:
         """Remove all checkpoints but the newest `keep`. One that cannot be removed, such as a file that somebody reads
         on a network file system, does not stop training: it is tried again after the next save."""
         oldest = step_of(rundir.checkpoints(self.folder)[: self.keep][-1]) or 0
@@ -208,7 +209,7 @@ class Checkpoints:
         """Fill `fragments` from the newest checkpoint that is whole and undamaged. All ranks call it together.
 
         Args:
-            before: take none of this step or later (to go back to before a loss spike).
+            before: consider only checkpoints of earlier steps than this one, to go back to before a loss spike.
 
         Returns:
             The state given to `save`, with "step"; None when there is no checkpoint.
@@ -263,7 +264,7 @@ class Checkpoints:
 def _examine(path: Path) -> tuple[dict[str, Any], str]:
     """The index of a checkpoint (its checkpoint.json), and what is wrong with it or its files, "" when nothing is.
 
-    A collective: each rank hashes a share of the files, and all return the same complaint."""
+    All ranks call it together: each hashes a share of the files, and all return the same complaint."""
     index: dict[str, Any] = {}
     complaints = []
     try:
@@ -277,8 +278,8 @@ def _examine(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _first_of_all_ranks(complaints: list[str]) -> str:
-    """The first complaint that any rank has, "" without one; the same on every rank, which have to agree on whether
-    they load a checkpoint. A collective."""
+    """The complaint of the lowest rank that has one, "" where none has. All ranks call it together and get the same
+    answer, since they have to agree on whether they load a checkpoint."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, complaints)
     return next((complaint for rank_complaints in gathered for complaint in rank_complaints if complaint), "")

@@ -16,10 +16,12 @@ from model.count import parameters
 
 
 def start(run: Run) -> tuple[int, int]:
-    """Join the process group (one process is a group too). Returns (rank, world size).
+    """Join the process group, and set up this process for training: device, threads, determinism.
 
-    The group is described by the usual RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them
-    this is a group of one.
+    The group is described by the usual environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT;
+    without them this process is a group of its own.
+
+    Returns: rank and world size.
     """
     cuda = torch.cuda.is_available()
     if not cuda:
@@ -27,7 +29,7 @@ def start(run: Run) -> tuple[int, int]:
         torch.set_num_threads(run.layout.threads)
         keep_freed_memory()
     # On a CPU a resumed run equals an undisturbed one bit for bit. This is torch.use_deterministic_algorithms without
-    # torch's compiler, which takes a second to load and is told in launch/engine.py, `Engine.compile`.
+    # torch's compiler, which takes a second to load; `Engine.compile` (launch/engine.py) sets it for the compiler too.
     torch._C._set_deterministic_algorithms(not cuda)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads memory it did not write
     local = int(os.environ.setdefault("LOCAL_RANK", "0"))
@@ -41,10 +43,10 @@ def start(run: Run) -> tuple[int, int]:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for this process. It returns large blocks to the system, and each step then has to
-    get them again, zeroed: 19% of a step in bf16 and 16% in fp32, measured at the nano size on one core.
+    """Have glibc keep freed memory for this process; does nothing with another C library.
 
-    Does nothing with another C library.
+    By default it returns large blocks to the system, and each step has to get them again, zeroed. That took 19% of a
+    step in bf16 and 16% in fp32, measured at the nano size on one core.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -72,8 +74,10 @@ def import_deepspeed() -> Any:
 
 
 def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run. bf16 keeps fp32 master weights and accumulates gradients in fp32; so does
-    fp8, which is bf16 to DeepSpeed. fp16 keeps fp32 master weights, and fp16 gradients of a scaled loss.
+    """DeepSpeed's configuration of a run.
+
+    In bf16, and in fp8, which is bf16 to DeepSpeed, master weights and sums of gradients are fp32. In fp16 master
+    weights are fp32, and gradients are fp16, of a scaled loss.
 
     Args:
         replicas: copies of the model.

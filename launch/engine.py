@@ -32,7 +32,7 @@ SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # th
 
 @dataclass
 class Engine:
-    """A model with its optimizer, under DeepSpeed. `step` makes one optimizer step on one global batch."""
+    """A model with its optimizer, under DeepSpeed, as one rank holds them."""
 
     ds: Any
     run: Run
@@ -48,8 +48,11 @@ class Engine:
         return self.ds.module.model
 
     def compile(self) -> None:
-        """Compile the model and its loss with torch.compile, forward and backward, for micro-batches of the run's size;
-        then prove that the graph computes the same as the model (`proof.compiled`). No gradients are left behind."""
+        """Compile the model and its loss with torch.compile, forward and backward, for micro-batches of the run's size.
+
+        Then prove that the compiled graph computes the same as the model; the result is in `proofs`. No gradients are
+        left behind.
+        """
         began, model, random = time.perf_counter(), self.run.model, torch.Generator().manual_seed(0)
         if self.device.type == "cpu":
             from torch._functorch import config
@@ -80,12 +83,13 @@ class Engine:
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether forward and backward are replayed as CUDA graphs (no CPU has them)."""
+        """Whether forward and backward passes are replayed as CUDA graphs. A CPU ignores it."""
         return self.run.layout.compile == "reduce-overhead"
 
     @property
     def execution(self) -> dict[str, Any]:
-        """For the record: choices that depend on the machine, and change only how numbers are rounded."""
+        """What was chosen for this machine, for run.json: the attention kernel, compilation, the micro-batch and how
+        gradients are summed. None of it changes the result beyond rounding."""
         optimizer = self.ds.optimizer
         ours = getattr(optimizer.step, "__name__", "") == "device_step"
         return {
@@ -103,7 +107,8 @@ class Engine:
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """As DeepSpeed holds them: {"params": the model's own parameters, "weight_decay": float}."""
+        """The groups of parameters that the optimizer updates, read from DeepSpeed: {"params": parameters of the model,
+        "weight_decay": float} each."""
         optimizer = self.ds.optimizer
         groups = optimizer.bf16_groups if hasattr(optimizer, "bf16_groups") else optimizer.bit16_groups
         return [
@@ -112,7 +117,7 @@ class Engine:
         ]
 
     def settings_in_effect(self) -> dict[str, Any]:
-        """{setting: value in effect}, read from DeepSpeed and AdamW, by the names of the configuration."""
+        """{setting: value in effect} of the settings that DeepSpeed and AdamW hold, such as "train.clip"."""
         groups = self.ds.optimizer.param_groups
         (eps,), (betas,) = {group["eps"] for group in groups}, {tuple(group["betas"]) for group in groups}
         (decay,) = {group["weight_decay"] for group in groups} - {0.0} or {0.0}
@@ -136,7 +141,8 @@ class Engine:
 
     @property
     def loss_scale_metrics(self) -> dict[str, Any]:
-        """For the log, in fp16: {"overflows": steps so far that updated nothing, "loss_scale": of the next step}."""
+        """In fp16 two values for the log: "overflows", the number of steps that were skipped because gradients
+        overflowed, and "loss_scale", that of the next step. Empty in other precisions."""
         if self.run.train.precision != "fp16":
             return {}
         return {"overflows": self.ds.skipped_steps, "loss_scale": self.ds.optimizer.loss_scaler.cur_scale}
@@ -155,7 +161,7 @@ class Engine:
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
     def step(self, *args: Any, **named: Any) -> Step:
-        """`launch` a step, wait for it, and return its result."""
+        """Make one optimizer step and wait for its result. Arguments as of `launch`."""
         return self.launch(*args, **named).read()
 
     def launch(
@@ -170,15 +176,18 @@ class Engine:
         """Make one optimizer step on this rank's sequences of the global batch. On a GPU it may still be under way when
         this returns.
 
+        Where gradients overflow in fp16, the norm is infinite and the update is skipped: weights and optimizer stay as
+        they were, the batch counts as trained on, and the loss scale is lowered.
+
         Args:
-            seed: of this step's dropout on this rank. It is set anew for each step, so that a resume loses no state.
+            batch: this rank's sequences, on the host.
+            lr: the learning rate of the step.
+            seed: for this step's dropout on this rank. It is set anew at each step, so that a checkpoint needs no state
+                of the random number generator.
             save, leave: whether this rank wants a checkpoint after the step, or training to stop. Both are reduced
                 together with the loss, so that all ranks know of them at the same step and at no further cost.
-            clock: seconds of training so far. Those of the first rank are sent along with the loss too: ranks have to
-                agree on them where they end the run or determine the learning rate.
-
-        Where gradients overflow in fp16 the norm is infinite and the step is skipped: the batch is used up, weights
-        and optimizer stay as they were, and the loss scale goes down.
+            clock: gives the seconds of training so far. The first rank's are sent to all ranks with the loss, since
+                ranks have to agree where these seconds end the run or determine the learning rate.
 
         Raises:
             Diverged: gradients overflow at the smallest loss scale.
@@ -222,7 +231,7 @@ class Engine:
 
     @contextmanager
     def _timed_forward(self) -> Iterator[None]:
-        """Times what is inside, a forward pass: work that a rank does without waiting for another."""
+        """Measure the seconds of a forward pass, the work that a rank does without waiting for others."""
         if self.device.type == "cuda":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()
@@ -236,7 +245,7 @@ class Engine:
             self.forward_timers.append(lambda: seconds)
 
     def forward_seconds(self) -> list[float]:
-        """Seconds that each rank spent in forward passes since the last call. All ranks call it together."""
+        """Seconds that each rank spent in forward passes since the last call, by rank. All ranks call it together."""
         mine = torch.zeros(dist.get_world_size(), device=self.device)
         mine[dist.get_rank()] = sum(seconds() for seconds in self.forward_timers)
         self.forward_timers.clear()
@@ -245,8 +254,8 @@ class Engine:
         return mine.tolist()
 
     def _micro_batch_weights(self, micros: list[Batch]) -> list[float]:
-        """Factors of the micro-batches' mean losses, with which their mean is the mean over all tokens that the global
-        batch predicts, however it is divided among ranks and micro-batches."""
+        """A factor for each micro-batch's mean loss. The mean of the products is the mean loss over all predicted
+        tokens of the global batch, however these are divided among ranks and micro-batches."""
         if all(micro.even for micro in micros):
             return [1.0] * len(micros)
         counts = [micro.predictions for micro in micros]
@@ -256,7 +265,8 @@ class Engine:
         return [count * len(micros) * dist.get_world_size() / int(total) for count in counts]
 
     def fragments(self) -> list[Fragment]:
-        """This rank's share of the fp32 master weights and of AdamW's moments, as views, by parameter and position."""
+        """This rank's share of the fp32 master weights and of AdamW's two moments. The tensors are views, so that
+        filling them loads a checkpoint."""
         fragments, tp = [], self.model.tp
         for name, param in self.model.named_parameters():
             mapping = param._hp_mapping  # DeepSpeed's own record of which part of a parameter this rank updates
@@ -275,7 +285,7 @@ class Engine:
         return fragments
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step`; see `Checkpoints.save`.
+        """Begin to write checkpoint `step`; see `Checkpoints.save`. `progress`: plain values, which `load` returns.
 
         Raises:
             CheckpointError: the save before this one has failed, or the ranks' weights are no longer the same.
@@ -287,7 +297,10 @@ class Engine:
         checkpoints.save(step, self.fragments(), {"optimizer": optimizer, "progress": progress})
 
     def load(self, checkpoints: Checkpoints, before: int | None = None) -> dict[str, Any] | None:
-        """Continue from the newest complete checkpoint (of a step below `before`), written at any parallel layout.
+        """Load the newest complete checkpoint, whatever parallel layout it was written at.
+
+        Args:
+            before: consider only checkpoints of earlier steps than this one.
 
         Returns:
             The progress given to `save`, or None when there is no checkpoint.
@@ -302,8 +315,8 @@ class Engine:
         return state["progress"]
 
     def write_weights(self, path: Path) -> None:
-        """Write model.state_dict() of the whole model to a safetensors file, which is complete or absent. A
-        collective."""
+        """Write the state_dict of the whole model to a safetensors file. After an interruption the file is complete or
+        absent. All ranks call it together."""
         state = {}
         for name, part in self.model.state_dict().items():
             whole = self.model.tp.gather(name, part)
@@ -317,7 +330,7 @@ class Engine:
 
 
 class Loss(nn.Module):
-    """The module that DeepSpeed wraps: from a `Batch` to the model's loss."""
+    """A module that computes the model's loss of a `Batch`, because DeepSpeed wraps modules."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -327,11 +340,27 @@ class Loss(nn.Module):
         return self.model.loss(batch)
 
 
+def adamw(model: nn.Module, run: Run) -> torch.optim.AdamW:
+    """The run's optimizer. Matrices have weight decay; biases and norm gains have none."""
+    named = list(model.named_parameters())
+    matrices = [p for _, p in named if p.dim() >= 2]
+    vectors = [p for _, p in named if p.dim() < 2]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": run.train.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=run.train.lr,
+        betas=(run.train.beta1, run.train.beta2),
+        eps=run.train.eps,
+        fused=True,
+    )
+
+
 def build(model: Any, run: Run, world: int) -> Engine:
-    """The engine that trains `model` with AdamW under DeepSpeed, on `world` ranks. Matrices have weight decay; biases
-    and norm gains have none.
+    """The engine that trains `model` under DeepSpeed, on `world` ranks; compiled where the run asks for it.
 
     Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model.
+
+    Raises:
+        ConfigError: CUDA graphs (layout.compile=reduce-overhead) with a layout or precision that they do not work with.
     """
     deepspeed = import_deepspeed()
     graphs = run.layout.compile == "reduce-overhead"
@@ -343,16 +372,6 @@ def build(model: Any, run: Run, world: int) -> Engine:
     if run.train.precision == "fp16" and not torch.cuda.is_available():
         # DeepSpeed refuses where oneDNN has no fast fp16; torch's other kernels are slow and correct
         deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
-    named = list(model.named_parameters())
-    matrices = [p for _, p in named if p.dim() >= 2]
-    vectors = [p for _, p in named if p.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": run.train.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=run.train.lr,
-        betas=(run.train.beta1, run.train.beta2),
-        eps=run.train.eps,
-        fused=True,
-    )
     mpu, size = None, model.tp.size
     if size > 1:
         from model.parallel import MPU
@@ -361,7 +380,7 @@ def build(model: Any, run: Run, world: int) -> Engine:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = deepspeed_config(run, world // size)
-        ds, *_ = deepspeed.initialize(model=Loss(model), optimizer=optimizer, config=config, mpu=mpu)
+        ds, *_ = deepspeed.initialize(model=Loss(model), optimizer=adamw(model, run), config=config, mpu=mpu)
     bf16 = hasattr(ds.optimizer, "bf16_groups")
     if world == size and bf16:
         ds.enable_backward_allreduce = False  # one copy of the model: its gradients are summed already

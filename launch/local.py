@@ -110,8 +110,9 @@ def run(study: Study) -> list[str]:
 
 
 def register_finished(study: Study, trained: dict[Path, int]) -> None:
-    """Register the study in runs that were trained for another question, or before this one was changed. What refuses
-    the command comes before: a study that was never begun leaves no trace.
+    """Register the study in its runs that are trained already, for another question or before this one was changed.
+
+    Called after all checks, so that a command that is refused registers nothing.
 
     Args:
         trained: {run directory: its steps}.
@@ -237,11 +238,11 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
 def until_decided(
     study: Study, run: Callable[[Study], list[str]], undecided: Callable[[Study], bool]
 ) -> tuple[Study, list[str]]:
-    """Run a study; where it is one that adds seeds (MORE=auto), a seed of every arm more, until every arm is decided or
-    there are as many seeds as there may be.
+    """Run a study. With MORE=auto, add one seed to every arm and run again, until every arm is decided or the largest
+    number of seeds is reached.
 
     Returns:
-        The study with the seeds that it came to, and what failed, as from `run`.
+        The study with all its seeds, and a line for each run that failed, as from `run`.
     """
     failures = run(study)
     while study.criteria.sequential and not failures and len(study.seeds) < study.criteria.seeds and undecided(study):
@@ -256,10 +257,11 @@ def until_decided(
 
 
 def check_criteria(study: Study, output: int | None = None) -> None:
-    """Check that more seeds can bring a verdict that counts, before any is trained.
+    """Check, before anything is trained, that a study that adds seeds decides by criteria that were named before its
+    runs; otherwise no number of seeds makes its verdicts count.
 
     Raises:
-        ConfigError: when the study adds seeds, and by a metric, margin or noise floor that was chosen after its runs.
+        ConfigError: the study adds seeds, and its metric, margin or noise floor was chosen after its runs.
     """
     if study.criteria.sequential and any((cell.dir / rundir.RUN).exists() for cell in study.cells):
         if _exit_code("-m", "eval.report.undecided", "--criteria", *study.words, output=output) == Exit.INVALID:
@@ -267,7 +269,10 @@ def check_criteria(study: Study, output: int | None = None) -> None:
 
 
 def undecided(study: Study, output: int | None = None) -> bool:
-    """Whether more seeds may decide an arm; it is printed which, to a file descriptor or to standard output.
+    """Whether an arm is undecided and more seeds may decide it. Prints which arms these are.
+
+    Args:
+        output: a file descriptor to print to; None: standard output.
 
     Raises:
         ConfigError: when the runs cannot be compared.

@@ -10,7 +10,8 @@ from model.shard import SINGLE, Ranks
 
 
 def ranks(run: Run) -> Ranks:
-    """The tensor parallel group of this rank: those that together hold one copy of the model. Call it after `start`.
+    """The tensor parallel group of this rank: those that together hold one copy of the model. Call it after
+    `deepspeed_setup.start`.
 
     Raises:
         ConfigError: the number of ranks is no multiple of layout.tp.
@@ -38,6 +39,6 @@ def layers(run: Run, tp: Ranks) -> Layers:
 
 
 def model_of(run: Run) -> GPT:
-    """The run's model as it is initialised, after `start`."""
+    """The run's model with its initial weights. Call it after `deepspeed_setup.start`."""
     tp = ranks(run)
     return GPT(run.model, run.seed, tp, layers(run, tp))

@@ -18,18 +18,19 @@ class Step(NamedTuple):
 
 
 class Pending:
-    """An optimizer step that was launched on the device, and may not be finished.
+    """The result of an optimizer step that the device may still be computing.
 
     Args:
-        values: loss and norm, and with several ranks the sums of save, leave and seconds: on the device.
-        save, leave, seconds: of this rank, where it is alone.
+        values: loss and gradient norm; with several ranks also the sums over ranks of save, leave and seconds. Tensors
+            on the device.
+        save, leave, seconds: what this rank gave, used where it is the only one.
     """
 
     def __init__(self, values: list[Tensor | float], save: bool, leave: bool, seconds: Callable[[], float]):
         self.values, self.save, self.leave, self.seconds = values, save, leave, seconds
         self.copied: Any = None
         if isinstance(values[0], Tensor) and values[0].is_cuda:
-            # A copy that is asked for later would wait for the steps that were handed over in between.
+            # started now: a copy that is started later would wait for the steps launched in between
             on_device = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=values[0].device) for v in values])
             host = torch.empty(len(values), pin_memory=True)
             self.values = [*host.copy_(on_device, non_blocking=True)]

@@ -36,13 +36,12 @@ class Watch:
     """Watches one rank of a run, on a thread of its own.
 
     Args:
-        folder: the run directory; `stop` in it makes the run save and leave, to be submitted again.
-        steps: of the whole run; None where a wall clock ends it.
-        out: the output root; `stop` there ends all runs below it, and keeps new ones from starting.
-        steps: the steps of the whole run, for the heartbeat.
+        folder: the run directory; a file `stop` in it makes the run save and exit, to be submitted again.
+        out: the output root; a file `stop` there ends all runs below it, and keeps new ones from starting.
+        steps: the steps of the whole run, for the heartbeat; None where a wall clock ends the run.
         hosts: the node of each rank.
-        hang: a step that takes longer than this many times the median step is a hang,
-        patience: unless it has taken fewer seconds than this.
+        hang: a step is a hang when it takes longer than this many times the median step,
+        patience: and longer than this many seconds.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def stepped(self, step: int) -> None:
-        """Tell the watchdog that `step` is done."""
+        """Note that `step` was made now."""
         now = time.monotonic()
         if self.step:  # the first one compiles and warms up
             self.durations.append(now - self.last_progress)
@@ -83,7 +82,7 @@ class Watch:
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """Around saving or loading a checkpoint: the time limit is then that of storage, not that of a step."""
+        """A context for saving or loading a checkpoint, in which the time limit is that of storage and not of a step."""
         self.last_progress, self.storage = time.monotonic(), True
         yield
         self.last_progress, self.storage = time.monotonic(), False
@@ -135,8 +134,8 @@ class Watch:
             safe_files.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
 
     def _hung(self, seconds: float) -> None:
-        """Write the stack of every thread of this rank to a file, and exit with RESUBMIT. The other ranks, which wait
-        for this one, do the same, or Slurm ends them."""
+        """Write the stacks of all threads of this rank to a file, and exit with RESUBMIT. The other ranks, which wait
+        for this one, do the same after their own time limit, or Slurm ends them."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
             where = safe_files.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
@@ -153,8 +152,8 @@ class Watch:
             os._exit(Exit.RESUBMIT)
 
     def speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Raise an alarm when training has become much slower than it was, and name the rank that is slower than the
-        others; one alarm until it is as fast again.
+        """Record an event when training has become much slower than it was, naming a rank that is slower than the
+        others. The next event follows only after training was as fast again.
 
         Args:
             busy: seconds that each rank spent computing since the last call, waiting for others left out.
@@ -185,9 +184,13 @@ def stop_file(folder: Path) -> str:
 
 
 def event(folder: Path, step: int, kind: str, detail: str) -> None:
-    """Record what happened to a run at a step beyond training it, in events.jsonl and on the terminal.
+    """Record an incident of a run, in events.jsonl and on the terminal.
 
-    kind: one word, such as "hang" or "slow"."""
+    Args:
+        step: when it happened.
+        kind: one word, such as "hang" or "slow".
+        detail: what happened, in words.
+    """
     with suppress(OSError):
         safe_files.append_row(
             folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail}

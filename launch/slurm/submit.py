@@ -57,7 +57,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     if reason := stop_file(study.out):
         raise ConfigError(f"nothing starts until this file is removed: {reason}")
     check_tasks(study)
-    todo = [i for i, c in enumerate(study.cells) if not judged(study, c)]
+    todo = [i for i, c in enumerate(study.cells) if not is_judged(study, c)]
     busy = in_queue(study)
     for i in sorted(busy):
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
@@ -101,7 +101,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     )
 
 
-def judged(study: Study, cell: Cell) -> bool:
+def is_judged(study: Study, cell: Cell) -> bool:
     """Whether a run has been evaluated on every task that the study asks for, judged by its eval.json alone, and been
     exported where it asks for that. False when task data was added since: `python -m eval` then finds out whether a
     task can be run now."""
@@ -181,15 +181,15 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
 
 
 def _job(name: str, options: list[str]) -> list[str]:
-    """Options of sbatch for a job with a single task: those of `options` that say where a job runs (partition, account,
-    time limit ...), and none of those that size it."""
+    """Options of sbatch for a job with a single task: its name, and those of `options` that say where a job runs, such
+    as partition and account, without those that say how large it is."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
     same = [o for o in options if o.startswith(place)]
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
 
 
 def in_queue(study: Study) -> dict[int, str]:
-    """{index of a run in the study: id of its job}, of the runs whose last job is still in Slurm's queue."""
+    """{index of a run in the study: id of its job} for the runs whose last job is still in Slurm's queue."""
     last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
     if not last:
         return {}
@@ -202,8 +202,8 @@ def in_queue(study: Study) -> dict[int, str]:
     return {i: job for i, job in last.items() if job in done.stdout.split()}
 
 
-def like(job: str) -> list[str]:
-    """Options of sbatch that ask for the same nodes, time and memory as an existing job has."""
+def resources_of(job: str) -> list[str]:
+    """Options of sbatch that ask for the same number of nodes, time, memory and GPUs as an existing job has."""
     text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
     fields = dict(re.findall(r"(\S+?)=(\S*)", text))
     names = {
@@ -282,7 +282,7 @@ def main(argv: list[str]) -> int:
         if path:
             variables["SITE"] = str(path)
         if args.like:
-            options, nodes = like(args.like), int(os.environ["SLURM_NNODES"])
+            options, nodes = resources_of(args.like), int(os.environ["SLURM_NNODES"])
             per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_GPUS_ON_NODE") or 1)
         elif re.fullmatch("[0-9]{1,6}", args.nodes) and int(args.nodes) > 0:
             options, nodes = [f"--nodes={args.nodes}"], int(args.nodes)
