@@ -241,8 +241,8 @@ MUTATIONS = [
         "model.pos=scaled-sinusoidal",
         "model.pos",
         POSITION,
-        "self.scale * self.waves(x_BTD, at_BT)",
-        "self.waves(x_BTD, at_BT)",
+        "self.scale * self.waves(x_BTD, positions_BT)",
+        "self.waves(x_BTD, positions_BT)",
     ),
     # attention
     Mutation(
@@ -567,8 +567,8 @@ MUTATIONS = [
         "model.embnorm=true",
         "model.embnorm",
         GPT,
-        "self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)",
-        "self.embnorm(self.position.embed(self.embed(tokens_BT), at_BT))",
+        "self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)",
+        "self.embnorm(self.position.embed(self.embed(tokens_BT), positions_BT))",
     ),
     one(
         "the embedding norm is not applied",
@@ -622,8 +622,8 @@ MUTATIONS = [
         "model.sumnorm=true",
         "model.norm",
         GPT,
-        "self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT))",
-        "self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)",
+        "self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT))",
+        "self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)",
         ENCODER,
     ),
     one(

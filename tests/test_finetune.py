@@ -241,8 +241,8 @@ def test_dropout_of_attention_among_padding(dtype: torch.dtype) -> None:
     from model.position import Position
 
     cfg = ModelConfig(**SHAPE, vocab=257, pos="none")  # type: ignore[arg-type]
-    x_BTD, at_BT = torch.zeros(500, 1, cfg.hidden, dtype=dtype), torch.zeros(500, 1, dtype=torch.int64)
-    arrangement = attention.Arrangement(at_BT, torch.ones(500, 1, 1, dtype=torch.bool))
+    x_BTD, positions_BT = torch.zeros(500, 1, cfg.hidden, dtype=dtype), torch.zeros(500, 1, dtype=torch.int64)
+    arrangement = attention.Arrangement(positions_BT, torch.ones(500, 1, 1, dtype=torch.bool))
     q = torch.ones(500, 4, 1, 8, dtype=dtype)
     torch.manual_seed(0)
     for share in (0.0, 0.25):

@@ -48,11 +48,13 @@ class Ours(nn.Module):
         length_B = batch.real_BT.sum(1)
         if objective.causal and bool(batch.real_BT[:, 0].all()):
             return self.model.hidden(batch.tokens_BT)  # padding stands behind what is real, and nothing sees it
-        at_BT = (batch.real_BT.cumsum(1) - 1).clamp_min(0)
-        b = torch.arange(B, device=at_BT.device)[:, None, None]
-        sees_BTT = objective.sees(length_B, b, at_BT[:, :, None], at_BT[:, None, :]) & batch.real_BT[:, None, :]
-        itself = torch.eye(T, dtype=torch.bool, device=at_BT.device)  # each token has to see one, padding too
-        return self.model.hidden(batch.tokens_BT, Arrangement(at_BT, sees_BTT | itself))
+        positions_BT = (batch.real_BT.cumsum(1) - 1).clamp_min(0)
+        b = torch.arange(B, device=positions_BT.device)[:, None, None]
+        sees_BTT = (
+            objective.sees(length_B, b, positions_BT[:, :, None], positions_BT[:, None, :]) & batch.real_BT[:, None, :]
+        )
+        itself = torch.eye(T, dtype=torch.bool, device=positions_BT.device)  # each token has to see one, padding too
+        return self.model.hidden(batch.tokens_BT, Arrangement(positions_BT, sees_BTT | itself))
 
 
 class External(nn.Module):

@@ -106,22 +106,22 @@ def arrange(group: list[Row], device: torch.device, objective: Objective) -> tup
     """A batch as `GPT.hidden` takes it: token ids [B, T], padded on the right, and their arrangement; None for plain
     causal sequences, where position and mask follow from the order."""
     B, T = len(group), max(map(len, group))
-    tokens_BT, at_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
+    tokens_BT, positions_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
     for b, row in enumerate(group):
         tokens_BT[b, : row.stem] = row.inputs[0].tokens[: row.stem]
-        at_BT[b, : row.stem] = range(row.stem)
+        positions_BT[b, : row.stem] = range(row.stem)
         start = row.stem
         for number, sequence in enumerate(row.inputs, start=1):
             end = start + len(sequence.tokens) - row.stem
             tokens_BT[b, start:end] = sequence.tokens[row.stem :]
-            at_BT[b, start:end] = range(row.stem, len(sequence.tokens))
+            positions_BT[b, start:end] = range(row.stem, len(sequence.tokens))
             branch_BT[b, start:end] = number
             start = end
         branch_BT[b, start:] = -1
     x_BT = torch.from_numpy(tokens_BT).to(device)
     if objective.causal and not (branch_BT > 0).any():  # what pads on the right is never seen
         return x_BT, None
-    branch, at = torch.from_numpy(branch_BT).to(device), torch.from_numpy(at_BT).to(device)
+    branch, at = torch.from_numpy(branch_BT).to(device), torch.from_numpy(positions_BT).to(device)
     extents_B = torch.tensor([row.inputs[0].extent for row in group], device=device)
     row_B = torch.arange(B, device=device)[:, None, None]
     same_input = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])

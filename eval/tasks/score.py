@@ -196,15 +196,20 @@ def extend(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]
         if not keep or step + 1 == new:
             break
         assert arrangement.past is not None
-        at_BP = arrangement.at_BT
-        if arrangement.at_BP is not None:
-            at_BP = torch.cat((arrangement.at_BP, at_BP), dim=1)
+        past_positions_BP = arrangement.positions_BT
+        if arrangement.past_positions_BP is not None:
+            past_positions_BP = torch.cat((arrangement.past_positions_BP, past_positions_BP), dim=1)
         if len(keep) < len(alive):
             rest = torch.tensor(keep, device=device)
             alive = [alive[n] for n in keep]
             arrangement.past[:] = [(k[rest], v[rest]) for k, v in arrangement.past]
-            token_B, length, real_BP, at_BP = token_B[rest], length[rest], real_BP[rest], at_BP[rest]
+            token_B, length, real_BP, past_positions_BP = (
+                token_B[rest],
+                length[rest],
+                real_BP[rest],
+                past_positions_BP[rest],
+            )
         real_BP = torch.cat((real_BP, real_BP.new_ones(len(alive), 1)), dim=1)
-        arrangement = Arrangement((length + step)[:, None], real_BP[:, None], arrangement.past, at_BP)
+        arrangement = Arrangement((length + step)[:, None], real_BP[:, None], arrangement.past, past_positions_BP)
         x_BD = model.hidden(token_B[:, None], arrangement)[:, 0]
     return decoded
