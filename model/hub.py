@@ -195,7 +195,7 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Read a checkpoint in one of these formats, written by `save` or by transformers.
 
     Settings that do not change what such a model computes, such as dropout, are not read; settings that the format does
-    not have, such as the rotary base in GPT-2, get their default. Without `unpadded_vocab_size` in config.json the
+    not have, such as the rotary base in GPT-2, get the usual value. Without `unpadded_vocab_size` in config.json the
     vocabulary is read as unpadded, and gets no padding: untrained padding rows would take probability from the others.
 
     Returns: the configuration, and the state for GPT(cfg).load_state_dict, in the precision in which it was saved.
