@@ -338,7 +338,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
-    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]. With 0, none."""
+    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]; none for 0."""
     import numpy as np
 
     return tokens >= limit * characters if limit else np.zeros(len(tokens), bool)

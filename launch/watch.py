@@ -82,7 +82,7 @@ class Watch:
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """A context for saving or loading a checkpoint, in which the time limit is that of storage and not of a step."""
+        """A context for saving or loading a checkpoint; inside, the time limit is that of storage, not of a step."""
         self.last_progress, self.storage = time.monotonic(), True
         yield
         self.last_progress, self.storage = time.monotonic(), False

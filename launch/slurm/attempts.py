@@ -218,7 +218,7 @@ def slurm(job: str) -> dict[str, Any]:
 
 
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run scontrol with `words`. Tries again while Slurm's controller is restarting or overloaded and does not answer."""
+    """Run scontrol; try again while Slurm's controller does not answer because it is restarting or overloaded."""
     for tries_left in reversed(range(TRIES)):
         done = subprocess.run(["scontrol", *words], capture_output=True, text=True)
         if not done.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", done.stderr):

@@ -70,7 +70,7 @@ def linear(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Ten
 
 
 class _Products(torch.autograd.Function):
-    """For the backward pass it stores the input in eight bits, and the weight as it is, which is cast once more then."""
+    """For the backward pass it stores the input in eight bits, and the weight unchanged, which is cast again there."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:

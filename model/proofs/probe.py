@@ -80,7 +80,7 @@ def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
 
 
 def close(x: Tensor, expected: Tensor, scale: float) -> bool:
-    """Whether the shapes are equal and all elements are within TOLERANCE x (scale + |expected|) of the expected ones."""
+    """Whether shapes are equal and all elements are within TOLERANCE x (scale + |expected|) of the expected ones."""
     if x.shape != expected.shape:
         return False
     return bool(((x.double() - expected.double()).abs() <= TOLERANCE * (scale + expected.double().abs())).all())
