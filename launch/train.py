@@ -134,12 +134,12 @@ def prepare(cell: Cell, out: Path) -> Session:
         manifest.Failed: data, proofs or checkpoints are not what they must be.
     """
     from data.batches import Batches
-    from launch import engine as engines
-    from launch import preflight
+    from launch import deepspeed_setup, preflight, run_model
     from launch.checkpoint import Checkpoints
+    from launch.engine import build
     from launch.log import Log
 
-    rank, world = engines.start(cell.run)
+    rank, world = deepspeed_setup.start(cell.run)
     run = preflight.with_micro_batch(cell.run, world)
     cell = replace(cell, run=spread(run, world // run.layout.tp))
     run, folder = cell.run, cell.dir
@@ -147,7 +147,7 @@ def prepare(cell: Cell, out: Path) -> Session:
     preflight.check_memory(run, world)
     hosts = [node.host for node in preflight.check(run, folder, out)]
     data = manifest.prepare_data(run, out / rundir.DATA)
-    engine = engines.build(engines.model_of(run), run, world)
+    engine = build(run_model.model_of(run), run, world)
     # proofs first: a run that is not what it says stops here
     manifest.write(cell, engine, data, out / rundir.DATA, hosts)
 
