@@ -54,11 +54,11 @@ def main(argv: list[str]) -> int:
         if name == "reference":
             command.add_argument("--write", action="store_true", help="make the comments of baseline.yaml anew")
     args = parser.parse_args(argv)
-    as_json = answers.is_wanted(args.words)
+    as_json = answers.asks_for_json(args.words)
     try:
-        ahead = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
-        if not ahead:  # ablations/plan/command.py has formats of its own
-            as_json, args.words = answers.wanted(args.words)
+        on_hardware = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
+        if not on_hardware:  # ablations/plan/command.py has formats of its own
+            as_json, args.words = answers.take_format(args.words)
         if args.command == "reference":
             if args.words:
                 raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
 
 
 def variables() -> str:
-    """The NAME=VALUE words: what each stands for, what it means, and its choices."""
+    """The NAME=VALUE words for the help text: the setting behind each, its meaning, and its choices."""
     from ablations.reference import choices
 
     lines = []

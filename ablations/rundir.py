@@ -64,7 +64,7 @@ BAD_NODES = "bad_nodes"  # a line "node reason" for each node that was found unf
 
 
 def eval_name(step: int | None = None) -> str:
-    """The file with the scores of the weights of `step`; without a step, of the trained weights."""
+    """The name of the file with the scores of the weights of `step`; None stands for the trained weights."""
     return EVAL if step is None else f"eval-step_{step}.json"
 
 
@@ -132,7 +132,7 @@ def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def read_heartbeat(run_dir: Path) -> dict[str, Any]:
-    """HEARTBEAT; {} where there is none, or it is damaged: the next one is written within seconds."""
+    """The content of HEARTBEAT; {} where it is missing or damaged, since the next one is written within seconds."""
     try:
         return read_json(run_dir / HEARTBEAT, ["time"], HEARTBEAT_TYPES) or {}
     except Damaged:
@@ -147,11 +147,11 @@ REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str
 
 
 def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
-    """Add what a study says to REGISTERED, unless that is what the study's last line there says already.
+    """Add the registration of a study to REGISTERED, unless it equals the study's last line there.
 
     Args:
-        content: JSON; "study" names the study. See ablations/registration.py.
-        step: how far the run is trained by now.
+        content: the registration, as JSON; "study" names the study. See ablations/registration.py.
+        step: the last step that the run has trained.
     """
     lines, _ = read_registered(run_dir)
     as_read = json.loads(json.dumps(content))
@@ -164,8 +164,8 @@ def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
 
 
 def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """The lines of REGISTERED, and what is wrong with it: "" or a sentence that names it. A line whose hash differs is
-    left out, and so are those that do not follow the line before them."""
+    """The lines of REGISTERED, and a sentence about what is wrong with the file, "" where nothing is. Lines whose own
+    hash or whose hash of the line before is wrong are left out."""
     rows, problem = read_lines(run_dir / REGISTERED, REGISTRATION_KEYS, REGISTRATION_TYPES)
     whole: list[dict[str, Any]] = []
     for row in rows:
@@ -220,17 +220,17 @@ def last_step(run_dir: Path) -> int:
 
 
 def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
-    """Write CHECKPOINT: from here on the folder is whole. `index`: "step", "tokens", "state", "files" with the
-    `checksum` of each."""
+    """Write CHECKPOINT, which makes the folder a complete checkpoint. `index`: "step", "tokens", "state", and "files",
+    {name: `checksum`}."""
     as_read = json.loads(json.dumps(index))  # keys that are numbers are strings there, tuples are lists
     write_json(folder / CHECKPOINT, as_read | {"sha256": json_digest(as_read)})
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """CHECKPOINT as it was written.
+    """The content of CHECKPOINT.
 
     Raises:
-        Damaged: when it is missing, or differs in anything from what was written. Its sha256 says so.
+        Damaged: it is missing, or differs from what was written, according to the sha256 that it contains.
     """
     path = folder / CHECKPOINT
     index = read_json(path, ["step", "files", "state", "sha256"], {"step": int, "files": dict, "state": dict})
@@ -245,7 +245,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return index
 
 
-def unjudged(run_dir: Path) -> list[int]:
+def steps_to_evaluate(run_dir: Path) -> list[int]:
     """The steps at which a run has saved weights for evaluation (layout.eval_at) that are not evaluated yet."""
     steps = [step_of(folder) or 0 for folder in checkpoints(run_dir / CHECKPOINTS, "weights")]
     return sorted(step for step in steps if not (run_dir / eval_name(step)).exists())
@@ -255,19 +255,19 @@ def unjudged(run_dir: Path) -> list[int]:
 
 
 def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write DONE: the run is trained, and its WEIGHTS are on the disk. `summary`: further entries."""
+    """Write DONE, which says that the run is trained; WEIGHTS must be on the disk. `summary`: further entries."""
     write_json(run_dir / DONE, summary | {"weights": checksum(run_dir / WEIGHTS)})
 
 
 def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
-    """DONE; None while the run is not trained.
+    """The content of DONE; None while the run is not trained.
 
     Args:
         verify: compare the sha256 of the weights too, which reads all of them.
 
     Raises:
-        Damaged: when it is damaged, or the weights are missing or not those that were written. `launch.local` then
-            goes back to the last checkpoint and writes both anew.
+        Damaged: DONE is damaged, or the weights are missing or not those that were written. `launch.local` then
+            continues from the last checkpoint and writes both again.
     """
     cure = "The same command repairs it from the run's last checkpoint."
     summary = read_json(run_dir / DONE, cure=cure)
@@ -287,7 +287,7 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
 
 
 def exported(run_dir: Path) -> bool:
-    """Whether HUB is there, and is an export of the trained weights."""
+    """Whether there is a HUB folder with an export of the trained weights."""
     try:
         summary, config = read_done(run_dir), read_json(run_dir / HUB / "config.json")
         if summary is None or config is None:
@@ -299,7 +299,7 @@ def exported(run_dir: Path) -> bool:
 
 @contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
-    """Lock the run directory, while inside: only one process may train a run.
+    """Hold the lock of the run directory inside the context, so that only one process trains the run.
 
     Raises:
         BlockingIOError: another process holds it.

@@ -63,10 +63,10 @@ def run(study: Study) -> list[str]:
         except Damaged as error:  # the other runs go on
             failures.append(f"{cell.name}: {error}")
     todo = [cell for cell in cells if not is_evaluated(cell)]
-    untuned = [cell for cell in cells if study.fine_tuned and not is_fine_tuned(cell)]
+    untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         # takes a moment, unless tasks were added or have another version by now
-        if not _succeeds("-m", "eval", *study.judged, "--store", str(study.out / rundir.DATA), *evaluated):
+        if not _succeeds("-m", "eval", *study.eval_options, "--store", str(study.out / rundir.DATA), *evaluated):
             todo = (
                 cells  # evaluate each in a process of its own, so that the one that fails is named and stops no other
             )
@@ -142,9 +142,9 @@ def check_tasks(study: Study) -> None:
     """
     if study.exports and not _succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
-    if study.fine_tuned and not _succeeds("-m", "eval.finetune", *study.fine_tuned):
+    if study.glue_options and not _succeeds("-m", "eval.finetune", *study.glue_options):
         raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
-    if study.judged and not _succeeds("-m", "eval", *study.judged):
+    if study.eval_options and not _succeeds("-m", "eval", *study.eval_options):
         raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
 
 
@@ -223,11 +223,11 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
                 raise
     phases[cell.dir] = "evaluating"
     store = str(study.out / rundir.DATA)
-    command = [sys.executable, "-m", "eval", *study.judged, "--store", store, str(cell.dir)]
+    command = [sys.executable, "-m", "eval", *study.eval_options, "--store", store, str(cell.dir)]
     processes.run(command, cell.dir / rundir.EVAL_LOG, 1, threads)
-    if study.fine_tuned:
+    if study.glue_options:
         phases[cell.dir] = "fine-tuning"
-        command = [sys.executable, "-m", "eval.finetune", str(cell.dir), *study.fine_tuned, "--store", store]
+        command = [sys.executable, "-m", "eval.finetune", str(cell.dir), *study.glue_options, "--store", store]
         processes.run(command, cell.dir / rundir.GLUE_LOG, 1, threads)
     if study.exports:
         phases[cell.dir] = "exporting"
@@ -291,7 +291,7 @@ def main(words: list[str]) -> int:
     if words in (["-h"], ["--help"]):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
         return Exit.FINISHED
-    if not answers.is_wanted(words):
+    if not answers.asks_for_json(words):
         return run_and_report(words)
     standard_output = sys.stdout
     with redirect_stdout(sys.stderr):
@@ -310,7 +310,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
 
     began = time.monotonic()
     try:
-        _, words = answers.wanted(words)
+        _, words = answers.take_format(words)
         study = from_args(from_anywhere(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)

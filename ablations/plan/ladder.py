@@ -300,9 +300,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the sizes, one a line, once all is checked")
     parser.add_argument("words", nargs="*", metavar="NAME=VALUE", help="the study, as for make ablation")
     args = parser.parse_args(argv)
-    as_json = answers.is_wanted(args.words)
+    as_json = answers.asks_for_json(args.words)
     try:
-        _, args.words = answers.wanted(args.words)
+        _, args.words = answers.take_format(args.words)
         ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
         target = from_args([*args.words, f"SIZE={args.target}"])
         if compute_of(target) <= compute_of(ladder[-1]):

@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     as_json = args.format == "json"
     try:
-        answers.wanted([f"FORMAT={args.format}"])
+        answers.take_format([f"FORMAT={args.format}"])
         if args.form not in FORMS:
             raise ConfigError(f"FORM={args.form} is not one of {', '.join(FORMS)}{did_you_mean(args.form, FORMS)}")
         if args.figure and not args.figure.absolute().parent.is_dir():

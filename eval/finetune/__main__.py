@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--format", default="text", help="text or json")
     args = parser.parse_args(argv)
     try:
-        answers.wanted([f"FORMAT={args.format}"])
+        answers.take_format([f"FORMAT={args.format}"])
         return command(args)
     except (ValueError, OSError) as error:
         if args.format == "json":

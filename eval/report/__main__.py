@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     if {"-h", "--help"} & set(words):
         print(f"make report, besides the words of a study (python -m ablations --help):\n{request.help_text()}")
         return 0
-    as_json = answers.is_wanted(words)
+    as_json = answers.asks_for_json(words)
     try:
-        as_json, words = answers.wanted(words)
-        by_verdict, words = request.verdict_wanted(words)
+        as_json, words = answers.take_format(words)
+        by_verdict, words = request.take_verdict(words)
     except ValueError as error:
         return refuse(error, as_json)
     if not words or all(word.startswith("OUT=") for word in words):

@@ -67,10 +67,10 @@ def measured(f: Findings) -> dict[str, Any]:
 def main(words: list[str]) -> int:
     """Writes the noise floor of a study's baseline; with --check as the first word, only says whether the words are
     valid. Exit codes: 0, 1 (it cannot be written), 2 (there is none)."""
-    as_json = answers.is_wanted(words)
+    as_json = answers.asks_for_json(words)
     try:
         check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]
-        _, words = answers.wanted(words)
+        _, words = answers.take_format(words)
         if check:
             if (seeds := len(from_args(words).seeds)) < FEWEST_SEEDS:
                 raise ValueError(f"SEEDS={seeds}: a noise floor is measured by {FEWEST_SEEDS} runs or more")

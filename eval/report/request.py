@@ -39,7 +39,7 @@ class Request(NamedTuple):
     external: list[External] = []  # noqa: RUF012
 
 
-def verdict_wanted(words: list[str]) -> tuple[bool, list[str]]:
+def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
     """Whether the exit code is to be the verdict, and the words without VERDICT. Raises ValueError."""
     asked = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(asked) > 1 or (asked and asked[0] not in ("0", "1")):

@@ -68,7 +68,9 @@ def candidates(f: Findings, arms: list[str], name: str = CHOSEN_BY) -> Candidate
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in arms)))
     # a rate at which a seed has diverged, or is not finished, is none to choose
-    labels = {arm: [x for x in tuning.at(arm).values() if set(seeds) <= results.get(x, {}).keys()] for arm in arms}
+    labels = {
+        arm: [x for x in tuning.labels_by_rate(arm).values() if set(seeds) <= results.get(x, {}).keys()] for arm in arms
+    }
     flat = [label for of_arm in labels.values() for label in of_arm]
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
     names = shared_tasks(f.cells, runs, name) if runs and same_text(f.cells, runs) else []
@@ -168,7 +170,9 @@ def basin(f: Findings, arm: str) -> dict[float, float]:
     if not tuning:
         return {}
     seeds = results[arm].keys()
-    labels = {rate: label for rate, label in tuning.at(arm).items() if seeds and seeds <= results[label].keys()}
+    labels = {
+        rate: label for rate, label in tuning.labels_by_rate(arm).items() if seeds and seeds <= results[label].keys()
+    }
     return {rate: float(np.mean([results[label][seed] for seed in seeds])) for rate, label in labels.items()}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ablations import rundir, safe_files
 from ablations.config import ConfigError, spread
-from ablations.rundir import Exit, unjudged
+from ablations.rundir import Exit, steps_to_evaluate
 from ablations.safe_files import Damaged
 from ablations.site import find, site
 from ablations.strict_yaml import read_yaml
@@ -63,7 +63,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
     train = [i for i in todo if i not in busy and not is_trained(study.cells[i])]
     trained = [i for i in todo if is_trained(study.cells[i])]
-    going_on = [i for i in sorted(busy) if i not in trained and unjudged(study.cells[i].dir)]
+    going_on = [i for i in sorted(busy) if i not in trained and steps_to_evaluate(study.cells[i].dir)]
     if not train and not trained and not going_on:
         print("nothing to submit: every run is finished or in the queue")
         return
@@ -112,13 +112,13 @@ def is_judged(study: Study, cell: Cell) -> bool:
             return False
     except Damaged:
         return False
-    if unjudged(cell.dir) or not _versions().items() <= scores.items():
+    if steps_to_evaluate(cell.dir) or not _versions().items() <= scores.items():
         return False
     if study.exports and not rundir.exported(cell.dir):
         return False
-    if not study.judged:
+    if not study.eval_options:
         return True
-    options = dict(zip(study.judged[::2], study.judged[1::2], strict=True))
+    options = dict(zip(study.eval_options[::2], study.eval_options[1::2], strict=True))
     tasks = {name.strip() for name in options["--tasks"].split(",")} - {""}
     shots = int(options["--shots"]) if "--shots" in options else None
     earlier = scores.get("lm_eval_tasks", {"asked": []})
@@ -146,7 +146,7 @@ def evaluate(
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     store = ["--store", str(study.out / rundir.DATA)]
     script = f"runs=({folders})\nrun=${{runs[$SLURM_ARRAY_TASK_ID]}}\n"
-    judge = f'{_python()} -m eval {shlex.join([*study.judged, *store])} "$run"'
+    judge = f'{_python()} -m eval {shlex.join([*study.eval_options, *store])} "$run"'
     if study.exports:  # a run that goes on is exported when it is trained
         export = f'{_python()} -m eval.export {shlex.join(store)} "$run"'
         script += f'{judge} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
@@ -275,7 +275,7 @@ def main(argv: list[str]) -> int:
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
         study = from_args(from_anywhere(args.words))
-        if study.fine_tuned:
+        if study.glue_options:
             raise ConfigError(
                 "GLUE is no part of a study on Slurm: leave it out, and give `make glue RUN=...` afterwards"
             )
