@@ -50,7 +50,7 @@ def error(problem: str) -> str:
 
 
 def study_head(study: Study) -> dict[str, Any]:
-    """What is formats, and by what it will be decided: that which is registered in the runs."""
+    """What all answers about a study contain: its name, title, command and registration."""
     head = {"name": study.name, "title": study.title, "command": study.command_here}
     return head | {"registration": study.registration}
 

@@ -108,7 +108,7 @@ class Factorial:
         return {c: (-1) ** unchanged[c] * 2.0 ** order(effect) / len(combinations) for c in combinations}
 
     def name(self, effect: int) -> str:
-        """ "pos=alibi × act=swiglu" """
+        """The name of an effect, such as "pos=alibi × act=swiglu"."""
         return " × ".join(label for i, label in enumerate(self.factors) if effect >> i & 1)
 
     def label(self, combination: int) -> str:

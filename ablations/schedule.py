@@ -55,9 +55,9 @@ def warmup_stable_decay(t: float, warmup: float) -> float:
 
 
 def warmup_stable_decay_stable(t: float, warmup: float) -> float:
-    """The peak, but for a fall to 0 before each of DECAY_ENDS, as warmup-stable-decay falls on a budget of that share;
-    then the peak again at once ("WSD-S" of Wen et al. 2024). So one run stands for runs of several lengths:
-    layout.eval_at=0.25,0.5 keeps and judges the weights there.
+    """The peak, with a fall to 0 before each of DECAY_ENDS, after which the peak returns at once ("WSD-S" of Wen et al.
+    2024). Each fall is that of warmup-stable-decay with a budget that ends there, so that one run replaces runs of
+    several lengths: layout.eval_at=0.25,0.5 keeps and evaluates the weights at these ends.
     """
     end = next(end for end in DECAY_ENDS if t <= end)
     return warmup_stable_decay(t / end, warmup)

@@ -1,7 +1,7 @@
-"""python -m eval.exportable POS=alibi ...: before training, the arms of a study that cannot become Hugging Face
-checkpoints, with the reason, a line each.
+"""python -m eval.exportable POS=alibi ...: prints, before training, which arms of a study cannot be exported as Hugging
+Face checkpoints, and why.
 
-Exit codes: 0, there are none; 2, there are some, or bad request.
+Exit codes: 0, all can be exported; 2, some cannot, or the words are not valid.
 """
 
 import sys
@@ -14,8 +14,7 @@ from data.tokenizer import unexportable_setting
 
 
 def why_not(run: Run) -> str:
-    """Why this run cannot be exported: no architecture of Hugging Face is its model, or no tokenizer its tokenizer; ""
-    where it can."""
+    """Why a run cannot be exported, since transformers has no such architecture or tokenizer; "" where it can."""
     from model import hub
 
     try:

@@ -40,13 +40,13 @@ class Weights:
         return _sha256(self.path, status.st_size, status.st_mtime_ns)
 
     def check(self) -> str:
-        """Compare the weights of the end with the sha256 that training wrote into `done`.
+        """Compare the weights at the end of training with the sha256 in `done`.
 
         Returns:
-            A sentence to tell the user where `done` has no hash, as earlier versions wrote it; else "".
+            A sentence for the user where `done` has no hash, since an earlier version wrote it; else "".
 
         Raises:
-            ValueError: when the file is not the one that training wrote.
+            ValueError: the file is not the one that training wrote.
         """
         if self.step is not None:
             return ""  # `read` checks each file against the manifest beside it
@@ -100,10 +100,10 @@ class Weights:
 def weights_of(directory: Path) -> list[Weights]:
     """The weights of a run that can be evaluated, in the order of training, those at its end last.
 
-    Saved weights whose checkpoint.json is damaged are left out: if training continues, it writes them again.
+    Saved weights whose checkpoint.json is damaged are left out; if training continues, it writes them again.
 
     Raises:
-        ValueError: when `done` or a path in the directory is not what training writes there.
+        ValueError: `done` is damaged, or a path leads out of the directory.
     """
     saved = []
     for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):

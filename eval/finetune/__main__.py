@@ -1,8 +1,8 @@
-"""python -m eval.finetune RUN_DIR --data FOLDER: a run fine-tuned on GLUE; or with --external FOLDER --to FOLDER a
-checkpoint of Hugging Face's, as a row beside it.
+"""python -m eval.finetune RUN_DIR --data FOLDER: fine-tunes a run on GLUE; or with --external FOLDER --to FOLDER a
+checkpoint of Hugging Face's, for comparison.
 
-Writes glue/TASK-SEED.json as each is done, with the outcome of every item, and glue/glue.json, the table. After a kill
-the same command goes on with what is not there. Nothing is tuned for a task: one setting for all.
+Each task and seed gives a file glue/TASK-SEED.json with the outcome of every item; glue/glue.json is the table of all.
+After a kill the same command continues with the missing ones. All tasks are trained with the same settings.
 """
 
 import argparse
@@ -132,13 +132,13 @@ def command(args: argparse.Namespace) -> int:
 
 
 def check(folders: list[Path], names: list[str], every: bool = False) -> int:
-    """Without a run: says on which tasks one could be fine-tuned.
+    """Print on which tasks a run could be fine-tuned, without a run.
 
     Args:
-        every: the tasks were named, so that each must have its data.
+        every: whether each of the tasks must have its data, because the user named them.
 
     Raises:
-        ValueError: when there is data of none, or not of each that was named.
+        ValueError: no task has its data, or with `every` not all have it.
     """
     from eval.finetune.tasks import TASKS, find, load
 

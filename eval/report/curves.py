@@ -1,4 +1,4 @@
-"""Training curves made ready to draw: read from a run's log, averaged in common bins, and subtracted."""
+"""Training curves for figures: taken from the log of a run, averaged in common bins, and subtracted."""
 
 from typing import Any
 

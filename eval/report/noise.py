@@ -1,8 +1,8 @@
-"""The noise floor of a baseline, measured by runs that differ in the seed alone.
+"""Measures the noise floor of a baseline, from runs that differ only in the seed.
 
 `python -m eval.report.noise STUDY=baseline SEEDS=5 FIRST_SEED=1001 SIZE=nano` writes it to ablations/noise, or to
-OUT/noise where that cannot be written. Its seeds are not those of studies, so that what it says of the noise is
-independent of what they compare.
+OUT/noise where that cannot be written. Its seeds are not those of studies, so that the noise is estimated independently
+of their comparisons.
 """
 
 import json
@@ -26,7 +26,8 @@ FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 
 
 def measured(f: Findings) -> dict[str, Any]:
-    """What is stored. Raises ValueError where the runs tell no noise, or were not made and judged alike."""
+    """The noise floor, as it is stored. Raises ValueError where no noise can be estimated from the runs, or they were
+    not trained and evaluated in the same way."""
     cells = {run: cell for run, cell in f.cells.items() if run[0] == f.baseline and "eval" in cell}
     if len(cells) < FEWEST_SEEDS:
         raise ValueError(f"{len(cells)} runs of {f.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
@@ -65,8 +66,8 @@ def measured(f: Findings) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> int:
-    """Writes the noise floor of a study's baseline; with --check as the first word, only says whether the words are
-    valid. Exit codes: 0, 1 (it cannot be written), 2 (there is none)."""
+    """Write the noise floor of a study's baseline; with --check as the first word, only check the words. Exit codes: 0;
+    1, it cannot be written; 2, there is none."""
     as_json = answers.asks_for_json(words)
     try:
         check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]

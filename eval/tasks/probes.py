@@ -90,7 +90,7 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path} is damaged, or no held-out text: {error!r}") from None
 
 
-def by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
+def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
     """Documents for the held-out loss of each domain, `most` bytes of each: {domain: as `held_out`}.
 
     A document's domain is the one that its corpus names (The Pile's pile_set_name); in a blend of corpora without such

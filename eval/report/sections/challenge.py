@@ -7,7 +7,7 @@ from ablations.budget import clock_seconds
 from eval.report.blocks import Section, Table
 from eval.report.expense import spent
 from eval.report.findings import Findings
-from eval.report.runs import by_clock, plain
+from eval.report.runs import by_clock, in_one_line
 
 LONGEST = 24 * 3600.0  # seconds
 MOST_EPOCHS = 5  # of fine-tuning
@@ -30,12 +30,12 @@ def section(f: Findings) -> Section:
             lines.append(
                 [
                     f"{arm}, seed {seed}",
-                    plain(cell["run"]["config"]["train"]["budget"]),
+                    in_one_line(cell["run"]["config"]["train"]["budget"]),
                     f"{expense['seconds']:,.1f} s",
                     "-" if compiling is None else f"{compiling:,.1f} s",
                     f"{expense['flops']:.2e}" if expense["flops"] else "-",
                     f"{expense['peak']:.2e}" if expense["peak"] else "-",
-                    "-" if epochs is None else f"{plain(epochs)} epochs",
+                    "-" if epochs is None else f"{in_one_line(epochs)} epochs",
                     "; ".join(f"**broken: {rule}**" for rule in broken(cell)) or "kept",
                 ]
             )
@@ -51,7 +51,7 @@ def broken(cell: dict[str, Any]) -> list[str]:
     if config["data"].get("tokenizer_kind") == "file":
         rules.append("a tokenizer that was trained before (data.tokenizer_kind=file)")
     if (objective := config["model"].get("objective", "causal")) != "mlm":
-        rules.append(f"no masked language model (model.objective={plain(objective)})")
+        rules.append(f"no masked language model (model.objective={in_one_line(objective)})")
     devices = max(ranks(launch) for launch in (run, *(run.get("continued") or [])))
     if devices > 1:
         rules.append(f"{devices} devices")
@@ -59,7 +59,7 @@ def broken(cell: dict[str, Any]) -> list[str]:
     table = cell.get("glue") or {}
     epochs = table.get("setting", {}).get("epochs", 0)
     if not isinstance(epochs, int) or epochs > MOST_EPOCHS:
-        rules.append(f"fine-tuning over {plain(epochs)} epochs")
+        rules.append(f"fine-tuning over {in_one_line(epochs)} epochs")
     settings = [entry["setting"] for entry in table.get("scores", {}).values() if "setting" in entry]
     if any(setting != table.get("setting") for setting in settings):
         rules.append("fine-tuning with other settings for some tasks")

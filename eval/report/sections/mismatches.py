@@ -4,12 +4,12 @@ from typing import Any
 
 from ablations.values import difference, flatten
 from eval.report.comparable import evaluation
-from eval.report.runs import Cells, plain
+from eval.report.runs import Cells, in_one_line
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
     """A sentence for each thing that violates a controlled comparison."""
-    return together(each_mismatch(study, cells), len(cells))
+    return together(single_mismatches(study, cells), len(cells))
 
 
 def together(lines: list[str], runs: int) -> list[str]:
@@ -28,7 +28,7 @@ def together(lines: list[str], runs: int) -> list[str]:
     return merged
 
 
-def each_mismatch(study: Any, cells: Cells) -> list[str]:
+def single_mismatches(study: Any, cells: Cells) -> list[str]:
     by_name = {f"{arm}, seed {seed}": cell for (arm, seed), cell in cells.items()}
     lines = [f"{name}: {cell['state']}, so not among the results" for name, cell in by_name.items() if cell["state"]]
     lines += [f"{name}: {damage}" for name, cell in by_name.items() for damage in cell.get("damage", [])]
@@ -42,7 +42,7 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     )
     for name, run in runs.items():
         lines += history(name, run, compared)
-        lines += [f"{name}, text: {plain(line)}" for line in run["data"].get("mismatch") or []]
+        lines += [f"{name}, text: {in_one_line(line)}" for line in run["data"].get("mismatch") or []]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
     tokenizers = {name: run["data"]["tokenizer"] for name, run in runs.items()}
@@ -56,10 +56,10 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     )
 
     lines += differing_values({name: {"evaluation": evaluation(cell)} for name, cell in evaluated.items()})
-    for task in sorted({plain(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
+    for task in sorted({in_one_line(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
         lines.append(f"{task}: left out, the held-out text does not give enough items")
     named_tasks = [cell["eval"].get("lm_eval_tasks") or {} for cell in evaluated.values()]
-    for task in sorted({plain(task) for tasks in named_tasks for task in tasks.get("missing", [])}):
+    for task in sorted({in_one_line(task) for tasks in named_tasks for task in tasks.get("missing", [])}):
         lines.append(f"{task}: left out, its data is not there")
     if getattr(study, "controlled", True):
         lines += more_than_a_line(study, cells)
@@ -82,7 +82,7 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
     for rollback in run.get("rollbacks") or []:
         first, last = rollback["samples_left_out"]
         back = f"went back to step {rollback['back_to']}, and left out samples {first} to {last}"
-        lines.append(f"{name}: {back}: {plain(rollback['why'])}")
+        lines.append(f"{name}: {back}: {in_one_line(rollback['why'])}")
     return lines
 
 
@@ -108,7 +108,7 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
         for what, (one, other, allowed) in tests.items():
             changes = difference(flatten(one), flatten(other))
             more = [
-                f"{key}={plain(value)}"
+                f"{key}={in_one_line(value)}"
                 for key, value in changes.items()
                 if key not in allowed and not key.startswith("layout.") and key != "size"
             ]
@@ -160,7 +160,7 @@ def differing_values(values: dict[str, dict], only_shared: bool = False) -> list
         groups: dict[str, list[str]] = {}
         for name, value in flat_values.items():
             if key in value or not only_shared:
-                groups.setdefault(plain(value.get(key, "none")), []).append(name)
+                groups.setdefault(in_one_line(value.get(key, "none")), []).append(name)
         if len(groups) > 1:
             shown = [f"{value} ({' + '.join(runs)})" for value, runs in groups.items()]
             lines.append(f"{key} differs: {'; '.join(shown)}")

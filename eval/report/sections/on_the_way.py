@@ -12,7 +12,7 @@ from eval.report.findings import Findings
 SAME = ("version", "lm_eval", "corpora", "precision")  # of two evaluations of one run that are points of one curve
 
 
-def asked_the_same(result: dict, end: dict, metric: str) -> bool:
+def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
     """Whether two evaluations of one run used the same items: only then are they points of one curve."""
 
     def suite_data(evaluation: dict) -> list[tuple[str, str]]:
@@ -49,6 +49,6 @@ def scores_on_the_way(seeds: dict[int, dict], key: str) -> dict[int, float]:
             tokens = cell["metrics"][-1]["tokens"]
             points[tokens] = {"tokens": tokens, **cell["eval"]}
         for result in points.values():
-            if result.get(key) and asked_the_same(result, points[max(points)], key):
+            if result.get(key) and used_the_same_items(result, points[max(points)], key):
                 values.setdefault(result["tokens"], []).append(result[key]["value"])
     return {tokens: float(np.mean(values[tokens])) for tokens in sorted(values) if len(values[tokens]) == len(seeds)}

@@ -5,7 +5,7 @@ from math import nan
 import numpy as np
 
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
-from eval.report.compare import METRICS, own_strata
+from eval.report.compare import METRICS, arm_strata
 from eval.report.findings import Findings
 from eval.report.sections.challenge import broken
 from eval.report.sections.differences import forest
@@ -40,7 +40,7 @@ def number(f: Findings, arm: str, name: str) -> str:
     if not row:
         return "-"
     pool = f.results[name] if f.controlled else {arm: row}
-    strata = own_strata(f.cells, arm, sorted(row), name)
+    strata = arm_strata(f.cells, arm, sorted(row), name)
     error = level_stderr(pool, arm, item_part(strata))
     if (independent_items(strata) or 0) < 2:
         error = nan  # a single document or passage tells no noise

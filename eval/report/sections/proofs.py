@@ -2,7 +2,7 @@
 
 from eval.report.blocks import Section, Table
 from eval.report.findings import Findings
-from eval.report.runs import plain
+from eval.report.runs import in_one_line
 
 
 def section(f: Findings) -> Section:
@@ -11,9 +11,9 @@ def section(f: Findings) -> Section:
     measured: dict[tuple[str, str, bool], str] = {}
     for (arm, seed), cell in f.cells.items():
         for proof in cell.get("run", {}).get("proofs", []):
-            key = (proof["factor"], plain(proof["value"]), proof["passed"])
+            key = (proof["factor"], in_one_line(proof["value"]), proof["passed"])
             runs_with.setdefault(key, []).append(f"{arm}, seed {seed}")
-            measured.setdefault(key, plain(proof["detail"]))
+            measured.setdefault(key, in_one_line(proof["detail"]))
     lines = []
     for key, runs in runs_with.items():
         factor, value, passed = key
