@@ -23,9 +23,9 @@ from eval.statistics.simulation import (
     EQUIVALENT,
     WORSE,
     Noise,
+    decide_all,
     decisions,
     item_noise,
-    judged,
     quantiles,
     seed_noise,
     sequence,
@@ -120,11 +120,11 @@ def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float
     """Rates over studies with a fixed number of seeds: of any wrong verdict; of wrong equivalence at each of MARGINS;
     and of intervals that contain the true difference."""
     x = runs((key, arms, seeds), studies, arms, seeds)
-    rates = [any_wrong(judged(x))]
+    rates = [any_wrong(decide_all(x))]
     for margin in MARGINS:
         y = x.copy()
         y[:, 1:] += margin
-        rates.append(float((judged(y, margin) == EQUIVALENT).any(1).mean()))
+        rates.append(float((decide_all(y, margin) == EQUIVALENT).any(1).mean()))
     half = quantiles(LEVEL, [seed_noise(x)])[:, 0]
     return [*rates, float((abs(x[:, 1].mean(1) - x[:, 0].mean(1)) <= half).mean())]
 
@@ -140,8 +140,8 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
     for effect in EFFECTS:
         y = x.copy()
         y[:, 1] += effect
-        rates.append(float((judged(y)[:, 0] == BETTER).mean()))
-    return [*rates, float((judged(x, 2.0) == EQUIVALENT).all(1).mean())]
+        rates.append(float((decide_all(y)[:, 0] == BETTER).mean()))
+    return [*rates, float((decide_all(x, 2.0) == EQUIVALENT).all(1).mean())]
 
 
 def power(studies: int) -> Table:
@@ -226,9 +226,9 @@ def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
     together = x + rng.normal(size=(studies, 1, seeds))
     noisy = x * np.array([[[1.0], [2.0]]])
     moved = x + np.array([[[0.0], [3.0]]])
-    wrong = [any_wrong(judged(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
-    detected = [float((judged(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
-    return [*wrong, any_wrong(judged(noisy)), *detected]
+    wrong = [any_wrong(decide_all(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
+    detected = [float((decide_all(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
+    return [*wrong, any_wrong(decide_all(noisy)), *detected]
 
 
 def floors(studies: int) -> Table:

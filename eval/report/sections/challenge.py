@@ -1,5 +1,5 @@
-"""The rules of "Cramming" (Geiping & Goldstein 2022, section 2), of runs whose budget is a wall clock: which one a run
-breaks, and what it spent, compiling and FLOPs at the device's peak included."""
+"""Section: the rules of "Cramming" (Geiping & Goldstein 2022, section 2), for runs whose budget is a wall clock: which
+rules a run breaks, and what it spent."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def section(f: Findings) -> Section:
 
 
 def broken(cell: dict[str, Any]) -> list[str]:
-    """The rules that a run by the clock breaks, in words; none of other runs, which are no attempt at the challenge."""
+    """The rules that a run breaks, in words; empty for runs with a budget in tokens, to which they do not apply."""
     if not by_clock(cell):
         return []
     run = cell["run"]
@@ -67,14 +67,14 @@ def broken(cell: dict[str, Any]) -> list[str]:
 
 
 def ranks(launch: dict[str, Any]) -> int:
-    """Devices of one launch of a run; 1 where a stranger's file does not say."""
+    """The number of devices in one launch of a run; 1 where its run.json does not say."""
     hardware = launch.get("hardware")
     count = hardware.get("ranks") if isinstance(hardware, dict) else None
     return count if isinstance(count, int) else 1
 
 
 def overrun(cell: dict[str, Any]) -> list[str]:
-    """Whether the budget is longer than the challenge's, or the run than its budget."""
+    """Sentences: the budget is longer than the challenge allows, or the run took longer than its budget."""
     rules = []
     try:
         budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
@@ -92,7 +92,7 @@ def overrun(cell: dict[str, Any]) -> list[str]:
 
 
 def last_step(cell: dict[str, Any]) -> float:
-    """Seconds of a step at the end of a run: the mean since the last line of the log but one. 0: not known."""
+    """Seconds per step at the end of a run, between the last two lines of its log; 0 where unknown."""
     if len(cell.get("metrics", [])) < 2:
         return 0.0
     before, last = cell["metrics"][-2:]

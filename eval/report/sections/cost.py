@@ -1,4 +1,4 @@
-"""Section: what the runs cost: FLOPs, processor-hours, energy by estimate."""
+"""Section: the cost of the runs: FLOPs, processor-hours, estimated energy."""
 
 import numpy as np
 

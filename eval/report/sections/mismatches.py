@@ -1,4 +1,5 @@
-"""Section: all that violates a controlled comparison, such as runs on other hardware or with other versions."""
+"""Section: everything that violates a controlled comparison, such as runs on different hardware or with different
+versions."""
 
 from typing import Any
 
@@ -8,12 +9,12 @@ from eval.report.runs import Cells, in_one_line
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
-    """A sentence for each thing that violates a controlled comparison."""
+    """Sentences about everything that violates a controlled comparison."""
     return together(single_mismatches(study, cells), len(cells))
 
 
 def together(lines: list[str], runs: int) -> list[str]:
-    """Sentences "run: what", joined where they say the same about several runs."""
+    """Join sentences of the form "run: text" that have the same text. `runs`: the number of all runs."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -126,8 +127,8 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
 
 
 def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
-    """Neighbours in a factorial whose runs differ, as configured or in effect, in another setting than the one factor
-    that makes them neighbours."""
+    """Sentences about combinations of a factorial that should differ in one factor, and whose runs differ in another
+    setting, as configured or in effect."""
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:
@@ -152,8 +153,12 @@ def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
 
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
-    """A sentence for every key whose value is not the same in all runs. `values`: {run: nested values}; only_shared:
-    keys that not all runs have are left out."""
+    """A sentence for each key whose value differs between runs.
+
+    Args:
+        values: {run: nested dictionary}.
+        only_shared: leave out keys that some runs do not have.
+    """
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):

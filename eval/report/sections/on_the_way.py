@@ -1,4 +1,4 @@
-"""Section: scores against tokens, from weights that were saved during training, and from the trained weights."""
+"""Section: scores against trained tokens, from weights that were saved during training and from the final ones."""
 
 import numpy as np
 
@@ -13,7 +13,8 @@ SAME = ("version", "lm_eval", "corpora", "precision")  # of two evaluations of o
 
 
 def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
-    """Whether two evaluations of one run used the same items: only then are they points of one curve."""
+    """Whether two evaluations of a run used the same items for a metric, so that they are points of one curve. `end`:
+    the evaluation of the trained weights."""
 
     def suite_data(evaluation: dict) -> list[tuple[str, str]]:
         tasks = evaluation["tasks"].items() if metric == "suite" else ()

@@ -1,4 +1,4 @@
-"""Section: the activity proofs: what was measured before the first step, to show that each factor acts."""
+"""Section: the activity proofs, which were measured before the first step to show that each factor acts."""
 
 from eval.report.blocks import Section, Table
 from eval.report.findings import Findings
@@ -6,7 +6,7 @@ from eval.report.runs import in_one_line
 
 
 def section(f: Findings) -> Section:
-    """One line for each factor and value, with what was measured in the first run that has it."""
+    """A table with a line for each factor and value, with the measurement of the first run that has it."""
     runs_with: dict[tuple[str, str, bool], list[str]] = {}
     measured: dict[tuple[str, str, bool], str] = {}
     for (arm, seed), cell in f.cells.items():

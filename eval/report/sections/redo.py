@@ -1,4 +1,4 @@
-"""Section: how to reproduce the study: the command, the commits and the versions."""
+"""Section: how to reproduce the study: command, commits and versions."""
 
 from eval.report.blocks import Code, Section
 from eval.report.findings import Findings
