@@ -563,7 +563,7 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     from ablations.study import from_args
 
     words = ["STUDY=cram", "SIZE=nano", f"OUT={tmp_path}", f"GLUE={glue}", "GLUE_TASKS=cola,rte", "GLUE_SEEDS=2"]
-    fine_tuned = from_args(words).fine_tuned
+    fine_tuned = from_args(words).glue_options
     assert fine_tuned == ["--data", str(glue), "--tasks", "cola,rte", "--seeds", "2"]
     assert command.main(["--data", str(glue), "--tasks", "cola"]) == 0
     assert "fine-tuning: cola\n" in capsys.readouterr().out

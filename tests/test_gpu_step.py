@@ -194,7 +194,7 @@ def test_a_micro_batch_that_is_left_to_the_card_is_the_largest_that_fits(
     gigabytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(preflight, "memory", lambda: int(gigabytes * 1e9))
+    monkeypatch.setattr(preflight, "device_memory", lambda: int(gigabytes * 1e9))
     asked = resolve([("size", "1b3"), ("train.precision", "bf16"), ("layout.micro_batch", 4)])
     assert preflight.with_micro_batch(asked, 8) == asked
     left = resolve([("size", "1b3"), ("train.precision", "bf16"), ("layout.micro_batch", 0)])
@@ -210,7 +210,7 @@ def test_a_micro_batch_that_is_left_to_the_card_is_the_largest_that_fits(
 def test_on_a_cpu_and_in_a_small_batch_it_is_no_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     left = resolve([("size", "nano"), ("layout.micro_batch", 0), ("train.batch", 6)])
     assert preflight.with_micro_batch(left, 1).layout.micro_batch == 6
-    monkeypatch.setattr(preflight, "memory", lambda: 1000)
+    monkeypatch.setattr(preflight, "device_memory", lambda: 1000)
     with pytest.raises(ConfigError, match="no micro-batch does"):
         preflight.check_memory(preflight.with_micro_batch(left, 1), 1)
 
