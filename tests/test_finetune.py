@@ -85,6 +85,7 @@ def test_every_format_gives_the_rows_that_were_written(glue: Path) -> None:
         assert len({item.id for item in got}) == 16
     assert [item.text_b for item in tasks.load("cola", "dev", [glue])] == [""] * 16
     assert [item.label for item in tasks.load("mnli", "dev_mismatched", [glue])] == [0.0, 1.0, 2.0] * 4
+    assert tasks.find("qnli", "dev", [glue / "nyu-mll__glue"]) == tasks.find("qnli", "dev", [glue])  # either folder
     assert tasks.find("sst2", "dev", [glue]) is None and tasks.find("rte", "dev", [glue / "no", glue])
 
 
@@ -570,7 +571,7 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     assert command.main(["--data", str(glue), "--format", "json"]) == 2
     assert "FORMAT=json is of results" in json.loads(capsys.readouterr().out)["error"]
     assert command.main(["--data", str(glue), "--tasks", "cola,sst2"]) == 2
-    assert "no data of sst2" in capsys.readouterr().err
+    assert "no data of sst2 (train, dev)" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="GLUE_TASKS is about fine-tuning on GLUE"):
         from_args(["STUDY=cram", "SIZE=nano", "GLUE_TASKS=cola"])
 

@@ -145,14 +145,15 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; one with GLUE's files is needed, such as CoLA/train.tsv")
-    there = [name for name in names if all(find(name, split, folders) for split in ("train", *TASKS[name].splits))]
+    lacking = {name: [s for s in ("train", *TASKS[name].splits) if not find(name, s, folders)] for name in names}
+    there = [name for name in names if not lacking[name]]
     if not there:
         raise ValueError(
             f"{', '.join(map(str, folders))}: no data of any of {', '.join(names)}, such as CoLA/train.tsv "
             "and CoLA/dev.tsv"
         )
-    if every and (missing := [name for name in names if name not in there]):
-        raise ValueError(f"{', '.join(map(str, folders))}: no data of {', '.join(missing)}")
+    if every and (missing := [f"{name} ({', '.join(lacking[name])})" for name in names if lacking[name]]):
+        raise ValueError(f"{', '.join(map(str, folders))}: no data of {'; '.join(missing)}")
     for name in there:  # what is damaged is said before anything is trained
         for split in ("train", *TASKS[name].splits):
             load(name, split, folders)

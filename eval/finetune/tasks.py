@@ -98,9 +98,10 @@ def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
                 *sorted(folder.glob(f"{TASKS[name].folder}/{pattern}.gz")),
             ]:
                 return path
-        path = folder / HUB / name / f"{HUB_SPLITS.get(split, split)}.jsonl.gz"
-        if path.exists():
-            return path
+        for rows in (folder / HUB / name, folder / name):  # the mirror of all tasks, or that of GLUE itself
+            path = rows / f"{HUB_SPLITS.get(split, split)}.jsonl.gz"
+            if path.exists():
+                return path
     return None
 
 
