@@ -174,7 +174,7 @@ def test_what_a_second_job_says_is_not_taken_for_the_firsts(cell: Any, monkeypat
         assert end("9_1", cell.dir, 75, "") == 75
         assert read_attempts(cell.dir)[0][-1]["how"] == "another job trains this run" and not asked
         began(cell.dir, "9_1", 0, "", "")
-        monkeypatch.setattr(launch_attempts, "trained_by_another_job", lambda folder: False)  # its heart does not beat yet
+        monkeypatch.setattr(launch_attempts, "trained_by_another_job", lambda folder: False)
         assert start("9_1", cell, out) == 1 and not (cell.dir / "failed").exists()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert end("8_1", cell.dir, 75, "USR1") == 75 and asked == [("8_1", set())]
