@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ablations.config import resolve
-from launch import engine
+from launch import deepspeed_setup, engine, run_model
 from model import attention, position
 from model.gpt import GPT
 from model.kernels import fp8, rotation
@@ -72,8 +72,8 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
 
     def losses(compiled: str) -> list[float]:
         run = resolve([*TINY, ("model.pos", "rotary"), ("train.precision", precision), ("layout.compile", compiled)])
-        engine.start(run)
-        built = engine.build(engine.model_of(run), run, 1)
+        deepspeed_setup.start(run)
+        built = engine.build(run_model.model_of(run), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
         return [x for _ in range(3) for x in built.step(built.model.objective.batch(rows), 1e-2)[:2]]
 
