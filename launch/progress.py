@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ablations import status
-from ablations.rundir import last_metric, printable
+from ablations.rundir import last_metric
+from ablations.safe_files import printable
 from ablations.study import Cell
 from ablations.values import human
 
