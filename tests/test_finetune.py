@@ -242,8 +242,8 @@ def test_dropout_of_attention_among_padding(dtype: torch.dtype) -> None:
     from model.position import Position
 
     cfg = ModelConfig(**SHAPE, vocab=257, pos="none")  # type: ignore[arg-type]
-    x_BTD, at_BT = torch.zeros(500, 1, cfg.hidden, dtype=dtype), torch.zeros(500, 1, dtype=torch.int64)
-    arrangement = attention.Arrangement(at_BT, torch.ones(500, 1, 1, dtype=torch.bool))
+    x_BTD, positions_BT = torch.zeros(500, 1, cfg.hidden, dtype=dtype), torch.zeros(500, 1, dtype=torch.int64)
+    arrangement = attention.Arrangement(positions_BT, torch.ones(500, 1, 1, dtype=torch.bool))
     q = torch.ones(500, 4, 1, 8, dtype=dtype)
     torch.manual_seed(0)
     for share in (0.0, 0.25):
@@ -564,7 +564,7 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     from ablations.study import from_args
 
     words = ["STUDY=cram", "SIZE=nano", f"OUT={tmp_path}", f"GLUE={glue}", "GLUE_TASKS=cola,rte", "GLUE_SEEDS=2"]
-    fine_tuned = from_args(words).fine_tuned
+    fine_tuned = from_args(words).glue_options
     assert fine_tuned == ["--data", str(glue), "--tasks", "cola,rte", "--seeds", "2"]
     assert command.main(["--data", str(glue), "--tasks", "cola"]) == 0
     assert "fine-tuning: cola\n" in capsys.readouterr().out
