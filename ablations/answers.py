@@ -1,10 +1,9 @@
 """What the commands say, for programs: FORMAT=json. docs/schema has a schema of each, by its "kind".
 
 An answer goes to standard output, alone. A request that is refused is {"kind": "error", "error": why}, and the command
-ends with exit code 2, as it does without FORMAT.
+ends with exit code 2, as it does without FORMAT. The form of an answer is in data/answers.py.
 """
 
-import json
 from contextlib import suppress
 from typing import Any
 
@@ -14,9 +13,10 @@ from ablations.rundir import Damaged
 from ablations.status import state
 from ablations.study import Study
 from ablations.values import ConfigError, did_you_mean
+from data.answers import FORMATS, Parser, add_format, answer, is_wanted
+from data.answers import error as error_answer
 
-VERSION = 1  # of the answers; a field that goes or means something else makes another
-FORMATS = ("text", "json")
+__all__ = ["Parser", "add_format", "answer", "error", "is_wanted", "wanted"]
 
 
 def wanted(words: list[str]) -> tuple[bool, list[str]]:
@@ -33,18 +33,9 @@ def wanted(words: list[str]) -> tuple[bool, list[str]]:
     return asked == ["json"], [word for word in words if not word.startswith("FORMAT=")]
 
 
-def is_wanted(words: list[str]) -> bool:
-    """Whether an error too is to be JSON."""
-    return "FORMAT=json" in words
-
-
-def answer(kind: str, content: dict[str, Any]) -> str:
-    """An answer as a text of JSON."""
-    return json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
-
-
 def error(problem: str) -> str:
-    return answer("error", {"error": rundir.printable(problem)})
+    """The answer to a request that is refused, or that failed; without characters that steer a terminal."""
+    return error_answer(rundir.printable(problem))
 
 
 def study_head(study: Study) -> dict[str, Any]:

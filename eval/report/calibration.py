@@ -5,9 +5,11 @@ A pure function: fixed seeds, twice the same page. What the tests hold of it: te
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ablations import answers
 from ablations.plan.ladder import Score
 from ablations.plan.simulated_ladders import crossing, kept_order, outcome
 from ablations.rundir import write_text
@@ -286,13 +288,26 @@ def spending() -> Table:
     return Table(["most seeds", *(f"look at {n}" for n in range(2, 11))], rows, "Level of each look, two arms")
 
 
-def page(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS) -> str:
-    return markdown("When a difference is one", sections(studies, of_items))
+def tables(parts: list[Section]) -> list[dict[str, Any]]:
+    """The tables of the page, for programs."""
+    return [
+        {"section": section.title, "title": block.title, "head": block.head, "rows": block.rows}
+        for section in parts
+        for block in section.blocks
+        if isinstance(block, Table)
+    ]
 
 
-def main() -> int:
-    write_text(PAGE, page())
-    print(PAGE)
+def main(argv: list[str] | None = None) -> int:
+    parser = answers.Parser(prog="python -m eval.report.calibration", description=__doc__)
+    answers.add_format(parser)
+    args = parser.parse_args(argv)
+    parts = sections()
+    write_text(PAGE, markdown("When a difference is one", parts))
+    if args.format == "json":
+        print(answers.answer("calibration", {"written": str(PAGE), "tables": tables(parts)}))
+    else:
+        print(PAGE)
     return 0
 
 
