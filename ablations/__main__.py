@@ -167,6 +167,12 @@ def plan(study: Study) -> int:
         f"\n{len(study.cells)} runs of {length}, {base.train.precision}, "
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
+    if study.criteria.sequential:
+        flops = "" if base.by_clock else f", {total * study.most_runs / len(study.cells):.2e} FLOPs in all"
+        print(
+            f"MORE=auto: seeds are added until every arm is decided, at most {study.criteria.seeds} of each arm "
+            f"(MAX_SEEDS): {study.most_runs} runs{flops}"
+        )
     every = layout.save_every
     known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
     print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))

@@ -45,7 +45,11 @@ def study_head(study: Study) -> dict[str, Any]:
 
 
 def plan(study: Study) -> dict[str, Any]:
-    """The runs of a study and what they cost. FLOPs and tokens are null where a time by the clock is the budget."""
+    """The runs of a study and what they cost. FLOPs and tokens are null where a time by the clock is the budget.
+
+    at_most: what it may come to where seeds are added until it is decided (MORE=auto); null where their number is
+    fixed.
+    """
     from model.count import flops_per_token, parameters
 
     cells = []
@@ -76,7 +80,13 @@ def plan(study: Study) -> dict[str, Any]:
             for effect in design.effects
             if design.generators
         }
-    return study_head(study) | {"size": study.base.size, "aliased": aliased, "cells": cells}
+    at_most = None
+    if study.criteria.sequential:
+        share = study.most_runs / len(cells)
+        at_most = {"seeds": study.criteria.seeds, "runs": study.most_runs, "flops": None, "tokens": None}
+        if not study.base.by_clock:
+            at_most |= {key: share * sum(cell[key] for cell in cells) for key in ("flops", "tokens")}
+    return study_head(study) | {"size": study.base.size, "aliased": aliased, "at_most": at_most, "cells": cells}
 
 
 def status(study: Study) -> dict[str, Any]:
