@@ -12,7 +12,7 @@ from eval.report.collection import Collection, collect_runs
 from eval.report.comparable import other_text, refusals, same_runs
 from eval.report.compare import METRICS, comparisons, pairing, strata
 from eval.report.contrasts import effects
-from eval.report.criteria import criteria_of, floor_was_registered, registered_metric
+from eval.report.criteria import criteria_of, floor_was_registered, registered_metric, seeds_planned
 from eval.report.expense import spent
 from eval.report.external import External
 from eval.report.floor import floor_of, mismatch
@@ -44,6 +44,7 @@ class Findings(NamedTuple):
     named_before: frozenset[str] = frozenset()  # the metrics whose margin was registered before the runs
     primary_before: str = PRIMARY  # the primary metric that was
     floor_before: bool = False  # whether the stored noise floor was
+    seeds_planned: int | None = None  # of a study to which seeds were added by hand, see criteria.seeds_planned
     effects: dict[str, dict[int, Comparison]] = {}  # {metric: {effect of a factorial: its estimate}}  # noqa: RUF012
 
     @property
@@ -198,6 +199,7 @@ def gather(
     cells = read_all(study)
     criteria, named_before = criteria_of(study, cells)
     primary_before, floor_before = registered_metric(study, cells), floor_was_registered(study, cells)
+    planned = seeds_planned(study, cells)
     study, cells = shortened(study, cells)
     study = replace(study, criteria=criteria)
     results = {name: collect(study, cells, metric.key) for name, metric in METRICS.items()}
@@ -236,6 +238,7 @@ def gather(
         named_before=named_before,
         primary_before=primary_before,
         floor_before=floor_before,
+        seeds_planned=planned,
     )
     borrowed = floors(study, cells, list(results))
     compared, of_factorial = {}, {}
