@@ -75,6 +75,31 @@ def test_every_answer_fits_its_schema(words: list[str], kind: str, capsys: pytes
         assert answer["aliased"]["pos=alibi"] == {"act=swiglu × norm=rmsnorm": -0.5}
 
 
+def test_a_plan_says_what_added_seeds_may_cost_at_most(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "POS=alibi", "SIZE=nano", "MORE=auto", "MAX_SEEDS=7"]
+    assert ablations_main([*words, "FORMAT=json"]) == 0
+    answer = checked(capsys.readouterr().out)
+    flops = sum(cell["flops"] for cell in answer["cells"])
+    assert answer["at_most"] == {"seeds": 7, "runs": 14, "flops": 3.5 * flops, "tokens": 14 * 1048576}
+    assert ablations_main(words) == 0
+    said = capsys.readouterr().out
+    assert f"at most 7 of each arm (MAX_SEEDS): 14 runs, {3.5 * flops:.2e} FLOPs in all" in said
+    assert "with all 7 seeds" in said
+    assert ablations_main([*words[:3], "FORMAT=json"]) == 0 and checked(capsys.readouterr().out)["at_most"] is None
+
+    on_hardware = ["plan", "POS=alibi", "SIZE=14m", "ON=a100", "MORE=auto", "MAX_SEEDS=7"]
+    assert ablations_main([*on_hardware, "FORMAT=json"]) == 0
+    most = checked(capsys.readouterr().out)
+    assert most["at_most"]["gpu_hours"] == pytest.approx(3.5 * most["gpu_hours"])
+    assert most["at_most"]["disk_gb"] == pytest.approx(3.5 * most["disk_gb"])
+    budget = f"BUDGET={2 * most['gpu_hours']:.6f} GPU-hours"  # enough for the seeds that are there from the start
+    assert ablations_main([*on_hardware, budget]) == 2
+    said = capsys.readouterr().out
+    assert (
+        "at most (MORE=auto, MAX_SEEDS=7): 14 runs" in said and "with all 7 seeds (MAX_SEEDS), and the budget" in said
+    )
+
+
 @pytest.mark.parametrize(
     "words",
     [["plan", "POS=nope"], ["status"], ["diff", "A=nano"], ["show", "POS=alibi", "COLOUR=red"], ["card", "RUN=/dev"]],

@@ -214,6 +214,8 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
         ]
     )
     assert found[0b11].difference == pytest.approx(by_hand)
+    judged = [*f.compared["bits/byte"].values(), *found.values()]
+    assert len(judged) == 6 and all(c.family == 6 for c in judged)  # one family: combinations and effects
     shown = {line[:33].strip(): line for line in screen(f).splitlines()}
     for name in ("pos=alibi", "act=swiglu", "pos=alibi × act=swiglu"):
         assert any(
