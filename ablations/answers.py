@@ -52,7 +52,7 @@ def plan(study: Study) -> dict[str, Any]:
     """
     from model.count import flops_per_token, parameters
 
-    cells = []
+    cells: list[dict[str, Any]] = []
     for i, cell in enumerate(study.cells):
         run = cell.run
         with suppress(Damaged):  # the state says so

@@ -2262,8 +2262,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/registration.py",
-        "if value != in_words(key, now.get(key)):",
-        "if False:",
+        "            if words[0] != words[1]:",
+        "            if False:",
         "tests/test_registration.py::test_what_was_changed_is_told_in_words_and_after_how_many_runs",
     ),
     one(
