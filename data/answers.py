@@ -24,7 +24,7 @@ def error(problem: str) -> str:
     return answer("error", {"error": problem})
 
 
-def is_wanted(words: Sequence[str]) -> bool:
+def asks_for_json(words: Sequence[str]) -> bool:
     """Whether the words of a command line ask for JSON, so that an error is to be JSON too: FORMAT=json as in the words
     of a study, or an option --format."""
     options = zip(words, words[1:], strict=False)
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     as_json = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self.as_json = self.as_json or is_wanted(sys.argv[1:] if args is None else args)
+        self.as_json = self.as_json or asks_for_json(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -17,7 +17,7 @@ Coefficients = dict[str, float]  # {arm: its weight}
 def effects(
     design: Factorial | None, baseline: str, cells: Cells, results: Results, name: str
 ) -> dict[int, Comparison]:
-    """{effect: its estimate and noise} of a factorial on a metric, before any correction for their number. Empty of
+    """{effect: its estimate and noise} of a factorial on a metric, before any correction for their number. Empty for
     another study, and while a combination has no result."""
     if not design:
         return {}
@@ -31,8 +31,8 @@ def effects(
 
 
 def contrast(cells: Cells, results: Results, weights: Coefficients, name: str) -> Comparison | None:
-    """A weighted sum of arms, over the seeds that all of them have and the tasks that all were asked in the same way;
-    None where there are none."""
+    """The weighted sum of arms, over the seeds that all of them have and the tasks on which all were evaluated in the
+    same way; None where there are no such seeds or tasks."""
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
