@@ -2382,8 +2382,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/command.py",
-        "    if hours and answer.most_gpu_hours > hours:",
-        "    if hours and answer.gpu_hours > hours:",
+        "    if hours is not None and answer.most_gpu_hours > hours:",
+        "    if hours is not None and answer.gpu_hours > hours:",
         "tests/test_answers.py::test_a_plan_says_what_added_seeds_may_cost_at_most",
     ),
     one(
