@@ -32,7 +32,7 @@ LONG = 40  # characters of a cell above which it is not squeezed on a phone, whe
 
 @dataclass
 class Document:
-    """Built from top to bottom. Figures are SVG text (ablations/drawing.py)."""
+    """A document, to which parts are added from top to bottom. Figures are SVG text (ablations/drawing.py)."""
 
     title: str
     blocks: list[tuple[str, object]] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Document:
         return PAGE.format(title=html.escape(self.title), style=STYLE, body="\n".join(out))
 
     def write(self, folder: Path) -> list[Path]:
-        """report.md, report.html and a file for each figure."""
+        """Write report.md, report.html and a file for each figure. Returns their paths."""
         make_folder(folder)
         files = {"report.md": self.markdown(), "report.html": self.page()}
         files |= {f"{name}.svg": sheet([svg]) for name, svg in self.figures}
@@ -102,8 +102,7 @@ class Document:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of a document. Raises ConfigError where that is impossible, or nothing can be written into
-    it."""
+    """Create the folder of a document. Raises ConfigError where it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,11 +1,12 @@
-"""The least difference that a study can see, before it is run: from the noise that earlier ones recorded.
+"""The least difference that a study can detect, computed before its runs from the noise that earlier studies recorded.
 
-The same rule as the report's verdict (eval/statistics), which this may not import: a difference counts above
-sqrt(t**2 v1 + z**2 v2), t of Student with the seeds' degrees of freedom, v1 and v2 the variances that seeds and items
-give to it. What the seeds will give is not known but drawn: s**2 / sigma**2 is chi-square over its degrees of freedom.
+The rule is that of the report's verdict (eval/statistics, which must not be imported here): a difference is significant
+above sqrt(t**2 v1 + z**2 v2), with the quantile t of Student's distribution for the seeds' degrees of freedom, and the
+variances v1 from the seeds and v2 from the items. The variance that the seeds will show is random: s**2 / sigma**2 is
+chi-square distributed, divided by its degrees of freedom.
 
-numpy and scipy.special are imported where they are needed: they take a quarter of a second, which `make status` and the
-rest of a plan do not have to wait for.
+numpy and scipy.special are imported where they are needed, since that takes a quarter of a second, which `make status`
+and the rest of a plan need not wait for.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def quantile(dof: float, level: float) -> float:
 def power(difference: float, seeds: float, items: float, dof: float, level: float = LEVEL) -> float:
     """The probability that a true difference is called significant, in either direction.
 
-    seeds, items: variances of the difference that come from each. dof: of the estimate of the first.
+    Args:
+        seeds, items: the variances of the difference that come from seeds and from items.
+        dof: the degrees of freedom of the variance from the seeds.
+        level: the significance level.
     """
     from scipy.special import ndtr
 
@@ -69,14 +73,14 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
 
 
 def detectable(sd: float, items: float, arms: int, seeds: int) -> float:
-    """The least difference from the baseline that such a study sees with chance POWER, each arm corrected for all
-    (Bonferroni: what Holm's correction asks of the first). inf: with one seed nothing is seen.
+    """The least difference from the baseline that a study detects with probability POWER; inf with one seed. The level
+    is divided by the number of comparisons (Bonferroni, the first step of Holm's correction).
 
     Args:
-        sd: standard deviation of a run from the seed alone, in the units of the metric.
-        items: standard error that the items give to a difference.
-        arms: of the study, the baseline too.
-        seeds: of each arm.
+        sd: the standard deviation between runs that differ only in the seed, in the units of the metric.
+        items: the standard error of a difference from the items.
+        arms: the number of arms of the study, including the baseline.
+        seeds: the number of seeds of each arm.
     """
     if seeds < 2 or arms < 2:
         return inf
@@ -105,7 +109,8 @@ def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str
     """The noise in the record of the study of this size whose budget is the nearest; None where there is none.
 
     Args:
-        tokens: the budget; None where it is a wall clock, and then `budget` says which: a record has to have the same.
+        tokens: the budget in tokens; None where it is a wall clock. Then `budget` is its text, and a record has to have
+            the same.
 
     Returns:
         {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "unit"}}}.
@@ -125,7 +130,8 @@ def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str
 def foresee(
     size: str, tokens: int | None, arms: int, seeds: int, records: Path = RECORDS, budget: str = "tokens"
 ) -> str:
-    """The lines of `make plan` on the differences that the study can detect. `tokens`, `budget`: as in `recorded`."""
+    """The lines of `make plan` on the differences that the study can detect. `tokens` and `budget` are those of
+    `recorded`."""
     known = recorded(size, tokens, records, budget)
     if not known:
         return (

@@ -44,7 +44,7 @@ LONGEST_DECAY = 2.0  # decay horizon / budget, beyond which a schedule is taken 
 
 @dataclass(frozen=True)
 class RunCost:
-    """One run of the study. Hours are of the wall clock; energy is that of the GPUs alone, at most."""
+    """The cost of one run. Hours are by the wall clock; energy is an upper limit for the GPUs alone."""
 
     arm: str
     seed: int
@@ -111,7 +111,7 @@ class StudyCost:
 
 
 def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
-    """The cost of the study with `gpus` GPUs for each run, and reasons why it should not be started so."""
+    """The cost of the study with `gpus` GPUs for each run, and reasons against starting it like that."""
     site = site_speed.read(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = search(first, gpu, gpus, site)
@@ -142,7 +142,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
 
 
 def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bool) -> RunCost:
-    """The cost of one run in its layout. suite: whether it is evaluated on the 27 tasks too."""
+    """The cost of one run in its layout. suite: whether it is also evaluated on the suite of 27 tasks."""
     run, gpus = cell.run, best.layout.gpus
     per_step = run.train.batch * run.model.seq
     speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast
@@ -180,14 +180,14 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
 
 
 def foreseen(study: Study) -> str:
-    """The differences that the study can detect, see power.py."""
+    """Text on the differences that the study can detect; see power.py."""
     base = study.base
     tokens = None if base.by_clock else base.tokens
     return power.foresee(base.size, tokens, len(study.arms), len(study.seeds), budget=base.train.budget)
 
 
 def _free(out: Path) -> float | None:
-    """GB free on the disk where the runs will be; None where that cannot be found out."""
+    """The free GB on the disk of the runs; None where that is unknown."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
     try:
         return shutil.disk_usage(place).free / 1e9 if place else None
@@ -229,7 +229,7 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
 
 
 def figure(cost: StudyCost) -> str:
-    """What costs what: GPU-hours of each arm, its seeds together, by what a step's time goes to."""
+    """A figure of the GPU-hours of each arm, over all its seeds, divided into the parts of a step."""
     groups = {
         "matrix products": ("matmul", "small"),
         "attention": ("attention",),
@@ -252,7 +252,7 @@ def figure(cost: StudyCost) -> str:
 
 
 def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan as text."""
+    """The plan as lines of text."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:
