@@ -95,7 +95,7 @@ def run(study: Study) -> list[str]:
             failures.append(f"{cell.name}: {reason}")
 
     shown = threading.Event()
-    display = threading.Thread(target=progress.show, args=(todo, phases, shown))
+    display = threading.Thread(target=progress.show, args=(progress.Progress(todo, phases, at_once), shown))
     display.start()
     try:
         with processes.stopped_by_signals(), ThreadPoolExecutor(at_once) as pool:
@@ -104,6 +104,7 @@ def run(study: Study) -> list[str]:
     finally:
         shown.set()
         display.join()
+        print(flush=True)
     if processes.stopping:
         raise Interrupted
     return failures

@@ -26,6 +26,7 @@ from typing import Any
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch
+from bench_minimal import MinimalGPT
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
@@ -47,7 +48,7 @@ def serve(pipe: Connection, row: str, setting: str, words: list[tuple[str, Any]]
     try:
         run = resolve(words)
         torch.set_num_threads(run.layout.threads)
-        if options["allocator"]:
+        if "memory kept" in setting:
             deepspeed_setup.keep_freed_memory()
         torch.manual_seed(0)
         rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
@@ -203,6 +204,7 @@ def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[],
 
     undropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return {
+        "minimal, learned": partial(MinimalGPT, V, T, L, H, D, F),
         "nanoGPT, learned": nano,
         "litgpt, rotary": litgpt,
         "GPT-2, learned": partial(hf, "GPT2LMHeadModel", n_positions=T, n_embd=D, n_layer=L, n_head=H, **undropped),
