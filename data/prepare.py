@@ -198,7 +198,7 @@ def _described(source: dict[str, Any]) -> str:
     return f"{files} of {source['bytes']:,} bytes (sha256 {source['sha256'][:16]}...)"
 
 
-def denied(error: OSError) -> str:
+def cannot_write_message(error: OSError) -> str:
     """The error message where a file or folder cannot be written, with what the user can do."""
     return cannot_write(error, Path(error.filename or ".").parent) or str(error)
 
@@ -285,7 +285,7 @@ def main() -> None:
     except RuntimeError as error:
         parser.exit(1, f"error: {error}\n")
     except OSError as error:
-        parser.exit(1, f"error: {denied(error)}\n")
+        parser.exit(1, f"error: {cannot_write_message(error)}\n")
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:

@@ -45,14 +45,14 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     """
     import torch.distributed as dist
 
-    from data.prepare import denied, epochs, prepare
+    from data.prepare import cannot_write_message, epochs, prepare
 
     def prepared() -> dict[str, Any]:
         request = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
         try:
             return prepare(*request, recipe=run.data.recipe, mask=run.model.masks)
         except (ValueError, RuntimeError, PermissionError) as error:
-            raise Failed(denied(error) if isinstance(error, PermissionError) else str(error)) from error
+            raise Failed(cannot_write_message(error) if isinstance(error, PermissionError) else str(error)) from error
 
     if dist.get_rank() == 0:
         prepared()

@@ -109,10 +109,10 @@ def run(words: list[str]) -> int | None:
         for reason in answer.refused:
             print(f"refused: {reason}", file=sys.stderr)
     elif how == "svg":
-        from ablations.drawing import sheet
+        from ablations.drawing import combined_figures
         from ablations.plan.schedules import figure
 
-        print(sheet([study_cost.figure(answer), figure(answer.study)]), end="")
+        print(combined_figures([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.lines(answer, hours), sep="\n")
     return 2 if answer.refused else 0

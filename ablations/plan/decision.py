@@ -178,9 +178,9 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
         if arms < 2:
             continue
         effect = EFFECTS.get(name)
-        seeds = needed(effect, arms) if effect else None
+        seeds = seeds_needed(effect, arms) if effect else None
         runs = arms * (seeds or STUDY_SEEDS)
-        least = least_seen(arms, seeds or STUDY_SEEDS)
+        least = least_detectable(arms, seeds or STUDY_SEEDS)
         result.append(
             {"study": name, "arms": arms, "seeds": seeds or STUDY_SEEDS, "runs": runs, "gpu_hours": runs * hours}
             | {"least": least, "effect": effect, "sees": seeds is not None}
@@ -194,18 +194,18 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
 
 
 @functools.cache
-def least_seen(arms: int, seeds: int) -> float:
+def least_detectable(arms: int, seeds: int) -> float:
     """The least difference, in points, that a study with so many arms and seeds detects."""
     return power.detectable(SEED_SD, TASK_ERROR, arms, seeds)
 
 
-def needed(effect: float, arms: int) -> int | None:
+def seeds_needed(effect: float, arms: int) -> int | None:
     """The number of seeds with which a study detects such an effect; None where MOST_SEEDS are not enough."""
     counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
-    if least_seen(arms, MOST_SEEDS) > effect:
+    if least_detectable(arms, MOST_SEEDS) > effect:
         return None
     # more seeds see smaller effects, so that the first that are enough can be found by halving
-    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -least_seen(arms, seeds))]
+    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -least_detectable(arms, seeds))]
 
 
 def as_json(decision: Decision) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.drawing import STYLE, sheet
+from ablations.drawing import STYLE, combined_figures
 from ablations.safe_files import write_text
 from ablations.values import ConfigError
 
@@ -95,7 +95,7 @@ class Document:
         """Write report.md, report.html and a file for each figure. Returns their paths."""
         make_folder(folder)
         files = {"report.md": self.markdown(), "report.html": self.page()}
-        files |= {f"{name}.svg": sheet([svg]) for name, svg in self.figures}
+        files |= {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures}
         for name, content in files.items():
             write_text(folder / name, content)
         return [folder / name for name in files]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import answers, rundir, safe_files
-from ablations.drawing import Line, sheet
+from ablations.drawing import Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan import power
 from ablations.study import Study, from_args
@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     folder = Path(target.out) / f"ladder-{target.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    safe_files.write_text(folder / "ladder.svg", sheet([figure(pairs, results, compute_of(target))]))
+    safe_files.write_text(folder / "ladder.svg", combined_figures([figure(pairs, results, compute_of(target))]))
     content = record(results, pairs, target)
     safe_files.write_json(folder / "ladder.json", content, indent=1)
     checked = None if unfinished else against(results, target_pairs)

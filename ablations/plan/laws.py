@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import answers, rundir, safe_files
-from ablations.drawing import SERIES, Line, sheet
+from ablations.drawing import SERIES, Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
 from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, fit, without_largest
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.form == "hoffmann":
                 print(*describe_ways(other_ways(points)), sep="\n")
         if args.figure:
-            safe_files.write_text(args.figure, sheet([figure(law)]))
+            safe_files.write_text(args.figure, combined_figures([figure(law)]))
         try:
             left_out, errors = without_largest(points, args.form)
         except CannotTell as error:

@@ -127,7 +127,7 @@ def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str
     )
 
 
-def foresee(
+def describe_detectable(
     size: str, tokens: int | None, arms: int, seeds: int, records: Path = RECORDS, budget: str = "tokens"
 ) -> str:
     """The lines of `make plan` on the differences that the study can detect. `tokens` and `budget` are those of

@@ -61,7 +61,7 @@ class Cluster:
 
     def __str__(self) -> str:
         spare = f", {self.spare} spare" if self.spare else ""
-        return f"{span(self.seconds)} on {self.nodes} x {self.per_node} {self.gpu.name}{spare}"
+        return f"{duration_in_words(self.seconds)} on {self.nodes} x {self.per_node} {self.gpu.name}{spare}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Budget:
         return self.gpu_hours(price) * HOUR * per_gpu
 
 
-def span(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
     """A time in words: "18 weeks", "3.5 days", "20 hours"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]

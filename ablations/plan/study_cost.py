@@ -104,7 +104,7 @@ class StudyCost:
             "share_of_budget": self.gpu_hours / budget_gpu_hours if budget_gpu_hours else None,
             "kwh": sum(run.kwh for run in self.runs),
             "disk_gb": sum(run.checkpoints_gb for run in self.runs),
-            "detects": foreseen(study),
+            "detects": detectable_text(study),
             "refused": self.refused,
             "notes": self.notes,
         }
@@ -179,11 +179,11 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
     )
 
 
-def foreseen(study: Study) -> str:
+def detectable_text(study: Study) -> str:
     """Text on the differences that the study can detect; see power.py."""
     base = study.base
     tokens = None if base.by_clock else base.tokens
-    return power.foresee(base.size, tokens, len(study.arms), len(study.seeds), budget=base.train.budget)
+    return power.describe_detectable(base.size, tokens, len(study.arms), len(study.seeds), budget=base.train.budget)
 
 
 def _free(out: Path) -> float | None:
@@ -290,7 +290,7 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{GUESS['stall']:g} s; published: BLOOM's failures)",
         ]
-    out += [*drawn_schedules(study), foreseen(study)]
+    out += [*drawn_schedules(study), detectable_text(study)]
     out += [f"note: {line}" for line in cost.notes]
     out += [f"refused: {line}" for line in cost.refused]
     return out
