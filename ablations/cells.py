@@ -113,6 +113,22 @@ class Study:
         return _shortened("-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")]))
 
     @property
+    def compared(self) -> list[str]:
+        """The arms that are compared with the baseline one by one; where the learning rate is tuned, those at the
+        common rate."""
+        return self.tuning.factors[1:] if self.tuning else self.arms[1:]
+
+    @property
+    def most_runs(self) -> int:
+        """How many runs it may come to: of all seeds that MORE=auto may add."""
+        return len(self.arms) * max(self.criteria.seeds, len(self.seeds))
+
+    @property
+    def tests(self) -> int:
+        """How many comparisons a metric is corrected for: the arms, and the effects of a factorial."""
+        return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
+
+    @property
     def design(self) -> str:
         """The design of arms that differ in several settings, such as "crossed: all 4 combinations of ..."; "" where
         each arm differs in one."""

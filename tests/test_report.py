@@ -32,7 +32,7 @@ from eval.report.blocks import Figure, Section, Table
 from eval.report.collection import collect_runs, run_directories
 from eval.report.contents import contents
 from eval.report.curves import BINS, binned, curve, subtract
-from eval.report.findings import gather
+from eval.report.findings import gather, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.record import report, write
@@ -1249,6 +1249,19 @@ def test_one_held_out_document_gives_no_verdict(study, tmp_path):
     ) and not re.search(r"\bnan\b", text)
 
 
+def test_documents_of_no_bytes_are_no_items(study, tmp_path):
+    """Two documents, and 58 that are empty; a number of bytes below 0 is damage."""
+    empty = {"bytes": 0, "nats": 0.0}
+    for arm in study.arms:
+        for seed in study.seeds:
+            rewrite(study.cell(arm, seed).dir, lambda row: row if row["id"] in ("d1", "d2") else row | empty)
+    screen = report(study, tmp_path / "out")
+    assert screen.splitlines()[2].endswith("undecided: 2 independent items, 3 are needed")
+    rewrite(study.cell("pos=alibi", 1).dir, lambda row: row | {"bytes": -5 if row["id"] == "d9" else row["bytes"]})
+    report(study, tmp_path / "out")
+    assert "samples.jsonl.gz is damaged in line 10: bytes is below 0" in (tmp_path / "out/report.md").read_text()
+
+
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202ereversed\x00<script>\r\n## Heading"
 
 
@@ -1743,6 +1756,18 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
             )
     f = gather(study)
     assert f.compared["bits/byte"]["pos=alibi"].items.variance == 0.0
+    # a plan has the most that they may give: by leaving out each document once
+    rows = {arm: [read(study.cell(arm, seed).dir)["samples"] for seed in study.seeds] for arm in study.arms}
+    documents = [run["pydocs/bits_per_byte"] for run in rows["pos=learned"]]
+    sizes = np.array([outcome.weight for outcome in documents[0].values()])
+    bits = {
+        arm: np.mean([[o.value for o in run["pydocs/bits_per_byte"].values()] for run in runs], axis=0)
+        for arm, runs in rows.items()
+    }
+    d, n = bits["pos=alibi"] - bits["pos=learned"], len(sizes)
+    without = [(d.sum() - d[i]) / (sizes.sum() - sizes[i]) for i in range(n)]
+    jackknife = np.sqrt((n - 1) / n * ((np.array(without) - d.sum() / sizes.sum()) ** 2).sum())
+    assert recorded_noise(f)["bits/byte"]["items"] == pytest.approx(jackknife)
     text = section(markdown("t", contents(f)), "Differences from the baseline")
     assert "| below what can be told |" in text and "| 0.0000 |" not in text
     assert "is below what can be told where the documents and questions scatter no more" in " ".join(text.split())

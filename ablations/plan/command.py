@@ -101,9 +101,10 @@ def run(words: list[str]) -> int | None:
     hours = budget.gpu_hours(price) if budget else None
     os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
     answer = study_cost.cost(from_args(study_words), gpu, gpus)
-    if hours and answer.gpu_hours > hours:
-        need, limit = amount(answer.gpu_hours), amount(hours)
-        answer.refused.append(f"the study needs {need} GPU-hours, and the budget has {limit}")
+    if hours and answer.most_gpu_hours > hours:
+        need, limit = amount(answer.most_gpu_hours), amount(hours)
+        seeds = f" with all {answer.study.criteria.seeds} seeds (MAX_SEEDS)" if answer.at_most else ""
+        answer.refused.append(f"the study needs {need} GPU-hours{seeds}, and the budget has {limit}")
     if how == "json":
         print(answers.answer("study-cost", answer.as_json(hours)))
         for reason in answer.refused:

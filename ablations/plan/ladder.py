@@ -295,7 +295,7 @@ def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: floa
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = answers.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", required=True, help="nano,mini,small")
     parser.add_argument("--target", default="14m", help="a size")
     parser.add_argument("--list", action="store_true", help="print the sizes, one a line, once all is checked")

@@ -148,7 +148,7 @@ def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = answers.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a finished run")
     parser.add_argument("--form", default="hoffmann", help=", ".join(FORMS))
     parser.add_argument("--figure", type=Path, help="an SVG to write")

@@ -42,8 +42,10 @@ class Items(NamedTuple):
 
 
 def items_of(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
+    """Items without weight, such as a document of no bytes, are left out: they say nothing, and are no items."""
     rows = [cells[arm, seed]["samples"].get(task, {}) for seed in seeds]
     names = sorted(set.intersection(*map(set, rows))) if rows else []
+    names = [name for name in names if rows[0][name].weight > 0]
     values = np.array([[row[name].value for name in names] for row in rows], float).reshape(len(rows), len(names))
     weights = np.array([rows[0][name].weight for name in names], float)
     return Items(names, values, weights, [rows[0][name].cluster or f"item {name}" for name in names])
@@ -170,7 +172,7 @@ def level_share(criteria: Criteria, tests: int) -> Callable[[int], float]:
 def comparisons(
     study: Any, cells: Cells, results: Results, name: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
-    """{arm: its comparison with the baseline}, corrected for the number of arms.
+    """{arm: its comparison with the baseline}, before any correction for their number.
 
     Args:
         noise: results of runs that differ only in the seed, by group, for the noise floor.
@@ -185,7 +187,7 @@ def comparisons(
         for arm in study.compared
         if arm in results
     }
-    return family({arm: comparison for arm, comparison in compared.items() if comparison})
+    return {arm: comparison for arm, comparison in compared.items() if comparison}
 
 
 def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple[dict[str, str], dict[str, float]]]:
