@@ -121,7 +121,7 @@ def plan(study: Study) -> int:
     from ablations.plan.reading import reading
     from ablations.plan.reliability import saves
     from ablations.plan.schedules import drawn_schedules
-    from ablations.plan.study_cost import foreseen
+    from ablations.plan.study_cost import detectable_text
     from model.count import flops_per_token, parameters
     from model.memory import estimate
 
@@ -180,7 +180,7 @@ def plan(study: Study) -> int:
         print(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
     print(*drawn_schedules(study), sep="\n")
     print(*reading(study), sep="\n")
-    print(foreseen(study))
+    print(detectable_text(study))
     return 0
 
 

@@ -220,7 +220,7 @@ def build(
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     values = [(k, parse(k, v)) for k, v in setting]
     base = resolve(values)
-    stage, base = _begun_with(base, values, recipe, seeds, out)
+    stage, base = _stage_of_begun_study(base, values, recipe, seeds, out)
     for corpus in base.corpora:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
@@ -324,7 +324,7 @@ def _check_edges(study: Study) -> None:
                 raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
 
 
-def _begun_with(
+def _stage_of_begun_study(
     base: Run, values: list[tuple[str, Any]], recipe: tuple[str, dict[str, Any]] | None, seeds: list[int], out: Path
 ) -> tuple[str, Run]:
     """The stage and the baseline of a study that may have begun on another machine.

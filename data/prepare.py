@@ -197,7 +197,7 @@ def _described(source: dict[str, Any]) -> str:
     return f"{files} of {source['bytes']:,} bytes (sha256 {source['sha256'][:16]}...)"
 
 
-def denied(error: OSError) -> str:
+def cannot_write_message(error: OSError) -> str:
     """The error message where a file or folder cannot be written, with what the user can do."""
     return cannot_write(error, Path(error.filename or ".").parent) or str(error)
 
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         end(1, str(error))
     except OSError as error:
-        end(1, denied(error))
+        end(1, cannot_write_message(error))
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:

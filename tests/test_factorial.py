@@ -14,7 +14,7 @@ from ablations.study import from_args
 from ablations.values import ConfigError, difference
 from eval.report.contrasts import contrast_part
 from eval.report.findings import gather
-from eval.report.record import screen, write
+from eval.report.record import terminal_text, write
 from eval.statistics.comparison import compare, family
 from eval.statistics.parts import LEVEL, Part, quantile
 from tests import test_report
@@ -216,7 +216,7 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
     assert found[0b11].difference == pytest.approx(by_hand)
     judged = [*f.compared["bits/byte"].values(), *found.values()]
     assert len(judged) == 6 and all(c.family == 6 for c in judged)  # one family: combinations and effects
-    shown = {line[:33].strip(): line for line in screen(f).splitlines()}
+    shown = {line[:33].strip(): line for line in terminal_text(f).splitlines()}
     for name in ("pos=alibi", "act=swiglu", "pos=alibi × act=swiglu"):
         assert any(
             re.match(rf"{name}, bits/byte +[+-]0\.0\d+ +[+-]0\.\d+ to [+-]0\.\d+ +(better|worse|undecided)", line)

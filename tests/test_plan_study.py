@@ -17,7 +17,7 @@ from ablations.plan import power, site_speed
 from ablations.plan.command import machines, split
 from ablations.plan.hardware import GPUS, accelerator, hardware
 from ablations.plan.layouts import best_few, memory, search
-from ablations.plan.study_cost import cost, figure, foreseen
+from ablations.plan.study_cost import cost, detectable_text, figure
 from ablations.plan.throughput import Layout, Shape, predict
 from ablations.study import from_args
 from ablations.values import ConfigError
@@ -149,13 +149,15 @@ def test_at_1b3_published_noise_says_what_the_27_tasks_see() -> None:
     """Three standard errors of 41 hundredths of a point are not seen with two seeds; encoders and clocks have none."""
     study = from_args(["STUDY=position", "SIZE=1b3"])
     least = power.detectable(0.27, 0.41, 4, 2)
-    assert f"it would see {least:.2g} points of their mean" in foreseen(study) and "(assumed" in foreseen(study)
+    assert f"it would see {least:.2g} points of their mean" in detectable_text(study) and "(assumed" in detectable_text(
+        study
+    )
     for words in (
         ["POS=alibi", "SIZE=125m"],
         ["STUDY=cram_schedule", "SIZE=1b3"],
         ["POS=alibi", "SIZE=1b3", "SEEDS=1"],
     ):
-        assert "27 tasks" not in foreseen(from_args(words))
+        assert "27 tasks" not in detectable_text(from_args(words))
 
 
 def measured(path: Path, factor: float) -> None:

@@ -41,7 +41,7 @@ from eval.report.runs import by_clock, read
 from eval.report.sections import published
 from eval.report.sections.mismatches import mismatches
 from eval.report.sections.scaling import power_law
-from eval.report.short_names import brief
+from eval.report.short_names import shortest_ends
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.sequential import share
 from eval.statistics.verdicts import verdict
@@ -1303,7 +1303,7 @@ def test_every_format_is_printable_whatever_it_is_given():
     figures = [
         drawing.forest(HOSTILE, [effect], HOSTILE),
         drawing.lines(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
-        drawing.heat(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
+        drawing.heat_map(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
     ]
     shown = [page(HOSTILE, sections), markdown(HOSTILE, sections), latex(table, HOSTILE), plain_text(table)]
     for text in [*shown, comma_separated([[HOSTILE, 1]]), *figures]:
@@ -1588,7 +1588,7 @@ def by_path(root: Path, *corpora: str) -> ByPath:
     ],
 )
 def test_paths_are_told_apart_by_their_ends(names, short):
-    assert list(brief(names).values()) == short and list(brief(names)) == names
+    assert list(shortest_ends(names).values()) == short and list(shortest_ends(names)) == names
 
 
 ONE, OTHER = "/home/someone/corpora of mine/a/web.jsonl", "/home/someone/corpora of mine/b/web.jsonl"
@@ -1645,7 +1645,7 @@ def test_runs_on_corpora_by_path_have_their_short_names_without_a_study_too(tmp_
 def test_names_that_are_cut_keep_their_ends():
     long = [f"{'settings-that-all-have-' * 4}{i}=value" for i in (1, 2)]
     seen = {
-        "map": drawing.heat("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
+        "map": drawing.heat_map("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
         "legend": drawing.lines("t", [drawing.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"),
         "forest": drawing.forest("t", [(name, 0.1, 0.2, "same", "undecided") for name in long], "x"),
     }
@@ -1654,7 +1654,10 @@ def test_names_that_are_cut_keep_their_ends():
         assert len(cut) == (4 if kind == "map" else 2), kind
         for name in long:
             assert sum(len(end) > 10 and name.endswith(end) for end in cut) == len(cut) // 2, (kind, cut)
-    assert drawing.ending("short", 100) == "short" and drawing.ending("0123456789", drawing.wide("xxxx")) == "…789"
+    assert (
+        drawing.fitting_end("short", 100) == "short"
+        and drawing.fitting_end("0123456789", drawing.text_width("xxxx")) == "…789"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what was named before

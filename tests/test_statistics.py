@@ -24,7 +24,7 @@ from eval.statistics.items import (
 )
 from eval.statistics.parts import LEVEL, Part, add, quantile
 from eval.statistics.seeds import level_stderr, noise_floor, outstanding, residual, seed_part, welch, without_each
-from eval.statistics.verdicts import places, seeds_to_decide, verdict
+from eval.statistics.verdicts import possible_places, seeds_to_decide, verdict
 
 NO_ITEMS = Part(0.0, np.inf)
 
@@ -607,26 +607,26 @@ def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
         (tmp_path / name / "run.json").write_text(content)
     assert power.recorded("nano", 2 * 10**6, tmp_path)["record"] == "a"
     assert power.recorded("nano", 8 * 10**6, tmp_path)["record"] == "b"
-    said = power.foresee("nano", 10**6, 2, 3, tmp_path)
+    said = power.describe_detectable("nano", 10**6, 2, 3, tmp_path)
     assert f"{power.detectable(0.01, 0, 2, 3):.2g} bits/byte;" in said and "of a, 1,000,000 tokens" in said
     assert said.endswith("the items of bits/byte count as no noise there, so it takes more")
-    crossed = power.foresee("nano", 10**6, 4, 3, tmp_path, tests=6, effects={"main effects": 1.0})
+    crossed = power.describe_detectable("nano", 10**6, 4, 3, tmp_path, tests=6, effects={"main effects": 1.0})
     assert f"differences of {power.detectable(0.01, 0, 4, 3, 6):.2g} bits/byte, main effects of" in crossed
-    assert "unknown" in power.foresee("14m", 10**6, 2, 3, tmp_path)
-    assert "nothing" in power.foresee("nano", 10**6, 2, 1, tmp_path)
-    assert "nothing is compared" in power.foresee("nano", 10**6, 1, 3, tmp_path)
+    assert "unknown" in power.describe_detectable("14m", 10**6, 2, 3, tmp_path)
+    assert "nothing" in power.describe_detectable("nano", 10**6, 2, 1, tmp_path)
+    assert "nothing is compared" in power.describe_detectable("nano", 10**6, 1, 3, tmp_path)
 
 
 def test_places_share_what_noise_does_not_tell_apart():
     pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("a", "d"), ("b", "d"), ("c", "d")]
     counts = dict(zip(pairs, [False, True, True, True, False, True], strict=True))
-    assert places({"a": 1.0, "b": 2.0, "c": 9.0, "d": 3.0}, counts, higher_is_better=False) == {
+    assert possible_places({"a": 1.0, "b": 2.0, "c": 9.0, "d": 3.0}, counts, higher_is_better=False) == {
         "a": "1–2",
         "b": "1–3",
         "c": "4",
         "d": "2–3",
     }
-    assert places({"a": 1.0, "b": 2.0}, {("a", "b"): True}, higher_is_better=True) == {"a": "2", "b": "1"}
+    assert possible_places({"a": 1.0, "b": 2.0}, {("a", "b"): True}, higher_is_better=True) == {"a": "2", "b": "1"}
 
 
 # ------------------------------------------------------------------------------------------------ degenerate results

@@ -25,10 +25,10 @@ LEAST_TOKENS = 1e6  # below them a slip is likelier than a plan: a unit is missi
 
 
 def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The words that are the plan's own, and those of the study.
+    """The words that only the plan uses, and those of the study.
 
     Raises:
-        ConfigError: for a word that is there twice.
+        ConfigError: a word is given twice.
     """
     options: dict[str, str] = {}
     study_words = []
@@ -46,10 +46,11 @@ def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def machines(text: str) -> tuple[GPU, int]:
-    """ON="a100": one node of them. ON="8x8 a100": eight nodes of eight. ON="4 h100": four.
+    """The GPU and the number of GPUs that ON names: "a100" is one node of A100s, "8x8 a100" eight nodes of eight, "4
+    h100" four H100s.
 
     Raises:
-        ConfigError: for unknown hardware, or a number not above 0.
+        ConfigError: the hardware is unknown, or a number is not above 0.
     """
     check_text(text, "ON")
     match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
@@ -64,10 +65,11 @@ def machines(text: str) -> tuple[GPU, int]:
 
 
 def run(words: list[str]) -> int | None:
-    """The exit code; None where the words have no ON and no BUDGET, and the plan is of this machine.
+    """Print the plan for the hardware or budget that the words name. Returns the exit code; None where the words have
+    neither ON nor BUDGET, so that the plan is for this machine.
 
     Raises:
-        ConfigError: for anything that is not allowed, naming what is.
+        ConfigError: a word or value is not allowed; the message names what is.
     """
     options, study_words = split(words)
     if not options:
@@ -110,10 +112,10 @@ def run(words: list[str]) -> int | None:
     if how == "json":
         print(answers.answer("study-cost", answer.as_json(hours)))
     elif how == "svg":
-        from ablations.drawing import sheet
+        from ablations.drawing import combined_figures
         from ablations.plan.schedules import figure
 
-        print(sheet([study_cost.figure(answer), figure(answer.study)]), end="")
+        print(combined_figures([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.lines(answer, hours), sep="\n")
     if how != "table":  # whose last lines they are
@@ -123,7 +125,7 @@ def run(words: list[str]) -> int | None:
 
 
 def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
-    """The document that says what to train with a budget."""
+    """Write the document that says what to train with a budget. Returns the exit code."""
     from ablations.plan import decision, decision_report
     from ablations.plan.document import make_folder
 
@@ -149,10 +151,11 @@ def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
 
 
 def _need(text: str) -> tuple[float, float]:
-    """NEED="300B-400B": tokens from and to. One number stands for a tenth below and above it.
+    """The range of tokens that NEED names, such as "300B-400B". A single number stands for the range from 10% below to
+    10% above it.
 
     Raises:
-        ConfigError: when these are no tokens.
+        ConfigError: the text is not such a range.
     """
     check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]

@@ -30,7 +30,7 @@ MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer and
 
 @dataclass(frozen=True)
 class Timeline:
-    """Mean shares of the time by what it went to, and the number of failures."""
+    """Mean shares of the time by use (training, saving, waiting ...), and the number of failures."""
 
     shares: dict[str, float]
     interval: float  # seconds between saves
@@ -40,7 +40,7 @@ class Timeline:
 
 
 def timeline(machines: Machines, spare: int) -> Timeline:
-    """The goodput of a job on all working nodes, by simulation at BLOOM's failure rate (published)."""
+    """The use of the time by a job on all working nodes, from simulations with BLOOM's failure rate (published)."""
     working = machines.nodes - spare
     cluster = Cluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **GUESS)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
@@ -67,7 +67,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Parameters and tokens of least loss by one law; low and high: parameters by the rounding of its constants."""
+    """The parameters and tokens of least loss by one law. low, high: the range of parameters that the rounding of its
+    published constants allows."""
 
     law: published_laws.PublishedLaw
     parameters: float
@@ -96,14 +97,14 @@ class Decision:
 
     @property
     def chosen(self) -> shapes.Candidate | None:
-        """The fastest candidate without objections; None too where failures leave no time to train."""
+        """The fastest candidate to which no rule objects; None too where failures leave no time to train."""
         if not self.goodput.shares["trained"]:
             return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.Candidate) -> tuple[float, float, float]:
-        """Tokens that the candidate trains in the whole time, at its predicted speed and the simulated goodput; with
-        the low and the high end of both."""
+        """The tokens that the candidate trains in the whole time at its predicted speed and with the simulated
+        failures, and their lower and upper end."""
         step = candidate.step
         token_seconds = candidate.layout.batch * shapes.SEQ * self.machines.seconds
         return (
@@ -150,10 +151,14 @@ class Decision:
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
-    """What to train with a budget, which has to be a cluster for a time, on `tokens` tokens.
+    """Decide what to train with a budget.
+
+    Args:
+        budget: a cluster for a time.
+        tokens: the range of tokens that the model must be trained on; None: BigScience's.
 
     Raises:
-        ConfigError: the budget is no cluster for a time.
+        ConfigError: the budget is not a cluster for a time.
     """
     machines = budget.cluster
     if machines is None:

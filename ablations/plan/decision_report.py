@@ -19,7 +19,7 @@ LOSS_LAWS = {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": publishe
 
 
 def billions(number: float) -> str:
-    """392B, 1.16T; below a billion 12.5M."""
+    """A number in billions or trillions, such as 392B or 1.16T; below a billion in millions, such as 12.5M."""
     if number >= 1e12:
         return f"{number / 1e12:,.3g}T"
     return f"{number / 1e9:.3g}B" if number >= 1e9 else human(number)

@@ -22,10 +22,13 @@ EFFECTS = {"position": 2.0, "embedding_norm": 1.2, "corpus": 1.1, "activation": 
 
 
 def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
-    """Every study of decoders in ablations/studies at STUDY_SIZE on one node for each run: runs, GPU-hours, the least
-    difference it sees, and the effect that was published, where one was, with the seeds that see it; and what the hours
-    are based on. First those that can see their effect, the cheapest before; last those that MOST_SEEDS are not enough
-    for."""
+    """The studies of decoders in ablations/studies at STUDY_SIZE, with one node for each run; and the basis of their
+    hours.
+
+    Each has its number of runs, GPU-hours, the least difference that it detects, and, where an effect was published,
+    that effect and the seeds that are needed to detect it. Studies that can detect their effect come first, the
+    cheapest of them at the top; those for which MOST_SEEDS would not be enough come last.
+    """
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
     run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
@@ -45,9 +48,9 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
         if arms < 2 or base.get("model.objective") == "mlm" or "train.budget" in base:
             continue
         effect = EFFECTS.get(name)
-        seeds = needed(effect, arms) if effect else None
+        seeds = seeds_needed(effect, arms) if effect else None
         runs = arms * (seeds or STUDY_SEEDS)
-        least = least_seen(arms, seeds or STUDY_SEEDS)
+        least = least_detectable(arms, seeds or STUDY_SEEDS)
         result.append(
             {"study": name, "arms": arms, "seeds": seeds or STUDY_SEEDS, "runs": runs, "gpu_hours": runs * hours}
             | {"least": least, "effect": effect, "sees": seeds is not None}
@@ -61,15 +64,15 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
 
 
 @functools.cache
-def least_seen(arms: int, seeds: int) -> float:
-    """The least difference, in points, that a study of this size detects."""
+def least_detectable(arms: int, seeds: int) -> float:
+    """The least difference, in points, that a study with so many arms and seeds detects."""
     return power.detectable(power.SUITE_SEED_SD, power.SUITE_ERROR, arms, seeds)
 
 
-def needed(effect: float, arms: int) -> int | None:
+def seeds_needed(effect: float, arms: int) -> int | None:
     """The number of seeds with which a study detects such an effect; None where MOST_SEEDS are not enough."""
     counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
-    if least_seen(arms, MOST_SEEDS) > effect:
+    if least_detectable(arms, MOST_SEEDS) > effect:
         return None
     # more seeds see smaller effects, so that the first that are enough can be found by halving
-    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -least_seen(arms, seeds))]
+    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -least_detectable(arms, seeds))]

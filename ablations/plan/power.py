@@ -1,11 +1,12 @@
-"""The least difference that a study can see, before it is run: from the noise that earlier ones recorded.
+"""The least difference that a study can detect, computed before its runs from the noise that earlier studies recorded.
 
-The same rule as the report's verdict (eval/statistics), which this may not import: a difference counts above
-sqrt(t**2 v1 + z**2 v2), t of Student with the seeds' degrees of freedom, v1 and v2 the variances that seeds and items
-give to it. What the seeds will give is not known but drawn: s**2 / sigma**2 is chi-square over its degrees of freedom.
+The rule is that of the report's verdict (eval/statistics, which must not be imported here): a difference is significant
+above sqrt(t**2 v1 + z**2 v2), with the quantile t of Student's distribution for the seeds' degrees of freedom, and the
+variances v1 from the seeds and v2 from the items. The variance that the seeds will show is random: s**2 / sigma**2 is
+chi-square distributed, divided by its degrees of freedom.
 
-numpy and scipy.special are imported where they are needed: they take a quarter of a second, which `make status` and the
-rest of a plan do not have to wait for.
+numpy and scipy.special are imported where they are needed, since that takes a quarter of a second, which `make status`
+and the rest of a plan need not wait for.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def quantile(dof: float, level: float) -> float:
 def power(difference: float, seeds: float, items: float, dof: float, level: float = LEVEL) -> float:
     """The probability that a true difference is called significant, in either direction.
 
-    seeds, items: variances of the difference that come from each. dof: of the estimate of the first.
+    Args:
+        seeds, items: the variances of the difference that come from seeds and from items.
+        dof: the degrees of freedom of the variance from the seeds.
+        level: the significance level.
     """
     from scipy.special import ndtr
 
@@ -120,7 +124,8 @@ def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str
     """The noise in the record of the study of this size whose budget is the nearest; None where there is none.
 
     Args:
-        tokens: the budget; None where it is a wall clock, and then `budget` says which: a record has to have the same.
+        tokens: the budget in tokens; None where it is a wall clock. Then `budget` is its text, and a record has to have
+            the same.
 
     Returns:
         {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "unit"}}}.
@@ -153,7 +158,7 @@ def is_noise(noise: Any) -> bool:
     )
 
 
-def foresee(
+def describe_detectable(
     size: str,
     tokens: int | None,
     arms: int,
@@ -197,8 +202,8 @@ def foresee(
     )
 
 
-def foresee_published(run: Run, arms: int, seeds: int) -> str:
-    """What the noise of published runs of this size says beside `foresee`; "" for another kind of run."""
+def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
+    """What the noise of published runs of this size says beside `describe_detectable`; "" for another kind of run."""
     if run.size not in SUITE_SIZES or run.by_clock or run.model.masks or min(arms, seeds) < 2:
         return ""
     least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)

@@ -47,7 +47,7 @@ LONGEST_DECAY = 2.0  # decay horizon / budget, beyond which a schedule is taken 
 
 @dataclass(frozen=True)
 class RunCost:
-    """One run of the study. Hours are of the wall clock; energy is that of the GPUs alone, at most."""
+    """The cost of one run. Hours are by the wall clock; energy is an upper limit for the GPUs alone."""
 
     arm: str
     seed: int
@@ -128,14 +128,14 @@ class StudyCost:
             "kwh": sum(run.kwh for run in self.runs),
             "disk_gb": sum(run.checkpoints_gb for run in self.runs),
             "at_most": self.at_most,
-            "detects": foreseen(study),
+            "detects": detectable_text(study),
             "refused": self.refused,
             "notes": self.notes,
         }
 
 
 def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
-    """The cost of the study with `gpus` GPUs for each run, and reasons why it should not be started so."""
+    """The cost of the study with `gpus` GPUs for each run, and reasons against starting it like that."""
     site = site_speed.read(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = search(first, gpu, gpus, site)
@@ -170,7 +170,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
 
 
 def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bool) -> RunCost:
-    """The cost of one run in its layout. suite: whether it is evaluated on the 27 tasks too."""
+    """The cost of one run in its layout. suite: whether it is also evaluated on the suite of 27 tasks."""
     run, gpus = cell.run, best.layout.gpus
     per_step = run.train.batch * run.model.seq
     speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast
@@ -213,7 +213,7 @@ def _is_where_it_runs(study: Study) -> bool:
     return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site() is not None
 
 
-def foreseen(study: Study) -> str:
+def detectable_text(study: Study) -> str:
     """The differences that the study can detect, and the effects of a factorial; see power.py."""
     base = study.base
     tokens = None if base.by_clock else base.tokens
@@ -225,16 +225,16 @@ def foreseen(study: Study) -> str:
     arms, seeds = 1 + len(study.compared), len(study.seeds)
     if study.criteria.sequential:
         seeds = study.criteria.seeds
-    line = power.foresee(
+    line = power.describe_detectable(
         base.size, tokens, arms, seeds, budget=base.train.budget, tests=study.tests or None, effects=squares
     )
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
-    published = power.foresee_published(base, arms, seeds)
+    published = power.describe_published_noise(base, arms, seeds)
     return "\n".join(filter(None, (line, published)))
 
 
 def _free(out: Path) -> float | None:
-    """GB free on the disk where the runs will be; None where that cannot be found out."""
+    """The free GB on the disk of the runs; None where that is unknown."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
     try:
         return shutil.disk_usage(place).free / 1e9 if place else None
@@ -276,7 +276,7 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
 
 
 def figure(cost: StudyCost) -> str:
-    """What costs what: GPU-hours of each arm, its seeds together, by what a step's time goes to."""
+    """A figure of the GPU-hours of each arm, over all its seeds, divided into the parts of a step."""
     groups = {
         "matrix products": ("matmul", "small"),
         "attention": ("attention",),
@@ -310,7 +310,7 @@ def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[st
 
 
 def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan as text."""
+    """The plan as lines of text."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:
@@ -349,7 +349,7 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{GUESS['stall']:g} s; published: BLOOM's failures)",
         ]
-    out += [*drawn_schedules(study), foreseen(study)]
+    out += [*drawn_schedules(study), detectable_text(study)]
     out += [f"note: {line}" for line in cost.notes]
     out += [f"refused: {line}" for line in cost.refused]
     return out

@@ -15,7 +15,7 @@ from eval.report.contrasts import effects
 from eval.report.criteria import criteria_of, floor_was_registered, registered_metric, seeds_planned
 from eval.report.expense import spent
 from eval.report.external import External
-from eval.report.floor import floor_of, mismatch
+from eval.report.floor import mismatch, noise_floor_part
 from eval.report.runs import Cells, in_one_line, named, read_all
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
@@ -240,7 +240,7 @@ def gather(
         floor_before=floor_before,
         seeds_planned=planned,
     )
-    borrowed = floors(study, cells, list(results))
+    borrowed = noise_floor_parts(study, cells, list(results))
     compared, of_factorial = {}, {}
     for name in results:
         distinct = findings.distinct_results(name)
@@ -260,7 +260,7 @@ def corrected(
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
 
-def floors(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]:
+def noise_floor_parts(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]:
     """{metric: the variance of single runs} of the study's stored noise floor, where it has the metric.
 
     Raises:
@@ -271,7 +271,7 @@ def floors(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]
         return {}
     if reason := mismatch(floor, cells, study.arms[0]):
         raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
-    parts = {name: floor_of(floor, cells, study.arms[0], name) for name in names}
+    parts = {name: noise_floor_part(floor, cells, study.arms[0], name) for name in names}
     return {name: part for name, part in parts.items() if part}
 
 

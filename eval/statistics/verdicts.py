@@ -92,7 +92,9 @@ def verdict(
     return Verdict(kind, f"{words}, less than the margin" if equivalent else words)
 
 
-def places(results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool) -> dict[str, str]:
+def possible_places(
+    results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
+) -> dict[str, str]:
     """{arm: its place "1", or range of places "2-4"} in a ranking in which only significant differences count.
 
     counts: {(arm, another arm): whether they differ significantly}, with every pair once.

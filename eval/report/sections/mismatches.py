@@ -10,10 +10,10 @@ from eval.report.runs import Cells, in_one_line
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
     """Sentences about everything that violates a controlled comparison."""
-    return together(single_mismatches(study, cells), len(cells))
+    return join_by_text(single_mismatches(study, cells), len(cells))
 
 
-def together(lines: list[str], runs: int) -> list[str]:
+def join_by_text(lines: list[str], runs: int) -> list[str]:
     """Join sentences of the form "run: text" that have the same text. `runs`: the number of all runs."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
