@@ -14,6 +14,7 @@ from ablations import answers, rundir
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, bundles, resolve, spread
 from ablations.machine import has_gpu
+from ablations.plan.checks import check_request
 from ablations.plan.command import run as plan_ahead
 from ablations.rundir import Damaged
 from ablations.site import site
@@ -79,6 +80,8 @@ def main(argv: list[str]) -> int:
         if args.command == "status" and args.watch:
             watch(study)
             return 0
+        if args.command == "plan":
+            check_request(study)
         if as_json:
             kind, content = {
                 "plan": ("plan", answers.plan),
@@ -96,8 +99,14 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return rundir.Exit.INTERRUPTED
-    except BrokenPipeError:  # who reads has enough, as `| head` has; what is left must not be written at exit either
+    except OSError as error:
+        reason = rundir.storage_error(error)
+        if not isinstance(error, BrokenPipeError) and not reason:
+            raise
+        # who reads has enough, as `| head` has, or the disk is full; what is left must not be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if reason:
+            print(f"error: {reason}", file=sys.stderr)
         return rundir.Exit.FAILED
 
 

@@ -22,6 +22,7 @@ NOTE_NAMES = re.compile(  # names, before the extension, of files that are notes
     r"|dataset_infos?|.*sha256.*|.*md5.*|.*checksums?)([._-].*)?",
     re.IGNORECASE,
 )
+HIDDEN = (".", "_")  # how names of files and folders that are no data begin; _: as Spark and pyarrow have it
 NOTE_SHARE = 0.1  # share of a folder's bytes, above which files of a second kind are not taken for notes; untuned
 NAMED_FILES = 5  # files that a message names
 
@@ -93,9 +94,9 @@ def files_at(pattern: str) -> tuple[list[Path], list[str]]:
     """The data files that a path, folder or glob names; and a sentence about each kind of file in a folder that is left
     out.
 
-    Left out are files in hidden folders, notes (README, LICENSE, checksums), and of the others all but the kind that
-    fills most of the folder. Raises ValueError where nothing is left, and where a second kind fills more than
-    NOTE_SHARE of the folder.
+    Left out are hidden files (HIDDEN), notes (README, LICENSE, checksums), and of the others all but the kind that
+    fills most of the folder. Raises ValueError where nothing is left, where a second kind fills more than NOTE_SHARE of
+    the folder, and where a file is there both packed and unpacked.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern!r}")
@@ -116,14 +117,14 @@ def files_at(pattern: str) -> tuple[list[Path], list[str]]:
 def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
     """As `files_at`, of a folder."""
     readable = [path for path in sorted(folder.rglob("*")) if readers.file_kind(path.name) and path.is_file()]
-    hidden = [path for path in readable if any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    hidden = [path for path in readable if any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)]
     visible = [path for path in readable if path not in set(hidden)]
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
     kinds: dict[str, list[Path]] = {}
     for path in visible:
         if path not in set(notes):
             form, _ = readers.file_kind(path.name) or ("", "")
-            kinds.setdefault(".jsonl" if form == ".json" else form, []).append(path)
+            kinds.setdefault(form, []).append(path)
     sizes = {kind: sum(path.stat().st_size for path in paths) for kind, paths in kinds.items()}
     largest = max(sizes, key=lambda kind: sizes[kind], default="")
     for kind, paths in kinds.items():
@@ -133,6 +134,7 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
                 f"{folder} holds {described}: give one kind of them by a glob, such as '{folder}/**/*{kind}'"
             )
         notes += paths if kind != largest else []
+    _check_packed_once(folder, kinds.get(largest, []))
     reasons = (("in a hidden folder or hidden", hidden), (f"beside {largest or 'the data'}, as notes", sorted(notes)))
     return kinds.get(largest, []), [
         f"{', '.join(path.relative_to(folder).as_posix() for path in paths[:NAMED_FILES])}"
@@ -141,6 +143,23 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
         for reason, paths in reasons
         if paths
     ]
+
+
+def _check_packed_once(folder: Path, paths: list[Path]) -> None:
+    """Raises ValueError where a file is there in several packings, as a.jsonl and a.jsonl.gz: its text would be read
+    more than once."""
+    packings: dict[str, list[str]] = {}
+    for path in paths:
+        _, packed = readers.file_kind(path.name) or ("", "")
+        packings.setdefault(path.as_posix().removesuffix(packed), []).append(packed)
+    for plain, packed in packings.items():
+        if len(packed) > 1:
+            form, _ = readers.file_kind(plain) or ("", "")
+            names = " and ".join(Path(plain + end).relative_to(folder).as_posix() for end in packed)
+            raise ValueError(
+                f"{folder} holds {names}, the same text twice as it seems: give one of them by a glob, such as "
+                f"'{folder}/**/*{form}{packed[-1]}'"
+            )
 
 
 def files_below(root: Path, patterns: list[str]) -> list[Path]:

@@ -1,5 +1,6 @@
 """python -m eval.finetune RUN_DIR --data FOLDER: a run fine-tuned on GLUE; or with --external FOLDER --to FOLDER a
-checkpoint of Hugging Face's, as a row beside it.
+checkpoint of Hugging Face's, as a row beside it. Without either it says on which tasks of --data a run could be
+fine-tuned; with --tasks alone, whether there are such tasks.
 
 Writes glue/TASK-SEED.json as each is done, with the outcome of every item, and glue/glue.json, the table. After a kill
 the same command goes on with what is not there. Nothing is tuned for a task: one setting for all.
@@ -60,15 +61,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    from eval.finetune.source import Source
-    from eval.finetune.tasks import load
-    from eval.finetune.train import Setting, identity, names_of, summarise
-    from eval.finetune.work import Item, Work, finished, run_all
+    from eval.finetune.tasks import load, names_of
 
-    if args.run is None and args.external is None and args.data:
+    if args.run is None and args.external is None and (args.data or args.tasks):
         if args.format == "json":
             raise ValueError("FORMAT=json is of results: give the directory of a run")
-        return check(args.data, list(names_of(args.tasks)), every=bool(args.tasks))
+        names = names_of(args.tasks)
+        return check(args.data, names, every=bool(args.tasks)) if args.data else 0
+
+    from eval.finetune.source import Source
+    from eval.finetune.train import Setting, identity, summarise
+    from eval.finetune.work import Item, Work, finished, run_all
+
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
