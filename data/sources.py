@@ -116,6 +116,8 @@ def files_at(pattern: str) -> tuple[list[Path], list[str]]:
 
 def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
     """As `files_at`, of a folder."""
+    if folder.resolve() == Path("/"):
+        raise ValueError("a corpus is a folder of text, and / is the whole machine")
     readable = [path for path in sorted(folder.rglob("*")) if readers.file_kind(path.name) and path.is_file()]
     hidden = [path for path in readable if any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)]
     visible = [path for path in readable if path not in set(hidden)]
