@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -346,14 +347,17 @@ def _check_out(out: Path) -> None:
 
 
 def folders(text: str) -> list[str]:
-    """The folders that RUNS, NOISE or EXTERNAL name, with spaces between them; a name with a space needs quotes, or is
-    alone."""
+    """The folders that RUNS, NOISE or EXTERNAL name, with spaces between them, each by its name or by a glob; a name
+    with a space needs quotes, or is alone."""
     if _exists(text):
         return [text]
     try:
-        return shlex.split(text)
+        names = [at_home(name) for name in shlex.split(text)]
     except ValueError as error:
         raise ConfigError(f"{text!r}: {error}") from None
+    if commas := next((name for name in names if "," in name and all(map(_exists, name.split(",")))), ""):
+        raise ConfigError(f"{commas}: folders have spaces between them, and no commas")
+    return [path for name in names for path in ([name] if _exists(name) else sorted(glob(name)) or [name])]
 
 
 def _exists(name: str) -> bool:

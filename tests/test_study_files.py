@@ -304,6 +304,17 @@ def test_names_of_folders_stay_within_what_file_systems_take(tmp_path: Path) -> 
     assert other.stage != study.stage
 
 
+def test_runs_are_named_by_a_glob_or_from_home_and_not_with_commas(tmp_path: Path) -> None:
+    for name in ("pos=alibi,seed=1", "pos=alibi,seed=2", "größe [2]"):
+        (tmp_path / name).mkdir()
+    assert folders(f"{tmp_path}/pos=* x") == [*(f"{tmp_path}/pos=alibi,seed={seed}" for seed in (1, 2)), "x"]
+    assert folders(f"{tmp_path}/pos=alibi,seed=1") == [f"{tmp_path}/pos=alibi,seed=1"]
+    assert folders(f"'{tmp_path}/größe [2]' {tmp_path}/none*") == [f"{tmp_path}/größe [2]", f"{tmp_path}/none*"]
+    assert folders("~/läufe") == [f"{Path.home()}/läufe"]
+    with pytest.raises(ConfigError, match="spaces between them, and no commas"):
+        folders(f"x {tmp_path},{tmp_path}")
+
+
 def test_runs_may_lie_in_folders_with_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "my runs é"
     folder.mkdir()
