@@ -37,6 +37,13 @@ def environment_as_before() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 def trained(run_dir: Path) -> None:
     """Make a run directory look like one at its end, as launch/train.py leaves it."""
     run_dir.mkdir(parents=True, exist_ok=True)
