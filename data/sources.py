@@ -170,7 +170,7 @@ def files_below(root: Path, patterns: list[str]) -> list[Path]:
         path
         for pattern in patterns
         for path in root.glob(pattern)
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.is_file() and not any(part.startswith(HIDDEN) for part in path.relative_to(root).parts)
     }
     if not paths:
         raise ValueError(f"no file below {root} matches {' or '.join(patterns)}")
