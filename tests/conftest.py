@@ -1,5 +1,6 @@
 """One thread per process: the suite runs on as many processes as there are cores."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -21,6 +22,13 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 multiprocessing.set_forkserver_preload(
     ["torch", "deepspeed", "launch.train", "launch.engine", "model.gpt", "model.proof", "model.parallel"]
 )
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: Python need not search it for garbage again and again, which DeepSpeed asks
+    for at each start of an engine."""
+    gc.collect()
+    gc.freeze()
 
 
 # What a test may leave in its process' environment, and the tests after it must not find: `make plan ON=` claims a GPU,

@@ -51,11 +51,11 @@ def on(ranks: int, work: Callable[..., None], folder: Path, *args: Any) -> None:
     import model.parallel  # noqa: F401
 
     method = "forkserver" if dist.is_initialized() else "fork"  # what is forked would have the group of another test
+    gc.collect()
     gc.freeze()  # what is shared is not searched, and so copied, in each process
     try:
         multiprocessing.start_processes(_rank, (ranks, work, folder, args), nprocs=ranks, start_method=method)
     finally:
-        gc.unfreeze()
         (folder / "store").unlink(missing_ok=True)
 
 
