@@ -10,13 +10,13 @@ import sys
 import textwrap
 from contextlib import suppress
 
-from ablations import answers, rundir
+from ablations import answers, rundir, safe_files
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, bundles, resolve, spread
 from ablations.machine import has_gpu
 from ablations.plan.checks import check_request
 from ablations.plan.command import run as plan_ahead
-from ablations.rundir import Damaged
+from ablations.safe_files import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args, left_out
@@ -55,11 +55,11 @@ def main(argv: list[str]) -> int:
         if name == "reference":
             command.add_argument("--write", action="store_true", help="make the comments of baseline.yaml anew")
     args = parser.parse_args(argv)
-    as_json = answers.is_wanted(args.words)
+    as_json = answers.asks_for_json(args.words)
     try:
-        ahead = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
-        if not ahead:  # ablations/plan/command.py has formats of its own
-            as_json, args.words = answers.wanted(args.words)
+        on_hardware = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
+        if not on_hardware:  # ablations/plan/command.py has formats of its own
+            as_json, args.words = answers.take_format(args.words)
         if args.command == "reference":
             if args.words:
                 raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
@@ -94,13 +94,13 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         if as_json:
             print(answers.error(str(error)))
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return rundir.Exit.INVALID
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return rundir.Exit.INTERRUPTED
     except OSError as error:
-        reason = rundir.storage_error(error)
+        reason = safe_files.storage_error(error)
         if not isinstance(error, BrokenPipeError) and not reason:
             raise
         # who reads has enough, as `| head` has, or the disk is full; what is left must not be written at exit either
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
 
 
 def variables() -> str:
-    """The NAME=VALUE words: what each stands for, what it means, and its choices."""
+    """The NAME=VALUE words for the help text: the setting behind each, its meaning, and its choices."""
     from ablations.reference import choices
 
     lines = []

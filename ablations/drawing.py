@@ -1,7 +1,8 @@
-"""Figures as SVG text, by hand: lines, intervals, cells. No library, clock or random ids: the same bytes every time.
+"""Figures as SVG text: lines, intervals, bars, coloured tables. The same input always gives the same bytes.
 
-Not matplotlib, because a report is read in light and dark, on a phone and in print: here colours are classes that
-follow the page, text stays text, a figure is 400 units wide at a readable 12, and a page of ten takes some 50 kB.
+matplotlib is not used, because a report is read in light and dark mode, on a phone and in print. Here colours are CSS
+classes that follow the page, text remains text, a figure is 400 units wide with text of 12 units, and a page of ten
+figures takes some 50 kB.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ablations.rundir import printable
+from ablations.safe_files import printable
 from ablations.values import human
 
 if TYPE_CHECKING:  # planning draws too, and has no time to import it
@@ -73,13 +74,13 @@ def scale(low: float, high: float, start: float, end: float, log: bool = False) 
 
 
 def wide(text: str, size: float = 12) -> float:
-    """The width of a text, by estimate: rather too wide than too narrow."""
+    """The estimated width of a text, rather too large than too small."""
     return 0.58 * size * len(text)
 
 
 def ending(words: str, room: float, size: float = 12) -> str:
-    """The end of a text, as much as there is room for: long texts are paths and settings, which differ at their
-    ends."""
+    """As much of the end of a text as fits into the width `room`. Long texts are paths and settings, which differ at
+    their ends."""
     most = max(2, int(room / wide("x", size)))
     return words if len(words) <= most else "…" + words[1 - most :]
 
@@ -95,8 +96,13 @@ def lines(
     zoom: bool = False,
     marks: dict[str, float] | None = None,
 ) -> str:
-    """Curves over a common axis. zero: a line at zero. zoom: limits from the later half of the curves. marks: upright
-    lines with a name."""
+    """Curves over a common axis.
+
+    Args:
+        zero: draw a line at zero.
+        zoom: take the limits of the axis from the later half of the curves.
+        marks: {name: position} of vertical lines.
+    """
     curves = [c for c in curves if len(c.x)]
     if not curves:
         return ""
@@ -178,9 +184,9 @@ def lines(
 
 
 def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str) -> str:
-    """Differences from the baseline with their intervals, around zero.
+    """Differences from the baseline with their intervals (a forest plot).
 
-    effects: (arm, difference, half-width or inf, "good", "bad" or "same", words).
+    effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same", text beside it).
     """
     if not effects:
         return ""
@@ -215,7 +221,7 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
 
 
 def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
-    """Stacked bars, one for each row: (label, an amount for each of `parts`, words at the end)."""
+    """Stacked bars, one for each row: (label, an amount for each of `parts`, text at the end)."""
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
@@ -242,7 +248,8 @@ def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str],
 
 
 def heat(title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]) -> str:
-    """A table of coloured cells: (text, strength from -1 to 1, tooltip). Above zero good, below bad, zero no colour."""
+    """A table of coloured cells: (text, strength from -1 to 1, tooltip). Positive strengths have the colour for good,
+    negative ones that for bad, zero none."""
     side = min(170.0, 8 + max(wide(r, 11) for r in rows))
     step = max(46.0, (WIDTH - side - 4) / len(columns))
     columns = [ending(c, 170) for c in columns]
@@ -278,7 +285,7 @@ def heat(title: str, rows: list[str], columns: list[str], cells: list[list[tuple
 
 
 def sheet(figures: list[str], columns: int = 2) -> str:
-    """Several figures as one, with the style inside: a file that stands alone."""
+    """Several figures as one SVG with its own style, for a file of its own."""
     figures = [f for f in figures if f]
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', f)[0])) for f in figures]
     out, y, widest = [], 14.0, 0.0
@@ -313,5 +320,5 @@ def signed(number: float) -> str:
 
 
 def escape(words: str) -> str:
-    """A text as XML, without the control characters that a name in a stranger's run directory may hold."""
+    """A text escaped for XML, without control characters, which names in foreign run directories may contain."""
     return html.escape(printable(words))

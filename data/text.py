@@ -23,7 +23,7 @@ from data.documents import documents
 from data.filters import PLAIN, Recipe, Step
 from data.readers import Ledger, tolerate
 from data.sources import SourceFile, checksums, distribution, source_files
-from data.store import Run, Store, content, contents, digest, label, prepared
+from data.store import Run, Store, content_hash, content_hashes, digest, label, prepared
 
 # A corpus is read in shards, one for each task. Their number depends on the files alone, so that no result depends on
 # the number of cores.
@@ -33,8 +33,8 @@ MIN_SHARD_BYTES = 1 << 25  # of compressed files; untuned
 
 
 def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Folder and manifest of the filtered and deduplicated text of a corpus that is no blend. It is made where it is
-    missing."""
+    """Folder and manifest of the filtered and deduplicated text of a corpus that is not a blend. Missing text is
+    prepared."""
     spec = corpora.load(name, store.path)
     recorded = spec.pop("sha256", None)
     files: list[SourceFile] = []  # of installed packages they are listed when their text is made: it takes a second
@@ -43,7 +43,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
     source = None
     if "files" in spec:
         files = source_files(spec, store.path, store.build)
-        hashes = contents(files, store)
+        hashes = content_hashes(files, store)
         wrong = not_as_listed(spec, files, hashes)
         source = _identity(files, hashes)
         inputs = {key: spec[key] for key in ("layout", "text", "where") if spec.get(key)}
@@ -77,13 +77,13 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
 
 
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
-    """{"files": their number, "bytes", "sha256"} of the files of a corpus that is no blend, as they are now; None for
-    installed packages, which their versions identify. Files that changed since they were last read are read."""
+    """{"files": their number, "bytes", "sha256"} of the files of a corpus that is not a blend, as they are now. None
+    for installed packages, which their versions identify. Files that changed since they were last read are read."""
     spec = corpora.load(name, store.path)
     if "files" not in spec:
         return None
     files = source_files(spec, store.path, store.build)
-    return _identity(files, contents(files, store))
+    return _identity(files, content_hashes(files, store))
 
 
 def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
 
 
 def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """A sentence for each file whose hash is not that in the list of checksums beside it, or which the list lacks."""
+    """A sentence for each file that the list of checksums beside it lacks, or lists with another hash."""
     sums = checksums(spec)
     if sums is None:
         return []
@@ -108,7 +108,7 @@ def _tasks_hash(recipe: Recipe, store: Store) -> str:
     if recipe.decontaminate == "none":
         return "none"
     paths_of = filters.tasks(recipe.decontaminate)
-    hashes = {task: [content(path, store) for path in paths] for task, paths in paths_of.items()}
+    hashes = {task: [content_hash(path, store) for path in paths] for task, paths in paths_of.items()}
     return digest([filters.NGRAM, hashes])
 
 
@@ -238,7 +238,7 @@ def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank
 
 
 def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
-    """The documents that this task has written before. datatrove's own reader would decode them by the locale."""
+    """The documents that this task has written earlier. datatrove's own reader would decode them by the locale."""
     import orjson
     from datatrove.data import Document
 
@@ -265,11 +265,11 @@ def _reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
 def _gather(
     spec: dict[str, Any], work: Path, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> dict[str, Any]:
-    """Hash and counts of the text; puts the held-out documents into one file.
+    """Write the held-out documents into one file, and return the manifest entries of the text: hash and counts.
 
-    total: documents that were read.
-    not_documents: {kind: records that were no documents}.
-    copies: documents that were copies.
+    total: the number of documents that were read.
+    not_documents: {kind: number of records that were no documents}.
+    copies: the number of documents that were removed as copies.
     """
     import orjson
 

@@ -1,4 +1,5 @@
-"""run.json: what the run is, where it came from, and the proof that it is what it says; written before step one."""
+"""Writes run.json before the first step: configuration, code, machine and data of a run, and the proofs that the model
+is the configured one."""
 
 import importlib.metadata
 import math
@@ -10,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import Run
 from ablations.study import ROOT, Cell
 
@@ -122,11 +123,12 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        rundir.write_json(cell.dir / rundir.RUN, record, indent=1)
+        safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
 def registered(cell: Cell) -> str:
-    """The hash of what was registered first in the run's directory; "" where nothing was, as of runs of before."""
+    """The hash of the first registration in the run's directory; "" where there is none, as in runs of versions that
+    did not register."""
     before = cell.recorded()
     lines, _ = rundir.read_registered(cell.dir)
     if before:
@@ -135,11 +137,11 @@ def registered(cell: Cell) -> str:
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
-    """Write into run.json at which steps the run went back to a checkpoint, and which samples it skipped then."""
+    """Write into run.json from which steps the run went back to a checkpoint, and which samples it then skipped."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        rundir.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
+        safe_files.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 from ablations.config import Run, resolve
-from launch import engine
+from launch import deepspeed_setup, engine
 from model import attention, proof
 from model.fp8 import FP8_LAYERS
 from model.gpt import GPT, prepare_to_compile
@@ -118,7 +118,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
         allowed = min(1.3 * (theirs - ideal).norm() + 1e-3 * ideal.norm(), 0.15 * ideal.norm())
         if not (mine - ideal).norm() <= allowed:  # a NaN is wrong too
             faults.append(f"{pos}: {name} is off by {(mine - ideal).norm():.3g}; {allowed:.3g} is allowed")
-    engine.start(run)
+    deepspeed_setup.start(run)
     fresh = GPT(run.model, run.seed)
     fresh.load_state_dict(state)
     first = engine.build(fresh, resolve([*shape, ("model.pos", pos)]), 1).step(batch, 1e-4).loss

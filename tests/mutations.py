@@ -241,8 +241,8 @@ MUTATIONS = [
         "model.pos=scaled-sinusoidal",
         "model.pos",
         POSITION,
-        "self.scale * self.waves(x_BTD, at_BT)",
-        "self.waves(x_BTD, at_BT)",
+        "self.scale * self.waves(x_BTD, positions_BT)",
+        "self.waves(x_BTD, positions_BT)",
     ),
     # attention
     Mutation(
@@ -375,8 +375,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "everything = not behind or due or at.step",
-        "everything = not behind or at.step",
+        "all_of_them=not behind or save_due or log_due",
+        "all_of_them=not behind or log_due",
         GPU_STEP,
     ),
     one(
@@ -385,7 +385,7 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "at.step, at.samples = step, samples",
+        "state.step, state.samples = launched.step, launched.samples",
         "pass",
         GPU_STEP,
     ),
@@ -485,7 +485,7 @@ MUTATIONS = [
         "",
         "train.precision=fp16",
         "train.loss_scale_power",
-        "launch/engine.py",
+        "launch/deepspeed_setup.py",
         '"initial_scale_power": run.train.loss_scale_power,',
         "",
         BUDGET,
@@ -506,7 +506,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "launch/engine.py",
+        "launch/run_model.py",
         "return FP8_LAYERS",
         "return tp.layers",
         FP8,
@@ -567,8 +567,8 @@ MUTATIONS = [
         "model.embnorm=true",
         "model.embnorm",
         GPT,
-        "self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)",
-        "self.embnorm(self.position.embed(self.embed(tokens_BT), at_BT))",
+        "self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)",
+        "self.embnorm(self.position.embed(self.embed(tokens_BT), positions_BT))",
     ),
     one(
         "the embedding norm is not applied",
@@ -622,8 +622,8 @@ MUTATIONS = [
         "model.sumnorm=true",
         "model.norm",
         GPT,
-        "self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT))",
-        "self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)",
+        "self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT))",
+        "self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)",
         ENCODER,
     ),
     one(
@@ -829,7 +829,7 @@ MUTATIONS = [
         "BigScience: the tied embedding on the last stage",
         "train.clip=0.5",
         "train.clip",
-        "launch/engine.py",
+        "launch/deepspeed_setup.py",
         '"gradient_clipping": run.train.clip,',
         "",
         TRAIN,
@@ -871,8 +871,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "at = resumed(run, engine.load(checkpoints))",
-        "at = resumed(run, engine.load(checkpoints))\n    at.seconds = 0.0",
+        "state = TrainingState.from_checkpoint(run, engine.load(checkpoints))",
+        "state = TrainingState.from_checkpoint(run, engine.load(checkpoints))\n    state.seconds = 0.0",
         RESUME,
     ),
     one(
@@ -931,8 +931,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "math.fsum(at.losses) / len(at.losses)",
-        "at.losses[-1]",
+        "math.fsum(state.losses) / len(state.losses)",
+        "state.losses[-1]",
         "tests/test_train.py::test_the_layout_leaves_no_trace",
     ),
     one(
@@ -941,7 +941,7 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "numbers.start + at.skipped + r",
+        "numbers.start + state.skipped + r",
         "numbers.start + r",
         BACK,
     ),
@@ -1048,8 +1048,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "+ at.step) * replicas + replica",
-        "+ at.step) * world + rank",
+        "+ state.step) * replicas + replica",
+        "+ state.step) * session.world + session.rank",
         RANKS,
     ),
     one(
@@ -1059,7 +1059,7 @@ MUTATIONS = [
         "",
         "launch/train.py",
         "len(numbers) // replicas for r in (replica, replica + 1)",
-        "len(numbers) // world for r in (rank, rank + 1)",
+        "len(numbers) // session.world for r in (session.rank, session.rank + 1)",
         RANKS,
     ),
     one(
@@ -1098,7 +1098,7 @@ MUTATIONS = [
         "model.dropout=0.1",
         "",
         "launch/train.py",
-        "run.seed * 1_000_003 + at.step",
+        "run.seed * 1_000_003 + state.step",
         "run.seed * 1_000_003",
         SEEDED,
     ),
@@ -1108,8 +1108,8 @@ MUTATIONS = [
         "model.dropout=0.1",
         "",
         "launch/train.py",
-        "run.seed * 1_000_003 + at.step",
-        "at.step",
+        "run.seed * 1_000_003 + state.step",
+        "state.step",
         SEEDED,
     ),
     one(
@@ -1405,9 +1405,9 @@ MUTATIONS = [
         "",
         "",
         "",
-        "launch/train.py",
-        "run.budget.share(0, at.seconds) / run.train.ramp_share if",
-        "run.budget.share(0, at.seconds) if",
+        "launch/training_state.py",
+        "run.budget.share(0, self.seconds) / run.train.ramp_share if",
+        "run.budget.share(0, self.seconds) if",
         CLOCK,
     ),
     one(
@@ -1416,8 +1416,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "Clock(at.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))",
-        "Clock(at.seconds)",
+        "Clock(state.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))",
+        "Clock(state.seconds)",
         CLOCK,
     ),
     one(
@@ -2110,7 +2110,7 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/checks.py",
-        'if "--tasks" in study.fine_tuned:',
+        "if tasks := _tasks(study.glue_options):",
         "if False:",
         f"{STUDY_FILES}::test_plan_refuses_what_ablation_would_refuse",
     ),
@@ -2130,8 +2130,8 @@ MUTATIONS = [
         "",
         "",
         "data/sources.py",
-        "        if len(packed) > 1:",
-        "        if len(packed) > 2:",
+        "        if len(several) > 1:",
+        "        if len(several) > 2:",
         "tests/test_data_identity.py::test_a_file_that_is_there_packed_too_is_read_once",
     ),
     one(
@@ -2472,16 +2472,16 @@ def judge(mutation: Mutation, copy: Path) -> None:
 def unproved(words: list[str]) -> list[str]:
     """The keys over which a run so set would be stopped before its first step (launch/manifest.py)."""
     from ablations.config import ConfigError, resolve
+    from launch import deepspeed_setup, engine, run_model
     from launch import effective as held
-    from launch import engine
     from model import proof
 
     try:
         run = resolve([(key, value) for key, _, value in (word.partition("=") for word in words)])
     except ConfigError as error:
         return [str(error).partition(" ")[0]]
-    engine.start(run)
-    live = engine.build(engine.model_of(run), run, 1)
+    deepspeed_setup.start(run)
+    live = engine.build(run_model.model_of(run), run, 1)
     _, groups = proof.parameter_groups(live.model, live.parameter_groups)
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()

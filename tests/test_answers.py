@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.__main__ import main as ablations_main
 from ablations.card import card
 from ablations.criteria import Criteria
@@ -198,7 +198,7 @@ def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: p
     test_report.change(folder / "run.json", "parameters", to=[])
     test_report.change(folder / "run.json", "data", to={"tokenizer": 1})
     assert card(folder)["proofs"] == []
-    with pytest.raises(rundir.Damaged, match="no run directory"):
+    with pytest.raises(safe_files.Damaged, match="no run directory"):
         card(tmp_path / "nirgends")
 
 

@@ -21,8 +21,8 @@ from ablations.site import find, site
 from ablations.status import state
 from ablations.study import from_args
 from launch.slurm import attempts as launch_attempts
-from launch.slurm.attempts import PREEMPTED, REQUEUED, end, in_vain, start, write
-from launch.slurm.submit import _ranges, in_queue, judged, like, sbatch, submit, with_mtbf
+from launch.slurm.attempts import PREEMPTED, REQUEUED, attempts_without_progress, end, start, write
+from launch.slurm.submit import _ranges, in_queue, is_judged, resources_of, sbatch, submit, with_mtbf
 from tests.conftest import trained
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def test_attempts_in_vain(tmp_path: Path, hows: tuple[str, ...], n: int) -> None
     began(tmp_path, "6_0", 0, "", "")  # another submission: asking again is asking anew
     began(tmp_path, "7_0", 0, "", "")  # got as far as step 64
     began(tmp_path, "7_0", 64, *hows)
-    assert in_vain(tmp_path, "7_0", 64) == n
+    assert attempts_without_progress(tmp_path, "7_0", 64) == n
 
 
 def test_a_checkpoint_without_its_manifest_is_none(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_what_a_second_job_says_is_not_taken_for_the_firsts(cell: Any, monkeypat
         assert end("9_1", cell.dir, 75, "") == 75
         assert read_attempts(cell.dir)[0][-1]["how"] == "another job trains this run" and not asked
         began(cell.dir, "9_1", 0, "", "")
-        monkeypatch.setattr(launch_attempts, "elsewhere", lambda folder: False)  # its heart does not beat yet
+        monkeypatch.setattr(launch_attempts, "trained_by_another_job", lambda folder: False)
         assert start("9_1", cell, out) == 1 and not (cell.dir / "failed").exists()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert end("8_1", cell.dir, 75, "USR1") == 75 and asked == [("8_1", set())]
@@ -317,16 +317,16 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
     assert evaluated(other) == nothing and evaluated(other, *tasks) == "judged"
     five = {"lm_eval_tasks": {"asked": ["copa", "rte"], "shots": 5}}
     assert evaluated(five, *tasks) == "judged"  # asked with other examples in the prompts
-    other_shots = {n: judged(from_args([*words, *tasks, f"SHOTS={n}"]), from_args(words).cells[1]) for n in (0, 5)}
+    other_shots = {n: is_judged(from_args([*words, *tasks, f"SHOTS={n}"]), from_args(words).cells[1]) for n in (0, 5)}
     assert other_shots == {0: False, 5: True}
     kept = from_args(words).cells[1].dir / "checkpoints/weights_8/checkpoint.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
     assert evaluated({}) == "judged"
     kept.unlink()
-    assert judged(from_args([*words, *tasks]), cell := from_args(words).cells[1])
+    assert is_judged(from_args([*words, *tasks]), cell := from_args(words).cells[1])
     os.utime(cell.dir / "eval.json", (1, 1))
-    assert not judged(from_args([*words, *tasks]), cell)  # data of tasks has come since
+    assert not is_judged(from_args([*words, *tasks]), cell)  # data of tasks has come since
 
 
 def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
@@ -346,7 +346,7 @@ def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
 @pytest.mark.parametrize("sign", [":", "/"])
 def test_gpus_are_asked_for_as_every_version_of_slurm_names_them(commands: Path, sign: str) -> None:
     command(commands, "scontrol", f"echo JobId=7 NumNodes=2-2 TresPerNode=gres{sign}gpu:a100:4 TimeLimit=01:00:00")
-    assert like("7") == ["--nodes=2", "--time=01:00:00", "--gres=gpu:a100:4"]
+    assert resources_of("7") == ["--nodes=2", "--time=01:00:00", "--gres=gpu:a100:4"]
 
 
 def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from eval.statistics.comparison import compare, family
 from eval.statistics.items import Stratum, item_part
 from eval.statistics.parts import Part
 from eval.statistics.seeds import seed_part
-from eval.statistics.simulation import Noise, decisions, item_noise, judged
+from eval.statistics.simulation import Noise, decide_all, decisions, item_noise
 from eval.statistics.verdicts import verdict
 
 NO_ITEMS = Part(0.0, np.inf)
@@ -53,7 +53,7 @@ def test_many_studies_at_once_are_judged_as_one_by_one(arms, seeds, with_floor):
     floor = Noise(sd2, np.full((60, 1), 4.0)) if with_floor else None
     seen = set()
     for margin, portion in ((None, 1.0), (4.0, 1.0), (4.0, 0.2)):
-        got = judged(x, margin, floor, portion)
+        got = decide_all(x, margin, floor, portion)
         for i, study in enumerate(x):
             alone = Part(float(sd2[i, 0]), 4) if with_floor else None
             assert list(got[i]) == one_by_one(study, margin, alone, portion)

@@ -213,12 +213,12 @@ def _disagree(folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from launch import engine
+    from launch import deepspeed_setup, engine
     from model.gpt import GPT
 
     settings = {key: value for key, value in TINY.items() if key != "layout.micro_batch"}
     run = resolve([*settings.items(), ("layout.processes", 2), ("layout.micro_batch", 2)])
-    rank, world = engine.start(run)
+    rank, world = deepspeed_setup.start(run)
     live = engine.build(GPT(run.model, 1), run, world)
     rows = torch.randint(512, (2, 33), generator=torch.Generator().manual_seed(rank))
     batch = live.model.objective.batch(rows)

@@ -156,9 +156,9 @@ def test_a_run_that_is_judged_and_not_exported_is_submitted_again(tmp_path: Path
     cell = study.cells[1]
     trained(cell.dir)
     (cell.dir / rundir.EVAL).write_text(json.dumps(submit._versions()))
-    assert submit.judged(from_args(["POS=rotary", *NANO[:2], f"OUT={tmp_path}"]), cell)
-    assert not submit.judged(study, cell)
+    assert submit.is_judged(from_args(["POS=rotary", *NANO[:2], f"OUT={tmp_path}"]), cell)
+    assert not submit.is_judged(study, cell)
     (cell.dir / rundir.HUB).mkdir()
     weights = json.loads((cell.dir / rundir.DONE).read_text())["weights"]["sha256"]
     (cell.dir / rundir.HUB / "config.json").write_text(json.dumps({"trained_by": {"weights": weights}}))
-    assert submit.judged(study, cell)
+    assert submit.is_judged(study, cell)

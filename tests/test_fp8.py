@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ablations.config import ConfigError, resolve
 from eval import weights
-from launch import engine, preflight
+from launch import preflight, run_model
 from model import proof
 from model.config import ModelConfig
 from model.fp8 import FP8_LAYERS, FP8Linear
@@ -261,7 +261,7 @@ def test_a_run_whose_layers_are_not_in_fp8_stops(
 
     cell = dataclasses.replace(study(corpus, tmp_path, {"train.precision": "fp8"}).cells[0], dir=tmp_path / "run")
     cell.dir.mkdir()
-    monkeypatch.setattr(engine, "FP8_LAYERS", LAYERS)
+    monkeypatch.setattr(run_model, "FP8_LAYERS", LAYERS)
     with pytest.raises(Mismatch, match="train.precision is bf16 in effect and fp8 by configuration"):
         in_process(cell, store)
     assert not (cell.dir / "run.json").exists()

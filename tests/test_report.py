@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablations import drawing, rundir
+from ablations import drawing, rundir, safe_files
 from ablations.config import resolve
 from ablations.criteria import METRICS, Criteria
 from ablations.registration import FIXED, UNTIL_DECIDED
@@ -1316,7 +1316,7 @@ def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, c
         return real(*args, **kwargs)
 
     name = "os.fsync" if when == "written" else "ablations.safe_files.write_bytes"
-    real = os.fsync if when == "written" else rundir.write_bytes
+    real = os.fsync if when == "written" else safe_files.write_bytes
     monkeypatch.setattr(name, full)
     capsys.readouterr()
     assert main([f"RUNS={study.root}"]) == 1

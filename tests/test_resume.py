@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ablations.rundir import Damaged, checkpoints
+from ablations.rundir import checkpoints
+from ablations.safe_files import Damaged
 from ablations.study import from_args
 from launch.repair import repair
 from launch.watch import read_events

@@ -25,13 +25,17 @@ def check_request(study: Study) -> None:
             read(path)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    judged = dict(zip(study.judged[::2], study.judged[1::2], strict=True))
-    if judged:
-        _ask("-m", "eval", "--tasks", judged["--tasks"])
-    if "--tasks" in study.fine_tuned:
-        _ask("-m", "eval.finetune", "--tasks", study.fine_tuned[study.fine_tuned.index("--tasks") + 1])
+    if tasks := _tasks(study.eval_options):
+        _ask("-m", "eval", "--tasks", tasks)
+    if tasks := _tasks(study.glue_options):
+        _ask("-m", "eval.finetune", "--tasks", tasks)
     if study.exports:
         _ask("-m", "eval.exportable", *study.words)
+
+
+def _tasks(options: list[str]) -> str:
+    """The value of --tasks among command-line options; "" where they have none."""
+    return options[options.index("--tasks") + 1] if "--tasks" in options else ""
 
 
 def _ask(*words: str) -> None:

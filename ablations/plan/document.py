@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.drawing import STYLE, sheet
-from ablations.rundir import write_text
+from ablations.safe_files import write_text
 from ablations.values import ConfigError
 
 PAGE = """\

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations import answers, rundir
+from ablations import answers, rundir, safe_files
 from ablations.drawing import Line, sheet
 from ablations.drawing import lines as draw
 from ablations.plan import power
@@ -221,7 +221,7 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
     for study in ladder:
         losses: dict[tuple[str, int], float] = {}
         for cell in study.cells:
-            scores = rundir.read_json(cell.dir / rundir.EVAL)
+            scores = safe_files.read_json(cell.dir / rundir.EVAL)
             if scores is None:
                 missing.append(str(cell.dir))
                 continue
@@ -300,9 +300,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the sizes, one a line, once all is checked")
     parser.add_argument("words", nargs="*", metavar="NAME=VALUE", help="the study, as for make ablation")
     args = parser.parse_args(argv)
-    as_json = answers.is_wanted(args.words)
+    as_json = answers.asks_for_json(args.words)
     try:
-        _, args.words = answers.wanted(args.words)
+        _, args.words = answers.take_format(args.words)
         ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
         target = from_args([*args.words, f"SIZE={args.target}"])
         if compute_of(target) <= compute_of(ladder[-1]):
@@ -322,13 +322,13 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         if as_json:
             print(answers.error(str(error)))
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return 2
     folder = Path(target.out) / f"ladder-{target.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    rundir.write_text(folder / "ladder.svg", sheet([figure(pairs, results, compute_of(target))]))
+    safe_files.write_text(folder / "ladder.svg", sheet([figure(pairs, results, compute_of(target))]))
     content = record(results, pairs, target)
-    rundir.write_json(folder / "ladder.json", content, indent=1)
+    safe_files.write_json(folder / "ladder.json", content, indent=1)
     checked = None if unfinished else against(results, target_pairs)
     if as_json:
         print(answers.answer("ladder", content | {"against_target": checked, "written": str(folder)}))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import answers, rundir
+from ablations import answers, rundir, safe_files
 from ablations.drawing import SERIES, Line, sheet
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
@@ -55,7 +55,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             losses = {tokens: _loss(folder / rundir.EVAL)}
             if schedule == SEVERAL_FALLS:
                 for path in sorted(folder.glob(rundir.eval_name().replace(".json", "-step_*.json"))):
-                    scores = rundir.read_json(path) or {}
+                    scores = safe_files.read_json(path) or {}
                     share = float(scores["tokens"]) / (float(train.get("decay_tokens") or 0) or tokens)
                     if any(math.isclose(share, end, rel_tol=SAME_SHARE) for end in DECAY_ENDS):
                         losses[float(scores["tokens"])] = _loss(path)
@@ -72,7 +72,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
 
 def _loss(path: Path) -> float:
     """The bits per byte of an evaluation."""
-    scores = rundir.read_json(path) or {}
+    scores = safe_files.read_json(path) or {}
     return float(scores["bits_per_byte"]["value"])
 
 
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     as_json = args.format == "json"
     try:
-        answers.wanted([f"FORMAT={args.format}"])
+        answers.take_format([f"FORMAT={args.format}"])
         if args.form not in FORMS:
             raise ConfigError(f"FORM={args.form} is not one of {', '.join(FORMS)}{did_you_mean(args.form, FORMS)}")
         if args.figure and not args.figure.absolute().parent.is_dir():
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.form == "hoffmann":
                 print(*describe_ways(other_ways(points)), sep="\n")
         if args.figure:
-            rundir.write_text(args.figure, sheet([figure(law)]))
+            safe_files.write_text(args.figure, sheet([figure(law)]))
         try:
             left_out, errors = without_largest(points, args.form)
         except CannotTell as error:
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         if as_json:
             print(answers.error(str(error)))
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -16,8 +16,8 @@ from math import inf, isinf, lgamma, log, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations import rundir
-from ablations.rundir import Damaged
+from ablations import safe_files
+from ablations.safe_files import Damaged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +114,7 @@ def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str
     for path in sorted(records.glob("*/run.json")):
         record: dict[str, Any] | None = None
         with suppress(Damaged):  # a damaged record tells nothing, and stops no plan
-            record = rundir.read_json(path, types={"tokens": int, "noise": dict})
+            record = safe_files.read_json(path, types={"tokens": int, "noise": dict})
         if record and record.get("size") == size and record.get("noise") and record.get("budget", "tokens") == budget:
             candidates.append({key: record[key] for key in ("tokens", "noise")} | {"record": path.parent.name})
     return min(

@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablations.rundir import Damaged, read_checkpoint
+from ablations.rundir import read_checkpoint
+from ablations.safe_files import Damaged
 
 
 def save_interval(stall: float, mtbf: float) -> float:

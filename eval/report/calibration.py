@@ -1,6 +1,6 @@
-"""How often verdicts err, and how much they see, by simulated studies: `make calibrate` writes docs/statistics.md.
+"""Error rates and power of the verdicts, from simulated studies; `make calibrate` writes them to docs/statistics.md.
 
-A pure function: fixed seeds, twice the same page. What the tests hold of it: tests/test_calibration.py.
+The seeds of the random numbers are fixed, so that the page is always the same. tests/test_calibration.py checks it.
 """
 
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 
 from ablations.plan.ladder import Score
 from ablations.plan.simulated_ladders import crossing, kept_order, outcome
-from ablations.rundir import write_text
+from ablations.safe_files import write_text
 from eval.report.blocks import Section, Table
 from eval.report.formats import markdown
 from eval.report.sections import published
@@ -23,9 +23,9 @@ from eval.statistics.simulation import (
     EQUIVALENT,
     WORSE,
     Noise,
+    decide_all,
     decisions,
     item_noise,
-    judged,
     quantiles,
     seed_noise,
     sequence,
@@ -106,24 +106,25 @@ def percent(rate: float) -> str:
 
 
 def runs(key: tuple[int, ...], studies: int, arms: int, seeds: int, shared: float = 1.0) -> np.ndarray:
-    """Results of arms that are equal, [studies, arms, seeds]."""
+    """Simulated results of arms that do not differ, [studies, arms, seeds]."""
     rng = np.random.default_rng(key)
     return rng.normal(size=(studies, arms, seeds)) + shared * rng.normal(size=(studies, 1, seeds))
 
 
 def any_wrong(verdicts: np.ndarray) -> float:
-    """Of equal arms: the share of studies that call any better or worse."""
+    """The share of studies of equal arms with at least one verdict of better or worse."""
     return float(((verdicts == BETTER) | (verdicts == WORSE)).any(1).mean())
 
 
 def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
-    """Any wrong verdict; wrongly equivalent at each of MARGINS; covered."""
+    """Rates over studies with a fixed number of seeds: of any wrong verdict; of wrong equivalence at each of MARGINS;
+    and of intervals that contain the true difference."""
     x = runs((key, arms, seeds), studies, arms, seeds)
-    rates = [any_wrong(judged(x))]
+    rates = [any_wrong(decide_all(x))]
     for margin in MARGINS:
         y = x.copy()
         y[:, 1:] += margin
-        rates.append(float((judged(y, margin) == EQUIVALENT).any(1).mean()))
+        rates.append(float((decide_all(y, margin) == EQUIVALENT).any(1).mean()))
     half = quantiles(LEVEL, [seed_noise(x)])[:, 0]
     return [*rates, float((abs(x[:, 1].mean(1) - x[:, 0].mean(1)) <= half).mean())]
 
@@ -139,8 +140,8 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
     for effect in EFFECTS:
         y = x.copy()
         y[:, 1] += effect
-        rates.append(float((judged(y)[:, 0] == BETTER).mean()))
-    return [*rates, float((judged(x, 2.0) == EQUIVALENT).all(1).mean())]
+        rates.append(float((decide_all(y)[:, 0] == BETTER).mean()))
+    return [*rates, float((decide_all(x, 2.0) == EQUIVALENT).all(1).mean())]
 
 
 def power(studies: int) -> Table:
@@ -150,7 +151,8 @@ def power(studies: int) -> Table:
 
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
-    """Any wrong verdict at any look, without a margin and with 2; the same without spending; wrongly equivalent."""
+    """Rates over studies that add seeds: of any wrong verdict at any look, without a margin and with a margin of 2; the
+    same without alpha spending; and of wrong equivalence."""
     x = runs((key, arms, most), studies, arms, most)
     wrong = [
         float(sequence(x, *options).ever[..., :2].any((1, 2)).mean())
@@ -182,7 +184,7 @@ def stopping(studies: int) -> Table:
 
 
 def cluster_rates(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
-    """Wrong verdicts where passages are the items, and where questions are."""
+    """Rates of wrong verdicts where passages count as the independent items, and where single questions do."""
     rng = np.random.default_rng((5, passages, unequal, seeds))
     shape = (studies, 2, seeds, passages, ITEMS_PER_CLUSTER)
     y = rng.normal(size=shape) + rng.normal(size=(studies, 2, 1, passages, 1))
@@ -214,8 +216,9 @@ def clusters(studies: int) -> Table:
 
 
 def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
-    """Any wrong verdict where all scatter alike, where seeds are shared, where the arm scatters twice as much; and, of
-    a difference of 3, how often it is seen with the floor and without."""
+    """Rates over studies with a stored noise floor: of any wrong verdict where all runs scatter alike, where seeds are
+    shared, and where the arm scatters twice as much; and how often a difference of 3 is found with the floor and
+    without."""
     rng = np.random.default_rng((6, seeds, aa))
     floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
     alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
@@ -223,9 +226,9 @@ def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
     together = x + rng.normal(size=(studies, 1, seeds))
     noisy = x * np.array([[[1.0], [2.0]]])
     moved = x + np.array([[[0.0], [3.0]]])
-    wrong = [any_wrong(judged(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
-    detected = [float((judged(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
-    return [*wrong, any_wrong(judged(noisy)), *detected]
+    wrong = [any_wrong(decide_all(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
+    detected = [float((decide_all(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
+    return [*wrong, any_wrong(decide_all(noisy)), *detected]
 
 
 def floors(studies: int) -> Table:
@@ -235,7 +238,8 @@ def floors(studies: int) -> Table:
 
 
 def ladder_rates(differences: str, seeds: int, ladders: int, key: int = 1) -> list[float]:
-    """Of the verdicts of the line: right, wrong, undecided; the same by the largest size alone; covered."""
+    """Rates over ladders: of right, wrong and undecided verdicts by the fitted line; the same by the largest size
+    alone; and of intervals that contain the true difference."""
     result = outcome(WORLDS[differences], seeds, ladders, key)
 
     def shares(score: Score) -> list[float]:
@@ -278,7 +282,7 @@ def sections(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS, of_sizes:
 
 
 def spending() -> Table:
-    """The level of each look."""
+    """A table of the level of each look at a study that adds seeds."""
     rows = [
         [str(most), *(f"{100 * LEVEL * share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
         for most in (3, 5, 10)

@@ -15,8 +15,8 @@ Coefficients = dict[str, float]  # {arm: its weight}
 
 
 def effects(f: Findings, name: str) -> dict[int, Comparison]:
-    """{effect: its estimate and noise} of a factorial on a metric; corrected for being several, main effects and
-    interactions each among themselves. Empty while a combination has no result."""
+    """{effect: its estimate and noise} of a factorial on a metric. Main effects are corrected for their number, and so
+    are interactions. Empty while a combination has no result."""
     design = f.study.factorial
     if not design or name not in f.results:
         return {}
@@ -32,8 +32,8 @@ def effects(f: Findings, name: str) -> dict[int, Comparison]:
 
 
 def contrast(cells: Cells, results: Results, weights: Coefficients, name: str) -> Comparison | None:
-    """A weighted sum of arms, over the seeds that all of them have and the tasks that all were asked in the same way;
-    None where there are none."""
+    """The weighted sum of arms, over the seeds that all of them have and the tasks on which all were evaluated in the
+    same way; None where there are no such seeds or tasks."""
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))

@@ -1,4 +1,4 @@
-"""Everything that a report's sections draw on: the runs of a study, read, and compared on every metric."""
+"""The findings of a study, from which the sections of a report are made: its runs, compared on every metric."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from eval.report.criteria import criteria_of, floor_was_registered, registered_m
 from eval.report.expense import spent
 from eval.report.external import External
 from eval.report.floor import floor_of, mismatch
-from eval.report.runs import Cells, named, plain, read_all
+from eval.report.runs import Cells, in_one_line, named, read_all
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
 from eval.statistics.comparison import Comparison
@@ -49,12 +49,12 @@ class Findings(NamedTuple):
 
     @property
     def primary(self) -> str:
-        """The metric that decides."""
+        """The primary metric, which decides the study."""
         return self.study.criteria.metric
 
     @property
     def margins(self) -> dict[str, float]:
-        """{metric: margin}: differences below it do not matter, so that two arms within it count as equivalent."""
+        """{metric: margin}. Arms whose difference is within the margin count as equivalent."""
         return self.study.criteria.margins
 
     @property
@@ -65,12 +65,12 @@ class Findings(NamedTuple):
         return self.study.arms.index(arm) % SERIES
 
     def line_style(self, arm: str) -> str:
-        """Dashes for the arms whose colours are used a second time."""
+        """The line style of an arm in figures: dashed where its colour is used a second time."""
         return "dash" if self.study.arms.index(arm) >= SERIES else ""
 
     def distinct_results(self, name: str) -> Results:
-        """The results on a metric, without arms whose setting had no effect: otherwise the noise between seeds would be
-        computed from the same runs twice."""
+        """The results on a metric, without arms whose setting had no effect, since the same runs would otherwise enter
+        the noise between seeds twice."""
         return {arm: row for arm, row in self.results[name].items() if arm not in self.same}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
@@ -106,12 +106,12 @@ class Findings(NamedTuple):
         return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
 
     def exploratory(self, arm: str, name: str) -> bool:
-        """Whether a verdict rests on something that was not named before the runs: a metric other than the primary one,
-        a margin, or a stored noise floor."""
+        """Whether a verdict depends on something that was not named before the runs: a metric other than the primary
+        one, a margin, or a stored noise floor."""
         return self.chosen_late(self.decision(arm, name).kind, name)
 
     def chosen_late(self, kind: str, name: str) -> bool:
-        """See `exploratory`; kind: of a Verdict."""
+        """Whether a verdict of this kind would depend on something that was chosen after the runs had begun."""
         if kind == "undecided":
             return False
         is_primary = name == self.primary == self.primary_before
@@ -119,8 +119,8 @@ class Findings(NamedTuple):
         return not is_primary or late_floor or (kind == "equivalent" and name not in self.named_before)
 
     def missing(self, arm: str, name: str) -> str:
-        """How many more seeds would decide a comparison, if the difference and the noise of a seed stay the same, and
-        what they would cost. "" where this is not known, as for runs that were not planned as one study."""
+        """A sentence: how many more seeds would decide a comparison if the difference and the noise stay the same, and
+        what they would cost. "" where this is unknown, as for runs that were not planned as one study."""
         comparison, results = self.compared[name][arm], self.results[name]
         seeds = len(results[arm].keys() & results[self.baseline].keys())
         if not self.controlled or not comparison.seeds or not comparison.replicated or seeds < 2:
@@ -134,7 +134,7 @@ class Findings(NamedTuple):
         return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price(more)}"
 
     def price(self, seeds: int) -> str:
-        """What `seeds` more seeds of every arm would cost, at the hours that finished runs took; "" without any."""
+        """The cost of `seeds` more seeds of every arm, from the hours of finished runs; "" where there are none."""
         costs = [spent(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
         if not costs or len({cost["unit"] for cost in costs}) > 1:
             return ""
@@ -147,7 +147,7 @@ class Findings(NamedTuple):
         return f"**{words}**" if self.decision(arm, name).kind in ("better", "worse") else words
 
     def factors(self) -> set[str]:
-        """The settings that make the arms."""
+        """The settings in which the arms differ from the baseline."""
         planned = [self.study.cell(arm, seed) for arm in self.study.arms for seed in self.study.seeds]
         return {key for cell in planned if cell for key in cell.delta}
 
@@ -164,7 +164,7 @@ class Findings(NamedTuple):
 def length(train: dict[str, Any]) -> str:
     """The length of a run in words, from its settings."""
     budget = train.get("budget", "tokens")
-    return f"{train['tokens']:,} tokens" if budget == "tokens" else plain(budget)
+    return f"{train['tokens']:,} tokens" if budget == "tokens" else in_one_line(budget)
 
 
 def collect(study: Any, cells: Cells, key: str) -> Results:
@@ -189,8 +189,9 @@ def gather(
 
     Args:
         study: an ablations.study.Study, or a Collection.
-        noise: directories of runs that differ in the seed alone, for the noise between seeds.
-        beside, external: as in Findings.
+        noise: directories of runs that differ only in the seed, for the noise between seeds.
+        beside: which published results to show, one of `eval.report.request.BESIDE`.
+        external: GLUE results of external checkpoints.
     """
     cells = read_all(study)
     criteria, named_before = criteria_of(study, cells)
@@ -247,7 +248,7 @@ def floors(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]
     """{metric: the variance of single runs} of the study's stored noise floor, where it has the metric.
 
     Raises:
-        ValueError: where it was measured on another baseline, text or budget, or judged otherwise.
+        ValueError: it was measured with another baseline, text, budget or evaluation.
     """
     floor = study.criteria.noise_floor
     if floor is None:
@@ -259,7 +260,7 @@ def floors(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]
 
 
 def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
-    """{metric: what ablations/plan/power.py needs to say what a study can see}, of metrics that several seeds have."""
+    """{metric: the noise, in the form that ablations/plan/power.py reads}, for metrics with several seeds."""
     recorded = {}
     for name, compared in f.compared.items():
         results = f.results[name]

@@ -1,7 +1,7 @@
-"""Simulated studies judged by the rules of this package, many at once: for docs/statistics.md and the tests.
+"""Judges many simulated studies at once by the rules of this package, for docs/statistics.md and the tests.
 
-The rules are written out again for arrays of studies, because one at a time they take a millisecond each;
-tests/test_calibration.py holds that both decide alike. Studies are full designs: every arm at every seed.
+The rules are implemented here a second time, for arrays of studies, because one study at a time takes a millisecond.
+tests/test_calibration.py checks that both implementations decide alike. Every arm of a study has every seed.
 """
 
 from collections.abc import Callable
@@ -17,27 +17,28 @@ WORSE, UNDECIDED, BETTER, EQUIVALENT = -1, 0, 1, 2  # decisions; BETTER is a dif
 
 @dataclass(frozen=True)
 class Noise:
-    """Variances that seeds or items give to differences from the baseline, [studies, arms - 1], and their d.o.f."""
+    """Variances, from seeds or from items, of the differences from the baseline, [studies, arms - 1], with their
+    degrees of freedom."""
 
     variance: np.ndarray
     dof: np.ndarray
 
 
 def quantiles(level: float, parts: list[Noise]) -> np.ndarray:
-    """Half-widths of the 1 - level intervals: as `parts.quantile`."""
+    """Half-widths of the 1 - level intervals, as `parts.quantile` for arrays."""
     from scipy.special import stdtrit
 
     return np.sqrt(sum(stdtrit(part.dof, level / 2) ** 2 * part.variance for part in parts))
 
 
 def residuals(x: np.ndarray) -> np.ndarray:
-    """Sums of squares, [studies], that are left of [studies, arms, seeds] after the means of arms and of seeds."""
+    """Residual sums of squares, [studies], of results [studies, arms, seeds] after fitting arms and seeds."""
     rest = x - x.mean(2, keepdims=True) - x.mean(1, keepdims=True) + x.mean((1, 2), keepdims=True)
     return (rest**2).sum((1, 2))
 
 
 def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
-    """As `seeds.seed_part`, of results [studies, arms, seeds].
+    """As `seeds.seed_part`, for results [studies, arms, seeds].
 
     floor: the variance of single runs of a stored noise floor, [studies, 1].
     """
@@ -79,7 +80,7 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
 
 
 def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
-    """As `items.item_part` of one task.
+    """As `items.item_part`, for one task in many studies.
 
     Args:
         d: differences of two arms, [studies, seeds, items].
@@ -103,9 +104,10 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
 def decisions(
     differences: np.ndarray, parts: list[Noise], margin: float | None = None, portion: float = 1.0
 ) -> np.ndarray:
-    """WORSE, UNDECIDED, BETTER or EQUIVALENT of [studies, arms - 1]: Holm's correction, then two one-sided tests.
+    """WORSE, UNDECIDED, BETTER or EQUIVALENT for each difference, [studies, arms - 1], by Holm's correction and then
+    two one-sided tests.
 
-    portion: of LEVEL, that this look at the results may spend.
+    portion: the share of LEVEL that this look at the results may use.
     """
     tests, size = differences.shape[1], abs(differences)
     counts = np.zeros(differences.shape, bool)
@@ -122,7 +124,9 @@ def decisions(
     return verdicts
 
 
-def judged(x: np.ndarray, margin: float | None = None, floor: Noise | None = None, portion: float = 1.0) -> np.ndarray:
+def decide_all(
+    x: np.ndarray, margin: float | None = None, floor: Noise | None = None, portion: float = 1.0
+) -> np.ndarray:
     """Decisions, [studies, arms - 1], from results [studies, arms, seeds] without noise of items."""
     means = x.mean(2)
     return decisions(means[:, 1:] - means[:, :1], [seed_noise(x, floor)], margin, portion)
@@ -130,7 +134,7 @@ def judged(x: np.ndarray, margin: float | None = None, floor: Noise | None = Non
 
 @dataclass(frozen=True)
 class Sequence:
-    """What studies that add seeds came to: their decisions when they stopped, and with how many seeds."""
+    """The outcome of simulated studies that add seeds: their decisions, and the number of seeds when they stopped."""
 
     decisions: np.ndarray  # [studies, arms - 1]
     seeds: np.ndarray  # [studies]
@@ -138,18 +142,18 @@ class Sequence:
 
 
 def sequence(x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = share) -> Sequence:
-    """The outcome of studies that add seeds until every arm is decided: what each decided at last and at any look, and
-    with how many seeds it stopped.
+    """Simulate studies that add seeds until every arm is decided: the decisions at the end and at any look, and the
+    number of seeds at the end.
 
     Args:
-        x: results [studies, arms, seeds], of all the seeds that there may be.
-        portion: a function of (seeds so far, most seeds, tests): the share of LEVEL that this look may spend.
+        x: results [studies, arms, seeds] for the largest possible number of seeds.
+        portion: a function of (seeds so far, most seeds, tests) for the share of LEVEL that a look may use.
     """
     R, A, most = x.shape
     final, seeds = np.zeros((R, A - 1), int), np.full(R, most)
     ever, going = np.zeros((R, A - 1, 3), bool), np.ones(R, bool)
     for n in range(FIRST_LOOK, most + 1):
-        now = judged(x[going, :, :n], margin, portion=portion(n, most, A - 1))
+        now = decide_all(x[going, :, :n], margin, portion=portion(n, most, A - 1))
         final[going] = now
         ever[going] |= now[..., None] == np.array([WORSE, BETTER, EQUIVALENT])
         stops = (now != UNDECIDED).all(1)

@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import ConfigError, spread
-from ablations.rundir import Damaged, Exit, unjudged
+from ablations.rundir import Exit, steps_to_evaluate
+from ablations.safe_files import Damaged
 from ablations.site import find, site
 from ablations.strict_yaml import read_yaml
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
@@ -56,13 +57,13 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     if reason := stop_file(study.out):
         raise ConfigError(f"nothing starts until this file is removed: {reason}")
     check_tasks(study)
-    todo = [i for i, c in enumerate(study.cells) if not judged(study, c)]
+    todo = [i for i, c in enumerate(study.cells) if not is_judged(study, c)]
     busy = in_queue(study)
     for i in sorted(busy):
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
     train = [i for i in todo if i not in busy and not is_trained(study.cells[i])]
     trained = [i for i in todo if is_trained(study.cells[i])]
-    going_on = [i for i in sorted(busy) if i not in trained and unjudged(study.cells[i].dir)]
+    going_on = [i for i in sorted(busy) if i not in trained and steps_to_evaluate(study.cells[i].dir)]
     if not train and not trained and not going_on:
         print("nothing to submit: every run is finished or in the queue")
         return
@@ -100,24 +101,24 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     )
 
 
-def judged(study: Study, cell: Cell) -> bool:
+def is_judged(study: Study, cell: Cell) -> bool:
     """Whether a run has been evaluated on every task that the study asks for, judged by its eval.json alone, and been
     exported where it asks for that. False when task data was added since: `python -m eval` then finds out whether a
     task can be run now."""
     path = cell.dir / rundir.EVAL
     try:
-        scores = rundir.read_json(path)
+        scores = safe_files.read_json(path)
         if scores is None or not is_trained(cell):
             return False
     except Damaged:
         return False
-    if unjudged(cell.dir) or not _versions().items() <= scores.items():
+    if steps_to_evaluate(cell.dir) or not _versions().items() <= scores.items():
         return False
     if study.exports and not rundir.exported(cell.dir):
         return False
-    if not study.judged:
+    if not study.eval_options:
         return True
-    options = dict(zip(study.judged[::2], study.judged[1::2], strict=True))
+    options = dict(zip(study.eval_options[::2], study.eval_options[1::2], strict=True))
     tasks = {name.strip() for name in options["--tasks"].split(",")} - {""}
     shots = int(options["--shots"]) if "--shots" in options else None
     earlier = scores.get("lm_eval_tasks", {"asked": []})
@@ -145,7 +146,7 @@ def evaluate(
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     store = ["--store", str(study.out / rundir.DATA)]
     script = f"runs=({folders})\nrun=${{runs[$SLURM_ARRAY_TASK_ID]}}\n"
-    judge = f'{_python()} -m eval {shlex.join([*study.judged, *store])} "$run"'
+    judge = f'{_python()} -m eval {shlex.join([*study.eval_options, *store])} "$run"'
     if study.exports:  # a run that goes on is exported when it is trained
         export = f'{_python()} -m eval.export {shlex.join(store)} "$run"'
         script += f'{judge} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
@@ -180,15 +181,15 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
 
 
 def _job(name: str, options: list[str]) -> list[str]:
-    """Options of sbatch for a job with a single task: those of `options` that say where a job runs (partition, account,
-    time limit ...), and none of those that size it."""
+    """Options of sbatch for a job with a single task: its name, and those of `options` that say where a job runs, such
+    as partition and account, without those that say how large it is."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
     same = [o for o in options if o.startswith(place)]
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
 
 
 def in_queue(study: Study) -> dict[int, str]:
-    """{index of a run in the study: id of its job}, of the runs whose last job is still in Slurm's queue."""
+    """{index of a run in the study: id of its job} for the runs whose last job is still in Slurm's queue."""
     last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
     if not last:
         return {}
@@ -201,8 +202,8 @@ def in_queue(study: Study) -> dict[int, str]:
     return {i: job for i, job in last.items() if job in done.stdout.split()}
 
 
-def like(job: str) -> list[str]:
-    """Options of sbatch that ask for the same nodes, time and memory as an existing job has."""
+def resources_of(job: str) -> list[str]:
+    """Options of sbatch that ask for the same number of nodes, time, memory and GPUs as an existing job has."""
     text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
     fields = dict(re.findall(r"(\S+?)=(\S*)", text))
     names = {
@@ -274,14 +275,14 @@ def main(argv: list[str]) -> int:
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
         study = from_args(from_anywhere(args.words))
-        if study.fine_tuned:
+        if study.glue_options:
             raise ConfigError(
                 "GLUE is no part of a study on Slurm: leave it out, and give `make glue RUN=...` afterwards"
             )
         if path:
             variables["SITE"] = str(path)
         if args.like:
-            options, nodes = like(args.like), int(os.environ["SLURM_NNODES"])
+            options, nodes = resources_of(args.like), int(os.environ["SLURM_NNODES"])
             per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_GPUS_ON_NODE") or 1)
         elif re.fullmatch("[0-9]{1,6}", args.nodes) and int(args.nodes) > 0:
             options, nodes = [f"--nodes={args.nodes}"], int(args.nodes)
@@ -290,10 +291,10 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"NODES={args.nodes}: a number of nodes for each run is needed")
         submit(study, options, variables, nodes * per_node)
     except ConfigError as error:
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
     except OSError as error:
-        if not (reason := rundir.storage_error(error)):
+        if not (reason := safe_files.storage_error(error)):
             raise
         print(f"error: {reason}", file=sys.stderr)
         return Exit.FAILED

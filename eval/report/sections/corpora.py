@@ -1,4 +1,4 @@
-"""Bits per byte on each corpus of models trained on each, with the noise."""
+"""Section: bits per byte on each corpus of the models trained on each corpus, with the noise."""
 
 import numpy as np
 

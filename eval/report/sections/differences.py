@@ -99,7 +99,7 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
 
 
 def how_decided(f: Findings) -> list[Block]:
-    """Sentences on how verdicts are reached: the metric, the margins, and how the number of seeds was chosen."""
+    """Paragraphs that explain the verdicts: the metric, the margins, and how the number of seeds was chosen."""
     sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
     if f.primary != f.primary_before:
         before = f.primary_before or "one metric in some runs and another in others"
@@ -159,7 +159,7 @@ def noise_floors(f: Findings) -> list[str]:
 
 
 def forest(f: Findings, name: str) -> str:
-    """A figure: effects with the intervals that the verdict uses."""
+    """A figure of the differences on a metric, with the intervals on which the verdicts are based."""
     metric, effects = METRICS[name], []
     for arm, c in f.compared.get(name, {}).items():
         kind = "same"

@@ -1,4 +1,4 @@
-"""Main effects and interactions of a factorial, with what a fraction of it cannot tell apart."""
+"""Section: main effects and interactions of a factorial, and which of them are aliased in a fraction."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def section(f: Findings) -> Section:
 
 
 def effect_rows(f: Findings) -> list[list[str]]:
-    """A line of HEAD for each metric and effect: main effects, then interactions."""
+    """Rows of the table (columns: HEAD), one for each metric and effect; main effects first, then interactions."""
     design = f.study.factorial
     assert design
     return [
@@ -54,7 +54,7 @@ def effect_rows(f: Findings) -> list[list[str]]:
 
 
 def on_screen(f: Findings) -> list[str | Table]:
-    """The effects for the terminal: a line each with its interval and verdict."""
+    """The effects for the terminal, a line for each with its interval and verdict."""
     design = f.study.factorial
     if not design:
         return []
@@ -74,7 +74,8 @@ def numbers(c: Comparison, digits: int) -> list[str]:
 
 
 def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
-    """The verdict on an effect. An interaction is better or worse than what the factors alone add up to."""
+    """The verdict on an effect, as text. For an interaction, better or worse is meant relative to the sum of the
+    factors' own effects."""
     metric = METRICS[name]
     decision = verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
     sentence = decision.words
@@ -86,7 +87,7 @@ def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
 
 
 def recorded(f: Findings) -> list[dict[str, Any]]:
-    """The effects, for the record."""
+    """The effects as they are stored in run.json of the record."""
     design = f.study.factorial
     lines: list[dict[str, Any]] = []
     if not design:

@@ -1,4 +1,4 @@
-"""GLUE: runs fine-tuned on its tasks (eval/finetune), beside external checkpoints and published results."""
+"""Section: GLUE results of fine-tuned runs (eval/finetune), beside external checkpoints and published results."""
 
 from functools import cache
 from pathlib import Path
@@ -98,11 +98,11 @@ def section(f: Findings) -> Section:
 def external_rows(
     external: list[External], runs: list[dict[str, Any]], names: list[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """The rows of external checkpoints, and a line for each thing to know about them.
+    """The rows of external checkpoints, and remarks about them.
 
     Args:
-        runs: the tables of all runs.
-        names: of the tasks that are columns.
+        runs: the GLUE tables of all runs.
+        names: the names of the tasks that are columns.
     """
     rows, notes = [], []
     for name, table, damage in external:

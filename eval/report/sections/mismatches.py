@@ -1,19 +1,20 @@
-"""Section: all that violates a controlled comparison, such as runs on other hardware or with other versions."""
+"""Section: everything that violates a controlled comparison, such as runs on different hardware or with different
+versions."""
 
 from typing import Any
 
 from ablations.values import difference, flatten
 from eval.report.comparable import evaluation
-from eval.report.runs import Cells, plain
+from eval.report.runs import Cells, in_one_line
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
-    """A sentence for each thing that violates a controlled comparison."""
-    return together(each_mismatch(study, cells), len(cells))
+    """Sentences about everything that violates a controlled comparison."""
+    return together(single_mismatches(study, cells), len(cells))
 
 
 def together(lines: list[str], runs: int) -> list[str]:
-    """Sentences "run: what", joined where they say the same about several runs."""
+    """Join sentences of the form "run: text" that have the same text. `runs`: the number of all runs."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -28,7 +29,7 @@ def together(lines: list[str], runs: int) -> list[str]:
     return merged
 
 
-def each_mismatch(study: Any, cells: Cells) -> list[str]:
+def single_mismatches(study: Any, cells: Cells) -> list[str]:
     by_name = {f"{arm}, seed {seed}": cell for (arm, seed), cell in cells.items()}
     lines = [f"{name}: {cell['state']}, so not among the results" for name, cell in by_name.items() if cell["state"]]
     lines += [f"{name}: {damage}" for name, cell in by_name.items() for damage in cell.get("damage", [])]
@@ -42,7 +43,7 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     )
     for name, run in runs.items():
         lines += history(name, run, compared)
-        lines += [f"{name}, text: {plain(line)}" for line in run["data"].get("mismatch") or []]
+        lines += [f"{name}, text: {in_one_line(line)}" for line in run["data"].get("mismatch") or []]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
     tokenizers = {name: run["data"]["tokenizer"] for name, run in runs.items()}
@@ -56,10 +57,10 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     )
 
     lines += differing_values({name: {"evaluation": evaluation(cell)} for name, cell in evaluated.items()})
-    for task in sorted({plain(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
+    for task in sorted({in_one_line(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
         lines.append(f"{task}: left out, the held-out text does not give enough items")
     named_tasks = [cell["eval"].get("lm_eval_tasks") or {} for cell in evaluated.values()]
-    for task in sorted({plain(task) for tasks in named_tasks for task in tasks.get("missing", [])}):
+    for task in sorted({in_one_line(task) for tasks in named_tasks for task in tasks.get("missing", [])}):
         lines.append(f"{task}: left out, its data is not there")
     if getattr(study, "controlled", True):
         lines += more_than_a_line(study, cells)
@@ -82,7 +83,7 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
     for rollback in run.get("rollbacks") or []:
         first, last = rollback["samples_left_out"]
         back = f"went back to step {rollback['back_to']}, and left out samples {first} to {last}"
-        lines.append(f"{name}: {back}: {plain(rollback['why'])}")
+        lines.append(f"{name}: {back}: {in_one_line(rollback['why'])}")
     return lines
 
 
@@ -108,7 +109,7 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
         for what, (one, other, allowed) in tests.items():
             changes = difference(flatten(one), flatten(other))
             more = [
-                f"{key}={plain(value)}"
+                f"{key}={in_one_line(value)}"
                 for key, value in changes.items()
                 if key not in allowed and not key.startswith("layout.") and key != "size"
             ]
@@ -126,8 +127,8 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
 
 
 def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
-    """Neighbours in a factorial whose runs differ, as configured or in effect, in another setting than the one factor
-    that makes them neighbours."""
+    """Sentences about combinations of a factorial that should differ in one factor, and whose runs differ in another
+    setting, as configured or in effect."""
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:
@@ -152,15 +153,19 @@ def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
 
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
-    """A sentence for every key whose value is not the same in all runs. `values`: {run: nested values}; only_shared:
-    keys that not all runs have are left out."""
+    """A sentence for each key whose value differs between runs.
+
+    Args:
+        values: {run: nested dictionary}.
+        only_shared: leave out keys that some runs do not have.
+    """
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):
         groups: dict[str, list[str]] = {}
         for name, value in flat_values.items():
             if key in value or not only_shared:
-                groups.setdefault(plain(value.get(key, "none")), []).append(name)
+                groups.setdefault(in_one_line(value.get(key, "none")), []).append(name)
         if len(groups) > 1:
             shown = [f"{value} ({' + '.join(runs)})" for value, runs in groups.items()]
             lines.append(f"{key} differs: {'; '.join(shown)}")

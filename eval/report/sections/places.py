@@ -1,4 +1,4 @@
-"""Section: a ranking of runs that were not planned as one study, where they can be ranked, and which cannot be."""
+"""Section: the ranking of runs that were not planned as one study, and which of them cannot be ranked together."""
 
 import numpy as np
 
@@ -36,7 +36,8 @@ def section(f: Findings) -> Section:
 
 
 def corpora_by_tokens(f: Findings) -> list[Table]:
-    """Where both differ: the mean score of each corpus at each budget, of runs evaluated as the first of them."""
+    """Tables of the mean score of each corpus at each budget, where runs differ in both. Only runs that were evaluated
+    like the first one are included."""
     name = list(f.results)[-1]
     scores: dict[str, dict[int, list[str]]] = {}
     classes = evaluation_classes(f.cells) if f.results[name] else []

@@ -35,8 +35,8 @@ def suite_examples(evaluations: Iterable[dict]) -> str:
 
 
 def headline(f: Findings) -> list[Block]:
-    """The three means of the suite that eval/tasks/tasks.yaml defines, over runs that were evaluated like the first of
-    them."""
+    """The three means of the suite of tasks (see eval/tasks/tasks.yaml), over the runs that were evaluated like the
+    first one."""
     comparable = next(iter(evaluation_classes(f.cells)), [])
     evaluations = {run: f.cells[run]["eval"] for run in comparable if f.cells[run]["eval"].get("suite")}
     together = suite(list(evaluations.values())) if evaluations else None
