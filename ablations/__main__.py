@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = answers.Parser(
         prog="python -m ablations",
         description=__doc__,
         epilog=f"NAME=VALUE:\n{variables()}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M\n"
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         if name == "reference":
             command.add_argument("--write", action="store_true", help="make the comments of baseline.yaml anew")
     args = parser.parse_args(argv)
-    as_json = answers.asks_for_json(args.words)
+    as_json = answers.asks_for_json(argv)
     try:
         on_hardware = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
         if not on_hardware:  # ablations/plan/command.py has formats of its own
@@ -63,7 +63,9 @@ def main(argv: list[str]) -> int:
         if args.command == "reference":
             if args.words:
                 raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
-            if as_json and not args.write:
+            if as_json and args.write:
+                raise ConfigError("--write has no FORMAT=json: it writes a file, and says nothing")
+            if as_json:
                 print(answers.answer("reference", answers.reference(resolve([("size", "nano")]))))
                 return 0
             return reference(args.write)
@@ -78,6 +80,8 @@ def main(argv: list[str]) -> int:
             return code
         study = from_args(args.words)
         if args.command == "status" and args.watch:
+            if as_json:
+                raise ConfigError("a live view has no FORMAT=json: leave WATCH out, and ask again")
             watch(study)
             return 0
         if args.command == "plan":
@@ -126,7 +130,7 @@ def plan(study: Study) -> int:
     from ablations.plan.reading import reading
     from ablations.plan.reliability import saves
     from ablations.plan.schedules import drawn_schedules
-    from ablations.plan.study_cost import foreseen
+    from ablations.plan.study_cost import detectable_text
     from model.count import flops_per_token, parameters
     from model.memory import estimate
 
@@ -172,6 +176,12 @@ def plan(study: Study) -> int:
         f"\n{len(study.cells)} runs of {length}, {base.train.precision}, "
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
+    if study.criteria.sequential:
+        flops = "" if base.by_clock else f", {total * study.most_runs / len(study.cells):.2e} FLOPs in all"
+        print(
+            f"MORE=auto: seeds are added until every arm is decided, at most {study.criteria.seeds} of each arm "
+            f"(MAX_SEEDS): {study.most_runs} runs{flops}"
+        )
     every = layout.save_every
     known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
     print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
@@ -179,7 +189,7 @@ def plan(study: Study) -> int:
         print(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
     print(*drawn_schedules(study), sep="\n")
     print(*reading(study), sep="\n")
-    print(foreseen(study))
+    print(detectable_text(study))
     return 0
 
 

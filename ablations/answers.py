@@ -1,10 +1,9 @@
 """The answers of the commands as JSON, for programs (FORMAT=json). docs/schema has a schema for each "kind" of answer.
 
 Nothing but the answer is printed to standard output. A request that is refused gives {"kind": "error", "error": why},
-and exit code 2, as without FORMAT.
+and exit code 2, as without FORMAT. The form of an answer is in data/answers.py.
 """
 
-import json
 from contextlib import suppress
 from typing import Any
 
@@ -14,9 +13,10 @@ from ablations.safe_files import Damaged
 from ablations.status import state
 from ablations.study import Study
 from ablations.values import ConfigError, did_you_mean
+from data.answers import FORMATS, Parser, add_format, answer, asks_for_json
+from data.answers import error as error_answer
 
-VERSION = 1  # of the answers; a field that goes or means something else makes another
-FORMATS = ("text", "json")
+__all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "take_format"]
 
 
 def take_format(words: list[str]) -> tuple[bool, list[str]]:
@@ -35,18 +35,9 @@ def take_format(words: list[str]) -> tuple[bool, list[str]]:
     return formats == ["json"], [word for word in words if not word.startswith("FORMAT=")]
 
 
-def asks_for_json(words: list[str]) -> bool:
-    """Whether the words ask for JSON, without checking them: for errors in the words themselves."""
-    return "FORMAT=json" in words
-
-
-def answer(kind: str, content: dict[str, Any]) -> str:
-    """The text of an answer: `content` as JSON, with its kind and the version of the answers."""
-    return json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
-
-
 def error(problem: str) -> str:
-    return answer("error", {"error": safe_files.printable(problem)})
+    """The answer to a request that is refused, or that failed; without characters that steer a terminal."""
+    return error_answer(safe_files.printable(problem))
 
 
 def study_head(study: Study) -> dict[str, Any]:
@@ -56,10 +47,14 @@ def study_head(study: Study) -> dict[str, Any]:
 
 
 def plan(study: Study) -> dict[str, Any]:
-    """The runs of a study and what they cost. FLOPs and tokens are null where a wall clock ends the runs."""
+    """The runs of a study and what they cost. FLOPs and tokens are null where a wall clock ends the runs.
+
+    at_most: what it may come to where seeds are added until it is decided (MORE=auto); null where their number is
+    fixed.
+    """
     from model.count import flops_per_token, parameters
 
-    cells = []
+    cells: list[dict[str, Any]] = []
     for i, cell in enumerate(study.cells):
         run = cell.run
         with suppress(Damaged):  # the state says so
@@ -87,7 +82,13 @@ def plan(study: Study) -> dict[str, Any]:
             for effect in design.effects
             if design.generators
         }
-    return study_head(study) | {"size": study.base.size, "aliased": aliased, "cells": cells}
+    at_most = None
+    if study.criteria.sequential:
+        share = study.most_runs / len(cells)
+        at_most = {"seeds": study.criteria.seeds, "runs": study.most_runs, "flops": None, "tokens": None}
+        if not study.base.by_clock:
+            at_most |= {key: share * sum(cell[key] for cell in cells) for key in ("flops", "tokens")}
+    return study_head(study) | {"size": study.base.size, "aliased": aliased, "at_most": at_most, "cells": cells}
 
 
 def status(study: Study) -> dict[str, Any]:

@@ -113,6 +113,22 @@ class Study:
         return _shortened("-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")]))
 
     @property
+    def compared(self) -> list[str]:
+        """The arms that are compared with the baseline one by one; where the learning rate is tuned, those at the
+        common rate."""
+        return self.tuning.factors[1:] if self.tuning else self.arms[1:]
+
+    @property
+    def most_runs(self) -> int:
+        """How many runs it may come to: of all seeds that MORE=auto may add."""
+        return len(self.arms) * max(self.criteria.seeds, len(self.seeds))
+
+    @property
+    def tests(self) -> int:
+        """How many comparisons a metric is corrected for: the arms, and the effects of a factorial."""
+        return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
+
+    @property
     def design(self) -> str:
         """The design of arms that differ in several settings, such as "crossed: all 4 combinations of ..."; "" where
         each arm differs in one."""
@@ -204,7 +220,7 @@ def build(
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     values = [(k, parse(k, v)) for k, v in setting]
     base = resolve(values)
-    stage, base = _begun_with(base, values, recipe, seeds, out)
+    stage, base = _stage_of_begun_study(base, values, recipe, seeds, out)
     for corpus in base.corpora:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
@@ -308,7 +324,7 @@ def _check_edges(study: Study) -> None:
                 raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
 
 
-def _begun_with(
+def _stage_of_begun_study(
     base: Run, values: list[tuple[str, Any]], recipe: tuple[str, dict[str, Any]] | None, seeds: list[int], out: Path
 ) -> tuple[str, Run]:
     """The stage and the baseline of a study that may have begun on another machine.

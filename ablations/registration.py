@@ -4,6 +4,7 @@ A line of registered.jsonl (ablations/rundir.py) holds all registered values, so
 ones. The hash of a line covers the hash of the line before it, and run.json holds the hash of the first line.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,15 +78,17 @@ def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str
     """
     sentences = []
     for key, name in FIELDS.items():
-        earlier: dict[str, int] = {}
+        earlier: dict[tuple[str, str], int] = {}  # {(what was registered then, what it is now): runs}
         for registered in then.values():
-            value = in_words(key, registered.get(key))
-            if value != in_words(key, now.get(key)):
-                earlier[value] = earlier.get(value, 0) + 1
-        for value, runs in earlier.items():
+            was, today = registered.get(key), now.get(key)
+            words = in_words(key, was), in_words(key, today)
+            if words[0] == words[1] and was and today and was != today:  # arms of the same names, of other settings
+                words = json.dumps(was, ensure_ascii=False), json.dumps(today, ensure_ascii=False)
+            if words[0] != words[1]:
+                earlier[words] = earlier.get(words, 0) + 1
+        for (was, today), runs in earlier.items():
             verb = "were" if name.endswith("s") else "was"
             sentences.append(
-                f"{name} {verb} changed after {runs} of {planned} runs had begun: "
-                f"then `{value}`, now `{in_words(key, now.get(key))}`"
+                f"{name} {verb} changed after {runs} of {planned} runs had begun: then `{was}`, now `{today}`"
             )
     return sentences

@@ -116,11 +116,6 @@ def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
     return read_json(run_dir / RUN, RUN_KEYS, RUN_TYPES, cure)
 
 
-def read_metrics(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """The rows of METRICS, and a sentence about damaged lines; see `read_lines`."""
-    return read_lines(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
-
-
 def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
     """The last row of METRICS, and a sentence about damaged lines; see `last_line`."""
     return last_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)

@@ -49,7 +49,7 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def settle(folder: Path, deep: bool = True) -> None:
+def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
     """Wait until the content of a folder is on the disk. After a power loss the folder could otherwise be there without
     its files.
 

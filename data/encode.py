@@ -226,7 +226,7 @@ def _arrange(
     if recipe.compress:
         steps.append(_dense_step(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
     mean_sentence = characters / np.maximum(sentences, 1)
-    ordered = left[filters.sequence(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
+    ordered = left[filters.document_order(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
     tokens.select(work / "scratch" / "all", ordered, work / "train")
     if recipe.order != "random":
         moved = int((ordered != left).sum())

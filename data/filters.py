@@ -344,7 +344,7 @@ def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.nd
     return tokens >= limit * characters if limit else np.zeros(len(tokens), bool)
 
 
-def sequence(
+def document_order(
     order: str, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, sentence_lengths: np.ndarray
 ) -> np.ndarray:
     """The numbers of the documents in the order in which they are to be read: int64 [documents]. Documents with equal

@@ -10,15 +10,14 @@ As a command: python -m data.prepare --help
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from data import answers, execute, filters
 from data import corpus as corpora
-from data import execute, filters
 from data.coverage import Coverage
 from data.disk import cannot_write, writing
 from data.encode import prepared_tokenizer, prepared_tokens
@@ -198,7 +197,7 @@ def _described(source: dict[str, Any]) -> str:
     return f"{files} of {source['bytes']:,} bytes (sha256 {source['sha256'][:16]}...)"
 
 
-def denied(error: OSError) -> str:
+def cannot_write_message(error: OSError) -> str:
     """The error message where a file or folder cannot be written, with what the user can do."""
     return cannot_write(error, Path(error.filename or ".").parent) or str(error)
 
@@ -236,9 +235,9 @@ def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[d
     ]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     fields = ", ".join(Recipe._fields)
-    parser = argparse.ArgumentParser(
+    parser = answers.Parser(
         prog="python -m data.prepare",
         description="Prepare a corpus for training: read, filter, deduplicate, tokenize. Prints the manifest.",
         epilog=f"Corpora: {', '.join(corpora.known())}; or a file, folder or quoted glob of "
@@ -265,8 +264,19 @@ def main() -> None:
         default=[],
         help="of the executor: Slurm's partition, time, mem_per_cpu_gb, account ...; Ray's address ...",
     )
-    args = parser.parse_args()
+    answers.add_format(parser)
+    args = parser.parse_args(argv)
+
+    def end(code: int, problem: str) -> NoReturn:
+        if args.format == "json":
+            print(answers.error(problem), flush=True)
+        parser.exit(code, f"error: {problem}\n")
+
     try:
+        if args.held_out and args.format == "json":
+            raise ValueError(
+                "--held-out has no answer in JSON: it prints the files of the validation text, a line each"
+            )
         options = dict(_pair(word) for word in args.options)
         executor = Executor(args.executor, args.workers, options)
         recipe = _recipe(dict(_pair(word.removeprefix("data.")) for word in args.set))
@@ -281,16 +291,16 @@ def main() -> None:
         tokenizer = args.tokenizer or args.corpus
         manifest = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
     except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        end(2, str(error))
     except RuntimeError as error:
-        parser.exit(1, f"error: {error}\n")
+        end(1, str(error))
     except OSError as error:
-        parser.exit(1, f"error: {denied(error)}\n")
+        end(1, cannot_write_message(error))
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:
         print(note, file=sys.stderr)
-    print(json.dumps(manifest, indent=1))
+    print(answers.answer("data", manifest) if args.format == "json" else json.dumps(manifest, indent=1))
 
 
 def _pair(word: str) -> tuple[str, str]:

@@ -50,10 +50,10 @@ class Ledger:
     def problem(self, where: Any, what: str) -> None:
         """Add a problem. `where`: a path, or "path:line"."""
         self.problems.append(f"{where}: {what}")
-        tolerate(self.problems, self.allowed)
+        check_problem_count(self.problems, self.allowed)
 
 
-def tolerate(problems: list[str], allowed: int) -> None:
+def check_problem_count(problems: list[str], allowed: int) -> None:
     """Check that there are no more problems than allowed.
 
     Raises:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import execute
-from data.disk import cannot_write, locked, settle, write_whole, writing
+from data.disk import cannot_write, locked, wait_until_on_disk, write_whole, writing
 from data.execute import HERE, Executor
 from data.sources import Missing, SourceFile
 
@@ -96,9 +96,9 @@ def _build(
         for rest in ("scratch", "logs"):
             shutil.rmtree(work / rest, ignore_errors=True)
         (work / "code").unlink(missing_ok=True)
-        settle(work)
+        wait_until_on_disk(work)
         os.replace(work, whole)
-        settle(store.path, deep=False)
+        wait_until_on_disk(store.path, deep=False)
     except ValueError:
         shutil.rmtree(work, ignore_errors=True)
         raise

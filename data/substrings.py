@@ -26,7 +26,7 @@ CHUNK = 1 << 22  # windows that are hashed, or characters that are compared, at 
 BASE = 0x9E3779B97F4A7C15  # of the polynomial hash: odd, the golden ratio
 
 
-def find(read: Path, length: int, to: Path, *_: Any) -> None:
+def find_repeats(read: Path, length: int, to: Path, *_: Any) -> None:
     """Find the characters to remove from each training document, and write them as `to`/<shard>.npy: int64 rows
     [document, first character, end]. Documents are counted from 0 in each shard, without the held-out ones.
 
@@ -150,9 +150,9 @@ def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.n
     return same
 
 
-def cut(spans: Path, rank: int) -> Callable[[Any], str]:
-    """A filter (data/filters.py) that removes the characters found by `find` from the training documents of task
-    `rank`. It is not called with held-out documents."""
+def remove_repeats(spans: Path, rank: int) -> Callable[[Any], str]:
+    """A filter (data/filters.py) that removes the characters found by `find_repeats` from the training documents of
+    task `rank`. It is not called with held-out documents."""
     import numpy as np
 
     rows = np.load(spans / f"{rank:05d}.npy")

@@ -21,7 +21,7 @@ from data import dedup, filters, substrings
 from data.disk import write_whole
 from data.documents import documents
 from data.filters import PLAIN, Recipe, Step
-from data.readers import Ledger, tolerate
+from data.readers import Ledger, check_problem_count
 from data.sources import SourceFile, checksums, distribution, source_files
 from data.store import Run, Store, content_hash, content_hashes, digest, label, prepared
 
@@ -64,9 +64,9 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         "decontaminate": _tasks_hash(recipe, store),
         **({"substring": recipe.substring} if recipe.substring else {}),
     }
-    tolerate(wrong, recipe.allow_errors)
+    check_problem_count(wrong, recipe.allow_errors)
     folder, about = prepared(store, label(name), inputs, partial(_make_text, spec, files, recipe, wrong))
-    tolerate(about["problems"], recipe.allow_errors)
+    check_problem_count(about["problems"], recipe.allow_errors)
     about |= {"source": source, "left_out": spec.get("left_out", []), "mismatch": ""}
     if recorded and recorded != about["sha256"] and recipe._replace(allow_errors=0) == PLAIN:
         about["mismatch"] = (
@@ -158,7 +158,7 @@ def _make_text(
     except Exception as error:
         failure = error  # where the readers met more problems than allowed, those are what is wrong
     problems, counts, total = _reports(problem_files)
-    tolerate(wrong + problems, recipe.allow_errors)
+    check_problem_count(wrong + problems, recipe.allow_errors)
     if failure:
         raise failure
     run("finding duplicates", [dedup.pairs(signed, pairs)], dedup.BUCKETS)
@@ -174,8 +174,8 @@ def _make_text(
         count,
     )
     if recipe.substring:
-        run("finding repeated stretches", [partial(substrings.find, whole, recipe.substring, spans)], 1)
-        cut = Step("substring", partial(substrings.cut, spans), stages / "substring")
+        run("finding repeated stretches", [partial(substrings.find_repeats, whole, recipe.substring, spans)], 1)
+        cut = Step("substring", partial(substrings.remove_repeats, spans), stages / "substring")
         run("cutting repeated stretches", [partial(_read_again, whole), cut, text], count)
     duplicates = {
         kind: sum(json.loads(path.read_text("utf-8"))[kind] for path in removed.glob("*.counts"))

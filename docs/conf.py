@@ -13,6 +13,7 @@ ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
 project, author = "megahour", "megahour contributors"
+copyright = author  # noqa: A001 (the name that Sphinx reads)
 extensions = ["myst_parser", "sphinx_copybutton"]
 html_theme, html_title = "furo", "megahour"
 exclude_patterns = ["schema", "_build"]

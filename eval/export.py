@@ -4,7 +4,6 @@ Without --to it is written to the folder `hub` of the run directory. An export o
 there already is kept; one of other weights is replaced.
 """
 
-import argparse
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir, safe_files
+from ablations import answers, rundir, safe_files
 from data.tokenizer import AWKWARD, unexportable
 from eval import location
 
@@ -23,7 +22,7 @@ ROWS = 2  # sequences of held-out text whose logits are compared
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.export", description=__doc__)
+    parser = answers.Parser(prog="python -m eval.export", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="of a finished run")
     parser.add_argument(
         "--store", type=Path, metavar="FOLDER", help="where the run's prepared data is (default: data in its OUT)"
@@ -31,16 +30,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--to", type=Path, metavar="DIR", help="a folder that does not exist yet (default: hub in RUN_DIR)"
     )
+    answers.add_format(parser)
     args = parser.parse_args(argv)
     to = args.to or args.run / rundir.HUB
-    if not args.to and rundir.exported(args.run):
-        print(f"{to}: it is there already")
-        return 0
+    is_new = bool(args.to) or not rundir.exported(args.run)
     try:
-        print(f"{to}: {export(args.run, args.to, args.store)}")
+        verified = export(args.run, args.to, args.store) if is_new else "it is there already"
     except (ValueError, OSError) as error:
+        if args.format == "json":
+            print(answers.error(str(error)))
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if args.format == "json":
+        print(answers.answer("export", {"written": str(to), "new": is_new, "verified": verified if is_new else None}))
+    else:
+        print(f"{to}: {verified}")
     return 0
 
 

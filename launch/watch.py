@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from ablations import rundir, safe_files
 from ablations.rundir import Exit
@@ -196,8 +195,3 @@ def event(folder: Path, step: int, kind: str, detail: str) -> None:
             folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail}
         )
     print(f"step {step}: {kind}: {detail}", flush=True)
-
-
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's events.jsonl; damaged lines are left out."""
-    return safe_files.read_lines(folder / rundir.EVENTS, ["step", "event", "detail"])[0]

@@ -21,9 +21,11 @@ from ablations.site import find, site
 from ablations.status import state
 from ablations.study import from_args
 from launch.slurm import attempts as launch_attempts
+from launch.slurm import submit as submit_command
 from launch.slurm.attempts import PREEMPTED, REQUEUED, attempts_without_progress, end, start, write
 from launch.slurm.submit import _ranges, in_queue, is_judged, resources_of, sbatch, submit, with_mtbf
 from tests.conftest import trained
+from tests.schemas import checked
 
 ROOT = Path(__file__).parents[1]
 
@@ -337,7 +339,12 @@ def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/runs"])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/bad_nodes").write_text("node2 too hot\n")
-    submit(study, ["--nodes=1", "--exclude=node[7-9]"], {}, 1)
+    jobs = submit(study, ["--nodes=1", "--exclude=node[7-9]"], {}, 1)
+    assert [(job["does"], job["runs"]) for job in jobs] == [
+        ("train", [0, 1, 2, 3]),
+        ("evaluate", [0, 1, 2, 3]),
+        ("report", [0, 1, 2, 3]),
+    ]
     said = (tmp_path / "asked").read_text().splitlines()
     assert len(said) == 3 and all(line.split().count("--exclude=node[7-9],node2") == 1 for line in said)
     assert not any("--exclude=node[7-9] " in line for line in said)
@@ -397,3 +404,21 @@ def test_without_slurm_submission_says_so(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch.slurm.submit", "--nodes", "0", "POS=alibi", f"OUT={tmp_path}"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 2 and "NODES=0" in said.stderr
+
+
+def test_a_submission_is_an_answer(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command(commands, "sbatch", "cat >/dev/null; echo 7")
+    for name in ("prepare", "check_tasks"):
+        monkeypatch.setattr(f"launch.slurm.submit.{name}", lambda *_: None)
+    words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/läufe", "FORMAT=json"]
+    assert submit_command.main(words) == 0
+    said = capfd.readouterr()
+    answer = checked(said.out)
+    assert answer["kind"] == "submission" and [job["does"] for job in answer["jobs"]] == ["train", "evaluate", "report"]
+    assert "job 7: trains 4 runs" in said.err and answer["logs"].startswith(f"{tmp_path}/läufe")
+    for wrong in (["POS=nope", "FORMAT=json"], ["--nodes", "no", *words]):
+        assert submit_command.main(wrong) == 2
+        said = capfd.readouterr()
+        assert checked(said.out)["error"] in said.err

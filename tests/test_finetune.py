@@ -22,7 +22,7 @@ from eval.finetune import __main__ as command
 from eval.finetune import classifier, metrics, tasks, train
 from eval.finetune.classifier import Classifier, External, Ours, pad
 from eval.finetune.source import Source
-from eval.report.external import conditions, read_external, unlike
+from eval.report.external import conditions, read_external, reason_not_comparable
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.test_answers import checked
@@ -527,7 +527,9 @@ def test_an_external_checkpoint_is_fine_tuned_like_a_run(glue: Path, tmp_path: P
     row = read_external(to)  # and a report can show it beside another model that was asked the same
     assert row.name == "external" and set(row.table["scores"]) == {"rte", "stsb", "mnli", "mnli-mm"}
     assert conditions(row.table, "mnli-mm")["sha256 of the data"] == made["mnli-1.json"]["data_sha256"]
-    assert unlike(row.table, [json.loads(json.dumps(row.table)) | {"model_sha256": "another"}], "rte") == ""
+    assert (
+        reason_not_comparable(row.table, [json.loads(json.dumps(row.table)) | {"model_sha256": "another"}], "rte") == ""
+    )
     torch.manual_seed(1)  # other weights are another model
     transformers.BertModel(config).save_pretrained(folder)
     assert command.main([*words, "--tasks", "rte"]) == 0

@@ -129,6 +129,7 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
     assert weights == calm_weights
     record = json.loads((folder / "run.json").read_text())
     assert len(record["continued"]) >= 3
+    assert all(launch["execution"]["compiled"] == "never" for launch in (record, *record["continued"]))
 
 
 def in_process(cell: Any, store: Path) -> tuple[bytes, list[tuple]]:
@@ -523,6 +524,12 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         pass
     with pytest.raises(ValueError, match="cannot be locked"), disk.locked(tmp_path / "store/.lock"):
         pass
+
+
+def test_training_does_without_packages_that_only_preparation_needs() -> None:
+    from launch.manifest import version
+
+    assert version("no-such-package") == "not installed" and version("torch") == torch.__version__
 
 
 SLOW_DISK = """

@@ -6,7 +6,7 @@ from ablations.values import ConfigError, human
 
 
 def reading(study: Study) -> list[str]:
-    """How many epochs of each source the runs read, a line each. A corpus that is not prepared is named as such.
+    """A line for each source with the number of epochs that the runs read. Corpora that are not prepared are named.
 
     Raises:
         ConfigError: what is prepared is damaged, or cannot be used as the study asks.

@@ -19,7 +19,7 @@ FOLDER = rundir.GLUE  # of results, in a run directory
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.finetune", description="Fine-tune a model on GLUE.")
+    parser = answers.Parser(prog="python -m eval.finetune", description="Fine-tune a model on GLUE.")
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="of a finished run")
     parser.add_argument(
         "--external", type=Path, metavar="FOLDER", help="a checkpoint of Hugging Face's, in place of a run"

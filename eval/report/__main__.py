@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         content = {"verdict": verdict, "written": str(out), "note": printable(note), "record": record.record(findings)}
         print(answers.answer("report", content))
         return EXIT_CODES[verdict["outcome"]]
-    print(f"{record.screen(findings)}\n\n{printable(str(out / 'report.md'))}\n{printable(str(out / 'report.html'))}")
+    files = "\n".join(printable(str(out / name)) for name in ("report.md", "report.html"))
+    print(f"{record.terminal_text(findings)}\n\n{files}")
     if note:
         print(printable(note))
     if by_verdict:

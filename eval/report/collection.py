@@ -59,6 +59,11 @@ class Collection:
         """The arms that are compared with the baseline; where the learning rate was tuned, those at the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
+    @property
+    def tests(self) -> int:
+        """How many comparisons a metric is corrected for: the arms, and the effects of a factorial."""
+        return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
+
     def cell(self, arm: str, seed: int) -> Any:
         return self.places.get((arm, seed))
 

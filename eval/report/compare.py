@@ -14,7 +14,7 @@ from eval.statistics.items import Stratum, by_cluster, independent_items, item_p
 from eval.statistics.parts import Part
 from eval.statistics.seeds import Results, noise_floor, seed_part, welch
 from eval.statistics.sequential import share
-from eval.statistics.verdicts import places
+from eval.statistics.verdicts import possible_places
 
 
 class Metric(NamedTuple):
@@ -42,8 +42,10 @@ class Items(NamedTuple):
 
 
 def items_of(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
+    """Items without weight, such as a document of no bytes, are left out: they say nothing, and are no items."""
     rows = [cells[arm, seed]["samples"].get(task, {}) for seed in seeds]
     names = sorted(set.intersection(*map(set, rows))) if rows else []
+    names = [name for name in names if rows[0][name].weight > 0]
     values = np.array([[row[name].value for name in names] for row in rows], float).reshape(len(rows), len(names))
     weights = np.array([rows[0][name].weight for name in names], float)
     return Items(names, values, weights, [rows[0][name].cluster or f"item {name}" for name in names])
@@ -161,7 +163,7 @@ def pair(
     return compare(mean, part, items, independent=independent, share=share(min(map(len, pairs.seeds))))
 
 
-def look(criteria: Criteria, tests: int) -> Callable[[int], float]:
+def level_share(criteria: Criteria, tests: int) -> Callable[[int], float]:
     """{number of seeds: share of the level that the test at this number may spend}; 1 for the only test where the
     number of seeds was fixed before the runs."""
     return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
@@ -170,7 +172,7 @@ def look(criteria: Criteria, tests: int) -> Callable[[int], float]:
 def comparisons(
     study: Any, cells: Cells, results: Results, name: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
-    """{arm: its comparison with the baseline}, corrected for the number of arms.
+    """{arm: its comparison with the baseline}, before any correction for their number.
 
     Args:
         noise: results of runs that differ only in the seed, by group, for the noise floor.
@@ -179,13 +181,13 @@ def comparisons(
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    spending = look(study.criteria, len(study.compared))
+    spending = level_share(study.criteria, len(study.compared))
     compared = {
         arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor, spending, borrowed)
         for arm in study.compared
         if arm in results
     }
-    return family({arm: comparison for arm, comparison in compared.items() if comparison})
+    return {arm: comparison for arm, comparison in compared.items() if comparison}
 
 
 def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple[dict[str, str], dict[str, float]]]:
@@ -214,11 +216,11 @@ def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple
         left = [arm for arm in left if arm not in same]
         means = results_on(cells, {arm: results[arm] for arm in same}, name, tasks)
         both = list(combinations(same, 2))
-        spending = look(study.criteria, len(both))
+        spending = level_share(study.criteria, len(both))
         pairs = {(a, b): pair(cells, results, a, b, name, False, floor, spending) for a, b in both}
         adjusted = family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
         counts = {key: adjusted[f"{i}"].counts if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}
         if values.keys() >= set(same):
-            rankings.append((places(values, counts, METRICS[name].higher_is_better), values))
+            rankings.append((possible_places(values, counts, METRICS[name].higher_is_better), values))
     return rankings

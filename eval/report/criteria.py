@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ablations.criteria import METRICS, PRIMARY, Criteria
-from ablations.registration import UNTIL_DECIDED
+from ablations.registration import FIXED, UNTIL_DECIDED
 from eval.report.runs import Cells
 
 
@@ -81,6 +81,24 @@ def chosen_late(study: Any, cells: Cells) -> list[str]:
         },
     }
     return [name for name, arms in late.items() if len(arms) > 1]
+
+
+def seeds_planned(study: Any, cells: Cells) -> int | None:
+    """How many seeds a study was to have, by the registrations of its first runs, where it has more by now and nothing
+    was said about adding any; None otherwise. One arm may be older, since studies share their baseline. From one seed
+    nothing is concluded, so that none was looked at."""
+    last_seeds: dict[str, int] = {}
+    numbers: dict[int, int] = {}
+    for (arm, _), content in registered_contents(study, cells).items():
+        ends = content.get("seeds")
+        if content.get("stopping") == FIXED and isinstance(ends, list) and len(ends) == 2:
+            first, last = ends
+            if isinstance(first, int) and isinstance(last, int):
+                last_seeds[arm] = min(last, last_seeds.get(arm, last))
+                numbers[last] = last - first + 1
+    late = {arm for (arm, seed), cell in cells.items() if "eval" in cell and seed > last_seeds.get(arm, seed)}
+    planned = numbers[min(last_seeds[arm] for arm in late)] if len(late) > 1 else 1
+    return planned if planned > 1 else None
 
 
 def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:

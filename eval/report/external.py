@@ -70,7 +70,7 @@ def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
     }
 
 
-def unlike(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
+def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
     """Why a checkpoint cannot be shown beside the runs on a task; "" where it can, since all runs with this task were
     fine-tuned under the same conditions."""
     having = [run for run in runs if task in run["scores"]]
@@ -82,7 +82,10 @@ def unlike(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
         names = [name for name in {**checkpoint, **other} if checkpoint.get(name) != other.get(name)]
         if names:
             more = "; ..." if len(names) > REASONS else ""
-            return "; ".join(against(name, checkpoint.get(name), [other.get(name)]) for name in names[:REASONS]) + more
+            return (
+                "; ".join(value_beside_runs(name, checkpoint.get(name), [other.get(name)]) for name in names[:REASONS])
+                + more
+            )
     return ""
 
 
@@ -93,16 +96,16 @@ def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str])
     for name in OF_THE_MODEL:
         value, others = (table.get("setting") or {}).get(name), [(run.get("setting") or {}).get(name) for run in runs]
         if any(other != value for other in others):
-            lines.append(against(name, value, others))
+            lines.append(value_beside_runs(name, value, others))
     for task in tasks:
         value = table["scores"][task]["study"]["seeds"]
         others = [run["scores"][task]["study"]["seeds"] for run in runs if task in run["scores"]]
         if any(other != value for other in others):
-            lines.append(against("fine-tuning seeds", value, others))
+            lines.append(value_beside_runs("fine-tuning seeds", value, others))
     return list(dict.fromkeys(lines))
 
 
-def against(name: str, value: Any, others: list[Any]) -> str:
+def value_beside_runs(name: str, value: Any, others: list[Any]) -> str:
     """A value of the checkpoint and the values of the runs, in words."""
     words = dict.fromkeys("not recorded" if other is None else in_one_line(other)[:60] for other in others)
     return f"{name} {'not recorded' if value is None else in_one_line(value)[:60]}, of the runs {' and '.join(words)}"

@@ -10,15 +10,17 @@ from ablations.criteria import PRIMARY
 from ablations.drawing import SERIES
 from eval.report.collection import Collection, collect_runs
 from eval.report.comparable import other_text, refusals, same_runs
-from eval.report.compare import METRICS, comparisons, pairing
-from eval.report.criteria import criteria_of, floor_was_registered, registered_metric
+from eval.report.compare import METRICS, comparisons, pairing, strata
+from eval.report.contrasts import effects
+from eval.report.criteria import criteria_of, floor_was_registered, registered_metric, seeds_planned
 from eval.report.expense import spent
 from eval.report.external import External
-from eval.report.floor import floor_of, mismatch
+from eval.report.floor import mismatch, noise_floor_part
 from eval.report.runs import Cells, in_one_line, named, read_all
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
-from eval.statistics.comparison import Comparison
+from eval.statistics.comparison import Comparison, family
+from eval.statistics.items import item_part_with_rest
 from eval.statistics.parts import Part
 from eval.statistics.seeds import Results
 from eval.statistics.verdicts import MOST_SEEDS, Verdict, seeds_to_decide, verdict
@@ -42,6 +44,8 @@ class Findings(NamedTuple):
     named_before: frozenset[str] = frozenset()  # the metrics whose margin was registered before the runs
     primary_before: str = PRIMARY  # the primary metric that was
     floor_before: bool = False  # whether the stored noise floor was
+    seeds_planned: int | None = None  # of a study to which seeds were added by hand, see criteria.seeds_planned
+    effects: dict[str, dict[int, Comparison]] = {}  # {metric: {effect of a factorial: its estimate}}  # noqa: RUF012
 
     @property
     def baseline(self) -> str:
@@ -196,6 +200,7 @@ def gather(
     cells = read_all(study)
     criteria, named_before = criteria_of(study, cells)
     primary_before, floor_before = registered_metric(study, cells), floor_was_registered(study, cells)
+    planned = seeds_planned(study, cells)
     study, cells = shortened(study, cells)
     study = replace(study, criteria=criteria)
     objectives = {cell["run"]["config"]["model"].get("objective") for cell in cells.values() if "run" in cell}
@@ -233,18 +238,29 @@ def gather(
         named_before=named_before,
         primary_before=primary_before,
         floor_before=floor_before,
+        seeds_planned=planned,
     )
-    borrowed = floors(study, cells, list(results))
-    compared = {
-        name: comparisons(
-            study, cells, findings.distinct_results(name), name, noise_results.get(name), borrowed.get(name)
-        )
-        for name in results
-    }
-    return findings._replace(compared=compared)
+    borrowed = noise_floor_parts(study, cells, list(results))
+    compared, of_factorial = {}, {}
+    for name in results:
+        distinct = findings.distinct_results(name)
+        arms = comparisons(study, cells, distinct, name, noise_results.get(name), borrowed.get(name))
+        estimates = effects(study.factorial, study.arms[0], cells, distinct, name)
+        compared[name], of_factorial[name] = corrected(arms, estimates)
+    return findings._replace(compared=compared, effects=of_factorial)
 
 
-def floors(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]:
+def corrected(
+    arms: dict[str, Comparison], effects: dict[int, Comparison]
+) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
+    """All that a study says on a metric, corrected for its number as one family: arms against the baseline, and in a
+    factorial its main effects and interactions. As three families of 5 % each, 8 to 12 % of factorials of equal
+    combinations would have a wrong verdict (docs/statistics.md)."""
+    both = family(arms | effects)
+    return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
+
+
+def noise_floor_parts(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]:
     """{metric: the variance of single runs} of the study's stored noise floor, where it has the metric.
 
     Raises:
@@ -255,24 +271,35 @@ def floors(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]
         return {}
     if reason := mismatch(floor, cells, study.arms[0]):
         raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
-    parts = {name: floor_of(floor, cells, study.arms[0], name) for name in names}
+    parts = {name: noise_floor_part(floor, cells, study.arms[0], name) for name in names}
     return {name: part for name, part in parts.items() if part}
 
 
 def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
-    """{metric: the noise, in the form that ablations/plan/power.py reads}, for metrics with several seeds."""
+    """{metric: the noise, in the form that ablations/plan/power.py reads}, for metrics with several seeds.
+
+    Where it cannot be told what the items give by themselves, it is as much as they give with these seeds: a plan with
+    no noise of items would promise too much.
+    """
     recorded = {}
     for name, compared in f.compared.items():
         results = f.results[name]
-        pairs = []  # (comparison, what the seeds give to it, seeds)
+        pairs = []  # (what the seeds give, their number, the variance that the items give)
         for arm, c in compared.items():
             shared = len(results[arm].keys() & results[f.baseline].keys())
             if c.seeds and c.replicated and c.enough_items and shared > 1:
-                pairs.append((c, c.seeds, shared))
+                pairs.append((c.seeds, shared, c.items.variance or items_with_seeds(f, arm, name)))
         if not pairs or not f.controlled:
             continue
-        items = float(np.median([c.items.variance**0.5 for c, _, _ in pairs]))
+        items = float(np.median([variance**0.5 for _, _, variance in pairs]))
         # what seeds give to a difference of two single runs, halved: without what the arms of a seed share
-        sd = float(np.sqrt(np.median([seeds.variance * shared / 2 for _, seeds, shared in pairs])))
-        recorded[name] = {"seed_sd": sd, "dof": pairs[0][1].dof, "items": items, "unit": METRICS[name].unit}
+        sd = float(np.sqrt(np.median([seeds.variance * shared / 2 for seeds, shared, _ in pairs])))
+        recorded[name] = {"seed_sd": sd, "dof": pairs[0][0].dof, "items": items, "unit": METRICS[name].unit}
     return recorded
+
+
+def items_with_seeds(f: Findings, arm: str, name: str) -> float:
+    """The variance that the items give to a difference as these seeds answered them."""
+    pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
+    whole, _ = item_part_with_rest(strata(f.cells, arm, f.baseline, pairs, name) if pairs else [])
+    return whole.variance

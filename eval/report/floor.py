@@ -47,7 +47,7 @@ def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
     return "; ".join(reasons[:REASONS_SHOWN]) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
 
 
-def floor_of(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part | None:
+def noise_floor_part(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part | None:
     """The variance of a single run on a metric, from the runs of the floor that are not part of the study; None where
     these are fewer than two, or were evaluated on other tasks."""
     metric = floor.content["metrics"].get(name)

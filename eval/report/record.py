@@ -35,7 +35,7 @@ def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
     """
     findings = gather(study, noise)
     write(findings, out)
-    return screen(findings)
+    return terminal_text(findings)
 
 
 def write(f: Findings, out: Path) -> None:
@@ -49,7 +49,7 @@ def write(f: Findings, out: Path) -> None:
             "report.html": page(f.study.title, sections),
             "results.csv": comma_separated(csv_lines(f.cells)),
             "table.tex": latex(overview.table(f), f"{f.study.title}. {f.study.question}"),
-            "figure.svg": drawing.sheet(figures),
+            "figure.svg": drawing.combined_figures(figures),
             "run.json": json.dumps(record(f), indent=1) + "\n",
         },
     )
@@ -73,7 +73,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     safe_files.sync_folder(folder)
 
 
-def screen(f: Findings) -> str:
+def terminal_text(f: Findings) -> str:
     """The text for the terminal: the table and the sentences that belong to it."""
     table: Table = overview.table(f, f.study.title)
     notes = [*overview.no_effect(f), *overview.footnotes(f)]

@@ -145,6 +145,8 @@ def samples(path: Path) -> dict[str, dict[str, Outcome]]:
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
         if key := misfit(row, shape):
             raise Damaged(f"{path} is damaged in line {number}: {key}")
+        if row.get("bytes", 0) < 0:
+            raise Damaged(f"{path} is damaged in line {number}: bytes is below 0")
         value, weight = (row["nats"] / LN2, row["bytes"]) if "nats" in row else (row["value"], 1)
         outcome = Outcome(value, weight, "" if row.get("cluster") is None else str(row["cluster"]))
         outcomes.setdefault(in_one_line(row["task"]), {})[str(row["id"])] = outcome

@@ -13,7 +13,7 @@ from eval.report.runs import Cells
 COPIED = ("name", "title", "seeds", "command", "question", "expect", "criteria")  # of a study, as they are
 
 
-def brief(names: Iterable[str]) -> dict[str, str]:
+def shortest_ends(names: Iterable[str]) -> dict[str, str]:
     """{path: its shortest end that is not the end of another path}, with at least one part without a wildcard."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
@@ -32,7 +32,7 @@ def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
         config = study.cell(*key).config
         values = [*config["data"].values(), *config["eval"]["corpora"], *cell.get("eval", {}).get("corpora", [])]
         corpora |= {value for value in values if isinstance(value, str)}
-    short_names = {name: short for name, short in brief(corpora).items() if short != name}
+    short_names = {name: short for name, short in shortest_ends(corpora).items() if short != name}
     alternatives = "|".join(map(re.escape, sorted(short_names, key=len, reverse=True))) or "(?!)"  # matches nowhere
     path = re.compile(rf"(?<![^=, ])({alternatives})")  # as in "corpus=PATH" of an arm, "PATH/last_word" of a task
 

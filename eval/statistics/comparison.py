@@ -13,13 +13,17 @@ A study that adds seeds until it is decided looks at its results several times: 
 (eval/statistics/sequential.py).
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
+from typing import TypeVar
 
 import numpy as np
 
 from eval.statistics.items import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL, Part, quantile
+
+Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ def compare(
     threshold = quantile(LEVEL, known, items)
     size = abs(difference)
     low, high = 1e-15, 1 - 1e-12
-    if size >= quantile(low, known, items):
+    if size == 0:  # a tie, also where nothing scatters
+        p = 1.0
+    elif size >= quantile(low, known, items):
         p = low
     elif size <= quantile(high, known, items):
         p = 1.0
@@ -111,7 +117,7 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def family(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
+def family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparison]:
     """The comparisons with p-values after Holm's correction for all of them, and with matching thresholds: those at the
     level of their step in Holm's procedure, or of the first step that fails. Before the correction, p-values are
     divided by the share of LEVEL that their look may use."""

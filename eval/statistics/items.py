@@ -100,6 +100,16 @@ def item_part(strata: list[Stratum]) -> Part:
     For accuracy the strata hold differences of outcomes with weights 1, for bits per byte bits and bytes. A stratum
     with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
     """
+    whole, rest = item_part_with_rest(strata)
+    if isinf(whole.variance):
+        return whole
+    return replace(whole, variance=max(0.0, whole.variance - rest))
+
+
+def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
+    """The variance that the items give as these seeds answered them, and how much of it is left of seeds and items
+    together. Where the second is as large as the first, it is not known what the items give by themselves: anything
+    from nothing to the first."""
     parts, rest, T = [], 0.0, len(strata)
     for d_SN, w_N in strata:
         S, n = d_SN.shape
@@ -110,7 +120,4 @@ def item_part(strata: list[Stratum]) -> Part:
             e_SN = influences(d_SN, w_N)
             e_SN -= e_SN.mean(0)
             rest += (n - 1) / n * float((e_SN**2).sum()) / ((S - 1) * S * T**2)
-    whole = add(parts)
-    if isinf(whole.variance):
-        return whole
-    return replace(whole, variance=max(0.0, whole.variance - rest))
+    return add(parts), rest

@@ -29,6 +29,7 @@ import numpy as np
 from eval.statistics.parts import LEVEL, Part, add, quantile
 
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
+ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
 
 
 def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = None) -> Part | None:
@@ -73,12 +74,29 @@ def with_floor(part: Part, share: float, floor: Part) -> Part:
     return Part(share * (part.dof * single + floor.dof * floor.variance) / dof, dof)
 
 
+def full_table(results: Results) -> np.ndarray | None:
+    """The results as [arms, seeds], where every arm has the same seeds; None where cells are missing."""
+    rows = list(results.values())
+    if not rows or not rows[0] or any(row.keys() != rows[0].keys() for row in rows):
+        return None
+    return np.array([[row[seed] for seed in rows[0]] for row in rows], float)
+
+
+def centred(table: np.ndarray) -> np.ndarray:
+    """What is left of [arms, seeds] after the means of arms and of seeds."""
+    return table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+
+
 def residual(results: Results, seeds: bool = True) -> tuple[float, int]:
     """The residual sum of squares after fitting means of arms and of seeds (`seeds`), or of arms only, by least
     squares; and its degrees of freedom."""
     cells = [(arm, seed) for arm in results for seed in results[arm]]
     if not cells:
         return 0.0, 0
+    if (table := full_table(results)) is not None:  # closed form: least squares of 256 arms take a second
+        rest = centred(table) if seeds else table - table.mean(1, keepdims=True)
+        arms, number = table.shape
+        return float((rest**2).sum()), (arms - 1 if seeds else arms) * (number - 1)
     y = np.array([results[arm][seed] for arm, seed in cells])
     means = [*results, *({seed for _, seed in cells} if seeds else ())]
     design = np.array([[mean in cell for mean in means] for cell in cells], float)
@@ -97,14 +115,26 @@ def outstanding(results: Results) -> dict[str, float]:
 
     p_values = {}
     whole, dof = residual(results)
-    if whole <= 1e-20 * sum(value**2 for row in results.values() for value in row.values()):
-        return {}  # rounding
-    for arm in results:
-        rest, others = residual({a: row for a, row in results.items() if a != arm})
+    if whole <= ROUNDING**2 * sum(value**2 for row in results.values() for value in row.values()):
+        return {}
+    for arm, (rest, others) in without_each(results).items():
         if others > 0 and dof > others:
             ratio = (whole - rest) / (dof - others) / (rest / others) if rest else inf
             p_values[arm] = min(1.0, len(results) * float(fdtrc(dof - others, others, ratio)))
     return {arm: p for arm, p in p_values.items() if p <= LEVEL}
+
+
+def without_each(results: Results) -> dict[str, tuple[float, int]]:
+    """{arm: `residual` of the results without it}."""
+    table = full_table(results)
+    if table is None or len(table) < 3:
+        return {arm: residual({a: row for a, row in results.items() if a != arm}) for arm in results}
+    arms, seeds = table.shape
+    of_arm = (centred(table) ** 2).sum(1)
+    # the means of seeds change with the arm that is left out, by its residuals / (arms - 1)
+    rest = of_arm.sum() - of_arm * arms / (arms - 1)
+    rest[rest < ROUNDING * of_arm.sum()] = 0.0
+    return {arm: (float(left), (arms - 2) * (seeds - 1)) for arm, left in zip(results, rest, strict=True)}
 
 
 def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:

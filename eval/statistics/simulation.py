@@ -32,9 +32,24 @@ def quantiles(level: float, parts: list[Noise]) -> np.ndarray:
 
 
 def residuals(x: np.ndarray) -> np.ndarray:
-    """Residual sums of squares, [studies], of results [studies, arms, seeds] after fitting arms and seeds."""
+    """Residual sums of squares of each arm, [studies, arms], of results [studies, arms, seeds] after fitting arms and
+    seeds."""
     rest = x - x.mean(2, keepdims=True) - x.mean(1, keepdims=True) + x.mean((1, 2), keepdims=True)
-    return (rest**2).sum((1, 2))
+    return (rest**2).sum(2)
+
+
+def stands_out(x: np.ndarray) -> np.ndarray:
+    """Whether an arm scatters more than the others, [studies, arms]: as `seeds.outstanding`."""
+    from scipy.special import fdtrc
+
+    R, A, n = x.shape
+    if A < 3:
+        return np.zeros((R, A), bool)
+    of_arm, others = residuals(x), (A - 2) * (n - 1)
+    whole = of_arm.sum(1, keepdims=True)
+    rest = whole - of_arm * A / (A - 1)  # without the arm
+    ratio = ((whole - rest) / (n - 1)) / (rest / others)
+    return A * fdtrc(n - 1, others, ratio) <= LEVEL
 
 
 def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
@@ -48,7 +63,7 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
     if A == n == 2:
         whole, dof = ((x - x.mean(2, keepdims=True)) ** 2).sum((1, 2)), 2
     else:
-        whole, dof = residuals(x), (A - 1) * (n - 1)
+        whole, dof = residuals(x).sum(1), (A - 1) * (n - 1)
     variance, degrees = np.repeat((whole / dof * 2 / n)[:, None], A - 1, 1), np.full((R, A - 1), float(dof))
     pooled = Noise(variance, degrees)
     if floor:
@@ -59,13 +74,8 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
         pooled = Noise(np.where(borrows, mixed, variance), np.where(borrows, both, degrees))
     if A < 3:
         return pooled
-    others = (A - 2) * (n - 1)
-    stands_out = np.zeros((R, A), bool)
-    for arm in range(A):
-        rest = residuals(np.delete(x, arm, 1))
-        ratio = ((whole - rest) / (dof - others)) / (rest / others)
-        stands_out[:, arm] = A * fdtrc(dof - others, others, ratio) <= LEVEL
-    uneven = stands_out[:, 1:] | stands_out[:, :1]
+    outstanding = stands_out(x)
+    uneven = outstanding[:, 1:] | outstanding[:, :1]
     differences_alone = Noise((x[:, 1:] - x[:, :1]).var(2, ddof=1) / n, np.full((R, A - 1), n - 1.0))
     plain = Noise(variance, degrees)
     asks_more = quantiles(LEVEL, [differences_alone]) > quantiles(LEVEL, [plain])
@@ -77,6 +87,18 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
         )
     )
     return Noise(variance, degrees)
+
+
+def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
+    """As `contrasts.contrast_part`, of weighted sums of arms; weights: [contrasts, arms]."""
+    R, A, n = x.shape
+    degrees = np.full((R, len(weights)), float((A - 1) * (n - 1)))
+    pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)
+    alone = np.einsum("ca,ran->rcn", weights, x).var(2, ddof=1) / n
+    parts = Noise(pooled, degrees), Noise(alone, np.full((R, len(weights)), n - 1.0))
+    asks_more = quantiles(LEVEL, [parts[1]]) > quantiles(LEVEL, [parts[0]])
+    own = stands_out(x).any(axis=1, keepdims=True) & asks_more
+    return Noise(np.where(own, alone, pooled), np.where(own, n - 1.0, degrees))
 
 
 def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
@@ -101,6 +123,24 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
     return Noise(variance[:, None], effective[:, None] - 1)
 
 
+def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
+    """Two-sided, of Student's t; 1 where nothing differs, also where nothing scatters."""
+    from scipy.special import stdtr
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = abs(differences) / np.sqrt(noise.variance)
+    return np.where(differences == 0, 1.0, 2 * stdtr(noise.dof, -t))
+
+
+def holm(p: np.ndarray, level: float) -> np.ndarray:
+    """Which of [studies, tests] are rejected by Holm's step-down correction."""
+    order = p.argsort(1)
+    passes = np.take_along_axis(p, order, 1) * np.arange(p.shape[1], 0, -1) <= level
+    rejected = np.empty(p.shape, bool)
+    np.put_along_axis(rejected, order, np.logical_and.accumulate(passes, axis=1), 1)
+    return rejected
+
+
 def decisions(
     differences: np.ndarray, parts: list[Noise], margin: float | None = None, portion: float = 1.0
 ) -> np.ndarray:
@@ -111,9 +151,11 @@ def decisions(
     """
     tests, size = differences.shape[1], abs(differences)
     counts = np.zeros(differences.shape, bool)
-    for _ in range(tests):  # Holm: with r rejected, the next has LEVEL / (tests - r)
+    if len(parts) == 1:
+        counts = holm(p_values(differences, parts[0]), portion * LEVEL)
+    for _ in range(tests if len(parts) > 1 else 0):  # of two parts there is no p in closed form
         rejected = counts.sum(1)
-        for r in range(tests):
+        for r in range(tests):  # with r rejected, the next has LEVEL / (tests - r)
             at = rejected == r
             if at.any():
                 counts[at] |= (size > quantiles(portion * LEVEL / (tests - r), parts))[at]
@@ -130,6 +172,25 @@ def decide_all(
     """Decisions, [studies, arms - 1], from results [studies, arms, seeds] without noise of items."""
     means = x.mean(2)
     return decisions(means[:, 1:] - means[:, :1], [seed_noise(x, floor)], margin, portion)
+
+
+def judged_factorial(x: np.ndarray, weights: np.ndarray, families: list[list[int]]) -> np.ndarray:
+    """Decisions of a factorial on its arms beside the baseline and its effects, [studies, arms - 1 + effects].
+
+    Args:
+        x: results, [studies, arms, seeds].
+        weights: of the arms in each effect, [effects, arms].
+        families: which of the decisions are corrected for each other.
+    """
+    means = x.mean(2)
+    values = np.concatenate([means[:, 1:] - means[:, :1], means @ weights.T], 1)
+    arms, effects = seed_noise(x), contrast_noise(x, weights)
+    variance = np.concatenate([arms.variance, effects.variance], 1)
+    dof = np.concatenate([arms.dof, effects.dof], 1)
+    verdicts = np.zeros(values.shape, int)
+    for family in families:
+        verdicts[:, family] = decisions(values[:, family], [Noise(variance[:, family], dof[:, family])])
+    return verdicts
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def seeds_to_decide(
         return None
     borrowed = max(0.0, c.seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
     for n in range(seeds + 1, (most or MOST_SEEDS) + 1):
-        level = LEVEL / max(1, arms - 1) * (share(n, most, arms - 1) if most else 1.0)
+        level = LEVEL / c.family * (share(n, most, c.family) if most else 1.0)
         part = Part(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
         size = abs(c.difference)
         if size > quantile(level, part, c.items):
@@ -92,7 +92,9 @@ def verdict(
     return Verdict(kind, f"{words}, less than the margin" if equivalent else words)
 
 
-def places(results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool) -> dict[str, str]:
+def possible_places(
+    results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
+) -> dict[str, str]:
     """{arm: its place "1", or range of places "2-4"} in a ranking in which only significant differences count.
 
     counts: {(arm, another arm): whether they differ significantly}, with every pair once.

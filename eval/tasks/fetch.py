@@ -5,7 +5,6 @@
 It runs on a machine with a network. Evaluation, on compute nodes without one, reads the folder (eval/tasks/mirror.py).
 """
 
-import argparse
 import gzip
 import hashlib
 import json
@@ -14,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ablations import safe_files
+from ablations import answers, safe_files
 from eval.tasks.mirror import Mirror, Source, names, suite
 
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
@@ -80,7 +79,7 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
         pinned = None if local else spec.get("revision")
         if entry and pinned in (None, entry.get("revision")) and not Mirror(to).lacks(source):
             continue
-        print(f"{task}: {source}", flush=True)
+        print(f"{task}: {source}", file=sys.stderr, flush=True)
         try:
             table, revision = fetch(source, spec, local)
         except Exception as error:  # of any library on the way: say it, and go on with the others
@@ -108,9 +107,7 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.tasks.fetch", description="Mirror the data of evaluation tasks."
-    )
+    parser = answers.Parser(prog="python -m eval.tasks.fetch", description="Mirror the data of evaluation tasks.")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         "--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's"
@@ -125,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FOLDER",
         help="copies of the hub's repositories as organisation__name, in place of the hub",
     )
+    answers.add_format(parser)
     args = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1" if args.local else "0"
     from eval.tasks.definitions import definitions  # imports `datasets`, which reads these variables
@@ -138,6 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         }
         Mirror(args.to) if (args.to / "manifest.json").exists() else None  # one that is damaged is said before any work
     except ValueError as error:
+        if args.format == "json":
+            print(answers.error(str(error)))
         print(f"error: {error}", file=sys.stderr)
         return 2
     failed = write_mirror(splits, args.to, args.local)
@@ -149,7 +149,11 @@ def main(argv: list[str] | None = None) -> int:
             "already: make eval-data ARGS='--from FOLDER'",
             file=sys.stderr,
         )
-    print(f"{args.to}: {len(splits) - len(failed)} of {len(splits)} tasks")
+    if args.format == "json":
+        there = [task for task in splits if task not in failed]
+        print(answers.answer("eval-data", {"written": str(args.to), "tasks": there, "failed": failed}))
+    else:
+        print(f"{args.to}: {len(splits) - len(failed)} of {len(splits)} tasks")
     return 1 if failed else 0
 
 

@@ -70,7 +70,7 @@ def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     for sequence in sorted(inputs, key=lambda x: (x.extent, x.tokens)):
         if packed and packed[-1].inputs[-1].extent == sequence.extent:
             row = packed[-1]
-            stem = common(row.inputs[-1].tokens, sequence.tokens, row.stem)
+            stem = common_length(row.inputs[-1].tokens, sequence.tokens, row.stem)
             k = len(row.inputs)
             n = len(row) + (k - 1) * row.stem + len(sequence.tokens) - k * stem
             cheaper = work(n) < work(len(row)) + work(len(sequence.tokens))
@@ -81,7 +81,7 @@ def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     return sorted(packed, key=lambda row: (-len(row), row.inputs[0].tokens))
 
 
-def common(a: Tokens, b: Tokens, most: int) -> int:
+def common_length(a: Tokens, b: Tokens, most: int) -> int:
     """The number of tokens in the common beginning of two inputs, at most `most`."""
     n = min(len(a), len(b), most)
     if a[:n] == b[:n]:

@@ -14,10 +14,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from ablations import rundir, safe_files
+from ablations import answers, rundir, safe_files
 from ablations.config import ConfigError, spread
 from ablations.rundir import Exit, steps_to_evaluate
 from ablations.safe_files import Damaged
@@ -32,8 +33,19 @@ from launch.watch import stop_file
 NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm cluster?"
 
 
-def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> None:
+class Job(TypedDict):
+    """What was submitted; a job of several runs is an array, with the index of a run as that of its task."""
+
+    job: str  # its id
+    does: str  # "train", "evaluate" or "report"
+    runs: list[int]  # indices into the study's runs
+
+
+def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> list[Job]:
     """Submit the runs that are not finished, and print the jobs' ids and where their logs are.
+
+    Returns:
+        The jobs, those that train first.
 
     Args:
         options: options of sbatch for the training array.
@@ -66,7 +78,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     going_on = [i for i in sorted(busy) if i not in trained and steps_to_evaluate(study.cells[i].dir)]
     if not train and not trained and not going_on:
         print("nothing to submit: every run is finished or in the queue")
-        return
+        return []
     prepare(study, [study.cells[i] for i in todo])
     logs = _logs(study)
     logs.mkdir(parents=True, exist_ok=True)
@@ -74,7 +86,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     if bad := sorted(bad_nodes(study.out)):  # of two such options sbatch reads the last
         excluded = [o.removeprefix("--exclude=") for o in options if o.startswith("--exclude=")]
         options = [o for o in options if not o.startswith("--exclude=")] + [f"--exclude={','.join([*excluded, *bad])}"]
-    waited_for = []
+    jobs: list[Job] = []
     if train:
         words = with_mtbf(study.words, variables)
         from_args(words)  # an error of the site's is said here, and not by the first job hours later
@@ -83,15 +95,17 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         for i in train:
             study.cells[i].dir.mkdir(parents=True, exist_ok=True)
             write(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
+        jobs.append({"job": job, "does": "train", "runs": train})
         print(f"job {job}: trains {len(train)} run{'s' * (len(train) > 1)}: array indices {_ranges(train)}")
         after = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"]
-        waited_for.append(evaluate(study, train, variables, options, after, "each when it is trained"))
+        jobs.append(evaluate(study, train, variables, options, after, "each when it is trained"))
     if trained:
-        waited_for.append(evaluate(study, trained, variables, options, [], "what is trained"))
+        jobs.append(evaluate(study, trained, variables, options, [], "what is trained"))
     if going_on:
         what = "what runs that go on have kept on the way (layout.eval_at)"
-        waited_for.append(evaluate(study, going_on, variables, options, [], what))
-    report = _job("report", options) + [f"--dependency=afterany:{':'.join(waited_for)}", f"--output={logs}/%j.log"]
+        jobs.append(evaluate(study, going_on, variables, options, [], what))
+    waited_for = ":".join(job["job"] for job in jobs if job["does"] == "evaluate")
+    report = _job("report", options) + [f"--dependency=afterany:{waited_for}", f"--output={logs}/%j.log"]
     job = sbatch(report, variables, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
     print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
@@ -99,6 +113,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     print(
         f"to stop it all:  touch {study.out / rundir.STOP}    (runs save and leave the queue; remove it, submit again)"
     )
+    return [*jobs, {"job": job, "does": "report", "runs": list(range(len(study.cells)))}]
 
 
 def is_judged(study: Study, cell: Cell) -> bool:
@@ -135,8 +150,8 @@ def _versions() -> dict[str, Any]:
 
 def evaluate(
     study: Study, cells: list[int], variables: dict[str, str], options: list[str], after: list[str], what: str
-) -> str:
-    """Submit a job array that evaluates `cells`, indices into the study's runs. Returns its job id.
+) -> Job:
+    """Submit a job array that evaluates `cells`, indices into the study's runs.
 
     Args:
         variables, options: as in `submit`.
@@ -157,7 +172,7 @@ def evaluate(
     gpu = ["--gpus-per-node=1"] if gpus else []
     job = sbatch(_job("evaluation", options) + gpu + array + after, variables, script)
     print(f"job {job}: evaluates {what}")
-    return job
+    return {"job": job, "does": "evaluate", "runs": cells}
 
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
@@ -264,13 +279,25 @@ def _python() -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.slurm.submit", description=__doc__)
+    """Submit a study. With FORMAT=json standard output has the jobs alone, as JSON."""
+    parser = answers.Parser(prog="python -m launch.slurm.submit", description=__doc__)
     parser.add_argument("--nodes", default="1", help="for each run")
     parser.add_argument("--site", default="", help="a file of launch/sites, or a path (default: launch/site.sh)")
     parser.add_argument("--like", metavar="JOB", help="ask for what this job has; used by launch/run.sh")
     parser.add_argument("words", nargs="+", metavar="NAME=VALUE", help="the study, as for `python -m ablations`")
     args = parser.parse_args(argv)
+    as_json = answers.asks_for_json(args.words)
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        code, answer = submitted(args, as_json)
+    if as_json:
+        print(answer)
+    return code
+
+
+def submitted(args: argparse.Namespace, as_json: bool) -> tuple[Exit, str]:
+    """The exit code, and the answer as JSON."""
     try:
+        _, args.words = answers.take_format(args.words)
         variables, path = site(args.site), find(args.site)
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
@@ -289,19 +316,20 @@ def main(argv: list[str]) -> int:
             per_node = int(variables.get("SBATCH_GPUS_PER_NODE", "1").rpartition(":")[2])
         else:
             raise ConfigError(f"NODES={args.nodes}: a number of nodes for each run is needed")
-        submit(study, options, variables, nodes * per_node)
+        jobs = submit(study, options, variables, nodes * per_node)
     except ConfigError as error:
         print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
-        return Exit.INVALID
+        return Exit.INVALID, answers.error(str(error))
     except OSError as error:
         if not (reason := safe_files.storage_error(error)):
             raise
         print(f"error: {reason}", file=sys.stderr)
-        return Exit.FAILED
+        return Exit.FAILED, answers.error(reason)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
-        return Exit.INTERRUPTED
-    return Exit.FINISHED
+        return Exit.INTERRUPTED, answers.error("interrupted")
+    content = answers.study_head(study) | {"jobs": jobs, "logs": str(_logs(study))}
+    return Exit.FINISHED, answers.answer("submission", content)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from typing import Any
 
 from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS
-from eval.report.contrasts import effects
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
 from eval.statistics.verdicts import verdict
@@ -15,8 +14,8 @@ one combination to the next, one setting differs; what does not is listed under 
 
 A main effect is what changing the factor does, averaged over the other factors. An interaction is what the second
 factor changes about the effect of the first: for two, both together minus what each does alone. Paired by seed; noise
-and intervals as under "Differences from the baseline"; Holm's correction among the main effects, and among the
-interactions."""
+and intervals as under "Differences from the baseline"; Holm's correction is for all that is judged on a metric: the
+combinations against the baseline, the main effects and the interactions together."""
 
 
 NONE_YET = "There are no effects yet: every combination needs a result with the same seed."
@@ -49,7 +48,7 @@ def effect_rows(f: Findings) -> list[list[str]]:
     return [
         [f"{design.name(effect)}, {name}", *numbers(c, METRICS[name].digits + 1), words(f, name, effect, c)]
         for name in f.results
-        for effect, c in effects(f, name).items()
+        for effect, c in f.effects.get(name, {}).items()
     ]
 
 
@@ -93,7 +92,7 @@ def recorded(f: Findings) -> list[dict[str, Any]]:
     if not design:
         return lines
     for name in f.results:
-        for effect, c in effects(f, name).items():
+        for effect, c in f.effects.get(name, {}).items():
             line: dict[str, Any] = {
                 "effect": design.name(effect),
                 "metric": METRICS[name].key,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eval.report.blocks import Section, Table
-from eval.report.external import External, remarks, unlike
+from eval.report.external import External, reason_not_comparable, remarks
 from eval.report.findings import Findings
 from eval.report.sections.challenge import MARK, broken
 
@@ -110,7 +110,7 @@ def external_rows(
         if damage:
             notes.append(f"* {title} is left out: {damage}.")
             continue
-        reasons = {task: unlike(table, runs, task) for task in TASKS if task in table["scores"]}
+        reasons = {task: reason_not_comparable(table, runs, task) for task in TASKS if task in table["scores"]}
         shown = {task: table["scores"][task] for task, reason in reasons.items() if not reason}
         for reason in dict.fromkeys(filter(None, reasons.values())):
             tasks = ", ".join(TASKS[task] for task, task_reason in reasons.items() if task_reason == reason)

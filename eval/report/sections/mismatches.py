@@ -10,10 +10,10 @@ from eval.report.runs import Cells, in_one_line
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
     """Sentences about everything that violates a controlled comparison."""
-    return together(single_mismatches(study, cells), len(cells))
+    return join_by_text(single_mismatches(study, cells), len(cells))
 
 
-def together(lines: list[str], runs: int) -> list[str]:
+def join_by_text(lines: list[str], runs: int) -> list[str]:
     """Join sentences of the form "run: text" that have the same text. `runs`: the number of all runs."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
@@ -34,6 +34,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     lines = [f"{name}: {cell['state']}, so not among the results" for name, cell in by_name.items() if cell["state"]]
     lines += [f"{name}: {damage}" for name, cell in by_name.items() for damage in cell.get("damage", [])]
     lines += getattr(study, "damaged", [])
+    lines += copies(cells)
     runs = {name: cell["run"] for name, cell in by_name.items() if "run" in cell}
     evaluated = {name: cell for name, cell in by_name.items() if "eval" in cell}
 
@@ -65,6 +66,26 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     if getattr(study, "controlled", True):
         lines += more_than_a_line(study, cells)
         lines += more_than_an_edge(study, cells)
+    return lines
+
+
+def copies(cells: Cells) -> list[str]:
+    """Sentences about runs of different seeds that are the same run: all that they logged, or the weights that were
+    evaluated, are equal to the last digit. A copied folder is no second seed."""
+    lines = []
+    first: dict[Any, tuple[str, int]] = {}
+    for (arm, seed), cell in cells.items():
+        logged = tuple((row["step"], row["loss"], row.get("grad_norm")) for row in cell.get("metrics") or [])
+        weights = cell.get("eval", {}).get("weights_sha256")
+        keys = [key for key in (("logged", logged), ("weights", weights)) if key[1]]
+        original = next((first[key] for key in keys if key in first), (arm, seed))
+        if original[1] != seed:
+            lines.append(
+                f"{arm}, seed {seed}: trained exactly as {original[0]}, seed {original[1]}, to the last digit: one is "
+                "a copy of the other, so it is no second measurement"
+            )
+        for key in keys:
+            first.setdefault(key, (arm, seed))
     return lines
 
 

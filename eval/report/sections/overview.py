@@ -131,6 +131,11 @@ def decided_by(f: Findings) -> str:
         for name, margin in f.margins.items()
         if name in f.results and name not in f.named_before
     ]
+    if f.seeds_planned:
+        late.append(
+            f"Seeds were added after the first {f.seeds_planned}, which were all that was planned: looking more than "
+            "once makes wrong verdicts likelier than 5 %. MORE=auto from the start has a level for each look."
+        )
     return " ".join([words, *late])
 
 

@@ -8,7 +8,7 @@ from eval.report.comparable import evaluation_classes
 from eval.report.compare import METRICS, ranking
 from eval.report.findings import Findings
 from eval.report.sections.settings import configurations
-from eval.report.short_names import brief
+from eval.report.short_names import shortest_ends
 
 
 def section(f: Findings) -> Section:
@@ -43,7 +43,7 @@ def corpora_by_tokens(f: Findings) -> list[Table]:
     classes = evaluation_classes(f.cells) if f.results[name] else []
     comparable = {arm for arm, _ in classes[0]} if classes else set()
     configs = configurations(f)
-    short_names = brief(config["data.corpus"] for config in configs.values())
+    short_names = shortest_ends(config["data.corpus"] for config in configs.values())
     for arm, config in configs.items():
         if (row := f.results[name][arm]) and arm in comparable and config.get("train.budget", "tokens") == "tokens":
             corpus = f"{short_names[config['data.corpus']]}, {len(row)} seeds"

@@ -1,6 +1,7 @@
 """Section: published results of the BigScience study beside ours, from eval/report/sections/published.yaml, each marked
 by how well its source was verified."""
 
+import csv
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ def load() -> dict[str, Any]:
     import yaml
 
     return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def saves() -> dict[str, np.ndarray]:
+    """{corpus: the accuracies of all saves of its run in %, [saves, tasks]}, the earliest save first; see "saves" in
+    published.yaml."""
+    with (Path(__file__).parent / "published_saves.csv").open(encoding="utf-8", newline="") as file:
+        _, *lines = csv.reader(file)
+    corpora = dict.fromkeys(line[0] for line in lines)
+    return {name: np.array([line[2:] for line in lines if line[0] == name], float) for name in corpora}
 
 
 def shown(part: dict[str, Any], beside: str) -> bool:

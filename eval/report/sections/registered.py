@@ -6,7 +6,7 @@ from ablations import rundir
 from ablations.prediction import Prediction
 from ablations.registration import NOTHING_EXPECTED, changes
 from eval.report.blocks import Block, Section, Table
-from eval.report.compare import METRICS, look, pair
+from eval.report.compare import METRICS, level_share, pair
 from eval.report.findings import Findings
 from eval.report.runs import named
 from eval.statistics.comparison import Comparison
@@ -39,7 +39,10 @@ class Checked(NamedTuple):
 def section(f: Findings) -> Section:
     blocks: list[Block] = []
     if f.study.registration:
-        blocks += [HEAD, "\n".join(f"* {line}." for line in [*when_registered(f), *(since(f) or [unchanged(f)])])]
+        blocks += [
+            HEAD,
+            "\n".join(f"* {line}." for line in [*when_registered(f), *(changes_since(f) or [unchanged(f)])]),
+        ]
     if checked := checked_predictions(f):
         rows = [
             [f"`{row.text}`", row.metric, "yes" if row.registered else "no", f"**{row.outcome}**", row.measured]
@@ -78,7 +81,7 @@ def when_registered(f: Findings) -> list[str]:
     return lines
 
 
-def since(f: Findings) -> list[str]:
+def changes_since(f: Findings) -> list[str]:
     """A sentence for each registered value that has changed since the runs began."""
     then = {f"{arm}, seed {seed}": line["content"] for (arm, seed), line in first_lines(f).items()}
     return changes(f.study.registration, then, len(f.cells))
@@ -108,7 +111,7 @@ def expectation(f: Findings) -> str:
     return f"**Expected, {when}.** {expect}"
 
 
-def stood_in(line: dict[str, Any], prediction: Prediction) -> bool:
+def was_registered_in(line: dict[str, Any], prediction: Prediction) -> bool:
     texts = line["content"].get("predictions")
     return isinstance(texts, list) and prediction.text in texts
 
@@ -119,7 +122,7 @@ def summary(f: Findings) -> dict[str, Any]:
     if not f.study.registration:
         return {}
     before = sum(line["step"] == 0 for line in first_lines(f).values())
-    return {"before_the_first_step": before, "runs": len(f.cells), "changed": since(f)}
+    return {"before_the_first_step": before, "runs": len(f.cells), "changed": changes_since(f)}
 
 
 def checked_predictions(f: Findings) -> list[Checked]:
@@ -130,7 +133,7 @@ def was_registered(f: Findings, prediction: Prediction) -> bool:
     """Whether a prediction was registered before the runs that it is about had begun: in all runs of all its arms but
     one at most, at step 0. One arm may be older, since studies share their baseline."""
     first = first_lines(f)
-    before = {run for run, x in first.items() if x["step"] == 0 and stood_in(x, prediction)}
+    before = {run for run, x in first.items() if x["step"] == 0 and was_registered_in(x, prediction)}
     begun = {run for run, cell in f.cells.items() if "run" in cell}
     late = {arm for arm, _ in begun - before} & set(prediction.arms)
     return bool(before) and len(late) <= 1
@@ -146,7 +149,7 @@ def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
     compared: list[Comparison] = []
     for first, second in neighbours:
         there = {first, second} <= set(results)
-        spending = look(f.study.criteria, 1)
+        spending = level_share(f.study.criteria, 1)
         c = pair(f.cells, results, first, second, name, f.controlled, None, spending) if there else None
         if c is None:
             return UNDECIDED, f"{first} and {second} cannot be compared"

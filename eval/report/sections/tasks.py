@@ -102,7 +102,9 @@ def blocks(f: Findings) -> list[Block]:
     names = [task.rpartition("/")[2] for task in names] if len(corpora) == 1 else names
     columns = [arm.split("=", 1)[-1] if f.controlled else arm for arm in arms]
     note = "Blue above chance, orange below; grey: within two standard errors of it."
-    figure = drawing.heat("Accuracy in %, coloured by its distance from chance", names, columns, cells) if names else ""
+    figure = (
+        drawing.heat_map("Accuracy in %, coloured by its distance from chance", names, columns, cells) if names else ""
+    )
     head = ["task", "metric", "items", "context, tokens", "chance", *arms]
     return [Figure(figure, note), *headline(f), TASKS, Table(head, lines)]
 
