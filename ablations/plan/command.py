@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from ablations import answers
+from ablations.plan.checks import check_request
 from ablations.plan.hardware import GPU, hardware
 from ablations.plan.resources import MOST_GPUS, Budget, amount, parse_budget, positive
 from ablations.study import FACTORS, from_args
@@ -100,7 +101,9 @@ def run(words: list[str]) -> int | None:
     gpu, gpus = machines(options["ON"])
     hours = budget.gpu_hours(price) if budget else None
     os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
-    answer = study_cost.cost(from_args(study_words), gpu, gpus)
+    study = from_args(study_words)
+    check_request(study)
+    answer = study_cost.cost(study, gpu, gpus)
     if hours and answer.most_gpu_hours > hours:
         need, limit = amount(answer.most_gpu_hours), amount(hours)
         seeds = f" with all {answer.study.criteria.seeds} seeds (MAX_SEEDS)" if answer.at_most else ""
