@@ -46,7 +46,7 @@ def run(study: Study) -> list[str]:
 
     Raises:
         ConfigError: before any training, for what concerns all runs, such as a corpus that cannot be prepared.
-        Interrupted: by Ctrl-C or SIGTERM; every run has saved a checkpoint.
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP; every run has saved a checkpoint.
     """
     check_tasks(study)
     at_once = jobs(study)

@@ -34,6 +34,14 @@ class Hoffmann:
     def after(self, compute: float) -> float:
         return self.loss(*self.optimum(compute))
 
+    def compute_for(self, loss: float) -> float:
+        """The least FLOPs that reach a loss, which must be above `e`."""
+        low, high = 1.0, 1e40
+        while high / low > 1 + 1e-9:
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if self.after(middle) < loss else (middle, high)
+        return high
+
 
 HOFFMANN_3 = Hoffmann(1.69, 406.4, 410.7, 0.34, 0.28)  # as printed, rounded
 BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data fitted again; recalled
