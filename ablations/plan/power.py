@@ -85,17 +85,17 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
 def detectable(
     sd: float, items: float, arms: int, seeds: int, tests: int | None = None, squares: float = TWO_ARMS
 ) -> float:
-    """The least difference from the baseline that such a study sees with chance POWER, each arm corrected for all
-    (Bonferroni: what Holm's correction asks of the first). inf: with one seed nothing is seen.
+    """The least difference from the baseline that a study detects with probability POWER; inf with one seed. The level
+    is divided by the number of comparisons (Bonferroni, the first step of Holm's correction).
 
     Args:
-        sd: standard deviation of a run from the seed alone, in the units of the metric.
-        items: standard error that the items give to a difference of two arms.
-        arms: of the study, the baseline too.
-        seeds: of each arm.
-        tests: how many comparisons it is corrected for; None: one for each arm beside the baseline.
-        squares: the sum of the squared weights of the arms, where it is not a difference of two but an effect of a
-            factorial.
+        sd: the standard deviation between runs that differ only in the seed, in the units of the metric.
+        items: the standard error of a difference of two arms from the items.
+        arms: the number of arms of the study, including the baseline.
+        seeds: the number of seeds of each arm.
+        tests: the number of comparisons; None: one for each arm besides the baseline.
+        squares: the sum of the squared weights of the arms: TWO_ARMS for a difference of two arms, another number for
+            an effect of a factorial.
     """
     if seeds < 2 or arms < 2:
         return inf

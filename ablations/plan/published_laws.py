@@ -14,7 +14,7 @@ from ablations.plan.resources import PF_DAY
 
 @dataclass(frozen=True)
 class Hoffmann:
-    """E + A / N^alpha + B / D^beta."""
+    """A law of the form E + A / N^alpha + B / D^beta for the loss with N parameters and D tokens."""
 
     e: float
     a: float

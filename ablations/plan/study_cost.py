@@ -84,12 +84,12 @@ class StudyCost:
 
     @property
     def most_gpu_hours(self) -> float:
-        """With all seeds that MORE=auto may add; all seeds of an arm cost the same."""
+        """The GPU-hours with all seeds that MORE=auto may add. Each seed of an arm costs the same."""
         return self.gpu_hours * self.study.most_runs / len(self.study.cells)
 
     @property
     def at_most(self) -> dict[str, float] | None:
-        """What the study may come to where seeds are added until it is decided; None where their number is fixed."""
+        """The largest possible cost of a study that adds seeds; None where their number is fixed."""
         study = self.study
         if not study.criteria.sequential:
             return None
