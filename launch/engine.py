@@ -26,7 +26,7 @@ from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
 from launch.manifest import Diverged
 from model import attention, proof
 from model.count import parameters
-from model.fp8 import FP8_LAYERS
+from model.fp8 import FP8_LAYERS, weights_cast
 from model.gpt import GPT, prepare_to_compile
 from model.linear import Layers
 from model.objective import Batch, SpecialTokens
@@ -241,10 +241,15 @@ class Engine:
         loss.compile(dynamic=False, mode="reduce-overhead" if self.cuda_graphs else None)
         rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
         batch = self.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(self.device)
+
+        def graph(batch: Batch) -> Tensor:
+            with weights_cast(self.model):
+                return loss(batch)
+
         if model.dropout or model.attn_dropout:  # what training calls, and then a graph that drops nothing, to compare
-            torch.autograd.grad(loss(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
+            torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
             loss.eval()
-        self.proofs = [proof.compiled(self.model, loss, loss.forward, batch)]
+        self.proofs = [proof.compiled(self.model, graph, loss.forward, batch)]
         loss.train()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -364,22 +369,23 @@ class Engine:
         weights = self._weights(batch.split(self.run.layout.micro_batch))  # counted before they are on a GPU
         replicas = dist.get_world_size() // self.model.tp.size
         self.ds.set_train_batch_size(len(batch.inputs_BT) * replicas)  # the batches of a ramp differ
-        for i, (micro, weight) in enumerate(zip(micros, weights, strict=True), start=1):
-            # DeepSpeed counts micro-batches modulo their number in a batch, which is wrong once that has changed
-            self.ds.set_gradient_accumulation_boundary(i == len(micros))
-            if self.cuda_graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # nothing of the micro-batch before is wanted any more
-            with self._busy():
-                loss = self.ds(micro) * weight
-            self.ds.backward(loss)
-            try:
-                self.ds.step()
-            except Exception as error:  # DeepSpeed raises nothing narrower
-                if "loss scale already at minimum" not in str(error):
-                    raise
-                least = self.run.train.loss_scale_min
-                raise Diverged(f"gradients overflow in fp16 even at train.loss_scale_min={least}") from None
-            total += loss.detach().float()
+        with weights_cast(self.model):  # the last micro-batch's step updates the weights, and no forward pass follows
+            for i, (micro, weight) in enumerate(zip(micros, weights, strict=True), start=1):
+                # DeepSpeed counts micro-batches modulo their number in a batch, which is wrong once that has changed
+                self.ds.set_gradient_accumulation_boundary(i == len(micros))
+                if self.cuda_graphs:
+                    torch.compiler.cudagraph_mark_step_begin()  # nothing of the micro-batch before is wanted any more
+                with self._busy():
+                    loss = self.ds(micro) * weight
+                self.ds.backward(loss)
+                try:
+                    self.ds.step()
+                except Exception as error:  # DeepSpeed raises nothing narrower
+                    if "loss scale already at minimum" not in str(error):
+                        raise
+                    least = self.run.train.loss_scale_min
+                    raise Diverged(f"gradients overflow in fp16 even at train.loss_scale_min={least}") from None
+                total += loss.detach().float()
         total /= len(micros)
         norm: Any = self.ds.get_global_grad_norm()
         if dist.get_world_size() == 1:

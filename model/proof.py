@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model import probe
+from model.fp8 import weights_cast
 from model.objective import Batch
 from model.probe import Proof
 from model.proof_attention import objective, position, qk_scaling
@@ -64,7 +65,9 @@ def prove(model: Any) -> list[Proof]:
     training = model.training
     model.eval()
     try:
-        by_rank = model.tp.gather_objects([f(model) for f in PROOFS])
+        with weights_cast(model):  # as it trains
+            proofs_here = [f(model) for f in PROOFS]
+        by_rank = model.tp.gather_objects(proofs_here)
     finally:
         model.train(training)
     return [next((p for p in proofs if not p.passed), proofs[0]) for proofs in zip(*by_rank, strict=True)]

@@ -35,6 +35,7 @@ import torch
 from ablations.config import ConfigError, resolve
 from launch import engine, preflight
 from model import attention, count
+from model.fp8 import weights_cast
 from model.gpt import GPT, prepare_to_compile
 from model.memory import estimate
 from model.objective import Batch
@@ -251,21 +252,26 @@ def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callabl
     prepare_to_compile()
     loss = torch.compile(model.loss, dynamic=False) if device == "cuda" else model.loss
     began = time.perf_counter()
-    torch.autograd.grad(loss(micros[0]), weights)
+    with weights_cast(model):
+        torch.autograd.grad(loss(micros[0]), weights)
     wait()
     seconds = time.perf_counter() - began
 
+    def accumulate(micro: Batch) -> None:
+        (loss(micro) / len(micros)).backward()
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        if masters[0].grad is None:
+            for master, grad in zip(masters, grads, strict=True):
+                master.grad = grad.float()
+        else:
+            torch._foreach_add_([master.grad for master in masters], [grad.float() for grad in grads])
+        for weight in weights:
+            weight.grad = None
+
     def step() -> None:
-        for micro in micros:
-            (loss(micro) / len(micros)).backward()
-            grads = [weight.grad for weight in weights if weight.grad is not None]
-            if masters[0].grad is None:
-                for master, grad in zip(masters, grads, strict=True):
-                    master.grad = grad.float()
-            else:
-                torch._foreach_add_([master.grad for master in masters], [grad.float() for grad in grads])
-            for weight in weights:
-                weight.grad = None
+        with weights_cast(model):
+            for micro in micros:
+                accumulate(micro)
         torch.nn.utils.clip_grad_norm_(masters, run.train.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

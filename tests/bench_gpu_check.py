@@ -16,7 +16,7 @@ import torch
 from ablations.config import Run, resolve
 from launch import engine
 from model import attention, proof
-from model.fp8 import FP8_LAYERS
+from model.fp8 import FP8_LAYERS, weights_cast
 from model.gpt import GPT, prepare_to_compile
 from model.kernels import fp8
 from model.linear import Layers
@@ -77,7 +77,9 @@ def wrong_in_fp8(device: str) -> list[str]:
     batch = model.objective.batch(rows)
     exact = reading(exact_model, batch, exact_model.loss)
     prepare_to_compile()
-    ours = reading(model, batch.to(torch.device(device)), torch.compile(model.loss) if device == "cuda" else model.loss)
+    loss = torch.compile(model.loss) if device == "cuda" else model.loss
+    with weights_cast(model):  # as it trains
+        ours = reading(model, batch.to(torch.device(device)), loss)
     for name, ideal, mine in zip(["loss", *(n for n, _ in model.named_parameters())], exact, ours, strict=True):
         error, allowed = float((mine - ideal).norm() / ideal.norm()), 0.001 if name == "loss" else 0.25
         if not error <= allowed:
