@@ -221,20 +221,21 @@ def line(row: Row) -> str:
 
 
 def compare_speeds(args: argparse.Namespace) -> None:
-    """The ratios that docs/gpu.md sets bars for, of the best micro-batch of each."""
-    best: dict[tuple[str, str, str], float] = {}
+    """The ratios that docs/gpu.md sets bars for, of the best micro-batch that both were measured at."""
+    speeds: dict[tuple[str, str, str], dict[tuple[int, int], float]] = {}  # by micro-batch and their number
     for row in results(args.results):
         if row.get("size") == args.size and row.get("device") == name() and "tokens_per_second" in row:
             if row.get("compile", "auto") != "auto":
                 continue
             key = (row["position"], row["precision"], row["loop"])
-            best[key] = max(best.get(key, 0.0), row["tokens_per_second"])
+            speeds.setdefault(key, {})[row["micro_batch"], row["accumulate"]] = row["tokens_per_second"]
     pairs = [(("alibi", "bf16", "engine"), (other, "bf16", "engine")) for other in ("rotary", "none")]
     pairs += [((pos, "bf16", "engine"), (pos, "bf16", "bare")) for pos in POSITIONS]
     pairs += [((pos, "fp8", "engine"), (pos, "bf16", "engine")) for pos in POSITIONS]
     for one, other in pairs:
-        if one in best and other in best:
-            print(f"{' '.join(one)} has {best[one] / best[other]:.3f} of the speed of {' '.join(other)}")
+        if shared := speeds.get(one, {}).keys() & speeds.get(other, {}).keys():
+            ours, theirs = (max(speeds[key][batch] for batch in shared) for key in (one, other))
+            print(f"{' '.join(one)} has {ours / theirs:.3f} of the speed of {' '.join(other)}")
 
 
 # ------------------------------------------------------------------------------------------------ one row
