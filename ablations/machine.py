@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-
 DRIVER, DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
 
 
