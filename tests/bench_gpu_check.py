@@ -1,10 +1,10 @@
 """Whether a GPU computes what the reference does: `make bench-gpu ARGS="--check"`.
 
 Every position variant's loss and gradients are compared with the plain reference, in fp32 on the CPU, at small
-shapes: compiled in bf16 they may be off by 1.3 times what the same model written out in bf16 is off, and the engine's
-first loss must be the model's. In fp8 every product of every linear layer is compared with that of rounded operands
-(model/proof.py), and the gradients may be off by 0.25 of their norm; on a CPU, at this shape, they are off by 0.16 at
-most, and those of bf16 by 0.06.
+shapes: compiled in bf16 they may be off by 1.3 times what the same model written out in bf16 is off. The engine's first
+loss must be the model's, and the proofs that every run begins with must pass. In fp8 every product of every linear
+layer is compared with that of rounded operands (model/proof.py), and the gradients may be off by 0.25 of their norm; on
+a CPU, at this shape, they are off by 0.16 at most, and those of bf16 by 0.06.
 """
 
 from collections.abc import Callable
@@ -120,6 +120,9 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
         allowed = min(1.3 * (theirs - ideal).norm() + 1e-3 * ideal.norm(), 0.15 * ideal.norm())
         if not (mine - ideal).norm() <= allowed:  # a NaN is wrong too
             faults.append(f"{pos}: {name} is off by {(mine - ideal).norm():.3g}; {allowed:.3g} is allowed")
+    proved = GPT(run.model, run.seed).to(device, torch.bfloat16)
+    proved.attention_kernel = kernel
+    faults += [f"{pos}: the proof of {p.factor} fails: {p.detail}" for p in proof.prove(proved) if not p.passed]
     engine.start(run)
     fresh = GPT(run.model, run.seed)
     fresh.load_state_dict(state)

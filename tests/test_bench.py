@@ -49,7 +49,8 @@ def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) ->
         return honest(p if x.dtype == torch.float32 else position.Position(resolve(TINY).model), heads, x, *rest)
 
     monkeypatch.setattr(attention, "visible_bias", lost)
-    assert any("qkv.weight" in fault for fault in wrong("alibi", "cpu"))
+    faults = wrong("alibi", "cpu")
+    assert any("qkv.weight" in fault for fault in faults) and any("proof of model.pos" in fault for fault in faults)
     monkeypatch.setattr(attention, "visible_bias", honest)
     monkeypatch.setattr(rotation, "rotate", lambda x, *table: rotate(x, *table) if x.dtype == torch.float32 else x)
     assert any("qkv.weight" in fault for fault in wrong("rotary", "cpu"))
