@@ -33,13 +33,13 @@ from typing import Any
 import torch
 
 from ablations.config import ConfigError, resolve
-from launch import engine, preflight
+from launch import attention_kernel, engine, preflight
 from model import attention, count
 from model.fp8 import weights_cast
 from model.gpt import GPT, prepare_to_compile
 from model.memory import estimate
 from model.objective import Batch
-from tests.bench_gpu_check import LONG, POSITIONS, lacks_fp8, wrong, wrong_in_fp8
+from tests.bench_gpu_check import LONG, POSITIONS, kernels, lacks_fp8, wrong, wrong_in_fp8
 
 # Dense bf16 FLOP/s by the beginning of the name that CUDA gives; NVIDIA's data sheets. An H100 PCIe or NVL has fewer
 # units and lower clocks than an SXM.
@@ -132,8 +132,12 @@ def check(args: argparse.Namespace, device: str) -> bool:
         cases[f"{pos}, head 64, 256 tokens"] = lambda pos=pos: wrong(pos, device)
     if device == "cuda":
         cases["alibi, head 128, 1024 tokens"] = lambda: wrong("alibi", device, LONG)
+        there = kernels(device)
         for kernel in (*attention.TORCH_KERNELS, attention.FLEX):  # whichever a run may choose when it starts
-            cases[f"rotary by {kernel}, head 128, 1024 tokens"] = lambda k=kernel: wrong("rotary", device, LONG, k)
+            if kernel in there:
+                cases[f"rotary by {kernel}, head 128, 1024 tokens"] = lambda k=kernel: wrong("rotary", device, LONG, k)
+            else:
+                print(f"check: attention by {kernel}: torch has none for this device and shape", flush=True)
     if "fp8" in args.precision:
         cases["fp8"] = lambda: wrong_in_fp8(device)
     for case, compare in cases.items():
@@ -242,8 +246,8 @@ def compare_speeds(args: argparse.Namespace) -> None:
 
 
 def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callable[[], object], float]:
-    """A step of a plain torch loop on the same work (bf16 weights, fp32 masters, AdamW, clipping), and the seconds that
-    compiling took."""
+    """A step of a plain torch loop on the same work (the same kernels of the model, bf16 weights, fp32 masters, AdamW,
+    clipping), and the seconds that compiling took."""
     run, device = resolve(words), "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device, torch.bfloat16)
     weights: list[torch.Tensor] = list(model.parameters())
@@ -251,6 +255,9 @@ def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callabl
     masters = [p.detach().float().requires_grad_() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     prepare_to_compile()
+    if device == "cuda":  # as Engine does
+        attention_kernel.choose(model, run.layout.micro_batch)
+        attention.prepare_masks(model.objective, run.model.seq, model.embed.weight.device)
     loss = torch.compile(model.loss, dynamic=False) if device == "cuda" else model.loss
     began = time.perf_counter()
     with weights_cast(model):

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 from ablations.config import Run, resolve
-from launch import engine
+from launch import attention_kernel, engine
 from model import attention, proof
 from model.fp8 import FP8_LAYERS, weights_cast
 from model.gpt import GPT, prepare_to_compile
@@ -55,6 +55,14 @@ def larger(run: Run, layers: Layers | None = None) -> GPT:
         for p in model.parameters():
             p.mul_(3) if p.dim() > 1 else p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
     return model
+
+
+def kernels(device: str) -> list[str]:
+    """The kernels that compute attention without a bias on `device`, the fastest first. With one that cannot, torch's
+    plain attention would take its place unseen (`attention.unbiased`)."""
+    run = resolve([*LONG, ("model.pos", "rotary")])
+    model = GPT(run.model, run.seed).to(device, torch.bfloat16)
+    return list(attention_kernel.timed(model, run.layout.micro_batch))
 
 
 def lacks_fp8(device: str) -> str:
@@ -107,7 +115,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
     exact = reading(model, batch, model.loss)
     model, there = model.to(device, torch.bfloat16), batch.to(torch.device(device))
     model.attention_kernel = kernel
-    attention.prepare_masks(model.objective, run.model.seq, torch.device(device))
+    attention.prepare_masks(model.objective, run.model.seq, model.embed.weight.device)
     with mock.patch.object(attention, "prepare", written):
         written_out = reading(model, there, model.loss)
     prepare_to_compile()

@@ -552,6 +552,16 @@ MUTATIONS = [
         FP8,
     ),
     one(
+        "on a GPU the proofs measure a kernel that does not train",
+        "",
+        "model.pos=alibi",
+        "",
+        ATTENTION,
+        '{"BACKEND": "TRITON"}',
+        '{"BACKEND": "AUTO"}',
+        GPU,
+    ),
+    one(
         "fp8: weights that were cast once stay so",
         "",
         "train.precision=fp8",

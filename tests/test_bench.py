@@ -13,7 +13,7 @@ from launch import engine
 from model import attention, position
 from model.kernels import fp8, rotation
 from tests import bench_gpu
-from tests.bench_gpu_check import POSITIONS, wrong, wrong_in_fp8
+from tests.bench_gpu_check import POSITIONS, kernels, wrong, wrong_in_fp8
 
 TINY = [
     ("size", "nano"),
@@ -30,6 +30,11 @@ TINY = [
 @pytest.mark.parametrize("pos", POSITIONS)
 def test_what_runs_here_passes_the_comparison_of_bench_gpu(pos: str) -> None:
     assert wrong(pos, "cpu") == []
+
+
+def test_kernels_that_are_not_there_are_not_compared() -> None:
+    """Of these a CPU has flash; Flex has no backward there."""
+    assert kernels("cpu") == ["flash"]
 
 
 def test_so_does_fp8_and_what_is_wrong_with_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
