@@ -14,6 +14,7 @@ from model import attention, position
 from model.kernels import fp8, rotation
 from tests import bench_gpu
 from tests.bench_gpu_check import POSITIONS, kernels, wrong, wrong_in_fp8
+from tests.test_fp8 import NEEDS_FP8
 
 TINY = [
     ("size", "nano"),
@@ -37,6 +38,7 @@ def test_kernels_that_are_not_there_are_not_compared() -> None:
     assert kernels("cpu") == ["flash"]
 
 
+@NEEDS_FP8
 def test_so_does_fp8_and_what_is_wrong_with_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrong_in_fp8("cpu") == []
     honest = fp8.scale
@@ -69,7 +71,7 @@ def test_without_a_gpu_bench_gpu_says_so_in_one_line() -> None:
     assert done.stderr == "error: make bench-gpu needs an NVIDIA GPU, and torch sees none\n"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("fp8", marks=NEEDS_FP8)])
 def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
     rows = torch.randint(100, (2, 17), generator=torch.Generator().manual_seed(0))
 

@@ -27,7 +27,8 @@ from tests.bench_gpu_check import lacks_fp8
 from tests.test_model import SMALL, next_tokens, scrambled, tokens
 from tests.test_train import corpus, in_process, store, study  # noqa: F401
 
-pytestmark = pytest.mark.skipif(bool(lacks_fp8("cpu")), reason=lacks_fp8("cpu"))
+NEEDS_FP8 = pytest.mark.skipif(bool(lacks_fp8("cpu")), reason=lacks_fp8("cpu"))
+pytestmark = NEEDS_FP8
 SHAPE = dataclasses.replace(SMALL, hidden=48, heads=4, seq=32, pos="rotary")
 X = tokens(SHAPE, 33)
 

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from pytest import MonkeyPatch, mark, raises
+from pytest import MonkeyPatch, mark, param, raises
 
 from model import attention, gpt, mlp, position, proof
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.kernels import gelu, rotation
+from tests.test_fp8 import NEEDS_FP8
 from tests.test_model import SMALL, VARIANTS, name
 
 
@@ -301,7 +302,7 @@ def compiled(**change: object) -> proof.Proof:
     "change",
     [
         {"model.block": "parallel", "model.pos": "rotary"},
-        {"train.precision": "fp8"},
+        param({"train.precision": "fp8"}, marks=NEEDS_FP8),
         {"model.objective": "prefix", "model.pos": "alibi", "model.dropout": 0.1, "model.attn_dropout": 0.1},
     ],
     ids=str,
