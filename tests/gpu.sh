@@ -60,12 +60,16 @@ kill_once() { # a study, when the first of its runs has a checkpoint
   "$@" >>"$OUT/$slice.log" 2>&1 &
   local study=$! checkpoints="$WORK/runs/$size_of_study*/*/checkpoints/*/checkpoint.json"
   until compgen -G "$checkpoints" >/dev/null; do
-    kill -0 $study
+    if ! kill -0 $study 2>/dev/null; then
+      echo "+ it ended before it had a checkpoint" | tee -a "$OUT/$slice.log"
+      return
+    fi
     sleep 0.2
   done
   kill -KILL $study
   touch "$WORK/killed"
   echo "+ killed after the first checkpoint: $(compgen -G "$checkpoints")" | tee -a "$OUT/$slice.log"
+  sleep 5 # until the GPU is free
 }
 bench() {
   run "$PY" -m tests.bench_gpu --results "$WORK/bench.jsonl" --limit $((CALL - 70 - SECONDS)) "$@" "${small[@]}"
