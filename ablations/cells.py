@@ -189,18 +189,20 @@ def build(
     criteria: Criteria | None = None,
     cross: str = "",
     multiples: tuple[float, ...] = (),
+    recipe: tuple[str, dict[str, Any]] | None = None,
 ) -> Study:
     """A study of the baseline and of one arm for each pair (key, value) in `arm_values`, each at every seed.
 
     Args:
         cross: the arms are combinations of these; see `ablations.factorial.factorial`.
         multiples: of the baseline's learning rate, at which each of the arms is run.
+        recipe: a name and settings that are among `setting`: in names of folders the one stands for the others.
     """
     if any(k == "seed" for k, _ in setting + arm_values):
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     values = [(k, parse(k, v)) for k, v in setting]
     base = resolve(values)
-    stage, base = _begun_with(_stage(base, values), base, values, seeds, out)
+    stage, base = _begun_with(base, values, recipe, seeds, out)
     for corpus in base.corpora:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
@@ -302,13 +304,16 @@ def _check_edges(study: Study) -> None:
                 raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
 
 
-def _begun_with(stage: str, base: Run, values: list[tuple[str, Any]], seeds: list[int], out: Path) -> tuple[str, Run]:
+def _begun_with(
+    base: Run, values: list[tuple[str, Any]], recipe: tuple[str, dict[str, Any]] | None, seeds: list[int], out: Path
+) -> tuple[str, Run]:
     """The stage and the baseline of a study that has begun on another machine: the precision that nothing sets but the
     machine is the one it began with, and is no part of its directories' names where it is said."""
+    stage = _stage(base, values, recipe)
     if "train.precision" not in {**bundles()[base.size]["set"], **dict(values)}:
         precision = _recorded_precision(out / stage, seeds)
         return stage, resolve([*values, ("train.precision", precision)]) if precision else base
-    unsaid = _stage(base, [(key, value) for key, value in values if key != "train.precision"])
+    unsaid = _stage(base, [(key, value) for key, value in values if key != "train.precision"], recipe)
     return unsaid if _recorded_precision(out / unsaid, seeds) == base.train.precision else stage, base
 
 
@@ -342,10 +347,11 @@ def check_corpus(corpus: str) -> None:
         raise ConfigError(f"data.corpus={corpus}: {error.filename or corpus}: {error.strerror}") from None
 
 
-def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
-    """A name for what all runs of a study set: the size, and settings that differ from the size's. It is the folder
-    that the run directories are in."""
-    plain = resolve([("size", base.size)]).flat()
+def _stage(base: Run, setting: list[tuple[str, Any]], recipe: tuple[str, dict[str, Any]] | None) -> str:
+    """A name for what all runs of a study set: the size, the recipe, and settings that differ from theirs, such as
+    "nano,cram,budget=60s". It is the folder that the run directories are in."""
+    name, settings = recipe or ("", {})
+    plain = resolve([("size", base.size)]).flat() | {key: parse(key, value) for key, value in settings.items()}
     flat = base.flat()
     values = {}
     for key, _ in setting:
@@ -355,7 +361,8 @@ def _stage(base: Run, setting: list[tuple[str, Any]]) -> str:
             differs = flat[key] != plain[key]
         if differs and key != "size" and not key.startswith("layout."):
             values[key] = _slug(human(flat[key]) if key == "train.tokens" else _text(flat[key]))
-    return _shortened(",".join([base.size, *(f"{k.split('.')[-1]}={v}" for k, v in sorted(values.items()))]))
+    names = [base.size, name] if recipe else [base.size]
+    return _shortened(",".join([*names, *(f"{k.split('.')[-1]}={v}" for k, v in sorted(values.items()))]))
 
 
 def _shortened(name: str) -> str:

@@ -86,7 +86,7 @@ def from_args(words: list[str]) -> Study:
         names += ["SET"] if dict(set_words).keys() & set(repeated) else []
         raise ConfigError(f"{', '.join(repeated)} is set twice by {' and '.join(names)}: say it once")
 
-    file = None
+    file, recipe = None, None
     if "STUDY" in values:
         if arms:
             raise ConfigError("a study file has its own arms: give STUDY, or a factor, not both")
@@ -94,7 +94,7 @@ def from_args(words: list[str]) -> Study:
         question, expect, arms, factor = file.question, file.expect, file.arms, file.name
         values |= {name: value for name, value in file.words.items() if name not in values}
         if dict(setting).get("size") not in presets():  # a preset is a whole recipe
-            setting = file.base + setting
+            setting, recipe = file.base + setting, file.recipe
         arms = without_baseline(arms, setting)
     elif arms:
         question, expect, file = _expectation(arms)
@@ -136,7 +136,7 @@ def from_args(words: list[str]) -> Study:
 
     def study(count: int) -> Study:
         seeds = list(range(first, first + count))
-        built = build(factor, question, expect, setting, arms, seeds, out, jobs, words, criteria, cross, rates)
+        built = build(factor, question, expect, setting, arms, seeds, out, jobs, words, criteria, cross, rates, recipe)
         return replace(built, predictions=_predictions(values, file, built.arms))
 
     planned = study(count)

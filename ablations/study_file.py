@@ -38,6 +38,7 @@ class StudyFile:
     max_seeds: int | None = None  # seeds are added until every arm is decided; None: SEEDS says how many
     predictions: list[str] = field(default_factory=list)  # as written; see ablations/prediction.py
     words: dict[str, str] = field(default_factory=dict)  # by what the runs are judged: TASKS and SHOTS, as typed
+    recipe: tuple[str, dict[str, Any]] | None = None  # a study and its base, which this study's base begins with
 
 
 def study_names() -> list[str]:
@@ -66,7 +67,9 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"{path.name}: each arm is one line, such as `- model.pos: alibi`: {FORM}")
     if not isinstance(base, dict) or not all(isinstance(key, str) for key in base):
         raise ConfigError(f"{path.name}: base must be settings and their values: {FORM}")
-    base = _base(base, path.name)
+    origin = str(base.get("study", name))
+    shared = _shared_base(base, path.name)
+    base = shared | {key: value for key, value in base.items() if key != "study"}
     predictions = content.get("predictions") or []
     if not isinstance(predictions, list) or not all(isinstance(line, str) for line in predictions):
         raise ConfigError(f"{path.name}: predictions are a list of lines such as `- alibi < learned`: {FORM}")
@@ -77,8 +80,19 @@ def read_study(name: str) -> StudyFile:
     if "max_seeds" in content and (isinstance(most, bool) or not isinstance(most, int) or not 2 <= most <= 100):
         raise ConfigError(f"{path.name}: max_seeds is {most!r}: a number of seeds from 2 to 100 is needed")
     question, expect = content["question"].strip(), content["expect"].strip()
-    words = _words(path.name, content)
-    return StudyFile(name, question, expect, lines, list(base.items()), metric, margins, most, predictions, words)
+    return StudyFile(
+        name,
+        question,
+        expect,
+        lines,
+        list(base.items()),
+        metric,
+        margins,
+        most,
+        predictions,
+        words=_words(path.name, content),
+        recipe=(origin, shared) if shared else None,
+    )
 
 
 def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
@@ -95,8 +109,8 @@ def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
     return words
 
 
-def _base(base: dict[str, Any], file: str) -> dict[str, Any]:
-    """The settings of a base, those of another study that it names first.
+def _shared_base(base: dict[str, Any], file: str) -> dict[str, Any]:
+    """The base that studies share: that of the study which `base` names, or `base` itself where it names none.
 
     Raises:
         ConfigError: when there is no such study, or that one names another itself.
@@ -109,7 +123,7 @@ def _base(base: dict[str, Any], file: str) -> dict[str, Any]:
     shared = read_yaml(STUDIES / f"{other}.yaml").get("base")
     if not isinstance(shared, dict) or "study" in shared:
         raise ConfigError(f"{file}: base: study: {_short(other)} has no settings of its own in its base")
-    return shared | {key: value for key, value in base.items() if key != "study"}
+    return shared
 
 
 def _is_line(arm: Any) -> bool:

@@ -31,13 +31,13 @@ from eval.report.__main__ import main
 from eval.report.blocks import Figure, Section, Table
 from eval.report.collection import collect_runs, run_directories
 from eval.report.contents import contents
-from eval.report.curves import BINS, binned, subtract
+from eval.report.curves import BINS, binned, curve, subtract
 from eval.report.findings import gather
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.record import report, write
 from eval.report.request import Request, parse
-from eval.report.runs import read
+from eval.report.runs import by_clock, read
 from eval.report.sections import published
 from eval.report.sections.mismatches import mismatches
 from eval.report.sections.scaling import power_law
@@ -705,6 +705,21 @@ def test_curves_are_averaged_over_the_tokens_that_all_seeds_have():
     assert np.allclose(straight[1][1], straight[0])  # a mean of losses stands at the mean of its tokens
     t, d = subtract((tokens[5:], np.full(95, 2.5)), (tokens[:50], np.full(50, 2.0)))
     assert list(t) == list(tokens[5:50]) and (d == 0.5).all()
+
+
+def test_runs_by_the_clock_are_compared_at_the_same_time():
+    """Two runs of different speeds, logged at times of their own, whose loss is 5 - seconds / 10."""
+    cells = {}
+    for seed, step in ((1, 0.7), (2, 1.1)):
+        seconds = np.arange(1, int(20 / step) + 1) * step
+        rows = [{"tokens": int(s * 999 * seed), "seconds": float(s), "loss": 5 - float(s) / 10} for s in seconds]
+        cells[seed] = {"metrics": rows, "run": {"config": {"train": {"budget": "20s"}}}}
+    assert by_clock(cells[1]) and not by_clock({"run": {"config": {"train": {"budget": "twenty"}}}})
+    x, means = binned({seed: curve(cell, clock=True) for seed, cell in cells.items()})
+    assert 1.1 <= x[0] < 1.5 and 18 < x[-1] <= 20  # where both have lines in their logs
+    assert means[1] == pytest.approx(5 - x / 10) and means[2] == pytest.approx(means[1])
+    t, d = subtract(curve(cells[1], clock=True), curve(cells[2], clock=True))
+    assert len(t) > 100 and d == pytest.approx(0.0, abs=1e-9)
 
 
 def test_the_command_line_refuses_what_the_study_refuses(capsys):

@@ -241,6 +241,17 @@ def test_a_comma_in_a_whole_number_makes_several_arms_as_it_does_in_words() -> N
     assert [c.run.train.ramp for c in ramp.cells if c.seed == 1] == [[], [2, 2, 99]]
 
 
+def test_a_study_that_shares_the_recipe_of_another_is_named_after_it() -> None:
+    """The runs of all studies of one recipe lie in one folder. Its name says what else is set, and which setting of the
+    recipe was put back to the baseline's."""
+    alone, study = from_args(["STUDY=cram"]), from_args(["STUDY=cram_schedule"])
+    assert alone.stage == study.stage == "nano,cram"
+    assert study.name == "cram_schedule-one-cycle-constant-nano-cram"
+    changed = from_args(["STUDY=cram_schedule", "SET=train.budget=60s model.act=gelu train.beta1=0.8"])
+    assert changed.base.model.act == from_args(["POS=alibi"]).base.model.act
+    assert changed.stage == "nano,cram,act=gelu,beta1=0.8,budget=60s"
+
+
 def test_names_of_folders_stay_within_what_file_systems_take(tmp_path: Path) -> None:
     long = "SET=eval.corpora=" + ",".join(["pydocs", "pycode"] * 50)
     study = from_args(["POS=alibi", long, "SIZE=nano", f"OUT={tmp_path}"])

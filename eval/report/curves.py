@@ -4,21 +4,35 @@ from typing import Any
 
 import numpy as np
 
+from ablations.budget import clock_seconds
+
+GRID = 200  # points in time, equally far apart, at which a run is read whose budget is a wall clock
 BINS = 48  # equal in log tokens; one training batch is far noisier than the differences looked for
 
 Curve = tuple[np.ndarray, np.ndarray]  # x, y
 
 
-def curve(cell: dict[str, Any]) -> Curve:
-    """Tokens and training loss, [lines of the log]."""
+def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
+    """Tokens and training loss: [lines of the log].
+
+    With `clock`, seconds of training and the loss at them. Runs by a wall clock are logged at times of their own: they
+    are read at points in time that all runs of one budget have in common, on straight lines between lines of the log.
+    """
     rows = cell["metrics"]
-    return np.array([row["tokens"] for row in rows]), np.array([row["loss"] for row in rows])
+    loss = np.array([row["loss"] for row in rows])
+    if not clock:
+        return np.array([row["tokens"] for row in rows]), loss
+    seconds = np.array([row["seconds"] for row in rows])
+    budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
+    times = np.round(np.linspace(0, budget, GRID + 1)[1:], 9)
+    times = times[(times >= seconds[0]) & (times <= seconds[-1])]
+    return times, np.interp(times, seconds, loss)
 
 
 def binned(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Curves of one arm or of differences, averaged in common bins: tokens [bins], {seed: values [bins]}.
+    """Curves of one arm or of differences, averaged in common bins: tokens or seconds [bins], {seed: values [bins]}.
 
-    Only steps that every curve has are used, so that all seeds are averaged over the same tokens.
+    Only points that every curve has are used, so that all seeds are averaged over the same ones.
     """
     common = np.array(sorted(set.intersection(*(set(tokens) for tokens, _ in curves.values()))))
     if not len(common):
@@ -34,7 +48,7 @@ def binned(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]
 
 
 def subtract(a: Curve, b: Curve) -> Curve:
-    """a - b at the tokens that both have."""
+    """a - b at the points that both have."""
     subtrahend = dict(zip(*b, strict=True))
     common = [(t, loss - subtrahend[t]) for t, loss in zip(*a, strict=True) if t in subtrahend]
     return np.array([t for t, _ in common]), np.array([loss for _, loss in common])

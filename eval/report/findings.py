@@ -197,12 +197,11 @@ def gather(
     primary_before, floor_before = registered_metric(study, cells), floor_was_registered(study, cells)
     study, cells = shortened(study, cells)
     study = replace(study, criteria=criteria)
+    objectives = {cell["run"]["config"]["model"].get("objective") for cell in cells.values() if "run" in cell}
+    zero_shot = set() if objectives == {"mlm"} else {"zero-shot"}  # an encoder has no likelihood of a continuation
+    expected = {"bits/byte", study.criteria.metric} | zero_shot
     results = {name: collect(study, cells, metric.key) for name, metric in METRICS.items()}
-    results = {
-        name: rows
-        for name, rows in results.items()
-        if any(rows.values()) or name in ("bits/byte", "zero-shot", study.criteria.metric)
-    }
+    results = {name: rows for name, rows in results.items() if any(rows.values()) or name in expected}
     noise_results: dict[str, Results] = {}
     noise_words = ""
     if noise:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import rundir
+from ablations.budget import clock_seconds
 from ablations.rundir import Damaged, printable
 from eval.report.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
@@ -262,3 +263,13 @@ def named(runs: list[tuple[str, int]]) -> str:
     return "; ".join(
         f"{arm} ({'seeds' if len(numbers) > 1 else 'seed'} {', '.join(numbers)})" for arm, numbers in seeds.items()
     )
+
+
+def by_clock(cell: dict[str, Any]) -> bool:
+    """Whether the budget of a run is a wall clock; no budget that this version does not know is."""
+    if "run" not in cell:
+        return False
+    try:
+        return clock_seconds(cell["run"]["config"]["train"].get("budget", "tokens")) is not None
+    except (ValueError, TypeError, AttributeError):
+        return False

@@ -7,7 +7,7 @@ from ablations.budget import clock_seconds
 from eval.report.blocks import Section, Table
 from eval.report.expense import spent
 from eval.report.findings import Findings
-from eval.report.runs import plain
+from eval.report.runs import by_clock, plain
 
 LONGEST = 24 * 3600.0  # seconds
 MOST_EPOCHS = 5  # of fine-tuning
@@ -40,12 +40,6 @@ def section(f: Findings) -> Section:
                 ]
             )
     return Section("Rules of Cramming", [WORDS, Table(HEAD, lines)] if lines else [])
-
-
-def by_clock(cell: dict[str, Any]) -> bool:
-    """Whether the budget of a run is a wall clock."""
-    budget = cell["run"]["config"]["train"].get("budget", "tokens") if "run" in cell else "tokens"
-    return budget != "tokens"
 
 
 def broken(cell: dict[str, Any]) -> list[str]:

@@ -90,7 +90,7 @@ def footnotes(f: Findings) -> list[str]:
             continue
         scores = [evaluation[metric.key] for evaluation in evaluations if evaluation.get(metric.key)]
         chance = f" (chance {scores[0]['chance']:.1f})" if scores and "chance" in scores[0] else ""
-        what = "held-out loss" if name == "bits/byte" else f"mean accuracy in %{chance}"
+        what = held_out_loss(f) if name == "bits/byte" else f"mean accuracy in %{chance}"
         if name == "suite" and scores:
             tasks, of = scores[0]["tasks"], scores[0]["of"]
             examples = suite_examples(evaluations)
@@ -105,6 +105,18 @@ def footnotes(f: Findings) -> list[str]:
         *unequal_tasks(f),
         *uneven_seeds(f),
     ]
+
+
+def held_out_loss(f: Findings) -> str:
+    """What bits/byte counts: the loss of the whole text, or of the tokens that a masked language model predicts."""
+    models = [cell["run"]["config"]["model"] for cell in f.cells.values() if "run" in cell]
+    rates = {model.get("mask_rate") for model in models if model.get("objective") == "mlm"}
+    if not rates:
+        return "held-out loss"
+    share = " or ".join(f"{rate:.0%}" for rate in sorted(rates) if isinstance(rate, float))
+    return (
+        f"held-out loss of the masked tokens ({share}) over the bytes they stand for, comparable at one mask rate only"
+    )
 
 
 def decided_by(f: Findings) -> str:

@@ -1,4 +1,6 @@
-"""Section: training loss against tokens, FLOPs and hours, and its difference from the baseline."""
+"""Section: training loss against tokens, FLOPs and time, and its difference from the baseline."""
+
+from typing import Any
 
 import numpy as np
 
@@ -8,8 +10,10 @@ from eval.report.blocks import Figure, Section
 from eval.report.curves import binned, curve, subtract
 from eval.report.expense import spent
 from eval.report.findings import Findings
+from eval.report.runs import by_clock
 
 AXES = ("tokens", "FLOPs", "hours")
+AXES_BY_CLOCK = ("seconds", "tokens", "FLOPs")  # where the budget of all runs is a wall clock
 
 
 def section(f: Findings) -> Section:
@@ -17,17 +21,18 @@ def section(f: Findings) -> Section:
 
 
 def loss_curves(f: Findings) -> list[str]:
-    """A figure for each of AXES: thin lines are seeds, thick ones their mean."""
+    """A figure for each axis: thin lines are seeds, thick ones their mean."""
     cells = f.cells_with("metrics")
+    clock = all_by_clock(cells)
     figures = []
-    for axis in AXES:
+    for axis in AXES_BY_CLOCK if clock else AXES:
         lines = []
         for arm, seeds in cells.items():
-            factors = {seed: per_token(cell, axis) for seed, cell in seeds.items()}
+            factors = {seed: cost_per_unit(cell, axis, clock) for seed, cell in seeds.items()}
             known = [factor for factor in factors.values() if factor]
             if len(known) < len(factors):
                 continue
-            x, means = binned({seed: curve(cell) for seed, cell in seeds.items()})
+            x, means = binned({seed: curve(cell, clock) for seed, cell in seeds.items()})
             for seed, mean in means.items():
                 lines.append(Line(f"{arm}, seed {seed}", f.colour(arm), x * factors[seed], mean, "thin"))
             if len(x):
@@ -35,16 +40,22 @@ def loss_curves(f: Findings) -> list[str]:
                 lines.append(Line(arm, f.colour(arm), x * float(np.mean(known)), mean_loss, f.line_style(arm)))
         units = {spent(cell)["unit"] for seeds in cells.values() for cell in seeds.values()}
         label = f"{'-'.join(sorted(units))}-hours" if axis == "hours" else f"training {axis}"
+        label = "seconds of training" if axis == "seconds" else label
         figures.append(drawing.lines(f"Training loss against {axis}", lines, label, "nats per token", logx=True))
     return [figure for figure in figures if figure]
 
 
-def per_token(cell: dict, axis: str) -> float | None:
-    """The cost of a token on an axis: 1 token, FLOPs, or processor-hours. Hours are the run's mean, which smooths over
-    pauses and resumes."""
+def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
+    """Whether the budget of all runs is a wall clock, so that their curves are over seconds; see `curves.curve`."""
+    return all(by_clock(cell) for seeds in cells.values() for cell in seeds.values())
+
+
+def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
+    """What a token of a run costs on an axis, or a second of a run by the `clock`: tokens, seconds, FLOPs or
+    processor-hours. It is the run's mean, which smooths over pauses and resumes."""
     expense = spent(cell)
     total = expense[axis.lower()]
-    return total / expense["tokens"] if total else None
+    return total / expense["seconds" if clock else "tokens"] if total else None
 
 
 def paired_curves(f: Findings) -> list[str]:
@@ -52,10 +63,11 @@ def paired_curves(f: Findings) -> list[str]:
     cells = f.cells_with("metrics")
     if f.caution() or f.baseline not in cells:
         return []
+    clock = all_by_clock(cells)
     lines = []
     for arm, seeds in cells.items():
         differences = {
-            seed: subtract(curve(cell), curve(cells[f.baseline][seed]))
+            seed: subtract(curve(cell, clock), curve(cells[f.baseline][seed], clock))
             for seed, cell in seeds.items()
             if arm != f.baseline and seed in cells[f.baseline]
         }
@@ -66,12 +78,13 @@ def paired_curves(f: Findings) -> list[str]:
         lines += [Line(f"{arm}, seed {seed}", f.colour(arm), x, mean, "thin") for seed, mean in means.items()]
         if len(x):
             lines.append(Line(arm, f.colour(arm), x, np.mean(list(means.values()), axis=0), f.line_style(arm)))
-    batches = ", same batches" if f.same_batches() else ""
+    batches = ", same batches" if f.same_batches() and not clock else ""
+    unit = "seconds of training" if clock else "training tokens"
     return [
         drawing.lines(
-            f"Same seed{batches}: minus {f.baseline}",
+            f"Same seed{batches}: minus the baseline",
             lines,
-            "training tokens; below zero is better",
+            f"{unit}; below zero is better",
             "nats per token",
             True,
             zero=True,
