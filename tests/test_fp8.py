@@ -355,7 +355,7 @@ def test_steps_that_cast_weights_once_are_those_that_cast_them_always(
     def trained(folder: Path) -> tuple[list[Any], list[Tensor]]:
         engine.start(run)
         built = engine.build(engine.model_of(run), run, 1)
-        checkpoints = Checkpoints(folder, keep=3, milestones=[], identity={})
+        checkpoints = Checkpoints(folder, keep=3)
         readings = []
         for step in (0, 1, 2, 3, 2, 3):
             if len(readings) == 4:
