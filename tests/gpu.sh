@@ -45,16 +45,16 @@ fi
 texts=($CARRY/docs.jsonl*)
 text=${texts[0]%\*}
 export PYTHONPATH=$SITE:$PWD TORCHINDUCTOR_CACHE_DIR=$WORK/inductor PYTHONUNBUFFERED=1
-small=() size_of_evaluation=1b3 size_of_study=125m tokens=${TOKENS:-20M} micro=8 micros=(8)
+small=() size_of_evaluation=1b3 one_step=1048576 size_of_study=125m tokens=${TOKENS:-20M} micro=8 micros=(8)
 if [ -n "$REHEARSE" ]; then
-  small=(--rehearse --size nano --micro-batch 2 4 --accumulate 1 --steps 1) size_of_evaluation=atto size_of_study=femto tokens=1M
+  small=(--rehearse --size nano --micro-batch 2 4 --accumulate 1 --steps 1) size_of_evaluation=atto one_step=16384 size_of_study=femto tokens=1M
 elif [ -z "$DRY" ] && [ "$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)" -gt 100000 ]; then
   micro=16 micros=(16 8) # 1.3B with rotary needs 55 GB at 8 and 86 GB at 16, by estimate
 fi
 
 run() { # a command, until this slice's time is over; what it prints goes to a file that comes back
   echo "+ $*"
-  [ -n "$DRY" ] || timeout -k 10 $((CALL - SECONDS)) "$@" 2>&1 | tee -a "$OUT/$slice.log"
+  [ -n "$DRY" ] || timeout -k 25 $((CALL - 25 - SECONDS)) "$@" 2>&1 | tee -a "$OUT/$slice.log"
 }
 kill_once() { # a study, when the first of its runs has a checkpoint
   "$@" >>"$OUT/$slice.log" 2>&1 &
@@ -72,7 +72,7 @@ kill_once() { # a study, when the first of its runs has a checkpoint
   sleep 5 # until the GPU is free
 }
 bench() {
-  run "$PY" -m tests.bench_gpu --results "$WORK/bench.jsonl" --limit $((CALL - 70 - SECONDS)) "$@" "${small[@]}"
+  run "$PY" -m tests.bench_gpu --results "$WORK/bench.jsonl" --limit $((CALL - 80 - SECONDS)) "$@" "${small[@]}"
 }
 
 finish() { # pack what the runs and their report say of themselves
@@ -109,7 +109,7 @@ case $slice in
   e) bench "${rotary[@]}" --how engine --micro-batch $micro --steps 2 --profile ;;
   f) bench --positions rotary --precision fp8 --how engine bare --micro-batch $micro ;;
   g)
-    run "$PY" -m launch.train --cell 0 POS=alibi SIZE=$size_of_evaluation SEEDS=1 TOKENS=1048576 "DATA=$text" "OUT=$WORK/runs" "SET=$quiet layout.micro_batch=0"
+    run "$PY" -m launch.train --cell 0 POS=alibi SIZE=$size_of_evaluation SEEDS=1 TOKENS=$one_step "DATA=$text" "OUT=$WORK/runs" "SET=$quiet layout.micro_batch=0"
     [ -n "$DRY" ] || echo "+ evaluation begins $SECONDS s after the start" | tee -a "$OUT/$slice.log"
     for folder in "$WORK"/runs/$size_of_evaluation*/baseline,seed=1; do
       run "$PY" -m eval "$folder" --tasks suite --data $CARRY/tasks
