@@ -35,39 +35,43 @@ TAKES_laws := RUNS FORM TO FORMAT
 TAKES_ladder := $(NAMES) SIZES TARGET FORMAT
 TAKES_status := $(NAMES) WATCH FORMAT
 TAKES_show := $(NAMES) FORMAT
-TAKES_card := RUN
+TAKES_card := RUN FORMAT
 TAKES_report := $(NAMES) RUNS NOISE BESIDE EXTERNAL FORMAT VERDICT
 TAKES_diff := A B FORMAT
-TAKES_data := CORPUS FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR OUT SET OPTIONS
+TAKES_data := CORPUS FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR OUT SET OPTIONS FORMAT
 TAKES_cram := $(NAMES) BUDGET FORMAT
 TAKES_glue := RUN GLUE_DATA EVAL_DATA TASKS JOBS FORMAT ARGS
-TAKES_export := RUN TO
-TAKES_eval-data := EVAL_DATA OUT TASKS SHOTS ARGS
+TAKES_export := RUN TO FORMAT
+TAKES_eval-data := EVAL_DATA OUT TASKS SHOTS FORMAT ARGS
+TAKES_calibrate := FORMAT
 TAKES_bench-eval := EVAL_DATA OUT ARGS
 $(foreach goal,test test-slurm chaos mutations bench bench-data bench-gpu,$(eval TAKES_$(goal) := ARGS))
 GOALS := $(or $(MAKECMDGOALS),ablation)
 TAKEN := $(sort $(foreach goal,$(GOALS),$(TAKES_$(goal))))
 # ARGS below another make: those of `make test ARGS=...`, whose tests call make
 TYPED := $(filter-out PYTHON PY $(if $(filter-out 0,$(MAKELEVEL)),ARGS),$(foreach n,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(n)))),$(n))))
+# FORMAT=json: standard output has one JSON object alone (docs/schema), also where make itself refuses
+JSON = $(filter json,$(call said,FORMAT))
+comma := ,
+refuse = $(if $(JSON),$(info {"kind": "error"$(comma) "version": 1$(comma) "error": "$(subst ",\",$(subst \,\\,$(strip $(1))))"}))$(error $(1))
 UNUSED := $(filter-out $(TAKEN),$(TYPED))
-$(if $(UNUSED),$(error make $(GOALS) does not use $(UNUSED). It takes $(or $(TAKEN),no words)))
+$(if $(UNUSED),$(call refuse,make $(GOALS) does not use $(UNUSED). It takes $(or $(TAKEN),no words)))
 EMPTY := $(strip $(foreach n,$(filter-out $(NAMES) ON SITE WATCH ARGS,$(TYPED)),$(if $(strip $($(n))),,$(n)=)))
-$(if $(EMPTY),$(error $(EMPTY) is empty: give a value or leave it out))
-need = $(if $(strip $(call said,$(1))),,$(error make $@ needs $(1)=, $(2)))
+$(if $(EMPTY),$(call refuse,$(EMPTY) is empty: give a value or leave it out))
+need = $(if $(strip $(call said,$(1))),,$(call refuse,make $@ needs $(1)=$(comma) $(2)))
 
 .PHONY: ablation calibrate noise cram glue data plan laws ladder status report show card diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval docs loc help clean
 
 option = $(if $(call said,$(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 
-# FORMAT=json: runs tell their progress on standard error, so that standard output has one JSON object alone
-JSON = $(filter json,$(call said,FORMAT))
+# of FORMAT=json: runs tell their progress on standard error
 PROGRESS = $(if $(JSON),>&2)
 UNFINISHED = {"kind": "error", "version": 1, "error": "not all runs are trained and judged; the reasons stand on standard error"}
 OR_STOP = || { code=$$?; $(if $(JSON),echo '$(UNFINISHED)';) exit $$code; }
 FORMATS = $(if $(filter-out text json,$(call said,FORMAT)),$(error FORMAT=$(FORMAT) is not one of text, json))
 SUBMIT = launch.slurm.submit --nodes '$(or $(NODES),1)' --site '$(SITE)'
 ablation: .venv/ready
-	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(error ON=$(ON): only slurm, or nothing),$(if $(JSON),$(error ON=slurm has no FORMAT=json: make report FORMAT=json has the answer once the runs are finished),$(SUBMIT))),launch.local) $(call pairs,FORMAT) $(WORDS)
+	@$(PY) -m $(if $(ON),$(if $(filter-out slurm,$(ON)),$(call refuse,ON=$(ON): only slurm$(comma) or nothing),$(SUBMIT)),launch.local) $(call pairs,FORMAT) $(WORDS)
 # ON=, BUDGET=: what it costs on hardware, and what a budget trains (ablations/plan/command.py)
 plan: .venv/ready
 	@$(PY) -m ablations plan $(call pairs,ON BUDGET FORMAT PRICE TO NEED) $(WORDS)
@@ -87,7 +91,7 @@ noise: .venv/ready
 	@$(FORMATS)$(PY) -m eval.report.noise --check $(call pairs,FORMAT) $(NOISE_WORDS) || exit $$?; { $(PY) -m launch.local $(NOISE_WORDS) $(PROGRESS); } $(OR_STOP) && $(PY) -m eval.report.noise $(call pairs,FORMAT) $(NOISE_WORDS)
 # docs/statistics.md: how often verdicts err and what they see, by simulated studies with fixed seeds
 calibrate: .venv/ready
-	@$(PY) -m eval.report.calibration
+	@$(PY) -m eval.report.calibration $(call option,FORMAT)
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(call pairs,FORMAT) $(WORDS)
 report: .venv/ready
@@ -96,23 +100,23 @@ diff: .venv/ready
 	@$(PY) -m ablations diff $(call pairs,A B FORMAT)
 # what a run directory is, as JSON: RUN=runs/nano/baseline,seed=1
 card: .venv/ready
-	@$(call need,RUN,a run directory)$(PY) -m ablations card $(call pairs,RUN)
+	@$(call need,RUN,a run directory)$(PY) -m ablations card $(call pairs,RUN FORMAT)
 data: .venv/ready
-	@$(call need,CORPUS,a corpus of data/corpora or a folder or glob of text)$(PY) -m data.prepare '$(call said,CORPUS)' $(foreach n,FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR,$(call option,$(n))) \
+	@$(call need,CORPUS,a corpus of data/corpora or a folder or glob of text)$(PY) -m data.prepare '$(call said,CORPUS)' $(foreach n,FROM TOKENIZER KIND VOCAB WORKERS EXECUTOR FORMAT,$(call option,$(n))) \
 	  --store '$(or $(call said,OUT),runs)/data' $(if $(call said,SET),--set $(SET)) \
 	  $(if $(call said,OPTIONS),--options $(OPTIONS))
 # the challenge of "Cramming": the best encoder of a day (BUDGET=24h; here BUDGET=10m SIZE=nano). GLUE=folder of its data, GLUE_TASKS=cola,rte;
 # STUDY=: another study under the same rules, such as cram_schedule
 CLOCK = is no time by the wall clock such as 10m or 24h; machines for a time are a budget of make plan
 cram: .venv/ready
-	@$(if $(word 2,$(call said,BUDGET)),$(error BUDGET=$(BUDGET) $(CLOCK)))$(PY) -m launch.local 'STUDY=$(or $(call said,STUDY),cram)' 'SEEDS=$(or $(call said,SEEDS),1)' \
+	@$(if $(word 2,$(call said,BUDGET)),$(call refuse,BUDGET=$(BUDGET) $(CLOCK)))$(PY) -m launch.local 'STUDY=$(or $(call said,STUDY),cram)' 'SEEDS=$(or $(call said,SEEDS),1)' \
 	  'SET=train.budget=$(or $(call said,BUDGET),24h)$(if $(call said,SET), $(SET))' \
 	  $(call pairs,FORMAT $(filter-out SEEDS SET STUDY,$(NAMES)))
 # a finished run fine-tuned on GLUE: RUN=..., GLUE_DATA=folder of its files (eval/finetune/tasks.py), JOBS=, TASKS=
 glue: .venv/ready
 	@$(call need,RUN,the directory of a finished run)$(PY) -m eval.finetune '$(RUN)' --data '$(or $(call said,GLUE_DATA),$(EVAL_DATA))' $(foreach n,TASKS JOBS FORMAT,$(call option,$(n))) $(ARGS)
 export: .venv/ready
-	@$(call need,RUN,the directory of a finished run)$(call need,TO,a folder that does not exist yet)$(PY) -m eval.export '$(RUN)' --to '$(TO)'
+	@$(call need,RUN,the directory of a finished run)$(call need,TO,a folder that does not exist yet)$(PY) -m eval.export '$(RUN)' --to '$(TO)' $(call option,FORMAT)
 help: .venv/ready
 	@sed -n '1,/^$$/s/^# //p' Makefile
 	@$(PY) -m ablations --help
@@ -139,7 +143,7 @@ bench-gpu: .venv/ready
 # on a machine with a network; evaluation itself never uses one
 EVAL_DATA ?= $(or $(OUT),runs)/eval-data
 eval-data: .venv/ready
-	$(PY) -m eval.tasks.fetch --to '$(EVAL_DATA)' --tasks '$(or $(call said,TASKS),suite)' $(call option,SHOTS) $(ARGS)
+	$(PY) -m eval.tasks.fetch --to '$(EVAL_DATA)' --tasks '$(or $(call said,TASKS),suite)' $(call option,SHOTS) $(call option,FORMAT) $(ARGS)
 bench-eval: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/bench_eval.py --data '$(EVAL_DATA)' $(ARGS)
 

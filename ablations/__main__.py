@@ -10,12 +10,12 @@ import sys
 import textwrap
 from contextlib import suppress
 
-from ablations import answers, rundir
+from ablations import answers, rundir, safe_files
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, bundles, resolve, spread
 from ablations.machine import has_gpu
 from ablations.plan.command import run as plan_ahead
-from ablations.rundir import Damaged
+from ablations.safe_files import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
 from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args, left_out
@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = answers.Parser(
         prog="python -m ablations",
         description=__doc__,
         epilog=f"NAME=VALUE:\n{variables()}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M\n"
@@ -54,15 +54,17 @@ def main(argv: list[str]) -> int:
         if name == "reference":
             command.add_argument("--write", action="store_true", help="make the comments of baseline.yaml anew")
     args = parser.parse_args(argv)
-    as_json = answers.is_wanted(args.words)
+    as_json = answers.asks_for_json(argv)
     try:
-        ahead = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
-        if not ahead:  # ablations/plan/command.py has formats of its own
-            as_json, args.words = answers.wanted(args.words)
+        on_hardware = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
+        if not on_hardware:  # ablations/plan/command.py has formats of its own
+            as_json, args.words = answers.take_format(args.words)
         if args.command == "reference":
             if args.words:
                 raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
-            if as_json and not args.write:
+            if as_json and args.write:
+                raise ConfigError("--write has no FORMAT=json: it writes a file, and says nothing")
+            if as_json:
                 print(answers.answer("reference", answers.reference(resolve([("size", "nano")]))))
                 return 0
             return reference(args.write)
@@ -77,6 +79,8 @@ def main(argv: list[str]) -> int:
             return code
         study = from_args(args.words)
         if args.command == "status" and args.watch:
+            if as_json:
+                raise ConfigError("a live view has no FORMAT=json: leave WATCH out, and ask again")
             watch(study)
             return 0
         if as_json:
@@ -91,7 +95,7 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         if as_json:
             print(answers.error(str(error)))
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return rundir.Exit.INVALID
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
@@ -102,7 +106,7 @@ def main(argv: list[str]) -> int:
 
 
 def variables() -> str:
-    """The NAME=VALUE words: what each stands for, what it means, and its choices."""
+    """The NAME=VALUE words for the help text: the setting behind each, its meaning, and its choices."""
     from ablations.reference import choices
 
     lines = []
@@ -117,7 +121,7 @@ def plan(study: Study) -> int:
     from ablations.plan.reading import reading
     from ablations.plan.reliability import saves
     from ablations.plan.schedules import drawn_schedules
-    from ablations.plan.study_cost import foreseen
+    from ablations.plan.study_cost import detectable_text
     from model.count import flops_per_token, parameters
     from model.memory import estimate
 
@@ -163,6 +167,12 @@ def plan(study: Study) -> int:
         f"\n{len(study.cells)} runs of {length}, {base.train.precision}, "
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
+    if study.criteria.sequential:
+        flops = "" if base.by_clock else f", {total * study.most_runs / len(study.cells):.2e} FLOPs in all"
+        print(
+            f"MORE=auto: seeds are added until every arm is decided, at most {study.criteria.seeds} of each arm "
+            f"(MAX_SEEDS): {study.most_runs} runs{flops}"
+        )
     every = layout.save_every
     known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
     print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
@@ -170,7 +180,7 @@ def plan(study: Study) -> int:
         print(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
     print(*drawn_schedules(study), sep="\n")
     print(*reading(study), sep="\n")
-    print(foreseen(study))
+    print(detectable_text(study))
     return 0
 
 

@@ -1,63 +1,60 @@
-"""What the commands say, for programs: FORMAT=json. docs/schema has a schema of each, by its "kind".
+"""The answers of the commands as JSON, for programs (FORMAT=json). docs/schema has a schema for each "kind" of answer.
 
-An answer goes to standard output, alone. A request that is refused is {"kind": "error", "error": why}, and the command
-ends with exit code 2, as it does without FORMAT.
+Nothing but the answer is printed to standard output. A request that is refused gives {"kind": "error", "error": why},
+and exit code 2, as without FORMAT. The form of an answer is in data/answers.py.
 """
 
-import json
 from contextlib import suppress
 from typing import Any
 
-from ablations import rundir
+from ablations import safe_files
 from ablations.config import KEYS, SETTINGS, Run
-from ablations.rundir import Damaged
+from ablations.safe_files import Damaged
 from ablations.status import state
 from ablations.study import Study
 from ablations.values import ConfigError, did_you_mean
+from data.answers import FORMATS, Parser, add_format, answer, asks_for_json
+from data.answers import error as error_answer
 
-VERSION = 1  # of the answers; a field that goes or means something else makes another
-FORMATS = ("text", "json")
+__all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "take_format"]
 
 
-def wanted(words: list[str]) -> tuple[bool, list[str]]:
-    """Whether the words ask for JSON, and the words without FORMAT.
+def take_format(words: list[str]) -> tuple[bool, list[str]]:
+    """Whether the words ask for JSON; and the words without FORMAT.
 
     Raises:
-        ConfigError: for another format, naming those there are.
+        ConfigError: the format is unknown, or is given twice; the message names the formats.
     """
-    asked = [word.partition("=")[2] for word in words if word.startswith("FORMAT=")]
-    if len(asked) > 1:
+    formats = [word.partition("=")[2] for word in words if word.startswith("FORMAT=")]
+    if len(formats) > 1:
         raise ConfigError("FORMAT is given twice")
-    if asked and asked[0] not in FORMATS:
-        raise ConfigError(f"FORMAT={asked[0][:60]} is not one of {', '.join(FORMATS)}{did_you_mean(asked[0], FORMATS)}")
-    return asked == ["json"], [word for word in words if not word.startswith("FORMAT=")]
-
-
-def is_wanted(words: list[str]) -> bool:
-    """Whether an error too is to be JSON."""
-    return "FORMAT=json" in words
-
-
-def answer(kind: str, content: dict[str, Any]) -> str:
-    """An answer as a text of JSON."""
-    return json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
+    if formats and formats[0] not in FORMATS:
+        raise ConfigError(
+            f"FORMAT={formats[0][:60]} is not one of {', '.join(FORMATS)}{did_you_mean(formats[0], FORMATS)}"
+        )
+    return formats == ["json"], [word for word in words if not word.startswith("FORMAT=")]
 
 
 def error(problem: str) -> str:
-    return answer("error", {"error": rundir.printable(problem)})
+    """The answer to a request that is refused, or that failed; without characters that steer a terminal."""
+    return error_answer(safe_files.printable(problem))
 
 
 def study_head(study: Study) -> dict[str, Any]:
-    """What is asked, and by what it will be decided: that which is registered in the runs."""
+    """What all answers about a study contain: its name, title, command and registration."""
     head = {"name": study.name, "title": study.title, "command": study.command_here}
     return head | {"registration": study.registration}
 
 
 def plan(study: Study) -> dict[str, Any]:
-    """The runs of a study and what they cost. FLOPs and tokens are null where a time by the clock is the budget."""
+    """The runs of a study and what they cost. FLOPs and tokens are null where a wall clock ends the runs.
+
+    at_most: what it may come to where seeds are added until it is decided (MORE=auto); null where their number is
+    fixed.
+    """
     from model.count import flops_per_token, parameters
 
-    cells = []
+    cells: list[dict[str, Any]] = []
     for i, cell in enumerate(study.cells):
         run = cell.run
         with suppress(Damaged):  # the state says so
@@ -81,15 +78,21 @@ def plan(study: Study) -> dict[str, Any]:
     if study.factorial:
         design = study.factorial
         aliased = {
-            design.name(effect): {design.name(other): share for other, share in design.aliases(effect).items()}
+            design.name(effect): {design.name(alias): share for alias, share in design.aliases(effect).items()}
             for effect in design.effects
             if design.generators
         }
-    return study_head(study) | {"size": study.base.size, "aliased": aliased, "cells": cells}
+    at_most = None
+    if study.criteria.sequential:
+        share = study.most_runs / len(cells)
+        at_most = {"seeds": study.criteria.seeds, "runs": study.most_runs, "flops": None, "tokens": None}
+        if not study.base.by_clock:
+            at_most |= {key: share * sum(cell[key] for cell in cells) for key in ("flops", "tokens")}
+    return study_head(study) | {"size": study.base.size, "aliased": aliased, "at_most": at_most, "cells": cells}
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Where every run stands; see ablations.status.state."""
+    """The state of every run; see ablations.status.state."""
     runs = []
     for i, cell in enumerate(study.cells):
         facts = {key: value for key, value in state(cell).items() if value is not None}
@@ -100,28 +103,28 @@ def status(study: Study) -> dict[str, Any]:
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """The baseline's settings, and the lines that make each arm."""
+    """The settings of the baseline, and for each arm those that differ."""
     cells = {arm: study.cell(arm, study.seeds[0]) for arm in study.arms}
     arms = {arm: {"delta": cell.delta, "fingerprint": cell.run.fingerprint} for arm, cell in cells.items()}
     return study_head(study) | {"baseline": study.base.flat(), "arms": arms}
 
 
-def difference(a: str, b: str, one: Run, other: Run) -> dict[str, Any]:
-    """What two sizes or presets set differently."""
+def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
+    """The settings in which two sizes or presets, named `a` and `b`, differ, and what follows from them."""
     from model.count import flops_per_token, parameters
 
-    first, second = one.flat(), other.flat()
+    first, second = run_a.flat(), run_b.flat()
     settings = {key: [first[key], second[key]] for key in first if first[key] != second[key]}
     derived = {
-        "parameters": [parameters(run.model) for run in (one, other)],
-        "steps": [None if run.by_clock else run.steps for run in (one, other)],
-        "flops": [None if run.by_clock else run.tokens * flops_per_token(run.model) for run in (one, other)],
+        "parameters": [parameters(run.model) for run in (run_a, run_b)],
+        "steps": [None if run.by_clock else run.steps for run in (run_a, run_b)],
+        "flops": [None if run.by_clock else run.tokens * flops_per_token(run.model) for run in (run_a, run_b)],
     }
     return {"a": a, "b": b, "settings": settings, "derived": derived}
 
 
 def reference(baseline: Run) -> dict[str, Any]:
-    """Every setting: what it means, what it may be, and the baseline's value."""
+    """Every setting: its meaning, the values that it may have, and the baseline's value."""
     from ablations.reference import allowed, choices
 
     flat = baseline.flat()

@@ -15,12 +15,12 @@ FORMS = "tokens, or a time with its unit, one of s, m, h and d, such as 90s, 10m
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """A budget in tokens: the run ends with the last whole step that they are enough for."""
+    """A budget in tokens: the run ends with the last step that does not exceed it."""
 
     horizon: int  # tokens at which the schedule ends: train.decay_tokens, or those of all steps
 
     def share(self, tokens: int, seconds: float) -> float:
-        """t of the schedule, in [0, 1] and above after its end: the share of the horizon that `tokens` are."""
+        """The share of the schedule that has passed after `tokens`; above 1 after the schedule's end."""
         return tokens / self.horizon
 
 
@@ -33,7 +33,7 @@ class ClockBudget:
     seconds: float
 
     def share(self, tokens: int, seconds: float) -> float:
-        """t of the schedule and of the batch sizes, in [0, 1]: the share of the budget that `seconds` are."""
+        """The share of the budget that has passed after `seconds`, at most 1."""
         return seconds / self.seconds
 
 
@@ -71,9 +71,9 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The batch size of every step: constant, or growing from sizes[0] to sizes[-1] while `ramp` samples are trained.
+    """The batch size of every step: constant, or growing from sizes[0] to sizes[-1] over the first `ramp` samples.
 
-    Megatron's ramp: its samples are divided evenly among the increments, and a batch has the size that belongs to the
+    As in Megatron, the samples of the ramp are divided evenly among the sizes, and the size of a batch follows from the
     number of samples before it.
     """
 
@@ -100,19 +100,20 @@ class BatchSizes:
         return range(begin, begin + stage.size)
 
     def steps(self, samples: int) -> int:
-        """How many whole steps `samples` are enough for."""
+        """The number of steps that use no more than `samples`."""
         stage = [stage for stage in self.stages if stage.sample <= samples][-1]
         return stage.step + (samples - stage.sample) // stage.size
 
     def at(self, ramped: float) -> int:
-        """The batch size when the share `ramped` of the ramp has passed, by the clock; each size lasts equally long."""
+        """The batch size when the share `ramped` of a ramp by the clock has passed. Each size lasts equally long."""
         return self.sizes[min(len(self.sizes) - 1, int(ramped * (len(self.sizes) - 1)))]
 
 
 def learning_rate(train: TrainConfig, t: float) -> float:
-    """The learning rate when the share `t` of the budget is used up; after t = 1 it is that of t = 1.
+    """The learning rate when the share `t` of the budget is used up; after t = 1 it stays the same.
 
-    A schedule gives a share of the peak: 0 stands for train.min_lr x the peak. The warm-up is linear, from 0.
+    The value of the schedule at t is scaled so that 1 becomes train.lr, and 0 becomes train.min_lr x train.lr. The
+    warm-up is linear, from 0.
     """
     if train.schedule in WITH_WARMUP and t < train.warmup:
         return train.lr * t / train.warmup

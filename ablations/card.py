@@ -1,23 +1,23 @@
 """The identity card of a run directory: what the run is, which data it read, and which versions of metrics judged it.
 
-Read from the directory alone, which may be a stranger's. What is not there yet is null; what is damaged is named.
+Only the directory is read, which may come from anyone. Missing parts are null; damaged files are named.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
-from ablations.rundir import Damaged
+from ablations import rundir, safe_files
+from ablations.safe_files import Damaged
 
 SCORE_KEYS = ("metric", "value", "stderr", "n", "shots", "version", "chance", "items_sha256")
 
 
 def card(run_dir: Path) -> dict[str, Any]:
-    """See the head of this file.
+    """The identity card of a run directory, as JSON.
 
     Raises:
-        Damaged: where the directory has no run.json that can be read: it is no run's.
+        Damaged: the directory has no readable run.json.
     """
     run = rundir.read_run(run_dir)
     if run is None:
@@ -32,7 +32,7 @@ def card(run_dir: Path) -> dict[str, Any]:
             return None
 
     done = read(lambda: rundir.read_done(run_dir))
-    scores = read(lambda: rundir.read_json(run_dir / rundir.EVAL, types={"tasks": dict}))
+    scores = read(lambda: safe_files.read_json(run_dir / rundir.EVAL, types={"tasks": dict}))
     registered, problem = rundir.read_registered(run_dir)
     if problem:
         damaged.append(problem)
@@ -59,13 +59,13 @@ def card(run_dir: Path) -> dict[str, Any]:
 
 
 def part(value: dict[str, Any], key: str) -> dict[str, Any]:
-    """The object under a key; an empty one where it is no object."""
+    """The object under a key; empty where there is no object under it."""
     inner = value.get(key)
     return inner if isinstance(inner, dict) else {}
 
 
 def data_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The text and the tokenizer, by their hashes."""
+    """The text and the tokenizer of a run, with their hashes, from run.json."""
     data = part(run, "data")
     tokenizer = part(data, "tokenizer")
     return {
@@ -77,7 +77,7 @@ def data_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_of(scores: dict[str, Any]) -> dict[str, Any]:
-    """The scores, and the versions that make them comparable."""
+    """The scores, and the versions and hashes that must be equal for comparing them, from eval.json."""
     versions = ("version", "lm_eval", "precision", "weights_sha256", "samples_sha256", "corpora")
     means = ("bits_per_byte", "zero_shot", "suite")
     tasks = {

@@ -17,7 +17,8 @@ from ablations.factorial import Factorial, factorial
 from ablations.parts import PARTS, settings_of_part
 from ablations.prediction import Prediction
 from ablations.run import ABSENT
-from ablations.rundir import Damaged, read_run
+from ablations.rundir import read_run
+from ablations.safe_files import Damaged
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
 
@@ -49,7 +50,7 @@ class Cell:
         """run.json, or None before the first launch.
 
         Raises:
-            Damaged: when it is half a file, or no run's.
+            Damaged: the file is incomplete, or is not that of a run.
         """
         return read_run(self.dir, "The same command repairs it where there is a checkpoint; or rename that folder.")
 
@@ -72,15 +73,15 @@ class Cell:
 
 
 def _typed(words: Sequence[str]) -> str:
-    """`make ablation` with NAME=VALUE words, quoted for a shell."""
+    """The command `make ablation` with NAME=VALUE words, quoted for a shell."""
     pairs = [word.partition("=") for word in words]
     return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in pairs)])
 
 
 @dataclass(frozen=True)
 class Study:
-    """One question, and all runs that answer it. A run's index in `cells` is fixed, whatever has been trained
-    already."""
+    """One question, and all runs that answer it. The index of a run in `cells` does not depend on which runs are
+    trained already."""
 
     factor: str  # "position"
     question: str
@@ -112,8 +113,25 @@ class Study:
         return _shortened("-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")]))
 
     @property
+    def compared(self) -> list[str]:
+        """The arms that are compared with the baseline one by one; where the learning rate is tuned, those at the
+        common rate."""
+        return self.tuning.factors[1:] if self.tuning else self.arms[1:]
+
+    @property
+    def most_runs(self) -> int:
+        """How many runs it may come to: of all seeds that MORE=auto may add."""
+        return len(self.arms) * max(self.criteria.seeds, len(self.seeds))
+
+    @property
+    def tests(self) -> int:
+        """How many comparisons a metric is corrected for: the arms, and the effects of a factorial."""
+        return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
+
+    @property
     def design(self) -> str:
-        """What makes arms of several lines: "crossed: all 4 combinations of ..."; "" where each arm is one line."""
+        """The design of arms that differ in several settings, such as "crossed: all 4 combinations of ..."; "" where
+        each arm differs in one."""
         if self.factorial:
             return f"crossed: {self.factorial.in_words}"
         return f"tuned: {self.tuning.in_words}" if self.tuning else ""
@@ -128,24 +146,24 @@ class Study:
 
     @property
     def command(self) -> str:
-        """The command that makes the same study on another machine: without the words that say where its files are and
-        how many runs go on at a time."""
+        """The command that makes the same study on any machine: without the words for the places of files and for the
+        number of runs at a time."""
         return _typed([w for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))])
 
     @property
     def command_here(self) -> str:
-        """The command that makes this study on this machine, with its runs where they are."""
+        """The command that makes this study on this machine, with the places of its files."""
         return _typed(self.words)
 
     @property
     def registration(self) -> dict[str, Any]:
-        """What is registered in each run before its first step."""
+        """What each run registers before its first step; see ablations/registration.py."""
         return registration.content(self)
 
     @property
-    def judged(self) -> list[str]:
-        """Options of `python -m eval` for the tasks on which the runs are evaluated besides held-out text; empty
-        without any. Tasks are no part of what a run is: a finished run can be evaluated on others later."""
+    def eval_options(self) -> list[str]:
+        """Options of `python -m eval` for the tasks on which the runs are evaluated besides held-out text; empty where
+        there are none. A finished run can be evaluated on other tasks later, since tasks do not change the run."""
         values = dict(word.split("=", 1) for word in self.words)
         tasks, shots = values.get("TASKS", "").strip(), values.get("SHOTS", "").strip()
         if not tasks:
@@ -154,7 +172,7 @@ class Study:
         return options + (["--shots", shots] if shots else [])
 
     @property
-    def fine_tuned(self) -> list[str]:
+    def glue_options(self) -> list[str]:
         """Options of `python -m eval.finetune` for the data on which finished runs are fine-tuned; empty without
         any."""
         values = dict(word.split("=", 1) for word in self.words)
@@ -165,7 +183,7 @@ class Study:
 
     @property
     def exports(self) -> bool:
-        """Whether each finished run becomes a Hugging Face checkpoint too."""
+        """Whether each finished run is exported as a Hugging Face checkpoint."""
         return any(word.startswith("EXPORT=") for word in self.words)
 
     @cached_property
@@ -202,7 +220,7 @@ def build(
         raise ConfigError("seed is not a setting of a study: use SEEDS")
     values = [(k, parse(k, v)) for k, v in setting]
     base = resolve(values)
-    stage, base = _begun_with(base, values, recipe, seeds, out)
+    stage, base = _stage_of_begun_study(base, values, recipe, seeds, out)
     for corpus in base.corpora:
         check_corpus(corpus)
     keys = list(dict.fromkeys(k for k, _ in arm_values))
@@ -261,7 +279,8 @@ def build(
 
 
 def _crossed(deltas: dict[str, dict[str, Any]], cross: str) -> Factorial:
-    """Makes the arms, of one line each, those of a factorial. Raises ConfigError."""
+    """Turn `deltas`, those of arms that differ in one setting each, into the deltas of a factorial's combinations, in
+    place. Raises ConfigError."""
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]
     keys = [key for delta in singles for key in delta]
@@ -276,7 +295,7 @@ def _crossed(deltas: dict[str, dict[str, Any]], cross: str) -> Factorial:
 
 
 def _tuned(deltas: dict[str, dict[str, Any]], multiples: tuple[float, ...], common: float) -> Tuning:
-    """Adds each arm at the other learning rates. Raises ConfigError."""
+    """Add to `deltas`, in place, each arm at the other learning rates. Raises ConfigError."""
     if any("train.lr" in delta for delta in deltas.values()):
         raise ConfigError("LR runs every arm at several learning rates: train.lr cannot be an arm too")
     rates = {multiple: common if multiple == 1 else float(f"{common * multiple:.6g}") for multiple in multiples}
@@ -292,11 +311,12 @@ def _tuned(deltas: dict[str, dict[str, Any]], multiples: tuple[float, ...], comm
 
 
 def _check_edges(study: Study) -> None:
-    """Along each edge of a factorial, one setting differs and nothing else. Raises ConfigError."""
+    """Check that two combinations of a factorial that differ in one factor differ in one setting only. Raises
+    ConfigError."""
     if not (design := study.factorial):
         return
-    for one, other, number in design.edges:
-        first, second = (design.label(c) or study.arms[0] for c in (one, other))
+    for combination, changed, number in design.edges:
+        first, second = (design.label(c) or study.arms[0] for c in (combination, changed))
         (key,) = study.cell(design.factors[number], study.seeds[0]).delta
         for seed in study.seeds:
             changes = difference(study.cell(first, seed).run.flat(), study.cell(second, seed).run.flat())
@@ -304,11 +324,15 @@ def _check_edges(study: Study) -> None:
                 raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
 
 
-def _begun_with(
+def _stage_of_begun_study(
     base: Run, values: list[tuple[str, Any]], recipe: tuple[str, dict[str, Any]] | None, seeds: list[int], out: Path
 ) -> tuple[str, Run]:
-    """The stage and the baseline of a study that has begun on another machine: the precision that nothing sets but the
-    machine is the one it began with, and is no part of its directories' names where it is said."""
+    """The stage and the baseline of a study that may have begun on another machine.
+
+    Where no setting names the precision, it depends on the machine; the study then keeps the precision that it began
+    with. Where a setting names the precision that the study began with, the stage's name does not mention it, so that
+    the same run directories are found.
+    """
     stage = _stage(base, values, recipe)
     if "train.precision" not in {**bundles()[base.size]["set"], **dict(values)}:
         precision = _recorded_precision(out / stage, seeds)
@@ -318,7 +342,7 @@ def _begun_with(
 
 
 def _recorded_precision(folder: Path, seeds: list[int]) -> str:
-    """The precision of the baseline's runs in the folder of a stage; "" where none has begun."""
+    """The precision of the baseline's runs in the folder of a stage, by their run.json; "" where none has begun."""
     for seed in seeds:
         with suppress(Damaged, ConfigError, KeyError, TypeError):
             if recorded := read_run(folder / f"baseline,seed={seed}"):
@@ -336,7 +360,7 @@ def _rounded(run: Run) -> tuple[Any, ...]:
 
 
 def check_corpus(corpus: str) -> None:
-    """Raises ConfigError where no corpus of this name is defined and no file matches it."""
+    """Check that a corpus is defined or its files exist. Raises ConfigError."""
     from data.corpus import check
 
     try:
@@ -366,7 +390,7 @@ def _stage(base: Run, setting: list[tuple[str, Any]], recipe: tuple[str, dict[st
 
 
 def _shortened(name: str) -> str:
-    """`name`, shortened where file systems would refuse it; a hash keeps shortened names distinct."""
+    """`name`, shortened where it is too long for a file system; a hash keeps shortened names distinct."""
     return name if len(name) <= MAX_NAME else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
@@ -379,7 +403,7 @@ def _text(value: Any) -> str:
 
 
 def _slug(text: str) -> str:
-    """A text in the characters that suit a path, with a hash where different texts would become equal."""
+    """A text with the characters replaced that do not suit a path; a hash keeps different texts different."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text

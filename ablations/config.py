@@ -20,10 +20,10 @@ HERE = Path(__file__).parent
 
 
 def parse(key: str, value: Any) -> Any:
-    """`value`, as text or as YAML read it, in the type of `key`.
+    """A value, given as text or read from YAML, converted to the type of the setting `key`.
 
     Raises:
-        ConfigError: unknown key, wrong type, or a variant that does not exist.
+        ConfigError: the key is unknown, or the value has the wrong type or names a variant that does not exist.
     """
     if key not in KEYS:
         raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, KEYS)}. Settings: {', '.join(sorted(KEYS))}")
@@ -37,7 +37,7 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
         overrides: (key, value) pairs; a value may be text as typed on a command line.
 
     Raises:
-        ConfigError: for a key, type or value that is not allowed, naming what is.
+        ConfigError: a key, type or value is not allowed; the message names what is.
     """
     typed_values = [(key, parse(key, value)) for key, value in overrides]
     flat = _baseline()
@@ -57,7 +57,7 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
 
 @functools.cache
 def _baseline() -> dict[str, Any]:
-    """Every setting as baseline.yaml has it."""
+    """{setting: value} of ablations/baseline.yaml."""
     flat = flatten(read_yaml(HERE / "baseline.yaml"))
     for key in sorted(KEYS.keys() | flat.keys()):
         if key not in KEYS or key not in flat:
@@ -66,21 +66,22 @@ def _baseline() -> dict[str, Any]:
 
 
 def without_effect(key: str, flat: dict[str, Any]) -> str:
-    """What must be set for `key` to have an effect among the settings `flat`, such as "model.pos=rotary"; else ""."""
+    """Where `key` has no effect among the settings `flat`: what would have to be set, such as "model.pos=rotary"; else
+    ""."""
     missing = {name: values for name, values in SETTINGS[key].only_with.items() if flat[name] not in values}
     return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())
 
 
 def presets() -> list[str]:
-    """The sizes that are whole recipes: files of presets/."""
+    """The names of the presets, which are sizes with a whole recipe: the files of ablations/presets."""
     return sorted(path.stem for path in (HERE / "presets").glob("*.yaml"))
 
 
 def bundles() -> dict[str, dict[str, Any]]:
-    """What `size` may be: {name: {"params": count, "set": {key: value}}} of sizes.yaml and of each file of presets/.
+    """The settings of every size and preset: {name: {"params": declared number of parameters, "set": {key: value}}}.
 
     Raises:
-        ConfigError: naming a file that is none of these.
+        ConfigError: a file of ablations/presets is not a preset; the message names it.
     """
     bundles = dict(read_yaml(HERE / "sizes.yaml"))
     for path in sorted((HERE / "presets").glob("*.yaml")):
@@ -99,7 +100,7 @@ def _build(flat: dict[str, Any]) -> Run:
     """The run that has these settings, each of its type.
 
     Raises:
-        ConfigError: for a number outside its range, then for settings that do not fit together.
+        ConfigError: a number is outside its range, or settings do not fit together.
     """
     sections: dict[str, Any] = {}
     try:

@@ -1,4 +1,4 @@
-"""What a study decides by, named before its runs: the metric, the differences that do not matter, and when it stops."""
+"""The criteria by which a study decides, named before its runs: metric, margins of equivalence, and stopping rule."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,13 @@ MAX_SEEDS = 10  # to which MORE=auto adds seeds unless MAX_SEEDS says otherwise;
 class Criteria:
     """How a study is decided. Two studies with the same runs and other criteria may come to other verdicts.
 
-    metric: the primary one; what the others say is exploratory.
-    margins: {metric: a difference below which two arms count as equivalent}; without one, equivalence is not concluded.
-    seeds: of each arm, or with `sequential` the most there may be.
-    noise_floor: a stored one, whose degrees of freedom are added to those of the study's seeds.
-    sequential: seeds are added until every arm is decided, and each look at the results spends a part of the level.
+    metric: the primary metric; results in other metrics are exploratory.
+    margins: {metric: a difference below which two arms count as equivalent}. Without a margin, equivalence is never
+        concluded.
+    seeds: the number of seeds of each arm; with `sequential` the largest number.
+    noise_floor: a stored noise floor, whose degrees of freedom are added to those of the study's seeds.
+    sequential: whether seeds are added until every arm is decided. Each analysis of the results then uses a part of the
+        significance level.
     """
 
     metric: str = PRIMARY
@@ -32,7 +34,7 @@ class Criteria:
 
 
 def check_metric(name: Any, where: str) -> str:
-    """Raises ConfigError unless `name` is a metric; `where`: for the message, what named it."""
+    """Check that `name` is a metric. `where`: what named it, for the message. Raises ConfigError."""
     if not isinstance(name, str) or name not in METRICS:
         raise ConfigError(
             f"{where}: {str(name)[:60]!r} is not one of {', '.join(METRICS)}{did_you_mean(str(name)[:60], METRICS)}"
@@ -41,7 +43,8 @@ def check_metric(name: Any, where: str) -> str:
 
 
 def margins_of_file(value: Any, metric: str, where: str) -> dict[str, float]:
-    """`margin:` of a study file: a number, of the primary metric, or {metric: number}. Raises ConfigError."""
+    """The margins by metric from `margin:` of a study file, which is a number, for the primary metric, or {metric:
+    number}. Raises ConfigError."""
     margins = value if isinstance(value, dict) else {metric: value}
     for name, margin in margins.items():
         check_metric(name, f"{where}: margin")
@@ -53,7 +56,8 @@ def margins_of_file(value: Any, metric: str, where: str) -> dict[str, float]:
 
 
 def margins_of_word(text: str) -> dict[str, float]:
-    """MARGIN=: one number in bits per byte, or two, the second in points. Raises ConfigError."""
+    """The margins by metric from the word MARGIN: one number in bits per byte, or two, the second in points of
+    zero-shot accuracy. Raises ConfigError."""
     try:
         numbers = [float(number) for number in text.split(",")] if text.strip() else []
         sensible = len(numbers) <= len(UNITS) and all(0 < number <= LARGEST_MARGIN for number in numbers)

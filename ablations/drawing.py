@@ -1,7 +1,8 @@
-"""Figures as SVG text, by hand: lines, intervals, cells. No library, clock or random ids: the same bytes every time.
+"""Figures as SVG text: lines, intervals, bars, coloured tables. The same input always gives the same bytes.
 
-Not matplotlib, because a report is read in light and dark, on a phone and in print: here colours are classes that
-follow the page, text stays text, a figure is 400 units wide at a readable 12, and a page of ten takes some 50 kB.
+matplotlib is not used, because a report is read in light and dark mode, on a phone and in print. Here colours are CSS
+classes that follow the page, text remains text, a figure is 400 units wide with text of 12 units, and a page of ten
+figures takes some 50 kB.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ablations.rundir import printable
+from ablations.safe_files import printable
 from ablations.values import human
 
 if TYPE_CHECKING:  # planning draws too, and has no time to import it
@@ -72,15 +73,15 @@ def scale(low: float, high: float, start: float, end: float, log: bool = False) 
     return lambda value: start + (f(value) - f(low)) / width * (end - start)
 
 
-def wide(text: str, size: float = 12) -> float:
-    """The width of a text, by estimate: rather too wide than too narrow."""
+def text_width(text: str, size: float = 12) -> float:
+    """The estimated width of a text, rather too large than too small."""
     return 0.58 * size * len(text)
 
 
-def ending(words: str, room: float, size: float = 12) -> str:
-    """The end of a text, as much as there is room for: long texts are paths and settings, which differ at their
-    ends."""
-    most = max(2, int(room / wide("x", size)))
+def fitting_end(words: str, room: float, size: float = 12) -> str:
+    """As much of the end of a text as fits into the width `room`. Long texts are paths and settings, which differ at
+    their ends."""
+    most = max(2, int(room / text_width("x", size)))
     return words if len(words) <= most else "…" + words[1 - most :]
 
 
@@ -95,19 +96,24 @@ def lines(
     zoom: bool = False,
     marks: dict[str, float] | None = None,
 ) -> str:
-    """Curves over a common axis. zero: a line at zero. zoom: limits from the later half of the curves. marks: upright
-    lines with a name."""
+    """Curves over a common axis.
+
+    Args:
+        zero: draw a line at zero.
+        zoom: take the limits of the axis from the later half of the curves.
+        marks: {name: position} of vertical lines.
+    """
     curves = [c for c in curves if len(c.x)]
     if not curves:
         return ""
     named = [c for c in curves if c.kind != "thin" and c.label]
-    legend = list(dict.fromkeys((ending(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
+    legend = list(dict.fromkeys((fitting_end(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
     row, place, at = 0, [], 12.0
     for label, colour, kind in legend if len(legend) > 1 else []:
-        if at + 20 + wide(label) > WIDTH and at > 12:
+        if at + 20 + text_width(label) > WIDTH and at > 12:
             row, at = row + 1, 12.0
         place.append((at, row, label, colour, kind))
-        at += 30 + wide(label)
+        at += 30 + text_width(label)
     top = 40 + 17 * (row + bool(place))
     bottom, height = HEIGHT - 40, HEIGHT
     bottom, height = bottom + 17 * row, height + 17 * row
@@ -124,7 +130,7 @@ def lines(
         room = 0.07 * (y1 - y0) or 0.05 * abs(y1) or 1.0
         y0, y1 = y0 - room, y1 + room
     yticks = ticks(y0, y1, logy)
-    left = 24 + max(wide(human(t)) for t in yticks)
+    left = 24 + max(text_width(human(t)) for t in yticks)
     X, Y = scale(x0, x1, left, WIDTH - 14, logx), scale(y0, y1, bottom, top, logy)
 
     out = [text(0, 14, title, "head")]
@@ -143,11 +149,11 @@ def lines(
         ]
     last = -99.0
     for t in ticks(x0, x1, logx):
-        at = min(X(t), WIDTH - 4 - wide(human(t)) / 2)
+        at = min(X(t), WIDTH - 4 - text_width(human(t)) / 2)
         out.append(f'<path d="M{X(t):.1f} {bottom}v4" class="axis"/>')
-        if at - wide(human(t)) / 2 > last + 4:
+        if at - text_width(human(t)) / 2 > last + 4:
             out.append(text(at, bottom + 17, human(t), "faint", "middle"))
-            last = at + wide(human(t)) / 2
+            last = at + text_width(human(t)) / 2
     out.append(f'<path d="M{left:.1f} {bottom}H{WIDTH - 14}" class="axis"/>')
     out.append(text((left + WIDTH - 14) / 2, bottom + 33, xlabel, "faint", "middle"))
     turned = f"translate(11 {(top + bottom) / 2:.0f}) rotate(-90)"
@@ -178,9 +184,9 @@ def lines(
 
 
 def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str) -> str:
-    """Differences from the baseline with their intervals, around zero.
+    """Differences from the baseline with their intervals (a forest plot).
 
-    effects: (arm, difference, half-width or inf, "good", "bad" or "same", words).
+    effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same", text beside it).
     """
     if not effects:
         return ""
@@ -199,7 +205,7 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
     out.append(f'<path d="M{X(0):.1f} {top - 4}V{bottom}" class="line s0"/>')
     for i, (arm, d, half, kind, words) in enumerate(effects):
         y = top + step * i + 28
-        name = ending(arm, WIDTH - 36 - wide(words))
+        name = fitting_end(arm, WIDTH - 36 - text_width(words))
         out += [text(14, y - 12, name, "halo"), text(WIDTH - 14, y - 12, words, "faint halo", "end")]
         bar = (
             f'<path d="M{X(d - half):.1f} {y}H{X(d + half):.1f}" class="{kind}" stroke-width="2.5"/>'
@@ -215,22 +221,22 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
 
 
 def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
-    """Stacked bars, one for each row: (label, an amount for each of `parts`, words at the end)."""
+    """Stacked bars, one for each row: (label, an amount for each of `parts`, text at the end)."""
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
     out, at, row = [text(0, 14, title, "head")], 12.0, 0
     for i, part in enumerate(parts if len(parts) > 1 else []):
-        if at + 20 + wide(part) > WIDTH and at > 12:
+        if at + 20 + text_width(part) > WIDTH and at > 12:
             row, at = row + 1, 12.0
         y = 34 + 17 * row
         out += [f'<rect x="{at - 9:.0f}" y="{y - 9}" width="14" height="9" class="f{1 + i}"/>', text(at + 10, y, part)]
-        at += 30 + wide(part)
+        at += 30 + text_width(part)
     top = 40 + 17 * (row + 1) if len(parts) > 1 else 32
     for i, (label, amounts, words) in enumerate(rows):
         y, x = top + step * i, 14.0
-        room = WIDTH - 40 - wide(words)
-        out += [text(14, y, ending(label, room)), text(WIDTH - 14, y, words, "faint", "end")]
+        room = WIDTH - 40 - text_width(words)
+        out += [text(14, y, fitting_end(label, room)), text(WIDTH - 14, y, words, "faint", "end")]
         for j, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
             width = X(amount) - 14
             tip = f"<title>{escape(f'{label}, {part}: {human(amount)}')}</title>"
@@ -241,14 +247,17 @@ def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str],
     return frame(title, out, WIDTH, bottom + 14)
 
 
-def heat(title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]) -> str:
-    """A table of coloured cells: (text, strength from -1 to 1, tooltip). Above zero good, below bad, zero no colour."""
-    side = min(170.0, 8 + max(wide(r, 11) for r in rows))
+def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]) -> str:
+    """A table of coloured cells: (text, strength from -1 to 1, tooltip). Positive strengths have the colour for good,
+    negative ones that for bad, zero none."""
+    side = min(170.0, 8 + max(text_width(r, 11) for r in rows))
     step = max(46.0, (WIDTH - side - 4) / len(columns))
-    columns = [ending(c, 170) for c in columns]
-    tilt = max(wide(c) for c in columns) > step - 4
-    head = 24 + (min(90.0, 0.6 * max(wide(c) for c in columns)) + 12 if tilt else 20)
-    over = 0.75 * max(wide(c) for c in columns) if tilt else 0  # what a tilted name has to the right of its column
+    columns = [fitting_end(c, 170) for c in columns]
+    tilt = max(text_width(c) for c in columns) > step - 4
+    head = 24 + (min(90.0, 0.6 * max(text_width(c) for c in columns)) + 12 if tilt else 20)
+    over = (
+        0.75 * max(text_width(c) for c in columns) if tilt else 0
+    )  # what a tilted name has to the right of its column
     width = max(WIDTH, side + step * (len(columns) - 0.5) + over + 4)
     out = [text(0, 14, title, "head")]
     for j, name in enumerate(columns):
@@ -260,7 +269,7 @@ def heat(title: str, rows: list[str], columns: list[str], cells: list[list[tuple
         )
     for i, (name, line) in enumerate(zip(rows, cells, strict=True)):
         y = head + 21 * i
-        short = ending(name, side - 6, 11)
+        short = fitting_end(name, side - 6, 11)
         out.append(
             f'<text x="{side - 6:.1f}" y="{y + 15:.1f}" text-anchor="end" style="font-size:11px">{escape(short)}</text>'
         )
@@ -277,8 +286,8 @@ def heat(title: str, rows: list[str], columns: list[str], cells: list[list[tuple
     return frame(title, out, width, bottom + 6)
 
 
-def sheet(figures: list[str], columns: int = 2) -> str:
-    """Several figures as one, with the style inside: a file that stands alone."""
+def combined_figures(figures: list[str], columns: int = 2) -> str:
+    """Several figures as one SVG with its own style, for a file of its own."""
     figures = [f for f in figures if f]
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', f)[0])) for f in figures]
     out, y, widest = [], 14.0, 0.0
@@ -313,5 +322,5 @@ def signed(number: float) -> str:
 
 
 def escape(words: str) -> str:
-    """A text as XML, without the control characters that a name in a stranger's run directory may hold."""
+    """A text escaped for XML, without control characters, which names in foreign run directories may contain."""
     return html.escape(printable(words))

@@ -1,13 +1,14 @@
 """A factorial: runs with every combination of several factors, or with a fraction of the combinations.
 
-A factor has two levels, the baseline's and another one. A combination is a whole number whose bits say which factors
-have the other level: 0 is the baseline, 0b101 has the first and the third factor changed. An effect is such a number
-too: 0b001 the main effect of the first factor, 0b011 the interaction of the first two.
+A factor has two levels, that of the baseline and a changed one. A combination is an integer whose bits say which
+factors are changed: 0 is the baseline, 0b101 has the first and the third factor changed. An effect is such an integer
+too: 0b001 is the main effect of the first factor, 0b011 the interaction of the first two.
 
-A fraction 1/2**p keeps the combinations in which, for each of p sets of factors (the generators) and all that are
-combinations of these (the defining sets), an even number of the set's factors is changed. The baseline is among them.
-Effects that differ by a defining set cannot be told from each other: they are aliased (Box, Hunter & Hunter, Statistics
-for Experimenters, ch. 6; Montgomery, Design and Analysis of Experiments, ch. 8).
+A fraction 1/2**p is defined by p sets of factors, the generators. The defining sets are the generators and all their
+symmetric differences. The fraction consists of the combinations in which an even number of the factors of every
+defining set is changed; the baseline is one of them. Two effects whose symmetric difference is a defining set are
+aliased: they cannot be estimated separately (Box, Hunter & Hunter, Statistics for Experimenters, ch. 6; Montgomery,
+Design and Analysis of Experiments, ch. 8).
 """
 
 from collections.abc import Sequence
@@ -22,12 +23,12 @@ ALL_ORDERS = 3  # factors up to which interactions of all of them are reported; 
 
 
 def order(effect: int) -> int:
-    """How many factors an effect is of: 1 a main effect, 2 and more an interaction."""
+    """The number of factors in an effect: 1 for a main effect, 2 or more for an interaction."""
     return effect.bit_count()
 
 
 def spanned(generators: Sequence[int]) -> set[int]:
-    """All sums of generators but 0: the defining sets."""
+    """The defining sets: all symmetric differences of one or more generators."""
     sums = {0}
     for generator in generators:
         sums |= {generator ^ other for other in sums}
@@ -36,7 +37,7 @@ def spanned(generators: Sequence[int]) -> set[int]:
 
 @dataclass(frozen=True)
 class Factorial:
-    """Which combinations of factors are run, and what they can tell."""
+    """A design: which combinations of factors are run, and which effects can be estimated from them."""
 
     factors: tuple[str, ...]  # the label of each: "pos=alibi"
     generators: tuple[int, ...] = ()  # of a fraction
@@ -47,20 +48,22 @@ class Factorial:
 
     @property
     def resolution(self) -> int | None:
-        """The smallest number of factors in a defining set; None of a whole factorial. With 3, main effects are aliased
-        with interactions of two factors; with 4, those with each other; with 5, neither."""
+        """The resolution: the smallest number of factors in a defining set; None for a whole factorial. With 3, main
+        effects are aliased with interactions of two factors; with 4, such interactions are aliased with each other;
+        with 5, neither."""
         return min(map(order, self.defining), default=None)
 
     @property
     def combinations(self) -> list[int]:
-        """Those that are run: by the number of changed factors, the baseline first."""
+        """The combinations that are run, ordered by the number of changed factors, the baseline first."""
         every = range(2 ** len(self.factors))
         fraction = [c for c in every if all(order(c & generator) % 2 == 0 for generator in self.generators)]
         return sorted(fraction, key=lambda c: (order(c), c))
 
     @property
     def edges(self) -> list[tuple[int, int, int]]:
-        """(combination, the same with one more factor changed, the number of that factor)."""
+        """Pairs of combinations that differ in one factor: (combination, the same with that factor changed, the number
+        of the factor)."""
         combinations = set(self.combinations)
         return [
             (c, c | 1 << i, i)
@@ -71,7 +74,8 @@ class Factorial:
 
     @property
     def effects(self) -> list[int]:
-        """One of each class of aliased effects, that of the fewest factors: main effects, then interactions."""
+        """The effects that are estimated: of each group of aliased effects the one with the fewest factors. Main
+        effects come first, then interactions."""
         covered: set[int] = set(self.defining) | {0}
         effects = []
         most = len(self.factors) if len(self.factors) <= ALL_ORDERS else 2
@@ -82,7 +86,7 @@ class Factorial:
         return effects
 
     def aliases(self, effect: int) -> dict[int, float]:
-        """{other effect: how much of it is in the estimate of this one}; see `coefficients` for the units."""
+        """{aliased effect: its weight in the estimate of `effect`}; see `coefficients` for the units."""
         shares = {}
         for defining in self.defining:
             other = effect ^ defining
@@ -93,9 +97,9 @@ class Factorial:
     def coefficients(self, effect: int) -> dict[int, float]:
         """{combination: its weight in the estimate of an effect}.
 
-        A main effect is what changing the factor does, averaged over the other factors' levels. An interaction of two
-        is the difference that the second makes to the effect of the first: y11 - y10 - y01 + y00 where there are no
-        other factors. Of three and more likewise.
+        A main effect is the change that the factor makes, averaged over the levels of the other factors. An interaction
+        of two factors is the change that the second one makes to the effect of the first: y11 - y10 - y01 + y00 where
+        there are no other factors. An interaction of more factors is defined in the same way.
         """
         combinations = self.combinations
         unchanged = {
@@ -104,7 +108,7 @@ class Factorial:
         return {c: (-1) ** unchanged[c] * 2.0 ** order(effect) / len(combinations) for c in combinations}
 
     def name(self, effect: int) -> str:
-        """ "pos=alibi × act=swiglu" """
+        """The name of an effect, such as "pos=alibi × act=swiglu"."""
         return " × ".join(label for i, label in enumerate(self.factors) if effect >> i & 1)
 
     def label(self, combination: int) -> str:
@@ -113,7 +117,7 @@ class Factorial:
 
     @property
     def in_words(self) -> str:
-        """Which combinations are run: "8 of 16 combinations of 4 factors, resolution 4"."""
+        """The design in words, such as "8 of 16 combinations of 4 factors, resolution 4"."""
         runs, factors = len(self.combinations), len(self.factors)
         if not self.generators:
             return f"all {runs} combinations of {factors} factors"
@@ -121,13 +125,13 @@ class Factorial:
 
     @property
     def aliasing(self) -> list[str]:
-        """What cannot be told apart in a fraction, a line for each effect that is estimated."""
+        """For a fraction, a line for each estimated effect that says which effects it is aliased with."""
         return [
             f"{self.name(effect)}: with {self.aliases_in_words(effect)}" for effect in self.effects if self.generators
         ]
 
     def aliases_in_words(self, effect: int) -> str:
-        """ "+0.5 of b × c, -1 of d", those of the fewest factors; effects of more are left to a reader."""
+        """The aliases of an effect with the fewest factors, such as "+0.5 of b × c, -1 of d"."""
         shares = self.aliases(effect)
         least = min(map(order, shares))
         return ", ".join(
@@ -139,7 +143,7 @@ def factorial(factors: Sequence[str], text: str) -> Factorial:
     """The design that CROSS asks for: "1" all combinations, "1/2", "1/4" or "1/8" a fraction of them.
 
     Raises:
-        ConfigError: naming the fractions that these factors allow.
+        ConfigError: the word is none of these, or the factors are too few; the message names the possible fractions.
     """
     number = len(factors)
     if not 2 <= number <= MOST_FACTORS:
@@ -154,14 +158,14 @@ def factorial(factors: Sequence[str], text: str) -> Factorial:
 
 
 def choices(factors: int, p: int) -> int:
-    """How many sets of two and more of the first factors - p factors there are."""
+    """The number of sets of two or more among the first `factors` - p factors, from which generators are chosen."""
     base = factors - p
     return 2**base - 1 - base if base > 0 else 0
 
 
 def best_generators(factors: int, p: int) -> tuple[int, ...]:
-    """The generators of the fraction 1/2**p that aliases least: of the highest resolution, and of these with the fewest
-    short defining sets (minimum aberration: Fries & Hunter 1980, Technometrics 22). All are tried."""
+    """The generators of the best fraction 1/2**p, found by trying all: the highest resolution, and among those the
+    fewest defining sets of the smallest size (minimum aberration: Fries & Hunter 1980, Technometrics 22)."""
     base = factors - p
     sets = [s for s in range(2**base) if order(s) >= 2]
     candidates = [tuple(s | 1 << (base + i) for i, s in enumerate(chosen)) for chosen in combinations(sets, p)]

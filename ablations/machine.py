@@ -1,4 +1,4 @@
-"""Whether this machine has a GPU, and fast bf16. It is found out without torch, whose import takes seconds."""
+"""Whether this machine has a GPU, and fast bf16; determined without torch, whose import takes seconds."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ def installed_gpus() -> int:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible. CUDA_VISIBLE_DEVICES="" hides it; MEGAHOUR_GPU=1 claims one, for a login node
-    without a GPU that submits runs which will have one."""
+    """Whether an NVIDIA GPU is visible. CUDA_VISIBLE_DEVICES="" hides it. MEGAHOUR_GPU=1 makes the
+    answer True, for a login node without a GPU that submits runs to nodes with one."""
     if os.environ.get("MEGAHOUR_GPU"):
         return os.environ["MEGAHOUR_GPU"] == "1"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
@@ -22,7 +22,8 @@ def has_gpu() -> bool:
 
 
 def has_bf16() -> bool:
-    """Whether bf16 is fast here: on any GPU that DeepSpeed still supports, on CPUs with AVX512-BF16, AMX or Arm's."""
+    """Whether bf16 is fast here: on every GPU that DeepSpeed supports, and on CPUs with instructions for it
+    (AVX512-BF16, AMX, or Arm's)."""
     if has_gpu():
         return True
     try:

@@ -1,7 +1,8 @@
-"""A stored noise floor: how far runs lie apart that differ in nothing but the seed, and what that was measured on.
+"""A stored noise floor: how much the results of runs vary that differ only in the seed, and on which runs that was
+measured.
 
-`make noise` writes one (eval/report/floor.py); a study that names it, NOISE_FLOOR=file, is judged with its degrees of
-freedom beside those of the study's own seeds.
+`make noise` writes one (eval/report/noise.py). In a study that names it with NOISE_FLOOR=file, its degrees of freedom
+are added to those of the study's own seeds.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import safe_files
 from ablations.values import ConfigError
 
 KEYS = {  # of the file
@@ -36,12 +37,12 @@ class NoiseFloor:
 
     @property
     def identity(self) -> str:
-        """What a study registers."""
+        """What a study registers to identify the noise floor."""
         return f"{self.name}, sha256 {self.sha256[:12]}"
 
     @property
     def code(self) -> str:
-        """The commits that its runs were trained by: "0123abc and 4567def"."""
+        """The commits with which its runs were trained, such as "0123abc and 4567def"."""
         names = []
         for commit in self.content.get("commits") or [self.content["commit"]]:
             changed = " with changes that are in no commit" if commit.get("dirty") else ""
@@ -50,12 +51,12 @@ class NoiseFloor:
 
 
 def read_noise_floor(path: str) -> NoiseFloor:
-    """Raises ConfigError when the file is none; the message says what is wrong."""
+    """The noise floor in a file. Raises ConfigError where the file is none; the message says what is wrong."""
     file = Path(path)
     try:
-        data = rundir.read_bytes(file)
-        content = rundir.read_json(file, KEYS, KEYS)
-    except (rundir.Damaged, OSError) as error:
+        data = safe_files.read_bytes(file)
+        content = safe_files.read_json(file, KEYS, KEYS)
+    except (safe_files.Damaged, OSError) as error:
         raise ConfigError(f"NOISE_FLOOR={path}: {error}") from None
     if data is None or content is None:
         raise ConfigError(f"NOISE_FLOOR={path}: there is no such file; `make noise` writes one")

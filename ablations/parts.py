@@ -1,7 +1,7 @@
 """The three parts of a recipe, each of which an arm may take from a preset: `- training: bert-normal`.
 
-So one line says of a whole group of settings that they are as another recipe has them ("Cramming", Geiping & Goldstein
-2023, table 5: architecture, training and data). What a plain size sets stays as the size says, and so does the budget.
+So one line of a study can take a whole group of settings from another recipe, as in "Cramming" (Geiping & Goldstein
+2023, table 5: architecture, training and data). The settings of a size and the budget are not taken from the preset.
 """
 
 from typing import Any
@@ -31,10 +31,11 @@ def part_of(key: str) -> str:
 
 
 def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) -> dict[str, Any]:
-    """{setting: value}: in what a part of `preset` differs from the settings `flat` of a run of that size.
+    """The settings in which a part of `preset` differs from the settings `flat` of a run of the given size: {setting:
+    value in the preset}.
 
     Raises:
-        ConfigError: when there is no such preset, or nothing differs.
+        ConfigError: there is no such preset, or nothing differs.
     """
     names = presets()
     if preset not in names:

@@ -1,8 +1,8 @@
-"""What a study expects, in a form that its report can check: an order of arms, or an interval for a difference.
+"""Predictions of a study that its report can check: an order of arms, or an interval for a difference.
 
 alibi < rotary < learned                    in bits/byte, where less is better
-alibi - learned in [-0.3, -0.05]            the difference of two arms; -inf and inf are ends too
-zero-shot: learned < alibi                  in another metric: its values are compared as they are
+alibi - learned in [-0.3, -0.05]            the difference of two arms; -inf and inf are allowed as ends
+zero-shot: learned < alibi                  the values of another metric
 
 An arm is named by its label (pos=alibi), by its value where no other arm has the same (alibi), or as `baseline`.
 """
@@ -30,7 +30,7 @@ def predict(text: str, arms: Sequence[str]) -> Prediction:
     """A prediction about the arms of a study, whose labels are `arms`, the baseline first.
 
     Raises:
-        ConfigError: when it is none, or names an arm that the study does not have.
+        ConfigError: the text is not a prediction, or names an arm that the study does not have.
     """
     first, colon, rest = text.partition(": ")
     metric, claim = (first.strip(), rest) if colon else (PRIMARY, text)
@@ -46,10 +46,10 @@ def predict(text: str, arms: Sequence[str]) -> Prediction:
 
 
 def arm_named(name: str, arms: Sequence[str], text: str) -> str:
-    """The label of an arm.
+    """The label of the arm that a prediction calls `name`.
 
     Raises:
-        ConfigError: naming the arms there are.
+        ConfigError: there is no such arm, or several; the message names the arms.
     """
     if name in arms:
         return name
@@ -62,10 +62,10 @@ def arm_named(name: str, arms: Sequence[str], text: str) -> str:
 
 
 def ends(text: str, prediction: str) -> tuple[float, float]:
-    """The ends of "[-0.3, -0.05]".
+    """The two ends of an interval such as "[-0.3, -0.05]".
 
     Raises:
-        ConfigError: when these are not two numbers, the lower first.
+        ConfigError: they are not two numbers, the lower one first.
     """
     text = text.strip()
     try:
@@ -78,7 +78,8 @@ def ends(text: str, prediction: str) -> tuple[float, float]:
 
 
 def predictions_about(texts: Sequence[str], arms: Sequence[str]) -> list[Prediction]:
-    """Those predictions of which the study has all the arms: a study file may predict about more arms than are run."""
+    """The predictions of a study file about the arms that are run. Predictions about other arms are left out, since a
+    file may have more arms than are run."""
     known = []
     for text in texts:
         try:

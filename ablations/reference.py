@@ -1,7 +1,8 @@
-"""What every setting means, from where it is declared: the reference page, `make help`, and baseline.yaml's comments.
+"""The documentation of every setting, made from its declaration: the reference page, `make help`, and the comments of
+baseline.yaml.
 
-python -m ablations reference             the page, as Markdown
-python -m ablations reference --write     makes the comments of ablations/baseline.yaml anew
+python -m ablations reference             prints the page, as Markdown
+python -m ablations reference --write     updates the comments of ablations/baseline.yaml
 """
 
 import json
@@ -22,7 +23,7 @@ TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text
 
 
 def choices(key: str) -> tuple[str, ...]:
-    """What the value of a setting is one of; () where that is no list."""
+    """The choices of a setting; () where it has a type or range instead."""
     return tuple(map(str, get_args(KEYS[key]))) if get_origin(KEYS[key]) is not list else ()
 
 
@@ -36,7 +37,7 @@ def allowed(key: str) -> str:
 
 
 def comment(key: str) -> str:
-    """A setting in a line: choices, meaning, unit, source of the baseline's value."""
+    """The comment of a setting in baseline.yaml: choices, meaning, unit, and source of the value."""
     setting = SETTINGS[key]
     options = f"{' | '.join(choices(key))}: " if choices(key) else ""
     unit = f" [{setting.unit}]" if setting.unit and setting.unit not in setting.meaning else ""
@@ -46,7 +47,7 @@ def comment(key: str) -> str:
 
 
 def commented(text: str) -> str:
-    """baseline.yaml with the comment of every setting as it is declared; its head and its numbers stay as they are."""
+    """The text of baseline.yaml with updated comments of all settings; its header and values stay as they are."""
     lines: list[str] = []
     section = ""
     for line in text.splitlines():
@@ -69,12 +70,12 @@ def commented(text: str) -> str:
 
 
 def write_comments(path: Path = BASELINE) -> None:
-    """Make the comments of baseline.yaml anew."""
+    """Update the comments of baseline.yaml."""
     path.write_text(commented(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def page() -> str:
-    """Every setting, size and schedule, as Markdown."""
+    """The reference page: every setting, size and schedule, as Markdown."""
     baseline = resolve([("size", "nano")]).flat()
     parts = [
         "# Settings",

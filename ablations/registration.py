@@ -1,9 +1,10 @@
 """What a study registers in the directory of each of its runs before their first step, and what was changed since.
 
-A line of registered.jsonl (ablations/rundir.py) holds the whole text, so that a report can say in words what was
-another then. Its hash covers the line before it, and run.json holds the hash of the first one.
+A line of registered.jsonl (ablations/rundir.py) holds all registered values, so that a report can quote the earlier
+ones. The hash of a line covers the hash of the line before it, and run.json holds the hash of the first line.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,8 +35,8 @@ UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no mor
 
 
 def content(study: Any) -> Content:
-    """The registration of a study: what is decided, expected and planned, as JSON. "study" names it, since studies may
-    share a run."""
+    """The registration of a study, as JSON: its question, expectation, criteria and plan. "study" names the study,
+    since several studies may share a run."""
     values = dict(word.split("=", 1) for word in study.words)
     criteria = study.criteria
     return {
@@ -55,7 +56,7 @@ def content(study: Any) -> Content:
 
 
 def in_words(key: str, value: Any) -> str:
-    """A registered value, as a report quotes it."""
+    """A registered value as text for a report."""
     if key == "seeds" and isinstance(value, list) and len(value) == 2:
         return f"{value[0]} to {value[1]}"
     if key == "margin" and isinstance(value, Mapping):
@@ -68,24 +69,26 @@ def in_words(key: str, value: Any) -> str:
 
 
 def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str]:
-    """What is another now than when runs of the study began, a sentence for each value that was registered before.
+    """A sentence for each registered value that has changed since runs of the study began.
 
     Args:
-        now: what the study says today.
-        then: what each run has registered of this study first, by the name of the run, the earliest first.
+        now: the present registration of the study.
+        then: {name of a run: the first registration of the study in it}, the earliest run first.
         planned: how many runs the study has.
     """
     sentences = []
     for key, name in FIELDS.items():
-        earlier: dict[str, int] = {}
+        earlier: dict[tuple[str, str], int] = {}  # {(what was registered then, what it is now): runs}
         for registered in then.values():
-            value = in_words(key, registered.get(key))
-            if value != in_words(key, now.get(key)):
-                earlier[value] = earlier.get(value, 0) + 1
-        for value, runs in earlier.items():
+            was, today = registered.get(key), now.get(key)
+            words = in_words(key, was), in_words(key, today)
+            if words[0] == words[1] and was and today and was != today:  # arms of the same names, of other settings
+                words = json.dumps(was, ensure_ascii=False), json.dumps(today, ensure_ascii=False)
+            if words[0] != words[1]:
+                earlier[words] = earlier.get(words, 0) + 1
+        for (was, today), runs in earlier.items():
             verb = "were" if name.endswith("s") else "was"
             sentences.append(
-                f"{name} {verb} changed after {runs} of {planned} runs had begun: "
-                f"then `{value}`, now `{in_words(key, now.get(key))}`"
+                f"{name} {verb} changed after {runs} of {planned} runs had begun: then `{was}`, now `{today}`"
             )
     return sentences

@@ -17,7 +17,7 @@ def check(run: Run) -> None:
     """Apply every rule.
 
     Raises:
-        ConfigError: the first complaint.
+        ConfigError: a rule is broken; the message is that of the first one.
     """
     for rule in RULES:
         if complaint := rule(run):
@@ -60,8 +60,9 @@ def fp8_has_no_tensor_parallelism(run: Run) -> str:
 
 
 def fp8_needs_multiples(run: Run) -> str:
-    """Matrices that are multiplied in FP8 need sides of a multiple of FP8_MULTIPLE. For the side that is the tokens of
-    a micro-batch, the rule is about model.seq: the layout of a run must not decide whether it is allowed."""
+    """The sides of matrices that are multiplied in FP8 must be multiples of FP8_MULTIPLE. One side is the number of
+    tokens of a micro-batch; the rule requires a multiple of model.seq instead, so that it does not depend on the
+    layout."""
     if run.train.precision != "fp8":
         return ""
     model = run.model

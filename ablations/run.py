@@ -17,7 +17,8 @@ from model.setting import Setting, settings_of
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that determines a run; and under `layout` how it is executed, which must not change its result."""
+    """All settings of a run. Those under `layout` say how it is executed and must not change its result; the others
+    determine it."""
 
     size: Annotated[
         str,
@@ -34,7 +35,7 @@ class Run:
     layout: LayoutConfig
 
     def flat(self) -> dict[str, Any]:
-        """{"model.pos": "alibi", ...}, layout included."""
+        """{setting: value} of all settings, such as {"model.pos": "alibi"}, including the layout."""
         flat: dict[str, Any] = {}
         for name, value in vars(self).items():
             if name in SECTIONS:
@@ -73,7 +74,7 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps: the budget in tokens, rounded down to whole steps.
+        """The number of optimizer steps: the budget in tokens, rounded down to whole steps.
 
         Raises:
             ValueError: when the run ends by a wall clock.
@@ -94,7 +95,7 @@ class Run:
 
     @property
     def budget(self) -> Budget:
-        """What ends the run; t of the learning rate is the share of it that is used up."""
+        """The budget, which ends the run. The learning rate depends on the share of it that is used up."""
         seconds = clock_seconds(self.train.budget)
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 
@@ -108,11 +109,13 @@ class Run:
         return self.budget.seconds if isinstance(self.budget, ClockBudget) else self.steps
 
     def position(self, metric: Mapping[str, Any]) -> float:
-        """How far a run is by a line of its metrics: steps, or seconds where the budget is a time."""
+        """How far the run is trained according to a line of its metrics: in steps, or in seconds where the budget is a
+        time."""
         return float(metric.get("seconds" if isinstance(self.budget, ClockBudget) else "step", 0))
 
     def seconds_left(self, metric: Mapping[str, Any]) -> float | None:
-        """Seconds to the end by a line of the metrics, where it says enough."""
+        """The estimated seconds to the end of the run from a line of its metrics; None where the line lacks what is
+        needed."""
         if isinstance(self.budget, ClockBudget):
             return max(0.0, self.budget.seconds - metric.get("seconds", 0.0))
         if metric.get("tokens_per_second", 0) > 0 and "tokens" in metric:
@@ -120,25 +123,27 @@ class Run:
         return None
 
     def step_of_all(self, step: int) -> str:
-        """A step in words: "12/4096"; "12" where the clock decides how many there are."""
+        """A step for display, such as "12/4096"; "12" where a wall clock ends the run."""
         return str(step) if isinstance(self.budget, ClockBudget) else f"{step}/{self.steps}"
 
     @property
     def milestones(self) -> dict[int, int]:
-        """{step: tokens trained} for layout.eval_at: the first step after which each of these shares of the budget is
-        trained. The last step is left out, since the trained weights are evaluated in any case."""
+        """{step: tokens trained} of the steps at which weights are kept for evaluation: for each share of the budget in
+        layout.eval_at the first step that reaches it. The last step is not among them, since the trained weights are
+        evaluated anyway."""
         reached = {share: self._first(share * self.tokens) for share in self.layout.eval_at}
         return {step: self.tokens_after(step) for step in sorted(reached.values()) if step < self.steps}
 
     def _first(self, tokens: float) -> int:
-        """The first step after which `tokens` are trained."""
+        """The first step that reaches `tokens` trained tokens."""
         return bisect.bisect_left(range(self.steps), tokens, key=self.tokens_after)
 
     @property
     def fingerprint(self) -> str:
-        """Identifies what the run is: a hash of its configuration without the layout and the size's name.
+        """A hash of all settings that determine the run, so without the layout and the name of the size.
 
-        Settings added later are left out at the value that runs had before, so that these keep their fingerprint.
+        A setting that was added later is left out where it has the value that earlier runs had in effect, so that these
+        keep their fingerprint.
         """
         identity = {
             key: value
@@ -149,8 +154,8 @@ class Run:
 
 
 def spread(run: Run, ranks: int) -> Run:
-    """`run` with the micro-batch that it has on `ranks` data-parallel ranks: layout.micro_batch, or less where a rank's
-    share of the smallest batch is less.
+    """The run with its micro-batch on `ranks` data-parallel ranks: layout.micro_batch, or less where a rank's share of
+    the smallest batch is smaller.
 
     Raises:
         ConfigError: when a batch of the run cannot be spread over the ranks in whole micro-batches.

@@ -1,8 +1,8 @@
 """A run directory: its files, what each of them means, the states and exit codes, checkpoints, and the lock.
 
 Training, evaluation, Slurm jobs and reports share this directory and nothing else, so its format is defined in one
-place. It imports no torch: planning and status read run directories too. How files are read and written safely is in
-ablations/safe_files.py; its functions have their names here too, for those who use them on a run directory.
+place. It imports no torch: planning and status read run directories too. ablations/safe_files.py reads and writes the
+files themselves.
 """
 
 import datetime
@@ -17,35 +17,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ablations.safe_files import Damaged as Damaged
-from ablations.safe_files import append as append
-from ablations.safe_files import append_row as append_row
-from ablations.safe_files import checksum as checksum
-from ablations.safe_files import damage as damage
-from ablations.safe_files import inside as inside
-from ablations.safe_files import json_digest as json_digest
-from ablations.safe_files import last_line as last_line
-from ablations.safe_files import open_to_write as open_to_write
-from ablations.safe_files import printable as printable
-from ablations.safe_files import read_bytes as read_bytes
-from ablations.safe_files import read_gzip_lines as read_gzip_lines
-from ablations.safe_files import read_json as read_json
-from ablations.safe_files import read_lines as read_lines
-from ablations.safe_files import read_text as read_text
-from ablations.safe_files import remove_leftovers as remove_leftovers
-from ablations.safe_files import sha256 as sha256
-from ablations.safe_files import storage_error as storage_error
-from ablations.safe_files import sync_folder as sync_folder
-from ablations.safe_files import write_bytes as write_bytes
-from ablations.safe_files import write_json as write_json
-from ablations.safe_files import write_text as write_text
+from ablations.safe_files import (
+    Damaged,
+    append_row,
+    checksum,
+    damage,
+    json_digest,
+    last_line,
+    read_json,
+    read_lines,
+    write_json,
+)
 
 # ------------------------------------------------------------------------------------------------ the files of a run
 
 RUN = "run.json"  # what the run is, where it came from, and the proofs of it; written before the first step
-REGISTERED = (
-    "registered.jsonl"  # what studies asked and expected of the run, a line for each version, from before step 1
-)
+REGISTERED = "registered.jsonl"  # what studies asked and expected of the run, a line for each version
 METRICS = "metrics.jsonl"  # loss, learning rate and speed, a line every layout.log_every steps
 EVENTS = "events.jsonl"  # what happened beyond the steps: hangs, slowness, rollbacks
 ATTEMPTS = "attempts.jsonl"  # what was submitted, begun and ended under Slurm
@@ -77,7 +64,7 @@ BAD_NODES = "bad_nodes"  # a line "node reason" for each node that was found unf
 
 
 def eval_name(step: int | None = None) -> str:
-    """The file with the scores of the weights of `step`; without a step, of the trained weights."""
+    """The name of the file with the scores of the weights of `step`; None stands for the trained weights."""
     return EVAL if step is None else f"eval-step_{step}.json"
 
 
@@ -129,11 +116,6 @@ def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
     return read_json(run_dir / RUN, RUN_KEYS, RUN_TYPES, cure)
 
 
-def read_metrics(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """The rows of METRICS, and a sentence about damaged lines; see `read_lines`."""
-    return read_lines(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
-
-
 def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
     """The last row of METRICS, and a sentence about damaged lines; see `last_line`."""
     return last_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
@@ -145,7 +127,7 @@ def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def read_heartbeat(run_dir: Path) -> dict[str, Any]:
-    """HEARTBEAT; {} where there is none, or it is damaged: the next one is written within seconds."""
+    """The content of HEARTBEAT; {} where it is missing or damaged, since the next one is written within seconds."""
     try:
         return read_json(run_dir / HEARTBEAT, ["time"], HEARTBEAT_TYPES) or {}
     except Damaged:
@@ -160,11 +142,11 @@ REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str
 
 
 def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
-    """Add what a study says to REGISTERED, unless that is what the study's last line there says already.
+    """Add the registration of a study to REGISTERED, unless it equals the study's last line there.
 
     Args:
-        content: JSON; "study" names the study. See ablations/registration.py.
-        step: how far the run is trained by now.
+        content: the registration, as JSON; "study" names the study. See ablations/registration.py.
+        step: the last step that the run has trained.
     """
     lines, _ = read_registered(run_dir)
     as_read = json.loads(json.dumps(content))
@@ -177,8 +159,8 @@ def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
 
 
 def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """The lines of REGISTERED, and what is wrong with it: "" or a sentence that names it. A line whose hash differs is
-    left out, and so are those that do not follow the line before them."""
+    """The lines of REGISTERED, and a sentence about what is wrong with the file, "" where nothing is. Lines whose own
+    hash or whose hash of the line before is wrong are left out."""
     rows, problem = read_lines(run_dir / REGISTERED, REGISTRATION_KEYS, REGISTRATION_TYPES)
     whole: list[dict[str, Any]] = []
     for row in rows:
@@ -233,17 +215,17 @@ def last_step(run_dir: Path) -> int:
 
 
 def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
-    """Write CHECKPOINT: from here on the folder is whole. `index`: "step", "tokens", "state", "files" with the
-    `checksum` of each."""
+    """Write CHECKPOINT, which makes the folder a complete checkpoint. `index`: "step", "tokens", "state", and "files",
+    {name: `checksum`}."""
     as_read = json.loads(json.dumps(index))  # keys that are numbers are strings there, tuples are lists
     write_json(folder / CHECKPOINT, as_read | {"sha256": json_digest(as_read)})
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """CHECKPOINT as it was written.
+    """The content of CHECKPOINT.
 
     Raises:
-        Damaged: when it is missing, or differs in anything from what was written. Its sha256 says so.
+        Damaged: it is missing, or differs from what was written, according to the sha256 that it contains.
     """
     path = folder / CHECKPOINT
     index = read_json(path, ["step", "files", "state", "sha256"], {"step": int, "files": dict, "state": dict})
@@ -258,7 +240,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return index
 
 
-def unjudged(run_dir: Path) -> list[int]:
+def steps_to_evaluate(run_dir: Path) -> list[int]:
     """The steps at which a run has saved weights for evaluation (layout.eval_at) that are not evaluated yet."""
     steps = [step_of(folder) or 0 for folder in checkpoints(run_dir / CHECKPOINTS, "weights")]
     return sorted(step for step in steps if not (run_dir / eval_name(step)).exists())
@@ -268,19 +250,19 @@ def unjudged(run_dir: Path) -> list[int]:
 
 
 def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write DONE: the run is trained, and its WEIGHTS are on the disk. `summary`: further entries."""
+    """Write DONE, which says that the run is trained; WEIGHTS must be on the disk. `summary`: further entries."""
     write_json(run_dir / DONE, summary | {"weights": checksum(run_dir / WEIGHTS)})
 
 
 def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
-    """DONE; None while the run is not trained.
+    """The content of DONE; None while the run is not trained.
 
     Args:
         verify: compare the sha256 of the weights too, which reads all of them.
 
     Raises:
-        Damaged: when it is damaged, or the weights are missing or not those that were written. `launch.local` then
-            goes back to the last checkpoint and writes both anew.
+        Damaged: DONE is damaged, or the weights are missing or not those that were written. `launch.local` then
+            continues from the last checkpoint and writes both again.
     """
     cure = "The same command repairs it from the run's last checkpoint."
     summary = read_json(run_dir / DONE, cure=cure)
@@ -300,7 +282,7 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
 
 
 def exported(run_dir: Path) -> bool:
-    """Whether HUB is there, and is an export of the trained weights."""
+    """Whether there is a HUB folder with an export of the trained weights."""
     try:
         summary, config = read_done(run_dir), read_json(run_dir / HUB / "config.json")
         if summary is None or config is None:
@@ -312,7 +294,7 @@ def exported(run_dir: Path) -> bool:
 
 @contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
-    """Lock the run directory, while inside: only one process may train a run.
+    """Hold the lock of the run directory inside the context, so that only one process trains the run.
 
     Raises:
         BlockingIOError: another process holds it.

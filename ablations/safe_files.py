@@ -1,10 +1,10 @@
-"""Files read and written safely: after a power loss nothing half-written, from a stranger nothing that does harm.
+"""Reads and writes files safely: files are never half-written, even after a power loss, and files of others do no harm.
 
-Writing: a file is the old one or the whole new one (`write_bytes`, `write_text`, `write_json`), or grows by whole lines
-(`append`, `append_row`). Symbolic links are not followed.
+Writing: after an interruption a file has its old content or the whole new one (`write_bytes`, `write_text`,
+`write_json`), or additional whole lines (`append`, `append_row`). Symbolic links are not followed.
 
-Reading: a missing file is None or empty. A damaged one raises `Damaged`, which names it; symbolic links, pipes and
-devices are not opened. Control characters, which could steer a terminal, are escaped.
+Reading: a missing file gives None or nothing. A damaged file raises `Damaged`, which names it. Symbolic links, pipes
+and devices are not opened. Control characters, which could act on a terminal, are escaped.
 """
 
 import errno
@@ -30,12 +30,12 @@ class Damaged(ConfigError):
 
 
 def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a file so that it is either the old one or the whole new one, also after a power loss.
+    """Write a file so that, even after a power loss, it has either its old content or the whole new one.
 
     A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once.
 
     Args:
-        durable: False does not wait for the disk: after a power loss the file may be damaged.
+        durable: whether to wait until the content is on the disk; without that, a power loss may damage the file.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names of the files in a folder are on the disk: a rename is lost in a power loss otherwise."""
+    """Wait until the names of the files in a folder are on the disk; otherwise a power loss may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -91,15 +91,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files that killed processes left when they wrote `path`. Only for a process that is the only one
-    to write it."""
+    """Remove the temporary files of processes that were killed while they wrote `path`. No other process may be writing
+    the file."""
     for leftover in path.parent.glob(f"{path.name}.*tmp"):
         with suppress(OSError):
             leftover.unlink()
 
 
 def inside(folder: Path, name: str | Path) -> Path:
-    """folder / name. Raises Damaged where that leads out of the folder, by ".." or by a symbolic link."""
+    """The path folder / name. Raises Damaged where it leads out of the folder, by ".." or by a symbolic link."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
@@ -167,8 +167,8 @@ def read_json(
     """The object in a JSON file; None where there is no file.
 
     Args:
-        keys: those that it must have.
-        types: {key: type as for `isinstance`}; a key that is not there is not checked.
+        keys: the keys that the object must have.
+        types: {key: type, as for `isinstance`}, checked where the object has the key.
         cure: a sentence for the message, which says what to do when the file is damaged.
 
     Raises:
@@ -185,7 +185,7 @@ def read_json(
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    """The JSON object that `content` is, or None. NaN and Infinity, which Python would accept, are no JSON."""
+    """The JSON object in `content`, or None. NaN and Infinity are not accepted, unlike in Python's own reader."""
     try:
         value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
@@ -202,7 +202,7 @@ def _finite(text: str) -> float:
 
 
 def misfit(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
-    """What is wrong with an object: keys that it lacks, or values of another type; "" when nothing is. See
+    """A sentence about the keys that an object lacks, or about values of another type; "" where it fits. See
     `read_json`."""
     if lacking := [key for key in keys if key not in value]:
         return f"it lacks {', '.join(lacking)}"
@@ -213,10 +213,10 @@ def misfit(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, An
 def read_lines(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[dict[str, Any]], str]:
-    """The objects in a .jsonl file, and a sentence about lines that are damaged, "" without any.
+    """The objects in a .jsonl file, and a sentence about damaged lines, "" where there are none.
 
-    Lines that are no JSON object, or do not fit `keys` and `types` (see `read_json`), are left out. An incomplete last
-    line, as a kill leaves it, is left out too, and is no damage.
+    Lines that are no JSON object, or do not fit `keys` and `types` (see `read_json`), are damaged and left out. An
+    incomplete last line is left out too, but does not count as damage: a process may be writing it or was killed.
     """
     try:
         content = read_bytes(path)
@@ -261,7 +261,7 @@ def read_gzip_lines(path: Path, keys: Iterable[str] = (), cure: str = "") -> Ite
     """The objects in a .jsonl.gz file.
 
     Raises:
-        Damaged: when there is no such file, it is cut, or a line is not an object with `keys`.
+        Damaged: the file is missing or incomplete, or a line is not an object with `keys`.
     """
     content = read_bytes(path)
     if content is None:
@@ -286,7 +286,7 @@ def sha256(path: Path) -> str:
 
 
 def checksum(path: Path) -> dict[str, Any]:
-    """{"bytes", "sha256"} of a file, which `damage` compares."""
+    """The size and hash of a file, {"bytes", "sha256"}, for `damage` to compare with later."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
@@ -304,5 +304,5 @@ def damage(path: Path, expected: dict[str, Any]) -> str:
 
 
 def json_digest(value: dict[str, Any]) -> str:
-    """The hash of a JSON object, whatever the order of its keys."""
+    """The sha256 of a JSON object, which does not depend on the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: the share of the peak rate, as functions of t, the share of the budget that is used up.
+"""Learning-rate schedules: functions of t, the used share of the budget, that return the share of the peak rate.
 
-A schedule is one function here and one line in one of the two tables. `train.schedule` takes the names, the tests
-iterate over them.
+A schedule is one function and one line in one of the two tables below, whose names are the values of `train.schedule`.
+The tests iterate over the tables.
 """
 
 import math
@@ -15,7 +15,7 @@ DECAY_ENDS = (0.25, 0.5, 1.0)  # shares of the budget at which warmup-stable-dec
 
 
 def after_warmup(t: float, warmup: float) -> float:
-    """The share of the time after the warm-up that has passed."""
+    """The share that has passed of the time after the warm-up."""
     return min(1.0, (t - warmup) / (1 - warmup))
 
 
@@ -55,9 +55,9 @@ def warmup_stable_decay(t: float, warmup: float) -> float:
 
 
 def warmup_stable_decay_stable(t: float, warmup: float) -> float:
-    """The peak, but for a fall to 0 before each of DECAY_ENDS, as warmup-stable-decay falls on a budget of that share;
-    then the peak again at once ("WSD-S" of Wen et al. 2024). So one run stands for runs of several lengths:
-    layout.eval_at=0.25,0.5 keeps and judges the weights there.
+    """The peak, with a fall to 0 before each of DECAY_ENDS, after which the peak returns at once ("WSD-S" of Wen et al.
+    2024). Each fall is that of warmup-stable-decay with a budget that ends there, so that one run replaces runs of
+    several lengths: layout.eval_at=0.25,0.5 keeps and evaluates the weights at these ends.
     """
     end = next(end for end in DECAY_ENDS if t <= end)
     return warmup_stable_decay(t / end, warmup)

@@ -1,5 +1,5 @@
-"""Every setting of a run by section, with its type and what it means. Those of the model: model/config.py; the numbers:
-baseline.yaml, whose comments are made from here."""
+"""Every setting of a run by section, with its type and meaning. The settings of the model are in model/config.py, the
+values in baseline.yaml, whose comments are made from here."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -67,7 +67,7 @@ class DataConfig:
 
     @property
     def recipe(self) -> filters.Recipe:
-        """How the corpus becomes training text."""
+        """The settings that say how the corpus becomes training text."""
         return filters.Recipe(*(getattr(self, name) for name in filters.Recipe._fields))
 
 
@@ -232,7 +232,8 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """How a run is executed (ranks, checkpoints, logs): not part of what the run is, and free to change."""
+    """How a run is executed (ranks, checkpoints, logs). These settings may change between launches, and do not
+    determine the result."""
 
     processes: Annotated[int, Setting("ranks on this machine; 0: one for each GPU", at_least=0)]
     tp: Annotated[

@@ -1,4 +1,4 @@
-"""The site file: the settings of a cluster, as environment variables of Slurm. See launch/sites."""
+"""The site file of a cluster, which sets environment variables of Slurm and others. Examples are in launch/sites."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def find(name: str = "") -> Path | None:
     """The site file, or None where there is none.
 
     Raises:
-        ConfigError: when the one that is named does not exist.
+        ConfigError: the site file that is named does not exist.
     """
     name = name or os.environ.get("SITE", "")
     default = ROOT / "launch/site.sh"

@@ -1,11 +1,12 @@
-"""The state of every run of a study, read from its files alone: no torch, no Slurm, a few small reads for each run."""
+"""The state of every run of a study, from a few small files in its run directory, without torch or Slurm."""
 
 import contextlib
 import time
 from typing import Any
 
-from ablations import rundir
-from ablations.rundir import Damaged, State
+from ablations import rundir, safe_files
+from ablations.rundir import State
+from ablations.safe_files import Damaged
 from ablations.study import Cell, Study
 from ablations.values import human
 
@@ -15,13 +16,16 @@ REPAIRS = "The same command repairs it."
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
-    """The state of a run, as far as its files tell. `now`: seconds since the epoch; None: by the clock.
+    """The state of a run according to its files.
+
+    Args:
+        now: seconds since the epoch; None: the present time.
 
     Returns:
         "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last line of the
-        metrics; "left", seconds to the end at this speed; "silent", seconds since the last heartbeat; "nodes";
-        "attempts", how many were begun under Slurm; "on_the_way", [how many of the weights that were saved during
-        training are evaluated, how many were saved]; "why", a reason for the state; "bits_per_byte" and "zero_shot".
+        metrics; "left", the seconds to the end at this speed; "silent", the seconds since the last heartbeat; "nodes";
+        "attempts", the number of attempts under Slurm; "on_the_way", [evaluated, saved], numbers of the weights that
+        were saved during training; "why", the reason for the state; "bits_per_byte" and "zero_shot".
     """
     folder = cell.dir
     metric, damaged_metrics = rundir.last_metric(folder)
@@ -29,15 +33,15 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
     facts: dict[str, Any] = dict(metric)
     facts["attempts"] = sum(line["event"] == "start" for line in attempts)
     if saved := len(rundir.checkpoints(folder / rundir.CHECKPOINTS, "weights")):
-        facts["on_the_way"] = [saved - len(rundir.unjudged(folder)), saved]
-    facts |= _stand(cell, facts, attempts, time.time() if now is None else now)
+        facts["on_the_way"] = [saved - len(rundir.steps_to_evaluate(folder)), saved]
+    facts |= _state_by_files(cell, facts, attempts, time.time() if now is None else now)
     if notes := [note for note in (facts.get("why"), damaged_metrics, damaged_attempts) if note]:
         facts["why"] = "; ".join(notes)
     return facts
 
 
-def _stand(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
-    """ "state" of a run, and entries of `state` that belong to it. `facts`: the entries that are known already."""
+def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
+    """The "state" of a run, and entries of `state` that belong to it. `facts`: the entries that are known already."""
     folder = cell.dir
     damaged_scores: dict[str, Any] = {}
     try:
@@ -46,14 +50,14 @@ def _stand(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], no
     except Damaged as error:
         return {"state": State.DAMAGED, "why": str(error)}
     try:
-        if (scores := rundir.read_json(folder / rundir.EVAL, cure=REPAIRS)) is not None:
+        if (scores := safe_files.read_json(folder / rundir.EVAL, cure=REPAIRS)) is not None:
             return {"state": State.FINISHED} | _headlines(scores)
     except Damaged as error:
         damaged_scores = {"why": str(error)}
     if trained is not None:
         return {"state": State.TRAINED} | damaged_scores
     if (folder / rundir.FAILED).exists():
-        return {"state": State.FAILED, "why": rundir.read_text(folder / rundir.FAILED)}
+        return {"state": State.FAILED, "why": safe_files.read_text(folder / rundir.FAILED)}
     last = attempts[-1] if attempts else {}
     locked = rundir.locked(folder)
     if locked or last.get("event") == "start":
@@ -69,7 +73,7 @@ def _at_work(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
     """The state, starting, running or stalled, of a run that a process has locked or that Slurm has started; with
-    entries as of `_stand`."""
+    entries as of `_state_by_files`."""
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
@@ -89,7 +93,7 @@ def _at_work(
 
 
 def _end_of(line: dict[str, Any]) -> str:
-    """How an attempt ended, in words, from its line in attempts.jsonl; "" for a line that is about something else."""
+    """How an attempt ended, in words, from its line in attempts.jsonl; "" where the line is not about an end."""
     if line["event"] != "end":
         return ""
     reason = f", {line['why']}" if "why" in line else ""
@@ -97,8 +101,8 @@ def _end_of(line: dict[str, Any]) -> str:
 
 
 def table(study: Study, width: int | None = None, height: int | None = None) -> str:
-    """A table with a line for each run. `width`, `height`: of the screen; where not all lines fit, those runs are shown
-    whose states come first in `State`."""
+    """A table with a line for each run, as text. `width`, `height`: the size of the screen in characters; where not all
+    lines fit, the runs are shown whose states come first in `State`."""
     head = ("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "judged", "")
     rows: list[tuple[str, ...]] = [head]
     for i, cell in enumerate(study.cells):
@@ -128,7 +132,7 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
         counts += f"; {len(shown)} of {len(states)} are shown"
         rows = [rows[0], *(rows[i] for i in sorted(shown))]
     used = [any(row[c] for row in rows[1:]) for c in range(len(rows[0]))]
-    rows = [tuple(rundir.printable(x) for x, u in zip(row, used, strict=True) if u) for row in rows]
+    rows = [tuple(safe_files.printable(x) for x, u in zip(row, used, strict=True) if u) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(line[:width] for line in (study.title, *lines, counts))
@@ -153,7 +157,7 @@ def watch(study: Study, seconds: float = 2.0) -> None:
 
 
 def duration(seconds: float) -> str:
-    """75 -> "1:15"; 4000 -> "1 h 06 min"."""
+    """Seconds in words: "1:15" for 75, "1 h 06 min" for 4000."""
     s = max(0, int(seconds))
     if s >= 48 * 3600:
         return f"{s // 86400} d {s % 86400 // 3600} h"

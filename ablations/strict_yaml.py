@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; its keys are text.
 
     Raises:
-        ConfigError: naming the file, when it cannot be read, is no YAML, or holds something else.
+        ConfigError: the file cannot be read, is no YAML, or is not such a mapping; the message names the file.
     """
     try:
         with open(path, "rb") as file:

@@ -66,10 +66,10 @@ HELP = {
 
 
 def from_args(words: list[str]) -> Study:
-    """A study from NAME=VALUE words as typed after `make ablation`. Creates nothing.
+    """The study that NAME=VALUE words ask for, as they are typed after `make ablation`. No file is created.
 
     Raises:
-        ConfigError: for anything that is not allowed, naming what is.
+        ConfigError: a word or a value is not allowed; the message names what is.
     """
     values = _values(words)
     setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in FOR_ALL_RUNS.items() if name in values]
@@ -151,7 +151,7 @@ def from_args(words: list[str]) -> Study:
 
 
 def _check_used(study: Study, settings: dict[str, str]) -> None:
-    """Raises ConfigError for a setting of SET that has an effect in none of the runs."""
+    """Check that every setting of SET has an effect in at least one run. Raises ConfigError."""
     for key in settings:
         missing = [without_effect(key, cell.run.flat()) for cell in study.cells]
         if all(missing):
@@ -159,8 +159,7 @@ def _check_used(study: Study, settings: dict[str, str]) -> None:
 
 
 def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
-    """The words CROSS and LR, checked: the value of CROSS, and the multiples of the learning rate. Raises
-    ConfigError."""
+    """The value of CROSS, and the multiples of the learning rate that LR asks for, both checked. Raises ConfigError."""
     if "CROSS" in values and "LR" in values:
         raise ConfigError("CROSS and LR are two designs: give one of them")
     for name in ("CROSS", "LR"):
@@ -174,8 +173,8 @@ def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[floa
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
-    """Those of the study's file, and of PREDICT. A file that is found by its arms may predict about more than these.
-    Raises ConfigError."""
+    """The predictions of the study's file and of PREDICT. Those of the file are left out that are about arms which are
+    not run. Raises ConfigError."""
     lines = file.predictions if file else []
     of_file = [predict(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
     typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
@@ -183,7 +182,7 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
-    """The criteria that decide the study: those in the words, else those in its file. Raises ConfigError."""
+    """The criteria of the study: those in the words, else those in its file. Raises ConfigError."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -204,8 +203,8 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
 
 
 def _more_begun(study: Study, most: int) -> int:
-    """How many seeds beyond those of a study MORE=auto has begun: those of which any arm's directory is there. The
-    baseline's does not count, other studies share it."""
+    """How many seeds beyond those of the words MORE=auto has begun already: those for which the directory of an arm
+    exists. The baseline's directories do not count, since other studies share them."""
     folders = {cell.dir.parent / cell.dir.name.rpartition(",seed=")[0] for cell in study.cells if cell.delta}
     last = study.seeds[-1]
     begun = [
@@ -215,10 +214,11 @@ def _more_begun(study: Study, most: int) -> int:
 
 
 def without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The arms of a study file without those that are the baseline at this size: a file is written for several.
+    """The arms of a study file without those that equal the baseline at this size, since a file is written for several
+    sizes.
 
     Raises:
-        ConfigError: when none is left of several.
+        ConfigError: no arm remains.
     """
     flat = resolve(setting).flat()
     left = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
@@ -228,7 +228,7 @@ def without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]
 
 
 def left_out(study: Study) -> list[str]:
-    """The arms of the study's file that are the baseline at this size, such as "model.layers=4"."""
+    """The arms of the study's file that equal the baseline at this size, such as "model.layers=4"."""
     name = dict(word.split("=", 1) for word in study.words).get("STUDY", "").strip()
     flat = study.base.flat()
     arms = read_study(name).arms if name else []
@@ -236,7 +236,7 @@ def left_out(study: Study) -> list[str]:
 
 
 def _values(words: list[str]) -> dict[str, str]:
-    """{name: value} of the words; a name without a value counts as not typed."""
+    """{name: value} of the words, without names that have no value."""
     values: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -260,7 +260,8 @@ def _is_text(value: str) -> bool:
 
 
 def _arms(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
-    """The name of the question, its arms as (key, value), and the corpus of all runs where DATA is no factor."""
+    """The name of the factor, the arms as (key, value), and the corpus of all runs where DATA names one and is not the
+    factor."""
     factors = [name for name in FACTORS if name in values]
     corpus = ""
     if "DATA" in values and (factors != ["DATA"] or "ARM" in values or "STUDY" in values):
@@ -285,9 +286,10 @@ def is_list(key: str) -> bool:
 
 
 def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
-    """The question and the expectation written down for these arms in a study file, and that file, where there is one.
+    """The question and expectation of the study file that has these arms, and that file; a default question and None
+    where there is no such file.
 
-    A file that cannot be read is left out, and named, since the expectation may be in it.
+    A file that cannot be read is named on the terminal, since the expectation may be in it.
     """
     typed_arms = {_arm(key, value) for key, value in arms}
     unread = []
@@ -306,19 +308,20 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
 
 
 def _arm(key: str, value: Any) -> tuple[str, str]:
-    """An arm as text, to compare it with others."""
+    """An arm as text, for comparing it with other arms."""
     return key, str(value if key in PARTS else parse(key, value))
 
 
 def _count(name: str, text: str, most: int, things: str, least: int = 1) -> int:
-    """A number of things, from `least` to `most`."""
+    """The number in `text`, the value of the word `name`; from `least` to `most`. `things`: what it counts, for the
+    message. Raises ConfigError."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise ConfigError(f"{name}={text[:60]}: a number of {things} from {least} to {most} is needed")
     return int(text)
 
 
 def _check_out(out: Path) -> None:
-    """Raises ConfigError where no folder can be at `out`. Creates nothing."""
+    """Check that a folder exists or can be created at `out`, without creating it. Raises ConfigError."""
     try:
         folder = out
         while not folder.exists() and folder != folder.parent:
@@ -334,8 +337,8 @@ def _check_out(out: Path) -> None:
 
 
 def folders(text: str) -> list[str]:
-    """The folders that RUNS, NOISE or EXTERNAL name, with spaces between them; a name with a space needs quotes, or is
-    alone."""
+    """The folders that the words RUNS, NOISE or EXTERNAL name, separated by spaces. A name with a space has to be
+    quoted or to be the only one."""
     if _exists(text):
         return [text]
     try:
@@ -352,8 +355,7 @@ def _exists(name: str) -> bool:
 
 
 def from_anywhere(words: list[str]) -> list[str]:
-    """Change to the folder of the checkout, where all commands run; returns the words with the paths in them made
-    absolute."""
+    """Change to the folder of the checkout, where all commands run. Returns the words with absolute paths."""
     here = Path.cwd()
     if here == ROOT:
         return words

@@ -1,4 +1,4 @@
-"""Study files: a question, what was expected before any run, and the arms. One in ablations/studies is one study."""
+"""Study files (ablations/studies): the question of a study, what was expected before any run, and the arms."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ KEYS = ("question", "expect", "arms", "base", "metric", "margin", "max_seeds", "
 
 @dataclass(frozen=True)
 class StudyFile:
-    """What a study file says; the values are not yet compared with the settings."""
+    """The content of a study file. Whether its values suit the settings is checked later."""
 
     name: str
     question: str
@@ -49,7 +49,7 @@ def read_study(name: str) -> StudyFile:
     """The file ablations/studies/`name`.yaml.
 
     Raises:
-        ConfigError: when there is none, or it is not a study's; the message names the file and what it must hold.
+        ConfigError: there is no such file, or it is not a study file; the message names it and what it must contain.
     """
     names = study_names()
     if name not in names:
@@ -96,7 +96,7 @@ def read_study(name: str) -> StudyFile:
 
 
 def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
-    """`tasks` and `shots` of a study file as words that are typed. Raises ConfigError."""
+    """The entries `tasks` and `shots` of a study file, as the words TASKS and SHOTS. Raises ConfigError."""
     words = {}
     if (tasks := content.get("tasks")) is not None:
         if not isinstance(tasks, str) or not tasks.strip():

@@ -1,4 +1,4 @@
-"""Tuned arms: every arm at the same multiples of the baseline's learning rate, so that it can be judged at its best."""
+"""Tuned arms: every arm is run at the same multiples of the baseline's learning rate, and judged at its best one."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ LARGEST_MULTIPLE = 1024.0
 
 @dataclass(frozen=True)
 class Tuning:
-    """The grid of learning rates of a study, and which of its arms is which factor at which rate."""
+    """The learning rates of a study, and for each of its arms the factor and the rate."""
 
     rates: tuple[float, ...]  # rising
     common: float  # that of the baseline, among them
@@ -21,11 +21,11 @@ class Tuning:
 
     @property
     def factors(self) -> list[str]:
-        """The labels at the common rate, the baseline first."""
+        """The labels of the arms at the common rate, the baseline first."""
         return [label for label, (factor, _) in self.arms.items() if label == factor]
 
-    def at(self, factor: str) -> dict[float, str]:
-        """{rate: label} of a factor."""
+    def labels_by_rate(self, factor: str) -> dict[float, str]:
+        """{learning rate: label of the arm} of one factor."""
         return {rate: label for label, (name, rate) in sorted(self.arms.items(), key=self._rate) if name == factor}
 
     @staticmethod
@@ -34,7 +34,7 @@ class Tuning:
 
     @property
     def in_words(self) -> str:
-        """What a plan says of the design."""
+        """The design in words, for the plan."""
         grid = ", ".join(f"{rate:g}" for rate in self.rates)
         return (
             f"{len(self.factors)} arms at {len(self.rates)} learning rates each: {grid}. Runs at {self.common:g} "
@@ -43,10 +43,11 @@ class Tuning:
 
 
 def multiples(text: str) -> tuple[float, ...]:
-    """LR: "tune", or multiples of the baseline's rate such as "0.25,0.5,1,2"; rising.
+    """The multiples of the baseline's learning rate that the word LR asks for, in ascending order. LR is "tune", or
+    multiples such as "0.25,0.5,1,2".
 
     Raises:
-        ConfigError: naming what is allowed.
+        ConfigError: it is neither; the message names what is allowed.
     """
     if text == "tune":
         return TUNE

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 
 class ConfigError(ValueError):
-    """The user asked for something that does not exist or does not fit; the message says what would."""
+    """The user asked for something that does not exist or is not possible; the message says what is."""
 
 
 NUMBER = r"([+-]?\d[\d_]*(?:\.\d+)?(?:E[+-]?\d{1,3})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
@@ -26,10 +26,10 @@ EXAMPLES = {
 
 
 def typed(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
-    """`value`, a text or a value from YAML, converted to the type `kind`. `key` and its `meaning`: for the message.
+    """A value, given as text or read from YAML, converted to the type `kind`. `key` and `meaning` are for the message.
 
     Raises:
-        ConfigError: wrong type, or a variant that does not exist.
+        ConfigError: the value has the wrong type, or names a variant that does not exist.
     """
     if get_origin(kind) is Literal:
         choices = get_args(kind)
@@ -50,7 +50,7 @@ def _are(kind: Any) -> str:
 
 
 def _read(kind: Any, value: Any) -> Any:
-    """Raises ValueError, TypeError or ArithmeticError where `value` is no `kind`."""
+    """The value converted to `kind`. Raises ValueError, TypeError or ArithmeticError where that is not possible."""
     if get_origin(kind) is list:
         if isinstance(value, str):
             text = value.strip()
@@ -70,7 +70,7 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    """A whole number such as 512, 2M or 1E6. A comma is refused: it may be meant as a decimal point, or as a separator
+    """An integer such as 512, 2M or 1E6. A comma is refused, since it may be meant as a decimal point or as a separator
     of several numbers."""
     if isinstance(value, bool):
         raise ValueError
@@ -99,7 +99,7 @@ def _str(value: Any) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"pos": "none"}} -> {"model.pos": "none"}."""
+    """A nested dictionary as a flat one: {"model": {"pos": "none"}} becomes {"model.pos": "none"}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -107,7 +107,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """{key: value in `b`} of the keys in which two flat dictionaries differ; None for a key that `b` lacks."""
+    """{key: value in `b`} of the keys in which two flat dictionaries differ; None where `b` lacks the key."""
     nothing = object()
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
 
@@ -119,7 +119,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def human(number: float) -> str:
-    """1048576 -> "1.05M"; 4.1e21 -> "4.1e21"."""
+    """A number for display: "1.05M" for 1048576, "4.1e21" for 4.1e21."""
     if number and not 1e-3 <= abs(number) < 1e15:
         mantissa, _, power = f"{number:.2g}".partition("e")
         return f"{mantissa}e{int(power)}" if power else mantissa

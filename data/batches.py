@@ -1,11 +1,13 @@
-"""`batch(samples)`: a pure function of token files, weights, seed and sample numbers. megatron-core is known here only.
+"""Training batches from token files. Which tokens a sample has depends only on the files, their weights, the seed and
+the sample's number.
 
-megatron-core's GPTDataset shuffles documents, packs them into samples and shuffles these, all depending on
-the number of samples asked for: a longer run would see other data from its first step on. Here each epoch of
-a source is what a GPTDataset of exactly one epoch with its own seed gives; and the blend, whose greedy choice looks
-at the weights and the past alone, is extended when a sample beyond its end is asked for.
+megatron-core's GPTDataset shuffles documents, packs them into samples, and shuffles the samples, all depending on how
+many samples a run needs: a longer run would see other data from its first step on. Here each epoch of a source equals
+a GPTDataset of exactly one epoch with a seed of its own. A blend of sources chooses the source of each sample from the
+weights and the choices before it, so that it can be extended without changing its beginning.
 
-Its index is built and samples are read without that class, which takes four times the memory and twice the time.
+GPTDataset's index is built, and samples are read, without that class, which takes four times the memory and twice the
+time. No other file of data/ imports megatron-core.
 """
 
 from __future__ import annotations
@@ -26,14 +28,22 @@ import torch
 
 
 class Batches:
-    """Training batches from `sources`, [(prefix of .bin and .idx, weight), ...], blended by the weights.
+    """Training batches from several sources, blended by their weights.
 
-    A sample is `seq` + 1 tokens: documents in random order end to end, cut every `seq` tokens, samples in
-    random order. Each epoch of a source has its own order and uses every token once as input, but for the
-    last tokens, `seq` at most, which fill no sample. in_order: documents and samples as the files have them, in
-    every epoch. Raises ValueError when a source is shorter than a sample. Indices are kept in memory: 12 bytes per
-    sample and 4 per document of an epoch, and of a blend of several sources 10 bytes per sample up to the last one
-    asked for. No file is written.
+    A sample has `seq` + 1 tokens. Documents are put end to end in random order and cut every `seq` tokens; the samples
+    are then shuffled. Each epoch of a source has an order of its own and uses every token once as input, except the
+    last tokens, at most `seq`, which do not fill a sample.
+
+    Indices are kept in memory: 12 bytes per sample and 4 per document of an epoch, and for a blend of several sources
+    10 bytes per sample up to the last one that was read. No file is written.
+
+    Args:
+        sources: [(prefix of .bin and .idx, weight), ...].
+        seq: the number of input tokens of a sample.
+        in_order: leave documents and samples in the order of the files, in every epoch.
+
+    Raises:
+        ValueError: a source is shorter than a sample.
     """
 
     def __init__(self, sources: list[tuple[str, float]], seq: int, seed: int, in_order: bool = False):
@@ -73,7 +83,7 @@ class Batches:
         return torch.from_numpy(rows)
 
     def _spans_of(self, numbers: range) -> list[tuple[_Source, list[tuple[int, int]]]]:
-        """Of each sample its source and, in the source's tokens, begin and end of the spans that it is made of."""
+        """For each sample its source, and the spans [begin, end) of the source's tokens that it consists of."""
         if len(self._sources) == 1:
             return [(self._sources[0], self._sources[0].spans(number)) for number in numbers]
         end = max(numbers, default=-1) + 1
@@ -86,8 +96,8 @@ class Batches:
         ]
 
     def _look_up(self, numbers: range) -> None:
-        """Find the spans of these samples, and ask the system to read them into its page cache, without waiting for
-        it."""
+        """Find the spans of these samples, and ask the operating system to read them into its page cache in the
+        background."""
         self._next, self._spans = numbers, self._spans_of(numbers)
         if hasattr(os, "posix_fadvise"):
             for source, spans in self._spans:
@@ -157,8 +167,8 @@ def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def uncompiled_imports() -> Iterator[None]:
-    """Inside, imported libraries do not have their functions compiled by torch when they are defined. We do not call
-    these functions, and torch's compiler takes longer to load than all the rest."""
+    """A context in which imported libraries cannot have functions compiled by torch when they are defined. Training
+    does not call these functions, and torch's compiler takes longer to load than everything else."""
     compiler, torch.compile = torch.compile, lambda function=None, **options: function or (lambda f: f)  # type: ignore[assignment]
     try:
         yield
@@ -168,7 +178,8 @@ def uncompiled_imports() -> Iterator[None]:
 
 @cached
 def _megatron() -> SimpleNamespace:
-    """What is used. The import takes a second and warns of what is absent and not needed here."""
+    """The parts of megatron-core that are used. The import takes a second, and its warnings about absent optional
+    libraries are suppressed."""
     with warnings.catch_warnings(), uncompiled_imports():
         warnings.simplefilter("ignore")
         from megatron.core.datasets import helpers, indexed_dataset

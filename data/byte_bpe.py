@@ -115,8 +115,8 @@ class ByteBPE:
         return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; end-of-document and ids beyond the vocabulary are "", bytes that are no UTF-8 become
-        U+FFFD."""
+        """The text of `ids`. The end of document and ids beyond the vocabulary give no text; bytes that are not UTF-8
+        become U+FFFD."""
         known = (int(i) for i in ids if int(i) != self.eod and i < self.vocab_size)
         return b"".join(self._bytes[i] for i in known).decode("utf-8", "replace")
 
@@ -130,7 +130,11 @@ class ByteBPE:
         return counts.unknown, counts.unknown_bytes
 
     def check(self, texts: Sequence[str]) -> None:
-        """Raises RuntimeError unless Hugging Face's tokenizers, given the file as it is, give the same ids."""
+        """Check that Hugging Face's tokenizers give the same ids with the same file.
+
+        Raises:
+            RuntimeError: they do not.
+        """
         for text, ids, theirs in zip(texts, self.encode_batch(texts), self._reference_ids(texts), strict=True):
             if ids != theirs:
                 raise RuntimeError(

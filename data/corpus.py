@@ -41,11 +41,18 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
 
     A name may carry a variant, as in oscar:fr. `store` remembers where the files of named corpora are (see `locate`).
 
-    Returns {"name"} with {"blend": {name: weight}, "alpha"}: the weights add up to 1, or, where alpha is a number, are
-    still to be found from the sizes; or {"files": [path, ...] or globs, "layout", "left_out": [a sentence for each kind
-    of file beside them that is not read], ...}; or
-    {"packages": {name: version}, "held_out": [name, ...], "text": of TEXTS, "minimum": characters}.
-    Raises ValueError, naming what is allowed. Reads no document.
+    No document is read.
+
+    Returns {"name": ...} together with the keys of one kind of corpus:
+        a blend: "blend", {name: weight}, with weights that add up to 1; and "alpha", None or a number. With a number
+            the weights are still preliminary: they follow from the sizes of the corpora, which preparation finds.
+        files: "files", a list of paths or globs; "layout", one of `readers.LAYOUTS`; "left_out", a sentence for each
+            kind of file in the folder that is not read; and others.
+        packages: "packages", {name: version}; "held_out", names of packages; "text", one of TEXTS; "minimum", the
+            fewest characters of a document.
+
+    Raises:
+        ValueError: the corpus is unknown or its specification is wrong; the message names what is allowed.
     """
     check_name(corpus)
     name, _, variant = corpus.partition(":")
@@ -76,7 +83,11 @@ def components(corpus: str, store: Path | None = None) -> dict[str, float]:
 
 
 def check(corpus: str, store: Path | None = None) -> None:
-    """Raise ValueError, naming what is allowed, when the corpus cannot be prepared. Takes milliseconds."""
+    """Check that a corpus can be prepared, in milliseconds.
+
+    Raises:
+        ValueError: it cannot; the message names what is allowed.
+    """
     spec = load(corpus, store)
     for component in spec.get("blend", ()):
         check(component, store)
@@ -89,8 +100,11 @@ def check(corpus: str, store: Path | None = None) -> None:
 
 
 def locate(corpus: str, folder: str, store: Path) -> None:
-    """Remember in the store that the files of a named corpus are below `folder`. Raises ValueError where they are not,
-    or the corpus has no files."""
+    """Note in the store that the files of a named corpus are below `folder`.
+
+    Raises:
+        ValueError: they are not there, or the corpus is not read from files.
+    """
     name = corpus.partition(":")[0]
     spec = load(name)
     if "layout" not in spec or has_magic(name) or "/" in name:
@@ -105,8 +119,8 @@ def locate(corpus: str, folder: str, store: Path) -> None:
 
 
 def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
-    """A sentence for each set of numbered files on this machine of which some are missing. Those that are there are
-    read all the same."""
+    """A sentence for each set of numbered files on this machine of which some are missing. The others are read without
+    them."""
     specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
     return [
         f"{name}: {sentence}; what is missing is not read"
@@ -117,15 +131,16 @@ def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
 
 
 def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
-    """The share of the documents of a corpus of files that is held out: what its specification says, or VALID_SHARE,
-    less of a large corpus."""
+    """The share of the documents of a corpus of files that is held out for validation: that of its specification; else
+    VALID_SHARE, or less where the corpus is large."""
     return spec.get("share", min(VALID_SHARE, VALID_BYTES / max(1, sum(file.size for file in files))))
 
 
 def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
-    """Whether a document is for validation: by its package, or of files by the hash of its text.
+    """Whether a document is held out for validation. In a corpus of packages its package decides, in a corpus of files
+    the hash of its text.
 
-    share: of the documents of a corpus of files, which are held out.
+    share: the share of the documents of a corpus of files that is held out.
     """
     if "packages" in spec:
         return package in spec["held_out"]

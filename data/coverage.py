@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 
 class Coverage(NamedTuple):
-    """Counts of a tokenized text. An unknown token stands for text that the vocabulary has no piece for: a model that
-    predicts one has not predicted the text's bytes."""
+    """Counts of a tokenized text. An unknown token stands for text that the vocabulary cannot represent; a model that
+    predicts it correctly has not predicted the bytes of that text."""
 
     tokens: int
     unknown: int  # unknown tokens among them

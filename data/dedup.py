@@ -27,7 +27,7 @@ RECORD_BYTES = DIGEST_BYTES + 1  # a document's digest, and whether it is held o
 
 
 def digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
-    """A step that writes the hash of each document, by which exact duplicates are found, also among documents that are
+    """A step that writes the hash of each document. Exact duplicates are found by these, also among documents that are
     too short for a MinHash signature."""
     with open(folder / f"{rank:05d}.digests", "wb") as file:
         for document in documents:
@@ -42,8 +42,9 @@ def recorded(folder: Path) -> int:
 
 
 def _records(folder: Path) -> list[Path]:
-    """The files that `digests` has written, by the names of the shards, which are older: on a network file system the
-    listing of a folder may lack files that another machine has just written, but opening them by name works."""
+    """The files that `digests` has written. Their names follow from those of the shards, and the folder is not listed:
+    on a network file system a listing may lack files that another machine has just written, which can be opened by
+    name."""
     return [path.with_suffix(".digests") for path in sorted(folder.glob("*.jsonl"))]
 
 
@@ -123,15 +124,16 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
     """Decide which documents of each cluster of exact and near duplicates are removed, and write their numbers to the
     folder `removed`.
 
-    One of a cluster stays: the first held-out document, or without one the first of all, in reading order. In a cluster
-    without a held-out document, dedup=none removes none, and dedup=exact removes identical copies only.
+    One document of each cluster is kept: the first held-out one, or where there is none the first in reading order. In
+    a cluster without a held-out document, dedup=none removes nothing, and dedup=exact removes identical copies only.
+    datatrove's own step keeps the root of its union-find, which often is not the held-out document.
 
-    datatrove's own step keeps the root of its union-find instead, which often is not the held-out document.
     Memory: 32 bytes for each document, and a few hundred for each that has a duplicate.
 
     Args:
-        read: the folder with the records of `digests`. pairs: that with the pairs of near duplicates.
-        dedup: data.dedup.
+        read: the folder with the records of `digests`.
+        pairs: the folder with the pairs of near duplicates.
+        dedup: the setting data.dedup.
     """
     import numpy as np
 
@@ -182,7 +184,7 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
 
 
 def duplicates(removed: Path, rank: int) -> Callable[[Any], str]:
-    """The filter (data/filters.py) that removes those documents of task `rank` that `keep_first` has chosen."""
+    """The filter (data/filters.py) that removes the documents of task `rank` that `keep_first` selected for removal."""
     path = removed / f"{rank:05d}.json"
     kinds = json.loads(path.read_text("utf-8")) if path.exists() else {}
     why = {index: f"{kind} copy" for kind, indices in kinds.items() for index in indices}

@@ -33,8 +33,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes the whole file or none of it, also where several processes of several machines write it, or power is
-    lost."""
+    """Write a text file so that it is either complete or absent, even where several processes on several machines write
+    it, or power is lost."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{uuid.uuid4().hex}")
     try:
@@ -49,9 +49,12 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def settle(folder: Path, deep: bool = True) -> None:
-    """Wait until the content of a folder is on the disk: after a power loss the folder could otherwise be there without
-    its files. deep: with all files below it."""
+def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
+    """Wait until the content of a folder is on the disk. After a power loss the folder could otherwise be there without
+    its files.
+
+    deep: also wait for all files below the folder.
+    """
     for path in [*(folder.rglob("*") if deep else ()), folder]:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -66,8 +69,8 @@ class Unwritable(RuntimeError):
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Raises Unwritable in place of what the system says of a full disk, of one mounted read-only, or of missing
-    rights."""
+    """A context that raises Unwritable in place of the system's errors for a full disk, a read-only file system or
+    missing permissions."""
     try:
         yield
     except OSError as error:
@@ -77,8 +80,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def cannot_write(error: OSError, folder: Path) -> str | None:
-    """A sentence on why nothing can be written to `folder`, and what helps; None when the error is about something
-    else."""
+    """A sentence that says why `folder` cannot be written and what helps; None for errors of other kinds."""
     where = error.filename or folder
     if error.errno in FULL:
         return f"the disk that holds {folder} is full: {where}. Free some space, and the same command goes on"

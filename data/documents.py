@@ -1,4 +1,4 @@
-"""The documents in a file of a corpus: a Python package's docstrings or source, or what a file's layout makes of it."""
+"""The documents in one file of a corpus: docstrings or source of a Python package, or records by the file's layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = No
     """(id, text, labels) of each document in one file of a corpus, in file order.
 
     Args:
-        spec: of the corpus, from `corpus.load`.
+        spec: the specification of the corpus, from `corpus.load`.
         ledger: where problems with the file are reported; None: the first one raises ValueError.
     """
     ledger = ledger or Ledger()
@@ -62,7 +62,7 @@ def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
 
 
 def _with_members(node: ast.AST, path: str) -> Iterator[str]:
-    """A definition's name and docstring, and those of what a class defines."""
+    """Name and docstring of a definition; of a class also those of its members."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         path = f"{path}.{node.name}"
         if text := ast.get_docstring(node):

@@ -38,11 +38,11 @@ COVERED = 256  # held-out documents that are encoded at once to count unknown to
 def prepared_tokenizer(
     name: str, vocab: int, kind: str, recipe: Recipe, store: Store, mask: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """Path of the tokenizer of a corpus, and its manifest (see `_about`). It is trained where it is missing; of a
+    """Path of the tokenizer of a corpus, and its manifest (see `_about`). Where it is missing it is trained; for a
     blend, on all of its components, whatever their weights.
 
     Args:
-        name: of the corpus; for kind="file", the path of an existing tokenizer.
+        name: the corpus; for kind="file", the path of an existing tokenizer.
         vocab: how many pieces it has.
         mask: whether it needs an id for a masked token. This makes a difference for byte-bpe only.
     """
@@ -226,7 +226,7 @@ def _arrange(
     if recipe.compress:
         steps.append(_dense_step(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
     mean_sentence = characters / np.maximum(sentences, 1)
-    ordered = left[filters.sequence(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
+    ordered = left[filters.document_order(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
     tokens.select(work / "scratch" / "all", ordered, work / "train")
     if recipe.order != "random":
         moved = int((ordered != left).sum())

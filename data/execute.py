@@ -1,4 +1,4 @@
-"""Runs datatrove's pipelines: on this machine, as arrays of Slurm jobs, or on Ray. What is finished is not redone."""
+"""Runs datatrove's pipelines on this machine, as arrays of Slurm jobs, or on Ray. Finished tasks are not run again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ HERE = Executor()
 
 
 def check(how: Executor) -> None:
-    """Raise ValueError, naming what is allowed."""
+    """Check the options of an executor.
+
+    Raises:
+        ValueError: an option is unknown or missing; the message names what is allowed.
+    """
     if how.kind not in KINDS:
         raise ValueError(f"EXECUTOR={how.kind} is not one of {', '.join(KINDS)}")
     if how.workers < 0:
@@ -50,10 +54,12 @@ def cores() -> int:
 
 
 def run(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
-    """Run the tasks of a datatrove pipeline, but for those that are completed according to the folder `logs`, and wait
-    for them.
+    """Run the tasks of a datatrove pipeline and wait for them. Tasks that are completed according to the folder `logs`
+    are not run again.
 
-    Raises the error that a task raised; on a cluster, RuntimeError naming the logs.
+    Raises:
+        RuntimeError: on a cluster, a task failed; the message names the logs. On this machine the task's own error is
+            raised.
     """
     {"local": _local, "slurm": _slurm, "ray": _ray}[how.kind](how, pipeline, tasks, logs)
 
@@ -77,8 +83,8 @@ def _local(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """In a process that datatrove's executor has just forked: have the kernel kill it when its parent dies. They would
-    otherwise go on when this process is killed."""
+    """Have the kernel kill this process when its parent dies. Called in the processes that datatrove's executor forks,
+    which would otherwise go on when the parent is killed."""
     if _executing and sys.platform == "linux":
         import ctypes
 
@@ -202,8 +208,8 @@ def _ray(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
 
 @contextlib.contextmanager
 def stderr_in(path: Path) -> Any:
-    """Inside, standard error of this process and its children is appended to a file. Yields a file descriptor of the
-    original standard error."""
+    """A context in which the standard error of this process and its children is appended to a file. Yields a file
+    descriptor of the original standard error."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with open(path, "ab") as log:

@@ -1,7 +1,7 @@
 """The recipe of a corpus' training text: filters that remove documents, and the order in which the others are read.
 
-All of it is off by default. A filter is a function `document -> why it is removed, or ""`. Held-out documents pass all
-filters, so that arms which differ in a filter are judged on the same text.
+By default nothing is filtered and the order is random. A filter is a function of a document that returns why it is
+removed, or "". Held-out documents are not filtered, so that arms that differ in a filter are judged on the same text.
 """
 
 from __future__ import annotations
@@ -69,7 +69,11 @@ PLAIN = Recipe()
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ValueError, naming what is allowed. Reads no document."""
+    """Check a recipe, without reading a document.
+
+    Raises:
+        ValueError: a setting is wrong; the message names what is allowed.
+    """
     for name, kind in get_type_hints(Recipe).items():
         value, allowed = getattr(recipe, name), get_args(kind)
         if allowed and value not in allowed:
@@ -261,8 +265,8 @@ def index(folder: str, to: Path) -> dict[str, Any]:
 
 
 def contamination(about: dict[str, Any], to: Path) -> dict[str, Any]:
-    """`about`, which `index` returned, with "found", the rows of each task that the corpus contains, and "documents",
-    those that contain one."""
+    """`about`, which `index` returned, with two further entries for each task: "found", the number of its rows that the
+    corpus contains, and "documents", the number of documents that contain one."""
     import numpy as np
 
     hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
@@ -277,8 +281,8 @@ def contamination(about: dict[str, Any], to: Path) -> dict[str, Any]:
 
 
 def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
-    """The filter that removes documents which share an n-gram with a task, by the index in `to` (see `index`). It names
-    all such tasks, where datatrove's names the first only."""
+    """The filter that removes documents that share an n-gram with an evaluation task, by the index in the folder `to`
+    (see `index`). The reason names all such tasks; that of datatrove's own filter names only the first."""
     import numpy as np
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 
@@ -334,17 +338,17 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
-    """Which documents have `limit` tokens per character or more (Cramming's filter); bool [documents]. 0: none."""
+    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]; none for 0."""
     import numpy as np
 
     return tokens >= limit * characters if limit else np.zeros(len(tokens), bool)
 
 
-def sequence(
+def document_order(
     order: str, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, sentence_lengths: np.ndarray
 ) -> np.ndarray:
-    """The numbers of the documents in the order in which they are to be read: int64 [documents]. Documents that are
-    equal in what they are sorted by keep their order.
+    """The numbers of the documents in the order in which they are to be read: int64 [documents]. Documents with equal
+    sort keys keep their order.
 
     Args:
         order: data.order.

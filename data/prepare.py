@@ -10,15 +10,14 @@ As a command: python -m data.prepare --help
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from data import answers, execute, filters
 from data import corpus as corpora
-from data import execute, filters
 from data.coverage import Coverage
 from data.disk import cannot_write, writing
 from data.encode import prepared_tokenizer, prepared_tokens
@@ -46,16 +45,23 @@ def prepare(
     build: bool = True,
     mask: bool = False,
 ) -> dict[str, Any]:
-    """Prepare a corpus for training, with a tokenizer of `vocab` pieces trained on another or the same one.
+    """Prepare a corpus for training. Whatever is in the store already is not built again; several processes may call
+    this at once.
 
-    `corpus` and `tokenizer`, of which the training text counts, are names or files, see `data.corpus.load`; with
-    kind=file `tokenizer` is a tokenizer that exists, see `data.tokenizer.read`. `recipe` is for the corpus; the
-    tokenizer's text is prepared by the default one, so that arms that differ in it share the tokenizer. mask: the
-    tokenizer must have an id for a masked token (`data.tokenizer.mask_id`): a byte-bpe trained here gets one. What is
-    there already is not built again; several processes may call this at once. Of duplicate documents the first is kept,
-    or a held-out one. Duplicates are sought within each component of a blend.
+    Of duplicate documents a held-out one is kept, else the first. They are searched within each component of a blend.
 
-    Returns a manifest, JSON-able:
+    Args:
+        corpus: its name or its files, see `data.corpus.load`.
+        tokenizer: the corpus on whose training text the tokenizer is trained, given in the same way; with kind="file"
+            an existing tokenizer, see `data.tokenizer.read`.
+        vocab: the number of the tokenizer's pieces.
+        recipe: filters and order of the corpus. The tokenizer's text is prepared by the default recipe, so that arms
+            with different recipes share the tokenizer.
+        build: whether missing data may be built.
+        mask: whether the tokenizer must have an id for a masked token (`data.tokenizer.mask_id`). A byte-bpe trained
+            here then gets one.
+
+    Returns a manifest, which can be written as JSON:
         corpus, recipe, sha256 (of the training and validation text, and of what the recipe did to the tokens)
         train: [{prefix (of .bin and .idx), weight, corpus, tokens}], the weights adding up to 1
         valid: [path of .jsonl.gz with {text, id, metadata}]
@@ -67,8 +73,11 @@ def prepare(
         steps: [{corpus, step, in, out: [documents, bytes], ...}], reports: [path of report.md]
         notes: [a sentence for each thing to know, such as a filter that removed nothing]
         mismatch: [a sentence for each text that is not the one its specification records]
-    Raises ValueError, naming what is allowed, before any work where that is possible; and Missing where something is
-    not there and build is false.
+
+    Raises:
+        ValueError: the request is wrong, found before any work where that is possible; the message names what is
+            allowed.
+        Missing: something is not in the store, and `build` is false.
     """
     with writing(Path(store)):
         return _prepare(corpus, tokenizer, vocab, Store(Path(store), executor, build), kind, recipe, mask)
@@ -157,14 +166,14 @@ def _prepare(
 
 
 def sources(corpus: str, store: Path) -> dict[str, Any]:
-    """What the files of a corpus are now, as a manifest's `sources`: files that changed since they were last read are
-    read, and nothing is prepared."""
+    """Number, bytes and hash of the files of a corpus as they are now, in the form of a manifest's `sources`. Files
+    that changed since they were last read are read; nothing is prepared."""
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A sentence for each thing in which the data of two manifests differ, or of two that have `sources` alone; of what
-    one of them lacks nothing is said."""
+    """A sentence for each difference between the data of two manifests. Entries that one of them lacks are not
+    compared, so either may consist of `sources` alone."""
     sentences = []
     for name, was in before.get("sources", {}).items():
         current = now.get("sources", {}).get(name)
@@ -188,8 +197,8 @@ def _described(source: dict[str, Any]) -> str:
     return f"{files} of {source['bytes']:,} bytes (sha256 {source['sha256'][:16]}...)"
 
 
-def denied(error: OSError) -> str:
-    """What somebody can do who cannot write where something has to be written."""
+def cannot_write_message(error: OSError) -> str:
+    """The error message where a file or folder cannot be written, with what the user can do."""
     return cannot_write(error, Path(error.filename or ".").parent) or str(error)
 
 
@@ -207,11 +216,12 @@ def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True
 
 
 def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[dict[str, Any]]:
-    """How often a run of `tokens` tokens reads each source: [{corpus, share, tokens, epochs}]; without "epochs" where
-    `tokens` is None: a wall clock ends the run, and how many they are is not known yet.
+    """How often a run reads each source: [{corpus, share, tokens, epochs}].
 
-    With the training length `seq` also "unused": the tokens at the end of each epoch that fill no sample. Documents are
-    packed end to end, so that nothing else is left out.
+    Args:
+        tokens: the tokens of the run; None where a wall clock ends it, and then there is no "epochs".
+        seq: the training length. With it there is also "unused", the tokens at the end of each epoch that do not fill a
+            sample. Nothing else is left out, since documents are packed end to end.
     """
     return [
         {
@@ -225,9 +235,9 @@ def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[d
     ]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     fields = ", ".join(Recipe._fields)
-    parser = argparse.ArgumentParser(
+    parser = answers.Parser(
         prog="python -m data.prepare",
         description="Prepare a corpus for training: read, filter, deduplicate, tokenize. Prints the manifest.",
         epilog=f"Corpora: {', '.join(corpora.known())}; or a file, folder or quoted glob of "
@@ -254,8 +264,19 @@ def main() -> None:
         default=[],
         help="of the executor: Slurm's partition, time, mem_per_cpu_gb, account ...; Ray's address ...",
     )
-    args = parser.parse_args()
+    answers.add_format(parser)
+    args = parser.parse_args(argv)
+
+    def end(code: int, problem: str) -> NoReturn:
+        if args.format == "json":
+            print(answers.error(problem), flush=True)
+        parser.exit(code, f"error: {problem}\n")
+
     try:
+        if args.held_out and args.format == "json":
+            raise ValueError(
+                "--held-out has no answer in JSON: it prints the files of the validation text, a line each"
+            )
         options = dict(_pair(word) for word in args.options)
         executor = Executor(args.executor, args.workers, options)
         recipe = _recipe(dict(_pair(word.removeprefix("data.")) for word in args.set))
@@ -270,16 +291,16 @@ def main() -> None:
         tokenizer = args.tokenizer or args.corpus
         manifest = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
     except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        end(2, str(error))
     except RuntimeError as error:
-        parser.exit(1, f"error: {error}\n")
+        end(1, str(error))
     except OSError as error:
-        parser.exit(1, f"error: {denied(error)}\n")
+        end(1, cannot_write_message(error))
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:
         print(note, file=sys.stderr)
-    print(json.dumps(manifest, indent=1))
+    print(answers.answer("data", manifest) if args.format == "json" else json.dumps(manifest, indent=1))
 
 
 def _pair(word: str) -> tuple[str, str]:

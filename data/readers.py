@@ -30,15 +30,16 @@ BLOCK = 1 << 23  # bytes asked of the hub at a time; untuned
 
 
 class Unreachable(RuntimeError):
-    """A file of the hub could not be read, or its content is not what the hub lists. The transfer failed, not the
-    corpus, so this is no ValueError, after which the unfinished preparation would be removed (data/store.py)."""
+    """A file of the Hugging Face hub could not be read, or differs from what the hub lists. It is not a ValueError,
+    since that would remove the unfinished preparation (data/store.py), and here only the transfer failed."""
 
 
 class Ledger:
-    """What readers report: `problems`, sentences that name file and line; and `counts` of records that are no document,
-    by kind, such as "empty".
+    """Collects what readers report: `problems`, sentences that name file and line; and `counts`, {kind: number} of
+    records that are no documents, such as "empty".
 
-    Raises ValueError, with all problems, as soon as there are more than `allowed`.
+    Raises:
+        ValueError: there are more problems than `allowed`; the message has all of them.
     """
 
     def __init__(self, allowed: int = 0):
@@ -49,11 +50,15 @@ class Ledger:
     def problem(self, where: Any, what: str) -> None:
         """Add a problem. `where`: a path, or "path:line"."""
         self.problems.append(f"{where}: {what}")
-        tolerate(self.problems, self.allowed)
+        check_problem_count(self.problems, self.allowed)
 
 
-def tolerate(problems: list[str], allowed: int) -> None:
-    """Raise ValueError, naming them, when there are more problems than allowed."""
+def check_problem_count(problems: list[str], allowed: int) -> None:
+    """Check that there are no more problems than allowed.
+
+    Raises:
+        ValueError: there are; the message names them.
+    """
     if len(problems) <= allowed:
         return
     shown = problems[:PROBLEMS_SHOWN]
@@ -169,8 +174,8 @@ class FromHub(io.RawIOBase):
     """A file of the hub, hf://datasets/organisation/name@commit/path of `size` bytes, read in ranges over HTTP and
     hashed meanwhile.
 
-    huggingface_hub's own file system lists the whole repository first, in every process, which C4 with its thousand
-    tasks would ask of the hub a thousand times. Its HTTP client is used, which tries five times before it gives up.
+    huggingface_hub's own file system first lists the whole repository, in every process; for C4 with a thousand tasks
+    that would be a thousand listings. So only its HTTP client is used, which tries five times before it fails.
     """
 
     def __init__(self, address: str, size: int, sha256: str = ""):

@@ -1,4 +1,4 @@
-"""The report of a preparation, report.md and report.json: what each step let through, what it removed and why."""
+"""Writes the report of a preparation, report.md and report.json: how much each step kept, what it removed, and why."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
         name: of the corpus.
         steps: reports of all steps, see `filters.Step`.
         text: the manifest of the text, from `prepared_text`.
-        covered: of the held-out text.
+        covered: the coverage of the held-out text by the tokenizer.
     """
     sentences = []
     for step in steps:
@@ -47,8 +47,8 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
 
 
 def documents(text: dict[str, Any]) -> int:
-    """How many documents were compared to find duplicates: those that are left and their copies. `text`: the text's
-    manifest."""
+    """How many documents were compared to find duplicates: the remaining ones and their removed copies. `text`: the
+    manifest of the text."""
     return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
 
 
@@ -100,8 +100,9 @@ def write(
 
 
 def _tokens(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """{"count", "estimated"}: the tokens of `counts`, [documents, bytes]. They are known of the text that is left in
-    the end; otherwise estimated at `rate` tokens per byte, since text that a filter removed is never tokenized."""
+    """The number of tokens of `counts`, [documents, bytes], as {"count", "estimated": bool}. For the final text it is
+    known. Otherwise it is estimated with `rate` tokens per byte, since text that a filter removes is never tokenized.
+    """
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 

@@ -107,7 +107,7 @@ class SentencePiece:
         return ids, counts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; end-of-document and extra ids are "", bytes that are no UTF-8 become U+FFFD."""
+        """The text of `ids`. The end of document and extra ids give no text; bytes that are not UTF-8 become U+FFFD."""
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
@@ -138,7 +138,7 @@ class SentencePiece:
         ]
 
     def check(self, texts: Sequence[str]) -> None:
-        """Nothing: the library that made the model is the one that encodes."""
+        """Does nothing: SentencePiece itself encodes, so there is no other implementation to compare with."""
 
 
 def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
@@ -160,7 +160,7 @@ def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
 
 
 def _lines(documents: Iterable[str]) -> Iterator[str]:
-    """The lines of all documents that are not empty: given line by line, no piece of the vocabulary spans two."""
+    """The lines of all documents that are not empty. Training on lines keeps pieces from spanning two of them."""
     for text in documents:
         yield from (line for line in text.split("\n") if line)
 

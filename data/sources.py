@@ -27,7 +27,7 @@ NAMED_FILES = 5  # files that a message names
 
 
 class Missing(LookupError):
-    """Data that are not prepared were asked for without allowing to prepare them."""
+    """Prepared data are missing, and the caller did not allow to prepare them."""
 
 
 class SourceFile(NamedTuple):
@@ -43,8 +43,14 @@ class SourceFile(NamedTuple):
 def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = True) -> list[SourceFile]:
     """The files of a corpus in the order in which they are read: those of held-out packages first, then by name.
 
-    The files of a commit on the hub never change, so they are listed once, and the store remembers them. Raises Missing
-    where it does not and `ask` is false; ValueError when the hub does not answer or has no such files.
+    The files of a commit on the hub never change, so they are listed once, and the list is kept in the store.
+
+    Args:
+        ask: whether the hub may be asked for a list that is not in the store.
+
+    Raises:
+        Missing: the list is not in the store, and `ask` is false.
+        ValueError: the hub does not answer, or has no such files.
     """
     if "root" in spec:
         for path in spec["files"]:
@@ -67,7 +73,11 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError for a name that is not UTF-8: it can neither be printed nor written to a record."""
+    """Check that a file's name is UTF-8; otherwise it can neither be printed nor written to a record.
+
+    Raises:
+        ValueError: it is not.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -75,7 +85,7 @@ def check_name(name: str) -> None:
 
 
 def distribution(package: str, version: str) -> importlib.metadata.Distribution:
-    """An installed package. Raises ValueError unless it is there in this version."""
+    """An installed package. Raises ValueError where it is not installed in this version."""
     advice = "install the pinned packages again: pip install -r requirements.txt"
     try:
         installed = importlib.metadata.distribution(package)
@@ -90,12 +100,13 @@ def distribution(package: str, version: str) -> importlib.metadata.Distribution:
 
 
 def files_at(pattern: str) -> tuple[list[Path], list[str]]:
-    """The data files that a path, folder or glob names; and a sentence about each kind of file in a folder that is left
-    out.
+    """The data files at a path, in a folder or of a glob; and a sentence about each kind of file that is left out.
 
-    Left out are files in hidden folders, notes (README, LICENSE, checksums), and of the others all but the kind that
-    fills most of the folder. Raises ValueError where nothing is left, and where a second kind fills more than
-    NOTE_SHARE of the folder.
+    Of a folder, files in hidden folders and notes (README, LICENSE, checksums) are left out. Of the other files the
+    kind with the most bytes is taken.
+
+    Raises:
+        ValueError: no file remains, or a second kind has more than NOTE_SHARE of the bytes.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern!r}")
@@ -157,7 +168,7 @@ def files_below(root: Path, patterns: list[str]) -> list[Path]:
 
 
 def common_folder(files: list[Path]) -> Path:
-    """The folder that all files lie in: names below it are the same on every machine."""
+    """The deepest folder that contains all files. The names below it are the same on every machine."""
     root = files[0].parent
     while not all(path.is_relative_to(root) for path in files):
         root = root.parent

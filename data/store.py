@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import execute
-from data.disk import cannot_write, locked, settle, write_whole, writing
+from data.disk import cannot_write, locked, wait_until_on_disk, write_whole, writing
 from data.execute import HERE, Executor
 from data.sources import Missing, SourceFile
 
@@ -47,8 +47,10 @@ class Store(NamedTuple):
 def prepared(
     store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]]
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder of the store for `inputs`, and what `make(folder, run)` returned when it was built. It is built where
-    it is missing: after a kill from where it was; after a ValueError of `make` from the beginning.
+    """The folder of the store for `inputs`, and the manifest entries that `make` returned when it was built.
+
+    A missing folder is built. After a kill, building continues with the tasks that are not finished; after a ValueError
+    of `make` it starts again from the beginning.
 
     Args:
         name: how the folder's name begins.
@@ -57,9 +59,9 @@ def prepared(
 
     Raises:
         ValueError: the folder's content is not what was written there.
-        RuntimeError: another version of the code has begun it, whose stages may not fit together with this one's.
+        RuntimeError: another version of the code has begun to build it; the parts might not fit together.
         Unwritable: the disk is full or read-only.
-        Missing: it is not there, and `store.build` is false.
+        Missing: the folder is not there, and `store.build` is false.
     """
     inputs = json.loads(json.dumps({"layout": LAYOUT, **inputs}))
     whole = store.path / f"{name}-{digest(inputs)[:8]}"
@@ -94,16 +96,17 @@ def _build(
         for rest in ("scratch", "logs"):
             shutil.rmtree(work / rest, ignore_errors=True)
         (work / "code").unlink(missing_ok=True)
-        settle(work)
+        wait_until_on_disk(work)
         os.replace(work, whole)
-        settle(store.path, deep=False)
+        wait_until_on_disk(store.path, deep=False)
     except ValueError:
         shutil.rmtree(work, ignore_errors=True)
         raise
 
 
 def _begin(work: Path) -> None:
-    """Create an unfinished folder, or go on with one that the same code has begun. Raises RuntimeError for another."""
+    """Create an unfinished folder, or continue with one that the same version of the code has begun. Raises
+    RuntimeError where another version has begun it."""
     same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code()
     if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
@@ -218,15 +221,16 @@ def _described(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
         }
 
 
-def contents(files: list[SourceFile], store: Store) -> list[str]:
-    """The hash of each file's content: as the hub lists it, or computed here, of several files at a time."""
+def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
+    """The hash of each file's content, as the hub lists it or as computed here, for several files at a time."""
     with ThreadPoolExecutor(execute.cores()) as pool:
-        return list(pool.map(lambda file: file.sha256 or content(Path(file.path), store), files))
+        return list(pool.map(lambda file: file.sha256 or content_hash(Path(file.path), store), files))
 
 
-def content(path: Path, store: Store) -> str:
-    """The hash of a file's content. It is remembered until the file's size, inode, mtime or ctime changes. Only the
-    system sets the ctime, so a file that was changed in place and given its old mtime is noticed too."""
+def content_hash(path: Path, store: Store) -> str:
+    """The hash of a file's content. It is kept in the store and used until the file's size, inode, mtime or ctime
+    changes. Only the system can set the ctime, so a file that was changed in place and given its old mtime is noticed
+    too."""
     note = store.path / "hashes" / digest(_state(path))[:32]
     if _remembered(note, [path], store):
         return note.read_text("utf-8")
@@ -249,16 +253,17 @@ def _sha256(path: Path) -> str:
 
 
 def _remembered(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether a note about the files `read` is still valid. It is not when one of them was younger than RACY as it was
-    read, since it may have changed unnoticed; but a store that may not build anything accepts it."""
+    """Whether a stored result about the files `read` is still valid. It is not where a file had been changed less than
+    RACY seconds before it was read, since a later change may have gone unnoticed; a store that may not build anything
+    accepts the result all the same."""
     if not note.exists():
         return False
     return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY for path in read)
 
 
 def _remember(note: Path, text: str) -> None:
-    """Write a note about files that were read. Where the disk cannot be written there is none, and they are read again
-    the next time."""
+    """Store a result about files that were read. Where the disk cannot be written nothing is stored, and they are read
+    again the next time."""
     try:
         write_whole(note, text)
     except OSError as error:
@@ -272,7 +277,7 @@ def digest(value: Any) -> str:
 
 
 def label(name: str) -> str:
-    """A corpus' name in the form in which names of folders have it; of a path its last two parts, without wildcards and
+    """The name of a corpus as it is used in names of folders; of a path, its last two parts without wildcards and
     extension."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
     words = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"

@@ -1,13 +1,13 @@
-"""Stretches of text that stood before: exact-substring duplicates (Lee et al. 2022), found without a suffix array.
+"""Removes repeated stretches of text, the exact-substring duplicates of Lee et al. 2022, without a suffix array.
 
-A stretch of `length` characters or more that occurs twice consists of windows of `length` characters that occur twice.
-So every window is hashed, equal hashes are compared letter by letter, and a character goes if a window with it stood
-before. The first occurrence stays, and held-out text counts as standing before all else and stays whole. Exact, and
-what is kept depends on the order of the documents alone.
+A stretch of `length` or more characters that occurs twice consists of windows of `length` characters that occur twice.
+So every window is hashed, windows with equal hashes are compared character by character, and a character is removed if
+a window that contains it occurred before. First occurrences are kept. Held-out text counts as coming first, and is kept
+whole. The result is exact, and depends only on the order of the documents.
 
-In place of datatrove's step, which calls a program in Rust that is no package, and of a suffix array, which takes more
-memory and another dependency. Memory: about 8 bytes for each character of the corpus, and 70 for each of WINDOWS
-(measured, docs/data.md).
+datatrove's own step calls a Rust program that is not available as a package; a suffix array would need more memory and
+another dependency. Memory: about 8 bytes for each character of the corpus, and 70 for each of WINDOWS (measured,
+docs/data.md).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ CHUNK = 1 << 22  # windows that are hashed, or characters that are compared, at 
 BASE = 0x9E3779B97F4A7C15  # of the polynomial hash: odd, the golden ratio
 
 
-def find(read: Path, length: int, to: Path, *_: Any) -> None:
-    """Write which characters of each training document go, as `to`/<shard>.npy: int64 rows [document, first, end], of
-    documents counted from 0 in each shard without those held out.
+def find_repeats(read: Path, length: int, to: Path, *_: Any) -> None:
+    """Find the characters to remove from each training document, and write them as `to`/<shard>.npy: int64 rows
+    [document, first character, end]. Documents are counted from 0 in each shard, without the held-out ones.
 
     Args:
         read: a folder of shards of documents as JSON, "metadata" with their "split".
-        length: characters of the shortest stretch.
+        length: the characters of the shortest stretch that is removed.
     """
     import numpy as np
     import orjson
@@ -67,7 +67,8 @@ def find(read: Path, length: int, to: Path, *_: Any) -> None:
 
 
 def repeated(codes: np.ndarray, ends: np.ndarray, length: int, at_once: int = WINDOWS) -> np.ndarray:
-    """Which characters lie in a window of `length` characters of one document that stood before; bool [characters].
+    """Which characters lie in a window of `length` characters, within one document, that occurred before: bool
+    [characters].
 
     Args:
         codes: code points of all documents, end to end. ends: where each document ends in them.
@@ -89,7 +90,7 @@ def repeated(codes: np.ndarray, ends: np.ndarray, length: int, at_once: int = WI
             hashes.append(keys[chosen])
             starts.append(at[chosen])
         if hashes:
-            again = _stood_before(codes, np.concatenate(hashes), np.concatenate(starts), length)
+            again = _repeated_windows(codes, np.concatenate(hashes), np.concatenate(starts), length)
             edges[again] += 1
             edges[again + length] -= 1
     return np.cumsum(edges[:-1], dtype=np.int32) > 0
@@ -119,8 +120,8 @@ def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
         power, width = power[:-width] * factor + power[width:], 2 * width
 
 
-def _stood_before(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """The starts of windows that equal one with an earlier start. `starts` ascend."""
+def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """The starts of the windows that equal a window with an earlier start. `starts` are in ascending order."""
     import numpy as np
 
     order = np.argsort(hashes, kind="stable")
@@ -149,9 +150,9 @@ def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.n
     return same
 
 
-def cut(spans: Path, rank: int) -> Callable[[Any], str]:
-    """Takes the characters that `find` named out of this task's training documents, as a filter
-    (data/filters.py), which is asked of no others."""
+def remove_repeats(spans: Path, rank: int) -> Callable[[Any], str]:
+    """A filter (data/filters.py) that removes the characters found by `find_repeats` from the training documents of
+    task `rank`. It is not called with held-out documents."""
     import numpy as np
 
     rows = np.load(spans / f"{rank:05d}.npy")

@@ -21,9 +21,9 @@ from data import dedup, filters, substrings
 from data.disk import write_whole
 from data.documents import documents
 from data.filters import PLAIN, Recipe, Step
-from data.readers import Ledger, tolerate
+from data.readers import Ledger, check_problem_count
 from data.sources import SourceFile, checksums, distribution, source_files
-from data.store import Run, Store, content, contents, digest, label, prepared
+from data.store import Run, Store, content_hash, content_hashes, digest, label, prepared
 
 # A corpus is read in shards, one for each task. Their number depends on the files alone, so that no result depends on
 # the number of cores.
@@ -33,8 +33,8 @@ MIN_SHARD_BYTES = 1 << 25  # of compressed files; untuned
 
 
 def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Folder and manifest of the filtered and deduplicated text of a corpus that is no blend. It is made where it is
-    missing."""
+    """Folder and manifest of the filtered and deduplicated text of a corpus that is not a blend. Missing text is
+    prepared."""
     spec = corpora.load(name, store.path)
     recorded = spec.pop("sha256", None)
     files: list[SourceFile] = []  # of installed packages they are listed when their text is made: it takes a second
@@ -43,7 +43,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
     source = None
     if "files" in spec:
         files = source_files(spec, store.path, store.build)
-        hashes = contents(files, store)
+        hashes = content_hashes(files, store)
         wrong = not_as_listed(spec, files, hashes)
         source = _identity(files, hashes)
         inputs = {key: spec[key] for key in ("layout", "text", "where") if spec.get(key)}
@@ -64,9 +64,9 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         "decontaminate": _tasks_hash(recipe, store),
         **({"substring": recipe.substring} if recipe.substring else {}),
     }
-    tolerate(wrong, recipe.allow_errors)
+    check_problem_count(wrong, recipe.allow_errors)
     folder, about = prepared(store, label(name), inputs, partial(_make_text, spec, files, recipe, wrong))
-    tolerate(about["problems"], recipe.allow_errors)
+    check_problem_count(about["problems"], recipe.allow_errors)
     about |= {"source": source, "left_out": spec.get("left_out", []), "mismatch": ""}
     if recorded and recorded != about["sha256"] and recipe._replace(allow_errors=0) == PLAIN:
         about["mismatch"] = (
@@ -77,13 +77,13 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
 
 
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
-    """{"files": their number, "bytes", "sha256"} of the files of a corpus that is no blend, as they are now; None for
-    installed packages, which their versions identify. Files that changed since they were last read are read."""
+    """{"files": their number, "bytes", "sha256"} of the files of a corpus that is not a blend, as they are now. None
+    for installed packages, which their versions identify. Files that changed since they were last read are read."""
     spec = corpora.load(name, store.path)
     if "files" not in spec:
         return None
     files = source_files(spec, store.path, store.build)
-    return _identity(files, contents(files, store))
+    return _identity(files, content_hashes(files, store))
 
 
 def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
 
 
 def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """A sentence for each file whose hash is not that in the list of checksums beside it, or which the list lacks."""
+    """A sentence for each file that the list of checksums beside it lacks, or lists with another hash."""
     sums = checksums(spec)
     if sums is None:
         return []
@@ -108,7 +108,7 @@ def _tasks_hash(recipe: Recipe, store: Store) -> str:
     if recipe.decontaminate == "none":
         return "none"
     paths_of = filters.tasks(recipe.decontaminate)
-    hashes = {task: [content(path, store) for path in paths] for task, paths in paths_of.items()}
+    hashes = {task: [content_hash(path, store) for path in paths] for task, paths in paths_of.items()}
     return digest([filters.NGRAM, hashes])
 
 
@@ -158,7 +158,7 @@ def _make_text(
     except Exception as error:
         failure = error  # where the readers met more problems than allowed, those are what is wrong
     problems, counts, total = _reports(problem_files)
-    tolerate(wrong + problems, recipe.allow_errors)
+    check_problem_count(wrong + problems, recipe.allow_errors)
     if failure:
         raise failure
     run("finding duplicates", [dedup.pairs(signed, pairs)], dedup.BUCKETS)
@@ -174,8 +174,8 @@ def _make_text(
         count,
     )
     if recipe.substring:
-        run("finding repeated stretches", [partial(substrings.find, whole, recipe.substring, spans)], 1)
-        cut = Step("substring", partial(substrings.cut, spans), stages / "substring")
+        run("finding repeated stretches", [partial(substrings.find_repeats, whole, recipe.substring, spans)], 1)
+        cut = Step("substring", partial(substrings.remove_repeats, spans), stages / "substring")
         run("cutting repeated stretches", [partial(_read_again, whole), cut, text], count)
     duplicates = {
         kind: sum(json.loads(path.read_text("utf-8"))[kind] for path in removed.glob("*.counts"))
@@ -238,7 +238,7 @@ def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank
 
 
 def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
-    """The documents that this task has written before. datatrove's own reader would decode them by the locale."""
+    """The documents that this task has written earlier. datatrove's own reader would decode them by the locale."""
     import orjson
     from datatrove.data import Document
 
@@ -265,11 +265,11 @@ def _reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
 def _gather(
     spec: dict[str, Any], work: Path, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> dict[str, Any]:
-    """Hash and counts of the text; puts the held-out documents into one file.
+    """Write the held-out documents into one file, and return the manifest entries of the text: hash and counts.
 
-    total: documents that were read.
-    not_documents: {kind: records that were no documents}.
-    copies: documents that were copies.
+    total: the number of documents that were read.
+    not_documents: {kind: number of records that were no documents}.
+    copies: the number of documents that were removed as copies.
     """
     import orjson
 

@@ -97,8 +97,12 @@ def read(path: str | Path) -> tuple[str, bytes]:
 
 
 def check_parity(tokenizer: AnyTokenizer) -> None:
-    """Raises ValueError unless a tokenizer gives the ids of Hugging Face's tokenizers on AWKWARD texts and on texts
-    with its added tokens. An export compares them too, but only after training."""
+    """Check before training that a tokenizer gives the same ids as Hugging Face's tokenizers, on the AWKWARD texts and
+    on texts with its added tokens. An export needs them equal, and is made after training.
+
+    Raises:
+        ValueError: they differ.
+    """
     added = tokenizer.in_text if isinstance(tokenizer, ByteBPE) else []
     with_added = [text.replace("@", name) for name in added for text in ("@", "a@b", " @ ", "@@", "\n@.", "é@é")]
     try:
@@ -120,8 +124,8 @@ def unexportable(tokenizer: AnyTokenizer) -> str:
 
 
 def unexportable_setting(kind: str, path: str) -> str:
-    """`unexportable`, before the tokenizer is trained: of the settings data.tokenizer_kind and data.tokenizer. Raises
-    ValueError where a file is no tokenizer."""
+    """The same as `unexportable`, from the settings data.tokenizer_kind and data.tokenizer, before the tokenizer is
+    trained. Raises ValueError where the file is not a tokenizer."""
     if kind == "file":
         return unexportable(load_tokenizer(path))
     return INEXACT.format(kind) if kind == "unigram" else ""
@@ -175,5 +179,5 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """n, where a tokenizer is trained on every n-th document of a text of `size` bytes."""
+    """The n with which a tokenizer is trained on every n-th document of a text of `size` bytes."""
     return -(-size // SAMPLE_BYTES) or 1

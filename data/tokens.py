@@ -51,10 +51,16 @@ def dtype(vocab: int) -> np.dtype:
 
 
 def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: AnyTokenizer) -> dict[str, Count]:
-    """Write (text, domain) pairs as prefix.bin and prefix.idx; each document ends with the end-of-document token.
+    """Write documents as prefix.bin and prefix.idx, each followed by the end-of-document token. Memory does not grow
+    with the text, except by 4 bytes per document.
 
-    Memory does not grow with the text, but for 4 bytes per document. Returns the counts of each domain. Raises
-    RuntimeError when the tokenizer disagrees with its reference on a text: one is compared in each batch.
+    Args:
+        documents: pairs (text, domain).
+
+    Returns: the counts of each domain.
+
+    Raises:
+        RuntimeError: the tokenizer gives other ids than its reference for a text; one text of each batch is compared.
     """
     prefix, kind = str(prefix), dtype(tokenizer.vocab_size)
     lengths: list[np.ndarray] = []
@@ -139,7 +145,7 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 
 
 def _sizes(texts: list[str]) -> tuple[list[int], list[int]]:
-    """Bytes and words of each text. All bytes up to that of the space separate words."""
+    """The number of bytes and of words of each text. Words are separated by the bytes up to that of the space."""
     encoded = [text.encode() for text in texts]
     gap = np.frombuffer(b"\n" + b"\n".join(encoded), np.uint8) <= 32
     begins, at, words = gap[:-1] > gap[1:], 0, []

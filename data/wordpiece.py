@@ -1,7 +1,7 @@
 """WordPiece, BERT's kind of tokenizer, by Hugging Face's library: trained here as Cramming's, or read from a file.
 
 It is lossy: text is lower-cased and loses its accents, and a word with a character that has no piece becomes [UNK].
-`coverage` counts these words; loss per byte leaves out what a model cannot have said (see `Coverage`).
+`coverage` counts these words, and bytes behind an unknown token do not count in the loss per byte (see `Coverage`).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class WordPiece:
         return np.fromiter((token for ids in batch for token in ids), np.int32, counts.sum()), counts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of `ids`, with a space between them; special tokens and extra ids are ""."""
+        """The words of `ids`, separated by spaces. Special tokens and extra ids give no text."""
         return self._backend.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
@@ -107,7 +107,7 @@ class WordPiece:
         return counts.unknown, counts.unknown_bytes
 
     def check(self, texts: Sequence[str]) -> None:
-        """Nothing: the library that the file is made for is the one that encodes."""
+        """Does nothing: Hugging Face's tokenizers encode, so there is no other implementation to compare with."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_backend"}
@@ -116,11 +116,15 @@ class WordPiece:
 def train(sample: Iterable[str], vocab: int) -> bytes:
     """Train a WordPiece tokenizer of exactly `vocab` pieces on the texts; returns tokenizer.json's content.
 
-    As Cramming's: quotation marks unified, NFD, lower case, accents stripped, one space for many, words and punctuation
-    split; pieces are merged by frequency. Unlike Cramming, which deletes all that is not ASCII, other characters are
-    kept and get pieces. Hugging Face's WordPieceTrainer numbers the pieces within words in the order of a hash table,
-    so that two trainings differ: here its BPE trainer learns the same merges, with these pieces numbered first.
-    Raises ValueError naming the smallest or largest vocabulary that the text allows.
+    As in Cramming, text is normalised (quotation marks unified, NFD, lower case, accents stripped, repeated spaces
+    merged), words and punctuation are split, and pieces are merged by frequency. Cramming deletes all characters that
+    are not ASCII; here they are kept and get pieces.
+
+    Hugging Face's WordPieceTrainer numbers the pieces within words in the order of a hash table, so that two trainings
+    differ. Here their BPE trainer learns the same merges, with these pieces numbered first.
+
+    Raises:
+        ValueError: the text allows no such vocabulary; the message names the smallest or largest possible one.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tokenizers import Tokenizer, decoders, models, trainers

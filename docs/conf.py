@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -12,6 +13,7 @@ ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
 project, author = "megahour", "megahour contributors"
+copyright = author  # noqa: A001 (the name that Sphinx reads)
 extensions = ["myst_parser", "sphinx_copybutton"]
 html_theme, html_title = "furo", "megahour"
 exclude_patterns = ["schema", "_build"]
@@ -88,12 +90,41 @@ def variants() -> str:
     return "\n\n".join([*parts, ""])
 
 
+def licences() -> str:
+    """The licence of each pinned package, as its own metadata names it."""
+    lines = [
+        "# Licences of the dependencies",
+        "",
+        "The packages of requirements.txt, tests and development included, with the licence that each one's metadata",
+        "names. None of them is part of this repository or of its wheel: pip installs them.",
+        "",
+        "| package | licence |",
+        "|---|---|",
+    ]
+    for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text("utf-8"), re.M):
+        try:
+            package = metadata(name)
+        except PackageNotFoundError:
+            lines.append(f"| {name} | not installed where this was made |")
+            continue
+        classes = [text.split(" :: ")[-1] for text in package.get_all("Classifier") or [] if text.startswith("License")]
+        text = package.get("License-Expression") or ", ".join(classes) or (package.get("License") or "").split("\n")[0]
+        lines.append(f"| {name} | {text.replace('|', '/') or 'not named'} |")
+    return "\n".join([*lines, ""])
+
+
 def write_generated() -> None:
     """Make the folders GENERATED anew: what is no longer there must not stay as a page."""
     for name in GENERATED:
         shutil.rmtree(DOCS / name, ignore_errors=True)
         (DOCS / name).mkdir()
-    pages = {"settings": settings(), "run-directory": run_directory(), "commands": commands(), "variants": variants()}
+    pages = {
+        "settings": settings(),
+        "run-directory": run_directory(),
+        "commands": commands(),
+        "variants": variants(),
+        "licences": licences(),
+    }
     for name, text in pages.items():
         (DOCS / "reference" / f"{name}.md").write_text(text, "utf-8")
     toc = "\n".join(pages)

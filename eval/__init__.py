@@ -1,7 +1,7 @@
 """Evaluation of finished runs and reports of studies: reads run directories, writes eval.json and records.
 
-`from eval import harness, mirror`: lm-eval's tasks, and the folder that their data is read from, for those who fill
-such a folder by a program of their own. They are loaded when they are asked for, since lm-eval takes seconds to import.
+`from eval import harness, mirror` gives programs that fill a folder of task data the definitions of lm-eval's tasks and
+the format of the folder. These modules are loaded on first use, since lm-eval takes seconds to import.
 """
 
 import importlib

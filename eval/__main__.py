@@ -1,8 +1,9 @@
 """python -m eval RUN_DIR ...: evaluates runs; writes samples.jsonl.gz, then eval.json, into the directory of each.
 
-Weights saved during training (layout.eval_at) are evaluated too, also while the run goes on: eval-step_N.json. The
-tasks are always those made from held-out text (eval/tasks/probes.py); with --tasks also lm-eval's, on data on this
-machine (eval/tasks/mirror.py). Without a run, the command says whether those tasks could be run.
+Weights saved during training (layout.eval_at) are evaluated too, also while the run is still training; their scores are
+in eval-step_N.json. Every run is evaluated on the tasks made from held-out text (eval/tasks/probes.py), and with
+--tasks also on tasks of lm-eval, with data on this machine (eval/tasks/mirror.py). Without a run, the command says
+whether these tasks could be run.
 
 Exit codes: 0; 1 when a run could not be evaluated, or not on all tasks; 2 when the command is not valid, or a directory
 is not that of a run that can be evaluated. A run that fails is named; the others are evaluated all the same.
@@ -12,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval import location
 from eval.tasks import mirror
 from eval.weights import weights_of
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_run(directory: Path) -> None:
-    """Raises ValueError unless a directory is that of a run with weights that can be evaluated."""
+    """Check that a directory is that of a run with weights that can be evaluated. Raises ValueError."""
     location.read_run(directory)
     if weights_of(directory):
         return
@@ -113,7 +114,7 @@ def judge_run(directory: Path, tasks: list[str], data: mirror.Mirror | None, arg
             all_tasks = results.with_earlier_tasks(directory, weights, tasks, data, args.shots)
             result = judge(directory, weights, all_tasks, data, args.shots, args.store, args.precision, args.processes)
         at = f" at {weights.tokens:,} tokens" if weights.tokens else ""
-        print(rundir.printable(f"{run['cell']}{at}: {results.summary(result)}"), flush=True)
+        print(safe_files.printable(f"{run['cell']}{at}: {results.summary(result)}"), flush=True)
         failed |= result.get("lm_eval_tasks", {}).get("failed", {})
     if failed:
         raise ValueError("these tasks failed:\n  " + "\n  ".join(f"{name}: {why}" for name, why in failed.items()))

@@ -1,10 +1,9 @@
-"""python -m eval.export RUN_DIR --to DIR: a finished run as a Hugging Face checkpoint, verified before it is there.
+"""python -m eval.export RUN_DIR --to DIR: writes a finished run as a Hugging Face checkpoint, and verifies it.
 
-Without --to it is the folder `hub` of the run directory: kept where it is an export of the run's weights, and made anew
-where the run has other weights by now.
+Without --to it is written to the folder `hub` of the run directory. An export of the run's present weights that is
+there already is kept; one of other weights is replaced.
 """
 
-import argparse
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import answers, rundir, safe_files
 from data.tokenizer import AWKWARD, unexportable
 from eval import location
 
@@ -23,7 +22,7 @@ ROWS = 2  # sequences of held-out text whose logits are compared
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.export", description=__doc__)
+    parser = answers.Parser(prog="python -m eval.export", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="of a finished run")
     parser.add_argument(
         "--store", type=Path, metavar="FOLDER", help="where the run's prepared data is (default: data in its OUT)"
@@ -31,34 +30,42 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--to", type=Path, metavar="DIR", help="a folder that does not exist yet (default: hub in RUN_DIR)"
     )
+    answers.add_format(parser)
     args = parser.parse_args(argv)
     to = args.to or args.run / rundir.HUB
-    if not args.to and rundir.exported(args.run):
-        print(f"{to}: it is there already")
-        return 0
+    is_new = bool(args.to) or not rundir.exported(args.run)
     try:
-        print(f"{to}: {export(args.run, args.to, args.store)}")
+        verified = export(args.run, args.to, args.store) if is_new else "it is there already"
     except (ValueError, OSError) as error:
+        if args.format == "json":
+            print(answers.error(str(error)))
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if args.format == "json":
+        print(answers.answer("export", {"written": str(to), "new": is_new, "verified": verified if is_new else None}))
+    else:
+        print(f"{to}: {verified}")
     return 0
 
 
 def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
-    """Write the run in `directory` as a Hugging Face checkpoint in the folder `to`; returns a sentence on what was
-    verified.
+    """Write a run as a Hugging Face checkpoint, and verify it.
 
-    to: None: HUB of the run directory, in place of an earlier export of this run.
-    store: prepared data; None: that of the OUT folder that the run is in.
+    Args:
+        directory: the run directory.
+        to: the folder to create; None: HUB in the run directory, replacing an earlier export of this run.
+        store: the store of prepared data; None: that of the OUT folder of the run.
+
+    Returns: a sentence on what was verified.
 
     Raises:
         ValueError: the run is not finished or is damaged, `to` exists, Hugging Face has no such architecture, or the
-            checkpoint does not compute the same. Nothing is left then.
+            checkpoint does not compute the same. No checkpoint is left then.
     """
     run = location.read_run(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
-    earlier = to is None and _is_of_run(rundir.inside(directory, rundir.HUB), run)
+    earlier = to is None and _is_of_run(safe_files.inside(directory, rundir.HUB), run)
     to = to or directory / rundir.HUB
     if to.exists() and not earlier:
         raise ValueError(f"{to} exists; name a folder that does not")
@@ -83,7 +90,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     tokenizer = location.load_tokenizer(directory, run, store)
     if why := unexportable(tokenizer):
         raise ValueError(why)
-    rundir.inside(directory, rundir.WEIGHTS)
+    safe_files.inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
     if note := weights.check():
         print(f"note: {note}", file=sys.stderr)
@@ -119,8 +126,8 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
 
 
 def _is_of_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether a folder holds an export of this run, maybe of other weights than it has now."""
-    origin = (rundir.read_json(folder / "config.json") or {}).get("trained_by")
+    """Whether a folder contains an export of this run, perhaps of earlier weights."""
+    origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
     return isinstance(origin, dict) and origin.get("fingerprint") == run["fingerprint"]
 
 
@@ -140,16 +147,18 @@ def sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int
 
 
 def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
-    """Our tokenizer as a transformers one: the same ids for every text.
+    """A tokenizer of ours as one of transformers, which gives the same ids for every text.
 
-    `split_special_tokens`: the name of the end of document in a text is some characters, not the end of document. Only
-    WordPiece's are found in a text, as in every BERT, so that a text can hold a [MASK] to be filled in; with
-    `split_special_tokens=True` given for a text they are characters there too, and its ids are ours.
+    The name of a special token within a text is encoded as ordinary characters (`split_special_tokens`). Only with
+    WordPiece are special tokens recognised in a text, as in every BERT, so that a text may contain [MASK]; pass
+    `split_special_tokens=True` to encode them as characters and get our ids.
 
-    causal: of a decoder; otherwise a token that can stand for a masked one is named as such.
+    One difference remains, for ids whose bytes together are not UTF-8, which no text gives. Here each of these bytes is
+    decoded as U+FFFD, in ours only the invalid ones.
 
-    One difference is left. Of ids whose bytes are no UTF-8 as a whole, which no text gives, each byte becomes U+FFFD
-    here, and in ours only those that cannot be read.
+    Args:
+        longest: the longest input, in tokens; None: unlimited.
+        causal: whether it is for a decoder. For an encoder the mask token is declared, where there is one.
     """
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
@@ -174,11 +183,11 @@ def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> 
 
 
 def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
-    """BERT's kind: [CLS] text [SEP], or [CLS] text [SEP] other text [SEP], as eval/finetune joins them. No token types:
-    the model has one kind.
+    """A WordPiece tokenizer as one of transformers. It encodes a text as [CLS] text [SEP], and a pair as [CLS] text
+    [SEP] second text [SEP], as eval/finetune does, without token types.
 
-    Not as transformers' BertTokenizerFast: when that class is loaded it puts BERT's own normaliser and splitting into
-    words in place of those in the file, and other ids come out (transformers 5.23).
+    BertTokenizerFast is not used: when it is loaded, it replaces the file's normaliser and word splitting by BERT's
+    own, which gives other ids (transformers 5.23).
     """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
@@ -207,10 +216,10 @@ def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
 
 
 def from_sentencepiece(tokenizer: Any) -> Any:
-    """A backend for a SentencePiece model that was trained here by BPE.
+    """A BPE model of the library tokenizers with the vocabulary of a SentencePiece model that was trained here.
 
-    A space is a space in its pieces, so that U+2581 has no special meaning and goes in as bytes, and no step before
-    or after the model is needed.
+    Its pieces contain spaces themselves, and U+2581 is encoded as bytes like any character without a piece, so that no
+    pre- or post-processing is needed.
     """
     from tokenizers import Regex, Tokenizer, decoders, models
 
@@ -226,11 +235,12 @@ def from_sentencepiece(tokenizer: Any) -> Any:
 
 
 def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The pairs that BPE joins, best first, for pieces that only have scores: each piece, cut in every way.
+    """The list of BPE merges, best first, for pieces of which only scores are known: every way to cut each piece in
+    two.
 
-    SentencePiece joins the neighbours whose union has the best score, the leftmost of equals. A stretch of text
-    whose borders nothing has crossed yet has been joined as if it stood alone; so a piece is always made of the same
-    two parts, whatever surrounds it. Its other cuts never meet, and their order does not matter.
+    SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. As long
+    as nothing was joined across the borders of a stretch of text, it is joined as if it stood alone. So a piece always
+    results from the same two parts, whatever its context; its other cuts never occur, and their order does not matter.
     """
     best = sorted(scores, key=lambda piece: -scores[piece])
     cuts = ((piece[:i], piece[i:]) for piece in best for i in range(1, len(piece)))
@@ -238,8 +248,8 @@ def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
-    """Raises ValueError unless `theirs` encodes the texts as `ours` did, and decodes them: to the texts, or where a
-    tokenizer is lossy to what `ours` decodes them to."""
+    """Check that the exported tokenizer `theirs` encodes the texts to the same ids as `ours`, `encoded`, and decodes
+    these to the texts, or where `ours` is lossy to the same as `ours`. Raises ValueError."""
     name, end = (
         ("separator", theirs.sep_token_id) if ours.kind == "wordpiece" else ("end of document", theirs.eos_token_id)
     )

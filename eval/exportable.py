@@ -1,20 +1,20 @@
-"""python -m eval.exportable POS=alibi ...: before training, the arms of a study that cannot become Hugging Face
-checkpoints, with the reason, a line each.
+"""python -m eval.exportable POS=alibi ...: prints, before training, which arms of a study cannot be exported as Hugging
+Face checkpoints, and why.
 
-Exit codes: 0, there are none; 2, there are some, or bad request.
+Exit codes: 0, all can be exported; 2, some cannot, or the words are not valid.
 """
 
 import sys
 
 from ablations.config import Run
-from ablations.rundir import Exit, printable
+from ablations.rundir import Exit
+from ablations.safe_files import printable
 from ablations.study import from_anywhere, from_args
 from data.tokenizer import unexportable_setting
 
 
 def why_not(run: Run) -> str:
-    """Why this run cannot be exported: no architecture of Hugging Face is its model, or no tokenizer its tokenizer; ""
-    where it can."""
+    """Why a run cannot be exported, since transformers has no such architecture or tokenizer; "" where it can."""
     from model import hub
 
     try:

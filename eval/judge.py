@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ablations import rundir
+from ablations import safe_files
 from eval import location, results
 from eval.statistics.items import LN2, mean_stderr, ratio_stderr
 from eval.tasks import mirror, position, probes
@@ -42,16 +42,16 @@ def judge(
     """Evaluate the weights of a run; returns what is written to eval.json, or to eval-step_N.json.
 
     Args:
-        tasks: names of lm-eval's tasks, whose data is in `data`.
-        shots: examples in each prompt of those; None: as each task's definition says.
+        tasks: names of tasks of lm-eval, whose data is in `data`.
+        shots: the number of examples in each prompt of these tasks; None: as each task's definition says.
         store: the store of prepared data; None: that of the run's OUT folder.
         precision: fp32 or bf16; None: bf16 on a GPU, fp32 elsewhere.
-        processes: how many processes share the work, each with a GPU of its own where there are GPUs; 0: one for each.
-        rank: the number of this process. Number 0 starts the others, and writes the result; others return {}.
+        processes: how many processes share the work, each with a GPU of its own where there are GPUs; 0: one per GPU.
+        rank: the number of this process. Number 0 starts the others, and writes the result; the others return {}.
 
     Raises:
-        ValueError: the run cannot be evaluated, or a score is NaN. Nothing is written then. A task of lm-eval's that
-            fails raises nothing: the result names it under "lm_eval_tasks", "failed".
+        ValueError: the run cannot be evaluated, or a score is NaN. Nothing is written then. A task of lm-eval that
+            fails does not raise; the result names it under "lm_eval_tasks", "failed".
     """
     start = time.monotonic()
     run = location.read_run(directory)
@@ -70,7 +70,7 @@ def judge(
     model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
     processes = processes or max(1, gpus)
     journal_folder = directory / (weights.name + PARTS)
-    rundir.inside(directory, journal_folder.name)
+    safe_files.inside(directory, journal_folder.name)
     helpers: list[subprocess.Popen] = []
     if not rank:
         words = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]
@@ -159,7 +159,7 @@ def held_out_tasks(run: dict[str, Any], store: Path) -> tuple[Tasks, Tasks, dict
 
     Returns:
         {"corpus/task": ...}; {"corpus/domain": ...}, tasks for the held-out loss of each domain; and {corpus: its
-        documents}.
+        held-out documents}.
     """
     spec = probes.specification()["tasks"]
     tasks: Tasks = {}
@@ -171,14 +171,14 @@ def held_out_tasks(run: dict[str, Any], store: Path) -> tuple[Tasks, Tasks, dict
         texts[corpus] = list(sources)
         for name, items in probes.items(texts[corpus], run["config"]["model"]["seq"], sources).items():
             tasks[f"{corpus}/{name}"] = (spec[name], items)
-        for name, items in probes.by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
+        for name, items in probes.held_out_by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
             domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)
     return tasks, domains, texts
 
 
 def masked_tasks(tasks: Tasks, model: Any) -> Tasks:
-    """The tasks that a masked language model can do: the loss on masked tokens of the same held-out text. The names get
-    the mask rate appended, since losses at different rates cannot be compared."""
+    """The held-out loss tasks for a masked language model, on the same text. Their names contain the mask rate, since
+    losses at different rates cannot be compared."""
     rate = f"masked_{model.cfg.mask_rate:.0%}"
     return {f"{name}_{rate}": task for name, task in tasks.items() if task[0]["metric"] == "bits_per_byte"}
 
@@ -203,8 +203,8 @@ def masked_outcome(
 def load(
     directory: Path, weights: Weights, run: dict[str, Any], store: Path, precision: str | None, rank: int
 ) -> tuple[Any, Any, str, int]:
-    """The model with its trained weights, its tokenizer, the precision that it computes in, and how many GPUs there
-    are. `precision` and `rank` as in `judge`."""
+    """The model with its trained weights, its tokenizer, the precision in which it computes, and the number of GPUs.
+    `precision` and `rank` are those of `judge`."""
     import torch
 
     from model.config import ModelConfig
@@ -227,7 +227,7 @@ def load(
 
 
 def start_rank(directory: Path, words: list[str], rank: int) -> subprocess.Popen:
-    """Start process number `rank`, which shares the work of this one; `words`: its options."""
+    """Start the evaluation process number `rank`, which shares the work with this one. `words`: its options."""
     command = [sys.executable, "-m", "eval", str(directory), *words, "--rank", str(rank)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
@@ -259,9 +259,10 @@ def our_entry(spec: dict[str, Any], items: list[dict], outcome: dict[str, Any]) 
 
 
 def loss(samples: list[dict]) -> dict[str, Any]:
-    """Of documents [{"nats", "bytes"}]: {"value": bits per byte, "stderr", "bytes", "n": documents}.
+    """The loss over documents [{"nats", "bytes"}]: {"value": bits per byte, "stderr", "bytes", "n": documents}.
 
-    The value is the ratio of the sums, so that each byte counts the same, and not the mean of the documents' ratios.
+    The value is the ratio of the sums, in which each byte has the same weight, and not the mean of the documents'
+    ratios.
     """
     nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
     return {
@@ -277,12 +278,12 @@ def task_stderr(samples: list[dict]) -> float | None:
 
 
 def number(value: float) -> float | None:
-    """`value`, or None when it is NaN or infinite, as is the standard error of a single item: JSON has no NaN."""
+    """`value`, or None where it is NaN or infinite, as the standard error of one item is: JSON has no NaN."""
     return value if math.isfinite(value) else None
 
 
 def scaled(value: float | None) -> float | None:
-    """A fraction as percent; None stays None."""
+    """A fraction in percent; None for None."""
     return None if value is None else 100 * value
 
 
@@ -294,8 +295,8 @@ def known_or_none(scores: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def mean(entries: list[dict], key: str) -> float | None:
-    """The unweighted mean of entries[...][key] over tasks. key="stderr": the standard error of the mean of independent
-    tasks. None where one of the numbers is None."""
+    """The unweighted mean of the values under `key` over the entries of several tasks; for key="stderr" the standard
+    error of that mean for independent tasks. None where one of the values is None."""
     if any(entry[key] is None for entry in entries):
         return None
     values = np.array([entry[key] for entry in entries])
@@ -311,7 +312,7 @@ def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     rate, console = TextColumn("{task.fields[rate]} tokens/s"), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), rate, TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(rundir.printable(f"evaluate {name}"), total=None, rate="-")
+    task = bar.add_task(safe_files.printable(f"evaluate {name}"), total=None, rate="-")
 
     def advance(done: int, total: int) -> None:
         speed = bar.tasks[0].speed

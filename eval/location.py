@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 
 
 def inside(path: Path, folder: Path) -> Path:
-    """`path`, with symbolic links followed.
+    """`path` with symbolic links resolved.
 
     Raises:
-        ValueError: when that leaves `folder`.
+        ValueError: the resolved path is not below `folder`.
     """
     resolved = path.resolve()
     if not resolved.is_relative_to(folder.resolve()):
@@ -35,18 +35,18 @@ def read_run(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: when it is missing, damaged, or not that of a run.
     """
-    run = rundir.read_json(directory / rundir.RUN, RUN_KEYS, rundir.RUN_TYPES)
+    run = safe_files.read_json(directory / rundir.RUN, RUN_KEYS, rundir.RUN_TYPES)
     if run is None:
         raise ValueError(f"{directory} has no {rundir.RUN}: it is not the directory of a run")
     try:
         dict(run["config"]["model"]), list(run["config"]["eval"]["corpora"]), dict(run["data"]["tokenizer"])
     except (KeyError, TypeError) as error:
-        raise rundir.Damaged(f"{directory / rundir.RUN} is damaged, or of another version: {error!r}") from None
+        raise safe_files.Damaged(f"{directory / rundir.RUN} is damaged, or of another version: {error!r}") from None
     return run
 
 
 def data_store(directory: Path, store: Path | None = None) -> Path:
-    """The store of prepared data (data/store.py) that a run reads from, with symbolic links followed.
+    """The store of prepared data (data/store.py) of a run, with symbolic links resolved.
 
     Args:
         store: the folder that the command line names, which may be anywhere; None: `data` in the OUT folder of the run.
@@ -74,7 +74,7 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
     """The tokenizer that a run was trained with.
 
     Raises:
-        ValueError: when it is not in the store, or is another one there.
+        ValueError: it is not in the store, or the store has another one in its place.
     """
     from data import tokenizer as tokenizers
 
@@ -89,10 +89,10 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
 
 
 def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
-    """The .jsonl.gz files with the held-out text of a corpus, already prepared in the store. Nothing is written here.
+    """The .jsonl.gz files with the held-out text of a corpus in the store. Nothing is prepared.
 
-    Where the corpus itself is not on this machine (OUT was copied), the prepared text with its name is used, provided
-    that the store has only one.
+    Where the files of the corpus are not on this machine, because OUT was copied, the prepared text with the name of
+    the corpus is used, if the store has only one.
 
     Raises:
         ValueError: the store does not have it.

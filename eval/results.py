@@ -1,4 +1,4 @@
-"""What an evaluation writes into a run directory: eval.json (or eval-step_N.json) and samples.jsonl.gz.
+"""The files that an evaluation writes into a run directory: eval.json (or eval-step_N.json) and samples.jsonl.gz.
 
 eval.json           scores by task and their means; written last, so that a complete one implies complete samples
 eval-step_N.json    the same for weights saved during training; there are no samples of these
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval.tasks import mirror, probes
 from eval.tasks.choice import available
 from eval.weights import Weights
@@ -27,7 +27,7 @@ REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", 
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """What the result of an evaluation depends on: versions, weights and corpora. The items follow from these."""
+    """Everything that the result of an evaluation depends on: versions, weights and corpora."""
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -37,20 +37,20 @@ def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
-    """The result in the run directory, perhaps of other weights or tasks; None where there is none or it is damaged."""
+    """The stored result, which may be of other weights or tasks; None where it is missing or damaged."""
     try:
-        result = rundir.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
+        result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
         if result is None or weights.step is not None:
             return result
-        samples = rundir.read_bytes(directory / rundir.SAMPLES)
+        samples = safe_files.read_bytes(directory / rundir.SAMPLES)
         if samples is None:
             return None
         if "samples_sha256" in result:
             return result if hashlib.sha256(samples).hexdigest() == result["samples_sha256"] else None
-        for _ in rundir.read_gzip_lines(directory / rundir.SAMPLES, ("task", "id")):
+        for _ in safe_files.read_gzip_lines(directory / rundir.SAMPLES, ("task", "id")):
             pass  # of an earlier version, without the hash: read as a whole
         return result
-    except rundir.Damaged as error:
+    except safe_files.Damaged as error:
         print(f"{error} The run is judged again.", file=sys.stderr)
         return None
 
@@ -64,8 +64,8 @@ def current(
     precision: str | None = None,
     shots: int | None = None,
 ) -> dict[str, Any] | None:
-    """The result in the run directory, if it is undamaged, of these weights, in `precision` (None: any), and `has` the
-    tasks with that many examples; else None."""
+    """The stored result, if it is undamaged, was made with these weights and in `precision` (None: any), and has the
+    tasks with this number of examples (see `has`); else None."""
     result = read(directory, weights)
     if result is None:
         return None
@@ -74,8 +74,8 @@ def current(
 
 
 def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots: int | None = None) -> bool:
-    """Whether a result has everything that an evaluation on `tasks` would give today: all of them that can be run, with
-    `shots` examples, on data that has not changed since."""
+    """Whether a result is still complete: it has all those of `tasks` that can be run, with `shots` examples, on data
+    that has not changed since."""
     judged = result.get("lm_eval_tasks")
     if not judged or not set(tasks) <= set(judged["asked"]) or judged.get("shots") != shots:
         return False
@@ -93,8 +93,8 @@ def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots
 def with_earlier_tasks(
     directory: Path, weights: Weights, tasks: list[str], data: mirror.Mirror | None, shots: int | None = None
 ) -> list[str]:
-    """`tasks` together with those that the run was evaluated on before, as far as they can still be run: eval.json is
-    written anew, and must not lose results because other tasks are requested."""
+    """`tasks` and those on which the run was evaluated before, as far as these can still be run. eval.json is written
+    again, and must not lose results because other tasks are requested."""
     earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     if not data:
         return tasks
@@ -123,9 +123,9 @@ def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[
     if weights.step is None:
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         samples = gzip.compress(lines.encode(), mtime=0)
-        rundir.write_bytes(directory / rundir.SAMPLES, samples)
+        safe_files.write_bytes(directory / rundir.SAMPLES, samples)
         result["samples_sha256"] = hashlib.sha256(samples).hexdigest()
-    rundir.write_json(directory / rundir.eval_name(weights.step), result, indent=1)
+    safe_files.write_json(directory / rundir.eval_name(weights.step), result, indent=1)
 
 
 def not_finite(value: Any, path: str = "") -> list[str]:
@@ -138,7 +138,7 @@ def not_finite(value: Any, path: str = "") -> list[str]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """A line for people: held-out loss, zero-shot mean, suite, seconds."""
+    """A line for the terminal: held-out loss, zero-shot mean, suite, seconds."""
     bits, zero_shot = result["bits_per_byte"], result["zero_shot"]
     text = f"{bits['value']:.3f}{plus_minus(bits['stderr'], 3)} bits/byte"
     if share := result.get("unknown_bytes", 0):

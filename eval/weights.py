@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 
 # train.precision of a run -> dtype of the weights in its forward passes; fp8 rounds these further in each product
 PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
@@ -40,13 +40,13 @@ class Weights:
         return _sha256(self.path, status.st_size, status.st_mtime_ns)
 
     def check(self) -> str:
-        """Compare the weights of the end with the sha256 that training wrote into `done`.
+        """Compare the weights at the end of training with the sha256 in `done`.
 
         Returns:
-            A sentence to tell the user where `done` has no hash, as earlier versions wrote it; else "".
+            A sentence for the user where `done` has no hash, since an earlier version wrote it; else "".
 
         Raises:
-            ValueError: when the file is not the one that training wrote.
+            ValueError: the file is not the one that training wrote.
         """
         if self.step is not None:
             return ""  # `read` checks each file against the manifest beside it
@@ -54,7 +54,9 @@ class Weights:
         if "weights" not in done:
             return f"{self.path.parent / rundir.DONE} has no sha256 of the weights: whether they are whole is not known"
         if done["weights"].get("sha256") != self.sha256:
-            raise rundir.Damaged(f"{self.path} is damaged: its sha256 is not the one that training wrote into `done`")
+            raise safe_files.Damaged(
+                f"{self.path} is damaged: its sha256 is not the one that training wrote into `done`"
+            )
         return ""
 
     def read(self, run: dict, model: Any) -> dict[str, Any]:
@@ -72,9 +74,9 @@ class Weights:
 
         pieces: dict[str, dict[tuple[int, int], dict[int, Any]]] = {}  # parameter -> (rank, size) -> {start: piece}
         for name, checksum in read_manifest(self.path)["files"].items():
-            path = rundir.inside(self.path, name)
-            if complaint := rundir.damage(path, checksum):
-                raise rundir.Damaged(f"{path} is damaged: {complaint}")
+            path = safe_files.inside(self.path, name)
+            if complaint := safe_files.damage(path, checksum):
+                raise safe_files.Damaged(f"{path} is damaged: {complaint}")
             for key, piece in _load(path).items():
                 cut = rundir.PieceName.parse(key)
                 pieces.setdefault(cut.parameter, {}).setdefault((cut.rank, cut.size), {})[cut.start] = piece
@@ -98,23 +100,23 @@ class Weights:
 def weights_of(directory: Path) -> list[Weights]:
     """The weights of a run that can be evaluated, in the order of training, those at its end last.
 
-    Saved weights whose checkpoint.json is damaged are left out: if training continues, it writes them again.
+    Saved weights whose checkpoint.json is damaged are left out; if training continues, it writes them again.
 
     Raises:
-        ValueError: when `done` or a path in the directory is not what training writes there.
+        ValueError: `done` is damaged, or a path leads out of the directory.
     """
     saved = []
     for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
-        rundir.inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
+        safe_files.inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
         try:
             manifest = read_manifest(folder)
             saved.append(Weights(folder, manifest["step"], manifest["tokens"]))
-        except (rundir.Damaged, KeyError):
+        except (safe_files.Damaged, KeyError):
             continue
     saved.sort(key=lambda weights: weights.step or 0)
     if rundir.read_done(directory) is None:
         return saved
-    rundir.inside(directory, rundir.WEIGHTS)
+    safe_files.inside(directory, rundir.WEIGHTS)
     return [*saved, Weights(directory / rundir.WEIGHTS)]
 
 
@@ -124,7 +126,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         Damaged: when it is missing, or not what was written.
     """
-    manifest = rundir.read_json(folder / rundir.CHECKPOINT, ["step", "tokens", "files"], {"step": int, "files": dict})
+    manifest = safe_files.read_json(
+        folder / rundir.CHECKPOINT, ["step", "tokens", "files"], {"step": int, "files": dict}
+    )
     if manifest is None or "sha256" in manifest:
         return rundir.read_checkpoint(folder)
     return manifest
@@ -138,7 +142,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise rundir.Damaged(f"{path} is damaged: {error}") from None
+        raise safe_files.Damaged(f"{path} is damaged: {error}") from None
 
 
 @functools.cache

@@ -12,11 +12,12 @@ WARM_UP, REPETITIONS = 3, 5  # untuned; the least of the repetitions counts
 
 
 def choose(model: Any, micro_batch: int) -> dict[str, float]:
-    """Have `model` use the fastest kernel that computes its attention, on all ranks the first rank's choice.
+    """Time the kernels that can compute the attention of `model`, and make it use the fastest. All ranks use the one
+    that is fastest on the first rank.
 
     Returns:
         {kernel: seconds of one layer's attention, forward and backward}, the fastest first. Empty where there is no
-        choice: on a CPU, and where only Flex or only what is written out computes it (see `attention.prepare`).
+        choice: on a CPU, and where `attention.prepare` allows only FlexAttention or only the plain formula.
     """
     cfg, weight = model.cfg, model.embed.weight
     no_choice = cfg.attn_dropout or cfg.qk_scaling or model.objective.has_extents or model.position.has_bias

@@ -1,9 +1,10 @@
-"""DeepSpeed's bf16 optimizer on a GPU: the same update in few kernels, and without the host waiting for the device.
+"""Changes to DeepSpeed's bf16 optimizer: less memory on a CPU; on a GPU the same update in fewer kernels, and without
+the host waiting for the device.
 
-DeepSpeed's own way costs, per micro-batch, three kernels for each parameter (a cast, a sum, a zero) from a Python loop,
-and per step: two fillings of all sums with zeros, a norm for each parameter, and two questions to the device ("is the
-norm finite?", "is it above the limit?") before which the host can prepare nothing. Between ranks it sums whole
-gradients, rounded to bf16, though each rank updates a part only.
+On a GPU, DeepSpeed's own way costs three kernels per parameter and micro-batch (a cast, a sum, a zero), from a Python
+loop. Each step, it fills all sums with zeros twice, computes a norm for each parameter, and asks the device twice ("is
+the norm finite?", "is it above the limit?"), for which the host has to wait. Between ranks it sums whole gradients,
+rounded to bf16, although each rank updates only a part.
 """
 
 from typing import Any
@@ -16,15 +17,16 @@ CLIP_EPSILON = 1e-6  # DeepSpeed's: clip_tensors_by_global_norm
 
 
 def use_device_updates(ds: Any) -> None:
-    """Replace what the optimizer of `ds`, a DeepSpeed engine with a BF16_Optimizer and no tensor parallelism, does with
-    gradients.
+    """Replace how the optimizer of `ds` sums, clips and applies gradients. For a GPU.
 
-    * Sums over micro-batches: the first is written, the others are added, all by one call; no zeros are filled in.
-    * Sums over ranks: each rank gets the sums, in fp32, of the part that it updates (reduce-scatter). It moves as many
-      bytes as the bf16 all-reduce in its place, and needs no copy of the gradients.
-    * The norm is of these parts. Clipping is done by AdamW's kernel, and so is leaving out an update whose gradients
-      are not finite (as torch.amp.GradScaler does it): weights, moments and step count stay as they were, and the norm
-      is infinite.
+    * Sums over micro-batches: the first gradients are written, the later ones added, in one call for all parameters.
+    * Sums over ranks: each rank receives the fp32 sums of the part that it updates (reduce-scatter). That moves as many
+      bytes as DeepSpeed's all-reduce in bf16, and needs no copy of the gradients.
+    * The norm is computed from these parts. AdamW's kernel clips, and skips an update whose gradients are not finite
+      (as with torch.amp.GradScaler): weights, moments and step count stay as they were, and the norm is infinite.
+
+    Args:
+        ds: a DeepSpeed engine with a BF16_Optimizer, without tensor parallelism.
     """
     optimizer = ds.optimizer
     group, clip = optimizer.dp_process_group, float(optimizer.clip_grad)
@@ -73,4 +75,36 @@ def use_device_updates(ds: Any) -> None:
         optimizer.clear_hp_grads()
 
     optimizer.clear_hp_grads, optimizer.update_hp_grads, optimizer.step = clear_hp_grads, update_hp_grads, device_step
+    clear_hp_grads()
+
+
+def free_fp32_gradients_between_steps(optimizer: Any) -> None:
+    """Have DeepSpeed's bf16 optimizer free the fp32 sums of the gradients after each update, and write the first
+    gradients instead of adding them to zeros. For a CPU.
+
+    Without this the sums stay allocated during the forward pass, when activations need the memory. It saves nothing
+    where micro-batches are accumulated, which is the rule on a GPU; and a GPU's allocator may not find so large a block
+    again.
+    """
+    flat, add = optimizer.fp32_groups_gradients_flat, optimizer.update_hp_grads
+    sizes = [sums.untyped_storage().nbytes() for sums in flat]
+
+    def clear_hp_grads() -> None:
+        for sums in flat:
+            sums.untyped_storage().resize_(0)
+        optimizer.fp32_groups_has_gradients = [[False] * len(group) for group in optimizer.bf16_groups]
+
+    @torch.no_grad()
+    def update_hp_grads(clear_lp_grads: bool = False) -> None:
+        if flat[0].untyped_storage().nbytes():
+            add(clear_lp_grads)
+            return
+        groups = zip(flat, sizes, optimizer.fp32_groups_gradients, optimizer.bf16_groups, strict=True)
+        for i, (whole, size, sums, params) in enumerate(groups):
+            whole.untyped_storage().resize_(size)
+            whole[sum(p.numel() for p in params) :].zero_()  # what fills it up
+            torch._foreach_copy_(sums, [p.grad.view(-1) for p in params])
+            optimizer.fp32_groups_has_gradients[i] = [True] * len(params)
+
+    optimizer.clear_hp_grads, optimizer.update_hp_grads = clear_hp_grads, update_hp_grads
     clear_hp_grads()

@@ -31,8 +31,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ablations import rundir
-from ablations.rundir import Damaged, PieceName, step_of
+from ablations import rundir, safe_files
+from ablations.rundir import PieceName, step_of
+from ablations.safe_files import Damaged
 from launch.manifest import Failed
 from model.shard import dimension, full_shape, shard, unshard
 
@@ -63,13 +64,14 @@ class Fragment:
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved in the background, loaded, and thinned out.
+    """The checkpoints of one run: saves them in the background, loads them, and removes old ones.
 
     Args:
         folder: the run's folder of checkpoints.
         keep: how many of the newest are kept.
         milestones: {step: tokens trained} of the steps at which the weights are saved for evaluation too.
-        identity: whose checkpoints these are, such as the run's fingerprint; those of another run are refused.
+        identity: what they belong to, such as {"fingerprint": the run's}; checkpoints with another identity are
+            refused.
     """
 
     def __init__(
@@ -146,12 +148,12 @@ class Checkpoints:
                 save_file({key: x for key, x in tensors.items() if PieceName.parse(key).kind in kinds}, file)
                 with open(file, "rb") as written:
                     os.fsync(written.fileno())
-                rundir.write_json(file.with_suffix(".json"), rundir.checksum(file))
+                safe_files.write_json(file.with_suffix(".json"), safe_files.checksum(file))
                 if rank == 0:
                     self._complete(file.parent, index, began)
             self.seconds = time.perf_counter() - began
             if rank == 0:
-                self._thin()
+                self._remove_old()
         except Exception as error:  # the training thread must hear of it
             if file.suffix:
                 file.unlink(missing_ok=True)
@@ -163,14 +165,14 @@ class Checkpoints:
         sums = [target / f"rank_{r}.json" for r in range(index["ranks"])]
         while not all(path.exists() for path in sums):
             time.sleep(0.02)
-        files = {path.with_suffix(".safetensors").name: rundir.read_json(path) for path in sums}
-        rundir.sync_folder(target.parent)
+        files = {path.with_suffix(".safetensors").name: safe_files.read_json(path) for path in sums}
+        safe_files.sync_folder(target.parent)
         seconds = time.perf_counter() - began
         rundir.write_checkpoint(target, {**index, "files": files, "seconds": seconds, "stall": self.stall})
         for path in sums:
             path.unlink()
 
-    def _thin(self) -> None:
+    def _remove_old(self) -> None:
         """Remove all checkpoints but the newest `keep`. One that cannot be removed, such as a file that somebody reads
         on a network file system, does not stop training: it is tried again after the next save."""
         oldest = step_of(rundir.checkpoints(self.folder)[: self.keep][-1]) or 0
@@ -207,7 +209,7 @@ class Checkpoints:
         """Fill `fragments` from the newest checkpoint that is whole and undamaged. All ranks call it together.
 
         Args:
-            before: take none of this step or later (to go back to before a loss spike).
+            before: consider only checkpoints of earlier steps than this one, to go back to before a loss spike.
 
         Returns:
             The state given to `save`, with "step"; None when there is no checkpoint.
@@ -262,7 +264,7 @@ class Checkpoints:
 def _examine(path: Path) -> tuple[dict[str, Any], str]:
     """The index of a checkpoint (its checkpoint.json), and what is wrong with it or its files, "" when nothing is.
 
-    A collective: each rank hashes a share of the files, and all return the same complaint."""
+    All ranks call it together: each hashes a share of the files, and all return the same complaint."""
     index: dict[str, Any] = {}
     complaints = []
     try:
@@ -272,12 +274,12 @@ def _examine(path: Path) -> tuple[dict[str, Any], str]:
     if complaint := _first_of_all_ranks(complaints):
         return {}, complaint
     share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
-    return index, _first_of_all_ranks([rundir.damage(path / name, sums) for name, sums in share])
+    return index, _first_of_all_ranks([safe_files.damage(path / name, sums) for name, sums in share])
 
 
 def _first_of_all_ranks(complaints: list[str]) -> str:
-    """The first complaint that any rank has, "" without one; the same on every rank, which have to agree on whether
-    they load a checkpoint. A collective."""
+    """The complaint of the lowest rank that has one, "" where none has. All ranks call it together and get the same
+    answer, since they have to agree on whether they load a checkpoint."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, complaints)
     return next((complaint for rank_complaints in gathered for complaint in rank_complaints if complaint), "")

@@ -8,15 +8,15 @@ class Clock:
     """Seconds of training of a run, over all its launches. Steps, saving checkpoints and compiling count; preparing
     data and starting processes do not.
 
-    A continued run begins with the seconds that its checkpoint recorded, so steps that a kill destroyed count neither
-    as training nor as time.
+    A continued run begins with the seconds that its checkpoint recorded. Steps that were lost because the run was
+    killed count neither as training nor as time.
     """
 
     def __init__(self, before: float, now: Callable[[], float] = time.perf_counter):
         """
         Args:
-            before: seconds on the clock already.
-            now: a clock that never goes back, in seconds.
+            before: seconds of training in earlier launches.
+            now: gives the time in seconds, and never goes back.
         """
         self.now = now
         self.start = now() - before

@@ -1,12 +1,13 @@
 """Whether the data of a study are still those that its runs were trained on: a corpus may change between two commands.
 
-The text is part of what a run is. An arm that reads another text than the baseline did differs from it in two things.
+The text is part of a run's configuration: an arm that is trained on a changed text would differ from the baseline in
+two things.
 """
 
 import contextlib
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import ConfigError
 from ablations.study import Cell, Study
 
@@ -16,7 +17,7 @@ def check_files(study: Study) -> None:
     Their hashes are remembered; only files that changed since are read again.
 
     Raises:
-        ConfigError: they changed.
+        ConfigError: a file changed.
     """
     from data.prepare import changes, sources
 
@@ -36,7 +37,7 @@ def check_prepared(study: Study) -> None:
     """Compare the prepared text and tokenizer of each run with those that it was trained on.
 
     Raises:
-        ConfigError: another one is there now.
+        ConfigError: the store now has another text or tokenizer under the same name.
     """
     from data.corpus import Missing
     from data.prepare import changes, prepare
@@ -58,7 +59,7 @@ def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
     """The runs of the study that have begun, and what run.json says of their data."""
     pairs = []
     for cell in study.cells:
-        with contextlib.suppress(rundir.Damaged):  # the run that is continued from its checkpoint writes it anew
+        with contextlib.suppress(safe_files.Damaged):  # the run that is continued from its checkpoint writes it anew
             record = cell.recorded()
             if record and isinstance(record.get("data"), dict):
                 pairs.append((cell, record["data"]))

@@ -13,13 +13,14 @@ NORM_CLASSES: tuple[type[nn.Module], ...] = (nn.LayerNorm, *NORMS.values())  # e
 def effective(engine: Any) -> dict[str, Any]:
     """{setting: value in effect} of a launch.engine.Engine, by the names of the configuration, such as model.layers.
 
-    Where layers differ, or a measured value is not the configured one, the value is a text that says so and equals no
-    configured value. All ranks call it together (the embedding is gathered over tensor parallel ranks)."""
+    Where layers differ from each other, or a measured value is not the configured one, the value is a text that says
+    so, which no configured value equals. All ranks call it together, since the embedding is gathered over tensor
+    parallel ranks."""
     blocks, cfg, tp = engine.model.blocks, engine.model.cfg, engine.model.tp
     embed = tp.gather("embed.weight", engine.model.embed.weight)
     norms: list[Any] = [module for module in engine.model.modules() if isinstance(module, NORM_CLASSES)]
     epsilons = sorted({norm.eps for norm in norms})
-    return engine.held_settings() | {
+    return engine.settings_in_effect() | {
         "train.precision": proof.precision(engine.model).value,
         "model.layers": len(blocks),
         "model.hidden": engine.model.embed.embedding_dim,

@@ -16,11 +16,12 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TextIO
 
-from ablations import answers, rundir
+from ablations import answers, rundir, safe_files
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
 from ablations.plan.reading import reading
-from ablations.rundir import Damaged, Exit
+from ablations.rundir import Exit
+from ablations.safe_files import Damaged
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
 from launch import progress
 from launch.processes import (
@@ -62,10 +63,10 @@ def run(study: Study) -> list[str]:
         except Damaged as error:  # the other runs go on
             failures.append(f"{cell.name}: {error}")
     todo = [cell for cell in cells if not is_evaluated(cell)]
-    untuned = [cell for cell in cells if study.fine_tuned and not is_fine_tuned(cell)]
+    untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         # takes a moment, unless tasks were added or have another version by now
-        if not _succeeds("-m", "eval", *study.judged, "--store", str(study.out / rundir.DATA), *evaluated):
+        if not _succeeds("-m", "eval", *study.eval_options, "--store", str(study.out / rundir.DATA), *evaluated):
             todo = (
                 cells  # evaluate each in a process of its own, so that the one that fails is named and stops no other
             )
@@ -87,14 +88,14 @@ def run(study: Study) -> list[str]:
         except Interrupted:
             phases[cell.dir] = "stopped"
         except (Failed, Damaged, OSError) as error:
-            reason = rundir.storage_error(error) if isinstance(error, OSError) else str(error)
+            reason = safe_files.storage_error(error) if isinstance(error, OSError) else str(error)
             if not reason:
                 raise
             phases[cell.dir] = "failed"
             failures.append(f"{cell.name}: {reason}")
 
     shown = threading.Event()
-    display = threading.Thread(target=progress.show, args=(todo, phases, shown))
+    display = threading.Thread(target=progress.show, args=(progress.Progress(todo, phases, at_once), shown))
     display.start()
     try:
         with processes.stopped_by_signals(), ThreadPoolExecutor(at_once) as pool:
@@ -103,14 +104,16 @@ def run(study: Study) -> list[str]:
     finally:
         shown.set()
         display.join()
+        print(flush=True)
     if processes.stopping:
         raise Interrupted
     return failures
 
 
 def register_finished(study: Study, trained: dict[Path, int]) -> None:
-    """Register the study in runs that were trained for another question, or before this one was changed. What refuses
-    the command comes before: a study that was never begun leaves no trace.
+    """Register the study in its runs that are trained already, for another question or before this one was changed.
+
+    Called after all checks, so that a command that is refused registers nothing.
 
     Args:
         trained: {run directory: its steps}.
@@ -140,9 +143,9 @@ def check_tasks(study: Study) -> None:
     """
     if study.exports and not _succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
-    if study.fine_tuned and not _succeeds("-m", "eval.finetune", *study.fine_tuned):
+    if study.glue_options and not _succeeds("-m", "eval.finetune", *study.glue_options):
         raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
-    if study.judged and not _succeeds("-m", "eval", *study.judged):
+    if study.eval_options and not _succeeds("-m", "eval", *study.eval_options):
         raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
 
 
@@ -221,11 +224,11 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
                 raise
     phases[cell.dir] = "evaluating"
     store = str(study.out / rundir.DATA)
-    command = [sys.executable, "-m", "eval", *study.judged, "--store", store, str(cell.dir)]
+    command = [sys.executable, "-m", "eval", *study.eval_options, "--store", store, str(cell.dir)]
     processes.run(command, cell.dir / rundir.EVAL_LOG, 1, threads)
-    if study.fine_tuned:
+    if study.glue_options:
         phases[cell.dir] = "fine-tuning"
-        command = [sys.executable, "-m", "eval.finetune", str(cell.dir), *study.fine_tuned, "--store", store]
+        command = [sys.executable, "-m", "eval.finetune", str(cell.dir), *study.glue_options, "--store", store]
         processes.run(command, cell.dir / rundir.GLUE_LOG, 1, threads)
     if study.exports:
         phases[cell.dir] = "exporting"
@@ -236,11 +239,11 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
 def until_decided(
     study: Study, run: Callable[[Study], list[str]], undecided: Callable[[Study], bool]
 ) -> tuple[Study, list[str]]:
-    """Run a study; where it is one that adds seeds (MORE=auto), a seed of every arm more, until every arm is decided or
-    there are as many seeds as there may be.
+    """Run a study. With MORE=auto, add one seed to every arm and run again, until every arm is decided or the largest
+    number of seeds is reached.
 
     Returns:
-        The study with the seeds that it came to, and what failed, as from `run`.
+        The study with all its seeds, and a line for each run that failed, as from `run`.
     """
     failures = run(study)
     while study.criteria.sequential and not failures and len(study.seeds) < study.criteria.seeds and undecided(study):
@@ -255,10 +258,11 @@ def until_decided(
 
 
 def check_criteria(study: Study, output: int | None = None) -> None:
-    """Check that more seeds can bring a verdict that counts, before any is trained.
+    """Check, before anything is trained, that a study that adds seeds decides by criteria that were named before its
+    runs; otherwise no number of seeds makes its verdicts count.
 
     Raises:
-        ConfigError: when the study adds seeds, and by a metric, margin or noise floor that was chosen after its runs.
+        ConfigError: the study adds seeds, and its metric, margin or noise floor was chosen after its runs.
     """
     if study.criteria.sequential and any((cell.dir / rundir.RUN).exists() for cell in study.cells):
         if _exit_code("-m", "eval.report.undecided", "--criteria", *study.words, output=output) == Exit.INVALID:
@@ -266,7 +270,10 @@ def check_criteria(study: Study, output: int | None = None) -> None:
 
 
 def undecided(study: Study, output: int | None = None) -> bool:
-    """Whether more seeds may decide an arm; it is printed which, to a file descriptor or to standard output.
+    """Whether an arm is undecided and more seeds may decide it. Prints which arms these are.
+
+    Args:
+        output: a file descriptor to print to; None: standard output.
 
     Raises:
         ConfigError: when the runs cannot be compared.
@@ -285,7 +292,7 @@ def main(words: list[str]) -> int:
     if words in (["-h"], ["--help"]):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
         return Exit.FINISHED
-    if not answers.is_wanted(words):
+    if not answers.asks_for_json(words):
         return run_and_report(words)
     standard_output = sys.stdout
     with redirect_stdout(sys.stderr):
@@ -299,23 +306,23 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
     def refused(reason: str, code: Exit) -> Exit:
         if as_json:
             print(answers.error(reason), file=json_to, flush=True)
-        print(f"error: {rundir.printable(reason)}", file=sys.stderr)
+        print(f"error: {safe_files.printable(reason)}", file=sys.stderr)
         return code
 
     began = time.monotonic()
     try:
-        _, words = answers.wanted(words)
+        _, words = answers.take_format(words)
         study = from_args(from_anywhere(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)
         study, failures = until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))
         for failure in failures:
-            print(f"failed: {rundir.printable(failure)}", file=sys.stderr)
+            print(f"failed: {safe_files.printable(failure)}", file=sys.stderr)
         reported = _exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))
     except ConfigError as error:
         return refused(str(error), Exit.INVALID)
     except OSError as error:
-        if not (reason := rundir.storage_error(error)):
+        if not (reason := safe_files.storage_error(error)):
             raise
         return refused(reason, Exit.FAILED)
     except (Interrupted, KeyboardInterrupt):

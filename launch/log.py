@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import Run
 
 
@@ -26,12 +26,12 @@ class Log:
 
     def rewind(self, last_step: int) -> None:
         """Remove the rows after step `last_step`, and damaged lines, which are reported on the terminal."""
-        rundir.read_bytes(self.path)  # raises Damaged for a link or a folder, which must not be overwritten
-        rows, damage = rundir.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
+        safe_files.read_bytes(self.path)  # raises Damaged for a link or a folder, which must not be overwritten
+        rows, damage = safe_files.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
         if damage:
             print(damage, flush=True)
-        rundir.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step))
-        self.file = rundir.open_to_write(self.path, append=True)
+        safe_files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step))
+        self.file = safe_files.open_to_write(self.path, append=True)
 
     def write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row, allow_nan=False).encode() + b"\n")

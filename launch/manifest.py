@@ -1,4 +1,5 @@
-"""run.json: what the run is, where it came from, and the proof that it is what it says; written before step one."""
+"""Writes run.json before the first step: configuration, code, machine and data of a run, and the proofs that the model
+is the configured one."""
 
 import importlib.metadata
 import math
@@ -10,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import Run
 from ablations.study import ROOT, Cell
 
@@ -44,14 +45,14 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     """
     import torch.distributed as dist
 
-    from data.prepare import denied, epochs, prepare
+    from data.prepare import cannot_write_message, epochs, prepare
 
     def prepared() -> dict[str, Any]:
         request = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
         try:
             return prepare(*request, recipe=run.data.recipe, mask=run.model.masks)
         except (ValueError, RuntimeError, PermissionError) as error:
-            raise Failed(denied(error) if isinstance(error, PermissionError) else str(error)) from error
+            raise Failed(cannot_write_message(error) if isinstance(error, PermissionError) else str(error)) from error
 
     if dist.get_rank() == 0:
         prepared()
@@ -95,7 +96,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     differing = {k: (v, declared[k]) for k, v in effective.items() if v != declared[k]}
     if differing:
         raise Mismatch("; ".join(f"{k} is {v[0]} in effect and {v[1]} by configuration" for k, v in differing.items()))
-    this_launch = describe_launch(hosts)
+    this_launch = describe_launch(hosts) | {"execution": engine.execution}
     before = cell.recorded()
     if before and before["data"]["sha256"] != data["sha256"]:
         was = before["data"]["sha256"]
@@ -110,7 +111,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
         "delta": cell.delta,
         "fingerprint": cell.run.fingerprint,
         "registered": registered(cell),
-        **({k: before[k] for k in this_launch} if before else this_launch),
+        **({k: before[k] for k in this_launch if k in before} if before else this_launch),
         "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
         "data": data,
         "data_store": str(store),
@@ -122,11 +123,12 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        rundir.write_json(cell.dir / rundir.RUN, record, indent=1)
+        safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
 def registered(cell: Cell) -> str:
-    """The hash of what was registered first in the run's directory; "" where nothing was, as of runs of before."""
+    """The hash of the first registration in the run's directory; "" where there is none, as in runs of versions that
+    did not register."""
     before = cell.recorded()
     lines, _ = rundir.read_registered(cell.dir)
     if before:
@@ -135,11 +137,11 @@ def registered(cell: Cell) -> str:
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
-    """Write into run.json at which steps the run went back to a checkpoint, and which samples it skipped then."""
+    """Write into run.json from which steps the run went back to a checkpoint, and which samples it then skipped."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        rundir.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
+        safe_files.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
@@ -154,8 +156,7 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "commit": commit(),
-        "versions": {"python": platform.python_version()}
-        | {p: importlib.metadata.version(p) for p in RECORDED_PACKAGES},
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in RECORDED_PACKAGES},
         "hardware": {
             "device": torch.cuda.get_device_name() if cuda else cpu,
             "ranks": len(hosts),
@@ -167,7 +168,7 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """Its version. Training on data that are prepared does without datatrove."""
+    """The version of a package; "not installed" for datatrove where the data was prepared on another machine."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,6 +1,7 @@
-"""Before the first step: is every node fit to train on? A bad node is named, and the next attempt is kept off it.
+"""Checks before the first step that every node is fit to train on. Unfit nodes are named in a file, and the next
+attempt avoids them.
 
-Each rank measures its own node; all ranks see all measurements and come to the same verdict.
+Each rank measures its own node. All ranks receive all measurements, and come to the same verdict.
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import ConfigError, Run
 from launch.watch import Stop
 from model.memory import estimate
@@ -78,7 +79,7 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
         print(f"{len({n.host for n in nodes})} nodes checked{rates}", flush=True)
     if bad:
         if dist.get_rank() == 0:
-            rundir.append(out / rundir.BAD_NODES, "".join(f"{host} {why}\n" for host, why in bad.items()))
+            safe_files.append(out / rundir.BAD_NODES, "".join(f"{host} {why}\n" for host, why in bad.items()))
         raise Stop("; ".join(f"node {host}: {why}" for host, why in bad.items()), rundir.Exit.BAD_NODE)
     return nodes
 
@@ -213,26 +214,25 @@ def check_fp8(run: Run) -> None:
 
 
 def check_memory(run: Run, ranks: int) -> None:
-    """Refuse by arithmetic what would run out of memory at hour two.
+    """Refuse a run that by estimate does not fit into the memory of its device.
 
     Raises:
-        ConfigError: with the largest micro-batch that would fit.
+        ConfigError: it does not fit; the message names the largest micro-batch that would.
     """
-    total = memory()
-    if need(run, run.layout.micro_batch, ranks) <= FULL * total:
+    total = device_memory()
+    if bytes_needed(run, run.layout.micro_batch, ranks) <= FULL * total:
         return
     fits = largest_micro_batch(run, ranks, run.layout.micro_batch - 1)
     cure = "no micro-batch does: more ranks (ZeRO shares the optimizer among them), or a smaller model"
     if fits:
-        cure = f"layout.micro_batch={fits} would need {need(run, fits, ranks) / 1e9:.3g} GB"
-    wanted = need(run, run.layout.micro_batch, ranks) / 1e9
-    raise ConfigError(f"the run needs {wanted:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")
+        cure = f"layout.micro_batch={fits} would need {bytes_needed(run, fits, ranks) / 1e9:.3g} GB"
+    needed = bytes_needed(run, run.layout.micro_batch, ranks) / 1e9
+    raise ConfigError(f"the run needs {needed:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")
 
 
 def with_micro_batch(run: Run, ranks: int) -> Run:
-    """`run` with the micro-batch that layout.micro_batch=0 leaves to the memory of the device; as it is with another.
-
-    No more than MOST_GPU or MOST_CPU, beyond which no speed is expected.
+    """The run with a micro-batch: where layout.micro_batch is 0, the largest that fits into the memory of the device,
+    up to MOST_GPU or MOST_CPU sequences (more is not expected to be faster).
 
     Raises:
         ConfigError: when not even one sequence fits.
@@ -245,17 +245,18 @@ def with_micro_batch(run: Run, ranks: int) -> Run:
 
 
 def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
-    """The largest, up to `most`, that divides what a rank has of every batch and fits by estimate; 0: none does."""
+    """The largest micro-batch, up to `most` sequences, that divides each rank's share of every batch and by estimate
+    fits into memory; 0 where none does."""
     replicas = max(1, ranks // run.layout.tp)
     for micro in range(most, 0, -1):
         whole = all(size % (micro * replicas) == 0 for size in run.batch_sizes.sizes)
-        if whole and need(run, micro, ranks) <= FULL * memory():
+        if whole and bytes_needed(run, micro, ranks) <= FULL * device_memory():
             return micro
     return 0
 
 
-def need(run: Run, micro_batch: int, ranks: int) -> int:
-    """Bytes that each rank needs, by estimate."""
+def bytes_needed(run: Run, micro_batch: int, ranks: int) -> int:
+    """Bytes of memory that each rank needs for training, by estimate."""
     replicas = max(1, ranks // run.layout.tp)
     accumulate = max(1, run.train.batch // (micro_batch * replicas))
     precision, zero, tp = run.train.precision, run.layout.zero, run.layout.tp
@@ -263,8 +264,8 @@ def need(run: Run, micro_batch: int, ranks: int) -> int:
     return estimate(run.model, micro_batch, precision, zero, replicas, accumulate, cuda, tp)["total"]
 
 
-def memory() -> int:
-    """Bytes of the device that this rank computes on."""
+def device_memory() -> int:
+    """Bytes of memory of this rank's device; on a CPU this rank's share of the machine's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

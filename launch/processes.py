@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.machine import installed_gpus
 from ablations.study import ROOT
 
@@ -29,7 +29,7 @@ RANK_VARIABLES |= {"GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "
 
 
 class Failed(RuntimeError):
-    """A command exited with an error; the message has the last one of its log."""
+    """A command exited with an error; the message is the last error in its log."""
 
 
 class Interrupted(RuntimeError):
@@ -43,8 +43,8 @@ def environment() -> dict[str, str]:
 
 
 def in_utf8(module: str, words: list[str]) -> None:
-    """Where the locale is not UTF-8, replace this process by `python -m module words` in UTF-8 mode: it would decode
-    its arguments and files otherwise than the processes that it starts."""
+    """Where the locale is not UTF-8, replace this process by `python -m module words` in UTF-8 mode. It would otherwise
+    decode arguments and files differently from the processes that it starts."""
     if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":
         os.execve(sys.executable, [sys.executable, "-m", module, *words], environment())
 
@@ -75,13 +75,13 @@ class Processes:
         self.stopping = False
 
     def run(self, command: list[str], log: Path, ranks: int, threads: int) -> None:
-        """Run `command` once for each rank, its output added to `log`; when one ends badly, end the others.
+        """Run `command` once for each rank, its output added to `log`. When a rank exits with an error, end the others.
 
         Raises:
-            Failed: a rank exited with an error; the message has the last one of `log`.
+            Failed: a rank exited with an error; the message is the last error in `log`.
             Interrupted: `stop` was called.
         """
-        with rundir.open_to_write(log, append=True) as output, self.starting:
+        with safe_files.open_to_write(log, append=True) as output, self.starting:
             if self.stopping:
                 raise Interrupted
             env = environment() | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -125,7 +125,8 @@ class Processes:
 
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
-        """Inside, Ctrl-C or SIGTERM stops all, and a second one ends all at once, this process too."""
+        """A context in which the first Ctrl-C or SIGTERM stops all commands, as `stop` does, and the second one kills
+        them and ends this process."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.stopping:
@@ -158,6 +159,6 @@ def _rank_environments(ranks: int) -> list[dict[str, str]]:
 
 def last_error(log: Path) -> str:
     """The text of a log from its last line that begins with "error: ", or its last line."""
-    lines = [line for line in rundir.read_text(log).splitlines() if line.strip()]
+    lines = [line for line in safe_files.read_text(log).splitlines() if line.strip()]
     at = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=-1)
     return "\n".join(lines[at:]).removeprefix("error: ")

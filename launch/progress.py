@@ -1,72 +1,208 @@
-"""Shows how far the runs of a study are while launch/local.py works on them: bars on a terminal, else lines."""
+"""Shows how far the runs of a study are while launch/local.py works on them.
 
-import sys
+On a terminal there is a bar for each run and one for all of them, updated in place. Elsewhere (a pipe, a log file)
+there is a line for each change of a run's state, and now and then one about all runs.
+"""
+
+import heapq
+import statistics
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from ablations import status
 from ablations.rundir import last_metric
+from ablations.safe_files import printable
 from ablations.study import Cell
 from ablations.values import human
 
-LINES = 15.0  # seconds between the lines for a run in training where there is no terminal; untuned
+SHORTEST_PAUSE = 15.0  # seconds between lines about all runs; untuned
+PAUSE_SHARE = (
+    0.05  # of the time so far: later the pause is as long as this, so that a day is some hundred lines; untuned
+)
+STAGES = ("starting", "training", "evaluating", "fine-tuning", "exporting")  # of a run, in their order
+ENDED = ("finished", "failed", "stopped")  # states in which nothing more happens to a run
 
 
-def show(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> None:
-    """Show the progress of all cells until `done` is set.
+class Progress:
+    """The states of the runs that are worked on, and from what these have taken so far the time that is left.
+
+    A run's state is its phase as launch/local.py sets it, except that one in training is "starting" until it has logged
+    a loss.
 
     Args:
         phases: {run directory: "waiting", "training", "evaluating", ...}; changed by other threads meanwhile.
+        at_once: how many runs are worked on at a time.
     """
-    (bars if sys.stdout.isatty() else lines)(cells, phases, done)
+
+    def __init__(self, cells: list[Cell], phases: dict[Path, str], at_once: int):
+        self.cells, self.phases, self.at_once = cells, phases, at_once
+        self.state = {cell.dir: "waiting" for cell in cells}
+        self.since = {cell.dir: time.monotonic() for cell in cells}
+        self.metric = {cell.dir: last_metric(cell.dir)[0] for cell in cells}
+        self.scores: dict[Path, str] = {}  # of finished runs, in words
+        self.taken: dict[str, list[float]] = {}  # seconds that runs were in a state which they have left
+
+    def update(self) -> list[Cell]:
+        """Look how far the runs are. Returns those whose state is another than at the last call."""
+        changed = []
+        for cell in self.cells:
+            phase, before = self.phases[cell.dir], self.state[cell.dir]
+            if before in ENDED:
+                continue
+            if phase != "waiting":
+                self.metric[cell.dir] = last_metric(cell.dir)[0]
+            state = "starting" if phase == "training" and not self.metric[cell.dir] else phase
+            if state != before:
+                self.taken.setdefault(before, []).append(time.monotonic() - self.since[cell.dir])
+                self.state[cell.dir], self.since[cell.dir] = state, time.monotonic()
+                if state == "finished":
+                    self.scores[cell.dir] = scores(cell)
+                changed.append(cell)
+        return changed
+
+    def position(self, cell: Cell) -> float:
+        """How much of `cell.run.length` is trained."""
+        trained = self.state[cell.dir] in ("finished", *STAGES[2:])
+        return cell.run.length if trained else cell.run.position(self.metric[cell.dir])
+
+    @property
+    def share(self) -> float:
+        """How much of all training is done, from 0 to 1."""
+        return sum(map(self.position, self.cells)) / sum(cell.run.length for cell in self.cells)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until all runs have ended, without stages that no run has been through yet. None while no run has a
+        speed.
+
+        Runs that wait are taken to be as fast as the median of the others, and to begin in their order as soon as there
+        is room.
+        """
+        speeds = [metric["tokens_per_second"] for metric in self.metric.values() if metric.get("tokens_per_second")]
+        if not speeds:
+            return None
+        ends: list[float] = []  # a heap: when the runs that were begun last will end
+        for cell in sorted(self.cells, key=lambda cell: self.state[cell.dir] == "waiting"):
+            if self.state[cell.dir] not in ENDED:
+                begin = heapq.heappop(ends) if len(ends) >= self.at_once else 0.0
+                heapq.heappush(ends, begin + self._seconds_left_of(cell, statistics.median(speeds)))
+        return max(ends, default=0.0)
+
+    def _seconds_left_of(self, cell: Cell, speed: float) -> float:
+        """Seconds that a run takes from now on, or from its beginning where it waits.
+
+        Args:
+            speed: tokens per second, where the run has none of its own.
+        """
+        state, metric = self.state[cell.dir], {"tokens": 0, "tokens_per_second": speed} | self.metric[cell.dir]
+        usual = {stage: statistics.median(self.taken[stage]) for stage in STAGES if stage in self.taken}
+        usual["training"] = cell.run.seconds_left(metric) or 0.0
+        stages = STAGES[STAGES.index(state) :] if state in STAGES else STAGES
+        seconds = sum(usual.get(stage, 0.0) for stage in stages)
+        if state in STAGES and state != "training":
+            seconds -= min(usual.get(state, 0.0), time.monotonic() - self.since[cell.dir])
+        return seconds
+
+    def describe(self, cell: Cell) -> str:
+        """The state of a run in words: in training with step, loss, speed and time left; at the end with its scores."""
+        state, metric = self.state[cell.dir], self.metric[cell.dir]
+        if state == "training":
+            facts = [f"step {cell.run.step_of_all(metric['step'])}", f"loss {metric['loss']:.3f}"]
+            if metric.get("tokens_per_second", 0) > 0:
+                facts.append(f"{human(metric['tokens_per_second'])} tokens/s")
+                if (left := cell.run.seconds_left(metric)) is not None:
+                    facts.append(f"{status.duration(left)} left")
+            return "  ".join(facts)
+        return f"finished  {self.scores[cell.dir]}" if state == "finished" else state
+
+    @property
+    def summary(self) -> str:
+        """All runs in words: how many have ended, and the time that is left for all of them."""
+        states = [self.state[cell.dir] for cell in self.cells]
+        counts = [f"{states.count('finished')} of {len(states)} finished"]
+        counts += [f"{states.count(name)} {name}" for name in ENDED[1:] if name in states]
+        if not set(states) <= set(ENDED) and (left := self.seconds_left or 0.0) >= 1:
+            counts.append(f"{'' if 'evaluating' in self.taken else 'at least '}{status.duration(left)} left")
+        return "  ".join(counts)
 
 
-def lines(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> None:
-    """Print a line when a run's phase changes, and every LINES seconds one for each run in training."""
-    printed, shown = 0.0, dict(phases)
-    while not done.wait(0.5):
-        due = time.monotonic() - printed > LINES
-        for cell in cells:
-            phase = phases[cell.dir]
-            if phase != shown[cell.dir] or (due and phase == "training"):
-                print(f"{cell.name:32} {describe(cell, phase)}", flush=True)
-            shown[cell.dir] = phase
-        if due:
-            printed = time.monotonic()
+def scores(cell: Cell) -> str:
+    """The headline scores of an evaluated run in words."""
+    facts = status.state(cell)
+    words = [f"{facts['bits_per_byte']:.3f} bits/byte"] if "bits_per_byte" in facts else []
+    words += [f"zero-shot {facts['zero_shot']:.1f} %"] if "zero_shot" in facts else []
+    return "  ".join(words)
 
 
-def bars(cells: list[Cell], phases: dict[Path, str], done: threading.Event) -> None:
-    """A bar for each run, and one for all of them."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def show(progress: Progress, done: threading.Event) -> None:
+    """Show the progress of all runs until `done` is set."""
+    from rich.console import Console
 
-    columns = [TextColumn("{task.description:32}"), BarColumn(24), TextColumn("{task.fields[words]}")]
-    with Progress(*columns, TimeElapsedColumn(), refresh_per_second=4) as bar:
-        total = bar.add_task("all runs", total=sum(c.run.length for c in cells), words="")
-        rows = {c.dir: bar.add_task(c.name, total=c.run.length, words="waiting", start=False) for c in cells}
+    console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        bars(progress, done)
+    else:
+        for line in lines(progress, done):
+            print(line, flush=True)
+
+
+def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
+    """A line when the state of a run changes, and after a pause one about all runs, if it is another than the last."""
+    width = max(len(cell.name) for cell in progress.cells)
+    began = printed = time.monotonic()
+    last = ""
+    ended = False
+    while not ended:
+        ended = done.wait(0.5)
+        for cell in progress.update():
+            yield printable(f"{cell.name:{width}}  {progress.describe(cell)}")
+        now = time.monotonic()
+        if not ended and now - printed > max(SHORTEST_PAUSE, PAUSE_SHARE * (now - began)):
+            printed, before = now, last
+            last = f"{'all runs':{width}}  {progress.share:.0%} trained  {progress.summary}"
+            if last != before:
+                yield last
+
+
+def bars(progress: Progress, done: threading.Event) -> None:
+    """A bar for each run, as far as there is room on the screen, and one for all of them."""
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    def text(name: str) -> TextColumn:
+        return TextColumn(f"{{task.{name}}}", markup=False)
+
+    with Bars(text("description"), BarColumn(16), text("fields[words]"), refresh_per_second=4) as bar:
+        total = bar.add_task("all runs", total=1.0, words="")
+        rows = {
+            cell.dir: bar.add_task(printable(cell.name), total=cell.run.length, words="waiting")
+            for cell in progress.cells
+        }
         ended = False
         while not ended:
             ended = done.wait(0.25)
-            finished = 0.0
-            for cell in cells:
-                row, phase = rows[cell.dir], phases[cell.dir]
-                trained = phase in ("evaluating", "finished")
-                position = cell.run.length if trained else cell.run.position(last_metric(cell.dir)[0])
-                finished += position
-                if phase != "waiting" and not bar.tasks[row].started:
-                    bar.start_task(row)
-                if phase in ("finished", "failed", "stopped"):
-                    bar.stop_task(row)
-                bar.update(row, completed=position, words=describe(cell, phase))
-            bar.update(total, completed=finished)
+            progress.update()
+            shown = on_screen(progress, bar.console.height - 2)  # the last line of a screen, and that of all runs
+            for cell in progress.cells:
+                bar.update(
+                    rows[cell.dir],
+                    completed=progress.position(cell),
+                    words=progress.describe(cell),
+                    visible=ended or cell.dir in shown,
+                )
+            bar.update(total, completed=progress.share, words=progress.summary)
 
 
-def describe(cell: Cell, phase: str) -> str:
-    """A run's phase in words; of one in training its step, loss, tokens per second and remaining time."""
-    metric, _ = last_metric(cell.dir)
-    speed = metric.get("tokens_per_second", 0)
-    if phase != "training" or not metric:
-        return "starting" if phase == "training" else phase
-    left = ""
-    if speed > 0 and (seconds := cell.run.seconds_left(metric)) is not None:
-        left = f"  {human(speed)} tokens/s  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
-    return f"step {cell.run.step_of_all(metric['step'])}  loss {metric['loss']:.3f}{left}"
+def on_screen(progress: Progress, most: int) -> set[Path]:
+    """The directories of the runs that are shown where there are more than `most`: those at work, then those that
+    failed or were stopped, then those that wait, then finished ones, the last of them first."""
+
+    def rank(numbered: tuple[int, Cell]) -> tuple[int, int]:
+        number, cell = numbered
+        state = progress.state[cell.dir]
+        order = ("failed", "stopped", "waiting", "finished")
+        return (order.index(state) + 1 if state in order else 0, -number if state == "finished" else number)
+
+    return {cell.dir for _, cell in sorted(enumerate(progress.cells), key=rank)[: max(1, most)]}

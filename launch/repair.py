@@ -2,17 +2,18 @@
 
 import os
 
-from ablations import rundir
-from ablations.rundir import Damaged
+from ablations import rundir, safe_files
+from ablations.safe_files import Damaged
 from ablations.study import Cell
 
 
 def repair(cell: Cell) -> str:
-    """Make a damaged run one that `launch.train` can continue. Returns what was damaged, as a sentence for the
-    terminal, "" when nothing was.
+    """Repair a damaged run directory, so that `launch.train` can continue the run.
 
-    A damaged run.json is moved aside, and written anew when training starts; `done`, where it or the weights are
-    damaged, is removed: training then starts from the last checkpoint, that of the last step, and writes both again.
+    A damaged run.json is moved aside; training writes a new one when it starts. Where `done` or the weights are
+    damaged, `done` is removed; training then starts from the checkpoint of the last step, and writes both again.
+
+    Returns: what was damaged, as a sentence for the terminal; "" when nothing was.
 
     Raises:
         Damaged: there is no checkpoint of this run to continue from.
@@ -52,15 +53,16 @@ def is_trained(cell: Cell) -> bool:
 def is_evaluated(cell: Cell) -> bool:
     """Whether the run directory has an undamaged evaluation of the trained weights."""
     try:
-        return rundir.read_json(cell.dir / rundir.EVAL) is not None
+        return safe_files.read_json(cell.dir / rundir.EVAL) is not None
     except Damaged:
         return False
 
 
 def is_fine_tuned(cell: Cell) -> bool:
-    """Whether the run directory has an undamaged table of GLUE, of inputs as they are made now."""
+    """Whether the run directory has an undamaged table of GLUE results, made with the present version of the inputs
+    (`rundir.GLUE_INPUTS_VERSION`)."""
     try:
-        table = rundir.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE) or {}
+        table = safe_files.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE) or {}
     except Damaged:
         return False
     return table.get("inputs_version") == rundir.GLUE_INPUTS_VERSION

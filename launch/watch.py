@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from ablations import rundir
-from ablations.rundir import Damaged, Exit
+from ablations import rundir, safe_files
+from ablations.rundir import Exit
+from ablations.safe_files import Damaged
 
 BEAT = 5.0  # seconds between heartbeats; untuned
 DUMP_TIMEOUT = 60.0  # seconds that writing the stacks of a hang may take, then the rank leaves anyway; untuned
@@ -35,13 +35,12 @@ class Watch:
     """Watches one rank of a run, on a thread of its own.
 
     Args:
-        folder: the run directory; `stop` in it makes the run save and leave, to be submitted again.
-        steps: of the whole run; None where a wall clock ends it.
-        out: the output root; `stop` there ends all runs below it, and keeps new ones from starting.
-        steps: the steps of the whole run, for the heartbeat.
+        folder: the run directory; a file `stop` in it makes the run save and exit, to be submitted again.
+        out: the output root; a file `stop` there ends all runs below it, and keeps new ones from starting.
+        steps: the steps of the whole run, for the heartbeat; None where a wall clock ends the run.
         hosts: the node of each rank.
-        hang: a step that takes longer than this many times the median step is a hang,
-        patience: unless it has taken fewer seconds than this.
+        hang: a step is a hang when it takes longer than this many times the median step,
+        patience: and longer than this many seconds.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def stepped(self, step: int) -> None:
-        """Tell the watchdog that `step` is done."""
+        """Note that `step` was made now."""
         now = time.monotonic()
         if self.step:  # the first one compiles and warms up
             self.durations.append(now - self.last_progress)
@@ -82,7 +81,7 @@ class Watch:
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """Around saving or loading a checkpoint: the time limit is then that of storage, not that of a step."""
+        """A context for saving or loading a checkpoint; inside, the time limit is that of storage, not of a step."""
         self.last_progress, self.storage = time.monotonic(), True
         yield
         self.last_progress, self.storage = time.monotonic(), False
@@ -112,8 +111,8 @@ class Watch:
         for folder in (self.out, self.folder):
             path = folder / rundir.STOP
             with suppress(Damaged):  # a network file system that does not answer is asked again
-                if (content := rundir.read_bytes(path)) is not None:
-                    return f"{path}: {rundir.printable(content.decode(errors='replace')).strip()}"
+                if (content := safe_files.read_bytes(path)) is not None:
+                    return f"{path}: {safe_files.printable(content.decode(errors='replace')).strip()}"
         return ""
 
     def _beat(self) -> None:
@@ -131,20 +130,20 @@ class Watch:
             "limit": self.limit,
         }
         with suppress(OSError):  # a full disk: the checkpoint will say so
-            rundir.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
+            safe_files.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
 
     def _hung(self, seconds: float) -> None:
-        """Write the stack of every thread of this rank to a file, and exit with RESUBMIT. The other ranks, which wait
-        for this one, do the same, or Slurm ends them."""
+        """Write the stacks of all threads of this rank to a file, and exit with RESUBMIT. The other ranks, which wait
+        for this one, do the same after their own time limit, or Slurm ends them."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
-            where = rundir.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
+            where = safe_files.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
             who = f"rank {self.rank} on {socket.gethostname()}"
             storage = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
             what = f"{who}: no step for {seconds:.0f} s{storage}, stacks in {where.parent}"
             event(self.folder, self.step, "hang", what)
             where.parent.mkdir(exist_ok=True)
-            with rundir.open_to_write(where) as file:
+            with safe_files.open_to_write(where) as file:
                 file.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n".encode())
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
@@ -152,8 +151,8 @@ class Watch:
             os._exit(Exit.RESUBMIT)
 
     def speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Raise an alarm when training has become much slower than it was, and name the rank that is slower than the
-        others; one alarm until it is as fast again.
+        """Record an event when training has become much slower than it was, naming a rank that is slower than the
+        others. The next event follows only after training was as fast again.
 
         Args:
             busy: seconds that each rank spent computing since the last call, waiting for others left out.
@@ -180,18 +179,19 @@ SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
 def stop_file(folder: Path) -> str:
     """Path and content of the stop file in a run directory or in the output root; "" where there is none."""
     path = folder / rundir.STOP
-    return f"{path}: {rundir.read_text(path)}" if path.exists() else ""
+    return f"{path}: {safe_files.read_text(path)}" if path.exists() else ""
 
 
 def event(folder: Path, step: int, kind: str, detail: str) -> None:
-    """Record what happened to a run at a step beyond training it, in events.jsonl and on the terminal.
+    """Record an incident of a run, in events.jsonl and on the terminal.
 
-    kind: one word, such as "hang" or "slow"."""
+    Args:
+        step: when it happened.
+        kind: one word, such as "hang" or "slow".
+        detail: what happened, in words.
+    """
     with suppress(OSError):
-        rundir.append_row(folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail})
+        safe_files.append_row(
+            folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail}
+        )
     print(f"step {step}: {kind}: {detail}", flush=True)
-
-
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's events.jsonl; damaged lines are left out."""
-    return rundir.read_lines(folder / rundir.EVENTS, ["step", "event", "detail"])[0]

@@ -1,15 +1,15 @@
-"""Attention: one score formula, three executors.
+"""Attention: one formula for the scores, and several ways to compute it.
 
-score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) where q sees k, and minus infinity elsewhere. What is
-seen is the objective's to say (`Objective.sees`): k <= q, where it is causal.
+score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) where q sees k, and minus infinity elsewhere. Which
+keys a query sees is defined by the objective (`Objective.sees`); where it is causal, k <= q.
 
-`plain` writes the scores out: it is the oracle, and in bf16 on a CPU it is also the fast one. `masked` hands bias and
-mask to torch's attention, whose CPU kernel is the fast one in fp32. In both a bias costs nothing, because it is added
-with the mask.
+`plain` computes the matrix of scores. The other ways are tested against it; in bf16 on a CPU it is also the fastest.
+`masked` gives bias and mask to torch's attention, whose CPU kernel is the fastest in fp32. In both a bias takes no
+extra time, because it is added together with the mask.
 
-On a GPU `unbiased` calls torch's attention without a mask tensor, so that its cuDNN and flash kernels can serve: for
-schemes that add nothing to the scores, where all sequences see alike. `fused` gives any formula to FlexAttention, which
-compiles it into a Triton kernel (it has no backward on a CPU).
+On a GPU `unbiased` calls torch's attention without a mask tensor, which its cuDNN and flash kernels require. It serves
+position schemes that add nothing to the scores, where all sequences have the same mask. `fused` gives any formula to
+FlexAttention, which compiles it into a Triton kernel (it has no backward pass on a CPU).
 """
 
 import functools
@@ -45,18 +45,21 @@ FLEX_OPTIONS = {"BACKEND": "TRITON"}
 
 @dataclass
 class Arrangement:
-    """The positions of the tokens of a batch and what each token sees, where that does not follow from their order
-    (eval/tasks/rows.py).
+    """The positions of the tokens of a batch and what each token sees, where these do not follow from the tokens'
+    order: in evaluation, inputs that begin alike share a row (eval/tasks/rows.py), and earlier tokens are cached.
 
-    at_BT: the position of each token. sees_BTS: whether a token (T) sees a token of the past or of the batch (S = P +
-    T); each has to see at least one. past: for each layer the keys and values [B, H, P, K] of earlier tokens, with
-    their positions in at_BP; a forward pass appends its own. None: nothing is cached.
+    positions_BT: the position of each token.
+    sees_BTS: whether token T of the batch sees token S, where S counts the P cached tokens first and then the batch's.
+        Each token has to see at least one.
+    past: for each layer the cached keys and values [B, H, P, K] of earlier tokens; a forward pass appends its own.
+        None: nothing is cached.
+    past_positions_BP: the positions of the cached tokens.
     """
 
-    at_BT: Tensor
+    positions_BT: Tensor
     sees_BTS: Tensor
     past: list[tuple[Tensor, Tensor]] | None = None
-    at_BP: Tensor | None = None
+    past_positions_BP: Tensor | None = None
 
 
 def prepare(
@@ -70,16 +73,22 @@ def prepare(
     qk_scaling: bool = False,
     kernel_name: str | None = None,
 ) -> Attend:
-    """The attention that every layer of one forward pass shares, for inputs like `x_BTD`.
+    """The attention function that all layers of one forward pass share.
 
-    `dropout` is the share of the attention probabilities that is dropped. The fused kernel cannot, so a GPU runs one of
-    the others, also with 0, where nothing is dropped now: what is proved and judged is what trains. None: never.
-    `objective`, `extents_B`: what is seen, without an arrangement.
-    `qk_scaling`: see `plain`; in the others, scores are fp32 and never overflow.
-    `kernel_name`: on a GPU which of TORCH_KERNELS, or FLEX, computes what `takes_no_bias` allows; None: torch's choice.
+    Positions act in this function and nowhere else in attention, so that no layer can miss them.
 
-    Returns a function of q, k, v, each [B, H, T, K], giving [B, H, T, K]. Positions act here and nowhere else in
-    attention, so no layer can miss them.
+    Args:
+        x_BTD: the input of the first layer, for shape, precision and device.
+        dropout: the share of the attention probabilities that is dropped. None: this model never drops any. With a
+            number, also 0, a GPU does not use the kernels that cannot drop, so that evaluation and proofs use the
+            kernel that trains.
+        arrangement: positions and visible tokens, where they do not follow from the tokens' order.
+        objective, extents_B: what tokens see, where there is no arrangement.
+        qk_scaling: see `plain`; elsewhere scores are fp32 and do not overflow.
+        kernel_name: on a GPU, the one of TORCH_KERNELS, or FLEX, to use where `takes_no_bias` allows a choice; None:
+            torch chooses.
+
+    Returns: a function of q, k and v, each [B, H, T, K], with the result [B, H, T, K].
     """
     if arrangement:
         return arranged(position, heads, x_BTD, arrangement, dropout or 0.0)
@@ -112,8 +121,11 @@ def plain(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Attention by writing out the scores: the visible part of a matrix [B x H, T, T] is held in memory. `layer`: the
-    number of the layer, where QK layer scaling divides by it."""
+    """Attention that computes the matrix of scores, [B x H, T, T], of which the visible part is held in memory.
+
+    The returned function takes the number of the layer besides q, k and v: with QK layer scaling, scores are computed
+    divided by it so that they do not overflow in fp16, and multiplied by it again in fp32.
+    """
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
@@ -137,8 +149,8 @@ def masked(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Attention by torch's scaled_dot_product_attention with bias and mask as a float tensor of four dimensions; with
-    three it would take a slow path."""
+    """Attention by torch's scaled_dot_product_attention, with bias and mask as one float tensor. It has four
+    dimensions, since torch computes slowly with three."""
     T = x_BTD.shape[1]
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     bias = bias if bias.dim() == 4 else bias.view(1, -1, T, T)
@@ -166,8 +178,9 @@ def unbiased(position: Position, objective: Objective, kernel_name: str | None =
     all keys.
 
     Args:
-        kernel_name: the one of TORCH_KERNELS that computes it; None: torch chooses.
-        or_plain: use torch's plain attention where that kernel cannot; without it that is a RuntimeError.
+        kernel_name: the one of TORCH_KERNELS to use; None: torch chooses.
+        or_plain: whether torch may use its plain attention where that kernel does not support the shape or precision;
+            otherwise the call raises RuntimeError there.
     """
     backends = list(TORCH_KERNELS.values()) if kernel_name is None else [TORCH_KERNELS[kernel_name]]
     if or_plain:
@@ -182,20 +195,23 @@ def unbiased(position: Position, objective: Objective, kernel_name: str | None =
 
 
 def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0) -> Attend:
-    """Attention for tokens at any positions, which see what the arrangement says, with the keys and values of earlier
-    passes."""
+    """Attention for tokens at the positions of an arrangement, which see what it says, cached tokens included."""
     B, T, _ = x_BTD.shape
-    at_BT, past, passed = arrangement.at_BT, arrangement.past, itertools.count()
-    at_BS = at_BT if arrangement.at_BP is None else torch.cat((arrangement.at_BP, at_BT), dim=1)
+    positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
+    at_BS = (
+        positions_BT
+        if arrangement.past_positions_BP is None
+        else torch.cat((arrangement.past_positions_BP, positions_BT), dim=1)
+    )
     h = torch.arange(heads, device=x_BTD.device)[:, None, None]
-    bias = position.bias(h, at_BT[:, None, :, None], at_BS[:, None, None, :])
+    bias = position.bias(h, positions_BT[:, None, :, None], at_BS[:, None, None, :])
     bias = torch.where(arrangement.sees_BTS[:, None], bias, -math.inf).to(x_BTD.dtype)  # [B, 1 or H, T, S]
     written_out = x_BTD.dtype != torch.float32 and not x_BTD.is_cuda  # see `prepare`
     if written_out:
         bias = bias.expand(B, heads, T, -1).reshape(B * heads, T, -1)
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, layer: int = 1) -> Tensor:
-        q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK, at_BT)
+        q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK, positions_BT)
         if past is not None:
             i = next(passed)
             if i < len(past):
@@ -246,10 +262,10 @@ BLOCK_MASKS: dict[tuple[Any, ...], Any] = {}  # by objective, length and device
 
 
 def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
-    """FlexAttention's block mask for T tokens, where all sequences see alike; made once.
+    """FlexAttention's block mask for T tokens, where all sequences have the same mask. It is made once and cached.
 
-    Ask for it before a forward pass is compiled: torch.compile looks through a functools cache, and would make the mask
-    anew in every forward pass of the graph.
+    Call it before a forward pass is compiled: torch.compile ignores the cache, and a graph that makes the mask would
+    make it in every forward pass.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 

@@ -68,8 +68,8 @@ def weights_cast(model: Any) -> Iterator[None]:
 
 
 class FP8Layers(Layers):
-    """Makes the layers of a model in FP8. The output matrix comes from `column` too, but only its weight is read, by
-    the loss."""
+    """Makes linear layers that multiply in FP8. The output matrix is made here too, but its product is in bf16, since
+    the loss uses only its weight."""
 
     def column(self, into: int, out: int, bias: bool) -> nn.Module:
         return FP8Linear(into, out, bias)

@@ -25,8 +25,10 @@ from model.shard import SINGLE, Ranks
 
 
 def prepare_to_compile() -> None:
-    """Call before torch.compile: it registers functions that a graph calls without tracing them. Not done at import,
-    since torch then loads its compiler, which takes a second or two that an uncompiled run does not need."""
+    """Register the functions that a compiled graph calls without tracing them. Call it before torch.compile.
+
+    It is not done at import, because torch then loads its compiler, for which an uncompiled run would wait a second or
+    two."""
     cross_entropy.prepare_to_compile()
     position.prepare_to_compile()
 
@@ -181,8 +183,8 @@ class GPT(nn.Module):
         """
         if arrangement is None:
             self.objective.check(extents_B)
-        at_BT = arrangement.at_BT if arrangement else None
-        x_BTD = self.drop(self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)))
+        positions_BT = arrangement.positions_BT if arrangement else None
+        x_BTD = self.drop(self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)))
         dropout = (self.cfg.attn_dropout if self.training else 0.0) if self.cfg.attn_dropout else None
         heads, objective = self.cfg.heads // self.tp.size, self.objective
         attend = attention.prepare(
@@ -197,7 +199,7 @@ class GPT(nn.Module):
             self.attention_kernel,
         )
         if dropout:
-            attend = self.tp.own_noise(attend)
+            attend = self.tp.draw_dropout_by_rank(attend)
         for number, block in enumerate(self.blocks, start=1):
             last = only if number == self.cfg.layers else None
             x_BTD = block(x_BTD, functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend, last)

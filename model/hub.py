@@ -9,10 +9,10 @@
 | an encoder: learned, GELU, LayerNorm, post-LN,      | BERT      |
 | model.sumnorm, output_bias and head_transform=bert  |           |
 
-Decoders have pre-LN blocks; all have tied or untied output. A model in between has no counterpart and is refused.
-hub_decoders.py and hub_encoders.py say how each is written. The
-embedding keeps its padding rows: `vocab_size` is the padded size, as the model was trained, and `unpadded_vocab_size`
-in config.json is that of the tokenizer.
+Decoders have pre-LN blocks; in all of them the output matrix may be tied or untied. Any other combination of settings
+has no counterpart, and is refused. model/hub_decoders.py and hub_encoders.py say how each architecture is written. The
+embedding keeps its padding rows: `vocab_size` in config.json is the padded size, with which the model was trained, and
+`unpadded_vocab_size` is that of the tokenizer.
 """
 
 import itertools
@@ -54,7 +54,7 @@ def counterpart(cfg: ModelConfig) -> Format:
     """The format of Hugging Face that computes this model.
 
     Raises:
-        ValueError: when there is none; the message names the settings that the nearest format has otherwise.
+        ValueError: there is none; the message names the settings in which the model differs from the nearest format.
     """
     for field in fields(cfg):
         if not any(field.name in (*f.needs, *f.sizes, *FREE) for f in FORMATS):
@@ -98,11 +98,13 @@ def save(
     origin: dict[str, Any] | None = None,
     pad: int | None = None,
 ) -> None:
-    """Write config.json and model.safetensors into the folder `to`; of a decoder generation_config.json too.
+    """Write a model into the folder `to`: config.json and model.safetensors; of a decoder also generation_config.json.
 
-    state: model.state_dict(), in the precision it is to have. eod: the id that begins and ends a document.
-    origin: what config.json is to say about where the model comes from.
-    pad: the id that fills up shorter texts, of an encoder; None, where its tokenizer has none.
+    Args:
+        state: model.state_dict(), in the precision in which it is to be stored.
+        eod: the id of the token that begins and ends a document.
+        origin: where the model comes from, stored in config.json.
+        pad: of an encoder, the id of the token that pads shorter texts; None where its tokenizer has none.
 
     Raises:
         ValueError: when there is no such architecture, or `state` is not that of such a model.
@@ -145,8 +147,8 @@ def save(
 def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: Tensor, new: int = 16) -> float:
     """Load `folder` with transformers, and compare it with our model in fp32.
 
-    The logits of `tokens_BT`, padding rows included; and of a decoder greedy generation of up to `new` tokens: each
-    generated token has to be the one that our model finds likeliest after those before it.
+    Compared are the logits of `tokens_BT`, including those of the vocabulary's padding rows. Of a decoder, up to `new`
+    tokens are generated greedily too, and each has to be the one that our model finds likeliest at its place.
 
     Returns: the largest difference of logits, relative to the largest logit (or to 1, where that is smaller).
 
@@ -192,10 +194,11 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
 def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Read a checkpoint in one of these formats, written by `save` or by transformers.
 
-    Returns: the configuration, and the state for GPT(cfg).load_state_dict, in the precision it was saved in. What
-    means nothing to such a model, dropout for one, is left out; settings the format has not (the rotary base of
-    GPT-2) get the value of the paper. Without `unpadded_vocab_size` the vocabulary is taken for unpadded, and stays so:
-    rows of padding that were not trained would take probability from the others.
+    Settings that do not change what such a model computes, such as dropout, are not read; settings that the format does
+    not have, such as the rotary base in GPT-2, get the usual value. Without `unpadded_vocab_size` in config.json the
+    vocabulary is read as unpadded, and gets no padding: untrained padding rows would take probability from the others.
+
+    Returns: the configuration, and the state for GPT(cfg).load_state_dict, in the precision in which it was saved.
 
     Raises:
         ValueError: for another architecture, a setting that has no counterpart here, or weights that are not whole.
@@ -236,7 +239,7 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _current(name: str, f: Format) -> str:
-    """The name that today's transformers gives a tensor."""
+    """The name that the present version of transformers gives a tensor that an older one named `name`."""
     if name in (f.head, "lm_head.weight", "embed_out.weight"):
         return f.head
     return f.prefix + name.removeprefix(f.prefix)  # a bare model, saved without its head, has no prefix

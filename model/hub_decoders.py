@@ -1,8 +1,8 @@
-"""The decoders of Hugging Face that are models of ours: GPT-2, BLOOM, GPT-NeoX and Llama."""
+"""Hugging Face's decoders that compute the same as models of ours: GPT-2, BLOOM, GPT-NeoX and Llama."""
 
 from dataclasses import replace
 
-from model.hub_format import BY_HEAD, SPLIT, TRANSPOSED, Format
+from model.hub_format import BY_HEAD, SIZES, SPLIT, TRANSPOSED, Format
 
 DECODER = {
     "objective": ("causal",),
@@ -94,14 +94,7 @@ NEOX = Format(
     architecture="GPTNeoXForCausalLM",
     prefix="gpt_neox.",
     needs={"pos": ("rotary",), "act": ("gelu",), "norm": ("layernorm",), "embnorm": (False,), **BIASED},
-    sizes={
-        "layers": "num_hidden_layers",
-        "hidden": "hidden_size",
-        "heads": "num_attention_heads",
-        "seq": "max_position_embeddings",
-        "norm_eps": "layer_norm_eps",
-        "init_std": "initializer_range",
-    },
+    sizes=SIZES,
     fixed=lambda cfg: {
         "intermediate_size": cfg.ffn,
         "hidden_act": "gelu_new",
@@ -135,14 +128,7 @@ LLAMA = Format(
         "embnorm": (False,),
         **UNBIASED,
     },
-    sizes={
-        "layers": "num_hidden_layers",
-        "hidden": "hidden_size",
-        "heads": "num_attention_heads",
-        "seq": "max_position_embeddings",
-        "norm_eps": "rms_norm_eps",
-        "init_std": "initializer_range",
-    },
+    sizes=SIZES | {"norm_eps": "rms_norm_eps"},
     fixed=lambda cfg: {
         "intermediate_size": cfg.ffn,
         "hidden_act": "gelu_new" if cfg.act == "geglu" else "silu",

@@ -1,8 +1,8 @@
-"""The encoder of Hugging Face that is a model of ours: BERT, as its masked language model."""
+"""Hugging Face's encoder that computes the same as models of ours: BERT, with its head for masked tokens."""
 
 from dataclasses import replace
 
-from model.hub_format import SPLIT, TWICE, Format
+from model.hub_format import SIZES, SPLIT, TWICE, Format
 
 # BERT tells the two texts of a pair apart by a vector that is added to each token. Ours has one kind of token: both
 # vectors are written as zeros.
@@ -27,14 +27,7 @@ BERT = Format(
         "linear_bias": (True,),
         "tied": (True,),
     },
-    sizes={
-        "layers": "num_hidden_layers",
-        "hidden": "hidden_size",
-        "heads": "num_attention_heads",
-        "seq": "max_position_embeddings",
-        "norm_eps": "layer_norm_eps",
-        "init_std": "initializer_range",
-    },
+    sizes=SIZES,
     fixed=lambda cfg: {
         "intermediate_size": cfg.ffn,
         "hidden_act": "gelu_new",

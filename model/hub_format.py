@@ -1,4 +1,5 @@
-"""How one architecture of Hugging Face is written in their files: a `Format`, and how tensors are laid out in it."""
+"""The class `Format`: how models of ours are written as one architecture of Hugging Face, setting by setting and tensor
+by tensor."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from model.config import ModelConfig
 
-# Each layout is a pair: ours -> theirs (one or several), and theirs -> ours. Biases [F] go the way of weights [F, D].
+# A layout is a pair of functions: from our tensor to theirs (one or several), and back. Biases [F] are rearranged like
+# the rows of weights [F, D].
 
 Layout = tuple[Callable[[Tensor, int], list[Tensor]], Callable[[list[Tensor], int], Tensor]]
 
@@ -28,18 +30,30 @@ def _join(xs: list[Tensor]) -> Tensor:
     return cat(xs)
 
 
+# {our setting: theirs} of the sizes of a model, under the names that most architectures use
+SIZES = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "seq": "max_position_embeddings",
+    "norm_eps": "layer_norm_eps",
+    "init_std": "initializer_range",
+}
+
+
 @dataclass(frozen=True)
 class Format:
-    """One architecture of Hugging Face.
+    """How a model of ours is written as one architecture of Hugging Face's transformers.
 
-    needs: for each of our settings that it fixes, the values it can compute.
-    sizes: our settings that are free, under their names.
-    fixed: all other settings that decide what it computes, for a model of ours.
-    dropout: their shares of dropout -> ours. They do not act in inference.
-    weights: our module -> theirs below `prefix`, {} for the layer; several where ours is one.
-    layouts: modules that are not kept as ours are.
+    needs: {our setting: the values with which the architecture computes the same as our model}.
+    sizes: {our setting: their name for it}, for settings that may have any value.
+    fixed: from our configuration, the values of all their other settings on which the computation depends.
+    dropout: {their name of a dropout probability: ours}. They do not act in inference.
+    weights: {our module: their modules}, below `prefix`, with {} for the number of the layer. There are several where
+        ours is divided among theirs.
+    layouts: {our module: how its tensors are rearranged for theirs}; modules that are not named are the same.
     head: their name of the output matrix, where it is not the token embedding.
-    constants: shapes of tensors that ours has not and that are written as zeros, which changes nothing.
+    constants: {name: shape} of tensors that our model does not have. They are written as zeros, which has no effect.
     """
 
     name: str
@@ -57,5 +71,5 @@ class Format:
 
     @property
     def causal(self) -> bool:
-        """Whether it generates text from left to right."""
+        """Whether the architecture generates text from left to right."""
         return self.needs["objective"] == ("causal",)

@@ -28,7 +28,8 @@ from model.shard import SINGLE, Ranks, full_shape, shard
 def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Ranks = SINGLE) -> None:
     """Draw all parameters of `model` in place, on the CPU in fp32, so that they are the same on every device.
 
-    Whole parameters are drawn, of which a rank keeps its part: they do not depend on tensor parallelism either.
+    Under tensor parallelism each rank draws whole parameters and keeps its part, so that the weights are the same
+    whatever the number of ranks.
 
     Raises:
         ValueError: for a parameter that the table above does not name.

@@ -1,4 +1,4 @@
-"""The factory of a model's embedding and linear layers, here in the precision of the weights and on a single rank."""
+"""The layers of which a model is made, embedding and linear, on a single rank and in the precision of the weights."""
 
 from torch import Tensor, nn
 

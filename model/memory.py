@@ -30,11 +30,12 @@ def estimate(
     Args:
         precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
-        ranks: among which it spreads the optimizer: those that hold the same part of the model.
+        ranks: how many ranks ZeRO divides the optimizer among, those that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
-        tp: ranks that hold one copy of the model together. What they need is by formula only; it was not measured.
-        recompute: whether each layer keeps its input alone and is computed again in the backward pass. For plans:
-            launch/engine.py does not do it.
+        tp: how many ranks hold one copy of the model together. For more than 1 the formula was not compared with
+            measurements.
+        recompute: whether only the input of each layer is stored, and the layer computed again in the backward pass.
+            For plans only; training here does not do it.
 
     Returns:
         weights, optimizer (fp32 masters and two moments, divided by `ranks`), gradients (with their buffers),
@@ -76,8 +77,8 @@ def estimate(
 def gradients(
     cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int, gpu: bool, tp: int = 1
 ) -> tuple[int, int, int, int, int]:
-    """Bytes of gradients and of DeepSpeed's buffers: before the last backward pass, at its begin, at its end, when
-    they are reduced, and at the update. Read from DeepSpeed 0.19.8 and measured."""
+    """Bytes of gradients and of DeepSpeed's buffers at five moments: before the last backward pass, at its start, at
+    its end, during the reduction over ranks, and at the update. From the source of DeepSpeed 0.19.8, and measured."""
     precision = "bf16" if precision == "fp8" else precision
     count, more = parameters(cfg, tp), accumulate > 1
     bucket, largest = min(BUCKET, count), cfg.padded_vocab // tp * cfg.hidden

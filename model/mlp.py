@@ -1,5 +1,5 @@
-"""The MLPs of a transformer layer. Their inner width is `ModelConfig.ffn`: all have the same number of parameters, but
-for those whose names say otherwise."""
+"""The MLPs of a transformer layer. The inner width, `ModelConfig.ffn`, is such that all have the same number of
+parameters, except those whose name ends in "unmatched"."""
 
 from typing import get_args, get_type_hints
 
@@ -28,7 +28,8 @@ class GELU(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020). Gate and up are kept apart so that no layout can scramble them."""
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020). Gate and up are two matrices; in one, their
+    rows could be mixed up when it is divided among ranks."""
 
     def __init__(self, cfg: ModelConfig, layers: Layers = LAYERS):
         super().__init__()
@@ -48,8 +49,8 @@ class GEGLU(SwiGLU):
 
 
 def _scoring() -> bool:
-    """Whether torch is in inference mode, as in evaluation; training and proofs are not. False while torch.compile
-    traces the model: the question would break its graph."""
+    """Whether torch is in inference mode, as in evaluation but not in training and proofs. False while torch.compile
+    traces the model, since asking torch would break the graph."""
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 

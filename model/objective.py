@@ -1,5 +1,5 @@
-"""Objectives, one class each: which tokens of a sequence see each other, and which outputs the loss is of. The base
-class is causal."""
+"""Objectives, one class each: which tokens of a sequence see each other, and which outputs enter the loss. The base
+class is causal language modelling."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, get_args, get_type_hints
@@ -14,8 +14,8 @@ from model.config import ModelConfig
 class SpecialTokens(NamedTuple):
     """Ids of a tokenizer's special tokens (data/tokenizer.py).
 
-    mask: stands for a masked token; None where the tokenizer has none. specials: all ids that no text is encoded as,
-    such as the end of a document.
+    mask: replaces a masked token; None where the tokenizer has none.
+    specials: all ids to which no text is encoded, such as the end of a document.
     """
 
     mask: int | None = None
@@ -26,13 +26,14 @@ NO_SPECIAL_TOKENS = SpecialTokens()
 
 
 class Batch(NamedTuple):
-    """B sequences of T tokens, and what is to be predicted of them.
+    """B sequences of T tokens, and the tokens to predict.
 
     inputs_BT: the token ids that the model reads.
-    targets_BT: the token id that the output at each position is to predict.
-    predicted: the outputs that the loss is of: None, all of them; bool [B, T], these; or int64 [B, M], the positions of
-        M outputs in each sequence, where M is the same in every batch, so that shapes are static.
-    extents_B: what `Objective.sees` has to know of each sequence; None, where it has to know nothing.
+    targets_BT: for the output at each position the token id to predict.
+    predicted: the outputs that enter the loss. None: all of them. bool [B, T]: those that are True. int64 [B, M]: the
+        positions of M outputs in each sequence, where M is the same in every batch, so that shapes are static.
+    extents_B: a number for each sequence that `Objective.sees` needs, such as the length of its prefix; None for
+        objectives that need none.
     """
 
     inputs_BT: Tensor
@@ -41,7 +42,7 @@ class Batch(NamedTuple):
     extents_B: Tensor | None = None
 
     def select(self, x_BT: Tensor) -> Tensor:
-        """From values [B, T, ...] those at the outputs that the loss is of, [N, ...], sequence by sequence."""
+        """Of values [B, T, ...] those at the outputs that enter the loss, [N, ...], sequence by sequence."""
         if self.predicted is None:
             return x_BT.flatten(0, 1)
         if self.predicted.dtype == torch.bool:
@@ -52,25 +53,26 @@ class Batch(NamedTuple):
 
     @property
     def even(self) -> bool:
-        """Whether every sequence, of any batch, has the same number of outputs that the loss is of."""
+        """Whether the same number of outputs enters the loss in every sequence of every batch."""
         return self.predicted is None or self.predicted.dtype != torch.bool
 
     @property
     def predictions(self) -> int:
-        """The number of outputs that the loss is of."""
+        """The number of outputs that enter the loss."""
         if self.predicted is None:
             return self.inputs_BT.numel()
         return int(self.predicted.sum()) if self.predicted.dtype == torch.bool else self.predicted.numel()
 
     def to(self, device: torch.device) -> "Batch":
-        """To a GPU without waiting: a copy from ordinary memory would wait for all that the GPU was told before."""
+        """The batch on a device. The copy to a GPU is from pinned memory, since one from ordinary memory would wait
+        until the GPU has finished all earlier work."""
 
-        def there(x: Tensor | None) -> Tensor | None:
+        def copied(x: Tensor | None) -> Tensor | None:
             if x is None or device.type != "cuda" or x.is_cuda:
                 return None if x is None else x.to(device)
             return x.pin_memory().to(device, non_blocking=True)
 
-        return Batch(*(there(x) for x in self))  # type: ignore[arg-type]
+        return Batch(*(copied(x) for x in self))  # type: ignore[arg-type]
 
     def split(self, rows: int) -> list["Batch"]:
         """The batch divided into batches of `rows` sequences; the last one has the rest."""
@@ -98,26 +100,32 @@ class Objective:
         """The training batch made of rows of seq + 1 token ids.
 
         Args:
-            seed, numbers: the run's seed, and the number of each row, counted from the first of the run. All that is
-                random is drawn from these two alone, so that no resume, rank, micro-batch or batch size changes it. By
-                default rows are numbered from 0.
+            seed: the run's seed.
+            numbers: the number of each row in the run; by default they are counted from 0. Whatever is random in a row
+                is drawn from the seed and this number alone, so that it does not depend on resumes, ranks, micro-batch
+                or batch size.
             tokens: the tokenizer's special tokens.
         """
         return Batch(rows_BS[:, :-1], rows_BS[:, 1:])
 
     @staticmethod
     def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Whether position `q` of sequence `b` of the batch sees position `k`: integer tensors that broadcast."""
+        """Whether position `q` of sequence `b` of the batch sees position `k`; b, q and k are integer tensors that
+        broadcast together."""
         return k <= q
 
     def check(self, extents_B: Tensor | None) -> None:
-        """Raises ValueError when extents are missing, or are given to an objective that has none: the model would not
-        be the one that was trained."""
+        """Check that extents are given where the objective has extents, and only there. Otherwise attention would
+        differ from that in training.
+
+        Raises:
+            ValueError: they are missing, or given to an objective without extents.
+        """
         if extents_B is not None:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 
     def extent(self, context: int) -> int:
-        """The extent of a sequence whose first `context` tokens are the context of what is scored.
+        """The extent of a sequence in evaluation, where its first `context` tokens are given and the rest is scored.
 
         Raises:
             ValueError: when this objective gives no left-to-right likelihood.
@@ -139,7 +147,7 @@ class Prefix(Objective):
         numbers: Sequence[int] | None = None,
         tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> Batch:
-        """The length of each prefix is uniform from 1 (the same as causal) to T (a single token is predicted)."""
+        """The length of each prefix is drawn uniformly from 1 (the same as causal) to T (one token is predicted)."""
         B, T = len(rows_BS), rows_BS.shape[1] - 1
         draws = [np.random.default_rng([seed, n]) for n in (range(B) if numbers is None else numbers)]
         extents_B = torch.tensor([draw.integers(1, T, endpoint=True) for draw in draws])
@@ -164,8 +172,9 @@ class MaskedLM(Objective):
     """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, some are replaced, and
     the outputs at their positions predict what they were.
 
-    Each sequence has the same number of them, `ModelConfig.masked`, so that shapes are static. Of them MASKED in ten
-    become the mask token and RANDOM in ten a random one, rounded; the others stay (of 32: 26, 3 and 3, as in Cramming).
+    Each sequence has the same number of these positions, `ModelConfig.masked`, so that shapes are static. MASKED tenths
+    of them get the mask token and RANDOM tenths a random token, rounded; the others keep theirs (of 32 positions: 26, 3
+    and 3, as in Cramming).
     """
 
     causal = False
@@ -179,8 +188,8 @@ class MaskedLM(Objective):
         numbers: Sequence[int] | None = None,
         tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> Batch:
-        """The inputs are the first seq tokens of each row. Special tokens are masked only where a row has too few
-        others, and are no random replacement.
+        """The inputs are the first `seq` tokens of each row. Special tokens are masked only where a row has too few
+        other tokens, and are never drawn as random tokens.
 
         Raises:
             ValueError: when there is no mask token.

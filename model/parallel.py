@@ -1,10 +1,10 @@
 """Tensor parallelism: megatron-core's layers, and its process groups for DeepSpeed. Imported only with layout.tp > 1.
 
-A tensor parallel group, whose ranks together hold one copy of the model, consists of neighbours (0 and 1, 2 and 3,
-...). Ranks with the same position in their group form a data-parallel group, over which ZeRO spreads the optimizer.
-Parameters that are not cut get equal gradients on all ranks of a group without a reduction, since their inputs are
-reduced already; in the gradient norm only those of the first rank count. The attribute `tensor_model_parallel` of the
-other parameters tells DeepSpeed so.
+A tensor parallel group holds one copy of the model, and consists of consecutive ranks (0 and 1, 2 and 3, ...). Ranks
+at the same place in their groups form a data-parallel group, over which ZeRO spreads the optimizer. Parameters that are
+not divided get equal gradients on all ranks of a group without a reduction, because their inputs are reduced already.
+In the gradient norm they count once, on the first rank; DeepSpeed recognises the divided parameters, which count on
+every rank, by their attribute `tensor_model_parallel`.
 """
 
 import warnings
@@ -34,7 +34,7 @@ CONFIG = {"config": ModelParallelConfig(use_cpu_initialization=True, perform_ini
 
 
 class _Bare(nn.Module):
-    """For megatron-core's layers: removes the empty entry that they add to every state_dict for Transformer Engine."""
+    """Removes the empty entry that megatron-core's layers add to every state_dict for Transformer Engine."""
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
@@ -68,7 +68,7 @@ class Row(_Bare, RowParallelLinear):
 class ParallelLayers(Layers):
     """Makes layers whose weights are divided among the ranks of the group; this rank holds its part.
 
-    They multiply in the precision of the weights: megatron-core's layers have FP8 only by way of Transformer Engine.
+    The layers multiply in the precision of their weights; megatron-core has FP8 only through Transformer Engine.
     """
 
     def embedding(self, rows: int, width: int) -> nn.Module:
@@ -82,10 +82,11 @@ class ParallelLayers(Layers):
 
 
 class TensorParallel(Ranks):
-    """This process among the `size` ranks that hold a model together; the process group must be there already.
+    """The `size` ranks that hold one copy of the model together, as seen from this process. The process group must be
+    initialised.
 
     Raises:
-        ValueError: when the ranks cannot be divided into groups of this size, or were divided otherwise.
+        ValueError: the ranks cannot be divided into groups of this size, or were divided into others before.
     """
 
     layers = ParallelLayers()
@@ -114,10 +115,10 @@ class TensorParallel(Ranks):
 
     @torch.no_grad()
     def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
-        """No gradient flows through it. megatron-core's own gathering wants a GPU."""
+        """Logits without a gradient. They are gathered here because megatron-core's gathering needs a GPU."""
         return torch.cat(self._parts(linear(x, weight_VD)), dim=-1)
 
-    def own_noise(self, attend: Any) -> Any:
+    def draw_dropout_by_rank(self, attend: Any) -> Any:
         def call(q: Tensor, *rest: Tensor, **named: Any) -> Tensor:
             # drawn from the numbers that all ranks share, so that these stay in step, and other in each call
             seed = int(torch.randint(2**62, ()))
@@ -143,8 +144,8 @@ class TensorParallel(Ranks):
 
 
 class MPU:
-    """The "mpu" that DeepSpeed wants: megatron-core's parallel state, with three functions that no release of it
-    has."""
+    """The object `mpu` that DeepSpeed asks about parallel groups: megatron-core's parallel state, and three functions
+    that DeepSpeed calls and megatron-core does not have."""
 
     def __init__(self, model: nn.Module):
         for name, p in model.named_parameters():

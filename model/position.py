@@ -27,12 +27,12 @@ class Position(nn.Module):
         """Whether the scheme adds something to the scores, as ALiBi does."""
         return type(self).bias is not Position.bias
 
-    def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
-        """The token embeddings with what the scheme adds to them (learned, sinusoidal). `at_BT`: the positions of the
-        tokens, where these are not 0 to T - 1."""
+    def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """The token embeddings with what the scheme adds to them (learned, sinusoidal). `positions_BT`: the positions
+        of the tokens, where these are not 0 to T - 1."""
         return x_BTD
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, at_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Queries and keys, rotated by their positions (rotary)."""
         return q_BHTK, k_BHTK
 
@@ -53,27 +53,27 @@ class Learned(Position):
         self.table = nn.Parameter(torch.empty(cfg.seq, cfg.hidden))
         self.max_length = cfg.seq
 
-    def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
-        T = x_BTD.shape[1] if at_BT is None else int(at_BT.max()) + 1
+    def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        T = x_BTD.shape[1] if positions_BT is None else int(positions_BT.max()) + 1
         if T > self.table.shape[0]:
             raise ValueError(f"learned positions end at {self.table.shape[0]} tokens; the input has {T}")
-        if at_BT is not None:
-            return x_BTD + self.table[at_BT]
+        if positions_BT is not None:
+            return x_BTD + self.table[positions_BT]
         return x_BTD + self.table[:T]
 
 
 class Sinusoidal(Position):
     """Fixed sines and cosines of geometric wavelengths, added to the token embedding (Vaswani et al. 2017)."""
 
-    def waves(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
+    def waves(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """[(B,) T, D]: sin at even coordinates, cos at odd ones, of t / 10000^(2i/D); in the precision of `x_BTD`."""
         _, T, D = x_BTD.shape
         at = functools.partial(torch.arange, device=x_BTD.device, dtype=torch.float32)
-        angle = (at(T) if at_BT is None else at_BT)[..., None] * 10000.0 ** (-at(0, D, 2) / D)
+        angle = (at(T) if positions_BT is None else positions_BT)[..., None] * 10000.0 ** (-at(0, D, 2) / D)
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :D].to(x_BTD.dtype)
 
-    def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
-        return x_BTD + self.waves(x_BTD, at_BT)
+    def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        return x_BTD + self.waves(x_BTD, positions_BT)
 
 
 class ScaledSinusoidal(Sinusoidal):
@@ -83,8 +83,8 @@ class ScaledSinusoidal(Sinusoidal):
         super().__init__(cfg)
         self.scale = nn.Parameter(torch.empty(1))
 
-    def embed(self, x_BTD: Tensor, at_BT: Tensor | None = None) -> Tensor:
-        return x_BTD + self.scale * self.waves(x_BTD, at_BT)
+    def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        return x_BTD + self.scale * self.waves(x_BTD, positions_BT)
 
 
 class Rotary(Position):
@@ -97,18 +97,18 @@ class Rotary(Position):
         super().__init__(cfg)
         self.base = cfg.rotary_base
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, at_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         T, K = q_BHTK.shape[-2:]
-        T = T if at_BT is None else int(at_BT.max()) + 1
+        T = T if positions_BT is None else int(positions_BT.max()) + 1
         cos, sin = _waves(self.base, T, K, q_BHTK.dtype, q_BHTK.device)
-        if at_BT is not None:
-            cos, sin = cos[at_BT][:, None], sin[at_BT][:, None]
+        if positions_BT is not None:
+            cos, sin = cos[positions_BT][:, None], sin[positions_BT][:, None]
         return rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)
 
 
 def prepare_to_compile() -> None:
-    """Call before torch.compile: rotary's cosines and sines are then constants of a compiled graph, instead of being
-    computed anew for every head."""
+    """Make rotary's cosines and sines constants of compiled graphs, instead of recomputing them for every head. Call it
+    before torch.compile."""
     torch.compiler.assume_constant_result(_waves)
 
 
@@ -123,7 +123,7 @@ def _waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device
 class ALiBi(Position):
     """Subtracts slope x distance from each score, a slope for each head (Press et al. 2021).
 
-    The distance |q - k| counts alike in both directions, for the keys behind the query that a prefix shows.
+    The distance is |q - k|, the same in both directions, for objectives in which a query sees later keys.
     """
 
     def __init__(self, cfg: ModelConfig):

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model import probe
 from model.fp8 import weights_cast
 from model.objective import Batch
-from model.probe import Proof
-from model.proof_attention import objective, position, qk_scaling
-from model.proof_layers import activation, biases, block, dropout, embedding_norm, head, norms, precision, tied
+from model.proofs import probe
+from model.proofs.attention import objective, position, qk_scaling
+from model.proofs.layers import activation, biases, block, dropout, embedding_norm, head, norms, precision, tied
+from model.proofs.probe import Proof
 from model.shard import full_shape
 
 PROOFS = (
@@ -48,7 +48,11 @@ class InactiveFactor(RuntimeError):
 
 
 def require(proofs: Iterable[Proof]) -> None:
-    """Raises InactiveFactor, naming every proof that failed, unless all passed."""
+    """Check that all proofs passed.
+
+    Raises:
+        InactiveFactor: some did not; the message names all of these.
+    """
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
         listed = "\n  ".join(failed)
@@ -59,8 +63,8 @@ def require(proofs: Iterable[Proof]) -> None:
 def prove(model: Any) -> list[Proof]:
     """Run all proofs on a freshly initialised model, in its own precision and on its own device. Takes seconds at most.
 
-    Under tensor parallelism each rank measures its own heads and rows, and all call this together. A proof passes when
-    it passes on all ranks; else it is returned as of the first rank where it does not.
+    Under tensor parallelism all ranks call it together, and each measures its own heads and rows. A proof passes when
+    it passes on all ranks. Otherwise the result of the first rank where it failed is returned.
     """
     training = model.training
     model.eval()
@@ -74,18 +78,20 @@ def prove(model: Any) -> list[Proof]:
 
 
 def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
-    """Proof that the compiled graph, which is what trains, computes the same as the model's layers, which the other
-    proofs measure.
+    """Proof that the compiled graph, which trains, computes the same as the eager model, which the other proofs
+    measure.
 
-    It compares gradients, with weights that are as large as after training: at the first step neither gradients nor
-    losses depend much on positions. The eager loss is taken row by row, so that it needs no more memory than the graph.
+    The gradients of both are compared. For that the weights are replaced by random ones of the size that they have
+    after training, since with initial weights gradients hardly depend on positions; afterwards they are restored. The
+    eager loss is computed row by row, so that it needs no more memory than the graph.
 
     Args:
-        graph: the mean loss of a batch from the compiled graph.
-        written: the same from the model as written, eagerly.
+        graph: computes the mean loss of a batch with the compiled graph.
+        written: computes the same with the eager model.
+        batch: of random tokens.
     """
     names, params = zip(*model.named_parameters(), strict=True)
-    before = [p.detach().clone() for p in params]
+    saved = [p.detach().clone() for p in params]
 
     def gradients(loss: Tensor) -> tuple[Tensor, ...]:  # enlarged, or fp16 would lose the smallest
         return torch.autograd.grad(1024 * loss, params, materialize_grads=True)
@@ -103,8 +109,8 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
                 total += g.float() * (row.predictions / batch.predictions)
     finally:
         with torch.no_grad():
-            for p, old in zip(params, before, strict=True):
-                p.copy_(old)
+            for p, value in zip(params, saved, strict=True):
+                p.copy_(value)
     most = {1: VECTOR, 2: MATRIX_FP8 if precision(model).value == "fp8" else MATRIX}
     errors = {
         name: probe.relative(a, b.double()) for name, a, b in zip(names, ours, theirs, strict=True) if a.numel() > 1
@@ -125,10 +131,10 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
 
 
 def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Proof]:
-    """Which weight decay the optimizer really gives to every parameter.
+    """The weight decay that the optimizer applies to each parameter, and the proof that it is the intended one.
 
     Args:
-        groups: the optimizer's: {"params": the model's own parameters, "weight_decay": float}.
+        groups: the optimizer's parameter groups: {"params": parameters of the model, "weight_decay": float}.
 
     Returns:
         A row {"name", "shape", "decayed"} for each parameter; and the proof that matrices are decayed, that biases and

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class Setting:
-    """The explanation of one setting. The range is that of the number, or of each number of a list."""
+    """The explanation of one setting. Its range applies to the number, or to each number of a list."""
 
     meaning: str
     unit: str = ""  # of the number: "tokens", "hours"; empty for ratios and text

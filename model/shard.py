@@ -1,4 +1,4 @@
-"""How tensor parallelism cuts each parameter, as pure functions of its name; and a model that is not cut.
+"""How tensor parallelism divides each parameter among ranks, as functions of the parameter's name.
 
 | parameter                            | a rank of `size` keeps                                                  |
 |--------------------------------------|-------------------------------------------------------------------------|
@@ -28,7 +28,7 @@ ROWS, COLUMNS = (
 
 
 def dimension(name: str) -> int | None:
-    """The dimension along which a parameter is cut; None: every rank has all of it."""
+    """The dimension along which a parameter is divided; None where every rank holds all of it."""
     owner, kind = name.split(".")[-2:]
     if owner in ROWS:
         return 0
@@ -36,7 +36,7 @@ def dimension(name: str) -> int | None:
 
 
 def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
-    """What rank `rank` of `size` keeps of a parameter, or of anything of its shape, such as its gradient."""
+    """The part that rank `rank` of `size` holds of a parameter, or of a tensor of its shape, such as its gradient."""
     dim = dimension(name)
     if dim is None or size == 1:
         return full
@@ -46,7 +46,7 @@ def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
 
 
 def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
-    """The inverse of `shard`, from the parts of all ranks in order."""
+    """The whole tensor from the parts of all ranks, in order; the inverse of `shard`."""
     dim = dimension(name)
     if dim is None or len(parts) == 1:
         return parts[0]
@@ -56,16 +56,16 @@ def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
 
 
 def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
-    """The shape of the parameter of which a rank holds `shape`."""
+    """The shape of a parameter whose part on one of `size` ranks has the shape `shape`."""
     return [n * size if i == dimension(name) else n for i, n in enumerate(shape)]
 
 
 class Ranks:
-    """The ranks that hold one copy of the model together, as seen from one of them. Here that is a single rank;
-    `model.parallel.TensorParallel` has several.
+    """The ranks that hold one copy of the model together, as seen from one of them. In this class that is a single
+    rank; `model.parallel.TensorParallel` is the one for several.
 
-    rank, size: this one's number among them, and how many they are.
-    layers: makes the layers of which each holds its part.
+    rank, size: the number of this rank in the group, and the number of ranks.
+    layers: the factory of the model's layers, of which each rank holds its part.
     """
 
     rank, size = 0, 1
@@ -79,8 +79,8 @@ class Ranks:
         """[..., D] -> logits [..., V], of the whole vocabulary on every rank."""
         return linear(x, weight_VD)
 
-    def own_noise(self, attend: Any) -> Any:
-        """`attend` with dropout that is drawn on this rank alone: the heads of different ranks must not drop the same
+    def draw_dropout_by_rank(self, attend: Any) -> Any:
+        """`attend` with its dropout drawn anew on each rank, so that the heads of different ranks do not drop the same
         probabilities."""
         return attend
 

@@ -3,9 +3,10 @@
 Every row runs in a process of its own (what else a process holds moves a row by up to 40%), and all take a few steps in
 turn, round by round, because machines are noisy: read the ratios, which are medians over rounds. Each peer is tried
 eager and compiled, with torch's fused attention and with the plain one where it has both, in bf16 under autocast and
-with bf16 weights and fp32 masters, and the fastest of these settings goes on. One thread is timed in CPU time, more in
-wall time. MB is the most that was allocated for tensors, from the building on. transformers is installed; litgpt and
-x-transformers join where Python finds them (PYTHONPATH).
+with bf16 weights and fp32 masters; the fastest of these settings then with our malloc setting and with glibc's own, and
+the faster of the two goes on. "minimal" is a GPT of some 45 lines (tests/bench_minimal.py). A table has
+one precision. One thread is timed in CPU time, more in wall time. MB is the most that was allocated for tensors, from
+the building on. transformers is installed; litgpt and x-transformers join where Python finds them (PYTHONPATH).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 OURS = ("none", "learned", "rotary", "alibi", "sinusoidal", "scaled-sinusoidal")
 PEERS = (
+    "minimal, learned",
     "nanoGPT, learned",
     "litgpt, rotary",
     "GPT-2, learned",
@@ -33,12 +35,9 @@ SETTINGS = {
     "fp32": ("eager", "compiled"),
     "bf16": ("eager autocast", "compiled autocast", "eager masters", "compiled masters"),
 }
-FUSED = (
-    "GPT",
-    "Llama",
-    "x-transformers",
-    "BERT",
-)  # they have a plain attention too, which on a CPU may be the faster one
+KEPT = ", memory kept"  # ends a setting in which freed memory stays with the process, as it does in our runs
+# these have a plain attention too, which on a CPU may be the faster one
+FUSED = ("GPT", "Llama", "x-transformers", "BERT")
 
 # `--mlm`: a small sibling of Cramming's shape (sequences of 128, heads of 64 columns, a vocabulary of 32 x the width, a
 # quarter of the tokens masked), as BERT and as Cramming have it, with as many parameters in the MLPs.
@@ -131,9 +130,25 @@ def positions(row: Row) -> str:
     return row.name.split(", ")[1].lower()
 
 
+def fastest_of(
+    name: str, settings: list[str], words: list[tuple[str, Any]], options: dict[str, Any], steps: int
+) -> Row | None:
+    """The row in the fastest of its settings, by three rounds; None where it runs in none of them."""
+    started = [start(name, setting, words, options) for setting in settings]
+    rows = [row for row in started if row]
+    if not rows:
+        return None
+    rounds(rows, 3, steps)
+    best = fastest(rows)
+    for row in rows:
+        if row is not best:
+            stop(row)
+    return best
+
+
 def compare(precision: str, args: argparse.Namespace) -> list[Row]:
     """Start everything, choose each peer's setting, take the rounds."""
-    options = {"nanogpt": args.nanogpt, "allocator": args.allocator}
+    options = {"nanogpt": args.nanogpt}
     base = [
         ("size", args.size),
         ("train.batch", args.batch),
@@ -153,14 +168,9 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
     for name in filter(wanted, BERTS if args.mlm else PEERS):
         settings = [setting for setting in SETTINGS[precision] if args.setting in setting]
         settings += [f"{setting}, plain" for setting in settings if name.startswith(FUSED)]
-        found = [start(name, setting, theirs, options) for setting in settings]
-        tried = [row for row in found if row]
-        if tried:
-            rounds(tried, 3, args.steps)
-        for row in tried:
-            if row is not fastest(tried):
-                stop(row)
-        rows += [fastest(tried)] if tried else []
+        if row := fastest_of(name, [setting + KEPT for setting in settings], theirs, options, args.steps):
+            stop(row)
+            rows.append(fastest_of(name, [row.setting, row.setting.removesuffix(KEPT)], theirs, options, args.steps))
     for library in ("torch.mm", "oneDNN"):
         rows.append(start(f"floor, {library}", "", theirs, options))
     for pos, words in ours.items():
@@ -229,7 +239,6 @@ def main() -> None:
     parser.add_argument("--setting", default="", help="peers' settings that hold this text: eager, compiled, masters")
     parser.add_argument("--compiled", action="store_true", help="ours also with layout.compile=always")
     parser.add_argument("--bare", action="store_true", help="our model also without DeepSpeed, in the peers' loop")
-    parser.add_argument("--allocator", action="store_true", help="peers too keep freed memory, as ours does")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the rows' processes
     for precision in args.precision:

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from ablations.config import ConfigError, resolve
-from launch import attention_kernel, engine, preflight
+from launch import attention_kernel, deepspeed_setup, engine, preflight, run_model
 from model import attention, count
 from model.fp8 import weights_cast
 from model.gpt import GPT, prepare_to_compile
@@ -303,9 +303,9 @@ def measure(wanted: Row, steps: int, profile: bool) -> Row:
     ]
     run = resolve(words)
     rows = torch.randint(run.model.vocab, (batch, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
-    engine.start(run)
+    deepspeed_setup.start(run)
     step: Callable[[], object]
-    model = engine.model_of(run)
+    model = run_model.model_of(run)
     data = model.objective.batch(rows)
     built = engine.build(model, run, 1) if wanted["loop"] == "engine" else None
     if built:

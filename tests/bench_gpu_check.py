@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 from ablations.config import Run, resolve
-from launch import attention_kernel, engine
+from launch import attention_kernel, deepspeed_setup, engine
 from model import attention, proof
 from model.fp8 import FP8_LAYERS, weights_cast
 from model.gpt import GPT, prepare_to_compile
@@ -131,7 +131,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
     proved = GPT(run.model, run.seed).to(device, torch.bfloat16)
     proved.attention_kernel = kernel
     faults += [f"{pos}: the proof of {p.factor} fails: {p.detail}" for p in proof.prove(proved) if not p.passed]
-    engine.start(run)
+    deepspeed_setup.start(run)
     fresh = GPT(run.model, run.seed)
     fresh.load_state_dict(state)
     first = engine.build(fresh, resolve([*shape, ("model.pos", pos)]), 1).step(batch, 1e-4).loss

@@ -26,11 +26,12 @@ from typing import Any
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch
+from bench_minimal import MinimalGPT
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 from ablations.config import Run, resolve
-from launch import engine
+from launch import deepspeed_setup, engine
 from model.gpt import GPT, prepare_to_compile
 from model.objective import OBJECTIVES, Batch, SpecialTokens
 
@@ -47,8 +48,8 @@ def serve(pipe: Connection, row: str, setting: str, words: list[tuple[str, Any]]
     try:
         run = resolve(words)
         torch.set_num_threads(run.layout.threads)
-        if options["allocator"]:
-            engine.keep_freed_memory()
+        if "memory kept" in setting:
+            deepspeed_setup.keep_freed_memory()
         torch.manual_seed(0)
         rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
         began = time.perf_counter()
@@ -73,14 +74,14 @@ def build(row: str, setting: str, run: Run, rows: torch.Tensor, nanogpt: Path | 
     if kind == "ours":
         return ours(run, rows)
     if kind == "bare":
-        engine.keep_freed_memory()
+        deepspeed_setup.keep_freed_memory()
         return peer(GPT(run.model, run.seed), run, rows, setting)
     made = peers(run, nanogpt, "plain" in setting)[row.replace("masked only", "learned")]()
     return peer(made, run, rows, setting, "masked only" in row)
 
 
 def ours(run: Run, rows: torch.Tensor) -> Step:
-    engine.start(run)
+    deepspeed_setup.start(run)
     built = engine.build(GPT(run.model, run.seed), run, 1)
     batch = masked(run, rows)  # drawn once, for ours as for peers
     return lambda: built.step(batch or built.model.objective.batch(rows), run.train.lr)
@@ -203,6 +204,7 @@ def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[],
 
     undropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return {
+        "minimal, learned": partial(MinimalGPT, V, T, L, H, D, F),
         "nanoGPT, learned": nano,
         "litgpt, rotary": litgpt,
         "GPT-2, learned": partial(hf, "GPT2LMHeadModel", n_positions=T, n_embd=D, n_layer=L, n_head=H, **undropped),

@@ -241,8 +241,8 @@ MUTATIONS = [
         "model.pos=scaled-sinusoidal",
         "model.pos",
         POSITION,
-        "self.scale * self.waves(x_BTD, at_BT)",
-        "self.waves(x_BTD, at_BT)",
+        "self.scale * self.waves(x_BTD, positions_BT)",
+        "self.waves(x_BTD, positions_BT)",
     ),
     # attention
     Mutation(
@@ -375,8 +375,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "everything = not behind or due or at.step",
-        "everything = not behind or at.step",
+        "all_of_them=not behind or save_due or log_due",
+        "all_of_them=not behind or log_due",
         GPU_STEP,
     ),
     one(
@@ -385,7 +385,7 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "at.step, at.samples = step, samples",
+        "state.step, state.samples = launched.step, launched.samples",
         "pass",
         GPU_STEP,
     ),
@@ -485,7 +485,7 @@ MUTATIONS = [
         "",
         "train.precision=fp16",
         "train.loss_scale_power",
-        "launch/engine.py",
+        "launch/deepspeed_setup.py",
         '"initial_scale_power": run.train.loss_scale_power,',
         "",
         BUDGET,
@@ -506,7 +506,7 @@ MUTATIONS = [
         "",
         "train.precision=fp8",
         "train.precision",
-        "launch/engine.py",
+        "launch/run_model.py",
         "return FP8_LAYERS",
         "return tp.layers",
         FP8,
@@ -618,8 +618,8 @@ MUTATIONS = [
         "model.embnorm=true",
         "model.embnorm",
         GPT,
-        "self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)",
-        "self.embnorm(self.position.embed(self.embed(tokens_BT), at_BT))",
+        "self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)",
+        "self.embnorm(self.position.embed(self.embed(tokens_BT), positions_BT))",
     ),
     one(
         "the embedding norm is not applied",
@@ -673,8 +673,8 @@ MUTATIONS = [
         "model.sumnorm=true",
         "model.norm",
         GPT,
-        "self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT))",
-        "self.position.embed(self.embnorm(self.embed(tokens_BT)), at_BT)",
+        "self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT))",
+        "self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)",
         ENCODER,
     ),
     one(
@@ -880,7 +880,7 @@ MUTATIONS = [
         "BigScience: the tied embedding on the last stage",
         "train.clip=0.5",
         "train.clip",
-        "launch/engine.py",
+        "launch/deepspeed_setup.py",
         '"gradient_clipping": run.train.clip,',
         "",
         TRAIN,
@@ -922,8 +922,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "at = resumed(run, engine.load(checkpoints))",
-        "at = resumed(run, engine.load(checkpoints))\n    at.seconds = 0.0",
+        "state = TrainingState.from_checkpoint(run, engine.load(checkpoints))",
+        "state = TrainingState.from_checkpoint(run, engine.load(checkpoints))\n    state.seconds = 0.0",
         RESUME,
     ),
     one(
@@ -982,8 +982,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "math.fsum(at.losses) / len(at.losses)",
-        "at.losses[-1]",
+        "math.fsum(state.losses) / len(state.losses)",
+        "state.losses[-1]",
         "tests/test_train.py::test_the_layout_leaves_no_trace",
     ),
     one(
@@ -992,7 +992,7 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "numbers.start + at.skipped + r",
+        "numbers.start + state.skipped + r",
         "numbers.start + r",
         BACK,
     ),
@@ -1099,8 +1099,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "+ at.step) * replicas + replica",
-        "+ at.step) * world + rank",
+        "+ state.step) * replicas + replica",
+        "+ state.step) * session.world + session.rank",
         RANKS,
     ),
     one(
@@ -1110,7 +1110,7 @@ MUTATIONS = [
         "",
         "launch/train.py",
         "len(numbers) // replicas for r in (replica, replica + 1)",
-        "len(numbers) // world for r in (rank, rank + 1)",
+        "len(numbers) // session.world for r in (session.rank, session.rank + 1)",
         RANKS,
     ),
     one(
@@ -1149,7 +1149,7 @@ MUTATIONS = [
         "model.dropout=0.1",
         "",
         "launch/train.py",
-        "run.seed * 1_000_003 + at.step",
+        "run.seed * 1_000_003 + state.step",
         "run.seed * 1_000_003",
         SEEDED,
     ),
@@ -1159,8 +1159,8 @@ MUTATIONS = [
         "model.dropout=0.1",
         "",
         "launch/train.py",
-        "run.seed * 1_000_003 + at.step",
-        "at.step",
+        "run.seed * 1_000_003 + state.step",
+        "state.step",
         SEEDED,
     ),
     one(
@@ -1456,9 +1456,9 @@ MUTATIONS = [
         "",
         "",
         "",
-        "launch/train.py",
-        "run.budget.share(0, at.seconds) / run.train.ramp_share if",
-        "run.budget.share(0, at.seconds) if",
+        "launch/training_state.py",
+        "run.budget.share(0, self.seconds) / run.train.ramp_share if",
+        "run.budget.share(0, self.seconds) if",
         CLOCK,
     ),
     one(
@@ -1467,8 +1467,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "Clock(at.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))",
-        "Clock(at.seconds)",
+        "Clock(state.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))",
+        "Clock(state.seconds)",
         CLOCK,
     ),
     one(
@@ -2313,8 +2313,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/registration.py",
-        "if value != in_words(key, now.get(key)):",
-        "if False:",
+        "            if words[0] != words[1]:",
+        "            if False:",
         "tests/test_registration.py::test_what_was_changed_is_told_in_words_and_after_how_many_runs",
     ),
     one(
@@ -2336,6 +2336,76 @@ MUTATIONS = [
         "% 2 == 0 for generator",
         "% 2 == 1 for generator",
         "tests/test_factorial.py::test_fractions_have_the_resolution_of_the_published_tables",
+    ),
+    one(
+        "the effects of a factorial are a family beside its arms",
+        "",
+        "",
+        "",
+        "eval/report/findings.py",
+        "    both = family(arms | effects)",
+        "    both = family(arms) | family(effects)",
+        "tests/test_factorial.py::test_a_report_of_a_factorial_finds_the_interaction_that_is_there",
+    ),
+    one(
+        "a tie where nothing scatters is a verdict",
+        "",
+        "",
+        "",
+        "eval/statistics/comparison.py",
+        "    if size == 0:  # a tie",
+        "    if False:  # a tie",
+        "tests/test_statistics.py::test_a_tie_is_no_verdict_even_where_nothing_scatters",
+    ),
+    one(
+        "an item noise that could not be told is none in a plan",
+        "",
+        "",
+        "",
+        "eval/report/findings.py",
+        "c.items.variance or items_with_seeds(f, arm, name)",
+        "c.items.variance",
+        "tests/test_report.py::test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero",
+    ),
+    one(
+        "a copied run is a second seed",
+        "",
+        "",
+        "",
+        "eval/report/sections/mismatches.py",
+        "        if original[1] != seed:",
+        "        if False:",
+        "tests/test_cheating.py::test_a_copied_run_is_no_second_seed",
+    ),
+    one(
+        "seeds that were added after a look are not told",
+        "",
+        "",
+        "",
+        "eval/report/criteria.py",
+        "    return planned if planned > 1 else None",
+        "    return None",
+        "tests/test_cheating.py::test_seeds_that_were_added_by_hand_after_a_look_are_told",
+    ),
+    one(
+        "a budget is held against the seeds that are there from the start",
+        "",
+        "",
+        "",
+        "ablations/plan/command.py",
+        "    if hours and answer.most_gpu_hours > hours:",
+        "    if hours and answer.gpu_hours > hours:",
+        "tests/test_answers.py::test_a_plan_says_what_added_seeds_may_cost_at_most",
+    ),
+    one(
+        "what a parser of options refuses is no JSON",
+        "",
+        "",
+        "",
+        "data/answers.py",
+        "        if self.as_json:",
+        "        if False:",
+        "tests/test_answers.py::test_what_a_parser_of_options_refuses_is_an_answer_too",
     ),
     one(
         "a contrast has the noise of one arm",
@@ -2483,16 +2553,16 @@ def judge(mutation: Mutation, copy: Path) -> None:
 def unproved(words: list[str]) -> list[str]:
     """The keys over which a run so set would be stopped before its first step (launch/manifest.py)."""
     from ablations.config import ConfigError, resolve
+    from launch import deepspeed_setup, engine, run_model
     from launch import effective as held
-    from launch import engine
     from model import proof
 
     try:
         run = resolve([(key, value) for key, _, value in (word.partition("=") for word in words)])
     except ConfigError as error:
         return [str(error).partition(" ")[0]]
-    engine.start(run)
-    live = engine.build(engine.model_of(run), run, 1)
+    deepspeed_setup.start(run)
+    live = engine.build(run_model.model_of(run), run, 1)
     _, groups = proof.parameter_groups(live.model, live.parameter_groups)
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()

@@ -10,68 +10,27 @@ from typing import Any
 
 import pytest
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.__main__ import main as ablations_main
 from ablations.card import card
 from ablations.criteria import Criteria
 from ablations.plan import ladder, laws
+from data import prepare
+from eval import export
+from eval.finetune import __main__ as finetune
 from eval.report import __main__ as report_command
-from eval.report import noise
+from eval.report import calibration, noise
+from eval.report.blocks import Section, Table
 from eval.report.findings import gather
 from eval.report.outcome import EXIT_CODES, outcome
 from eval.report.request import Request
+from eval.tasks import fetch
 from launch import local
+from launch.slurm import submit
 from tests import test_plan_ladder, test_plan_laws, test_report
+from tests.schemas import SCHEMAS, checked, misfits
 
 ROOT = Path(__file__).parents[1]
-SCHEMAS = ROOT / "docs/schema"
-KINDS: dict[str, Any] = {
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "object": dict,
-    "array": list,
-    "null": type(None),
-}
-# what the schemas use of JSON Schema; another word would be taken for checked and is not
-KNOWN = {"$schema", "title", "description", "type", "required", "properties", "additionalProperties", "items"}
-KNOWN |= {"enum", "const"}
-
-
-def misfits(value: Any, schema: dict[str, Any], place: str = "") -> list[str]:
-    """Where a value is not as a schema says, by the part of JSON Schema (draft 2020-12) in KNOWN."""
-    assert schema.keys() <= KNOWN, schema.keys() - KNOWN
-    if "const" in schema and value != schema["const"]:
-        return [f"{place}: {value!r} is not {schema['const']!r}"]
-    if "enum" in schema and value not in schema["enum"]:
-        return [f"{place}: {value!r} is not one of {schema['enum']}"]
-    types = schema.get("type", list(KINDS))
-    types = [types] if isinstance(types, str) else types
-    if not any(isinstance(value, KINDS[t]) and (t == "boolean" or not isinstance(value, bool)) for t in types):
-        return [f"{place}: {value!r} is no {' or '.join(types)}"]
-    found = []
-    if isinstance(value, dict):
-        properties, more = schema.get("properties", {}), schema.get("additionalProperties", True)
-        found += [f"{place}: lacks {key}" for key in schema.get("required", []) if key not in value]
-        for key, inner in value.items():
-            if key in properties:
-                found += misfits(inner, properties[key], f"{place}.{key}")
-            elif more is False:
-                found.append(f"{place}: {key} is not in the schema")
-            elif isinstance(more, dict):
-                found += misfits(inner, more, f"{place}.{key}")
-    if isinstance(value, list) and "items" in schema:
-        found += [line for i, inner in enumerate(value) for line in misfits(inner, schema["items"], f"{place}[{i}]")]
-    return found
-
-
-def checked(text: str) -> dict[str, Any]:
-    """The answer in a text, which is one JSON value and nothing else, and fits the schema of its kind."""
-    answer = json.loads(text)
-    schema = json.loads((SCHEMAS / f"{answer['kind']}.json").read_text())
-    assert not misfits(answer, schema), misfits(answer, schema)
-    return answer
 
 
 def test_the_checker_of_schemas_refuses_what_does_not_fit() -> None:
@@ -116,6 +75,31 @@ def test_every_answer_fits_its_schema(words: list[str], kind: str, capsys: pytes
         assert answer["aliased"]["pos=alibi"] == {"act=swiglu × norm=rmsnorm": -0.5}
 
 
+def test_a_plan_says_what_added_seeds_may_cost_at_most(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "POS=alibi", "SIZE=nano", "MORE=auto", "MAX_SEEDS=7"]
+    assert ablations_main([*words, "FORMAT=json"]) == 0
+    answer = checked(capsys.readouterr().out)
+    flops = sum(cell["flops"] for cell in answer["cells"])
+    assert answer["at_most"] == {"seeds": 7, "runs": 14, "flops": 3.5 * flops, "tokens": 14 * 1048576}
+    assert ablations_main(words) == 0
+    said = capsys.readouterr().out
+    assert f"at most 7 of each arm (MAX_SEEDS): 14 runs, {3.5 * flops:.2e} FLOPs in all" in said
+    assert "with all 7 seeds" in said
+    assert ablations_main([*words[:3], "FORMAT=json"]) == 0 and checked(capsys.readouterr().out)["at_most"] is None
+
+    on_hardware = ["plan", "POS=alibi", "SIZE=14m", "ON=a100", "MORE=auto", "MAX_SEEDS=7"]
+    assert ablations_main([*on_hardware, "FORMAT=json"]) == 0
+    most = checked(capsys.readouterr().out)
+    assert most["at_most"]["gpu_hours"] == pytest.approx(3.5 * most["gpu_hours"])
+    assert most["at_most"]["disk_gb"] == pytest.approx(3.5 * most["disk_gb"])
+    budget = f"BUDGET={2 * most['gpu_hours']:.6f} GPU-hours"  # enough for the seeds that are there from the start
+    assert ablations_main([*on_hardware, budget]) == 2
+    said = capsys.readouterr().out
+    assert (
+        "at most (MORE=auto, MAX_SEEDS=7): 14 runs" in said and "with all 7 seeds (MAX_SEEDS), and the budget" in said
+    )
+
+
 @pytest.mark.parametrize(
     "words",
     [["plan", "POS=nope"], ["status"], ["diff", "A=nano"], ["show", "POS=alibi", "COLOUR=red"], ["card", "RUN=/dev"]],
@@ -153,14 +137,90 @@ def test_make_has_one_answer_on_standard_output_whatever_is_refused() -> None:
         assert done.returncode == 2 and checked(done.stdout)["kind"] == "error" and "nope" in done.stderr, words
 
 
-def test_make_refuses_json_of_a_submission_and_other_formats_before_runs() -> None:
-    for words, why in (
-        (["ablation", "POS=alibi", "ON=slurm", "FORMAT=json"], "make report"),
-        (["noise", "FORMAT=x"], "text, json"),
-    ):
-        command = ["make", "-n", "-o", ".venv/ready", *words]
-        done = subprocess.run(command, cwd=ROOT, env=without_make(), capture_output=True, text=True)
-        assert done.returncode == 2 and why in done.stderr and not done.stdout
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "POS=alibi", 'COLOUR="rot\\"'],  # a word that the command does not use
+        ["data"],  # a word that it needs
+        ["card", "RUN="],  # a word without a value
+        ["cram", "BUDGET=1 week"],
+        ["ablation", "POS=alibi", 'ON="\\\t"'],
+    ],
+)
+def test_what_make_itself_refuses_is_an_answer_too(words: list[str]) -> None:
+    command = ["make", "-n", "-o", ".venv/ready", *words, "FORMAT=json"]
+    done = subprocess.run(command, cwd=ROOT, env=without_make(), capture_output=True, text=True)
+    assert done.returncode == 2 and checked(done.stdout)["error"] in " ".join(done.stderr.split())
+
+
+def test_make_refuses_another_format_before_runs() -> None:
+    command = ["make", "-n", "-o", ".venv/ready", "noise", "FORMAT=x"]
+    done = subprocess.run(command, cwd=ROOT, env=without_make(), capture_output=True, text=True)
+    assert done.returncode == 2 and "text, json" in done.stderr and not done.stdout
+
+
+def test_make_hands_format_to_every_command() -> None:
+    """All goals that answer anything: a new one without FORMAT is noticed."""
+    makefile = (ROOT / "Makefile").read_text()
+    goals = set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split())
+    goals -= {"test", "test-slurm", "chaos", "check", "mutations", "loc", "help", "clean", "docs"}  # of this checkout
+    goals = {goal for goal in goals if not goal.startswith("bench")}
+    words = {
+        "data": ["CORPUS=c4"],
+        "glue": ["RUN=x"],
+        "card": ["RUN=x"],
+        "export": ["RUN=x", "TO=y"],
+        "laws": ["RUNS=x"],
+    }
+    for goal in goals:
+        command = ["make", "-n", "-o", ".venv/ready", goal, *words.get(goal, []), "FORMAT=json"]
+        done = subprocess.run(command, cwd=ROOT, env=without_make(), capture_output=True, text=True, check=True)
+        assert re.search(r"FORMAT=json|--format 'json'", done.stdout), goal
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (ablations_main, ["nonesuch", "FORMAT=json"]),
+        (ablations_main, ["plan", "--größe", "POS=alibi", "FORMAT=json"]),
+        (laws.main, ["--format", "json", "--nonesuch"]),
+        (ladder.main, ["POS=alibi", "FORMAT=json"]),
+        (finetune.main, ["--seeds", "many", "--format", "json"]),
+        (export.main, ["--format=json"]),
+        (fetch.main, ["--format", "json"]),
+        (prepare.main, ["--format", "json"]),
+        (submit.main, ["--nonesuch", "POS=alibi", "FORMAT=json"]),
+        (calibration.main, ["--format", "json", "more"]),
+    ],
+)
+def test_what_a_parser_of_options_refuses_is_an_answer_too(
+    command: Any, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(words)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and checked(said.out)["error"] in said.err
+    with pytest.raises(SystemExit):
+        command([word for word in words if word not in ("FORMAT=json", "--format", "json", "--format=json")])
+    assert not capsys.readouterr().out
+
+
+def test_requests_that_have_no_answer_in_json_are_refused_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["status", "--watch", "POS=alibi", "SIZE=nano"], ["reference", "--write"]):
+        assert ablations_main([*words, "FORMAT=json"]) == 2
+        assert "FORMAT=json" in checked(capsys.readouterr().out)["error"]
+
+
+def test_the_tables_of_the_calibration_are_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibration, "PAGE", tmp_path / "statistics.md")
+    parts = [Section("Räten", ["Words.", Table(["seeds", "wrong"], [["2", "4.9 %"]])])]
+    monkeypatch.setattr(calibration, "sections", lambda: parts)
+    assert calibration.main(["--format", "json"]) == 0
+    (table,) = checked(capsys.readouterr().out)["tables"]
+    assert table["section"] == "Räten" and table["rows"] == [["2", "4.9 %"]]
+    assert "| 2 | 4.9 % |" in (tmp_path / "statistics.md").read_text()
 
 
 def without_make() -> dict[str, str]:
@@ -170,7 +230,7 @@ def without_make() -> dict[str, str]:
 
 def test_every_schema_is_of_an_answer_and_in_no_need_of_a_network() -> None:
     kinds = {path.stem for path in SCHEMAS.glob("*.json")}
-    modules = [path for room in ("ablations", "eval", "launch") for path in (ROOT / room).rglob("*.py")]
+    modules = [path for room in ("ablations", "data", "eval", "launch") for path in (ROOT / room).rglob("*.py")]
     sources = " ".join(path.read_text() for path in modules)
     assert kinds == set(re.findall(r'answer\("([\w-]+)"', sources)) | {"plan", "status", "configuration"}
     assert not any("$ref" in path.read_text() for path in SCHEMAS.glob("*.json"))
@@ -198,7 +258,7 @@ def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: p
     test_report.change(folder / "run.json", "parameters", to=[])
     test_report.change(folder / "run.json", "data", to={"tokenizer": 1})
     assert card(folder)["proofs"] == []
-    with pytest.raises(rundir.Damaged, match="no run directory"):
+    with pytest.raises(safe_files.Damaged, match="no run directory"):
         card(tmp_path / "nirgends")
 
 

@@ -21,9 +21,11 @@ from ablations.site import find, site
 from ablations.status import state
 from ablations.study import from_args
 from launch.slurm import attempts as launch_attempts
-from launch.slurm.attempts import PREEMPTED, REQUEUED, end, in_vain, start, write
-from launch.slurm.submit import _ranges, in_queue, judged, like, sbatch, submit, with_mtbf
+from launch.slurm import submit as submit_command
+from launch.slurm.attempts import PREEMPTED, REQUEUED, attempts_without_progress, end, start, write
+from launch.slurm.submit import _ranges, in_queue, is_judged, resources_of, sbatch, submit, with_mtbf
 from tests.conftest import trained
+from tests.schemas import checked
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +52,7 @@ def test_attempts_in_vain(tmp_path: Path, hows: tuple[str, ...], n: int) -> None
     began(tmp_path, "6_0", 0, "", "")  # another submission: asking again is asking anew
     began(tmp_path, "7_0", 0, "", "")  # got as far as step 64
     began(tmp_path, "7_0", 64, *hows)
-    assert in_vain(tmp_path, "7_0", 64) == n
+    assert attempts_without_progress(tmp_path, "7_0", 64) == n
 
 
 def test_a_checkpoint_without_its_manifest_is_none(tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_what_a_second_job_says_is_not_taken_for_the_firsts(cell: Any, monkeypat
         assert end("9_1", cell.dir, 75, "") == 75
         assert read_attempts(cell.dir)[0][-1]["how"] == "another job trains this run" and not asked
         began(cell.dir, "9_1", 0, "", "")
-        monkeypatch.setattr(launch_attempts, "elsewhere", lambda folder: False)  # its heart does not beat yet
+        monkeypatch.setattr(launch_attempts, "trained_by_another_job", lambda folder: False)
         assert start("9_1", cell, out) == 1 and not (cell.dir / "failed").exists()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert end("8_1", cell.dir, 75, "USR1") == 75 and asked == [("8_1", set())]
@@ -317,16 +319,16 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
     assert evaluated(other) == nothing and evaluated(other, *tasks) == "judged"
     five = {"lm_eval_tasks": {"asked": ["copa", "rte"], "shots": 5}}
     assert evaluated(five, *tasks) == "judged"  # asked with other examples in the prompts
-    other_shots = {n: judged(from_args([*words, *tasks, f"SHOTS={n}"]), from_args(words).cells[1]) for n in (0, 5)}
+    other_shots = {n: is_judged(from_args([*words, *tasks, f"SHOTS={n}"]), from_args(words).cells[1]) for n in (0, 5)}
     assert other_shots == {0: False, 5: True}
     kept = from_args(words).cells[1].dir / "checkpoints/weights_8/checkpoint.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
     assert evaluated({}) == "judged"
     kept.unlink()
-    assert judged(from_args([*words, *tasks]), cell := from_args(words).cells[1])
+    assert is_judged(from_args([*words, *tasks]), cell := from_args(words).cells[1])
     os.utime(cell.dir / "eval.json", (1, 1))
-    assert not judged(from_args([*words, *tasks]), cell)  # data of tasks has come since
+    assert not is_judged(from_args([*words, *tasks]), cell)  # data of tasks has come since
 
 
 def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
@@ -337,7 +339,12 @@ def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/runs"])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/bad_nodes").write_text("node2 too hot\n")
-    submit(study, ["--nodes=1", "--exclude=node[7-9]"], {}, 1)
+    jobs = submit(study, ["--nodes=1", "--exclude=node[7-9]"], {}, 1)
+    assert [(job["does"], job["runs"]) for job in jobs] == [
+        ("train", [0, 1, 2, 3]),
+        ("evaluate", [0, 1, 2, 3]),
+        ("report", [0, 1, 2, 3]),
+    ]
     said = (tmp_path / "asked").read_text().splitlines()
     assert len(said) == 3 and all(line.split().count("--exclude=node[7-9],node2") == 1 for line in said)
     assert not any("--exclude=node[7-9] " in line for line in said)
@@ -346,7 +353,7 @@ def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
 @pytest.mark.parametrize("sign", [":", "/"])
 def test_gpus_are_asked_for_as_every_version_of_slurm_names_them(commands: Path, sign: str) -> None:
     command(commands, "scontrol", f"echo JobId=7 NumNodes=2-2 TresPerNode=gres{sign}gpu:a100:4 TimeLimit=01:00:00")
-    assert like("7") == ["--nodes=2", "--time=01:00:00", "--gres=gpu:a100:4"]
+    assert resources_of("7") == ["--nodes=2", "--time=01:00:00", "--gres=gpu:a100:4"]
 
 
 def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -397,3 +404,21 @@ def test_without_slurm_submission_says_so(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch.slurm.submit", "--nodes", "0", "POS=alibi", f"OUT={tmp_path}"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 2 and "NODES=0" in said.stderr
+
+
+def test_a_submission_is_an_answer(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command(commands, "sbatch", "cat >/dev/null; echo 7")
+    for name in ("prepare", "check_tasks"):
+        monkeypatch.setattr(f"launch.slurm.submit.{name}", lambda *_: None)
+    words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/läufe", "FORMAT=json"]
+    assert submit_command.main(words) == 0
+    said = capfd.readouterr()
+    answer = checked(said.out)
+    assert answer["kind"] == "submission" and [job["does"] for job in answer["jobs"]] == ["train", "evaluate", "report"]
+    assert "job 7: trains 4 runs" in said.err and answer["logs"].startswith(f"{tmp_path}/läufe")
+    for wrong in (["POS=nope", "FORMAT=json"], ["--nodes", "no", *words]):
+        assert submit_command.main(wrong) == 2
+        said = capfd.readouterr()
+        assert checked(said.out)["error"] in said.err

@@ -1,5 +1,6 @@
 """The benchmarks say what they measure: bench_gpu's comparison on what a CPU runs, and torch.compile in the engine."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from ablations.config import resolve
-from launch import engine
+from launch import deepspeed_setup, engine, run_model
 from model import attention, position
+from model.gpt import GPT
 from model.kernels import fp8, rotation
 from tests import bench_gpu
 from tests.bench_gpu_check import POSITIONS, kernels, wrong, wrong_in_fp8
+from tests.bench_minimal import MinimalGPT
 from tests.test_fp8 import NEEDS_FP8
 
 TINY = [
@@ -79,8 +82,8 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
 
     def losses(compiled: str) -> list[float]:
         run = resolve([*TINY, ("model.pos", "rotary"), ("train.precision", precision), ("layout.compile", compiled)])
-        engine.start(run)
-        built = engine.build(engine.model_of(run), run, 1)
+        deepspeed_setup.start(run)
+        built = engine.build(run_model.model_of(run), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
         waits: list[int] = []
         with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(error_on_recompile=True):
@@ -111,3 +114,18 @@ def test_a_row_that_is_there_is_not_measured_again_and_half_a_line_is_no_row(
     args.limit = 0.0
     assert len(bench_gpu.results(path)) == 5 and not bench_gpu.table(args)
     assert "no time for rotary, fp8, bare, 1" in capsys.readouterr().out
+
+
+def test_the_minimal_peer_computes_what_our_model_does() -> None:
+    """With the same weights: else it would not do the same work."""
+    model = GPT(resolve(TINY).model).double()
+    m = model.cfg
+    peer = MinimalGPT(m.padded_vocab, m.seq, m.layers, m.heads, m.hidden, m.ffn).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())), alpha=0.1)
+    renamed = {re.sub("attn[.]|mlp[.]|position[.]", "", name): p for name, p in model.state_dict().items()}
+    peer.load_state_dict(renamed, strict=True)
+    tokens_BT = torch.randint(100, (2, m.seq), generator=torch.Generator().manual_seed(0))
+    # our GELU computes in fp32
+    torch.testing.assert_close(peer(tokens_BT), model(tokens_BT), rtol=1e-3, atol=1e-6)

@@ -292,7 +292,7 @@ def test_an_overflow_at_the_least_scale_ends_the_run(corpus: str, out: Path) -> 
 
 def test_a_resumed_fp16_engine_goes_on_as_if_it_had_not_stopped() -> None:
     """The loss scale, its hysteresis and its window included."""
-    from launch import engine
+    from launch import deepspeed_setup, engine
     from model.gpt import GPT
 
     small = {
@@ -304,7 +304,7 @@ def test_a_resumed_fp16_engine_goes_on_as_if_it_had_not_stopped() -> None:
         "train.loss_scale_window": 3,
     }
     run = resolve(small.items())
-    engine.start(run)
+    deepspeed_setup.start(run)
     rows = torch.randint(512, (16, 2, 33), generator=torch.Generator().manual_seed(0))
 
     def fresh() -> Any:
@@ -313,13 +313,13 @@ def test_a_resumed_fp16_engine_goes_on_as_if_it_had_not_stopped() -> None:
     calm = fresh()
     states = []
     for batch in rows:
-        states.append(calm.scaling)
+        states.append(calm.loss_scaling_state)
         calm.step(
             calm.model.objective.batch(batch), 0.0
         )  # the weights stay, so that the scale alone tells where it goes on
     other = fresh()
-    other.scaling = states[9]
+    other.loss_scaling_state = states[9]
     for i in range(9, 16):
-        assert other.scaling == states[i]
+        assert other.loss_scaling_state == states[i]
         other.step(other.model.objective.batch(rows[i]), 0.0)
-    assert states[9]["overflows"] > 0 and other.scaling == calm.scaling
+    assert states[9]["overflows"] > 0 and other.loss_scaling_state == calm.loss_scaling_state

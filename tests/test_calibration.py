@@ -6,14 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ablations.factorial import factorial
 from eval.report import calibration
+from eval.report.contrasts import contrast_part
+from eval.report.findings import corrected
 from eval.report.formats import markdown_table
+from eval.report.sections import published
 from eval.statistics import simulation
 from eval.statistics.comparison import compare, family
 from eval.statistics.items import Stratum, item_part
 from eval.statistics.parts import Part
 from eval.statistics.seeds import seed_part
-from eval.statistics.simulation import Noise, decisions, item_noise, judged
+from eval.statistics.simulation import Noise, decide_all, decisions, item_noise
 from eval.statistics.verdicts import verdict
 
 NO_ITEMS = Part(0.0, np.inf)
@@ -53,12 +57,37 @@ def test_many_studies_at_once_are_judged_as_one_by_one(arms, seeds, with_floor):
     floor = Noise(sd2, np.full((60, 1), 4.0)) if with_floor else None
     seen = set()
     for margin, portion in ((None, 1.0), (4.0, 1.0), (4.0, 0.2)):
-        got = judged(x, margin, floor, portion)
+        got = decide_all(x, margin, floor, portion)
         for i, study in enumerate(x):
             alone = Part(float(sd2[i, 0]), 4) if with_floor else None
             assert list(got[i]) == one_by_one(study, margin, alone, portion)
         seen |= set(got.ravel())
     assert len(seen) >= 3
+
+
+@pytest.mark.parametrize(("factors", "fraction", "seeds"), [(2, "1", 2), (2, "1", 3), (3, "1", 2), (4, "1/2", 3)])
+def test_many_factorials_at_once_are_judged_as_one_by_one(factors, fraction, seeds):
+    rng = np.random.default_rng([factors, seeds])
+    design = factorial([f"f{i}=x" for i in range(factors)], fraction)
+    weights = np.array([list(design.coefficients(effect).values()) for effect in design.effects])
+    arms = len(design.combinations)
+    x = rng.normal(size=(40, arms, seeds)) + 2 * rng.normal(size=(40, 1, seeds))
+    x[:, 1] *= rng.choice([1, 8], size=(40, 1))  # in some an arm stands out
+    x[:, -1] += rng.choice([0, 9], size=(40, 1))
+    got = simulation.judged_factorial(x, weights, [list(range(arms - 1 + len(weights)))])
+    for i, study in enumerate(x):
+        results = table(study)
+        of_arms = {
+            str(a): compare(float(study[a].mean() - study[0].mean()), seed_part(results, str(a), "0"), NO_ITEMS)
+            for a in range(1, arms)
+        }
+        of_effects = {}
+        for effect, w in zip(design.effects, weights, strict=True):
+            part = contrast_part(results, dict(zip(results, w, strict=True)), w @ study)
+            of_effects[effect] = compare(float((w @ study).mean()), part, NO_ITEMS)
+        both = [c for group in corrected(of_arms, of_effects) for c in group.values()]
+        assert list(got[i]) == [CODES[verdict(c, True).kind] for c in both]
+    assert len(set(got.ravel())) >= 2
 
 
 def test_items_of_many_studies_are_as_of_one():
@@ -96,9 +125,10 @@ def rates(cells: list[str]) -> list[float]:
 
 
 def test_the_words_of_the_page_are_those_of_the_command():
-    for words in ("HEAD", "FIXED", "POWER", "SEQUENTIAL", "CLUSTERS", "FLOOR", "LADDER", "PUBLISHED"):
-        assert getattr(calibration, words) in PAGE
-    assert markdown_table(calibration.published_pairs()) in PAGE and markdown_table(calibration.spending()) in PAGE
+    words = ("HEAD", "FIXED", "POWER", "SEQUENTIAL", "FACTORIALS", "CLUSTERS", "FLOOR", "LADDER", "PUBLISHED", "SAVES")
+    assert [name for name in words if getattr(calibration, name) not in PAGE] == []
+    for table in (calibration.published_pairs(), calibration.spending(), calibration.saves()):
+        assert markdown_table(table) in PAGE
 
 
 def test_no_stated_rate_of_wrong_verdicts_is_above_five_percent():
@@ -108,26 +138,61 @@ def test_no_stated_rate_of_wrong_verdicts_is_above_five_percent():
     wrong = [rate for row in fixed.values() for rate in rates(row)[:3]]
     wrong += [rate for row in added.values() for i, rate in enumerate(rates(row)) if i != 2]
     wrong += [rates(row)[i] for row in stated("A stored noise floor").values() for i in (0, 1)]
-    assert len(wrong) > 60 and max(wrong) <= 5 + 2.5 * ERROR
+    assert added.keys() == {(str(arms), str(most)) for arms in (2, 5) for most in (2, 3, 5, 10, 20)}
+    crossed = stated("Factorials")
+    assert len(crossed) == len(calibration.DESIGNS) * len(calibration.SEEDS_OF_DESIGNS)
+    wrong += [rates(row)[i] for row in crossed.values() for i in (0, 2)]
+    assert len(wrong) > 90 and max(wrong) <= 5 + 2.5 * ERROR
+    assert min(rates(row)[1] for row in crossed.values()) > 7  # why it is one family
     clusters = [rates(row) for row in stated("Items that share a passage").values()]
     assert max(by_passage for by_passage, _ in clusters) <= 5 + 2.5 * ERROR * 5**0.5
     assert all(by_question > by_passage for by_passage, by_question in clusters)
-    assert min(rates(row)[3] for row in fixed.values()) >= 95 - 2.5 * ERROR  # covered
+    covered = [rates(row)[3] for row in (*fixed.values(), *crossed.values())]
+    assert min(covered) >= 95 - 2.5 * ERROR
 
 
+@pytest.mark.parametrize("arms", [2, 5])
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
-def test_rates_of_two_arms_are_as_stated(seeds):
+def test_rates_of_a_fixed_number_of_seeds_are_as_stated(arms, seeds):
     """The same studies again: to the digit, but for one of another version of scipy."""
-    expected = stated("How often a verdict is wrong")["2", str(seeds)]
-    got = calibration.fixed_rates(2, seeds, calibration.STUDIES)
+    expected = stated("How often a verdict is wrong")[str(arms), str(seeds)]
+    got = calibration.fixed_rates(arms, seeds, calibration.STUDIES)
     assert [100 * rate for rate in got] == pytest.approx(rates(expected), abs=0.1)
 
 
-@pytest.mark.parametrize("most", [3, 5])
+@pytest.mark.parametrize("most", [2, 3, 5, 10])
 def test_rates_of_added_seeds_are_as_stated(most):
-    expected = rates(stated("Seeds added until it is decided")["2", str(most)])
+    """Of two arms the same studies again; of five fewer, with other random numbers."""
+    table = stated("Seeds added until it is decided")
     got = calibration.sequential_rates(2, most, calibration.STUDIES)
-    assert [100 * rate for rate in got] == pytest.approx(expected, abs=0.1)
+    assert [100 * rate for rate in got] == pytest.approx(rates(table["2", str(most)]), abs=0.1)
+    got, expected = calibration.sequential_rates(5, most, 3000, key=14), rates(table["5", str(most)])
+    assert all(close(rate, value, 3000) for rate, value in zip(got, expected, strict=True)), (got, expected)
+
+
+@pytest.mark.parametrize("seeds", calibration.SEEDS_OF_DESIGNS)
+def test_rates_of_factorials_are_as_stated(seeds):
+    """Of two factors the same studies again; of more fewer, with other random numbers."""
+    table = {combinations: row for (combinations, n), row in stated("Factorials").items() if n == str(seeds)}
+    assert len(table) == len(calibration.DESIGNS)
+    for design, row in zip(calibration.DESIGNS, table.values(), strict=True):
+        few = design[0] == 2
+        studies = calibration.STUDIES if few else 1500
+        got, expected = calibration.factorial_rates(*design, seeds, studies, key=7 if few else 15), rates(row)
+        if few:
+            assert [100 * rate for rate in got] == pytest.approx(expected, abs=0.1)
+        assert all(close(rate, value, 1500) for rate, value in zip(got, expected, strict=True)), (design, got, expected)
+
+
+def test_saves_of_one_published_run_are_called_different_in_5_percent():
+    """Numbers of others: 27 tasks, three runs. As many as the simulation of normal ones lets one expect."""
+    for seeds in calibration.SEEDS:
+        verdicts = calibration.saves_judged(seeds)
+        assert len(verdicts) == 27 * sum(n // (2 * seeds) for n in (63, 34, 63))
+        assert calibration.any_wrong(verdicts) <= 0.05 + 2.5 * (0.05 * 0.95 / len(verdicts)) ** 0.5
+    known = published.load()["per_task"]
+    for i, name in enumerate(known["columns"][1:], start=1):  # the last save is the one that the table has
+        assert list(published.saves()[name][-1]) == [row[i] for row in known["rows"].values()]
 
 
 def close(rate: float, expected: float, studies: int) -> bool:

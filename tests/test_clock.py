@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.__main__ import main
 from ablations.budget import learning_rate
 from ablations.cells import Cell, build
@@ -81,7 +81,7 @@ def a_cell(corpus: str, folder: Path, store: Path, **change: Any) -> Cell:
 def trained(cell: Cell, clock: Turned, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(training, "Clock", lambda before: Clock(before, clock))
     training.train(cell, folder)
-    return rundir.read_metrics(cell.dir)[0]
+    return safe_files.read_lines(cell.dir / rundir.METRICS)[0]
 
 
 def test_a_clock_goes_on_from_where_it_stood() -> None:
@@ -129,7 +129,7 @@ def test_a_masked_language_model_that_is_killed_ends_bit_for_bit_as_one_that_is_
     cell = a_cell(corpus, tmp_path / "killed", store, **change)
     with pytest.raises(KeyboardInterrupt):
         trained(cell, Turned(until=104.5), tmp_path / "killed", monkeypatch)
-    assert len(rundir.read_metrics(cell.dir)[0]) == 4
+    assert len(safe_files.read_lines(cell.dir / rundir.METRICS)[0]) == 4
     again = trained(cell, Turned(), tmp_path / "killed", monkeypatch)
     keys = ("step", "tokens", "loss", "grad_norm", "lr", "seconds")
     assert [[row[key] for key in keys] for row in again] == [[row[key] for key in keys] for row in rows]
@@ -228,12 +228,12 @@ def _disagree(folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from launch import engine
+    from launch import deepspeed_setup, engine
     from model.gpt import GPT
 
     settings = {key: value for key, value in TINY.items() if key != "layout.micro_batch"}
     run = resolve([*settings.items(), ("layout.processes", 2), ("layout.micro_batch", 2)])
-    rank, world = engine.start(run)
+    rank, world = deepspeed_setup.start(run)
     live = engine.build(GPT(run.model, 1), run, world)
     rows = torch.randint(512, (2, 33), generator=torch.Generator().manual_seed(rank))
     batch = live.model.objective.batch(rows)

@@ -41,11 +41,11 @@ def test_a_file_changed_in_place_with_size_and_time_kept_is_another_one(tmp_path
     where = Store(tmp_path / "store")
     old = path.read_bytes()
     for _ in range(2):  # remembered the second time
-        before = store.content(path, where)
+        before = store.content_hash(path, where)
     rewrite(path, old.replace(b"m\\u00e9", b"m\\u00e8"))
-    assert path.read_bytes() != old and store.content(path, where) != before
+    assert path.read_bytes() != old and store.content_hash(path, where) != before
     rewrite(path, old)
-    assert store.content(path, where) == before
+    assert store.content_hash(path, where) == before
 
 
 def test_a_young_file_is_read_again(tmp_path, monkeypatch):
@@ -53,13 +53,13 @@ def test_a_young_file_is_read_again(tmp_path, monkeypatch):
     path = Path(save(tmp_path / "a.jsonl", WORKABLE))
     where = Store(tmp_path / "store")
     monkeypatch.setattr(store, "_state", lambda path: [str(path)])  # nothing tells that it changed
-    before = store.content(path, where)
+    before = store.content_hash(path, where)
     path.write_bytes(path.read_bytes().replace(b"m\\u00e9", b"m\\u00e8"))
-    assert store.content(path, where) != before
+    assert store.content_hash(path, where) != before
     monkeypatch.setattr(store, "RACY", -1e9)
-    changed = store.content(path, where)
+    changed = store.content_hash(path, where)
     path.write_bytes(path.read_bytes()[:-9])
-    assert store.content(path, where) == changed  # an old one is remembered
+    assert store.content_hash(path, where) == changed  # an old one is remembered
 
 
 def begun(study, made):

@@ -22,6 +22,7 @@ from data import corpus, dedup, execute, filters, prepare
 from data.store import Store
 from data.text import prepared_text
 from data.tokenizer import load_tokenizer
+from tests.schemas import checked
 
 ROOT = Path(__file__).parents[1]
 VOCAB = 400
@@ -501,6 +502,20 @@ def test_command_line(place, store):
     assert "pydocs" in call("--help").stdout
     wrong = call("pydoc")
     assert wrong.returncode == 2 and "known are" in wrong.stderr and wrong.stderr.count("\n") == 1
+
+
+def test_prepared_data_is_an_answer_in_json(store, capsys):
+    words = ["some", "--store", str(store), "--vocab", str(VOCAB), "--format", "json"]
+    prepare.main(words)
+    answer = checked(capsys.readouterr().out)
+    assert answer["kind"] == "data" and Path(answer["tokenizer"]["path"]).exists()
+    manifest = prepare.prepare("some", "some", VOCAB, store)
+    assert {key: answer[key] for key in manifest} == json.loads(json.dumps(manifest))
+    for wrong in (["--vocab", "3"], ["--set", "data.größe=1"], ["--held-out"]):
+        with pytest.raises(SystemExit) as ended:
+            prepare.main([*words, *wrong])
+        said = capsys.readouterr()
+        assert ended.value.code == 2 and checked(said.out)["error"] in said.err
 
 
 # The embedded corpus itself

@@ -15,7 +15,7 @@ import torch
 from lm_eval.api.instance import Instance
 from safetensors.torch import save_file
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval import results
 from eval.__main__ import main
 from eval.tasks import harness, position, probes
@@ -427,11 +427,11 @@ def test_domains_are_those_that_the_corpus_names_or_the_corpora_of_a_blend(tmp_p
             labels = {"domain": ("Github", "ArXiv")[i % 2]} if i < 6 else {}
             file.write(json.dumps({"text": text, "id": str(i), "metadata": labels}) + "\n")
     blend = [tmp_path / "pile-0123abcd/valid.jsonl.gz", stored(tmp_path / "my-code-4567abcd/valid.jsonl.gz", texts[8:])]
-    found = probes.by_domain(blend, 10**6)
+    found = probes.held_out_by_domain(blend, 10**6)
     assert {name: len(rows) for name, rows in found.items()} == {"ArXiv": 3, "Github": 3, "my-code": 4, "pile": 2}
     assert {row["target"] for row in found["Github"]} == set(texts[:6:2])
-    assert len(probes.by_domain(blend, 600)["my-code"]) == 1
-    assert probes.by_domain(blend[1:], 10**6) == {}  # one domain is the whole
+    assert len(probes.held_out_by_domain(blend, 600)["my-code"]) == 1
+    assert probes.held_out_by_domain(blend[1:], 10**6) == {}  # one domain is the whole
 
 
 @pytest.mark.parametrize("pos", [*POSITIONS])
@@ -529,7 +529,7 @@ def run(prepared, tmp_path):
             "eval": {"corpora": [corpus]},
         },
     }
-    rundir.write_json(run / rundir.RUN, record)
+    safe_files.write_json(run / rundir.RUN, record)
     gpt = GPT(ModelConfig(**shape), seed=1)
     save_weights(run, {name: value.to(torch.bfloat16) for name, value in gpt.state_dict().items()})
     return run

@@ -18,6 +18,7 @@ from launch import local
 from launch.slurm import submit
 from model import hub
 from tests.conftest import trained
+from tests.schemas import checked
 from tests.test_attempts import command, commands  # noqa: F401  # a fixture
 from tests.test_hub import SMALL, run_directory
 from tests.test_resume import folder
@@ -105,14 +106,17 @@ def test_in_the_run_directory_an_export_of_earlier_weights_is_replaced_and_nothi
             save_file({name: x + 1 for name, x in state.items()}, run / rundir.WEIGHTS)
             rundir.write_done(run, {"steps": 1})
             assert not rundir.exported(run)
-        assert export.main([str(run)]) == 0 and rundir.exported(run)
+        assert export.main([str(run), "--format", "json"]) == 0 and rundir.exported(run)
+        answer = checked(capsys.readouterr().out)
+        assert answer["new"] == (len(written) != 1) and bool(answer["verified"]) == answer["new"]
         written.append((run / rundir.HUB).stat().st_ino)
-    assert capsys.readouterr().out.count("it is there already") == 1
+    assert export.main([str(run)]) == 0 and "it is there already" in capsys.readouterr().out
     assert written[0] == written[1] != written[2]
     assert export.main([str(run), "--to", str(run / rundir.HUB)]) == 2  # a folder that is named is never replaced
     assert "hub exists; name a folder that does not" in capsys.readouterr().err
     (run / rundir.HUB / "config.json").write_text('{"trained_by": {"fingerprint": "another"}}')
-    assert export.main([str(run)]) == 2 and "hub exists" in capsys.readouterr().err
+    assert export.main([str(run), "--format", "json"]) == 2
+    assert "hub exists" in checked(capsys.readouterr().out)["error"]
     assert (run / rundir.HUB / "model.safetensors").exists()
 
 
@@ -156,9 +160,9 @@ def test_a_run_that_is_judged_and_not_exported_is_submitted_again(tmp_path: Path
     cell = study.cells[1]
     trained(cell.dir)
     (cell.dir / rundir.EVAL).write_text(json.dumps(submit._versions()))
-    assert submit.judged(from_args(["POS=rotary", *NANO[:2], f"OUT={tmp_path}"]), cell)
-    assert not submit.judged(study, cell)
+    assert submit.is_judged(from_args(["POS=rotary", *NANO[:2], f"OUT={tmp_path}"]), cell)
+    assert not submit.is_judged(study, cell)
     (cell.dir / rundir.HUB).mkdir()
     weights = json.loads((cell.dir / rundir.DONE).read_text())["weights"]["sha256"]
     (cell.dir / rundir.HUB / "config.json").write_text(json.dumps({"trained_by": {"weights": weights}}))
-    assert submit.judged(study, cell)
+    assert submit.is_judged(study, cell)

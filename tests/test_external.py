@@ -8,7 +8,7 @@ import pytest
 
 from ablations import rundir
 from eval.report.__main__ import main
-from eval.report.external import unlike
+from eval.report.external import reason_not_comparable
 from tests.test_glue_report import table
 from tests.test_report import Study, make, section
 
@@ -124,9 +124,9 @@ def test_a_task_that_was_asked_otherwise_leaves_the_others(study: Study, tmp_pat
 )
 def test_what_has_to_be_equal(change: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rundir, "GLUE_INPUTS_VERSION", 2)
-    assert unlike(results(0.7, **change), [results(0.5)], "cola") == reason
+    assert reason_not_comparable(results(0.7, **change), [results(0.5)], "cola") == reason
     # one run that was asked otherwise is enough
-    assert unlike(results(0.7), [results(0.5), results(0.5, setting=SETTING | {"epochs": 3})], "cola")
+    assert reason_not_comparable(results(0.7), [results(0.5), results(0.5, setting=SETTING | {"epochs": 3})], "cola")
 
 
 def test_bad_requests_are_named(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

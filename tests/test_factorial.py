@@ -12,9 +12,9 @@ import pytest
 from ablations.factorial import Factorial, factorial, order
 from ablations.study import from_args
 from ablations.values import ConfigError, difference
-from eval.report.contrasts import contrast_part, effects
+from eval.report.contrasts import contrast_part
 from eval.report.findings import gather
-from eval.report.record import screen, write
+from eval.report.record import terminal_text, write
 from eval.statistics.comparison import compare, family
 from eval.statistics.parts import LEVEL, Part, quantile
 from tests import test_report
@@ -201,7 +201,7 @@ def crossed(root: Path, interaction: float, seeds: list[int]) -> Any:
 def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: Path) -> None:
     study = crossed(tmp_path / "runs", 0.05, [1, 2, 3])
     f = gather(study)
-    found = effects(f, "bits/byte")
+    found = f.effects["bits/byte"]
     assert found[0b11].difference == pytest.approx(0.05, abs=0.012) and found[0b11].counts
     assert found[0b01].difference == pytest.approx(-0.06 + 0.025, abs=0.012) and found[0b01].counts
     by_hand = np.mean(
@@ -214,7 +214,9 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
         ]
     )
     assert found[0b11].difference == pytest.approx(by_hand)
-    shown = {line[:33].strip(): line for line in screen(f).splitlines()}
+    judged = [*f.compared["bits/byte"].values(), *found.values()]
+    assert len(judged) == 6 and all(c.family == 6 for c in judged)  # one family: combinations and effects
+    shown = {line[:33].strip(): line for line in terminal_text(f).splitlines()}
     for name in ("pos=alibi", "act=swiglu", "pos=alibi × act=swiglu"):
         assert any(
             re.match(rf"{name}, bits/byte +[+-]0\.0\d+ +[+-]0\.\d+ to [+-]0\.\d+ +(better|worse|undecided)", line)

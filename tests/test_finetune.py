@@ -22,7 +22,7 @@ from eval.finetune import __main__ as command
 from eval.finetune import classifier, metrics, tasks, train
 from eval.finetune.classifier import Classifier, External, Ours, pad
 from eval.finetune.source import Source
-from eval.report.external import conditions, read_external, unlike
+from eval.report.external import conditions, read_external, reason_not_comparable
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.test_answers import checked
@@ -85,6 +85,7 @@ def test_every_format_gives_the_rows_that_were_written(glue: Path) -> None:
         assert len({item.id for item in got}) == 16
     assert [item.text_b for item in tasks.load("cola", "dev", [glue])] == [""] * 16
     assert [item.label for item in tasks.load("mnli", "dev_mismatched", [glue])] == [0.0, 1.0, 2.0] * 4
+    assert tasks.find("qnli", "dev", [glue / "nyu-mll__glue"]) == tasks.find("qnli", "dev", [glue])  # either folder
     assert tasks.find("sst2", "dev", [glue]) is None and tasks.find("rte", "dev", [glue / "no", glue])
 
 
@@ -241,8 +242,8 @@ def test_dropout_of_attention_among_padding(dtype: torch.dtype) -> None:
     from model.position import Position
 
     cfg = ModelConfig(**SHAPE, vocab=257, pos="none")  # type: ignore[arg-type]
-    x_BTD, at_BT = torch.zeros(500, 1, cfg.hidden, dtype=dtype), torch.zeros(500, 1, dtype=torch.int64)
-    arrangement = attention.Arrangement(at_BT, torch.ones(500, 1, 1, dtype=torch.bool))
+    x_BTD, positions_BT = torch.zeros(500, 1, cfg.hidden, dtype=dtype), torch.zeros(500, 1, dtype=torch.int64)
+    arrangement = attention.Arrangement(positions_BT, torch.ones(500, 1, 1, dtype=torch.bool))
     q = torch.ones(500, 4, 1, 8, dtype=dtype)
     torch.manual_seed(0)
     for share in (0.0, 0.25):
@@ -526,7 +527,9 @@ def test_an_external_checkpoint_is_fine_tuned_like_a_run(glue: Path, tmp_path: P
     row = read_external(to)  # and a report can show it beside another model that was asked the same
     assert row.name == "external" and set(row.table["scores"]) == {"rte", "stsb", "mnli", "mnli-mm"}
     assert conditions(row.table, "mnli-mm")["sha256 of the data"] == made["mnli-1.json"]["data_sha256"]
-    assert unlike(row.table, [json.loads(json.dumps(row.table)) | {"model_sha256": "another"}], "rte") == ""
+    assert (
+        reason_not_comparable(row.table, [json.loads(json.dumps(row.table)) | {"model_sha256": "another"}], "rte") == ""
+    )
     torch.manual_seed(1)  # other weights are another model
     transformers.BertModel(config).save_pretrained(folder)
     assert command.main([*words, "--tasks", "rte"]) == 0
@@ -563,14 +566,14 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     from ablations.study import from_args
 
     words = ["STUDY=cram", "SIZE=nano", f"OUT={tmp_path}", f"GLUE={glue}", "GLUE_TASKS=cola,rte", "GLUE_SEEDS=2"]
-    fine_tuned = from_args(words).fine_tuned
+    fine_tuned = from_args(words).glue_options
     assert fine_tuned == ["--data", str(glue), "--tasks", "cola,rte", "--seeds", "2"]
     assert command.main(["--data", str(glue), "--tasks", "cola"]) == 0
     assert "fine-tuning: cola\n" in capsys.readouterr().out
     assert command.main(["--data", str(glue), "--format", "json"]) == 2
     assert "FORMAT=json is of results" in json.loads(capsys.readouterr().out)["error"]
     assert command.main(["--data", str(glue), "--tasks", "cola,sst2"]) == 2
-    assert "no data of sst2" in capsys.readouterr().err
+    assert "no data of sst2 (train, dev)" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="GLUE_TASKS is about fine-tuning on GLUE"):
         from_args(["STUDY=cram", "SIZE=nano", "GLUE_TASKS=cola"])
 

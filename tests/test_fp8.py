@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ablations.config import ConfigError, resolve
 from eval import weights
-from launch import engine, preflight
+from launch import deepspeed_setup, engine, preflight, run_model
 from launch.checkpoint import Checkpoints
 from model import proof
 from model.config import ModelConfig
@@ -353,8 +353,8 @@ def test_steps_that_cast_weights_once_are_those_that_cast_them_always(
     )
 
     def trained(folder: Path) -> tuple[list[Any], list[Tensor]]:
-        engine.start(run)
-        built = engine.build(engine.model_of(run), run, 1)
+        deepspeed_setup.start(run)
+        built = engine.build(run_model.model_of(run), run, 1)
         checkpoints = Checkpoints(folder, keep=3)
         readings = []
         for step in (0, 1, 2, 3, 2, 3):
@@ -365,7 +365,7 @@ def test_steps_that_cast_weights_once_are_those_that_cast_them_always(
             if len(readings) == 2:
                 built.save(checkpoints, 2, {"step": 2})
                 checkpoints.wait()
-        return readings, [piece.data.clone() for piece in built.pieces()]
+        return readings, [piece.data.clone() for piece in built.fragments()]
 
     weights = casts(monkeypatch)
     readings, pieces = trained(tmp_path / "once")
@@ -383,7 +383,7 @@ def test_a_run_whose_layers_are_not_in_fp8_stops(
 
     cell = dataclasses.replace(study(corpus, tmp_path, {"train.precision": "fp8"}).cells[0], dir=tmp_path / "run")
     cell.dir.mkdir()
-    monkeypatch.setattr(engine, "FP8_LAYERS", LAYERS)
+    monkeypatch.setattr(run_model, "FP8_LAYERS", LAYERS)
     with pytest.raises(Mismatch, match="train.precision is bf16 in effect and fp8 by configuration"):
         in_process(cell, store)
     assert not (cell.dir / "run.json").exists()

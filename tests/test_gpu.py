@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from launch import attention_kernel
-from model import attention, probe, proof
+from model import attention, proof
 from model.gpt import GPT
 from model.objective import OBJECTIVES, Objective, Prefix, SpecialTokens
 from model.position import POSITIONS
+from model.proofs import probe
 from tests.test_model import SMALL, scrambled, tokens
 
 BIASED = [name for name, scheme in POSITIONS.items() if scheme(SMALL).has_bias]

@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 from ablations.config import ConfigError, Run, resolve
 from ablations.rundir import checkpoints
-from launch import engine, manifest, preflight
+from launch import deepspeed_setup, engine, manifest, preflight, run_model
 from launch import train as training
 from launch.bf16 import use_device_updates
+from launch.step import Pending, Step
 from model.count import parameters
 from model.memory import estimate, gradients
 from tests.test_parallel import on
@@ -36,13 +37,13 @@ SHAPE = {
 
 def live(run: Run, world: int, ours: bool) -> engine.Engine:
     """An engine whose bf16 optimizer is DeepSpeed's own, or as on a GPU."""
-    engine.start(run)
-    honest = engine.deepspeed_config
+    deepspeed_setup.start(run)
+    honest = deepspeed_setup.deepspeed_config
     with pytest.MonkeyPatch.context() as patch:
         # otherwise it rounds each rank's sums to bf16 before it adds them
         patch.setattr(engine, "deepspeed_config", lambda *args: honest(*args) | {"communication_data_type": "fp32"})
         patch.setattr(engine, "free_fp32_gradients_between_steps", lambda optimizer: None)
-        built = engine.build(engine.model_of(run), run, world)
+        built = engine.build(run_model.model_of(run), run, world)
     if ours:
         use_device_updates(built.ds)
     return built
@@ -61,7 +62,7 @@ def steps(folder: Path, run: Run, ours: bool, spoilt: int | None = None) -> None
                 built.ds.optimizer.bf16_groups[1][0][0] = math.nan  # until the weights are written anew
         batch = built.model.objective.batch(rows[rank * share : (rank + 1) * share])
         readings.append(built.step(batch, run.train.lr)[:2])
-        states.append([piece.data.clone() for piece in built.pieces()])
+        states.append([piece.data.clone() for piece in built.fragments()])
         adam_steps = {float(adam["step"]) for adam in built.ds.optimizer.state.values() if adam}
         states[-1].append(torch.tensor(sorted(adam_steps)))
     torch.save((readings, states), folder / f"{ours}{rank}")
@@ -139,13 +140,13 @@ def test_a_loss_that_is_no_number_is_found_late_and_never_saved(
 ) -> None:
     """At every other step a checkpoint is due: after step 3 and 5 the bad loss is read when the next step, which is
     followed by one, is under way."""
-    read, readings = engine.Pending.read, []
+    read, readings = Pending.read, []
 
-    def spoilt(self: engine.Pending) -> engine.Step:
+    def spoilt(self: Pending) -> Step:
         readings.append(step := read(self))
         return step._replace(loss=math.nan) if len(readings) == bad else step
 
-    monkeypatch.setattr(engine.Pending, "read", spoilt)
+    monkeypatch.setattr(Pending, "read", spoilt)
     change = {"layout.log_every": 100, "layout.save_every": 2, "layout.keep": 99}
     change |= {"train.rollbacks": 1, "train.skip": 1} if rollbacks else {}
     left = []
@@ -180,9 +181,9 @@ def test_cuda_graphs_are_asked_for_where_no_gradient_outlives_its_micro_batch() 
 @pytest.mark.parametrize("change", [{"train.precision": "fp32"}, {"layout.zero": 2}], ids=str)
 def test_where_one_does_they_are_refused(change: dict[str, Any]) -> None:
     run = resolve((SHAPE | {"layout.compile": "reduce-overhead"} | change).items())
-    engine.start(run)
+    deepspeed_setup.start(run)
     with pytest.raises(ConfigError, match="reduce-overhead needs train.precision=bf16"):
-        engine.build(engine.model_of(run), run, 1)
+        engine.build(run_model.model_of(run), run, 1)
 
 
 # ------------------------------------------------------------------------------------------------ the micro-batch
@@ -193,7 +194,7 @@ def test_a_micro_batch_that_is_left_to_the_card_is_the_largest_that_fits(
     gigabytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(preflight, "memory", lambda: int(gigabytes * 1e9))
+    monkeypatch.setattr(preflight, "device_memory", lambda: int(gigabytes * 1e9))
     asked = resolve([("size", "1b3"), ("train.precision", "bf16"), ("layout.micro_batch", 4)])
     assert preflight.with_micro_batch(asked, 8) == asked
     left = resolve([("size", "1b3"), ("train.precision", "bf16"), ("layout.micro_batch", 0)])
@@ -209,7 +210,7 @@ def test_a_micro_batch_that_is_left_to_the_card_is_the_largest_that_fits(
 def test_on_a_cpu_and_in_a_small_batch_it_is_no_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     left = resolve([("size", "nano"), ("layout.micro_batch", 0), ("train.batch", 6)])
     assert preflight.with_micro_batch(left, 1).layout.micro_batch == 6
-    monkeypatch.setattr(preflight, "memory", lambda: 1000)
+    monkeypatch.setattr(preflight, "device_memory", lambda: 1000)
     with pytest.raises(ConfigError, match="no micro-batch does"):
         preflight.check_memory(preflight.with_micro_batch(left, 1), 1)
 

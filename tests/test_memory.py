@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ablations.config import Run, resolve
-from launch import engine
+from launch import deepspeed_setup, engine, run_model
 from model.gpt import GPT
 from model.memory import estimate
 from model.objective import SpecialTokens
@@ -48,10 +48,10 @@ FP16: dict[str, dict[str, Any]] = {
 def measured(run: Run, trace: Path) -> int:
     """Most bytes of tensors alive at once during a step, the second one."""
     gc.collect()
-    engine.start(run)
+    deepspeed_setup.start(run)
     rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        built = engine.build(engine.model_of(run), run, 1)
+        built = engine.build(run_model.model_of(run), run, 1)
         batch = built.model.objective.batch(rows, tokens=SpecialTokens(0))
         if batch.extents_B is not None:  # prefixes of one token: all are predicted, the most that there may be
             ones = torch.ones_like(batch.extents_B)
@@ -104,12 +104,12 @@ def test_sums_of_gradients_that_come_and_go_change_nothing(micro: int, monkeypat
     rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
 
     def trained() -> tuple[int, list[torch.Tensor]]:
-        engine.start(run)
+        deepspeed_setup.start(run)
         built = engine.build(GPT(run.model, run.seed), run, 1)
         for _ in range(3):
             built.step(built.model.objective.batch(rows), run.train.lr)
         (sums, _) = built.ds.optimizer.fp32_groups_gradients_flat
-        return sums.untyped_storage().nbytes(), [piece.data.clone() for piece in built.pieces()]
+        return sums.untyped_storage().nbytes(), [piece.data.clone() for piece in built.fragments()]
 
     held, ours = trained()
     assert held == 0

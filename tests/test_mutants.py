@@ -32,11 +32,11 @@ SMALL = {
 
 
 def built(**change: object) -> Any:
-    from launch import engine
+    from launch import deepspeed_setup, engine, run_model
 
     run = resolve((SMALL | change).items())
-    engine.start(run)
-    return engine.build(engine.model_of(run), run, 1)
+    deepspeed_setup.start(run)
+    return engine.build(run_model.model_of(run), run, 1)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])

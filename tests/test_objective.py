@@ -101,7 +101,7 @@ def test_neither_objective_passes_for_the_other() -> None:
 
 
 def built(**change: object) -> Any:
-    from launch import engine
+    from launch import deepspeed_setup, engine
 
     small = {
         "model.layers": 2,
@@ -114,7 +114,7 @@ def built(**change: object) -> Any:
         "layout.micro_batch": 4,
     }
     run = resolve((small | change).items())
-    engine.start(run)
+    deepspeed_setup.start(run)
     return engine.build(GPT(run.model, run.seed), run, 1)
 
 

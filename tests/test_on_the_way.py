@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ablations import rundir
 from ablations.config import ConfigError, resolve
-from ablations.rundir import unjudged
+from ablations.rundir import steps_to_evaluate
 from ablations.status import state
 from ablations.study import from_args
 from eval.__main__ import main
@@ -191,9 +191,9 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
     argv, run = trained
     cell = from_args(argv).cells[1]
     (run / "done").rename(run / "not done")
-    assert unjudged(run) == KEPT and state(cell)["on_the_way"] == [0, 2]
+    assert steps_to_evaluate(run) == KEPT and state(cell)["on_the_way"] == [0, 2]
     assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
-    assert f"at {6 * STEP} tokens" in capsys.readouterr().out and unjudged(run) == []
+    assert f"at {6 * STEP} tokens" in capsys.readouterr().out and steps_to_evaluate(run) == []
     got = results(run)
     assert sorted(got) == ["eval-step_17.json", "eval-step_6.json"] and not (run / "samples.jsonl.gz").exists()
     assert [got[f"eval-step_{step}.json"]["tokens"] for step in KEPT] == [step * STEP for step in KEPT]
@@ -279,7 +279,7 @@ def test_a_study_is_trained_judged_on_the_way_and_drawn(corpus: str, store: Path
     study = from_args(words(corpus, folder(tmp_path / "out", store), **{"layout.eval_at": "0.25,0.5"}))
     assert execute(study) == []
     for cell in study.cells:
-        assert unjudged(cell.dir) == [] and f"at {6 * STEP} tokens" in text(cell.dir / "eval.log")
+        assert steps_to_evaluate(cell.dir) == [] and f"at {6 * STEP} tokens" in text(cell.dir / "eval.log")
     assert table(study).count("2 of 2 on the way") == 2
     report(study, tmp_path / "report")
     drawn = (tmp_path / "report/report.html").read_text()

@@ -252,13 +252,13 @@ def test_proofs_hold_on_every_rank_and_fire_on_one(tmp_path: Path) -> None:
 
 def _train(folder: Path, told: Any, steps: range, into: str) -> None:
     """Optimizer steps from the newest checkpoint, or from the beginning; weights, losses and norms go to files."""
+    from launch import deepspeed_setup, engine, run_model
     from launch import effective as held
-    from launch import engine
     from launch.checkpoint import Checkpoints
 
-    rank, world = engine.start(told)
-    tp = engine.ranks(told)
-    live = engine.build(engine.model_of(told), told, world)
+    rank, world = deepspeed_setup.start(told)
+    tp = run_model.ranks(told)
+    live = engine.build(run_model.model_of(told), told, world)
     checkpoints = Checkpoints(folder / "checkpoints", keep=9)
     if steps.start:
         assert live.load(checkpoints, before=steps.start + 1) == {"at": 1}
@@ -379,12 +379,12 @@ def test_ranks_drop_the_same_where_they_hold_the_same(tmp_path: Path) -> None:
 
 
 def _drift(folder: Path) -> None:
-    from launch import engine
+    from launch import deepspeed_setup, engine, run_model
     from launch.checkpoint import CheckpointError, Checkpoints
 
     told = run(SMALL, **{"layout.tp": 2, "layout.processes": 4})
-    rank, world = engine.start(told)
-    live = engine.build(GPT(told.model, told.seed, engine.ranks(told)), told, world)
+    rank, world = deepspeed_setup.start(told)
+    live = engine.build(GPT(told.model, told.seed, run_model.ranks(told)), told, world)
     rows = torch.randint(120, (4, 33), generator=torch.manual_seed(0))
     live.step(live.model.objective.batch(rows), 1e-3)
     for which, odd in (("blocks.1.norm1.weight", 3), ("blocks.0.attn.qkv.weight", 2)):

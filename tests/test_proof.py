@@ -272,7 +272,7 @@ def test_require_names_what_failed() -> None:
 
 def compiled(**change: object) -> proof.Proof:
     from ablations.config import resolve
-    from launch import engine
+    from launch import deepspeed_setup, engine, run_model
 
     torch._dynamo.reset()  # it gives up on a function that is compiled anew too often
     small = {
@@ -287,8 +287,8 @@ def compiled(**change: object) -> proof.Proof:
         "train.precision": "bf16",
     }
     run = resolve((small | change).items())
-    engine.start(run)
-    model = engine.model_of(run)
+    deepspeed_setup.start(run)
+    model = run_model.model_of(run)
     before = [p.clone() for p in model.bfloat16().parameters()]
     live = engine.build(model, run, 1)
     assert all(torch.equal(p, q) for p, q in zip(live.model.parameters(), before, strict=True))

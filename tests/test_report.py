@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablations import drawing, rundir
+from ablations import drawing, rundir, safe_files
 from ablations.config import resolve
 from ablations.criteria import METRICS, Criteria
 from ablations.registration import FIXED, UNTIL_DECIDED
@@ -32,7 +32,7 @@ from eval.report.blocks import Figure, Section, Table
 from eval.report.collection import collect_runs, run_directories
 from eval.report.contents import contents
 from eval.report.curves import BINS, binned, curve, subtract
-from eval.report.findings import gather
+from eval.report.findings import gather, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.record import report, write
@@ -41,7 +41,7 @@ from eval.report.runs import by_clock, read
 from eval.report.sections import published
 from eval.report.sections.mismatches import mismatches
 from eval.report.sections.scaling import power_law
-from eval.report.short_names import brief
+from eval.report.short_names import shortest_ends
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.sequential import share
 from eval.statistics.verdicts import verdict
@@ -1249,6 +1249,19 @@ def test_one_held_out_document_gives_no_verdict(study, tmp_path):
     ) and not re.search(r"\bnan\b", text)
 
 
+def test_documents_of_no_bytes_are_no_items(study, tmp_path):
+    """Two documents, and 58 that are empty; a number of bytes below 0 is damage."""
+    empty = {"bytes": 0, "nats": 0.0}
+    for arm in study.arms:
+        for seed in study.seeds:
+            rewrite(study.cell(arm, seed).dir, lambda row: row if row["id"] in ("d1", "d2") else row | empty)
+    screen = report(study, tmp_path / "out")
+    assert screen.splitlines()[2].endswith("undecided: 2 independent items, 3 are needed")
+    rewrite(study.cell("pos=alibi", 1).dir, lambda row: row | {"bytes": -5 if row["id"] == "d9" else row["bytes"]})
+    report(study, tmp_path / "out")
+    assert "samples.jsonl.gz is damaged in line 10: bytes is below 0" in (tmp_path / "out/report.md").read_text()
+
+
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202ereversed\x00<script>\r\n## Heading"
 
 
@@ -1290,7 +1303,7 @@ def test_every_format_is_printable_whatever_it_is_given():
     figures = [
         drawing.forest(HOSTILE, [effect], HOSTILE),
         drawing.lines(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
-        drawing.heat(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
+        drawing.heat_map(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
     ]
     shown = [page(HOSTILE, sections), markdown(HOSTILE, sections), latex(table, HOSTILE), plain_text(table)]
     for text in [*shown, comma_separated([[HOSTILE, 1]]), *figures]:
@@ -1316,7 +1329,7 @@ def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, c
         return real(*args, **kwargs)
 
     name = "os.fsync" if when == "written" else "ablations.safe_files.write_bytes"
-    real = os.fsync if when == "written" else rundir.write_bytes
+    real = os.fsync if when == "written" else safe_files.write_bytes
     monkeypatch.setattr(name, full)
     capsys.readouterr()
     assert main([f"RUNS={study.root}"]) == 1
@@ -1575,7 +1588,7 @@ def by_path(root: Path, *corpora: str) -> ByPath:
     ],
 )
 def test_paths_are_told_apart_by_their_ends(names, short):
-    assert list(brief(names).values()) == short and list(brief(names)) == names
+    assert list(shortest_ends(names).values()) == short and list(shortest_ends(names)) == names
 
 
 ONE, OTHER = "/home/someone/corpora of mine/a/web.jsonl", "/home/someone/corpora of mine/b/web.jsonl"
@@ -1632,7 +1645,7 @@ def test_runs_on_corpora_by_path_have_their_short_names_without_a_study_too(tmp_
 def test_names_that_are_cut_keep_their_ends():
     long = [f"{'settings-that-all-have-' * 4}{i}=value" for i in (1, 2)]
     seen = {
-        "map": drawing.heat("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
+        "map": drawing.heat_map("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
         "legend": drawing.lines("t", [drawing.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"),
         "forest": drawing.forest("t", [(name, 0.1, 0.2, "same", "undecided") for name in long], "x"),
     }
@@ -1641,7 +1654,10 @@ def test_names_that_are_cut_keep_their_ends():
         assert len(cut) == (4 if kind == "map" else 2), kind
         for name in long:
             assert sum(len(end) > 10 and name.endswith(end) for end in cut) == len(cut) // 2, (kind, cut)
-    assert drawing.ending("short", 100) == "short" and drawing.ending("0123456789", drawing.wide("xxxx")) == "…789"
+    assert (
+        drawing.fitting_end("short", 100) == "short"
+        and drawing.fitting_end("0123456789", drawing.text_width("xxxx")) == "…789"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what was named before
@@ -1740,6 +1756,18 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
             )
     f = gather(study)
     assert f.compared["bits/byte"]["pos=alibi"].items.variance == 0.0
+    # a plan has the most that they may give: by leaving out each document once
+    rows = {arm: [read(study.cell(arm, seed).dir)["samples"] for seed in study.seeds] for arm in study.arms}
+    documents = [run["pydocs/bits_per_byte"] for run in rows["pos=learned"]]
+    sizes = np.array([outcome.weight for outcome in documents[0].values()])
+    bits = {
+        arm: np.mean([[o.value for o in run["pydocs/bits_per_byte"].values()] for run in runs], axis=0)
+        for arm, runs in rows.items()
+    }
+    d, n = bits["pos=alibi"] - bits["pos=learned"], len(sizes)
+    without = [(d.sum() - d[i]) / (sizes.sum() - sizes[i]) for i in range(n)]
+    jackknife = np.sqrt((n - 1) / n * ((np.array(without) - d.sum() / sizes.sum()) ** 2).sum())
+    assert recorded_noise(f)["bits/byte"]["items"] == pytest.approx(jackknife)
     text = section(markdown("t", contents(f)), "Differences from the baseline")
     assert "| below what can be told |" in text and "| 0.0000 |" not in text
     assert "is below what can be told where the documents and questions scatter no more" in " ".join(text.split())

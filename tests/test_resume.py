@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ablations.rundir import Damaged, checkpoints
+from ablations import safe_files
+from ablations.rundir import checkpoints
+from ablations.safe_files import Damaged
 from ablations.study import from_args
 from launch.repair import repair
-from launch.watch import read_events
 from tests.conftest import Launch
 from tests.test_train import corpus, result, store, words  # noqa: F401  # fixtures
 
@@ -228,7 +229,7 @@ def test_after_a_spike_the_run_goes_back_and_past_the_data(
     back = (at - 3) // 2 * 2
     assert first["back_to"] == back and f"step {at}: " in first["why"]
     assert first["samples_left_out"] == [4 * back, 4 * (at + 3)]
-    assert read_events(run)[0]["event"] == "rollback"
+    assert safe_files.read_lines(run / "events.jsonl")[0][0]["event"] == "rollback"
     rows = result(run)[1]
     assert [r[0] for r in rows] == list(range(1, 25))  # each step once
     if len(record["rollbacks"]) == 1:

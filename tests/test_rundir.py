@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ablations import rundir
-from ablations.rundir import Damaged
+from ablations import rundir, safe_files
+from ablations.safe_files import Damaged
 
 
 def test_it_needs_no_torch_and_no_numpy() -> None:
@@ -26,7 +26,7 @@ def test_a_file_is_the_old_or_the_new_one_also_when_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "straße.json"
-    rundir.write_text(path, "alt: straße")
+    safe_files.write_text(path, "alt: straße")
     assert path.read_bytes() == "alt: straße".encode()
 
     def full(file: int) -> None:
@@ -34,7 +34,7 @@ def test_a_file_is_the_old_or_the_new_one_also_when_the_disk_is_full(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
-        rundir.write_text(path, "new")
+        safe_files.write_text(path, "new")
     assert path.read_bytes() == "alt: straße".encode() and list(tmp_path.iterdir()) == [path]
 
 
@@ -54,7 +54,7 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_retu
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(os, "replace", spy_replace)
-    rundir.write_json(tmp_path / "a.json", {"x": 1})
+    safe_files.write_json(tmp_path / "a.json", {"x": 1})
     assert happened == [str(tmp_path / f"a.json.{os.getpid()}.tmp"), "replace", str(tmp_path)]
 
 
@@ -65,10 +65,10 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     for name in (rundir.METRICS, rundir.LOCK, rundir.RUN, f"{rundir.RUN}.{os.getpid()}.tmp"):
         (folder / name).symlink_to(secret)
     with pytest.raises(OSError):
-        rundir.append_row(folder / rundir.METRICS, {"step": 1})
+        safe_files.append_row(folder / rundir.METRICS, {"step": 1})
     with pytest.raises(OSError), rundir.hold(folder):
         pass
-    rundir.write_json(folder / rundir.RUN, {"a": 1})
+    safe_files.write_json(folder / rundir.RUN, {"a": 1})
     assert secret.read_text() == "mine" and json.loads((folder / rundir.RUN).read_text()) == {"a": 1}
 
 
@@ -79,9 +79,9 @@ def test_a_link_a_pipe_and_a_folder_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("link", "pipe", "folder"):
         with pytest.raises(Damaged, match=name):
-            rundir.read_json(tmp_path / name)
-        assert "mine" not in rundir.read_text(tmp_path / name)
-        assert rundir.read_lines(tmp_path / name)[0] == [] and rundir.last_line(tmp_path / name) == ({}, "")
+            safe_files.read_json(tmp_path / name)
+        assert "mine" not in safe_files.read_text(tmp_path / name)
+        assert safe_files.read_lines(tmp_path / name)[0] == [] and safe_files.last_line(tmp_path / name) == ({}, "")
     os.mkfifo(tmp_path / "lock")
     assert not rundir.locked(tmp_path)
 
@@ -92,10 +92,10 @@ def test_what_leads_out_of_a_folder_is_refused(tmp_path: Path) -> None:
     (folder / "checkpoints").symlink_to(tmp_path)
     for name in ("checkpoints", "../x", "/etc/passwd"):
         with pytest.raises(Damaged, match="leads out of"):
-            rundir.inside(folder, name)
-    assert rundir.inside(folder, "a/b") == folder / "a/b"
+            safe_files.inside(folder, name)
+    assert safe_files.inside(folder, "a/b") == folder / "a/b"
     with contextlib.chdir(tmp_path):
-        assert rundir.inside(Path("run"), "a") == Path("run/a")
+        assert safe_files.inside(Path("run"), "a") == Path("run/a")
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "größe.json"
     path.write_bytes(content)
     with pytest.raises(Damaged, match="größe.json") as error:
-        rundir.read_json(path, ["a"], {"a": rundir.NUMBER}, cure="Remove it.")
+        safe_files.read_json(path, ["a"], {"a": rundir.NUMBER}, cure="Remove it.")
     assert str(error.value).endswith("Remove it.")
-    assert isinstance(error.value, ValueError) and rundir.read_json(tmp_path / "none") is None
+    assert isinstance(error.value, ValueError) and safe_files.read_json(tmp_path / "none") is None
 
 
 def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -117,9 +117,13 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 1.5} for step in range(1, 5)]
     lines = [json.dumps(row).encode() + b"\n" for row in rows]
     path.write_bytes(b"".join(lines) + b'{"step": 5, "lo')
-    assert rundir.read_metrics(tmp_path) == (rows, "")  # a kill
+
+    def read() -> Any:
+        return safe_files.read_lines(path, ["step", "loss"], rundir.METRIC_TYPES)
+
+    assert read() == (rows, "")  # a kill
     path.write_bytes(lines[0] + b"\xff" + lines[1] + b'[]\n\n{"step": 3}\n{"step": "3", "loss": 1}\n' + lines[3])
-    assert rundir.read_metrics(tmp_path) == ([rows[0], rows[3]], f"{path} is damaged: lines 2, 3, 5, 6 left out")
+    assert read() == ([rows[0], rows[3]], f"{path} is damaged: lines 2, 3, 5, 6 left out")
     assert rundir.last_metric(tmp_path) == (rows[3], "")
     path.write_bytes(lines[0] + b'{"step": 2, "loss": 1.\xff}\n')
     assert rundir.last_metric(tmp_path) == (rows[0], f"{path} is damaged in its last lines")
@@ -129,7 +133,7 @@ def test_items_that_were_cut_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl.gz"
     whole = gzip.compress("".join(json.dumps({"id": i, "text": "über"}) + "\n" for i in range(99)).encode())
     path.write_bytes(whole)
-    assert [row["id"] for row in rundir.read_gzip_lines(path, ["id"])] == list(range(99))
+    assert [row["id"] for row in safe_files.read_gzip_lines(path, ["id"])] == list(range(99))
     rng = random.Random(0)
     damaged = [whole[: rng.randrange(len(whole))] for _ in range(50)] + [gzip.compress(b'{"id": 1}\n[]\n'), b"text"]
     for _ in range(200):
@@ -138,7 +142,7 @@ def test_items_that_were_cut_are_an_error(tmp_path: Path) -> None:
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(Damaged, match="samples.jsonl.gz"):
-            list(rundir.read_gzip_lines(path, ["id"]))
+            list(safe_files.read_gzip_lines(path, ["id"]))
 
 
 def test_text_for_a_terminal_has_no_control_characters(tmp_path: Path) -> None:
@@ -146,10 +150,10 @@ def test_text_for_a_terminal_has_no_control_characters(tmp_path: Path) -> None:
         "out\x1b]0;x\x07 of\r\tmemory \u202ebad\x9b1m\n日本 é\udcff".encode(errors="surrogateescape")
     )
     assert (
-        rundir.read_text(tmp_path / "failed")
+        safe_files.read_text(tmp_path / "failed")
         == r"out\x1b]0;x\x07 of\r" + "\tmemory " + r"\u202ebad\x9b1m" + "\n日本 é\ufffd"
     )
-    assert rundir.read_text(tmp_path / "none") == ""
+    assert safe_files.read_text(tmp_path / "none") == ""
 
 
 def test_only_folders_with_the_number_of_a_step_are_checkpoints(tmp_path: Path) -> None:
@@ -209,7 +213,7 @@ def test_weights_that_are_missing_cut_or_changed_are_not_trained_ones(tmp_path: 
     weights.write_bytes(bytes(range(256)) * 40)
     rundir.write_done(tmp_path, {"steps": 3})
     summary = rundir.read_done(tmp_path, verify=True)
-    assert summary and summary["steps"] == 3 and summary["weights"] == rundir.checksum(weights)
+    assert summary and summary["steps"] == 3 and summary["weights"] == safe_files.checksum(weights)
     whole = weights.read_bytes()
     weights.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
     with pytest.raises(Damaged, match="sha256 of weights.safetensors differs"):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from ablations.factorial import factorial
 from ablations.plan import power
+from eval.statistics import simulation
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison, compare, family, holm
 from eval.statistics.items import (
@@ -21,8 +23,8 @@ from eval.statistics.items import (
     ratio_stderr,
 )
 from eval.statistics.parts import LEVEL, Part, add, quantile
-from eval.statistics.seeds import level_stderr, noise_floor, outstanding, residual, seed_part, welch
-from eval.statistics.verdicts import places, seeds_to_decide, verdict
+from eval.statistics.seeds import level_stderr, noise_floor, outstanding, residual, seed_part, welch, without_each
+from eval.statistics.verdicts import possible_places, seeds_to_decide, verdict
 
 NO_ITEMS = Part(0.0, np.inf)
 
@@ -63,7 +65,8 @@ def test_missing_cells():
     full = table(x)
     # an arm with a single seed brings one number and one mean: nothing for the residual
     lonely = {**table(x[:2]), "2": {1: 4.0}}
-    assert seed_part(lonely, "1", "0") == pytest.approx(seed_part(table(x[:2]), "1", "0"))
+    with_lonely, without = seed_part(lonely, "1", "0"), seed_part(table(x[:2]), "1", "0")
+    assert (with_lonely.variance, with_lonely.dof) == (pytest.approx(without.variance), without.dof)
     assert seed_part(lonely, "2", "0") is None
     assert seed_part({"0": {1: 1.0}, "1": {1: 2.0}}, "1", "0") is None
     assert seed_part({"0": {1: 1.0, 2: 1.0}, "1": {}}, "1", "0") is None
@@ -564,6 +567,25 @@ def test_a_detectable_difference_is_detected_as_often_as_stated(arms, seeds, ite
     assert np.mean([c.p <= level for c in found]) == pytest.approx(0.8, abs=0.035)
 
 
+@pytest.mark.parametrize(("factors", "seeds"), [(2, 3), (3, 2)])
+def test_an_effect_of_a_factorial_is_detected_as_often_as_stated(factors, seeds):
+    """4,000 factorials with exactly this main effect, or this interaction, each corrected for all that is judged. Some
+    are seen less often, those in which an arm stands out by chance."""
+    design = factorial([f"f{i}=x" for i in range(factors)], "1")
+    arms, tests = len(design.combinations), len(design.combinations) - 1 + len(design.effects)
+    x = np.random.default_rng(factors).normal(size=(4000, arms, seeds))
+    for effect in (0b01, 0b11):
+        weights = np.array([list(design.coefficients(effect).values())])
+        least = power.detectable(1.0, 0.0, arms, seeds, tests, float((weights**2).sum()))
+        estimates = x.mean(2) @ weights.T + least
+        p = simulation.p_values(estimates, simulation.contrast_noise(x, weights))
+        assert 0.74 < np.mean(p <= 0.05 / tests) < 0.82
+        dof = (arms - 1) * (seeds - 1)
+        variance = simulation.residuals(x).sum(1, keepdims=True) / dof / seeds * (weights**2).sum()
+        pooled = simulation.Noise(variance, np.full((4000, 1), float(dof)))
+        assert np.mean(simulation.p_values(estimates, pooled) <= 0.05 / tests) == pytest.approx(0.8, abs=0.02)
+
+
 def test_more_seeds_and_fewer_arms_see_more():
     assert power.detectable(1, 0.1, 2, 5) < power.detectable(1, 0.1, 2, 3) < power.detectable(1, 0.1, 2, 2)
     assert power.detectable(1, 0.1, 2, 5) < power.detectable(1, 0.1, 3, 5) * 1.5
@@ -577,25 +599,94 @@ def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
         (tmp_path / name / "run.json").write_text(json.dumps({"size": size, "tokens": tokens, "noise": noise}))
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text("{}")
-    for name, content in (("cut", '{"size": "nano", "noi'), ("empty", ""), ("list", "[]"), ("nan", '{"size": NaN}')):
+    odd = [{"bits/byte": 3}, {"bits/byte": {"seed_sd": -1, "items": 0, "unit": "x"}}, {"bits/byte": {"seed_sd": 1}}]
+    broken = [("cut", '{"size": "nano", "noi'), ("empty", ""), ("list", "[]"), ("nan", '{"size": NaN}')]
+    broken += [(f"{i}", json.dumps({"size": "nano", "tokens": 10**6, "noise": x})) for i, x in enumerate(odd)]
+    for name, content in broken:
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(content)
     assert power.recorded("nano", 2 * 10**6, tmp_path)["record"] == "a"
     assert power.recorded("nano", 8 * 10**6, tmp_path)["record"] == "b"
-    said = power.foresee("nano", 10**6, 2, 3, tmp_path)
+    said = power.describe_detectable("nano", 10**6, 2, 3, tmp_path)
     assert f"{power.detectable(0.01, 0, 2, 3):.2g} bits/byte;" in said and "of a, 1,000,000 tokens" in said
-    assert "unknown" in power.foresee("14m", 10**6, 2, 3, tmp_path)
-    assert "nothing" in power.foresee("nano", 10**6, 2, 1, tmp_path)
-    assert "nothing is compared" in power.foresee("nano", 10**6, 1, 3, tmp_path)
+    assert said.endswith("the items of bits/byte count as no noise there, so it takes more")
+    crossed = power.describe_detectable("nano", 10**6, 4, 3, tmp_path, tests=6, effects={"main effects": 1.0})
+    assert f"differences of {power.detectable(0.01, 0, 4, 3, 6):.2g} bits/byte, main effects of" in crossed
+    assert "unknown" in power.describe_detectable("14m", 10**6, 2, 3, tmp_path)
+    assert "nothing" in power.describe_detectable("nano", 10**6, 2, 1, tmp_path)
+    assert "nothing is compared" in power.describe_detectable("nano", 10**6, 1, 3, tmp_path)
 
 
 def test_places_share_what_noise_does_not_tell_apart():
     pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("a", "d"), ("b", "d"), ("c", "d")]
     counts = dict(zip(pairs, [False, True, True, True, False, True], strict=True))
-    assert places({"a": 1.0, "b": 2.0, "c": 9.0, "d": 3.0}, counts, higher_is_better=False) == {
+    assert possible_places({"a": 1.0, "b": 2.0, "c": 9.0, "d": 3.0}, counts, higher_is_better=False) == {
         "a": "1–2",
         "b": "1–3",
         "c": "4",
         "d": "2–3",
     }
-    assert places({"a": 1.0, "b": 2.0}, {("a", "b"): True}, higher_is_better=True) == {"a": "2", "b": "1"}
+    assert possible_places({"a": 1.0, "b": 2.0}, {("a", "b"): True}, higher_is_better=True) == {"a": "2", "b": "1"}
+
+
+# ------------------------------------------------------------------------------------------------ degenerate results
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_tie_is_no_verdict_even_where_nothing_scatters(higher_is_better):
+    """As of tasks that two arms answer alike at every seed: an interval of no width touches zero."""
+    for seeds, items in ((Part(0.0, 2), NO_ITEMS), (Part(0.0, 2), Part(0.0, 9)), (Part(0.01, 2), Part(0.1, 9))):
+        c = family({"a": compare(0.0, seeds, items), "b": compare(-0.0, seeds, items)})["b"]
+        assert c.p == 1.0 and not c.counts
+        assert verdict(c, higher_is_better).words == "undecided: within noise"
+    assert verdict(family({"a": compare(0.0, Part(0.0, 2), NO_ITEMS)})["a"], True, margin=0.01).kind == "equivalent"
+
+
+def test_results_that_are_equal_in_all_arms_and_seeds_have_no_verdict_and_no_arm_stands_out():
+    results = {f"arm {i}": dict.fromkeys((1, 2, 3), 2.5) for i in range(4)}
+    assert outstanding(results) == {} and seed_part(results, "arm 1", "arm 0") == Part(0.0, 6)
+    c = family({"a": compare(0.0, seed_part(results, "arm 1", "arm 0"), NO_ITEMS)})["a"]
+    assert verdict(c, False).kind == "undecided"
+
+
+def least_squares(results):
+    """The residual sum of squares of arms and seeds, by numpy's least squares on columns of 0 and 1."""
+    cells = [(arm, seed) for arm in results for seed in results[arm]]
+    columns = [*results, *sorted({seed for _, seed in cells})]
+    design = np.array([[column in cell for column in columns] for cell in cells], float)
+    y = np.array([results[arm][seed] for arm, seed in cells])
+    rest = y - design @ np.linalg.lstsq(design, y)[0]
+    return float(rest @ rest), len(y) - int(np.linalg.matrix_rank(design))
+
+
+@pytest.mark.parametrize(("arms", "seeds"), [(2, 2), (3, 4), (7, 2), (5, 1)])
+def test_full_designs_in_closed_form_are_those_of_least_squares(arms, seeds):
+    x = np.random.default_rng([arms, seeds]).normal(2.5, 0.1, (arms, seeds))
+    x[-1] *= 3
+    results = {f"größe={a}": dict(enumerate(map(float, row))) for a, row in enumerate(x)}
+    assert residual(results) == (pytest.approx(least_squares(results)[0]), least_squares(results)[1])
+    left, dof = residual(results, seeds=False)
+    assert (left, dof) == (pytest.approx(float(((x - x.mean(1, keepdims=True)) ** 2).sum())), arms * (seeds - 1))
+    for arm, (rest, others) in without_each(results).items():
+        expected = least_squares({name: row for name, row in results.items() if name != arm})
+        assert (rest, others) == (pytest.approx(expected[0], abs=1e-12), expected[1])
+    del results["größe=0"][0]  # a cell is missing
+    if results["größe=0"]:
+        assert residual(results) == (pytest.approx(least_squares(results)[0]), least_squares(results)[1])
+
+
+def test_one_arm_that_scatters_among_equal_ones_stands_out():
+    results = {f"arm {i}": {1: 2.0, 2: 2.1, 3: 2.2} for i in range(4)} | {"wild": {1: 2.0, 2: 3.0, 3: 1.0}}
+    assert list(outstanding(results)) == ["wild"] and outstanding(results)["wild"] < 1e-10
+
+
+def test_a_thousand_arms_are_judged():
+    """Least squares of a thousand arms, once for each, would take hours; equal arms have no verdict, another has."""
+    x = np.random.default_rng(7).normal(size=(1000, 3))
+    x[-1] += 50
+    results = {str(a): dict(enumerate(map(float, row))) for a, row in enumerate(x)}
+    compared = {
+        arm: compare(float(np.mean(list(results[arm].values())) - x[0].mean()), seed_part(results, arm, "0"), NO_ITEMS)
+        for arm in [*list(results)[1:40], "999"]
+    }
+    assert [arm for arm, c in family(compared).items() if c.counts] == ["999"]

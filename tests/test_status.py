@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from ablations import config, machine, rundir
+from ablations import config, machine, safe_files
 from ablations.__main__ import main as from_plan
 from ablations.config import ConfigError
-from ablations.rundir import State, last_line
+from ablations.rundir import State
+from ablations.safe_files import last_line
 from ablations.status import duration, state, table
 from ablations.study import from_anywhere, from_args
 from launch import local, train
@@ -308,7 +309,7 @@ def test_a_study_begun_where_there_is_bf16_goes_on_where_there_is_none(
     assert begun.base.train.precision == "bf16"
     first = begun.cells[0]
     first.dir.mkdir(parents=True)
-    rundir.write_json(first.dir / "run.json", {"fingerprint": first.run.fingerprint, "config": first.config})
+    safe_files.write_json(first.dir / "run.json", {"fingerprint": first.run.fingerprint, "config": first.config})
     monkeypatch.setattr(config, "has_bf16", lambda: False)
     assert from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path / 'new'}"]).base.train.precision == "fp32"
     for later in (from_args(words), from_args(["POS=none", "SIZE=nano", f"OUT={tmp_path}"])):

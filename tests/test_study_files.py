@@ -355,11 +355,11 @@ def test_tokens_beside_a_clock_are_refused() -> None:
 def test_shots_belong_to_what_the_runs_are_asked_and_not_to_what_they_are() -> None:
     plain = from_args(["POS=alibi", "SIZE=nano", "TASKS=gsm8k"])
     five = from_args(["POS=alibi", "SIZE=nano", "TASKS=gsm8k", "SHOTS=5"])
-    assert five.judged == [*plain.judged, "--shots", "5"] and "SHOTS=5" in five.command
+    assert five.eval_options == [*plain.eval_options, "--shots", "5"] and "SHOTS=5" in five.command
     assert [(cell.dir, cell.run.fingerprint) for cell in five.cells] == [
         (cell.dir, cell.run.fingerprint) for cell in plain.cells
     ]
-    assert from_args(["POS=alibi", "SIZE=nano", "TASKS=gsm8k", "SHOTS=0"]).judged[-2:] == ["--shots", "0"]
+    assert from_args(["POS=alibi", "SIZE=nano", "TASKS=gsm8k", "SHOTS=0"]).eval_options[-2:] == ["--shots", "0"]
 
 
 @pytest.mark.parametrize("shots", ["-1", "two", "1.5", "101", "5,0", "²", "1e1"])
@@ -373,10 +373,10 @@ def test_shots_are_a_number_of_examples_and_need_tasks(shots: str) -> None:
 def test_a_study_file_says_by_which_tasks_its_runs_are_judged(studies: Path) -> None:
     (studies / "few.yaml").write_text(GOOD + "tasks: gsm8k\nshots: 5\n")
     study = from_args(["STUDY=few", "SIZE=nano"])
-    assert study.judged == ["--tasks", "gsm8k", "--data", "runs/eval-data", "--shots", "5"]
-    assert from_args(study.words).judged == study.judged  # what its runs are started with
+    assert study.eval_options == ["--tasks", "gsm8k", "--data", "runs/eval-data", "--shots", "5"]
+    assert from_args(study.words).eval_options == study.eval_options  # what its runs are started with
     typed = from_args(["STUDY=few", "SIZE=nano", "TASKS=rte", "SHOTS=1"])
-    assert typed.judged[1] == "rte" and typed.judged[-1] == "1"
+    assert typed.eval_options[1] == "rte" and typed.eval_options[-1] == "1"
     wrong = {"list": "tasks: [gsm8k]", "truth": "tasks: gsm8k\nshots: true", "text": "tasks: gsm8k\nshots: five"}
     for name, lines in wrong.items():
         (studies / f"{name}.yaml").write_text(f"{GOOD}{lines}\n")

@@ -27,6 +27,7 @@ from eval.tasks.suite import suite
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.position import POSITIONS
+from tests.schemas import checked
 from tests.test_eval import (  # noqa: F401  # fixtures
     SHAPE,
     WORDS,
@@ -414,10 +415,12 @@ def test_tasks_of_other_languages_are_mirrored_and_scored_as_written(run, tmp_pa
     (hub / "facebook__xnli/README.md").write_text(CARD)
     (hub / "facebook__xnli/fr/validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in NLI))
     command = [sys.executable, "-m", "eval.tasks.fetch", "--to", str(to), "--tasks", "multilingual", "--from", str(hub)]
+    command += ["--format", "json"]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"HF_HOME": str(tmp_path / "cache")}, capture_output=True, text=True
     )
-    assert "1 of 19 tasks" in done.stdout and "error: xnli_zh" in done.stderr
+    answer = checked(done.stdout)
+    assert answer["tasks"] == ["xnli_fr"] and len(answer["failed"]) == 18 and "error: xnli_zh" in done.stderr
 
     # the model sees more than its 64 tokens of training, which learned positions would not
     record = json.loads((run / "run.json").read_text())

@@ -23,7 +23,7 @@ import torch
 from ablations import rundir
 from ablations.budget import learning_rate
 from ablations.config import KEYS, resolve
-from ablations.rundir import Damaged
+from ablations.safe_files import Damaged
 from ablations.status import state
 from ablations.study import Study, build, from_args
 from tests.conftest import Launch
@@ -125,6 +125,7 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
     assert weights == calm_weights
     record = json.loads((folder / "run.json").read_text())
     assert len(record["continued"]) >= 3
+    assert all(launch["execution"]["compiled"] == "never" for launch in (record, *record["continued"]))
 
 
 def in_process(cell: Any, store: Path) -> tuple[bytes, list[tuple]]:
@@ -432,10 +433,10 @@ def test_a_run_whose_factor_is_inactive_stops_before_the_first_step(
 def test_a_setting_lost_on_its_way_to_the_engine_stops_the_run(
     corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, lost: str
 ) -> None:
-    from launch import engine
+    from launch import deepspeed_setup, engine
     from launch.manifest import Mismatch
 
-    whole = engine.deepspeed_config
+    whole = deepspeed_setup.deepspeed_config
 
     def without(run: Any, world: int) -> dict[str, Any]:
         config = whole(run, world)
@@ -487,38 +488,44 @@ def test_other_data_under_the_same_name_stop_a_continued_run(corpus: str, store:
 
 def test_one_process_owns_a_run(tmp_path: Path) -> None:
     from ablations.config import ConfigError
-    from launch.train import owned
+    from launch.lock import locked
 
-    with owned(tmp_path), pytest.raises(ConfigError, match="another process is training"), owned(tmp_path):
+    with locked(tmp_path), pytest.raises(ConfigError, match="another process is training"), locked(tmp_path):
         pass
 
 
 def test_who_looks_whether_a_run_is_locked_is_no_other_trainer(tmp_path: Path) -> None:
     """A shared lock for a moment, as in ablations/status.py."""
-    from launch.train import owned
+    from launch.lock import locked
 
     look = open(tmp_path / "lock", "w")  # noqa: SIM115
     fcntl.flock(look, fcntl.LOCK_SH)
     threading.Timer(0.3, look.close).start()
-    with owned(tmp_path):
+    with locked(tmp_path):
         pass
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none here to try it on; this is what flock(2) says on Lustre, as it was mounted by default for long."""
     from ablations.config import ConfigError
-    from data.disk import locked
-    from launch.train import owned
+    from data import disk
+    from launch.lock import locked
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"), owned(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"), locked(tmp_path):
         pass
-    with pytest.raises(ValueError, match="cannot be locked"), locked(tmp_path / "store/.lock"):
+    with pytest.raises(ValueError, match="cannot be locked"), disk.locked(tmp_path / "store/.lock"):
         pass
+
+
+def test_training_does_without_packages_that_only_preparation_needs() -> None:
+    from launch.manifest import version
+
+    assert version("no-such-package") == "not installed" and version("torch") == torch.__version__
 
 
 SLOW_DISK = """
@@ -580,12 +587,12 @@ def test_under_slurm_a_run_that_another_job_holds_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ablations.rundir import Exit
-    from launch.train import owned
+    from launch.lock import locked
     from launch.watch import Stop
 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr("launch.train.time.sleep", lambda _: None)
-    with owned(tmp_path), pytest.raises(Stop, match="another process is training") as stop, owned(tmp_path):
+    monkeypatch.setattr("launch.lock.time.sleep", lambda _: None)
+    with locked(tmp_path), pytest.raises(Stop, match="another process is training") as stop, locked(tmp_path):
         pass
     assert stop.value.code == Exit.RESUBMIT
 
@@ -600,7 +607,7 @@ def test_what_may_go_better_is_tried_again_under_slurm(
     """A storage that hiccups while a checkpoint is written; a full disk waits for somebody to make room."""
     from launch import train
     from launch.checkpoint import Checkpoints
-    from launch.slurm.attempts import complaint
+    from launch.slurm.attempts import configuration_error
 
     def training(cell: Any, out: Path) -> None:
         checkpoints = Checkpoints(cell.dir / "checkpoints", 2)
@@ -615,7 +622,7 @@ def test_what_may_go_better_is_tried_again_under_slurm(
     error = capsys.readouterr().err
     assert said in error and (cell.dir / "failed").exists() == given_up
     (cell.dir / "train.log").write_text(f"0: {error}")
-    assert bool(complaint(cell.dir, "7")) == given_up
+    assert bool(configuration_error(cell.dir, "7")) == given_up
 
 
 def test_lines_that_a_power_loss_has_torn_are_written_anew(tmp_path: Path) -> None:
@@ -666,13 +673,13 @@ def test_two_output_roots_are_two_runs_to_wandb(tmp_path: Path) -> None:
 def test_a_node_that_cannot_write_gets_as_far_as_preflight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which names it. On a real file system that is read-only."""
     from launch import preflight
-    from launch.train import owned
+    from launch.lock import locked
 
     if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {tmp_path}"):
         pytest.skip("needs root to mount a file system")
     try:
         monkeypatch.setenv("RANK", "3")
-        with owned(tmp_path):
+        with locked(tmp_path):
             assert preflight._write(tmp_path) == "Read-only file system"
     finally:
         os.system(f"umount {tmp_path}")
@@ -744,8 +751,8 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
 def test_a_run_that_is_not_compiled_does_not_load_the_compiler() -> None:
     """It takes seconds: DeepSpeed, megatron-core and decorators of ours would load it as they are imported."""
     code = (
-        "import sys\nfrom launch import engine\nfrom data import batches\nfrom model import gpt\n"
-        "engine._deepspeed()\nbatches._megatron()\n"
+        "import sys\nfrom launch import deepspeed_setup, engine\nfrom data import batches\nfrom model import gpt\n"
+        "deepspeed_setup.import_deepspeed()\nbatches._megatron()\n"
         "print(sorted(sys.modules.keys() & {'torch._dynamo', 'torch._inductor.compile_fx'}))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout

@@ -9,15 +9,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ablations import safe_files
 from ablations.config import ConfigError, resolve
 from launch import preflight
 from launch.preflight import CLOCK, SHARED, Node, check_memory, checkpoint_bytes, verdict
-from launch.watch import STORAGE, Watch, read_events, stop_file
+from launch.watch import STORAGE, Watch, stop_file
 from model.memory import estimate
 from tests.test_checkpoint import alone  # noqa: F401  # a fixture
+
+
+def events(run_dir: Path) -> list[dict[str, Any]]:
+    return safe_files.read_lines(run_dir / "events.jsonl", ["step", "event", "detail"])[0]
+
 
 ROOT = Path(__file__).parents[1]
 GOOD = Node("n", matmul=1e12, link=1e9, memory=1.0, shared=1 << 30, disk=1 << 40, written="", clock=1e9)
@@ -160,7 +167,7 @@ with Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 100, 3, ["a"
     assert process.returncode == 75, process.stderr  # before its minute is over: then it would be 0
     stacks = (tmp_path / "stacks/rank_3.txt").read_text()
     assert "waits_for_ever" in stacks and "after step 19" in stacks
-    assert read_events(tmp_path)[-1]["event"] == "hang"
+    assert events(tmp_path)[-1]["event"] == "hang"
 
 
 @pytest.mark.parametrize(("disk", "code"), [("refuses", 75), ("hangs", 1)])
@@ -183,7 +190,7 @@ with watch.Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 9, 3, 
 """
     process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert process.returncode == code, process.stderr
-    assert read_events(tmp_path)[-1]["event"] == "hang"
+    assert events(tmp_path)[-1]["event"] == "hang"
 
 
 def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
@@ -217,13 +224,13 @@ def test_slowness_is_said_and_the_slow_rank_named(tmp_path: Path, capsys: pytest
     for _ in range(9):
         w.speed(900.0, [1.0, 1.0, 1.2])
     w.speed(100.0, [1.0, 1.0, 9.0])  # once is nothing: a save, a neighbour
-    assert read_events(tmp_path / "run") == []
+    assert events(tmp_path / "run") == []
     for _ in range(9):
         w.speed(500.0, [1.0, 1.1, 2.2])
-    (said,) = read_events(tmp_path / "run")  # once until it is over
+    (said,) = events(tmp_path / "run")  # once until it is over
     assert said["event"] == "slow" and "500 tokens/s, usually 1,000; rank 2 on c computes 2.00 times" in said["detail"]
     for _ in range(20):
         w.speed(1000.0, [1.0, 1.0, 1.0])
     for _ in range(9):
         w.speed(500.0, [1.0, 1.0, 1.0])
-    assert len(read_events(tmp_path / "run")) == 2 and "rank" not in read_events(tmp_path / "run")[1]["detail"]
+    assert len(events(tmp_path / "run")) == 2 and "rank" not in events(tmp_path / "run")[1]["detail"]

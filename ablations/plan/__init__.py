@@ -1,1 +1,1 @@
-"""What a study will cost and what it can show, before anything is run. No torch."""
+"""Plans: what a study will cost and which differences it can detect, before anything is run. Imports no torch."""

@@ -8,11 +8,11 @@ from ablations.plan.law_fit import CannotTell, Point
 
 
 def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
-    """Way 1: of curves (points on the way of each run), N of the least loss at each compute; (coefficient, exponent) of
-    N = coefficient x C^exponent.
+    """Way 1: from the training curves of several sizes, the size with the least loss at each amount of compute. Returns
+    coefficient and exponent of N = coefficient x C^exponent.
 
     Raises:
-        CannotTell: when fewer than three sizes are ever the best.
+        CannotTell: fewer than three sizes are the best anywhere.
     """
     import numpy as np
 
@@ -34,10 +34,11 @@ def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
 
 
 def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, float]:
-    """Way 2: at each compute a parabola of the loss in log N; (coefficient, exponent) of N = coefficient x C^exponent.
+    """Way 2: for each group of runs with equal compute, the minimum of a parabola of the loss in log N. Returns
+    coefficient and exponent of N = coefficient x C^exponent.
 
     Raises:
-        CannotTell: when fewer than two groups of equal compute have a minimum inside.
+        CannotTell: fewer than two groups of equal compute have a minimum between their sizes.
     """
     import numpy as np
 

@@ -29,7 +29,8 @@ RIDGE = 1e-4  # weight of the prior against one row; of 1e-3, 1e-4 and 1e-5 the 
 
 @dataclass(frozen=True)
 class Row:
-    """One published measurement; `seconds` and `gib` are None where it is not said, `fits` is False out of memory."""
+    """One published measurement. `seconds` and `gib` are None where they were not published; `fits` is False where the
+    run was out of memory."""
 
     stack: str
     gpu: str
@@ -48,7 +49,7 @@ class Row:
 
     @property
     def fp32_sums(self) -> bool:
-        """Whether gradients were summed in fp32: from 28 Feb 2022 on, not in the fp16 runs on V100."""
+        """Whether gradients were summed in fp32: in BigScience's runs from 28 Feb 2022 on, and not in fp16 on V100s."""
         return not self.gpu.startswith("v100")
 
     @property
@@ -95,7 +96,7 @@ def published(path: Path = PUBLISHED) -> list[Row]:
 
 
 def fit(rows: list[Row]) -> dict[str, float]:
-    """Weights, none below 0, that make relative errors least, drawn a little to PRIOR."""
+    """Non-negative weights of the terms that minimise the relative errors, with a slight pull towards PRIOR."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -112,7 +113,7 @@ def seconds_of(row: Row, weights: dict[str, float]) -> float:
 
 
 def held_out(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """Predictions of each row by weights fitted without any row of the same `key`."""
+    """The prediction for each row with weights that were fitted without the rows of the same `key`."""
     weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
     return [seconds_of(row, weights[key(row)]) for row in rows]
 
@@ -128,7 +129,8 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 
 
 def calibrate() -> dict[str, Any]:
-    """For each stack and GPU: weights, the errors of rows held out, and the interval that holds 80% of them."""
+    """For each software stack and GPU: the weights, the errors on held-out rows, and the interval that contains 80% of
+    them."""
     import numpy as np
     from scipy.stats import spearmanr
 
@@ -162,8 +164,8 @@ def calibrate() -> dict[str, Any]:
 
 
 def memory_fit(rows: list[Row]) -> dict[str, float]:
-    """The numbers of FITTED, none below 0, that make relative errors least. A row tells what the first stage took: in
-    Megatron's order of ranks the first node, which was looked at, has that one."""
+    """The non-negative values of FITTED that minimise the relative errors. The published memory is that of the first
+    pipeline stage, since it was read on the first node, which has that stage in Megatron's order of ranks."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -174,7 +176,7 @@ def memory_fit(rows: list[Row]) -> dict[str, float]:
 
 
 def calibrate_memory() -> dict[str, Any]:
-    """The fitted numbers, and the errors of rows held out one at a time."""
+    """The fitted values, and the errors on rows that were held out one at a time."""
     rows = [row for row in published() if row.gib]
     errors = []
     for row in rows:
@@ -192,7 +194,8 @@ def calibrate_memory() -> dict[str, Any]:
 
 
 def transfer(source: str, target: str) -> tuple[float, float]:
-    """Median error, and the median of predicted / actual, of one GPU's rows by the weights of another's."""
+    """The median error, and the median of predicted / actual, for the rows of the GPU `target` with the weights of the
+    GPU `source`."""
     import numpy as np
 
     timed = [row for row in published() if row.seconds and row.stack == "llm-foundry"]

@@ -24,10 +24,10 @@ MOST_TOKENS = 1e15  # beyond them a slip is likelier than a plan: the indexed we
 
 
 def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The words that are the plan's own, and those of the study.
+    """The words that only the plan uses, and those of the study.
 
     Raises:
-        ConfigError: for a word that is there twice.
+        ConfigError: a word is given twice.
     """
     options: dict[str, str] = {}
     study_words = []
@@ -45,10 +45,11 @@ def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def machines(text: str) -> tuple[GPU, int]:
-    """ON="a100": one node of them. ON="8x8 a100": eight nodes of eight. ON="4 h100": four.
+    """The GPU and the number of GPUs that ON names: "a100" is one node of A100s, "8x8 a100" eight nodes of eight, "4
+    h100" four H100s.
 
     Raises:
-        ConfigError: for unknown hardware, or a number not above 0.
+        ConfigError: the hardware is unknown, or a number is not above 0.
     """
     match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
     assert match  # any text without spaces around it is at least a name
@@ -62,10 +63,11 @@ def machines(text: str) -> tuple[GPU, int]:
 
 
 def run(words: list[str]) -> int | None:
-    """The exit code; None where the words have no ON and no BUDGET, and the plan is of this machine.
+    """Print the plan for the hardware or budget that the words name. Returns the exit code; None where the words have
+    neither ON nor BUDGET, so that the plan is for this machine.
 
     Raises:
-        ConfigError: for anything that is not allowed, naming what is.
+        ConfigError: a word or value is not allowed; the message names what is.
     """
     options, study_words = split(words)
     if not options:
@@ -99,25 +101,26 @@ def run(words: list[str]) -> int | None:
     hours = budget.gpu_hours(price) if budget else None
     os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
     answer = study_cost.cost(from_args(study_words), gpu, gpus)
-    if hours and answer.gpu_hours > hours:
-        need, limit = amount(answer.gpu_hours), amount(hours)
-        answer.refused.append(f"the study needs {need} GPU-hours, and the budget has {limit}")
+    if hours and answer.most_gpu_hours > hours:
+        need, limit = amount(answer.most_gpu_hours), amount(hours)
+        seeds = f" with all {answer.study.criteria.seeds} seeds (MAX_SEEDS)" if answer.at_most else ""
+        answer.refused.append(f"the study needs {need} GPU-hours{seeds}, and the budget has {limit}")
     if how == "json":
         print(answers.answer("study-cost", answer.as_json(hours)))
         for reason in answer.refused:
             print(f"refused: {reason}", file=sys.stderr)
     elif how == "svg":
-        from ablations.drawing import sheet
+        from ablations.drawing import combined_figures
         from ablations.plan.schedules import figure
 
-        print(sheet([study_cost.figure(answer), figure(answer.study)]), end="")
+        print(combined_figures([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.lines(answer, hours), sep="\n")
     return 2 if answer.refused else 0
 
 
 def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
-    """The document that says what to train with a budget."""
+    """Write the document that says what to train with a budget. Returns the exit code."""
     from ablations.plan import decision, decision_report
     from ablations.plan.document import make_folder
 
@@ -143,10 +146,11 @@ def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
 
 
 def _need(text: str) -> tuple[float, float]:
-    """NEED="300B-400B": tokens from and to. One number stands for a tenth below and above it.
+    """The range of tokens that NEED names, such as "300B-400B". A single number stands for the range from 10% below to
+    10% above it.
 
     Raises:
-        ConfigError: when these are no tokens.
+        ConfigError: the text is not such a range.
     """
     parts = [part.strip() for part in text.split("-")]
     if len(parts) > 2 or not all(re.fullmatch(r"[\d.,_]+(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):

@@ -37,7 +37,7 @@ SEED_SD = 0.27  # of the same mean from checkpoint to checkpoint; stands for tha
 
 @dataclass(frozen=True)
 class Timeline:
-    """Mean shares of the time by what it went to, and the number of failures."""
+    """Mean shares of the time by use (training, saving, waiting ...), and the number of failures."""
 
     shares: dict[str, float]
     interval: float  # seconds between saves
@@ -47,7 +47,7 @@ class Timeline:
 
 
 def timeline(machines: Machines, spare: int) -> Timeline:
-    """The goodput of a job on all working nodes, by simulation at BLOOM's failure rate (published)."""
+    """The use of the time by a job on all working nodes, from simulations with BLOOM's failure rate (published)."""
     working = machines.nodes - spare
     cluster = Cluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **GUESS)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
@@ -60,7 +60,8 @@ def timeline(machines: Machines, spare: int) -> Timeline:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Parameters and tokens of least loss by one law; low and high: parameters by the rounding of its constants."""
+    """The parameters and tokens of least loss by one law. low, high: the range of parameters that the rounding of its
+    published constants allows."""
 
     law: published_laws.PublishedLaw
     parameters: float
@@ -89,12 +90,12 @@ class Decision:
 
     @property
     def chosen(self) -> shapes.Candidate | None:
-        """The fastest candidate without objections."""
+        """The fastest candidate to which no rule objects."""
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.Candidate) -> tuple[float, float, float]:
-        """Tokens that the candidate trains in the whole time, at its predicted speed and the simulated goodput; with
-        the low and the high end of both."""
+        """The tokens that the candidate trains in the whole time at its predicted speed and with the simulated
+        failures, and their lower and upper end."""
         step = candidate.step
         token_seconds = candidate.layout.batch * shapes.SEQ * self.machines.seconds
         return (
@@ -105,10 +106,14 @@ class Decision:
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
-    """What to train with a budget, which has to be a cluster for a time, on `tokens` tokens.
+    """Decide what to train with a budget.
+
+    Args:
+        budget: a cluster for a time.
+        tokens: the range of tokens that the model must be trained on; None: BigScience's.
 
     Raises:
-        ConfigError: the budget is no cluster for a time.
+        ConfigError: the budget is not a cluster for a time.
     """
     machines = budget.cluster
     if machines is None:
@@ -151,9 +156,12 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
 
 
 def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
-    """Every study of ablations/studies at STUDY_SIZE on one node for each run: runs, GPU-hours, the least difference it
-    sees, and the effect that was published, where one was, with the seeds that see it; and what the hours are based on.
-    First those that can see their effect, the cheapest before; last those that MOST_SEEDS are not enough for."""
+    """The studies of ablations/studies at STUDY_SIZE, with one node for each run; and the basis of their hours.
+
+    Each has its number of runs, GPU-hours, the least difference that it detects, and, where an effect was published,
+    that effect and the seeds that are needed to detect it. Studies that can detect their effect come first, the
+    cheapest of them at the top; those for which MOST_SEEDS would not be enough come last.
+    """
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
     run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
@@ -170,9 +178,9 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
         if arms < 2:
             continue
         effect = EFFECTS.get(name)
-        seeds = needed(effect, arms) if effect else None
+        seeds = seeds_needed(effect, arms) if effect else None
         runs = arms * (seeds or STUDY_SEEDS)
-        least = least_seen(arms, seeds or STUDY_SEEDS)
+        least = least_detectable(arms, seeds or STUDY_SEEDS)
         result.append(
             {"study": name, "arms": arms, "seeds": seeds or STUDY_SEEDS, "runs": runs, "gpu_hours": runs * hours}
             | {"least": least, "effect": effect, "sees": seeds is not None}
@@ -186,18 +194,18 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
 
 
 @functools.cache
-def least_seen(arms: int, seeds: int) -> float:
-    """The least difference, in points, that a study of this size detects."""
+def least_detectable(arms: int, seeds: int) -> float:
+    """The least difference, in points, that a study with so many arms and seeds detects."""
     return power.detectable(SEED_SD, TASK_ERROR, arms, seeds)
 
 
-def needed(effect: float, arms: int) -> int | None:
+def seeds_needed(effect: float, arms: int) -> int | None:
     """The number of seeds with which a study detects such an effect; None where MOST_SEEDS are not enough."""
     counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
-    if least_seen(arms, MOST_SEEDS) > effect:
+    if least_detectable(arms, MOST_SEEDS) > effect:
         return None
     # more seeds see smaller effects, so that the first that are enough can be found by halving
-    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -least_seen(arms, seeds))]
+    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -least_detectable(arms, seeds))]
 
 
 def as_json(decision: Decision) -> dict[str, Any]:

@@ -28,7 +28,7 @@ BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
 
 
 def billions(number: float) -> str:
-    """392B, 1,160B; below a billion 12.5M."""
+    """A number in billions, such as 392B or 1,160B; below a billion in millions, such as 12.5M."""
     return f"{number / 1e9:,.3g}B" if number >= 1e9 else human(number)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.drawing import STYLE, sheet
-from ablations.rundir import write_text
+from ablations.drawing import STYLE, combined_figures
+from ablations.safe_files import write_text
 from ablations.values import ConfigError
 
 PAGE = """\
@@ -32,7 +32,7 @@ LONG = 40  # characters of a cell above which it is not squeezed on a phone, whe
 
 @dataclass
 class Document:
-    """Built from top to bottom. Figures are SVG text (ablations/drawing.py)."""
+    """A document, to which parts are added from top to bottom. Figures are SVG text (ablations/drawing.py)."""
 
     title: str
     blocks: list[tuple[str, object]] = field(default_factory=list)
@@ -92,18 +92,17 @@ class Document:
         return PAGE.format(title=html.escape(self.title), style=STYLE, body="\n".join(out))
 
     def write(self, folder: Path) -> list[Path]:
-        """report.md, report.html and a file for each figure."""
+        """Write report.md, report.html and a file for each figure. Returns their paths."""
         make_folder(folder)
         files = {"report.md": self.markdown(), "report.html": self.page()}
-        files |= {f"{name}.svg": sheet([svg]) for name, svg in self.figures}
+        files |= {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures}
         for name, content in files.items():
             write_text(folder / name, content)
         return [folder / name for name in files]
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of a document. Raises ConfigError where that is impossible, or nothing can be written into
-    it."""
+    """Create the folder of a document. Raises ConfigError where it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

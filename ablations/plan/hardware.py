@@ -1,13 +1,13 @@
 """The accelerators that a plan may name: peak, memory, bandwidths, power.
 
-Peaks, bandwidths and watts are the makers' data sheets as catalogues quote them (secondary); memory is what nvidia-smi
-shows for cards up to h100 (seen in public logs; of V100s unverified), beyond them what is printed on the card.
-A network is the node's, divided by its GPUs; it differs between sites more than GPUs do, and a site's own measurement
-replaces it (ablations/plan/site_speed.py).
+Peaks, bandwidths and watts are those of the makers' data sheets as catalogues quote them (secondary). Memory is what
+nvidia-smi shows for cards up to the H100 (seen in public logs; for V100s unverified), and the nominal one for later
+cards. The network bandwidth is that of the node divided by its GPUs. It differs between sites more than GPUs do; a
+site's own measurement replaces it (ablations/plan/site_speed.py).
 
-A V100 of a node of four has two of its six NVLinks to each of the others: on Jean Zay NCCL builds six rings, through
-every pair alike (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so that two GPUs have a third of
-`link` between them. An MI300X has one link to each of seven. The nodes of the others have a switch.
+In a node of four V100s each pair is connected by two of the six NVLinks of a GPU. On Jean Zay NCCL builds six rings
+that use all pairs equally (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so that two GPUs have a
+third of `link` between them. An MI300X has one link to each of seven others. The nodes of the other GPUs have a switch.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class GPU:
-    """One accelerator. FLOP/s are dense, in the 16-bit format that it trains in; bandwidths in bytes per second."""
+    """An accelerator. FLOP/s are without sparsity, in the 16-bit format used for training; bandwidths in bytes per
+    second."""
 
     name: str
     peak: float
@@ -36,7 +37,8 @@ class GPU:
     )
 
     def link_among(self, ranks: int) -> float:
-        """Bytes per second from a GPU to `ranks` - 1 neighbouring GPUs of its node together, in one direction."""
+        """The bandwidth in bytes per second from a GPU to `ranks` - 1 other GPUs of its node together, in one
+        direction."""
         if self.switched or ranks <= 1:
             return self.link
         return self.link * min(1.0, (ranks - 1) / (self.node - 1))
@@ -149,10 +151,10 @@ ALIASES |= {"v100-32gb": "v100-32", "v100-16gb": "v100-16", "h100-80gb": "h100",
 
 
 def hardware(name: str) -> GPU:
-    """The accelerator of this name, in any case: "a100" is the one of 80 GB.
+    """The accelerator with this name, in upper or lower case; "a100" is the one with 80 GB.
 
     Raises:
-        ConfigError: when it is not in the table, naming what is.
+        ConfigError: the table does not have it; the message names those that it has.
     """
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     key = ALIASES.get(key, key)
@@ -178,10 +180,10 @@ def accelerator(device: str) -> str:
 
 
 def peak_flops(device: str, devices: int, seconds: float) -> float | None:
-    """FLOPs that `devices` GPUs could do in `seconds` by their data sheet; so "Cramming" states its budgets. None for a
-    device that the table does not have.
+    """The FLOPs that `devices` GPUs could do in `seconds` at the peak of their data sheet, the unit in which "Cramming"
+    states its budgets. None for a device that the table does not have.
 
-    device: as torch names it.
+    device: its name in torch.
     """
     name = accelerator(device)
     return hardware(name).peak * devices * seconds if name else None

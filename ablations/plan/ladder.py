@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations import answers, rundir
-from ablations.drawing import Line, sheet
+from ablations import answers, rundir, safe_files
+from ablations.drawing import Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan import power
 from ablations.study import Study, from_args
@@ -43,7 +43,7 @@ INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of t
 
 @dataclass(frozen=True)
 class Pair:
-    """An arm and the baseline at the same size and seed."""
+    """The losses of an arm and of the baseline at the same size and seed."""
 
     arm: str
     size: str
@@ -60,7 +60,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """One arm at the target. Differences are relative: -0.02 is a loss 2% below the baseline's."""
+    """The extrapolated difference of one arm at the target. Differences are relative: -0.02 is a loss 2% below the
+    baseline's."""
 
     arm: str
     at_target: float
@@ -75,13 +76,13 @@ class Extrapolation:
 
     @property
     def verdict(self) -> str:
-        """A sign that no size has shown decides nothing: a difference that shrinks towards 0 looks on a line as if it
-        went through 0."""
+        """The verdict at the target. It is undecided where the predicted sign was not seen at any size, since on a line
+        a difference that shrinks towards 0 looks as if it went through 0."""
         return "undecided" if self.sign_unseen else _verdict(self.low, self.high)
 
     @property
     def single_verdict(self) -> str:
-        """By the largest size alone."""
+        """The verdict from the runs of the largest size alone."""
         return _verdict(self.single_low, self.single_high)
 
 
@@ -95,10 +96,10 @@ def _quantile(freedom: float, level: float) -> float:
 
 
 def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
-    """Every arm's difference at `target` FLOPs.
+    """The difference of every arm at `target` FLOPs.
 
     Raises:
-        ConfigError: with fewer than three sizes or two seeds, or where an arm lacks a pair that others have.
+        ConfigError: there are fewer than three sizes or two seeds, or an arm lacks a pair that other arms have.
     """
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     cells = {arm: sorted({(p.compute, p.seed) for p in pairs if p.arm == arm}) for arm in arms}
@@ -153,7 +154,7 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
 
 
 def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
-    """Seeds of this ladder with which such a difference would be told from 0 with a chance of power.POWER."""
+    """The number of seeds with which this ladder would detect such a difference with probability power.POWER."""
     z = _quantile(math.inf, LEVEL) + _quantile(math.inf, 2 * (1 - power.POWER))
     needed = seeds * (z * error / abs(level)) ** 2 if level else math.inf
     return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
@@ -161,14 +162,14 @@ def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
 
 @dataclass
 class Score:
-    """Decisions counted against what is true: hits, misses and those that were left open."""
+    """Verdicts compared with the true differences: the numbers of right, wrong and undecided ones."""
 
     hits: int = 0
     misses: int = 0
     open: int = 0
 
     def count(self, verdict: str, truth: float) -> None:
-        """truth: the difference at the target."""
+        """Count a verdict. `truth`: the true difference at the target."""
         if verdict == "undecided":
             self.open += 1
         elif (verdict == "better") == (truth < 0):
@@ -178,12 +179,12 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Hits among all decisions asked for, a coin's half for each left open."""
+        """The share of right verdicts, where undecided ones count one half."""
         return (self.hits + self.open / 2) / max(1, self.hits + self.misses + self.open)
 
 
 def order_accuracy(predicted: Sequence[float], true: Sequence[float]) -> float:
-    """Decision accuracy of DataDecide: the share of pairs whose order is right, the baseline (0) among them."""
+    """DataDecide's decision accuracy: the share of pairs of arms, with the baseline (0), in the right order."""
     p, t = [0.0, *predicted], [0.0, *true]
     pairs = [(i, j) for i in range(len(p)) for j in range(i) if t[i] != t[j]]
     return statistics.fmean((p[i] < p[j]) == (t[i] < t[j]) for i, j in pairs) if pairs else math.nan
@@ -196,7 +197,7 @@ def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
     """The study of `words` at each size, smallest compute first.
 
     Raises:
-        ConfigError: for fewer than three sizes, or one that is there twice.
+        ConfigError: there are fewer than three sizes, or a size is given twice.
     """
     if len(set(sizes)) != len(sizes):
         raise ConfigError(f"SIZES={','.join(sizes)}: one is there twice")
@@ -211,17 +212,17 @@ def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
 
 
 def compute_of(study: Study) -> float:
-    """FLOPs of the baseline's run."""
+    """The FLOPs of the baseline's run in a study."""
     return study.base.tokens * flops_per_token(study.base.model)
 
 
 def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
-    """The pairs of all finished and judged runs, and the directories that are not."""
+    """The pairs of all finished and evaluated runs, and the directories of the other runs."""
     pairs, missing = [], []
     for study in ladder:
         losses: dict[tuple[str, int], float] = {}
         for cell in study.cells:
-            scores = rundir.read_json(cell.dir / rundir.EVAL)
+            scores = safe_files.read_json(cell.dir / rundir.EVAL)
             if scores is None:
                 missing.append(str(cell.dir))
                 continue
@@ -239,7 +240,7 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
 
 
 def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
-    """The ladder as text."""
+    """The results of the ladder as lines of text."""
     aim = compute_of(target)
     cost = sum(compute_of(study) * len(study.cells) for study in ladder)
     out = [
@@ -273,7 +274,7 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
 
 
 def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: float) -> str:
-    """Every pair, a line for each arm, and its interval at the target, those of several arms side by side."""
+    """A figure of all pairs, the fitted line of each arm, and the intervals at the target, side by side."""
     unit, name = next((unit, name) for unit, name in FLOP_UNITS if target >= unit or unit == FLOP_UNITS[-1][0])
     computes = [pair.compute / unit for pair in pairs]
     width = (target / unit / min(computes)) ** INTERVAL_DISTANCE
@@ -294,15 +295,15 @@ def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: floa
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = answers.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", required=True, help="nano,mini,small")
     parser.add_argument("--target", default="14m", help="a size")
     parser.add_argument("--list", action="store_true", help="print the sizes, one a line, once all is checked")
     parser.add_argument("words", nargs="*", metavar="NAME=VALUE", help="the study, as for make ablation")
     args = parser.parse_args(argv)
-    as_json = answers.is_wanted(args.words)
+    as_json = answers.asks_for_json(args.words)
     try:
-        _, args.words = answers.wanted(args.words)
+        _, args.words = answers.take_format(args.words)
         ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
         target = from_args([*args.words, f"SIZE={args.target}"])
         if compute_of(target) <= compute_of(ladder[-1]):
@@ -322,13 +323,13 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         if as_json:
             print(answers.error(str(error)))
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return 2
     folder = Path(target.out) / f"ladder-{target.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    rundir.write_text(folder / "ladder.svg", sheet([figure(pairs, results, compute_of(target))]))
+    safe_files.write_text(folder / "ladder.svg", combined_figures([figure(pairs, results, compute_of(target))]))
     content = record(results, pairs, target)
-    rundir.write_json(folder / "ladder.json", content, indent=1)
+    safe_files.write_json(folder / "ladder.json", content, indent=1)
     checked = None if unfinished else against(results, target_pairs)
     if as_json:
         print(answers.answer("ladder", content | {"against_target": checked, "written": str(folder)}))
@@ -341,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def against(results: Sequence[Extrapolation], target: Sequence[Pair]) -> dict[str, dict[str, Any]]:
-    """The ladder's hits and misses against the target's own runs, and those of the largest size alone."""
+    """The verdicts of the ladder, and those of the largest size alone, compared with runs at the target size."""
     truth = {result.arm: statistics.fmean(p.gap for p in target if p.arm == result.arm) for result in results}
     ladder, single = Score(), Score()
     for result in results:
@@ -358,7 +359,7 @@ def against(results: Sequence[Extrapolation], target: Sequence[Pair]) -> dict[st
 
 
 def described_against(checked: dict[str, dict[str, Any]]) -> list[str]:
-    """What `against` counts, as text."""
+    """The result of `against` as lines of text."""
     ladder, single = checked["ladder"], checked["largest_size"]
     if ladder["order_accuracy"] is None:
         return ["against the target's own runs: all arms are equal there"]
@@ -371,7 +372,7 @@ def described_against(checked: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def record(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
-    """What ladder.json has."""
+    """The content of ladder.json."""
     return {
         "question": target.question,
         "target": target.base.size,

@@ -62,7 +62,10 @@ class Fit:
         return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
 
     def interval(self, of: Callable[[dict[str, float]], float]) -> tuple[float, float]:
-        """What holds COVERAGE of the resamples of a quantity."""
+        """The interval that contains the share COVERAGE of the bootstrap values of a quantity.
+
+        of: computes the quantity from the law's constants by name.
+        """
         import numpy as np
 
         tail = (1 - COVERAGE) / 2
@@ -70,15 +73,15 @@ class Fit:
         return float(low), float(high)
 
     def predict(self, n: float, d: float) -> tuple[float, float, float]:
-        """Loss and its interval."""
+        """The predicted loss at N and D, and the two ends of its interval."""
         return (self.loss(n, d), *self.interval(lambda values: self.loss(n, d, values)))
 
     def optimum(self, compute: float) -> tuple[float, float]:
-        """N and D of least loss for so many FLOPs; of the form "hoffmann"."""
+        """N and D of least loss for so many FLOPs. Only for the form "hoffmann"."""
         return _hoffmann(self.values).optimum(compute)
 
     def optimum_interval(self, compute: float) -> tuple[float, float]:
-        """Of N."""
+        """The interval of the N of least loss for so many FLOPs."""
         return self.interval(lambda values: _hoffmann(values).optimum(compute)[0])
 
 
@@ -115,7 +118,7 @@ def check(points: Sequence[Point], form: str) -> None:
 
 
 def _correlation(points: Sequence[Point]) -> float:
-    """Of log N and log D."""
+    """The correlation of log N and log D."""
     x, y = [math.log(point.n) for point in points], [math.log(point.d) for point in points]
     mx, my = sum(x) / len(x), sum(y) / len(y)
     sxy = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
@@ -123,12 +126,12 @@ def _correlation(points: Sequence[Point]) -> float:
 
 
 def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> Fit:
-    """The law of least summed Huber loss, and `resamples` fits to runs drawn with replacement.
+    """The law with the least sum of Huber losses, and `resamples` fits to runs drawn with replacement.
 
-    The points of one run are drawn together: their noise is not independent.
+    The points of one run are drawn together, since their noise is not independent.
 
     Raises:
-        CannotTell: when the data do not determine it.
+        CannotTell: the runs do not determine the law.
     """
     import numpy as np
 
@@ -178,7 +181,7 @@ def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
 
 
 def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
-    """(numbers, summed Huber loss) where L-BFGS ends."""
+    """The constants, and the sum of Huber losses, at which L-BFGS ends from the start `start`."""
     import numpy as np
     from scipy.optimize import minimize
 
@@ -197,7 +200,8 @@ def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[
 
 
 def _settle(data: Any, start: Any, form: str) -> Any:
-    """The same minimum from near it, by a trust region: a resample takes a tenth of the time."""
+    """The constants at the minimum, found by a trust-region method from a start near it. For a bootstrap resample that
+    takes a tenth of the time of `_descend`."""
     from scipy.optimize import least_squares
 
     result = least_squares(
@@ -213,7 +217,7 @@ def _settle(data: Any, start: Any, form: str) -> Any:
 
 
 def _starts(data: Any, form: str) -> list[Any]:
-    """Where to start: exponents on a grid, the other numbers by least squares for each."""
+    """Starting points: exponents on a grid, with the other constants from least squares for each."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -246,7 +250,7 @@ def _starts(data: Any, form: str) -> list[Any]:
 
 
 def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """The numbers under their names, in the loss's own unit."""
+    """{name: constant of the law}, in the original unit of the loss."""
     t = [float(value) for value in theta]
     if form == "compute":
         return {"Cc": math.exp(t[0] + math.log(scale) / t[1]), "alpha": t[1]}
@@ -259,10 +263,10 @@ def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
 
 
 def without_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """The runs of the largest size, and the relative error of the law that was fitted to the others at each.
+    """The runs of the largest size, and the relative errors in predicting them with the law fitted to the other runs.
 
     Raises:
-        CannotTell: when the others do not determine it.
+        CannotTell: the other runs do not determine the law.
     """
     top = max(point.n for point in points)
     rest = [point for point in points if point.n < top]

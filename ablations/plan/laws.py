@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import answers, rundir
-from ablations.drawing import SERIES, Line, sheet
+from ablations import answers, rundir, safe_files
+from ablations.drawing import SERIES, Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
 from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, fit, without_largest
@@ -29,11 +29,12 @@ SAME_SHARE = 1e-3  # of the budget's share at which weights were kept: one step 
 def read_points(folders: Sequence[Path]) -> list[Point]:
     """Parameters, tokens and held-out bits per byte of finished runs.
 
-    A run of the schedule warmup-stable-decay-stable gives a point for each of its falls whose weights were kept and
-    judged (layout.eval_at); other weights on the way are those of a rate that has not fallen, and are left out.
+    A run with the schedule warmup-stable-decay-stable gives a point for each decay whose weights were kept and
+    evaluated (layout.eval_at). Weights from other moments of a run are left out, since the learning rate had not
+    decayed.
 
     Raises:
-        ConfigError: for a folder that is no finished and judged run, or one that was judged on other text, by name.
+        ConfigError: a folder is not a finished and evaluated run, or was evaluated on other text; the message names it.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
@@ -55,7 +56,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             losses = {tokens: _loss(folder / rundir.EVAL)}
             if schedule == SEVERAL_FALLS:
                 for path in sorted(folder.glob(rundir.eval_name().replace(".json", "-step_*.json"))):
-                    scores = rundir.read_json(path) or {}
+                    scores = safe_files.read_json(path) or {}
                     share = float(scores["tokens"]) / (float(train.get("decay_tokens") or 0) or tokens)
                     if any(math.isclose(share, end, rel_tol=SAME_SHARE) for end in DECAY_ENDS):
                         losses[float(scores["tokens"])] = _loss(path)
@@ -71,13 +72,13 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
 
 
 def _loss(path: Path) -> float:
-    """The bits per byte of an evaluation."""
-    scores = rundir.read_json(path) or {}
+    """The held-out bits per byte in the file of an evaluation."""
+    scores = safe_files.read_json(path) or {}
     return float(scores["bits_per_byte"]["value"])
 
 
 def describe(law: Fit) -> list[str]:
-    """The fit as text."""
+    """The fit as lines of text."""
     out = []
     for name, value in law.values.items():
         low, high = law.interval(lambda values, name=name: values[name])  # type: ignore[misc]
@@ -86,7 +87,7 @@ def describe(law: Fit) -> list[str]:
 
 
 def figure(law: Fit) -> str:
-    """Every run and the fitted loss, by tokens, a line for each size (the largest SERIES of them)."""
+    """A figure of all runs and of the fitted loss against tokens, with a line for each of the SERIES largest sizes."""
     curves = []
     for colour, n in enumerate(sorted({point.n for point in law.points})[-SERIES:]):
         same_size = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)
@@ -99,8 +100,8 @@ def figure(law: Fit) -> str:
 
 
 def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
-    """Hoffmann's first two ways, as far as finished runs allow them: coefficient and exponent of N = a C^b, or why they
-    cannot be told."""
+    """{way: coefficient and exponent of N = a C^b, or why the runs do not determine them} for Hoffmann's first two
+    ways."""
     out: dict[str, tuple[float, float] | str] = {}
     for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
         try:
@@ -111,7 +112,7 @@ def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
 
 
 def describe_ways(ways: dict[str, tuple[float, float] | str]) -> list[str]:
-    """What `other_ways` finds, as text."""
+    """The result of `other_ways` as lines of text."""
     return [
         f"{name}: cannot be told: {way}" if isinstance(way, str) else f"{name}: N = {way[0]:.3g} C^{way[1]:.3f}"
         for name, way in ways.items()
@@ -125,7 +126,7 @@ def has_no_floor(law: Fit) -> bool:
 
 
 def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
-    """The answer for programs; `left_out` and `errors` are those of `without_largest`."""
+    """The answer as JSON, for programs. `left_out` and `errors` are the result of `without_largest`."""
     intervals = {name: law.interval(lambda values, name=name: values[name]) for name in law.values}  # type: ignore[misc]
     ways = other_ways(law.points) if law.form == "hoffmann" else {}
     return {
@@ -147,7 +148,7 @@ def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = answers.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a finished run")
     parser.add_argument("--form", default="hoffmann", help=", ".join(FORMS))
     parser.add_argument("--figure", type=Path, help="an SVG to write")
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     as_json = args.format == "json"
     try:
-        answers.wanted([f"FORMAT={args.format}"])
+        answers.take_format([f"FORMAT={args.format}"])
         if args.form not in FORMS:
             raise ConfigError(f"FORM={args.form} is not one of {', '.join(FORMS)}{did_you_mean(args.form, FORMS)}")
         if args.figure and not args.figure.absolute().parent.is_dir():
@@ -173,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.form == "hoffmann":
                 print(*describe_ways(other_ways(points)), sep="\n")
         if args.figure:
-            rundir.write_text(args.figure, sheet([figure(law)]))
+            safe_files.write_text(args.figure, combined_figures([figure(law)]))
         try:
             left_out, errors = without_largest(points, args.form)
         except CannotTell as error:
@@ -188,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         if as_json:
             print(answers.error(str(error)))
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

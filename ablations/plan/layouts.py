@@ -20,7 +20,7 @@ MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout of all arms of a study: the seconds of a step of each, and the memory of the largest."""
+    """A layout for all arms of a study, with the seconds of a step for each arm, and the memory of the largest."""
 
     layout: Layout
     steps: tuple[Prediction, ...]  # one for each run that was asked about
@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def settings(self) -> str:
-        """The settings, as words for SET, that train in this layout."""
+        """The settings of this layout, as words for SET."""
         layout = self.layout
         return (
             f"layout.processes={layout.gpus} layout.tp={layout.tp} layout.micro_batch={layout.micro_batch} "
@@ -47,7 +47,8 @@ class Candidate:
 
 
 def memory(run: Run, layout: Layout) -> float:
-    """GiB of one rank: tensors by model/memory.py, and what a process takes beside them (fitted to published rows)."""
+    """The memory of one rank in GiB: tensors by model/memory.py, and the overhead of a process (fitted to published
+    rows)."""
     precision = run.train.precision
     tensors = estimate(
         run.model,
@@ -66,9 +67,9 @@ def memory(run: Run, layout: Layout) -> float:
 def search(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[Candidate], list[str]]:
-    """Layouts that hold all `runs`, the fastest first; and, where there are none, why each kind was refused.
+    """The layouts in which all `runs` fit, the fastest first; and where there are none, why each kind was refused.
 
-    All arms of a study share a layout: what differs between them is the question alone.
+    All arms of a study share a layout, so that they differ only in the question.
     """
     fitting: list[Candidate] = []
     refused: dict[str, str] = {}
@@ -120,7 +121,7 @@ def _uneven(run: Run, dp: int, micro: int) -> str:
 
 
 def best_few(candidates: list[Candidate], count: int = 4) -> list[Candidate]:
-    """The fastest, and the fastest of each other kind (tensor parallel, recomputation), `count` in all."""
+    """Up to `count` candidates: the fastest, and the fastest of each other kind (tensor parallel, recomputation)."""
     kinds: dict[tuple[int, bool], Candidate] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)

@@ -1,5 +1,5 @@
-"""Memory of one GPU under Megatron-DeepSpeed's 3D parallelism: for shapes that need pipelines, which our engine has not
-(what that needs is in model/memory.py, byte by byte).
+"""Memory of one GPU under Megatron-DeepSpeed's 3D parallelism, for models that need pipeline parallelism, which our
+engine does not have (for our engine see model/memory.py).
 
 Weights, gradients and the optimizer's share are counted; four numbers are fitted to the published rows (published.csv,
 by ablations/plan/calibrate.py): bytes for each weight beyond those (copies and buffers of DeepSpeed and NCCL), a factor
@@ -14,10 +14,11 @@ EDGE = 0.03  # median error of the rows held out; within it of the limit, a layo
 
 
 def parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> list[float]:
-    """GiB on the first or the last pipeline stage: what is counted, then what each of FITTED multiplies.
+    """The memory of the first or the last pipeline stage in GiB, as summands: the part that is counted, then the
+    factors of the values of FITTED.
 
-    Activations after Korthikanti et al. 2022: 10 + 24 / tp bytes a hidden value, 5 a score, or, recomputed, the input
-    of each layer and one layer's all.
+    Activations follow Korthikanti et al. 2022: 10 + 24 / tp bytes per hidden value and 5 per attention score; with
+    recomputation the input of each layer, and all activations of one layer.
 
     Args:
         fp32_sums: whether gradients are summed in fp32 beside those in 16 bits, as in BigScience's bf16 of 2022.
@@ -35,19 +36,19 @@ def parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool
 
 
 def peak(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bool = True) -> float:
-    """GiB at the peak of the stage that has most."""
+    """The peak memory in GiB of the pipeline stage with the most."""
     return max(stage(shape, layout, flash, fp32_sums, last) for last in (False, True))
 
 
 def stage(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> float:
-    """GiB at the peak of the first or the last stage."""
+    """The peak memory in GiB of the first or the last pipeline stage."""
     fitted = calibration()["memory"]["fitted"]
     counted, *measured = parts(shape, layout, flash, fp32_sums, last)
     return counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
 
 
 def verdict(gib: float, gpu: GPU) -> str:
-    """fits | at the edge | does not fit."""
+    """Whether so much memory fits: "fits", "at the edge" or "does not fit"."""
     if gib * (1 + EDGE) <= gpu.memory:
         return "fits"
     return "at the edge" if gib <= gpu.memory else "does not fit"

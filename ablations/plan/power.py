@@ -1,23 +1,25 @@
-"""The least difference that a study can see, before it is run: from the noise that earlier ones recorded.
+"""The least difference that a study can detect, computed before its runs from the noise that earlier studies recorded.
 
-The same rule as the report's verdict (eval/statistics), which this may not import: a difference counts above
-sqrt(t**2 v1 + z**2 v2), t of Student with the seeds' degrees of freedom, v1 and v2 the variances that seeds and items
-give to it. What the seeds will give is not known but drawn: s**2 / sigma**2 is chi-square over its degrees of freedom.
+The rule is that of the report's verdict (eval/statistics, which must not be imported here): a difference is significant
+above sqrt(t**2 v1 + z**2 v2), with the quantile t of Student's distribution for the seeds' degrees of freedom, and the
+variances v1 from the seeds and v2 from the items. The variance that the seeds will show is random: s**2 / sigma**2 is
+chi-square distributed, divided by its degrees of freedom.
 
-numpy and scipy.special are imported where they are needed: they take a quarter of a second, which `make status` and the
-rest of a plan do not have to wait for.
+numpy and scipy.special are imported where they are needed, since that takes a quarter of a second, which `make status`
+and the rest of a plan need not wait for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import inf, isinf, lgamma, log, sqrt
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ablations import rundir
-from ablations.rundir import Damaged
+from ablations import safe_files
+from ablations.safe_files import Damaged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 RECORDS = Path(__file__).parents[1] / "records"
 LEVEL = 0.05  # chance of any wrong verdict on a metric where there is no difference
 POWER = 0.8  # chance to see a difference that is there; Cohen's convention
+TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference of two arms
 NODES = 1200  # of the integral over s; the chance to see a difference is then exact to 1e-5 (tests/test_statistics.py)
 
 
@@ -56,7 +59,10 @@ def quantile(dof: float, level: float) -> float:
 def power(difference: float, seeds: float, items: float, dof: float, level: float = LEVEL) -> float:
     """The probability that a true difference is called significant, in either direction.
 
-    seeds, items: variances of the difference that come from each. dof: of the estimate of the first.
+    Args:
+        seeds, items: the variances of the difference that come from seeds and from items.
+        dof: the degrees of freedom of the variance from the seeds.
+        level: the significance level.
     """
     from scipy.special import ndtr
 
@@ -68,23 +74,28 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
     return float(probability @ detected)
 
 
-def detectable(sd: float, items: float, arms: int, seeds: int) -> float:
+def detectable(
+    sd: float, items: float, arms: int, seeds: int, tests: int | None = None, squares: float = TWO_ARMS
+) -> float:
     """The least difference from the baseline that such a study sees with chance POWER, each arm corrected for all
     (Bonferroni: what Holm's correction asks of the first). inf: with one seed nothing is seen.
 
     Args:
         sd: standard deviation of a run from the seed alone, in the units of the metric.
-        items: standard error that the items give to a difference.
+        items: standard error that the items give to a difference of two arms.
         arms: of the study, the baseline too.
         seeds: of each arm.
+        tests: how many comparisons it is corrected for; None: one for each arm beside the baseline.
+        squares: the sum of the squared weights of the arms, where it is not a difference of two but an effect of a
+            factorial.
     """
     if seeds < 2 or arms < 2:
         return inf
     # eval/statistics/seeds.py: two arms with two seeds are the ordinary t-test, else the seeds are taken out. Of three
     # arms and more one may stand out by chance, which takes some 2 % of POWER (simulated there)
     dof = 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
-    level = LEVEL / (arms - 1)
-    v1, v2 = 2 * sd * sd / seeds, items * items
+    level = LEVEL / (tests or arms - 1)
+    v1, v2 = squares * sd * sd / seeds, squares / TWO_ARMS * items * items
     if not v1 + v2:
         return 0.0
     return solve(lambda difference: power(difference, v1, v2, dof, level), POWER, start=sqrt(v1 + v2))
@@ -105,7 +116,8 @@ def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str
     """The noise in the record of the study of this size whose budget is the nearest; None where there is none.
 
     Args:
-        tokens: the budget; None where it is a wall clock, and then `budget` says which: a record has to have the same.
+        tokens: the budget in tokens; None where it is a wall clock. Then `budget` is its text, and a record has to have
+            the same.
 
     Returns:
         {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "unit"}}}.
@@ -114,18 +126,47 @@ def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str
     for path in sorted(records.glob("*/run.json")):
         record: dict[str, Any] | None = None
         with suppress(Damaged):  # a damaged record tells nothing, and stops no plan
-            record = rundir.read_json(path, types={"tokens": int, "noise": dict})
-        if record and record.get("size") == size and record.get("noise") and record.get("budget", "tokens") == budget:
+            record = safe_files.read_json(path, types={"tokens": int, "noise": dict})
+        if (
+            record
+            and record.get("size") == size
+            and record.get("budget", "tokens") == budget
+            and is_noise(record.get("noise"))
+        ):
             candidates.append({key: record[key] for key in ("tokens", "noise")} | {"record": path.parent.name})
     return min(
         candidates, key=lambda candidate: abs(log(candidate["tokens"] / tokens)) if tokens else 0.0, default=None
     )
 
 
-def foresee(
-    size: str, tokens: int | None, arms: int, seeds: int, records: Path = RECORDS, budget: str = "tokens"
+def is_noise(noise: Any) -> bool:
+    """Whether this is the noise that a record has, of one metric or more."""
+    keys = ("seed_sd", "items")
+    return bool(noise) and all(
+        isinstance(of_metric, dict)
+        and isinstance(of_metric.get("unit"), str)
+        and all(isinstance(of_metric.get(key), int | float) and 0 <= of_metric[key] < inf for key in keys)
+        for of_metric in noise.values()
+    )
+
+
+def describe_detectable(
+    size: str,
+    tokens: int | None,
+    arms: int,
+    seeds: int,
+    records: Path = RECORDS,
+    budget: str = "tokens",
+    tests: int | None = None,
+    effects: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
-    """The lines of `make plan` on the differences that the study can detect. `tokens`, `budget`: as in `recorded`."""
+    """The line of `make plan` on the differences that the study can detect.
+
+    Args:
+        tokens, budget: as in `recorded`.
+        arms, seeds, tests: as in `detectable`.
+        effects: {name: `squares` of `detectable`} of the effects of a factorial.
+    """
     known = recorded(size, tokens, records, budget)
     if not known:
         return (
@@ -136,11 +177,18 @@ def foresee(
         return "what it can see: nothing is compared"
     if seeds < 2:
         return "what it can see: nothing, with one seed no difference is replicated"
-    parts = []
-    for name, noise in known["noise"].items():
-        least = detectable(noise["seed_sd"], noise["items"], arms, seeds)
-        parts.append(f"{least:.2g} {noise['unit']}" + (f" ({name})" if name not in noise["unit"] else ""))
+
+    def sizes(squares: float) -> str:
+        parts = []
+        for name, noise in known["noise"].items():
+            least = detectable(noise["seed_sd"], noise["items"], arms, seeds, tests, squares)
+            parts.append(f"{least:.2g} {noise['unit']}" + (f" ({name})" if name not in noise["unit"] else ""))
+        return " and ".join(parts)
+
+    detected = [f"differences of {sizes(TWO_ARMS)}", *(f"{name} of {sizes(s)}" for name, s in effects.items())]
+    unknown = [name for name, noise in known["noise"].items() if not noise["items"]]
+    of_seeds = f"; the items of {' and '.join(unknown)} count as no noise there, so it takes more" if unknown else ""
     return (
-        f"what it can see with a chance of {POWER:.0%}: differences of {' and '.join(parts)}; "
-        f"from the noise of {known['record']}, {known['tokens']:,} tokens"
+        f"what it can see with a chance of {POWER:.0%}: {', '.join(detected)}; "
+        f"from the noise of {known['record']}, {known['tokens']:,} tokens{of_seeds}"
     )

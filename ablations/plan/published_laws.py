@@ -42,7 +42,7 @@ BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data
 def kaplan(
     compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73, d_at_1: float = 2e10, d_power: float = 0.27
 ) -> tuple[float, float]:
-    """N and D by Kaplan's powers of the least compute, where 6 N D is `compute`.
+    """N and D by Kaplan's power laws in the least compute that reaches a loss, such that 6 N D is `compute`.
 
     The least compute that reaches a loss, in PF-days, would be spent with batches far below the critical size; with
     batches of the critical size 6 N D is twice that (their section 5.1, recalled), and nearly so by these constants:
@@ -53,19 +53,19 @@ def kaplan(
 
 
 def kaplan_size_alone(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
-    """N by Kaplan's power as if `compute` were the least compute, D what is left of 6 N D."""
+    """N by Kaplan's power law as if `compute` were the least compute, and D = compute / (6 N)."""
     n = n_at_1 * (compute / PF_DAY) ** n_power
     return n, compute / (6 * n)
 
 
 def fixed_ratio(compute: float, tokens_per_parameter: float = 20.0) -> tuple[float, float]:
-    """N and D at so many tokens a parameter."""
+    """N and D with a fixed number of tokens per parameter."""
     n = math.sqrt(compute / (6 * tokens_per_parameter))
     return n, tokens_per_parameter * n
 
 
 def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
-    """N and D by Hoffmann's way 3; its E has no say in them."""
+    """N and D by Hoffmann's way 3, which do not depend on E."""
     return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
 
 
@@ -84,7 +84,7 @@ class PublishedLaw:
         return self.best(compute, *(value for value, _ in self.constants))
 
     def rounding(self, compute: float) -> tuple[float, float]:
-        """The least and the largest N that constants which are printed so could have."""
+        """The smallest and the largest N that are possible, given that the constants were published rounded."""
         corners = itertools.product(*((value - half, value + half) for value, half in self.constants))
         sizes = [self.best(compute, *corner)[0] for corner in corners]
         return min(sizes), max(sizes)

@@ -6,7 +6,7 @@ from ablations.values import human
 
 
 def reading(study: Study) -> list[str]:
-    """How many epochs of each source the runs read, a line each. A corpus that is not prepared is named as such."""
+    """A line for each source with the number of epochs that the runs read. Corpora that are not prepared are named."""
     from data.corpus import Missing
     from data.prepare import epochs
     from data.prepare import prepare as find

@@ -1,4 +1,4 @@
-"""Checkpoint intervals, and what failures cost: formulas for a plan, and a simulation where there is no formula.
+"""Checkpoint intervals, and the cost of failures: by formula, and by simulation where there is no formula.
 
 python -m ablations.plan.reliability        # the two clusters of docs/reliability.md
 """
@@ -11,16 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablations.rundir import Damaged, read_checkpoint
+from ablations.rundir import read_checkpoint
+from ablations.safe_files import Damaged
 
 
 def save_interval(stall: float, mtbf: float) -> float:
-    """The seconds of training between two saves at which the least time is lost: Daly (2006), eq. 37; Young (1974) is
-    its first term.
+    """The interval between two checkpoints, in seconds of training, with which the least time is lost: Daly (2006), eq.
+    37, of which Young (1974) is the first term.
 
     Args:
-        stall: seconds for which one save holds up training.
-        mtbf: mean seconds between two failures of the whole job: a node's, divided by the number of nodes.
+        stall: the seconds for which training stops during a save.
+        mtbf: the mean seconds between two failures of the job: those of a node divided by the number of nodes.
     """
     if stall <= 0:
         return 0.0
@@ -31,11 +32,11 @@ def save_interval(stall: float, mtbf: float) -> float:
 
 
 def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
-    """A line of the plan: how often a run will save, from what saves have cost in earlier runs.
+    """A line of the plan: how often a run will save, from the cost of saves in earlier runs.
 
     Args:
-        checkpoints: of runs of this kind, if there are any.
-        mtbf: mean hours between two failures of a node.
+        checkpoints: checkpoints of earlier runs of this kind, if there are any.
+        mtbf: the mean hours between two failures of a node.
     """
     cost = None
     for folder in sorted(checkpoints, key=lambda folder: folder.stat().st_mtime, reverse=True):
@@ -51,11 +52,12 @@ def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a job meets. Times in seconds.
+    """A cluster with failures, as the simulation knows it. Times are in seconds.
 
-    nodes are in use, spares stand by; a node fails every `node_mtbf` on average (exponentially), `broken` of the
-    failures take the node away for `repair`, the others only end the job. A failure is noticed after `detect` (a hang
-    later than a crash), starting again takes `restart`. A save stalls training for `stall` and is whole `write` later.
+    `nodes` are in use, `spares` stand by. A node fails every `node_mtbf` on average (exponentially distributed). The
+    share `broken` of the failures makes a node unusable for `repair`; the others only end the job. A failure is noticed
+    after `detect` (a hang later than a crash), and a restart takes `restart`. A save stops training for `stall`, and is
+    complete `write` later.
     """
 
     nodes: int
@@ -75,11 +77,12 @@ class Cluster:
 
 
 def simulate(c: Cluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
-    """One history of `seconds` on a cluster, with the policies of launch/: the shares of the time by what it went to.
+    """Simulate `seconds` of training on a cluster, with the policies of launch/.
 
     Returns:
-        trained (kept work), saving, redone (lost since the last whole save), detecting, restarting, waiting (for
-        a repaired node), as fractions of the time; failures, a count.
+        Shares of the time: "trained" (work that was kept), "saving", "redone" (work that was lost since the last
+        complete save), "detecting", "restarting", and "waiting" (for a node to be repaired); and the number of
+        "failures".
     """
     rng = random.Random(seed)
     spent = dict.fromkeys(("trained", "saving", "redone", "detecting", "restarting", "waiting"), 0.0)

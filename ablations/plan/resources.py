@@ -33,7 +33,7 @@ PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes of GPUs for a time. Spare nodes stand by for broken ones and do no work."""
+    """Nodes with GPUs for a time. Spare nodes replace broken ones, and otherwise do no work."""
 
     gpu: GPU
     nodes: int
@@ -43,7 +43,7 @@ class Cluster:
 
     @property
     def working(self) -> int:
-        """The number of GPUs that train, spares aside."""
+        """The number of GPUs that train, without those of spare nodes."""
         return (self.nodes - self.spare) * self.per_node
 
     @property
@@ -52,21 +52,22 @@ class Cluster:
 
     @property
     def reserved_gpu_hours(self) -> float:
-        """GPU-hours that are paid for, those of spare nodes included."""
+        """The reserved GPU-hours, including those of spare nodes."""
         return self.nodes * self.per_node * self.seconds / HOUR
 
     def flops(self, per_gpu: float) -> float:
-        """Floating-point operations in the whole time, at `per_gpu` per second on each GPU."""
+        """The floating-point operations of all working GPUs in the whole time, at `per_gpu` per second and GPU."""
         return self.working * self.seconds * per_gpu
 
     def __str__(self) -> str:
         spare = f", {self.spare} spare" if self.spare else ""
-        return f"{span(self.seconds)} on {self.nodes} x {self.per_node} {self.gpu.name}{spare}"
+        return f"{duration_in_words(self.seconds)} on {self.nodes} x {self.per_node} {self.gpu.name}{spare}"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount of one kind. `cluster` where it is hardware for a time, `gpu` where the hardware alone is said."""
+    """A budget of one kind. `cluster`: set where it is hardware for a time; `gpu`: set where only the hardware is
+    named."""
 
     kind: str  # cluster | gpu-hours | model-flops | peak-flops | tokens | steps | money
     amount: float
@@ -76,13 +77,13 @@ class Budget:
     currency: str = ""
 
     def gpu_hours(self, price: float | None = None) -> float:
-        """GPU-hours at work.
+        """The GPU-hours of the budget, without those of spare nodes.
 
         Args:
-            price: of one, where the budget is money.
+            price: the price of a GPU-hour, where the budget is money.
 
         Raises:
-            ConfigError: when it cannot be said without more.
+            ConfigError: they do not follow from the budget; the message says what is missing.
         """
         if self.cluster:
             return self.cluster.gpu_hours
@@ -99,10 +100,10 @@ class Budget:
         )
 
     def flops(self, per_gpu: float | None = None, price: float | None = None) -> float:
-        """Model FLOPs. `per_gpu`: those that one GPU does in a second, where the budget is hardware.
+        """The model FLOPs of the budget. `per_gpu`: the model FLOPs per second and GPU, where the budget is hardware.
 
         Raises:
-            ConfigError: when it cannot be said without more.
+            ConfigError: they do not follow from the budget; the message says what is missing.
         """
         if self.kind == "model-flops":
             return self.amount
@@ -115,7 +116,7 @@ class Budget:
         return self.gpu_hours(price) * HOUR * per_gpu
 
 
-def span(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
     """A time in words: "18 weeks", "3.5 days", "20 hours"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]
@@ -130,10 +131,10 @@ def amount(number: float) -> str:
 
 
 def positive(text: str, whole: str) -> float:
-    """A number such as 18, 4500, 1e21 or 1_000. A comma is never part of one.
+    """A positive number in a text, such as 18, 4500, 1e21 or 1_000. A comma is not allowed in it.
 
     Raises:
-        ConfigError: when it is none, or not above 0.
+        ConfigError: the text is not such a number.
     """
     try:
         number = float(text)
@@ -148,11 +149,11 @@ _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
 def parse_budget(text: str) -> Budget:
-    """`text` as a `Budget`.
+    """The budget that a text describes.
 
     Raises:
-        ConfigError: for a number without its unit, an unknown unit or hardware, or an amount not above 0; it says what
-            is missing.
+        ConfigError: a number has no unit, a unit or the hardware is unknown, or an amount is not above 0; the message
+            says what is missing.
     """
     if with_comma := re.search(r"(?<![\w-])\d[\d_]*(?:,\d{3})+(?!\d)", text):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The learning rate over the budget, drawn: of every arm of a study whose curve is its own."""
+"""Drawings of the learning rate over the budget, one for each different curve among the arms of a study."""
 
 import sys
 
@@ -20,7 +20,7 @@ def rates(run: Run, count: int) -> list[float]:
 
 
 def curves(study: Study, count: int) -> dict[str, list[float]]:
-    """{arms with commas between: their rates}, a curve once."""
+    """{names of the arms with this curve: its learning rates}, each different curve once."""
     arms: dict[tuple[float, ...], list[str]] = {}
     for arm in study.arms:
         arms.setdefault(tuple(rates(study.cell(arm, study.seeds[0]).run, count)), []).append(arm)
@@ -28,7 +28,8 @@ def curves(study: Study, count: int) -> dict[str, list[float]]:
 
 
 def drawn_schedules(study: Study) -> list[str]:
-    """A line for each shape, for a terminal, as high as its share of the arm's own peak; arms of one shape together."""
+    """The curves for a terminal, a line for each shape. Heights are shares of the arm's own peak, and arms with the
+    same shape share a line."""
     marks = DIGITS if _is_plain() else BLOCKS
     shapes: dict[str, list[str]] = {}
     for names, curve in curves(study, COLUMNS).items():
@@ -53,7 +54,7 @@ def _is_plain() -> bool:
 
 
 def figure(study: Study) -> str:
-    """The same as SVG."""
+    """The curves as an SVG figure."""
     shares = [i / 240 for i in range(241)]
     lines = [
         Line(names, number % SERIES, shares, curve, "dash" if number >= SERIES else "")

@@ -37,18 +37,13 @@ class Candidate:
         return self.shape.hidden // self.shape.heads
 
     @property
-    def seconds_per_parameter(self) -> float:
-        """Seconds of a step for each 176 billion parameters: sizes differ a little, and larger models are slower."""
-        return self.step.seconds / self.shape.parameters * 176e9
-
-    @property
     def words(self) -> str:
         s = self.shape
         return f"{s.layers} x {s.hidden} x {s.heads}"
 
 
 def levine(parameters: float) -> float:
-    """Depth that Levine et al. 2020 give a model of so many parameters: N = 12 L e^(2 x 5.039) e^(2 x 0.0555 L)."""
+    """The number of layers L by Levine et al. 2020 for so many parameters: N = 12 L e^(2 x 5.039) e^(2 x 0.0555 L)."""
     low, high = 1.0, 500.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -60,10 +55,10 @@ def levine(parameters: float) -> float:
 def candidates(
     low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, heads_up_to: int = 128
 ) -> list[Candidate]:
-    """The fastest layout of each shape between `low` and `high` parameters, by seconds of a step.
+    """The shapes between `low` and `high` parameters, each in its fastest layout, ordered by seconds of a step.
 
     Raises:
-        ConfigError: when the range is empty or nothing fits, saying why.
+        ConfigError: the range is empty or nothing fits; the message says why.
     """
     if not 0 < low < high:
         raise ConfigError(f"shapes between {low:g} and {high:g} parameters: the first must be the smaller, above 0")
@@ -107,7 +102,7 @@ def candidates(
 
 
 def why(candidate: Candidate) -> list[str]:
-    """What speaks for a shape, in the rules' own terms."""
+    """The reasons for a shape, a sentence for each rule that it follows."""
     shape, layout = candidate.shape, candidate.layout
     part = shape.hidden // layout.tp
     tile = next(size for size in (256, 128, 64, 1) if part % size == 0)

@@ -1,4 +1,4 @@
-"""Ladders of simulated runs whose differences at the target are known: how often verdicts are right, wrong and open.
+"""Simulated ladders with known differences at the target: how often their verdicts are right, wrong or undecided.
 
 `make calibrate` (docs/statistics.md) and tests/test_plan_ladder.py use it; planning itself does not.
 """
@@ -25,7 +25,7 @@ World = Callable[[np.random.Generator], list[Gap]]
 
 
 def compute(n: float) -> float:
-    """FLOPs of a run of so many parameters."""
+    """The FLOPs of a simulated run with so many parameters."""
     return 6 * n * TOKENS_PER_PARAMETER * n
 
 
@@ -34,7 +34,7 @@ def loss_of(law: Hoffmann, n: float) -> float:
 
 
 def kept_order(rng: np.random.Generator) -> list[Gap]:
-    """Arms whose losses differ by their constants: what is better stays better."""
+    """Arms whose losses differ in a constant of the law, so that their order is the same at all sizes."""
 
     def gap(arm: Hoffmann, n: float) -> float:
         return math.log(loss_of(arm, n) / loss_of(BASE, n))
@@ -46,8 +46,8 @@ def kept_order(rng: np.random.Generator) -> list[Gap]:
 
 
 def crossing(rng: np.random.Generator) -> list[Gap]:
-    """Arms whose difference changes its sign somewhere on the way from the largest size to the target, or as far
-    beyond it."""
+    """Arms whose difference changes its sign at some compute between the largest size and the target, or up to as far
+    beyond the target."""
 
     def gap(slope: float, shift: float, n: float) -> float:
         return slope * (math.log(compute(n) / compute(TARGET)) / 5 + shift)
@@ -56,7 +56,8 @@ def crossing(rng: np.random.Generator) -> list[Gap]:
 
 
 def simulated(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
-    """Runs whose losses scatter by `noise`, half as much again together with their baseline's."""
+    """Pairs of simulated runs. Losses scatter by `noise`, and in addition by half as much in common with the baseline
+    of the same seed."""
     pairs = []
     for n in SIZES:
         for seed in range(seeds):
@@ -70,7 +71,7 @@ def simulated(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise: floa
 
 @dataclass(frozen=True)
 class Outcome:
-    """What many ladders came to."""
+    """The results of many simulated ladders."""
 
     covered: float  # how often the line's 90% interval holds the true difference at the target
     line: Score  # verdicts of the line

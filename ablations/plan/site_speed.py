@@ -1,7 +1,8 @@
-"""Training speed measured at a site (runs/bench-gpu.jsonl), which replaces predictions from published measurements.
+"""Training speed that was measured at a site (runs/bench-gpu.jsonl) and corrects predictions from published
+measurements.
 
-`make bench-gpu` (tests/bench_gpu.py) appends a line for each row: size, position, precision, loop, micro_batch,
-accumulate, device, tokens_per_second. Those of our engine in bf16 count here.
+`make bench-gpu` (tests/bench_gpu.py) appends a line for each measurement: size, position, precision, loop, micro_batch,
+accumulate, device, tokens_per_second. Measurements of our engine in bf16 are used here.
 """
 
 import json
@@ -22,7 +23,7 @@ LEAST_SPREAD = 1.05  # one machine on one day: 4% between two tables of one repo
 
 @dataclass(frozen=True)
 class SiteSpeed:
-    """How much slower (above 1) than predicted the site's steps were, and by how much that differs between its rows."""
+    """The ratio of measured to predicted seconds of a step at a site, and its spread between the measurements."""
 
     factor: float
     spread: float
@@ -31,10 +32,10 @@ class SiteSpeed:
 
 
 def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
-    """The measurements on this accelerator; None where there are none.
+    """The speed of a site with this accelerator, from its measurements; None where there are none.
 
     Raises:
-        ConfigError: when the file is damaged, naming it and the line.
+        ConfigError: the file is damaged; the message names it and the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -65,7 +66,7 @@ def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
 
 
 def _ratio(row: dict[str, Any], gpu: GPU) -> float:
-    """Seconds measured / predicted of one row, which is of one GPU."""
+    """Measured divided by predicted seconds, for one measurement on one GPU."""
     micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])
     if not (math.isfinite(speed) and min(speed, micro, accumulate) > 0):
         raise ValueError("a number is not above 0")

@@ -9,6 +9,7 @@ from ablations import answers
 from ablations.budget import ClockBudget
 from ablations.cells import Cell
 from ablations.drawing import bars
+from ablations.factorial import order
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
@@ -44,7 +45,7 @@ LONGEST_DECAY = 2.0  # decay horizon / budget, beyond which a schedule is taken 
 
 @dataclass(frozen=True)
 class RunCost:
-    """One run of the study. Hours are of the wall clock; energy is that of the GPUs alone, at most."""
+    """The cost of one run. Hours are by the wall clock; energy is an upper limit for the GPUs alone."""
 
     arm: str
     seed: int
@@ -79,6 +80,26 @@ class StudyCost:
     def gpu_hours(self) -> float:
         return sum(run.gpu_hours + run.evaluation_gpu_hours for run in self.runs)
 
+    @property
+    def most_gpu_hours(self) -> float:
+        """With all seeds that MORE=auto may add; all seeds of an arm cost the same."""
+        return self.gpu_hours * self.study.most_runs / len(self.study.cells)
+
+    @property
+    def at_most(self) -> dict[str, float] | None:
+        """What the study may come to where seeds are added until it is decided; None where their number is fixed."""
+        study = self.study
+        if not study.criteria.sequential:
+            return None
+        share = study.most_runs / len(study.cells)
+        return {
+            "seeds": study.criteria.seeds,
+            "runs": study.most_runs,
+            "gpu_hours": self.most_gpu_hours,
+            "kwh": share * sum(run.kwh for run in self.runs),
+            "disk_gb": share * sum(run.checkpoints_gb for run in self.runs),
+        }
+
     def as_json(self, budget_gpu_hours: float | None = None) -> dict[str, Any]:
         study = self.study
         return {
@@ -104,14 +125,15 @@ class StudyCost:
             "share_of_budget": self.gpu_hours / budget_gpu_hours if budget_gpu_hours else None,
             "kwh": sum(run.kwh for run in self.runs),
             "disk_gb": sum(run.checkpoints_gb for run in self.runs),
-            "detects": foreseen(study),
+            "at_most": self.at_most,
+            "detects": detectable_text(study),
             "refused": self.refused,
             "notes": self.notes,
         }
 
 
 def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
-    """The cost of the study with `gpus` GPUs for each run, and reasons why it should not be started so."""
+    """The cost of the study with `gpus` GPUs for each run, and reasons against starting it like that."""
     site = site_speed.read(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = search(first, gpu, gpus, site)
@@ -135,14 +157,14 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
         runs = [_run_cost(cell, step_of[cell.arm], best, gpu, suite) for cell in study.cells]
         if isinstance(first[0].budget, ClockBudget):
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
-        disk = sum(run.checkpoints_gb for run in runs)
+        disk = sum(run.checkpoints_gb for run in runs) * study.most_runs / len(study.cells)
         if (free := _free(study.out)) is not None and disk > free:
             refused.append(f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB")
     return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
 
 
 def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bool) -> RunCost:
-    """The cost of one run in its layout. suite: whether it is evaluated on the 27 tasks too."""
+    """The cost of one run in its layout. suite: whether it is also evaluated on the suite of 27 tasks."""
     run, gpus = cell.run, best.layout.gpus
     per_step = run.train.batch * run.model.seq
     speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast
@@ -179,15 +201,26 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
     )
 
 
-def foreseen(study: Study) -> str:
-    """The differences that the study can detect, see power.py."""
+def detectable_text(study: Study) -> str:
+    """The differences that the study can detect, and the effects of a factorial; see power.py."""
     base = study.base
     tokens = None if base.by_clock else base.tokens
-    return power.foresee(base.size, tokens, len(study.arms), len(study.seeds), budget=base.train.budget)
+    squares: dict[str, float] = {}
+    if design := study.factorial:
+        for effect in design.effects:
+            name = "main effects" if order(effect) == 1 else f"interactions of {order(effect)}"
+            squares[name] = sum(weight * weight for weight in design.coefficients(effect).values())
+    arms, seeds = 1 + len(study.compared), len(study.seeds)
+    if study.criteria.sequential:
+        seeds = study.criteria.seeds
+    line = power.describe_detectable(
+        base.size, tokens, arms, seeds, budget=base.train.budget, tests=study.tests or None, effects=squares
+    )
+    return f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
 
 
 def _free(out: Path) -> float | None:
-    """GB free on the disk where the runs will be; None where that cannot be found out."""
+    """The free GB on the disk of the runs; None where that is unknown."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
     try:
         return shutil.disk_usage(place).free / 1e9 if place else None
@@ -229,7 +262,7 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
 
 
 def figure(cost: StudyCost) -> str:
-    """What costs what: GPU-hours of each arm, its seeds together, by what a step's time goes to."""
+    """A figure of the GPU-hours of each arm, over all its seeds, divided into the parts of a step."""
     groups = {
         "matrix products": ("matmul", "small"),
         "attention": ("attention",),
@@ -251,8 +284,19 @@ def figure(cost: StudyCost) -> str:
     return bars(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")
 
 
+def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
+    """A line on what MORE=auto may come to; none where the number of seeds is fixed."""
+    if not (most := cost.at_most):
+        return []
+    share = f", {most['gpu_hours'] / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""
+    return [
+        f"at most (MORE=auto, MAX_SEEDS={most['seeds']}): {most['runs']} runs, {amount(most['gpu_hours'])} GPU-hours"
+        f"{share}, {amount(most['kwh'])} kWh, {amount(most['disk_gb'])} GB; it ends when every arm is decided"
+    ]
+
+
 def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan as text."""
+    """The plan as lines of text."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:
@@ -287,10 +331,11 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"{sum(run.peak_flops for run in cost.runs):.3g} at the GPUs' peak, as Cramming counts",
             f"energy: {amount(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
             f"disk: {amount(disk)} GB of checkpoints and weights",
+            *at_most_in_words(cost, budget_gpu_hours),
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{GUESS['stall']:g} s; published: BLOOM's failures)",
         ]
-    out += [*drawn_schedules(study), foreseen(study)]
+    out += [*drawn_schedules(study), detectable_text(study)]
     out += [f"note: {line}" for line in cost.notes]
     out += [f"refused: {line}" for line in cost.refused]
     return out

@@ -1,9 +1,9 @@
 """Seconds for one optimizer step of a transformer on a cluster: a sum of physical terms with fitted weights.
 
-Each term is what a part of the step would take if the hardware reached its data sheet: matrix products at the peak,
-elementwise work at the memory's bandwidth, communication at the links'. Their weights are fitted to published step
-times (ablations/plan/calibrate.py) and say how far from the data sheet a software stack stays; how far off rows that
-the fit has not seen were is the interval around every prediction.
+Each term is the time that a part of the step would take if the hardware reached its data sheet: matrix products at the
+peak, elementwise work at the memory's bandwidth, communication at the bandwidth of the links. The weights are fitted to
+published step times (ablations/plan/calibrate.py), and say how much slower a software stack is. The interval of a
+prediction follows from the errors on rows that were held out of the fit.
 """
 
 import functools
@@ -37,8 +37,9 @@ UNEVEN_HEADS = 138.72 / 120.18
 
 @dataclass(frozen=True)
 class Shape:
-    """The dimensions of a model that decide its speed. `ffn` is the inner width, `matrices` those of an MLP: 2, or 3
-    when gated."""
+    """The dimensions of a model that determine its speed. `ffn` is the inner width of an MLP, `matrices` the number of
+    its
+    matrices: 2, or 3 where it is gated."""
 
     layers: int
     hidden: int
@@ -55,25 +56,26 @@ class Shape:
 
     @property
     def block(self) -> int:
-        """Weights of one layer's matrices."""
+        """The number of weights in the matrices of one layer."""
         return 4 * self.hidden**2 + self.matrices * self.hidden * self.ffn
 
     @property
     def parameters(self) -> int:
-        """With tied embeddings, biases and norms, without learned positions."""
+        """The number of parameters with tied embeddings, biases and norms, without learned positions."""
         biases = 9 * self.hidden + (self.matrices - 1) * self.ffn
         return self.layers * (self.block + biases) + self.vocab * self.hidden + 2 * self.hidden
 
     def flops_per_token(self, recompute: bool = False) -> float:
-        """Megatron's count, as model/count.py: with `recompute` the layers' forward pass counts twice."""
+        """FLOPs per token by Megatron's formula, as in model/count.py; with `recompute` the forward pass of the layers
+        counts twice."""
         layers = self.layers * (self.block + 2 * self.seq * self.hidden)
         return (8 if recompute else 6) * layers + 6 * self.vocab * self.hidden
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is divided among GPUs. `embedding_slots`: whether each embedding takes the place of a layer in the
-    pipeline."""
+    """How a step is divided among GPUs. `embedding_slots`: whether each of the two embeddings counts like a layer when
+    layers are assigned to pipeline stages."""
 
     gpus: int
     tp: int
@@ -95,10 +97,10 @@ class Layout:
 
 
 def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
-    """Seconds of each of TERMS for one step on the busiest pipeline stage, at the data sheet's rates.
+    """The seconds of each of TERMS for one step on the busiest pipeline stage, at the rates of the data sheet.
 
     Args:
-        flash: whether attention is one kernel that never writes the scores.
+        flash: whether attention is one kernel that does not write the scores to memory.
     """
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
     rows = layout.micro_batch * shape.seq
@@ -143,7 +145,8 @@ def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of a step with an interval that held 80% of the rows that were held out, and where it comes from."""
+    """The predicted seconds of a step, with an interval that contained 80% of held-out rows, and the basis of the
+    prediction."""
 
     seconds: float
     low: float
@@ -159,7 +162,7 @@ class Prediction:
 
 @functools.cache
 def calibration() -> dict[str, Any]:
-    """What `python -m ablations.plan.calibrate` wrote."""
+    """The content of calibration.json, which `python -m ablations.plan.calibrate` writes."""
     return dict(json.loads(CALIBRATION.read_text()))
 
 
@@ -177,8 +180,9 @@ def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Predicti
     """Seconds for one optimizer step.
 
     Args:
-        stack: "Megatron-DeepSpeed" for pipelines with plain attention, as BigScience had; "" for the one whose rows are
-            nearest to our engine: "llm-foundry", and on V100s, where it has none, "Megatron-DeepSpeed".
+        stack: the software whose published speed is used. "Megatron-DeepSpeed" is for pipelines with plain attention,
+            as in BigScience's runs. "" stands for the one that is most like our engine: "llm-foundry", and on V100s,
+            for which that has no rows, "Megatron-DeepSpeed".
     """
     fits = calibration()
     old = gpu.name.startswith("v100")

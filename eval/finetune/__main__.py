@@ -1,8 +1,8 @@
-"""python -m eval.finetune RUN_DIR --data FOLDER: a run fine-tuned on GLUE; or with --external FOLDER --to FOLDER a
-checkpoint of Hugging Face's, as a row beside it.
+"""python -m eval.finetune RUN_DIR --data FOLDER: fine-tunes a run on GLUE; or with --external FOLDER --to FOLDER a
+checkpoint of Hugging Face's, for comparison.
 
-Writes glue/TASK-SEED.json as each is done, with the outcome of every item, and glue/glue.json, the table. After a kill
-the same command goes on with what is not there. Nothing is tuned for a task: one setting for all.
+Each task and seed gives a file glue/TASK-SEED.json with the outcome of every item; glue/glue.json is the table of all.
+After a kill the same command continues with the missing ones. All tasks are trained with the same settings.
 """
 
 import argparse
@@ -11,14 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ablations import answers, rundir
+from ablations import answers, rundir, safe_files
 
 SEEDS = 5  # the median of so many counts, as in "Cramming"
 FOLDER = rundir.GLUE  # of results, in a run directory
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.finetune", description="Fine-tune a model on GLUE.")
+    parser = answers.Parser(prog="python -m eval.finetune", description="Fine-tune a model on GLUE.")
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="of a finished run")
     parser.add_argument(
         "--external", type=Path, metavar="FOLDER", help="a checkpoint of Hugging Face's, in place of a run"
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--format", default="text", help="text or json")
     args = parser.parse_args(argv)
     try:
-        answers.wanted([f"FORMAT={args.format}"])
+        answers.take_format([f"FORMAT={args.format}"])
         return command(args)
     except (ValueError, OSError) as error:
         if args.format == "json":
@@ -94,7 +94,7 @@ def command(args: argparse.Namespace) -> int:
     if not identities:
         raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
     if args.run:
-        rundir.inside(args.run, FOLDER)
+        safe_files.inside(args.run, FOLDER)
     folder = args.to if args.external else args.run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, int], dict[str, Any]] = {}
@@ -123,7 +123,7 @@ def command(args: argparse.Namespace) -> int:
         "inputs_version": rundir.GLUE_INPUTS_VERSION,
         "data_sha256": {name: depends["data_sha256"] for name, depends in identities.items()},
     }
-    rundir.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
+    safe_files.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
     if args.format == "json":
         print(answers.answer("glue", {"written": str(folder), "failed": failed, **conditions, **table}))
     else:
@@ -132,27 +132,28 @@ def command(args: argparse.Namespace) -> int:
 
 
 def check(folders: list[Path], names: list[str], every: bool = False) -> int:
-    """Without a run: says on which tasks one could be fine-tuned.
+    """Print on which tasks a run could be fine-tuned, without a run.
 
     Args:
-        every: the tasks were named, so that each must have its data.
+        every: whether each of the tasks must have its data, because the user named them.
 
     Raises:
-        ValueError: when there is data of none, or not of each that was named.
+        ValueError: no task has its data, or with `every` not all have it.
     """
     from eval.finetune.tasks import TASKS, find, load
 
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; one with GLUE's files is needed, such as CoLA/train.tsv")
-    there = [name for name in names if all(find(name, split, folders) for split in ("train", *TASKS[name].splits))]
+    lacking = {name: [s for s in ("train", *TASKS[name].splits) if not find(name, s, folders)] for name in names}
+    there = [name for name in names if not lacking[name]]
     if not there:
         raise ValueError(
             f"{', '.join(map(str, folders))}: no data of any of {', '.join(names)}, such as CoLA/train.tsv "
             "and CoLA/dev.tsv"
         )
-    if every and (missing := [name for name in names if name not in there]):
-        raise ValueError(f"{', '.join(map(str, folders))}: no data of {', '.join(missing)}")
+    if every and (missing := [f"{name} ({', '.join(lacking[name])})" for name in names if lacking[name]]):
+        raise ValueError(f"{', '.join(map(str, folders))}: no data of {'; '.join(missing)}")
     for name in there:  # what is damaged is said before anything is trained
         for split in ("train", *TASKS[name].splits):
             load(name, split, folders)

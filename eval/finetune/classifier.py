@@ -1,7 +1,7 @@
-"""A classifier on top of a model's hidden states: ours (encoder or decoder), or one of Hugging Face's.
+"""A classifier on top of the hidden states of a model, which is one of ours (encoder or decoder) or of Hugging Face's.
 
-A backbone turns token ids into hidden states. Padding, on either side, changes nothing: the positions of the real
-tokens count from the first of them, and no real token sees padding.
+A backbone turns token ids into hidden states. Padding has no effect, on either side: positions are counted from the
+first real token, and no real token sees padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ POOLINGS = ("first", "mean", "last")  # of the hidden states of real tokens
 
 
 class Encoded(NamedTuple):
-    """Sequences of a batch, padded: token ids [B, T], and which are real [B, T]."""
+    """The padded sequences of a batch: token ids [B, T], and bool [B, T], False for padding."""
 
     tokens_BT: Tensor
     real_BT: Tensor
@@ -48,11 +48,13 @@ class Ours(nn.Module):
         length_B = batch.real_BT.sum(1)
         if objective.causal and bool(batch.real_BT[:, 0].all()):
             return self.model.hidden(batch.tokens_BT)  # padding stands behind what is real, and nothing sees it
-        at_BT = (batch.real_BT.cumsum(1) - 1).clamp_min(0)
-        b = torch.arange(B, device=at_BT.device)[:, None, None]
-        sees_BTT = objective.sees(length_B, b, at_BT[:, :, None], at_BT[:, None, :]) & batch.real_BT[:, None, :]
-        itself = torch.eye(T, dtype=torch.bool, device=at_BT.device)  # each token has to see one, padding too
-        return self.model.hidden(batch.tokens_BT, Arrangement(at_BT, sees_BTT | itself))
+        positions_BT = (batch.real_BT.cumsum(1) - 1).clamp_min(0)
+        b = torch.arange(B, device=positions_BT.device)[:, None, None]
+        sees_BTT = (
+            objective.sees(length_B, b, positions_BT[:, :, None], positions_BT[:, None, :]) & batch.real_BT[:, None, :]
+        )
+        itself = torch.eye(T, dtype=torch.bool, device=positions_BT.device)  # each token has to see one, padding too
+        return self.model.hidden(batch.tokens_BT, Arrangement(positions_BT, sees_BTT | itself))
 
 
 class External(nn.Module):
@@ -78,8 +80,9 @@ class Classifier(nn.Module):
 
     Args:
         outputs: classes, or 1 for a regression.
-        pooling: first: the first real token's state, which in an encoder has seen all; mean: of all real tokens; last:
-            the last real token's, the only one that has seen all in a decoder.
+        pooling: "first": the state of the first real token, which in an encoder depends on the whole text; "mean": the
+            mean over all real tokens; "last": the state of the last real token, which in a decoder is the only one that
+            depends on the whole text.
     """
 
     def __init__(self, backbone: nn.Module, outputs: int, pooling: str, dropout: float, seed: int):
@@ -111,14 +114,15 @@ class Classifier(nn.Module):
 
 
 def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
-    """A function (text_a, text_b) -> token ids: start, a, separator, and where there is a b: b, separator.
+    """A function that makes the input of a classifier from text_a and text_b (or ""): the token ids of start, text_a,
+    separator, and where there is a text_b: text_b, separator.
 
-    Where the tokenizer has no start and separator of their own, the end of document is both, as in training. Where that
-    is more than `longest` tokens the longer text is cut, and then both to a half, as Hugging Face's tokenizers do
-    (truncation "longest_first").
+    Where the tokenizer has no start and separator, the end of document is used for both, as in training. Inputs of more
+    than `longest` tokens are truncated like by Hugging Face's tokenizers ("longest_first"): the longer text is cut, and
+    where that is not enough both to half the length.
 
-    A change of these inputs raises rundir.GLUE_INPUTS_VERSION, so that earlier results are made again. In version 1 the
-    odd token of a pair that was cut to halves went to the other text.
+    When these inputs change, rundir.GLUE_INPUTS_VERSION is increased, so that earlier results are not used. In version
+    1 the odd token of a pair that was cut to halves was given to the other text.
     """
     start = getattr(tokenizer, "cls", None)
     separator = getattr(tokenizer, "sep", None)
@@ -136,10 +140,11 @@ def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
 
 
 def is_causal(folder: Path) -> bool:
-    """Whether the last token of a checkpoint of Hugging Face's is the only one that sees all of a text.
+    """Whether a checkpoint of Hugging Face's is a decoder, in which only the last token sees the whole text.
 
-    Models that transformers has a masked language model of are encoders, unless their settings say otherwise. The names
-    in `architectures` do not tell: a decoder that was saved without its head is called GPT2Model.
+    Models for which transformers has a masked language model are encoders, unless their settings say otherwise. The
+    names
+    in `architectures` are not enough: a decoder that was saved without its head is called GPT2Model.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -150,7 +155,7 @@ def is_causal(folder: Path) -> bool:
 
 
 def external_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
-    """The same with a tokenizer of Hugging Face's, which has its own template for pairs."""
+    """As `encoder`, with a tokenizer of Hugging Face's, which has its own template for pairs."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,7 +1,8 @@
-"""Metrics of GLUE. Classes that tie share an item, so that a model with constant outputs scores chance exactly.
+"""Metrics of GLUE. Ties between classes are divided evenly, so that a model with constant outputs scores exactly
+chance.
 
-The first of tied classes is not favoured: an item whose k likeliest classes are equal counts for each of them with 1/k,
-in accuracy as in the confusion matrix of F1 and of Matthews' correlation.
+An item whose k likeliest classes have equal logits counts as 1/k of each of them, in accuracy and in the confusion
+matrix of F1 and of Matthews' correlation.
 """
 
 from collections.abc import Sequence
@@ -11,13 +12,13 @@ import numpy as np
 
 
 def shares(logits_NC: np.ndarray) -> np.ndarray:
-    """How much of each item is given to each class, [N, C]: 1 for the likeliest, or 1/k for each of k that tie."""
+    """The predicted class of each item as weights [N, C]: 1 for the likeliest one, or 1/k for each of k tied ones."""
     best_NC = logits_NC == logits_NC.max(1, keepdims=True)
     return best_NC / best_NC.sum(1, keepdims=True)
 
 
 def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-    """accuracy; of two classes f1 (of class 1) and mcc (Matthews' correlation) too."""
+    """{"accuracy"}; for two classes also "f1" (of class 1) and "mcc" (Matthews' correlation)."""
     share_NC = shares(logits_NC)
     scores = {"accuracy": float(share_NC[np.arange(len(labels_N)), labels_N].mean())}
     if logits_NC.shape[1] == 2:
@@ -32,7 +33,7 @@ def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
 
 
 def regression(predictions_N: np.ndarray, targets_N: np.ndarray) -> dict[str, float]:
-    """pearson and spearman correlation; 0 where the predictions are all the same, which correlate with nothing."""
+    """{"pearson", "spearman"} correlations; 0 where all predictions are equal."""
     from scipy.stats import rankdata
 
     return {
@@ -48,14 +49,14 @@ def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
 
 
 def chance(labels: Sequence[float], classes: int) -> dict[str, float]:
-    """What a model with constant outputs scores: see above."""
+    """The metrics of a model with constant outputs, by name."""
     if not classes:
         return {"pearson": 0.0, "spearman": 0.0}
     return classification(np.zeros((len(labels), classes)), np.array(labels, int))
 
 
 def collapsed(outputs: np.ndarray) -> bool:
-    """Whether a classifier gives every item the same class, or a regression the same score: training failed."""
+    """Whether training failed: a classifier predicts the same class for every item, or a regression the same score."""
     if outputs.ndim == 1:
         return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
     share_NC = shares(outputs)
@@ -66,10 +67,13 @@ NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli", "rte")
 
 
 def means(scores: dict[str, float]) -> dict[str, Any]:
-    """Of scores by name (those of NINE that there are): the nine-number mean, in which MNLI counts twice, as in
-    "Cramming"; and the eight-task mean, in which its two evaluation sets are averaged first, as on the leaderboard.
+    """The two means over GLUE: of nine numbers, in which MNLI counts twice, as in "Cramming"; and of eight tasks, in
+    which MNLI's two evaluation sets are averaged first, as on the leaderboard.
 
-    Returns: {"nine_numbers", "eight_tasks": mean, or None without any, "numbers": how many of nine there are}.
+    Args:
+        scores: {name of NINE: score}, as far as they are known.
+
+    Returns: {"nine_numbers", "eight_tasks": a mean, or None without scores; "numbers": how many of the nine are known}.
     """
     there = {name: scores[name] for name in NINE if name in scores}
     if not there:

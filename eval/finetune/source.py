@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval import location
 
 CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, settings and tokenizers
 
 
 class Source:
-    """The pretrained model: a run of ours, or a folder of Hugging Face's. Picklable, for processes."""
+    """The pretrained model: a run of ours, or a folder of Hugging Face's. It is picklable, for worker processes."""
 
     def __init__(self, run: Path | None, external: Path | None, store: Path | None):
         self.run, self.external, self.store = run, external, store
@@ -26,10 +26,10 @@ class Source:
             self.store = location.data_store(run, store)
 
     def sha256(self) -> str:
-        """Of the weights; of a checkpoint of Hugging Face's of all files that make it, its tokenizer's among them.
+        """The hash of the weights; for a checkpoint of Hugging Face's that of all its files, including the tokenizer's.
 
         Raises:
-            ValueError: when the weights of a run are damaged.
+            ValueError: the weights of the run are damaged.
         """
         if self.run:
             from eval.weights import Weights
@@ -42,10 +42,11 @@ class Source:
 
         assert self.external
         files = [path for path in sorted(self.external.iterdir()) if path.suffix in CHECKPOINT_FILES]
-        return digest([[path.name, rundir.sha256(path)] for path in files if path.is_file()])
+        return digest([[path.name, safe_files.sha256(path)] for path in files if path.is_file()])
 
     def pooling(self) -> str:
-        """A decoder's last token alone has seen all of a text."""
+        """The pooling of the classifier: "last" for a decoder, whose last token alone sees the whole text; else
+        "first"."""
         from eval.finetune import classifier
 
         if self.run:
@@ -59,7 +60,7 @@ class Source:
             model = self.record["config"]["model"]
             return model["seq"] if model["pos"] == "learned" else None
         assert self.external
-        config = rundir.read_json(self.external / "config.json") or {}
+        config = safe_files.read_json(self.external / "config.json") or {}
         return config.get("max_position_embeddings") or config.get("n_positions")
 
     def encoder(self, longest: int) -> Callable[[str, str], list[int]]:
@@ -72,8 +73,8 @@ class Source:
         return classifier.external_encoder(self.external, longest)
 
     def backbone(self, setting: Any, seed: int) -> Any:
-        """A fresh model with the pretrained weights, and the dropout of a `Setting`; one of Hugging Face's has that of
-        its own configuration."""
+        """A new model with the pretrained weights. Its dropout is that of the `Setting`; a model of Hugging Face's has
+        the dropout of its own configuration."""
         from eval.finetune import classifier
 
         if not self.run:

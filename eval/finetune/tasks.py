@@ -1,6 +1,6 @@
 """The tasks of GLUE (Wang et al. 2019, arXiv:1804.07461) and their data, in the formats in which it is passed around.
 
-A folder of data holds for each task, of which the first that is there is read (each also with .gz):
+A folder of data has each task in one of these formats, each also with .gz; the first one that exists is read:
 
     CoLA/train.tsv, CoLA/dev.tsv ...       GLUE's own tab-separated files
     CoLA/train.jsonl, CoLA/dev.jsonl ...   {"text_a", "text_b", "label"}; train_*.jsonl where only a part is passed on
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 
 class Example(NamedTuple):
-    """An item. text_b is "" where a task is of single sentences; label is a class index, or a score of STS-B."""
+    """An item of a task. text_b is "" in tasks with single sentences; label is a class index, or a score in STS-B."""
 
     id: str
     text_a: str
@@ -98,9 +98,10 @@ def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
                 *sorted(folder.glob(f"{TASKS[name].folder}/{pattern}.gz")),
             ]:
                 return path
-        path = folder / HUB / name / f"{HUB_SPLITS.get(split, split)}.jsonl.gz"
-        if path.exists():
-            return path
+        for rows in (folder / HUB / name, folder / name):  # the mirror of all tasks, or that of GLUE itself
+            path = rows / f"{HUB_SPLITS.get(split, split)}.jsonl.gz"
+            if path.exists():
+                return path
     return None
 
 
@@ -108,7 +109,7 @@ def load(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
     """The items of a split.
 
     Raises:
-        ValueError: when no folder has it, or a row is not of such a file; it names file and row.
+        ValueError: no folder has the split, or a row does not have the format; the message names file and row.
     """
     path = find(name, split, folders)
     if path is None:

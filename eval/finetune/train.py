@@ -1,4 +1,5 @@
-"""One task of GLUE, one seed: a classifier trained on the task's own training set and scored on its evaluation sets."""
+"""Fine-tunes on one task of GLUE with one seed: trains a classifier on the task's training set, and scores it on the
+evaluation sets."""
 
 import hashlib
 import json
@@ -40,7 +41,7 @@ class Setting:
     pooling: str = "last"
 
     def steps(self, items: int) -> int:
-        """Optimizer steps of a task with so many training items."""
+        """The number of optimizer steps for a task with so many training items."""
         return self.epochs * -(-items // self.batch)
 
     def __post_init__(self) -> None:
@@ -51,9 +52,8 @@ class Setting:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate of a step, counted from 0, as a share of its peak: linear warm-up, then a cosine to 0.
-
-    `steps` are those of this task: nothing is shared with other tasks.
+    """The learning rate of a step, counted from 0, as a share of the peak: linear warm-up, then a cosine to 0. `steps`:
+    the number of steps of this task.
     """
     rising = int(warmup * steps)
     if step < rising:
@@ -64,8 +64,8 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
     """The items of each batch of an epoch, in the order of training.
 
-    Items are shuffled; within pools of POOL batches they are sorted by length, so that little is padded; then the
-    batches are shuffled. All follows from seed and epoch.
+    Items are shuffled; within pools of POOL batches they are sorted by length, to reduce padding; then the batches are
+    shuffled. The order depends on seed and epoch only.
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
@@ -82,7 +82,7 @@ POOL = 50  # batches that are sorted by length together; untuned
 
 
 def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy; of a regression the mean squared error."""
+    """Cross-entropy; for a regression the mean squared error."""
     if logits_BC.shape[1] == 1:
         return F.mse_loss(logits_BC[:, 0], labels_B)
     return F.cross_entropy(logits_BC, labels_B.long())
@@ -99,7 +99,7 @@ def train(
     """Fine-tune `model` in place on token ids and their labels; returns the loss of each step.
 
     Raises:
-        ValueError: when the loss is no longer a number.
+        ValueError: the loss is NaN or infinite.
     """
     device = next(model.parameters()).device
     torch.manual_seed(seed)  # of dropout
@@ -148,7 +148,8 @@ def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right
 def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     """{"metrics", "chance", "collapsed", "items": [{"id", "value"}]} of one evaluation set.
 
-    The value of an item: how much of it is given to its class; of a regression the negative squared error.
+    The value of an item is the weight of its true class (see `metrics.shares`); in a regression the negative squared
+    error.
     """
     labels = [example.label for example in examples]
     if not np.isfinite(logits_NC).all():
@@ -171,7 +172,7 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
-    """What the result of a task depends on, besides the seed. Raises ValueError when its data is not there."""
+    """Everything that the result of a task depends on besides the seed. Raises ValueError where its data is missing."""
     data = {}
     for split in ("train", *TASKS[name].splits):
         path = find(name, split, folders)
@@ -199,9 +200,9 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Any]:
-    """Fine-tune a fresh backbone on a task and score it: {"sets": {split: as of `score`}, "train_items"}.
+    """Fine-tune a model on a task and score it: {"sets": {split: result of `score`}, "train_items"}.
 
-    make: returns a fresh backbone with the pretrained weights.
+    make: a function that returns a new backbone with the pretrained weights.
     """
     task = TASKS[name]
     examples = load(name, "train", folders)
@@ -216,11 +217,14 @@ def finetune(
 
 
 def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The table of GLUE from the results of each task's seeds: {task: [as of `finetune`, ...]}.
+    """The table of GLUE from the results of each task's seeds.
+
+    Args:
+        results: {task: [result of `finetune` for each seed]}.
 
     Returns: {"scores": {name: {"study", "leaderboard": {"median", "lowest", "highest", "seeds"}, "chance", "collapsed":
-        how many seeds}}, "study", "leaderboard": `metrics.means` of the medians}, in points of 100. mnli-mm is MNLI's
-        mismatched set.
+        number of seeds}}, "study", "leaderboard": `metrics.means` of the medians}, in points (percent). "mnli-mm" is
+        the name of MNLI's mismatched set.
     """
     table: dict[str, Any] = {}
     for name, seeds in results.items():
@@ -246,7 +250,8 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def names_of(text: str) -> Iterator[str]:
-    """Task names from a list with commas; all, where it is empty. Raises ValueError for one that is not of GLUE."""
+    """Task names from a text with commas between them; all tasks where it is empty. Raises ValueError for an unknown
+    name."""
     for name in [part.strip() for part in text.split(",") if part.strip()] or TASKS:
         if name not in TASKS:
             raise ValueError(f"there is no task {name!r} in GLUE; there are {', '.join(TASKS)}")

@@ -1,4 +1,4 @@
-"""Tasks and seeds fine-tuned, several at a time, with a progress bar; each result is written as it is done."""
+"""Fine-tunes on several tasks and seeds at a time, with a progress bar; each result is written when it is finished."""
 
 import ctypes
 import multiprocessing
@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablations import rundir
+from ablations import safe_files
 
 REFRESH = 0.5  # seconds between looks at what the processes have done
 
 
 class Item(NamedTuple):
-    """One task and seed to be fine-tuned.
+    """One task and seed to fine-tune on.
 
-    depends: what the result depends on, besides the seed (`eval.finetune.train.identity`).
-    steps: optimizer steps of its training.
+    depends: everything else that the result depends on (`eval.finetune.train.identity`).
+    steps: the number of optimizer steps.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Item(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What all items have in common. Picklable, for processes."""
+    """The settings that all items share. It is picklable, for worker processes."""
 
     folder: Path  # of the results
     source: Any  # the pretrained model: eval.finetune.source.Source
@@ -48,16 +48,16 @@ class Work(NamedTuple):
 
 
 def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a task and seed, when it is there, whole, and of the same model, data and setting."""
+    """The stored result of a task and seed, if it is undamaged and of the same model, data and setting; else None."""
     try:
-        result = rundir.read_json(path, ["sets", "task", "seed"], {"sets": dict})
-    except rundir.Damaged as error:
+        result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
+    except safe_files.Damaged as error:
         print(f"{error} It is made again.", file=sys.stderr)
         return None
     return result if result is not None and depends.items() <= result.items() else None
 
 
-def one(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Fine-tune on one task with one seed, and write the result."""
     import torch
 
@@ -72,7 +72,7 @@ def one(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[st
 
     result = finetune(item.name, work.data, make, encode, setting, item.seed, device, progress)
     result = item.depends | {"seed": item.seed} | result
-    rundir.write_json(item.file(work.folder), result)
+    safe_files.write_json(item.file(work.folder), result)
     return result
 
 
@@ -91,7 +91,7 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
         if jobs == 1:
             for number, item in enumerate(items):
                 before = sum(earlier.steps for earlier in items[:number])
-                done(item, partial(one, work, item, partial(_show_step, show, before)))
+                done(item, partial(finetune_item, work, item, partial(_show_step, show, before)))
                 show(before + item.steps, item.words)
             return failed
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
@@ -99,7 +99,7 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
         steps = context.Value("q", 0)
         with ProcessPoolExecutor(jobs, context, _begin, (steps,)) as pool:
             try:
-                started = {pool.submit(_one_of_several, work, item): item for item in items}
+                started = {pool.submit(_finetune_in_pool, work, item): item for item in items}
                 left = set(started)
                 while left:
                     ended, left = wait(left, REFRESH, FIRST_COMPLETED)
@@ -123,24 +123,24 @@ _steps: Any = None  # in a process of the pool: the steps that all of them have 
 
 
 def _begin(steps: Any) -> None:
-    """In each process of the pool: the kernel ends it when its parent is killed (Linux: PR_SET_PDEATHSIG)."""
+    """Set up a process of the pool: the kernel is to end it when its parent is killed (Linux: PR_SET_PDEATHSIG)."""
     global _steps
     _steps = steps
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _one_of_several(work: Work, item: Item) -> dict[str, Any]:
+def _finetune_in_pool(work: Work, item: Item) -> dict[str, Any]:
     def progress(step: int, _: int) -> None:
         with _steps.get_lock():
             _steps.value += 1
 
-    return one(work, item, progress)
+    return finetune_item(work, item, progress)
 
 
 @contextmanager
 def shown(items: list[Item]) -> Iterator[Callable[[int, str], None]]:
-    """Gives a function (steps that are done, the item that has just ended, or ""). On a terminal it moves a bar with
-    the time that is left; elsewhere it prints a line for each item."""
+    """A context that shows progress. It yields a function of the number of finished steps and of the item that has just
+    ended, or "". On a terminal a bar shows the remaining time; elsewhere a line is printed for each item."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,13 +1,13 @@
-"""python -m eval.report POS=alibi ...: run directories in, report out. A pure function: twice the same bytes.
-Without words: what was predicted in all records, and how often it came out so.
+"""python -m eval.report POS=alibi ...: writes the report of a study from its run directories. The same run directories
+give the same bytes. Without words: prints the predictions of all records, and how often they came true.
 
-Nothing is read but the study, its run directories and the record there is, no clock and no machine; nothing is written
-but the files of a record: report.md, report.html, results.csv, table.tex, figure.svg, run.json. They go to
-ablations/records/NAME, or to OUT/records/NAME where that would lose finished runs which the record has, or cannot be
-written.
+Only the study, its run directories and an earlier record are read, not the time or properties of the machine. The
+record consists of report.md, report.html, results.csv, table.tex, figure.svg and run.json. It is written to
+ablations/records/NAME; or to OUT/records/NAME where ablations/records cannot be written, or has a record with finished
+runs that would be lost.
 
-What is asked for: request.py. Reading: runs.py, collection.py. Comparing: comparable.py, compare.py. What is said:
-contents.py and sections/. How it looks: blocks.py, formats.py, page.py.
+request.py parses the words; runs.py and collection.py read; comparable.py and compare.py compare; contents.py and
+sections/ make the text; blocks.py, formats.py and page.py its appearance.
 """
 
 import errno
@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from ablations import answers
-from ablations.rundir import Exit, printable, storage_error
+from ablations.rundir import Exit
+from ablations.safe_files import printable, storage_error
 from eval.report import record, request, track_record
 from eval.report.findings import gather
 from eval.report.outcome import EXIT_CODES, outcome
@@ -24,20 +25,21 @@ RECORDS = Path("ablations/records")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the record of a study and prints its table.
+    """Write the record of a study and print its table.
 
-    Exit codes: 0; 1 (it cannot be written); 2 (bad request); 3 (it is written, and some comparisons are refused, since
-    the runs were evaluated differently). With FORMAT=json or VERDICT=1 they say what the study comes to by its primary
-    metric: 0 decided, 3 undecided, 2 refused.
+    Exit codes: 0; 1, the record cannot be written; 2, the words are not valid; 3, the record is written, but some runs
+    are not compared since they were evaluated differently. With FORMAT=json or VERDICT=1 the exit code is the outcome
+    of
+    the study by its primary metric: 0 decided, 3 undecided, 2 refused.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
         print(f"make report, besides the words of a study (python -m ablations --help):\n{request.help_text()}")
         return 0
-    as_json = answers.is_wanted(words)
+    as_json = answers.asks_for_json(words)
     try:
-        as_json, words = answers.wanted(words)
-        by_verdict, words = request.verdict_wanted(words)
+        as_json, words = answers.take_format(words)
+        by_verdict, words = request.take_verdict(words)
     except ValueError as error:
         return refuse(error, as_json)
     if not words or all(word.startswith("OUT=") for word in words):
@@ -77,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         content = {"verdict": verdict, "written": str(out), "note": printable(note), "record": record.record(findings)}
         print(answers.answer("report", content))
         return EXIT_CODES[verdict["outcome"]]
-    print(f"{record.screen(findings)}\n\n{printable(str(out / 'report.md'))}\n{printable(str(out / 'report.html'))}")
+    files = "\n".join(printable(str(out / name)) for name in ("report.md", "report.html"))
+    print(f"{record.terminal_text(findings)}\n\n{files}")
     if note:
         print(printable(note))
     if by_verdict:
@@ -94,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def refuse(error: ValueError, as_json: bool) -> int:
-    """Say why a request is refused."""
+    """Print why a request is refused, as JSON where that is asked for. Returns the exit code."""
     if as_json:
         print(answers.error(str(error)))
     print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -102,8 +105,7 @@ def refuse(error: ValueError, as_json: bool) -> int:
 
 
 def predicted(words: list[str], as_json: bool = False) -> int:
-    """Print the predictions in all records, and how often predictions came true: `python -m eval.report` without
-    words."""
+    """Print the predictions in all records, and how often they came true. Returns the exit code."""
     out = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
     lines, damaged = track_record.predictions([RECORDS, out / "records"])
     for sentence in damaged:

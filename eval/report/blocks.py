@@ -1,7 +1,7 @@
-"""What a report is made of: sections of paragraphs, tables, figures and code, before they become a file.
+"""The parts of a report: sections of paragraphs, tables, figures and code.
 
-A text may hold **bold** and `code`; nothing else is marked up. As Markdown, LaTeX and for the terminal: formats.py; as
-HTML: page.py.
+A text may contain **bold** and `code` and no other markup. formats.py writes the parts as Markdown, LaTeX and for the
+terminal, page.py as HTML.
 """
 
 from math import isnan
@@ -24,7 +24,7 @@ class Code(NamedTuple):
 
 
 class Image(NamedTuple):
-    """A file beside the report. Only Markdown shows it: the page has its figures inside."""
+    """An image file beside the report. Only Markdown shows it, since the HTML page contains its figures."""
 
     file: str
     alternative: str
@@ -45,6 +45,5 @@ class Section(NamedTuple):
 
 
 def plus_minus(value: float, error: float, digits: int) -> str:
-    """A number with its standard error, "1.234 ± 0.012"; the number alone where the standard error is not known
-    (NaN)."""
+    """A number with its standard error, such as "1.234 ± 0.012"; without it where that is NaN (unknown)."""
     return f"{value:.{digits}f}" if isnan(error) else f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -1,16 +1,19 @@
-"""How often verdicts err, and how much they see, by simulated studies: `make calibrate` writes docs/statistics.md.
+"""Error rates and power of the verdicts, from simulated studies; `make calibrate` writes them to docs/statistics.md.
 
-A pure function: fixed seeds, twice the same page. What the tests hold of it: tests/test_calibration.py.
+The seeds of the random numbers are fixed, so that the page is always the same. tests/test_calibration.py checks it.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ablations import answers
+from ablations.factorial import factorial, order
 from ablations.plan.ladder import Score
 from ablations.plan.simulated_ladders import crossing, kept_order, outcome
-from ablations.rundir import write_text
+from ablations.safe_files import write_text
 from eval.report.blocks import Section, Table
 from eval.report.formats import markdown
 from eval.report.sections import published
@@ -23,9 +26,11 @@ from eval.statistics.simulation import (
     EQUIVALENT,
     WORSE,
     Noise,
+    contrast_noise,
+    decide_all,
     decisions,
     item_noise,
-    judged,
+    judged_factorial,
     quantiles,
     seed_noise,
     sequence,
@@ -34,12 +39,14 @@ from eval.statistics.verdicts import verdict
 
 PAGE = Path("docs/statistics.md")
 STUDIES = 20_000  # of each kind: a rate of 5 % has a standard error of 0.15 %
-ARMS, SEEDS, MOST_SEEDS = (2, 5), (2, 3, 5, 10), (3, 5, 10, 20)
+ARMS, SEEDS, MOST_SEEDS = (2, 5), (2, 3, 5, 10), (2, 3, 5, 10, 20)
 EFFECTS = (1.0, 2.0, 4.0)  # in standard deviations of a run
 MARGINS = (1.0, 2.0)
 ITEMS_PER_CLUSTER = 5
 STUDIES_OF_ITEMS = 4000  # of each kind: five times as many numbers each; standard error 0.35 %
 
+DESIGNS = ((2, "1"), (3, "1"), (4, "1/2"), (4, "1"))  # factors, and which fraction of their combinations
+SEEDS_OF_DESIGNS = (2, 3, 5)
 LADDERS = 2000  # of each kind, three arms each
 WORLDS = {"differences keep their sign": kept_order, "differences change their sign": crossing}
 LADDER_SEEDS = (2, 3, 5)
@@ -70,6 +77,21 @@ SEQUENTIAL = """\
 **Without alpha spending**: the same, if every look had the whole level. **Wrongly equivalent**, at any look, of arms
 that differ by exactly the margin of 2. Then how often an arm that differs by so much is called better in the end, and
 the mean number of seeds at which the study stopped (2 arms; margin 2)."""
+
+FACTORIALS = """\
+`CROSS=`: every combination of two values of each factor, or a fraction. **Any wrong verdict**: all combinations are
+equal, and any of them, any main effect or any interaction is called better or worse. Holm's correction is for all of
+these together, as one family. **Three families**: the same, if combinations, main effects and interactions had 5 %
+each. **Only main effects**: the factors have effects of 4, 3, 2 ... and do not interact: how often any interaction is
+called one. **Covered**: the 95 % interval of the first interaction holds its true value. Then how often a main effect
+of 2 is called better, and an interaction of 4 (of two factors), where there is nothing else."""
+
+SAVES = """\
+And a test on numbers that nobody simulated: the accuracies of each task at all saves of these three runs (63, 34 and 63
+saves; `eval/report/sections/published_saves.csv`). Neighbouring saves of a run are taken as pairs, and so many pairs in
+a row as the seeds of two arms, in the order one-two, two-one, two-one, one-two ..., so that progress favours neither.
+Both arms are the same run, so any verdict is a wrong one; each of the 27 tasks is a study. These scores are no normal
+numbers: some tasks have 71 questions, some answer everything alike."""
 
 CLUSTERS = f"""\
 Two equal arms, {ITEMS_PER_CLUSTER} questions to a passage; passages, questions and seeds have standard deviations of 1.
@@ -106,24 +128,25 @@ def percent(rate: float) -> str:
 
 
 def runs(key: tuple[int, ...], studies: int, arms: int, seeds: int, shared: float = 1.0) -> np.ndarray:
-    """Results of arms that are equal, [studies, arms, seeds]."""
+    """Simulated results of arms that do not differ, [studies, arms, seeds]."""
     rng = np.random.default_rng(key)
     return rng.normal(size=(studies, arms, seeds)) + shared * rng.normal(size=(studies, 1, seeds))
 
 
 def any_wrong(verdicts: np.ndarray) -> float:
-    """Of equal arms: the share of studies that call any better or worse."""
+    """The share of studies of equal arms with at least one verdict of better or worse."""
     return float(((verdicts == BETTER) | (verdicts == WORSE)).any(1).mean())
 
 
 def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
-    """Any wrong verdict; wrongly equivalent at each of MARGINS; covered."""
+    """Rates over studies with a fixed number of seeds: of any wrong verdict; of wrong equivalence at each of MARGINS;
+    and of intervals that contain the true difference."""
     x = runs((key, arms, seeds), studies, arms, seeds)
-    rates = [any_wrong(judged(x))]
+    rates = [any_wrong(decide_all(x))]
     for margin in MARGINS:
         y = x.copy()
         y[:, 1:] += margin
-        rates.append(float((judged(y, margin) == EQUIVALENT).any(1).mean()))
+        rates.append(float((decide_all(y, margin) == EQUIVALENT).any(1).mean()))
     half = quantiles(LEVEL, [seed_noise(x)])[:, 0]
     return [*rates, float((abs(x[:, 1].mean(1) - x[:, 0].mean(1)) <= half).mean())]
 
@@ -139,8 +162,8 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
     for effect in EFFECTS:
         y = x.copy()
         y[:, 1] += effect
-        rates.append(float((judged(y)[:, 0] == BETTER).mean()))
-    return [*rates, float((judged(x, 2.0) == EQUIVALENT).all(1).mean())]
+        rates.append(float((decide_all(y)[:, 0] == BETTER).mean()))
+    return [*rates, float((decide_all(x, 2.0) == EQUIVALENT).all(1).mean())]
 
 
 def power(studies: int) -> Table:
@@ -150,7 +173,8 @@ def power(studies: int) -> Table:
 
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
-    """Any wrong verdict at any look, without a margin and with 2; the same without spending; wrongly equivalent."""
+    """Rates over studies that add seeds: of any wrong verdict at any look, without a margin and with a margin of 2; the
+    same without alpha spending; and of wrong equivalence."""
     x = runs((key, arms, most), studies, arms, most)
     wrong = [
         float(sequence(x, *options).ever[..., :2].any((1, 2)).mean())
@@ -181,8 +205,74 @@ def stopping(studies: int) -> Table:
     return Table(["most seeds", "equal: equivalent", *(f"sees {effect:g}" for effect in (*EFFECTS, 10.0))], rows)
 
 
+def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: int = 7) -> list[float]:
+    """Any wrong verdict, as one family and as three; a wrong interaction beside main effects; covered; how often a main
+    effect of 2 is seen, and an interaction of 4."""
+    design = factorial([f"f{i}=x" for i in range(factors)], fraction)
+    weights = np.array([list(design.coefficients(effect).values()) for effect in design.effects])
+    arms = len(design.combinations)
+    x = runs((key, factors, arms, seeds), studies, arms, seeds)
+    columns = {effect: arms - 1 + i for i, effect in enumerate(design.effects)}  # of the decisions
+    main = [column for effect, column in columns.items() if order(effect) == 1]
+    interactions = [column for effect, column in columns.items() if order(effect) > 1]
+    every = [list(range(arms - 1 + len(weights)))]
+    wrong = [
+        any_wrong(judged_factorial(x, weights, families))
+        for families in (every, [list(range(arms - 1)), main, interactions])
+    ]
+
+    def moved(effects: dict[int, float]) -> np.ndarray:
+        """Decisions where effects, {number of the effect: its size}, are there."""
+        shift = [
+            sum(s / 2 ** order(e) * (-1) ** order(e & ~combination) for e, s in effects.items())
+            for combination in design.combinations
+        ]
+        return judged_factorial(x + np.array(shift)[:, None], weights, every)
+
+    beside = any_wrong(moved({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
+    first = next(i for i, effect in enumerate(design.effects) if order(effect) == 2)
+    half = quantiles(LEVEL, [contrast_noise(x, weights)])[:, first]
+    covered = float((abs(x.mean(2) @ weights[first]) <= half).mean())
+    pair = design.effects[first]
+    detected = [float((moved({e: s})[:, columns[e]] == BETTER).mean()) for e, s in ((1, 2.0), (pair, 4.0))]
+    return [*wrong, beside, covered, *detected]
+
+
+def factorials(studies: int) -> Table:
+    rates = ["any wrong verdict", "three families", "only main effects", "covered", "sees a main effect", "interaction"]
+    rows = []
+    for factors, fraction in DESIGNS:
+        design = factorial([f"f{i}=x" for i in range(factors)], fraction)
+        for n in SEEDS_OF_DESIGNS:
+            name = design.in_words.partition(",")[0].removeprefix("all ")
+            rows.append([name, str(n), *map(percent, factorial_rates(factors, fraction, n, studies))])
+    return Table(["combinations", "seeds", *rates], rows)
+
+
+def saves_judged(seeds: int) -> np.ndarray:
+    """Decisions on saves of one run as two arms of so many seeds, [studies, 1]; see SAVES."""
+    verdicts = []
+    for accuracies_NT in published.saves().values():
+        number = len(accuracies_NT) // (2 * seeds)  # the latest saves, which change the least
+        pairs = accuracies_NT[len(accuracies_NT) - number * 2 * seeds :].reshape(number, seeds, 2, -1)
+        swapped = [bool(i.bit_count() % 2) for i in range(seeds)]
+        pairs[:, swapped] = pairs[:, swapped, ::-1]
+        verdicts.append(decide_all(pairs.transpose(0, 3, 2, 1).reshape(-1, 2, seeds)))
+    return np.concatenate(verdicts)
+
+
+def saves() -> Table:
+    rows = []
+    for seeds in SEEDS:
+        verdicts = saves_judged(seeds)
+        rate = any_wrong(verdicts)
+        error = (rate * (1 - rate) / len(verdicts)) ** 0.5
+        rows.append([str(seeds), f"{len(verdicts):,}", f"{100 * rate:.1f} ± {100 * error:.1f} %"])
+    return Table(["seeds", "studies", "wrong verdicts"], rows)
+
+
 def cluster_rates(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
-    """Wrong verdicts where passages are the items, and where questions are."""
+    """Rates of wrong verdicts where passages count as the independent items, and where single questions do."""
     rng = np.random.default_rng((5, passages, unequal, seeds))
     shape = (studies, 2, seeds, passages, ITEMS_PER_CLUSTER)
     y = rng.normal(size=shape) + rng.normal(size=(studies, 2, 1, passages, 1))
@@ -214,8 +304,9 @@ def clusters(studies: int) -> Table:
 
 
 def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
-    """Any wrong verdict where all scatter alike, where seeds are shared, where the arm scatters twice as much; and, of
-    a difference of 3, how often it is seen with the floor and without."""
+    """Rates over studies with a stored noise floor: of any wrong verdict where all runs scatter alike, where seeds are
+    shared, and where the arm scatters twice as much; and how often a difference of 3 is found with the floor and
+    without."""
     rng = np.random.default_rng((6, seeds, aa))
     floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
     alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
@@ -223,9 +314,9 @@ def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
     together = x + rng.normal(size=(studies, 1, seeds))
     noisy = x * np.array([[[1.0], [2.0]]])
     moved = x + np.array([[[0.0], [3.0]]])
-    wrong = [any_wrong(judged(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
-    detected = [float((judged(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
-    return [*wrong, any_wrong(judged(noisy)), *detected]
+    wrong = [any_wrong(decide_all(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
+    detected = [float((decide_all(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
+    return [*wrong, any_wrong(decide_all(noisy)), *detected]
 
 
 def floors(studies: int) -> Table:
@@ -235,7 +326,8 @@ def floors(studies: int) -> Table:
 
 
 def ladder_rates(differences: str, seeds: int, ladders: int, key: int = 1) -> list[float]:
-    """Of the verdicts of the line: right, wrong, undecided; the same by the largest size alone; covered."""
+    """Rates over ladders: of right, wrong and undecided verdicts by the fitted line; the same by the largest size
+    alone; and of intervals that contain the true difference."""
     result = outcome(WORLDS[differences], seeds, ladders, key)
 
     def shares(score: Score) -> list[float]:
@@ -270,15 +362,16 @@ def sections(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS, of_sizes:
         Section("How often a verdict is wrong", [FIXED, fixed(studies)]),
         Section("What a study sees", [POWER, power(studies)]),
         Section("Seeds added until it is decided", [SEQUENTIAL, sequential(studies), stopping(studies), spending()]),
+        Section("Factorials", [FACTORIALS, factorials(studies)]),
         Section("Items that share a passage", [CLUSTERS, clusters(of_items)]),
         Section("A stored noise floor", [FLOOR, floors(studies)]),
         Section("A ladder of sizes", [LADDER, ladders(of_sizes)]),
-        Section("On numbers that others published", [PUBLISHED, published_pairs()]),
+        Section("On numbers that others published", [PUBLISHED, published_pairs(), SAVES, saves()]),
     ]
 
 
 def spending() -> Table:
-    """The level of each look."""
+    """A table of the level of each look at a study that adds seeds."""
     rows = [
         [str(most), *(f"{100 * LEVEL * share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
         for most in (3, 5, 10)
@@ -286,13 +379,26 @@ def spending() -> Table:
     return Table(["most seeds", *(f"look at {n}" for n in range(2, 11))], rows, "Level of each look, two arms")
 
 
-def page(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS) -> str:
-    return markdown("When a difference is one", sections(studies, of_items))
+def tables(parts: list[Section]) -> list[dict[str, Any]]:
+    """The tables of the page, for programs."""
+    return [
+        {"section": section.title, "title": block.title, "head": block.head, "rows": block.rows}
+        for section in parts
+        for block in section.blocks
+        if isinstance(block, Table)
+    ]
 
 
-def main() -> int:
-    write_text(PAGE, page())
-    print(PAGE)
+def main(argv: list[str] | None = None) -> int:
+    parser = answers.Parser(prog="python -m eval.report.calibration", description=__doc__)
+    answers.add_format(parser)
+    args = parser.parse_args(argv)
+    parts = sections()
+    write_text(PAGE, markdown("When a difference is one", parts))
+    if args.format == "json":
+        print(answers.answer("calibration", {"written": str(PAGE), "tables": tables(parts)}))
+    else:
+        print(PAGE)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Collections: runs of several studies, or of none, grouped into arms for a report. RUNS= makes one."""
+"""Collections: runs of several studies, or of none, that RUNS= names; grouped into arms for a report."""
 
 import hashlib
 import json
@@ -11,16 +11,16 @@ from ablations.criteria import Criteria
 from ablations.factorial import Factorial
 from ablations.prediction import Prediction
 from ablations.registration import NOTHING_EXPECTED
-from ablations.rundir import Damaged
+from ablations.safe_files import Damaged
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
-from eval.report.runs import manifest, plain
+from eval.report.runs import in_one_line, manifest
 
 LOOKED_AT_FIRST = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
 
 
 @dataclass(frozen=True)
-class Place:
+class CollectedRun:
     """A run of a collection: its directory, its configuration, and the settings in which it differs from the
     baseline."""
 
@@ -31,17 +31,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs that are compared: what the report asks of a study.
+    """Runs to compare, with the properties of a study that a report uses.
 
-    controlled: the arms differ in one line, as a study promises; else runs are compared as they are, of several studies
-    or of others. damaged: run directories that could not be read, a sentence each.
+    controlled: whether the arms differ from the baseline in one line each, as in a study. Otherwise the runs are
+        compared as they are.
+    damaged: a sentence for each run directory that could not be read.
     """
 
     name: str
     title: str
     arms: list[str]
     seeds: list[int]
-    places: dict[tuple[str, int], Any]  # Place, or a study's Cell
+    places: dict[tuple[str, int], Any]  # CollectedRun, or a study's Cell
     command: str
     question: str = "How do these runs compare?"
     expect: str = NOTHING_EXPECTED
@@ -55,24 +56,29 @@ class Collection:
 
     @property
     def compared(self) -> list[str]:
-        """The arms that are compared with the baseline one by one; where the learning rate was tuned, those at the
-        common rate."""
+        """The arms that are compared with the baseline; where the learning rate was tuned, those at the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
+
+    @property
+    def tests(self) -> int:
+        """How many comparisons a metric is corrected for: the arms, and the effects of a factorial."""
+        return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:
         return self.places.get((arm, seed))
 
 
 def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collection:
-    """Runs by arm and seed. Two runs are one arm when their configurations differ in nothing but seed and layout.
+    """Group runs by arm and seed. Runs belong to the same arm when their configurations differ only in seed and layout.
 
     Args:
-        directories: (a name for what the run came from or "", the directory of the run).
+        directories: pairs of a name for the origin of the run, or "", and the run directory.
+        command: the command that made the report.
 
     Raises:
-        ValueError: when no directory is that of a run, or two runs are the same.
+        ValueError: no directory is that of a run, or two runs have the same configuration and seed.
     """
-    groups: dict[str, dict[int, Place]] = {}
+    groups: dict[str, dict[int, CollectedRun]] = {}
     origins: dict[str, str] = {}
     damaged = []
     for origin, directory in directories:
@@ -90,14 +96,14 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
             if places[seed].dir.resolve() == directory.resolve():
                 continue  # studies share their baseline
             raise ValueError(f"{places[seed].dir} and {directory} are the same run: one configuration, seed {seed}")
-        places[seed] = Place(directory, run["config"], {})
+        places[seed] = CollectedRun(directory, run["config"], {})
     if not groups:
         raise ValueError("; ".join(message for message, _ in damaged) or "no run was given")
     names = short_arm_names(groups, origins)
     first_group = next(iter(groups.values()))
     base = next(iter(first_group.values())).config
     places_by_name = {
-        (names[arm], seed): Place(place.dir, place.config, changed_settings(base, place.config))
+        (names[arm], seed): CollectedRun(place.dir, place.config, changed_settings(base, place.config))
         for arm, runs in groups.items()
         for seed, place in runs.items()
     }
@@ -122,13 +128,13 @@ def changed_settings(base: dict, config: dict) -> dict[str, Any]:
 
 
 def is_setting(key: str) -> bool:
-    """Whether runs that differ in this key belong to different arms: true for all keys but the seed, the layout, and
-    the name of the size."""
+    """Whether runs that differ in this key belong to different arms: all keys except the seed, the layout, and the name
+    of the size."""
     return not key.startswith("layout.") and key not in ("seed", "size")
 
 
-def short_arm_names(groups: dict[str, dict[int, Place]], origins: dict[str, str]) -> dict[str, str]:
-    """A name for each arm: as few as possible of the settings in which the arms differ, the best known settings
+def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[str, str]) -> dict[str, str]:
+    """{arm: a short name}, made of as few as possible of the settings in which the arms differ, the best known settings
     first."""
     configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
     flat_configs = list(configs.values())
@@ -139,12 +145,12 @@ def short_arm_names(groups: dict[str, dict[int, Place]], origins: dict[str, str]
         and not key.startswith("eval.")
         and all(key in config for config in flat_configs)
     ]
-    values = {key: [plain(config[key]) for config in flat_configs] for key in keys}
+    values = {key: [in_one_line(config[key]) for config in flat_configs] for key in keys}
     differing = [key for key in keys if len(set(values[key])) > 1]
     differing.sort(key=lambda key: (key != "size", importance(key)))
 
     def distinct(chosen: list[str]) -> int:
-        """How many different arms there are, judged by these settings alone."""
+        """The number of arms that can be told apart by these settings."""
         return len(set(zip(*(values[key] for key in chosen), strict=True))) if chosen else 1
 
     chosen: list[str] = []
@@ -161,11 +167,10 @@ def short_arm_names(groups: dict[str, dict[int, Place]], origins: dict[str, str]
 
 
 def short_setting(key: str, value: Any) -> str:
-    """A setting in short, for the name of an arm: its value, with the key where the value alone would not be
-    understood."""
+    """A setting as part of an arm's name: its value, with the key where the value alone would not be clear."""
     if key == "train.tokens":
         return human(value)
-    return plain(value) if isinstance(value, str) else f"{key.split('.')[-1]}={plain(value)}"
+    return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"
 
 
 def importance(key: str) -> int:

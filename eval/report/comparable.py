@@ -1,8 +1,8 @@
 """Which runs may be compared, and on which tasks: those that were evaluated in the same way and read the same text.
 
-A task on which two runs differ in anything (items, prompts, version ...) is left out of their comparison, and the
-report says so. Runs are not compared at all when their evaluations differ as a whole (another version of our tasks,
-another lm-eval, another precision), or when they declare the same corpus or tokenizer and have read different ones.
+A task is left out of the comparison of two runs where anything about it differs (items, prompts, version ...), and the
+report says so. Runs are not compared at all where their evaluations differ in general (version of our tasks, version of
+lm-eval, precision), or where they declare the same corpus or tokenizer and have read different ones.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import combinations
 from typing import Any
 
-from eval.report.runs import Cells, named, plain
+from eval.report.runs import Cells, in_one_line, named
 
 WHOLE = ("version", "lm_eval", "precision")  # of an evaluation
 TASK = ("metric", "version", "chance", "mean", "suite", "higher_is_better")  # of a task in eval.json
@@ -21,7 +21,7 @@ Run = tuple[str, int]  # arm, seed
 
 
 def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
-    """Everything about a task that has to be equal in two runs before their scores on it are compared: version, items,
+    """Everything about a task that has to be equal in two runs for a comparison of their scores: version, items,
     prompts, number of examples and so on."""
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
     identity = {key: entry[key] for key in TASK if key in entry}
@@ -49,16 +49,14 @@ def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return cell["identities"]
 
 
-def same_task(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(
-        one.get(key) == other.get(key)
-        for key in one.keys() | other.keys()
-        if key not in WRITTEN_SINCE or (key in one and key in other)
+        a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in WRITTEN_SINCE or (key in a and key in b)
     )
 
 
 def counts_for(entry: dict[str, Any], metric: str) -> bool:
-    """Whether a task is one of those that a metric (findings.METRICS) is the mean of."""
+    """Whether a metric (compare.METRICS) is a mean over tasks that include this one. `entry`: the task in eval.json."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
         "zero-shot": bool(entry.get("mean")),
@@ -72,7 +70,7 @@ def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
 
 def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
     """The tasks of a metric that can be compared over all these runs, in the order of evaluation; none where their
-    evaluations differ as a whole."""
+    evaluations differ in general."""
     first, *others = (cells[run] for run in runs)
     if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in WHOLE):
         return []
@@ -93,7 +91,8 @@ def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
 
 
 def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
-    """How a run was evaluated, as a flat dictionary: {"version", ..., "TASK: chance", ...}."""
+    """Everything about a run's evaluation that has to be equal for a comparison, as a flat dictionary: {"version", ...,
+    "TASK: chance", ...}."""
     flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
     for task, identity in task_identities(cell).items():
         flat |= {f"{task}: {key}": value for key, value in identity.items()}
@@ -108,7 +107,7 @@ def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
-    """The evaluated runs, grouped: those of a group were evaluated in the same way, on every task."""
+    """The evaluated runs in groups, such that the runs of a group were evaluated in the same way on every task."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -121,8 +120,8 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
 
 
 def refusals(cells: Cells) -> list[str]:
-    """Sentences about runs that are not compared because they were evaluated differently: one for each group of
-    `evaluation_classes` after the first, with all that differs."""
+    """A sentence for each group of `evaluation_classes` after the first: its runs are not compared with those of the
+    first group, and in what their evaluation differs."""
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:
@@ -138,7 +137,9 @@ def refusals(cells: Cells) -> list[str]:
             elif first.get(key) != other.get(key) and not (
                 what in WRITTEN_SINCE and (key not in first or key not in other)
             ):
-                reasons.append(f"{key} {plain(other.get(key, 'unknown'))}, not {plain(first.get(key, 'unknown'))}")
+                reasons.append(
+                    f"{key} {in_one_line(other.get(key, 'unknown'))}, not {in_one_line(first.get(key, 'unknown'))}"
+                )
         if lacking:
             reasons.append(f"without {', '.join(lacking)}")
         if additional:
@@ -151,8 +152,8 @@ def refusals(cells: Cells) -> list[str]:
 
 
 def sources(cell: dict[str, Any]) -> dict[str, str]:
-    """{corpus with its preparation, or tokenizer: sha256 of what the run read}. Runs with a key in common can be
-    compared only when their values are equal."""
+    """{corpus with its preparation, or tokenizer: sha256 of the one that the run read}. Runs can be compared only where
+    the values of their common keys are equal."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
     declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
@@ -164,7 +165,7 @@ def sources(cell: dict[str, Any]) -> dict[str, str]:
 
 
 def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
-    """Whether runs that declare the same corpus, or the same tokenizer, have read the same one."""
+    """Whether all runs that declare the same corpus, or the same tokenizer, have read the same one."""
     read: dict[str, str] = {}
     return all(
         read.setdefault(declared, sha256) == sha256 for run in runs for declared, sha256 in sources(cells[run]).items()
@@ -181,8 +182,8 @@ def other_text(cells: Cells, baseline: str) -> list[str]:
 
 
 def same_runs(cells: Cells) -> dict[str, str]:
-    """{arm: an earlier arm that trained identically}: at every seed that both have, all losses and gradient norms in
-    the logs are equal to the last digit. So the setting in which the two differ had no effect."""
+    """{arm: an earlier arm that trained identically}: at every common seed, all losses and gradient norms in the logs
+    are exactly equal, so that the setting in which the arms differ had no effect."""
     logs: dict[str, dict[int, list]] = {}
     for (arm, seed), cell in cells.items():
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):

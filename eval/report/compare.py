@@ -14,7 +14,7 @@ from eval.statistics.items import Stratum, by_cluster, independent_items, item_p
 from eval.statistics.parts import Part
 from eval.statistics.seeds import Results, noise_floor, seed_part, welch
 from eval.statistics.sequential import share
-from eval.statistics.verdicts import places
+from eval.statistics.verdicts import possible_places
 
 
 class Metric(NamedTuple):
@@ -33,7 +33,7 @@ METRICS = {
 
 
 class Items(NamedTuple):
-    """The items of a task that several runs have in common, sorted by name."""
+    """The items of a task that all of several runs have, sorted by name."""
 
     names: list[str]
     values: np.ndarray  # [runs, items]
@@ -42,16 +42,18 @@ class Items(NamedTuple):
 
 
 def items_of(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
+    """Items without weight, such as a document of no bytes, are left out: they say nothing, and are no items."""
     rows = [cells[arm, seed]["samples"].get(task, {}) for seed in seeds]
     names = sorted(set.intersection(*map(set, rows))) if rows else []
+    names = [name for name in names if rows[0][name].weight > 0]
     values = np.array([[row[name].value for name in names] for row in rows], float).reshape(len(rows), len(names))
     weights = np.array([rows[0][name].weight for name in names], float)
     return Items(names, values, weights, [rows[0][name].cluster or f"item {name}" for name in names])
 
 
-def own_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stratum]:
-    """For each task of a metric, an arm's results averaged over seeds, [1, items or clusters], and the weights of the
-    items."""
+def arm_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stratum]:
+    """The results of one arm, averaged over seeds, as a stratum for each task of a metric: [1, items or clusters], with
+    the weights of the items."""
     strata = []
     for task in all_tasks(cells, [(arm, seed) for seed in seeds], name):
         items = items_of(cells, arm, seeds, task)
@@ -62,7 +64,7 @@ def own_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stra
 
 
 class Pairing(NamedTuple):
-    """Which seeds of two arms are compared, and whether pair by pair."""
+    """Which seeds of two arms are compared, and whether they are paired."""
 
     seeds: tuple[list[int], list[int]]  # of the arm and of the baseline
     paired: bool  # the same seeds, at least one
@@ -71,8 +73,9 @@ class Pairing(NamedTuple):
 
 
 def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) -> Pairing | None:
-    """The seeds that two arms share, to be compared pair by pair; all seeds of each, unpaired, where they share none,
-    or only one although both have several. None where an arm has no result."""
+    """The seeds with which two arms are compared: paired, those that both have. Where they share none, or only one
+    although
+    both have several: unpaired, all seeds of each. None where an arm has no result."""
     ours, theirs = results[arm], results[baseline]
     shared = sorted(ours.keys() & theirs.keys())
     if not ours or not theirs:
@@ -86,8 +89,8 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) 
 
 
 def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> Results:
-    """Results as means over `tasks`, for arms whose runs all have them; unchanged where these are all tasks of the
-    metric."""
+    """The results as means over `tasks`, for the arms whose runs all have these tasks. Unchanged where `tasks` are all
+    tasks of the metric."""
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]
@@ -103,8 +106,8 @@ def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> R
 
 
 def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> list[Stratum]:
-    """For each task, the differences of two arms, [seeds, items or clusters], and the weights of the items; [1, ...],
-    averaged over seeds, where the arms are not paired."""
+    """The differences of two arms as a stratum for each task: [seeds, items or clusters], with the weights of the
+    items. Where the arms are not paired they are averaged over seeds, [1, items or clusters]."""
     differences = []
     for task in pairs.tasks:
         ours, theirs = items_of(cells, arm, pairs.seeds[0], task), items_of(cells, baseline, pairs.seeds[1], task)
@@ -130,13 +133,15 @@ def pair(
     share: Callable[[int], float] = lambda seeds: 1.0,
     borrowed: Part | None = None,
 ) -> Comparison | None:
-    """Two arms compared; None where they cannot be (see `pairing`).
+    """The comparison of two arms; None where they cannot be compared (see `pairing`).
 
     Args:
-        controlled: whether other arms of `results` may help to tell the noise.
-        floor: the variance between runs that differ in the seed alone, where the two share one seed.
-        borrowed: the variance of single runs from a stored noise floor (floor.py), added to what the seeds tell.
-        share: of a number of seeds, the share of the level that a look at so many may spend.
+        controlled: whether the other arms of `results` may be used to estimate the noise.
+        floor: the variance between runs that differ only in the seed, used where the two arms share a single seed.
+        borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the
+        seeds.
+        share: a function of the number of seeds: the share of the significance level that a test at this number may
+            use.
     """
     pairs = pairing(cells, results, arm, baseline, name)
     if pairs is None or not pairs.tasks:
@@ -158,7 +163,7 @@ def pair(
     return compare(mean, part, items, independent=independent, share=share(min(map(len, pairs.seeds))))
 
 
-def look(criteria: Criteria, tests: int) -> Callable[[int], float]:
+def level_share(criteria: Criteria, tests: int) -> Callable[[int], float]:
     """{number of seeds: share of the level that the test at this number may spend}; 1 for the only test where the
     number of seeds was fixed before the runs."""
     return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
@@ -167,28 +172,31 @@ def look(criteria: Criteria, tests: int) -> Callable[[int], float]:
 def comparisons(
     study: Any, cells: Cells, results: Results, name: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
-    """{arm: its comparison with the baseline}, corrected for the number of arms.
+    """{arm: its comparison with the baseline}, before any correction for their number.
 
     Args:
-        noise: results of runs that differ in the seed alone, by group, for the noise floor.
+        noise: results of runs that differ only in the seed, by group, for the noise floor.
         borrowed: as in `pair`.
     """
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    spending = look(study.criteria, len(study.compared))
+    spending = level_share(study.criteria, len(study.compared))
     compared = {
         arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor, spending, borrowed)
         for arm in study.compared
         if arm in results
     }
-    return family({arm: comparison for arm, comparison in compared.items() if comparison})
+    return {arm: comparison for arm, comparison in compared.items() if comparison}
 
 
 def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple[dict[str, str], dict[str, float]]]:
-    """[({arm: its place, or its places}, {arm: its mean})], for each class of arms that may be ranked: those of which
-    one was asked all that the other was, over the tasks that all of the class were asked. Every pair is compared, and
-    corrected for being several."""
+    """Rankings of the arms, one for each group of arms that can be ranked together: [({arm: its place or range of
+    places}, {arm: its mean})].
+
+    In a group, of any two arms one was evaluated on all tasks of the other; means are over the tasks that all arms of
+    the group have. Every pair of arms is compared, with a correction for the number of pairs.
+    """
     floor, rankings = noise_floor(results), []
     left = [arm for arm in study.arms if results[arm]]
     while left:
@@ -208,11 +216,11 @@ def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple
         left = [arm for arm in left if arm not in same]
         means = results_on(cells, {arm: results[arm] for arm in same}, name, tasks)
         both = list(combinations(same, 2))
-        spending = look(study.criteria, len(both))
+        spending = level_share(study.criteria, len(both))
         pairs = {(a, b): pair(cells, results, a, b, name, False, floor, spending) for a, b in both}
         adjusted = family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
         counts = {key: adjusted[f"{i}"].counts if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}
         if values.keys() >= set(same):
-            rankings.append((places(values, counts, METRICS[name].higher_is_better), values))
+            rankings.append((possible_places(values, counts, METRICS[name].higher_is_better), values))
     return rankings

@@ -1,5 +1,4 @@
-"""The sections of a report, in the order in which they are read. A new one is a file in eval/report/sections and a line
-here."""
+"""The sections of a report in their order. A new section is a file in eval/report/sections and a line here."""
 
 from eval.report.blocks import Section
 from eval.report.findings import Findings

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from ablations.factorial import Factorial
 from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, items_of, results_on
-from eval.report.findings import Findings
 from eval.report.runs import Cells
-from eval.statistics.comparison import Comparison, compare, family
+from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
 from eval.statistics.parts import LEVEL, Part, quantile
 from eval.statistics.seeds import Results, outstanding, residual
@@ -14,26 +14,25 @@ from eval.statistics.seeds import Results, outstanding, residual
 Coefficients = dict[str, float]  # {arm: its weight}
 
 
-def effects(f: Findings, name: str) -> dict[int, Comparison]:
-    """{effect: its estimate and noise} of a factorial on a metric; corrected for being several, main effects and
-    interactions each among themselves. Empty while a combination has no result."""
-    design = f.study.factorial
-    if not design or name not in f.results:
+def effects(
+    design: Factorial | None, baseline: str, cells: Cells, results: Results, name: str
+) -> dict[int, Comparison]:
+    """{effect: its estimate and noise} of a factorial on a metric, before any correction for their number. Empty for
+    another study, and while a combination has no result."""
+    if not design:
         return {}
-    results = {arm: row for arm, row in f.distinct_results(name).items() if row}
+    results = {arm: row for arm, row in results.items() if row}
     estimates = {}
     for effect in design.effects:
-        weights = {design.label(c) or f.baseline: w for c, w in design.coefficients(effect).items()}
-        if comparison := contrast(f.cells, results, weights, name):
+        weights = {design.label(c) or baseline: w for c, w in design.coefficients(effect).items()}
+        if comparison := contrast(cells, results, weights, name):
             estimates[effect] = comparison
-    main = {str(effect): c for effect, c in estimates.items() if effect.bit_count() == 1}
-    interactions = {str(effect): c for effect, c in estimates.items() if effect.bit_count() > 1}
-    return {int(effect): c for group in (main, interactions) for effect, c in family(group).items()}
+    return estimates
 
 
 def contrast(cells: Cells, results: Results, weights: Coefficients, name: str) -> Comparison | None:
-    """A weighted sum of arms, over the seeds that all of them have and the tasks that all were asked in the same way;
-    None where there are none."""
+    """The weighted sum of arms, over the seeds that all of them have and the tasks on which all were evaluated in the
+    same way; None where there are no such seeds or tasks."""
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))

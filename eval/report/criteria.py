@@ -1,21 +1,21 @@
-"""The criteria that a report decides by. Those registered in the runs before their first step count, whatever is said
-later."""
+"""The criteria by which a report decides. Criteria that were registered in the runs before their first step have
+precedence over later ones."""
 
 from dataclasses import replace
 from typing import Any
 
 from ablations.criteria import METRICS, PRIMARY, Criteria
-from ablations.registration import UNTIL_DECIDED
+from ablations.registration import FIXED, UNTIL_DECIDED
 from eval.report.runs import Cells
 
 
 def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
-    """The criteria that count, and of which metrics the margin was named before the runs.
+    """The criteria to decide by, and the metrics whose margin was named before the runs.
 
-    A margin that is typed with the report is used, and counts as named before only where the runs had the same one
-    registered; one arm may be older, since studies share their baseline. Without one, the registered margins are used,
-    whatever the study file says by now. Seeds that were added until the study was decided are judged so, whether the
-    report is asked with MORE= or not.
+    A margin among the words of the report is used, but counts as named before only where the runs registered the same
+    one; one arm may be older, since studies share their baseline. Without such a word the registered margins are used,
+    whatever the study file says now. Where seeds were added until the study was decided, the study is judged as one
+    that adds seeds, with or without MORE= among the words.
 
     Args:
         study: an ablations.study.Study or a Collection.
@@ -49,18 +49,18 @@ def floor_was_registered(study: Any, cells: Cells) -> bool:
 
 
 def registered_metric(study: Any, cells: Cells) -> str:
-    """The primary metric that was named before the runs; the default, where none was registered. "" where runs had
-    different ones."""
+    """The primary metric that was registered in the runs; the default where none was registered; "" where the runs
+    registered different ones."""
     metrics = {str(content.get("metric")) for content in registered_contents(study, cells).values()} or {PRIMARY}
     return metrics.pop() if len(metrics) == 1 else ""
 
 
 def chosen_late(study: Any, cells: Cells) -> list[str]:
-    """Which of "metric", "margin" and "noise floor" were chosen after the runs had begun, so that verdicts that rest on
-    them stay exploratory however many seeds are added. One arm may be older, since studies share their baseline.
+    """Which of "metric", "margin" and "noise floor" were chosen after the runs had begun. Verdicts that depend on them
+    are exploratory, however many seeds are added. One arm may be older, since studies share their baseline.
 
     Args:
-        study: a Collection whose criteria are those that count, of `criteria_of`.
+        study: a Collection with the criteria of `criteria_of`.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
@@ -83,8 +83,26 @@ def chosen_late(study: Any, cells: Cells) -> list[str]:
     return [name for name, arms in late.items() if len(arms) > 1]
 
 
+def seeds_planned(study: Any, cells: Cells) -> int | None:
+    """How many seeds a study was to have, by the registrations of its first runs, where it has more by now and nothing
+    was said about adding any; None otherwise. One arm may be older, since studies share their baseline. From one seed
+    nothing is concluded, so that none was looked at."""
+    last_seeds: dict[str, int] = {}
+    numbers: dict[int, int] = {}
+    for (arm, _), content in registered_contents(study, cells).items():
+        ends = content.get("seeds")
+        if content.get("stopping") == FIXED and isinstance(ends, list) and len(ends) == 2:
+            first, last = ends
+            if isinstance(first, int) and isinstance(last, int):
+                last_seeds[arm] = min(last, last_seeds.get(arm, last))
+                numbers[last] = last - first + 1
+    late = {arm for (arm, seed), cell in cells.items() if "eval" in cell and seed > last_seeds.get(arm, seed)}
+    planned = numbers[min(last_seeds[arm] for arm in late)] if len(late) > 1 else 1
+    return planned if planned > 1 else None
+
+
 def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
-    """What each run has registered about this study before its first step."""
+    """{run: what it registered about this study before its first step}."""
     name = getattr(study, "registration", {}).get("study")
     contents = {}
     for run, cell in cells.items():
@@ -95,7 +113,7 @@ def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
-    """{metric: margin} of a registration; entries that are no numbers, as in a stranger's file, are left out."""
+    """{metric: margin} of a registration. Entries that are not numbers, which a foreign file may have, are left out."""
     margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}

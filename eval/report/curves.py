@@ -1,4 +1,4 @@
-"""Training curves made ready to draw: read from a run's log, averaged in common bins, and subtracted."""
+"""Training curves for figures: taken from the log of a run, averaged in common bins, and subtracted."""
 
 from typing import Any
 
@@ -24,6 +24,7 @@ def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
         return np.array([row["tokens"] for row in rows]), loss
     seconds = np.array([row["seconds"] for row in rows])
     budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
+    assert budget is not None, "a curve over seconds is for runs whose budget is a wall clock"
     times = np.round(np.linspace(0, budget, GRID + 1)[1:], 9)
     times = times[(times >= seconds[0]) & (times <= seconds[-1])]
     return times, np.interp(times, seconds, loss)

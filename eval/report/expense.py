@@ -1,4 +1,4 @@
-"""What a run has cost so far: processor-hours, energy by estimate, FLOPs."""
+"""The cost of a run so far: processor-hours, estimated energy, FLOPs."""
 
 from typing import Any
 
@@ -26,9 +26,12 @@ GPUS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
 
 
 def spent(cell: dict[str, Any]) -> dict[str, Any]:
-    """{"unit": "GPU" or "core", "processors", "seconds", "hours", "kwh", "watts", "power", "tokens", "flops", "peak"}
-    of a run so far; hours of all processors together; kwh None where no power is known; peak: FLOPs that its devices
-    could have done, None where their peak is not known."""
+    """The cost of a run so far: {"unit": "GPU" or "core", "processors", "seconds", "hours", "kwh", "watts", "power",
+    "tokens", "flops", "peak"}.
+
+    "hours" are those of all processors together. "kwh" is None where no power is known. "peak" is the number of FLOPs
+    that the devices could have done in the time, None where their peak is not known.
+    """
     hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
     device = hardware["device"]
     known = next(((watts, source) for word, watts, source in WATTS if word.lower() in device.lower()), None)
@@ -52,7 +55,8 @@ def spent(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def flops_per_token(model: dict[str, Any]) -> int | None:
-    """None for a configuration that this version does not know: runs that others send may be older or newer."""
+    """Training FLOPs per token; None for a configuration that this version does not know, since runs of others may be
+    older or newer."""
     from model.config import ModelConfig
     from model.count import flops_per_token
 

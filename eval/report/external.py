@@ -1,11 +1,12 @@
-"""External checkpoints in a report: what `python -m eval.finetune --external CHECKPOINT --to FOLDER` measured."""
+"""GLUE results of external checkpoints in a report, as `python -m eval.finetune --external CHECKPOINT --to FOLDER`
+wrote them."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations import rundir
-from ablations.rundir import Damaged, printable
-from eval.report.runs import glue_table, plain
+from ablations.safe_files import Damaged, printable
+from eval.report.runs import glue_table, in_one_line
 
 # What of a setting follows from the model: which token has seen all of a text, and how many tokens it can read.
 OF_THE_MODEL = ("pooling", "longest")
@@ -13,11 +14,11 @@ REASONS = 3  # that are written out
 
 
 class External(NamedTuple):
-    """The GLUE results of a checkpoint that is no run of a study.
+    """The GLUE results of a checkpoint that is not a run.
 
-    name: of the folder of results.
-    table: glue.json; empty where it is damaged.
-    damage: what is wrong with that file, "" when nothing is.
+    name: the name of the folder with the results.
+    table: the content of glue.json; empty where it is damaged.
+    damage: what is wrong with that file; "" where nothing is.
     """
 
     name: str
@@ -26,10 +27,10 @@ class External(NamedTuple):
 
 
 def read_external(folder: Path) -> External:
-    """The results in a folder that --to named. A damaged file is named in the answer, and costs nothing else.
+    """The results in a folder. A damaged file is named in the result, and does not raise.
 
     Raises:
-        ValueError: when the folder has no glue.json.
+        ValueError: the folder has no glue.json.
     """
     name, damage = printable(folder.absolute().name), ""
     try:
@@ -48,7 +49,7 @@ def read_all_external(folders: list[str]) -> list[External]:
     """The results in several folders, in the order in which they are given.
 
     Raises:
-        ValueError: as `read_external`; or when two rows would have one name.
+        ValueError: a folder has no glue.json, or two folders have the same name.
     """
     rows = [read_external(Path(folder)) for folder in folders]
     names = [row.name for row in rows]
@@ -58,7 +59,7 @@ def read_all_external(folders: list[str]) -> list[External]:
 
 
 def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
-    """What has to be equal before two models are shown beside each other on a task of GLUE: {name: value}."""
+    """Everything that has to be equal for showing two models beside each other on a task of GLUE: {name: value}."""
     entry, setting = table["scores"][task], table.get("setting") or {}
     return {
         "metric": entry["study"]["metric"],
@@ -69,9 +70,9 @@ def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
     }
 
 
-def unlike(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
-    """Why a checkpoint cannot stand beside the runs on a task; "" when it can, since each run that was asked the task
-    was asked it in the same way."""
+def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
+    """Why a checkpoint cannot be shown beside the runs on a task; "" where it can, since all runs with this task were
+    fine-tuned under the same conditions."""
     having = [run for run in runs if task in run["scores"]]
     if not having:
         return "no run was asked it"
@@ -81,27 +82,30 @@ def unlike(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
         names = [name for name in {**checkpoint, **other} if checkpoint.get(name) != other.get(name)]
         if names:
             more = "; ..." if len(names) > REASONS else ""
-            return "; ".join(against(name, checkpoint.get(name), [other.get(name)]) for name in names[:REASONS]) + more
+            return (
+                "; ".join(value_beside_runs(name, checkpoint.get(name), [other.get(name)]) for name in names[:REASONS])
+                + more
+            )
     return ""
 
 
 def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str]) -> list[str]:
-    """How a checkpoint was fine-tuned otherwise than the runs beside which it is shown: what follows from the model,
-    and how many seeds the medians are of."""
+    """Differences in the fine-tuning of a checkpoint and of the runs beside it that do not prevent a comparison: those
+    that follow from the model, and the number of seeds."""
     lines = []
     for name in OF_THE_MODEL:
         value, others = (table.get("setting") or {}).get(name), [(run.get("setting") or {}).get(name) for run in runs]
         if any(other != value for other in others):
-            lines.append(against(name, value, others))
+            lines.append(value_beside_runs(name, value, others))
     for task in tasks:
         value = table["scores"][task]["study"]["seeds"]
         others = [run["scores"][task]["study"]["seeds"] for run in runs if task in run["scores"]]
         if any(other != value for other in others):
-            lines.append(against("fine-tuning seeds", value, others))
+            lines.append(value_beside_runs("fine-tuning seeds", value, others))
     return list(dict.fromkeys(lines))
 
 
-def against(name: str, value: Any, others: list[Any]) -> str:
-    """A value of a checkpoint and those of the runs, in words."""
-    words = dict.fromkeys("not recorded" if other is None else plain(other)[:60] for other in others)
-    return f"{name} {'not recorded' if value is None else plain(value)[:60]}, of the runs {' and '.join(words)}"
+def value_beside_runs(name: str, value: Any, others: list[Any]) -> str:
+    """A value of the checkpoint and the values of the runs, in words."""
+    words = dict.fromkeys("not recorded" if other is None else in_one_line(other)[:60] for other in others)
+    return f"{name} {'not recorded' if value is None else in_one_line(value)[:60]}, of the runs {' and '.join(words)}"

@@ -1,4 +1,4 @@
-"""Everything that a report's sections draw on: the runs of a study, read, and compared on every metric."""
+"""The findings of a study, from which the sections of a report are made: its runs, compared on every metric."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +10,17 @@ from ablations.criteria import PRIMARY
 from ablations.drawing import SERIES
 from eval.report.collection import Collection, collect_runs
 from eval.report.comparable import other_text, refusals, same_runs
-from eval.report.compare import METRICS, comparisons, pairing
-from eval.report.criteria import criteria_of, floor_was_registered, registered_metric
+from eval.report.compare import METRICS, comparisons, pairing, strata
+from eval.report.contrasts import effects
+from eval.report.criteria import criteria_of, floor_was_registered, registered_metric, seeds_planned
 from eval.report.expense import spent
 from eval.report.external import External
-from eval.report.floor import floor_of, mismatch
-from eval.report.runs import Cells, named, plain, read_all
+from eval.report.floor import mismatch, noise_floor_part
+from eval.report.runs import Cells, in_one_line, named, read_all
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
-from eval.statistics.comparison import Comparison
+from eval.statistics.comparison import Comparison, family
+from eval.statistics.items import item_part_with_rest
 from eval.statistics.parts import Part
 from eval.statistics.seeds import Results
 from eval.statistics.verdicts import MOST_SEEDS, Verdict, seeds_to_decide, verdict
@@ -42,6 +44,8 @@ class Findings(NamedTuple):
     named_before: frozenset[str] = frozenset()  # the metrics whose margin was registered before the runs
     primary_before: str = PRIMARY  # the primary metric that was
     floor_before: bool = False  # whether the stored noise floor was
+    seeds_planned: int | None = None  # of a study to which seeds were added by hand, see criteria.seeds_planned
+    effects: dict[str, dict[int, Comparison]] = {}  # {metric: {effect of a factorial: its estimate}}  # noqa: RUF012
 
     @property
     def baseline(self) -> str:
@@ -49,12 +53,12 @@ class Findings(NamedTuple):
 
     @property
     def primary(self) -> str:
-        """The metric that decides."""
+        """The primary metric, which decides the study."""
         return self.study.criteria.metric
 
     @property
     def margins(self) -> dict[str, float]:
-        """{metric: margin}: differences below it do not matter, so that two arms within it count as equivalent."""
+        """{metric: margin}. Arms whose difference is within the margin count as equivalent."""
         return self.study.criteria.margins
 
     @property
@@ -65,12 +69,12 @@ class Findings(NamedTuple):
         return self.study.arms.index(arm) % SERIES
 
     def line_style(self, arm: str) -> str:
-        """Dashes for the arms whose colours are used a second time."""
+        """The line style of an arm in figures: dashed where its colour is used a second time."""
         return "dash" if self.study.arms.index(arm) >= SERIES else ""
 
     def distinct_results(self, name: str) -> Results:
-        """The results on a metric, without arms whose setting had no effect: otherwise the noise between seeds would be
-        computed from the same runs twice."""
+        """The results on a metric, without arms whose setting had no effect, since the same runs would otherwise enter
+        the noise between seeds twice."""
         return {arm: row for arm, row in self.results[name].items() if arm not in self.same}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
@@ -106,12 +110,12 @@ class Findings(NamedTuple):
         return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
 
     def exploratory(self, arm: str, name: str) -> bool:
-        """Whether a verdict rests on something that was not named before the runs: a metric other than the primary one,
-        a margin, or a stored noise floor."""
+        """Whether a verdict depends on something that was not named before the runs: a metric other than the primary
+        one, a margin, or a stored noise floor."""
         return self.chosen_late(self.decision(arm, name).kind, name)
 
     def chosen_late(self, kind: str, name: str) -> bool:
-        """See `exploratory`; kind: of a Verdict."""
+        """Whether a verdict of this kind would depend on something that was chosen after the runs had begun."""
         if kind == "undecided":
             return False
         is_primary = name == self.primary == self.primary_before
@@ -119,8 +123,8 @@ class Findings(NamedTuple):
         return not is_primary or late_floor or (kind == "equivalent" and name not in self.named_before)
 
     def missing(self, arm: str, name: str) -> str:
-        """How many more seeds would decide a comparison, if the difference and the noise of a seed stay the same, and
-        what they would cost. "" where this is not known, as for runs that were not planned as one study."""
+        """A sentence: how many more seeds would decide a comparison if the difference and the noise stay the same, and
+        what they would cost. "" where this is unknown, as for runs that were not planned as one study."""
         comparison, results = self.compared[name][arm], self.results[name]
         seeds = len(results[arm].keys() & results[self.baseline].keys())
         if not self.controlled or not comparison.seeds or not comparison.replicated or seeds < 2:
@@ -134,7 +138,7 @@ class Findings(NamedTuple):
         return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price(more)}"
 
     def price(self, seeds: int) -> str:
-        """What `seeds` more seeds of every arm would cost, at the hours that finished runs took; "" without any."""
+        """The cost of `seeds` more seeds of every arm, from the hours of finished runs; "" where there are none."""
         costs = [spent(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
         if not costs or len({cost["unit"] for cost in costs}) > 1:
             return ""
@@ -147,7 +151,7 @@ class Findings(NamedTuple):
         return f"**{words}**" if self.decision(arm, name).kind in ("better", "worse") else words
 
     def factors(self) -> set[str]:
-        """The settings that make the arms."""
+        """The settings in which the arms differ from the baseline."""
         planned = [self.study.cell(arm, seed) for arm in self.study.arms for seed in self.study.seeds]
         return {key for cell in planned if cell for key in cell.delta}
 
@@ -164,7 +168,7 @@ class Findings(NamedTuple):
 def length(train: dict[str, Any]) -> str:
     """The length of a run in words, from its settings."""
     budget = train.get("budget", "tokens")
-    return f"{train['tokens']:,} tokens" if budget == "tokens" else plain(budget)
+    return f"{train['tokens']:,} tokens" if budget == "tokens" else in_one_line(budget)
 
 
 def collect(study: Any, cells: Cells, key: str) -> Results:
@@ -189,12 +193,14 @@ def gather(
 
     Args:
         study: an ablations.study.Study, or a Collection.
-        noise: directories of runs that differ in the seed alone, for the noise between seeds.
-        beside, external: as in Findings.
+        noise: directories of runs that differ only in the seed, for the noise between seeds.
+        beside: which published results to show, one of `eval.report.request.BESIDE`.
+        external: GLUE results of external checkpoints.
     """
     cells = read_all(study)
     criteria, named_before = criteria_of(study, cells)
     primary_before, floor_before = registered_metric(study, cells), floor_was_registered(study, cells)
+    planned = seeds_planned(study, cells)
     study, cells = shortened(study, cells)
     study = replace(study, criteria=criteria)
     objectives = {cell["run"]["config"]["model"].get("objective") for cell in cells.values() if "run" in cell}
@@ -232,46 +238,68 @@ def gather(
         named_before=named_before,
         primary_before=primary_before,
         floor_before=floor_before,
+        seeds_planned=planned,
     )
-    borrowed = floors(study, cells, list(results))
-    compared = {
-        name: comparisons(
-            study, cells, findings.distinct_results(name), name, noise_results.get(name), borrowed.get(name)
-        )
-        for name in results
-    }
-    return findings._replace(compared=compared)
+    borrowed = noise_floor_parts(study, cells, list(results))
+    compared, of_factorial = {}, {}
+    for name in results:
+        distinct = findings.distinct_results(name)
+        arms = comparisons(study, cells, distinct, name, noise_results.get(name), borrowed.get(name))
+        estimates = effects(study.factorial, study.arms[0], cells, distinct, name)
+        compared[name], of_factorial[name] = corrected(arms, estimates)
+    return findings._replace(compared=compared, effects=of_factorial)
 
 
-def floors(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]:
+def corrected(
+    arms: dict[str, Comparison], effects: dict[int, Comparison]
+) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
+    """All that a study says on a metric, corrected for its number as one family: arms against the baseline, and in a
+    factorial its main effects and interactions. As three families of 5 % each, 8 to 12 % of factorials of equal
+    combinations would have a wrong verdict (docs/statistics.md)."""
+    both = family(arms | effects)
+    return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
+
+
+def noise_floor_parts(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]:
     """{metric: the variance of single runs} of the study's stored noise floor, where it has the metric.
 
     Raises:
-        ValueError: where it was measured on another baseline, text or budget, or judged otherwise.
+        ValueError: it was measured with another baseline, text, budget or evaluation.
     """
     floor = study.criteria.noise_floor
     if floor is None:
         return {}
     if reason := mismatch(floor, cells, study.arms[0]):
         raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
-    parts = {name: floor_of(floor, cells, study.arms[0], name) for name in names}
+    parts = {name: noise_floor_part(floor, cells, study.arms[0], name) for name in names}
     return {name: part for name, part in parts.items() if part}
 
 
 def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
-    """{metric: what ablations/plan/power.py needs to say what a study can see}, of metrics that several seeds have."""
+    """{metric: the noise, in the form that ablations/plan/power.py reads}, for metrics with several seeds.
+
+    Where it cannot be told what the items give by themselves, it is as much as they give with these seeds: a plan with
+    no noise of items would promise too much.
+    """
     recorded = {}
     for name, compared in f.compared.items():
         results = f.results[name]
-        pairs = []  # (comparison, what the seeds give to it, seeds)
+        pairs = []  # (what the seeds give, their number, the variance that the items give)
         for arm, c in compared.items():
             shared = len(results[arm].keys() & results[f.baseline].keys())
             if c.seeds and c.replicated and c.enough_items and shared > 1:
-                pairs.append((c, c.seeds, shared))
+                pairs.append((c.seeds, shared, c.items.variance or items_with_seeds(f, arm, name)))
         if not pairs or not f.controlled:
             continue
-        items = float(np.median([c.items.variance**0.5 for c, _, _ in pairs]))
+        items = float(np.median([variance**0.5 for _, _, variance in pairs]))
         # what seeds give to a difference of two single runs, halved: without what the arms of a seed share
-        sd = float(np.sqrt(np.median([seeds.variance * shared / 2 for _, seeds, shared in pairs])))
-        recorded[name] = {"seed_sd": sd, "dof": pairs[0][1].dof, "items": items, "unit": METRICS[name].unit}
+        sd = float(np.sqrt(np.median([seeds.variance * shared / 2 for seeds, shared, _ in pairs])))
+        recorded[name] = {"seed_sd": sd, "dof": pairs[0][0].dof, "items": items, "unit": METRICS[name].unit}
     return recorded
+
+
+def items_with_seeds(f: Findings, arm: str, name: str) -> float:
+    """The variance that the items give to a difference as these seeds answered them."""
+    pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
+    whole, _ = item_part_with_rest(strata(f.cells, arm, f.baseline, pairs, name) if pairs else [])
+    return whole.variance

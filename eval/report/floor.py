@@ -1,4 +1,4 @@
-"""Whether a study may use a stored noise floor (ablations/noise_floor.py), and what it then tells of the seeds."""
+"""Whether a study may use a stored noise floor (ablations/noise_floor.py), and the variance that it then gives."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ REASONS_SHOWN = 6
 
 
 def description(cell: dict[str, Any]) -> dict[str, Any]:
-    """What has to be equal in two runs for a noise floor of one to hold for the other: settings, text, and
-    evaluation. Settings that came after a run have the value that they had before."""
+    """Everything that has to be equal in two runs so that a noise floor measured with one holds for the other:
+    settings, text and evaluation. Settings that the run's version did not have get the value that was in effect."""
     data, config = cell["run"]["data"], ABSENT | flatten(cell["run"]["config"])
     settings = {key: value for key, value in config.items() if is_setting(key)}
     text = {"text": data["sha256"], "tokenizer": data["tokenizer"]["sha256"]}
@@ -47,9 +47,9 @@ def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
     return "; ".join(reasons[:REASONS_SHOWN]) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
 
 
-def floor_of(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part | None:
-    """The variance of one run on a metric, from those of the floor's runs that are not the study's own; None where
-    these are fewer than two, or have other tasks."""
+def noise_floor_part(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part | None:
+    """The variance of a single run on a metric, from the runs of the floor that are not part of the study; None where
+    these are fewer than two, or were evaluated on other tasks."""
     metric = floor.content["metrics"].get(name)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not metric or not judged or metric["tasks"] != tasks_digest(judged[0], name):

@@ -1,19 +1,19 @@
-"""A report as Markdown, its tables as LaTeX and for the terminal, its numbers as CSV. As HTML: page.py.
+"""Writes a report as Markdown, its tables as LaTeX and for the terminal, its numbers as CSV; page.py writes HTML.
 
-Names, tasks and messages may come from a stranger's run directory. Everything is made printable here, so that no
-control character reaches a file or the terminal.
+Names, tasks and messages may come from a foreign run directory. All control characters are escaped here, so that none
+reaches a file or the terminal.
 """
 
 import csv
 import io
 import re
 
-from ablations.rundir import printable
+from ablations.safe_files import printable
 from eval.report.blocks import Code, Figure, Image, Section, Table
 
 
 def markdown(title: str, sections: list[Section]) -> str:
-    """A report without its figures, which are on the page alone."""
+    """A report as Markdown, without figures, which are only on the HTML page."""
     parts = [f"# {printable(title)}"]
     for section in sections:
         if all(isinstance(block, Figure) for block in section.blocks):
@@ -41,7 +41,7 @@ def markdown_table(table: Table) -> str:
 
 
 def plain_text(table: Table) -> str:
-    """Columns of equal width, for the terminal."""
+    """A table for the terminal, with aligned columns."""
     lines = [
         [printable(re.sub(r"\*\*|`", "", cell)).replace("\n", " ") for cell in line]
         for line in (table.head, *table.rows)

@@ -1,8 +1,8 @@
-"""The noise floor of a baseline, measured by runs that differ in the seed alone.
+"""Measures the noise floor of a baseline, from runs that differ only in the seed.
 
 `python -m eval.report.noise STUDY=baseline SEEDS=5 FIRST_SEED=1001 SIZE=nano` writes it to ablations/noise, or to
-OUT/noise where that cannot be written. Its seeds are not those of studies, so that what it says of the noise is
-independent of what they compare.
+OUT/noise where that cannot be written. Its seeds are not those of studies, so that the noise is estimated independently
+of their comparisons.
 """
 
 import json
@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ablations import answers, rundir
-from ablations.rundir import Exit, printable
+from ablations import answers, safe_files
+from ablations.rundir import Exit
+from ablations.safe_files import printable
 from ablations.study import from_anywhere, from_args
 from eval.report import request
 from eval.report.compare import METRICS
@@ -25,7 +26,8 @@ FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 
 
 def measured(f: Findings) -> dict[str, Any]:
-    """What is stored. Raises ValueError where the runs tell no noise, or were not made and judged alike."""
+    """The noise floor, as it is stored. Raises ValueError where no noise can be estimated from the runs, or they were
+    not trained and evaluated in the same way."""
     cells = {run: cell for run, cell in f.cells.items() if run[0] == f.baseline and "eval" in cell}
     if len(cells) < FEWEST_SEEDS:
         raise ValueError(f"{len(cells)} runs of {f.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
@@ -64,12 +66,12 @@ def measured(f: Findings) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> int:
-    """Writes the noise floor of a study's baseline; with --check as the first word, only says whether the words are
-    valid. Exit codes: 0, 1 (it cannot be written), 2 (there is none)."""
-    as_json = answers.is_wanted(words)
+    """Write the noise floor of a study's baseline; with --check as the first word, only check the words. Exit codes: 0;
+    1, it cannot be written; 2, there is none."""
+    as_json = answers.asks_for_json(words)
     try:
         check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]
-        _, words = answers.wanted(words)
+        _, words = answers.take_format(words)
         if check:
             if (seeds := len(from_args(words).seeds)) < FEWEST_SEEDS:
                 raise ValueError(f"SEEDS={seeds}: a noise floor is measured by {FEWEST_SEEDS} runs or more")
@@ -86,7 +88,7 @@ def main(words: list[str]) -> int:
         path = folder / f"{study.name}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            rundir.write_text(path, json.dumps(content, indent=1) + "\n")
+            safe_files.write_text(path, json.dumps(content, indent=1) + "\n")
             break
         except OSError as error:
             print(f"{path}: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Whether a study is decided, for programs: a word and an exit code."""
+"""The outcome of a study for programs: whether it is decided, as a word and an exit code."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "
 
 
 def outcome(f: Findings) -> dict[str, Any]:
-    """The verdict on each arm by the primary metric, and what they come to.
+    """The verdict on each arm by the primary metric, and the outcome of the study.
 
     Returns:
-        "metric"; "arms": {arm: {"kind", "words", "exploratory"}}; "outcome", one of EXIT_CODES: refused where arms have
-        results that cannot be compared, undecided where an arm is, or has none, or where its verdict is exploratory: it
-        rests on a metric, a margin or a noise floor that was chosen after the runs.
+        "metric"; "arms": {arm: {"kind", "words", "exploratory"}}; and "outcome", one of EXIT_CODES. It is "refused"
+        where arms have results that cannot be compared. It is "undecided" where an arm is undecided, has no result, or
+        has an exploratory verdict, which depends on a metric, margin or noise floor that was chosen after the runs.
     """
     name, arms = f.primary, {}
     results = f.results.get(name, {})

@@ -1,10 +1,11 @@
-"""A report as one HTML file: no network, light and dark, readable on a phone, tables that sort on a click."""
+"""Writes a report as one HTML file that needs no network, has a light and a dark mode, is readable on a phone, and has
+tables that can be sorted."""
 
 import html
 import re
 
 from ablations.drawing import STYLE
-from ablations.rundir import printable
+from ablations.safe_files import printable
 from eval.report.blocks import Code, Figure, Section, Table
 
 CSS = """\
@@ -117,7 +118,7 @@ def section(part: Section) -> str:
 
 
 def fitted(svg: str) -> str:
-    """A figure that is wider than the others scrolls rather than shrinks."""
+    """A figure as HTML. One that is wider than the others gets a scroll bar and is not shrunk."""
     width = float(re.findall(r'viewBox="0 0 ([\d.]+)', svg)[0])
     return svg if width <= 420 else svg.replace("<svg ", f'<svg style="min-width:{0.85 * width:.0f}px" ', 1)
 
@@ -147,7 +148,7 @@ def marked_up(text: str) -> str:
 
 
 def escape(text: str, quote: bool = True) -> str:
-    """A text as HTML, without the control characters that a stranger's run directory may hold."""
+    """A text escaped for HTML, without control characters, which foreign run directories may contain."""
     return html.escape(printable(text), quote)
 
 

@@ -1,4 +1,5 @@
-"""Writes the record of a study: the files of a report, all or none; and protects finished runs of an earlier record."""
+"""Writes the record of a study, which consists of the files of a report, and protects finished runs of an earlier
+record."""
 
 import json
 import os
@@ -6,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ablations import drawing, rundir
-from ablations.rundir import Damaged, printable
+from ablations import drawing, safe_files
+from ablations.safe_files import Damaged, printable
 from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.contents import contents
@@ -23,18 +24,22 @@ REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
 def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
-    """Writes the record of a study (ablations.study.Study, or a Collection) to the directory `out`; returns what the
-    screen shows.
+    """Write the record of a study to the directory `out`. Runs that are missing, damaged, unfinished or not evaluated
+    are named, and the others are reported.
 
-    Cells that are missing, damaged, unfinished or not evaluated are named, and the others reported.
+    Args:
+        study: an ablations.study.Study, or a Collection.
+        noise: directories of runs that differ only in the seed, for the noise between seeds.
+
+    Returns: the text for the terminal.
     """
     findings = gather(study, noise)
     write(findings, out)
-    return screen(findings)
+    return terminal_text(findings)
 
 
 def write(f: Findings, out: Path) -> None:
-    """Writes the files of a record: all of them, or none. Raises OSError."""
+    """Write the files of a record, all of them or none. Raises OSError."""
     sections = contents(f)
     figures = [*loss_curves(f)[:1], forest(f, "bits/byte"), *paired_curves(f), forest(f, "zero-shot")]
     write_together(
@@ -44,20 +49,20 @@ def write(f: Findings, out: Path) -> None:
             "report.html": page(f.study.title, sections),
             "results.csv": comma_separated(csv_lines(f.cells)),
             "table.tex": latex(overview.table(f), f"{f.study.title}. {f.study.question}"),
-            "figure.svg": drawing.sheet(figures),
+            "figure.svg": drawing.combined_figures(figures),
             "run.json": json.dumps(record(f), indent=1) + "\n",
         },
     )
 
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
-    """Writes files so that a failure leaves those that were there: all are on the disk under other names before the
-    first one gets its own. Raises OSError."""
+    """Write several files so that a failure leaves the existing ones unchanged: all are written under temporary names
+    before the first one is renamed. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
         for name, text in texts.items():
-            rundir.write_text(temporaries[name], text)
+            safe_files.write_text(temporaries[name], text)
         for name in texts:
             os.replace(temporaries[name], folder / name)
     except BaseException:
@@ -65,11 +70,11 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         raise
-    rundir.sync_folder(folder)
+    safe_files.sync_folder(folder)
 
 
-def screen(f: Findings) -> str:
-    """What the command prints: the table, and the sentences that belong to it."""
+def terminal_text(f: Findings) -> str:
+    """The text for the terminal: the table and the sentences that belong to it."""
     table: Table = overview.table(f, f.study.title)
     notes = [*overview.no_effect(f), *overview.footnotes(f)]
     if f.refusals:
@@ -85,10 +90,10 @@ def screen(f: Findings) -> str:
 
 
 def lost_runs(f: Findings, out: Path) -> str:
-    """The names of finished runs in the record at `out` that this report lacks. Runs are the same when their
-    configurations are, wherever they were trained. Empty where there is no record."""
+    """The names of finished runs in the record at `out` that this report lacks. Runs are identified by their
+    configurations, wherever they were trained. Empty where there is no record."""
     try:
-        earlier = rundir.read_json(out / "run.json", ["runs"], {"runs": list})
+        earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:
         return f"unknown, as {error}"
     if earlier is None:
@@ -118,8 +123,8 @@ def csv_lines(cells: Cells) -> list[list]:
 
 
 def length(f: Findings) -> dict[str, Any]:
-    """How long the runs of a record are: the tokens of the first; by a wall clock {"budget", "tokens": what it trained,
-    None where it has not ended}."""
+    """The length of the runs, taken from the first one: its tokens; under a wall clock {"budget", "tokens": the trained
+    tokens, None before its end}."""
     cell = next((cell for cell in f.cells.values() if "run" in cell), None)
     if cell is None:
         return {"tokens": None}
@@ -130,7 +135,7 @@ def length(f: Findings) -> dict[str, Any]:
 
 
 def record(f: Findings) -> dict[str, Any]:
-    """run.json: which runs these were and what came out."""
+    """The content of run.json: the runs and their results."""
     from_run = ("fingerprint", "commit", "versions", "hardware")
     configs = [cell["run"]["config"] for cell in f.cells.values() if "run" in cell]
     runs = []

@@ -39,19 +39,19 @@ class Request(NamedTuple):
     external: list[External] = []  # noqa: RUF012
 
 
-def verdict_wanted(words: list[str]) -> tuple[bool, list[str]]:
-    """Whether the exit code is to be the verdict, and the words without VERDICT. Raises ValueError."""
-    asked = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
-    if len(asked) > 1 or (asked and asked[0] not in ("0", "1")):
-        raise ValueError(f"VERDICT={asked[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
-    return asked == ["1"], [word for word in words if not word.startswith("VERDICT=")]
+def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
+    """Whether VERDICT=1 asks for the verdict as the exit code; and the words without VERDICT. Raises ValueError."""
+    values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
+    if len(values) > 1 or (values and values[0] not in ("0", "1")):
+        raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
+    return values == ["1"], [word for word in words if not word.startswith("VERDICT=")]
 
 
 def parse(words: list[str]) -> Request:
     """The study, or the collection of runs, that the words ask for.
 
     Raises:
-        ValueError: as ablations.study.from_args, and for directories that hold no run.
+        ValueError: a word is not valid, or a directory is not that of a run.
     """
     from ablations.study import HELP as STUDY_WORDS
     from ablations.study import folders, from_args

@@ -1,16 +1,16 @@
-"""Run directories as a report reads them.
+"""Reads run directories for a report.
 
-A run directory may be damaged, and may be a stranger's. What is damaged is named in the run's state, and takes none of
-the other runs with it.
+A run directory may be damaged, and may come from anyone. Damage is named in the state of the run, and does not affect
+other runs.
 """
 
 import math
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.budget import clock_seconds
-from ablations.rundir import Damaged, printable
+from ablations.safe_files import Damaged, printable
 from eval.report.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
@@ -72,7 +72,8 @@ GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": in
 
 
 def misfit(value: Any, shape: Any, name: str = "") -> str:
-    """The first key of `value` that is not as `shape` says, as a.b.c; "" when it fits. See RUN."""
+    """The first key of `value` that does not fit `shape`, as a path such as a.b.c; "" where all fit. For shapes see
+    RUN."""
     if not isinstance(shape, dict):
         wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
         return name if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
@@ -94,10 +95,10 @@ def manifest(directory: Path) -> dict[str, Any]:
     """run.json of a run directory.
 
     Raises:
-        Damaged: when it is missing, is not that of a run, or of a version that wrote less. A ValueError.
+        Damaged: it is missing, is not that of a run, or was written by a version that wrote less.
     """
     path = directory / rundir.RUN
-    run = rundir.read_json(path, [key for key in RUN if not key.endswith("?")])
+    run = safe_files.read_json(path, [key for key in RUN if not key.endswith("?")])
     if run is None:
         raise Damaged(f"{path} is missing: a run directory has one")
     key = misfit(run, RUN)
@@ -112,8 +113,9 @@ def manifest(directory: Path) -> dict[str, Any]:
 
 
 def evaluation(path: Path) -> dict[str, Any]:
-    """eval.json, or the same of weights on the way. Raises Damaged, also for a score that is not finite."""
-    result = rundir.read_json(path)
+    """The content of eval.json, or of the same file for weights saved during training. Raises Damaged, also where a
+    score is not finite."""
+    result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
     key = misfit(result, EVALUATION)
@@ -126,9 +128,11 @@ def evaluation(path: Path) -> dict[str, Any]:
             key = key or misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
     if key:
         raise Damaged(f"{path} is damaged, or of another version: {key} is not what an evaluation has there")
-    tasks = {plain(task): entry | {"metric": plain(entry["metric"])} for task, entry in result["tasks"].items()}
+    tasks = {
+        in_one_line(task): entry | {"metric": in_one_line(entry["metric"])} for task, entry in result["tasks"].items()
+    }
     domains = {
-        plain(corpus): {plain(domain): loss for domain, loss in losses.items()}
+        in_one_line(corpus): {in_one_line(domain): loss for domain, loss in losses.items()}
         for corpus, losses in (result.get("by_domain") or {}).items()
     }
     return result | {"tasks": tasks, "by_domain": domains}
@@ -137,24 +141,27 @@ def evaluation(path: Path) -> dict[str, Any]:
 def samples(path: Path) -> dict[str, dict[str, Outcome]]:
     """The outcomes in samples.jsonl.gz: {task: {item: outcome}}. Raises Damaged."""
     outcomes: dict[str, dict[str, Outcome]] = {}
-    for number, row in enumerate(rundir.read_gzip_lines(path, ["task", "id"]), start=1):
+    for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
         if key := misfit(row, shape):
             raise Damaged(f"{path} is damaged in line {number}: {key}")
+        if row.get("bytes", 0) < 0:
+            raise Damaged(f"{path} is damaged in line {number}: bytes is below 0")
         value, weight = (row["nats"] / LN2, row["bytes"]) if "nats" in row else (row["value"], 1)
         outcome = Outcome(value, weight, "" if row.get("cluster") is None else str(row["cluster"]))
-        outcomes.setdefault(plain(row["task"]), {})[str(row["id"])] = outcome
+        outcomes.setdefault(in_one_line(row["task"]), {})[str(row["id"])] = outcome
     return outcomes
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """What a run directory holds, as far as the run has come.
+    """The content of a run directory.
 
     Returns:
-        state: "" of a run that is finished and evaluated, else what is missing or wrong.
-        damage: what is damaged without which the run can be reported, a sentence each.
-    run, metrics, done, registered (lines of registered.jsonl), checkpoints (evaluations on the way, by tokens), eval,
-    samples: as far as they are there.
+        state: "" for a run that is finished and evaluated; else a sentence on what is missing or wrong.
+        damage: a sentence for each damaged file without which the run can still be reported.
+        run, metrics, done, registered, checkpoints, eval, samples: the contents of the files, where they exist.
+            "registered" are the lines of registered.jsonl, "checkpoints" the evaluations of weights saved during
+            training, by tokens.
     """
     try:
         return _read(directory)
@@ -163,14 +170,14 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def _read(directory: Path) -> dict[str, Any]:
-    why = " ".join(rundir.read_text(directory / rundir.FAILED).split())
+    why = " ".join(safe_files.read_text(directory / rundir.FAILED).split())
     failed = f"failed ({why})" if (directory / rundir.FAILED).exists() else ""
     if not (directory / rundir.RUN).exists():
         return {"state": failed or "not started"}
     cell: dict[str, Any] = {"state": failed or "not finished", "run": manifest(directory), "damage": []}
     if (directory / rundir.METRICS).exists():
         keys = ("step", "tokens", "loss", "seconds", "tokens_per_second")
-        rows, damage = rundir.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
+        rows, damage = safe_files.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
         cell["metrics"] = list({row["step"]: row for row in rows}.values())
         cell["damage"] += [damage] if damage else []
     cell["registered"], damage = rundir.read_registered(directory)
@@ -188,7 +195,7 @@ def _read(directory: Path) -> dict[str, Any]:
             cell["damage"].append(str(error))
     if (directory / rundir.DONE).exists():
         try:
-            cell["done"] = _done(directory / rundir.DONE)
+            cell["done"] = _training_summary(directory / rundir.DONE)
         except Damaged as error:
             cell["damage"].append(str(error))
     cell["checkpoints"].sort(key=lambda result: result["tokens"])
@@ -196,7 +203,7 @@ def _read(directory: Path) -> dict[str, Any]:
         if (directory / rundir.DONE).exists():
             if (directory / rundir.EVAL).exists() and (directory / rundir.SAMPLES).exists():
                 result, outcomes = evaluation(directory / rundir.EVAL), samples(directory / rundir.SAMPLES)
-                if result.get("samples_sha256") not in (None, rundir.sha256(directory / rundir.SAMPLES)):
+                if result.get("samples_sha256") not in (None, safe_files.sha256(directory / rundir.SAMPLES)):
                     raise Damaged(f"{rundir.SAMPLES} is not the file that {rundir.EVAL} was written with")
                 cell |= {"eval": checked_scores(result, outcomes), "samples": outcomes, "state": ""}
             else:
@@ -212,9 +219,9 @@ def _read(directory: Path) -> dict[str, Any]:
     return cell
 
 
-def _done(path: Path) -> dict[str, Any]:
-    """What a run wrote when it ended. Raises Damaged."""
-    done = rundir.read_json(path) or {}
+def _training_summary(path: Path) -> dict[str, Any]:
+    """The content of `done`, which training writes at its end. Raises Damaged."""
+    done = safe_files.read_json(path) or {}
     if key := misfit(done, DONE):
         raise Damaged(f"{path} is damaged: {key}")
     return done
@@ -222,7 +229,7 @@ def _done(path: Path) -> dict[str, Any]:
 
 def glue_table(path: Path) -> dict[str, Any] | None:
     """The table of fine-tuning (eval/finetune); None where there is none. Raises Damaged."""
-    table = rundir.read_json(path, ["scores", "study", "leaderboard"])
+    table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
     key = misfit(table, GLUE_TABLE)
@@ -234,24 +241,24 @@ def glue_table(path: Path) -> dict[str, Any] | None:
 
 
 def _relative(message: Damaged | str, directory: Path) -> str:
-    """A message about a file of a run directory, without the folders of this machine."""
+    """A message about a file of a run directory, with the path reduced to its part below the run directory."""
     return printable(str(message).replace(f"{directory}/", "")).rstrip(".")
 
 
 def read_all(study: Any) -> Cells:
-    """Every cell of a study; of a collection those there are."""
+    """{arm: {seed: content of the run directory}} of all runs of a study or collection."""
     planned = {(arm, seed): study.cell(arm, seed) for arm in study.arms for seed in study.seeds}
     return {key: read(cell.dir) for key, cell in planned.items() if cell}
 
 
-def plain(value: Any) -> str:
-    """A value of run.json as a few words on one line."""
+def in_one_line(value: Any) -> str:
+    """A value of run.json as a short text in one line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return ", ".join(f"{key} {plain(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key} {in_one_line(entry)}" for key, entry in value.items())
     if isinstance(value, list):
-        return ", ".join(map(plain, value)) or "none"
+        return ", ".join(map(in_one_line, value)) or "none"
     return printable(str(value)).replace("\n", " ")
 
 

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ablations.rundir import EVAL, SAMPLES, Damaged
+from ablations.rundir import EVAL, SAMPLES
+from ablations.safe_files import Damaged
 from eval.statistics.items import by_cluster, ratio_stderr
 from eval.tasks.suite import suite
 
@@ -15,9 +16,10 @@ TOLERANCE = 1e-6  # of a score, in its units: sums in another order, and numbers
 
 
 class Outcome(NamedTuple):
-    """The result of one item: of bits per byte the bits and bytes of a document, else the score and 1.
+    """The result of one item as numerator and denominator: for bits per byte the bits and bytes of a document, else the
+    score and 1.
 
-    cluster: what it shares with other items, such as a passage or a document; "" where nothing is known to be shared.
+    cluster: the passage or document that the item shares with other items; "" where it shares none.
     """
 
     value: float
@@ -26,14 +28,15 @@ class Outcome(NamedTuple):
 
 
 def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, Outcome]]) -> dict[str, Any]:
-    """An evaluation whose standard errors take account of items that share a passage or document.
+    """Check the scores of an evaluation against its items, and return it with standard errors that take account of
+    items which share a passage or document.
 
     Args:
         result: eval.json.
         outcomes: of samples.jsonl.gz: {task: {item: outcome}}.
 
     Raises:
-        Damaged: a score is not the one that its items give.
+        Damaged: a score differs from the one that its items give.
     """
     tasks = {name: checked_task(name, entry, outcomes.get(name, {})) for name, entry in result["tasks"].items()}
     result = result | {"tasks": tasks}
@@ -77,7 +80,7 @@ def finite(value: float) -> float | None:
 
 
 def clustered(outcomes: Mapping[str, Outcome]) -> bool:
-    """Whether items share a passage or a document, as far as their rows say."""
+    """Whether some items share a passage or a document, according to their clusters."""
     names = [row.cluster for row in outcomes.values() if row.cluster]
     return len(set(names)) < len(names)
 

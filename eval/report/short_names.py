@@ -1,4 +1,4 @@
-"""Corpora that are paths, by the ends of their paths: the name of a corpus in all tables and figures of a report."""
+"""Short names for corpora that are paths: the end of the path, used in all tables and figures of a report."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -13,8 +13,8 @@ from eval.report.runs import Cells
 COPIED = ("name", "title", "seeds", "command", "question", "expect", "criteria")  # of a study, as they are
 
 
-def brief(names: Iterable[str]) -> dict[str, str]:
-    """{name: the shortest end of that path that no other name ends in}; it has at least one part without a wildcard."""
+def shortest_ends(names: Iterable[str]) -> dict[str, str]:
+    """{path: its shortest end that is not the end of another path}, with at least one part without a wildcard."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
     for name, parts in parts_of.items():
@@ -25,14 +25,14 @@ def brief(names: Iterable[str]) -> dict[str, str]:
 
 
 def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
-    """A study and its cells, with the brief names of corpora (of tokenizers, of folders of tasks) in the names of arms,
-    tasks and domains. Configurations keep the whole paths: the table of what differs has both."""
+    """A study and its cells with short names of corpora, tokenizers and task folders in the names of arms, tasks and
+    domains. Configurations keep the whole paths."""
     corpora: set[str] = set()
     for key, cell in cells.items():
         config = study.cell(*key).config
         values = [*config["data"].values(), *config["eval"]["corpora"], *cell.get("eval", {}).get("corpora", [])]
         corpora |= {value for value in values if isinstance(value, str)}
-    short_names = {name: short for name, short in brief(corpora).items() if short != name}
+    short_names = {name: short for name, short in shortest_ends(corpora).items() if short != name}
     alternatives = "|".join(map(re.escape, sorted(short_names, key=len, reverse=True))) or "(?!)"  # matches nowhere
     path = re.compile(rf"(?<![^=, ])({alternatives})")  # as in "corpus=PATH" of an arm, "PATH/last_word" of a task
 

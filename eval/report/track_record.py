@@ -1,10 +1,10 @@
-"""The track record: over all records, how often predictions came true."""
+"""How often the predictions in all records came true."""
 
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
-from ablations.rundir import Damaged
+from ablations import safe_files
+from ablations.safe_files import Damaged
 from eval.report.blocks import Table
 from eval.report.formats import plain_text
 from eval.report.sections.registered import FAILED, HELD, UNDECIDED
@@ -14,7 +14,7 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """The predictions of all records in some folders, and a sentence for each record that is damaged.
 
     Returns:
-        [{"record", "text", "metric", "outcome", "measured", "registered": before the runs}], and the sentences.
+        [{"record", "text", "metric", "outcome", "measured", "registered": whether before the runs}], and the sentences.
     """
     lines, damaged, names = [], [], set()
     for path in sorted(path for folder in folders for path in folder.glob("*/run.json")):
@@ -22,7 +22,7 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         names.add(path.parent.name)
         try:
-            record = rundir.read_json(path, types={"predictions": list}) or {}
+            record = safe_files.read_json(path, types={"predictions": list}) or {}
             for line in record.get("predictions") or []:
                 texts = {key: str(line[key]) for key in ("text", "metric", "outcome", "measured")}
                 lines.append({"record": path.parent.name, **texts, "registered": line["registered"] is True})
@@ -39,7 +39,7 @@ def counts(lines: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def summary(lines: list[dict[str, Any]]) -> str:
-    """How often predictions were right: of those that were registered before the runs, and of all."""
+    """A sentence: how many predictions came true, of those that were registered before the runs, and of all."""
     sentences = []
     for words, some in (("Registered before the runs", [x for x in lines if x["registered"]]), ("All", lines)):
         number = counts(some)

@@ -33,20 +33,20 @@ JUDGED = ("bits/byte", "suite")  # not zero-shot: its questions are made from th
 
 
 class Task(NamedTuple):
-    """A task's outcomes in all runs of some labels, summed by cluster."""
+    """The outcomes of a task in the runs of several labels, summed by cluster."""
 
     values: dict[str, np.ndarray]  # {label: [seeds, clusters]}
     weights: np.ndarray  # [clusters]
     half: np.ndarray  # [clusters], 0 or 1
 
     def losses(self, label: str, half: int) -> np.ndarray:
-        """[seeds]: the ratio of sums over the clusters of a half."""
+        """The loss of each seed, [seeds], as the ratio of sums over the clusters of one half."""
         chosen = self.half == half
         return self.values[label][:, chosen].sum(1) / self.weights[chosen].sum()
 
 
 def halves(names: list[str]) -> np.ndarray:
-    """0 or 1 for each name: two halves of equal number, by the order of their hashes."""
+    """0 or 1 for each name, which divides the names into two halves of equal size by the order of their hashes."""
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     half = np.zeros(len(names), int)
     half[np.argsort(digests, kind="stable")[1::2]] = 1
@@ -54,7 +54,7 @@ def halves(names: list[str]) -> np.ndarray:
 
 
 class Candidates(NamedTuple):
-    """What two arms can be chosen from, on the seeds that all these runs have."""
+    """The runs from which the best learning rates of two arms are chosen, with the seeds that all of them have."""
 
     labels: dict[str, list[str]]  # {arm: its labels, by rising rate}
     seeds: list[int]
@@ -62,13 +62,16 @@ class Candidates(NamedTuple):
 
 
 def candidates(f: Findings, arms: list[str], name: str = CHOSEN_BY) -> Candidates | None:
-    """None where a run at the common rate is missing, or documents are too few for two halves."""
+    """The candidates of several arms; None where a run at the common rate is missing, or there are too few documents
+    for two halves."""
     tuning, results = f.study.tuning, f.distinct_results(CHOSEN_BY)
     if not tuning or not all(results.get(arm) for arm in arms):
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in arms)))
     # a rate at which a seed has diverged, or is not finished, is none to choose
-    labels = {arm: [x for x in tuning.at(arm).values() if set(seeds) <= results.get(x, {}).keys()] for arm in arms}
+    labels = {
+        arm: [x for x in tuning.labels_by_rate(arm).values() if set(seeds) <= results.get(x, {}).keys()] for arm in arms
+    }
     flat = [label for of_arm in labels.values() for label in of_arm]
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
     names = shared_tasks(f.cells, runs, name) if runs and same_text(f.cells, runs) else []
@@ -88,11 +91,11 @@ def task_of(f: Findings, labels: list[str], seeds: list[int], name: str, scale: 
 
 
 def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
-    """The label of the rate that is best for the other seeds on the other half of the documents.
+    """The label of an arm at the rate that is best for the other seeds on the other half of the documents.
 
     Args:
-        seed: the place of the seed that is judged; with one seed alone it chooses too.
-        half: that is judged; None: no document is, so both halves choose.
+        seed: the index of the seed that is judged. Where there is only one seed, it is used for the choice too.
+        half: the half of the documents that is judged; None: both halves are used for the choice.
     """
     others = [s for s in range(len(c.seeds)) if s != seed] or [seed]
     judged_by = [1 - half] if half is not None else [0, 1]
@@ -104,7 +107,7 @@ def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
 
 
 def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
-    """Per task [seeds, clusters]: the outcomes of an arm, each at the rate that was chosen without it."""
+    """The outcomes of an arm for each task, [seeds, clusters], each at the rate that was chosen without it."""
     outcomes = []
     for task in tasks:
         values = np.empty((len(c.seeds), len(task.weights)))
@@ -146,8 +149,9 @@ def difference(
 
 
 def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | None:
-    """What the seeds and the choice give to the variance of the mean difference; pooled over all rates of both arms,
-    or that of the differences themselves where runs scatter unequally and that asks for more. None with one seed."""
+    """The variance of the mean difference that comes from the seeds and from the choice of the rates. It is pooled over
+    all rates of both arms; where runs scatter unequally and the variance of the differences themselves is larger, it is
+    that one. None with one seed."""
     n = len(by_seed)
     if n < 2:
         return None
@@ -168,12 +172,14 @@ def basin(f: Findings, arm: str) -> dict[float, float]:
     if not tuning:
         return {}
     seeds = results[arm].keys()
-    labels = {rate: label for rate, label in tuning.at(arm).items() if seeds and seeds <= results[label].keys()}
+    labels = {
+        rate: label for rate, label in tuning.labels_by_rate(arm).items() if seeds and seeds <= results[label].keys()
+    }
     return {rate: float(np.mean([results[label][seed] for seed in seeds])) for rate, label in labels.items()}
 
 
 def sensitivity(losses: dict[float, float]) -> float:
-    """How much the loss lies above its least, averaged over the grid, which is even in the logarithm of the rate
-    (Wortsman et al. 2023, arXiv:2309.14322, LR sensitivity; a diverged run, there as good as at the start, is left
-    out)."""
+    """How much the loss exceeds its minimum, averaged over the grid of rates, which is even in their logarithm: the LR
+    sensitivity of Wortsman et al. 2023 (arXiv:2309.14322), but without diverged runs, which there count with the
+    initial loss."""
     return float(np.mean(list(losses.values())) - min(losses.values()))

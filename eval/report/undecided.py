@@ -1,23 +1,24 @@
-"""python -m eval.report.undecided POS=alibi ...: which arms more seeds may decide, a line each.
+"""python -m eval.report.undecided POS=alibi ...: prints the arms that are undecided and that more seeds may decide.
 
-By the primary metric, as the report judges it. Exit codes: 0, none; 3, some; 2, bad request, or the metric, the margin
-or the noise floor was chosen after the runs had begun. With --criteria nothing but the latter is asked.
+The verdicts are those of the report by the primary metric. Exit codes: 0, there are no such arms; 3, there are; 2, the
+words are not valid, or the metric, the margin or the noise floor was chosen after the runs had begun. With --criteria
+only the latter is checked.
 """
 
 import sys
 
-from ablations.rundir import Exit, printable
+from ablations.rundir import Exit
+from ablations.safe_files import printable
 from eval.report import request
 from eval.report.criteria import chosen_late
 from eval.report.findings import Findings, gather
 
 
 def undecided(f: Findings) -> dict[str, str]:
-    """{arm: its verdict} of the arms that are undecided for lack of seeds; those that have too few items are left
-    out.
+    """{arm: its verdict} of the arms that are undecided for lack of seeds, without those that have too few items.
 
     Raises:
-        ValueError: when the baseline has no result in the primary metric.
+        ValueError: the baseline has no result in the primary metric.
     """
     if not f.results[f.primary][f.baseline]:
         raise ValueError(f"no run of {f.baseline} has a result in {f.primary}, which decides")
@@ -30,7 +31,7 @@ def undecided(f: Findings) -> dict[str, str]:
 
 
 def check_criteria(f: Findings) -> None:
-    """Raises ValueError where more seeds of these runs cannot bring a verdict that counts."""
+    """Check that verdicts of these runs can be more than exploratory if seeds are added. Raises ValueError."""
     if late := chosen_late(f.study, f.cells):
         fresh = f.study.seeds[0] + f.study.criteria.seeds
         verb = "were" if len(late) > 1 else "was"

@@ -1,5 +1,5 @@
-"""Standard errors, paired comparisons and verdicts: numpy and scipy, no model and no files.
+"""Standard errors, paired comparisons and verdicts, computed from arrays of results.
 
-Two things make a difference between two arms uncertain, and both are counted: the seeds (seeds.py) and the items
-(items.py).
+The uncertainty of a difference between two arms has two sources, which are both counted: the seeds (seeds.py) and the
+items (items.py).
 """

@@ -11,7 +11,7 @@ DRAWS = 4000  # of the bootstrap: the ends of a 95 % interval to some 3 % of its
 
 
 def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Mean differences over strata, [draws], of resampled items; or of resampled strata (`tasks`), each as it is.
+    """Bootstrap draws of the mean difference over strata, [draws]: items are resampled, or with `tasks` whole strata.
 
     Items, or clusters of them (`by_cluster`): within each stratum, with replacement, both arms answering the same
     (paired); averaged over seeds. Strata:

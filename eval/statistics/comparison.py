@@ -13,18 +13,22 @@ A study that adds seeds until it is decided looks at its results several times: 
 (eval/statistics/sequential.py).
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
+from typing import TypeVar
 
 import numpy as np
 
 from eval.statistics.items import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL, Part, quantile
 
+Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against the baseline. difference: arm - baseline, in the units of the metric."""
+    """The comparison of an arm with the baseline. difference: arm - baseline, in the units of the metric."""
 
     difference: float
     seeds: Part | None  # None: one seed, and no noise floor is known
@@ -56,7 +60,7 @@ class Comparison:
 
     @property
     def counts(self) -> bool:
-        """Whether the difference is larger than the noise, in more than one seed."""
+        """Whether the difference is significant, and was seen with more than one seed."""
         p = self.p if np.isnan(self.adjusted) else self.adjusted
         return self.replicated and self.enough_items and bool(p <= LEVEL)
 
@@ -69,13 +73,17 @@ def compare(
     independent: int | None = None,
     share: float = 1.0,
 ) -> Comparison:
-    """One comparison, before any correction for others; p is the level at which the interval just touches zero.
+    """One comparison, not corrected for the number of comparisons. Its p-value is the level at which the interval just
+    touches zero.
 
     Args:
-        seeds: None when nothing is known about them; then p and threshold count the items alone, and are too small.
-        independent: how many independent items the task with the fewest has (`independent_items`). Below FEWEST_ITEMS
-            p is nan, and nothing is decided. None where it is not known.
-        share: of LEVEL, that this look at the results may spend (sequential.py).
+        seeds: the variance from the seeds; None where it is unknown. p-value and threshold then count the items only,
+            and are too small.
+        items: the variance from the items.
+        replicated: whether the difference was seen with more than one seed.
+        independent: the number of independent items of the task with the fewest (`independent_items`); None where it is
+            unknown. Below FEWEST_ITEMS the p-value is NaN, and nothing is decided.
+        share: the share of LEVEL that this look at the results may use (sequential.py).
     """
     from scipy.optimize import brentq
 
@@ -83,7 +91,9 @@ def compare(
     threshold = quantile(LEVEL, known, items)
     size = abs(difference)
     low, high = 1e-15, 1 - 1e-12
-    if size >= quantile(low, known, items):
+    if size == 0:  # a tie, also where nothing scatters
+        p = 1.0
+    elif size >= quantile(low, known, items):
         p = low
     elif size <= quantile(high, known, items):
         p = 1.0
@@ -98,7 +108,7 @@ def compare(
 
 
 def holm(p: list[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979), in the given order. NaN is not counted and stays."""
+    """p-values corrected for their number (Holm 1979), in the given order. NaN is not counted, and remains NaN."""
     order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
     adjusted, least = [float("nan")] * len(p), 0.0
     for rank, i in enumerate(order):
@@ -107,10 +117,10 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def family(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
-    """The same comparisons, each with its p-value after Holm's correction for all of them, and with the threshold that
-    goes with it: of the level that Holm's step has, or the first step that fails. p-values are divided by the share of
-    LEVEL that their look may spend."""
+def family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparison]:
+    """The comparisons with p-values after Holm's correction for all of them, and with matching thresholds: those at the
+    level of their step in Holm's procedure, or of the first step that fails. Before the correction, p-values are
+    divided by the share of LEVEL that their look may use."""
     p_values = {arm: min(1.0, c.p / c.share) if c.share else 1.0 for arm, c in comparisons.items()}
     p_values |= {arm: nan for arm, c in comparisons.items() if np.isnan(c.p)}
     adjusted = holm(list(p_values.values()))

@@ -40,7 +40,8 @@ class Stratum(NamedTuple):
 
 
 def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
-    """A stratum whose items are clusters: sums over the items of each. As it is, where every item is its own cluster.
+    """A stratum whose items are clusters, with the sums over the items of each cluster. Unchanged where every item is a
+    cluster of its own.
 
     The standard error of a ratio of sums over clusters is the cluster-robust one (Liang & Zeger 1986, Biometrika 73;
     Cochran 1977, section 9.7), and drawing them with replacement is the cluster bootstrap (Davison & Hinkley 1997,
@@ -54,13 +55,13 @@ def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> St
 
 
 def independent_items(strata: list[Stratum]) -> int | None:
-    """How many independent items the task with the fewest has; None without any task."""
+    """The number of independent items of the task with the fewest; None where there is no task."""
     return min((len(stratum.weights) for stratum in strata), default=None)
 
 
 def effective_number(weights: np.ndarray) -> float:
-    """How many items of equal weight say as much about a variance: sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling,
-    section 11.2)."""
+    """The effective number of items, sum(w)**2 / sum(w**2): that many items of equal weight would give an estimate of
+    the variance as good as these (Kish 1965, Survey Sampling, section 11.2)."""
     w = np.asarray(weights, float)
     return float(w.sum() ** 2 / (w**2).sum())
 
@@ -85,20 +86,30 @@ def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
 
 
 def influences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """What each item, [..., items], adds to sum(a) / sum(b): minus the change of the ratio when it is left out. An item
-    that is all of sum(b) has infinite influence."""
+    """The influence of each item, [..., items], on the ratio sum(a) / sum(b): minus the change of the ratio when the
+    item is left out. It is infinite for an item that makes up all of sum(b)."""
     total = b.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num((a - a.sum(-1, keepdims=True) / total * b) / (total - b), nan=inf, posinf=inf, neginf=-inf)
 
 
 def item_part(strata: list[Stratum]) -> Part:
-    """The variance that the items give to an unweighted mean over strata (tasks, corpora) of ratios, without what is
-    left of seeds and items together, which the seeds' part holds.
+    """The variance from the items of an unweighted mean of ratios over strata (tasks, corpora). It does not include the
+    interaction of seeds and items, which is part of the variance from the seeds.
 
-    Accuracy: differences of outcomes, weights 1. Bits per byte: bits and bytes. Of a stratum with a single item nothing
-    is known, and nothing counted: `compare` then gives no verdict.
+    For accuracy the strata hold differences of outcomes with weights 1, for bits per byte bits and bytes. A stratum
+    with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
     """
+    whole, rest = item_part_with_rest(strata)
+    if isinf(whole.variance):
+        return whole
+    return replace(whole, variance=max(0.0, whole.variance - rest))
+
+
+def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
+    """The variance that the items give as these seeds answered them, and how much of it is left of seeds and items
+    together. Where the second is as large as the first, it is not known what the items give by themselves: anything
+    from nothing to the first."""
     parts, rest, T = [], 0.0, len(strata)
     for d_SN, w_N in strata:
         S, n = d_SN.shape
@@ -109,7 +120,4 @@ def item_part(strata: list[Stratum]) -> Part:
             e_SN = influences(d_SN, w_N)
             e_SN -= e_SN.mean(0)
             rest += (n - 1) / n * float((e_SN**2).sum()) / ((S - 1) * S * T**2)
-    whole = add(parts)
-    if isinf(whole.variance):
-        return whole
-    return replace(whole, variance=max(0.0, whole.variance - rest))
+    return add(parts), rest

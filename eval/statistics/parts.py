@@ -21,7 +21,7 @@ class Part:
 
 
 def add(parts: list[Part]) -> Part:
-    """The sum of independent parts, with Satterthwaite's degrees of freedom; for strata, which are all
+    """The sum of independent variances, with Satterthwaite's degrees of freedom. It is used for strata, which are all
     large."""
     variance = sum(part.variance for part in parts)
     if not variance:

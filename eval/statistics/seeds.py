@@ -29,14 +29,14 @@ import numpy as np
 from eval.statistics.parts import LEVEL, Part, add, quantile
 
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
+ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
 
 
 def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = None) -> Part | None:
-    """The variance that the seeds give to the mean difference of two arms over the seeds they share.
+    """The variance from the seeds of the mean difference of two arms over their common seeds; None with fewer than two,
+    since a difference that was seen once is not replicated.
 
-    None when these are fewer than two: a difference that was seen once is not replicated.
-
-    floor: the variance of single runs that are none of these, from a stored noise floor.
+    floor: the variance of single runs from a stored noise floor, measured with other runs than these.
     """
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
@@ -55,14 +55,14 @@ def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = No
 
 
 def with_floor(part: Part, share: float, floor: Part) -> Part:
-    """The variance that seeds give to a difference, from a study's own seeds and a noise floor together.
+    """The variance of a difference from the seeds, estimated from a study's own seeds and a noise floor together.
 
-    The floor's runs differ in all that a seed changes, the study's in what its arms do not share: so the floor can only
-    be too large, and a verdict only too careful. Where the study's seeds scatter more than the floor's, by an F test,
-    the floor is not theirs and nothing is borrowed.
+    Runs of the floor differ in everything that a seed changes, those of a study only in what its arms do not share. So
+    the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter significantly more
+    than the floor (F test), the floor does not apply, and is not used.
 
     Args:
-        part: of the study; its variance is `share` times that of a single run.
+        part: the variance from the study's seeds, which is `share` times that of a single run.
     """
     from scipy.special import fdtrc
 
@@ -74,12 +74,29 @@ def with_floor(part: Part, share: float, floor: Part) -> Part:
     return Part(share * (part.dof * single + floor.dof * floor.variance) / dof, dof)
 
 
+def full_table(results: Results) -> np.ndarray | None:
+    """The results as [arms, seeds], where every arm has the same seeds; None where cells are missing."""
+    rows = list(results.values())
+    if not rows or not rows[0] or any(row.keys() != rows[0].keys() for row in rows):
+        return None
+    return np.array([[row[seed] for seed in rows[0]] for row in rows], float)
+
+
+def centred(table: np.ndarray) -> np.ndarray:
+    """What is left of [arms, seeds] after the means of arms and of seeds."""
+    return table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+
+
 def residual(results: Results, seeds: bool = True) -> tuple[float, int]:
-    """What least squares leave of the results after the means of arms and of seeds (or of arms alone): the sum of
-    squares, and its degrees of freedom."""
+    """The residual sum of squares after fitting means of arms and of seeds (`seeds`), or of arms only, by least
+    squares; and its degrees of freedom."""
     cells = [(arm, seed) for arm in results for seed in results[arm]]
     if not cells:
         return 0.0, 0
+    if (table := full_table(results)) is not None:  # closed form: least squares of 256 arms take a second
+        rest = centred(table) if seeds else table - table.mean(1, keepdims=True)
+        arms, number = table.shape
+        return float((rest**2).sum()), (arms - 1 if seeds else arms) * (number - 1)
     y = np.array([results[arm][seed] for arm, seed in cells])
     means = [*results, *({seed for _, seed in cells} if seeds else ())]
     design = np.array([[mean in cell for mean in means] for cell in cells], float)
@@ -88,29 +105,42 @@ def residual(results: Results, seeds: bool = True) -> tuple[float, int]:
 
 
 def outstanding(results: Results) -> dict[str, float]:
-    """{arm: p} of the arms whose seeds scatter more than those of the others do, corrected for the number of arms.
+    """{arm: p-value} of the arms whose results scatter more between seeds than those of the other arms, corrected for
+    the number of arms.
 
-    What an arm adds to the residual sum of squares, against what there is without it: F, exact where all arms are
-    alike (Chow 1960, Econometrica 28). It takes two other arms to tell.
+    The F test compares the increase of the residual sum of squares by an arm with the residual without it; it is exact
+    where all arms have the same variance (Chow 1960, Econometrica 28). It needs at least two other arms.
     """
     from scipy.special import fdtrc
 
     p_values = {}
     whole, dof = residual(results)
-    if whole <= 1e-20 * sum(value**2 for row in results.values() for value in row.values()):
-        return {}  # rounding
-    for arm in results:
-        rest, others = residual({a: row for a, row in results.items() if a != arm})
+    if whole <= ROUNDING**2 * sum(value**2 for row in results.values() for value in row.values()):
+        return {}
+    for arm, (rest, others) in without_each(results).items():
         if others > 0 and dof > others:
             ratio = (whole - rest) / (dof - others) / (rest / others) if rest else inf
             p_values[arm] = min(1.0, len(results) * float(fdtrc(dof - others, others, ratio)))
     return {arm: p for arm, p in p_values.items() if p <= LEVEL}
 
 
+def without_each(results: Results) -> dict[str, tuple[float, int]]:
+    """{arm: `residual` of the results without it}."""
+    table = full_table(results)
+    if table is None or len(table) < 3:
+        return {arm: residual({a: row for a, row in results.items() if a != arm}) for arm in results}
+    arms, seeds = table.shape
+    of_arm = (centred(table) ** 2).sum(1)
+    # the means of seeds change with the arm that is left out, by its residuals / (arms - 1)
+    rest = of_arm.sum() - of_arm * arms / (arms - 1)
+    rest[rest < ROUNDING * of_arm.sum()] = 0.0
+    return {arm: (float(left), (arms - 2) * (seeds - 1)) for arm, left in zip(results, rest, strict=True)}
+
+
 def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:
     """The variance of the difference of two means of runs that share no seeds; None where either has a single run.
 
-    Without any variance in either, the degrees of freedom are the smaller ones of the two.
+    Where neither has any variance, the degrees of freedom are the smaller of the two.
     """
     rows = [np.array(list(row), float) for row in (ours, theirs)]
     if min(map(len, rows)) < 2:
@@ -120,15 +150,15 @@ def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:
 
 
 def noise_floor(results: Results) -> Part | None:
-    """The variance between runs that differ in nothing but the seed, pooled over the arms that have several; None where
-    no arm has."""
+    """The variance between runs that differ only in the seed, pooled over the arms with several seeds; None where there
+    is no such arm."""
     rows = [np.array(list(row.values()), float) for row in results.values() if len(row) > 1]
     dof = sum(len(row) - 1 for row in rows)
     return Part(sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / dof, dof) if dof else None
 
 
 def level_stderr(results: Results, arm: str, items: Part) -> float:
-    """Standard error of an arm's own mean: the seeds' variance within arms, pooled over them, and the
-    items'."""
+    """The standard error of an arm's mean, from the variance between seeds within arms, pooled over the arms, and from
+    the variance of the items."""
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

@@ -28,11 +28,10 @@ POINTS = 401  # of the grid of the integration: levels to three digits (tests/te
 
 
 def share(seeds: int, most: int, tests: int = 1) -> float:
-    """The share of LEVEL at which a study of at most `most` seeds is judged by its first `seeds` ones.
+    """The share of LEVEL that the analysis after `seeds` of at most `most` seeds may use; 0 where there is none, before
+    the second seed and after the last.
 
-    tests: how many arms are compared with the baseline, of which each has LEVEL / tests.
-
-    0 where there is no look: before the second seed, and beyond the last.
+    tests: the number of arms that are compared with the baseline, each at LEVEL / tests.
     """
     if not FIRST_LOOK <= seeds <= most:
         return 0.0
@@ -42,8 +41,8 @@ def share(seeds: int, most: int, tests: int = 1) -> float:
 
 @functools.cache
 def levels(total: float, most: int) -> list[float]:
-    """The two-sided level of each look, after FIRST_LOOK to `most` seeds: a normal mean whose true value is 0 passes
-    any of them with chance `total`."""
+    """The two-sided level of each look, after FIRST_LOOK to `most` seeds, such that a normal mean with true value 0 is
+    significant at any of them with probability `total`."""
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 

@@ -1,7 +1,7 @@
-"""Simulated studies judged by the rules of this package, many at once: for docs/statistics.md and the tests.
+"""Judges many simulated studies at once by the rules of this package, for docs/statistics.md and the tests.
 
-The rules are written out again for arrays of studies, because one at a time they take a millisecond each;
-tests/test_calibration.py holds that both decide alike. Studies are full designs: every arm at every seed.
+The rules are implemented here a second time, for arrays of studies, because one study at a time takes a millisecond.
+tests/test_calibration.py checks that both implementations decide alike. Every arm of a study has every seed.
 """
 
 from collections.abc import Callable
@@ -17,27 +17,43 @@ WORSE, UNDECIDED, BETTER, EQUIVALENT = -1, 0, 1, 2  # decisions; BETTER is a dif
 
 @dataclass(frozen=True)
 class Noise:
-    """Variances that seeds or items give to differences from the baseline, [studies, arms - 1], and their d.o.f."""
+    """Variances, from seeds or from items, of the differences from the baseline, [studies, arms - 1], with their
+    degrees of freedom."""
 
     variance: np.ndarray
     dof: np.ndarray
 
 
 def quantiles(level: float, parts: list[Noise]) -> np.ndarray:
-    """Half-widths of the 1 - level intervals: as `parts.quantile`."""
+    """Half-widths of the 1 - level intervals, as `parts.quantile` for arrays."""
     from scipy.special import stdtrit
 
     return np.sqrt(sum(stdtrit(part.dof, level / 2) ** 2 * part.variance for part in parts))
 
 
 def residuals(x: np.ndarray) -> np.ndarray:
-    """Sums of squares, [studies], that are left of [studies, arms, seeds] after the means of arms and of seeds."""
+    """Residual sums of squares of each arm, [studies, arms], of results [studies, arms, seeds] after fitting arms and
+    seeds."""
     rest = x - x.mean(2, keepdims=True) - x.mean(1, keepdims=True) + x.mean((1, 2), keepdims=True)
-    return (rest**2).sum((1, 2))
+    return (rest**2).sum(2)
+
+
+def stands_out(x: np.ndarray) -> np.ndarray:
+    """Whether an arm scatters more than the others, [studies, arms]: as `seeds.outstanding`."""
+    from scipy.special import fdtrc
+
+    R, A, n = x.shape
+    if A < 3:
+        return np.zeros((R, A), bool)
+    of_arm, others = residuals(x), (A - 2) * (n - 1)
+    whole = of_arm.sum(1, keepdims=True)
+    rest = whole - of_arm * A / (A - 1)  # without the arm
+    ratio = ((whole - rest) / (n - 1)) / (rest / others)
+    return A * fdtrc(n - 1, others, ratio) <= LEVEL
 
 
 def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
-    """As `seeds.seed_part`, of results [studies, arms, seeds].
+    """As `seeds.seed_part`, for results [studies, arms, seeds].
 
     floor: the variance of single runs of a stored noise floor, [studies, 1].
     """
@@ -47,7 +63,7 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
     if A == n == 2:
         whole, dof = ((x - x.mean(2, keepdims=True)) ** 2).sum((1, 2)), 2
     else:
-        whole, dof = residuals(x), (A - 1) * (n - 1)
+        whole, dof = residuals(x).sum(1), (A - 1) * (n - 1)
     variance, degrees = np.repeat((whole / dof * 2 / n)[:, None], A - 1, 1), np.full((R, A - 1), float(dof))
     pooled = Noise(variance, degrees)
     if floor:
@@ -58,13 +74,8 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
         pooled = Noise(np.where(borrows, mixed, variance), np.where(borrows, both, degrees))
     if A < 3:
         return pooled
-    others = (A - 2) * (n - 1)
-    stands_out = np.zeros((R, A), bool)
-    for arm in range(A):
-        rest = residuals(np.delete(x, arm, 1))
-        ratio = ((whole - rest) / (dof - others)) / (rest / others)
-        stands_out[:, arm] = A * fdtrc(dof - others, others, ratio) <= LEVEL
-    uneven = stands_out[:, 1:] | stands_out[:, :1]
+    outstanding = stands_out(x)
+    uneven = outstanding[:, 1:] | outstanding[:, :1]
     differences_alone = Noise((x[:, 1:] - x[:, :1]).var(2, ddof=1) / n, np.full((R, A - 1), n - 1.0))
     plain = Noise(variance, degrees)
     asks_more = quantiles(LEVEL, [differences_alone]) > quantiles(LEVEL, [plain])
@@ -78,8 +89,20 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
     return Noise(variance, degrees)
 
 
+def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
+    """As `contrasts.contrast_part`, of weighted sums of arms; weights: [contrasts, arms]."""
+    R, A, n = x.shape
+    degrees = np.full((R, len(weights)), float((A - 1) * (n - 1)))
+    pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)
+    alone = np.einsum("ca,ran->rcn", weights, x).var(2, ddof=1) / n
+    parts = Noise(pooled, degrees), Noise(alone, np.full((R, len(weights)), n - 1.0))
+    asks_more = quantiles(LEVEL, [parts[1]]) > quantiles(LEVEL, [parts[0]])
+    own = stands_out(x).any(axis=1, keepdims=True) & asks_more
+    return Noise(np.where(own, alone, pooled), np.where(own, n - 1.0, degrees))
+
+
 def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
-    """As `items.item_part` of one task.
+    """As `items.item_part`, for one task in many studies.
 
     Args:
         d: differences of two arms, [studies, seeds, items].
@@ -100,18 +123,39 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
     return Noise(variance[:, None], effective[:, None] - 1)
 
 
+def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
+    """Two-sided, of Student's t; 1 where nothing differs, also where nothing scatters."""
+    from scipy.special import stdtr
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = abs(differences) / np.sqrt(noise.variance)
+    return np.where(differences == 0, 1.0, 2 * stdtr(noise.dof, -t))
+
+
+def holm(p: np.ndarray, level: float) -> np.ndarray:
+    """Which of [studies, tests] are rejected by Holm's step-down correction."""
+    order = p.argsort(1)
+    passes = np.take_along_axis(p, order, 1) * np.arange(p.shape[1], 0, -1) <= level
+    rejected = np.empty(p.shape, bool)
+    np.put_along_axis(rejected, order, np.logical_and.accumulate(passes, axis=1), 1)
+    return rejected
+
+
 def decisions(
     differences: np.ndarray, parts: list[Noise], margin: float | None = None, portion: float = 1.0
 ) -> np.ndarray:
-    """WORSE, UNDECIDED, BETTER or EQUIVALENT of [studies, arms - 1]: Holm's correction, then two one-sided tests.
+    """WORSE, UNDECIDED, BETTER or EQUIVALENT for each difference, [studies, arms - 1], by Holm's correction and then
+    two one-sided tests.
 
-    portion: of LEVEL, that this look at the results may spend.
+    portion: the share of LEVEL that this look at the results may use.
     """
     tests, size = differences.shape[1], abs(differences)
     counts = np.zeros(differences.shape, bool)
-    for _ in range(tests):  # Holm: with r rejected, the next has LEVEL / (tests - r)
+    if len(parts) == 1:
+        counts = holm(p_values(differences, parts[0]), portion * LEVEL)
+    for _ in range(tests if len(parts) > 1 else 0):  # of two parts there is no p in closed form
         rejected = counts.sum(1)
-        for r in range(tests):
+        for r in range(tests):  # with r rejected, the next has LEVEL / (tests - r)
             at = rejected == r
             if at.any():
                 counts[at] |= (size > quantiles(portion * LEVEL / (tests - r), parts))[at]
@@ -122,15 +166,36 @@ def decisions(
     return verdicts
 
 
-def judged(x: np.ndarray, margin: float | None = None, floor: Noise | None = None, portion: float = 1.0) -> np.ndarray:
+def decide_all(
+    x: np.ndarray, margin: float | None = None, floor: Noise | None = None, portion: float = 1.0
+) -> np.ndarray:
     """Decisions, [studies, arms - 1], from results [studies, arms, seeds] without noise of items."""
     means = x.mean(2)
     return decisions(means[:, 1:] - means[:, :1], [seed_noise(x, floor)], margin, portion)
 
 
+def judged_factorial(x: np.ndarray, weights: np.ndarray, families: list[list[int]]) -> np.ndarray:
+    """Decisions of a factorial on its arms beside the baseline and its effects, [studies, arms - 1 + effects].
+
+    Args:
+        x: results, [studies, arms, seeds].
+        weights: of the arms in each effect, [effects, arms].
+        families: which of the decisions are corrected for each other.
+    """
+    means = x.mean(2)
+    values = np.concatenate([means[:, 1:] - means[:, :1], means @ weights.T], 1)
+    arms, effects = seed_noise(x), contrast_noise(x, weights)
+    variance = np.concatenate([arms.variance, effects.variance], 1)
+    dof = np.concatenate([arms.dof, effects.dof], 1)
+    verdicts = np.zeros(values.shape, int)
+    for family in families:
+        verdicts[:, family] = decisions(values[:, family], [Noise(variance[:, family], dof[:, family])])
+    return verdicts
+
+
 @dataclass(frozen=True)
 class Sequence:
-    """What studies that add seeds came to: their decisions when they stopped, and with how many seeds."""
+    """The outcome of simulated studies that add seeds: their decisions, and the number of seeds when they stopped."""
 
     decisions: np.ndarray  # [studies, arms - 1]
     seeds: np.ndarray  # [studies]
@@ -138,18 +203,18 @@ class Sequence:
 
 
 def sequence(x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = share) -> Sequence:
-    """The outcome of studies that add seeds until every arm is decided: what each decided at last and at any look, and
-    with how many seeds it stopped.
+    """Simulate studies that add seeds until every arm is decided: the decisions at the end and at any look, and the
+    number of seeds at the end.
 
     Args:
-        x: results [studies, arms, seeds], of all the seeds that there may be.
-        portion: a function of (seeds so far, most seeds, tests): the share of LEVEL that this look may spend.
+        x: results [studies, arms, seeds] for the largest possible number of seeds.
+        portion: a function of (seeds so far, most seeds, tests) for the share of LEVEL that a look may use.
     """
     R, A, most = x.shape
     final, seeds = np.zeros((R, A - 1), int), np.full(R, most)
     ever, going = np.zeros((R, A - 1, 3), bool), np.ones(R, bool)
     for n in range(FIRST_LOOK, most + 1):
-        now = judged(x[going, :, :n], margin, portion=portion(n, most, A - 1))
+        now = decide_all(x[going, :, :n], margin, portion=portion(n, most, A - 1))
         final[going] = now
         ever[going] |= now[..., None] == np.array([WORSE, BETTER, EQUIVALENT])
         stops = (now != UNDECIDED).all(1)

@@ -1,7 +1,7 @@
-"""What a comparison says: better, worse, equivalent within a margin, or undecided, and then what is missing.
+"""Verdicts on comparisons: better, worse, equivalent within a margin, or undecided, with what is missing to decide.
 
-With one seed nothing is decided. What is not better, worse or equivalent is undecided; "within noise" would be read as
-"equal", and only a margin can show that.
+With one seed nothing is decided. A difference that is not better, worse or equivalent is called undecided and not
+"within noise", which would be read as "equal"; only a margin can show that.
 """
 
 from math import inf, isinf
@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Few words, for a figure: "better by 0.062", "undecided"."""
+        """A short form for figures, such as "better by 0.062" or "undecided"."""
         return self.words.split(" (")[0] if self.decided else self.kind
 
     @property
@@ -35,18 +35,19 @@ class Verdict(NamedTuple):
 def seeds_to_decide(
     c: Comparison, arms: int, seeds: int, margin: float | None = None, most: int | None = None
 ) -> int | None:
-    """With how many seeds a study of `arms` arms would find a difference more than noise, or smaller than the margin,
-    if the difference and the noise of one seed stay as they are; None where MOST_SEEDS would not do.
+    """The number of seeds with which a study would find a difference significant or smaller than the margin, if the
+    difference and the noise of a seed stay the same; None where MOST_SEEDS would not be enough.
 
     Args:
-        seeds: from which the comparison was made.
-        most: seeds that a study may come to which adds them until it is decided; None: their number is fixed.
+        arms: the number of arms of the study.
+        seeds: the number of seeds of the comparison.
+        most: the largest number of seeds of a study that adds seeds until it is decided; None: their number is fixed.
     """
     if not c.seeds or not c.enough_items or seeds < 2:
         return None
     borrowed = max(0.0, c.seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
     for n in range(seeds + 1, (most or MOST_SEEDS) + 1):
-        level = LEVEL / max(1, arms - 1) * (share(n, most, arms - 1) if most else 1.0)
+        level = LEVEL / c.family * (share(n, most, c.family) if most else 1.0)
         part = Part(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
         size = abs(c.difference)
         if size > quantile(level, part, c.items):
@@ -57,7 +58,7 @@ def seeds_to_decide(
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
-    """Of the seeds' variance in a full design: see seeds.py."""
+    """The degrees of freedom of the variance between seeds where every arm has every seed; see seeds.py."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 
@@ -69,9 +70,9 @@ def verdict(
     unit: str = "",
     missing: str = "",
 ) -> Verdict:
-    """Better or worse, by how much and how many times the noise; equivalent within the margin, where there is one; or
-    undecided: with one seed, or fewer than FEWEST_ITEMS independent items of a task, for a reason that is said, else
-    with what is `missing` to decide it."""
+    """The verdict on a comparison: better or worse, with the size of the difference and its ratio to the noise;
+    equivalent, where there is a margin; or undecided, with the reason where there is one seed or a task has fewer than
+    FEWEST_ITEMS independent items, else with `missing`, what would be needed to decide."""
     count = comparison.independent
     if not comparison.enough_items:
         items = "item" if count == 1 else "items"
@@ -91,10 +92,12 @@ def verdict(
     return Verdict(kind, f"{words}, less than the margin" if equivalent else words)
 
 
-def places(results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool) -> dict[str, str]:
-    """{arm: "1" or "2-4"}: the places that an arm may have, counting only differences that are more than noise.
+def possible_places(
+    results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
+) -> dict[str, str]:
+    """{arm: its place "1", or range of places "2-4"} in a ranking in which only significant differences count.
 
-    counts: {(one, other): whether these two differ by more than noise}, of every pair once.
+    counts: {(arm, another arm): whether they differ significantly}, with every pair once.
     """
 
     def beats(a: str, b: str) -> bool:

@@ -1,4 +1,4 @@
-"""Zero-shot tasks: where their data lies, the requests they make of a model, and how these are scored."""
+"""Zero-shot tasks: their data, their requests to a model, and how these are scored."""
 
 import os
 

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 def available(
     tasks: list[str], data: mirror.Mirror, shots: int | None = None, tell: bool = True
 ) -> tuple[dict[str, "Definition"], list[str]]:
-    """lm-eval's definitions of the tasks whose data is here and whole, and the names of the others.
+    """lm-eval's definitions of the tasks whose data is here and undamaged, and the names of the other tasks.
 
     Args:
         tasks: names of tasks, groups or tags, or patterns such as mmlu_*.
         shots: examples in each prompt; None: as each task's definition says.
-        tell: print which tasks of a group are left out, and why.
+        tell: whether to print which tasks of a group are left out, and why.
 
     Raises:
-        ValueError: when a task that was asked for by its own name cannot be run, or none of a group.
+        ValueError: a task that was requested by its own name cannot be run, or no task of a group can.
     """
     from eval.tasks.definitions import definitions as defined
 
@@ -44,7 +44,7 @@ def check(tasks: list[str], data: mirror.Mirror, shots: int | None = None) -> in
     """How many of the tasks can be run. Makes the first requests of each, as the evaluation of a trained run would.
 
     Raises:
-        ValueError: as `available`, and when a task's own code fails on the data that is here.
+        ValueError: a requested task cannot be run (see `available`), or its own code fails on the data.
     """
     from eval.tasks import harness
 

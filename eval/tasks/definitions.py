@@ -1,4 +1,4 @@
-"""lm-eval's own tasks: which tasks a name stands for, their definitions, and the data sets that these read."""
+"""Tasks of lm-eval: which tasks a name stands for, their definitions, and the data sets that they read."""
 
 import difflib
 import fnmatch
@@ -22,7 +22,7 @@ FAILURES = (Exception, SystemExit)
 
 
 class Definition(NamedTuple):
-    """A task of lm-eval: its resolved YAML, with `num_fewshot` as it is to be run, and the split it is evaluated on."""
+    """A task of lm-eval: its resolved YAML, with `num_fewshot` as requested, and the split on which it is evaluated."""
 
     config: dict
     source: Source
@@ -34,27 +34,28 @@ class Definition(NamedTuple):
 
     @property
     def examples(self) -> Source | None:
-        """The split that the examples of the prompts are from; None: the definition writes them out, or has none."""
+        """The split from which the examples of the prompts are taken; None where the definition itself contains them,
+        or there are none."""
         split = _examples_split(self.config) if self.shots else None
         return self.source._replace(split=split) if split else None
 
     @property
     def sources(self) -> list[Source]:
-        """The splits that the task reads: that of the items, and that of the examples."""
+        """The splits that the task reads: those of the items and of the examples."""
         return [self.source] + ([self.examples] if self.examples and self.examples != self.source else [])
 
 
 def definitions(names: list[str], shots: int | None = None) -> dict[str, Definition]:
-    """{task: its definition} of lm-eval's tasks, groups and tags, given by name or by a pattern such as mmlu_*.
+    """{task: its definition} of tasks of lm-eval, named directly, by a group or tag, or by a pattern such as mmlu_*.
 
-    Tasks of the suite are read directly; for others lm-eval's index of its 14,000 files is built first (7 s). Tasks of
-    a pattern that cannot be run here are left out and reported.
+    Tasks of the suite are read directly. For others lm-eval's index of its 14,000 files is built first, which takes 7
+    s. Tasks that match a pattern and cannot be run here are left out, and named on the terminal.
 
     Args:
         shots: examples in each prompt; None: as many as the definition says, which for most tasks is none.
 
     Raises:
-        ValueError: for a name that lm-eval does not know, or a task that cannot be run here.
+        ValueError: lm-eval does not know a name, or a task cannot be run here.
     """
     known = suite()
     tasks: dict[str, Definition] = {}
@@ -80,7 +81,7 @@ def definitions(names: list[str], shots: int | None = None) -> dict[str, Definit
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name may stand for several, as mmlu_* does."""
+    """Whether a name is a pattern that may stand for several tasks, such as mmlu_*."""
     return any(sign in name for sign in "*?[")
 
 
@@ -137,9 +138,10 @@ def _index() -> dict:
 
 
 def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
-    """The names of the tasks that a name stands for: those of a group or tag, those that match a pattern, or itself.
+    """The names of the tasks that a name stands for: the members of a group or tag, the tasks that match a pattern, or
+    the name itself.
 
-    above: the groups that this one was reached through; none of them may be in it again.
+    above: the groups that contain this one, to detect groups that contain themselves.
     """
     if name not in index and is_pattern(name):
         tasks = [task for task in fnmatch.filter(sorted(index), name) if "group" not in (index[task].cfg or {})]
@@ -175,7 +177,7 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
 
 
 def _source(name: str, config: dict, split: str) -> Source:
-    """The split on the hub that a definition reads its items from. Raises ValueError where it reads another place."""
+    """The split on the hub from which a definition reads its items. Raises ValueError where it reads from elsewhere."""
     path = config.get("dataset_path")
     if not isinstance(path, str):
         raise ValueError(f"{name} names no data set of the hub, and cannot be mirrored")
@@ -194,5 +196,5 @@ def greedy(settings: dict) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An error of lm-eval or of a task's code in one line, at most 300 characters of it."""
+    """The message of an error of lm-eval or of a task's code in one line, at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

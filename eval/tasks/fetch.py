@@ -5,7 +5,6 @@
 It runs on a machine with a network. Evaluation, on compute nodes without one, reads the folder (eval/tasks/mirror.py).
 """
 
-import argparse
 import gzip
 import hashlib
 import json
@@ -14,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import answers, safe_files
 from eval.tasks.mirror import Mirror, Source, names, suite
 
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
@@ -24,9 +23,9 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
     """Read a split from the hub. Returns it as a datasets.Dataset, and its revision.
 
     Args:
-        spec: the task's entry in tasks.yaml: "revision" (None: the newest); and where the hub's own loader cannot read
-            the data set, "files" (a pattern in the repository) with "format", or "github".
-        local: a folder with copies of the hub's repositories as organisation__name, which is read instead of the hub.
+        spec: the task's entry in tasks.yaml. It has "revision" (None: the newest one); and where the library datasets
+            cannot read the data set, "files" (a pattern in the repository) with "format", or "github".
+        local: a folder with copies of repositories of the hub, named organisation__name, to read from instead.
     """
     from datasets import Dataset, load_dataset
 
@@ -53,8 +52,8 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
 
 def logiqa(text: str) -> list[dict]:
-    """The rows of LogiQA from its authors' file, in blocks of eight lines, as the script of EleutherAI/logiqa makes
-    them: datasets 4 and later run no scripts, so that the hub's own copy cannot be loaded."""
+    """The rows of LogiQA from its authors' file, which has blocks of eight lines. The hub's copy cannot be loaded,
+    since it needs a script (EleutherAI/logiqa), which datasets does not run from version 4 on."""
     lines = text.split("\n")
     rows = []
     for at in range(0, len(lines) - 7, 8):  # the first line is empty, the last four begin with "A." to "D."
@@ -64,12 +63,12 @@ def logiqa(text: str) -> list[dict]:
     return rows
 
 
-def mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None = None) -> dict[str, str]:
+def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None = None) -> dict[str, str]:
     """Write the splits {name of the task: (split, its entry in tasks.yaml)} to the folder `to`, with a manifest.
 
-    A split that is there already, undamaged and of the right revision, is kept. `local`: as in `fetch`.
+    A split that is there already, undamaged and with the right revision, is kept. `local` is that of `fetch`.
 
-    Returns: {task: why its split could not be read}.
+    Returns: {task: why its split could not be read}, for those that failed.
     """
     to.mkdir(parents=True, exist_ok=True)
     path = to / "manifest.json"
@@ -80,7 +79,7 @@ def mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
         pinned = None if local else spec.get("revision")
         if entry and pinned in (None, entry.get("revision")) and not Mirror(to).lacks(source):
             continue
-        print(f"{task}: {source}", flush=True)
+        print(f"{task}: {source}", file=sys.stderr, flush=True)
         try:
             table, revision = fetch(source, spec, local)
         except Exception as error:  # of any library on the way: say it, and go on with the others
@@ -90,7 +89,7 @@ def mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
         packed = gzip.compress(content.encode(), mtime=0)
         file = Path(source.path.replace("/", "__")) / source.config / f"{source.split}.jsonl.gz"
         (to / file).parent.mkdir(parents=True, exist_ok=True)
-        rundir.write_bytes(to / file, packed)
+        safe_files.write_bytes(to / file, packed)
         entries[source] = {
             "dataset_path": source.path,
             "config": source.config,
@@ -103,14 +102,12 @@ def mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None 
             "revision": revision,
             "features": table.features.to_dict(),
         }
-        rundir.write_text(path, json.dumps([entries[key] for key in sorted(entries)], indent=1))
+        safe_files.write_text(path, json.dumps([entries[key] for key in sorted(entries)], indent=1))
     return failed
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.tasks.fetch", description="Mirror the data of evaluation tasks."
-    )
+    parser = answers.Parser(prog="python -m eval.tasks.fetch", description="Mirror the data of evaluation tasks.")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         "--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's"
@@ -125,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FOLDER",
         help="copies of the hub's repositories as organisation__name, in place of the hub",
     )
+    answers.add_format(parser)
     args = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1" if args.local else "0"
     from eval.tasks.definitions import definitions  # imports `datasets`, which reads these variables
@@ -138,9 +136,11 @@ def main(argv: list[str] | None = None) -> int:
         }
         Mirror(args.to) if (args.to / "manifest.json").exists() else None  # one that is damaged is said before any work
     except ValueError as error:
+        if args.format == "json":
+            print(answers.error(str(error)))
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = mirror(splits, args.to, args.local)
+    failed = write_mirror(splits, args.to, args.local)
     for task, why in failed.items():
         print(f"error: {task}: {why}", file=sys.stderr)
     if failed:
@@ -149,7 +149,11 @@ def main(argv: list[str] | None = None) -> int:
             "already: make eval-data ARGS='--from FOLDER'",
             file=sys.stderr,
         )
-    print(f"{args.to}: {len(splits) - len(failed)} of {len(splits)} tasks")
+    if args.format == "json":
+        there = [task for task in splits if task not in failed]
+        print(answers.answer("eval-data", {"written": str(args.to), "tasks": there, "failed": failed}))
+    else:
+        print(f"{args.to}: {len(splits) - len(failed)} of {len(splits)} tasks")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""Runs tasks through lm-eval: ours, whose items are made from held-out text, and lm-eval's own."""
+"""Runs tasks through lm-eval: our tasks, whose items are made from held-out text, and tasks of lm-eval."""
 
 import hashlib
 import json
@@ -67,10 +67,10 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
     """Run our tasks {name: (its entry in tasks.yaml, its items)} through lm-eval.
 
     Returns:
-        For each task: "value", its metric; "acc" where it has choices and "perplexity" where it predicts words;
-        "context_tokens", the least and the most of an item; "prompts_sha256" and "items_sha256"; and "samples" in the
-        order of the items, {"id", "cluster", "value": 0 or 1}, or of whole texts {"id", "cluster", "nats", "bytes",
-        "unknown_bytes" where there are any}.
+        For each task: "value", its metric; "acc" where it has choices, and "perplexity" where it predicts words;
+        "context_tokens", the smallest and the largest number of an item; "prompts_sha256" and "items_sha256"; and
+        "samples" in the order of the items: {"id", "cluster", "value": 0 or 1}, or for whole texts {"id", "cluster",
+        "nats", "bytes", and "unknown_bytes" where there are any}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     lm_tasks = {name: task(name, spec, items) for name, (spec, items) in tasks.items()}
@@ -106,9 +106,9 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
 
 
 def build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
-    """A task of lm-eval's on the data of `mirror`, and on nothing else.
+    """A task of lm-eval that reads only the data of `mirror`.
 
-    Splits that are not needed are taken out of the definition: lm-eval would load them."""
+    Splits that are not needed are removed from the definition, since lm-eval would load them."""
     config, shots, examples = definition.config, definition.shots, definition.examples
     tables = {split.split: mirror.table(split) for split in definition.sources}
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
@@ -127,10 +127,9 @@ def build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
 
 
 def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
-    """Why a task cannot be run on the data of `mirror`; "" when it can.
+    """Why a task cannot be run on the data of `mirror`; "" where it can.
 
-    Builds the task and its first requests, without a model, so that what would fail when a trained run is evaluated
-    fails before it is trained.
+    The task and its first requests are built without a model, so that errors are found before a run is trained.
     """
     settings = definition.config.get("generation_kwargs") or {}
     if not isinstance(settings, dict) or not greedy(settings):
@@ -146,13 +145,13 @@ def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
 def evaluate_named(
     scorer: Scorer, tasks: dict[str, Definition], mirror: Mirror
 ) -> tuple[dict[str, dict], dict[str, str]]:
-    """Run lm-eval's tasks. One that fails costs no other its result.
+    """Run tasks of lm-eval. A task that fails does not affect the others.
 
     Returns:
-        The results by task, and why each failed task failed. A result has "metric" and "value", other metrics by name,
-        "version" and "shots" of the task, "n" items, "chance" and "guess" (see `guess`), "data" and "examples" (which
-        files the items and the examples of the prompts are from), "context_tokens" (the least and the most),
-        "prompts_sha256", "items_sha256" and "samples" [{"id", "value", "cluster"}, ...].
+        The results by task, and the reasons of those that failed. A result has "metric" and "value", other metrics by
+        name, "version" and "shots" of the task, "n", the number of items, "chance" and "guess" (see `guess`), "data"
+        and "examples", the files of the items and of the examples of the prompts, "context_tokens", the smallest and
+        the largest number, "prompts_sha256", "items_sha256" and "samples" [{"id", "value", "cluster"}, ...].
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     failed: dict[str, str] = {}
@@ -187,7 +186,7 @@ def evaluate_named(
 
 
 def _run(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
-    """{name: result} of tasks that are run together, so that requests that they share are scored once."""
+    """{name: result} of tasks that are run together, so that requests that several of them make are scored once."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
@@ -195,13 +194,13 @@ def _run(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dic
 
 
 def _origin(mirror: Mirror, source: Source) -> dict:
-    """Where a split is from: its name on the hub, rows, hash and revision."""
+    """The origin of a split: its name on the hub, number of rows, hash and revision."""
     entry = mirror.entries[source]
     return {**source._asdict(), **{key: entry.get(key) for key in ("rows", "sha256", "revision")}}
 
 
 def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
-    """A task's part of what lm-eval returns, as `evaluate_named` has it.
+    """The result of one task from what lm-eval returns, in the form of `evaluate_named`.
 
     Raises:
         ValueError: its metric is not finite.
@@ -248,13 +247,13 @@ def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> d
 
 
 def sha256(value: Any) -> str:
-    """Hash of a value as JSON; what JSON does not have is hashed as str() writes it."""
+    """The hash of a value as JSON; values that JSON does not have are converted by str()."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def cluster(doc: Any) -> dict[str, str]:
-    """{"cluster": name} of an item whose passage, article or premise other items may share, the name being that text's
-    hash; {} of an item without such a text.
+    """{"cluster": the hash of the item's passage, article or premise}, which other items may share; {} for an item
+    without such a text.
 
     doc: a row of the data set.
     """
@@ -269,11 +268,11 @@ def cluster(doc: Any) -> dict[str, str]:
 def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
     """{"chance", "guess"}: the scores of two ways to answer without knowing anything, from lm-eval's logged samples.
 
-    "chance" is that of a random option: the mean over items of one over the number of options; 0 where the answer is
-    written out. "guess" is the better of chance and of always giving the commonest answer. Where there are options,
-    that is the option number that is right most often: for yes and no it finds the commoner of the two, also where each
-    item words them differently, as MultiRC does; where each item has options of its own, it is a little above chance.
-    Where answers are written out, it is the commonest text. Both are None for other metrics.
+    "chance" is the score of a random option: the mean over items of 1 / number of options; 0 where the answer is free
+    text. "guess" is the score of always giving the most common answer, or chance where that is better. With options,
+    the most common answer is the option number that is right most often: with yes and no it is the more common of the
+    two, also where each item words them differently, as in MultiRC; where each item has its own options, its score is a
+    little above chance. With free text it is the most common text. Both are None for other metrics.
 
     kind: lm-eval's output_type.
     """

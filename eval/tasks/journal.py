@@ -1,4 +1,5 @@
-"""Outcomes of scored requests, kept while an evaluation runs, so that a killed one continues and several share one."""
+"""Stores the outcomes of scored requests while an evaluation runs, so that it can continue after a kill, and several
+processes can share it."""
 
 import hashlib
 import json
@@ -17,10 +18,11 @@ def digest(context: Sequence[int], continuation: Sequence[int]) -> str:
 
 
 class Journal:
-    """{key of a request: its outcome}, in memory and, given a folder, also in a file that grows with every batch.
+    """Outcomes by the key of the request, in memory and, with a folder, also in a file to which every batch is
+    appended.
 
-    After a kill, the next process begins with the outcomes in the folder's files. Several processes with the same
-    requests divide the batches among them; rank 0 waits for the others and reads what they wrote.
+    After a kill, the next process starts with the outcomes in the folder. Several processes with the same requests
+    divide the batches among them; rank 0 waits for the others and reads what they wrote.
 
     Args:
         folder: where each process writes a file of its own; None: outcomes are kept in memory only.
@@ -52,16 +54,16 @@ class Journal:
         return key in self.known
 
     def get(self, key: str, default: Any) -> Any:
-        """The outcome of a request. On ranks above 0, which lack those of other ranks and whose results nobody reads,
-        `default` where it is unknown."""
+        """The outcome of a request. Where it is unknown, `default` on ranks above 0, which do not have the outcomes of
+        other ranks and whose results are not used."""
         return self.known.get(key, default) if self.rank else self.known[key]
 
     def share(self, batches: list[Any]) -> list[Any]:
-        """The batches of this process: every `ranks`-th, so that each process has long and short ones."""
+        """The batches of this process: every `ranks`-th one, so that each process gets long and short ones."""
         return batches[self.rank :: self.ranks]
 
     def add(self, outcomes: dict[str, Any]) -> None:
-        """Keep the outcomes of a batch, by key."""
+        """Store the outcomes of a batch, {key: outcome}."""
         self.known |= outcomes
         if self.folder:
             self._write_line(outcomes)
@@ -71,8 +73,8 @@ class Journal:
         self.file.flush()
 
     def refresh(self) -> None:
-        """Read the outcomes that all processes have written since the last call. A line that a kill has cut short is
-        left out."""
+        """Read the outcomes that all processes have written since the last call. Incomplete lines, which a kill may
+        leave, are ignored."""
         assert self.folder is not None
         head = json.dumps({"identity": self.identity}).encode() + b"\n"
         for path in sorted(self.folder.glob("*.jsonl")):
@@ -86,9 +88,9 @@ class Journal:
                     self.known |= json.loads(line)
 
     def complete(self, keys: list[str]) -> bool:
-        """On rank 0: wait until the outcomes of all keys are known. False when another process has ended without
-        finishing its share, which this process then has to do alone. True at once on other ranks: their results are not
-        used."""
+        """On rank 0: wait until the outcomes of all keys are known. Returns False where another process has ended
+        without finishing its share, which this process then has to score itself. On other ranks returns True at once,
+        since their results are not used."""
         if self.rank:
             return True
         while self.ranks > 1 and not all(key in self.known for key in keys):

@@ -1,13 +1,13 @@
 """Held-out loss of a masked language model: fixed tokens of held-out text are masked, and predicted from all others.
 
-Texts are joined end to end, each behind an end-of-document token, as in training, and cut into sequences of the
-training length; the last one is filled up with end-of-document tokens. In each the same share of tokens is masked as in
-training, at positions that depend on the sequence's number alone. All of them become the mask token, so that none can
-be read off the input (training leaves one in ten as it is): the loss lies somewhat above that of training.
+As in training, texts are joined end to end, each after an end-of-document token, and cut into sequences of the training
+length; the last one is padded with end-of-document tokens. The share of masked tokens is that of training, at positions
+that depend only on the number of the sequence. All of them are replaced by the mask token, so that none can be read
+from the input. The loss is therefore somewhat higher than in training, where one in ten keeps its token.
 
-Bits per byte divide by the bytes of the masked part of the text, taken as the text's bytes times the share of its
-tokens that is masked. They can be compared between tokenizers, and not between mask rates: with more masked, less is
-left to predict from. Bytes that the tokenizer has no token for are charged 8 bits each.
+Bits per byte are relative to the bytes of the masked text, estimated as the text's bytes times the share of its tokens
+that is masked. They can be compared between tokenizers, but not between mask rates, since with more masked tokens there
+is less context. Bytes that the tokenizer cannot represent count 8 bits each.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,16 +34,17 @@ def masked_loss(
     """The loss of a GPT of the MLM objective, in evaluation, on any device.
 
     Args:
-        mask: the id that stands for a masked token. specials: ids that no text becomes; they are never masked.
-        progress: called after every forward pass with the tokens done and the tokens in all.
+        mask: the id of the mask token.
+        specials: ids to which no text is encoded; they are never masked.
+        progress: called after every forward pass with the number of finished tokens and of all tokens.
 
     Returns:
         {"nats": per masked token, "bits_per_byte": of masked text, "mask_rate", "masked": tokens that were predicted,
         "bytes": of the masked text, "samples": [{"nats", "bytes"} of each text, with "unknown_bytes" where there are
-        any]}. A text's bytes depend on the mask rate alone, so that models with other tokenizers have the same.
+        any]}. The bytes of a text depend only on the mask rate, so that models with different tokenizers have the same.
 
     Raises:
-        ValueError: when the model has another objective, or there is no text.
+        ValueError: the model has another objective, or there is no text.
     """
     cfg = model.cfg
     if cfg.objective != "mlm":
@@ -93,7 +94,7 @@ def masked_loss(
 
 
 def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [sequences, seq], and the number of the text that each is of; -1 for end-of-document tokens."""
+    """Token ids [sequences, seq], and for each token the number of its text; -1 for end-of-document tokens."""
     ids: list[int] = []
     owners: list[int] = []
     for number, encoded in enumerate(tokenizer.encode_batch(list(texts))):
@@ -106,7 +107,7 @@ def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarra
 
 
 def masked_positions(row: np.ndarray, number: int, count: int, specials: Sequence[int]) -> np.ndarray:
-    """The masked positions of sequence `number`, ascending: `count` of them, random but the same for every model.
+    """The `count` masked positions of sequence `number`, in ascending order: random, but the same for every model.
     Special tokens are masked only where there are too few others."""
     keys = np.random.default_rng([SEED, number]).random(len(row)) + np.isin(row, list(specials))
     return np.sort(np.argsort(keys, kind="stable")[:count])

@@ -1,8 +1,8 @@
 """Task data on disk: a folder of gzipped JSON lines with a manifest of hashes.
 
-Evaluation reads nothing else, so that compute nodes need no network; fetch.py (`make eval-data`) fills such a
-folder. manifest.json is a list of {"dataset_path", "config", "split", "file", "rows", "sha256", "revision", "features",
-...}. Where a manifest has no "features", the types of the columns are those that the card beside the files declares.
+Evaluation reads only such a folder, so that compute nodes need no network; fetch.py (`make eval-data`) fills it.
+manifest.json is a list of {"dataset_path", "config", "split", "file", "rows", "sha256", "revision", "features", ...}.
+Where a manifest has no "features", the types of the columns are those that the card beside the files declares.
 """
 
 import functools
@@ -21,7 +21,7 @@ NEEDED = ("dataset_path", "config", "split", "file", "sha256")  # of an entry of
 
 
 class Source(NamedTuple):
-    """A split of a data set on the hub: what one task is evaluated on."""
+    """A split of a data set on the hub, on which a task is evaluated."""
 
     path: str  # organisation/name
     config: str  # "default" where the data set has only one
@@ -35,7 +35,7 @@ class Mirror:
     """A folder of task data.
 
     Raises:
-        ValueError: when there is no such folder or it has no manifest.
+        ValueError: there is no such folder, or it has no manifest.
     """
 
     def __init__(self, folder: Path):
@@ -63,13 +63,13 @@ class Mirror:
             self.entries[Source(entry["dataset_path"], entry["config"], entry["split"])] = entry
 
     def changed(self, read: dict[str, Any]) -> bool:
-        """Whether a task's data has changed since an evaluation. `read`: "data" of the task in eval.json. A split that
-        is no longer in the folder counts as unchanged."""
+        """Whether the data of a task has changed since an evaluation. A split that is no longer in the folder counts as
+        unchanged. `read`: the entry "data" of the task in eval.json."""
         entry = self.entries.get(Source(read["path"], read["config"], read["split"]))
         return entry is not None and entry["sha256"] != read["sha256"]
 
     def lacks(self, source: Source) -> str:
-        """Why the split cannot be used: it is not there, not as the manifest says, or has no rows. Empty: it can."""
+        """Why a split cannot be used: it is missing, differs from the manifest, or has no rows. "" where it can."""
         entry = self.entries.get(source)
         if not entry:
             return f"{source} is not in {self.folder}"
@@ -89,11 +89,11 @@ class Mirror:
             return f"{path} is damaged: {error}"
 
     def lacks_any(self, sources: Iterable[Source]) -> str:
-        """Why one of the splits cannot be used; empty: all can."""
+        """Why one of several splits cannot be used; "" where all can."""
         return next((why for source in sources if (why := self.lacks(source))), "")
 
     def table(self, source: Source) -> Any:
-        """The rows as a datasets.Dataset, typed. Checks the hash of what it reads."""
+        """The rows of a split as a typed datasets.Dataset. The hash of the file is checked."""
         if why := self.lacks(source):
             raise ValueError(why)
         from datasets import Dataset, Features
@@ -118,11 +118,11 @@ def suite() -> dict[str, dict]:
 
 @functools.cache
 def groups() -> dict[str, Any]:
-    """What names several tasks: {group: the `tasks` of tasks.yaml}."""
+    """{group: its tasks} of the groups that tasks.yaml defines."""
     content = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
     return {name: content[name]["tasks"] for name in ("suite", "multilingual")}
 
 
 def names(requested: Iterable[str]) -> list[str]:
-    """Task names, with `suite` and `multilingual` in their members."""
+    """Task names in which the groups `suite` and `multilingual` are replaced by their members."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

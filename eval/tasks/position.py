@@ -1,11 +1,11 @@
-"""Held-out loss by context length, up to four times the training length: the same tokens, predicted from ever more.
+"""Held-out loss by context length, up to four times the training length, always for the same tokens.
 
-A piece of held-out text is read through windows that begin half a training length apart. So every scored block of half
-a training length is once at the beginning of a window, once after one block, once after two, and so on up to the end of
-a window: along the curve only the amount of context differs, never the tokens that are predicted. All arms are measured
-on the same text.
+A piece of held-out text is read in windows that begin half a training length apart. So every scored block of half a
+training length is once at the beginning of a window, once after one block, once after two, and so on up to the end of a
+window. Along the curve only the length of the context differs, and not the predicted tokens. All arms are measured on
+the same text.
 
-What a position scheme does beyond the training length is said in `BEYOND`; nothing is trained or changed for it.
+`BEYOND` says how each position scheme works beyond the training length; nothing is trained or changed for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,15 +33,15 @@ BEYOND = {
 
 
 class Piece(NamedTuple):
-    """Text of `length(seq)` tokens. `size`: UTF-8 bytes of its scored blocks; an end-of-document token counts none."""
+    """A text of `length(seq)` tokens. `size`: the UTF-8 bytes of its scored blocks, without end-of-document tokens."""
 
     ids: list[int]
     size: int
 
 
 def length(seq: int) -> int:
-    """Tokens of a piece: the scored blocks, the context of the first of them in the longest window, and a token at the
-    beginning, which is never predicted."""
+    """The number of tokens of a piece: the scored blocks, the context of the first one in the longest window, and a
+    token at the beginning, which is never predicted."""
     return (TIMES * PARTS - 1 + BLOCKS) * (seq // PARTS) + 1
 
 
@@ -49,8 +49,8 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
     """Pieces of held-out text, at most PIECES: the beginnings of documents that are long enough by their bytes, then
     shorter documents joined by end-of-document tokens, as in training.
 
-    Documents with characters that the tokenizer has no token for are left out: how many bytes an unknown token stands
-    for cannot be told.
+    Documents with characters that the tokenizer cannot represent are left out, since the number of bytes behind an
+    unknown token is not known.
 
     Args:
         texts: documents in the order of `probes.documents`.
@@ -84,12 +84,12 @@ def curve(
     """The loss in bits per byte by the number of tokens of context.
 
     Args:
-        longest: the model's longest input, in tokens; None: it has none.
+        longest: the model's longest input, in tokens; None: unlimited.
         score: log-likelihoods in nats of pairs (context, continuation) of token ids, as `Scorer.score`.
 
     Returns:
-        {"positions": tokens before the middle of the scored block, "bits_per_byte" and "stderr" (over pieces) at each,
-        "tokens" and "bytes" scored at each}; None where there are no pieces.
+        {"positions": the numbers of tokens before the middle of the scored block; and for each of them "bits_per_byte",
+        "stderr" (over pieces), "tokens" and "bytes", the scored ones}; None where there are no pieces.
     """
     w, bins = seq // PARTS, TIMES * PARTS
     reach = [b for b in range(bins) if not longest or (b + 1) * w <= longest]
@@ -116,8 +116,8 @@ def curve(
 
 
 def mean(curves: list[dict | None]) -> dict | None:
-    """One curve for several corpora: the unweighted mean of their curves of loss by position, as the held-out loss
-    averages them; None without any."""
+    """The unweighted mean of the curves of several corpora, which is how the held-out loss averages corpora; None where
+    there is no curve."""
     present = [curve for curve in curves if curve]
     if not present:
         return None

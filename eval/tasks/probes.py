@@ -1,15 +1,15 @@
-"""Our zero-shot tasks: items made from held-out documents, as text, so that arms with any tokenizer get the same ones.
+"""Our zero-shot tasks: their items are made from held-out documents, as text, and are the same for every tokenizer.
 
 An item is {"id", "cluster", "context", "target"} or {"id", "cluster", "context", "choices", "target": index};
 tasks.yaml describes each task. Items of the same `cluster` are statistically dependent: they are made from the same
 document, or from documents of the same package or repository where the corpus names it.
 
-Nothing is random at run time: the order of documents and every choice follow from hashes of the text, so the same
-documents give the same items in whatever files and order they come. An id is a hash of its item: two runs have an id in
-common exactly when they answered the same question.
+The order of documents and every choice follow from hashes of the text, so that the same documents always give the same
+items, whatever their files and order. An id is a hash of its item: two runs have an id in common exactly when they
+answered the same question.
 
-Words are found by Unicode's rules, in every script that puts spaces between them. Text without spaces (Chinese,
-Japanese, Thai) has held-out loss and continuations; the tasks that ask for a word are left out there.
+Words are recognised by Unicode's rules, in every script with spaces between words. For text without spaces (Chinese,
+Japanese, Thai) there are held-out loss and continuations, but not the tasks about single words.
 """
 
 import gzip
@@ -63,11 +63,11 @@ def documents(paths: Iterable[str | Path]) -> list[str]:
 
 
 def sources(paths: Iterable[str | Path]) -> dict[str, str]:
-    """The package or source that each held-out document counts with, by its text: documents of one source are one
-    cluster. Read from .jsonl.gz files, in the order of `documents`.
+    """{text of a document: the package or source that it belongs to} of .jsonl.gz files, in the order of `documents`.
+    The documents of one source are a cluster.
 
     Raises:
-        ValueError: when a file is damaged, naming it.
+        ValueError: a file is damaged; the message names it.
     """
     clusters: dict[str, str] = {}
     for document in read(paths):
@@ -78,7 +78,7 @@ def sources(paths: Iterable[str | Path]) -> dict[str, str]:
 
 
 def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
-    """The documents {"text", "metadata", ...} of .jsonl.gz files. Raises ValueError for one that is damaged."""
+    """The documents {"text", "metadata", ...} of .jsonl.gz files. Raises ValueError where a file is damaged."""
     for path in paths:
         try:
             with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -90,11 +90,12 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path} is damaged, or no held-out text: {error!r}") from None
 
 
-def by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
-    """Documents for the held-out loss of each domain, `most` bytes of each: {domain: as `held_out`}.
+def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
+    """{domain: its items, see `held_out`} for the held-out loss of each domain, with at most `most` bytes of each.
+    Empty where there is only one domain.
 
-    A document's domain is the one that its corpus names (The Pile's pile_set_name); in a blend of corpora without such
-    names, the corpus: its files lie in a folder NAME-HASH. Nothing where all is of one domain.
+    The domain of a document is the one that its corpus names (The Pile's pile_set_name). In a blend of corpora without
+    such names it is the corpus, known from the folder of its files, NAME-HASH.
     """
     texts: dict[str, set[str]] = {}
     for path in paths:
@@ -108,8 +109,8 @@ def by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
 
 
 def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) -> dict[str, list[dict]]:
-    """{task: its items} of every task of tasks.yaml. A task of which fewer than FEWEST items can be made (little text,
-    or a very short seq) has none.
+    """{task: its items} for every task of tasks.yaml. A task has no items where fewer than FEWEST could be made, since
+    there is little text or `seq` is very short.
 
     Args:
         texts: documents in the order of `documents`.
@@ -138,10 +139,10 @@ def held_out(
 ) -> list[dict]:
     """The items of the held-out loss: pieces of documents of at most `piece` bytes, up to `most` bytes in all.
 
-    The next piece is always from the cluster with the fewest bytes so far, so that no large source dominates: the
-    standard error comes from the differences between clusters. Within a cluster, the first pieces of all its documents
-    come first, then the second pieces, and so on. So a few long documents still make many items. A piece ends with a
-    whole character.
+    The next piece is always taken from the cluster with the fewest bytes so far, so that no large source dominates; the
+    standard error is estimated from the differences between clusters. Within a cluster, the first pieces of all its
+    documents come first, then the second pieces, and so on. A few long documents thus give many items. Pieces consist
+    of whole characters.
     """
     rows: list[dict] = []
     times: Counter[str] = Counter()
@@ -171,17 +172,17 @@ def held_out(
 
 
 def cluster(text: str, clusters: dict[str, str] | None) -> str:
-    """The cluster of a document; without one in `clusters`, the document's hash."""
+    """The cluster of a document; its hash where `clusters` does not name one."""
     return (clusters or {}).get(text) or digest(text)
 
 
 def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
-    """(document, item): predict the last word of a passage, which occurs in it before, as in LAMBADA (Paperno et al.
-    2016).
+    """Pairs (document, item): predict the last word of a passage, which occurs earlier in it, as in LAMBADA (Paperno et
+    al. 2016).
 
-    People selected LAMBADA's passages so that the word can be guessed; here the last two words must occur as a pair in
-    one document in a hundred. No word is the answer of more than one item in twenty, so that always giving the
-    commonest answer scores little. `n`: items to be made.
+    LAMBADA's passages were selected by people so that the word can be guessed. Here the last two words must occur as a
+    pair in at least one document in a hundred. No word is the answer of more than one item in twenty, so that always
+    giving the most common answer scores little. `n`: the number of items to make.
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
@@ -201,8 +202,8 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
 
 
 def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """(document, item): choose the true continuation of a text among pieces of three other documents, whose lengths in
-    bytes differ from its own by a tenth at most."""
+    """Pairs (document, item): choose the true continuation of a text from four. The other three are pieces of other
+    documents, whose lengths in bytes differ from that of the true one by a tenth at most."""
     pieces = {
         text: [
             (gap.start(), end)
@@ -227,19 +228,19 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def piece_end(text: str, gap: Any) -> int:
-    """Where a piece ends that begins at `gap`: at the first space after 48 characters, in scripts without spaces after
-    48 characters; -1 where the text ends before."""
+    """The end of a piece that begins at `gap`: the first space after 48 characters, or in scripts without spaces the
+    position after 48 characters; -1 where the text ends before."""
     if gap.end() > gap.start():
         return text.find(" ", gap.start() + 48)
     return gap.start() + 48 if gap.start() + 48 <= len(text) else -1  # no spaces: after any character
 
 
 def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """(document, item): choose the word that is left out of running text. A choice is a word with the text after it,
-    which is the same in all choices.
+    """Pairs (document, item): choose the word that is left out of running text. Each choice is a word followed by the
+    same text.
 
-    As in the Children's Book Test (Hill et al. 2015) the wrong words are from the same document; here they are also
-    about as common as the true one.
+    As in the Children's Book Test (Hill et al. 2015) the wrong words are taken from the same document; here they are
+    also about as common as the true one.
     """
     common: Counter[str] = Counter()
     for text in texts:
@@ -257,15 +258,16 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tuple[str, dict]]:
-    """(document, item): a snippet, text of other documents, and the snippet's first six words again: choose the word
-    that comes next. It is induction, ... A B ... A -> B (Olsson et al. 2022), in running text instead of random tokens.
+    """Pairs (document, item): after a snippet, text of other documents, and the first six words of the snippet again,
+    choose the word that comes next. This is induction, ... A B ... A -> B (Olsson et al. 2022), in running text instead
+    of random tokens.
 
-    All four choices are in the snippet, each once, and none is in the text between: only the place of a word tells
-    which is right.
+    All four choices occur in the snippet exactly once, and none in the text between, so that only a word's place in the
+    snippet shows which one is right.
 
     Args:
-        longest: bytes, at most, of a whole item; or
-        between: bytes of the text between snippet and question.
+        longest: the largest number of bytes of a whole item; or
+        between: the number of bytes of the text between snippet and question.
     """
     for text, rng in passes(texts):
         words = text.split()
@@ -286,8 +288,8 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
 
 
 def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
-    """Running text of `size` bytes, at most a word more, from documents other than `but` and without the words
-    `without`; "" where `size` is under 40."""
+    """Running text of `size` bytes, or up to a word more, from other documents than `but` and without the words
+    `without`; "" where `size` is below 40."""
     avoided = {word.lower() for word in without}
     chosen: list[str] = []
     for other in rng.choices(texts, k=100 if size >= 40 else 0):
@@ -301,7 +303,7 @@ def other_text(texts: list[str], but: str, without: set[str], size: int, rng: ra
 
 
 def without_source(item: dict) -> dict:
-    """The item of `copying` without snippet and text between: a control, whose answer can only be guessed."""
+    """An item of `copying` without the snippet and the text between: a control, which can only be guessed."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
@@ -313,8 +315,8 @@ def question(context: str, true: str, wrong: list[str], rng: random.Random) -> d
 
 
 def passes(texts: list[str], most: int = 20) -> Iterator[tuple[str, random.Random]]:
-    """(document, its random numbers), over all documents and then over all again, `most` times: an item is made of each
-    document before a second one is made of any."""
+    """Pairs (document, random number generator), over all documents and then over all again, `most` times, so that
+    every document gives one item before any gives a second one."""
     for turn in range(most):
         for text in texts:
             yield text, random.Random(f"{turn}/{digest(text)}")
@@ -342,8 +344,8 @@ def digest(text: str) -> str:
 
 
 def chance(rows: list[dict], rule: float | str) -> float:
-    """The accuracy of guessing on items with choices: `rule` itself, a number of tasks.yaml; or with "commonest" the
-    share of items whose right choice has the commonest number."""
+    """The accuracy of guessing on items with choices. `rule` is that number, from tasks.yaml; or "commonest", for the
+    share of items whose right choice has the most common number."""
     if rule == "commonest":
         return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
     return float(rule)

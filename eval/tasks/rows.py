@@ -1,9 +1,9 @@
-"""Inputs of a model packed into rows and batches, so that what several inputs begin with is computed once.
+"""Packs the inputs of a model into rows and batches, so that common beginnings of several inputs are computed once.
 
-Inputs that begin alike (the choices of a question behind its context, the questions about one passage) share a row of
-the batch: a stem, and branches that continue it. A token of a branch has the position that it has in its own input and
-sees the stem and its own branch only (`Arrangement` in model/attention.py), so the model computes for it what it would
-compute for the input alone. Rows of similar length make a batch.
+Inputs with the same beginning (the choices after the context of a question, the questions about one passage) share a
+row of the batch, which consists of a stem and branches that continue it. A token of a branch has the same position as
+in its own input, and sees only the stem and its own branch (`Arrangement` in model/attention.py). So the model computes
+the same for it as for the input alone. Rows of similar length form a batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -37,8 +37,8 @@ class Row(NamedTuple):
 
 
 def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
-    """{input: the one that is run in its place}: an input that begins with all of it, or itself. So the four choices of
-    a question, one word each, take a single forward pass.
+    """{input: the input that is run in its place}, which is one that begins with it, or itself. So an input that is the
+    beginning of another one takes no forward pass of its own.
 
     In lexicographic order an input comes right before those that begin with it.
     """
@@ -52,15 +52,15 @@ def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
 
 
 def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
-    """Pack inputs into rows: those that begin alike share one where that saves work. The longest row comes first.
+    """Pack inputs into rows. Inputs with a common beginning share a row where that saves work. Longer rows come first.
 
-    The work of a row of n tokens is taken as n + n^2 / (2 x hidden): its matrix products, and attention, which computes
-    the scores of the whole row. Per token the products are 24 hidden^2 FLOPs and attention 4 n hidden, counted three
-    times because it runs slower (untuned).
+    The work of a row of n tokens is estimated as n + n^2 / (2 x hidden), for its matrix products and for attention,
+    which computes the scores of the whole row. Per token the products take 24 hidden^2 FLOPs and attention 4 n hidden,
+    counted three times because it runs slower (untuned).
 
     Args:
         hidden: the model's width.
-        most: tokens, at most, of a row that several inputs share.
+        most: the largest number of tokens of a row that several inputs share.
     """
 
     def work(n: int) -> float:
@@ -70,7 +70,7 @@ def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     for sequence in sorted(inputs, key=lambda x: (x.extent, x.tokens)):
         if packed and packed[-1].inputs[-1].extent == sequence.extent:
             row = packed[-1]
-            stem = common(row.inputs[-1].tokens, sequence.tokens, row.stem)
+            stem = common_length(row.inputs[-1].tokens, sequence.tokens, row.stem)
             k = len(row.inputs)
             n = len(row) + (k - 1) * row.stem + len(sequence.tokens) - k * stem
             cheaper = work(n) < work(len(row)) + work(len(sequence.tokens))
@@ -81,8 +81,8 @@ def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     return sorted(packed, key=lambda row: (-len(row), row.inputs[0].tokens))
 
 
-def common(a: Tokens, b: Tokens, most: int) -> int:
-    """How many tokens two inputs have in common at the beginning, at most `most`."""
+def common_length(a: Tokens, b: Tokens, most: int) -> int:
+    """The number of tokens in the common beginning of two inputs, at most `most`."""
     n = min(len(a), len(b), most)
     if a[:n] == b[:n]:
         return n
@@ -106,22 +106,22 @@ def arrange(group: list[Row], device: torch.device, objective: Objective) -> tup
     """A batch as `GPT.hidden` takes it: token ids [B, T], padded on the right, and their arrangement; None for plain
     causal sequences, where position and mask follow from the order."""
     B, T = len(group), max(map(len, group))
-    tokens_BT, at_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
+    tokens_BT, positions_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
     for b, row in enumerate(group):
         tokens_BT[b, : row.stem] = row.inputs[0].tokens[: row.stem]
-        at_BT[b, : row.stem] = range(row.stem)
+        positions_BT[b, : row.stem] = range(row.stem)
         start = row.stem
         for number, sequence in enumerate(row.inputs, start=1):
             end = start + len(sequence.tokens) - row.stem
             tokens_BT[b, start:end] = sequence.tokens[row.stem :]
-            at_BT[b, start:end] = range(row.stem, len(sequence.tokens))
+            positions_BT[b, start:end] = range(row.stem, len(sequence.tokens))
             branch_BT[b, start:end] = number
             start = end
         branch_BT[b, start:] = -1
     x_BT = torch.from_numpy(tokens_BT).to(device)
     if objective.causal and not (branch_BT > 0).any():  # what pads on the right is never seen
         return x_BT, None
-    branch, at = torch.from_numpy(branch_BT).to(device), torch.from_numpy(at_BT).to(device)
+    branch, at = torch.from_numpy(branch_BT).to(device), torch.from_numpy(positions_BT).to(device)
     extents_B = torch.tensor([row.inputs[0].extent for row in group], device=device)
     row_B = torch.arange(B, device=device)[:, None, None]
     same_input = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])

@@ -1,7 +1,7 @@
 """Log-likelihoods and greedy continuations of token ids under a GPT.
 
-Nothing is computed twice: inputs that begin alike share a row (eval/tasks/rows.py), equal requests are one, and only
-the outputs that predict a scored token are multiplied with the output matrix.
+Common beginnings of inputs are computed once (eval/tasks/rows.py), equal requests are scored once, and only outputs
+that predict a scored token are multiplied with the output matrix.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,20 +34,20 @@ def likelihoods(
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Journal | None = None,
 ) -> list[Score]:
-    """For pairs of token ids (context, continuation): log p(continuation | context) in nats, and whether greedy
+    """For each pair of token ids (context, continuation): log p(continuation | context) in nats, and whether greedy
     decoding from the context would give the continuation.
 
-    Where the model has a longest input, the context is cut from the left to fit. A continuation that is longer than
-    that input is scored in pieces of half its length. With the prefix objective, the context is the prefix.
+    Where the model has a longest input, the beginning of the context is cut off to fit. A continuation that is longer
+    than that input is scored in pieces of half its length. With the prefix objective, the context is the prefix.
 
     Args:
         model: a GPT in evaluation mode, on any device.
-        batch: tokens of a forward pass, padding included; None: what suits the device.
-        progress: called after every forward pass with the number of tokens done and of all tokens.
-        journal: scores that are known already; the new ones are added to it.
+        batch: the number of tokens of a forward pass, including padding; None: a default for the device.
+        progress: called after every forward pass with the number of finished tokens and of all tokens.
+        journal: scores that are known already; new ones are added to it.
 
     Raises:
-        ValueError: when the model's objective gives no likelihood of a text from left to right, or a score is NaN.
+        ValueError: the model's objective gives no likelihood of a text from left to right, or a score is NaN.
     """
     longest, objective = model.max_length, model.objective
     journal = journal or Journal()
@@ -100,8 +100,8 @@ def likelihoods(
 
 
 def cut(context: Sequence[int], continuation: Sequence[int], longest: int) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """The pair as it is, or, where the continuation is longer than the model's longest input, pairs whose continuations
-    are pieces of half that length, each with all that comes before it as the context."""
+    """The pair itself; or, where the continuation is longer than the model's longest input, pairs for its pieces of
+    half that length, each with everything before it as the context."""
     if len(continuation) <= longest:
         return [(context, continuation)]
     half = max(1, longest // 2)
@@ -138,14 +138,14 @@ def continuations(
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Journal | None = None,
 ) -> list[list[int]]:
-    """Greedy decoding: token ids of the likeliest continuation of each context, `new` tokens or fewer, with a cache of
-    keys and values.
+    """Greedy decoding, with a cache of keys and values: the token ids of the continuation of each context, at most
+    `new`.
 
-    A context is cut from the left where, with `new` tokens, it would be longer than the model's longest input.
+    The beginning of a context is cut off where context and `new` tokens would be longer than the model's longest input.
 
     Args:
         contexts: token ids, at least one each.
-        ended: whether a continuation, of which it is given the ids so far, stops here.
+        ended: a function of the ids of a continuation so far: whether it ends here.
         batch, progress, journal: as in `likelihoods`.
     """
     longest, journal = model.max_length, journal or Journal()
@@ -196,15 +196,20 @@ def extend(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]
         if not keep or step + 1 == new:
             break
         assert arrangement.past is not None
-        at_BP = arrangement.at_BT
-        if arrangement.at_BP is not None:
-            at_BP = torch.cat((arrangement.at_BP, at_BP), dim=1)
+        past_positions_BP = arrangement.positions_BT
+        if arrangement.past_positions_BP is not None:
+            past_positions_BP = torch.cat((arrangement.past_positions_BP, past_positions_BP), dim=1)
         if len(keep) < len(alive):
             rest = torch.tensor(keep, device=device)
             alive = [alive[n] for n in keep]
             arrangement.past[:] = [(k[rest], v[rest]) for k, v in arrangement.past]
-            token_B, length, real_BP, at_BP = token_B[rest], length[rest], real_BP[rest], at_BP[rest]
+            token_B, length, real_BP, past_positions_BP = (
+                token_B[rest],
+                length[rest],
+                real_BP[rest],
+                past_positions_BP[rest],
+            )
         real_BP = torch.cat((real_BP, real_BP.new_ones(len(alive), 1)), dim=1)
-        arrangement = Arrangement((length + step)[:, None], real_BP[:, None], arrangement.past, at_BP)
+        arrangement = Arrangement((length + step)[:, None], real_BP[:, None], arrangement.past, past_positions_BP)
         x_BD = model.hidden(token_B[:, None], arrangement)[:, 0]
     return decoded

@@ -1,4 +1,4 @@
-"""Our model as lm-eval knows a model: it scores continuations and texts, and continues contexts greedily."""
+"""Our model with lm-eval's interface: it scores continuations and texts, and continues contexts greedily."""
 
 import functools
 import json
@@ -22,11 +22,12 @@ class Scorer(TemplateLM):
 
     Args:
         model: a GPT (model/gpt.py) on any device.
-        tokenizer: with `encode(text) -> ids`, `decode(ids) -> text` and `eod`, the id that begins a document.
-        window: tokens that the model reads at a time for held-out loss: the training length, in every arm.
-        batch: tokens of a forward pass, padding included; None: what suits the device.
-        progress: called after every forward pass with the number of tokens done and of all tokens.
-        journal: keeps outcomes while they are computed (eval/tasks/journal.py).
+        tokenizer: has `encode(text) -> ids`, `decode(ids) -> text` and `eod`, the id that begins a document.
+        window: the number of tokens that the model reads at a time for held-out loss: the training length, in every
+        arm.
+        batch: the number of tokens of a forward pass, including padding; None: a default for the device.
+        progress: called after every forward pass with the number of finished tokens and of all tokens.
+        journal: stores outcomes while they are computed (eval/tasks/journal.py).
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class Scorer(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of whole texts: every token once, in disjoint windows, the first of them after `eod`.
+        """The log-likelihood of whole texts: every token is predicted once, in disjoint windows, the first one after
+        `eod`.
 
-        Each byte of a text that the tokenizer does not know is charged 8 bits, what it costs to write it out: else a
-        tokenizer without pieces for the script of a text would have next to nothing to predict.
+        Each byte of a text that the tokenizer cannot represent counts 8 bits, the cost of writing it out. Otherwise a
+        tokenizer without pieces for the script of a text would have almost nothing to predict.
         """
         windows = [
             [
@@ -76,7 +78,7 @@ class Scorer(TemplateLM):
         return [score_ - charge for score_, charge in zip(nats, charges, strict=True)]
 
     def unknown_bytes(self, text: str) -> int:
-        """Bytes of a text that the tokenizer maps to its token for the unknown; 0 of a lossless tokenizer."""
+        """The number of bytes of a text that the tokenizer encodes as unknown tokens; 0 for a lossless tokenizer."""
         return self._unknown(text)[1] if self._unknown else 0
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:

@@ -22,12 +22,12 @@ def suite(evaluations: list[dict]) -> dict[str, Any] | None:
     Returns:
         None where the evaluations share no task of the suite, else
 
-        value, stderr, chance: unweighted means over the tasks; stderr is the one over items.
-        corrected, corrected_stderr: the mean of (value - chance) / (1 - chance).
-        tasks, of: how many tasks of the suite were counted, and how many it has.
-        runs: how many evaluations.
-        able, able_value: the tasks that these runs can do, all runs taken together (see tasks.yaml), and the mean score
-            over them, None where there are none.
+        value, stderr, chance: unweighted means over the tasks; stderr is the standard error over items.
+        corrected, corrected_stderr: the mean of (value - chance) / (1 - chance), and its standard error.
+        tasks, of: the number of tasks that were counted, and the number of tasks in the suite.
+        runs: the number of evaluations.
+        able, able_value: the tasks on which the runs together are significantly better than guessing (see tasks.yaml),
+            and the mean score over them, None where there are none.
     """
     entries = [
         {name: entry for name, entry in evaluation["tasks"].items() if entry.get("suite")} for evaluation in evaluations

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from ablations.config import ConfigError
 from ablations.rundir import Exit, last_step, locked
 from ablations.status import SILENT
@@ -34,32 +34,34 @@ def start(job: str, cell: Cell, out: Path) -> int:
     """Begin an attempt of a job: print the run directory for launch/run.sh to train; print nothing when the run is
     finished or must not start. Returns an exit code."""
     if repaired := repair(cell):
-        say(repaired)
+        print_with_time(repaired)
     if rundir.read_done(cell.dir) is not None:
-        say(f"{cell.name} is finished: {cell.dir}")
+        print_with_time(f"{cell.name} is finished: {cell.dir}")
         return Exit.FINISHED
     if reason := stop_file(out):
-        say(f"nothing starts until this file is removed: {reason}")
+        print_with_time(f"nothing starts until this file is removed: {reason}")
         return Exit.KILLED
     began = time.monotonic()
-    while elsewhere(cell.dir):
+    while trained_by_another_job(cell.dir):
         if time.monotonic() - began > LEAVING:
-            say(f"{cell.name} is being trained by another job ({cell.dir / rundir.ATTEMPTS}): nothing is done here")
+            print_with_time(
+                f"{cell.name} is being trained by another job ({cell.dir / rundir.ATTEMPTS}): nothing is done here"
+            )
             return 1
         time.sleep(1)
     cell.dir.mkdir(parents=True, exist_ok=True)
     step = last_step(cell.dir)
-    if (n := in_vain(cell.dir, job, step)) >= LIMIT:
-        say(give_up(cell.dir, job, n, "without a word, as when a node loses its power"))
+    if (n := attempts_without_progress(cell.dir, job, step)) >= LIMIT:
+        print_with_time(give_up(cell.dir, job, n, "without a word, as when a node loses its power"))
         return 1
     for old in (rundir.STOP, rundir.FAILED):
         (cell.dir / old).unlink(missing_ok=True)
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     log = cell.dir / rundir.TRAIN_LOG
-    rundir.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
+    safe_files.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
     read = log.stat().st_size
     write(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
-    say(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
+    print_with_time(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
     print(cell.dir)
     return 0
 
@@ -74,7 +76,7 @@ def ready(job: str, cell: Cell, study: Study) -> bool:
     try:
         prepare(study, [cell])
     except ConfigError as error:
-        say(f"error: {error}")
+        print_with_time(f"error: {error}")
         cell.dir.mkdir(parents=True, exist_ok=True)
         why = f"the data cannot be prepared, see {study.out}/slurm/{job}.log"
         write(cell.dir, event="end", job=job, step=last_step(cell.dir), how="failed", why=why, again=False)
@@ -97,7 +99,7 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
     step, why, again = last_step(folder), "", False
     now = slurm(job)
     if unfit := dict.fromkeys(printed_by_ranks(folder, job, "unfit: (.*)")):  # such a node cannot write it there itself
-        rundir.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
+        safe_files.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
     bad = bad_nodes(out) & expand(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / rundir.DONE).exists():
         how = "finished"
@@ -107,12 +109,12 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
         # Slurm has ended the job and will start it again by itself, or it was cancelled and must not come back
         how = REQUEUED if now["restarts"] > restarts() else "cancelled"
     elif (folder / rundir.FAILED).exists():
-        how, why = "failed", rundir.read_text(folder / rundir.FAILED)
-    elif elsewhere(folder):  # and left alone: what is written here would be read as that job's
+        how, why = "failed", safe_files.read_text(folder / rundir.FAILED)
+    elif trained_by_another_job(folder):  # and left alone: what is written here would be read as that job's
         how = "another job trains this run"
-    elif code == 2 or complaint(folder, job):  # a wrong configuration: the same again would end the same way
-        how, why = "failed", complaint(folder, job) or "see train.log"
-        rundir.write_text(folder / rundir.FAILED, f"{why}\n")
+    elif code == 2 or configuration_error(folder, job):  # a wrong configuration: the same again would end the same way
+        how, why = "failed", configuration_error(folder, job) or "see train.log"
+        safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     else:
         how, again = f"srun's exit code {code}", True
         if bad:
@@ -123,32 +125,40 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
             how = PREEMPTED
         elif signal:
             how = "warned of the time limit"
-        if how != PREEMPTED and (n := in_vain(folder, job, step)) >= LIMIT:
+        if how != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= LIMIT:
             how, why, again = "failed", give_up(folder, job, n, how), False
     write(folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again)
-    say(f"step {step}: {how}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}")
+    print_with_time(
+        f"step {step}: {how}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}"
+    )
     if again and (now["restarts"] == restarts() or now["state"] == "unknown" and signal != "LIMIT"):
         requeue(job, now["excluded"] | bad)
     return 0 if how == "finished" else code or 1
 
 
-def elsewhere(folder: Path) -> bool:
-    """Whether another job trains this run: the run directory is locked, and has a recent heartbeat of that job. Neither
-    is enough alone: the lock may be of a node that is gone, the heartbeat of an attempt that was just killed."""
+def trained_by_another_job(folder: Path) -> bool:
+    """Whether another job trains this run: the run directory is locked, and has a recent heartbeat of another job.
+    Neither is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt that was just
+    killed."""
     heartbeat = rundir.read_heartbeat(folder)
     recent = time.time() - heartbeat.get("time", 0.0) < SILENT
     return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
 
 
-def complaint(folder: Path, job: str) -> str:
-    """The last error about the configuration that a rank of this attempt printed; "" without one. The exit code alone
-    does not tell: it may be that of another rank, which was killed because of it."""
+def configuration_error(folder: Path, job: str) -> str:
+    """The last configuration error that a rank of this attempt printed; "" without one. The exit code alone does not
+    show it: that may be the code of another rank, which was killed when the first one ended."""
     return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")
 
 
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
-    """The matches of the pattern `what` (its group, when it has one) at the beginning of lines that ranks of the job's
-    last attempt printed into train.log, where srun puts the rank's number before each."""
+    """The lines of train.log that ranks of the job's last attempt printed and that begin with a pattern.
+
+    Args:
+        what: the pattern, a regular expression, without the rank's number that srun puts before each line.
+
+    Returns: the text that the pattern matched, or the text of its group where it has one.
+    """
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:
@@ -164,11 +174,11 @@ def give_up(folder: Path, job: str, n: int, how: str) -> str:
     reason that is written."""
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
     if not locked(folder):  # else another job trains it, and it is not failed
-        rundir.write_text(folder / rundir.FAILED, f"{why}\n")
+        safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     return why
 
 
-def in_vain(folder: Path, job: str, step: int) -> int:
+def attempts_without_progress(folder: Path, job: str, step: int) -> int:
     """How many attempts of this job began at `step`, that of the newest checkpoint, and so made no progress. Attempts
     that Slurm preempted or requeued do not count."""
     starts: list[dict[str, Any]] = []
@@ -185,16 +195,16 @@ def requeue(job: str, excluded: set[str]) -> None:
     with SIGTERM, which launch/run.sh must ignore by now."""
     done = scontrol("requeue", job)
     if done.returncode and slurm(job)["state"] in ("RUNNING", "unknown"):
-        say(f"the job could not be requeued ({done.stderr.strip()}): submit it again")
+        print_with_time(f"the job could not be requeued ({done.stderr.strip()}): submit it again")
     if excluded:  # takes effect on a job that is pending, which the requeued job now is
         nodes = ",".join(sorted(excluded))
         done = scontrol("update", f"JobId={job}", f"ExcNodeList={nodes}")
-        say(f"from now on without {nodes}{done.stderr and ': Slurm refused: '}{done.stderr.strip()}")
+        print_with_time(f"from now on without {nodes}{done.stderr and ': Slurm refused: '}{done.stderr.strip()}")
 
 
 def slurm(job: str) -> dict[str, Any]:
-    """What Slurm knows of a job: {"state", "reason", "restarts": number, "preempted": bool, "excluded": set of nodes};
-    "state" is "unknown" where Slurm does not answer."""
+    """The state of a job as Slurm reports it: {"state", "reason", "restarts": number, "preempted": bool, "excluded":
+    set of nodes}; "state" is "unknown" where Slurm does not answer."""
     text = scontrol("-o", "show", "job", job).stdout
     fields = dict(re.findall(r"(JobState|Reason|Restarts|PreemptTime|ExcNodeList)=(\S+)", text))
     excluded = fields.get("ExcNodeList", "(null)")
@@ -208,7 +218,7 @@ def slurm(job: str) -> dict[str, Any]:
 
 
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run scontrol, again where Slurm's controller does not answer because it is restarting or overloaded."""
+    """Run scontrol; try again while Slurm's controller does not answer because it is restarting or overloaded."""
     for tries_left in reversed(range(TRIES)):
         done = subprocess.run(["scontrol", *words], capture_output=True, text=True)
         if not done.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", done.stderr):
@@ -221,7 +231,7 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 def bad_nodes(out: Path) -> set[str]:
     """The nodes that the file bad_nodes of the output root lists, one "node reason" in a line. A person removes the
     line of a node that is repaired."""
-    return {line.split()[0] for line in rundir.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
+    return {line.split()[0] for line in safe_files.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 
 
 def expand(nodes: str) -> set[str]:
@@ -239,10 +249,10 @@ def restarts() -> int:
 
 def write(folder: Path, **row: Any) -> None:
     """Append a row, with the time, to attempts.jsonl of a run directory."""
-    rundir.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
+    safe_files.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
 
 
-def say(text: str) -> None:
+def print_with_time(text: str) -> None:
     """Print a line with the time to standard error, which is the job's log."""
     print(f"{time.strftime('%F %T')} {text}", file=sys.stderr, flush=True)
 
@@ -269,12 +279,12 @@ def main(argv: list[str]) -> int:
         cell = study.cells[args.cell]
         return start(args.job, cell, study.out) if ready(args.job, cell, study) else Exit.INVALID
     except ConfigError as error:
-        say(f"error: {rundir.printable(str(error))}")
+        print_with_time(f"error: {safe_files.printable(str(error))}")
         return Exit.INVALID
     except OSError as error:
-        if not (reason := rundir.storage_error(error)):
+        if not (reason := safe_files.storage_error(error)):
             raise
-        say(f"error: {reason}")
+        print_with_time(f"error: {reason}")
         return Exit.FAILED
 
 

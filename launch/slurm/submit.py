@@ -14,12 +14,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from ablations import rundir
+from ablations import answers, rundir, safe_files
 from ablations.config import ConfigError, spread
-from ablations.rundir import Damaged, Exit, unjudged
+from ablations.rundir import Exit, steps_to_evaluate
+from ablations.safe_files import Damaged
 from ablations.site import find, site
 from ablations.strict_yaml import read_yaml
 from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
@@ -31,8 +33,19 @@ from launch.watch import stop_file
 NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm cluster?"
 
 
-def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> None:
+class Job(TypedDict):
+    """What was submitted; a job of several runs is an array, with the index of a run as that of its task."""
+
+    job: str  # its id
+    does: str  # "train", "evaluate" or "report"
+    runs: list[int]  # indices into the study's runs
+
+
+def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> list[Job]:
     """Submit the runs that are not finished, and print the jobs' ids and where their logs are.
+
+    Returns:
+        The jobs, those that train first.
 
     Args:
         options: options of sbatch for the training array.
@@ -56,16 +69,16 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     if reason := stop_file(study.out):
         raise ConfigError(f"nothing starts until this file is removed: {reason}")
     check_tasks(study)
-    todo = [i for i, c in enumerate(study.cells) if not judged(study, c)]
+    todo = [i for i, c in enumerate(study.cells) if not is_judged(study, c)]
     busy = in_queue(study)
     for i in sorted(busy):
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
     train = [i for i in todo if i not in busy and not is_trained(study.cells[i])]
     trained = [i for i in todo if is_trained(study.cells[i])]
-    going_on = [i for i in sorted(busy) if i not in trained and unjudged(study.cells[i].dir)]
+    going_on = [i for i in sorted(busy) if i not in trained and steps_to_evaluate(study.cells[i].dir)]
     if not train and not trained and not going_on:
         print("nothing to submit: every run is finished or in the queue")
-        return
+        return []
     prepare(study, [study.cells[i] for i in todo])
     logs = _logs(study)
     logs.mkdir(parents=True, exist_ok=True)
@@ -73,7 +86,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     if bad := sorted(bad_nodes(study.out)):  # of two such options sbatch reads the last
         excluded = [o.removeprefix("--exclude=") for o in options if o.startswith("--exclude=")]
         options = [o for o in options if not o.startswith("--exclude=")] + [f"--exclude={','.join([*excluded, *bad])}"]
-    waited_for = []
+    jobs: list[Job] = []
     if train:
         words = with_mtbf(study.words, variables)
         from_args(words)  # an error of the site's is said here, and not by the first job hours later
@@ -82,15 +95,17 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         for i in train:
             study.cells[i].dir.mkdir(parents=True, exist_ok=True)
             write(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
+        jobs.append({"job": job, "does": "train", "runs": train})
         print(f"job {job}: trains {len(train)} run{'s' * (len(train) > 1)}: array indices {_ranges(train)}")
         after = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"]
-        waited_for.append(evaluate(study, train, variables, options, after, "each when it is trained"))
+        jobs.append(evaluate(study, train, variables, options, after, "each when it is trained"))
     if trained:
-        waited_for.append(evaluate(study, trained, variables, options, [], "what is trained"))
+        jobs.append(evaluate(study, trained, variables, options, [], "what is trained"))
     if going_on:
         what = "what runs that go on have kept on the way (layout.eval_at)"
-        waited_for.append(evaluate(study, going_on, variables, options, [], what))
-    report = _job("report", options) + [f"--dependency=afterany:{':'.join(waited_for)}", f"--output={logs}/%j.log"]
+        jobs.append(evaluate(study, going_on, variables, options, [], what))
+    waited_for = ":".join(job["job"] for job in jobs if job["does"] == "evaluate")
+    report = _job("report", options) + [f"--dependency=afterany:{waited_for}", f"--output={logs}/%j.log"]
     job = sbatch(report, variables, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
     print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
@@ -98,26 +113,27 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     print(
         f"to stop it all:  touch {study.out / rundir.STOP}    (runs save and leave the queue; remove it, submit again)"
     )
+    return [*jobs, {"job": job, "does": "report", "runs": list(range(len(study.cells)))}]
 
 
-def judged(study: Study, cell: Cell) -> bool:
+def is_judged(study: Study, cell: Cell) -> bool:
     """Whether a run has been evaluated on every task that the study asks for, judged by its eval.json alone, and been
     exported where it asks for that. False when task data was added since: `python -m eval` then finds out whether a
     task can be run now."""
     path = cell.dir / rundir.EVAL
     try:
-        scores = rundir.read_json(path)
+        scores = safe_files.read_json(path)
         if scores is None or not is_trained(cell):
             return False
     except Damaged:
         return False
-    if unjudged(cell.dir) or not _versions().items() <= scores.items():
+    if steps_to_evaluate(cell.dir) or not _versions().items() <= scores.items():
         return False
     if study.exports and not rundir.exported(cell.dir):
         return False
-    if not study.judged:
+    if not study.eval_options:
         return True
-    options = dict(zip(study.judged[::2], study.judged[1::2], strict=True))
+    options = dict(zip(study.eval_options[::2], study.eval_options[1::2], strict=True))
     tasks = {name.strip() for name in options["--tasks"].split(",")} - {""}
     shots = int(options["--shots"]) if "--shots" in options else None
     earlier = scores.get("lm_eval_tasks", {"asked": []})
@@ -134,8 +150,8 @@ def _versions() -> dict[str, Any]:
 
 def evaluate(
     study: Study, cells: list[int], variables: dict[str, str], options: list[str], after: list[str], what: str
-) -> str:
-    """Submit a job array that evaluates `cells`, indices into the study's runs. Returns its job id.
+) -> Job:
+    """Submit a job array that evaluates `cells`, indices into the study's runs.
 
     Args:
         variables, options: as in `submit`.
@@ -145,7 +161,7 @@ def evaluate(
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     store = ["--store", str(study.out / rundir.DATA)]
     script = f"runs=({folders})\nrun=${{runs[$SLURM_ARRAY_TASK_ID]}}\n"
-    judge = f'{_python()} -m eval {shlex.join([*study.judged, *store])} "$run"'
+    judge = f'{_python()} -m eval {shlex.join([*study.eval_options, *store])} "$run"'
     if study.exports:  # a run that goes on is exported when it is trained
         export = f'{_python()} -m eval.export {shlex.join(store)} "$run"'
         script += f'{judge} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
@@ -156,7 +172,7 @@ def evaluate(
     gpu = ["--gpus-per-node=1"] if gpus else []
     job = sbatch(_job("evaluation", options) + gpu + array + after, variables, script)
     print(f"job {job}: evaluates {what}")
-    return job
+    return {"job": job, "does": "evaluate", "runs": cells}
 
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
@@ -180,15 +196,15 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
 
 
 def _job(name: str, options: list[str]) -> list[str]:
-    """Options of sbatch for a job with a single task: those of `options` that say where a job runs (partition, account,
-    time limit ...), and none of those that size it."""
+    """Options of sbatch for a job with a single task: its name, and those of `options` that say where a job runs, such
+    as partition and account, without those that say how large it is."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
     same = [o for o in options if o.startswith(place)]
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
 
 
 def in_queue(study: Study) -> dict[int, str]:
-    """{index of a run in the study: id of its job}, of the runs whose last job is still in Slurm's queue."""
+    """{index of a run in the study: id of its job} for the runs whose last job is still in Slurm's queue."""
     last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
     if not last:
         return {}
@@ -201,8 +217,8 @@ def in_queue(study: Study) -> dict[int, str]:
     return {i: job for i, job in last.items() if job in done.stdout.split()}
 
 
-def like(job: str) -> list[str]:
-    """Options of sbatch that ask for the same nodes, time and memory as an existing job has."""
+def resources_of(job: str) -> list[str]:
+    """Options of sbatch that ask for the same number of nodes, time, memory and GPUs as an existing job has."""
     text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
     fields = dict(re.findall(r"(\S+?)=(\S*)", text))
     names = {
@@ -263,44 +279,57 @@ def _python() -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.slurm.submit", description=__doc__)
+    """Submit a study. With FORMAT=json standard output has the jobs alone, as JSON."""
+    parser = answers.Parser(prog="python -m launch.slurm.submit", description=__doc__)
     parser.add_argument("--nodes", default="1", help="for each run")
     parser.add_argument("--site", default="", help="a file of launch/sites, or a path (default: launch/site.sh)")
     parser.add_argument("--like", metavar="JOB", help="ask for what this job has; used by launch/run.sh")
     parser.add_argument("words", nargs="+", metavar="NAME=VALUE", help="the study, as for `python -m ablations`")
     args = parser.parse_args(argv)
+    as_json = answers.asks_for_json(args.words)
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        code, answer = submitted(args, as_json)
+    if as_json:
+        print(answer)
+    return code
+
+
+def submitted(args: argparse.Namespace, as_json: bool) -> tuple[Exit, str]:
+    """The exit code, and the answer as JSON."""
     try:
+        _, args.words = answers.take_format(args.words)
         variables, path = site(args.site), find(args.site)
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
         study = from_args(from_anywhere(args.words))
-        if study.fine_tuned:
+        if study.glue_options:
             raise ConfigError(
                 "GLUE is no part of a study on Slurm: leave it out, and give `make glue RUN=...` afterwards"
             )
         if path:
             variables["SITE"] = str(path)
         if args.like:
-            options, nodes = like(args.like), int(os.environ["SLURM_NNODES"])
+            options, nodes = resources_of(args.like), int(os.environ["SLURM_NNODES"])
             per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_GPUS_ON_NODE") or 1)
         elif re.fullmatch("[0-9]{1,6}", args.nodes) and int(args.nodes) > 0:
             options, nodes = [f"--nodes={args.nodes}"], int(args.nodes)
             per_node = int(variables.get("SBATCH_GPUS_PER_NODE", "1").rpartition(":")[2])
         else:
             raise ConfigError(f"NODES={args.nodes}: a number of nodes for each run is needed")
-        submit(study, options, variables, nodes * per_node)
+        jobs = submit(study, options, variables, nodes * per_node)
     except ConfigError as error:
-        print(f"error: {rundir.printable(str(error))}", file=sys.stderr)
-        return Exit.INVALID
+        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
+        return Exit.INVALID, answers.error(str(error))
     except OSError as error:
-        if not (reason := rundir.storage_error(error)):
+        if not (reason := safe_files.storage_error(error)):
             raise
         print(f"error: {reason}", file=sys.stderr)
-        return Exit.FAILED
+        return Exit.FAILED, answers.error(reason)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
-        return Exit.INTERRUPTED
-    return Exit.FINISHED
+        return Exit.INTERRUPTED, answers.error("interrupted")
+    content = answers.study_head(study) | {"jobs": jobs, "logs": str(_logs(study))}
+    return Exit.FINISHED, answers.answer("submission", content)
 
 
 if __name__ == "__main__":

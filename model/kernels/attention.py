@@ -16,19 +16,21 @@ def formula(q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, bias_NTT: Tensor) -> Te
 def attend(
     q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, bias_NTT: Tensor, rows: int, layer: int = 1, dropout: float = 0.0
 ) -> Tensor:
-    """`formula`, `rows` queries at a time: each block has keys up to its own last position only, so `rows` must be T
-    unless all that lies ahead is unseen.
+    """`formula`, computed for `rows` queries at a time.
+
+    Each block of queries uses the keys up to its own last position only. So `rows` must be T unless no query sees a
+    later key.
 
     Args:
-        layer: scores are written divided by it, so that those of fp16 do not overflow, and multiplied back in fp32,
-            where softmax is taken (Megatron's --apply-query-key-layer-scaling). 1: neither.
+        layer: scores are computed divided by this number, so that they do not overflow in fp16, and multiplied by it in
+            fp32 before softmax (Megatron's --apply-query-key-layer-scaling). 1 changes nothing.
         dropout: the share of the probabilities that is dropped.
     """
     return _Attention.apply(q_NTK, k_NTK, v_NTK, bias_NTT, rows, layer, dropout)
 
 
 class _Attention(torch.autograd.Function):
-    """Kept for the backward pass are the blocks of probabilities, and which of them dropout let through."""
+    """For the backward pass it stores the blocks of probabilities, and which of them were not dropped."""
 
     @staticmethod
     def forward(

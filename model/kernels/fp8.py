@@ -24,7 +24,8 @@ FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def formula(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-    """The output in float64, of operands rounded as above. The gradients follow the table, and not from this."""
+    """The output in float64, of operands rounded to e4m3. It is for the output only: the gradients are those of the
+    table, and not of this function."""
     x, w = scale(x_ND, FORWARD), scale(weight_FD, FORWARD)
     rounded = (cast(t, by, FORWARD).double() / by.double() for t, by in ((x_ND, x), (weight_FD, w)))
     x64_ND, w64_FD = rounded
@@ -32,7 +33,8 @@ def formula(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Te
 
 
 def scale(x: Tensor, kind: torch.dtype) -> Tensor:
-    """The largest power of two, fp32, with which max |x| stays within `kind`; NaN where x is not finite."""
+    """The largest power of two (fp32) that max |x| can be multiplied by and still be representable in `kind`; NaN where
+    x is not finite."""
     room = torch.finfo(kind).max / x.abs().amax().float().clamp_min(2.0**-100)  # of zeros: any number will do
     return room / (2 * torch.frexp(room).mantissa)
 
@@ -86,7 +88,7 @@ def linear(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None, weight
 
 
 class _Products(torch.autograd.Function):
-    """For the backward pass the input is kept in eight bits, and of the weight what is stored anyway."""
+    """For the backward pass it stores the input in eight bits; and the weight as it was given, in eight bits or not."""
 
     @staticmethod
     def forward(

@@ -21,7 +21,7 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`formula`."""
+    """`formula`; in fp32 on a CPU by oneDNN."""
     return _OneDNN.apply(x, weight, bias) if _onednn(x) else F.linear(x, weight, bias)
 
 
@@ -47,7 +47,7 @@ def _direct(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("megahour::onednn", mutates_args=())
 def _opaque(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """`_direct` as an operator that torch.compile does not look into: its own rule for oneDNN's operator expects
+    """`_direct` as an operator that torch.compile does not trace, because its own rule for oneDNN's operator expects
     weights that never change."""
     return _direct(a_ND, b_FD, bias_F)
 

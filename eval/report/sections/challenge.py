@@ -1,5 +1,5 @@
-"""The rules of "Cramming" (Geiping & Goldstein 2022, section 2), of runs whose budget is a wall clock: which one a run
-breaks, and what it spent, compiling and FLOPs at the device's peak included."""
+"""Section: the rules of "Cramming" (Geiping & Goldstein 2022, section 2), for runs whose budget is a wall clock: which
+rules a run breaks, and what it spent."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from ablations.budget import clock_seconds
 from eval.report.blocks import Section, Table
 from eval.report.expense import spent
 from eval.report.findings import Findings
-from eval.report.runs import by_clock, plain
+from eval.report.runs import by_clock, in_one_line
 
 LONGEST = 24 * 3600.0  # seconds
 MOST_EPOCHS = 5  # of fine-tuning
@@ -30,12 +30,12 @@ def section(f: Findings) -> Section:
             lines.append(
                 [
                     f"{arm}, seed {seed}",
-                    plain(cell["run"]["config"]["train"]["budget"]),
+                    in_one_line(cell["run"]["config"]["train"]["budget"]),
                     f"{expense['seconds']:,.1f} s",
                     "-" if compiling is None else f"{compiling:,.1f} s",
                     f"{expense['flops']:.2e}" if expense["flops"] else "-",
                     f"{expense['peak']:.2e}" if expense["peak"] else "-",
-                    "-" if epochs is None else f"{plain(epochs)} epochs",
+                    "-" if epochs is None else f"{in_one_line(epochs)} epochs",
                     "; ".join(f"**broken: {rule}**" for rule in broken(cell)) or "kept",
                 ]
             )
@@ -43,7 +43,7 @@ def section(f: Findings) -> Section:
 
 
 def broken(cell: dict[str, Any]) -> list[str]:
-    """The rules that a run by the clock breaks, in words; none of other runs, which are no attempt at the challenge."""
+    """The rules that a run breaks, in words; empty for runs with a budget in tokens, to which they do not apply."""
     if not by_clock(cell):
         return []
     run = cell["run"]
@@ -51,7 +51,7 @@ def broken(cell: dict[str, Any]) -> list[str]:
     if config["data"].get("tokenizer_kind") == "file":
         rules.append("a tokenizer that was trained before (data.tokenizer_kind=file)")
     if (objective := config["model"].get("objective", "causal")) != "mlm":
-        rules.append(f"no masked language model (model.objective={plain(objective)})")
+        rules.append(f"no masked language model (model.objective={in_one_line(objective)})")
     devices = max(ranks(launch) for launch in (run, *(run.get("continued") or [])))
     if devices > 1:
         rules.append(f"{devices} devices")
@@ -59,7 +59,7 @@ def broken(cell: dict[str, Any]) -> list[str]:
     table = cell.get("glue") or {}
     epochs = table.get("setting", {}).get("epochs", 0)
     if not isinstance(epochs, int) or epochs > MOST_EPOCHS:
-        rules.append(f"fine-tuning over {plain(epochs)} epochs")
+        rules.append(f"fine-tuning over {in_one_line(epochs)} epochs")
     settings = [entry["setting"] for entry in table.get("scores", {}).values() if "setting" in entry]
     if any(setting != table.get("setting") for setting in settings):
         rules.append("fine-tuning with other settings for some tasks")
@@ -67,14 +67,14 @@ def broken(cell: dict[str, Any]) -> list[str]:
 
 
 def ranks(launch: dict[str, Any]) -> int:
-    """Devices of one launch of a run; 1 where a stranger's file does not say."""
+    """The number of devices in one launch of a run; 1 where its run.json does not say."""
     hardware = launch.get("hardware")
     count = hardware.get("ranks") if isinstance(hardware, dict) else None
     return count if isinstance(count, int) else 1
 
 
 def overrun(cell: dict[str, Any]) -> list[str]:
-    """Whether the budget is longer than the challenge's, or the run than its budget."""
+    """Sentences: the budget is longer than the challenge allows, or the run took longer than its budget."""
     rules = []
     try:
         budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
@@ -92,7 +92,7 @@ def overrun(cell: dict[str, Any]) -> list[str]:
 
 
 def last_step(cell: dict[str, Any]) -> float:
-    """Seconds of a step at the end of a run: the mean since the last line of the log but one. 0: not known."""
+    """Seconds per step at the end of a run, between the last two lines of its log; 0 where unknown."""
     if len(cell.get("metrics", [])) < 2:
         return 0.0
     before, last = cell["metrics"][-2:]

@@ -1,4 +1,4 @@
-"""Bits per byte on each corpus of models trained on each, with the noise."""
+"""Section: bits per byte on each corpus of the models trained on each corpus, with the noise."""
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def section(f: Findings) -> Section:
             "column.",
             Table(["trained", *head], lines),
             Figure(
-                drawing.heat("Bits per byte: trained (rows), held-out text (columns)", arms, head, colours),
+                drawing.heat_map("Bits per byte: trained (rows), held-out text (columns)", arms, head, colours),
                 "Coloured within each column, from its worst to its best.",
             ),
         ],

@@ -1,11 +1,11 @@
-"""Section: what the runs cost: FLOPs, processor-hours, energy by estimate."""
+"""Section: the cost of the runs: FLOPs, processor-hours, estimated energy."""
 
 import numpy as np
 
 from eval.report.blocks import Section, Table
 from eval.report.expense import spent
 from eval.report.findings import Findings
-from eval.report.runs import plain
+from eval.report.runs import in_one_line
 
 HEAD = [
     "run",
@@ -47,13 +47,13 @@ def section(f: Findings) -> Section:
                 f"{expense['hours']:.3g} {unit}-hours",
                 f"{expense['kwh']:.2g} kWh" if expense["kwh"] else "-",
                 f"{cell['eval']['seconds']:.0f} s" if "eval" in cell else "-",
-                plain(run["hardware"]),
+                in_one_line(run["hardware"]),
             ]
         )
     if not lines:
         return Section("Cost", ["No run has begun."])
     power = "; ".join(
-        f"{plain(device)}: {f'{watts} W per {unit}' if watts else 'unknown'} ({source})"
+        f"{in_one_line(device)}: {f'{watts} W per {unit}' if watts else 'unknown'} ({source})"
         for device, (watts, source, unit) in devices.items()
     )
     total = " and ".join(f"{value:.3g} {unit}-hours" for unit, value in sorted(hours.items()))

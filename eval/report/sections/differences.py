@@ -21,16 +21,16 @@ Minus {baseline}, by seed where both have the seed. Runs that were not planned t
 thing: see above. bits/byte: negative is better. Scores, in points: positive is."""
 
 NOISE = """\
-Noise is the standard error of the difference, from two sources. Seeds: what is left of the results after the mean
-of each arm and of each seed is taken out (of each arm alone where there are two arms and two seeds), pooled over
-the arms, as if the seeds scattered all arms alike. Items: the arms are compared document by document and question
-by question, and others could have been drawn. A difference counts when it is larger than "counts above": many times
-the noise where there are few seeds, because the noise itself is then badly known. p is two-sided, after Holm's
-correction for the number of arms. Bootstrap: 95 % intervals of the difference, paired, over other items of the same
-tasks, and over other tasks like these; seeds are in neither. The items' part is below what can be told where the
-documents and questions scatter no more than each does by itself from seed to seed: the seeds' part holds that already,
-so it is counted once, while the bootstrap, which redraws the items as these seeds answered them, has it too. Formulas
-and sources: docs/statistics.md."""
+Noise is the standard error of the difference, from two sources. Seeds: what is left of the results after the mean of
+each arm and of each seed is taken out (of each arm alone where there are two arms and two seeds), pooled over the arms,
+as if the seeds scattered all arms alike. Items: the arms are compared document by document and question by question,
+and others could have been drawn. A difference counts when it is larger than "counts above": many times the noise where
+there are few seeds, because the noise itself is then badly known. p is two-sided, after Holm's correction for the
+number of arms, in a factorial of arms and effects. Bootstrap: 95 % intervals of the difference, paired, over other
+items of the same tasks, and over other tasks like these; seeds are in neither. The items' part is below what can be
+told where the documents and questions scatter no more than each does by itself from seed to seed: the seeds' part holds
+that already, so it is counted once, while the bootstrap, which redraws the items as these seeds answered them, has it
+too. Formulas and sources: docs/statistics.md."""
 
 BELOW = "below what can be told"  # an estimate of a variance that is not above zero: eval/statistics/items.py
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
@@ -99,7 +99,7 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
 
 
 def how_decided(f: Findings) -> list[Block]:
-    """Sentences on how verdicts are reached: the metric, the margins, and how the number of seeds was chosen."""
+    """Paragraphs that explain the verdicts: the metric, the margins, and how the number of seeds was chosen."""
     sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
     if f.primary != f.primary_before:
         before = f.primary_before or "one metric in some runs and another in others"
@@ -140,14 +140,14 @@ def undecided(f: Findings) -> list[Block]:
 
 def noise_floors(f: Findings) -> list[str]:
     """The noise floor of each metric, and the differences that studies with more seeds would detect."""
-    lines, arms = [], 1 + len(f.study.compared)
+    lines, arms, tests = [], 1 + len(f.study.compared), f.study.tests
     for name, noise in recorded_noise(f).items():
         metric = METRICS[name]
         floor = noise_floor(f.distinct_results(name))  # with what the arms of a seed share: two seeds do not share it
         assert floor
         widest = quantile(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
         resolutions = [
-            f"{detectable(noise['seed_sd'], noise['items'], arms, n):.{metric.digits + 1}f} with {n}"
+            f"{detectable(noise['seed_sd'], noise['items'], arms, n, tests):.{metric.digits + 1}f} with {n}"
             for n in STUDIES_SHOWN
         ]
         lines.append(
@@ -159,7 +159,7 @@ def noise_floors(f: Findings) -> list[str]:
 
 
 def forest(f: Findings, name: str) -> str:
-    """A figure: effects with the intervals that the verdict uses."""
+    """A figure of the differences on a metric, with the intervals on which the verdicts are based."""
     metric, effects = METRICS[name], []
     for arm, c in f.compared.get(name, {}).items():
         kind = "same"

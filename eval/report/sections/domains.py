@@ -1,4 +1,4 @@
-"""Held-out loss of each domain, where the text names several."""
+"""Section: the held-out loss of each domain, where the text has several."""
 
 from math import nan
 
@@ -45,7 +45,7 @@ def section(f: Findings) -> Section:
 
 
 def loss(entries: list[dict]) -> str:
-    """The mean over seeds, with its standard error where there is one: a single document has none."""
+    """The mean loss over seeds with its standard error, as text; without it where there is a single document."""
     value = float(np.mean([entry["value"] for entry in entries]))
     errors = [entry["stderr"] for entry in entries if entry.get("stderr") is not None]
     return plus_minus(value, float(np.mean(errors)) if len(errors) == len(entries) else nan, 3)

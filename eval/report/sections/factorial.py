@@ -1,10 +1,9 @@
-"""Main effects and interactions of a factorial, with what a fraction of it cannot tell apart."""
+"""Section: main effects and interactions of a factorial, and which of them are aliased in a fraction."""
 
 from typing import Any
 
 from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS
-from eval.report.contrasts import effects
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
 from eval.statistics.verdicts import verdict
@@ -15,8 +14,8 @@ one combination to the next, one setting differs; what does not is listed under 
 
 A main effect is what changing the factor does, averaged over the other factors. An interaction is what the second
 factor changes about the effect of the first: for two, both together minus what each does alone. Paired by seed; noise
-and intervals as under "Differences from the baseline"; Holm's correction among the main effects, and among the
-interactions."""
+and intervals as under "Differences from the baseline"; Holm's correction is for all that is judged on a metric: the
+combinations against the baseline, the main effects and the interactions together."""
 
 
 NONE_YET = "There are no effects yet: every combination needs a result with the same seed."
@@ -43,18 +42,18 @@ def section(f: Findings) -> Section:
 
 
 def effect_rows(f: Findings) -> list[list[str]]:
-    """A line of HEAD for each metric and effect: main effects, then interactions."""
+    """Rows of the table (columns: HEAD), one for each metric and effect; main effects first, then interactions."""
     design = f.study.factorial
     assert design
     return [
         [f"{design.name(effect)}, {name}", *numbers(c, METRICS[name].digits + 1), words(f, name, effect, c)]
         for name in f.results
-        for effect, c in effects(f, name).items()
+        for effect, c in f.effects.get(name, {}).items()
     ]
 
 
 def on_screen(f: Findings) -> list[str | Table]:
-    """The effects for the terminal: a line each with its interval and verdict."""
+    """The effects for the terminal, a line for each with its interval and verdict."""
     design = f.study.factorial
     if not design:
         return []
@@ -74,7 +73,8 @@ def numbers(c: Comparison, digits: int) -> list[str]:
 
 
 def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
-    """The verdict on an effect. An interaction is better or worse than what the factors alone add up to."""
+    """The verdict on an effect, as text. For an interaction, better or worse is meant relative to the sum of the
+    factors' own effects."""
     metric = METRICS[name]
     decision = verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
     sentence = decision.words
@@ -86,13 +86,13 @@ def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
 
 
 def recorded(f: Findings) -> list[dict[str, Any]]:
-    """The effects, for the record."""
+    """The effects as they are stored in run.json of the record."""
     design = f.study.factorial
     lines: list[dict[str, Any]] = []
     if not design:
         return lines
     for name in f.results:
-        for effect, c in effects(f, name).items():
+        for effect, c in f.effects.get(name, {}).items():
             line: dict[str, Any] = {
                 "effect": design.name(effect),
                 "metric": METRICS[name].key,

@@ -1,4 +1,4 @@
-"""GLUE: runs fine-tuned on its tasks (eval/finetune), beside external checkpoints and published results."""
+"""Section: GLUE results of fine-tuned runs (eval/finetune), beside external checkpoints and published results."""
 
 from functools import cache
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eval.report.blocks import Section, Table
-from eval.report.external import External, remarks, unlike
+from eval.report.external import External, reason_not_comparable, remarks
 from eval.report.findings import Findings
 from eval.report.sections.challenge import MARK, broken
 
@@ -98,11 +98,11 @@ def section(f: Findings) -> Section:
 def external_rows(
     external: list[External], runs: list[dict[str, Any]], names: list[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """The rows of external checkpoints, and a line for each thing to know about them.
+    """The rows of external checkpoints, and remarks about them.
 
     Args:
-        runs: the tables of all runs.
-        names: of the tasks that are columns.
+        runs: the GLUE tables of all runs.
+        names: the names of the tasks that are columns.
     """
     rows, notes = [], []
     for name, table, damage in external:
@@ -110,7 +110,7 @@ def external_rows(
         if damage:
             notes.append(f"* {title} is left out: {damage}.")
             continue
-        reasons = {task: unlike(table, runs, task) for task in TASKS if task in table["scores"]}
+        reasons = {task: reason_not_comparable(table, runs, task) for task in TASKS if task in table["scores"]}
         shown = {task: table["scores"][task] for task, reason in reasons.items() if not reason}
         for reason in dict.fromkeys(filter(None, reasons.values())):
             tasks = ", ".join(TASKS[task] for task, task_reason in reasons.items() if task_reason == reason)

@@ -1,19 +1,20 @@
-"""Section: all that violates a controlled comparison, such as runs on other hardware or with other versions."""
+"""Section: everything that violates a controlled comparison, such as runs on different hardware or with different
+versions."""
 
 from typing import Any
 
 from ablations.values import difference, flatten
 from eval.report.comparable import evaluation
-from eval.report.runs import Cells, plain
+from eval.report.runs import Cells, in_one_line
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
-    """A sentence for each thing that violates a controlled comparison."""
-    return together(each_mismatch(study, cells), len(cells))
+    """Sentences about everything that violates a controlled comparison."""
+    return join_by_text(single_mismatches(study, cells), len(cells))
 
 
-def together(lines: list[str], runs: int) -> list[str]:
-    """Sentences "run: what", joined where they say the same about several runs."""
+def join_by_text(lines: list[str], runs: int) -> list[str]:
+    """Join sentences of the form "run: text" that have the same text. `runs`: the number of all runs."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -28,11 +29,12 @@ def together(lines: list[str], runs: int) -> list[str]:
     return merged
 
 
-def each_mismatch(study: Any, cells: Cells) -> list[str]:
+def single_mismatches(study: Any, cells: Cells) -> list[str]:
     by_name = {f"{arm}, seed {seed}": cell for (arm, seed), cell in cells.items()}
     lines = [f"{name}: {cell['state']}, so not among the results" for name, cell in by_name.items() if cell["state"]]
     lines += [f"{name}: {damage}" for name, cell in by_name.items() for damage in cell.get("damage", [])]
     lines += getattr(study, "damaged", [])
+    lines += copies(cells)
     runs = {name: cell["run"] for name, cell in by_name.items() if "run" in cell}
     evaluated = {name: cell for name, cell in by_name.items() if "eval" in cell}
 
@@ -42,7 +44,7 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     )
     for name, run in runs.items():
         lines += history(name, run, compared)
-        lines += [f"{name}, text: {plain(line)}" for line in run["data"].get("mismatch") or []]
+        lines += [f"{name}, text: {in_one_line(line)}" for line in run["data"].get("mismatch") or []]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
     tokenizers = {name: run["data"]["tokenizer"] for name, run in runs.items()}
@@ -56,14 +58,34 @@ def each_mismatch(study: Any, cells: Cells) -> list[str]:
     )
 
     lines += differing_values({name: {"evaluation": evaluation(cell)} for name, cell in evaluated.items()})
-    for task in sorted({plain(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
+    for task in sorted({in_one_line(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
         lines.append(f"{task}: left out, the held-out text does not give enough items")
     named_tasks = [cell["eval"].get("lm_eval_tasks") or {} for cell in evaluated.values()]
-    for task in sorted({plain(task) for tasks in named_tasks for task in tasks.get("missing", [])}):
+    for task in sorted({in_one_line(task) for tasks in named_tasks for task in tasks.get("missing", [])}):
         lines.append(f"{task}: left out, its data is not there")
     if getattr(study, "controlled", True):
         lines += more_than_a_line(study, cells)
         lines += more_than_an_edge(study, cells)
+    return lines
+
+
+def copies(cells: Cells) -> list[str]:
+    """Sentences about runs of different seeds that are the same run: all that they logged, or the weights that were
+    evaluated, are equal to the last digit. A copied folder is no second seed."""
+    lines = []
+    first: dict[Any, tuple[str, int]] = {}
+    for (arm, seed), cell in cells.items():
+        logged = tuple((row["step"], row["loss"], row.get("grad_norm")) for row in cell.get("metrics") or [])
+        weights = cell.get("eval", {}).get("weights_sha256")
+        keys = [key for key in (("logged", logged), ("weights", weights)) if key[1]]
+        original = next((first[key] for key in keys if key in first), (arm, seed))
+        if original[1] != seed:
+            lines.append(
+                f"{arm}, seed {seed}: trained exactly as {original[0]}, seed {original[1]}, to the last digit: one is "
+                "a copy of the other, so it is no second measurement"
+            )
+        for key in keys:
+            first.setdefault(key, (arm, seed))
     return lines
 
 
@@ -82,7 +104,7 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
     for rollback in run.get("rollbacks") or []:
         first, last = rollback["samples_left_out"]
         back = f"went back to step {rollback['back_to']}, and left out samples {first} to {last}"
-        lines.append(f"{name}: {back}: {plain(rollback['why'])}")
+        lines.append(f"{name}: {back}: {in_one_line(rollback['why'])}")
     return lines
 
 
@@ -108,7 +130,7 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
         for what, (one, other, allowed) in tests.items():
             changes = difference(flatten(one), flatten(other))
             more = [
-                f"{key}={plain(value)}"
+                f"{key}={in_one_line(value)}"
                 for key, value in changes.items()
                 if key not in allowed and not key.startswith("layout.") and key != "size"
             ]
@@ -126,8 +148,8 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
 
 
 def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
-    """Neighbours in a factorial whose runs differ, as configured or in effect, in another setting than the one factor
-    that makes them neighbours."""
+    """Sentences about combinations of a factorial that should differ in one factor, and whose runs differ in another
+    setting, as configured or in effect."""
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:
@@ -152,15 +174,19 @@ def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
 
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
-    """A sentence for every key whose value is not the same in all runs. `values`: {run: nested values}; only_shared:
-    keys that not all runs have are left out."""
+    """A sentence for each key whose value differs between runs.
+
+    Args:
+        values: {run: nested dictionary}.
+        only_shared: leave out keys that some runs do not have.
+    """
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):
         groups: dict[str, list[str]] = {}
         for name, value in flat_values.items():
             if key in value or not only_shared:
-                groups.setdefault(plain(value.get(key, "none")), []).append(name)
+                groups.setdefault(in_one_line(value.get(key, "none")), []).append(name)
         if len(groups) > 1:
             shown = [f"{value} ({' + '.join(runs)})" for value, runs in groups.items()]
             lines.append(f"{key} differs: {'; '.join(shown)}")

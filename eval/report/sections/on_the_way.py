@@ -1,4 +1,4 @@
-"""Section: scores against tokens, from weights that were saved during training, and from the trained weights."""
+"""Section: scores against trained tokens, from weights that were saved during training and from the final ones."""
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from eval.report.findings import Findings
 SAME = ("version", "lm_eval", "corpora", "precision")  # of two evaluations of one run that are points of one curve
 
 
-def asked_the_same(result: dict, end: dict, metric: str) -> bool:
-    """Whether two evaluations of one run used the same items: only then are they points of one curve."""
+def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
+    """Whether two evaluations of a run used the same items for a metric, so that they are points of one curve. `end`:
+    the evaluation of the trained weights."""
 
     def suite_data(evaluation: dict) -> list[tuple[str, str]]:
         tasks = evaluation["tasks"].items() if metric == "suite" else ()
@@ -49,6 +50,6 @@ def scores_on_the_way(seeds: dict[int, dict], key: str) -> dict[int, float]:
             tokens = cell["metrics"][-1]["tokens"]
             points[tokens] = {"tokens": tokens, **cell["eval"]}
         for result in points.values():
-            if result.get(key) and asked_the_same(result, points[max(points)], key):
+            if result.get(key) and used_the_same_items(result, points[max(points)], key):
                 values.setdefault(result["tokens"], []).append(result[key]["value"])
     return {tokens: float(np.mean(values[tokens])) for tokens in sorted(values) if len(values[tokens]) == len(seeds)}

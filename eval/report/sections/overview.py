@@ -1,11 +1,11 @@
-"""Section: the head of a report: the question, a line for each arm, and what the numbers mean."""
+"""The first section of a report: the question, a table with a line for each arm, and what its numbers mean."""
 
 from math import nan
 
 import numpy as np
 
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
-from eval.report.compare import METRICS, own_strata
+from eval.report.compare import METRICS, arm_strata
 from eval.report.findings import Findings
 from eval.report.sections.challenge import broken
 from eval.report.sections.differences import forest
@@ -40,7 +40,7 @@ def number(f: Findings, arm: str, name: str) -> str:
     if not row:
         return "-"
     pool = f.results[name] if f.controlled else {arm: row}
-    strata = own_strata(f.cells, arm, sorted(row), name)
+    strata = arm_strata(f.cells, arm, sorted(row), name)
     error = level_stderr(pool, arm, item_part(strata))
     if (independent_items(strata) or 0) < 2:
         error = nan  # a single document or passage tells no noise
@@ -120,7 +120,7 @@ def held_out_loss(f: Findings) -> str:
 
 
 def decided_by(f: Findings) -> str:
-    """By which metric and margin the verdicts are, and whether these were chosen after the runs."""
+    """A sentence: the metric and the margin of the verdicts, and whether they were chosen after the runs."""
     if f.primary == f.primary_before:
         words = f"The verdict is on {f.primary}, the primary metric; what the others say is exploratory."
     else:
@@ -131,6 +131,11 @@ def decided_by(f: Findings) -> str:
         for name, margin in f.margins.items()
         if name in f.results and name not in f.named_before
     ]
+    if f.seeds_planned:
+        late.append(
+            f"Seeds were added after the first {f.seeds_planned}, which were all that was planned: looking more than "
+            "once makes wrong verdicts likelier than 5 %. MORE=auto from the start has a level for each look."
+        )
     return " ".join([words, *late])
 
 
@@ -146,8 +151,8 @@ def unequal_tasks(f: Findings) -> list[str]:
 
 
 def uneven_seeds(f: Findings) -> list[str]:
-    """Sentences about arms whose runs scatter more between seeds than those of others, so that a pooled variance would
-    be wrong."""
+    """Sentences about arms whose runs scatter more between seeds than those of other arms, so that the variance cannot
+    be pooled."""
     return [
         f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "
         "the number of arms). One variance is assumed for all. What is compared with this arm is judged by the "

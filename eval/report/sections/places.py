@@ -1,4 +1,4 @@
-"""Section: a ranking of runs that were not planned as one study, where they can be ranked, and which cannot be."""
+"""Section: the ranking of runs that were not planned as one study, and which of them cannot be ranked together."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from eval.report.comparable import evaluation_classes
 from eval.report.compare import METRICS, ranking
 from eval.report.findings import Findings
 from eval.report.sections.settings import configurations
-from eval.report.short_names import brief
+from eval.report.short_names import shortest_ends
 
 
 def section(f: Findings) -> Section:
@@ -36,13 +36,14 @@ def section(f: Findings) -> Section:
 
 
 def corpora_by_tokens(f: Findings) -> list[Table]:
-    """Where both differ: the mean score of each corpus at each budget, of runs evaluated as the first of them."""
+    """Tables of the mean score of each corpus at each budget, where runs differ in both. Only runs that were evaluated
+    like the first one are included."""
     name = list(f.results)[-1]
     scores: dict[str, dict[int, list[str]]] = {}
     classes = evaluation_classes(f.cells) if f.results[name] else []
     comparable = {arm for arm, _ in classes[0]} if classes else set()
     configs = configurations(f)
-    short_names = brief(config["data.corpus"] for config in configs.values())
+    short_names = shortest_ends(config["data.corpus"] for config in configs.values())
     for arm, config in configs.items():
         if (row := f.results[name][arm]) and arm in comparable and config.get("train.budget", "tokens") == "tokens":
             corpus = f"{short_names[config['data.corpus']]}, {len(row)} seeds"

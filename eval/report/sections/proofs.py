@@ -1,19 +1,19 @@
-"""Section: the activity proofs: what was measured before the first step, to show that each factor acts."""
+"""Section: the activity proofs, which were measured before the first step to show that each factor acts."""
 
 from eval.report.blocks import Section, Table
 from eval.report.findings import Findings
-from eval.report.runs import plain
+from eval.report.runs import in_one_line
 
 
 def section(f: Findings) -> Section:
-    """One line for each factor and value, with what was measured in the first run that has it."""
+    """A table with a line for each factor and value, with the measurement of the first run that has it."""
     runs_with: dict[tuple[str, str, bool], list[str]] = {}
     measured: dict[tuple[str, str, bool], str] = {}
     for (arm, seed), cell in f.cells.items():
         for proof in cell.get("run", {}).get("proofs", []):
-            key = (proof["factor"], plain(proof["value"]), proof["passed"])
+            key = (proof["factor"], in_one_line(proof["value"]), proof["passed"])
             runs_with.setdefault(key, []).append(f"{arm}, seed {seed}")
-            measured.setdefault(key, plain(proof["detail"]))
+            measured.setdefault(key, in_one_line(proof["detail"]))
     lines = []
     for key, runs in runs_with.items():
         factor, value, passed = key

@@ -1,6 +1,7 @@
-"""Section: published results of the BigScience study beside ours, from eval/report/sections/published.yaml, with marks
-for how far each number can be trusted."""
+"""Section: published results of the BigScience study beside ours, from eval/report/sections/published.yaml, each marked
+by how well its source was verified."""
 
+import csv
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ def load() -> dict[str, Any]:
     return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
 
 
+@cache
+def saves() -> dict[str, np.ndarray]:
+    """{corpus: the accuracies of all saves of its run in %, [saves, tasks]}, the earliest save first; see "saves" in
+    published.yaml."""
+    with (Path(__file__).parent / "published_saves.csv").open(encoding="utf-8", newline="") as file:
+        _, *lines = csv.reader(file)
+    corpora = dict.fromkeys(line[0] for line in lines)
+    return {name: np.array([line[2:] for line in lines if line[0] == name], float) for name in corpora}
+
+
 def shown(part: dict[str, Any], beside: str) -> bool:
     """Whether a part of published.yaml is shown: unverified numbers only where `beside`, one of
     eval.report.request.BESIDE, asks for them."""
@@ -36,7 +47,7 @@ def shown(part: dict[str, Any], beside: str) -> bool:
 
 
 def section(f: Findings) -> Section:
-    """What the study found for the same factor, marked for how far it can be trusted."""
+    """The published results for the factor of this study."""
     known = load()
     factors = f.factors()
     blocks: list[Block] = []
@@ -54,7 +65,7 @@ def section(f: Findings) -> Section:
 
 
 def with_ours(f: Findings, table: dict[str, Any]) -> Table:
-    """A table of the study, with our results in the rows of the same values."""
+    """A published table, with our results added in the rows with the same value of the factor."""
     name = "suite" if "suite" in f.results else "zero-shot"
     theirs = rows(table)
     arms = {value: arm for value, _ in theirs for arm in f.study.arms if arm.split("=")[-1] == value}
@@ -101,14 +112,15 @@ def external(beside: str) -> Table:
     return Table(head, lines, f"Models of others, from {load()['paper']}; never ranked with runs: another evaluation")
 
 
-def task_difference(one: str, other: str) -> tuple[Comparison, list[Stratum]]:
-    """Two corpora by the published accuracies of each task, in points: no item was published, so their errors are those
-    of independent samples, and one run of each, so nothing is known of the seeds.
+def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Stratum]]:
+    """The comparison of two corpora by the published accuracies of each task, in points. Single items were not
+    published, so that the standard errors are those of independent samples; and each corpus has one run, so that
+    nothing is known about the noise of seeds.
 
     The strata hold the difference of each task, for a bootstrap over tasks.
     """
     known = load()["per_task"]
-    a, b = (known["columns"].index(name) for name in (one, other))
+    a, b = (known["columns"].index(name) for name in (corpus, reference))
     numbers = np.array([row for row in known["rows"].values()], float)
     n, p, q = numbers[:, 0], numbers[:, a] / 100, numbers[:, b] / 100
     variance = (p * (1 - p) / (n - 1) + q * (1 - q) / (n - 1)) * 1e4
@@ -118,8 +130,8 @@ def task_difference(one: str, other: str) -> tuple[Comparison, list[Stratum]]:
 
 
 def corpora() -> list[Block]:
-    """The corpora of the study by published accuracies of every task, compared as this report compares; and their means
-    through training."""
+    """The corpora of the published study, compared by their accuracies on every task with the rules of this report; and
+    their means during training."""
     known, paths = load()["per_task"], load()["trajectories"]
     names = known["columns"][1:]
     lines = []

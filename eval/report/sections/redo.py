@@ -1,12 +1,12 @@
-"""Section: how to reproduce the study: the command, the commits and the versions."""
+"""Section: how to reproduce the study: command, commits and versions."""
 
 from eval.report.blocks import Code, Section
 from eval.report.findings import Findings
-from eval.report.runs import plain
+from eval.report.runs import in_one_line
 
 
 def section(f: Findings) -> Section:
     runs = [cell["run"] for cell in f.cells.values() if "run" in cell]
-    commits = ", ".join(sorted({plain(run["commit"]["sha"]) for run in runs})) or "unknown"
-    versions = " | ".join(dict.fromkeys(plain(run["versions"]) for run in runs)) or "unknown"
+    commits = ", ".join(sorted({in_one_line(run["commit"]["sha"]) for run in runs})) or "unknown"
+    versions = " | ".join(dict.fromkeys(in_one_line(run["versions"]) for run in runs)) or "unknown"
     return Section("How to redo it", [Code(f.study.command), f"Commit: {commits}. Versions: {versions}."])

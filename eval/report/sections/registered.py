@@ -1,4 +1,4 @@
-"""What was registered before the runs, what was changed since, and which of the predictions held."""
+"""Section: what was registered before the runs, what was changed since, and which predictions came true."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ from ablations import rundir
 from ablations.prediction import Prediction
 from ablations.registration import NOTHING_EXPECTED, changes
 from eval.report.blocks import Block, Section, Table
-from eval.report.compare import METRICS, look, pair
+from eval.report.compare import METRICS, level_share, pair
 from eval.report.findings import Findings
 from eval.report.runs import named
 from eval.statistics.comparison import Comparison
@@ -27,7 +27,7 @@ the arms that it is about before their first step; one of them may be older, sin
 
 
 class Checked(NamedTuple):
-    """A prediction beside what came out."""
+    """A prediction and its outcome."""
 
     text: str
     metric: str
@@ -39,7 +39,10 @@ class Checked(NamedTuple):
 def section(f: Findings) -> Section:
     blocks: list[Block] = []
     if f.study.registration:
-        blocks += [HEAD, "\n".join(f"* {line}." for line in [*when_registered(f), *(since(f) or [unchanged(f)])])]
+        blocks += [
+            HEAD,
+            "\n".join(f"* {line}." for line in [*when_registered(f), *(changes_since(f) or [unchanged(f)])]),
+        ]
     if checked := checked_predictions(f):
         rows = [
             [f"`{row.text}`", row.metric, "yes" if row.registered else "no", f"**{row.outcome}**", row.measured]
@@ -54,7 +57,7 @@ UNKNOWN = "whether anything was changed since cannot be told of every run"
 
 
 def first_lines(f: Findings) -> dict[tuple[str, int], dict[str, Any]]:
-    """{run: its first line about this study}, of the runs that have one, the earliest first."""
+    """{run: its first registration of this study}, of the runs that have one, the earliest run first."""
     study = f.study.registration.get("study")
     lines = {
         run: next((line for line in cell["registered"] if line["content"].get("study") == study), None)
@@ -65,7 +68,7 @@ def first_lines(f: Findings) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def when_registered(f: Findings) -> list[str]:
-    """How many runs had this study registered before their first step; which had not, and why."""
+    """Sentences: how many runs registered this study before their first step, which did not, and why."""
     first = first_lines(f)
     before = [run for run, line in first.items() if line["step"] == 0]
     later = [run for run, line in first.items() if line["step"] > 0]
@@ -78,22 +81,23 @@ def when_registered(f: Findings) -> list[str]:
     return lines
 
 
-def since(f: Findings) -> list[str]:
-    """What is another now than when runs began, a sentence each."""
+def changes_since(f: Findings) -> list[str]:
+    """A sentence for each registered value that has changed since the runs began."""
     then = {f"{arm}, seed {seed}": line["content"] for (arm, seed), line in first_lines(f).items()}
     return changes(f.study.registration, then, len(f.cells))
 
 
 def unchanged(f: Findings) -> str:
-    """What is said where no change is known: of a run whose registration is missing or damaged it cannot be known."""
+    """The sentence for a study without known changes. It says where changes cannot be excluded, because the
+    registration of a run is missing or damaged."""
     known = first_lines(f)
     damaged = any(rundir.REGISTERED in line for cell in f.cells.values() for line in cell.get("damage", []))
     return UNKNOWN if damaged or any("run" in f.cells[run] and run not in known for run in f.cells) else UNCHANGED
 
 
 def expectation(f: Findings) -> str:
-    """What was expected, and whether that was registered in the runs before their first step. One arm may be older,
-    since studies share their baseline."""
+    """The expectation, and whether it was registered in the runs before their first step. One arm may be older, since
+    studies share their baseline."""
     expect = f.study.expect
     if expect.startswith(NOTHING_EXPECTED):
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
@@ -107,17 +111,18 @@ def expectation(f: Findings) -> str:
     return f"**Expected, {when}.** {expect}"
 
 
-def stood_in(line: dict[str, Any], prediction: Prediction) -> bool:
+def was_registered_in(line: dict[str, Any], prediction: Prediction) -> bool:
     texts = line["content"].get("predictions")
     return isinstance(texts, list) and prediction.text in texts
 
 
 def summary(f: Findings) -> dict[str, Any]:
-    """For the record: in how many of the runs the study was registered before the first step, and what was changed."""
+    """For run.json of the record: in how many runs the study was registered before the first step, and what was
+    changed."""
     if not f.study.registration:
         return {}
     before = sum(line["step"] == 0 for line in first_lines(f).values())
-    return {"before_the_first_step": before, "runs": len(f.cells), "changed": since(f)}
+    return {"before_the_first_step": before, "runs": len(f.cells), "changed": changes_since(f)}
 
 
 def checked_predictions(f: Findings) -> list[Checked]:
@@ -128,7 +133,7 @@ def was_registered(f: Findings, prediction: Prediction) -> bool:
     """Whether a prediction was registered before the runs that it is about had begun: in all runs of all its arms but
     one at most, at step 0. One arm may be older, since studies share their baseline."""
     first = first_lines(f)
-    before = {run for run, x in first.items() if x["step"] == 0 and stood_in(x, prediction)}
+    before = {run for run, x in first.items() if x["step"] == 0 and was_registered_in(x, prediction)}
     begun = {run for run, cell in f.cells.items() if "run" in cell}
     late = {arm for arm, _ in begun - before} & set(prediction.arms)
     return bool(before) and len(late) <= 1
@@ -144,7 +149,7 @@ def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
     compared: list[Comparison] = []
     for first, second in neighbours:
         there = {first, second} <= set(results)
-        spending = look(f.study.criteria, 1)
+        spending = level_share(f.study.criteria, 1)
         c = pair(f.cells, results, first, second, name, f.controlled, None, spending) if there else None
         if c is None:
             return UNDECIDED, f"{first} and {second} cannot be compared"
@@ -167,7 +172,7 @@ def half_width(c: Comparison, digits: int) -> str:
 
 
 def judged_order(differences: list[Comparison]) -> str:
-    """Of a rising order: each comparison is that of an arm with the next one."""
+    """HELD, FAILED or UNDECIDED for a predicted order. `differences`: the comparisons of each arm with the next one."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
         return FAILED
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED

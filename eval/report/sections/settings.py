@@ -6,7 +6,7 @@ from ablations.values import flatten
 from eval.report.blocks import Section, Table
 from eval.report.collection import is_setting
 from eval.report.findings import Findings
-from eval.report.runs import plain
+from eval.report.runs import in_one_line
 
 
 def differing(f: Findings) -> Section:
@@ -25,7 +25,7 @@ def differing(f: Findings) -> Section:
         )
     if not f.controlled:
         words = "These runs were not planned as a controlled comparison." if len(keys) > 1 else "One setting differs."
-    lines = [[arm, *(plain(config.get(key, "-")) for key in keys)] for arm, config in configs.items()]
+    lines = [[arm, *(in_one_line(config.get(key, "-")) for key in keys)] for arm, config in configs.items()]
     return Section(title, [words, Table(["arm", *(f"`{key}`" for key in keys)], lines)])
 
 
@@ -47,7 +47,7 @@ def same(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
     """{setting: value} of the settings that have the same value in all configurations."""
     first, *others = configs.values() or [{}]
     return {
-        key: plain(value)
+        key: in_one_line(value)
         for key, value in first.items()
         if all(key in config and config[key] == value for config in others)
     }

@@ -35,8 +35,8 @@ def suite_examples(evaluations: Iterable[dict]) -> str:
 
 
 def headline(f: Findings) -> list[Block]:
-    """The three means of the suite that eval/tasks/tasks.yaml defines, over runs that were evaluated like the first of
-    them."""
+    """The three means of the suite of tasks (see eval/tasks/tasks.yaml), over the runs that were evaluated like the
+    first one."""
     comparable = next(iter(evaluation_classes(f.cells)), [])
     evaluations = {run: f.cells[run]["eval"] for run in comparable if f.cells[run]["eval"].get("suite")}
     together = suite(list(evaluations.values())) if evaluations else None
@@ -102,7 +102,9 @@ def blocks(f: Findings) -> list[Block]:
     names = [task.rpartition("/")[2] for task in names] if len(corpora) == 1 else names
     columns = [arm.split("=", 1)[-1] if f.controlled else arm for arm in arms]
     note = "Blue above chance, orange below; grey: within two standard errors of it."
-    figure = drawing.heat("Accuracy in %, coloured by its distance from chance", names, columns, cells) if names else ""
+    figure = (
+        drawing.heat_map("Accuracy in %, coloured by its distance from chance", names, columns, cells) if names else ""
+    )
     head = ["task", "metric", "items", "context, tokens", "chance", *arms]
     return [Figure(figure, note), *headline(f), TASKS, Table(head, lines)]
 

@@ -1,4 +1,4 @@
-"""Tuned arms: loss against learning rate, and the verdict with each arm at its own best rate."""
+"""Section: tuned arms: loss against learning rate, and the verdicts with each arm at its own best rate."""
 
 from typing import Any
 
@@ -57,7 +57,8 @@ def section(f: Findings) -> Section:
 
 
 def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
-    """The rate with the least loss, and whether it is at an end of the grid, beyond which a better one may be."""
+    """The learning rate with the least loss, as text, with a note where it is at an end of the grid, so that the best
+    rate may be outside."""
     best = min(losses, key=losses.__getitem__)
     return (
         f"{best:g}, at an end of the grid: a better one may lie beyond"
@@ -100,7 +101,7 @@ def agree(common: str, best: str) -> str:
 
 
 def recorded(f: Findings) -> list[dict[str, Any]]:
-    """The basins and the verdicts at each arm's best, for the record."""
+    """The loss at each rate and the verdicts at each arm's best rate, as they are stored in run.json of the record."""
     if not (tuning := f.study.tuning):
         return []
     best = {name: at_best(f, name) for name in f.results}

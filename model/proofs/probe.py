@@ -1,4 +1,4 @@
-"""Tools of the activity proofs (model/proof.py): hooks on a model, its forward passes and parameters, comparisons."""
+"""Tools of the activity proofs: hooks on a model, its forward passes and parameters, comparisons of tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Proofs type a model as Any: they rely on what it computes, and not on what its class promises.
+# Models are annotated as Any, since proofs rely on what a model computes and not on its class.
 TOLERANCE = 0.02  # absolute and relative; bf16 keeps 8 bits, so a chain of a few operations errs by 1 % at most
 
 
@@ -44,7 +44,7 @@ def heads(model: Any) -> range:
 
 
 def whole(model: Any, name: str) -> Tensor:
-    """A whole parameter, gathered where ranks hold parts of it. A collective."""
+    """A parameter of the model, gathered from all ranks where tensor parallelism divides it. All ranks call it."""
     return model.tp.gather(name, model.get_parameter(name))
 
 
@@ -54,8 +54,8 @@ def tokens(model: Any, T: int) -> Tensor:
 
 
 def extents(model: Any, tokens: Tensor, extent: int = 1) -> dict[str, Tensor]:
-    """The keyword argument "extents_B" that a model with the prefix objective needs beside the tokens, the prefix of
-    all sequences being `extent` tokens long (1: the same as causal); none for other objectives."""
+    """Keyword arguments that a model needs beside the tokens: with the prefix objective {"extents_B": `extent` for each
+    sequence}, the length of its prefix (1: the same as causal); none for other objectives."""
     if model.cfg.objective != "prefix":
         return {}
     return {"extents_B": torch.full((len(tokens),), extent, device=tokens.device)}
@@ -68,7 +68,7 @@ def hidden(model: Any, tokens: Tensor, extent: int = 1) -> Tensor:
 
 def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
     """The sum of token embeddings and positions, before its norm, [B, T, D] in float64; by default for token 0 at T
-    positions. `norms` in model/proof_layers.py proves that this sum is what enters the first layer."""
+    positions. `norms` in model/proofs/layers.py proves that this sum is what enters the first layer."""
     sums: list[Tensor] = []  # inputs of the norm of the sum
     first_inputs: list[Tensor] = []  # inputs of the first layer, used where a model has no such norm
     with hooks() as on:
@@ -80,7 +80,7 @@ def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
 
 
 def close(x: Tensor, expected: Tensor, scale: float) -> bool:
-    """Whether all elements are within TOLERANCE x (scale + |expected|) of the expected ones, and shapes are equal."""
+    """Whether shapes are equal and all elements are within TOLERANCE x (scale + |expected|) of the expected ones."""
     if x.shape != expected.shape:
         return False
     return bool(((x.double() - expected.double()).abs() <= TOLERANCE * (scale + expected.double().abs())).all())

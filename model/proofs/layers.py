@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model import probe
-from model.probe import Proof
-from model.proof_attention import ADDED, added_rows
+from model.proofs import probe
+from model.proofs.attention import ADDED, added_rows
+from model.proofs.probe import Proof
 
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -130,8 +130,8 @@ def block(model: Any) -> Proof:
 
 @torch.no_grad()
 def precision(model: Any) -> Proof:
-    """train.precision: in which precision the linear layers multiply, that of their weights or FP8. The proof's value
-    is the measured one.
+    """train.precision: the precision in which the linear layers multiply, either that of their weights or FP8. The
+    value of the returned proof is the measured precision.
 
     FP8 rounds operands to 4 significant bits (e4m3) and gradients to 3 (e5m2); since they are scaled by powers of two,
     all but the smallest keep these bits. That changes a product of random numbers by 3.5 % or more; rounding to bf16 or
@@ -242,8 +242,8 @@ def tied(model: Any) -> Proof:
 
 
 def head(model: Any) -> Proof:
-    """model.head_transform and output_bias: for known outputs of the last layer, the input of the output matrix is that
-    of the configured transform, and the bias of the logits is added."""
+    """model.head_transform and output_bias: known vectors are transformed before the output matrix as configured, and
+    the bias is added to the logits."""
     cfg, wrong = model.cfg, []
     x = torch.randn(8, cfg.hidden, generator=torch.Generator().manual_seed(0)).to(model.embed.weight)
     out, expected = model.transform(x), x.double()
@@ -274,8 +274,8 @@ def head(model: Any) -> Proof:
 
 
 def dropout(model: Any) -> Proof:
-    """model.dropout and attn_dropout: of known values that enter each dropout, training sets the configured share to
-    zero and multiplies the others by 1 / (1 - p); evaluation changes none."""
+    """model.dropout and attn_dropout: in training, each dropout sets the configured share p of known values to zero and
+    multiplies the others by 1 / (1 - p); in evaluation it changes none."""
     cfg, T = model.cfg, min(model.cfg.seq, 64)
     H, K = len(probe.heads(model)), cfg.head_dim
     tokens = probe.tokens(model, T).expand(8, T)

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model import probe
 from model.objective import SpecialTokens
-from model.probe import Proof
+from model.proofs import probe
+from model.proofs.probe import Proof
 
 
 def expected_scores(pos: str, heads: int, head_dim: int, T: int, base: float) -> np.ndarray:
-    """Attention scores [H, T, T] by the formula of a position scheme, up to a constant per row, in float64; for queries
-    and keys whose components are all K^-1/4, and every other key half as long (`_key_sizes`).
+    """Attention scores [H, T, T] by the formula of a position scheme, in float64, up to a constant per row. All
+    components of queries and keys are K^-1/4, but every second key is half as long (`_key_sizes`).
 
     none, learned, sinusoidal: attention itself sees no position: 0. ALiBi (Press et al. 2021): -slope_h x distance,
     equal in both directions. Rotary (Su et al. 2021): the product of two equal vectors of squared length sqrt(K),
@@ -57,14 +57,14 @@ def added_rows(model: Any, T: int) -> Tensor:
 
 
 def _key_sizes(T: int) -> np.ndarray:
-    """Lengths of the T keys, 1 or 0.5 in turn: with keys of equal length, a score that is not divided by sqrt(K) would
-    differ by a constant only, which the softmax removes."""
+    """Lengths of the T keys, alternating between 1 and 0.5. With keys of equal length, leaving out the division by
+    sqrt(K) would change all scores by the same amount, which softmax removes."""
     return np.where(np.arange(T) % 2, 0.5, 1.0)
 
 
 def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
-    """The scores that each layer really used: for each layer [H, T, T] of this rank's heads, relative to the score of
-    each query with its own position; minus infinity where a query does not see a key.
+    """The scores that each layer computes: for each layer [H, T, T], of this rank's heads, relative to the score of
+    each query with the key at its own position; minus infinity where a query does not see a key.
 
     Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 is fine enough
     to show the smallest slope), and values that are one-hot vectors of the key's position, so that the input of the
@@ -101,8 +101,8 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
 
 
 def position(model: Any) -> Proof:
-    """model.pos: the configured position scheme, and no other, acts in every layer's attention and on the
-    embeddings."""
+    """model.pos: the configured position scheme acts in every layer's attention and on the embeddings, and no other
+    scheme does."""
     cfg = model.cfg
     T = min(cfg.seq, 64)
     expected = expected_scores(cfg.pos, cfg.heads, cfg.head_dim, T, cfg.rotary_base)[probe.heads(model)]
@@ -149,9 +149,10 @@ def visible(objective: str, T: int, extent: int) -> np.ndarray:
 
 
 def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int, int]]]:
-    """For each row of token ids the pairs (position, token) that the loss is of, by the definition of the objective.
+    """For each row of token ids the predictions that enter the loss, as pairs (position of the output, token to
+    predict), by the definition of the objective.
 
-    From the batch only what is random is taken: extents, and masked positions.
+    Only what the objective draws at random is taken from the batch: the lengths of prefixes and the masked positions.
     """
     R, T = len(rows), rows.shape[1] - 1
     if model.cfg.objective == "causal":
@@ -184,11 +185,11 @@ def masking(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
 
 
 def objective(model: Any) -> Proof:
-    """model.objective: which tokens see each other, and which tokens the loss is of, predicted from which outputs.
+    """model.objective: which tokens see each other, which outputs enter the loss, and which token each predicts.
 
-    When a hook makes the last norm return zeros, each prediction costs log V. Then the outputs at one position at a
-    time are made to favour a token that is never the right one, and the loss must rise by exactly what the predictions
-    at that position then cost.
+    A hook makes the last norm return zeros, so that each prediction has the loss log V. Then the outputs at one
+    position at a time are made to favour a token that is never the right one. The loss must rise by exactly the
+    additional loss of the predictions at that position.
     """
     cfg, R = model.cfg, 3
     T = min(cfg.seq, 8 if cfg.objective != "mlm" else max(16, math.ceil(1 / cfg.mask_rate)))  # one masked at least
@@ -230,10 +231,10 @@ def objective(model: Any) -> Proof:
 
 
 def qk_scaling(model: Any) -> Proof:
-    """model.qk_scaling: in layer l, a score of l - 1/2 times the largest fp16 number does not overflow, so it was
+    """model.qk_scaling: in layer l, a score of l - 1/2 times the largest fp16 number does not overflow, so scores are
     divided by l or more.
 
-    That it is multiplied back is shown by the proof of positions, where scores would otherwise be too small.
+    That they are multiplied by it again is shown by `position`, since scores would otherwise be too small.
     """
     cfg, dtype = model.cfg, model.embed.weight.dtype
     value = str(cfg.qk_scaling).lower()

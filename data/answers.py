@@ -1,0 +1,52 @@
+"""Answers of commands for programs: one JSON object on standard output, whose "kind" names its schema in docs/schema.
+
+All commands answer in this form when they are asked to (FORMAT=json; ablations/answers.py has what the words of a study
+need besides). It stands here because `data.prepare` is such a command, and `data` imports no other package of ours.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+VERSION = 1  # of the answers; a field that goes or means something else makes another
+FORMATS = ("text", "json")
+
+
+def answer(kind: str, content: dict[str, Any]) -> str:
+    """An answer as a text of JSON."""
+    return json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
+
+
+def error(problem: str) -> str:
+    """The answer to a request that is refused, or that failed."""
+    return answer("error", {"error": problem})
+
+
+def asks_for_json(words: Sequence[str]) -> bool:
+    """Whether the words of a command line ask for JSON, so that an error is to be JSON too: FORMAT=json as in the words
+    of a study, or an option --format."""
+    options = zip(words, words[1:], strict=False)
+    return "FORMAT=json" in words or "--format=json" in words or ("--format", "json") in options
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command line whose refusals are answers too, where JSON is asked for."""
+
+    as_json = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.as_json = self.as_json or asks_for_json(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end with exit code 2."""
+        if self.as_json:
+            print(error(message), flush=True)
+        super().error(message)
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """The option --format of a command that has no NAME=VALUE words."""
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of the answer (%(default)s)")

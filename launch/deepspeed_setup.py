@@ -1,0 +1,116 @@
+"""DeepSpeed started and configured. No other file imports it; launch/engine.py uses the engine that it makes."""
+
+import ctypes
+import logging
+import os
+import warnings
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ablations.config import Run, spread
+from data.batches import uncompiled_imports
+from model.count import parameters
+
+
+def start(run: Run) -> tuple[int, int]:
+    """Join the process group, and set up this process for training: device, threads, determinism.
+
+    The group is described by the usual environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT;
+    without them this process is a group of its own.
+
+    Returns: rank and world size.
+    """
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(run.layout.threads)
+        keep_freed_memory()
+    # On a CPU a resumed run equals an undisturbed one bit for bit. This is torch.use_deterministic_algorithms without
+    # torch's compiler, which takes a second to load; `Engine.compile` (launch/engine.py) sets it for the compiler too.
+    torch._C._set_deterministic_algorithms(not cuda)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads memory it did not write
+    local = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(local)
+    deepspeed, backend = import_deepspeed(), "nccl" if cuda else "gloo"
+    if "RANK" not in os.environ and not dist.is_initialized():  # no port, no network
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for this process; does nothing with another C library.
+
+    By default it returns large blocks to the system, and each step has to get them again, zeroed. That took 19% of a
+    step in bf16 and 16% in fp32, measured at the nano size on one core.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TOP_PAD, 64 << 20)
+
+
+def import_deepspeed() -> Any:
+    """The module deepspeed, imported without its warnings, its log lines, and an extension that nothing here uses."""
+    with warnings.catch_warnings(), uncompiled_imports():
+        warnings.simplefilter("ignore")
+        import deepspeed
+
+        with suppress(ImportError):  # in some versions; every ZeRO optimizer asks whether this is what it was given
+            import deepspeed.runtime.zero.muon.muon_optimizer
+        from deepspeed.ops import __compatible_ops__
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    # a shared-memory collective for inference: compiling it takes a minute, and training never calls it
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run.
+
+    In bf16, and in fp8, which is bf16 to DeepSpeed, master weights and sums of gradients are fp32. In fp16 master
+    weights are fp32, and gradients are fp16, of a scaled loss.
+
+    Args:
+        replicas: copies of the model.
+
+    Raises:
+        ConfigError: a global batch cannot be divided among the replicas in whole micro-batches.
+    """
+    spread(run, replicas)
+    # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model
+    # and must be even (its alignment factor)
+    bucket = min(500_000_000, parameters(run.model) // run.layout.tp // 2 * 2)
+    config: dict[str, Any] = {
+        "train_batch_size": run.train.batch,
+        "train_micro_batch_size_per_gpu": run.layout.micro_batch,
+        "gradient_accumulation_steps": run.train.batch // (run.layout.micro_batch * replicas),
+        "gradient_clipping": run.train.clip,
+        "zero_optimization": {"stage": run.layout.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},
+        "zero_allow_untested_optimizer": True,  # torch's own AdamW
+        "steps_per_print": 10**9,
+        # its timer has the host wait for the device twice in every micro-batch, and is compiled with the model, which
+        # is then compiled again when the timer begins to count
+        "timers": {"throughput": {"enabled": False}},
+    }
+    if run.train.precision in ("bf16", "fp8"):
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        if torch.cuda.is_available():  # or the ranks' sums are rounded to bf16 before they are added
+            config["communication_data_type"] = "fp32"
+    if run.train.precision == "fp16":
+        config["fp16"] = {
+            "enabled": True,
+            "initial_scale_power": run.train.loss_scale_power,
+            "loss_scale_window": run.train.loss_scale_window,
+            "hysteresis": run.train.loss_scale_hysteresis,
+            "min_loss_scale": run.train.loss_scale_min,
+        }
+    return config

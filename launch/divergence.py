@@ -1,0 +1,74 @@
+"""Divergence: how it is recognised, and how a run goes back to before it."""
+
+import math
+import statistics
+from typing import TYPE_CHECKING
+
+from ablations.config import Run
+from ablations.study import Cell
+from launch import manifest
+from launch.training_state import TrainingState
+from launch.watch import event
+
+if TYPE_CHECKING:
+    from launch.checkpoint import Checkpoints
+    from launch.engine import Engine
+
+
+def divergence(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
+    """Why a step counts as a divergence, "" when it does not.
+
+    It does when the loss or the gradient norm is NaN or infinite, when the loss exceeds log(vocabulary), that of a
+    uniform guess, by train.divergence, or when it exceeds the median of the `recent` losses by train.spike. In fp16 an
+    infinite norm does not count: gradients overflow now and then until the loss scale fits (see `Engine.launch`).
+    """
+    limit = math.log(run.model.vocab) + run.train.divergence
+    overflow = run.train.precision == "fp16" and norm == math.inf
+    if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
+        return f"step {step}: the loss is {loss} and the gradient norm {norm}"
+    if loss > limit:
+        return f"step {step}: loss {loss:.3f}, above log(vocab) + train.divergence = {limit:.3f}"
+    if run.train.spike and len(recent) >= 8 and loss > statistics.median(recent) + run.train.spike:
+        return (
+            f"step {step}: loss {loss:.3f}, more than train.spike={run.train.spike:g} above the median "
+            f"{statistics.median(recent):.3f} of the last {len(recent)} steps"
+        )
+    return ""
+
+
+def go_back(
+    cell: Cell, engine: "Engine", checkpoints: "Checkpoints", state: TrainingState, complaint: str, batch_size: int
+) -> TrainingState:
+    """After a divergence: load a checkpoint from well before it, and skip the data that led to it (Chowdhery et al.
+    2022, section 5.1). The clock of the run does not go back.
+
+    Args:
+        complaint: what `divergence` returned.
+        batch_size: sequences of the batch that diverged.
+
+    Returns:
+        The state to continue from.
+
+    Raises:
+        manifest.Diverged: when the configuration does not allow it, or not once more, or there is no such checkpoint.
+    """
+    train, cure = cell.run.train, "Try a lower train.lr or a longer train.warmup."
+    if not train.rollbacks:
+        raise manifest.Diverged(f"{complaint}. {cure}")
+    if len(state.rollbacks) == train.rollbacks:
+        raise manifest.Diverged(f"{complaint}, after going back {train.rollbacks} times. {cure}")
+    checkpoints.wait()
+    saved = engine.load(checkpoints, before=state.step - train.skip + 1)
+    if saved is None:
+        before = f"no checkpoint at least train.skip={train.skip} steps before"
+        raise manifest.Diverged(f"{complaint}, and there is {before}. {cure}")
+    earlier = TrainingState.from_checkpoint(cell.run, saved)
+    first = earlier.samples
+    earlier.skipped = state.skipped + state.samples - first + train.skip * batch_size
+    left_out = [first + state.skipped, first + earlier.skipped]
+    rollback = {"why": complaint, "back_to": earlier.step, "samples_left_out": left_out}
+    earlier.rollbacks = [*state.rollbacks, rollback]
+    earlier.seconds = state.seconds
+    manifest.record_rollbacks(cell, earlier.rollbacks)
+    event(cell.dir, state.step, "rollback", f"{complaint}; back to step {earlier.step}, samples {left_out} left out")
+    return earlier

@@ -1,0 +1,57 @@
+"""Locks a run directory for the process that trains the run."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ablations import rundir, safe_files
+from ablations.config import ConfigError
+from ablations.rundir import Exit
+from launch.watch import Stop
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run directory inside the context, and remove what an earlier launch left there.
+
+    Only the first rank locks, since it alone writes the directory; on other ranks nothing happens. Under Slurm the lock
+    is waited for, up to a minute: the process of the attempt before may still be ending.
+
+    Raises:
+        Stop: under Slurm, another process holds the lock; the run is to be submitted again.
+        ConfigError: another process holds the lock, or the file system has no locks.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    under_slurm = "SLURM_JOB_ID" in os.environ
+    # without Slurm one second: ablations/status.py takes the lock for a moment, to see whether it is held
+    attempts, interval = (60, 1.0) if under_slurm else (10, 0.1)
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(rundir.hold(folder))
+                break
+            except BlockingIOError:
+                if attempts:
+                    attempts -= 1
+                    time.sleep(interval)
+                elif under_slurm:  # a second job, or the lock of a lost node: not the run's fault
+                    raise Stop(f"another process is training {folder}", Exit.RESUBMIT) from None
+                else:
+                    raise ConfigError(f"another process is training {folder}") from None
+            except OSError as error:
+                if safe_files.storage_error(error):
+                    raise
+                raise ConfigError(  # as Lustre says that was mounted without `flock`
+                    f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
+                    "or have this file system mounted with locks"
+                ) from None
+        (folder / rundir.FAILED).unlink(missing_ok=True)
+        safe_files.remove_leftovers(folder / rundir.WEIGHTS)
+        if not under_slurm:  # there launch/run.sh does it, before Slurm can give a warning
+            (folder / rundir.STOP).unlink(missing_ok=True)
+        yield

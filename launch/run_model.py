@@ -1,0 +1,44 @@
+"""The model of a run, with the layers that its precision and tensor parallelism ask for."""
+
+import torch.distributed as dist
+
+from ablations.config import ConfigError, Run
+from model.fp8 import FP8_LAYERS
+from model.gpt import GPT
+from model.linear import Layers
+from model.shard import SINGLE, Ranks
+
+
+def ranks(run: Run) -> Ranks:
+    """The tensor parallel group of this rank: those that together hold one copy of the model. Call it after
+    `deepspeed_setup.start`.
+
+    Raises:
+        ConfigError: the number of ranks is no multiple of layout.tp.
+    """
+    if run.layout.tp == 1:
+        return SINGLE
+    if dist.get_world_size() % run.layout.tp:
+        raise ConfigError(f"{dist.get_world_size()} ranks were started: no multiple of layout.tp={run.layout.tp}")
+    from model.parallel import TensorParallel
+
+    return TensorParallel(run.layout.tp)
+
+
+def layers(run: Run, tp: Ranks) -> Layers:
+    """The factory of the model's linear layers, for the run's precision and its tensor parallel group.
+
+    Raises:
+        ConfigError: for FP8 under tensor parallelism.
+    """
+    if run.train.precision != "fp8":
+        return tp.layers
+    if tp.size > 1:
+        raise ConfigError("train.precision=fp8 needs layout.tp=1: the layers that are cut multiply in bf16 at least")
+    return FP8_LAYERS
+
+
+def model_of(run: Run) -> GPT:
+    """The run's model with its initial weights. Call it after `deepspeed_setup.start`."""
+    tp = ranks(run)
+    return GPT(run.model, run.seed, tp, layers(run, tp))

@@ -1,0 +1,43 @@
+"""How far a run is trained: the part of a checkpoint beside weights and optimizer, and what follows from it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ablations.budget import ClockBudget
+from ablations.config import Run
+
+
+@dataclass
+class TrainingState:
+    """The state of the training loop. Its fields are written into every checkpoint, under these names."""
+
+    step: int = 0
+    samples: int = 0  # sequences trained on; those that were left out are not counted
+    seconds: float = 0.0  # of training, in all launches, on the clock of the first rank
+    compile_seconds: float = 0.0  # in all launches; counted in `seconds` where the budget is a time
+    losses: list[float] = field(default_factory=list)  # since the last line of the log
+    recent: list[float] = field(default_factory=list)  # of the last 64 steps, to tell a spike from noise
+    skipped: int = 0  # samples that were left out after divergences
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_checkpoint(cls, run: Run, saved: dict[str, Any] | None) -> "TrainingState":
+        """The state that a checkpoint holds; that of step 0 where there is none (None). Checkpoints of older versions
+        do not have the number of samples, which is computed for them."""
+        state = cls(**(saved or {}))
+        if saved and "samples" not in saved:
+            state.samples = run.samples(state.step).start
+        return state
+
+    def ended(self, run: Run) -> bool:
+        """Whether the budget is used up. By the clock: the last step is the first that ends after its time."""
+        if isinstance(run.budget, ClockBudget):
+            return self.seconds >= run.budget.seconds
+        return self.step >= run.steps
+
+    def next_samples(self, run: Run) -> range:
+        """The numbers of the samples (sequences) of the next step."""
+        if not isinstance(run.budget, ClockBudget):
+            return run.samples(self.step)
+        ramped = run.budget.share(0, self.seconds) / run.train.ramp_share if run.train.ramp else 1.0
+        return range(self.samples, self.samples + run.batch_sizes.at(ramped))
