@@ -21,7 +21,8 @@ pack() { # TEXT TASKS
   # what trains; what evaluates; what the identity of prepared text names
   local names="megatron-core hjson pydantic pydantic-core annotated-types typing-inspection gigatoken zstandard orjson deepspeed
     lm-eval datasets evaluate dill multiprocess more-itertools pytablewriter DataProperty mbstrdecoder pathvalidate tabledata
-    tcolorpy typepy chardet sqlitedict word2number rouge-score sacrebleu nltk datatrove loguru fasteners"
+    tcolorpy typepy chardet sqlitedict word2number rouge-score sacrebleu nltk xxhash
+    portalocker tabulate colorama lxml absl-py six datatrove loguru fasteners"
   local platforms=(--platform any --platform manylinux1_x86_64 --platform manylinux2014_x86_64)
   for n in 17 24 27 28 31 34; do platforms+=(--platform "manylinux_2_${n}_x86_64"); done
   mkdir -p $CARRY/wheels
@@ -111,8 +112,8 @@ case $slice in
   g)
     run "$PY" -m launch.train --cell 0 POS=alibi SIZE=$size_of_evaluation SEEDS=1 TOKENS=$one_step "DATA=$text" "OUT=$WORK/runs" "SET=$quiet layout.micro_batch=0"
     [ -n "$DRY" ] || echo "+ evaluation begins $SECONDS s after the start" | tee -a "$OUT/$slice.log"
-    for folder in "$WORK"/runs/$size_of_evaluation*/baseline,seed=1; do
-      run "$PY" -m eval "$folder" --tasks suite --data $CARRY/tasks
+    for finished in "$WORK"/runs/$size_of_evaluation*/baseline,seed=1/done; do
+      run "$PY" -m eval "${finished%/done}" --tasks suite --data $CARRY/tasks
     done
     [ -n "$DRY" ] || echo "+ and has ended $SECONDS s after the start" | tee -a "$OUT/$slice.log"
     ;;
