@@ -23,7 +23,7 @@ class FP8Linear(nn.Linear):
     """torch.nn.Linear in FP8.
 
     Raises:
-        TypeError: when it is asked to compute in anything but bf16.
+        TypeError: the input is not bf16.
     """
 
     w8_FD: Tensor  # with the two below, what `fp8.cast_weight` made of the weight; there once it was called for
