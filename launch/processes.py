@@ -62,7 +62,7 @@ def ignore_ctrl_c_and_die_with_parent() -> None:
 
 
 def gpus(devices: Path = Path("/proc/driver/nvidia/gpus")) -> int:
-    """How many GPUs this machine has, or how many of them CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
+    """The number of GPUs of this machine, or of those that CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
     installed, visible = len(list(devices.glob("*"))), os.environ.get("CUDA_VISIBLE_DEVICES")
     return max(1, installed if visible is None else min(installed, len([x for x in visible.split(",") if x.strip()])))
 

@@ -29,7 +29,7 @@ class Definition(NamedTuple):
 
     @property
     def shots(self) -> int:
-        """Examples in each prompt."""
+        """The number of examples in each prompt."""
         return self.config["num_fewshot"]
 
     @property
