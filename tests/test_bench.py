@@ -85,6 +85,7 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
         deepspeed_setup.start(run)
         built = engine.build(run_model.model_of(run), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
+        assert [proof.passed for proof in built.proofs] == ([True] if compiled == "always" else []), built.proofs
         waits: list[int] = []
         with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(error_on_recompile=True):
             # DeepSpeed's timer, which begins at the third step, made the host wait for a GPU, and compiled anew
