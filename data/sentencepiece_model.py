@@ -124,6 +124,8 @@ class SentencePiece:
 
     def unknown(self, text: str) -> tuple[int, int]:
         """How many tokens of `text` are unknown, and how many bytes of UTF-8 they stand for."""
+        if self.lossless:
+            return 0, 0
         counts = self.coverage([text])
         return counts.unknown, counts.unknown_bytes
 
