@@ -93,7 +93,7 @@ noise: .venv/ready
 calibrate: .venv/ready
 	@$(PY) -m eval.report.calibration $(call option,FORMAT)
 status show: .venv/ready
-	@$(PY) -m ablations $@ $(if $(WATCH),$(if $(filter status,$@),--watch)) $(call pairs,FORMAT) $(WORDS)
+	@$(PY) -m ablations $@ $(if $(filter status,$@),$(if $(call said,WATCH),$(if $(filter 1,$(WATCH)),--watch,$(error WATCH=$(WATCH): 1, or leave it out)))) $(call pairs,FORMAT) $(WORDS)
 report: .venv/ready
 	@$(PY) -m eval.report $(call pairs,RUNS NOISE BESIDE EXTERNAL FORMAT VERDICT) $(WORDS)
 diff: .venv/ready
@@ -123,7 +123,7 @@ help: .venv/ready
 	@$(PY) -m eval.report --help
 
 test: .venv/ready
-	$(PY) -m pytest -q -n 2 --ignore=tests/slurm $(ARGS)
+	$(PY) -m pytest -q -n 2 --dist worksteal --ignore=tests/slurm $(ARGS)
 test-slurm: .venv/ready
 	$(PY) -m pytest -q tests/slurm $(ARGS)
 chaos: .venv/ready

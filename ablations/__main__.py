@@ -14,6 +14,7 @@ from ablations import answers, rundir, safe_files
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, bundles, resolve, spread
 from ablations.machine import has_gpu
+from ablations.plan.checks import check_request
 from ablations.plan.command import run as plan_ahead
 from ablations.safe_files import Damaged
 from ablations.site import site
@@ -83,6 +84,8 @@ def main(argv: list[str]) -> int:
                 raise ConfigError("a live view has no FORMAT=json: leave WATCH out, and ask again")
             watch(study)
             return 0
+        if args.command == "plan":
+            check_request(study)
         if as_json:
             kind, content = {
                 "plan": ("plan", answers.plan),
@@ -100,8 +103,14 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return rundir.Exit.INTERRUPTED
-    except BrokenPipeError:  # who reads has enough, as `| head` has; what is left must not be written at exit either
+    except OSError as error:
+        reason = safe_files.storage_error(error)
+        if not isinstance(error, BrokenPipeError) and not reason:
+            raise
+        # who reads has enough, as `| head` has, or the disk is full; what is left must not be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if reason:
+            print(f"error: {reason}", file=sys.stderr)
         return rundir.Exit.FAILED
 
 

@@ -120,12 +120,12 @@ class Study:
 
     @property
     def most_runs(self) -> int:
-        """How many runs it may come to: of all seeds that MORE=auto may add."""
+        """The largest possible number of runs, with all seeds that MORE=auto may add."""
         return len(self.arms) * max(self.criteria.seeds, len(self.seeds))
 
     @property
     def tests(self) -> int:
-        """How many comparisons a metric is corrected for: the arms, and the effects of a factorial."""
+        """The number of comparisons for which a metric is corrected: the arms, and the effects of a factorial."""
         return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
 
     @property

@@ -15,7 +15,7 @@ MAX_SEEDS = 10  # to which MORE=auto adds seeds unless MAX_SEEDS says otherwise;
 
 @dataclass(frozen=True)
 class Criteria:
-    """How a study is decided. Two studies with the same runs and other criteria may come to other verdicts.
+    """The criteria by which a study is decided. With other criteria the same runs may give other verdicts.
 
     metric: the primary metric; results in other metrics are exploratory.
     margins: {metric: a difference below which two arms count as equivalent}. Without a margin, equivalence is never

@@ -95,6 +95,7 @@ def lines(
     zero: bool = False,
     zoom: bool = False,
     marks: dict[str, float] | None = None,
+    xticks: Sequence[float] = (),
 ) -> str:
     """Curves over a common axis.
 
@@ -102,6 +103,7 @@ def lines(
         zero: draw a line at zero.
         zoom: take the limits of the axis from the later half of the curves.
         marks: {name: position} of vertical lines.
+        xticks: the values to name on the horizontal axis (default: round numbers).
     """
     curves = [c for c in curves if len(c.x)]
     if not curves:
@@ -148,7 +150,7 @@ def lines(
             text(left - 6, Y(t) + 4, human(t), "faint", "end"),
         ]
     last = -99.0
-    for t in ticks(x0, x1, logx):
+    for t in xticks or ticks(x0, x1, logx):
         at = min(X(t), WIDTH - 4 - text_width(human(t)) / 2)
         out.append(f'<path d="M{X(t):.1f} {bottom}v4" class="axis"/>')
         if at - text_width(human(t)) / 2 > last + 4:

@@ -9,6 +9,11 @@ def has_gpu() -> bool:
     answer True, for a login node without a GPU that submits runs to nodes with one."""
     if os.environ.get("MEGAHOUR_GPU"):
         return os.environ["MEGAHOUR_GPU"] == "1"
+    return sees_gpu()
+
+
+def sees_gpu() -> bool:
+    """Whether an NVIDIA GPU is visible on this machine, whatever MEGAHOUR_GPU claims."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(Path("/proc/driver/nvidia/gpus").glob("*"))

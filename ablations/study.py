@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -21,6 +22,7 @@ from ablations.values import did_you_mean
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
 
 ROOT = Path(__file__).parent.parent
+PATHS = ("DATA", "EVAL_DATA", "GLUE", "NOISE_FLOOR", "OUT")
 MOST_SHOTS = 100  # examples in a prompt; the most that a definition of lm-eval's asks for is 25
 
 # What the command line may set: a variable, the setting that it stands for, and its help.
@@ -109,6 +111,9 @@ def from_args(words: list[str]) -> Study:
     criteria = _criteria(values, file, count, bool(arms))
     cross, rates = _design(values, criteria)
     jobs = _count("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
+    for name in ("TASKS", "GLUE", "GLUE_TASKS"):
+        if name in values and not values[name].replace(",", "").strip():
+            raise ConfigError(f"{name}={values[name]} names nothing: names are needed, with commas between")
     if "EVAL_DATA" in values and "TASKS" not in values:
         raise ConfigError("EVAL_DATA says where the data of evaluation tasks is: name them, e.g. TASKS=suite")
     if "SHOTS" in values:
@@ -247,8 +252,14 @@ def _values(words: list[str]) -> dict[str, str]:
         if not _is_text(value):
             raise ConfigError(f"{name}={value[:200]!r}: characters that are no text, or no UTF-8")
         if value.strip():
-            values[name] = value.strip()
+            values[name] = at_home(value.strip()) if name in PATHS else value.strip()
     return values
+
+
+def at_home(paths: str) -> str:
+    """Paths with commas between them, in which ~ is the user's home: some shells leave it in a word such as OUT=~/runs,
+    and a folder of that name would be made."""
+    return re.sub(r"(?<![^,])~(?=[/,]|$)", str(Path.home()), paths)
 
 
 def _is_text(value: str) -> bool:
@@ -270,7 +281,9 @@ def _arms(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
         if "," in corpus:
             raise ConfigError("DATA with another factor is the corpus of all runs: give one, not several")
     names = [FACTORS[name][1] for name in factors]
-    arms: list[tuple[str, Any]] = [(FACTORS[name][0], value) for name in factors for value in values[name].split(",")]
+    arms: list[tuple[str, Any]] = [
+        (FACTORS[name][0], value.strip()) for name in factors for value in values[name].split(",")
+    ]
     for key, text in _assignments("ARM", values.get("ARM", "")):
         if corpus and key == "data.corpus":
             raise ConfigError("DATA beside ARM is the corpus of all runs: to compare corpora give DATA alone")
@@ -337,14 +350,17 @@ def _check_out(out: Path) -> None:
 
 
 def folders(text: str) -> list[str]:
-    """The folders that the words RUNS, NOISE or EXTERNAL name, separated by spaces. A name with a space has to be
-    quoted or to be the only one."""
+    """The folders that the words RUNS, NOISE or EXTERNAL name, separated by spaces, each by its name or a glob. A name
+    with a space has to be quoted or to be the only one."""
     if _exists(text):
         return [text]
     try:
-        return shlex.split(text)
+        names = [at_home(name) for name in shlex.split(text)]
     except ValueError as error:
         raise ConfigError(f"{text!r}: {error}") from None
+    if commas := next((name for name in names if "," in name and all(map(_exists, name.split(",")))), ""):
+        raise ConfigError(f"{commas}: folders have spaces between them, and no commas")
+    return [path for name in names for path in ([name] if _exists(name) else sorted(glob(name)) or [name])]
 
 
 def _exists(name: str) -> bool:

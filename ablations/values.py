@@ -113,9 +113,13 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """ " (did you mean ...?)" with the option that is spelled most like `word`; "" where none is similar."""
-    close = difflib.get_close_matches(word, list(options), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    """ " (did you mean ...?)" with the option that is spelled most like `word`, whatever its case, or that is a setting
+    of which `word` is the last part; "" where none is similar."""
+    by_lower_case = {option.lower(): option for option in options}
+    word = word.lower()
+    close = [name for name in by_lower_case if name.endswith(f".{word}")]
+    close = close or difflib.get_close_matches(word, list(by_lower_case), n=1)
+    return f" (did you mean {by_lower_case[close[0]]}?)" if len(close) == 1 else ""
 
 
 def human(number: float) -> str:

@@ -15,7 +15,7 @@ FORMATS = ("text", "json")
 
 
 def answer(kind: str, content: dict[str, Any]) -> str:
-    """An answer as a text of JSON."""
+    """The text of an answer as JSON."""
     return json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
 
 
@@ -32,7 +32,7 @@ def asks_for_json(words: Sequence[str]) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a command line whose refusals are answers too, where JSON is asked for."""
+    """An argument parser whose error messages are JSON where the command line asks for JSON."""
 
     as_json = False
 
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and end with exit code 2."""
+        """Print what is wrong with the command line, and exit with code 2."""
         if self.as_json:
             print(error(message), flush=True)
         super().error(message)

@@ -31,8 +31,8 @@ FIELDS = {
 TEXTS = ("docstrings", "source")
 
 
-def known() -> list[str]:
-    """The names of the corpora in data/corpora."""
+def corpus_names() -> list[str]:
+    """The names of all corpora that data/corpora defines."""
     return sorted(path.stem for path in CORPORA.glob("*.yaml"))
 
 
@@ -71,7 +71,7 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
         spec = {"files": files, "layout": "auto", "root": common_folder(files), "left_out": left_out}
     else:
         raise ValueError(
-            f"unknown corpus {corpus!r}: known are {', '.join(known())}; "
+            f"unknown corpus {corpus!r}: known are {', '.join(corpus_names())}; "
             f"or give a file, folder or glob of {', '.join(EXTENSIONS)}"
         )
     return {"name": corpus, **spec}
@@ -204,7 +204,7 @@ def _of_files_checked(where: str, spec: dict[str, Any], variant: str) -> dict[st
 
 def _of_files() -> list[str]:
     """The names of the corpora in data/corpora that are read from files."""
-    return [name for name in known() if "layout" in load(name)]
+    return [name for name in corpus_names() if "layout" in load(name)]
 
 
 def _location(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:

@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = answers.Parser(
         prog="python -m data.prepare",
         description="Prepare a corpus for training: read, filter, deduplicate, tokenize. Prints the manifest.",
-        epilog=f"Corpora: {', '.join(corpora.known())}; or a file, folder or quoted glob of "
+        epilog=f"Corpora: {', '.join(corpora.corpus_names())}; or a file, folder or quoted glob of "
         f'{", ".join(EXTENSIONS)}: JSON lines with "text", as in C4 and The Pile, or '
         "documents separated by blank lines, as in OSCAR v1.",
     )

@@ -123,7 +123,7 @@ class SentencePiece:
         return total
 
     def unknown(self, text: str) -> tuple[int, int]:
-        """How many tokens of `text` are unknown, and how many bytes of UTF-8 they stand for."""
+        """The number of unknown tokens in a text, and the number of UTF-8 bytes behind them."""
         if self.lossless:
             return 0, 0
         counts = self.coverage([text])

@@ -22,6 +22,7 @@ NOTE_NAMES = re.compile(  # names, before the extension, of files that are notes
     r"|dataset_infos?|.*sha256.*|.*md5.*|.*checksums?)([._-].*)?",
     re.IGNORECASE,
 )
+HIDDEN = (".", "_")  # how names of files and folders that are no data begin; _: as Spark and pyarrow have it
 NOTE_SHARE = 0.1  # share of a folder's bytes, above which files of a second kind are not taken for notes; untuned
 NAMED_FILES = 5  # files that a message names
 
@@ -102,11 +103,12 @@ def distribution(package: str, version: str) -> importlib.metadata.Distribution:
 def files_at(pattern: str) -> tuple[list[Path], list[str]]:
     """The data files at a path, in a folder or of a glob; and a sentence about each kind of file that is left out.
 
-    Of a folder, files in hidden folders and notes (README, LICENSE, checksums) are left out. Of the other files the
-    kind with the most bytes is taken.
+    Of a folder, hidden files (HIDDEN) and notes (README, LICENSE, checksums) are left out. Of the other files the kind
+    with the most bytes is taken.
 
     Raises:
-        ValueError: no file remains, or a second kind has more than NOTE_SHARE of the bytes.
+        ValueError: no file remains, a second kind has more than NOTE_SHARE of the bytes, or a file is there both packed
+            and unpacked.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern!r}")
@@ -126,15 +128,17 @@ def files_at(pattern: str) -> tuple[list[Path], list[str]]:
 
 def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
     """As `files_at`, of a folder."""
+    if folder.resolve() == Path("/"):
+        raise ValueError("a corpus is a folder of text, and / is the whole machine")
     readable = [path for path in sorted(folder.rglob("*")) if readers.file_kind(path.name) and path.is_file()]
-    hidden = [path for path in readable if any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    hidden = [path for path in readable if any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)]
     visible = [path for path in readable if path not in set(hidden)]
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
     kinds: dict[str, list[Path]] = {}
     for path in visible:
         if path not in set(notes):
             form, _ = readers.file_kind(path.name) or ("", "")
-            kinds.setdefault(".jsonl" if form == ".json" else form, []).append(path)
+            kinds.setdefault(form, []).append(path)
     sizes = {kind: sum(path.stat().st_size for path in paths) for kind, paths in kinds.items()}
     largest = max(sizes, key=lambda kind: sizes[kind], default="")
     for kind, paths in kinds.items():
@@ -144,6 +148,7 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
                 f"{folder} holds {described}: give one kind of them by a glob, such as '{folder}/**/*{kind}'"
             )
         notes += paths if kind != largest else []
+    _check_packed_once(folder, kinds.get(largest, []))
     reasons = (("in a hidden folder or hidden", hidden), (f"beside {largest or 'the data'}, as notes", sorted(notes)))
     return kinds.get(largest, []), [
         f"{', '.join(path.relative_to(folder).as_posix() for path in paths[:NAMED_FILES])}"
@@ -154,13 +159,30 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
     ]
 
 
+def _check_packed_once(folder: Path, paths: list[Path]) -> None:
+    """Raises ValueError where a file is there in several packings, as a.jsonl and a.jsonl.gz: its text would be read
+    more than once."""
+    endings: dict[str, list[str]] = {}  # {path of the unpacked file: .gz and the like, "" of the file itself}
+    for path in paths:
+        _, packed = readers.file_kind(path.name) or ("", "")
+        endings.setdefault(path.as_posix().removesuffix(packed), []).append(packed)
+    for plain, several in endings.items():
+        if len(several) > 1:
+            form, _ = readers.file_kind(plain) or ("", "")
+            names = " and ".join(Path(plain + ending).relative_to(folder).as_posix() for ending in several)
+            raise ValueError(
+                f"{folder} holds {names}, the same text twice as it seems: give one of them by a glob, such as "
+                f"'{folder}/**/*{form}{several[-1]}'"
+            )
+
+
 def files_below(root: Path, patterns: list[str]) -> list[Path]:
     """The files below a folder that match one of the globs, none of them hidden. Raises ValueError where none does."""
     paths = {
         path
         for pattern in patterns
         for path in root.glob(pattern)
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.is_file() and not any(part.startswith(HIDDEN) for part in path.relative_to(root).parts)
     }
     if not paths:
         raise ValueError(f"no file below {root} matches {' or '.join(patterns)}")

@@ -171,8 +171,8 @@ def select(source: str | Path, documents: np.ndarray, prefix: str | Path) -> Non
 def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: int = 1) -> dict[str, Count]:
     """Write all documents of a corpus, by name or on disk, as prefix.bin and .idx; returns the counts of each domain.
 
-    Each file is tokenized by one of the workers; their number changes the time alone. Raises ValueError naming what is
-    wrong with the corpus or the tokenizer.
+    Each file is tokenized by one of the workers, whose number does not change the result. Raises ValueError naming what
+    is wrong with the corpus or the tokenizer.
     """
     from data import corpus as corpora
     from data.sources import source_files

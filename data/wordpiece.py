@@ -102,7 +102,7 @@ class WordPiece:
         return total
 
     def unknown(self, text: str) -> tuple[int, int]:
-        """How many tokens of `text` are unknown, and how many bytes of UTF-8 they stand for."""
+        """The number of unknown tokens in a text, and the number of UTF-8 bytes behind them."""
         counts = self.coverage([text])
         return counts.unknown, counts.unknown_bytes
 

@@ -85,8 +85,8 @@ def variants() -> str:
     }.items():
         parts.append(f"## {setting}")
         for name, cls in table.items():
-            said = cls.__doc__ if isinstance(cls, type) and cls.__doc__ else ""
-            parts += [f"### {name}", " ".join(said.split()) or f"`{getattr(cls, '__qualname__', cls)}`"]
+            docstring = cls.__doc__ if isinstance(cls, type) and cls.__doc__ else ""
+            parts += [f"### {name}", " ".join(docstring.split()) or f"`{getattr(cls, '__qualname__', cls)}`"]
     return "\n\n".join([*parts, ""])
 
 

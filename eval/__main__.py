@@ -3,7 +3,7 @@
 Weights saved during training (layout.eval_at) are evaluated too, also while the run is still training; their scores are
 in eval-step_N.json. Every run is evaluated on the tasks made from held-out text (eval/tasks/probes.py), and with
 --tasks also on tasks of lm-eval, with data on this machine (eval/tasks/mirror.py). Without a run, the command says
-whether these tasks could be run.
+whether these tasks could be run; without --data too, whether there are such tasks.
 
 Exit codes: 0; 1 when a run could not be evaluated, or not on all tasks; 2 when the command is not valid, or a directory
 is not that of a run that can be evaluated. A run that fails is named; the others are evaluated all the same.
@@ -48,13 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.shots is not None and args.shots < 0:
         parser.error(f"--shots {args.shots}: a number of examples, 0 or more")
     try:
-        if tasks and not args.data:
+        if args.runs and tasks and not args.data:
             raise ValueError("--tasks needs --data, the folder that `make eval-data` has filled")
-        if tasks and not args.runs and not (args.data / mirror.MANIFEST).exists():
-            from eval.tasks.definitions import definitions
-
-            definitions(mirror.names(tasks))  # a name that lm-eval does not know is told before data that is not here
-        data = mirror.Mirror(args.data) if tasks else None
+        if not args.runs and not (args.data and (args.data / mirror.MANIFEST).exists()):
+            check_names(tasks)  # a name that lm-eval does not know is told before data that is not here
+        data = mirror.Mirror(args.data) if tasks and args.data else None
         if data and not args.runs:
             from eval.tasks import choice
 
@@ -78,6 +76,15 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {name}{error}", file=sys.stderr)
             code = code or 1
     return code
+
+
+def check_names(tasks: list[str]) -> None:
+    """Raises ValueError for a name that is no task, group or pattern of lm-eval's, or one of tasks that cannot be run
+    here. Those of eval/tasks/tasks.yaml are known without lm-eval, which takes seconds to import."""
+    if others := [name for name in mirror.names(tasks) if name not in mirror.listed()]:
+        from eval.tasks.definitions import definitions
+
+        definitions(others)
 
 
 def check_run(directory: Path) -> None:

@@ -288,7 +288,7 @@ def scaled(value: float | None) -> float | None:
 
 
 def known_or_none(scores: dict[str, Any] | None) -> dict[str, Any] | None:
-    """`scores` with None in place of NaN."""
+    """The scores of a task with None instead of NaN, which JSON does not have; None for None."""
     if scores is None:
         return None
     return {key: number(value) if isinstance(value, float) else value for key, value in scores.items()}

@@ -46,7 +46,7 @@ def run(study: Study) -> list[str]:
 
     Raises:
         ConfigError: before any training, for what concerns all runs, such as a corpus that cannot be prepared.
-        Interrupted: by Ctrl-C or SIGTERM; every run has saved a checkpoint.
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP; every run has saved a checkpoint.
     """
     check_tasks(study)
     at_once = jobs(study)
@@ -177,11 +177,11 @@ def prepare(study: Study, cells: list[Cell]) -> None:
 
 
 def jobs(study: Study) -> int:
-    """How many runs to train at a time: JOBS when the user gives it; else one on a GPU machine, and on CPUs as many as
-    the cores allow.
+    """The number of runs to train at a time: JOBS where the user gives it; else one on a machine with a GPU, and on
+    CPUs as many as the cores allow.
 
     Raises:
-        ConfigError: when so many runs would share processors and a wall clock ends them, so that each gets less done.
+        ConfigError: the runs would share processors although a wall clock ends them, so that each would train less.
     """
     layout = study.base.layout
     cores = len(os.sched_getaffinity(0))
@@ -287,7 +287,8 @@ def undecided(study: Study, output: int | None = None) -> bool:
 def main(words: list[str]) -> int:
     """Train and evaluate the runs that are not finished, then write the report. Returns an `Exit`.
 
-    With FORMAT=json standard output has the report's answer alone, whose exit code this is too, unless a run failed.
+    With FORMAT=json only the report's answer is printed to standard output, and its exit code is returned unless a run
+    failed.
     """
     if words in (["-h"], ["--help"]):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
@@ -300,7 +301,11 @@ def main(words: list[str]) -> int:
 
 
 def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
-    """See `main`. Where the answer is to be JSON, `json_to` is where an error goes; the report writes its own."""
+    """Do the work of `main`. Returns an `Exit`.
+
+    Args:
+        json_to: where errors are written as JSON; None where JSON is not asked for. The report writes its own answer.
+    """
     as_json = json_to is not None
 
     def refused(reason: str, code: Exit) -> Exit:

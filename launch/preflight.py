@@ -34,7 +34,7 @@ FREE = 0.9  # of a GPU's memory must be free: what is missing is held by a proce
 
 @dataclass(frozen=True)
 class Node:
-    """What one rank measured on its node."""
+    """The measurements of one rank on its node."""
 
     host: str
     matmul: float  # FLOP/s; 0 without a GPU: what else runs on a CPU must not condemn its node
@@ -107,7 +107,7 @@ def verdict(nodes: list[Node]) -> dict[str, str]:
 
 
 def measure(folder: Path) -> Node:
-    """What this rank measures on its node, `folder` being the run directory. A collective."""
+    """Measure this rank's node. All ranks call it together. `folder`: the run directory."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     free, total = torch.cuda.mem_get_info() if cuda else (1, 1)

@@ -1,6 +1,7 @@
 """Starts commands as child processes: the ranks of a run start and end together, and none outlives this process.
 
-The children ignore Ctrl-C, which a terminal sends to every process: this process handles it and ends them.
+The children ignore Ctrl-C and SIGHUP, which a terminal sends to every process, the second one when it is closed: this
+process handles them and ends the children.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -32,7 +33,7 @@ class Failed(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """A command was ended by Ctrl-C or SIGTERM to this process."""
+    """A command was ended by Ctrl-C, SIGTERM or SIGHUP to this process."""
 
 
 def environment() -> dict[str, str]:
@@ -56,11 +57,12 @@ def die_with_parent() -> None:
 def ignore_ctrl_c_and_die_with_parent() -> None:
     """For `preexec_fn`: see the module's docstring."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     die_with_parent()
 
 
 def gpus(devices: Path = Path("/proc/driver/nvidia/gpus")) -> int:
-    """How many GPUs this machine has, or how many of them CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
+    """The number of GPUs of this machine, or of those that CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
     installed, visible = len(list(devices.glob("*"))), os.environ.get("CUDA_VISIBLE_DEVICES")
     return max(1, installed if visible is None else min(installed, len([x for x in visible.split(",") if x.strip()])))
 
@@ -124,8 +126,8 @@ class Processes:
 
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
-        """A context in which the first Ctrl-C or SIGTERM stops all commands, as `stop` does, and the second one kills
-        them and ends this process."""
+        """A context in which the first Ctrl-C, SIGTERM or end of the terminal (SIGHUP, unless nohup has it ignored)
+        stops all commands, as `stop` does, and the second one kills them and ends this process."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.stopping:
@@ -134,9 +136,13 @@ class Processes:
             self.stopping = True
             # `stop` waits for a lock that the interrupted thread may hold
             threading.Thread(target=self.stop, daemon=True).start()
-            print("\nstopping: each run saves what it has; Ctrl-C once more ends them at once", flush=True)
+            with suppress(OSError):  # of a terminal that is gone
+                print("\nstopping: each run saves what it has; Ctrl-C once more ends them at once", flush=True)
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
         finally:

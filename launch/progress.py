@@ -63,13 +63,13 @@ class Progress:
         return changed
 
     def position(self, cell: Cell) -> float:
-        """How much of `cell.run.length` is trained."""
+        """How far a run is trained, in the unit of `cell.run.length`."""
         trained = self.state[cell.dir] in ("finished", *STAGES[2:])
         return cell.run.length if trained else cell.run.position(self.metric[cell.dir])
 
     @property
     def share(self) -> float:
-        """How much of all training is done, from 0 to 1."""
+        """The share of all training that is done, from 0 to 1."""
         return sum(map(self.position, self.cells)) / sum(cell.run.length for cell in self.cells)
 
     @property

@@ -15,7 +15,7 @@ class FP8Linear(nn.Linear):
     """torch.nn.Linear in FP8.
 
     Raises:
-        TypeError: when it is asked to compute in anything but bf16.
+        TypeError: the input is not bf16.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     extents_B: Tensor | None = None
 
     def select(self, x_BT: Tensor) -> Tensor:
-        """Of values [B, T, ...] those at the outputs that enter the loss, [N, ...], sequence by sequence."""
+        """Select from values [B, T, ...] those at the outputs that enter the loss: [N, ...], sequence by sequence."""
         if self.predicted is None:
             return x_BT.flatten(0, 1)
         if self.predicted.dtype == torch.bool:

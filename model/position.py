@@ -37,10 +37,11 @@ class Position(nn.Module):
         return q_BHTK, k_BHTK
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """What is added to the scaled score of head `h` between query position `q` and key position `k`.
+        """The bias that is added to the scaled score of head `h` between query position `q` and key position `k`, in
+        fp32.
 
-        The three are integer tensors that broadcast together; fp32 out. Softmax ignores what is the same for all
-        keys, so only differences along `k` matter (ALiBi).
+        h, q and k are integer tensors that broadcast together. Only differences along `k` matter, since softmax ignores
+        what is the same for all keys (ALiBi).
         """
         return torch.zeros((), device=k.device)
 

@@ -43,7 +43,7 @@ Loss = Callable[[Batch], Tensor]
 
 
 class InactiveFactor(RuntimeError):
-    """A factor does not act as configured."""
+    """A factor, such as model.pos, does not act in the model as it is configured."""
 
 
 def require(proofs: Iterable[Proof]) -> None:

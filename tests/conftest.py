@@ -1,5 +1,6 @@
 """One thread per process: the suite runs on as many processes as there are cores."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -23,6 +24,13 @@ multiprocessing.set_forkserver_preload(
 )
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: Python need not search it for garbage again and again, which DeepSpeed asks
+    for at each start of an engine."""
+    gc.collect()
+    gc.freeze()
+
+
 # What a test may leave in its process' environment, and the tests after it must not find: `make plan ON=` claims a GPU,
 # and Hugging Face's Trainer names ranks, which a process that is forked later would wait for.
 LEFT_BEHIND = {"MEGAHOUR_GPU", *RANK_VARIABLES}
@@ -35,6 +43,13 @@ def environment_as_before() -> Iterator[None]:
     for name in LEFT_BEHIND & os.environ.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 def trained(run_dir: Path) -> None:

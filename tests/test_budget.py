@@ -1,7 +1,6 @@
 """Stop, batch size and learning rate against the published runs, and presets through the real engine."""
 
 import dataclasses
-import inspect
 import json
 import math
 import subprocess
@@ -17,6 +16,7 @@ from ablations.config import HERE, ConfigError, bundles, resolve, without_effect
 from ablations.strict_yaml import read_yaml
 from ablations.study import build
 from ablations.values import flatten
+from tests.test_train import corpus, store  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (HERE / "presets").glob("*.yaml"))
@@ -138,16 +138,6 @@ def test_diff_prints_what_differs_and_no_more() -> None:
     assert rows["parameters"] == ["parameters", "1,315,819,520", "1,310,296,064"]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import numpy
-
-    docs = sorted({d for n in dir(numpy) if (d := inspect.getdoc(getattr(numpy, n))) and len(d) > 300})
-    path = tmp_path_factory.mktemp("corpus") / "docs.jsonl"
-    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in docs))
-    return str(path)
-
-
 TINY = {
     "model.layers": 2,
     "model.hidden": 32,
@@ -177,15 +167,10 @@ def shrunk(preset: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
 @pytest.fixture
 def out(store: Path, tmp_path: Path) -> Path:
     """Where runs go; prepared data are shared."""
-    (tmp_path / "data").symlink_to(store)
+    (tmp_path / "data").symlink_to(store / "data")
     return tmp_path
 
 

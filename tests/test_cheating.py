@@ -15,7 +15,7 @@ from eval.report.contents import contents
 from eval.report.criteria import seeds_planned
 from eval.report.findings import gather
 from eval.report.formats import markdown
-from eval.report.record import screen
+from eval.report.record import terminal_text
 from tests import test_report
 
 REGISTERED: dict[str, Any] = {
@@ -124,7 +124,7 @@ def test_seeds_that_were_added_by_hand_after_a_look_are_told(tmp_path: Path) -> 
     study = study_with(tmp_path / "added", first)
     f = gather(study)
     assert f.seeds_planned == 2
-    said = screen(f)
+    said = terminal_text(f)
     assert "Seeds were added after the first 2, which were all that was planned" in said
     assert "the seeds were changed after 4 of 6 runs had begun: then `1 to 2`, now `1 to 3`" in report_of(study)
 
@@ -139,5 +139,5 @@ def test_seeds_that_were_added_by_hand_after_a_look_are_told(tmp_path: Path) -> 
     for name, contents_by_run in cases.items():
         made = study_with(tmp_path / name, contents_by_run)
         assert gather(made).seeds_planned is None, name
-        assert "Seeds were added after" not in screen(gather(made)), name
+        assert "Seeds were added after" not in terminal_text(gather(made)), name
     assert seeds_planned(made, {}) is None

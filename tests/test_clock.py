@@ -1,6 +1,5 @@
 """A budget by the wall clock, with a clock that the test turns: stop, learning rate, batch sizes, resume, ranks."""
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from launch import local
 from launch import train as training
 from launch.clock import Clock
 from tests.test_parallel import on
+from tests.test_train import corpus, store  # noqa: F401  # fixtures
 
 TINY = {
     "size": "nano",
@@ -52,27 +52,12 @@ class Turned:
         return now
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import numpy
-
-    docs = sorted({d for n in dir(numpy) if (d := inspect.getdoc(getattr(numpy, n))) and len(d) > 300})
-    path = tmp_path_factory.mktemp("corpus") / "docs.jsonl"
-    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in docs))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
 def a_cell(corpus: str, folder: Path, store: Path, **change: Any) -> Cell:
     names = {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}
     setting = TINY | names | {key.replace("__", "."): value for key, value in change.items()}
     folder.mkdir(exist_ok=True)
     if not (folder / "data").exists():
-        (folder / "data").symlink_to(store)
+        (folder / "data").symlink_to(store / "data")
     cell = build("t", "?", "?", list(setting.items()), [("train.beta1", 0.8)], [1], folder).cells[0]
     cell.dir.mkdir(parents=True, exist_ok=True)
     return cell

@@ -22,7 +22,7 @@ from model.gpt import GPT
 from model.objective import SpecialTokens
 from model.shard import SINGLE, dimension, full_shape, shard, unshard
 from tests.test_model import SMALL, VARIANTS, name, tokens
-from tests.test_train import corpus, result, study  # noqa: F401
+from tests.test_train import corpus, result, store, study  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 FOUR = [replace(v, heads=12) for v in VARIANTS[::13]]  # six heads cannot be shared by four
@@ -51,11 +51,11 @@ def on(ranks: int, work: Callable[..., None], folder: Path, *args: Any) -> None:
     import model.parallel  # noqa: F401
 
     method = "forkserver" if dist.is_initialized() else "fork"  # what is forked would have the group of another test
+    gc.collect()
     gc.freeze()  # what is shared is not searched, and so copied, in each process
     try:
         multiprocessing.start_processes(_rank, (ranks, work, folder, args), nprocs=ranks, start_method=method)
     finally:
-        gc.unfreeze()
         (folder / "store").unlink(missing_ok=True)
 
 
@@ -322,13 +322,13 @@ def test_a_checkpoint_of_one_cut_loads_at_another(tmp_path: Path) -> None:
         assert ((got - calm[step]).abs() <= 1e-5 * calm[step]).all(), k
 
 
-def _launch(folder: Path, cell: Any) -> None:
+def _launch(folder: Path, cell: Any, store: Path) -> None:
     from launch.train import train
 
-    train(cell, folder)
+    train(cell, store)
 
 
-def test_a_whole_run_from_its_proofs_to_its_weights(corpus: str, tmp_path: Path) -> None:
+def test_a_whole_run_from_its_proofs_to_its_weights(corpus: str, store: Path, tmp_path: Path) -> None:
     # all that is dropped here is dropped alike on all ranks, so that the losses must be the same as well
     change = {"model.dropout": 0.1, "model.act": "swiglu", "model.tied": False}
     losses = {}
@@ -336,7 +336,7 @@ def test_a_whole_run_from_its_proofs_to_its_weights(corpus: str, tmp_path: Path)
         layout = {"layout.tp": ranks, "layout.processes": ranks}
         cell = replace(study(corpus, tmp_path, change | layout).cells[1], dir=tmp_path / str(ranks))
         cell.dir.mkdir()
-        on(ranks, _launch, tmp_path, cell)
+        on(ranks, _launch, tmp_path, cell, store)
         losses[ranks] = [row[2] for row in result(cell.dir)[1]]
         record = json.loads((cell.dir / "run.json").read_text())
         assert record["parameters"]["count"] == parameters(cell.run.model)

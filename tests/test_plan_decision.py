@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ablations.__main__ import main
-from ablations.plan import decision, decision_report, shapes
+from ablations.plan import decision, decision_report, first_studies, reliability, shapes
 from ablations.plan.hardware import hardware
 from ablations.plan.pipeline_memory import verdict
 from ablations.plan.resources import parse_budget
@@ -43,11 +43,17 @@ def test_shapes_keep_to_the_rules_and_fit(nodes: int, low: float, name: str) -> 
     assert [each.step.seconds for each in found] == sorted(each.step.seconds for each in found)
     for each in found:
         shape, layout = each.shape, each.layout
-        assert low <= shape.parameters <= 1.5 * low and verdict(each.gib, gpu) != "does not fit"
+        assert low <= shape.parameters <= 1.5 * low and verdict(each.gib, gpu) == "fits"
         assert layout.dp * layout.tp * layout.pp == 8 * nodes and (shape.layers + 2) % layout.pp == 0
         assert shape.hidden % (128 * layout.tp) == 0 and shape.heads % layout.tp == 0
         # heads x micro-batch on a rank is BigScience's rule; its own rows say that heads alone count (104 at 26 a rank)
         assert shape.heads // layout.tp % 4 == 0 and layout.micro_batches % 1 == 0
+
+
+def test_tensor_parallel_groups_stay_within_a_node() -> None:
+    gpu = hardware("a100-80")
+    assert {each.layout.tp for each in shapes.candidates(160e9, 220e9, gpu, 384)} == {4, 8}
+    assert {each.layout.tp for each in shapes.candidates(160e9, 220e9, gpu, 384, per_node=4)} == {4}
 
 
 @pytest.mark.parametrize("low, high", [(2e11, 1e11), (0, 1e11), (-1, 1e11)])
@@ -85,6 +91,100 @@ def test_a_study_has_as_many_seeds_as_see_its_effect() -> None:
     assert not next(each for each in found.studies if each["study"] == "activation")["sees"]  # 0.16 points
 
 
+def test_only_studies_that_the_27_tasks_judge_are_advised() -> None:
+    names = {entry["study"] for entry in decision.decide(parse_budget(STUDY)).studies}
+    assert {"position", "norm", "corpus"} <= names and not [name for name in names if name.startswith("cram")]
+
+
+BUDGETS = st.builds(
+    "{} weeks, {}x{} {}, {} spare".format,
+    st.integers(1, 60),
+    st.integers(6, 300),
+    st.sampled_from([4, 8]),
+    st.sampled_from(["a100-80", "a100-40", "v100-32", "h100", "b200", "mi300x", "2080ti"]),
+    st.integers(0, 5),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(BUDGETS)
+def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> None:
+    made = decision.decide(parse_budget(text))
+    hours = made.split
+    assert sum(hours.values()) == pytest.approx(made.machines.gpu_hours) and min(hours.values()) >= 0
+    assert (
+        hours["ablations first"] + hours["ablations of unknown effect"]
+        <= first_studies.STUDY_SHARE * made.machines.gpu_hours
+    )
+    if chosen := made.chosen:
+        training = made.training(chosen)
+        assert verdict(chosen.gib, made.machines.gpu) == "fits"
+        assert chosen.layout.tp <= made.machines.per_node
+        assert training.tokens * 6 * chosen.shape.parameters <= made.compute * (1 + 1e-9)
+        assert training.fast <= training.seconds <= training.slow and training.seconds <= made.machines.seconds
+        assert training.gpu_hours == pytest.approx(training.seconds / 3600 * made.machines.working)
+        assert chosen.layout.gpus == made.machines.working
+    text = decision_report.document(made).markdown()
+    assert not re.search(r"\bnan\b|\binf\b|e\+\d\d|e-\d\d", text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(18, 32), st.floats(1.001, 10))
+def test_tokens_and_sizes_grow_with_the_compute(power: float, more: float) -> None:
+    ranges = []
+    for compute in (10**power, more * 10**power):
+        (least, most), _ = decision.needed_tokens(compute)
+        assert least < most
+        ranges.append((least, most, compute / most, compute / least))
+    assert all(after >= before * (1 - 1e-12) for before, after in zip(*ranges, strict=True))
+
+
+def test_the_need_of_2022_is_kept_at_its_own_budget_and_grows_beyond() -> None:
+    assert decision.needed_tokens(4500 * 8.64e19)[0] == (300e9, 400e9)
+    assert decision.needed_tokens(4 * 4500 * 8.64e19)[0] == pytest.approx((600e9, 800e9))
+
+
+def test_tokens_that_take_longer_than_there_is_are_not_planned() -> None:
+    """On H100 a third of the peak is more than plain attention is predicted to reach."""
+    made = decision.decide(parse_budget("8 weeks, 64x8 H100"))
+    assert made.chosen
+    planned = made.planned_tokens(made.chosen)
+    assert planned < 0.9 * made.compute / (6 * made.chosen.shape.parameters)
+    assert "at a speed that is not expected" in decision_report.document(made).markdown()
+    assert made.split["left"] / made.machines.gpu_hours == pytest.approx(0.07, abs=0.01)
+
+
+def test_a_number_of_nodes_that_nothing_divides_is_told_one_that_does() -> None:
+    made = decision.decide(parse_budget("18 weeks, 50x8 A100-80, 3 spare"))
+    assert not made.chosen and made.reason.endswith("; on 46 nodes there is one: 4 spare")
+    assert decision.decide(parse_budget("18 weeks, 50x8 A100-80, 4 spare")).chosen
+
+
+def test_hardware_that_holds_no_run_of_a_study_has_a_report_all_the_same() -> None:
+    made = decision.decide(parse_budget("1 year, 4x1 2080ti"))
+    text = decision_report.document(made).markdown()
+    assert "GPU-hours: unknown, 1b3 does not fit on 1 2080ti" in text and not made.first and not made.open
+
+
+def test_a_large_cluster_is_simulated_no_longer_than_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = []
+
+    def counted(cluster: reliability.Cluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
+        history = reliability.simulate(cluster, seconds, interval, seed)
+        failures.append(history["failures"])
+        return history
+
+    monkeypatch.setattr(decision, "simulate", counted)
+    machines = parse_budget("20 years, 125000x8 h100, 30000 spare").cluster
+    assert machines
+    line = decision.timeline(machines, machines.spare)
+    assert sum(failures) < 1.2 * decision.MOST_FAILURES
+    # the number that is shown is of the whole time: failures happen while it runs, at the rate of all nodes together
+    running = sum(line.shares[name] for name in ("trained", "saving", "redone"))
+    expected = machines.seconds * running * 95_000 / reliability.NODE_MTBF["BLOOM"]
+    assert line.shares["failures"] == pytest.approx(expected, rel=0.05)
+
+
 @settings(max_examples=8, deadline=None)
 @given(weeks=st.integers(2, 30), nodes=st.integers(1, 200))
 def test_more_time_and_more_machines_are_more(weeks: int, nodes: int) -> None:
@@ -105,12 +205,26 @@ def test_the_document_is_written_with_its_figures_and_sources(tmp_path: Path, ca
     assert text in capsys.readouterr().out
     for said in ("1,161,216", "1,161,261", "4,838", "4,500", "392B", "165B", "56.9B", "1.14T", "70 x 14336 x 112"):
         assert said in text
+    answers = re.findall(r"^\| (What|On how|In which|How long|Which)[^|]*\| ([^|]+) \|", text, re.M)
+    assert [answer for _, answer in answers][:4] == [
+        "70 x 14336 x 112 (layers x width x heads): 176B parameters",
+        "368B, 2.1 for each parameter",
+        "384 GPUs: data 8 x tensor 4 x pipeline 12, micro-batch 2; 2048 sequences of 2048 a step",
+        "15.2 weeks (13.9 to 16.4) of 18.0",
+    ]
+    # every row of the summary and of the budget says where it is from
+    for row in re.findall(r"^\| .*\|$", text.partition("What the GPU-hours")[0], re.M):
+        assert re.search(r"source|---|published|secondary|unverified|assumed|computed|predicted", row), row
     for status in ("published", "secondary", "unverified", "assumed", "computed", "predicted"):
         assert status in text
     figures = re.findall(r"!\[\w+\]\((\w+\.svg)\)", text)
     assert figures == ["optimum.svg", "loss.svg", "timeline.svg"]
     page = (folder / "report.html").read_text()
-    assert page.count("<figure>") == 3 and page.count("<table>") == text.count("| --- |\n") and "nan" not in page
+    assert page.count("<figure>") == 3 and page.count("<table") == text.count("| --- |\n") and "nan" not in page
+    assert (
+        page.count('<tr class="strong">') == 2 == text.count("\n| **")
+    )  # the chosen shape, among shapes and among sizes
+    assert '<table class="words"><tr><th class="short">question' in page and '<td class="number">977,950</td>' in page
     for figure in figures:
         assert (folder / figure).read_text().startswith("<svg")
     before = (folder / "report.html").read_bytes()
@@ -143,6 +257,11 @@ def test_a_decision_as_json_and_for_a_small_budget(tmp_path: Path, capsys: pytes
         ([f"BUDGET={STUDY}", "NEED=-3B"], "tokens are needed, from and to"),
         ([f"BUDGET={STUDY}", "NEED=300B-"], "tokens are needed, from and to"),
         ([f"BUDGET={STUDY}", "NEED=1e40B"], "more text than there is"),
+        ([f"BUDGET={STUDY}", "NEED=300"], "is a unit missing"),
+        ([f"BUDGET={STUDY}", "NEED=३00B"], "no digit from 0 to 9"),
+        ([f"BUDGET={STUDY}", "NEED=1,5T"], "NEED='1,5T': tokens are needed"),
+        ([f"BUDGET={STUDY}", "NEED=1e999"], "finite"),
+        (["BUDGET=१८ weeks, 8x8 a100"], "no digit from 0 to 9"),
         ([f"BUDGET={STUDY}", "OUT=x"], "OUT: not used with BUDGET= alone, .* TO, the folder"),
         ([f"BUDGET={STUDY}", "OUT=x", "POS=alibi"], "a study on a budget needs ON="),
         ([f"BUDGET={STUDY}", "PRICE=2"], "belongs to a budget of money"),

@@ -61,6 +61,7 @@ def test_the_optimum_is_the_least_loss_at_its_compute(law: published_laws.Hoffma
     assert 6 * n * d == pytest.approx(1e22)
     others = [law.loss(n * factor, d / factor) for factor in (0.5, 0.9, 1.1, 2)]
     assert law.loss(n, d) < min(others) and law.after(1e22) == law.loss(n, d)
+    assert law.compute_for(law.after(1e22)) == pytest.approx(1e22, rel=1e-6)
 
 
 def test_laws_without_noise_are_recovered() -> None:

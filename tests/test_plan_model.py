@@ -4,7 +4,9 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ def test_the_budget_of_the_study() -> None:
     assert budget.gpu_hours() == 1_161_216 == 18 * 7 * 24 * 48 * 8
     assert budget.cluster and budget.cluster.reserved_gpu_hours == 1_257_984
     assert round(budget.flops(100e12) / PF_DAY) == 4838
+    assert parse_budget("18 weeks, 48x8 A100-80, 0 spare").gpu_hours() == 1_161_216
     assert sorted(str(PUBLISHED_HOURS)) == sorted("1161216")  # the source has two digits swapped
 
 
@@ -79,7 +82,18 @@ def test_what_one_unit_is_in_another_and_what_is_missing() -> None:
         ("12 parsecs", "no unit"),
         ("2000 weeks, 1x8 a100", "years are more than 20"),
         ("2 weeks, 999999x8 a100", "more than 1,000,000 GPUs"),
-        ("1e999 weeks, 1x8 a100", "above 0"),
+        ("1e999 weeks, 1x8 a100", "finite"),
+        ("1e-300 weeks, 1x8 a100", "less than a minute"),
+        ("18 weeks, 4x8 A100, -1 spare", "0 or more"),
+        ("18 weeks, 4x8 A100, 1.5 spare", "whole number"),
+        ("१८ weeks, 52x8 A100", "'१' is no digit from 0 to 9"),
+        ("18 weeks, ५२x8 A100", "'५' is no digit"),
+        ("18 weeks, 52x8 A100, ４ spare", "'４' is no digit"),
+        ("1e308 GPU-hours", "can be planned with"),
+        ("1e308B tokens", "can be planned with"),
+        ("1e-308 GPU-hours", "can be planned with"),
+        ("h100, 52x8 A100, 18 weeks", "hardware twice"),
+        ("9" * 5000 + "x8 A100, 18 weeks", "more than 200 characters"),
         ("", "empty"),
     ],
 )
@@ -104,6 +118,12 @@ def test_a_budget_that_is_none_is_refused(text: str, said: str) -> None:
                     "PF-days",
                     "h100",
                     "NaN days",
+                    "1e300 weeks",
+                    "1e-300 weeks",
+                    "1e308B tokens",
+                    "२ weeks",
+                    "0 spare",
+                    "9" * 5000 + "x8 h100",
                     "0x0 h100",
                 ]
             )
@@ -156,6 +176,25 @@ def test_what_is_written_is_what_the_published_rows_say() -> None:
             # weights to 1%: another scipy may round otherwise
             expected = anew[group][name]
             assert value == (expected if name == "sources" else pytest.approx(expected, rel=0.01))
+
+
+def test_the_manual_shows_this_calibration() -> None:
+    """docs/planning.md adds to the names in the first column what the rows are of."""
+    lines = (Path(__file__).parents[1] / "docs/planning.md").read_text("utf-8").splitlines()
+    head, _, *rows = calibrate.table(json.loads(CALIBRATION.read_text()))
+    assert head in lines and len(rows) == len(calibrate.HOLD_OUT)
+    for row in rows:
+        name, values = row.removeprefix("| ").split(" | ", 1)
+        assert [line for line in lines if line.startswith(f"| {name}") and line.endswith(f"| {values}")], row
+
+
+def test_the_coverage_of_an_interval_is_that_of_rows_which_had_no_part_in_it() -> None:
+    rng = np.random.default_rng(1)
+    ratio = rng.normal(1, 0.1, 400)
+    assert calibrate._coverage(range(400), ratio) == pytest.approx(0.8, abs=0.05)
+    # two groups that lie apart: each is outside of what the other shows, though one interval of both holds four in five
+    apart = np.concatenate([rng.normal(1, 0.01, 50), rng.normal(2, 0.01, 50)])
+    assert calibrate._coverage([0] * 50 + [1] * 50, apart) == 0
 
 
 def test_final_round_shapes_are_predicted_by_weights_that_never_saw_them() -> None:

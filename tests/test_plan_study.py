@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ from hypothesis import strategies as st
 
 from ablations.__main__ import main
 from ablations.config import resolve
-from ablations.plan import site_speed
+from ablations.plan import power, site_speed
 from ablations.plan.command import machines, split
 from ablations.plan.hardware import GPUS, accelerator, hardware
 from ablations.plan.layouts import best_few, memory, search
-from ablations.plan.study_cost import cost, figure
+from ablations.plan.study_cost import cost, detectable_text, figure
 from ablations.plan.throughput import Layout, Shape, predict
 from ablations.study import from_args
 from ablations.values import ConfigError
@@ -128,9 +130,34 @@ def test_what_speaks_against_a_study_is_said() -> None:
     assert "decays over 34B tokens, the budget is 400B" in refused("POS=alibi", "SIZE=125m", slip)
 
 
-def test_a_full_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_refused_where_the_runs_will_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ablations.plan.study_cost._free", lambda out: 10.0)
-    assert "has 10 GB free" in refused("POS=alibi", "SIZE=1b3", "SET=train.precision=bf16")
+    words = ["POS=alibi", "SIZE=1b3", "SET=train.precision=bf16"]
+    assert "has 10 GB free" in refused(*words, f"OUT={tmp_path}")
+    # from a laptop a plan for a cluster is not refused for the laptop's disk, but says what is needed
+    monkeypatch.setattr("ablations.plan.study_cost.sees_gpu", lambda: False)
+    monkeypatch.setattr("ablations.plan.study_cost.find_site", lambda: None)
+    planned = cost(from_args(words), hardware("a100"), 8)
+    assert not planned.refused and any("has 10 GB free" in note for note in planned.notes)
+    for where in ("sees_gpu", "find_site"):
+        with monkeypatch.context() as here:
+            here.setattr(f"ablations.plan.study_cost.{where}", lambda: tmp_path)
+            assert "has 10 GB free" in refused(*words)
+
+
+def test_at_1b3_published_noise_says_what_the_27_tasks_see() -> None:
+    """Three standard errors of 41 hundredths of a point are not seen with two seeds; encoders and clocks have none."""
+    study = from_args(["STUDY=position", "SIZE=1b3"])
+    least = power.detectable(0.27, 0.41, 4, 2)
+    assert f"it would see {least:.2g} points of their mean" in detectable_text(study) and "(assumed" in detectable_text(
+        study
+    )
+    for words in (
+        ["POS=alibi", "SIZE=125m"],
+        ["STUDY=cram_schedule", "SIZE=1b3"],
+        ["POS=alibi", "SIZE=1b3", "SEEDS=1"],
+    ):
+        assert "27 tasks" not in detectable_text(from_args(words))
 
 
 def measured(path: Path, factor: float) -> None:
@@ -180,6 +207,12 @@ def test_the_picture_says_what_costs_what() -> None:
     assert len(widths) == 3 * 6 and max(sum(widths[i : i + 6]) for i in (0, 6, 12)) == pytest.approx(372, abs=0.5)
 
 
+@pytest.mark.parametrize("how", ["json", "svg"])
+def test_a_refusal_is_said_in_every_format(how: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", *WORDS, "ON=1 v100-16", f"FORMAT={how}"]) == 2
+    assert "refused: " in capsys.readouterr().err
+
+
 def test_hardware_is_named_in_several_ways() -> None:
     assert machines("a100") == (GPUS["a100-80"], 8)
     assert machines("8x4 v100") == (GPUS["v100-32"], 32)
@@ -200,6 +233,10 @@ def test_hardware_is_named_in_several_ways() -> None:
         (["POS=alibi", "BUDGET=3 weeks, 2x8 a100"], "ON="),
         (["POS=alibi", "ON=a100", "BUDGET=18"], "unit of 18 is missing"),
         (["POS=alibi", "ON=a100", "PRICE=-1"], "above 0"),
+        (["POS=alibi", "ON=a100", "BUDGET=1000 EUR", "PRICE=1e-300"], "a GPU-hour costs"),
+        (["POS=alibi", "ON=a100", "BUDGET=1000 EUR", "PRICE=1e300"], "a GPU-hour costs"),
+        (["POS=alibi", "ON=२x8 a100"], "no digit from 0 to 9"),
+        (["POS=alibi", f"ON={'9' * 5000}x8 a100"], "more than 200 characters"),
         (["FORMAT=json"], "no question asked"),
         (["POS=alibi", "ON="], "empty"),
         (["POS=alibi", "ON=a100", "NEED=3B"], "NEED: only for what to train"),
@@ -215,3 +252,17 @@ def test_bad_words_end_with_2_and_say_what_is_allowed(
 ) -> None:
     assert main(["plan", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_plans_import_no_torch_and_little_else() -> None:
+    """What decides how long the command takes, whatever the machine is busy with."""
+    code = """
+import contextlib, io, sys
+from ablations.__main__ import main
+with contextlib.redirect_stdout(io.StringIO()):
+    main(["plan", *sys.argv[1:]])
+heavy = {"torch", "transformers", "scipy.stats", "scipy.optimize", "pandas", "datatrove", "deepspeed"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    for words in (["STUDY=position", "SIZE=1b3", "ON=a100"], ["BUDGET=18 weeks, 52x8 A100-80, 4 spare", "FORMAT=json"]):
+        subprocess.run([sys.executable, "-c", code, *words], check=True)

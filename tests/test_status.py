@@ -225,8 +225,18 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(("kind", "signals"), [("hears", 1), ("deaf", 2)])
-def test_ctrl_c_stops_all_runs_and_a_second_one_at_once(tmp_path: Path, kind: str, signals: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "number", "signals"),
+    [
+        ("hears", signal.SIGINT, 1),
+        ("deaf", signal.SIGINT, 2),
+        ("hears", signal.SIGTERM, 1),
+        ("hears", signal.SIGHUP, 1),
+    ],
+)
+def test_ctrl_c_stops_all_runs_and_a_second_one_at_once(
+    tmp_path: Path, kind: str, number: signal.Signals, signals: int
+) -> None:
     """Four runs, one at a time, each as a process that saves when it is asked to leave, or that does not hear."""
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
     code = f"""
@@ -247,7 +257,8 @@ sys.exit(local.main({study.words!r}))
     while not (study.cells[0].dir / "started").exists():
         assert command.poll() is None and time.monotonic() < end
         time.sleep(0.02)
-    os.killpg(command.pid, signal.SIGINT)  # as a terminal does, to every process of the command
+    # as a terminal does at Ctrl-C, or when it closes, to every process of the command; `kill` to this one
+    (os.kill if number == signal.SIGTERM else os.killpg)(command.pid, number)
     if signals == 2:
         time.sleep(0.5)
         assert command.poll() is None  # it waits for what is being saved

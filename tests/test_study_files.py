@@ -1,5 +1,6 @@
 """Study files and the words of a study: whatever is wrong with them is an error that says what is allowed."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 from ablations import strict_yaml, study_file
 from ablations.config import KEYS, ConfigError, resolve
 from ablations.criteria import Criteria
-from ablations.study import FACTORS, HELP, Study, folders, from_anywhere, from_args
+from ablations.study import FACTORS, HELP, Study, at_home, folders, from_anywhere, from_args
 from ablations.study_file import StudyFile, read_study
-from ablations.values import difference
+from ablations.values import did_you_mean, difference
 
 ROOT = Path(__file__).parents[1]
 GOOD = "question: Besser?\nexpect: Ja, über 2 %.\narms:\n  - model.pos: alibi\n"
@@ -183,6 +184,58 @@ def test_a_command_says_which_words_it_takes(command: list[str], message: str) -
     assert done.stderr.count("\n") == 1 and not done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["TASKS=helaswag"], "no task 'helaswag' in lm-eval (did you mean hellaswag?)"),
+        (["GLUE=folder", "GLUE_TASKS=CoLA"], "no task 'CoLA' in GLUE (did you mean cola?)"),
+        (["EXPORT=1"], "pos=alibi: "),
+        (["SET=data.tokenizer_kind=file data.tokenizer=nirgends/ä.json"], "nirgends/ä.json holds no tokenizer"),
+    ],
+)
+def test_plan_refuses_what_ablation_would_refuse(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from ablations.__main__ import main
+
+    words = ["plan", "POS=alibi", "SIZE=nano", f"OUT={tmp_path}/out", *words]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert not said.out and said.err.startswith("error: ") and message in said.err and "Traceback" not in said.err
+    assert not list(tmp_path.iterdir())
+    if "GLUE_TASKS=CoLA" not in words:  # the others take seconds
+        return
+    assert main([*words, "FORMAT=json"]) == main([*words, "ON=a100"]) == 2
+    answer, line = capsys.readouterr()
+    assert message in json.loads(answer)["error"] and line.count(message) == 2
+
+
+def test_plan_knows_the_tasks_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from ablations.__main__ import main
+
+    words = ["plan", "POS=alibi", "SIZE=nano", f"OUT={tmp_path}/out"]
+    assert main([*words, "TASKS=suite, hellaswag,xcopa_zh", f"EVAL_DATA={tmp_path}/none"]) == 0
+    assert main([*words, f"GLUE={tmp_path}/none", "GLUE_TASKS=cola, rte"]) == 0
+
+
+def test_a_name_is_proposed_whatever_its_case_or_section() -> None:
+    assert did_you_mean("ALiBi", ["none", "alibi"]) == " (did you mean alibi?)"
+    assert did_you_mean("pos", ["POS", "OUT"]) == " (did you mean POS?)"
+    assert did_you_mean("lr", ["train.lr", "model.layers"]) == " (did you mean train.lr?)"
+    assert did_you_mean("größe", ["none"]) == did_you_mean("x", ["a.x", "b.x"]) == ""
+
+
+@pytest.mark.parametrize(("typed", "value"), [("~/läufe", "{}/läufe"), ("a/~b", "a/~b"), ("~you/x", "~you/x")])
+def test_a_home_that_the_shell_has_left_is_the_users(typed: str, value: str) -> None:
+    expected = value.format(Path.home())
+    assert at_home(typed) == expected and at_home(f"{typed},~") == f"{expected},{Path.home()}"
+    assert str(from_args(["POS=alibi", f"OUT={typed}"]).out) == expected
+
+
+def test_arms_may_have_spaces_between_them() -> None:
+    assert from_args(["POS= alibi , rotary", "SIZE=nano"]).arms == from_args(["POS=alibi,rotary", "SIZE=nano"]).arms
+
+
 def test_a_baseline_alone_is_not_called_so_twice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from ablations.__main__ import main
 
@@ -226,11 +279,11 @@ def test_a_study_that_adds_seeds_has_those_that_have_begun(tmp_path: Path) -> No
     assert late.seeds == [101, 102] and {cell.run.seed for cell in late.cells} == {101, 102}
 
 
-def test_a_root_folder_as_corpus_is_refused_with_exit_code_2() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ablations", "plan", "DATA=/"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+@pytest.mark.parametrize("root", ["/", "//", "/proc/self/root", "/.."])
+def test_the_root_folder_is_no_corpus(root: str) -> None:
+    """And the whole disk is not searched for that."""
+    with pytest.raises(ConfigError, match="is the whole machine"):
+        from_args(["POS=alibi", f"DATA={root}"])
 
 
 def test_a_comma_in_a_whole_number_makes_several_arms_as_it_does_in_words() -> None:
@@ -260,6 +313,17 @@ def test_names_of_folders_stay_within_what_file_systems_take(tmp_path: Path) -> 
     assert len(study.name.encode()) < 200
     other = from_args(["POS=alibi", long + ",pydocs", "SIZE=nano", f"OUT={tmp_path}"])
     assert other.stage != study.stage
+
+
+def test_runs_are_named_by_a_glob_or_from_home_and_not_with_commas(tmp_path: Path) -> None:
+    for name in ("pos=alibi,seed=1", "pos=alibi,seed=2", "größe [2]"):
+        (tmp_path / name).mkdir()
+    assert folders(f"{tmp_path}/pos=* x") == [*(f"{tmp_path}/pos=alibi,seed={seed}" for seed in (1, 2)), "x"]
+    assert folders(f"{tmp_path}/pos=alibi,seed=1") == [f"{tmp_path}/pos=alibi,seed=1"]
+    assert folders(f"'{tmp_path}/größe [2]' {tmp_path}/none*") == [f"{tmp_path}/größe [2]", f"{tmp_path}/none*"]
+    assert folders("~/läufe") == [f"{Path.home()}/läufe"]
+    with pytest.raises(ConfigError, match="spaces between them, and no commas"):
+        folders(f"x {tmp_path},{tmp_path}")
 
 
 def test_runs_may_lie_in_folders_with_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -445,11 +446,11 @@ CODE = [
 ]
 
 
-def with_added(tmp_path, *added):
+def with_added(tmp_path, *added, pre_tokenizer=None):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -505,6 +506,27 @@ def test_added_tokens_are_those_of_hugging_face(tmp_path, kind):
     assert any(token >= 300 for each in expected for token in each)
     assert ours.mask == theirs.token_to_id("<mask>") and not {ours.mask, ours.eod} & set(ids.tolist())
     module.check_parity(ours)
+
+
+@pytest.mark.parametrize("kind", ["a space before", "digit by digit"])
+def test_other_ways_to_split_text_are_those_of_hugging_face(tmp_path, kind):
+    """RoBERTa's space before a text stays when it is decoded; gigatoken does not know StarCoder's single digits."""
+    from tokenizers import pre_tokenizers
+
+    from eval import export
+
+    spaced = kind == "a space before"
+    split = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+    if not spaced:
+        split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split])
+    ours, theirs = with_added(tmp_path, pre_tokenizer=split)
+    texts = [*CODE, "12345 straße 2024", "语言", *module.AWKWARD]
+    expected = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
+    assert ours.encode_batch(texts) == expected == pickle.loads(pickle.dumps(ours)).encode_batch(texts)
+    assert ours.arrays(texts)[0].tolist() == [token for ids in expected for token in ids]
+    assert ours.lossless == (not spaced) == ([ours.decode(ids) for ids in expected] == texts)
+    module.check_parity(ours)
+    export.compare(ours, export.convert(ours), texts, expected)
 
 
 def test_a_tokenizer_that_is_not_hugging_faces_is_refused_before_training(tmp_path, monkeypatch):

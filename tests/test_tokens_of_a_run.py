@@ -11,7 +11,13 @@ from ablations.study import from_args
 from data.prepare import prepare
 from launch import manifest
 from launch.train import main, train
-from tests.test_train import TINY, corpus, store, study, words  # noqa: F401  fixtures among them
+from tests.test_train import TINY, corpus, study, words  # noqa: F401  a fixture among them
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Of this module alone: its tests damage copies of all that is in it."""
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture

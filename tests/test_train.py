@@ -26,6 +26,7 @@ from ablations.config import KEYS, resolve
 from ablations.safe_files import Damaged
 from ablations.status import state
 from ablations.study import Study, build, from_args
+from data.disk import locked, write_whole
 from tests.conftest import Launch
 
 ROOT = Path(__file__).parents[1]
@@ -46,22 +47,25 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture(scope="session")
+def corpus(shared: Path) -> str:
     """Docstrings of numpy, as C4 would hold them."""
     import numpy
 
-    docs = {inspect.getdoc(getattr(numpy, n)) for n in dir(numpy)}
-    path = tmp_path_factory.mktemp("corpus") / "docs.jsonl"
-    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in sorted(d for d in docs if d and len(d) > 300)))
+    path = shared / "numpy" / "docs.jsonl"
+    with locked(shared / "numpy.lock"):
+        if not path.exists():
+            docs = {inspect.getdoc(getattr(numpy, n)) for n in dir(numpy)}
+            lines = [json.dumps({"text": d}) + "\n" for d in sorted(d for d in docs if d and len(d) > 300)]
+            write_whole(path, "".join(lines))
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "data").mkdir()
-    return folder
+@pytest.fixture(scope="session")
+def store(shared: Path) -> Path:
+    """A folder for runs, with a store of prepared data for all of them: what one test prepares, others find."""
+    (shared / "runs" / "data").mkdir(parents=True, exist_ok=True)
+    return shared / "runs"
 
 
 def words(corpus: str, out: Path, **change: Any) -> list[str]:

@@ -1,6 +1,7 @@
 """Tuned arms (ablations/tuning.py, eval/report/tuned.py): each at its own best rate, chosen without what is judged."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ablations.tuning import TUNE, Tuning
 from ablations.values import ConfigError, difference
 from eval.report import tuned
 from eval.report.findings import gather
-from eval.report.record import write
+from eval.report.record import terminal_text, write
 from eval.report.sections.tuning import agree
 from eval.report.tuned import Candidates, Task
 from eval.statistics.comparison import Comparison
@@ -231,7 +232,10 @@ def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: 
     write(f, tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
     assert "they contradict each other" in text and "0.004, at an end of the grid" in text
-    assert "Loss by learning rate" in (tmp_path / "record/report.html").read_text()
+    page = (tmp_path / "record/report.html").read_text()
+    (drawn,) = re.findall(r'(?s)aria-label="Loss by learning rate">(.*?)</svg>', page)
+    assert all(f">{rate}</text>" in drawn for rate in ("0.001", "0.002", "0.004"))
+    assert re.search(r"\npos=alibi +-0\.0\d+ +better by .*no, they contradict each other", terminal_text(f))
     learned, alibi = json.loads((tmp_path / "record/run.json").read_text())["learning_rates"]
     assert learned["best"] == 0.002 and alibi["best"] == 0.004
     assert alibi["at_best"]["bits_per_byte"]["agrees"] is False

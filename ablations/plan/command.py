@@ -13,14 +13,16 @@ import sys
 from pathlib import Path
 
 from ablations import answers
+from ablations.plan.checks import check_request
 from ablations.plan.hardware import GPU, hardware
-from ablations.plan.resources import MOST_GPUS, Budget, amount, parse_budget, positive
+from ablations.plan.resources import MOST_GPUS, MOST_TOKENS, SCALES, Budget, amount, check_text, parse_budget, positive
 from ablations.study import FACTORS, from_args
 from ablations.values import ConfigError, did_you_mean, human
 
 OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
 FORMATS = ("table", "json", "svg")
-MOST_TOKENS = 1e15  # beyond them a slip is likelier than a plan: the indexed web is taken for some 5e14 (recalled)
+PRICES = (1e-3, 1e5)  # of a GPU-hour; beyond them a slip is likelier than a plan
+LEAST_TOKENS = 1e6  # below them a slip is likelier than a plan: a unit is missing
 
 
 def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -51,6 +53,7 @@ def machines(text: str) -> tuple[GPU, int]:
     Raises:
         ConfigError: the hardware is unknown, or a number is not above 0.
     """
+    check_text(text, "ON")
     match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
     assert match  # any text without spaces around it is at least a name
     gpu = hardware(match[3])
@@ -78,7 +81,9 @@ def run(words: list[str]) -> int | None:
     budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
     if "PRICE" in options:
-        price = positive(options["PRICE"], f"PRICE={options['PRICE']}")
+        price = positive(options["PRICE"], "PRICE")
+        if not PRICES[0] <= price <= PRICES[1]:
+            raise ConfigError(f"PRICE={options['PRICE']}: a GPU-hour costs {PRICES[0]:g} to {PRICES[1]:g} here")
         if budget is None or budget.kind != "money":
             raise ConfigError("PRICE, of a GPU-hour, belongs to a budget of money: BUDGET='200k EUR' PRICE=1.8")
     if "ON" not in options:
@@ -100,15 +105,15 @@ def run(words: list[str]) -> int | None:
     gpu, gpus = machines(options["ON"])
     hours = budget.gpu_hours(price) if budget else None
     os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
-    answer = study_cost.cost(from_args(study_words), gpu, gpus)
-    if hours and answer.most_gpu_hours > hours:
+    study = from_args(study_words)
+    check_request(study)
+    answer = study_cost.cost(study, gpu, gpus)
+    if hours is not None and answer.most_gpu_hours > hours:
         need, limit = amount(answer.most_gpu_hours), amount(hours)
         seeds = f" with all {answer.study.criteria.seeds} seeds (MAX_SEEDS)" if answer.at_most else ""
         answer.refused.append(f"the study needs {need} GPU-hours{seeds}, and the budget has {limit}")
     if how == "json":
         print(answers.answer("study-cost", answer.as_json(hours)))
-        for reason in answer.refused:
-            print(f"refused: {reason}", file=sys.stderr)
     elif how == "svg":
         from ablations.drawing import combined_figures
         from ablations.plan.schedules import figure
@@ -116,6 +121,9 @@ def run(words: list[str]) -> int | None:
         print(combined_figures([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.lines(answer, hours), sep="\n")
+    if how != "table":  # whose last lines they are
+        for reason in answer.refused:
+            print(f"refused: {reason}", file=sys.stderr)
     return 2 if answer.refused else 0
 
 
@@ -152,10 +160,19 @@ def _need(text: str) -> tuple[float, float]:
     Raises:
         ConfigError: the text is not such a range.
     """
+    check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]
-    if len(parts) > 2 or not all(re.fullmatch(r"[\d.,_]+(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
+    if len(parts) > 2 or not all(re.fullmatch(r"\d[\d._]*(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
         raise ConfigError(f"NEED={text!r}: tokens are needed, from and to or one number, e.g. NEED=300B-400B")
-    amounts = [parse_budget(f"{part} tokens").amount for part in parts]
+    amounts = [_tokens(part, f"NEED={text!r}") for part in parts]
     if max(amounts) > MOST_TOKENS:
         raise ConfigError(f"NEED={text!r}: more than {human(MOST_TOKENS)} tokens, which is more text than there is")
+    if min(amounts) < LEAST_TOKENS:
+        raise ConfigError(f"NEED={text!r}: fewer than {human(LEAST_TOKENS)} tokens; is a unit missing, as in 300B?")
     return (min(amounts), max(amounts)) if len(parts) == 2 else (amounts[0] / 1.1, amounts[0] * 1.1)
+
+
+def _tokens(text: str, whole: str) -> float:
+    """300B as a number. Raises ConfigError, see `positive`."""
+    number = text.rstrip("kmbtKMBT ")
+    return positive(number, whole) * SCALES[text[len(number) :].strip().lower()]

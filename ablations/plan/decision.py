@@ -5,34 +5,27 @@ measured: here, on this site. published: in a source that was read. secondary: a
 not read. assumed: by us. computed: from the others.
 """
 
-import bisect
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from ablations.config import resolve
-from ablations.plan import power, published_laws, shapes, site_speed
-from ablations.plan.layouts import search
+from ablations.plan import published_laws, shapes
+from ablations.plan.first_studies import first_studies
 from ablations.plan.reliability import GUESS, NODE_MTBF, Cluster, save_interval, simulate
-from ablations.plan.resources import HOUR, PF_DAY, Budget
+from ablations.plan.resources import PF_DAY, TIMES, Budget
 from ablations.plan.resources import Cluster as Machines
-from ablations.study_file import read_study, study_names
 from ablations.values import ConfigError
 
 PLANNED_SHARE = 100 / 312  # of the peak: 100 model TFLOP/s on an A100, which BigScience planned with (unverified)
 SAFETY = 4500 / 4838.4  # of its PF-days that it planned to use (unverified)
 NEED = (300e9, 400e9)  # tokens that it wanted at least, for languages of few resources (published: its blog)
+BIGSCIENCE_PF_DAYS = 4500
+FEWER_NODES = 0.75  # of the working nodes, down to which a number is looked for that has a shape
+MOST_TRIES = 32  # numbers of nodes that are looked at
 LEAST_SIZE = 20e9  # parameters below which 20 tokens for each are taken instead, and no pipeline is needed: assumed
 HISTORIES = 40  # simulated; their mean and 10th to 90th percentile are shown
-MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer are simulated, to answer in a second
-STUDY_SIZE, STUDY_SEEDS, STUDY_SHARE = "1b3", 2, 0.1  # ablations: size, seeds at least, share of the budget (assumed)
-MOST_SEEDS = 8  # more are not considered; with so many the items of the tasks decide
-# Effects in points of the mean of 27 tasks (tables 2 to 4 of the paper: unverified) say which study is worth its cost
-# first: one whose expected effect can be seen.
-EFFECTS = {"position": 2.0, "embedding_norm": 1.2, "corpus": 1.1, "activation": 0.16}
-TASK_ERROR = 0.41  # standard error of the mean of 27 tasks, computed from published results of each task
-SEED_SD = 0.27  # of the same mean from checkpoint to checkpoint; stands for that between seeds (assumed)
+LEAST_HISTORIES = 4
+MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer and shorter ones, to answer in a second
 
 
 @dataclass(frozen=True)
@@ -51,11 +44,25 @@ def timeline(machines: Machines, spare: int) -> Timeline:
     working = machines.nodes - spare
     cluster = Cluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **GUESS)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
-    histories = max(4, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / cluster.mtbf))))
-    runs = [simulate(cluster, machines.seconds, every, seed) for seed in range(histories)]
+    between = cluster.mtbf + cluster.detect + cluster.restart  # failures
+    histories = max(LEAST_HISTORIES, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / between))))
+    seconds = min(machines.seconds, MOST_FAILURES / LEAST_HISTORIES * between)
+    runs = [simulate(cluster, seconds, every, seed) for seed in range(histories)]
     trained = sorted(run["trained"] for run in runs)
     shares = {key: sum(run[key] for run in runs) / histories for key in runs[0]}
+    shares["failures"] *= machines.seconds / seconds
     return Timeline(shares, every, trained[histories // 10], trained[-histories // 10 - 1], histories)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The time that a number of tokens takes on the whole cluster, failures included."""
+
+    tokens: float
+    seconds: float
+    slow: float  # seconds at the low end of what is trained in a time, see Decision.tokens_in_time
+    fast: float
+    gpu_hours: float  # of the mean
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Decision:
     compute: float  # FLOPs that are planned with
     optima: list[Optimum]
     tokens: tuple[float, float]
-    tokens_why: str
+    tokens_why: str  # what is said of them, a colon, and what kind of number that is
     sizes: tuple[float, float]
     candidates: list[shapes.Candidate]
     reason: str  # why there are no shapes; ""
@@ -90,7 +97,9 @@ class Decision:
 
     @property
     def chosen(self) -> shapes.Candidate | None:
-        """The fastest candidate to which no rule objects."""
+        """The fastest candidate to which no rule objects; None too where failures leave no time to train."""
+        if not self.goodput.shares["trained"]:
+            return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.Candidate) -> tuple[float, float, float]:
@@ -103,6 +112,42 @@ class Decision:
             token_seconds / step.high * self.goodput.low,
             token_seconds / step.low * self.goodput.high,
         )
+
+    def planned_tokens(self, candidate: shapes.Candidate) -> float:
+        """The tokens that the planned FLOPs come to at the candidate's size, or fewer: those that are trained in the
+        time that the ablations leave, with the same reserve for what is not foreseen."""
+        ablations = sum(entry["gpu_hours"] for entry in [*self.first, *self.open])
+        time = SAFETY * (1 - ablations / self.machines.gpu_hours)
+        return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
+
+    def training(self, candidate: shapes.Candidate) -> Training:
+        """The training of the planned tokens."""
+        tokens = self.planned_tokens(candidate)
+        mean, slow, fast = (
+            tokens / reached * self.machines.seconds if reached else math.inf
+            for reached in self.tokens_in_time(candidate)
+        )
+        return Training(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
+
+    @property
+    def first(self) -> list[dict[str, Any]]:
+        """The studies to run first: those that can see their published effect, within STUDY_SHARE of the budget."""
+        return [entry for entry in self.studies if entry["within"] and entry["sees"]]
+
+    @property
+    def open(self) -> list[dict[str, Any]]:
+        """The studies of unknown effect, within STUDY_SHARE of the budget together with the first."""
+        return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
+
+    @property
+    def split(self) -> dict[str, float]:
+        """GPU-hours at work by what they go to, adding up to those of the budget."""
+        hours = {
+            "training": self.training(self.chosen).gpu_hours if self.chosen else 0.0,
+            "ablations first": sum(entry["gpu_hours"] for entry in self.first),
+            "ablations of unknown effect": sum(entry["gpu_hours"] for entry in self.open),
+        }
+        return hours | {"left": self.machines.gpu_hours - sum(hours.values())}
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
@@ -123,12 +168,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         )
     compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY
     optima = [Optimum(law, *law.optimum(compute), *law.rounding(compute)) for law in published_laws.LAWS]
-    why = "asked for: NEED"
-    if tokens is None:
-        tokens, why = NEED, "what BigScience needed for languages with little text: published"
-        if compute / (6 * tokens[0]) < LEAST_SIZE:
-            optimum = published_laws.fixed_ratio(compute)[1]
-            tokens, why = (optimum / math.sqrt(2), optimum * math.sqrt(2)), "around 20 a parameter: secondary"
+    tokens, why = (tokens, "asked for: NEED") if tokens else needed_tokens(compute)
     sizes = (compute / (6 * tokens[1]), compute / (6 * tokens[0]))
     candidates: list[shapes.Candidate] = []
     reason = ""
@@ -136,9 +176,9 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         reason = f"models below {LEAST_SIZE / 1e9:g}B parameters need no pipeline, and the rules are for those that do"
     else:
         try:
-            candidates = shapes.candidates(*sizes, machines.gpu, machines.working)
+            candidates = shapes.candidates(*sizes, machines.gpu, machines.working, per_node=machines.per_node)
         except ConfigError as error:
-            reason = str(error)
+            reason = str(error) + fewer_nodes(sizes, machines)
     return Decision(
         budget,
         machines,
@@ -155,57 +195,31 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
     )
 
 
-def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
-    """The studies of ablations/studies at STUDY_SIZE, with one node for each run; and the basis of their hours.
+def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
+    """The least and the most tokens for so many FLOPs where none are asked for, and why. They and the sizes that follow
+    grow with the compute."""
+    if compute / (6 * NEED[0]) < LEAST_SIZE:
+        optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(NEED[1] / NEED[0])
+        return (optimum / spread, optimum * spread), "around 20 a parameter: secondary"
+    growth = compute / (BIGSCIENCE_PF_DAYS * PF_DAY)
+    if growth < 1.001:  # its own budget is rounded
+        return NEED, "what BigScience needed for languages with little text: published"
+    least, most = NEED
+    why = "what BigScience needed, grown as the root of the compute beyond its budget: assumed"
+    return (least * math.sqrt(growth), most * math.sqrt(growth)), why
 
-    Each has its number of runs, GPU-hours, the least difference that it detects, and, where an effect was published,
-    that effect and the seeds that are needed to detect it. Studies that can detect their effect come first, the
-    cheapest of them at the top; those for which MOST_SEEDS would not be enough come last.
-    """
-    gpu = machines.gpu
-    precision = "bf16" if gpu.bf16 else "fp16"
-    run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
-    layouts, _ = search([run], gpu, machines.per_node, site_speed.read(gpu))
-    usable = [candidate for candidate in layouts if not candidate.layout.recompute]
-    hours, basis = math.inf, f"{STUDY_SIZE} does not fit on {machines.per_node} {gpu.name}"
-    if usable:
-        step = usable[0].steps[0]
-        hours = run.tokens / (run.train.batch * run.model.seq) * step.seconds / HOUR * machines.per_node
-        basis = step.basis
-    result: list[dict[str, Any]] = []
-    for name in study_names():
-        arms = 1 + len(read_study(name).arms)
-        if arms < 2:
+
+def fewer_nodes(sizes: tuple[float, float], machines: Machines) -> str:
+    """The number of nodes, not much smaller, for which there is a shape, as words for the end of a complaint."""
+    working = machines.nodes - machines.spare
+    for nodes in range(working - 1, max(math.ceil(FEWER_NODES * working), working - MOST_TRIES) - 1, -1):
+        try:
+            candidates = shapes.candidates(*sizes, machines.gpu, nodes * machines.per_node, per_node=machines.per_node)
+        except ConfigError:
             continue
-        effect = EFFECTS.get(name)
-        seeds = seeds_needed(effect, arms) if effect else None
-        runs = arms * (seeds or STUDY_SEEDS)
-        least = least_detectable(arms, seeds or STUDY_SEEDS)
-        result.append(
-            {"study": name, "arms": arms, "seeds": seeds or STUDY_SEEDS, "runs": runs, "gpu_hours": runs * hours}
-            | {"least": least, "effect": effect, "sees": seeds is not None}
-        )
-    result.sort(key=lambda entry: (not entry["sees"], entry["effect"] is not None, entry["gpu_hours"]))
-    spent = 0.0
-    for entry in result:
-        spent += entry["gpu_hours"]
-        entry["within"] = spent <= STUDY_SHARE * machines.gpu_hours
-    return result, basis
-
-
-@functools.cache
-def least_detectable(arms: int, seeds: int) -> float:
-    """The least difference, in points, that a study with so many arms and seeds detects."""
-    return power.detectable(SEED_SD, TASK_ERROR, arms, seeds)
-
-
-def seeds_needed(effect: float, arms: int) -> int | None:
-    """The number of seeds with which a study detects such an effect; None where MOST_SEEDS are not enough."""
-    counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
-    if least_detectable(arms, MOST_SEEDS) > effect:
-        return None
-    # more seeds see smaller effects, so that the first that are enough can be found by halving
-    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -least_detectable(arms, seeds))]
+        if any(not candidate.rejected for candidate in candidates):
+            return f"; on {nodes} nodes there is one: {machines.nodes - nodes} spare"
+    return ""
 
 
 def as_json(decision: Decision) -> dict[str, Any]:
@@ -243,9 +257,33 @@ def as_json(decision: Decision) -> dict[str, Any]:
         ],
         "chosen": chosen.words if chosen else None,
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
+        "training": _training_as_json(decision, chosen) if chosen else None,
+        "gpu_hours_by_use": {use: hours if math.isfinite(hours) else None for use, hours in decision.split.items()},
         "goodput": decision.goodput.shares,
         "studies": [
             {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in entry.items()}
             for entry in decision.studies
         ],
+    }
+
+
+def _training_as_json(decision: Decision, chosen: shapes.Candidate) -> dict[str, Any]:
+    training, layout = decision.training(chosen), chosen.layout
+    return {
+        "tokens": training.tokens,
+        **{
+            name: seconds / TIMES["week"] if math.isfinite(seconds) else None
+            for name, seconds in (
+                ("weeks", training.seconds),
+                ("weeks_low", training.fast),
+                ("weeks_high", training.slow),
+            )
+        },
+        "gpus": layout.gpus,
+        "data_parallel": layout.dp,
+        "tensor_parallel": layout.tp,
+        "pipeline_parallel": layout.pp,
+        "micro_batch": layout.micro_batch,
+        "batch": layout.batch,
+        "sequence": shapes.SEQ,
     }

@@ -1,35 +1,33 @@
 """The document of a `Decision`: report.md and report.html, with figures, each number with its source."""
 
-import math
+from typing import Any
 
-from ablations.config import resolve
 from ablations.drawing import Line
 from ablations.drawing import lines as draw
-from ablations.plan import power, published_laws, shapes
-from ablations.plan.decision import (
-    MOST_SEEDS,
-    PLANNED_SHARE,
-    SEED_SD,
-    STUDY_SEEDS,
-    STUDY_SHARE,
-    STUDY_SIZE,
-    TASK_ERROR,
-    Decision,
-)
+from ablations.plan import published_laws, shapes
+from ablations.plan.decision import LEAST_SIZE, PLANNED_SHARE, Decision
+from ablations.plan.decision_outlook import risks, studies, time_line
 from ablations.plan.document import Document
-from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, TIMES, amount
+from ablations.plan.first_studies import STUDY_SHARE, STUDY_SIZE
+from ablations.plan.hardware import GPU
+from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, amount, weeks
+from ablations.plan.throughput import calibration
 from ablations.values import human
 
-SPENT = ("trained", "saving", "redone", "detecting", "restarting", "waiting")
-
-
-# How it went: 366B tokens in 117 days from 11 March 2022 (BigScience's blog, as quoted: secondary).
-BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
+SHOWN = 12  # shapes
+LOSS_LAWS = {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}
 
 
 def billions(number: float) -> str:
-    """A number in billions, such as 392B or 1,160B; below a billion in millions, such as 12.5M."""
-    return f"{number / 1e9:,.3g}B" if number >= 1e9 else human(number)
+    """A number in billions or trillions, such as 392B or 1.16T; below a billion in millions, such as 12.5M."""
+    if number >= 1e12:
+        return f"{number / 1e12:,.3g}T"
+    return f"{number / 1e9:.3g}B" if number >= 1e9 else human(number)
+
+
+def _ratio(number: float) -> str:
+    """Two digits of it: 0.42, 20, 130."""
+    return f"{float(f'{number:.2g}'):,g}"
 
 
 def document(decision: Decision) -> Document:
@@ -38,13 +36,22 @@ def document(decision: Decision) -> Document:
     _budget(out, decision)
     _optimum(out, decision)
     _shapes(out, decision)
-    _time(out, decision)
-    _studies(out, decision)
+    time_line(out, decision)
+    risks(out, decision)
+    studies(out, decision)
     out.heading("Where the numbers come from")
+    measured = any("measured here" in basis for basis in _bases(decision))
+    out.text(
+        "Published: in a source that was read. Secondary: as others quote it. Unverified: recalled, not read. Assumed: "
+        "by us. Predicted: by a model fitted to published measurements. Computed: from the others. "
+        + ("Measured here: by make bench-gpu." if measured else "No speed was measured on these machines.")
+    )
     out.bullets(
         [
             f"{decision.machines.gpu.name}: {decision.machines.gpu.source}",
-            "step times and memory: ablations/plan/published.csv (published), fitted by ablations/plan/calibrate.py",
+            "step times and memory: ablations/plan/published.csv (published), fitted by ablations/plan/calibrate.py; "
+            "how "
+            "good they are: docs/planning.md",
             "laws: ablations/plan/published_laws.py; constants as quoted (secondary)",
             "failures: BLOOM's paper, section 3.4 (published); everything else about failures is assumed",
             "100 TFLOP/s, 4,500 of 4,838 PF-days, and effects of ablations: the paper's, not read (unverified)",
@@ -53,23 +60,111 @@ def document(decision: Decision) -> Document:
     return out
 
 
+def _bases(decision: Decision) -> list[str]:
+    """What the predicted times are based on."""
+    steps = [candidate.step.basis for candidate in decision.candidates[:1]]
+    return [*steps, decision.study_basis]
+
+
+def _sizes(decision: Decision) -> str:
+    """The range of sizes, and what it follows from."""
+    return (
+        f"{billions(decision.sizes[0])} to {billions(decision.sizes[1])} parameters, which follow from "
+        f"{human(decision.tokens[1])} to {human(decision.tokens[0])} tokens ({decision.tokens_why})"
+    )
+
+
 def _summary(out: Document, decision: Decision) -> None:
-    least, most = (of(optimum.parameters for optimum in decision.optima) for of in (min, max))
+    """The answers, a line each."""
+    machines, chosen = decision.machines, decision.chosen
     out.heading("In short")
-    if chosen := decision.chosen:
-        mean, low, high = decision.tokens_in_time(chosen)
-        weeks = decision.machines.seconds / TIMES["week"]
-        out.text(
-            f"{chosen.words} (layers x width x heads), {billions(chosen.shape.parameters)} parameters, at "
-            f"{chosen.step.seconds:.0f} s for a step of {human(chosen.layout.batch * shapes.SEQ)} tokens: "
-            f"{human(mean)} tokens in {weeks:.3g} weeks ({human(low)} to {human(high)})."
-        )
+    rows: list[list[str]] = []
+    if chosen:
+        shape, layout, training = chosen.shape, chosen.layout, decision.training(chosen)
+        rows += [
+            [
+                "What to train",
+                f"{chosen.words} (layers x width x heads): {billions(shape.parameters)} parameters",
+                "predicted: the fastest shape that nothing speaks against",
+            ],
+            [
+                "On how many tokens",
+                f"{human(training.tokens)}, {_ratio(training.tokens / shape.parameters)} for each parameter",
+                _tokens_source(decision, chosen),
+            ],
+            [
+                "In which layout",
+                f"{layout.gpus} GPUs: data {layout.dp} x tensor {layout.tp} x pipeline {layout.pp}, micro-batch "
+                f"{layout.micro_batch}; {layout.batch} sequences of {shapes.SEQ} a step",
+                f"predicted: {chosen.gib:.0f} of {machines.gpu.memory:.0f} GiB, {chosen.step.seconds:.0f} s a step",
+            ],
+            [
+                "How long it takes",
+                f"{weeks(training.seconds)} weeks ({weeks(training.fast)} to {weeks(training.slow)}) of "
+                f"{weeks(machines.seconds)}",
+                "predicted: step time and failures",
+            ],
+            ["What loss to expect", _loss_words(decision), "computed from two laws (secondary, unverified)"],
+        ]
     else:
-        out.text(f"No shape is named: {decision.reason}.")
-    out.text(
-        f"Sizes from {billions(decision.sizes[0])} to {billions(decision.sizes[1])} parameters follow from "
-        f"{human(decision.tokens[1])} to {human(decision.tokens[0])} tokens ({decision.tokens_why}). The laws disagree "
-        f"about the best size by a factor of {most / least:.0f}: nothing else here is as uncertain."
+        rows += [["What to train", f"{_sizes(decision)}; no shape is named: {decision.reason or NO_SHAPE}", "computed"]]
+    first = "; ".join(map(_first_words, decision.first)) or (
+        f"none: those with a published effect do not see it, or cost more than {STUDY_SHARE:.0%} of the budget"
+    )
+    rows.append(["Which ablations first", first, "predicted; effects unverified"])
+    if decision.open:
+        names = ", ".join(entry["study"] for entry in decision.open)
+        hours = decision.split["ablations of unknown effect"]
+        cost = f"{amount(hours)} GPU-hours, {hours / machines.gpu_hours:.1%}"
+        rows.append(["Ablations of unknown effect", f"{names}: {cost} together", "predicted"])
+    if chosen:
+        left = decision.split["left"]
+        words = f"{amount(left)} GPU-hours, {left / machines.gpu_hours:.0%} of the budget"
+        rows.append(["What is left", words, "computed"])
+    least, most = (of(optimum.parameters for optimum in decision.optima) for of in (min, max))
+    rows.append(
+        [
+            "What is least certain",
+            f"the size: the laws' optima differ by a factor of {most / least:.0f}. It follows from the tokens, which "
+            "are "
+            f"{decision.tokens_why.rpartition(':')[0]}; NEED= plans for others",
+            "computed from published laws",
+        ]
+    )
+    out.table(["question", "answer", "source"], rows)
+
+
+def _tokens_source(decision: Decision, chosen: shapes.Candidate) -> str:
+    """Where the planned tokens come from."""
+    days = amount(decision.compute / PF_DAY)
+    if decision.compute / (6 * chosen.shape.parameters) <= decision.planned_tokens(chosen):
+        return f"computed: {days} PF-days / 6 N"
+    return f"predicted: what fits beside the ablations; {days} PF-days would be more, at a speed that is not expected"
+
+
+def _losses(decision: Decision) -> dict[str, tuple[float, float]]:
+    """By each law of the loss: that of the chosen shape on the planned tokens, and the least at this compute."""
+    assert decision.chosen
+    n, d = decision.chosen.shape.parameters, decision.planned_tokens(decision.chosen)
+    return {name: (law.loss(n, d), law.after(decision.compute)) for name, law in LOSS_LAWS.items()}
+
+
+def _loss_words(decision: Decision) -> str:
+    """The range of the laws, and how far above their optima that is."""
+    losses = _losses(decision).values()
+    low, high = min(loss for loss, _ in losses), max(loss for loss, _ in losses)
+    above = [loss - least for loss, least in losses]
+    return f"{low:.2f} to {high:.2f} nats a token, {min(above):.2f} to {max(above):.2f} above the laws' optima"
+
+
+NO_SHAPE = "something speaks against each"
+
+
+def _first_words(entry: dict[str, Any]) -> str:
+    """A study that is to be run first, in words."""
+    return (
+        f"{entry['study']}, {entry['runs']} runs at {STUDY_SIZE}: {entry['gpu_hours']:,.0f} GPU-hours; sees "
+        f"{entry['least']:.2g} points where {entry['effect']:g} are expected"
     )
 
 
@@ -98,8 +193,18 @@ def _budget(out: Document, decision: Decision) -> None:
         tokens = chosen.layout.batch * shapes.SEQ
         speed = chosen.shape.flops_per_token() * tokens / chosen.step.seconds / machines.working
         rows.append(["model FLOP/s of the chosen shape", f"{speed / 1e12:.0f}e12", f"predicted: {chosen.step.basis}"])
+    energy = amount(machines.gpu_hours * gpu.watts / 1e6)
+    rows.append(
+        ["energy of the GPUs at work", f"{energy} MWh at most", f"computed: {gpu.watts:.0f} W each (secondary)"]
+    )
     out.heading("The budget")
     out.table(["what", "amount", "source"], rows)
+    if decision.chosen:
+        total = machines.gpu_hours
+        uses = [[use, amount(hours), f"{hours / total:.1%}"] for use, hours in decision.split.items()]
+        out.text("What the GPU-hours at work go to, if ablations run on the same machines:")
+        out.table(["use", "GPU-hours", "share"], [*uses, ["in all", amount(total), "100.0%"]])
+        out.text("Left are the evaluations of the model, slower days, work by hand, and what these pages do not know.")
 
 
 def _optimum(out: Document, decision: Decision) -> None:
@@ -113,7 +218,7 @@ def _optimum(out: Document, decision: Decision) -> None:
                 billions(optimum.parameters),
                 f"{billions(optimum.low)} to {billions(optimum.high)}",
                 human(optimum.tokens),
-                f"{optimum.tokens / optimum.parameters:.2g}",
+                _ratio(optimum.tokens / optimum.parameters),
                 f"{optimum.law.status}: {optimum.law.source}",
             ]
             for optimum in decision.optima
@@ -132,38 +237,73 @@ def _optimum(out: Document, decision: Decision) -> None:
     title = "Parameters of least loss"
     out.figure("optimum", draw(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days}))
     sizes = [decision.sizes[0] / 16 * 1.25**i for i in range(24)]
-    losses = [
+    loss_curves = [
         Line(name, i, [n / 1e9 for n in sizes], [law.loss(n, compute / (6 * n)) for n in sizes])
-        for i, (name, law) in enumerate(
-            {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}.items(), 1
-        )
+        for i, (name, law) in enumerate(LOSS_LAWS.items(), 1)
     ]
     chosen = decision.chosen
     marks = {"chosen": chosen.shape.parameters / 1e9} if chosen else {}
     title = "Loss at this compute, by size"
-    out.figure("loss", draw(title, losses, "billion parameters", "nats a token", True, marks=marks))
+    out.figure("loss", draw(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
     if chosen:
         n = chosen.shape.parameters
-        d = compute / (6 * n)
-        besiroglu, hoffmann = published_laws.BESIROGLU, published_laws.HOFFMANN_3
+        d = decision.planned_tokens(chosen)
+        besiroglu, losses = published_laws.BESIROGLU, _losses(decision)
+        saved = besiroglu.compute_for(losses["Besiroglu"][0]) / (6 * n * d)
+        by_law = "; ".join(f"{loss:.3f}, at its optimum {least:.3f} ({name})" for name, (loss, least) in losses.items())
+        smaller, longer = besiroglu.optimum(saved * 6 * n * d)
         out.text(
-            f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {besiroglu.loss(n, d):.3f} (Besiroglu) "
-            f"or {hoffmann.loss(n, d):.3f} (Hoffmann, way 3) nats a token, on their text with their tokenizer "
-            f"(secondary); at their optima {besiroglu.after(compute):.3f} and {hoffmann.after(compute):.3f}. On other "
-            "text losses differ by more than that."
+            f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {by_law}, in nats a token on their text "
+            "with their tokenizer (computed). On other text losses differ by more than that."
         )
+        out.text(
+            f"What the number of tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
+            f"{billions(smaller)} parameters on {human(longer)} tokens, if there is so much text (computed). What "
+            "other numbers of tokens give at the planned compute, by both laws of the loss:"
+        )
+        choices = [("the chosen size", float(n), compute / (6 * n))]
+        choices += [(optimum.law.name, optimum.parameters, optimum.tokens) for optimum in decision.optima]
+        choices.sort(key=lambda choice: choice[2])
+        out.table(
+            ["", "tokens", "parameters", *(f"loss, {name}" for name in LOSS_LAWS)],
+            [
+                [name, human(tokens), billions(size), *(f"{law.loss(size, tokens):.3f}" for law in LOSS_LAWS.values())]
+                for name, size, tokens in choices
+            ],
+            strong=[name for name, *_ in choices].index("the chosen size"),
+        )
+
+
+def _accuracy(gpu: GPU) -> str:
+    """How good the predicted speed and memory of pipelines are, from the calibration."""
+    fits = calibration()
+    speed = fits[f"Megatron-DeepSpeed, {'v100' if gpu.name.startswith('v100') else 'a100-80'}"]
+    memory = fits["memory"]
+    words = f"Held out, these were off by {speed['median error']:.1%} in the median"
+    if "checks" in speed:
+        words += (
+            f"; {speed['checks']} rows of other layouts and days, which make the interval, by "
+            f"{speed['median error of checks']:.1%}, in an order of rank correlation "
+            f"{speed['rank correlation of checks']:.1f}"
+        )
+    return (
+        f"{words}. The interval holds 80% of the rows that it was made of; made without a shape's rows, it holds "
+        f"{speed['coverage held out']:.0%} of those. What is 5% apart is not told apart. Memory: off by "
+        f"{memory['median error']:.1%} in the median of {memory['rows']} rows, {memory['largest error']:.0%} at most."
+    )
 
 
 def _shapes(out: Document, decision: Decision) -> None:
     out.heading("Shapes")
-    chosen = decision.chosen
+    chosen, gpu = decision.chosen, decision.machines.gpu
     if decision.candidates:
+        shown = decision.candidates[:SHOWN]
+        if chosen and chosen not in shown:
+            shown[-1] = chosen
         out.text(
             f"The fastest of {len(decision.candidates)} shapes of these sizes that keep to the rules "
             "(ablations/plan/shapes.py), each in its fastest layout. Speed: "
-            f"{decision.candidates[0].step.basis}. "
-            "Held out, these were off by 0.6% in the median; rows of other layouts and days, which make the interval, "
-            "by 6.8%, in an order of rank correlation 0.7. What is 5% apart is not told apart."
+            f"{decision.candidates[0].step.basis}. {_accuracy(gpu)}"
         )
         head = ["layers x width x heads", "size", "dp / tp / pp", "micro-batch", "GiB", "s a step", "80% interval"]
         out.table(
@@ -179,88 +319,18 @@ def _shapes(out: Document, decision: Decision) -> None:
                     f"{candidate.step.low:.1f} to {candidate.step.high:.1f}",
                     candidate.rejected and f"{candidate.rejected}, above {shapes.HEAD_LIMIT}",
                 ]
-                for candidate in decision.candidates[:12]
+                for candidate in shown
             ],
+            strong=shown.index(chosen) if chosen else None,
         )
     if not chosen:
-        out.text(
-            f"{decision.reason or 'Something speaks against each of them'}. For smaller models: make plan "
-            "SIZE=... ON=..."
-        )
+        hint = ""
+        if decision.sizes[1] < LEAST_SIZE:
+            hint = (
+                f". A size of our own engine, in its layouts: make plan STUDY=baseline SIZE={STUDY_SIZE} ON={gpu.name}"
+            )
+        out.text(f"No shape is named: {decision.reason or NO_SHAPE}{hint}")
         return
     out.text(f"Chosen: {chosen.words}, the fastest that nothing speaks against:")
     out.bullets(shapes.why(chosen))
     out.text("Our own engine has no pipeline parallelism and does not train this size; its ablations are smaller.")
-
-
-def _time(out: Document, decision: Decision) -> None:
-    machines = decision.machines
-    weeks = machines.seconds / TIMES["week"]
-    out.heading("Time line")
-    out.text(
-        f"{decision.goodput.histories} simulated histories of {weeks:.3g} weeks, failures at BLOOM's rate (published: "
-        "one or two GPUs a week of 384); repair, detection, restart and saving assumed (ablations/plan/reliability.py)."
-    )
-    lines = [(f"{machines.nodes - machines.spare} nodes and {machines.spare} spare", decision.goodput)]
-    if machines.spare:
-        lines.append((f"{machines.nodes} nodes, none spare", decision.without_spares))
-    out.table(
-        ["", "saves every", "failures", *SPENT],
-        [
-            [label, f"{line.interval / 60:.0f} min", f"{line.shares['failures']:.0f}"]
-            + [f"{line.shares[name]:.2%}" for name in SPENT]
-            for label, line in lines
-        ],
-    )
-    chosen = decision.chosen
-    if not chosen:
-        return
-    mean, low, high = decision.tokens_in_time(chosen)
-    plan = decision.compute / (6 * chosen.shape.parameters)
-    curves = [
-        Line("expected", 1, [0, weeks], [0, mean / 1e9]),
-        Line("80% interval", 1, [0, weeks], [0, low / 1e9], "dash"),
-        Line("80% interval", 1, [0, weeks], [0, high / 1e9], "dash"),
-        Line("planned", 2, [0, weeks], [plan / 1e9, plan / 1e9]),
-    ]
-    out.figure("timeline", draw("Tokens by week", curves, "weeks", "billion tokens"))
-    reached = plan / mean * weeks
-    late = "" if reached <= weeks else ", which is later than there is time"
-    out.text(f"{human(plan)} tokens, what the planned PF-days come to, are trained after {reached:.1f} weeks{late}.")
-    if chosen.words == BLOOM and machines.working == 384:
-        expected = mean * BLOOM_DAYS * TIMES["day"] / machines.seconds
-        out.text(
-            f"BLOOM, this shape on these GPUs, saw {human(BLOOM_TOKENS)} tokens in {BLOOM_DAYS} days (secondary): "
-            f"{BLOOM_TOKENS / expected:.0%} of what is expected here for that time. The batch ramp, slow nodes and "
-            "pauses are not in the simulation, and the interval is that of the step time alone."
-        )
-
-
-def _studies(out: Document, decision: Decision) -> None:
-    machines = decision.machines
-    tokens = human(resolve([("size", STUDY_SIZE)]).tokens)
-    out.heading("Ablations first")
-    out.text(
-        f"Every study of ablations/studies at {STUDY_SIZE}, {tokens} tokens, a node of {machines.per_node} for each "
-        f"run. What it sees with a chance of {power.POWER:.0%}: from the error of the mean of 27 tasks, {TASK_ERROR} "
-        f"points (computed from published results), and {SEED_SD} points between seeds (assumed; published between "
-        f"checkpoints). Effects: BigScience's (unverified). As many seeds as see the effect, {STUDY_SEEDS} where it is "
-        "unknown; first the studies that can see theirs."
-    )
-    total, rows = 0.0, []
-    for entry in decision.studies:
-        total += entry["gpu_hours"]
-        effect = "unknown"
-        if entry["effect"] is not None:
-            effect = f"{entry['effect']:g} points" + ("" if entry["sees"] else f", not seen with {MOST_SEEDS} seeds")
-        beyond = "" if entry["within"] else f"beyond {STUDY_SHARE:.0%} of the budget"
-        cost, ratio = f"{entry['gpu_hours']:,.0f}", total / machines.gpu_hours
-        share = f"{ratio:.1%}" if ratio < 10 else f"{human(round(ratio))} times"
-        runs = f"{entry['arms']} x {entry['seeds']}"
-        rows.append([entry["study"], runs, cost, share, f"{entry['least']:.2g} points", effect, beyond])
-    out.table(["study", "arms x seeds", "GPU-hours", "sum / budget", "sees", "effect", ""], rows)
-    if rows and math.isfinite(total):
-        out.text(
-            f"GPU-hours: {decision.study_basis}. BigScience's own runs of this size, on V100, took 1.6 times what its "
-            "benchmark says (12,700 GPU-hours for 112B tokens: published)."
-        )

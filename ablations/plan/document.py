@@ -1,7 +1,9 @@
 """A document of headings, paragraphs, tables and figures, as Markdown and as one HTML page."""
 
 import html
+import itertools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +23,46 @@ padding:0 1rem;color:#1c1e21;background:#fff}}
 h1{{font-size:clamp(1.4rem,5vw,2rem);line-height:1.25}}h2{{font-size:clamp(1.15rem,4vw,1.5rem)}}
 table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}}
 td,th{{padding:.2rem .9rem .2rem 0;border-bottom:1px solid #e4e6ea;text-align:left;vertical-align:top}}
-td.long{{min-width:16rem}}figure{{margin:1.5rem 0}}svg{{max-width:34rem;width:100%}}
-@media(prefers-color-scheme:dark){{body{{color:#e6e8eb;background:#16181c}}td,th{{border-color:#2d3138}}}}
+td.long{{min-width:16rem}}.short{{white-space:nowrap}}.number{{text-align:right;white-space:nowrap}}
+tr.strong td{{font-weight:600}}
+.figures{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1.5rem;margin:1.5rem 0}}
+figure{{margin:0}}svg{{max-width:34rem;width:100%}}tr,figure{{break-inside:avoid}}
+@media(max-width:40rem){{.words tr:first-child{{display:none}}.words tr{{display:block;padding:.3rem 0}}
+.words td{{display:block;border:0;min-width:0}}.words td:first-child{{font-weight:600}}
+.words tr{{border-bottom:1px solid #e4e6ea}}.words td:empty{{display:none}}}}
+@media(prefers-color-scheme:dark){{body{{color:#e6e8eb;background:#16181c}}td,th,.words tr{{border-color:#2d3138}}}}
 {style}</style></head><body>
 {body}
 </body></html>
 """
+# What a column holds that is aligned to the right: numbers, with a unit maybe, and ranges of them.
+NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e\d+)?\s?(%|[KMBT]|min|points|times)?")
+SHORT = 24  # characters of a cell up to which it is one line
 LONG = 40  # characters of a cell above which it is not squeezed on a phone, where the table scrolls instead
+
+
+@dataclass(frozen=True)
+class Table:
+    head: list[str]
+    rows: list[list[str]]
+    strong: int | None  # the row that stands out
+
+    def markdown(self) -> list[str]:
+        rows = [
+            [f"**{cell}**" if i == self.strong and cell else cell for cell in row] for i, row in enumerate(self.rows)
+        ]
+        return [_row(self.head), _row(["---"] * len(self.head)), *map(_row, rows)]
+
+    def page(self) -> str:
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.head)
+        kinds = ["number" if any(column) and all(map(_is_number, column)) else "" for column in columns]
+        out = [f"<tr>{_cells(self.head, kinds, 'th')}</tr>"]
+        for i, row in enumerate(self.rows):
+            start = '<tr class="strong">' if i == self.strong else "<tr>"
+            out.append(f"{start}{_cells(row, kinds, 'td')}</tr>")
+        # a table of words alone is read from top to bottom on a phone; one of numbers scrolls
+        kind = "" if any(kinds) else ' class="words"'
+        return f"<table{kind}>{''.join(out)}</table>"
 
 
 @dataclass
@@ -35,7 +70,7 @@ class Document:
     """A document, to which parts are added from top to bottom. Figures are SVG text (ablations/drawing.py)."""
 
     title: str
-    blocks: list[tuple[str, object]] = field(default_factory=list)
+    blocks: list[tuple[str, Any]] = field(default_factory=list)
     figures: list[tuple[str, str]] = field(default_factory=list)
 
     def heading(self, words: str) -> None:
@@ -47,8 +82,9 @@ class Document:
     def bullets(self, items: Sequence[str]) -> None:
         self.blocks.append(("bullets", list(items)))
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        self.blocks.append(("table", [list(head), *map(list, rows)]))
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> None:
+        """strong: the row that stands out."""
+        self.blocks.append(("table", Table(list(head), [list(row) for row in rows], strong)))
 
     def figure(self, name: str, svg: str) -> None:
         if svg:
@@ -68,27 +104,29 @@ class Document:
             elif kind == "figure":
                 out += [f"![{content}]({content}.svg)", ""]
             else:
-                head, *rows = content
-                out += [_row(head), _row(["---"] * len(head)), *map(_row, rows), ""]
+                out += [*content.markdown(), ""]
         return "\n".join(out)
 
     def page(self) -> str:
         drawings = dict(self.figures)
         out = [f"<h1>{html.escape(self.title)}</h1>"]
         content: Any
-        for kind, content in self.blocks:
-            if kind == "heading":
-                out.append(f"<h2>{html.escape(str(content))}</h2>")
-            elif kind == "text":
-                out.append(f"<p>{html.escape(str(content))}</p>")
-            elif kind == "bullets":
-                items = (f"<li>{html.escape(item)}</li>" for item in content)
-                out.append(f"<ul>{''.join(items)}</ul>")
-            elif kind == "figure":
-                out.append(f"<figure>{drawings[str(content)]}</figure>")
-            else:
-                head, *rows = content
-                out.append(f"<table>{_cells(head, 'th')}{''.join(_cells(row, 'td') for row in rows)}</table>")
+        for kind, blocks in itertools.groupby(self.blocks, key=lambda block: block[0]):
+            contents = [content for _, content in blocks]
+            if kind == "figure":  # those that follow each other stand side by side where there is room
+                figures = (f"<figure>{drawings[content]}</figure>" for content in contents)
+                out.append(f'<div class="figures">{"".join(figures)}</div>')
+                continue
+            for content in contents:
+                if kind == "heading":
+                    out.append(f"<h2>{html.escape(content)}</h2>")
+                elif kind == "text":
+                    out.append(f"<p>{html.escape(content)}</p>")
+                elif kind == "bullets":
+                    items = (f"<li>{html.escape(item)}</li>" for item in content)
+                    out.append(f"<ul>{''.join(items)}</ul>")
+                else:
+                    out.append(content.page())
         return PAGE.format(title=html.escape(self.title), style=STYLE, body="\n".join(out))
 
     def write(self, folder: Path) -> list[Path]:
@@ -115,6 +153,15 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _cells(cells: Sequence[str], tag: str) -> str:
-    columns = ((f'{tag} class="long"' if len(cell) > LONG else tag, cell) for cell in cells)
-    return f"<tr>{''.join(f'<{start}>{html.escape(cell)}</{tag}>' for start, cell in columns)}</tr>"
+def _is_number(cell: str) -> bool:
+    """Whether a cell is a number or a range, or is empty."""
+    return all(NUMBER.fullmatch(part) for part in cell.split(" to ")) if cell else True
+
+
+def _cells(cells: Sequence[str], kinds: Sequence[str], tag: str) -> str:
+    out = []
+    for cell, kind in zip(cells, kinds, strict=True):
+        kind = kind or ("long" if len(cell) > LONG else "short" if len(cell) <= SHORT else "")
+        start = f'{tag} class="{kind}"' if kind else tag
+        out.append(f"<{start}>{html.escape(cell)}</{tag}>")
+    return "".join(out)

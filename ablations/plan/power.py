@@ -24,9 +24,17 @@ from ablations.safe_files import Damaged
 if TYPE_CHECKING:
     import numpy as np
 
+    from ablations.run import Run
+
 RECORDS = Path(__file__).parents[1] / "records"
 LEVEL = 0.05  # chance of any wrong verdict on a metric where there is no difference
 POWER = 0.8  # chance to see a difference that is there; Cohen's convention
+# Noise of the mean of 27 tasks, in points, of decoders of 1.3B parameters, computed from BigScience's published results
+# of each task: the standard error of one model's mean, taken for that of a difference between two models too (assumed:
+# so it is where half of the variance is common to both, as they answer the same items); and the standard deviation from
+# checkpoint to checkpoint, taken for that between seeds (assumed: each of its arms had one seed).
+SUITE_SIZES = ("1b3", "bigscience-1b3")
+SUITE_ERROR, SUITE_SEED_SD = 0.41, 0.27
 TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference of two arms
 NODES = 1200  # of the integral over s; the chance to see a difference is then exact to 1e-5 (tests/test_statistics.py)
 
@@ -77,17 +85,17 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
 def detectable(
     sd: float, items: float, arms: int, seeds: int, tests: int | None = None, squares: float = TWO_ARMS
 ) -> float:
-    """The least difference from the baseline that such a study sees with chance POWER, each arm corrected for all
-    (Bonferroni: what Holm's correction asks of the first). inf: with one seed nothing is seen.
+    """The least difference from the baseline that a study detects with probability POWER; inf with one seed. The level
+    is divided by the number of comparisons (Bonferroni, the first step of Holm's correction).
 
     Args:
-        sd: standard deviation of a run from the seed alone, in the units of the metric.
-        items: standard error that the items give to a difference of two arms.
-        arms: of the study, the baseline too.
-        seeds: of each arm.
-        tests: how many comparisons it is corrected for; None: one for each arm beside the baseline.
-        squares: the sum of the squared weights of the arms, where it is not a difference of two but an effect of a
-            factorial.
+        sd: the standard deviation between runs that differ only in the seed, in the units of the metric.
+        items: the standard error of a difference of two arms from the items.
+        arms: the number of arms of the study, including the baseline.
+        seeds: the number of seeds of each arm.
+        tests: the number of comparisons; None: one for each arm besides the baseline.
+        squares: the sum of the squared weights of the arms: TWO_ARMS for a difference of two arms, another number for
+            an effect of a factorial.
     """
     if seeds < 2 or arms < 2:
         return inf
@@ -191,4 +199,15 @@ def describe_detectable(
     return (
         f"what it can see with a chance of {POWER:.0%}: {', '.join(detected)}; "
         f"from the noise of {known['record']}, {known['tokens']:,} tokens{of_seeds}"
+    )
+
+
+def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
+    """What the noise of published runs of this size says beside `describe_detectable`; "" for another kind of run."""
+    if run.size not in SUITE_SIZES or run.by_clock or run.model.masks or min(arms, seeds) < 2:
+        return ""
+    least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)
+    return (
+        f"on the 27 tasks (TASKS=suite) it would see {least:.2g} points of their mean: by an error of {SUITE_ERROR} "
+        f"points from items and {SUITE_SEED_SD} between seeds (assumed after BigScience's published results at 1.3B)"
     )

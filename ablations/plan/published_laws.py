@@ -14,7 +14,7 @@ from ablations.plan.resources import PF_DAY
 
 @dataclass(frozen=True)
 class Hoffmann:
-    """E + A / N^alpha + B / D^beta."""
+    """A law of the form E + A / N^alpha + B / D^beta for the loss with N parameters and D tokens."""
 
     e: float
     a: float
@@ -33,6 +33,14 @@ class Hoffmann:
 
     def after(self, compute: float) -> float:
         return self.loss(*self.optimum(compute))
+
+    def compute_for(self, loss: float) -> float:
+        """The least FLOPs that reach a loss, which must be above `e`."""
+        low, high = 1.0, 1e40
+        while high / low > 1 + 1e-9:
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if self.after(middle) < loss else (middle, high)
+        return high
 
 
 HOFFMANN_3 = Hoffmann(1.69, 406.4, 410.7, 0.34, 0.28)  # as printed, rounded

@@ -2,11 +2,15 @@
 
 from ablations.run import Run
 from ablations.study import Study
-from ablations.values import human
+from ablations.values import ConfigError, human
 
 
 def reading(study: Study) -> list[str]:
-    """A line for each source with the number of epochs that the runs read. Corpora that are not prepared are named."""
+    """A line for each source with the number of epochs that the runs read. Corpora that are not prepared are named.
+
+    Raises:
+        ConfigError: what is prepared is damaged, or cannot be used as the study asks.
+    """
     from data.corpus import Missing
     from data.prepare import epochs
     from data.prepare import prepare as find
@@ -24,6 +28,8 @@ def reading(study: Study) -> list[str]:
         except Missing:
             lines[f"{data.corpus} is not prepared yet: how often it is read is said before the first run"] = 0
             continue
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         for source in epochs(manifest, tokens, run.model.seq):
             of = "" if source["corpus"] == data.corpus else f" of {data.corpus}"
             text = f"{source['corpus']}{of}: {source['share']:.1%} of"

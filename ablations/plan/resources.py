@@ -26,7 +26,19 @@ SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 FLOPS = {"flop": 1.0, "pf-day": PF_DAY, "ef-day": 1e3 * PF_DAY, "zflop": 1e21}
 UNITS = "weeks, days, hours; NODESxGPUS HARDWARE; spare; GPU-hours; PF-days, FLOP; tokens; steps; EUR, USD"
 
-LONGEST, MOST_GPUS = 20 * TIMES["year"], 1_000_000  # beyond them a slip is likelier than a plan
+# Beyond these a slip is likelier than a plan.
+SHORTEST, LONGEST, MOST_GPUS = TIMES["minute"], 20 * TIMES["year"], 1_000_000
+MOST_TOKENS = 1e15  # the indexed web is taken for some 5e14 (recalled)
+MOST = {  # of each kind of amount, in its base unit
+    "gpu-hours": MOST_GPUS * LONGEST / HOUR,
+    "model-flops": 1e31,  # MOST_GPUS for LONGEST, each with the highest peak of the hardware table
+    "peak-flops": 1e31,
+    "tokens": MOST_TOKENS,
+    "steps": 1e9,
+    "money": 1e13,
+}
+LEAST = 1e-6  # of the same
+MOST_CHARACTERS = 200  # of a budget as text
 
 PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 18 x 7 x 24 x 384 is 1,161,216
 
@@ -125,24 +137,52 @@ def duration_in_words(seconds: float) -> str:
     return f"{seconds:.3g} second{'' if f'{seconds:.3g}' == '1' else 's'}"
 
 
+def weeks(seconds: float) -> str:
+    """A time in weeks, in words: "15.2"."""
+    return f"{seconds / TIMES['week']:.1f}" if math.isfinite(seconds) else "endless"
+
+
 def amount(number: float) -> str:
     """A number in words: "11,963", "0.188"."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def positive(text: str, whole: str) -> float:
-    """A positive number in a text, such as 18, 4500, 1e21 or 1_000. A comma is not allowed in it.
+    """A number such as 18, 4500, 1e21 or 1_000, in the digits 0 to 9. A comma is never part of one.
+
+    Args:
+        whole: what the number is a part of, for the message.
 
     Raises:
-        ConfigError: the text is not such a number.
+        ConfigError: when it is none, or not above 0, or too large for a floating-point number.
     """
-    try:
-        number = float(text)
-    except ValueError:
-        raise ConfigError(f"{whole!r}: {text!r} is no number") from None
-    if not (math.isfinite(number) and number > 0):
-        raise ConfigError(f"{whole!r}: {text} must be above 0")
+    number = _number(text, whole)
+    if not number > 0:
+        raise ConfigError(f"{whole}: {text} must be above 0")
     return number
+
+
+def _number(text: str, whole: str) -> float:
+    """A finite number, as in `positive`. Raises ConfigError."""
+    try:
+        number = float(text) if text.isascii() else math.nan
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise ConfigError(f"{whole}: {text!r} is no number in the digits 0 to 9")
+    if math.isinf(number):
+        raise ConfigError(f"{whole}: {text} is no number that is finite")
+    return number
+
+
+def check_text(text: str, word: str) -> None:
+    """Raises:
+    ConfigError: for a text that is too long, or has digits other than 0 to 9, which Python would read as numbers.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(f"{word}={text[:40]}... has more than {MOST_CHARACTERS} characters")
+    if digits := [character for character in text if character.isnumeric() and not character.isascii()]:
+        raise ConfigError(f"{word}={text!r}: {digits[0]!r} is no digit from 0 to 9")
 
 
 _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
@@ -155,6 +195,7 @@ def parse_budget(text: str) -> Budget:
         ConfigError: a number has no unit, a unit or the hardware is unknown, or an amount is not above 0; the message
             says what is missing.
     """
+    check_text(text, "BUDGET")
     if with_comma := re.search(r"(?<![\w-])\d[\d_]*(?:,\d{3})+(?!\d)", text):
         raise ConfigError(
             f"BUDGET={text!r}: a comma stands between parts and is no part of a number: "
@@ -176,8 +217,8 @@ def parse_budget(text: str) -> Budget:
     for part in parts:
         machines = re.fullmatch(r"(-?\d+)\s*(?:nodes?\s*)?[x×*]\s*(-?\d+)\s+(?:GPUs?\s+)?(\S.*)", part, re.I)
         if machines:
-            if nodes:
-                raise ConfigError(f"BUDGET={text!r} names machines twice")
+            if nodes or gpu:
+                raise ConfigError(f"BUDGET={text!r} names {'machines' if nodes else 'hardware'} twice")
             nodes, gpu = (int(machines[1]), int(machines[2])), hardware(machines[3])
             if min(nodes) < 1:
                 raise ConfigError(f"BUDGET={text!r}: {part!r} has no GPU: both numbers must be above 0")
@@ -194,13 +235,15 @@ def parse_budget(text: str) -> Budget:
         unit = (match["unit"] or "").strip()
         if not unit:
             raise ConfigError(f"BUDGET={text!r}: the unit of {part} is missing; units: {UNITS}")
-        number = positive(match["number"], text)
         word = unit.lower()
         if word in ("spare", "spares", "spare nodes", "spare node"):
-            if spare is not None or not number.is_integer():
-                raise ConfigError(f"BUDGET={text!r}: one whole number of spare nodes is needed")
+            number = _number(match["number"], f"BUDGET={text!r}")
+            if spare is not None or not number.is_integer() or number < 0:
+                raise ConfigError(f"BUDGET={text!r}: one whole number of spare nodes is needed, 0 or more")
             spare = int(number)
-        elif (time := SHORT_TIMES.get(word, word.removesuffix("s"))) in TIMES:
+            continue
+        number = positive(match["number"], f"BUDGET={text!r}")
+        if (time := SHORT_TIMES.get(word, word.removesuffix("s"))) in TIMES:
             if seconds is not None:
                 raise ConfigError(f"BUDGET={text!r} says a time twice")
             seconds = number * TIMES[time]
@@ -245,6 +288,8 @@ def _assemble(
         if spare is not None:
             raise ConfigError(f"BUDGET={text!r}: spare nodes belong to a cluster, e.g. 52x8 A100-80, 4 spare")
         kind, amount, currency = amounts[0]
+        if not LEAST <= amount <= MOST[kind]:
+            raise ConfigError(f"BUDGET={text!r}: {kind} from {LEAST:g} to {MOST[kind]:g} can be planned with")
         if kind == "peak-flops" and not gpu:
             raise ConfigError(f"BUDGET={text!r}: FLOPs at the peak need the hardware, e.g. '1e22 peak FLOP, A100-80'")
         return Budget(kind, amount, text, None, gpu, currency)
@@ -257,6 +302,8 @@ def _assemble(
         raise ConfigError(f"BUDGET={text!r} lacks {' and '.join(missing)}")
     if (spare or 0) >= nodes[0]:
         raise ConfigError(f"BUDGET={text!r}: of {nodes[0]} nodes {spare} cannot be spare")
+    if seconds < SHORTEST:
+        raise ConfigError(f"BUDGET={text!r}: {seconds:.3g} seconds are less than a minute")
     if seconds > LONGEST:
         raise ConfigError(
             f"BUDGET={text!r}: {seconds / TIMES['year']:.3g} years are more than {LONGEST / TIMES['year']:g}"

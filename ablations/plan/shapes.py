@@ -18,6 +18,7 @@ TILE = 1024  # multiples of 128 fill a tile of a matrix product; of 1024 so for 
 RATIO = (100, 210)  # hidden / layers: from GPT-3's 128 to Megatron-Turing's 195, and a little beyond
 HEAD_DIMS = (96, 104, 112, 128, 144, 160, 192, 208, 224)
 HEAD_LIMIT = 128  # larger heads were rejected as oversized by BigScience; the widest of GPT-3, PaLM and Gopher is 256
+MOST_HEADS = 128  # BigScience's most; more only where heads would be larger than HEAD_LIMIT otherwise
 TENSOR = (4, 8)  # within a node of 8
 MICRO_BATCHES = (1, 2, 4)
 VOCAB = 250_880  # BLOOM's
@@ -53,9 +54,14 @@ def levine(parameters: float) -> float:
 
 
 def candidates(
-    low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, heads_up_to: int = 128
+    low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, per_node: int = 8
 ) -> list[Candidate]:
     """The shapes between `low` and `high` parameters, each in its fastest layout, ordered by seconds of a step.
+
+    Args:
+        batch: sequences of a step.
+        vocab: rows of the embedding.
+        per_node: GPUs of a node, which a tensor parallel group does not leave.
 
     Raises:
         ConfigError: the range is empty or nothing fits; the message says why.
@@ -66,7 +72,7 @@ def candidates(
     tried = 0
     for tp in TENSOR:
         for pp in range(1, 33):
-            if gpus % (tp * pp):
+            if tp > per_node or gpus % (tp * pp):
                 continue
             dp = gpus // (tp * pp)
             for hidden in range(4 * TILE, 32 * TILE, TILE):
@@ -76,9 +82,10 @@ def candidates(
                         continue
                     if not low <= Shape(layers, hidden, 1, SEQ, vocab, 4 * hidden).parameters <= high:
                         continue
+                    most_heads = max(MOST_HEADS, hidden // HEAD_LIMIT)
                     for head_dim in HEAD_DIMS:
                         heads, rest = divmod(hidden, head_dim)
-                        if rest or heads % tp or heads // tp % 4 or heads > heads_up_to or head_dim % 8:
+                        if rest or heads % tp or heads // tp % 4 or heads > most_heads or head_dim % 8:
                             continue
                         shape = Shape(layers, hidden, heads, SEQ, vocab, 4 * hidden)
                         for micro in MICRO_BATCHES:
@@ -87,7 +94,7 @@ def candidates(
                                 continue
                             layout = Layout(gpus, tp, pp, micro, batch, 1, True, True)
                             gib = peak(shape, layout)
-                            if verdict(gib, gpu) == "does not fit":
+                            if verdict(gib, gpu) != "fits":
                                 continue
                             step = predict(shape, layout, gpu, "Megatron-DeepSpeed")
                             rejected = f"heads of {head_dim}" if head_dim > HEAD_LIMIT else ""
@@ -97,7 +104,9 @@ def candidates(
                                 best[key] = option
     if not best:
         why = "no shape keeps to the rules" if not tried else "no layout fits into memory and divides the batch"
-        raise ConfigError(f"no shape of {low / 1e9:g} to {high / 1e9:g} billion parameters on {gpus} {gpu.name}: {why}")
+        raise ConfigError(
+            f"no shape of {low / 1e9:,.0f} to {high / 1e9:,.0f} billion parameters on {gpus} {gpu.name}: {why}"
+        )
     return sorted(best.values(), key=lambda candidate: candidate.step.seconds)
 
 

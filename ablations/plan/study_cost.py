@@ -10,6 +10,7 @@ from ablations.budget import ClockBudget
 from ablations.cells import Cell
 from ablations.drawing import bars
 from ablations.factorial import order
+from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
@@ -18,6 +19,7 @@ from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR, amount
 from ablations.plan.schedules import drawn_schedules
 from ablations.plan.throughput import Prediction
+from ablations.site import find as find_site
 from ablations.study import Study
 from ablations.values import human
 from model.count import flops_per_token, parameters
@@ -82,12 +84,12 @@ class StudyCost:
 
     @property
     def most_gpu_hours(self) -> float:
-        """With all seeds that MORE=auto may add; all seeds of an arm cost the same."""
+        """The GPU-hours with all seeds that MORE=auto may add. Each seed of an arm costs the same."""
         return self.gpu_hours * self.study.most_runs / len(self.study.cells)
 
     @property
     def at_most(self) -> dict[str, float] | None:
-        """What the study may come to where seeds are added until it is decided; None where their number is fixed."""
+        """The largest possible cost of a study that adds seeds; None where their number is fixed."""
         study = self.study
         if not study.criteria.sequential:
             return None
@@ -159,7 +161,11 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
         disk = sum(run.checkpoints_gb for run in runs) * study.most_runs / len(study.cells)
         if (free := _free(study.out)) is not None and disk > free:
-            refused.append(f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB")
+            full = f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB"
+            if _is_where_it_runs(study):
+                refused.append(full)
+            else:
+                notes.append(f"{full}; that is no obstacle if the runs will be elsewhere. OUT=folder is checked")
     return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
 
 
@@ -201,6 +207,12 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
     )
 
 
+def _is_where_it_runs(study: Study) -> bool:
+    """Whether this machine's disk is the one of the runs: its folder is named, a GPU is here, or a cluster is set up.
+    Elsewhere, as on a laptop, a study is planned from afar."""
+    return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site() is not None
+
+
 def detectable_text(study: Study) -> str:
     """The differences that the study can detect, and the effects of a factorial; see power.py."""
     base = study.base
@@ -216,7 +228,9 @@ def detectable_text(study: Study) -> str:
     line = power.describe_detectable(
         base.size, tokens, arms, seeds, budget=base.train.budget, tests=study.tests or None, effects=squares
     )
-    return f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
+    line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
+    published = power.describe_published_noise(base, arms, seeds)
+    return "\n".join(filter(None, (line, published)))
 
 
 def _free(out: Path) -> float | None:

@@ -1,5 +1,6 @@
 """python -m eval.finetune RUN_DIR --data FOLDER: fine-tunes a run on GLUE; or with --external FOLDER --to FOLDER a
-checkpoint of Hugging Face's, for comparison.
+checkpoint of Hugging Face's, for comparison. Without either it says on which tasks of --data a run could be fine-tuned;
+with --tasks alone, whether there are such tasks.
 
 Each task and seed gives a file glue/TASK-SEED.json with the outcome of every item; glue/glue.json is the table of all.
 After a kill the same command continues with the missing ones. All tasks are trained with the same settings.
@@ -60,15 +61,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    from eval.finetune.source import Source
-    from eval.finetune.tasks import load
-    from eval.finetune.train import Setting, identity, names_of, summarise
-    from eval.finetune.work import Item, Work, finished, run_all
+    from eval.finetune.tasks import load, names_of
 
-    if args.run is None and args.external is None and args.data:
+    if args.run is None and args.external is None and (args.data or args.tasks):
         if args.format == "json":
             raise ValueError("FORMAT=json is of results: give the directory of a run")
-        return check(args.data, list(names_of(args.tasks)), every=bool(args.tasks))
+        names = names_of(args.tasks)
+        return check(args.data, names, every=bool(args.tasks)) if args.data else 0
+
+    from eval.finetune.source import Source
+    from eval.finetune.train import Setting, identity, summarise
+    from eval.finetune.work import Item, Work, finished, run_all
+
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:

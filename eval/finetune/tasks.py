@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ablations.values import did_you_mean
+
 
 class Example(NamedTuple):
     """An item of a task. text_b is "" in tasks with single sentences; label is a class index, or a score in STS-B."""
@@ -83,6 +85,16 @@ TASKS = {
 }
 HUB = "nyu-mll__glue"
 HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"}
+
+
+def names_of(text: str) -> list[str]:
+    """Task names from a list with commas; all, where it is empty. Raises ValueError for one that is not of GLUE."""
+    names = [part.strip() for part in text.split(",") if part.strip()] or list(TASKS)
+    for name in names:
+        if name not in TASKS:
+            near = did_you_mean(name, TASKS)
+            raise ValueError(f"there is no task {name!r} in GLUE{near}; there are {', '.join(TASKS)}")
+    return names
 
 
 def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:

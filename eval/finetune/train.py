@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -247,15 +247,6 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         kind: {name: entry[kind]["median"] for name, entry in table.items()} for kind in ("study", "leaderboard")
     }
     return {"scores": table, **{kind: metrics.means(values) for kind, values in medians.items()}}
-
-
-def names_of(text: str) -> Iterator[str]:
-    """Task names from a text with commas between them; all tasks where it is empty. Raises ValueError for an unknown
-    name."""
-    for name in [part.strip() for part in text.split(",") if part.strip()] or TASKS:
-        if name not in TASKS:
-            raise ValueError(f"there is no task {name!r} in GLUE; there are {', '.join(TASKS)}")
-        yield name
 
 
 def digest(value: Any) -> str:

@@ -380,7 +380,7 @@ def spending() -> Table:
 
 
 def tables(parts: list[Section]) -> list[dict[str, Any]]:
-    """The tables of the page, for programs."""
+    """The tables of docs/statistics.md as JSON, for programs."""
     return [
         {"section": section.title, "title": block.title, "head": block.head, "rows": block.rows}
         for section in parts

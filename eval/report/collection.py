@@ -61,7 +61,7 @@ class Collection:
 
     @property
     def tests(self) -> int:
-        """How many comparisons a metric is corrected for: the arms, and the effects of a factorial."""
+        """The number of comparisons for which a metric is corrected: the arms, and the effects of a factorial."""
         return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:

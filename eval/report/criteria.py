@@ -84,9 +84,9 @@ def chosen_late(study: Any, cells: Cells) -> list[str]:
 
 
 def seeds_planned(study: Any, cells: Cells) -> int | None:
-    """How many seeds a study was to have, by the registrations of its first runs, where it has more by now and nothing
-    was said about adding any; None otherwise. One arm may be older, since studies share their baseline. From one seed
-    nothing is concluded, so that none was looked at."""
+    """The number of seeds that the first runs of a study registered, where the study now has more without a rule for
+    adding them; None otherwise. One arm may be older, since studies share their baseline. A plan of one seed does not
+    count, since its results decide nothing."""
     last_seeds: dict[str, int] = {}
     numbers: dict[int, int] = {}
     for (arm, _), content in registered_contents(study, cells).items():

@@ -49,7 +49,7 @@ def binned(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]
 
 
 def subtract(a: Curve, b: Curve) -> Curve:
-    """a - b at the points that both have."""
+    """The difference a - b at the points that both curves have."""
     subtrahend = dict(zip(*b, strict=True))
     common = [(t, loss - subtrahend[t]) for t, loss in zip(*a, strict=True) if t in subtrahend]
     return np.array([t for t, _ in common]), np.array([loss for _, loss in common])

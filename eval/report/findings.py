@@ -253,9 +253,9 @@ def gather(
 def corrected(
     arms: dict[str, Comparison], effects: dict[int, Comparison]
 ) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
-    """All that a study says on a metric, corrected for its number as one family: arms against the baseline, and in a
-    factorial its main effects and interactions. As three families of 5 % each, 8 to 12 % of factorials of equal
-    combinations would have a wrong verdict (docs/statistics.md)."""
+    """All comparisons of a study on a metric, corrected together as one family: arms against the baseline, and in a
+    factorial main effects and interactions. As three families of 5 % each, 8 to 12 % of factorials whose combinations
+    do not differ would have a wrong verdict (docs/statistics.md)."""
     both = family(arms | effects)
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
@@ -278,8 +278,8 @@ def noise_floor_parts(study: Collection, cells: Cells, names: list[str]) -> dict
 def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
     """{metric: the noise, in the form that ablations/plan/power.py reads}, for metrics with several seeds.
 
-    Where it cannot be told what the items give by themselves, it is as much as they give with these seeds: a plan with
-    no noise of items would promise too much.
+    Where the variance from the items cannot be estimated separately, their whole variance with these seeds is used,
+    since a plan without noise from the items would be too optimistic.
     """
     recorded = {}
     for name, compared in f.compared.items():

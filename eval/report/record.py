@@ -84,7 +84,7 @@ def terminal_text(f: Findings) -> str:
         count = len(f.mismatches)
         notes.append(f"{count} {'things do' if count > 1 else 'thing does'} not match: see the report.")
     effects: list[str] = []
-    for block in factorial.on_screen(f):
+    for block in [*factorial.on_screen(f), *tuning.on_screen(f)]:
         effects += ["", plain_text(block) if isinstance(block, Table) else block]
     return printable("\n".join([plain_text(table), *effects, "", *(note.replace("**", "") for note in notes)]))
 

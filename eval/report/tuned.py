@@ -138,7 +138,7 @@ def results_of(f: Findings, c: Candidates, name: str) -> Results:
 def difference(
     c: Candidates, tasks: list[Task], arm: str, baseline: str, by_half: bool, results: Results
 ) -> Comparison:
-    """Two arms, each at its own best rate."""
+    """The comparison of two arms, each at its own best learning rate."""
     ours, theirs = (cross_fitted(c, name, tasks, by_half) for name in (arm, baseline))
     strata = [Stratum(a - b, task.weights) for a, b, task in zip(ours, theirs, tasks, strict=True)]
     by_seed = np.mean([s.differences.sum(1) / s.weights.sum() for s in strata], axis=0)

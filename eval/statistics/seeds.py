@@ -83,7 +83,7 @@ def full_table(results: Results) -> np.ndarray | None:
 
 
 def centred(table: np.ndarray) -> np.ndarray:
-    """What is left of [arms, seeds] after the means of arms and of seeds."""
+    """The residuals of results [arms, seeds] after subtracting the means of arms and of seeds."""
     return table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
 
 
@@ -125,7 +125,7 @@ def outstanding(results: Results) -> dict[str, float]:
 
 
 def without_each(results: Results) -> dict[str, tuple[float, int]]:
-    """{arm: `residual` of the results without it}."""
+    """{arm: the result of `residual` for all other arms}."""
     table = full_table(results)
     if table is None or len(table) < 3:
         return {arm: residual({a: row for a, row in results.items() if a != arm}) for arm in results}

@@ -60,7 +60,7 @@ def levels(total: float, most: int) -> list[float]:
             mass[[0, -1]] /= 2
 
             def excess(bound: float, mass: np.ndarray = mass, grid: np.ndarray = grid, step: float = step) -> float:
-                """The chance to pass a bound at this look."""
+                """The probability of exceeding a bound at this look."""
                 return float(mass @ (ndtr((grid - bound) / sqrt(step)) + ndtr((-bound - grid) / sqrt(step))))
 
             bound = float(brentq(lambda b, spend=spend: excess(b) - spend, 0.0, 20 * sqrt(time)))

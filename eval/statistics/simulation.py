@@ -90,7 +90,7 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
 
 
 def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
-    """As `contrasts.contrast_part`, of weighted sums of arms; weights: [contrasts, arms]."""
+    """As `contrasts.contrast_part`, for weighted sums of arms. weights: [contrasts, arms]."""
     R, A, n = x.shape
     degrees = np.full((R, len(weights)), float((A - 1) * (n - 1)))
     pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)

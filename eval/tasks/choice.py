@@ -41,7 +41,7 @@ def available(
 
 
 def check(tasks: list[str], data: mirror.Mirror, shots: int | None = None) -> int:
-    """How many of the tasks can be run. Makes the first requests of each, as the evaluation of a trained run would.
+    """The number of tasks that can be run. The first requests of each are made, as in the evaluation of a trained run.
 
     Raises:
         ValueError: a requested task cannot be run (see `available`), or its own code fails on the data.

@@ -1,6 +1,5 @@
 """Tasks of lm-eval: which tasks a name stands for, their definitions, and the data sets that they read."""
 
-import difflib
 import fnmatch
 import functools
 import json
@@ -13,7 +12,8 @@ import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml  # the one loader that resolves `include:` and `!function`
 
-from eval.tasks.mirror import Source, suite
+from ablations.values import did_you_mean
+from eval.tasks.mirror import Source, groups, suite
 
 TASKS = Path(lm_eval.tasks.__file__).parent
 KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")  # values of output_type
@@ -29,7 +29,7 @@ class Definition(NamedTuple):
 
     @property
     def shots(self) -> int:
-        """Examples in each prompt."""
+        """The number of examples in each prompt."""
         return self.config["num_fewshot"]
 
     @property
@@ -149,9 +149,8 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
             return tasks
         raise ValueError(f"no task of lm-eval has a name like {name!r}")
     if name not in index:
-        close = difflib.get_close_matches(name, list(index), n=1)
         raise ValueError(
-            f"there is no task {name!r} in lm-eval{f' (did you mean {close[0]}?)' if close else ''}; "
+            f"there is no task {name!r} in lm-eval{did_you_mean(name[:100], [*index, *groups()])}; "
             "suite and multilingual name those of eval/tasks/tasks.yaml"
         )
     entry = index[name]

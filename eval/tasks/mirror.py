@@ -123,6 +123,11 @@ def groups() -> dict[str, Any]:
     return {name: content[name]["tasks"] for name in ("suite", "multilingual")}
 
 
+def listed() -> set[str]:
+    """The tasks of all groups of tasks.yaml."""
+    return {task for tasks in groups().values() for task in tasks}
+
+
 def names(requested: Iterable[str]) -> list[str]:
     """Task names in which the groups `suite` and `multilingual` are replaced by their members."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

@@ -179,8 +179,8 @@ def give_up(folder: Path, job: str, n: int, how: str) -> str:
 
 
 def attempts_without_progress(folder: Path, job: str, step: int) -> int:
-    """How many attempts of this job began at `step`, that of the newest checkpoint, and so made no progress. Attempts
-    that Slurm preempted or requeued do not count."""
+    """The number of attempts of this job that began at `step`, the step of the newest checkpoint, and so made no
+    progress. Attempts that Slurm preempted or requeued do not count."""
     starts: list[dict[str, Any]] = []
     for line in rundir.read_attempts(folder)[0]:
         if line["event"] == "start" and line["job"] == job and line.get("step") == step:
@@ -243,7 +243,7 @@ def expand(nodes: str) -> set[str]:
 
 
 def restarts() -> int:
-    """How often Slurm has restarted this job."""
+    """The number of times that Slurm has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 

@@ -34,7 +34,7 @@ NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm 
 
 
 class Job(TypedDict):
-    """What was submitted; a job of several runs is an array, with the index of a run as that of its task."""
+    """A submitted job. One with several runs is a job array, whose task indices are those of the runs."""
 
     job: str  # its id
     does: str  # "train", "evaluate" or "report"
@@ -117,9 +117,9 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
 
 
 def is_judged(study: Study, cell: Cell) -> bool:
-    """Whether a run has been evaluated on every task that the study asks for, judged by its eval.json alone, and been
-    exported where it asks for that. False when task data was added since: `python -m eval` then finds out whether a
-    task can be run now."""
+    """Whether a run has been evaluated on all tasks of the study, according to its eval.json, and exported where the
+    study asks for that. Also False where task data was added since, because `python -m eval` then has to find out
+    whether another task can be run."""
     path = cell.dir / rundir.EVAL
     try:
         scores = safe_files.read_json(path)
@@ -279,7 +279,7 @@ def _python() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Submit a study. With FORMAT=json standard output has the jobs alone, as JSON."""
+    """Submit a study. With FORMAT=json only the jobs are printed to standard output, as JSON."""
     parser = answers.Parser(prog="python -m launch.slurm.submit", description=__doc__)
     parser.add_argument("--nodes", default="1", help="for each run")
     parser.add_argument("--site", default="", help="a file of launch/sites, or a path (default: launch/site.sh)")
@@ -295,7 +295,7 @@ def main(argv: list[str]) -> int:
 
 
 def submitted(args: argparse.Namespace, as_json: bool) -> tuple[Exit, str]:
-    """The exit code, and the answer as JSON."""
+    """Submit a study. Returns the exit code, and the answer as JSON."""
     try:
         _, args.words = answers.take_format(args.words)
         variables, path = site(args.site), find(args.site)

@@ -164,7 +164,7 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
 
 
 def masking(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
-    """What is wrong with the inputs of the MLM objective, a sentence for each fault. In each row round(mask_rate x T)
+    """A sentence for each fault in the inputs of the MLM objective. In each row round(mask_rate x T)
     positions must be predicted; 80 % of them must hold the mask token, at most 10 % another token; and all other
     positions must be unchanged."""
     T = rows.shape[1] - 1

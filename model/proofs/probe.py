@@ -62,7 +62,7 @@ def extents(model: Any, tokens: Tensor, extent: int = 1) -> dict[str, Tensor]:
 
 
 def hidden(model: Any, tokens: Tensor, extent: int = 1) -> Tensor:
-    """The outputs [B, T, D] of the model's last norm. `extent`: as of `extents`."""
+    """The outputs [B, T, D] of the model's last norm. `extent`: see `extents`."""
     return model.hidden(tokens, **extents(model, tokens, extent))
 
 

@@ -108,7 +108,7 @@ def footnotes(f: Findings) -> list[str]:
 
 
 def held_out_loss(f: Findings) -> str:
-    """What bits/byte counts: the loss of the whole text, or of the tokens that a masked language model predicts."""
+    """A sentence on the meaning of bits/byte: the loss of the whole text, or that of the masked tokens."""
     models = [cell["run"]["config"]["model"] for cell in f.cells.values() if "run" in cell]
     rates = {model.get("mask_rate") for model in models if model.get("objective") == "mlm"}
     if not rates:

@@ -51,8 +51,8 @@ def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
 
 
 def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
-    """What a token of a run costs on an axis, or a second of a run by the `clock`: tokens, seconds, FLOPs or
-    processor-hours. It is the run's mean, which smooths over pauses and resumes."""
+    """The cost of one token of a run, or with `clock` of one second, in the unit of an axis: tokens, seconds, FLOPs or
+    processor-hours. It is the mean over the whole run, so that pauses do not show."""
     expense = spent(cell)
     total = expense[axis.lower()]
     return total / expense["seconds" if clock else "tokens"] if total else None

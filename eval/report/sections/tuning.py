@@ -56,6 +56,18 @@ def section(f: Findings) -> Section:
     return Section(title, blocks)
 
 
+def on_screen(f: Findings) -> list[str | Table]:
+    """The verdicts on the primary metric with each arm at its own best rate, for the terminal: they may contradict
+    those of the table, which are at the common rate."""
+    rows = [
+        [arm, f"{c.difference:+.{METRICS[f.primary].digits + 1}f}", decided(f, f.primary, c).words, agreement]
+        for arm, c in at_best(f, f.primary).items()
+        for agreement in [verdict_line(f, arm, f.primary, c)[-1].replace("**", "")]
+    ]
+    head = [f"each arm at its best rate, {f.primary}", "difference", "verdict", "as at the common rate"]
+    return [Table(head, rows)] if rows else []
+
+
 def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
     """The learning rate with the least loss, as text, with a note where it is at an end of the grid, so that the best
     rate may be outside."""
@@ -73,7 +85,8 @@ def figure(f: Findings, basins: dict[str, dict[float, float]]) -> str:
         for arm, losses in basins.items()
         if len(losses) > 1
     ]
-    return drawing.lines("Loss by learning rate", curves, "learning rate", "bits per byte", logx=True)
+    rates = sorted({rate for curve in curves for rate in curve.x})
+    return drawing.lines("Loss by learning rate", curves, "learning rate", "bits per byte", logx=True, xticks=rates)
 
 
 def decided(f: Findings, name: str, c: Comparison) -> Verdict:

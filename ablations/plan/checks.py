@@ -1,0 +1,47 @@
+"""What `make plan` checks beyond a study's settings: whether what the runs need and are judged by exists.
+
+The commands that will judge them are asked, each in a process of its own, since planning imports neither torch nor
+lm-eval.
+"""
+
+import subprocess
+import sys
+
+from ablations.study import ROOT, Study
+from ablations.values import ConfigError
+
+
+def check_request(study: Study) -> None:
+    """Check the tokenizers that are files, the names of evaluation tasks (TASKS, GLUE_TASKS), and that every arm can be
+    exported where EXPORT asks for it. Data of tasks is not looked for: the runs may be planned for another machine.
+
+    Raises:
+        ConfigError: with what is wrong.
+    """
+    from data.tokenizer import read
+
+    for path in {cell.run.data.tokenizer for cell in study.cells if cell.run.data.tokenizer_kind == "file"}:
+        try:
+            read(path)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    if tasks := _tasks(study.eval_options):
+        _ask("-m", "eval", "--tasks", tasks)
+    if tasks := _tasks(study.glue_options):
+        _ask("-m", "eval.finetune", "--tasks", tasks)
+    if study.exports:
+        _ask("-m", "eval.exportable", *study.words)
+
+
+def _tasks(options: list[str]) -> str:
+    """The value of --tasks among command-line options; "" where they have none."""
+    return options[options.index("--tasks") + 1] if "--tasks" in options else ""
+
+
+def _ask(*words: str) -> None:
+    """Run `python words`. Raises ConfigError, with its errors, where that refuses."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.splitlines()
+        first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), 0)
+        raise ConfigError("\n".join(line.removeprefix("error: ") for line in lines[first:]))

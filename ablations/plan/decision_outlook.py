@@ -1,0 +1,172 @@
+"""Sections of the document of a `Decision` on what is to come: the time line, what can go wrong, the ablations to begin
+with."""
+
+import math
+from typing import Any
+
+from ablations.config import resolve
+from ablations.drawing import Line
+from ablations.drawing import lines as draw
+from ablations.plan import power
+from ablations.plan.decision import Decision
+from ablations.plan.document import Document
+from ablations.plan.first_studies import MOST_SEEDS, STUDY_SEEDS, STUDY_SHARE, STUDY_SIZE
+from ablations.plan.resources import TIMES, weeks
+from ablations.values import human
+
+SPENT = ("trained", "saving", "redone", "detecting", "restarting", "waiting")
+# How it went: 366B tokens in 117 days from 11 March 2022 (BigScience's blog, as quoted: secondary).
+BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
+
+
+def time_line(out: Document, decision: Decision) -> None:
+    machines = decision.machines
+    duration = machines.seconds / TIMES["week"]
+    out.heading("Time line")
+    out.text(
+        f"{decision.goodput.histories} simulated histories of {duration:.3g} weeks, failures at BLOOM's rate "
+        "(published: one or two GPUs a week of 384); repair, detection, restart and saving assumed "
+        "(ablations/plan/reliability.py)."
+    )
+    lines = [(f"{machines.nodes - machines.spare} nodes and {machines.spare} spare", decision.goodput)]
+    if machines.spare:
+        lines.append((f"{machines.nodes} nodes, none spare", decision.without_spares))
+    out.table(
+        ["", "saves every", "failures", *SPENT],
+        [
+            [label, f"{line.interval / 60:.0f} min", f"{line.shares['failures']:.0f}"]
+            + [f"{line.shares[name]:.2%}" for name in SPENT]
+            for label, line in lines
+        ],
+    )
+    chosen = decision.chosen
+    if not chosen:
+        return
+    mean, low, high = decision.tokens_in_time(chosen)
+    plan = decision.planned_tokens(chosen)
+    curves = [
+        Line("expected", 1, [0, duration], [0, mean / 1e9]),
+        Line("low and high", 1, [0, duration], [0, low / 1e9], "dash"),
+        Line("low and high", 1, [0, duration], [0, high / 1e9], "dash"),
+        Line("planned", 2, [0, duration], [plan / 1e9, plan / 1e9]),
+    ]
+    out.figure("timeline", draw("Tokens by week", curves, "weeks", "billion tokens"))
+    training = decision.training(chosen)
+    out.text(
+        f"The planned {human(plan)} tokens are trained after {weeks(training.seconds)} weeks. In all the time "
+        f"{human(mean)} tokens could be ({human(low)} to {human(high)}). Low and high: "
+        "the ends of the step time's interval, each with the 10th or 90th percentile of the histories."
+    )
+    if bloom := _bloom(decision):
+        out.text(
+            f"BLOOM, this shape on these GPUs, saw {human(BLOOM_TOKENS)} tokens in {BLOOM_DAYS} days (secondary): "
+            f"{bloom[0]:.0%} of what is expected here for that time, and {bloom[1]:.0%} of the low end. The batch "
+            "ramp, slow nodes and pauses, which it had, are not in the simulation."
+        )
+
+
+def _bloom(decision: Decision) -> tuple[float, float] | None:
+    """What BLOOM reached, as shares of the mean and of the low end that are expected here for its time; None where this
+    is another model, or another machine."""
+    chosen, machines = decision.chosen, decision.machines
+    if not chosen or chosen.words != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
+        return None
+    share = BLOOM_DAYS * TIMES["day"] / machines.seconds
+    mean, low, _ = decision.tokens_in_time(chosen)
+    return BLOOM_TOKENS / (mean * share), BLOOM_TOKENS / (low * share)
+
+
+def risks(out: Document, decision: Decision) -> None:
+    """What can go wrong, how much it costs, and what helps."""
+    machines, chosen, goodput = decision.machines, decision.chosen, decision.goodput
+    rows = []
+    if chosen:
+        training = decision.training(chosen)
+        slower = f"at the slow end {weeks(training.slow)} weeks for {human(training.tokens)} tokens (predicted)"
+        if bloom := _bloom(decision):
+            slower += f"; at BLOOM's pace {weeks(training.seconds / bloom[0])} (computed)"
+        rows.append(["Slower than predicted", slower, "an hour on all nodes before the plan is fixed"])
+        rows.append(
+            [
+                "Out of memory",
+                f"{chosen.gib:.0f} of {machines.gpu.memory:.0f} GiB (predicted); of seven published layouts that ran "
+                "out one was not foreseen (computed)",
+                "the same hour: a layout that runs out does so in its first step",
+            ]
+        )
+    waiting = f"{goodput.shares['waiting']:.1%} of the time waiting for a node"
+    if machines.spare:
+        waiting += f", {decision.without_spares.shares['waiting']:.1%} if none were spare"
+    rows += [
+        [
+            "Broken nodes",
+            f"{goodput.shares['failures']:.0f} failures (published rate); {waiting} (simulated)",
+            "spare nodes; a checkpoint every " + f"{goodput.interval / 60:.0f} minutes",
+        ],
+        [
+            "Divergence",
+            "no number here; BigScience's 104B in fp16 diverged again and again, its 176B in bf16 had one spike that "
+            "passed (published: its chronicles)",
+            "bf16, gradients summed in fp32, a small initialisation, clean text",
+        ],
+        [
+            "An ablation that misleads",
+            "no number for this distance in size; a line through three small sizes was once sure of the wrong sign "
+            "(measured: docs/planning.md)",
+            "a second, larger size before a costly change; verdicts, not averages",
+        ],
+        [
+            "The wrong size",
+            "see the laws above: nothing else is as uncertain",
+            "a law fitted to runs on the text itself: make laws",
+        ],
+    ]
+    out.heading("What can go wrong")
+    out.table(["what", "how much", "what helps"], rows)
+
+
+def studies(out: Document, decision: Decision) -> None:
+    machines = decision.machines
+    tokens = human(resolve([("size", STUDY_SIZE)]).tokens)
+    out.heading("Ablations first")
+    out.text(
+        f"Every study of decoders in ablations/studies at {STUDY_SIZE}, {tokens} tokens, a node of {machines.per_node} "
+        f"for each run. What it sees, with a chance of {power.POWER:.0%}, in points of the mean of 27 tasks: from an "
+        f"error of {power.SUITE_ERROR} points that the tasks' items give (computed from published results of each "
+        f"task; taken for that of a difference: assumed) and {power.SUITE_SEED_SD} between seeds (assumed; published "
+        f"between checkpoints). Effects: BigScience's (unverified). As many seeds as see the effect, {STUDY_SEEDS} "
+        f"where it is unknown or out of reach; a sum of at most {STUDY_SHARE:.0%} of the budget."
+    )
+    total, rows = 0.0, []
+    for entry in decision.studies:
+        total += entry["gpu_hours"]
+        effect = "unknown" if entry["effect"] is None else f"{entry['effect']:g} points"
+        cost, share = f"{entry['gpu_hours']:,.0f}", _share(total / machines.gpu_hours)
+        if not math.isfinite(total):
+            cost = share = "unknown"
+        runs = f"{entry['arms']} x {entry['seeds']}"
+        rows.append([entry["study"], runs, cost, share, f"{entry['least']:.2g} points", effect, _advice(entry)])
+    out.table(["study", "arms x seeds", "GPU-hours", "sum / budget", "sees", "effect", "advice"], rows)
+    if rows and math.isfinite(total):
+        out.text(
+            f"GPU-hours: {decision.study_basis}. BigScience's own runs of this size, on V100, took 1.6 times what its "
+            "benchmark says (12,700 GPU-hours for 112B tokens: published)."
+        )
+    elif rows:
+        out.text(f"GPU-hours: unknown, {decision.study_basis}.")
+
+
+def _share(ratio: float) -> str:
+    """A sum of costs as a share of the budget."""
+    return f"{ratio:.1%}" if ratio < 10 or not math.isfinite(ratio) else f"{human(round(ratio))} times"
+
+
+def _advice(entry: dict[str, Any]) -> str:
+    """What to do with a study."""
+    if entry["effect"] is not None and not entry["sees"]:
+        return f"not at this size: {MOST_SEEDS} seeds do not see the effect"
+    if not math.isfinite(entry["gpu_hours"]):
+        return f"{STUDY_SIZE} does not fit on a node"
+    if not entry["within"]:
+        return f"beyond {STUDY_SHARE:.0%} of the budget"
+    return "first" if entry["sees"] else "if a difference that it sees would change the decision"

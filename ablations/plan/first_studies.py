@@ -1,0 +1,78 @@
+"""Which of the studies of ablations/studies a budget should begin with: what each costs and what it can see, beside the
+effect that was published.
+"""
+
+import bisect
+import functools
+import math
+from typing import Any
+
+from ablations.config import resolve
+from ablations.plan import power, site_speed
+from ablations.plan.layouts import search
+from ablations.plan.resources import HOUR
+from ablations.plan.resources import Cluster as Machines
+from ablations.study_file import read_study, study_names
+
+STUDY_SIZE, STUDY_SEEDS, STUDY_SHARE = "1b3", 2, 0.1  # ablations: size, seeds at least, share of the budget (assumed)
+MOST_SEEDS = 8  # more are not considered; with so many the items of the tasks decide
+# Effects in points of the mean of 27 tasks (tables 2 to 4 of the paper: unverified) say which study is worth its cost
+# first: one whose expected effect can be seen.
+EFFECTS = {"position": 2.0, "embedding_norm": 1.2, "corpus": 1.1, "activation": 0.16}
+
+
+def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
+    """The studies of decoders in ablations/studies at STUDY_SIZE, with one node for each run; and the basis of their
+    hours.
+
+    Each has its number of runs, GPU-hours, the least difference that it detects, and, where an effect was published,
+    that effect and the seeds that are needed to detect it. Studies that can detect their effect come first, the
+    cheapest of them at the top; those for which MOST_SEEDS would not be enough come last.
+    """
+    gpu = machines.gpu
+    precision = "bf16" if gpu.bf16 else "fp16"
+    run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
+    layouts, _ = search([run], gpu, machines.per_node, site_speed.read(gpu))
+    usable = [candidate for candidate in layouts if not candidate.layout.recompute]
+    hours, basis = math.inf, f"{STUDY_SIZE} does not fit on {machines.per_node} {gpu.name}"
+    if usable:
+        step = usable[0].steps[0]
+        hours = run.tokens / (run.train.batch * run.model.seq) * step.seconds / HOUR * machines.per_node
+        basis = step.basis
+    result: list[dict[str, Any]] = []
+    for name in study_names():
+        study = read_study(name)
+        arms = 1 + len(study.arms)
+        base = dict(study.base)
+        # encoders, and runs that a wall clock ends, have another size and are not judged by the 27 tasks
+        if arms < 2 or base.get("model.objective") == "mlm" or "train.budget" in base:
+            continue
+        effect = EFFECTS.get(name)
+        seeds = seeds_needed(effect, arms) if effect else None
+        runs = arms * (seeds or STUDY_SEEDS)
+        least = least_detectable(arms, seeds or STUDY_SEEDS)
+        result.append(
+            {"study": name, "arms": arms, "seeds": seeds or STUDY_SEEDS, "runs": runs, "gpu_hours": runs * hours}
+            | {"least": least, "effect": effect, "sees": seeds is not None}
+        )
+    result.sort(key=lambda entry: (not entry["sees"], entry["effect"] is not None, entry["gpu_hours"]))
+    spent = 0.0
+    for entry in result:
+        spent += entry["gpu_hours"]
+        entry["within"] = spent <= STUDY_SHARE * machines.gpu_hours
+    return result, basis
+
+
+@functools.cache
+def least_detectable(arms: int, seeds: int) -> float:
+    """The least difference, in points, that a study with so many arms and seeds detects."""
+    return power.detectable(power.SUITE_SEED_SD, power.SUITE_ERROR, arms, seeds)
+
+
+def seeds_needed(effect: float, arms: int) -> int | None:
+    """The number of seeds with which a study detects such an effect; None where MOST_SEEDS are not enough."""
+    counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
+    if least_detectable(arms, MOST_SEEDS) > effect:
+        return None
+    # more seeds see smaller effects, so that the first that are enough can be found by halving
+    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -least_detectable(arms, seeds))]
