@@ -1,4 +1,4 @@
-"""Sections of the document of a `Decision` about the future: the time line, the risks, and the ablations to start with."""
+"""Sections of the document of a `Decision` about the future: time line, risks, and the ablations to start with."""
 
 import math
 from typing import Any
