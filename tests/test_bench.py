@@ -75,6 +75,7 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
         deepspeed_setup.start(run)
         built = engine.build(run_model.model_of(run), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
+        assert [proof.passed for proof in built.proofs] == ([True] if compiled == "always" else []), built.proofs
         return [x for _ in range(3) for x in built.step(built.model.objective.batch(rows), 1e-2)[:2]]
 
     # in fp8 what is rounded otherwise is a sixteenth off, and the third gradient's norm has seen two such steps
