@@ -25,7 +25,7 @@ from launch.step import Pending, Step
 from model import attention, proof
 from model.gpt import prepare_to_compile
 from model.objective import Batch, SpecialTokens
-from model.shard import dimension
+from model.shard import shard_dimension
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # the state of DeepSpeed's loss scaler
 
@@ -278,7 +278,7 @@ class Engine:
                 zero = torch.zeros((), dtype=torch.float32, device=flat.device)
                 adam |= {"step": zero, "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
             start, span = mapping.lp_fragment_address.start, mapping.hp_fragment_address
-            part = (tp.rank, tp.size) if dimension(name) is not None else (0, 1)
+            part = (tp.rank, tp.size) if shard_dimension(name) is not None else (0, 1)
             data = {"weight": mapping.hp_fragment.detach()}
             data |= {kind: adam[kind].detach().narrow(0, span.start, span.numel) for kind in KINDS[1:]}
             fragments += [Fragment(name, kind, start, data[kind], tuple(param.shape), *part) for kind in KINDS]
