@@ -161,7 +161,7 @@ def prepared_tokens(
 
 
 def _coverage(tokenizer: AnyTokenizer, valid: Path) -> tuple[Coverage, int]:
-    """How much of the held-out text (a .jsonl.gz) the tokenizer has pieces for, and how many documents there are."""
+    """The coverage of the held-out text (a .jsonl.gz) by the tokenizer, and the number of its documents."""
     total, count = Coverage(0, 0, 0, 0), 0
     with gzip.open(valid, "rt", encoding="utf-8") as file:
         while texts := [json.loads(line)["text"] for line in islice(file, COVERED)]:

@@ -66,7 +66,7 @@ def effective_number(weights: np.ndarray) -> float:
     return float(w.sum() ** 2 / (w**2).sum())
 
 
-def mean_stderr(values: np.ndarray) -> float:
+def stderr_of_mean(values: np.ndarray) -> float:
     """Standard error of the mean of independent items; nan for fewer than two."""
     return float(np.std(values, ddof=1) / sqrt(len(values))) if len(values) > 1 else float("nan")
 
