@@ -22,7 +22,7 @@ pack() { # TEXT TASKS
   local names="megatron-core hjson pydantic pydantic-core annotated-types typing-inspection gigatoken zstandard orjson deepspeed
     lm-eval datasets evaluate dill multiprocess more-itertools pytablewriter DataProperty mbstrdecoder pathvalidate tabledata
     tcolorpy typepy chardet sqlitedict word2number rouge-score sacrebleu nltk xxhash
-    portalocker tabulate colorama lxml absl-py six datatrove loguru fasteners"
+    portalocker tabulate colorama lxml absl-py six protobuf datatrove loguru fasteners"
   local platforms=(--platform any --platform manylinux1_x86_64 --platform manylinux2014_x86_64)
   for n in 17 24 27 28 31 34; do platforms+=(--platform "manylinux_2_${n}_x86_64"); done
   mkdir -p $CARRY/wheels
