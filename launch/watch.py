@@ -24,8 +24,14 @@ STORAGE = 1800.0  # seconds that a checkpoint may take to be written or read: 2 
 
 
 class Stop(RuntimeError):
-    """The run was asked to stop and has saved a checkpoint, or cannot start for now. `code` is what the process exits
-    with, an `Exit`."""
+    """This process ends before the run does, without a fault of the run: training was asked to stop and has saved a
+    checkpoint; or training cannot begin now, because of an unfit node, a stop file or another process that trains the
+    run.
+
+    Args:
+        reason: why, for the terminal.
+        code: what the process exits with, an `Exit`.
+    """
 
     def __init__(self, reason: str, code: int):
         super().__init__(reason)
@@ -38,8 +44,7 @@ class Watch:
 
     A hang is a step, or the saving or loading of a checkpoint, that takes longer than `limit`. The thread then records
     an event, writes the stacks of all threads of this process into the run directory, and exits the process with
-    Exit.RESUBMIT. Under Slurm launch/run.sh then submits the job again, and training continues from the last
-    checkpoint.
+    Exit.RESUBMIT. Under Slurm launch/run.sh then requeues the job, and training continues from the last checkpoint.
 
     A request to stop is SIGTERM or, seen by the first rank, a file `stop`. It sets `stop_reason`; the training loop
     then saves a checkpoint and raises Stop.
