@@ -465,8 +465,8 @@ def _text(value: Any) -> str:
 
 
 def _slug(text: str) -> str:
-    """`text` with the characters replaced that do not suit a path; a hash is added where any was, so that different
-    texts stay different."""
+    """`text` with the characters replaced that do not suit a path, and shortened to its end where it is long. A hash
+    is added where anything was changed, so that different texts stay different."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text
