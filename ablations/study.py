@@ -358,8 +358,8 @@ def is_list(key: str) -> bool:
 
 
 def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
-    """The question and the expectation of arms that are typed without a study file: those of a study file that has the
-    same arms.
+    """The question and the expectation of arms that are typed without a study file: those of a study file whose arms
+    include them.
 
     A file that cannot be read is named in the expectation, since the expectation may be in that file.
 
