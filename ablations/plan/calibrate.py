@@ -96,7 +96,8 @@ def published(path: Path = PUBLISHED) -> list[Row]:
 
 
 def fit(rows: list[Row]) -> dict[str, float]:
-    """Non-negative weights of the terms that minimise the relative errors, with a slight pull towards PRIOR."""
+    """Fit the weights of the terms of a step's time to measurements: {term: weight}. The weights are not negative, and
+    minimise the relative errors, with a slight pull towards PRIOR."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -113,7 +114,12 @@ def seconds_of(row: Row, weights: dict[str, float]) -> float:
 
 
 def held_out(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The prediction for each row with weights that were fitted without the rows of the same `key`."""
+    """The prediction for each row with weights that were fitted to other rows only.
+
+    Args:
+        rows: the measurements.
+        key: the group of a row; a row is predicted without all rows of its group.
+    """
     weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
     return [seconds_of(row, weights[key(row)]) for row in rows]
 
@@ -187,8 +193,9 @@ def calibrate() -> dict[str, Any]:
 
 
 def memory_fit(rows: list[Row]) -> dict[str, float]:
-    """The non-negative values of FITTED that minimise the relative errors. The published memory is that of the first
-    pipeline stage, since it was read on the first node, which has that stage in Megatron's order of ranks."""
+    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. The values are not
+    negative, and minimise the relative errors. The published memory is that of the first pipeline stage, since it was
+    read on the first node, which has that stage in Megatron's order of ranks."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -199,7 +206,7 @@ def memory_fit(rows: list[Row]) -> dict[str, float]:
 
 
 def calibrate_memory() -> dict[str, Any]:
-    """The fitted values, and the errors on rows that were held out one at a time."""
+    """The fitted constants of the memory estimate, and the errors on rows that were held out one at a time."""
     rows = [row for row in published() if row.gib]
     errors = []
     for row in rows:
@@ -217,8 +224,13 @@ def calibrate_memory() -> dict[str, Any]:
 
 
 def transfer(source: str, target: str) -> tuple[float, float]:
-    """The median error, and the median of predicted / actual, for the rows of the GPU `target` with the weights of the
-    GPU `source`."""
+    """How well the weights of one GPU predict the measurements of another: (the median relative error, the median of
+    predicted / actual).
+
+    Args:
+        source: the GPU to whose rows the weights are fitted.
+        target: the GPU whose rows are predicted.
+    """
     import numpy as np
 
     timed = [row for row in published() if row.seconds and row.stack == "llm-foundry"]
@@ -228,7 +240,11 @@ def transfer(source: str, target: str) -> tuple[float, float]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The table of a calibration for docs/planning.md, as lines of Markdown: a row for each software stack and GPU."""
+    """The table of a calibration for docs/planning.md, as lines of Markdown: a row for each software stack and GPU.
+
+    Args:
+        result: what `calibrate` returns.
+    """
     head = "stack, GPU | rows | median error, held out | largest | rank correlation | 80% of actual / predicted"
     lines = [f"| {head} | inside, held out |", "|---|---:|---:|---:|---:|---|---:|"]
     for group in HOLD_OUT:

@@ -39,7 +39,11 @@ def _tasks(options: list[str]) -> str:
 
 
 def _ask(*words: str) -> None:
-    """Run `python words`. Raises ConfigError, with its errors, where that refuses."""
+    """Run `python words`, which checks something and exits with an error where it refuses.
+
+    Raises:
+        ConfigError: it refuses; the message is what it printed to standard error.
+    """
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.splitlines()

@@ -26,10 +26,13 @@ LEAST_TOKENS = 1e6  # below them a slip is likelier than a plan: a unit is missi
 
 
 def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The words that only the plan uses, and those of the study.
+    """Divide NAME=VALUE words into those that only the plan uses and those of the study.
+
+    Returns:
+        ({name: value} of the plan's words, the study's words).
 
     Raises:
-        ConfigError: a word is given twice.
+        ConfigError: a word of the plan is given twice or is empty.
     """
     options: dict[str, str] = {}
     study_words = []
@@ -173,6 +176,14 @@ def _need(text: str) -> tuple[float, float]:
 
 
 def _tokens(text: str, whole: str) -> float:
-    """300B as a number. Raises ConfigError, see `positive`."""
+    """The number that a text such as "300B" stands for.
+
+    Args:
+        text: the number.
+        whole: what the number is a part of, for the message.
+
+    Raises:
+        ConfigError: the text is no number above 0.
+    """
     number = text.rstrip("kmbtKMBT ")
     return positive(number, whole) * SCALES[text[len(number) :].strip().lower()]

@@ -30,7 +30,8 @@ MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer and
 
 @dataclass(frozen=True)
 class Timeline:
-    """Mean shares of the time by use (training, saving, waiting ...), and the number of failures."""
+    """How a long job uses its time, failures included, from simulations: the mean shares of the time by use (training,
+    saving, waiting ...), and the number of failures."""
 
     shares: dict[str, float]
     interval: float  # seconds between saves
@@ -40,7 +41,12 @@ class Timeline:
 
 
 def timeline(machines: Machines, spare: int) -> Timeline:
-    """The use of the time by a job on all working nodes, from simulations with BLOOM's failure rate (published)."""
+    """Simulate how a job on all working nodes uses its time, with BLOOM's failure rate (published).
+
+    Args:
+        machines: the cluster and its time.
+        spare: the number of spare nodes.
+    """
     working = machines.nodes - spare
     cluster = Cluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **GUESS)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
@@ -67,8 +73,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The parameters and tokens of least loss by one law. low, high: the range of parameters that the rounding of its
-    published constants allows."""
+    """The parameters and tokens of least loss by one published law. `low` and `high` are the range of parameters that
+    the rounding of the law's published constants allows."""
 
     law: published_laws.PublishedLaw
     parameters: float
@@ -97,14 +103,15 @@ class Decision:
 
     @property
     def chosen(self) -> shapes.Candidate | None:
-        """The fastest candidate to which no rule objects; None too where failures leave no time to train."""
+        """The fastest candidate shape that breaks no rule; None where there is none, or where failures leave no time
+        to train."""
         if not self.goodput.shares["trained"]:
             return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.Candidate) -> tuple[float, float, float]:
-        """The tokens that the candidate trains in the whole time at its predicted speed and with the simulated
-        failures, and their lower and upper end."""
+        """The tokens that the candidate trains in the whole time, at its predicted speed and with the simulated
+        failures: (expected, lower end, upper end)."""
         step = candidate.step
         token_seconds = candidate.layout.batch * shapes.SEQ * self.machines.seconds
         return (
@@ -114,14 +121,14 @@ class Decision:
         )
 
     def planned_tokens(self, candidate: shapes.Candidate) -> float:
-        """The tokens that the planned FLOPs come to at the candidate's size, or fewer: those that are trained in the
-        time that the ablations leave, with the same reserve for what is not foreseen."""
+        """The tokens to train the candidate on: those that the planned FLOPs come to at its size, but no more than it
+        can train in the time that the ablations leave, with the same reserve for what is not foreseen."""
         ablations = sum(entry["gpu_hours"] for entry in [*self.first, *self.open])
         time = SAFETY * (1 - ablations / self.machines.gpu_hours)
         return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
 
     def training(self, candidate: shapes.Candidate) -> Training:
-        """The training of the planned tokens."""
+        """The time that the candidate takes to train on the planned tokens."""
         tokens = self.planned_tokens(candidate)
         mean, slow, fast = (
             tokens / reached * self.machines.seconds if reached else math.inf
@@ -136,12 +143,12 @@ class Decision:
 
     @property
     def open(self) -> list[dict[str, Any]]:
-        """The studies of unknown effect, within STUDY_SHARE of the budget together with the first."""
+        """The studies of unknown effect that fit into STUDY_SHARE of the budget together with those of `first`."""
         return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
 
     @property
     def split(self) -> dict[str, float]:
-        """GPU-hours at work by what they go to, adding up to those of the budget."""
+        """How the GPU-hours of the budget are divided: {use: GPU-hours}, adding up to those of the budget."""
         hours = {
             "training": self.training(self.chosen).gpu_hours if self.chosen else 0.0,
             "ablations first": sum(entry["gpu_hours"] for entry in self.first),
@@ -196,8 +203,8 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
 
 
 def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
-    """The least and the most tokens for so many FLOPs where none are asked for, and why. They and the sizes that follow
-    grow with the compute."""
+    """The range of tokens to train on with `compute` FLOPs, where the user asks for none, and the reason: ((least,
+    most), sentence). The range grows with the compute, and with it the sizes that follow."""
     if compute / (6 * NEED[0]) < LEAST_SIZE:
         optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(NEED[1] / NEED[0])
         return (optimum / spread, optimum * spread), "around 20 a parameter: secondary"
@@ -210,7 +217,13 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
 
 
 def fewer_nodes(sizes: tuple[float, float], machines: Machines) -> str:
-    """The number of nodes, not much smaller, for which there is a shape, as words for the end of a complaint."""
+    """The end of a complaint that no shape fits: it names the nearest smaller number of nodes for which there is a
+    shape; "" where there is none nearby.
+
+    Args:
+        sizes: the range of parameters.
+        machines: the cluster.
+    """
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(FEWER_NODES * working), working - MOST_TRIES) - 1, -1):
         try:

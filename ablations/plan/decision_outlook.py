@@ -156,7 +156,7 @@ def studies(out: Document, decision: Decision) -> None:
 
 
 def _share(ratio: float) -> str:
-    """A sum of costs as a share of the budget."""
+    """A cost, given as its ratio to the budget, as text."""
     return f"{ratio:.1%}" if ratio < 10 or not math.isfinite(ratio) else f"{human(round(ratio))} times"
 
 

@@ -26,7 +26,7 @@ def billions(number: float) -> str:
 
 
 def _ratio(number: float) -> str:
-    """Two digits of it: 0.42, 20, 130."""
+    """A ratio as text with two digits: 0.42, 20, 130."""
     return f"{float(f'{number:.2g}'):,g}"
 
 
@@ -61,13 +61,13 @@ def document(decision: Decision) -> Document:
 
 
 def _bases(decision: Decision) -> list[str]:
-    """What the predicted times are based on."""
+    """Sentences on what the predicted times are based on."""
     steps = [candidate.step.basis for candidate in decision.candidates[:1]]
     return [*steps, decision.study_basis]
 
 
 def _sizes(decision: Decision) -> str:
-    """The range of sizes, and what it follows from."""
+    """A sentence on the range of sizes, and what it follows from."""
     return (
         f"{billions(decision.sizes[0])} to {billions(decision.sizes[1])} parameters, which follow from "
         f"{human(decision.tokens[1])} to {human(decision.tokens[0])} tokens ({decision.tokens_why})"
@@ -75,7 +75,7 @@ def _sizes(decision: Decision) -> str:
 
 
 def _summary(out: Document, decision: Decision) -> None:
-    """The answers, a line each."""
+    """Add the summary of the decision, a line for each answer, to the document `out`."""
     machines, chosen = decision.machines, decision.chosen
     out.heading("In short")
     rows: list[list[str]] = []
@@ -135,7 +135,7 @@ def _summary(out: Document, decision: Decision) -> None:
 
 
 def _tokens_source(decision: Decision, chosen: shapes.Candidate) -> str:
-    """Where the planned tokens come from."""
+    """A sentence on where the number of planned tokens comes from."""
     days = amount(decision.compute / PF_DAY)
     if decision.compute / (6 * chosen.shape.parameters) <= decision.planned_tokens(chosen):
         return f"computed: {days} PF-days / 6 N"
@@ -143,14 +143,15 @@ def _tokens_source(decision: Decision, chosen: shapes.Candidate) -> str:
 
 
 def _losses(decision: Decision) -> dict[str, tuple[float, float]]:
-    """By each law of the loss: that of the chosen shape on the planned tokens, and the least at this compute."""
+    """The losses that published laws predict: {law: (loss of the chosen shape on the planned tokens, least loss at
+    this compute)}."""
     assert decision.chosen
     n, d = decision.chosen.shape.parameters, decision.planned_tokens(decision.chosen)
     return {name: (law.loss(n, d), law.after(decision.compute)) for name, law in LOSS_LAWS.items()}
 
 
 def _loss_words(decision: Decision) -> str:
-    """The range of the laws, and how far above their optima that is."""
+    """The losses of `_losses` as text: their range over the laws, and how far they are above the laws' optima."""
     losses = _losses(decision).values()
     low, high = min(loss for loss, _ in losses), max(loss for loss, _ in losses)
     above = [loss - least for loss, least in losses]
@@ -275,7 +276,7 @@ def _optimum(out: Document, decision: Decision) -> None:
 
 
 def _accuracy(gpu: GPU) -> str:
-    """How good the predicted speed and memory of pipelines are, from the calibration."""
+    """Text on how good the predicted speed and memory of pipelines are on this GPU, from the calibration."""
     fits = calibration()
     speed = fits[f"Megatron-DeepSpeed, {'v100' if gpu.name.startswith('v100') else 'a100-80'}"]
     memory = fits["memory"]

@@ -83,7 +83,8 @@ class Document:
         self.blocks.append(("bullets", list(items)))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> None:
-        """strong: the row that stands out."""
+        """Add a table with the column names `head`. `strong` is the index of the row that stands out; None: no row
+        does."""
         self.blocks.append(("table", Table(list(head), [list(row) for row in rows], strong)))
 
     def figure(self, name: str, svg: str) -> None:
@@ -130,7 +131,7 @@ class Document:
         return PAGE.format(title=html.escape(self.title), style=STYLE, body="\n".join(out))
 
     def write(self, folder: Path) -> list[Path]:
-        """Write report.md, report.html and a file for each figure. Returns their paths."""
+        """Write report.md, report.html and a file for each figure into `folder`. Returns their paths."""
         make_folder(folder)
         files = {"report.md": self.markdown(), "report.html": self.page()}
         files |= {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures}
@@ -140,7 +141,11 @@ class Document:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of a document. Raises ConfigError where it cannot be created or written."""
+    """Create the folder of a document.
+
+    Raises:
+        ConfigError: the folder cannot be created or written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -22,12 +22,14 @@ EFFECTS = {"position": 2.0, "embedding_norm": 1.2, "corpus": 1.1, "activation": 
 
 
 def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
-    """The studies of decoders in ablations/studies at STUDY_SIZE, with one node for each run; and the basis of their
-    hours.
+    """The cost of each study of decoders in ablations/studies at STUDY_SIZE, with one node for each run, and what it
+    can detect.
 
-    Each has its number of runs, GPU-hours, the least difference that it detects, and, where an effect was published,
-    that effect and the seeds that are needed to detect it. Studies that can detect their effect come first, the
-    cheapest of them at the top; those for which MOST_SEEDS would not be enough come last.
+    Returns:
+        (a row for each study, the basis of the hours as text). A row has the number of runs, GPU-hours, the least
+        difference that the study detects, and, where an effect was published, that effect and the seeds that are needed
+        to detect it. Studies that can detect their effect come first, the cheapest of them at the top; those for which
+        MOST_SEEDS would not be enough come last.
     """
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
@@ -65,12 +67,13 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
 
 @functools.cache
 def least_detectable(arms: int, seeds: int) -> float:
-    """The least difference, in points, that a study with so many arms and seeds detects."""
+    """The least difference, in points, that a study with `arms` arms and `seeds` seeds of each detects."""
     return power.detectable(power.SUITE_SEED_SD, power.SUITE_ERROR, arms, seeds)
 
 
 def seeds_needed(effect: float, arms: int) -> int | None:
-    """The number of seeds with which a study detects such an effect; None where MOST_SEEDS are not enough."""
+    """The number of seeds with which a study of `arms` arms detects a difference of `effect` points; None where
+    MOST_SEEDS are not enough."""
     counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
     if least_detectable(arms, MOST_SEEDS) > effect:
         return None

@@ -154,7 +154,7 @@ def hardware(name: str) -> GPU:
     """The accelerator with this name, in upper or lower case; "a100" is the one with 80 GB.
 
     Raises:
-        ConfigError: the table does not have it; the message names those that it has.
+        ConfigError: the table has no such accelerator; the message names those that it has.
     """
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     key = ALIASES.get(key, key)
@@ -180,10 +180,13 @@ def accelerator(device: str) -> str:
 
 
 def peak_flops(device: str, devices: int, seconds: float) -> float | None:
-    """The FLOPs that `devices` GPUs could do in `seconds` at the peak of their data sheet, the unit in which "Cramming"
-    states its budgets. None for a device that the table does not have.
+    """The FLOPs that GPUs could do at the peak of their data sheet, the unit in which "Cramming" states its budgets.
+    None for a device that the table does not have.
 
-    device: its name in torch.
+    Args:
+        device: the GPU's name in torch.
+        devices: the number of GPUs.
+        seconds: for how long they work.
     """
     name = accelerator(device)
     return hardware(name).peak * devices * seconds if name else None

@@ -96,7 +96,14 @@ def _quantile(freedom: float, level: float) -> float:
 
 
 def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
-    """The difference of every arm at `target` FLOPs.
+    """Extrapolate the difference of every arm from the baseline to a larger run.
+
+    Args:
+        pairs: the losses of arms and baseline at several sizes and seeds.
+        target: the FLOPs of the larger run.
+
+    Returns:
+        The result for each arm.
 
     Raises:
         ConfigError: there are fewer than three sizes or two seeds, or an arm lacks a pair that other arms have.
@@ -154,7 +161,14 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
 
 
 def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
-    """The number of seeds with which this ladder would detect such a difference with probability power.POWER."""
+    """The number of seeds with which the same ladder would detect a difference with probability power.POWER; None
+    where MOST_SEEDS are not enough.
+
+    Args:
+        level: the difference at the target.
+        error: its standard error in this ladder.
+        seeds: the seeds of this ladder.
+    """
     z = _quantile(math.inf, LEVEL) + _quantile(math.inf, 2 * (1 - power.POWER))
     needed = seeds * (z * error / abs(level)) ** 2 if level else math.inf
     return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
@@ -162,14 +176,15 @@ def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
 
 @dataclass
 class Score:
-    """Verdicts compared with the true differences: the numbers of right, wrong and undecided ones."""
+    """How often verdicts agree with the true differences: the numbers of right (hits), wrong (misses) and undecided
+    (open) verdicts."""
 
     hits: int = 0
     misses: int = 0
     open: int = 0
 
     def count(self, verdict: str, truth: float) -> None:
-        """Count a verdict. `truth`: the true difference at the target."""
+        """Add a verdict to the score, given the true difference `truth` at the target."""
         if verdict == "undecided":
             self.open += 1
         elif (verdict == "better") == (truth < 0):
@@ -184,7 +199,13 @@ class Score:
 
 
 def order_accuracy(predicted: Sequence[float], true: Sequence[float]) -> float:
-    """DataDecide's decision accuracy: the share of pairs of arms, with the baseline (0), in the right order."""
+    """DataDecide's decision accuracy: the share of pairs of arms, the baseline (0) among them, that `predicted` has in
+    the same order as `true`.
+
+    Args:
+        predicted: the predicted difference of each arm from the baseline.
+        true: the true difference of each arm, in the same order of arms.
+    """
     p, t = [0.0, *predicted], [0.0, *true]
     pairs = [(i, j) for i in range(len(p)) for j in range(i) if t[i] != t[j]]
     return statistics.fmean((p[i] < p[j]) == (t[i] < t[j]) for i, j in pairs) if pairs else math.nan
@@ -194,7 +215,11 @@ def order_accuracy(predicted: Sequence[float], true: Sequence[float]) -> float:
 
 
 def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
-    """The study of `words` at each size, smallest compute first.
+    """The same study at each size of a ladder, smallest compute first.
+
+    Args:
+        words: the NAME=VALUE words of the study, without SIZE.
+        sizes: the names of the sizes.
 
     Raises:
         ConfigError: there are fewer than three sizes, or a size is given twice.
@@ -217,7 +242,12 @@ def compute_of(study: Study) -> float:
 
 
 def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
-    """The pairs of all finished and evaluated runs, and the directories of the other runs."""
+    """The losses of the runs of a ladder: (the pairs of all finished and evaluated runs, the directories of the other
+    runs).
+
+    Args:
+        ladder: the same study at each size.
+    """
     pairs, missing = [], []
     for study in ladder:
         losses: dict[tuple[str, int], float] = {}
@@ -274,7 +304,13 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
 
 
 def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: float) -> str:
-    """A figure of all pairs, the fitted line of each arm, and the intervals at the target, side by side."""
+    """Draw all pairs, the fitted line of each arm, and the intervals at the target, side by side. Returns SVG text.
+
+    Args:
+        pairs: the losses of arms and baseline at several sizes and seeds.
+        results: what `extrapolate` returns.
+        target: the FLOPs of the target.
+    """
     unit, name = next((unit, name) for unit, name in FLOP_UNITS if target >= unit or unit == FLOP_UNITS[-1][0])
     computes = [pair.compute / unit for pair in pairs]
     width = (target / unit / min(computes)) ** INTERVAL_DISTANCE
@@ -342,7 +378,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def against(results: Sequence[Extrapolation], target: Sequence[Pair]) -> dict[str, dict[str, Any]]:
-    """The verdicts of the ladder, and those of the largest size alone, compared with runs at the target size."""
+    """Compare the verdicts of the ladder, and those of its largest size alone, with runs at the target size.
+
+    Args:
+        results: what `extrapolate` returns.
+        target: the losses of arms and baseline at the target size.
+
+    Returns:
+        {"ladder" and "largest_size": {"hits", "misses", "open", "order_accuracy"}}.
+    """
     truth = {result.arm: statistics.fmean(p.gap for p in target if p.arm == result.arm) for result in results}
     ladder, single = Score(), Score()
     for result in results:

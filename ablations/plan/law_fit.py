@@ -24,9 +24,9 @@ COLLINEAR = 0.97  # correlation of log N and log D above which their exponents c
 
 @dataclass(frozen=True)
 class Point:
-    """A trained model: parameters, tokens, loss (in any unit, the same for all).
+    """A trained model, to which a law is fitted: n parameters, d tokens, and the loss (in any unit, the same for all).
 
-    `run` names the run that it is of, where one run gave several; "" stands for a run of its own.
+    `run` names the run where one run gave several points; "" stands for a run with this point alone.
     """
 
     n: float
@@ -46,7 +46,7 @@ class CannotTell(ConfigError):
 
 @dataclass(frozen=True)
 class Fit:
-    """A law fitted to runs, with its bootstrap."""
+    """A law fitted to runs, with the laws fitted to bootstrap resamples of the runs."""
 
     form: str  # "hoffmann", "kaplan" or "compute"
     values: dict[str, float]
@@ -64,7 +64,8 @@ class Fit:
     def interval(self, of: Callable[[dict[str, float]], float]) -> tuple[float, float]:
         """The interval that contains the share COVERAGE of the bootstrap values of a quantity.
 
-        of: computes the quantity from the law's constants by name.
+        Args:
+            of: computes the quantity from the law's constants, {name: value}.
         """
         import numpy as np
 
@@ -73,15 +74,15 @@ class Fit:
         return float(low), float(high)
 
     def predict(self, n: float, d: float) -> tuple[float, float, float]:
-        """The predicted loss at N and D, and the two ends of its interval."""
+        """The predicted loss with n parameters and d tokens: (loss, lower end, upper end of its interval)."""
         return (self.loss(n, d), *self.interval(lambda values: self.loss(n, d, values)))
 
     def optimum(self, compute: float) -> tuple[float, float]:
-        """N and D of least loss for so many FLOPs. Only for the form "hoffmann"."""
+        """The parameters and tokens of least loss for `compute` FLOPs: (N, D). Only for the form "hoffmann"."""
         return _hoffmann(self.values).optimum(compute)
 
     def optimum_interval(self, compute: float) -> tuple[float, float]:
-        """The interval of the N of least loss for so many FLOPs."""
+        """The interval of the number of parameters of least loss for `compute` FLOPs."""
         return self.interval(lambda values: _hoffmann(values).optimum(compute)[0])
 
 
@@ -126,9 +127,14 @@ def _correlation(points: Sequence[Point]) -> float:
 
 
 def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> Fit:
-    """The law with the least sum of Huber losses, and `resamples` fits to runs drawn with replacement.
+    """Fit a law to runs: the law with the least sum of Huber losses, and `resamples` laws fitted to runs drawn with
+    replacement. The points of one run are drawn together, since their noise is not independent.
 
-    The points of one run are drawn together, since their noise is not independent.
+    Args:
+        points: the runs.
+        form: the form of the law: "hoffmann", "kaplan" or "compute".
+        resamples: how many bootstrap resamples are fitted.
+        seed: the seed of the resampling.
 
     Raises:
         CannotTell: the runs do not determine the law.

@@ -27,11 +27,14 @@ SAME_SHARE = 1e-3  # of the budget's share at which weights were kept: one step 
 
 
 def read_points(folders: Sequence[Path]) -> list[Point]:
-    """Parameters, tokens and held-out bits per byte of finished runs.
+    """Read the parameters, tokens and held-out bits per byte of finished runs, for fitting a law.
 
     A run with the schedule warmup-stable-decay-stable gives a point for each decay whose weights were kept and
     evaluated (layout.eval_at). Weights from other moments of a run are left out, since the learning rate had not
     decayed.
+
+    Args:
+        folders: the run directories.
 
     Raises:
         ConfigError: a folder is not a finished and evaluated run, or was evaluated on other text; the message names it.
@@ -72,7 +75,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
 
 
 def _loss(path: Path) -> float:
-    """The held-out bits per byte in the file of an evaluation."""
+    """The held-out bits per byte in an eval.json file."""
     scores = safe_files.read_json(path) or {}
     return float(scores["bits_per_byte"]["value"])
 
@@ -100,8 +103,8 @@ def figure(law: Fit) -> str:
 
 
 def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
-    """{way: coefficient and exponent of N = a C^b, or why the runs do not determine them} for Hoffmann's first two
-    ways."""
+    """The best number of parameters N for C FLOPs by Hoffmann's ways 1 and 2: {name of the way: (a, b) of N = a C^b,
+    or a sentence on why the runs do not determine them}."""
     out: dict[str, tuple[float, float] | str] = {}
     for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
         try:
@@ -126,7 +129,13 @@ def has_no_floor(law: Fit) -> bool:
 
 
 def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
-    """The answer as JSON, for programs. `left_out` and `errors` are the result of `without_largest`."""
+    """The answer of `make laws` as an object for JSON.
+
+    Args:
+        law: the fitted law.
+        left_out: the runs of the largest size, as `without_largest` returns them.
+        errors: the relative errors in predicting them from the other runs, as `without_largest` returns them.
+    """
     intervals = {name: law.interval(lambda values, name=name: values[name]) for name in law.values}  # type: ignore[misc]
     ways = other_ways(law.points) if law.form == "hoffmann" else {}
     return {

@@ -67,9 +67,17 @@ def memory(run: Run, layout: Layout) -> float:
 def search(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[Candidate], list[str]]:
-    """The layouts in which all `runs` fit, the fastest first; and where there are none, why each kind was refused.
+    """Find the parallel layouts in which all runs fit into memory. All arms of a study share a layout, so that they
+    differ only in the question.
 
-    All arms of a study share a layout, so that they differ only in the question.
+    Args:
+        runs: the runs, such as one of each arm.
+        gpu: the accelerator.
+        gpus: how many of them each run has.
+        site: speeds measured on this accelerator, by which predictions are corrected; None: none.
+
+    Returns:
+        (layouts, the fastest first; sentences on why other kinds of layouts were refused).
     """
     fitting: list[Candidate] = []
     refused: dict[str, str] = {}
@@ -121,7 +129,8 @@ def _uneven(run: Run, dp: int, micro: int) -> str:
 
 
 def best_few(candidates: list[Candidate], count: int = 4) -> list[Candidate]:
-    """Up to `count` candidates: the fastest, and the fastest of each other kind (tensor parallel, recomputation)."""
+    """Up to `count` candidates to show: the fastest of all, and the fastest of each other kind (tensor parallel,
+    recomputation)."""
     kinds: dict[tuple[int, bool], Candidate] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)

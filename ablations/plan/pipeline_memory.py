@@ -48,7 +48,7 @@ def stage(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool
 
 
 def verdict(gib: float, gpu: GPU) -> str:
-    """Whether so much memory fits: "fits", "at the edge" or "does not fit"."""
+    """Whether `gib` GiB fit into the GPU's memory: "fits", "at the edge" or "does not fit"."""
     if gib * (1 + EDGE) <= gpu.memory:
         return "fits"
     return "at the edge" if gib <= gpu.memory else "does not fit"

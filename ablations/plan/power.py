@@ -68,7 +68,9 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
     """The probability that a true difference is called significant, in either direction.
 
     Args:
-        seeds, items: the variances of the difference that come from seeds and from items.
+        difference: the true difference.
+        seeds: the variance of the difference that comes from seeds.
+        items: the variance of the difference that comes from the evaluated items.
         dof: the degrees of freedom of the variance from the seeds.
         level: the significance level.
     """
@@ -110,7 +112,11 @@ def detectable(
 
 
 def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
-    """The x >= 0 at which an increasing function has the given value, to five digits."""
+    """The x >= 0 at which the increasing function `rising` has the given value, to five digits.
+
+    Args:
+        start: where the search begins.
+    """
     low, high = 0.0, start
     while rising(high) < value:
         low, high = high, 2 * high
@@ -121,11 +127,14 @@ def solve(rising: Callable[[float], float], value: float, start: float = 1.0) ->
 
 
 def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str = "tokens") -> dict[str, Any] | None:
-    """The noise in the record of the study of this size whose budget is the nearest; None where there is none.
+    """The noise that an earlier study of this size recorded; None where there is none. Of several studies, the one
+    whose budget is the nearest.
 
     Args:
-        tokens: the budget in tokens; None where it is a wall clock. Then `budget` is its text, and a record has to have
-            the same.
+        size: the name of the size.
+        tokens: the budget in tokens; None where it is a wall clock.
+        records: the folder of the records.
+        budget: the setting train.budget. Where it is a wall clock, the record has to have the same.
 
     Returns:
         {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "unit"}}}.
@@ -168,11 +177,16 @@ def describe_detectable(
     tests: int | None = None,
     effects: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
-    """The line of `make plan` on the differences that the study can detect.
+    """The line of `make plan` on the differences that a study can detect.
 
     Args:
-        tokens, budget: as in `recorded`.
-        arms, seeds, tests: as in `detectable`.
+        size: the name of the size.
+        tokens: the budget in tokens; None where it is a wall clock.
+        arms: the number of arms, including the baseline.
+        seeds: the number of seeds of each arm.
+        records: the folder of the records of earlier studies.
+        budget: the setting train.budget.
+        tests: the number of comparisons; None: one for each arm besides the baseline.
         effects: {name: `squares` of `detectable`} of the effects of a factorial.
     """
     known = recorded(size, tokens, records, budget)

@@ -26,7 +26,7 @@ class Hoffmann:
         return float(self.e + self.a / n**self.alpha + self.b / d**self.beta)
 
     def optimum(self, compute: float) -> tuple[float, float]:
-        """N and D of least loss for so many FLOPs, 6 N D (their eq. 4)."""
+        """The parameters and tokens of least loss for `compute` FLOPs, 6 N D: (N, D) (Hoffmann et al. 2022, eq. 4)."""
         scale = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         n = scale * (compute / 6) ** (self.beta / (self.alpha + self.beta))
         return n, compute / (6 * n)
@@ -35,7 +35,7 @@ class Hoffmann:
         return self.loss(*self.optimum(compute))
 
     def compute_for(self, loss: float) -> float:
-        """The least FLOPs that reach a loss, which must be above `e`."""
+        """The least FLOPs with which a model reaches a loss, which must be above `e`."""
         low, high = 1.0, 1e40
         while high / low > 1 + 1e-9:
             middle = math.sqrt(low * high)
@@ -67,7 +67,7 @@ def kaplan_size_alone(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.
 
 
 def fixed_ratio(compute: float, tokens_per_parameter: float = 20.0) -> tuple[float, float]:
-    """N and D with a fixed number of tokens per parameter."""
+    """The parameters and tokens for `compute` FLOPs, 6 N D, with a fixed number of tokens per parameter: (N, D)."""
     n = math.sqrt(compute / (6 * tokens_per_parameter))
     return n, tokens_per_parameter * n
 
@@ -88,11 +88,12 @@ class PublishedLaw:
     source: str
 
     def optimum(self, compute: float) -> tuple[float, float]:
-        """N and D of least loss for so many FLOPs."""
+        """The parameters and tokens of least loss for `compute` FLOPs: (N, D)."""
         return self.best(compute, *(value for value, _ in self.constants))
 
     def rounding(self, compute: float) -> tuple[float, float]:
-        """The smallest and the largest N that are possible, given that the constants were published rounded."""
+        """The smallest and the largest number of parameters of least loss for `compute` FLOPs, given that the
+        constants were published rounded."""
         corners = itertools.product(*((value - half, value + half) for value, half in self.constants))
         sizes = [self.best(compute, *corner)[0] for corner in corners]
         return min(sizes), max(sizes)

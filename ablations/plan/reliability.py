@@ -37,6 +37,7 @@ def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
     Args:
         checkpoints: checkpoints of earlier runs of this kind, if there are any.
         mtbf: the mean hours between two failures of a node.
+        nodes: the number of nodes of the run.
     """
     cost = None
     for folder in sorted(checkpoints, key=lambda folder: folder.stat().st_mtime, reverse=True):
@@ -52,7 +53,7 @@ def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster with failures, as the simulation knows it. Times are in seconds.
+    """A cluster with failures, for the simulation of a long job. Times are in seconds.
 
     `nodes` are in use, `spares` stand by. A node fails every `node_mtbf` on average (exponentially distributed). The
     share `broken` of the failures makes a node unusable for `repair`; the others only end the job. A failure is noticed
@@ -77,7 +78,13 @@ class Cluster:
 
 
 def simulate(c: Cluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
-    """Simulate `seconds` of training on a cluster, with the policies of launch/.
+    """Simulate training on a cluster with failures, with the policies of launch/.
+
+    Args:
+        c: the cluster.
+        seconds: how long the job lasts.
+        interval: seconds of training between two saves.
+        seed: the seed of the random failures.
 
     Returns:
         Shares of the time: "trained" (work that was kept), "saving", "redone" (work that was lost since the last

@@ -78,8 +78,8 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget of one kind. `cluster`: set where it is hardware for a time; `gpu`: set where only the hardware is
-    named."""
+    """A budget of resources: an amount of one kind. `cluster` is set where the budget is hardware for a time; `gpu`
+    where only the hardware is named."""
 
     kind: str  # cluster | gpu-hours | model-flops | peak-flops | tokens | steps | money
     amount: float
@@ -95,7 +95,7 @@ class Budget:
             price: the price of a GPU-hour, where the budget is money.
 
         Raises:
-            ConfigError: they do not follow from the budget; the message says what is missing.
+            ConfigError: GPU-hours do not follow from the budget; the message says what is missing.
         """
         if self.cluster:
             return self.cluster.gpu_hours
@@ -112,10 +112,14 @@ class Budget:
         )
 
     def flops(self, per_gpu: float | None = None, price: float | None = None) -> float:
-        """The model FLOPs of the budget. `per_gpu`: the model FLOPs per second and GPU, where the budget is hardware.
+        """The model FLOPs of the budget.
+
+        Args:
+            per_gpu: the model FLOPs per second and GPU, where the budget is hardware.
+            price: the price of a GPU-hour, where the budget is money.
 
         Raises:
-            ConfigError: they do not follow from the budget; the message says what is missing.
+            ConfigError: FLOPs do not follow from the budget; the message says what is missing.
         """
         if self.kind == "model-flops":
             return self.amount
@@ -129,7 +133,7 @@ class Budget:
 
 
 def duration_in_words(seconds: float) -> str:
-    """A time in words: "18 weeks", "3.5 days", "20 hours"."""
+    """A time as text: "18 weeks", "3.5 days", "20 hours"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]
         if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
@@ -138,23 +142,24 @@ def duration_in_words(seconds: float) -> str:
 
 
 def weeks(seconds: float) -> str:
-    """A time in weeks, in words: "15.2"."""
+    """A time in weeks, as text without the unit: "15.2"."""
     return f"{seconds / TIMES['week']:.1f}" if math.isfinite(seconds) else "endless"
 
 
 def amount(number: float) -> str:
-    """A number in words: "11,963", "0.188"."""
+    """A number as text: "11,963", "0.188"."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def positive(text: str, whole: str) -> float:
-    """A number such as 18, 4500, 1e21 or 1_000, in the digits 0 to 9. A comma is never part of one.
+    """The number in a text such as 18, 4500, 1e21 or 1_000, in the digits 0 to 9. A comma is never part of a number.
 
     Args:
+        text: the number.
         whole: what the number is a part of, for the message.
 
     Raises:
-        ConfigError: when it is none, or not above 0, or too large for a floating-point number.
+        ConfigError: the text is no number, or one that is not above 0 or too large for a floating-point number.
     """
     number = _number(text, whole)
     if not number > 0:
@@ -189,7 +194,7 @@ _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
 def parse_budget(text: str) -> Budget:
-    """The budget that a text describes.
+    """Read the budget that a text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days" describes.
 
     Raises:
         ConfigError: a number has no unit, a unit or the hardware is unknown, or an amount is not above 0; the message

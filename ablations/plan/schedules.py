@@ -20,7 +20,8 @@ def rates(run: Run, count: int) -> list[float]:
 
 
 def curves(study: Study, count: int) -> dict[str, list[float]]:
-    """{names of the arms with this curve: its learning rates}, each different curve once."""
+    """The learning rates of a study's arms at `count` moments of the budget: {names of the arms: learning rates},
+    where arms with equal curves share an entry."""
     arms: dict[tuple[float, ...], list[str]] = {}
     for arm in study.arms:
         arms.setdefault(tuple(rates(study.cell(arm, study.seeds[0]).run, count)), []).append(arm)
@@ -28,8 +29,8 @@ def curves(study: Study, count: int) -> dict[str, list[float]]:
 
 
 def drawn_schedules(study: Study) -> list[str]:
-    """The curves for a terminal, a line for each shape. Heights are shares of the arm's own peak, and arms with the
-    same shape share a line."""
+    """Drawings of the learning rates of a study's arms for a terminal, a line for each shape. Heights are shares of
+    the arm's own peak, and arms with the same shape share a line."""
     marks = DIGITS if _is_plain() else BLOCKS
     shapes: dict[str, list[str]] = {}
     for names, curve in curves(study, COLUMNS).items():
@@ -45,7 +46,7 @@ def drawn_schedules(study: Study) -> list[str]:
 
 
 def _is_plain() -> bool:
-    """Whether standard output cannot show BLOCKS."""
+    """Whether standard output cannot show the block characters BLOCKS."""
     try:
         BLOCKS.encode(sys.stdout.encoding or "ascii")
         return False
@@ -54,7 +55,7 @@ def _is_plain() -> bool:
 
 
 def figure(study: Study) -> str:
-    """The curves as an SVG figure."""
+    """A figure of the learning rates of a study's arms, as SVG text."""
     shares = [i / 240 for i in range(241)]
     lines = [
         Line(names, number % SERIES, shares, curve, "dash" if number >= SERIES else "")

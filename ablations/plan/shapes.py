@@ -56,12 +56,17 @@ def levine(parameters: float) -> float:
 def candidates(
     low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, per_node: int = 8
 ) -> list[Candidate]:
-    """The shapes between `low` and `high` parameters, each in its fastest layout, ordered by seconds of a step.
+    """The shapes of models between `low` and `high` parameters that the rules of thumb allow, each in its fastest
+    layout, ordered by seconds of a step.
 
     Args:
+        low: the least number of parameters.
+        high: the largest number of parameters.
+        gpu: the accelerator.
+        gpus: how many of them there are.
         batch: sequences of a step.
         vocab: rows of the embedding.
-        per_node: GPUs of a node, which a tensor parallel group does not leave.
+        per_node: GPUs of a node; a tensor parallel group does not go beyond a node.
 
     Raises:
         ConfigError: the range is empty or nothing fits; the message says why.
@@ -111,7 +116,7 @@ def candidates(
 
 
 def why(candidate: Candidate) -> list[str]:
-    """The reasons for a shape, a sentence for each rule that it follows."""
+    """The reasons for a candidate shape, a sentence for each rule that it follows."""
     shape, layout = candidate.shape, candidate.layout
     part = shape.hidden // layout.tp
     tile = next(size for size in (256, 128, 64, 1) if part % size == 0)

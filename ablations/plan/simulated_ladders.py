@@ -34,7 +34,8 @@ def loss_of(law: Hoffmann, n: float) -> float:
 
 
 def kept_order(rng: np.random.Generator) -> list[Gap]:
-    """Arms whose losses differ in a constant of the law, so that their order is the same at all sizes."""
+    """Draw arms whose losses differ in a constant of the law, so that their order is the same at all sizes. Returns
+    for each arm a function from the number of parameters to its difference from the baseline."""
 
     def gap(arm: Hoffmann, n: float) -> float:
         return math.log(loss_of(arm, n) / loss_of(BASE, n))
@@ -46,8 +47,9 @@ def kept_order(rng: np.random.Generator) -> list[Gap]:
 
 
 def crossing(rng: np.random.Generator) -> list[Gap]:
-    """Arms whose difference changes its sign at some compute between the largest size and the target, or up to as far
-    beyond the target."""
+    """Draw arms whose difference from the baseline changes its sign at some compute between the largest size and the
+    target, or up to as far beyond the target. Returns for each arm a function from the number of parameters to its
+    difference."""
 
     def gap(slope: float, shift: float, n: float) -> float:
         return slope * (math.log(compute(n) / compute(TARGET)) / 5 + shift)
@@ -56,8 +58,15 @@ def crossing(rng: np.random.Generator) -> list[Gap]:
 
 
 def simulated(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
-    """Pairs of simulated runs. Losses scatter by `noise`, and in addition by half as much in common with the baseline
-    of the same seed."""
+    """Simulate the runs of a ladder. The log losses scatter by `noise`, and in addition by half as much in common with
+    the baseline of the same seed.
+
+    Args:
+        gaps: for each arm a function from the number of parameters to its difference from the baseline.
+        rng: the generator of the noise.
+        seeds: the number of seeds at each size.
+        noise: the standard deviation of a run's log loss.
+    """
     pairs = []
     for n in SIZES:
         for seed in range(seeds):
@@ -81,7 +90,14 @@ class Outcome:
 
 
 def outcome(world: World, seeds: int, ladders: int, key: int = 1) -> Outcome:
-    """Simulate so many ladders; `key` is the seed of the random numbers."""
+    """Simulate many ladders, and count how often their verdicts are right.
+
+    Args:
+        world: draws the arms of a ladder, such as `crossing`.
+        seeds: the number of seeds at each size.
+        ladders: how many ladders are simulated.
+        key: the seed of the random numbers.
+    """
     rng = np.random.default_rng(key)
     covered, line, single = [], Score(), Score()
     line_orders, single_orders = [], []

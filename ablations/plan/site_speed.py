@@ -32,10 +32,10 @@ class SiteSpeed:
 
 
 def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
-    """The speed of a site with this accelerator, from its measurements; None where there are none.
+    """The speed of a site with this accelerator, from the measurements in the file `path`; None where there are none.
 
     Raises:
-        ConfigError: the file is damaged; the message names it and the line.
+        ConfigError: the file is damaged; the message names the file and the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -76,7 +76,14 @@ def _ratio(row: dict[str, Any], gpu: GPU) -> float:
 
 
 def expected(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> Prediction:
-    """The prediction of `predict`, corrected by the site's own measurements where there are some."""
+    """The predicted seconds of a step, corrected by the site's own measurements where there are some.
+
+    Args:
+        shape: the dimensions of the model.
+        layout: how a step is divided among GPUs.
+        gpu: the accelerator.
+        site: the measurements of the site; None: none.
+    """
     prediction = predict(shape, layout, gpu)
     if site is None:
         return prediction

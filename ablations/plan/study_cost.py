@@ -135,7 +135,14 @@ class StudyCost:
 
 
 def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
-    """The cost of the study with `gpus` GPUs for each run, and reasons against starting it like that."""
+    """The cost of a study on given hardware, and reasons against starting it like that.
+
+    Args:
+        study: the study.
+        gpu: the accelerator.
+        gpus: how many of them each run has.
+        speeds: a file of speeds measured at the site, by which predictions are corrected.
+    """
     site = site_speed.read(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = search(first, gpu, gpus, site)
@@ -170,7 +177,15 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
 
 
 def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bool) -> RunCost:
-    """The cost of one run in its layout. suite: whether it is also evaluated on the suite of 27 tasks."""
+    """The cost of one run in its layout.
+
+    Args:
+        cell: the run.
+        step: the predicted seconds of a step.
+        best: the layout.
+        gpu: the accelerator.
+        suite: whether the run is also evaluated on the suite of 27 tasks.
+    """
     run, gpus = cell.run, best.layout.gpus
     per_step = run.train.batch * run.model.seq
     speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast
@@ -208,13 +223,14 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
 
 
 def _is_where_it_runs(study: Study) -> bool:
-    """Whether this machine's disk is the one of the runs: its folder is named, a GPU is here, or a cluster is set up.
-    Elsewhere, as on a laptop, a study is planned from afar."""
+    """Whether the disk of this machine is the one that the study's runs will use: OUT names a folder, a GPU is here,
+    or a cluster is set up. False on a laptop, say, where a study is planned for other machines."""
     return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site() is not None
 
 
 def detectable_text(study: Study) -> str:
-    """The differences that the study can detect, and the effects of a factorial; see power.py."""
+    """Text on the differences that the study can detect, and on the effects of a factorial; see
+    ablations/plan/power.py."""
     base = study.base
     tokens = None if base.by_clock else base.tokens
     squares: dict[str, float] = {}
@@ -243,7 +259,8 @@ def _free(out: Path) -> float | None:
 
 
 def _against(study: Study) -> tuple[list[str], list[str]]:
-    """Reasons against starting the study that follow from its settings, and other notes."""
+    """What the settings of a study say against starting it: (reasons against it, other notes), each a list of
+    sentences."""
     refused: list[str] = []
     notes: list[str] = []
     base = study.cell(study.arms[0], study.seeds[0]).run
@@ -276,7 +293,7 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
 
 
 def figure(cost: StudyCost) -> str:
-    """A figure of the GPU-hours of each arm, over all its seeds, divided into the parts of a step."""
+    """A figure of the GPU-hours of each arm, over all its seeds, divided into the parts of a step, as SVG text."""
     groups = {
         "matrix products": ("matmul", "small"),
         "attention": ("attention",),
@@ -299,7 +316,12 @@ def figure(cost: StudyCost) -> str:
 
 
 def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """A line on what MORE=auto may come to; none where the number of seeds is fixed."""
+    """A line on the largest cost that MORE=auto may come to; no line where the number of seeds is fixed.
+
+    Args:
+        cost: the cost of the study.
+        budget_gpu_hours: the GPU-hours that the user has; None: not given.
+    """
     if not (most := cost.at_most):
         return []
     share = f", {most['gpu_hours'] / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""
@@ -310,7 +332,12 @@ def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[st
 
 
 def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan as lines of text."""
+    """The plan of a study on given hardware, as lines of text.
+
+    Args:
+        cost: the cost of the study.
+        budget_gpu_hours: the GPU-hours that the user has; None: not given.
+    """
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:

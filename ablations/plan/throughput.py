@@ -100,6 +100,9 @@ def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
     """The seconds of each of TERMS for one step on the busiest pipeline stage, at the rates of the data sheet.
 
     Args:
+        shape: the dimensions of the model.
+        layout: how a step is divided among GPUs.
+        gpu: the accelerator.
         flash: whether attention is one kernel that does not write the scores to memory.
     """
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
@@ -145,8 +148,8 @@ def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted seconds of a step, with an interval that contained 80% of held-out rows, and the basis of the
-    prediction."""
+    """The predicted seconds of a step. `low` and `high` are the ends of an interval that contained 80% of held-out
+    rows; `basis` says what the prediction is based on."""
 
     seconds: float
     low: float
@@ -177,9 +180,12 @@ SMALLEST = 768  # hidden size of the narrowest published row; below it the inter
 
 
 def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Prediction:
-    """Seconds for one optimizer step.
+    """Predict the seconds of one optimizer step.
 
     Args:
+        shape: the dimensions of the model.
+        layout: how a step is divided among GPUs.
+        gpu: the accelerator.
         stack: the software whose published speed is used. "Megatron-DeepSpeed" is for pipelines with plain attention,
             as in BigScience's runs. "" stands for the one that is most like our engine: "llm-foundry", and on V100s,
             for which that has no rows, "Megatron-DeepSpeed".

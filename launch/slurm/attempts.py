@@ -31,8 +31,17 @@ PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not c
 
 
 def start(job: str, cell: Cell, out: Path) -> int:
-    """Begin an attempt of a job: print the run directory for launch/run.sh to train; print nothing when the run is
-    finished or must not start. Returns an exit code."""
+    """Begin an attempt of a job to train a run: record it, and print the run directory for launch/run.sh to train.
+    Prints nothing when the run is finished or must not start.
+
+    Args:
+        job: the id of the Slurm job.
+        cell: the run.
+        out: the output root.
+
+    Returns:
+        The exit code: 0 when the run is to be trained or is finished.
+    """
     if repaired := repair(cell):
         print_with_time(repaired)
     if rundir.read_done(cell.dir) is not None:
@@ -67,10 +76,16 @@ def start(job: str, cell: Cell, out: Path) -> int:
 
 
 def ready(job: str, cell: Cell, study: Study) -> bool:
-    """Build the data of a run that is about to start, where they are missing. Returns whether the run can start.
+    """Prepare the data of a run that is about to start, where they are missing. Returns whether the run can start.
 
-    Normally `make ablation ON=slurm` has built them on the login node. It is done here, by one process before the ranks
-    start, because ranks wait for each other no longer than the timeout of a collective."""
+    Normally `make ablation ON=slurm` has prepared them on the login node. Where it has not, this one process does it
+    before the ranks start, because ranks wait for each other no longer than the timeout of a collective.
+
+    Args:
+        job: the id of the Slurm job.
+        cell: the run.
+        study: the study of the run.
+    """
     if is_trained(cell) or (study.out / rundir.STOP).exists():
         return True
     try:
@@ -85,12 +100,14 @@ def ready(job: str, cell: Cell, study: Study) -> bool:
 
 
 def end(job: str, folder: Path, code: int, signal: str) -> int:
-    """Record how an attempt ended, and requeue the job when the run needs another one.
+    """Record how an attempt ended, and requeue the job when the run needs another attempt.
 
     Args:
+        job: the id of the Slurm job.
+        folder: the run directory.
         code: srun's exit code.
-        signal: the signal by which Slurm asked the job to leave, LIMIT when its time is over and launch/run.sh has
-            put it back into the queue at once, or nothing.
+        signal: the signal by which Slurm asked the job to leave; LIMIT when the job's time is over and launch/run.sh
+            has put it back into the queue at once; "" without a signal.
 
     Returns:
         The job's exit code.
@@ -139,17 +156,23 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
 
 
 def trained_by_another_job(folder: Path) -> bool:
-    """Whether another job trains this run: the run directory is locked, and has a recent heartbeat of another job.
-    Neither is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt that was just
-    killed."""
+    """Whether another job trains the run in directory `folder`: the directory is locked, and has a recent heartbeat of
+    another job. Neither is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt that
+    was just killed."""
     heartbeat = rundir.read_heartbeat(folder)
     recent = time.time() - heartbeat.get("time", 0.0) < SILENT
     return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
 
 
 def last_configuration_error(folder: Path, job: str) -> str:
-    """The last configuration error that a rank of this attempt printed; "" without one. The exit code alone does not
-    show it: that may be the code of another rank, which was killed when the first one ended."""
+    """The last configuration error that a rank of the job's last attempt printed into train.log; "" without one. The
+    exit code of the attempt does not show it: that may be the code of another rank, which was killed when the first one
+    ended.
+
+    Args:
+        folder: the run directory.
+        job: the id of the Slurm job.
+    """
     return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")
 
 
@@ -157,9 +180,12 @@ def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
     """The lines of train.log that ranks of the job's last attempt printed and that begin with a pattern.
 
     Args:
+        folder: the run directory.
+        job: the id of the Slurm job.
         what: the pattern, a regular expression, without the rank's number that srun puts before each line.
 
-    Returns: the text that the pattern matched, or the text of its group where it has one.
+    Returns:
+        The text that the pattern matched in each line, or the text of its group where it has one.
     """
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
@@ -172,8 +198,15 @@ def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
 
 
 def give_up(folder: Path, job: str, n: int, how: str) -> str:
-    """Mark a run as failed after `n` attempts without progress, the last of which ended as `how` says. Returns the
-    reason that is written."""
+    """Mark a run as failed after several attempts without progress. Returns the reason, which is also written to the
+    file `failed`.
+
+    Args:
+        folder: the run directory.
+        job: the id of the Slurm job.
+        n: the number of attempts.
+        how: how the last of them ended, in words.
+    """
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
     if not locked(folder):  # else another job trains it, and it is not failed
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
@@ -181,8 +214,14 @@ def give_up(folder: Path, job: str, n: int, how: str) -> str:
 
 
 def attempts_without_progress(folder: Path, job: str, step: int) -> int:
-    """The number of attempts of this job that began at `step`, the step of the newest checkpoint, and so made no
-    progress. Attempts that Slurm preempted or requeued do not count."""
+    """The number of attempts of a job that began at `step` and so made no progress. Attempts that Slurm preempted or
+    requeued do not count.
+
+    Args:
+        folder: the run directory.
+        job: the id of the Slurm job.
+        step: the step of the newest checkpoint.
+    """
     starts: list[dict[str, Any]] = []
     for line in rundir.read_attempts(folder)[0]:
         if line["event"] == "start" and line["job"] == job and line.get("step") == step:
@@ -220,7 +259,8 @@ def slurm(job: str) -> dict[str, Any]:
 
 
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run scontrol; try again while Slurm's controller does not answer because it is restarting or overloaded."""
+    """Run scontrol with the arguments `words`; try again while Slurm's controller does not answer because it is
+    restarting or overloaded."""
     for tries_left in reversed(range(TRIES)):
         done = subprocess.run(["scontrol", *words], capture_output=True, text=True)
         if not done.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", done.stderr):

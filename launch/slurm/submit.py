@@ -42,18 +42,19 @@ class Job(TypedDict):
 
 
 def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> list[Job]:
-    """Submit the runs that are not finished, and print the jobs' ids and where their logs are.
-
-    Returns:
-        The jobs, those that train first.
+    """Submit the runs of a study that are not finished, and print the jobs' ids and where their logs are.
 
     Args:
+        study: the study.
         options: options of sbatch for the training array.
         variables: environment variables for sbatch, from the site file.
         ranks: how many ranks each run will have.
 
+    Returns:
+        The jobs, those that train first.
+
     Raises:
-        ConfigError: something is wrong with the study, before anything is submitted; or sbatch's own error.
+        ConfigError: something is wrong with the study, before anything is submitted; or sbatch refuses.
     """
     if study.criteria.sequential:
         seeds, most = len(study.seeds), study.criteria.seeds
@@ -117,9 +118,9 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
 
 
 def is_judged(study: Study, cell: Cell) -> bool:
-    """Whether a run has been evaluated on all tasks of the study, according to its eval.json, and exported where the
-    study asks for that. Also False where task data was added since, because `python -m eval` then has to find out
-    whether another task can be run."""
+    """Whether a run needs no further evaluation: its eval.json holds the results of all tasks of the study, and the
+    run is exported where the study asks for that. Also False where task data was added since, because `python -m eval`
+    then has to find out whether another task can be run."""
     path = cell.dir / rundir.EVAL
     try:
         scores = safe_files.read_json(path)
@@ -151,11 +152,14 @@ def _versions() -> dict[str, Any]:
 def evaluate(
     study: Study, cells: list[int], variables: dict[str, str], options: list[str], after: list[str], what: str
 ) -> Job:
-    """Submit a job array that evaluates `cells`, indices into the study's runs.
+    """Submit a job array that evaluates runs of a study, and exports them where the study asks for that.
 
     Args:
-        variables, options: as in `submit`.
-        after: options of sbatch that say which jobs it waits for.
+        study: the study.
+        cells: indices of the runs in `study.cells`.
+        variables: environment variables for sbatch, from the site file.
+        options: options of sbatch for the training array, from which partition, account and the like are taken.
+        after: options of sbatch that say which jobs the array waits for.
         what: the runs in words, for the terminal.
     """
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
@@ -176,10 +180,15 @@ def evaluate(
 
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
-    """Submit a job that runs the file named in `arguments`, or `script`, a text for bash. Returns the job's id.
+    """Submit a job to Slurm with sbatch. Returns the job's id.
+
+    Args:
+        arguments: arguments of sbatch: its options, and the file to run unless `script` is given.
+        variables: environment variables for sbatch.
+        script: what the job runs, a text for bash; None: the file that `arguments` name.
 
     Raises:
-        ConfigError: there is no sbatch, or it refuses; with its error.
+        ConfigError: there is no sbatch, or it refuses the job; the message is sbatch's own.
     """
     # inside a job, its own variables must not be taken for options of the next one
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"} | variables
@@ -196,15 +205,20 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
 
 
 def _job(name: str, options: list[str]) -> list[str]:
-    """Options of sbatch for a job with a single task: its name, and those of `options` that say where a job runs, such
-    as partition and account, without those that say how large it is."""
+    """Options of sbatch for a job with a single task. Of `options`, those of the training array, it keeps those that
+    say where a job runs, such as partition and account, and leaves out those that say how large it is."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
     same = [o for o in options if o.startswith(place)]
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
 
 
 def in_queue(study: Study) -> dict[int, str]:
-    """{index of a run in the study: id of its job} for the runs whose last job is still in Slurm's queue."""
+    """The runs whose last job is still in Slurm's queue: {index of the run in the study: id of the job}. Empty where
+    there is no Slurm.
+
+    Raises:
+        ConfigError: Slurm does not answer.
+    """
     last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
     if not last:
         return {}
@@ -259,7 +273,7 @@ def with_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
+    """Numbers in sbatch's notation of array indices: [0, 1, 2, 5] -> "0-2,5"."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and runs[-1][-1] == n - 1:
@@ -270,7 +284,8 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _logs(study: Study) -> Path:
-    """The folder of the logs of evaluation and report jobs, where launch/run.sh puts those of training jobs too."""
+    """The folder of the logs of the study's evaluation and report jobs, where launch/run.sh puts those of training
+    jobs too."""
     return study.out / rundir.SLURM
 
 
@@ -295,7 +310,15 @@ def main(argv: list[str]) -> int:
 
 
 def submitted(args: argparse.Namespace, as_json: bool) -> tuple[Exit, str]:
-    """Submit a study. Returns the exit code, and the answer as JSON."""
+    """Submit the study that the command line asks for.
+
+    Args:
+        args: the parsed command line.
+        as_json: whether FORMAT=json is asked for.
+
+    Returns:
+        (exit code, the answer as JSON text).
+    """
     try:
         _, args.words = answers.take_format(args.words)
         variables, path = site(args.site), find(args.site)

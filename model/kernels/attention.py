@@ -16,12 +16,17 @@ def formula(q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, bias_NTT: Tensor) -> Te
 def attend(
     q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, bias_NTT: Tensor, rows: int, layer: int = 1, dropout: float = 0.0
 ) -> Tensor:
-    """`formula`, computed for `rows` queries at a time.
+    """Compute `formula` for `rows` queries at a time.
 
     Each block of queries uses the keys up to its own last position only. So `rows` must be T unless no query sees a
     later key.
 
     Args:
+        q_NTK: queries of N = sequences x heads.
+        k_NTK: keys.
+        v_NTK: values.
+        bias_NTT: what is added to the scores; minus infinity where a query does not see a key.
+        rows: queries in a block.
         layer: scores are computed divided by this number, so that they do not overflow in fp16, and multiplied by it in
             fp32 before softmax (Megatron's --apply-query-key-layer-scaling). 1 changes nothing.
         dropout: the share of the probabilities that is dropped.
@@ -30,7 +35,8 @@ def attend(
 
 
 class _Attention(torch.autograd.Function):
-    """For the backward pass it stores the blocks of probabilities, and which of them were not dropped."""
+    """Attention with its gradient. For the backward pass it stores the blocks of probabilities, and which
+    probabilities were not dropped."""
 
     @staticmethod
     def forward(

@@ -20,7 +20,7 @@ def formula(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """`formula` in fp32, whatever the precision of x."""
+    """Mean of -log softmax(x @ weight.T)[target] in nats, computed in fp32 whatever the precision of x."""
     if x_ND.is_cuda and torch.compiler.is_compiling():  # one fused kernel
         return F.cross_entropy(linear(x_ND, weight_VD).float(), targets_N)
     return _in_blocks(x_ND, weight_VD, targets_N)
@@ -31,7 +31,8 @@ def _in_blocks(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def prepare_to_compile() -> None:
-    """Call before torch.compile: it then calls `_in_blocks` as an opaque function and does not trace its loop."""
+    """Make `_in_blocks` an opaque function for torch.compile, which then calls it and does not trace its loop. Call
+    this before torch.compile."""
     global _in_blocks
     if not hasattr(_in_blocks, "_torchdynamo_disable"):
         _in_blocks = torch.compiler.disable(_in_blocks)
@@ -69,7 +70,8 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _differentiated(logits_NV: Tensor, target_N1: Tensor) -> Tensor:
-    """The sum of the rows' losses. Overwrites the logits with its gradient: softmax minus one-hot."""
+    """The sum of the rows' cross-entropies. Overwrites the logits with the gradient of this sum: softmax minus
+    one-hot."""
     p = logits_NV.float()  # in fp32 the logits themselves: all of this happens in place
     torch.softmax(p, dim=-1, out=p)
     loss = -p.gather(1, target_N1).clamp_min(torch.finfo(p.dtype).tiny).log().sum()  # at most 87 nats a token

@@ -24,8 +24,8 @@ FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def formula(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-    """The output in float64, of operands rounded to e4m3. It is for the output only: the gradients are those of the
-    table, and not of this function."""
+    """The output of an FP8 linear layer in float64: the product of operands rounded to e4m3. Its autograd gradients
+    are not those of the FP8 layer."""
     x, w = scale(x_ND, FORWARD), scale(weight_FD, FORWARD)
     rounded = (cast(t, by, FORWARD).double() / by.double() for t, by in ((x_ND, x), (weight_FD, w)))
     x64_ND, w64_FD = rounded
@@ -33,8 +33,8 @@ def formula(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Te
 
 
 def scale(x: Tensor, kind: torch.dtype) -> Tensor:
-    """The largest power of two (fp32) that max |x| can be multiplied by and still be representable in `kind`; NaN where
-    x is not finite."""
+    """The number by which a tensor is multiplied before it is cast to FP8: the largest power of two (fp32) for which
+    the product is still representable in the format `kind`; NaN where x is not finite."""
     room = torch.finfo(kind).max / x.abs().amax().float().clamp_min(2.0**-100)  # of zeros: any number will do
     return room / (2 * torch.frexp(room).mantissa)
 
@@ -46,9 +46,17 @@ def cast(x: Tensor, by: Tensor, kind: torch.dtype) -> Tensor:
 def product(
     a_NK: Tensor, a: Tensor, b_KM: Tensor, b: Tensor, bias_M: Tensor | None = None, fast: bool = False
 ) -> Tensor:
-    """a_NK @ b_KM + bias_M in bf16, of operands that were multiplied by `a` and `b`.
+    """a_NK @ b_KM + bias_M in bf16, from FP8 operands; the scales of both are divided out again.
 
     GPUs want the left operand by rows, the right one by columns, and K and M as multiples of 16 (ablations/config.py).
+
+    Args:
+        a_NK: the left operand in FP8, already multiplied by its scale.
+        a: that scale.
+        b_KM: the right operand in FP8, already multiplied by its scale.
+        b: that scale.
+        bias_M: added to the product.
+        fast: whether the sums may have fewer bits than fp32.
     """
     one = ScalingType.TensorWise
     return scaled_mm(
@@ -79,16 +87,21 @@ def cast_weight(weight_FD: Tensor) -> Weight:
 
 
 def linear(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None, weight: Weight | None = None) -> Tensor:
-    """x @ weight.T + bias, with its gradients, in bf16: the products of the table.
+    """x @ weight.T + bias in bf16, with FP8 products in the forward and backward pass, as in the table at the top of
+    this file.
 
     Args:
-        weight: `cast_weight` of `weight_FD`; without it the weight is cast here, and again in the backward pass.
+        x_ND: the input, bf16.
+        weight_FD: the weight, bf16.
+        bias_F: added to the product.
+        weight: what `cast_weight` made of `weight_FD`; None: the weight is cast here, and again in the backward pass.
     """
     return _Products.apply(x_ND, weight_FD, bias_F, *(weight or (None, None, None)))
 
 
 class _Products(torch.autograd.Function):
-    """For the backward pass it stores the input in eight bits; and the weight as it was given, in eight bits or not."""
+    """The products of an FP8 linear layer with their gradients. For the backward pass it stores the input in eight
+    bits, and the weight as it was given, in eight bits or not."""
 
     @staticmethod
     def forward(

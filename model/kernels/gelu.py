@@ -16,14 +16,15 @@ def formula(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """`formula`, computed in fp32."""
+    """GELU in its tanh approximation, computed in fp32."""
     if x.is_cuda:
         return F.gelu(x, approximate="tanh")
     return _sigmoid_gelu(x) if torch.compiler.is_compiling() else _GELU.apply(x)
 
 
 def _sigmoid_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(2u), which is the same: on a CPU a sigmoid costs a quarter of a tanh, compiled or not."""
+    """x sigmoid(2u), which equals the tanh approximation of GELU: on a CPU a sigmoid costs a quarter of a tanh,
+    compiled or not."""
     x32 = x.float()
     return (x32 * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x32 + 0.044715 * x32 * x32 * x32))).to(x.dtype)
 

@@ -21,7 +21,7 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`formula`; in fp32 on a CPU by oneDNN."""
+    """x @ weight.T + bias for x [..., D], weight [F, D], bias [F]; in fp32 on a CPU by oneDNN."""
     return _OneDNN.apply(x, weight, bias) if _onednn(x) else F.linear(x, weight, bias)
 
 
@@ -58,7 +58,8 @@ def _(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
 
 
 def weight_grad(grad_NF: Tensor, x_ND: Tensor) -> Tensor:
-    """grad.T @ x. oneDNN first copies a transposed left operand: in fp32 the narrower one goes there."""
+    """The gradient of a weight, grad.T @ x: [F, D]. oneDNN first copies a transposed left operand: in fp32 the
+    narrower of the two is made the left one."""
     if _onednn(x_ND) and grad_NF.shape[1] > x_ND.shape[1]:
         return product(x_ND.t(), grad_NF.t()).t()
     return product(grad_NF.t(), x_ND.t())

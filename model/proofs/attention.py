@@ -140,7 +140,13 @@ def position(model: Any) -> Proof:
 
 
 def visible(objective: str, T: int, extent: int) -> np.ndarray:
-    """Which keys each query sees, bool [T, T], by the definition of the objective."""
+    """Which keys each query sees, bool [T, T], by the definition of the objective.
+
+    Args:
+        objective: the value of model.objective.
+        T: tokens of the sequence.
+        extent: the length of the prefix, for the prefix objective.
+    """
     sees = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
@@ -153,6 +159,11 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
     predict), by the definition of the objective.
 
     Only what the objective draws at random is taken from the batch: the lengths of prefixes and the masked positions.
+
+    Args:
+        model: a model.gpt.GPT.
+        rows: token ids, [B, T + 1].
+        batch: the batch that the model's objective made of these rows.
     """
     R, T = len(rows), rows.shape[1] - 1
     if model.cfg.objective == "causal":
@@ -164,9 +175,18 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
 
 
 def masking(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
-    """A sentence for each fault in the inputs of the MLM objective. In each row round(mask_rate x T)
-    positions must be predicted; 80 % of them must hold the mask token, at most 10 % another token; and all other
-    positions must be unchanged."""
+    """Check the inputs that the MLM objective makes. In each row round(mask_rate x T) positions must be predicted; 80
+    % of them must hold the mask token, at most 10 % another token; and all other positions must be unchanged.
+
+    Args:
+        model: a model.gpt.GPT.
+        rows: token ids, [B, T + 1].
+        batch: the batch that the model's objective made of these rows.
+        mask: the id of the mask token.
+
+    Returns:
+        A sentence for each fault.
+    """
     T = rows.shape[1] - 1
     count = round(model.cfg.mask_rate * T)
     hidden, random = round(0.8 * count), round(0.1 * count)
@@ -234,7 +254,7 @@ def qk_scaling(model: Any) -> Proof:
     """model.qk_scaling: in layer l, a score of l - 1/2 times the largest fp16 number does not overflow, so scores are
     divided by l or more.
 
-    That they are multiplied by it again is shown by `position`, since scores would otherwise be too small.
+    That scores are multiplied by l again is shown by the proof `position`, since scores would otherwise be too small.
     """
     cfg, dtype = model.cfg, model.embed.weight.dtype
     value = str(cfg.qk_scaling).lower()

@@ -27,8 +27,8 @@ class Proof:
 
 @contextmanager
 def hooks() -> Iterator[Any]:
-    """A context for forward hooks: pass the handle of each to the function that it yields, and all of them are
-    removed at its end."""
+    """A context for forward hooks. It yields a function to which the handle of each hook is passed; at its end all
+    these hooks are removed."""
     handles: list[Any] = []
     try:
         yield handles.append
@@ -38,13 +38,14 @@ def hooks() -> Iterator[Any]:
 
 
 def heads(model: Any) -> range:
-    """The numbers of the heads that this rank computes."""
+    """The numbers, among all heads of a layer, of the heads that this rank computes."""
     H = model.cfg.heads // model.tp.size
     return range(model.tp.rank * H, (model.tp.rank + 1) * H)
 
 
 def whole(model: Any, name: str) -> Tensor:
-    """A parameter of the model, gathered from all ranks where tensor parallelism divides it. All ranks call it."""
+    """The parameter `name` of the model, gathered from all ranks where tensor parallelism divides it. All ranks call
+    it together."""
     return model.tp.gather(name, model.get_parameter(name))
 
 
@@ -54,21 +55,31 @@ def tokens(model: Any, T: int) -> Tensor:
 
 
 def extents(model: Any, tokens: Tensor, extent: int = 1) -> dict[str, Tensor]:
-    """Keyword arguments that a model needs beside the tokens: with the prefix objective {"extents_B": `extent` for each
-    sequence}, the length of its prefix (1: the same as causal); none for other objectives."""
+    """The keyword arguments that the model needs beside the tokens: with the prefix objective {"extents_B": the length
+    `extent` of the prefix of each sequence} (1: the same as causal); none for other objectives."""
     if model.cfg.objective != "prefix":
         return {}
     return {"extents_B": torch.full((len(tokens),), extent, device=tokens.device)}
 
 
 def hidden(model: Any, tokens: Tensor, extent: int = 1) -> Tensor:
-    """The outputs [B, T, D] of the model's last norm. `extent`: see `extents`."""
+    """The outputs [B, T, D] of the model's last norm.
+
+    Args:
+        tokens: token ids, [B, T].
+        extent: with the prefix objective the length of the prefix of each sequence.
+    """
     return model.hidden(tokens, **extents(model, tokens, extent))
 
 
 def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
-    """The sum of token embeddings and positions, before its norm, [B, T, D] in float64; by default for token 0 at T
-    positions. `norms` in model/proofs/layers.py proves that this sum is what enters the first layer."""
+    """The sum of token embeddings and positions, before its norm, [B, T, D] in float64. `norms` in
+    model/proofs/layers.py proves that this sum is what enters the first layer.
+
+    Args:
+        T: the number of positions.
+        tokens: token ids, [B, T]; None: token 0 at all positions.
+    """
     sums: list[Tensor] = []  # inputs of the norm of the sum
     first_inputs: list[Tensor] = []  # inputs of the first layer, used where a model has no such norm
     with hooks() as on:
@@ -80,7 +91,8 @@ def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
 
 
 def close(x: Tensor, expected: Tensor, scale: float) -> bool:
-    """Whether shapes are equal and all elements are within TOLERANCE x (scale + |expected|) of the expected ones."""
+    """Whether `x` and `expected` have the same shape, and all elements differ by at most TOLERANCE x (scale +
+    |expected|)."""
     if x.shape != expected.shape:
         return False
     return bool(((x.double() - expected.double()).abs() <= TOLERANCE * (scale + expected.double().abs())).all())
@@ -93,5 +105,5 @@ def rounded(x: Tensor, bits: int) -> Tensor:
 
 
 def relative(x: Tensor, exact: Tensor) -> float:
-    """The relative error of `x`, in the Euclidean norm of all elements."""
+    """The relative error of `x` as an approximation of `exact`, in the Euclidean norm of all elements."""
     return float((x.double() - exact).norm() / exact.norm())
