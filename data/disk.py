@@ -16,9 +16,11 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path`; other processes, of this machine or another, wait for it.
+    """A context that holds an exclusive lock on the file `path`; other processes, on this machine or another, wait for
+    it.
 
-    Raises ValueError where the file system has no locks.
+    Raises:
+        ValueError: the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
@@ -69,8 +71,8 @@ class Unwritable(RuntimeError):
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """A context that raises Unwritable in place of the system's errors for a full disk, a read-only file system or
-    missing permissions."""
+    """A context that raises Unwritable in place of the operating system's errors for a full disk, a read-only file
+    system or missing permissions. `folder`: the folder that is written, for the message."""
     try:
         yield
     except OSError as error:

@@ -47,10 +47,15 @@ class Piece(NamedTuple):
 
 
 class SentencePiece:
-    """A SentencePiece tokenizer. One trained here is lossless: `decode(encode(text)) == text` for every valid string.
-    Another one, such as T5's, normalises text in its own way (Unicode normal forms, one space for many).
+    """A SentencePiece tokenizer. One that was trained here is lossless: `decode(encode(text)) == text` for every valid
+    string. Another one, such as T5's, normalises text in its own way (Unicode normal forms, one space for many).
 
-    Raises ValueError when the content is not a SentencePiece model or the text is not valid Unicode.
+    Args:
+        path: where the model is, for error messages.
+        content: the bytes of the model file.
+
+    Raises:
+        ValueError: the content is not a SentencePiece model; or, when encoding, a text is not valid Unicode.
     """
 
     def __init__(self, path: str | Path, content: bytes):
@@ -96,7 +101,8 @@ class SentencePiece:
         return batch
 
     def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts in one array, and the number of each text's."""
+        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
+        [texts]."""
         batch = self.encode_batch(texts)
         import numpy as np  # not by those who only plan
 
@@ -107,11 +113,13 @@ class SentencePiece:
         return ids, counts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`. The end of document and extra ids give no text; bytes that are not UTF-8 become U+FFFD."""
+        """The text of token ids. The end-of-document token and extra ids give no text; bytes that are not UTF-8 become
+        U+FFFD."""
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """Tokens and bytes of the texts, and those of them that are <unk>."""
+        """The numbers of tokens and bytes of the texts, of <unk> tokens, and of the bytes that <unk> tokens stand
+        for."""
         valid_unicode(texts)
         if self.lossless:
             return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
@@ -123,7 +131,7 @@ class SentencePiece:
         return total
 
     def unknown(self, text: str) -> tuple[int, int]:
-        """The number of unknown tokens in a text, and the number of UTF-8 bytes behind them."""
+        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for."""
         counts = self.coverage([text])
         return counts.unknown, counts.unknown_bytes
 
@@ -142,7 +150,16 @@ class SentencePiece:
 
 
 def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
-    """Train a SentencePiece model on texts; returns the content of its file. `kind`: bpe or unigram."""
+    """Train a SentencePiece model on texts; returns the content of its file.
+
+    Args:
+        sample: the texts.
+        vocab: the number of pieces.
+        kind: "bpe" or "unigram".
+
+    Raises:
+        ValueError: the texts allow no such vocabulary; the message names the sizes that are possible.
+    """
     import sentencepiece
 
     model = io.BytesIO()
@@ -160,13 +177,19 @@ def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
 
 
 def _lines(documents: Iterable[str]) -> Iterator[str]:
-    """The lines of all documents that are not empty. Training on lines keeps pieces from spanning two of them."""
+    """The lines of all documents, without empty lines. Training on lines keeps pieces from spanning two of them."""
     for text in documents:
         yield from (line for line in text.split("\n") if line)
 
 
 def _explain(error: str, vocab: int) -> str:
-    """SentencePiece's error in training as a sentence that names the vocabulary sizes that are possible."""
+    """An error of SentencePiece's training as a sentence for the user, which names the vocabulary sizes that are
+    possible.
+
+    Args:
+        error: SentencePiece's message.
+        vocab: the size that was requested.
+    """
     if "too high" in error:
         most = error.rsplit("<= ", 1)[1].strip(" .")
         return f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}"
