@@ -163,7 +163,8 @@ class _Source:
 
 def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """For the first `size` samples of a blend, two arrays [size]: the index of each sample's source, and the sample's
-    number within that source. Each sample is taken from the source whose share so far is furthest below its weight."""
+    number within that source. Each sample is taken from the source whose share so far is furthest below its weight.
+    `weights`: [sources], which add up to 1."""
     sources, numbers = np.zeros(size, np.int16), np.zeros(size, np.int64)
     _megatron().build_blending_indices(sources, numbers, weights, len(weights), size, False)
     return sources, numbers

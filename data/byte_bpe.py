@@ -103,7 +103,8 @@ class ByteBPE:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Token ids of each text. More than one thread means as many as there are cores; the result is the same."""
+        """Token ids of each text. With `threads` above 1 as many threads are used as there are cores; the result is the
+        same."""
         parts = valid_unicode(texts)
         if self._by_reference:
             return self._reference_ids(texts)

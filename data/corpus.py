@@ -243,7 +243,7 @@ def _of_files() -> list[str]:
 
 def _location(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
     """The folder with the files of a named corpus on this machine, as noted in the store or given by "path" in its
-    specification; None where the files are read from the hub."""
+    specification `spec`; None where the files are read from the hub."""
     sources = store / "sources.json" if store else None
     folders = json.loads(sources.read_text("utf-8")) if sources and sources.exists() else {}
     return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None

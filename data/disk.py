@@ -35,8 +35,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is either complete or absent, even where several processes on several machines write
-    it, or power is lost."""
+    """Write `text` to a file so that the file is either complete or absent, even where several processes on several
+    machines write it, or power is lost. Raises OSError where the file cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{uuid.uuid4().hex}")
     try:

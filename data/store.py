@@ -249,7 +249,8 @@ def _described(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
 
 def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
     """The sha256 of each file's content, as the hub lists it or as computed here, for several files at a time. A file
-    of the hub that is small may have git's hash instead."""
+    of the hub that is not in Git LFS has its Git hash instead. `store`: the store of prepared data, which remembers
+    hashes."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         return list(pool.map(lambda file: file.sha256 or content_hash(Path(file.path), store), files))
 

@@ -85,7 +85,12 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
     """The identity of the files of a corpus that is not a blend, as they are now: {"files": their number, "bytes",
     "sha256"}. None for installed packages, which are identified by their versions. Files that changed since they were
-    last read are read."""
+    last read are read.
+
+    Args:
+        name: the corpus.
+        store: the store of prepared data, which remembers hashes of files.
+    """
     spec = corpora.load(name, store.path)
     if "files" not in spec:
         return None
@@ -117,9 +122,9 @@ def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[st
 
 
 def _tasks_hash(recipe: Recipe, store: Store) -> str:
-    """A hash of the evaluation tasks in the folder that data.decontaminate names, so that changed tasks lead to another
-    text; "none" where data.decontaminate=none. `store`: the store of prepared data, which remembers the hashes of
-    files."""
+    """A hash of the evaluation tasks with which the text is decontaminated (those in the folder data.decontaminate of
+    the recipe), so that the text is made anew when they change; "none" where data.decontaminate=none. `store`: the
+    store of prepared data, which remembers the hashes of files."""
     if recipe.decontaminate == "none":
         return "none"
     paths_of = filters.tasks(recipe.decontaminate)

@@ -254,8 +254,8 @@ def load(
 
 
 def start_rank(directory: Path, words: list[str], rank: int) -> subprocess.Popen:
-    """Start the evaluation process number `rank`, which shares the work with this process. `words`: its command-line
-    options."""
+    """Start the evaluation of the run directory in another process, number `rank`, which shares the work with this
+    process. `words`: its command-line options."""
     command = [sys.executable, "-m", "eval", str(directory), *words, "--rank", str(rank)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 

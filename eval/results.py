@@ -187,5 +187,5 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def plus_minus(stderr: float | None, digits: int) -> str:
-    """A standard error as text, such as " ± 0.012"; "" where it is None."""
+    """A standard error as text, such as " ± 0.012"; "" where it is None. `digits`: decimals."""
     return "" if stderr is None else f" ± {stderr:.{digits}f}"

@@ -20,7 +20,12 @@ def shares(logits_NC: np.ndarray) -> np.ndarray:
 
 def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     """The metrics of a classification: {"accuracy"}; for two classes also "f1" (of class 1) and "mcc" (Matthews'
-    correlation). `labels_N`: the true class of each item."""
+    correlation).
+
+    Args:
+        logits_NC: the logits of each item, [items, classes].
+        labels_N: the true class of each item.
+    """
     share_NC = shares(logits_NC)
     scores = {"accuracy": float(share_NC[np.arange(len(labels_N)), labels_N].mean())}
     if logits_NC.shape[1] == 2:

@@ -156,8 +156,8 @@ def load(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
 
 
 def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
-    """(text_a, text_b, label) of each row of a file of a task. The label is as it is written in the file, a name or a
-    number."""
+    """(text_a, text_b, label) of each row of the file `path` of a task. The label is as it is written in the file, a
+    name or a number. Raises ValueError where a row or the header lacks a column."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
         if ".jsonl" in path.name:
             names = ("text_a", "text_b", "label")

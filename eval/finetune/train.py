@@ -175,8 +175,15 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     """The results of one evaluation set: {"metrics": {name: value}, "chance": the metrics of a model with constant
     outputs, "collapsed": whether all predictions are the same, "items": [{"id", "value"}]}.
 
-    The value of an item is the weight of its true class in the prediction (see `metrics.shares`); in a regression the
-    negative squared error. Raises ValueError where a logit is NaN or infinite.
+    The value of an item is the weight of its true class in the prediction: 1, or 1/k where k classes are tied, or 0. In
+    a regression it is the negative squared error.
+
+    Args:
+        logits_NC: the outputs of the classifier, [items, classes]; of a regression [items, 1].
+        examples: the items, with their labels.
+
+    Raises:
+        ValueError: a logit is NaN or infinite.
     """
     labels = [example.label for example in examples]
     if not np.isfinite(logits_NC).all():

@@ -66,8 +66,9 @@ def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Fine-tune on one task with one seed, write the result to its file, and return it. `progress`: called after every
-    step with the number of finished steps and of all steps."""
+    """Fine-tune on the task and with the seed of `item`, write the result to its file, and return it. `work`: the
+    settings that all items share. `progress`: called after every step with the number of finished steps and of all
+    steps."""
     import torch
 
     from eval.finetune.train import finetune

@@ -126,7 +126,8 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
 
 
 def changed_settings(base: dict, config: dict) -> dict[str, Any]:
-    """The settings in which two configurations differ (see `is_setting`): {setting: its value in `config`}."""
+    """The settings in which two configurations differ: {setting: its value in `config`}. Seed, layout and the name of
+    the size do not count as settings. `base`: the other configuration."""
     changes = difference(flatten(base), flatten(config))
     return {key: value for key, value in changes.items() if is_setting(key)}
 
@@ -159,7 +160,7 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
     differing.sort(key=lambda key: (key != "size", importance(key)))
 
     def distinct(chosen: list[str]) -> int:
-        """The number of arms that can be told apart by the chosen settings."""
+        """The number of arms that differ from each other in at least one of the chosen settings."""
         return len(set(zip(*(values[key] for key in chosen), strict=True))) if chosen else 1
 
     chosen: list[str] = []

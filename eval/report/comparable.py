@@ -3,8 +3,6 @@
 A task is left out of the comparison of two runs where anything about it differs (items, prompts, version ...), and the
 report says so. Runs are not compared at all where their evaluations differ in general (version of our tasks, version of
 lm-eval, precision), or where they declare the same corpus or tokenizer and have read different ones.
-
-In these functions `cells` is {(arm, seed): content of the run directory}, from `runs.read_all`.
 """
 
 import hashlib
@@ -82,7 +80,7 @@ def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
     evaluations of the runs differ in general.
 
     Args:
-        cells: the contents of the run directories.
+        cells: {(arm, seed): content of the run directory}.
         runs: the (arm, seed) of each run, at least one.
         metric: a key of compare.METRICS.
     """
@@ -101,7 +99,13 @@ def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
 
 
 def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
-    """The tasks of a metric that at least one of these runs was evaluated on."""
+    """The tasks of a metric that at least one of these runs was evaluated on.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        runs: the (arm, seed) of each run.
+        metric: a key of compare.METRICS.
+    """
     return list(dict.fromkeys(task for run in runs for task in tasks_of(cells[run], metric)))
 
 
@@ -124,7 +128,7 @@ def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
     """The evaluated runs in groups of (arm, seed), such that the runs of a group were evaluated in the same way on
-    every task."""
+    every task. `cells`: {(arm, seed): content of the run directory}."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -137,8 +141,9 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
 
 
 def refusals(cells: Cells) -> list[str]:
-    """A sentence for each group of `evaluation_classes` after the first, whose runs are therefore not compared with
-    those of the first group: which runs these are, and in what their evaluation differs."""
+    """Sentences on runs that are not compared with the first evaluated run because they were evaluated in another way:
+    a sentence for each group of runs with the same evaluation, with the differences. `cells`: {(arm, seed): content of
+    the run directory}."""
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:
@@ -183,7 +188,12 @@ def sources(cell: dict[str, Any]) -> dict[str, str]:
 
 def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
     """Whether all runs that declare the same corpus have read the same text, and all that declare the same tokenizer
-    have used the same one."""
+    have used the same one.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        runs: the (arm, seed) of each run.
+    """
     read: dict[str, str] = {}
     return all(
         read.setdefault(declared, sha256) == sha256 for run in runs for declared, sha256 in sources(cells[run]).items()
@@ -191,8 +201,8 @@ def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
 
 
 def other_text(cells: Cells, baseline: str) -> list[str]:
-    """The arms that are not compared with the baseline because they declare the same corpus or tokenizer as it does,
-    and read another text or used another tokenizer."""
+    """The arms that are not compared with the baseline because they declare the same corpus or tokenizer as the
+    baseline, and read another text or used another tokenizer. `cells`: {(arm, seed): content of the run directory}."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
@@ -201,7 +211,8 @@ def other_text(cells: Cells, baseline: str) -> list[str]:
 
 def same_runs(cells: Cells) -> dict[str, str]:
     """The arms that trained exactly like an earlier arm, so that the setting in which the two differ had no effect:
-    {arm: the earlier arm}. At every common seed, all losses and gradient norms in their logs are equal."""
+    {arm: the earlier arm}. At every common seed, all losses and gradient norms in their logs are equal. `cells`: {(arm,
+    seed): content of the run directory}."""
     logs: dict[str, dict[int, list]] = {}
     for (arm, seed), cell in cells.items():
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):

@@ -1,8 +1,4 @@
-"""Compares two arms on a metric: over the tasks that both were evaluated on, paired by seed and by item.
-
-In these functions `cells` is {(arm, seed): content of the run directory}, from `runs.read_all`; `results` is {arm:
-{seed: result on the metric}}; and `name` is the metric, a key of METRICS.
-"""
+"""Compares two arms on a metric: over the tasks that both were evaluated on, paired by seed and by item."""
 
 from collections.abc import Callable, Iterable
 from itertools import combinations
@@ -50,7 +46,7 @@ def items_of(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
     such as a document of no bytes, are left out.
 
     Args:
-        cells: the contents of the run directories.
+        cells: {(arm, seed): content of the run directory}.
         arm: the arm.
         seeds: the seeds of its runs.
         task: the name of the task.
@@ -64,8 +60,15 @@ def items_of(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
 
 
 def arm_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stratum]:
-    """The results of one arm, averaged over seeds: a stratum [1, items or clusters] for each task of the metric, with
-    the weights of the items."""
+    """The results of one arm on the items of each task of a metric, averaged over seeds: a Stratum [1, items or
+    clusters] for each task.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        arm: the arm.
+        seeds: the seeds of its runs.
+        name: the metric, a key of METRICS.
+    """
     strata = []
     for task in all_tasks(cells, [(arm, seed) for seed in seeds], name):
         items = items_of(cells, arm, seeds, task)
@@ -85,10 +88,16 @@ class Pairing(NamedTuple):
 
 
 def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) -> Pairing | None:
-    """The seeds and tasks with which an arm is compared with the baseline; None where one of the two has no result.
+    """The seeds and tasks with which two arms are compared on a metric; None where an arm has no result.
 
-    The seeds that both have are paired. Where they share no seed, or only one although both have several, the
+    The seeds that both arms have are paired. Where they share no seed, or only one although both have several, the
     comparison is unpaired, with all seeds of each.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
+        arm, baseline: the two arms.
+        name: the metric, a key of METRICS.
     """
     ours, theirs = results[arm], results[baseline]
     shared = sorted(ours.keys() & theirs.keys())
@@ -103,8 +112,15 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) 
 
 
 def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> Results:
-    """Results as means over the given tasks, {arm: {seed: result}}, for the arms whose runs all have these tasks. Where
-    the given tasks are all that the runs of an arm have, the arm's results are unchanged."""
+    """The results of arms as means over some of the tasks of a metric, {arm: {seed: result}}, for the arms whose runs
+    all have these tasks. Where these are all tasks that an arm has, its results are unchanged.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result over all tasks of the metric}}.
+        name: the metric, a key of METRICS.
+        tasks: the names of the tasks.
+    """
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]
@@ -120,9 +136,16 @@ def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> R
 
 
 def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> list[Stratum]:
-    """The differences of an arm and the baseline: a stratum [seeds, items or clusters] for each task, with the weights
-    of the items. Where the seeds are not paired, the results are averaged over seeds before, [1, items or clusters].
-    `pairs`: the seeds and tasks, from `pairing`."""
+    """The differences of two arms on the items of each task: a Stratum [seeds, items or clusters] for each task. Where
+    the seeds of the arms are not paired, the results are averaged over seeds before they are subtracted, [1, items or
+    clusters].
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        arm, baseline: the two arms.
+        pairs: the seeds and tasks that are compared, from `pairing`.
+        name: the metric, a key of METRICS.
+    """
     differences = []
     for task in pairs.tasks:
         ours, theirs = items_of(cells, arm, pairs.seeds[0], task), items_of(cells, baseline, pairs.seeds[1], task)
@@ -149,11 +172,11 @@ def pair(
     borrowed: Part | None = None,
 ) -> Comparison | None:
     """The comparison of two arms on a metric, without multiple-comparison correction; None where an arm has no result
-    or they have no task in common that was evaluated in the same way.
+    or the arms have no task in common that was evaluated in the same way.
 
     Args:
-        cells: the contents of the run directories.
-        results: {arm: {seed: result}}.
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
         arm, baseline: the two arms; the difference is that of `arm` minus `baseline`.
         name: the metric, a key of METRICS.
         controlled: whether the other arms in `results` may be used to estimate the noise.
@@ -202,8 +225,8 @@ def comparisons(
 
     Args:
         study: a Collection.
-        cells: the contents of the run directories.
-        results: {arm: {seed: result}}.
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
         name: the metric, a key of METRICS.
         noise: {name of a group: {seed: result}} of other runs that differ only in the seed within a group. They add to
             the estimate of the noise where an arm shares a single seed with the baseline.
@@ -223,16 +246,16 @@ def comparisons(
 
 
 def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple[dict[str, str], dict[str, float]]]:
-    """Rankings of the arms, one for each group of arms that can be ranked together: [({arm: its place or range of
-    places}, {arm: its mean})].
+    """Rankings of the arms by a metric, one for each group of arms that can be ranked together: [({arm: its place or
+    range of places}, {arm: its mean})].
 
     In a group, of any two arms one was evaluated on all tasks of the other; means are over the tasks that all arms of
     the group have. Every pair of arms is compared, with a multiple-comparison correction for the number of pairs.
 
     Args:
         study: a Collection.
-        cells: the contents of the run directories.
-        results: {arm: {seed: result}}.
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
         name: the metric, a key of METRICS.
     """
     floor, rankings = noise_floor(results), []

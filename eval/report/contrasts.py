@@ -1,9 +1,5 @@
 """Effects of a factorial: contrasts (weighted sums) of all arms, paired by seed and by item, with the noise of seeds
-and items.
-
-In these functions `cells` is {(arm, seed): content of the run directory}, `results` is {arm: {seed: result on the
-metric}}, and `name` is the metric, a key of compare.METRICS.
-"""
+and items."""
 
 import numpy as np
 
@@ -28,8 +24,8 @@ def effects(
     Args:
         design: the factorial; None for another study, which has no effects.
         baseline: the arm in which no factor is changed.
-        cells: the contents of the run directories.
-        results: {arm: {seed: result}}.
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
         name: the metric, a key of compare.METRICS.
     """
     if not design:
@@ -45,7 +41,14 @@ def effects(
 
 def contrast(cells: Cells, results: Results, weights: Coefficients, name: str) -> Comparison | None:
     """The weighted sum of arms as a Comparison with 0, over the seeds that all of them have and the tasks on which all
-    were evaluated in the same way; None where there are no such seeds or tasks. `weights`: {arm: its weight}."""
+    were evaluated in the same way; None where there are no such seeds or tasks.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
+        weights: {arm: its weight}.
+        name: the metric, a key of compare.METRICS.
+    """
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
@@ -86,8 +89,15 @@ def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) 
 def contrast_strata(
     cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, name: str
 ) -> list[Stratum]:
-    """The contrast item by item: a stratum [seeds, items or clusters] for each task, with the weights of the items.
-    `weights`: {arm: its weight}."""
+    """The weighted sum of arms on the items of each task: a Stratum [seeds, items or clusters] for each task.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        seeds: the seeds that all arms have.
+        tasks: the names of the tasks.
+        weights: {arm: its weight}.
+        name: the metric, a key of compare.METRICS.
+    """
     strata = []
     for task in tasks:
         items = {arm: items_of(cells, arm, seeds, task) for arm in weights}

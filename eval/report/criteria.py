@@ -1,9 +1,8 @@
 """The criteria by which a report decides. Criteria that were registered in the runs before their first step have
 precedence over later ones.
 
-In these functions `study` is an ablations.study.Study or a Collection, and `cells` is {(arm, seed): content of the run
-directory}, from `runs.read_all`. What counts as registered before the runs may be missing in one arm: the arm may be
-older, since studies share their baseline.
+What counts as registered before the runs may be missing in one arm: the arm may be older, since studies share their
+baseline.
 """
 
 from dataclasses import replace
@@ -21,6 +20,10 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     margin, all but one arm, which may be older. Without such a word the registered margins are used, whatever the study
     file says now. Where seeds were added until the study was decided, the study is judged as one that adds seeds, with
     or without MORE= among the words.
+
+    Args:
+        study: an ablations.study.Study or a Collection.
+        cells: {(arm, seed): content of the run directory}.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
@@ -42,7 +45,12 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
 
 def floor_was_registered(study: Any, cells: Cells) -> bool:
     """Whether the noise floor that the study uses was registered in the runs before their first step, in all arms but
-    one, which may be older."""
+    one, which may be older.
+
+    Args:
+        study: an ablations.study.Study or a Collection.
+        cells: {(arm, seed): content of the run directory}.
+    """
     floor = study.criteria.noise_floor
     registered = registered_contents(study, cells)
     runs = [run for run, cell in cells.items() if "run" in cell]
@@ -52,7 +60,12 @@ def floor_was_registered(study: Any, cells: Cells) -> bool:
 
 def registered_metric(study: Any, cells: Cells) -> str:
     """The primary metric that was registered in the runs before their first step; the default where no run registered
-    one; "" where the runs registered different ones."""
+    one; "" where the runs registered different ones.
+
+    Args:
+        study: an ablations.study.Study or a Collection.
+        cells: {(arm, seed): content of the run directory}.
+    """
     metrics = {str(content.get("metric")) for content in registered_contents(study, cells).values()} or {PRIMARY}
     return metrics.pop() if len(metrics) == 1 else ""
 
@@ -63,7 +76,7 @@ def chosen_late(study: Any, cells: Cells) -> list[str]:
 
     Args:
         study: a Collection with the criteria from `criteria_of`.
-        cells: the contents of the run directories.
+        cells: {(arm, seed): content of the run directory}.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
@@ -89,7 +102,12 @@ def chosen_late(study: Any, cells: Cells) -> list[str]:
 def seeds_planned(study: Any, cells: Cells) -> int | None:
     """The number of seeds that the first runs of a study registered, if the study has more seeds by now without a rule
     for adding them; else None. One arm may have more, since studies share their baseline. A plan of one seed does not
-    count, since its results decide nothing."""
+    count, since its results decide nothing.
+
+    Args:
+        study: an ablations.study.Study or a Collection.
+        cells: {(arm, seed): content of the run directory}.
+    """
     last_seeds: dict[str, int] = {}
     numbers: dict[int, int] = {}
     for (arm, _), content in registered_contents(study, cells).items():
@@ -105,8 +123,13 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
 
 
 def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
-    """What each run registered about this study before its first step: {(arm, seed): content of the registration}, of
-    the runs that registered it."""
+    """What each run registered about a study before its first step: {(arm, seed): content of the registration}, of the
+    runs that registered it.
+
+    Args:
+        study: an ablations.study.Study or a Collection.
+        cells: {(arm, seed): content of the run directory}.
+    """
     name = getattr(study, "registration", {}).get("study")
     contents = {}
     for run, cell in cells.items():
@@ -117,8 +140,8 @@ def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
-    """The margins in a registration: {metric: margin}. Entries that are not numbers, which a foreign file may have, are
-    left out."""
+    """The margins in the content of a registration: {metric: margin}. Entries that are not numbers, which a foreign
+    file may have, are left out."""
     margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}

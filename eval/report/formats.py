@@ -73,7 +73,7 @@ LATEX = {
 
 
 def latex(table: Table, caption: str) -> str:
-    """A table as LaTeX for a paper; it needs the package booktabs."""
+    """A table as LaTeX for a paper, with a caption; it needs the package booktabs."""
 
     def words(cell: str) -> str:
         escaped = "".join(LATEX.get(character, character) for character in printable(cell))
@@ -100,7 +100,7 @@ def latex(table: Table, caption: str) -> str:
 
 
 def comma_separated(lines: list[list]) -> str:
-    """Lines of values as CSV."""
+    """Lines of values as CSV text, without control characters."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     for line in lines:

@@ -149,7 +149,8 @@ def marked_up(text: str) -> str:
 
 
 def escape(text: str, quote: bool = True) -> str:
-    """A text escaped for HTML, without control characters, which foreign run directories may contain."""
+    """A text escaped for HTML, with its quotation marks where `quote` is true, and without control characters, which
+    foreign run directories may contain."""
     return html.escape(printable(text), quote)
 
 

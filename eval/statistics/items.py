@@ -125,10 +125,10 @@ def item_part(strata: list[Stratum]) -> Part:
 
 def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
     """The variance from the items for the given seeds, and how much of it is the interaction of seeds and items (with
-    the residual).
+    the residual): (Part, float).
 
     Where the second number is as large as the first, it is not known how much the items contribute by themselves:
-    anything from nothing to the first number.
+    anything from nothing to the first number. `strata`: the differences of two arms, a stratum for each task.
     """
     parts, rest, T = [], 0.0, len(strata)
     for d_SN, w_N in strata:

@@ -164,7 +164,7 @@ def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:
 
 def noise_floor(results: Results) -> Part | None:
     """The variance between runs that differ only in the seed, pooled over the arms with several seeds; None where there
-    is no such arm."""
+    is no such arm. `results`: {arm: {seed: result}}."""
     rows = [np.array(list(row.values()), float) for row in results.values() if len(row) > 1]
     dof = sum(len(row) - 1 for row in rows)
     return Part(sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / dof, dof) if dof else None

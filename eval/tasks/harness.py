@@ -138,7 +138,7 @@ def build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
 
 
 def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
-    """Why a task cannot be run on the data in the folder `mirror`; "" where it can.
+    """Why the task with this definition cannot be run on the data in the folder `mirror`; "" where it can.
 
     The task and its first requests are built without a model, so that errors are found before a run is trained.
     """
@@ -165,10 +165,10 @@ def evaluate_named(
 
     Returns:
         {name: result}, and {name: reason} of the tasks that failed. A result has "metric" and "value", other metrics by
-            name, "version" and "shots" of the task, "n", the number of items, "chance" and "guess" (see `guess`),
-            "data" and "examples", the files of the items and of the examples of the prompts, "context_tokens",
-            [smallest, largest] number, "prompts_sha256", "items_sha256" and "samples" [{"id", "value", "cluster"},
-            ...].
+            name, "version" and "shots" of the task, "n", the number of items, "chance" and "guess", the scores of two
+            ways to answer without knowing anything, "data" and "examples", the files of the items and of the examples
+            of the prompts, "context_tokens", [smallest, largest] number, "prompts_sha256", "items_sha256" and "samples"
+            [{"id", "value", "cluster"}, ...].
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     failed: dict[str, str] = {}

@@ -98,8 +98,9 @@ def masked_loss(
 
 
 def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarray, np.ndarray]:
-    """The texts joined and cut into sequences: their token ids, int64 [sequences, seq], and for each token the number
-    of its text, int64 [sequences, seq]; -1 for end-of-document tokens."""
+    """The texts joined and cut into sequences, each text after an end-of-document token: the token ids, int64
+    [sequences, seq], and for each token the number of its text, int64 [sequences, seq]; -1 for end-of-document
+    tokens."""
     ids: list[int] = []
     owners: list[int] = []
     for number, encoded in enumerate(tokenizer.encode_batch(list(texts))):

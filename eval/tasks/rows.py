@@ -107,8 +107,13 @@ def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
 
 def arrange(group: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
     """The arguments of `GPT.hidden` for a batch of rows: token ids [B, T], padded on the right; and the arrangement of
-    positions and mask, or None for plain causal sequences, where position and mask follow from the order of the
-    tokens."""
+    positions and mask, or None for plain causal sequences, where position and mask follow from the order of the tokens.
+
+    Args:
+        group: the rows, the longest first.
+        device: where the tensors go.
+        objective: the objective of the model, which says which tokens see each other.
+    """
     B, T = len(group), max(map(len, group))
     tokens_BT, positions_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
     for b, row in enumerate(group):

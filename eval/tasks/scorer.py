@@ -117,7 +117,8 @@ class Scorer(TemplateLM):
         return self.decode(ids[: ids.index(self.eod)] if self.eod in ids else ids)
 
     def _ended(self, ids: list[int], stops: list[str]) -> bool:
-        """Whether a continuation has reached the end of the document, or contains a stop string."""
+        """Whether a continuation, as token ids, has reached the end of the document or contains one of the stop
+        strings."""
         return ids[-1] == self.eod or any(stop in self._text(ids) for stop in stops)
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:

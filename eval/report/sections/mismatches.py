@@ -19,8 +19,12 @@ def mismatches(study: Any, cells: Cells) -> list[str]:
 
 
 def join_by_text(lines: list[str], runs: int) -> list[str]:
-    """Join sentences of the form "run: text" that have the same text. `runs`: the number of all runs of the study, to
-    write "all runs" where a text is about all."""
+    """Join sentences of the form "run: text" that have the same text into "run + run: text".
+
+    Args:
+        lines: the sentences; those of another form stay as they are.
+        runs: the number of all runs of the study, so that "all runs" is written where a text is about all.
+    """
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -77,7 +81,8 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
 
 def copies(cells: Cells) -> list[str]:
     """Sentences about runs of different seeds that are in fact the same run, because everything that they logged, or
-    the weights that were evaluated, are equal to the last digit. A copied folder is no second seed."""
+    the weights that were evaluated, are equal to the last digit. A copied folder is no second seed. `cells`: {(arm,
+    seed): content of the run directory}."""
     lines = []
     first: dict[Any, tuple[str, int]] = {}
     for (arm, seed), cell in cells.items():
@@ -122,7 +127,12 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
 
 def more_than_a_line(study: Any, cells: Cells) -> list[str]:
     """Sentences about runs whose configuration is not the one that the study plans, or differs from the baseline's in
-    more than the settings of the arm, or whose activity proofs failed or are missing."""
+    more than the settings of the arm, or whose activity proofs failed or are missing.
+
+    Args:
+        study: a Collection or an ablations.study.Study.
+        cells: {(arm, seed): content of the run directory}.
+    """
     lines = []
     for (arm, seed), cell in cells.items():
         if "run" not in cell:
@@ -161,7 +171,12 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
 
 def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
     """Sentences about pairs of combinations of a factorial that should differ in one factor, and whose runs differ in
-    another setting, as configured or in effect."""
+    another setting, as configured or in effect.
+
+    Args:
+        study: a Collection or an ablations.study.Study; without a factorial there are no sentences.
+        cells: {(arm, seed): content of the run directory}.
+    """
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:

@@ -130,8 +130,8 @@ def description(task: str, entry: dict) -> list[str]:
 
 
 def standard_error(f: Findings, arm: str, seeds: list[int], task: str) -> float:
-    """The standard error of a task's score averaged over seeds; over items, or over clusters of items that are not
-    independent. NaN where there are no items."""
+    """The standard error of an arm's score on a task, averaged over `seeds`; over items, or over clusters of items that
+    are not independent. NaN where there are no items."""
     items = items_of(f.cells, arm, seeds, task)
     if not items.names:
         return float("nan")

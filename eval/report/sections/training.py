@@ -47,8 +47,8 @@ def loss_curves(f: Findings) -> list[str]:
 
 
 def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
-    """Whether the budget of all runs is a wall clock, so that their curves are over seconds (see `curves.curve`).
-    `cells`: {arm: {seed: content of the run directory}}."""
+    """Whether the budget of all runs is a wall clock, so that their curves are over seconds. `cells`: {arm: {seed:
+    content of the run directory}}."""
     return all(by_clock(cell) for seeds in cells.values() for cell in seeds.values())
 
 
