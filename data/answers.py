@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong with the command line, and exit with code 2."""
+        """Print the message about what is wrong with the command line, and exit with code 2."""
         if self.as_json:
             print(error(message), flush=True)
         super().error(message)

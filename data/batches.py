@@ -111,7 +111,8 @@ class Batches:
 
 
 class _Epoch(NamedTuple):
-    """The order of one epoch of a source: what GPTDataset calls document, sample and shuffle index."""
+    """The order of one epoch of a source: the three arrays that megatron-core's GPTDataset calls document, sample and
+    shuffle index."""
 
     documents: np.ndarray  # int32 [documents]: their order
     cuts: np.ndarray  # int32 or int64 [samples + 1, 2]: position in that order and offset where a sample begins
@@ -119,7 +120,18 @@ class _Epoch(NamedTuple):
 
 
 class _Source:
-    """The samples of one source, epoch after epoch: sample i is number i % length of epoch i // length."""
+    """The samples of one source, epoch after epoch: sample i is number i % length of epoch i // length, where `length`
+    is the number of samples of an epoch.
+
+    Args:
+        prefix: the path of the .bin and .idx file, without extension.
+        seq: the number of input tokens of a sample.
+        seed: the seed of the order of documents and samples.
+        in_order: leave documents and samples in the order of the file.
+
+    Raises:
+        ValueError: a file is missing, or has fewer tokens than a sample.
+    """
 
     def __init__(self, prefix: str, seq: int, seed: int, in_order: bool):
         for suffix in (".bin", ".idx"):

@@ -81,7 +81,7 @@ class WordsAndCharacters:
 
 
 def signature(folder: Path) -> Any:
-    """datatrove's step that writes a document's MinHash to `folder`."""
+    """datatrove's step that computes the MinHash signature of each document and writes it to `folder`."""
     from dataclasses import replace
 
     import numpy as np

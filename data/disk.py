@@ -55,7 +55,9 @@ def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
     """Wait until the content of a folder is on the disk. After a power loss the folder could otherwise be there without
     its files.
 
-    deep: also wait for all files below the folder.
+    Args:
+        folder: the folder.
+        deep: also wait for all files below the folder.
     """
     for path in [*(folder.rglob("*") if deep else ()), folder]:
         file = os.open(path, os.O_RDONLY)
@@ -66,7 +68,7 @@ def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
 
 
 class Unwritable(RuntimeError):
-    """A folder that has to be written cannot be; the message says why, and what helps."""
+    """A folder cannot be written, although a command has to write there; the message says why, and what helps."""
 
 
 @contextlib.contextmanager
@@ -82,7 +84,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def cannot_write(error: OSError, folder: Path) -> str | None:
-    """A sentence that says why `folder` cannot be written and what helps; None for errors of other kinds."""
+    """A sentence that says why `folder` cannot be written and what helps, where `error` is about a full disk, a
+    read-only file system or missing permissions; None for errors of other kinds."""
     where = error.filename or folder
     if error.errno in FULL:
         return f"the disk that holds {folder} is full: {where}. Free some space, and the same command goes on"

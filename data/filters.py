@@ -218,8 +218,8 @@ def quality(name: str, _: int) -> Callable[[Any], str]:
 
 
 def _english() -> Any:
-    """A tokenizer of English words and sentences for datatrove's filters, by punctuation alone. datatrove's own ones
-    need spaCy, or NLTK with a download."""
+    """A tokenizer that splits English text into words and sentences by punctuation alone, for datatrove's filters. It
+    replaces datatrove's own tokenizers, which need spaCy, or NLTK with a download."""
     from datatrove.utils.word_tokenizers import WordTokenizer
 
     class English(WordTokenizer):

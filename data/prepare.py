@@ -212,7 +212,7 @@ def _described(source: dict[str, Any]) -> str:
 
 
 def cannot_write_message(error: OSError) -> str:
-    """The error message where a file or folder cannot be written, with what the user can do."""
+    """The error message for an OSError, with what the user can do where a file or folder cannot be written."""
     return cannot_write(error, Path(error.filename or ".").parent) or str(error)
 
 

@@ -39,7 +39,8 @@ OPTIONS: dict[str, Any] = {
 
 
 class Piece(NamedTuple):
-    """An entry of a SentencePiece vocabulary. In its text a space is U+2581, and a byte is written as <0x0A>."""
+    """An entry of a SentencePiece vocabulary. In the text of a piece a space is U+2581, and a byte is written as
+    <0x0A>."""
 
     text: str
     score: float  # BPE merges the pair whose piece has the highest score first
@@ -137,7 +138,7 @@ class SentencePiece:
 
     @cached_property
     def pieces(self) -> list[Piece]:
-        """The vocabulary, in the order of the ids."""
+        """The entries of the vocabulary, in the order of their ids."""
         p = self._processor
         kinds = (("byte", p.is_byte), ("control", p.is_control), ("unknown", p.is_unknown), ("normal", lambda _: True))
         return [

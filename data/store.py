@@ -38,7 +38,8 @@ Run = Callable[..., None]  # (stage, pipeline, tasks): shows a stage on the term
 
 
 class Store(NamedTuple):
-    """A folder of prepared data, what runs the tasks that build it, and whether anything may be built."""
+    """A store of prepared data: its folder (`path`), where the tasks that build data run (`executor`), and whether
+    anything may be built (`build`)."""
 
     path: Path
     executor: Executor = HERE
@@ -126,7 +127,7 @@ def _begin(work: Path) -> None:
 
 @functools.cache
 def _code() -> str:
-    """Hash of the source files that build folders, which are those of this package."""
+    """A hash of the source files of the package data, whose code builds the folders of the store."""
     return digest([path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 

@@ -205,5 +205,5 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """The n with which a tokenizer is trained on every n-th document of a text of `size` bytes."""
+    """A tokenizer is trained on every n-th document of a text of `size` bytes; this is n."""
     return -(-size // SAMPLE_BYTES) or 1

@@ -19,7 +19,8 @@ PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a run at one point of training; `step` and `tokens` are None for those at its end."""
+    """The weights of a run at one point of training. `step` and `tokens` say at which; they are None for the weights at
+    the end of training."""
 
     path: Path  # a file, or a folder with a manifest
     step: int | None = None

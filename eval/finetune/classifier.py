@@ -48,7 +48,7 @@ class Ours(nn.Module):
         self.width = model.cfg.hidden
 
     def forward(self, batch: Encoded) -> Tensor:
-        """Hidden states [B, T, D]."""
+        """The hidden states [B, T, D] of a batch of B padded sequences."""
         from model.attention import Arrangement
 
         objective, (B, T) = self.model.objective, batch.tokens_BT.shape
@@ -109,7 +109,7 @@ class Classifier(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, batch: Encoded) -> Tensor:
-        """Logits [B, outputs], fp32."""
+        """The logits [B, outputs], in fp32, of a batch of B padded sequences."""
         x_BTD, real_BT = self.backbone(batch).float(), batch.real_BT
         if self.pooling == "mean":
             weight_BT1 = real_BT[:, :, None].float()

@@ -25,7 +25,8 @@ MOST_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one sett
 
 @dataclass(frozen=True)
 class Setting:
-    """How every task is fine-tuned. Defaults: "Cramming" (config/eval/GLUE_sane.yaml of its release)."""
+    """How every task is fine-tuned. The defaults are those of "Cramming" (config/eval/GLUE_sane.yaml of its
+    release)."""
 
     epochs: int = 5  # the last one counts: no early stop
     batch: int = 16  # sequences
@@ -276,9 +277,10 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     Args:
         results: {task: [result of `finetune` for each seed]}.
 
-    Returns: {"scores": {name: {"study", "leaderboard": {"median", "lowest", "highest", "seeds"}, "chance", "collapsed":
-        number of seeds}}, "study", "leaderboard": `metrics.means` of the medians}, in points (percent). "mnli-mm" is
-        the name of MNLI's mismatched set.
+    Returns: {"scores": {name: {"study" and "leaderboard", by whose metrics: {"median", "lowest", "highest", "seeds",
+    "metric", "chance"}, "collapsed": number of seeds whose training failed}}, "study" and "leaderboard": the two means
+    over GLUE of the medians, from `metrics.means`}, in points (percent). "mnli-mm" is the name of MNLI's mismatched
+    set.
     """
     table: dict[str, Any] = {}
     for name, seeds in results.items():

@@ -141,7 +141,8 @@ class Findings(NamedTuple):
         return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price(more)}"
 
     def price(self, seeds: int) -> str:
-        """The cost of `seeds` more seeds of every arm, from the hours of finished runs; "" where there are none."""
+        """The cost of `seeds` more seeds of every arm as text, such as ", 12 GPU-hours", from the mean hours of
+        finished runs; "" where no run is finished."""
         costs = [spent(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
         if not costs or len({cost["unit"] for cost in costs}) > 1:
             return ""
@@ -154,7 +155,7 @@ class Findings(NamedTuple):
         return f"**{words}**" if self.decision(arm, name).kind in ("better", "worse") else words
 
     def factors(self) -> set[str]:
-        """The settings in which the arms differ from the baseline."""
+        """The names of the settings in which the arms differ from the baseline."""
         planned = [self.study.cell(arm, seed) for arm in self.study.arms for seed in self.study.seeds]
         return {key for cell in planned if cell for key in cell.delta}
 

@@ -89,7 +89,7 @@ def full_table(results: Results) -> np.ndarray | None:
 
 
 def centred(table: np.ndarray) -> np.ndarray:
-    """The residuals of results [arms, seeds] after subtracting the means of arms and of seeds."""
+    """The residuals of a table of results [arms, seeds] after subtracting the means of arms and of seeds."""
     return table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
 
 

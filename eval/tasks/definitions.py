@@ -209,7 +209,8 @@ def _source(name: str, config: dict, split: str) -> Source:
 
 
 def greedy(settings: dict) -> bool:
-    """Whether a task's generation settings ask for greedy decoding, the only kind that is implemented."""
+    """Whether the generation settings of a task, `generation_kwargs` in lm-eval, ask for greedy decoding, the only kind
+    that is implemented."""
     return not settings.get("do_sample") and settings.get("num_beams", 1) == 1
 
 

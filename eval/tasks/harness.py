@@ -271,7 +271,7 @@ def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> d
 
 
 def sha256(value: Any) -> str:
-    """The hash of a value as JSON; values that JSON does not have are converted by str()."""
+    """The sha256 of a value as JSON; parts that are not JSON are converted by str()."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 

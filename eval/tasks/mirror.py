@@ -21,7 +21,7 @@ NEEDED = ("dataset_path", "config", "split", "file", "sha256")  # of an entry of
 
 
 class Source(NamedTuple):
-    """A split of a data set on the hub, on which a task is evaluated."""
+    """A split of a data set on the hub, such as the one on which a task is evaluated."""
 
     path: str  # organisation/name
     config: str  # "default" where the data set has only one

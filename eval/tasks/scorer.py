@@ -113,7 +113,7 @@ class Scorer(TemplateLM):
         return answers
 
     def _text(self, ids: list[int]) -> str:
-        """The text of token ids, up to the end of the document."""
+        """The text of token ids, up to the first end-of-document token."""
         return self.decode(ids[: ids.index(self.eod)] if self.eod in ids else ids)
 
     def _ended(self, ids: list[int], stops: list[str]) -> bool:

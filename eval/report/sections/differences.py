@@ -99,7 +99,8 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
 
 
 def how_decided(f: Findings) -> list[Block]:
-    """Paragraphs that explain the verdicts: the metric, the margins, and how the number of seeds was chosen."""
+    """A list with one paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was
+    chosen."""
     sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
     if f.primary != f.primary_before:
         before = f.primary_before or "one metric in some runs and another in others"
