@@ -123,7 +123,7 @@ help: .venv/ready
 	@$(PY) -m eval.report --help
 
 test: .venv/ready
-	$(PY) -m pytest -q -n 2 --ignore=tests/slurm $(ARGS)
+	$(PY) -m pytest -q -n 2 --dist worksteal --ignore=tests/slurm $(ARGS)
 test-slurm: .venv/ready
 	$(PY) -m pytest -q tests/slurm $(ARGS)
 chaos: .venv/ready

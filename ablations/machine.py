@@ -3,6 +3,13 @@
 import os
 from pathlib import Path
 
+DRIVER, DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
+
+
+def installed_gpus() -> int:
+    """How many NVIDIA GPUs there are: what the driver lists, or device files, since some containers hide the list."""
+    return max(len(list(DRIVER.glob("*"))), len(list(DEVICES.glob("nvidia[0-9]*"))))
+
 
 def has_gpu() -> bool:
     """Whether an NVIDIA GPU is visible. CUDA_VISIBLE_DEVICES="" hides it. MEGAHOUR_GPU=1 makes the
@@ -16,7 +23,7 @@ def sees_gpu() -> bool:
     """Whether an NVIDIA GPU is visible on this machine, whatever MEGAHOUR_GPU claims."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    return any(Path("/proc/driver/nvidia/gpus").glob("*"))
+    return installed_gpus() > 0
 
 
 def has_bf16() -> bool:

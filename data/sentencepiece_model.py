@@ -133,6 +133,8 @@ class SentencePiece:
 
     def unknown(self, text: str) -> tuple[int, int]:
         """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for."""
+        if self.lossless:
+            return 0, 0
         counts = self.coverage([text])
         return counts.unknown, counts.unknown_bytes
 

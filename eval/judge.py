@@ -14,7 +14,7 @@ import numpy as np
 
 from ablations import safe_files
 from eval import location, results
-from eval.statistics.items import LN2, mean_stderr, ratio_stderr
+from eval.statistics.items import LN2, ratio_stderr, stderr_of_mean
 from eval.tasks import mirror, position, probes
 from eval.tasks.choice import available
 from eval.tasks.suite import suite
@@ -310,7 +310,7 @@ def loss(samples: list[dict]) -> dict[str, Any]:
 
 
 def task_stderr(samples: list[dict]) -> float | None:
-    return number(mean_stderr(np.array([sample["value"] for sample in samples], float)))
+    return number(stderr_of_mean(np.array([sample["value"] for sample in samples], float)))
 
 
 def number(value: float) -> float | None:

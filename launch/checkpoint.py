@@ -35,7 +35,7 @@ from ablations import rundir, safe_files
 from ablations.rundir import PieceName, step_of
 from ablations.safe_files import Damaged
 from launch.manifest import Failed
-from model.shard import dimension, full_shape, shard, unshard
+from model.shard import full_shape, shard, shard_dimension, unshard
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")  # the fp32 master weight, and AdamW's two moments
 
@@ -317,7 +317,7 @@ def _fill(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
 def _recut(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
     """This rank's part of a parameter that was saved in other parts, flattened; empty where some of it is missing."""
     full = full_shape(fragment.name, fragment.shape, fragment.size)
-    shape = [n // len(parts) if i == dimension(fragment.name) else n for i, n in enumerate(full)]
+    shape = [n // len(parts) if i == shard_dimension(fragment.name) else n for i, n in enumerate(full)]
     flat = [torch.cat([part[start][:] for start in sorted(part)] or [torch.empty(0)]) for part in parts]
     if any(len(f) != math.prod(shape) for f in flat):
         return torch.empty(0)

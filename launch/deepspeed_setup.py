@@ -97,6 +97,9 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "zero_optimization": {"stage": run.layout.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW
         "steps_per_print": 10**9,
+        # its timer has the host wait for the device twice in every micro-batch, and is compiled with the model, which
+        # is then compiled again when the timer begins to count
+        "timers": {"throughput": {"enabled": False}},
     }
     if run.train.precision in ("bf16", "fp8"):
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}

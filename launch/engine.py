@@ -23,9 +23,10 @@ from launch.equal_weights import check_equal_weights
 from launch.manifest import Diverged
 from launch.step import Pending, Step
 from model import attention, proof
+from model.fp8 import weights_cast
 from model.gpt import prepare_to_compile
 from model.objective import Batch, SpecialTokens
-from model.shard import dimension
+from model.shard import shard_dimension
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # the state of DeepSpeed's loss scaler
 
@@ -71,10 +72,15 @@ class Engine:
         loss.compile(dynamic=False, mode="reduce-overhead" if self.cuda_graphs else None)
         rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
         batch = self.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(self.device)
+
+        def graph(batch: Batch) -> Tensor:
+            with weights_cast(self.model):
+                return loss(batch)
+
         if model.dropout or model.attn_dropout:  # what training calls, and then a graph that drops nothing, to compare
-            torch.autograd.grad(loss(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
+            torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
             loss.eval()
-        self.proofs = [proof.compiled(self.model, loss, loss.forward, batch)]
+        self.proofs = [proof.compiled(self.model, graph, loss.forward, batch)]
         loss.train()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -201,22 +207,23 @@ class Engine:
         weights = self._micro_batch_weights(batch.split(self.run.layout.micro_batch))
         replicas = dist.get_world_size() // self.model.tp.size
         self.ds.set_train_batch_size(len(batch.inputs_BT) * replicas)  # the batches of a ramp differ
-        for i, (micro, weight) in enumerate(zip(micros, weights, strict=True), start=1):
-            # DeepSpeed counts micro-batches modulo their number in a batch, which is wrong once that has changed
-            self.ds.set_gradient_accumulation_boundary(i == len(micros))
-            if self.cuda_graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # nothing of the micro-batch before is wanted any more
-            with self._timed_forward():
-                loss = self.ds(micro) * weight
-            self.ds.backward(loss)
-            try:
-                self.ds.step()
-            except Exception as error:  # DeepSpeed raises nothing narrower
-                if "loss scale already at minimum" not in str(error):
-                    raise
-                least = self.run.train.loss_scale_min
-                raise Diverged(f"gradients overflow in fp16 even at train.loss_scale_min={least}") from None
-            total += loss.detach().float()
+        with weights_cast(self.model):  # the last micro-batch's step updates the weights, and no forward pass follows
+            for i, (micro, weight) in enumerate(zip(micros, weights, strict=True), start=1):
+                # DeepSpeed counts micro-batches modulo their number in a batch, which is wrong once that has changed
+                self.ds.set_gradient_accumulation_boundary(i == len(micros))
+                if self.cuda_graphs:
+                    torch.compiler.cudagraph_mark_step_begin()  # nothing of the micro-batch before is wanted any more
+                with self._timed_forward():
+                    loss = self.ds(micro) * weight
+                self.ds.backward(loss)
+                try:
+                    self.ds.step()
+                except Exception as error:  # DeepSpeed raises nothing narrower
+                    if "loss scale already at minimum" not in str(error):
+                        raise
+                    least = self.run.train.loss_scale_min
+                    raise Diverged(f"gradients overflow in fp16 even at train.loss_scale_min={least}") from None
+                total += loss.detach().float()
         total /= len(micros)
         norm: Any = self.ds.get_global_grad_norm()
         if dist.get_world_size() == 1:
@@ -278,7 +285,7 @@ class Engine:
                 zero = torch.zeros((), dtype=torch.float32, device=flat.device)
                 adam |= {"step": zero, "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
             start, span = mapping.lp_fragment_address.start, mapping.hp_fragment_address
-            part = (tp.rank, tp.size) if dimension(name) is not None else (0, 1)
+            part = (tp.rank, tp.size) if shard_dimension(name) is not None else (0, 1)
             data = {"weight": mapping.hp_fragment.detach()}
             data |= {kind: adam[kind].detach().narrow(0, span.start, span.numel) for kind in KINDS[1:]}
             fragments += [Fragment(name, kind, start, data[kind], tuple(param.shape), *part) for kind in KINDS]

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from launch.checkpoint import CheckpointError
-from model.shard import dimension
+from model.shard import shard_dimension
 
 
 def check_equal_weights(model: Any, step: int) -> None:
@@ -28,7 +28,7 @@ def check_equal_weights(model: Any, step: int) -> None:
     sums = torch.zeros(2, dist.get_world_size(), dtype=torch.int64, device=next(model.parameters()).device)
     bits = {2: torch.int16, 4: torch.int32}
     for name, p in model.named_parameters():
-        cut = dimension(name) is not None
+        cut = shard_dimension(name) is not None
         sums[int(cut), rank] += p.detach().view(bits[p.element_size()]).sum()
     dist.all_reduce(sums)
     # sums of uncut parameters are equal on all ranks, those of cut ones on ranks with the same `rank % size`

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from ablations import rundir, safe_files
+from ablations.machine import installed_gpus
 from ablations.study import ROOT
 
 # Environment variables by which a process knows that it is one of many ranks. When torchrun or a container has left
@@ -61,9 +62,9 @@ def ignore_ctrl_c_and_die_with_parent() -> None:
     die_with_parent()
 
 
-def gpus(devices: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+def gpus() -> int:
     """The number of GPUs of this machine, or of those that CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
-    installed, visible = len(list(devices.glob("*"))), os.environ.get("CUDA_VISIBLE_DEVICES")
+    installed, visible = installed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return max(1, installed if visible is None else min(installed, len([x for x in visible.split(",") if x.strip()])))
 
 

@@ -96,7 +96,7 @@ def train(cell: Cell, out: Path) -> None:
     """
     session = prepare(cell, out)
     run, log, watch, checkpoints = session.run, session.log, session.watch, session.checkpoints
-    behind = reads_a_step_late(session.engine, run)
+    behind = reads_loss_a_step_late(session.engine, run)
     with watch:
         while not session.state.ended(run):
             launch_step(session)
@@ -297,7 +297,7 @@ def finish(session: Session) -> None:
     session.log.close()  # W&B may wait long for its server
 
 
-def reads_a_step_late(engine: "Engine", run: Run) -> bool:
+def reads_loss_a_step_late(engine: "Engine", run: Run) -> bool:
     """Whether a step's loss is read when the next step is under way, so that a GPU need not wait for the host. Not
     where a wall clock ends the run: whether there is a next step then depends on the one before."""
     return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)

@@ -38,6 +38,9 @@ TORCH_KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 FLEX = "flex"
+# Not "AUTO", which gives inputs of fewer than 128 tokens to another kernel: the proofs would measure one that does not
+# train.
+FLEX_OPTIONS = {"BACKEND": "TRITON"}
 
 
 @dataclass
@@ -243,7 +246,7 @@ def fused(
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
-        return flex(q_BHTK, k_BHTK, v_BHTK, score_mod=score_mod, block_mask=block_mask)
+        return flex(q_BHTK, k_BHTK, v_BHTK, score_mod=score_mod, block_mask=block_mask, kernel_options=FLEX_OPTIONS)
 
     return attend
 

@@ -2,7 +2,15 @@
 
 Embeddings, norms, the products within attention, the output matrix and the loss are not in FP8. Weights are bf16 (with
 fp32 masters, as in bf16): they are evaluated and exported like those of a bf16 run.
+
+Between two updates of the optimizer all micro-batches see the same weights, which `weights_cast` therefore casts once.
+It casts each time it begins, and what it has cast is read only until it ends: after an update, after a checkpoint is
+loaded, or after any other change, no layer multiplies with earlier weights.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +26,45 @@ class FP8Linear(nn.Linear):
         TypeError: the input is not bf16.
     """
 
+    w8_FD: Tensor  # with the two below, what `fp8.cast_weight` made of the weight; there once it was called for
+    w8_DF: Tensor
+    scale: Tensor
+    is_cast = False  # whether they are those of the weight as it is now; see `weights_cast`
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.bfloat16:
             raise TypeError(f"layers in fp8 belong to a bf16 model, and were given {x.dtype}")
-        return fp8.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)
+        weight = fp8.Weight(self.w8_FD, self.w8_DF, self.scale) if self.is_cast else None
+        return fp8.linear(x.flatten(0, -2), self.weight, self.bias, weight).view(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def cast_weight(self) -> None:
+        """Have `forward` use the weight as it is now. Buffers keep their place in memory, as CUDA graphs need it."""
+        weight = fp8.cast_weight(self.weight)
+        for name, tensor in weight._asdict().items():
+            before = self._buffers.get(name)
+            if before is None or (before.dtype, before.device) != (tensor.dtype, tensor.device):
+                self.register_buffer(name, tensor, persistent=False)
+            else:
+                before.copy_(tensor)
+        self.is_cast = True
+
+
+@contextmanager
+def weights_cast(model: Any) -> Iterator[None]:
+    """While inside, the layers in FP8 of `model`, a GPT, multiply with their weights as they are now, cast once. Code
+    that changes weights inside must not compute with them before the end. Models of other precisions are left alone.
+
+    This needs two bytes for each weight, which stay allocated.
+    """
+    layers = [layer for layer in model.blocks.modules() if isinstance(layer, FP8Linear)]
+    for layer in layers:
+        layer.cast_weight()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.is_cast = False
 
 
 class FP8Layers(Layers):

@@ -46,6 +46,10 @@ def estimate(
     count, rows, vocab = parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
     predicted = micro_batch * cfg.predicted
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
+    if precision == "fp8":  # in eight bits and transposed, from one update to the next: model/fp8.py
+        fixed["weights"] += (
+            2 * cfg.layers * (4 * cfg.hidden**2 + (2 if cfg.act == "gelu" else 3) * cfg.hidden * cfg.ffn)
+        )
     stored, working = activations(cfg, micro_batch, precision, gpu, tp, recompute)
     logits = min(predicted, ROWS_CPU) * vocab * width
     matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.kernels.linear import linear
 from model.linear import Layers
-from model.shard import Ranks, dimension, unshard
+from model.shard import Ranks, shard_dimension, unshard
 
 with warnings.catch_warnings():  # of what a machine without TransformerEngine and Apex lacks
     warnings.simplefilter("ignore")
@@ -129,7 +129,7 @@ class TensorParallel(Ranks):
         return call
 
     def gather(self, name: str, part: Tensor) -> Tensor:
-        return unshard(name, self._parts(part)) if dimension(name) is not None else part
+        return unshard(name, self._parts(part)) if shard_dimension(name) is not None else part
 
     def gather_objects(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.size
@@ -149,7 +149,7 @@ class MPU:
 
     def __init__(self, model: nn.Module):
         for name, p in model.named_parameters():
-            p.tensor_model_parallel = dimension(name) is not None  # type: ignore[attr-defined]
+            p.tensor_model_parallel = shard_dimension(name) is not None  # type: ignore[attr-defined]
 
     get_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
     get_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.fp8 import weights_cast
 from model.objective import Batch
 from model.proofs import probe
 from model.proofs.attention import objective, position, qk_scaling
@@ -68,7 +69,9 @@ def prove(model: Any) -> list[Proof]:
     training = model.training
     model.eval()
     try:
-        by_rank = model.tp.gather_objects([f(model) for f in PROOFS])
+        with weights_cast(model):  # as it trains
+            proofs_here = [f(model) for f in PROOFS]
+        by_rank = model.tp.gather_objects(proofs_here)
     finally:
         model.train(training)
     return [next((p for p in proofs if not p.passed), proofs[0]) for proofs in zip(*by_rank, strict=True)]

@@ -27,7 +27,7 @@ ROWS, COLUMNS = (
 )  # by which dimension their layer is cut
 
 
-def dimension(name: str) -> int | None:
+def shard_dimension(name: str) -> int | None:
     """The dimension along which a parameter is divided; None where every rank holds all of it."""
     owner, kind = name.split(".")[-2:]
     if owner in ROWS:
@@ -37,7 +37,7 @@ def dimension(name: str) -> int | None:
 
 def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
     """The part that rank `rank` of `size` holds of a parameter, or of a tensor of its shape, such as its gradient."""
-    dim = dimension(name)
+    dim = shard_dimension(name)
     if dim is None or size == 1:
         return full
     if name.split(".")[-2] == "qkv":
@@ -47,7 +47,7 @@ def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
 
 def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
     """The whole tensor from the parts of all ranks, in order; the inverse of `shard`."""
-    dim = dimension(name)
+    dim = shard_dimension(name)
     if dim is None or len(parts) == 1:
         return parts[0]
     if name.split(".")[-2] == "qkv":
@@ -57,7 +57,7 @@ def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
 
 def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
     """The shape of a parameter whose part on one of `size` ranks has the shape `shape`."""
-    return [n * size if i == dimension(name) else n for i, n in enumerate(shape)]
+    return [n * size if i == shard_dimension(name) else n for i, n in enumerate(shape)]
 
 
 class Ranks:

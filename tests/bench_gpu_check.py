@@ -1,10 +1,10 @@
 """Whether a GPU computes what the reference does: `make bench-gpu ARGS="--check"`.
 
 Every position variant's loss and gradients are compared with the plain reference, in fp32 on the CPU, at small
-shapes: compiled in bf16 they may be off by 1.3 times what the same model written out in bf16 is off, and the engine's
-first loss must be the model's. In fp8 every product of every linear layer is compared with that of rounded operands
-(model/proof.py), and the gradients may be off by 0.25 of their norm; on a CPU, at this shape, they are off by 0.16 at
-most, and those of bf16 by 0.06.
+shapes: compiled in bf16 they may be off by 1.3 times what the same model written out in bf16 is off. The engine's first
+loss must be the model's, and the proofs that every run begins with must pass. In fp8 every product of every linear
+layer is compared with that of rounded operands (model/proof.py), and the gradients may be off by 0.25 of their norm; on
+a CPU, at this shape, they are off by 0.16 at most, and those of bf16 by 0.06.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from unittest import mock
 import torch
 
 from ablations.config import Run, resolve
-from launch import deepspeed_setup, engine
+from launch import attention_kernel, deepspeed_setup, engine
 from model import attention, proof
-from model.fp8 import FP8_LAYERS
+from model.fp8 import FP8_LAYERS, weights_cast
 from model.gpt import GPT, prepare_to_compile
 from model.kernels import fp8
 from model.linear import Layers
@@ -57,6 +57,14 @@ def larger(run: Run, layers: Layers | None = None) -> GPT:
     return model
 
 
+def kernels(device: str) -> list[str]:
+    """The kernels that compute attention without a bias on `device`, the fastest first. With one that cannot, torch's
+    plain attention would take its place unseen (`attention.unbiased`)."""
+    run = resolve([*LONG, ("model.pos", "rotary")])
+    model = GPT(run.model, run.seed).to(device, torch.bfloat16)
+    return list(attention_kernel.timed(model, run.layout.micro_batch))
+
+
 def lacks_fp8(device: str) -> str:
     """Why FP8 products cannot be computed on `device`; empty: they can. torch 2.11 has none for a CPU."""
     x = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
@@ -77,7 +85,9 @@ def wrong_in_fp8(device: str) -> list[str]:
     batch = model.objective.batch(rows)
     exact = reading(exact_model, batch, exact_model.loss)
     prepare_to_compile()
-    ours = reading(model, batch.to(torch.device(device)), torch.compile(model.loss) if device == "cuda" else model.loss)
+    loss = torch.compile(model.loss) if device == "cuda" else model.loss
+    with weights_cast(model):  # as it trains
+        ours = reading(model, batch.to(torch.device(device)), loss)
     for name, ideal, mine in zip(["loss", *(n for n, _ in model.named_parameters())], exact, ours, strict=True):
         error, allowed = float((mine - ideal).norm() / ideal.norm()), 0.001 if name == "loss" else 0.25
         if not error <= allowed:
@@ -105,7 +115,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
     exact = reading(model, batch, model.loss)
     model, there = model.to(device, torch.bfloat16), batch.to(torch.device(device))
     model.attention_kernel = kernel
-    attention.prepare_masks(model.objective, run.model.seq, torch.device(device))
+    attention.prepare_masks(model.objective, run.model.seq, model.embed.weight.device)
     with mock.patch.object(attention, "prepare", written):
         written_out = reading(model, there, model.loss)
     prepare_to_compile()
@@ -118,6 +128,9 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
         allowed = min(1.3 * (theirs - ideal).norm() + 1e-3 * ideal.norm(), 0.15 * ideal.norm())
         if not (mine - ideal).norm() <= allowed:  # a NaN is wrong too
             faults.append(f"{pos}: {name} is off by {(mine - ideal).norm():.3g}; {allowed:.3g} is allowed")
+    proved = GPT(run.model, run.seed).to(device, torch.bfloat16)
+    proved.attention_kernel = kernel
+    faults += [f"{pos}: the proof of {p.factor} fails: {p.detail}" for p in proof.prove(proved) if not p.passed]
     deepspeed_setup.start(run)
     fresh = GPT(run.model, run.seed)
     fresh.load_state_dict(state)

@@ -15,8 +15,9 @@ from model import attention, position
 from model.gpt import GPT
 from model.kernels import fp8, rotation
 from tests import bench_gpu
-from tests.bench_gpu_check import POSITIONS, wrong, wrong_in_fp8
+from tests.bench_gpu_check import POSITIONS, kernels, wrong, wrong_in_fp8
 from tests.bench_minimal import MinimalGPT
+from tests.test_fp8 import NEEDS_FP8
 
 TINY = [
     ("size", "nano"),
@@ -35,6 +36,12 @@ def test_what_runs_here_passes_the_comparison_of_bench_gpu(pos: str) -> None:
     assert wrong(pos, "cpu") == []
 
 
+def test_kernels_that_are_not_there_are_not_compared() -> None:
+    """Of these a CPU has flash; Flex has no backward there."""
+    assert kernels("cpu") == ["flash"]
+
+
+@NEEDS_FP8
 def test_so_does_fp8_and_what_is_wrong_with_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrong_in_fp8("cpu") == []
     honest = fp8.scale
@@ -52,7 +59,8 @@ def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) ->
         return honest(p if x.dtype == torch.float32 else position.Position(resolve(TINY).model), heads, x, *rest)
 
     monkeypatch.setattr(attention, "visible_bias", lost)
-    assert any("qkv.weight" in fault for fault in wrong("alibi", "cpu"))
+    faults = wrong("alibi", "cpu")
+    assert any("qkv.weight" in fault for fault in faults) and any("proof of model.pos" in fault for fault in faults)
     monkeypatch.setattr(attention, "visible_bias", honest)
     monkeypatch.setattr(rotation, "rotate", lambda x, *table: rotate(x, *table) if x.dtype == torch.float32 else x)
     assert any("qkv.weight" in fault for fault in wrong("rotary", "cpu"))
@@ -66,8 +74,10 @@ def test_without_a_gpu_bench_gpu_says_so_in_one_line() -> None:
     assert done.stderr == "error: make bench-gpu needs an NVIDIA GPU, and torch sees none\n"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("fp8", marks=NEEDS_FP8)])
 def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
+    from deepspeed.accelerator import get_accelerator
+
     rows = torch.randint(100, (2, 17), generator=torch.Generator().manual_seed(0))
 
     def losses(compiled: str) -> list[float]:
@@ -75,7 +85,14 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
         deepspeed_setup.start(run)
         built = engine.build(run_model.model_of(run), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
-        return [x for _ in range(3) for x in built.step(built.model.objective.batch(rows), 1e-2)[:2]]
+        assert [proof.passed for proof in built.proofs] == ([True] if compiled == "always" else []), built.proofs
+        waits: list[int] = []
+        with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(error_on_recompile=True):
+            # DeepSpeed's timer, which begins at the third step, made the host wait for a GPU, and compiled anew
+            patch.setattr(type(get_accelerator()), "synchronize", lambda *args: waits.append(1))
+            pairs = [built.step(built.model.objective.batch(rows), 1e-2)[:2] for _ in range(4)]
+        assert not waits
+        return [x for pair in pairs[:3] for x in pair]
 
     # in fp8 what is rounded otherwise is a sixteenth off, and the third gradient's norm has seen two such steps
     tolerance = {"fp32": 1e-5, "bf16": 2e-2, "fp8": 0.1}[precision]

@@ -408,7 +408,7 @@ def test_results_of_inputs_made_otherwise_are_made_again(run: Path, glue: Path) 
 def test_bad_input_is_named_before_any_work(run: Path, glue: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
     for words, why in (
         ([str(run), "--data", str(tmp_path / "empty")], "data of no task: GLUE_DATA="),
-        (arguments(run, glue, "--tasks", "colla"), "no task 'colla' in GLUE; there are cola"),
+        (arguments(run, glue, "--tasks", "colla"), "no task 'colla' in GLUE (did you mean cola?); there are cola"),
         (arguments(run, glue, "--tasks", "sst2"), "SST-2/train.tsv"),
         ([str(run), "--data", str(glue), "--epochs", "6"], "from 1 to 5"),
         ([str(run), "--data", str(glue), "--seeds", "0"], "numbers from 1 on"),

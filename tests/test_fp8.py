@@ -1,5 +1,6 @@
 """FP8: the three products against operands rounded here, number by number, and multiplied in float64; the refusals."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from ablations.config import ConfigError, resolve
 from eval import weights
-from launch import preflight, run_model
+from launch import deepspeed_setup, engine, preflight, run_model
+from launch.checkpoint import Checkpoints
 from model import proof
 from model.config import ModelConfig
-from model.fp8 import FP8_LAYERS, FP8Linear
+from model.fp8 import FP8_LAYERS, FP8Linear, weights_cast
 from model.gpt import BLOCKS, GPT
 from model.kernels import fp8
 from model.linear import LAYERS
@@ -25,7 +27,8 @@ from tests.bench_gpu_check import lacks_fp8
 from tests.test_model import SMALL, next_tokens, scrambled, tokens
 from tests.test_train import corpus, in_process, store, study  # noqa: F401
 
-pytestmark = pytest.mark.skipif(bool(lacks_fp8("cpu")), reason=lacks_fp8("cpu"))
+NEEDS_FP8 = pytest.mark.skipif(bool(lacks_fp8("cpu")), reason=lacks_fp8("cpu"))
+pytestmark = NEEDS_FP8
 SHAPE = dataclasses.replace(SMALL, hidden=48, heads=4, seq=32, pos="rotary")
 X = tokens(SHAPE, 33)
 
@@ -135,6 +138,19 @@ def test_a_compiled_layer_is_the_eager_one() -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_weight_that_was_cast_before_gives_the_same_numbers(bias: bool) -> None:
+    """Bit for bit, eager and compiled; and a GPU finds both operands as it wants them, without a copy."""
+    torch.manual_seed(0)
+    layer, x, g = FP8Linear(48, 80, bias).bfloat16(), wild(2, 16, 48), wild(2, 16, 80)
+    expected = computed(layer, x, g)
+    layer.cast_weight()
+    assert layer.w8_FD.is_contiguous() and layer.w8_DF.is_contiguous()
+    assert layer.w8_FD.dtype == layer.w8_DF.dtype == fp8.FORWARD and "w8_FD" not in layer.state_dict()
+    for cached in (layer, torch.compile(layer, fullgraph=True)):
+        assert all(torch.equal(a, b) for a, b in zip(computed(cached, x, g), expected, strict=True))
+
+
 def test_only_a_bf16_model_has_layers_in_fp8() -> None:
     with pytest.raises(TypeError, match="belong to a bf16 model"):
         GPT(SHAPE, layers=FP8_LAYERS).loss(next_tokens(X))
@@ -183,6 +199,70 @@ def test_a_model_is_close_to_the_bf16_one_and_not_the_same() -> None:
         error, usual = float((ours - ideal).norm() / ideal.norm()), float((theirs - ideal).norm() / ideal.norm())
         assert error < (0.002 if ideal.dim() == 0 else 0.25) and not torch.equal(ours, theirs)
         assert ideal.dim() == 0 or error > usual
+
+
+def casts(monkeypatch: MonkeyPatch) -> list[Tensor]:
+    """The weights of layers that are cast from now on, in order."""
+    weights: list[Tensor] = []
+    honest = fp8.cast_weight
+
+    def watched(weight: Tensor) -> fp8.Weight:
+        weights.append(weight)
+        return honest(weight)
+
+    monkeypatch.setattr(fp8, "cast_weight", watched)
+    return weights
+
+
+def test_weights_are_cast_once_for_all_micro_batches_and_not_the_output_matrix(monkeypatch: MonkeyPatch) -> None:
+    model = eight(dataclasses.replace(SHAPE, tied=False))
+    before, weights = gradients(model), casts(monkeypatch)
+    monkeypatch.setattr(fp8, "scale", only_activations := ActivationsOnly(model))
+    with weights_cast(model):
+        only_activations.strict = True
+        first, second = gradients(model), gradients(model)
+    only_activations.strict = False
+    layers = [layer for layer in model.blocks.modules() if isinstance(layer, FP8Linear)]
+    assert [id(weight) for weight in weights] == [id(layer.weight) for layer in layers] and len(layers) == 4 * 2
+    for a, b, c in zip(before, first, second, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+class ActivationsOnly:
+    """`fp8.scale`, which refuses the weights of a model while `strict`."""
+
+    def __init__(self, model: GPT) -> None:
+        self.honest, self.weights = fp8.scale, {p.data_ptr() for p in model.parameters()}
+        self.strict = False
+
+    def __call__(self, x: Tensor, kind: torch.dtype) -> Tensor:
+        assert not (self.strict and x.data_ptr() in self.weights), "a weight is cast again"
+        return self.honest(x, kind)
+
+
+def test_a_weight_that_was_cast_is_never_used_after_it_has_changed() -> None:
+    """By hand, by a loaded state, or by whatever writes past autograd's counters, as DeepSpeed does; also where what
+    was inside ended with an error."""
+    model, other = eight(), eight(dataclasses.replace(SHAPE, act="gelu"))
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.5)
+    with pytest.raises(KeyError), weights_cast(model):
+        raise KeyError
+    with weights_cast(model):
+        stale = gradients(model)
+    model.load_state_dict(other.state_dict())
+    expected = gradients(other)
+    assert not torch.equal(stale[0], expected[0])
+    for p in model.parameters():
+        p.data.copy_(p.data.clone())  # changes no counter
+    assert all(torch.equal(a, b) for a, b in zip(gradients(model), expected, strict=True))
+    with weights_cast(model):
+        assert all(torch.equal(a, b) for a, b in zip(gradients(model), expected, strict=True))
+    with weights_cast(model):
+        loss = model.loss(next_tokens(X))
+    with weights_cast(model), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # what its backward pass would read is of another moment: torch sees it
 
 
 # ------------------------------------------------------------------------------------------------ proofs
@@ -252,6 +332,48 @@ def test_a_run_learns_is_recorded_as_fp8_and_judged_in_bf16(corpus: str, store: 
         model.load_state_dict(state := kept.read(record, model))
         assert {w.dtype for w in state.values()} == {torch.bfloat16}
     assert len(weights.weights_of(cell.dir)) == 2
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_steps_that_cast_weights_once_are_those_that_cast_them_always(
+    accumulate: int, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """Losses, norms and all that the optimizer keeps, bit for bit: over updates, and after going back to a
+    checkpoint."""
+    shape = {"model.layers": 2, "model.hidden": 48, "model.heads": 4, "model.seq": 32, "model.vocab": 512}
+    run = resolve(
+        [
+            ("size", "nano"),
+            *shape.items(),
+            ("train.precision", "fp8"),
+            ("train.batch", 4),
+            ("train.lr", 1e-2),
+            ("layout.micro_batch", 4 // accumulate),
+        ]
+    )
+
+    def trained(folder: Path) -> tuple[list[Any], list[Tensor]]:
+        deepspeed_setup.start(run)
+        built = engine.build(run_model.model_of(run), run, 1)
+        checkpoints = Checkpoints(folder, keep=3)
+        readings = []
+        for step in (0, 1, 2, 3, 2, 3):
+            if len(readings) == 4:
+                assert built.load(checkpoints) == {"step": 2}
+            rows = torch.randint(512, (4, 33), generator=torch.Generator().manual_seed(step))
+            readings.append(built.step(built.model.objective.batch(rows), run.train.lr)[:2])
+            if len(readings) == 2:
+                built.save(checkpoints, 2, {"step": 2})
+                checkpoints.wait()
+        return readings, [piece.data.clone() for piece in built.fragments()]
+
+    weights = casts(monkeypatch)
+    readings, pieces = trained(tmp_path / "once")
+    assert len(weights) == 6 * 4 * 2  # steps, layers of a block, blocks
+    monkeypatch.setattr(engine, "weights_cast", lambda model: contextlib.nullcontext())
+    expected, those = trained(tmp_path / "always")
+    assert readings == expected and all(torch.equal(a, b) for a, b in zip(pieces, those, strict=True))
+    assert readings[2:4] == readings[4:6] and len({loss for loss, _ in readings}) == 4
 
 
 def test_a_run_whose_layers_are_not_in_fp8_stops(

@@ -77,8 +77,10 @@ def test_flex_is_given_a_score_modification_only_where_there_is_a_bias(
 ) -> None:
     seen: list[Any] = []
 
-    def flex(q: Any, k: Any, v: Any, score_mod: Any, block_mask: Any) -> Any:
+    def flex(q: Any, k: Any, v: Any, score_mod: Any, block_mask: Any, kernel_options: Any) -> Any:
         seen.append(score_mod)
+        # the kernel of training, for the proofs' short inputs too; not the one that torch has for decoding
+        assert kernel_options == {"BACKEND": "TRITON"}
         return v
 
     monkeypatch.setattr("torch.nn.attention.flex_attention.flex_attention", flex)

@@ -111,7 +111,7 @@ def test_an_update_that_is_no_number_is_left_out_and_said(tmp_path: Path) -> Non
 def run(corpus: str, store: Path, folder: Path, change: dict[str, Any], patch: Any, late: bool) -> list[Any]:
     """What a run whose steps are read late, or at once, leaves behind: why it stopped, its checkpoints' steps, its
     rollbacks, its weights and losses."""
-    patch.setattr(training, "reads_a_step_late", lambda engine, run: late)
+    patch.setattr(training, "reads_loss_a_step_late", lambda engine, run: late)
     folder = folder / f"late {late}"
     folder.mkdir()
     cell = dataclasses.replace(study(corpus, folder, change).cells[0], dir=folder)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.kernels import attention, cross_entropy, fp8, gelu, linear, rotation
-from tests.bench_gpu_check import lacks_fp8
+from tests.test_fp8 import NEEDS_FP8
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
@@ -152,7 +152,7 @@ def test_a_loss_beyond_fp32_s_exponents_stays_finite() -> None:
     assert 80 < cross_entropy.cross_entropy(x, weight, torch.tensor([1])) < 1001
 
 
-@pytest.mark.skipif(bool(lacks_fp8("cpu")), reason=lacks_fp8("cpu"))
+@NEEDS_FP8
 @pytest.mark.parametrize("bias", [True, False])
 def test_fp8(bias: bool) -> None:
     """tests/test_fp8.py rounds the operands number by number, and has the gradients."""

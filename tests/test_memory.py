@@ -14,6 +14,7 @@ from launch import deepspeed_setup, engine, run_model
 from model.gpt import GPT
 from model.memory import estimate
 from model.objective import SpecialTokens
+from tests.test_fp8 import NEEDS_FP8
 
 SMALL = {"size": "nano", "train.batch": 8, "layout.micro_batch": 8}
 WIDE = {"model.hidden": 384, "model.heads": 6, "model.seq": 64, "layout.micro_batch": 1}  # weights outweigh activations
@@ -79,6 +80,7 @@ def test_the_estimate_is_within_a_tenth_of_a_real_step(shape: str, precision: st
     assert held["total"] == sum(v for k, v in held.items() if k != "total")
 
 
+@NEEDS_FP8
 @pytest.mark.parametrize("shape", list(SHAPES)[:5])  # in the others the optimizer is most of it, as in bf16
 def test_so_it_is_in_fp8(shape: str, tmp_path: Path) -> None:
     test_the_estimate_is_within_a_tenth_of_a_real_step(shape, "fp8", 2, tmp_path)

@@ -14,6 +14,7 @@ from model.gpt import BLOCKS, GPT
 from model.mlp import MLPS
 from model.norm import NORMS
 from model.position import POSITIONS
+from tests.test_fp8 import NEEDS_FP8
 from tests.test_model import BARE, filled, llama, neox, next_tokens, scrambled, tokens
 from tests.test_model import SMALL as SHAPE
 
@@ -71,7 +72,7 @@ def test_every_variant_takes_a_step(key: str, value: str) -> None:
     assert math.isfinite(loss) and norm > 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", pytest.param("fp8", marks=NEEDS_FP8)])
 def test_a_resumed_engine_goes_on_as_if_it_had_not_stopped(tmp_path: Path, precision: str) -> None:
     """Bit for bit, Adam's step counter and moments included, and the loss scale, which is still being found here."""
     from launch.checkpoint import Checkpoints

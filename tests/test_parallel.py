@@ -20,7 +20,7 @@ from ablations.config import ConfigError, resolve
 from model.count import parameters
 from model.gpt import GPT
 from model.objective import SpecialTokens
-from model.shard import SINGLE, dimension, full_shape, shard, unshard
+from model.shard import SINGLE, full_shape, shard, shard_dimension, unshard
 from tests.test_model import SMALL, VARIANTS, name, tokens
 from tests.test_train import corpus, result, store, study  # noqa: F401
 
@@ -155,7 +155,7 @@ def gathered(tp: Any, mine: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Whole parameters or gradients. What is not cut stays the same on all ranks only if it is so bit for bit."""
     everyone = tp.gather_objects({n: x.detach() for n, x in mine.items()})
     for n in mine:
-        assert dimension(n) is not None or all(torch.equal(mine[n], other[n]) for other in everyone), n
+        assert shard_dimension(n) is not None or all(torch.equal(mine[n], other[n]) for other in everyone), n
     return {n: unshard(n, [other[n] for other in everyone]) for n in mine}
 
 

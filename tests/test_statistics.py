@@ -19,8 +19,8 @@ from eval.statistics.items import (
     effective_number,
     independent_items,
     item_part,
-    mean_stderr,
     ratio_stderr,
+    stderr_of_mean,
 )
 from eval.statistics.parts import LEVEL, Part, add, quantile
 from eval.statistics.seeds import level_stderr, noise_floor, outstanding, residual, seed_part, welch, without_each
@@ -81,9 +81,9 @@ def test_missing_cells():
 def test_stderr_of_a_mean_and_of_a_ratio():
     rng = np.random.default_rng(2)
     hits = (rng.random(300) < 0.3).astype(float)
-    assert mean_stderr(hits) == pytest.approx(stats.sem(hits))
+    assert stderr_of_mean(hits) == pytest.approx(stats.sem(hits))
     assert ratio_stderr(hits, np.ones(300)) == pytest.approx(stats.sem(hits))
-    assert np.isnan(mean_stderr(hits[:1])) and np.isnan(ratio_stderr(hits[:1], np.ones(1)))
+    assert np.isnan(stderr_of_mean(hits[:1])) and np.isnan(ratio_stderr(hits[:1], np.ones(1)))
     sizes = rng.lognormal(6, 1, 400)
     bits = sizes * rng.normal(2.5, 0.4, 400)
     drawn = rng.integers(0, 400, (4000, 400))
@@ -142,7 +142,7 @@ def test_items_that_share_a_passage_are_one():
     assert len(stratum.weights) == 60 == independent_items([stratum]) and stratum.weights.sum() == len(clusters)
     assert stratum.differences.sum() / stratum.weights.sum() == pytest.approx(values.mean())
     part = item_part([stratum])
-    assert sqrt(part.variance) == pytest.approx(known.std(), rel=0.08) and known.std() > 2 * mean_stderr(values)
+    assert sqrt(part.variance) == pytest.approx(known.std(), rel=0.08) and known.std() > 2 * stderr_of_mean(values)
     assert bootstrap([stratum]).std() == pytest.approx(known.std(), rel=0.05)
     assert part.dof == pytest.approx(effective_number(stratum.weights) - 1) and 30 < part.dof < 59
     alone = by_cluster(values[None], ones, [f"item {i}" for i in range(len(clusters))])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ablations import config, safe_files
+from ablations import config, machine, safe_files
 from ablations.__main__ import main as from_plan
 from ablations.config import ConfigError
 from ablations.rundir import State
@@ -178,16 +178,22 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
     assert all("has no run.json" in line for line in failures)
 
 
+@pytest.mark.parametrize("listed", [True, False], ids=["the driver's list", "device files alone"])
 @pytest.mark.parametrize(("visible", "ranks"), [(None, 4), ("0,2", 2), ("3", 1), ("", 1), ("0,1,2,3,4,5", 4)])
 def test_a_rank_for_each_gpu_that_may_be_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, ranks: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, ranks: int, listed: bool
 ) -> None:
-    for i in range(4):
-        (tmp_path / f"0000:0{i}").mkdir()
+    monkeypatch.setattr(machine, "DRIVER", tmp_path / "gpus")
+    monkeypatch.setattr(machine, "DEVICES", tmp_path / "dev")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("MEGAHOUR_GPU", raising=False)
+    assert not machine.has_gpu()
+    for i in range(4):
+        (tmp_path / (f"gpus/0000:0{i}" if listed else f"dev/nvidia{i}")).mkdir(parents=True)
+    (tmp_path / "dev/nvidiactl").mkdir(parents=True)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus(tmp_path) == ranks
+    assert gpus() == ranks and machine.has_gpu() == (visible != "")
 
 
 def test_every_rank_knows_how_many_share_its_machine(tmp_path: Path) -> None:

@@ -611,7 +611,7 @@ def test_what_may_go_better_is_tried_again_under_slurm(
     """A storage that hiccups while a checkpoint is written; a full disk waits for somebody to make room."""
     from launch import train
     from launch.checkpoint import Checkpoints
-    from launch.slurm.attempts import configuration_error
+    from launch.slurm.attempts import last_configuration_error
 
     def training(cell: Any, out: Path) -> None:
         checkpoints = Checkpoints(cell.dir / "checkpoints", 2)
@@ -626,7 +626,7 @@ def test_what_may_go_better_is_tried_again_under_slurm(
     error = capsys.readouterr().err
     assert said in error and (cell.dir / "failed").exists() == given_up
     (cell.dir / "train.log").write_text(f"0: {error}")
-    assert bool(configuration_error(cell.dir, "7")) == given_up
+    assert bool(last_configuration_error(cell.dir, "7")) == given_up
 
 
 def test_lines_that_a_power_loss_has_torn_are_written_anew(tmp_path: Path) -> None:

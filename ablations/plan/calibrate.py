@@ -1,4 +1,4 @@
-"""Fits the weights of ablations/plan/throughput.py to published step times; shows how well unseen rows are predicted.
+"""Fits the weights of ablations/plan/throughput.py to published step times, and measures the errors on held-out rows.
 
 python -m ablations.plan.calibrate            # the table; with --write also ablations/plan/calibration.json
 
@@ -136,8 +136,8 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 
 
 def _coverage(keys: Sequence[object], ratio: Any) -> float:
-    """The share of rows within the interval that the rows of other keys make: the interval that is written is made of
-    all rows, and holds four in five of them by construction."""
+    """The share of rows within the interval that is computed from the rows of other keys. The interval in
+    calibration.json is computed from all rows, and contains 80% of them by construction."""
     import numpy as np
 
     inside = []
@@ -228,7 +228,7 @@ def transfer(source: str, target: str) -> tuple[float, float]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """What docs/planning.md shows of a calibration, a line for each group below the two of the head."""
+    """The table of a calibration for docs/planning.md, as lines of Markdown: a row for each software stack and GPU."""
     head = "stack, GPU | rows | median error, held out | largest | rank correlation | 80% of actual / predicted"
     lines = [f"| {head} | inside, held out |", "|---|---:|---:|---:|---:|---|---:|"]
     for group in HOLD_OUT:

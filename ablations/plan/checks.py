@@ -1,6 +1,6 @@
-"""What `make plan` checks beyond a study's settings: whether what the runs need and are judged by exists.
+"""Checks of `make plan` beyond a study's settings: whether tokenizers, evaluation tasks and export formats exist.
 
-The commands that will judge them are asked, each in a process of its own, since planning imports neither torch nor
+The commands of evaluation and export do the checks, in processes of their own, since planning imports neither torch nor
 lm-eval.
 """
 
@@ -13,10 +13,10 @@ from ablations.values import ConfigError
 
 def check_request(study: Study) -> None:
     """Check the tokenizers that are files, the names of evaluation tasks (TASKS, GLUE_TASKS), and that every arm can be
-    exported where EXPORT asks for it. Data of tasks is not looked for: the runs may be planned for another machine.
+    exported where EXPORT asks for it. The data of tasks is not checked, since the plan may be for another machine.
 
     Raises:
-        ConfigError: with what is wrong.
+        ConfigError: a check fails; the message says what is wrong.
     """
     from data.tokenizer import read
 

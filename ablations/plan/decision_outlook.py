@@ -1,5 +1,4 @@
-"""Sections of the document of a `Decision` on what is to come: the time line, what can go wrong, the ablations to begin
-with."""
+"""Sections of the document of a `Decision` about the future: time line, risks, and the ablations to start with."""
 
 import math
 from typing import Any
@@ -77,7 +76,7 @@ def _bloom(decision: Decision) -> tuple[float, float] | None:
 
 
 def risks(out: Document, decision: Decision) -> None:
-    """What can go wrong, how much it costs, and what helps."""
+    """Add the section on risks: what can go wrong, its cost, and the remedy."""
     machines, chosen, goodput = decision.machines, decision.chosen, decision.goodput
     rows = []
     if chosen:
@@ -162,7 +161,7 @@ def _share(ratio: float) -> str:
 
 
 def _advice(entry: dict[str, Any]) -> str:
-    """What to do with a study."""
+    """The advice on a study, as text for the table."""
     if entry["effect"] is not None and not entry["sees"]:
         return f"not at this size: {MOST_SEEDS} seeds do not see the effect"
     if not math.isfinite(entry["gpu_hours"]):

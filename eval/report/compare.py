@@ -41,7 +41,7 @@ class Items(NamedTuple):
     clusters: list[str]  # [items]: a name shared by items that are not independent
 
 
-def items_of(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
+def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
     """The items of a task that the runs of an arm have in common, with their values in each run. Items without weight,
     such as a document of no bytes, are left out.
 
@@ -71,7 +71,7 @@ def arm_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stra
     """
     strata = []
     for task in all_tasks(cells, [(arm, seed) for seed in seeds], name):
-        items = items_of(cells, arm, seeds, task)
+        items = item_scores(cells, arm, seeds, task)
         if items.names:
             means = METRICS[name].scale * items.values.mean(0, keepdims=True)
             strata.append(by_cluster(means, items.weights, items.clusters))
@@ -148,7 +148,7 @@ def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> 
     """
     differences = []
     for task in pairs.tasks:
-        ours, theirs = items_of(cells, arm, pairs.seeds[0], task), items_of(cells, baseline, pairs.seeds[1], task)
+        ours, theirs = item_scores(cells, arm, pairs.seeds[0], task), item_scores(cells, baseline, pairs.seeds[1], task)
         if not ours.names:
             continue
         if pairs.paired:
@@ -206,7 +206,7 @@ def pair(
     return compare(mean, part, items, independent=independent, share=share(min(map(len, pairs.seeds))))
 
 
-def level_share(criteria: Criteria, tests: int) -> Callable[[int], float]:
+def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
     """A function of the number of seeds: the share of alpha (LEVEL) that the test at this number may use. It is always
     1 where the number of seeds was fixed before the runs, so that there is only one test.
 
@@ -236,7 +236,7 @@ def comparisons(
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    spending = level_share(study.criteria, len(study.compared))
+    spending = share_of_alpha(study.criteria, len(study.compared))
     compared = {
         arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor, spending, borrowed)
         for arm in study.compared
@@ -277,7 +277,7 @@ def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple
         left = [arm for arm in left if arm not in same]
         means = results_on(cells, {arm: results[arm] for arm in same}, name, tasks)
         both = list(combinations(same, 2))
-        spending = level_share(study.criteria, len(both))
+        spending = share_of_alpha(study.criteria, len(both))
         pairs = {(a, b): pair(cells, results, a, b, name, False, floor, spending) for a, b in both}
         adjusted = family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
         counts = {key: adjusted[f"{i}"].counts if c else False for i, (key, c) in enumerate(pairs.items())}

@@ -5,7 +5,7 @@ import numpy as np
 
 from ablations.factorial import Factorial
 from eval.report.comparable import Run, same_text, shared_tasks
-from eval.report.compare import METRICS, items_of, results_on
+from eval.report.compare import METRICS, item_scores, results_on
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
@@ -100,7 +100,7 @@ def contrast_strata(
     """
     strata = []
     for task in tasks:
-        items = {arm: items_of(cells, arm, seeds, task) for arm in weights}
+        items = {arm: item_scores(cells, arm, seeds, task) for arm in weights}
         first = next(iter(items.values()))
         if not first.names:
             continue

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.report.comparable import Run, same_text, shared_tasks
-from eval.report.compare import METRICS, items_of
+from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison, compare, family
 from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_part
@@ -91,7 +91,7 @@ def candidates(f: Findings, arms: list[str], name: str = CHOSEN_BY) -> Candidate
 
 
 def task_of(f: Findings, labels: list[str], seeds: list[int], name: str, scale: float) -> Task:
-    items = {label: items_of(f.cells, label, seeds, name) for label in labels}
+    items = {label: item_scores(f.cells, label, seeds, name) for label in labels}
     first = next(iter(items.values()))
     strata = {label: by_cluster(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
     clusters = sorted(set(first.clusters))

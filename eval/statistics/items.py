@@ -72,7 +72,7 @@ def effective_number(weights: np.ndarray) -> float:
     return float(w.sum() ** 2 / (w**2).sum())
 
 
-def mean_stderr(values: np.ndarray) -> float:
+def stderr_of_mean(values: np.ndarray) -> float:
     """The standard error of the mean over independent items; NaN for fewer than two."""
     return float(np.std(values, ddof=1) / sqrt(len(values))) if len(values) > 1 else float("nan")
 

@@ -106,8 +106,8 @@ def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
     alone = np.einsum("ca,ran->rcn", weights, x).var(2, ddof=1) / n
     parts = Noise(pooled, degrees), Noise(alone, np.full((R, len(weights)), n - 1.0))
     asks_more = quantiles(LEVEL, [parts[1]]) > quantiles(LEVEL, [parts[0]])
-    own = stands_out(x).any(axis=1, keepdims=True) & asks_more
-    return Noise(np.where(own, alone, pooled), np.where(own, n - 1.0, degrees))
+    unpooled = stands_out(x).any(axis=1, keepdims=True) & asks_more
+    return Noise(np.where(unpooled, alone, pooled), np.where(unpooled, n - 1.0, degrees))
 
 
 def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:

@@ -13,6 +13,7 @@ Words are recognised by Unicode's rules, in every script with spaces between wor
 Japanese, Thai) there are held-out loss and continuations, but not the tasks about single words.
 """
 
+import functools
 import gzip
 import hashlib
 import heapq
@@ -53,6 +54,7 @@ HOLE = regex.compile(rf"(?<=[{SMALL},،]) ([{SMALL}]{{3,}})(?= [{SMALL}]) [^\n]{
 GAP = regex.compile(rf"(?<=[{SMALL},،]) (?=[{SMALL}])|(?<={UNSPACED})(?={UNSPACED})")
 
 
+@functools.cache
 def specification() -> dict:
     """The content of tasks.yaml: {"version": int, "tasks": {name: {...}}}."""
     return yaml.safe_load(TASKS.read_text(encoding="utf-8"))
@@ -207,10 +209,12 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
     for text, rng in passes(texts):
         usable = []
         for pair in PAIR.finditer(text):
-            word, context = pair[2], whole_words(text[: pair.end(1)], 250)
-            if len(context) > 100 and known[pair.groups()] >= often and answers[word] < n // 20:
-                if regex.search(rf"\b{word}\b", context):
-                    usable.append((context, word))
+            word = pair[2]
+            if known[pair.groups()] < often or answers[word] >= n // 20:
+                continue
+            context = whole_words(text[: pair.end(1)], 250)
+            if len(context) > 100 and regex.search(rf"\b{word}\b", context):
+                usable.append((context, word))
         if usable:
             context, word = rng.choice(usable)
             answers[word] += 1

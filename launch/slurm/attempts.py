@@ -112,8 +112,10 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
         how, why = "failed", safe_files.read_text(folder / rundir.FAILED)
     elif trained_by_another_job(folder):  # and left alone: what is written here would be read as that job's
         how = "another job trains this run"
-    elif code == 2 or configuration_error(folder, job):  # a wrong configuration: the same again would end the same way
-        how, why = "failed", configuration_error(folder, job) or "see train.log"
+    elif code == 2 or last_configuration_error(
+        folder, job
+    ):  # a wrong configuration: the same again would end the same way
+        how, why = "failed", last_configuration_error(folder, job) or "see train.log"
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     else:
         how, again = f"srun's exit code {code}", True
@@ -145,7 +147,7 @@ def trained_by_another_job(folder: Path) -> bool:
     return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
 
 
-def configuration_error(folder: Path, job: str) -> str:
+def last_configuration_error(folder: Path, job: str) -> str:
     """The last configuration error that a rank of this attempt printed; "" without one. The exit code alone does not
     show it: that may be the code of another rank, which was killed when the first one ended."""
     return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")

@@ -14,7 +14,7 @@ rounded only where it is close to zero. A NaN or an infinity makes the whole pro
 torch computes the same products slowly.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,26 +64,58 @@ def product(
     )
 
 
-def linear(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, with its gradients, in bf16: the products of the table."""
-    return _Products.apply(x_ND, weight_FD, bias_F)
+class Weight(NamedTuple):
+    """A weight in eight bits, laid out for both products that read it, and the number that it was multiplied by."""
+
+    w8_FD: Tensor
+    w8_DF: Tensor
+    scale: Tensor
+
+
+def cast_weight(weight_FD: Tensor) -> Weight:
+    by = scale(weight_FD, FORWARD)
+    w8_FD = cast(weight_FD, by, FORWARD)
+    return Weight(w8_FD, w8_FD.t().contiguous(), by)
+
+
+def linear(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None, weight: Weight | None = None) -> Tensor:
+    """x @ weight.T + bias, with its gradients, in bf16: the products of the table.
+
+    Args:
+        weight: `cast_weight` of `weight_FD`; without it the weight is cast here, and again in the backward pass.
+    """
+    return _Products.apply(x_ND, weight_FD, bias_F, *(weight or (None, None, None)))
 
 
 class _Products(torch.autograd.Function):
-    """For the backward pass it stores the input in eight bits, and the weight unchanged, which is cast again there."""
+    """For the backward pass it stores the input in eight bits; and the weight as it was given, in eight bits or not."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-        x, w = scale(x_ND, FORWARD), scale(weight_FD, FORWARD)
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weight_FD: Tensor,
+        bias_F: Tensor | None,
+        w8_FD: Tensor | None,
+        w8_DF: Tensor | None,
+        w: Tensor | None,
+    ) -> Tensor:
+        x = scale(x_ND, FORWARD)
         x8_ND = cast(x_ND, x, FORWARD)
-        ctx.save_for_backward(x8_ND, weight_FD, x, w)
-        return product(x8_ND, x, cast(weight_FD, w, FORWARD).t(), w, bias_F, fast=True)
+        if w8_FD is None or w8_DF is None or w is None:
+            w = scale(weight_FD, FORWARD)
+            w8_FD = cast(weight_FD, w, FORWARD)
+            ctx.save_for_backward(x8_ND, x, w, weight_FD)
+        else:
+            ctx.save_for_backward(x8_ND, x, w, w8_DF)
+        return product(x8_ND, x, w8_FD.t(), w, bias_F, fast=True)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        x8_ND, weight_FD, x, w = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x8_ND, x, w, stored = ctx.saved_tensors
+        w8_FD = stored.t() if stored.dtype == FORWARD else cast(stored, w, FORWARD)
         g = scale(grads[0], BACKWARD)
         g8_NF = cast(grads[0], g, BACKWARD)
         bias_grad = grads[0].sum(0) if ctx.needs_input_grad[2] else None
-        x_grad = product(g8_NF, g, cast(weight_FD, w, FORWARD), w)
-        return x_grad, product(g8_NF.t(), g, x8_ND, x), bias_grad
+        x_grad = product(g8_NF, g, w8_FD, w)
+        return x_grad, product(g8_NF.t(), g, x8_ND, x), bias_grad, None, None, None

@@ -5,7 +5,7 @@ import numpy as np
 from ablations import drawing
 from eval.report.blocks import Figure, Section, Table, plus_minus
 from eval.report.comparable import all_tasks
-from eval.report.compare import items_of
+from eval.report.compare import item_scores
 from eval.report.findings import Findings
 from eval.statistics.items import by_cluster, ratio_stderr
 from eval.statistics.parts import Part
@@ -29,7 +29,7 @@ def section(f: Findings) -> Section:
             arm: {seed: cell["eval"]["tasks"][task]["value"] for seed, cell in evaluated[arm].items()} for arm in arms
         }
         for arm in arms:
-            items = items_of(f.cells, arm, sorted(results[arm]), task)
+            items = item_scores(f.cells, arm, sorted(results[arm]), task)
             sums, sizes = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
             error = level_stderr(results, arm, Part(ratio_stderr(sums[0], sizes) ** 2, len(sizes)))
             values[arm, task] = (float(np.mean(list(results[arm].values()))), error)

@@ -6,7 +6,7 @@ from ablations import rundir
 from ablations.prediction import Prediction
 from ablations.registration import NOTHING_EXPECTED, changes
 from eval.report.blocks import Block, Section, Table
-from eval.report.compare import METRICS, level_share, pair
+from eval.report.compare import METRICS, pair, share_of_alpha
 from eval.report.findings import Findings
 from eval.report.runs import named
 from eval.statistics.comparison import Comparison
@@ -151,7 +151,7 @@ def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
     compared: list[Comparison] = []
     for first, second in neighbours:
         there = {first, second} <= set(results)
-        spending = level_share(f.study.criteria, 1)
+        spending = share_of_alpha(f.study.criteria, 1)
         c = pair(f.cells, results, first, second, name, f.controlled, None, spending) if there else None
         if c is None:
             return UNDECIDED, f"{first} and {second} cannot be compared"

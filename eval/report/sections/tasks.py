@@ -8,7 +8,7 @@ import numpy as np
 from ablations import drawing
 from eval.report.blocks import Block, Figure, Section, Table, plus_minus
 from eval.report.comparable import evaluation_classes
-from eval.report.compare import items_of
+from eval.report.compare import item_scores
 from eval.report.findings import Findings
 from eval.statistics.items import by_cluster, ratio_stderr
 from eval.tasks.suite import suite
@@ -132,7 +132,7 @@ def description(task: str, entry: dict) -> list[str]:
 def standard_error(f: Findings, arm: str, seeds: list[int], task: str) -> float:
     """The standard error of an arm's score on a task, averaged over `seeds`; over items, or over clusters of items that
     are not independent. NaN where there are no items."""
-    items = items_of(f.cells, arm, seeds, task)
+    items = item_scores(f.cells, arm, seeds, task)
     if not items.names:
         return float("nan")
     sums, sizes = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
