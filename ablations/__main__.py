@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
 
 
 def variables() -> str:
-    """The NAME=VALUE words for the help text: the setting behind each, its meaning, and its choices."""
+    """The help text about the NAME=VALUE words: for each word the setting behind it, its meaning and its choices."""
     from ablations.reference import choices
 
     lines = []
@@ -258,7 +258,7 @@ def diff(words: list[str], as_json: bool = False) -> int:
 
 
 def last_learning_rate(run: Run) -> float:
-    """The learning rate at the end of the budget."""
+    """The learning rate of a run at the end of its budget."""
     return learning_rate(run.train, 1.0 if run.by_clock else run.tokens / run.horizon)
 
 

@@ -20,7 +20,10 @@ __all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "take_for
 
 
 def take_format(words: list[str]) -> tuple[bool, list[str]]:
-    """Whether the words ask for JSON; and the words without FORMAT.
+    """Take the word FORMAT out of NAME=VALUE words.
+
+    Returns:
+        (whether FORMAT=json is among the words, the words without FORMAT).
 
     Raises:
         ConfigError: the format is unknown, or is given twice; the message names the formats.
@@ -36,21 +39,23 @@ def take_format(words: list[str]) -> tuple[bool, list[str]]:
 
 
 def error(problem: str) -> str:
-    """The answer to a request that is refused, or that failed; without characters that steer a terminal."""
+    """The JSON answer to a request that is refused or that failed, as text: {"kind": "error", "error": problem}.
+    Control characters of `problem`, which could act on a terminal, are escaped."""
     return error_answer(safe_files.printable(problem))
 
 
 def study_head(study: Study) -> dict[str, Any]:
-    """What all answers about a study contain: its name, title, command and registration."""
+    """The entries that all answers about a study contain: its name, title, command and registration."""
     head = {"name": study.name, "title": study.title, "command": study.command_here}
     return head | {"registration": study.registration}
 
 
 def plan(study: Study) -> dict[str, Any]:
-    """The runs of a study and what they cost. FLOPs and tokens are null where a wall clock ends the runs.
+    """The answer of `plan`: the runs of a study and what they cost. FLOPs and tokens are null where a wall clock ends
+    the runs.
 
-    at_most: what it may come to where seeds are added until it is decided (MORE=auto); null where their number is
-    fixed.
+    Its entry "at_most" holds the largest numbers of seeds, runs, FLOPs and tokens where seeds are added until the study
+    is decided (MORE=auto); it is null where the number of seeds is fixed.
     """
     from model.count import flops_per_token, parameters
 
@@ -92,7 +97,8 @@ def plan(study: Study) -> dict[str, Any]:
 
 
 def status(study: Study) -> dict[str, Any]:
-    """The state of every run; see ablations.status.state."""
+    """The answer of `status`: for every run its state and the facts that ablations.status.state gives, and the number
+    of runs in each state."""
     runs = []
     for i, cell in enumerate(study.cells):
         facts = {key: value for key, value in state(cell).items() if value is not None}
@@ -103,14 +109,22 @@ def status(study: Study) -> dict[str, Any]:
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """The settings of the baseline, and for each arm those that differ."""
+    """The answer of `show`: the settings of the baseline, and for each arm the settings in which it differs."""
     cells = {arm: study.cell(arm, study.seeds[0]) for arm in study.arms}
     arms = {arm: {"delta": cell.delta, "fingerprint": cell.run.fingerprint} for arm, cell in cells.items()}
     return study_head(study) | {"baseline": study.base.flat(), "arms": arms}
 
 
 def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
-    """The settings in which two sizes or presets, named `a` and `b`, differ, and what follows from them."""
+    """The answer of `diff`: the settings in which the baselines of two sizes or presets differ, and the differences in
+    parameters, steps and FLOPs that follow.
+
+    Args:
+        a: the name of the first size or preset.
+        b: the name of the second.
+        run_a: the run with the settings of `a`.
+        run_b: the run with the settings of `b`.
+    """
     from model.count import flops_per_token, parameters
 
     first, second = run_a.flat(), run_b.flat()
@@ -124,7 +138,8 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
 
 
 def reference(baseline: Run) -> dict[str, Any]:
-    """Every setting: its meaning, the values that it may have, and the baseline's value."""
+    """The answer of `reference`: for every setting its meaning, the values that it may have, and its value in the run
+    `baseline`."""
     from ablations.reference import allowed, choices
 
     flat = baseline.flat()

@@ -20,7 +20,8 @@ class TokenBudget:
     horizon: int  # tokens at which the schedule ends: train.decay_tokens, or those of all steps
 
     def share(self, tokens: int, seconds: float) -> float:
-        """The share of the schedule that has passed after `tokens`; above 1 after the schedule's end."""
+        """The share of the schedule that has passed after `tokens` trained tokens; above 1 after the schedule's end.
+        `seconds` is not used."""
         return tokens / self.horizon
 
 
@@ -33,7 +34,8 @@ class ClockBudget:
     seconds: float
 
     def share(self, tokens: int, seconds: float) -> float:
-        """The share of the budget that has passed after `seconds`, at most 1."""
+        """The share of the budget that has passed after `seconds` of training; at or above 1 at the end of the run.
+        `tokens` is not used."""
         return seconds / self.seconds
 
 
@@ -41,10 +43,10 @@ Budget = TokenBudget | ClockBudget
 
 
 def clock_seconds(text: str) -> float | None:
-    """The seconds of a `train.budget` such as "24h"; None for "tokens".
+    """The seconds of a wall clock in the setting train.budget, such as "24h"; None where the setting is "tokens".
 
     Raises:
-        ValueError: for anything else, naming what is allowed.
+        ValueError: the text is neither; the message names what is allowed.
     """
     if text == "tokens":
         return None
@@ -105,7 +107,8 @@ class BatchSizes:
         return stage.step + (samples - stage.sample) // stage.size
 
     def at(self, ramped: float) -> int:
-        """The batch size when the share `ramped` of a ramp by the clock has passed. Each size lasts equally long."""
+        """The batch size of a ramp by the wall clock, when the share `ramped` of the ramp has passed. Each size lasts
+        equally long."""
         return self.sizes[min(len(self.sizes) - 1, int(ramped * (len(self.sizes) - 1)))]
 
 
@@ -114,6 +117,10 @@ def learning_rate(train: TrainConfig, t: float) -> float:
 
     The value of the schedule at t is scaled so that 1 becomes train.lr, and 0 becomes train.min_lr x train.lr. The
     warm-up is linear, from 0.
+
+    Args:
+        train: the settings of the section `train`.
+        t: what `share` of the run's budget returns.
     """
     if train.schedule in WITH_WARMUP and t < train.warmup:
         return train.lr * t / train.warmup

@@ -14,7 +14,8 @@ SCORE_KEYS = ("metric", "value", "stderr", "n", "shots", "version", "chance", "i
 
 
 def card(run_dir: Path) -> dict[str, Any]:
-    """The identity card of a run directory, as JSON.
+    """The identity card of a run directory, as an object for JSON: what the run is, its data, code, hardware, proofs
+    and scores. Parts that are missing are None; damaged files are named under "damaged".
 
     Raises:
         Damaged: the directory has no readable run.json.
@@ -59,13 +60,14 @@ def card(run_dir: Path) -> dict[str, Any]:
 
 
 def part(value: dict[str, Any], key: str) -> dict[str, Any]:
-    """The object under a key; empty where there is no object under it."""
+    """The dictionary value[key]; an empty one where the key is missing or holds something else."""
     inner = value.get(key)
     return inner if isinstance(inner, dict) else {}
 
 
 def data_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The text and the tokenizer of a run, with their hashes, from run.json."""
+    """The names and hashes of the text and the tokenizer that a run was trained on. `run` is the content of
+    run.json."""
     data = part(run, "data")
     tokenizer = part(data, "tokenizer")
     return {
@@ -77,7 +79,8 @@ def data_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_of(scores: dict[str, Any]) -> dict[str, Any]:
-    """The scores, and the versions and hashes that must be equal for comparing them, from eval.json."""
+    """The scores of a run, and the versions and hashes that must be equal for comparing them with those of another
+    run. `scores` is the content of eval.json."""
     versions = ("version", "lm_eval", "precision", "weights_sha256", "samples_sha256", "corpora")
     means = ("bits_per_byte", "zero_shot", "suite")
     tasks = {

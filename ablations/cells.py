@@ -47,7 +47,7 @@ class Cell:
         return f"{self.arm}, seed {self.seed}"
 
     def recorded(self) -> dict[str, Any] | None:
-        """run.json, or None before the first launch.
+        """The content of run.json in the run directory, or None before the first launch.
 
         Raises:
             Damaged: the file is incomplete, or is not that of a run.
@@ -58,8 +58,8 @@ class Cell:
         """Check that the run directory, where it exists, holds this run.
 
         Raises:
-            ConfigError: when the directory holds a run of another configuration.
-            Damaged: when its run.json is damaged.
+            ConfigError: the directory holds a run of another configuration.
+            Damaged: its run.json is damaged.
         """
         recorded = self.recorded()
         if recorded and recorded["fingerprint"] != self.run.fingerprint:
@@ -73,15 +73,15 @@ class Cell:
 
 
 def _typed(words: Sequence[str]) -> str:
-    """The command `make ablation` with NAME=VALUE words, quoted for a shell."""
+    """The command `make ablation` with the NAME=VALUE words in `words`, quoted for a shell."""
     pairs = [word.partition("=") for word in words]
     return " ".join(["make ablation", *(f"{name}={shlex.quote(value)}" for name, _, value in pairs)])
 
 
 @dataclass(frozen=True)
 class Study:
-    """One question, and all runs that answer it. The index of a run in `cells` does not depend on which runs are
-    trained already."""
+    """One question, and all runs that answer it: the arms at every seed. The index of a run in `cells` does not depend
+    on which runs are trained already."""
 
     factor: str  # "position"
     question: str
@@ -114,8 +114,8 @@ class Study:
 
     @property
     def compared(self) -> list[str]:
-        """The arms that are compared with the baseline one by one; where the learning rate is tuned, those at the
-        common rate."""
+        """The labels of the arms that are compared with the baseline one by one; where the learning rate is tuned, of
+        the arms at the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
@@ -125,13 +125,14 @@ class Study:
 
     @property
     def tests(self) -> int:
-        """The number of comparisons for which a metric is corrected: the arms, and the effects of a factorial."""
+        """The number of comparisons for which the tests of a metric are corrected: one for each arm, and in a
+        factorial one for each effect."""
         return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
 
     @property
     def design(self) -> str:
-        """The design of arms that differ in several settings, such as "crossed: all 4 combinations of ..."; "" where
-        each arm differs in one."""
+        """The design of a study whose arms differ in several settings, as text, such as "crossed: all 4 combinations
+        of 2 factors"; "" where each arm differs in one."""
         if self.factorial:
             return f"crossed: {self.factorial.in_words}"
         return f"tuned: {self.tuning.in_words}" if self.tuning else ""
@@ -146,8 +147,8 @@ class Study:
 
     @property
     def command(self) -> str:
-        """The command that makes the same study on any machine: without the words for the places of files and for the
-        number of runs at a time."""
+        """The command that makes the same study on any machine: without the words for the places of files (OUT,
+        EVAL_DATA, GLUE) and for the number of runs at a time (JOBS)."""
         return _typed([w for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))])
 
     @property
@@ -157,13 +158,14 @@ class Study:
 
     @property
     def registration(self) -> dict[str, Any]:
-        """What each run registers before its first step; see ablations/registration.py."""
+        """What each run registers before its first step: the study's question, expectation, criteria and plan, {name:
+        value}; see ablations/registration.py."""
         return registration.content(self)
 
     @property
     def eval_options(self) -> list[str]:
         """Options of `python -m eval` for the tasks on which the runs are evaluated besides held-out text; empty where
-        there are none. A finished run can be evaluated on other tasks later, since tasks do not change the run."""
+        there are no tasks. A finished run can be evaluated on other tasks later, since tasks do not change the run."""
         values = dict(word.split("=", 1) for word in self.words)
         tasks, shots = values.get("TASKS", "").strip(), values.get("SHOTS", "").strip()
         if not tasks:
@@ -173,8 +175,8 @@ class Study:
 
     @property
     def glue_options(self) -> list[str]:
-        """Options of `python -m eval.finetune` for the data on which finished runs are fine-tuned; empty without
-        any."""
+        """Options of `python -m eval.finetune` for fine-tuning the finished runs on GLUE; empty where the study names
+        no data of GLUE."""
         values = dict(word.split("=", 1) for word in self.words)
         folder, seeds = values.get("GLUE", "").strip(), values.get("GLUE_SEEDS", "").strip()
         folders = [part for name in folder.split(",") if name.strip() for part in ("--data", name.strip())]
@@ -209,12 +211,29 @@ def build(
     multiples: tuple[float, ...] = (),
     recipe: tuple[str, dict[str, Any]] | None = None,
 ) -> Study:
-    """A study of the baseline and of one arm for each pair (key, value) in `arm_values`, each at every seed.
+    """Make a study of the baseline and of one arm for each pair in `arm_values`, each at every seed.
 
     Args:
-        cross: the arms are combinations of these; see `ablations.factorial.factorial`.
-        multiples: of the baseline's learning rate, at which each of the arms is run.
-        recipe: a name and settings that are among `setting`: in names of folders the one stands for the others.
+        factor: the name of what is varied, such as "position".
+        question: the question of the study.
+        expect: what was expected before any run.
+        setting: (key, value) of the settings of all runs.
+        arm_values: (key, value) of the setting that makes each arm, or a part of a recipe and the preset to take it
+            from.
+        seeds: the seeds of each arm.
+        out: the output root.
+        jobs: how many runs to train at a time; None: as many as the machine allows.
+        words: the NAME=VALUE words of the command line that asked for the study.
+        criteria: what the study is decided by.
+        cross: "1": the arms are all combinations of the pairs in `arm_values`; "1/2", "1/4" or "1/8": a fraction of
+            these; "": each pair is an arm.
+        multiples: factors of the baseline's learning rate, at each of which every arm is run; empty: the baseline's
+            alone.
+        recipe: (name, settings) of a recipe whose settings are among `setting`: in names of folders the name stands for
+            them.
+
+    Raises:
+        ConfigError: a setting is not allowed or has no effect, or two runs would be equal.
     """
     if any(k == "seed" for k, _ in setting + arm_values):
         raise ConfigError("seed is not a setting of a study: use SEEDS")
@@ -279,8 +298,16 @@ def build(
 
 
 def _crossed(deltas: dict[str, dict[str, Any]], cross: str) -> Factorial:
-    """Turn `deltas`, those of arms that differ in one setting each, into the deltas of a factorial's combinations, in
-    place. Raises ConfigError."""
+    """Make a factorial of arms that differ in one setting each.
+
+    Args:
+        deltas: {label of an arm: {setting: value}}, the baseline first. Changed in place: afterwards it has an arm for
+            each combination of the factorial.
+        cross: the value of the word CROSS, such as "1/2".
+
+    Raises:
+        ConfigError: a factor has two values, or the factors do not allow this fraction.
+    """
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]
     keys = [key for delta in singles for key in delta]
@@ -295,7 +322,17 @@ def _crossed(deltas: dict[str, dict[str, Any]], cross: str) -> Factorial:
 
 
 def _tuned(deltas: dict[str, dict[str, Any]], multiples: tuple[float, ...], common: float) -> Tuning:
-    """Add to `deltas`, in place, each arm at the other learning rates. Raises ConfigError."""
+    """Run every arm at several learning rates.
+
+    Args:
+        deltas: {label of an arm: {setting: value}}, the baseline first. Changed in place: each arm at the other rates
+            is added.
+        multiples: factors of the baseline's learning rate.
+        common: the baseline's learning rate.
+
+    Raises:
+        ConfigError: an arm changes train.lr itself.
+    """
     if any("train.lr" in delta for delta in deltas.values()):
         raise ConfigError("LR runs every arm at several learning rates: train.lr cannot be an arm too")
     rates = {multiple: common if multiple == 1 else float(f"{common * multiple:.6g}") for multiple in multiples}
@@ -311,8 +348,12 @@ def _tuned(deltas: dict[str, dict[str, Any]], multiples: tuple[float, ...], comm
 
 
 def _check_edges(study: Study) -> None:
-    """Check that two combinations of a factorial that differ in one factor differ in one setting only. Raises
-    ConfigError."""
+    """Check that any two combinations of a factorial that differ in one factor differ in the setting of that factor
+    alone.
+
+    Raises:
+        ConfigError: two such combinations differ in other settings too.
+    """
     if not (design := study.factorial):
         return
     for combination, changed, number in design.edges:
@@ -327,11 +368,18 @@ def _check_edges(study: Study) -> None:
 def _stage_of_begun_study(
     base: Run, values: list[tuple[str, Any]], recipe: tuple[str, dict[str, Any]] | None, seeds: list[int], out: Path
 ) -> tuple[str, Run]:
-    """The stage and the baseline of a study that may have begun on another machine.
+    """The stage (the name of the folder) and the baseline of a study that may have begun on another machine.
 
     Where no setting names the precision, it depends on the machine; the study then keeps the precision that it began
     with. Where a setting names the precision that the study began with, the stage's name does not mention it, so that
     the same run directories are found.
+
+    Args:
+        base: the baseline as this machine would run it.
+        values: (key, value) of the settings of all runs.
+        recipe: (name, settings) of a recipe among `values`, or None.
+        seeds: the seeds of the study.
+        out: the output root.
     """
     stage = _stage(base, values, recipe)
     if "train.precision" not in {**bundles()[base.size]["set"], **dict(values)}:
@@ -342,7 +390,8 @@ def _stage_of_begun_study(
 
 
 def _recorded_precision(folder: Path, seeds: list[int]) -> str:
-    """The precision of the baseline's runs in the folder of a stage, by their run.json; "" where none has begun."""
+    """The precision of the baseline's runs in the folder of a stage, according to their run.json; "" where no baseline
+    run has begun."""
     for seed in seeds:
         with suppress(Damaged, ConfigError, KeyError, TypeError):
             if recorded := read_run(folder / f"baseline,seed={seed}"):
@@ -360,7 +409,14 @@ def _rounded(run: Run) -> tuple[Any, ...]:
 
 
 def check_corpus(corpus: str) -> None:
-    """Check that a corpus is defined or its files exist. Raises ConfigError."""
+    """Check that a corpus is defined or its files exist.
+
+    Args:
+        corpus: the name of a corpus, or a path or glob of its files.
+
+    Raises:
+        ConfigError: there is no such corpus, or its files cannot be read.
+    """
     from data.corpus import check
 
     try:
@@ -372,8 +428,14 @@ def check_corpus(corpus: str) -> None:
 
 
 def _stage(base: Run, setting: list[tuple[str, Any]], recipe: tuple[str, dict[str, Any]] | None) -> str:
-    """A name for what all runs of a study set: the size, the recipe, and settings that differ from theirs, such as
-    "nano,cram,budget=60s". It is the folder that the run directories are in."""
+    """The name of the folder that the run directories of a study are in, made from what all its runs set: the size,
+    the recipe, and settings that differ from the size's and the recipe's, such as "nano,cram,budget=60s".
+
+    Args:
+        base: the baseline.
+        setting: (key, value) of the settings of all runs.
+        recipe: (name, settings) of a recipe among `setting`, or None.
+    """
     name, settings = recipe or ("", {})
     plain = resolve([("size", base.size)]).flat() | {key: parse(key, value) for key, value in settings.items()}
     flat = base.flat()
@@ -403,7 +465,8 @@ def _text(value: Any) -> str:
 
 
 def _slug(text: str) -> str:
-    """A text with the characters replaced that do not suit a path; a hash keeps different texts different."""
+    """`text` with the characters replaced that do not suit a path, and shortened to its end where it is long. A hash
+    is added where anything was changed, so that different texts stay different."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text

@@ -66,8 +66,8 @@ def _baseline() -> dict[str, Any]:
 
 
 def without_effect(key: str, flat: dict[str, Any]) -> str:
-    """Where `key` has no effect among the settings `flat`: what would have to be set, such as "model.pos=rotary"; else
-    ""."""
+    """What would have to be set for the setting `key` to have an effect among the settings `flat`, such as
+    "model.pos=rotary"; "" where it has one."""
     missing = {name: values for name, values in SETTINGS[key].only_with.items() if flat[name] not in values}
     return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())
 
@@ -97,7 +97,7 @@ def bundles() -> dict[str, dict[str, Any]]:
 
 
 def _build(flat: dict[str, Any]) -> Run:
-    """The run that has these settings, each of its type.
+    """Make the run that has the settings `flat`, {key: value of its type}.
 
     Raises:
         ConfigError: a number is outside its range, or settings do not fit together.
@@ -118,8 +118,17 @@ def _build(flat: dict[str, Any]) -> Run:
 
 
 def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
-    """Raises ConfigError where a size does not have the number of parameters that it declares (BigScience's "104B" was
-    58B for five experiments)."""
+    """Check that a size has the number of parameters that it declares (BigScience's "104B" was 58B for five
+    experiments).
+
+    Args:
+        name: the name of the size.
+        declared: the number of parameters that its file declares.
+        bundle: (key, value) of its settings.
+
+    Raises:
+        ConfigError: the numbers differ.
+    """
     flat = _baseline() | dict(bundle)
     model = ModelConfig(**{key.removeprefix("model."): v for key, v in flat.items() if key.startswith("model.")})
     if count.parameters(model) != declared:

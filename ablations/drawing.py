@@ -40,7 +40,8 @@ STYLE += "".join(f".fig .s{i}{{stroke:var(--s{i})}}.fig .f{i}{{fill:var(--s{i})}
 
 
 class Line(NamedTuple):
-    """One curve. kind: "", "thin", "dash" or "point"; a thin one has no place in the legend."""
+    """One curve of a figure. `kind` is how it is drawn: "" as a line, "thin", "dash" or "point"; a thin curve has no
+    place in the legend. `colour` is an index below SERIES."""
 
     label: str
     colour: int
@@ -50,7 +51,7 @@ class Line(NamedTuple):
 
 
 def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[float]:
-    """Round numbers from low to high."""
+    """Round numbers from `low` to `high` for an axis, about `most` of them; `log`: for a logarithmic axis."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for steps in ((1, 2, 5), (1, 3), (1,)):
@@ -67,20 +68,21 @@ def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[flo
 
 
 def scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
-    """The function from a number between `low` and `high` to its coordinate between `start` and `end`."""
+    """A function that maps a number between `low` and `high` to its coordinate between `start` and `end`; `log`: on a
+    logarithmic axis."""
     f = math.log if log else float
     width = (f(high) - f(low)) or 1.0
     return lambda value: start + (f(value) - f(low)) / width * (end - start)
 
 
 def text_width(text: str, size: float = 12) -> float:
-    """The estimated width of a text, rather too large than too small."""
+    """The estimated width of a text in a font of `size` units, rather too large than too small."""
     return 0.58 * size * len(text)
 
 
 def fitting_end(words: str, room: float, size: float = 12) -> str:
-    """As much of the end of a text as fits into the width `room`. Long texts are paths and settings, which differ at
-    their ends."""
+    """As much of the end of a text as fits into the width `room` in a font of `size` units. Long texts are paths and
+    settings, which differ at their ends."""
     most = max(2, int(room / text_width("x", size)))
     return words if len(words) <= most else "…" + words[1 - most :]
 
@@ -97,11 +99,17 @@ def lines(
     marks: dict[str, float] | None = None,
     xticks: Sequence[float] = (),
 ) -> str:
-    """Curves over a common axis.
+    """Draw curves over a common axis. Returns the figure as SVG text; "" where no curve has points.
 
     Args:
-        zero: draw a line at zero.
-        zoom: take the limits of the axis from the later half of the curves.
+        title: the heading of the figure.
+        curves: the curves.
+        xlabel: the text under the horizontal axis.
+        ylabel: the text beside the vertical axis.
+        logx: whether the horizontal axis is logarithmic.
+        logy: whether the vertical axis is logarithmic.
+        zero: whether to draw a line at zero.
+        zoom: whether to take the limits of the vertical axis from the later half of the curves.
         marks: {name: position} of vertical lines.
         xticks: the values to name on the horizontal axis (default: round numbers).
     """
@@ -186,9 +194,14 @@ def lines(
 
 
 def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str) -> str:
-    """Differences from the baseline with their intervals (a forest plot).
+    """Draw differences from the baseline with their intervals (a forest plot). Returns the figure as SVG text; ""
+    without effects.
 
-    effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same", text beside it).
+    Args:
+        title: the heading of the figure.
+        effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same" for the colour, text
+            beside it).
+        xlabel: the text under the axis.
     """
     if not effects:
         return ""
@@ -223,7 +236,14 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
 
 
 def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
-    """Stacked bars, one for each row: (label, an amount for each of `parts`, text at the end)."""
+    """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw.
+
+    Args:
+        title: the heading of the figure.
+        rows: (label, an amount for each of `parts`, text at the end).
+        parts: the names of the parts of each bar.
+        xlabel: the text under the bars.
+    """
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
@@ -250,8 +270,15 @@ def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str],
 
 
 def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]) -> str:
-    """A table of coloured cells: (text, strength from -1 to 1, tooltip). Positive strengths have the colour for good,
-    negative ones that for bad, zero none."""
+    """Draw a table of coloured cells. Returns the figure as SVG text.
+
+    Args:
+        title: the heading of the figure.
+        rows: the names of the rows.
+        columns: the names of the columns.
+        cells: for each row a cell of each column: (text, strength from -1 to 1, tooltip), or None for an empty cell.
+            Positive strengths have the colour for good, negative ones that for bad, zero none.
+    """
     side = min(170.0, 8 + max(text_width(r, 11) for r in rows))
     step = max(46.0, (WIDTH - side - 4) / len(columns))
     columns = [fitting_end(c, 170) for c in columns]
@@ -289,7 +316,12 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
 
 
 def combined_figures(figures: list[str], columns: int = 2) -> str:
-    """Several figures as one SVG with its own style, for a file of its own."""
+    """Combine figures into one SVG text with its own style, for a file of its own.
+
+    Args:
+        figures: SVG texts, as the functions above return them.
+        columns: how many figures stand beside each other.
+    """
     figures = [f for f in figures if f]
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', f)[0])) for f in figures]
     out, y, widest = [], 14.0, 0.0

@@ -28,7 +28,7 @@ def order(effect: int) -> int:
 
 
 def spanned(generators: Sequence[int]) -> set[int]:
-    """The defining sets: all symmetric differences of one or more generators."""
+    """The defining sets of a fraction: all symmetric differences of one or more of its generators."""
     sums = {0}
     for generator in generators:
         sums |= {generator ^ other for other in sums}
@@ -48,9 +48,9 @@ class Factorial:
 
     @property
     def resolution(self) -> int | None:
-        """The resolution: the smallest number of factors in a defining set; None for a whole factorial. With 3, main
-        effects are aliased with interactions of two factors; with 4, such interactions are aliased with each other;
-        with 5, neither."""
+        """The resolution of the design: the smallest number of factors in a defining set; None for a whole factorial.
+        With 3, main effects are aliased with interactions of two factors; with 4, such interactions are aliased with
+        each other; with 5, neither."""
         return min(map(order, self.defining), default=None)
 
     @property
@@ -62,8 +62,8 @@ class Factorial:
 
     @property
     def edges(self) -> list[tuple[int, int, int]]:
-        """Pairs of combinations that differ in one factor: (combination, the same with that factor changed, the number
-        of the factor)."""
+        """Pairs of combinations that differ in one factor: (combination, the same combination with that factor
+        changed, the index of the factor)."""
         combinations = set(self.combinations)
         return [
             (c, c | 1 << i, i)
@@ -86,7 +86,8 @@ class Factorial:
         return effects
 
     def aliases(self, effect: int) -> dict[int, float]:
-        """{aliased effect: its weight in the estimate of `effect`}; see `coefficients` for the units."""
+        """The effects that are aliased with `effect`, {aliased effect: its weight in the estimate of `effect`}. The
+        effects are in the units of `coefficients`."""
         shares = {}
         for defining in self.defining:
             other = effect ^ defining
@@ -95,7 +96,7 @@ class Factorial:
         return dict(sorted(shares.items(), key=lambda item: (order(item[0]), item[0])))
 
     def coefficients(self, effect: int) -> dict[int, float]:
-        """{combination: its weight in the estimate of an effect}.
+        """The weights of the combinations' results in the estimate of `effect`, {combination: weight}.
 
         A main effect is the change that the factor makes, averaged over the levels of the other factors. An interaction
         of two factors is the change that the second one makes to the effect of the first: y11 - y10 - y01 + y00 where
@@ -112,7 +113,7 @@ class Factorial:
         return " × ".join(label for i, label in enumerate(self.factors) if effect >> i & 1)
 
     def label(self, combination: int) -> str:
-        """The label of an arm: "pos=alibi+act=swiglu"; "" of the baseline."""
+        """The label of a combination's arm, such as "pos=alibi+act=swiglu"; "" for the baseline."""
         return "+".join(label for i, label in enumerate(self.factors) if combination >> i & 1)
 
     @property
@@ -131,7 +132,8 @@ class Factorial:
         ]
 
     def aliases_in_words(self, effect: int) -> str:
-        """The aliases of an effect with the fewest factors, such as "+0.5 of b × c, -1 of d"."""
+        """The aliases of an effect as text, such as "+0.5 of b × c, -1 of d"; of all aliases those with the fewest
+        factors."""
         shares = self.aliases(effect)
         least = min(map(order, shares))
         return ", ".join(
@@ -140,10 +142,15 @@ class Factorial:
 
 
 def factorial(factors: Sequence[str], text: str) -> Factorial:
-    """The design that CROSS asks for: "1" all combinations, "1/2", "1/4" or "1/8" a fraction of them.
+    """The design that the word CROSS asks for.
+
+    Args:
+        factors: the label of each factor's changed level, such as "pos=alibi".
+        text: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these.
 
     Raises:
-        ConfigError: the word is none of these, or the factors are too few; the message names the possible fractions.
+        ConfigError: the text is none of these, or the factors are too few or too many; the message names what is
+            possible.
     """
     number = len(factors)
     if not 2 <= number <= MOST_FACTORS:
@@ -158,14 +165,16 @@ def factorial(factors: Sequence[str], text: str) -> Factorial:
 
 
 def choices(factors: int, p: int) -> int:
-    """The number of sets of two or more among the first `factors` - p factors, from which generators are chosen."""
+    """The number of sets from which the generators of a fraction 1/2**p are chosen: the sets of two or more among the
+    first `factors` - p factors."""
     base = factors - p
     return 2**base - 1 - base if base > 0 else 0
 
 
 def best_generators(factors: int, p: int) -> tuple[int, ...]:
-    """The generators of the best fraction 1/2**p, found by trying all: the highest resolution, and among those the
-    fewest defining sets of the smallest size (minimum aberration: Fries & Hunter 1980, Technometrics 22)."""
+    """The generators of the best fraction 1/2**p of `factors` factors, found by trying all: the highest resolution,
+    and among those the fewest defining sets of the smallest size (minimum aberration: Fries & Hunter 1980,
+    Technometrics 22)."""
     base = factors - p
     sets = [s for s in range(2**base) if order(s) >= 2]
     candidates = [tuple(s | 1 << (base + i) for i, s in enumerate(chosen)) for chosen in combinations(sets, p)]

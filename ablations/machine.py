@@ -7,7 +7,8 @@ DRIVER, DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
 
 
 def installed_gpus() -> int:
-    """How many NVIDIA GPUs there are: what the driver lists, or device files, since some containers hide the list."""
+    """The number of NVIDIA GPUs of this machine: what the driver lists, or the device files, since some containers
+    hide the list."""
     return max(len(list(DRIVER.glob("*"))), len(list(DEVICES.glob("nvidia[0-9]*"))))
 
 

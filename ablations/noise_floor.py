@@ -37,12 +37,12 @@ class NoiseFloor:
 
     @property
     def identity(self) -> str:
-        """What a study registers to identify the noise floor."""
+        """The text by which a study registers the noise floor: the name and the hash of its file."""
         return f"{self.name}, sha256 {self.sha256[:12]}"
 
     @property
     def code(self) -> str:
-        """The commits with which its runs were trained, such as "0123abc and 4567def"."""
+        """The commits with which the runs of the noise floor were trained, as text such as "0123abc and 4567def"."""
         names = []
         for commit in self.content.get("commits") or [self.content["commit"]]:
             changed = " with changes that are in no commit" if commit.get("dirty") else ""
@@ -51,7 +51,11 @@ class NoiseFloor:
 
 
 def read_noise_floor(path: str) -> NoiseFloor:
-    """The noise floor in a file. Raises ConfigError where the file is none; the message says what is wrong."""
+    """Read a noise floor from the file at `path`, and check its form.
+
+    Raises:
+        ConfigError: there is no such file, or it is not a noise floor; the message says what is wrong.
+    """
     file = Path(path)
     try:
         data = safe_files.read_bytes(file)

@@ -26,13 +26,19 @@ NEVER = ("train.budget", "train.tokens", "train.decay_tokens", "train.precision"
 
 
 def part_of(key: str) -> str:
-    """The part that a setting belongs to; "" where it belongs to none."""
+    """The part of a recipe, one of PARTS, that a setting belongs to; "" where it belongs to none."""
     return "" if key in NEVER else ELSEWHERE.get(key) or SECTIONS.get(key.partition(".")[0], "")
 
 
 def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) -> dict[str, Any]:
-    """The settings in which a part of `preset` differs from the settings `flat` of a run of the given size: {setting:
-    value in the preset}.
+    """The settings that an arm takes from a preset: those of one part of the preset that differ from the baseline,
+    {setting: value in the preset}.
+
+    Args:
+        part: one of PARTS.
+        preset: the name of the preset.
+        size: the size of the baseline, whose settings are not taken from the preset.
+        flat: {setting: value} of the baseline.
 
     Raises:
         ConfigError: there is no such preset, or nothing differs.

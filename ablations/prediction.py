@@ -27,7 +27,11 @@ class Prediction(NamedTuple):
 
 
 def predict(text: str, arms: Sequence[str]) -> Prediction:
-    """A prediction about the arms of a study, whose labels are `arms`, the baseline first.
+    """Read a prediction about the arms of a study from its text.
+
+    Args:
+        text: a prediction, such as "alibi < learned".
+        arms: the labels of the study's arms, the baseline first.
 
     Raises:
         ConfigError: the text is not a prediction, or names an arm that the study does not have.
@@ -46,10 +50,14 @@ def predict(text: str, arms: Sequence[str]) -> Prediction:
 
 
 def arm_named(name: str, arms: Sequence[str], text: str) -> str:
-    """The label of the arm that a prediction calls `name`.
+    """The label of the arm that a prediction calls `name`: by its label, by its value alone, or as "baseline".
+
+    Args:
+        arms: the labels of the study's arms, the baseline first.
+        text: the prediction, for the message.
 
     Raises:
-        ConfigError: there is no such arm, or several; the message names the arms.
+        ConfigError: no arm or several arms have this name; the message names the arms.
     """
     if name in arms:
         return name
@@ -64,8 +72,12 @@ def arm_named(name: str, arms: Sequence[str], text: str) -> str:
 def ends(text: str, prediction: str) -> tuple[float, float]:
     """The two ends of an interval such as "[-0.3, -0.05]".
 
+    Args:
+        text: the interval.
+        prediction: the prediction that contains it, for the message.
+
     Raises:
-        ConfigError: they are not two numbers, the lower one first.
+        ConfigError: the text is not two numbers, the lower one first.
     """
     text = text.strip()
     try:
@@ -79,7 +91,12 @@ def ends(text: str, prediction: str) -> tuple[float, float]:
 
 def predictions_about(texts: Sequence[str], arms: Sequence[str]) -> list[Prediction]:
     """The predictions of a study file about the arms that are run. Predictions about other arms are left out, since a
-    file may have more arms than are run."""
+    file may have more arms than are run.
+
+    Args:
+        texts: the predictions, as the file has them.
+        arms: the labels of the arms that are run, the baseline first.
+    """
     known = []
     for text in texts:
         try:

@@ -23,12 +23,12 @@ TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text
 
 
 def choices(key: str) -> tuple[str, ...]:
-    """The choices of a setting; () where it has a type or range instead."""
+    """The values that a setting may have, where its type lists them; () where it has a type or range instead."""
     return tuple(map(str, get_args(KEYS[key]))) if get_origin(KEYS[key]) is not list else ()
 
 
 def allowed(key: str) -> str:
-    """The values of a setting in words: its choices, or its type and range."""
+    """The allowed values of a setting as text: its choices, or its type and range."""
     kind = KEYS[key]
     if choices(key):
         return ", ".join(choices(key))
@@ -37,7 +37,7 @@ def allowed(key: str) -> str:
 
 
 def comment(key: str) -> str:
-    """The comment of a setting in baseline.yaml: choices, meaning, unit, and source of the value."""
+    """The text of a setting's comment in baseline.yaml: choices, meaning, unit, and source of the value."""
     setting = SETTINGS[key]
     options = f"{' | '.join(choices(key))}: " if choices(key) else ""
     unit = f" [{setting.unit}]" if setting.unit and setting.unit not in setting.meaning else ""
@@ -47,7 +47,11 @@ def comment(key: str) -> str:
 
 
 def commented(text: str) -> str:
-    """The text of baseline.yaml with updated comments of all settings; its header and values stay as they are."""
+    """The text of baseline.yaml with the comments of all settings made anew; its header and values stay as they are.
+
+    Args:
+        text: the present content of baseline.yaml.
+    """
     lines: list[str] = []
     section = ""
     for line in text.splitlines():
@@ -122,7 +126,7 @@ def _yaml(value: Any) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table without the columns that are empty."""
+    """A Markdown table with the column names `head` and the given rows, without the columns that are empty."""
     used = [i for i in range(len(head)) if any(row[i] for row in rows)]
     lines = [
         [head[i] for i in used],

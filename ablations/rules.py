@@ -14,10 +14,10 @@ FP8_MULTIPLE = 16  # GPUs multiply in FP8 matrices whose sides are multiples of 
 
 
 def check(run: Run) -> None:
-    """Apply every rule.
+    """Apply every rule to the settings of a run.
 
     Raises:
-        ConfigError: a rule is broken; the message is that of the first one.
+        ConfigError: a rule is broken; the message is that of the first broken rule.
     """
     for rule in RULES:
         if complaint := rule(run):

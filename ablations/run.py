@@ -52,7 +52,8 @@ class Run:
 
     @cached_property
     def batch_sizes(self) -> BatchSizes:
-        """The batch size of every step: under a wall clock from `BatchSizes.at`, else from `BatchSizes.samples`."""
+        """The batch sizes of the run: a constant one or a ramp. Under a budget in tokens `BatchSizes.samples` gives
+        the batch of each step, under a wall clock `BatchSizes.at` gives its size."""
         train = self.train
         if not train.ramp:
             return BatchSizes((train.batch,))
@@ -64,7 +65,7 @@ class Run:
         return BatchSizes(sizes, 0 if by_clock else round(train.ramp_share * (train.tokens // self.model.seq)))
 
     def samples(self, step: int) -> range:
-        """The numbers of the samples (sequences) in the batch of `step`, under a budget in tokens."""
+        """The numbers of the samples (sequences) in the batch of `step`, counted from 0, under a budget in tokens."""
         return self.batch_sizes.samples(step)
 
     @property
@@ -77,7 +78,7 @@ class Run:
         """The number of optimizer steps: the budget in tokens, rounded down to whole steps.
 
         Raises:
-            ValueError: when the run ends by a wall clock.
+            ValueError: the run ends by a wall clock.
         """
         if self.by_clock:
             raise ValueError(f"train.budget={self.train.budget}: the clock decides how many steps and tokens there are")
@@ -85,7 +86,11 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all steps. Raises ValueError as `steps`."""
+        """The number of tokens of all steps.
+
+        Raises:
+            ValueError: the run ends by a wall clock.
+        """
         return self.tokens_after(self.steps)
 
     @property
@@ -95,7 +100,8 @@ class Run:
 
     @property
     def budget(self) -> Budget:
-        """The budget, which ends the run. The learning rate depends on the share of it that is used up."""
+        """What ends the run: a TokenBudget or a ClockBudget. The learning rate depends on the share of it that is used
+        up."""
         seconds = clock_seconds(self.train.budget)
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 
@@ -105,17 +111,23 @@ class Run:
 
     @property
     def length(self) -> float:
-        """The value of `position` at the end of the run: steps, or seconds where the budget is a time."""
+        """The length of the run in the unit of `position`: in steps, or in seconds where the budget is a time."""
         return self.budget.seconds if isinstance(self.budget, ClockBudget) else self.steps
 
     def position(self, metric: Mapping[str, Any]) -> float:
-        """How far the run is trained according to a line of its metrics: in steps, or in seconds where the budget is a
-        time."""
+        """How far the run is trained: in steps, or in seconds where the budget is a time.
+
+        Args:
+            metric: the last row of metrics.jsonl; {} where there is none.
+        """
         return float(metric.get("seconds" if isinstance(self.budget, ClockBudget) else "step", 0))
 
     def seconds_left(self, metric: Mapping[str, Any]) -> float | None:
-        """The estimated seconds to the end of the run from a line of its metrics; None where the line lacks what is
-        needed."""
+        """The estimated seconds to the end of the run; None where they cannot be estimated.
+
+        Args:
+            metric: the last row of metrics.jsonl; {} where there is none.
+        """
         if isinstance(self.budget, ClockBudget):
             return max(0.0, self.budget.seconds - metric.get("seconds", 0.0))
         if metric.get("tokens_per_second", 0) > 0 and "tokens" in metric:
@@ -123,7 +135,7 @@ class Run:
         return None
 
     def step_of_all(self, step: int) -> str:
-        """A step for display, such as "12/4096"; "12" where a wall clock ends the run."""
+        """The number of a step as text, with that of all steps: "12/4096"; "12" where a wall clock ends the run."""
         return str(step) if isinstance(self.budget, ClockBudget) else f"{step}/{self.steps}"
 
     @property
@@ -135,15 +147,16 @@ class Run:
         return {step: self.tokens_after(step) for step in sorted(reached.values()) if step < self.steps}
 
     def _first(self, tokens: float) -> int:
-        """The first step that reaches `tokens` trained tokens."""
+        """The first step after which at least `tokens` tokens are trained."""
         return bisect.bisect_left(range(self.steps), tokens, key=self.tokens_after)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all settings that determine the run, so without the layout and the name of the size.
+        """A hash of all settings that determine the result of the run; the layout and the name of the size are not
+        among them.
 
-        A setting that was added later is left out where it has the value that earlier runs had in effect, so that these
-        keep their fingerprint.
+        A setting that was added later is left out where it has the value that was in effect before, so that earlier
+        runs keep their fingerprint.
         """
         identity = {
             key: value
@@ -154,11 +167,11 @@ class Run:
 
 
 def spread(run: Run, ranks: int) -> Run:
-    """The run with its micro-batch on `ranks` data-parallel ranks: layout.micro_batch, or less where a rank's share of
-    the smallest batch is smaller.
+    """The run's configuration with the micro-batch that fits `ranks` data-parallel ranks: layout.micro_batch, or less
+    where a rank's share of the smallest batch is smaller.
 
     Raises:
-        ConfigError: when a batch of the run cannot be spread over the ranks in whole micro-batches.
+        ConfigError: a batch of the run cannot be spread over the ranks in whole micro-batches.
     """
     sizes = run.batch_sizes.sizes
     micro = max(1, min(run.layout.micro_batch, min(sizes) // ranks))
@@ -170,7 +183,7 @@ def spread(run: Run, ranks: int) -> Run:
 
 
 def _sections() -> dict[str, type]:
-    """{"model": ModelConfig, ...}"""
+    """The sections of a run's settings: {"model": ModelConfig, ...}."""
     return {name: cls for name, cls in get_type_hints(Run).items() if isinstance(cls, type) and is_dataclass(cls)}
 
 

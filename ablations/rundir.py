@@ -64,7 +64,7 @@ BAD_NODES = "bad_nodes"  # a line "node reason" for each node that was found unf
 
 
 def eval_name(step: int | None = None) -> str:
-    """The name of the file with the scores of the weights of `step`; None stands for the trained weights."""
+    """The name of the file that holds the evaluation of the weights of `step`; None stands for the trained weights."""
     return EVAL if step is None else f"eval-step_{step}.json"
 
 
@@ -112,22 +112,33 @@ RUN_TYPES = MappingProxyType({"fingerprint": str, "config": dict, "data": dict, 
 
 
 def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
-    """The content of RUN; None before the first launch. Raises Damaged."""
+    """Read the file RUN, run.json. Returns its object; None before the first launch.
+
+    Args:
+        run_dir: the run directory.
+        cure: a sentence that is appended to the error message and tells the user how to repair a damaged file.
+
+    Raises:
+        Damaged: the file cannot be read, or is not what training writes there.
+    """
     return read_json(run_dir / RUN, RUN_KEYS, RUN_TYPES, cure)
 
 
 def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
-    """The last row of METRICS, and a sentence about damaged lines; see `last_line`."""
+    """The last undamaged row of METRICS, metrics.jsonl: (the row, a sentence about damaged lines after it). {} and ""
+    where there are none."""
     return last_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
 def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """The rows of ATTEMPTS, and a sentence about damaged lines; see `read_lines` and launch/slurm/attempts.py."""
+    """The rows of ATTEMPTS, attempts.jsonl, which launch/slurm/attempts.py writes: (rows, a sentence about damaged
+    lines). The sentence is "" where none is damaged."""
     return read_lines(run_dir / ATTEMPTS, ["event", "job"], ATTEMPT_TYPES)
 
 
 def read_heartbeat(run_dir: Path) -> dict[str, Any]:
-    """The content of HEARTBEAT; {} where it is missing or damaged, since the next one is written within seconds."""
+    """The object in the file HEARTBEAT; {} where the file is missing or damaged, since the next one is written within
+    seconds."""
     try:
         return read_json(run_dir / HEARTBEAT, ["time"], HEARTBEAT_TYPES) or {}
     except Damaged:
@@ -142,10 +153,11 @@ REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str
 
 
 def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
-    """Add the registration of a study to REGISTERED, unless it equals the study's last line there.
+    """Append the registration of a study to the file REGISTERED, unless it equals the study's last registration there.
 
     Args:
-        content: the registration, as JSON; "study" names the study. See ablations/registration.py.
+        run_dir: the run directory.
+        content: the registration, as ablations/registration.py makes it; its entry "study" names the study.
         step: the last step that the run has trained.
     """
     lines, _ = read_registered(run_dir)
@@ -159,8 +171,12 @@ def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
 
 
 def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """The lines of REGISTERED, and a sentence about what is wrong with the file, "" where nothing is. Lines whose own
-    hash or whose hash of the line before is wrong are left out."""
+    """Read the file REGISTERED, registered.jsonl. Lines whose own hash is wrong, or that do not contain the hash of
+    the line before, are left out.
+
+    Returns:
+        (the lines, a sentence about what is wrong with the file). The sentence is "" where nothing is wrong.
+    """
     rows, problem = read_lines(run_dir / REGISTERED, REGISTRATION_KEYS, REGISTRATION_TYPES)
     whole: list[dict[str, Any]] = []
     for row in rows:
@@ -177,7 +193,8 @@ def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 class PieceName(NamedTuple):
-    """The name of a tensor in a checkpoint: elements `start` and after of a flattened parameter or optimizer moment."""
+    """The name of a tensor in a checkpoint, which holds the elements from `start` on of a flattened parameter or
+    optimizer moment. As text: "parameter|kind|start", with "|rank|size" where tensor parallelism cuts the parameter."""
 
     parameter: str
     kind: str  # "weight", "exp_avg" or "exp_avg_sq"
@@ -203,29 +220,39 @@ def step_of(folder: Path) -> int | None:
 
 
 def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
-    """The folders step_N (or weights_N) in a run's CHECKPOINTS that hold a CHECKPOINT, the newest first."""
+    """The folders of the complete checkpoints (those that hold a file CHECKPOINT) of a run, the newest first.
+
+    Args:
+        folder: the folder CHECKPOINTS of a run directory.
+        kind: "step" for the checkpoints from which training continues, "weights" for weights kept for evaluation.
+    """
     folders = {path.parent: step_of(path.parent) for path in folder.glob(f"{kind}_*/{CHECKPOINT}")}
     steps = {folder: step for folder, step in folders.items() if step is not None}
     return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
 def last_step(run_dir: Path) -> int:
-    """The step of the newest checkpoint of a run, 0 without one."""
+    """The step of the newest checkpoint of a run; 0 where there is none."""
     return next((step_of(folder) or 0 for folder in checkpoints(run_dir / CHECKPOINTS)), 0)
 
 
 def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
-    """Write CHECKPOINT, which makes the folder a complete checkpoint. `index`: "step", "tokens", "state", and "files",
-    {name: `checksum`}."""
+    """Write the file CHECKPOINT, which makes a folder a complete checkpoint.
+
+    Args:
+        folder: the folder of the checkpoint; its tensors must be on the disk.
+        index: {"step": number, "tokens": number or None, "state": what training continues with, "files": {name:
+            `checksum`}}.
+    """
     as_read = json.loads(json.dumps(index))  # keys that are numbers are strings there, tuples are lists
     write_json(folder / CHECKPOINT, as_read | {"sha256": json_digest(as_read)})
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The content of CHECKPOINT.
+    """Read and check the file CHECKPOINT in the folder of a checkpoint. Returns its object.
 
     Raises:
-        Damaged: it is missing, or differs from what was written, according to the sha256 that it contains.
+        Damaged: the file is missing, or differs from what was written, according to the sha256 that it contains.
     """
     path = folder / CHECKPOINT
     index = read_json(path, ["step", "files", "state", "sha256"], {"step": int, "files": dict, "state": dict})
@@ -250,14 +277,20 @@ def steps_to_evaluate(run_dir: Path) -> list[int]:
 
 
 def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write DONE, which says that the run is trained; WEIGHTS must be on the disk. `summary`: further entries."""
+    """Write the file DONE, which says that the run is trained. WEIGHTS must be on the disk.
+
+    Args:
+        run_dir: the run directory.
+        summary: {name: value} of further entries of the file, such as the number of steps.
+    """
     write_json(run_dir / DONE, summary | {"weights": checksum(run_dir / WEIGHTS)})
 
 
 def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
-    """The content of DONE; None while the run is not trained.
+    """Read the file DONE. Returns its object; None while the run is not trained.
 
     Args:
+        run_dir: the run directory.
         verify: compare the sha256 of the weights too, which reads all of them.
 
     Raises:
@@ -282,7 +315,7 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
 
 
 def exported(run_dir: Path) -> bool:
-    """Whether there is a HUB folder with an export of the trained weights."""
+    """Whether the folder HUB of a run directory holds an export of the run's present weights."""
     try:
         summary, config = read_done(run_dir), read_json(run_dir / HUB / "config.json")
         if summary is None or config is None:
@@ -294,11 +327,11 @@ def exported(run_dir: Path) -> bool:
 
 @contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of the run directory inside the context, so that only one process trains the run.
+    """A context in which this process holds the lock of the run directory, so that no other process trains the run.
 
     Raises:
-        BlockingIOError: another process holds it.
-        OSError: where it cannot be locked, or the lock is a symbolic link.
+        BlockingIOError: another process holds the lock.
+        OSError: the file system has no locks, or the lock file is a symbolic link.
     """
     with os.fdopen(os.open(run_dir / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

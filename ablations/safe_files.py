@@ -26,7 +26,7 @@ from ablations.values import ConfigError
 
 
 class Damaged(ConfigError):
-    """A file is not what was written there. The message names it, and may say what to do."""
+    """A file is not what was written there. The message names the file, and may say how to repair it."""
 
 
 def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
@@ -35,7 +35,9 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
     A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once.
 
     Args:
-        durable: whether to wait until the content is on the disk; without that, a power loss may damage the file.
+        path: the file.
+        content: its new content.
+        durable: whether to wait until the content is on the disk. If False, a power loss may damage the file.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -55,17 +57,33 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8 whatever the locale."""
+    """Write a text file in UTF-8, whatever the locale, so that after an interruption it has either its old content or
+    the whole new one (see `write_bytes`)."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, indent: int | None = None, durable: bool = True) -> None:
-    """As `write_bytes`. Raises ValueError for NaN and infinity, which JSON does not have."""
+    """Write a JSON file so that after an interruption it has either its old content or the whole new one (see
+    `write_bytes`).
+
+    Args:
+        path: the file.
+        value: what to write, made of dictionaries, lists, text, numbers, booleans and None.
+        indent: spaces of indentation for each level; None: everything on one line.
+        durable: whether to wait until the content is on the disk. If False, a power loss may damage the file.
+
+    Raises:
+        ValueError: `value` contains NaN or infinity, which JSON does not have.
+    """
     write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode(), durable)
 
 
 def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
-    """Open a file to overwrite it, or to append to it. Raises OSError where the path is a symbolic link."""
+    """Open a file to overwrite it, or with `append` to add to its end.
+
+    Raises:
+        OSError: the path is a symbolic link, or the file cannot be opened.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
     return os.fdopen(os.open(path, flags, 0o666), "ab" if append else "wb")
 
@@ -77,7 +95,7 @@ def append(path: Path, text: str) -> None:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a line to a .jsonl file."""
+    """Append a row to a .jsonl file, as one line of JSON."""
     append(path, json.dumps(row) + "\n")
 
 
@@ -91,15 +109,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote `path`. No other process may be writing
-    the file."""
+    """Remove the temporary files that processes left behind which were killed while they wrote `path`. No other
+    process may be writing the file."""
     for leftover in path.parent.glob(f"{path.name}.*tmp"):
         with suppress(OSError):
             leftover.unlink()
 
 
 def inside(folder: Path, name: str | Path) -> Path:
-    """The path folder / name. Raises Damaged where it leads out of the folder, by ".." or by a symbolic link."""
+    """The path folder / name.
+
+    Raises:
+        Damaged: the path leads out of the folder, by ".." or by a symbolic link.
+    """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
@@ -107,7 +129,8 @@ def inside(folder: Path, name: str | Path) -> Path:
 
 
 def storage_error(error: OSError) -> str:
-    """The message for a full, read-only or otherwise unusable disk, with what the user can do; "" for other errors."""
+    """The message about an error of the disk (full, read-only, no permission and the like), with what the user can do;
+    "" for other errors."""
     cures = {
         errno.ENOSPC: "Make room and give the same command again.",
         errno.EDQUOT: "Make room within your quota and give the same command again.",
@@ -123,10 +146,10 @@ def storage_error(error: OSError) -> str:
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """The content of a regular file; None where there is none.
+    """The content of a regular file; None where there is no file.
 
     Raises:
-        Damaged: when it cannot be read, or is a symbolic link, a pipe, a device or a folder.
+        Damaged: the file cannot be read, or is a symbolic link, a pipe, a device or a folder.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -145,7 +168,8 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small file, printable and without space around it; "" where there is none or it cannot be read."""
+    """The text of a small file, with control characters escaped and without space around it. "" where there is no
+    file; where the file cannot be read, the message that says why."""
     try:
         return printable((read_bytes(path) or b"").decode(errors="replace")).strip()
     except Damaged as error:
@@ -164,15 +188,16 @@ def printable(text: str) -> str:
 def read_json(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({}), cure: str = ""
 ) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no file.
+    """Read a JSON file that holds an object. Returns the object as a dictionary; None where there is no file.
 
     Args:
+        path: the file.
         keys: the keys that the object must have.
         types: {key: type, as for `isinstance`}, checked where the object has the key.
-        cure: a sentence for the message, which says what to do when the file is damaged.
+        cure: a sentence that is appended to the error message and tells the user how to repair a damaged file.
 
     Raises:
-        Damaged: when it is no JSON object, lacks a key, or a value is of another type.
+        Damaged: the file holds no JSON object, the object lacks a key, or a value is of another type.
     """
     content = read_bytes(path)
     if content is None:
@@ -185,7 +210,8 @@ def read_json(
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    """The JSON object in `content`, or None. NaN and Infinity are not accepted, unlike in Python's own reader."""
+    """Parse `content` as a JSON object. Returns a dictionary, or None where the content is something else. NaN and
+    Infinity are not accepted, unlike in Python's own parser."""
     try:
         value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
@@ -194,7 +220,11 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 
 
 def _finite(text: str) -> float:
-    """The number that a JSON text writes. Raises ValueError for NaN, Infinity, and numbers too large for a float."""
+    """The number that `text` in a JSON file denotes.
+
+    Raises:
+        ValueError: it is NaN, infinite, or too large for a float.
+    """
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)
@@ -202,8 +232,15 @@ def _finite(text: str) -> float:
 
 
 def misfit(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
-    """A sentence about the keys that an object lacks, or about values of another type; "" where it fits. See
-    `read_json`."""
+    """What is wrong with an object that was read from a file: a sentence that names the missing keys, or the keys
+    whose values are of another type; "" where nothing is wrong.
+
+    Args:
+        value: the object.
+        keys: the keys that it must have.
+        types: {key: type, as for `isinstance`}, checked where the object has the key. A bool does not count as a
+            number.
+    """
     if lacking := [key for key in keys if key not in value]:
         return f"it lacks {', '.join(lacking)}"
     wrong = [k for k, t in types.items() if k in value and (not isinstance(value[k], t) or isinstance(value[k], bool))]
@@ -213,10 +250,18 @@ def misfit(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, An
 def read_lines(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[dict[str, Any]], str]:
-    """The objects in a .jsonl file, and a sentence about damaged lines, "" where there are none.
+    """Read a .jsonl file, which holds a JSON object in each line.
 
-    Lines that are no JSON object, or do not fit `keys` and `types` (see `read_json`), are damaged and left out. An
+    Lines that are no JSON object, lack one of `keys`, or hold a value of another type are damaged and left out. An
     incomplete last line is left out too, but does not count as damage: a process may be writing it or was killed.
+
+    Args:
+        path: the file; where it does not exist there are no objects.
+        keys: the keys that each object must have.
+        types: {key: type, as for `isinstance`}, checked where an object has the key.
+
+    Returns:
+        (the objects, a sentence about damaged lines). The sentence is "" where no line is damaged.
     """
     try:
         content = read_bytes(path)
@@ -240,8 +285,17 @@ def read_lines(
 def last_line(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[dict[str, Any], str]:
-    """The last object in a .jsonl file that fits `keys` and `types`, and a sentence about damaged lines after it, ""
-    without any (see `read_lines`). Only the last 16 KiB are read. ({}, "") where there is no file or no such line."""
+    """Read the last undamaged object of a .jsonl file. Only the last 16 KiB are read.
+
+    Args:
+        path: the file.
+        keys: the keys that the object must have; lines without them are damaged.
+        types: {key: type, as for `isinstance`}; lines with values of another type are damaged.
+
+    Returns:
+        (the object, a sentence about damaged lines after it). {} where there is no file or no such line; "" where no
+        line is damaged.
+    """
     lines: list[bytes] = []
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -258,10 +312,15 @@ def last_line(
 
 
 def read_gzip_lines(path: Path, keys: Iterable[str] = (), cure: str = "") -> Iterator[dict[str, Any]]:
-    """The objects in a .jsonl.gz file.
+    """Read a .jsonl.gz file, which holds a JSON object in each line. Yields the objects.
+
+    Args:
+        path: the file.
+        keys: the keys that each object must have.
+        cure: a sentence that is appended to the error message and tells the user how to repair a damaged file.
 
     Raises:
-        Damaged: the file is missing or incomplete, or a line is not an object with `keys`.
+        Damaged: the file is missing or incomplete, or a line is no object with all `keys`.
     """
     content = read_bytes(path)
     if content is None:
@@ -280,18 +339,23 @@ def read_gzip_lines(path: Path, keys: Iterable[str] = (), cure: str = "") -> Ite
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's content."""
+    """The sha256 of a file's content, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(path: Path) -> dict[str, Any]:
-    """The size and hash of a file, {"bytes", "sha256"}, for `damage` to compare with later."""
+    """The size and sha256 of a file, {"bytes", "sha256"}, with which `damage` can compare the file later."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def damage(path: Path, expected: dict[str, Any]) -> str:
-    """What is wrong with a file whose `checksum` was `expected` when it was written; "" when nothing is."""
+    """What is wrong with a file, as a sentence; "" when nothing is.
+
+    Args:
+        path: the file.
+        expected: its `checksum`, {"bytes", "sha256"}, from when it was written.
+    """
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:

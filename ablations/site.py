@@ -12,10 +12,14 @@ SITES = ROOT / "launch/sites"
 
 
 def site(name: str = "") -> dict[str, str]:
-    """The variables that a site file exports: SBATCH_PARTITION, SBATCH_TIMELIMIT, NODE_MTBF_HOURS, ...
+    """The environment variables that a site file exports, {name: value}: those of Slurm's sbatch (SBATCH_PARTITION,
+    ...) and NODE_MTBF_HOURS. Empty where there is no site file.
 
     Args:
-        name: a file of launch/sites without its ending, or a path; by default launch/site.sh, where there is one.
+        name: a file of launch/sites without its ending, or a path; "": what the variable SITE names, or launch/site.sh.
+
+    Raises:
+        ConfigError: the site file that is named does not exist, or bash fails on it.
     """
     path = find(name)
     if not path:
@@ -29,7 +33,10 @@ def site(name: str = "") -> dict[str, str]:
 
 
 def find(name: str = "") -> Path | None:
-    """The site file, or None where there is none.
+    """The path of the site file; None where none is named and there is no launch/site.sh.
+
+    Args:
+        name: a file of launch/sites without its ending, or a path; "": what the variable SITE names, or launch/site.sh.
 
     Raises:
         ConfigError: the site file that is named does not exist.

@@ -16,16 +16,18 @@ REPAIRS = "The same command repairs it."
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
-    """The state of a run according to its files.
+    """The state of a run according to the files of its directory.
 
     Args:
+        cell: the run.
         now: seconds since the epoch; None: the present time.
 
     Returns:
-        "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last line of the
-        metrics; "left", the seconds to the end at this speed; "silent", the seconds since the last heartbeat; "nodes";
-        "attempts", the number of attempts under Slurm; "on_the_way", [evaluated, saved], numbers of the weights that
-        were saved during training; "why", the reason for the state; "bits_per_byte" and "zero_shot".
+        "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last row of the
+        metrics; "left", the seconds to the end at this speed; "silent", the seconds since the last heartbeat; "nodes",
+        their names as text; "attempts", the number of attempts under Slurm; "on_the_way", [evaluated, saved], numbers
+        of the weights that were saved during training; "why", the reason for the state; "bits_per_byte" and
+        "zero_shot", the headline scores.
     """
     folder = cell.dir
     metric, damaged_metrics = rundir.last_metric(folder)
@@ -41,7 +43,13 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
 
 
 def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
-    """The "state" of a run, and entries of `state` that belong to it. `facts`: the entries that are known already."""
+    """The entry "state" of `state`, with the entries that explain it, such as "why".
+
+    Args:
+        facts: the entries of `state` that are known already.
+        attempts: the rows of attempts.jsonl.
+        now: seconds since the epoch.
+    """
     folder = cell.dir
     damaged_scores: dict[str, Any] = {}
     try:
@@ -72,8 +80,15 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
 def _at_work(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
-    """The state, starting, running or stalled, of a run that a process has locked or that Slurm has started; with
-    entries as of `_state_by_files`."""
+    """The state (starting, running or stalled) of a run that a process has locked or that Slurm has started, as
+    entries of `state`: "state", "nodes", "silent", "step" and "left".
+
+    Args:
+        facts: the entries of `state` that are known already.
+        attempts: the rows of attempts.jsonl.
+        locked: whether a process has locked the run directory.
+        now: seconds since the epoch.
+    """
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
@@ -93,7 +108,11 @@ def _at_work(
 
 
 def _end_of(line: dict[str, Any]) -> str:
-    """How an attempt ended, in words, from its line in attempts.jsonl; "" where the line is not about an end."""
+    """How an attempt under Slurm ended, as text; "" where the line is not about an end.
+
+    Args:
+        line: a row of attempts.jsonl.
+    """
     if line["event"] != "end":
         return ""
     reason = f", {line['why']}" if "why" in line else ""
@@ -101,8 +120,13 @@ def _end_of(line: dict[str, Any]) -> str:
 
 
 def table(study: Study, width: int | None = None, height: int | None = None) -> str:
-    """A table with a line for each run, as text. `width`, `height`: the size of the screen in characters; where not all
-    lines fit, the runs are shown whose states come first in `State`."""
+    """The states of all runs of a study as text, a table with a line for each run.
+
+    Args:
+        width: characters in a line of the screen, to which lines are cut; None: no limit.
+        height: lines of the screen; None: no limit. Where not all runs fit, those are shown whose states come first in
+            `State`.
+    """
     head = ("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "judged", "")
     rows: list[tuple[str, ...]] = [head]
     for i, cell in enumerate(study.cells):
@@ -139,7 +163,7 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
 
 
 def watch(study: Study, seconds: float = 2.0) -> None:
-    """Show the table, updated every `seconds`, until Ctrl-C."""
+    """Show the table of a study's runs on the terminal, updated every `seconds`, until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -157,7 +181,7 @@ def watch(study: Study, seconds: float = 2.0) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: "1:15" for 75, "1 h 06 min" for 4000."""
+    """A number of seconds as text: "1:15" for 75, "1 h 06 min" for 4000."""
     s = max(0, int(seconds))
     if s >= 48 * 3600:
         return f"{s // 86400} d {s % 86400 // 3600} h"
@@ -165,7 +189,8 @@ def duration(seconds: float) -> str:
 
 
 def _headlines(scores: dict[str, Any]) -> dict[str, float]:
-    """The two headline scores of an eval.json, as far as it has them."""
+    """The headline scores in the content of an eval.json: {"bits_per_byte": number, "zero_shot": number}, as far as
+    they are there."""
     headlines = {name: scores.get(name) for name in ("bits_per_byte", "zero_shot")}
     values = {name: score.get("value") for name, score in headlines.items() if isinstance(score, dict)}
     return {name: value for name, value in values.items() if isinstance(value, rundir.NUMBER)}

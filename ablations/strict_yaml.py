@@ -41,10 +41,10 @@ StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _ma
 
 @functools.cache
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; its keys are text.
+    """Read a YAML file that holds a mapping. Returns the mapping as a dictionary; its keys are text.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or is not such a mapping; the message names the file.
+        ConfigError: the file cannot be read, is no YAML, or holds no such mapping; the message names the file.
     """
     try:
         with open(path, "rb") as file:

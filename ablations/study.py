@@ -156,7 +156,11 @@ def from_args(words: list[str]) -> Study:
 
 
 def _check_used(study: Study, settings: dict[str, str]) -> None:
-    """Check that every setting of SET has an effect in at least one run. Raises ConfigError."""
+    """Check that every setting of the word SET, the keys of `settings`, has an effect in at least one run.
+
+    Raises:
+        ConfigError: a setting has no effect in any run.
+    """
     for key in settings:
         missing = [without_effect(key, cell.run.flat()) for cell in study.cells]
         if all(missing):
@@ -164,7 +168,16 @@ def _check_used(study: Study, settings: dict[str, str]) -> None:
 
 
 def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
-    """The value of CROSS, and the multiples of the learning rate that LR asks for, both checked. Raises ConfigError."""
+    """The designs that the words CROSS and LR ask for: (the value of CROSS or "", the multiples of the learning rate
+    or ()).
+
+    Args:
+        values: {name: value} of the words.
+        criteria: the criteria of the study.
+
+    Raises:
+        ConfigError: the two are combined with each other or with MORE=auto, or a value is not allowed.
+    """
     if "CROSS" in values and "LR" in values:
         raise ConfigError("CROSS and LR are two designs: give one of them")
     for name in ("CROSS", "LR"):
@@ -178,8 +191,17 @@ def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[floa
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
-    """The predictions of the study's file and of PREDICT. Those of the file are left out that are about arms which are
-    not run. Raises ConfigError."""
+    """The predictions of a study: those of its file and those of the word PREDICT.
+
+    Args:
+        values: {name: value} of the words.
+        file: the study file, or None. Where the word STUDY does not name it, its predictions about arms that are not
+            run are left out.
+        arms: the labels of the arms that are run, the baseline first.
+
+    Raises:
+        ConfigError: a text is no prediction, or names an arm that is not run.
+    """
     lines = file.predictions if file else []
     of_file = [predict(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
     typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
@@ -187,7 +209,17 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
-    """The criteria of the study: those in the words, else those in its file. Raises ConfigError."""
+    """The criteria by which a study is decided: those in the words, else those in its file.
+
+    Args:
+        values: {name: value} of the words.
+        file: the study file, or None.
+        seeds: the number of seeds of each arm, before any are added.
+        arms: whether the study has arms beside the baseline.
+
+    Raises:
+        ConfigError: a word that names a criterion is not valid, or MORE=auto cannot add seeds.
+    """
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -208,8 +240,13 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
 
 
 def _more_begun(study: Study, most: int) -> int:
-    """How many seeds beyond those of the words MORE=auto has begun already: those for which the directory of an arm
-    exists. The baseline's directories do not count, since other studies share them."""
+    """How many seeds MORE=auto has already added to a study: those beyond the study's seeds for which the directory of
+    an arm exists. The baseline's directories do not count, since other studies share them.
+
+    Args:
+        study: the study with the seeds that its words ask for.
+        most: how many seeds may be added.
+    """
     folders = {cell.dir.parent / cell.dir.name.rpartition(",seed=")[0] for cell in study.cells if cell.delta}
     last = study.seeds[-1]
     begun = [
@@ -219,8 +256,15 @@ def _more_begun(study: Study, most: int) -> int:
 
 
 def without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The arms of a study file without those that equal the baseline at this size, since a file is written for several
-    sizes.
+    """Leave out the arms of a study file that equal the baseline at the size of the study, since a file is written for
+    several sizes.
+
+    Args:
+        arms: (key, value) of each arm.
+        setting: (key, value) of the settings of all runs.
+
+    Returns:
+        (key, value) of the remaining arms.
 
     Raises:
         ConfigError: no arm remains.
@@ -233,7 +277,8 @@ def without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]
 
 
 def left_out(study: Study) -> list[str]:
-    """The arms of the study's file that equal the baseline at this size, such as "model.layers=4"."""
+    """The arms of the study's file that are not run because they equal the baseline at this size, as text such as
+    "model.layers=4"."""
     name = dict(word.split("=", 1) for word in study.words).get("STUDY", "").strip()
     flat = study.base.flat()
     arms = read_study(name).arms if name else []
@@ -241,7 +286,11 @@ def left_out(study: Study) -> list[str]:
 
 
 def _values(words: list[str]) -> dict[str, str]:
-    """{name: value} of the words, without names that have no value."""
+    """Split NAME=VALUE words. Returns {name: value}, without names whose value is empty.
+
+    Raises:
+        ConfigError: a word is no NAME=VALUE of a known name, or a name is given twice.
+    """
     values: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -257,8 +306,8 @@ def _values(words: list[str]) -> dict[str, str]:
 
 
 def at_home(paths: str) -> str:
-    """Paths with commas between them, in which ~ is the user's home: some shells leave it in a word such as OUT=~/runs,
-    and a folder of that name would be made."""
+    """`paths`, separated by commas, with ~ replaced by the user's home: some shells leave ~ in a word such as
+    OUT=~/runs, and a folder of that name would be made."""
     return re.sub(r"(?<![^,])~(?=[/,]|$)", str(Path.home()), paths)
 
 
@@ -271,8 +320,18 @@ def _is_text(value: str) -> bool:
 
 
 def _arms(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
-    """The name of the factor, the arms as (key, value), and the corpus of all runs where DATA names one and is not the
-    factor."""
+    """The arms that the words for factors (POS, ACT, ...) and ARM ask for.
+
+    Args:
+        values: {name: value} of the words.
+
+    Returns:
+        (the name of the factor, (key, value) of each arm, the corpus of all runs). The corpus is "" unless DATA is
+        given beside another factor.
+
+    Raises:
+        ConfigError: DATA names several corpora for all runs, or is combined with an arm of data.corpus.
+    """
     factors = [name for name in FACTORS if name in values]
     corpus = ""
     if "DATA" in values and (factors != ["DATA"] or "ARM" in values or "STUDY" in values):
@@ -299,10 +358,16 @@ def is_list(key: str) -> bool:
 
 
 def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
-    """The question and expectation of the study file that has these arms, and that file; a default question and None
-    where there is no such file.
+    """The question and the expectation of arms that are typed without a study file: those of a study file whose arms
+    include them.
 
-    A file that cannot be read is named on the terminal, since the expectation may be in it.
+    A file that cannot be read is named in the expectation, since the expectation may be in that file.
+
+    Args:
+        arms: (key, value) of each arm.
+
+    Returns:
+        (question, expectation, the file). A default question, NOTHING_EXPECTED and None where no file has these arms.
     """
     typed_arms = {_arm(key, value) for key, value in arms}
     unread = []
@@ -321,20 +386,34 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
 
 
 def _arm(key: str, value: Any) -> tuple[str, str]:
-    """An arm as text, for comparing it with other arms."""
+    """An arm as (key, value as text), for comparing it with other arms."""
     return key, str(value if key in PARTS else parse(key, value))
 
 
 def _count(name: str, text: str, most: int, things: str, least: int = 1) -> int:
-    """The number in `text`, the value of the word `name`; from `least` to `most`. `things`: what it counts, for the
-    message. Raises ConfigError."""
+    """The whole number in the value of a NAME=VALUE word.
+
+    Args:
+        name: the name of the word, for the message.
+        text: its value.
+        most: the largest number that is allowed.
+        things: what the word counts, such as "seeds", for the message.
+        least: the smallest number that is allowed.
+
+    Raises:
+        ConfigError: the text is no number from `least` to `most`.
+    """
     if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise ConfigError(f"{name}={text[:60]}: a number of {things} from {least} to {most} is needed")
     return int(text)
 
 
 def _check_out(out: Path) -> None:
-    """Check that a folder exists or can be created at `out`, without creating it. Raises ConfigError."""
+    """Check that a folder exists or can be created at `out`, without creating it.
+
+    Raises:
+        ConfigError: there is something else, or no permission to create a folder.
+    """
     try:
         folder = out
         while not folder.exists() and folder != folder.parent:
@@ -350,8 +429,15 @@ def _check_out(out: Path) -> None:
 
 
 def folders(text: str) -> list[str]:
-    """The folders that the words RUNS, NOISE or EXTERNAL name, separated by spaces, each by its name or a glob. A name
-    with a space has to be quoted or to be the only one."""
+    """The folders that the word RUNS, NOISE or EXTERNAL names, as paths.
+
+    Args:
+        text: the value of the word: names or globs with spaces between them. A name with a space has to be quoted or to
+            be the only one.
+
+    Raises:
+        ConfigError: a quote is not closed, or the names are separated by commas.
+    """
     if _exists(text):
         return [text]
     try:
@@ -371,7 +457,8 @@ def _exists(name: str) -> bool:
 
 
 def from_anywhere(words: list[str]) -> list[str]:
-    """Change to the folder of the checkout, where all commands run. Returns the words with absolute paths."""
+    """Change to the folder of the checkout, where all commands run, from whatever folder the command was given in.
+    Returns the NAME=VALUE words with absolute paths."""
     here = Path.cwd()
     if here == ROOT:
         return words
@@ -390,7 +477,18 @@ def from_anywhere(words: list[str]) -> list[str]:
 
 
 def _assignments(name: str, text: str) -> list[tuple[str, str]]:
-    """The settings of SET or ARM: key=value words with spaces between them. Raises ConfigError."""
+    """Split the value of the word SET or ARM into its settings.
+
+    Args:
+        name: SET or ARM, for the message.
+        text: key=value pairs with spaces between them.
+
+    Returns:
+        (key, value) of each setting.
+
+    Raises:
+        ConfigError: a part of the text is no key=value.
+    """
     pairs: list[tuple[str, str]] = []
     for word in text.split():
         key, equals, value = word.partition("=")

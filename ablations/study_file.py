@@ -46,10 +46,11 @@ def study_names() -> list[str]:
 
 
 def read_study(name: str) -> StudyFile:
-    """The file ablations/studies/`name`.yaml.
+    """Read the study file ablations/studies/`name`.yaml.
 
     Raises:
-        ConfigError: there is no such file, or it is not a study file; the message names it and what it must contain.
+        ConfigError: there is no such file, or it is not a study file; the message names the file and what it must
+            contain.
     """
     names = study_names()
     if name not in names:
@@ -96,7 +97,16 @@ def read_study(name: str) -> StudyFile:
 
 
 def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
-    """The entries `tasks` and `shots` of a study file, as the words TASKS and SHOTS. Raises ConfigError."""
+    """The entries `tasks` and `shots` of a study file as NAME=VALUE words: {"TASKS": text, "SHOTS": text}, as far as
+    the file has them.
+
+    Args:
+        file: the name of the file, for the message.
+        content: the content of the file.
+
+    Raises:
+        ConfigError: an entry is of the wrong type.
+    """
     words = {}
     if (tasks := content.get("tasks")) is not None:
         if not isinstance(tasks, str) or not tasks.strip():
@@ -110,10 +120,15 @@ def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
 
 
 def _shared_base(base: dict[str, Any], file: str) -> dict[str, Any]:
-    """The base that studies share: that of the study which `base` names, or `base` itself where it names none.
+    """The settings for all runs that studies share: the base of the study that `base` names under "study"; `base`
+    itself where it names none.
+
+    Args:
+        base: the entry `base` of a study file.
+        file: the name of the file, for the message.
 
     Raises:
-        ConfigError: when there is no such study, or that one names another itself.
+        ConfigError: there is no such study, or its base has no settings of its own.
     """
     if "study" not in base:
         return base

@@ -13,7 +13,7 @@ LARGEST_MULTIPLE = 1024.0
 
 @dataclass(frozen=True)
 class Tuning:
-    """The learning rates of a study, and for each of its arms the factor and the rate."""
+    """The design of a study in which every arm is run at several learning rates."""
 
     rates: tuple[float, ...]  # rising
     common: float  # that of the baseline, among them
@@ -25,7 +25,7 @@ class Tuning:
         return [label for label, (factor, _) in self.arms.items() if label == factor]
 
     def labels_by_rate(self, factor: str) -> dict[float, str]:
-        """{learning rate: label of the arm} of one factor."""
+        """The arms of one factor by their learning rate, {learning rate: label of the arm}, the lowest rate first."""
         return {rate: label for label, (name, rate) in sorted(self.arms.items(), key=self._rate) if name == factor}
 
     @staticmethod
@@ -34,7 +34,7 @@ class Tuning:
 
     @property
     def in_words(self) -> str:
-        """The design in words, for the plan."""
+        """The design as text for the plan: how many arms, at which learning rates."""
         grid = ", ".join(f"{rate:g}" for rate in self.rates)
         return (
             f"{len(self.factors)} arms at {len(self.rates)} learning rates each: {grid}. Runs at {self.common:g} "
@@ -43,11 +43,13 @@ class Tuning:
 
 
 def multiples(text: str) -> tuple[float, ...]:
-    """The multiples of the baseline's learning rate that the word LR asks for, in ascending order. LR is "tune", or
-    multiples such as "0.25,0.5,1,2".
+    """The multiples of the baseline's learning rate that the word LR asks for, in ascending order.
+
+    Args:
+        text: the value of LR: "tune", or multiples such as "0.25,0.5,1,2".
 
     Raises:
-        ConfigError: it is neither; the message names what is allowed.
+        ConfigError: the text is neither; the message names what is allowed.
     """
     if text == "tune":
         return TUNE

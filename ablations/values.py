@@ -26,10 +26,16 @@ EXAMPLES = {
 
 
 def typed(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
-    """A value, given as text or read from YAML, converted to the type `kind`. `key` and `meaning` are for the message.
+    """Convert a value of a setting, given as text or read from YAML, to the setting's type.
+
+    Args:
+        key: the name of the setting, for the message.
+        kind: the type: bool, int, float, str, a list of one of these, or a Literal of the allowed values.
+        value: the value.
+        meaning: the meaning of the setting, for the message.
 
     Raises:
-        ConfigError: the value has the wrong type, or names a variant that does not exist.
+        ConfigError: the value has the wrong type, or is not one of the allowed values.
     """
     if get_origin(kind) is Literal:
         choices = get_args(kind)
@@ -50,7 +56,11 @@ def _are(kind: Any) -> str:
 
 
 def _read(kind: Any, value: Any) -> Any:
-    """The value converted to `kind`. Raises ValueError, TypeError or ArithmeticError where that is not possible."""
+    """Convert `value` to the type `kind`.
+
+    Raises:
+        ValueError, TypeError, ArithmeticError: the conversion is not possible.
+    """
     if get_origin(kind) is list:
         if isinstance(value, str):
             text = value.strip()
@@ -70,8 +80,12 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    """An integer such as 512, 2M or 1E6. A comma is refused, since it may be meant as a decimal point or as a separator
-    of several numbers."""
+    """The integer that a text such as 512, 2M or 1E6 denotes. A comma is refused, since it may be meant as a decimal
+    point or as a separator of several numbers.
+
+    Raises:
+        ValueError: the value is no whole number, or is too large.
+    """
     if isinstance(value, bool):
         raise ValueError
     match = re.fullmatch(NUMBER, str(value).strip().upper(), re.ASCII)
@@ -107,14 +121,16 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """{key: value in `b`} of the keys in which two flat dictionaries differ; None where `b` lacks the key."""
+    """The values in `b` of the keys in which two flat dictionaries differ, {key: value in `b`}; None where `b` lacks
+    the key."""
     nothing = object()
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """ " (did you mean ...?)" with the option that is spelled most like `word`, whatever its case, or that is a setting
-    of which `word` is the last part; "" where none is similar."""
+    """The end of an error message about an unknown word, " (did you mean ...?)", which names the option that is
+    spelled most like `word`, whatever its case, or that is a setting of which `word` is the last part; "" where none is
+    similar."""
     by_lower_case = {option.lower(): option for option in options}
     word = word.lower()
     close = [name for name in by_lower_case if name.endswith(f".{word}")]
@@ -123,7 +139,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def human(number: float) -> str:
-    """A number for display: "1.05M" for 1048576, "4.1e21" for 4.1e21."""
+    """A number as short text: "1.05M" for 1048576, "4.1e21" for 4.1e21."""
     if number and not 1e-3 <= abs(number) < 1e15:
         mantissa, _, power = f"{number:.2g}".partition("e")
         return f"{mantissa}e{int(power)}" if power else mantissa

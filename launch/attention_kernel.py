@@ -12,8 +12,12 @@ WARM_UP, REPETITIONS = 3, 5  # untuned; the least of the repetitions counts
 
 
 def choose(model: Any, micro_batch: int) -> dict[str, float]:
-    """Time the kernels that can compute the attention of `model`, and make it use the fastest. All ranks use the one
-    that is fastest on the first rank.
+    """Time the kernels that can compute the attention of a model, and set `model.attention_kernel` to the fastest. All
+    ranks use the kernel that is fastest on the first rank.
+
+    Args:
+        model: a model.gpt.GPT on its device.
+        micro_batch: sequences in a micro-batch, the batch size of the timed attention.
 
     Returns:
         {kernel: seconds of one layer's attention, forward and backward}, the fastest first. Empty where there is no
@@ -31,7 +35,16 @@ def choose(model: Any, micro_batch: int) -> dict[str, float]:
 
 
 def timed(model: Any, micro_batch: int) -> dict[str, float]:
-    """The seconds of each kernel that computes attention at the model's shape and precision, the fastest first."""
+    """Time every kernel that can compute attention at the model's shape and precision.
+
+    Args:
+        model: a model.gpt.GPT on its device.
+        micro_batch: sequences in a micro-batch.
+
+    Returns:
+        {kernel: seconds of one layer's attention, forward and backward}, the fastest first. Kernels that do not work
+        with this device, shape or precision are left out.
+    """
     cfg, weight = model.cfg, model.embed.weight
     heads = cfg.heads // model.tp.size
     # as the model has them: parts of one tensor, heads beside each other

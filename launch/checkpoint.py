@@ -41,14 +41,15 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")  # the fp32 master weight, and AdamW
 
 
 class CheckpointError(Failed):
-    """A checkpoint could not be written or read; the message says what is left and what to do."""
+    """A checkpoint could not be written or read; the message says which checkpoints are left and what to do."""
 
     again = True  # a storage that failed for a moment, or a GPU that computed a wrong number, may work next time
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements `start` to `start + len(data)` of a flattened parameter, or of one of its moments."""
+    """A slice of one parameter, or of one of its optimizer moments, that this rank holds: elements `start` to `start +
+    len(data)` of the flattened tensor. `kind` is one of KINDS: the fp32 weight or one of AdamW's two moments."""
 
     name: str
     kind: str
@@ -68,10 +69,10 @@ class Checkpoints:
 
     Args:
         folder: the run's folder of checkpoints.
-        keep: how many of the newest are kept.
+        keep: how many of the newest checkpoints are kept.
         milestones: {step: tokens trained} of the steps at which the weights are saved for evaluation too.
-        identity: what they belong to, such as {"fingerprint": the run's}; checkpoints with another identity are
-            refused.
+        identity: {name: hash} of the run and its data, such as {"fingerprint": ...}. It is written into each
+            checkpoint; loading a checkpoint in which one of these hashes differs raises Failed.
     """
 
     def __init__(
@@ -89,13 +90,17 @@ class Checkpoints:
         self.seconds = 0.0  # seconds until the last checkpoint was whole
 
     def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step`. All ranks call it together.
+        """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call it
+        together.
 
         Args:
-            state: plain values, the same on all ranks; `load` gives them back.
+            step: the number of optimizer steps made.
+            fragments: this rank's share of weights and optimizer moments.
+            state: what else a continued run needs, as values that JSON can hold, the same on all ranks; `load` returns
+                it.
 
         Raises:
-            CheckpointError: when the save before this one has failed.
+            CheckpointError: the save before this one has failed.
         """
         began = time.perf_counter()
         self.wait()
@@ -134,11 +139,14 @@ class Checkpoints:
         rank: int,
         began: float,
     ) -> None:
-        """On a thread of its own: write this rank's tensors; on rank 0 complete the checkpoint and remove old ones.
+        """Write this rank's tensors; on rank 0 also complete the checkpoint and remove old ones. Runs on a thread; an
+        error is kept in `self.error`, which `check` raises on the training thread.
 
         Args:
-            folders: for each folder the kinds of tensors that go into it.
-            tensors: the copied fragments by their `Fragment.key`.
+            folders: {name of a folder: the kinds of tensors (KINDS) that go into it}.
+            tensors: {`Fragment.key`: the fragment's copy on the host}.
+            index: the content of checkpoint.json but for the files and times, which are added here.
+            rank: this rank.
             began: when `save` was called, by time.perf_counter.
         """
         file = self.folder
@@ -160,8 +168,14 @@ class Checkpoints:
             self.error = error
 
     def _complete(self, target: Path, index: dict[str, Any], began: float) -> None:
-        """On rank 0: wait until the files of all ranks are there, then write checkpoint.json, which makes the folder a
-        checkpoint. It waits by looking at files, since collectives from this thread would mix with training's."""
+        """On rank 0: wait until the files of all ranks are written, then write checkpoint.json, which makes the folder
+        a checkpoint. It polls the file system, since collectives from this thread would mix with training's.
+
+        Args:
+            target: the folder of the checkpoint.
+            index: the content of checkpoint.json but for the files and times, which are added here.
+            began: when `save` was called, by time.perf_counter.
+        """
         sums = [target / f"rank_{r}.json" for r in range(index["ranks"])]
         while not all(path.exists() for path in sums):
             time.sleep(0.02)
@@ -173,8 +187,8 @@ class Checkpoints:
             path.unlink()
 
     def _remove_old(self) -> None:
-        """Remove all checkpoints but the newest `keep`. One that cannot be removed, such as a file that somebody reads
-        on a network file system, does not stop training: it is tried again after the next save."""
+        """Remove all checkpoints but the newest `keep`. One that cannot be removed (on a network file system, because
+        a process still reads it) does not stop training: its removal is tried again after the next save."""
         oldest = step_of(rundir.checkpoints(self.folder)[: self.keep][-1]) or 0
         for old in self.folder.glob("step_*"):
             step = step_of(old)
@@ -185,10 +199,10 @@ class Checkpoints:
                     shutil.rmtree(old)
 
     def wait(self) -> None:
-        """Wait until the save that is under way is on the disk.
+        """Wait until the save in the background, if there is one, is on the disk.
 
         Raises:
-            CheckpointError: when it could not be written.
+            CheckpointError: the checkpoint could not be written.
         """
         if self.thread:
             self.thread.join()
@@ -196,7 +210,8 @@ class Checkpoints:
         self.check()
 
     def check(self) -> None:
-        """Raises CheckpointError when the save in the background has failed."""
+        """Raise CheckpointError when the save in the background has failed; return at once while it is still under
+        way."""
         if self.error:
             left = rundir.checkpoints(self.folder)
             rest = f"the newest whole one is {left[0].name}" if left else "there is no other yet"
@@ -206,16 +221,20 @@ class Checkpoints:
             ) from self.error
 
     def load(self, fragments: Iterable[Fragment], before: int | None = None) -> dict[str, Any] | None:
-        """Fill `fragments` from the newest checkpoint that is whole and undamaged. All ranks call it together.
+        """Fill `fragments` from the newest checkpoint that is whole and undamaged. Damaged checkpoints are renamed,
+        and those of later steps removed. All ranks call it together.
 
         Args:
-            before: consider only checkpoints of earlier steps than this one, to go back to before a loss spike.
+            fragments: this rank's share of weights and optimizer moments; their tensors are overwritten.
+            before: consider only checkpoints of steps before this one, to return to a state before a loss spike; None:
+                all.
 
         Returns:
-            The state given to `save`, with "step"; None when there is no checkpoint.
+            The `state` that was given to `save`, with "step" added; None when there is no checkpoint.
 
         Raises:
-            CheckpointError: when a checkpoint does not hold what the model needs, or all of them are damaged.
+            CheckpointError: a checkpoint lacks elements that the model needs, or all checkpoints are damaged.
+            Failed: the checkpoint is of another run (see `identity` of the class).
         """
         damaged: list[Path] = []
         # the first rank says which there are: on a network file system another node may not see the newest yet, nor may
@@ -248,8 +267,9 @@ class Checkpoints:
             raise Failed(f"{path} is of another run: its {', '.join(sorted(differing))} differs. Remove that folder.")
 
     def _forget_later(self, path: Path, damaged: list[Path]) -> None:
-        """Before training continues from `path`: remove the checkpoints of later steps, which are trained again, and
-        rename damaged ones to damaged_step_N, for whoever wants to look."""
+        """Before training continues from the checkpoint in `path`: remove the checkpoints of later steps, which are
+        trained again, and rename each folder in `damaged` from step_N to damaged_step_N, so that it can be inspected.
+        """
         newest = step_of(path) or 0
         for folder in [*self.folder.glob("step_*"), *self.folder.glob("weights_*")]:
             step = step_of(folder)
@@ -262,9 +282,13 @@ class Checkpoints:
 
 
 def _examine(path: Path) -> tuple[dict[str, Any], str]:
-    """The index of a checkpoint (its checkpoint.json), and what is wrong with it or its files, "" when nothing is.
+    """Read the index of the checkpoint in folder `path` and compare the hashes of its files. All ranks call it
+    together: each hashes a share of the files.
 
-    All ranks call it together: each hashes a share of the files, and all return the same complaint."""
+    Returns:
+        (the content of checkpoint.json, a complaint). The complaint is a sentence that says what is damaged, the same
+        on all ranks; "" when nothing is.
+    """
     index: dict[str, Any] = {}
     complaints = []
     try:
@@ -278,19 +302,28 @@ def _examine(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _first_of_all_ranks(complaints: list[str]) -> str:
-    """The complaint of the lowest rank that has one, "" where none has. All ranks call it together and get the same
-    answer, since they have to agree on whether they load a checkpoint."""
+    """The complaint of the lowest rank that has one, "" where no rank has. All ranks call it together and get the same
+    answer, since they have to agree on whether they load a checkpoint.
+
+    Args:
+        complaints: this rank's complaints about a checkpoint, sentences or "".
+    """
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, complaints)
     return next((complaint for rank_complaints in gathered for complaint in rank_complaints if complaint), "")
 
 
 def _fill(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
-    """Fill `fragments` from the checkpoint's: each from those that overlap it. Where the checkpoint was saved at
-    another tensor parallel size, the parameter is put together and cut anew.
+    """Fill `fragments` from a checkpoint: each fragment from all saved fragments that overlap it. Where the checkpoint
+    was saved at another tensor parallel size, the parameter is put together and cut anew.
+
+    Args:
+        path: the folder of the checkpoint.
+        files: names of the safetensors files in it.
+        fragments: this rank's fragments; their tensors are overwritten.
 
     Raises:
-        CheckpointError: elements are missing, or have another shape.
+        CheckpointError: elements of a parameter are missing, or the parameter was saved in another shape.
     """
     readers = [safe_open(path / name, framework="pt") for name in files]
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
@@ -315,7 +348,13 @@ def _fill(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
 
 
 def _recut(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
-    """This rank's part of a parameter that was saved in other parts, flattened; empty where some of it is missing."""
+    """This rank's part of a parameter that was saved at another tensor parallel size: [n], flattened. An empty tensor
+    where some of the parameter is missing.
+
+    Args:
+        fragment: the fragment to fill, which says which part this rank has.
+        parts: for each part that was saved {start: slice of the safetensors file}.
+    """
     full = full_shape(fragment.name, fragment.shape, fragment.size)
     shape = [n // len(parts) if i == shard_dimension(fragment.name) else n for i, n in enumerate(full)]
     flat = [torch.cat([part[start][:] for start in sorted(part)] or [torch.empty(0)]) for part in parts]

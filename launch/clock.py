@@ -16,7 +16,7 @@ class Clock:
         """
         Args:
             before: seconds of training in earlier launches.
-            now: gives the time in seconds, and never goes back.
+            now: a monotonic clock: returns the time in seconds.
         """
         self.now = now
         self.start = now() - before

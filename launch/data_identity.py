@@ -13,11 +13,11 @@ from ablations.study import Cell, Study
 
 
 def check_files(study: Study) -> None:
-    """Compare the files of each corpus with those that the study's runs were trained on, before anything is prepared.
-    Their hashes are remembered; only files that changed since are read again.
+    """Compare the source files of each corpus with those that the study's runs were trained on, before anything is
+    prepared. The files' hashes are remembered; only files that changed since are read again.
 
     Raises:
-        ConfigError: a file changed.
+        ConfigError: a file has changed, or the corpus cannot be read.
     """
     from data.prepare import changes, sources
 
@@ -34,10 +34,10 @@ def check_files(study: Study) -> None:
 
 
 def check_prepared(study: Study) -> None:
-    """Compare the prepared text and tokenizer of each run with those that it was trained on.
+    """Compare the prepared text and tokenizer of each run with those that the run was trained on.
 
     Raises:
-        ConfigError: the store now has another text or tokenizer under the same name.
+        ConfigError: the store of prepared data now has another text or tokenizer under the same name.
     """
     from data.corpus import Missing
     from data.prepare import changes, prepare
@@ -56,7 +56,8 @@ def check_prepared(study: Study) -> None:
 
 
 def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
-    """The runs of the study that have begun, and what run.json says of their data."""
+    """The runs of the study that have begun, each with what its run.json records of its data: [(cell, run.json's
+    "data")]."""
     pairs = []
     for cell in study.cells:
         with contextlib.suppress(safe_files.Damaged):  # the run that is continued from its checkpoint writes it anew

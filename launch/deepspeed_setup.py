@@ -19,9 +19,10 @@ def start(run: Run) -> tuple[int, int]:
     """Join the process group, and set up this process for training: device, threads, determinism.
 
     The group is described by the usual environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT;
-    without them this process is a group of its own.
+    where RANK is not set, this process is a group of its own.
 
-    Returns: rank and world size.
+    Returns:
+        (rank, world size).
     """
     cuda = torch.cuda.is_available()
     if not cuda:
@@ -57,7 +58,8 @@ def keep_freed_memory() -> None:
 
 
 def import_deepspeed() -> Any:
-    """The module deepspeed, imported without its warnings, its log lines, and an extension that nothing here uses."""
+    """Import the module deepspeed without its warnings and log lines, and without compiling its shared-memory
+    extension, which training never calls. Returns the module."""
     with warnings.catch_warnings(), uncompiled_imports():
         warnings.simplefilter("ignore")
         import deepspeed
@@ -74,16 +76,17 @@ def import_deepspeed() -> Any:
 
 
 def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run.
+    """DeepSpeed's configuration of a run, the dictionary that `deepspeed.initialize` takes.
 
     In bf16, and in fp8, which is bf16 to DeepSpeed, master weights and sums of gradients are fp32. In fp16 master
     weights are fp32, and gradients are fp16, of a scaled loss.
 
     Args:
-        replicas: copies of the model.
+        run: the run's configuration, with a micro-batch.
+        replicas: copies of the model that train in data parallel.
 
     Raises:
-        ConfigError: a global batch cannot be divided among the replicas in whole micro-batches.
+        ConfigError: the global batch cannot be divided among the replicas in whole micro-batches.
     """
     spread(run, replicas)
     # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model

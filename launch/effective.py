@@ -11,11 +11,17 @@ NORM_CLASSES: tuple[type[nn.Module], ...] = (nn.LayerNorm, *NORMS.values())  # e
 
 
 def effective(engine: Any) -> dict[str, Any]:
-    """{setting: value in effect} of a launch.engine.Engine, by the names of the configuration, such as model.layers.
+    """Read the settings in effect from a live engine.
 
-    Where layers differ from each other, or a measured value is not the configured one, the value is a text that says
-    so, which no configured value equals. All ranks call it together, since the embedding is gathered over tensor
-    parallel ranks."""
+    Args:
+        engine: a launch.engine.Engine. All ranks call together, since the embedding is gathered over tensor parallel
+            ranks.
+
+    Returns:
+        {setting: value in effect}, by the names of the configuration, such as "model.layers". Where layers differ from
+        each other, or a measured value is not the configured one, the value is a text that says so, which equals no
+        configured value.
+    """
     blocks, cfg, tp = engine.model.blocks, engine.model.cfg, engine.model.tp
     embed = tp.gather("embed.weight", engine.model.embed.weight)
     norms: list[Any] = [module for module in engine.model.modules() if isinstance(module, NORM_CLASSES)]

@@ -94,8 +94,8 @@ class Engine:
 
     @property
     def execution(self) -> dict[str, Any]:
-        """What was chosen for this machine, for run.json: the attention kernel, compilation, the micro-batch and how
-        gradients are summed. None of it changes the result beyond rounding."""
+        """How training is executed on this machine, as an entry of run.json: {"attention", "attention_seconds",
+        "compiled", "micro_batch", "gradients"}. None of it changes the result beyond rounding."""
         optimizer = self.ds.optimizer
         ours = getattr(optimizer.step, "__name__", "") == "device_step"
         return {
@@ -113,8 +113,8 @@ class Engine:
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The groups of parameters that the optimizer updates, read from DeepSpeed: {"params": parameters of the model,
-        "weight_decay": float} each."""
+        """The groups of parameters that the optimizer updates, read from DeepSpeed: for each group {"params":
+        parameters of the model, "weight_decay": float}."""
         optimizer = self.ds.optimizer
         groups = optimizer.bf16_groups if hasattr(optimizer, "bf16_groups") else optimizer.bit16_groups
         return [
@@ -155,7 +155,8 @@ class Engine:
 
     @property
     def loss_scaling_state(self) -> dict[str, Any]:
-        """The state of fp16's dynamic loss scaling; assign it to continue from there. Empty in other precisions."""
+        """The state of fp16's dynamic loss scaling, {name: value}; empty in other precisions. A continued run assigns
+        the state of its checkpoint to this property."""
         if self.run.train.precision != "fp16":
             return {}
         return {"overflows": self.ds.skipped_steps, **{k: getattr(self.ds.optimizer.loss_scaler, k) for k in SCALER}}
@@ -167,7 +168,7 @@ class Engine:
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
     def step(self, *args: Any, **named: Any) -> Step:
-        """Make one optimizer step and wait for its result. Arguments as of `launch`."""
+        """Make one optimizer step with the arguments of `launch`, wait for it, and return its result."""
         return self.launch(*args, **named).read()
 
     def launch(
@@ -179,8 +180,8 @@ class Engine:
         leave: bool = False,
         clock: Callable[[], float] = lambda: 0.0,
     ) -> Pending:
-        """Make one optimizer step on this rank's sequences of the global batch. On a GPU it may still be under way when
-        this returns.
+        """Make one optimizer step on this rank's sequences of the global batch. On a GPU the step may still be under
+        way when this returns.
 
         Where gradients overflow in fp16, the norm is infinite and the update is skipped: weights and optimizer stay as
         they were, the batch counts as trained on, and the loss scale is lowered.
@@ -190,10 +191,14 @@ class Engine:
             lr: the learning rate of the step.
             seed: for this step's dropout on this rank. It is set anew at each step, so that a checkpoint needs no state
                 of the random number generator.
-            save, leave: whether this rank wants a checkpoint after the step, or training to stop. Both are reduced
-                together with the loss, so that all ranks know of them at the same step and at no further cost.
-            clock: gives the seconds of training so far. The first rank's are sent to all ranks with the loss, since
-                ranks have to agree where these seconds end the run or determine the learning rate.
+            save: whether this rank wants a checkpoint after the step. It is reduced together with the loss, so that all
+                ranks know of it at the same step and at no further cost.
+            leave: whether this rank wants training to stop; reduced like `save`.
+            clock: returns the seconds of training so far. The first rank's seconds are sent to all ranks with the loss,
+                since ranks have to agree where these seconds end the run or determine the learning rate.
+
+        Returns:
+            The result of the step, whose `read` waits for the device.
 
         Raises:
             Diverged: gradients overflow at the smallest loss scale.
@@ -238,7 +243,8 @@ class Engine:
 
     @contextmanager
     def _timed_forward(self) -> Iterator[None]:
-        """Measure the seconds of a forward pass, the work that a rank does without waiting for others."""
+        """A context that measures the seconds of the forward pass inside it, the work that a rank does without waiting
+        for others, and adds them to `forward_timers`."""
         if self.device.type == "cuda":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()
@@ -261,8 +267,8 @@ class Engine:
         return mine.tolist()
 
     def _micro_batch_weights(self, micros: list[Batch]) -> list[float]:
-        """A factor for each micro-batch's mean loss. The mean of the products is the mean loss over all predicted
-        tokens of the global batch, however these are divided among ranks and micro-batches."""
+        """A factor for the mean loss of each micro-batch of this rank. With these factors, the mean over micro-batches
+        and ranks is the mean loss over all predicted tokens of the global batch, however the tokens are divided."""
         if all(micro.even for micro in micros):
             return [1.0] * len(micros)
         counts = [micro.predictions for micro in micros]
@@ -272,8 +278,8 @@ class Engine:
         return [count * len(micros) * dist.get_world_size() / int(total) for count in counts]
 
     def fragments(self) -> list[Fragment]:
-        """This rank's share of the fp32 master weights and of AdamW's two moments. The tensors are views, so that
-        filling them loads a checkpoint."""
+        """This rank's share of the fp32 master weights and of AdamW's two moments. The tensors are views of the live
+        state: a checkpoint is loaded by writing into them."""
         fragments, tp = [], self.model.tp
         for name, param in self.model.named_parameters():
             mapping = param._hp_mapping  # DeepSpeed's own record of which part of a parameter this rank updates
@@ -292,10 +298,15 @@ class Engine:
         return fragments
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step`; see `Checkpoints.save`. `progress`: plain values, which `load` returns.
+        """Begin to write checkpoint `step` in the background. All ranks call it together.
+
+        Args:
+            checkpoints: the run's checkpoints.
+            step: the number of optimizer steps made.
+            progress: values that JSON can hold, the same on all ranks; `load` returns them.
 
         Raises:
-            CheckpointError: the save before this one has failed, or the ranks' weights are no longer the same.
+            CheckpointError: the save before this one has failed, or the ranks' copies of a weight are no longer equal.
         """
         check_equal_weights(self.model, step)
         steps = {float(adam["step"]) for adam in self.ds.optimizer.state.values() if adam} or {0.0}  # fp16 may skip all
@@ -304,13 +315,17 @@ class Engine:
         checkpoints.save(step, self.fragments(), {"optimizer": optimizer, "progress": progress})
 
     def load(self, checkpoints: Checkpoints, before: int | None = None) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint, whatever parallel layout it was written at.
+        """Load the newest complete checkpoint, whatever parallel layout it was written at. All ranks call it together.
 
         Args:
-            before: consider only checkpoints of earlier steps than this one.
+            checkpoints: the run's checkpoints.
+            before: consider only checkpoints of steps before this one; None: all.
 
         Returns:
-            The progress given to `save`, or None when there is no checkpoint.
+            The `progress` that was given to `save`, or None when there is no checkpoint.
+
+        Raises:
+            CheckpointError: a checkpoint lacks elements that the model needs, or all checkpoints are damaged.
         """
         state = checkpoints.load(self.fragments(), before)
         if state is None:
@@ -348,7 +363,7 @@ class Loss(nn.Module):
 
 
 def adamw(model: nn.Module, run: Run) -> torch.optim.AdamW:
-    """The run's optimizer. Matrices have weight decay; biases and norm gains have none."""
+    """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none."""
     named = list(model.named_parameters())
     matrices = [p for _, p in named if p.dim() >= 2]
     vectors = [p for _, p in named if p.dim() < 2]
@@ -362,9 +377,15 @@ def adamw(model: nn.Module, run: Run) -> torch.optim.AdamW:
 
 
 def build(model: Any, run: Run, world: int) -> Engine:
-    """The engine that trains `model` under DeepSpeed, on `world` ranks; compiled where the run asks for it.
+    """Set up the engine that trains a model under DeepSpeed: optimizer, ZeRO, the fastest attention kernel, and
+    torch.compile where layout.compile asks for it.
 
     Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model.
+
+    Args:
+        model: a model.gpt.GPT with its initial weights.
+        run: the run's configuration, with a micro-batch.
+        world: the number of ranks.
 
     Raises:
         ConfigError: CUDA graphs (layout.compile=reduce-overhead) with a layout or precision that they do not work with.

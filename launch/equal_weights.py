@@ -17,7 +17,8 @@ def check_equal_weights(model: Any, step: int) -> None:
     copies of parameters that tensor parallelism does not cut. Compared are sums of the weights' bits.
 
     Args:
-        step: for the message.
+        model: a model.gpt.GPT, as this rank holds it.
+        step: the number of the step, for the message.
 
     Raises:
         CheckpointError: the copies differ; the message names the ranks.

@@ -39,14 +39,14 @@ STDERR = 2  # file descriptor of standard error
 
 
 def run(study: Study) -> list[str]:
-    """Prepare data, train and evaluate every cell that is not finished.
+    """Prepare data, then train and evaluate every run of the study that is not finished.
 
     Returns:
         A line for each run that failed, with the reason; empty when none did.
 
     Raises:
         ConfigError: before any training, for what concerns all runs, such as a corpus that cannot be prepared.
-        Interrupted: by Ctrl-C, SIGTERM or SIGHUP; every run has saved a checkpoint.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the command; every run in training has saved a checkpoint.
     """
     check_tasks(study)
     at_once = jobs(study)
@@ -111,12 +111,13 @@ def run(study: Study) -> list[str]:
 
 
 def register_finished(study: Study, trained: dict[Path, int]) -> None:
-    """Register the study in its runs that are trained already, for another question or before this one was changed.
+    """Register the study in the directories of those of its runs that are trained already: for another study, or
+    before this study was changed.
 
     Called after all checks, so that a command that is refused registers nothing.
 
     Args:
-        trained: {run directory: its steps}.
+        trained: {run directory: the number of steps that the run was trained}.
     """
     for folder, steps in trained.items():
         with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
@@ -124,12 +125,19 @@ def register_finished(study: Study, trained: dict[Path, int]) -> None:
 
 
 def _succeeds(*words: str) -> bool:
-    """Run `python words`; whether it exits with 0. Its errors appear on this terminal, its output does not."""
+    """Run `python words` as a child process. Returns whether it exits with 0. Its errors appear on this terminal; its
+    output is discarded."""
     return _exit_code(*words, output=subprocess.DEVNULL) == 0
 
 
 def _exit_code(*words: str, output: int | None = None) -> int:
-    """Run `python words`. At Ctrl-C this process ends it, and alone says so."""
+    """Run `python words` as a child process that ignores Ctrl-C, and return its exit code. At Ctrl-C this process ends
+    the child and reports the interruption.
+
+    Args:
+        words: the arguments of python.
+        output: a file descriptor for the child's standard output; None: that of this process.
+    """
     ended_by_us = ignore_ctrl_c_and_die_with_parent
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=ROOT, env=environment(), stdout=output, preexec_fn=ended_by_us).returncode
@@ -139,7 +147,7 @@ def check_tasks(study: Study) -> None:
     """Check that every evaluation task can be run and every arm be exported, before hours are spent on training.
 
     Raises:
-        ConfigError: when the runs cannot be judged by TASKS, fine-tuned on GLUE, or exported as EXPORT asks.
+        ConfigError: the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks.
     """
     if study.exports and not _succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
@@ -195,14 +203,18 @@ def jobs(study: Study) -> int:
 
 
 def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
-    """Train a run unless it is trained, evaluate it, and fine-tune it on GLUE and export it when the study asks for
-    that.
+    """Bring one run to its end: train it unless it is trained, evaluate it, and fine-tune it on GLUE and export it
+    where the study asks for that.
 
     Args:
-        phases: {run directory: what happens to it now}, updated here for the progress display.
+        study: the study of the run.
+        cell: the run.
+        phases: {run directory: the run's phase, such as "training"}, updated here for the progress display.
+        processes: starts the commands as child processes.
 
     Raises:
-        Failed, Interrupted: see `Processes.run`.
+        Failed: a command exited with an error; the message is the last error in its log.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the commands.
     """
     cell.dir.mkdir(parents=True, exist_ok=True)
     threads = cell.run.layout.threads
@@ -242,8 +254,13 @@ def until_decided(
     """Run a study. With MORE=auto, add one seed to every arm and run again, until every arm is decided or the largest
     number of seeds is reached.
 
+    Args:
+        study: the study with its first seeds.
+        run: trains and evaluates the runs of a study, and returns a line for each run that failed.
+        undecided: whether an arm of a study is undecided and more seeds may decide it.
+
     Returns:
-        The study with all its seeds, and a line for each run that failed, as from `run`.
+        (the study with all its seeds, a line for each run that failed in the last call of `run`).
     """
     failures = run(study)
     while study.criteria.sequential and not failures and len(study.seeds) < study.criteria.seeds and undecided(study):
@@ -258,8 +275,11 @@ def until_decided(
 
 
 def check_criteria(study: Study, output: int | None = None) -> None:
-    """Check, before anything is trained, that a study that adds seeds decides by criteria that were named before its
-    runs; otherwise no number of seeds makes its verdicts count.
+    """Check, before anything is trained, that a study that adds seeds (MORE=auto) decides by criteria that were named
+    before its runs. Otherwise its verdicts count with no number of seeds.
+
+    Args:
+        output: a file descriptor to print to; None: standard output.
 
     Raises:
         ConfigError: the study adds seeds, and its metric, margin or noise floor was chosen after its runs.
@@ -270,13 +290,13 @@ def check_criteria(study: Study, output: int | None = None) -> None:
 
 
 def undecided(study: Study, output: int | None = None) -> bool:
-    """Whether an arm is undecided and more seeds may decide it. Prints which arms these are.
+    """Whether an arm is undecided and more seeds may decide it. Prints the names of these arms.
 
     Args:
         output: a file descriptor to print to; None: standard output.
 
     Raises:
-        ConfigError: when the runs cannot be compared.
+        ConfigError: the runs cannot be compared.
     """
     code = _exit_code("-m", "eval.report.undecided", *study.words, output=output)
     if code not in (Exit.FINISHED, Exit.UNDECIDED):
@@ -285,10 +305,16 @@ def undecided(study: Study, output: int | None = None) -> bool:
 
 
 def main(words: list[str]) -> int:
-    """Train and evaluate the runs that are not finished, then write the report. Returns an `Exit`.
+    """Train and evaluate the runs that are not finished, then write the report.
 
-    With FORMAT=json only the report's answer is printed to standard output, and its exit code is returned unless a run
-    failed.
+    With FORMAT=json only the report's answer is printed to standard output, and the report's exit code is returned
+    unless a run failed.
+
+    Args:
+        words: the NAME=VALUE words of the command line.
+
+    Returns:
+        The exit code, an `Exit`.
     """
     if words in (["-h"], ["--help"]):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
@@ -301,10 +327,15 @@ def main(words: list[str]) -> int:
 
 
 def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
-    """Do the work of `main`. Returns an `Exit`.
+    """Train and evaluate the runs that are not finished, write the report, and print errors.
 
     Args:
-        json_to: where errors are written as JSON; None where JSON is not asked for. The report writes its own answer.
+        words: the NAME=VALUE words of the command line.
+        json_to: the stream to which errors are written as JSON; None where FORMAT=json is not asked for. The report
+            prints its own answer.
+
+    Returns:
+        The exit code, an `Exit`.
     """
     as_json = json_to is not None
 

@@ -14,14 +14,19 @@ from launch.watch import Stop
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of the run directory inside the context, and remove what an earlier launch left there.
+    """A context in which this process holds the lock of a run directory, so that no other process trains the run. On
+    entering it, removes the files that say how an earlier launch ended (`failed`, `stop`), and half-written weights.
 
-    Only the first rank locks, since it alone writes the directory; on other ranks nothing happens. Under Slurm the lock
-    is waited for, up to a minute: the process of the attempt before may still be ending.
+    Only the first rank locks, since it alone writes the directory; on other ranks nothing happens. A lock that is held
+    is tried again for up to a minute under Slurm, where the process of the attempt before may still be ending, and for
+    a second elsewhere.
+
+    Args:
+        folder: the run directory; created when it is missing.
 
     Raises:
         Stop: under Slurm, another process holds the lock; the run is to be submitted again.
-        ConfigError: another process holds the lock, or the file system has no locks.
+        ConfigError: without Slurm, another process holds the lock; or the file system has no locks.
     """
     if os.environ.get("RANK", "0") != "0":
         yield

@@ -12,20 +12,29 @@ from ablations.config import Run
 
 
 class Log:
-    """Appends rows to metrics.jsonl, flushed line by line, and copies each to Weights & Biases (offline by default).
-    A failure of Weights & Biases is printed, and training goes on without it."""
+    """Appends rows to metrics.jsonl, flushed line by line, and copies each row to Weights & Biases (offline by
+    default). An error of Weights & Biases is printed, and training goes on without it."""
 
     def __init__(self, folder: Path, run: Run, name: str, last_step: int):
-        """Args:
-        last_step: the step of the checkpoint that the run continues from, 0 for a new run. Rows of later steps are
-            removed from metrics.jsonl: these steps are trained again.
+        """
+        Args:
+            folder: the run directory.
+            run: the run's configuration.
+            name: the run's name in Weights & Biases.
+            last_step: the step of the checkpoint that the run continues from, 0 for a new run. Rows of later steps are
+                removed from metrics.jsonl: these steps are trained again.
         """
         self.path = folder / rundir.METRICS
         self.rewind(last_step)
         self.wandb = _wandb(folder, run, name)
 
     def rewind(self, last_step: int) -> None:
-        """Remove the rows after step `last_step`, and damaged lines, which are reported on the terminal."""
+        """Remove the rows after step `last_step` from metrics.jsonl, and its damaged lines, which are reported on the
+        terminal.
+
+        Raises:
+            Damaged: metrics.jsonl is a link or a folder, which must not be overwritten.
+        """
         safe_files.read_bytes(self.path)  # raises Damaged for a link or a folder, which must not be overwritten
         rows, damage = safe_files.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
         if damage:
@@ -56,7 +65,8 @@ class Log:
 
 
 def _wandb(folder: Path, run: Run, name: str) -> Any:
-    """A W&B run, or None where it is disabled or cannot be started: that must not stop training."""
+    """Start a run in Weights & Biases. Returns the wandb.Run; None where it is disabled (WANDB_MODE or layout.wandb is
+    "disabled") or cannot be started, which is printed and does not stop training."""
     mode: Any = os.environ.get("WANDB_MODE", run.layout.wandb)
     if mode == "disabled":
         return None
@@ -84,6 +94,7 @@ def _wandb(folder: Path, run: Run, name: str) -> Any:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The W&B id of a run directory: the same for all launches of a run, another one under another output root."""
+    """The id in Weights & Biases of the run in directory `folder`: the same for all launches of the run; another one
+    where the same study is run under another output root."""
     root = hashlib.sha256(str(folder.resolve().parent.parent).encode()).hexdigest()[:8]
     return f"{folder.parent.name}-{folder.name}-{root}".replace("=", "-").replace(",", "-")

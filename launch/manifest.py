@@ -30,15 +30,21 @@ class Diverged(Failed):
 
 
 class Mismatch(Failed):
-    """The run is not what its configuration says, or not what it was before."""
+    """The live model or the data differ from what the run's configuration or its run.json says."""
 
 
 def prepare_data(run: Run, store: Path) -> dict[str, Any]:
-    """The corpus, tokenizer and token files of a run, as `data.prepare.prepare` returns them, with "epochs": how often
-    training reads each source.
+    """Load the corpus, tokenizer and token files of a run, and build what is missing.
 
-    What is missing is built by the first rank while the others wait, at most the half hour after which torch's
-    collectives give up. Data that take longer have to be prepared before the ranks start.
+    The first rank builds while the others wait, at most the half hour after which torch's collectives give up. Data
+    that take longer have to be prepared before the ranks start.
+
+    Args:
+        run: the run's configuration.
+        store: the folder of prepared data.
+
+    Returns:
+        What `data.prepare.prepare` returns, with "epochs" added: how often training reads each source.
 
     Raises:
         Failed: the data cannot be prepared, or the token files in the store were made with another tokenizer.
@@ -68,10 +74,11 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     engine, equal those configured; and a continued run reads the text and the tokenizer that it began with.
 
     Args:
+        cell: the run.
         engine: a launch.engine.Engine before its first step.
-        data: as `prepare_data` returns it.
-        store: the folder that `data` lies in.
-        hosts: the node of each rank.
+        data: what `prepare_data` returned.
+        store: the folder of prepared data that `data` describes.
+        hosts: the node's name for each rank.
 
     Raises:
         Mismatch: a check fails; the message names the setting, the factor or the data.
@@ -127,8 +134,9 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
 
 
 def registered(cell: Cell) -> str:
-    """The hash of the first registration in the run's directory; "" where there is none, as in runs of versions that
-    did not register."""
+    """The sha256 of the registration (the study's question and criteria, written down before training) that the run
+    belongs to: the one in its run.json; before there is a run.json, the first one in the run directory. "" where there
+    is none, as in runs of versions that did not register."""
     before = cell.recorded()
     lines, _ = rundir.read_registered(cell.dir)
     if before:
@@ -137,7 +145,12 @@ def registered(cell: Cell) -> str:
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
-    """Write into run.json from which steps the run went back to a checkpoint, and which samples it then skipped."""
+    """Write into run.json which times the run went back to an earlier checkpoint after a divergence.
+
+    Args:
+        rollbacks: one row for each, as `divergence.go_back` makes them: why, the step of the checkpoint, and the
+            samples that were then left out.
+    """
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -145,8 +158,11 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
-    """Commit, versions, hardware, nodes and command line of this launch, for run.json. `hosts`: the node of each
-    rank."""
+    """Describe this launch for run.json: commit, versions, hardware, nodes and command line.
+
+    Args:
+        hosts: the node's name for each rank.
+    """
     import torch
 
     cpu = "unknown"
@@ -168,7 +184,8 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """The version of a package; "not installed" for datatrove where the data was prepared on another machine."""
+    """The installed version of a package, or "not installed" (datatrove, where the data was prepared on another
+    machine)."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -179,11 +196,14 @@ SOURCES = ("*.py", "*.yaml", "*.sh")  # an untracked file of these kinds in one 
 
 
 def commit() -> dict[str, Any]:
-    """{"sha", "dirty"}: the commit of the code, and whether the code differs from it.
+    """The commit of this code, and whether the code differs from it.
 
     The code differs when a tracked file is changed, or when a source file (SOURCES) of ours is untracked. Records in
     ablations/records do not count, since every study writes one; nor do other untracked files, such as a user's data.
-    "sha" is "unknown" and "dirty" None where git is missing, refuses the folder, or does not track this code.
+
+    Returns:
+        {"sha": str, "dirty": bool}. "sha" is "unknown" and "dirty" None where git is missing, refuses the folder, or
+        does not track this code.
     """
     # whose folder it is does not matter, its code runs already; and these variables may name another repository
     command = ["git", "-c", f"safe.directory={ROOT}"]
@@ -205,10 +225,16 @@ def commit() -> dict[str, Any]:
 
 
 def special_tokens(run: Run, data: dict[str, Any]) -> Any:
-    """The model.objective.SpecialTokens of the run's tokenizer, where its objective needs them.
+    """The ids of special tokens that the run's objective needs, from the run's tokenizer.
+
+    Args:
+        data: what `prepare_data` returned.
+
+    Returns:
+        A model.objective.SpecialTokens; NO_SPECIAL_TOKENS where the objective masks no tokens.
 
     Raises:
-        Failed: when the tokenizer has no id for a masked token.
+        Failed: the tokenizer has no id for a masked token.
     """
     from model.objective import NO_SPECIAL_TOKENS, OBJECTIVES, SpecialTokens
 

@@ -47,11 +47,18 @@ class Node:
 
 
 def check(run: Run, folder: Path, out: Path) -> list[Node]:
-    """Measure every node, and stop the run where one is unfit or the disk is too small. A collective. Returns what each
-    rank measured.
+    """Measure every node, and stop the run where one is unfit or the disk is too small. All ranks call it together.
+
+    Args:
+        run: the run's configuration.
+        folder: the run directory.
+        out: the output root.
+
+    Returns:
+        The measurements of each rank, by rank.
 
     Raises:
-        Stop: some nodes are bad. Their names and why are in `out`/bad_nodes.
+        Stop: some nodes are unfit. Their names and the reasons are added to `out`/bad_nodes.
         ConfigError: the disk cannot hold the run's checkpoints.
     """
     of_ranks: list[Any] = [None] * dist.get_world_size()
@@ -85,7 +92,12 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
 
 
 def verdict(nodes: list[Node]) -> dict[str, str]:
-    """{host: why it is unfit}, of those that are: each node is compared with fixed limits and with the median node."""
+    """Compare each node with fixed limits and with the median node. Returns {host: why it is unfit} of the unfit
+    nodes.
+
+    Args:
+        nodes: the measurements of each rank.
+    """
     usual = statistics.median(n.matmul for n in nodes)
     median_clock = statistics.median(n.clock for n in nodes)
     link = statistics.median([n.link for n in nodes if n.link] or [0.0])
@@ -141,8 +153,9 @@ def _matmul(device: torch.device) -> float:
 
 
 def _link(device: torch.device) -> float:
-    """Bytes/s between this node and its neighbours in a ring of all nodes, the better of the two: a good node beside
-    a bad one has another neighbour. The first rank of each node measures; its links are used one after the other."""
+    """Measure the network of this node: the bytes/s to its two neighbours in a ring of all nodes, the better of the
+    two, since a good node beside a bad one has another neighbour. The first rank of each node measures; its links are
+    used one after the other. All ranks call it together. 0 where there is no other node."""
     hosts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
     first = sorted({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
@@ -160,8 +173,8 @@ def _link(device: torch.device) -> float:
 
 
 def _exchange(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
-    """Bytes/s between ranks `a` and `b`, there and back, the best of five times; the first time sets up the
-    connection."""
+    """Bytes/s between ranks `a` and `b`, of which this process is one, when `data` is sent there and back: the best of
+    five times, since the first time sets up the connection."""
     here, there = dist.get_rank(), a + b - dist.get_rank()
     best = 0.0
     for _ in range(5):
@@ -201,7 +214,7 @@ def check_fp8(run: Run) -> None:
     """Refuse train.precision=fp8 on a GPU that has no FP8 matrix products. A CPU emulates them.
 
     Raises:
-        ConfigError: on such a GPU.
+        ConfigError: the GPU has a compute capability below 8.9.
     """
     if run.train.precision != "fp8" or not torch.cuda.is_available():
         return
@@ -216,8 +229,12 @@ def check_fp8(run: Run) -> None:
 def check_memory(run: Run, ranks: int) -> None:
     """Refuse a run that by estimate does not fit into the memory of its device.
 
+    Args:
+        run: the run's configuration, with a micro-batch.
+        ranks: the number of ranks.
+
     Raises:
-        ConfigError: it does not fit; the message names the largest micro-batch that would.
+        ConfigError: the run does not fit; the message names the largest micro-batch that would.
     """
     total = device_memory()
     if bytes_needed(run, run.layout.micro_batch, ranks) <= FULL * total:
@@ -231,11 +248,12 @@ def check_memory(run: Run, ranks: int) -> None:
 
 
 def with_micro_batch(run: Run, ranks: int) -> Run:
-    """The run with a micro-batch: where layout.micro_batch is 0, the largest that fits into the memory of the device,
-    up to MOST_GPU or MOST_CPU sequences (more is not expected to be faster).
+    """The run's configuration with a micro-batch: where layout.micro_batch is 0, the largest that by estimate fits
+    into the memory of the device, up to MOST_GPU or MOST_CPU sequences (more is not expected to be faster). Where not
+    even one sequence fits, the micro-batch is 1, which `check_memory` refuses.
 
-    Raises:
-        ConfigError: when not even one sequence fits.
+    Args:
+        ranks: the number of ranks.
     """
     if run.layout.micro_batch:
         return run
@@ -246,7 +264,7 @@ def with_micro_batch(run: Run, ranks: int) -> Run:
 
 def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
     """The largest micro-batch, up to `most` sequences, that divides each rank's share of every batch and by estimate
-    fits into memory; 0 where none does."""
+    fits into memory; 0 where none does. `ranks` is the number of ranks."""
     replicas = max(1, ranks // run.layout.tp)
     for micro in range(most, 0, -1):
         whole = all(size % (micro * replicas) == 0 for size in run.batch_sizes.sizes)
@@ -256,7 +274,8 @@ def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
 
 
 def bytes_needed(run: Run, micro_batch: int, ranks: int) -> int:
-    """Bytes of memory that each rank needs for training, by estimate."""
+    """Bytes of memory that each of `ranks` ranks needs for training with a micro-batch of `micro_batch` sequences, by
+    estimate."""
     replicas = max(1, ranks // run.layout.tp)
     accumulate = max(1, run.train.batch // (micro_batch * replicas))
     precision, zero, tp = run.train.precision, run.layout.zero, run.layout.tp
@@ -265,7 +284,7 @@ def bytes_needed(run: Run, micro_batch: int, ranks: int) -> int:
 
 
 def device_memory() -> int:
-    """Bytes of memory of this rank's device; on a CPU this rank's share of the machine's."""
+    """Bytes of memory of this rank's device: of its GPU, or on a CPU this rank's share of the machine's memory."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -44,19 +44,21 @@ def environment() -> dict[str, str]:
 
 
 def in_utf8(module: str, words: list[str]) -> None:
-    """Where the locale is not UTF-8, replace this process by `python -m module words` in UTF-8 mode. It would otherwise
-    decode arguments and files differently from the processes that it starts."""
+    """Where the locale is not UTF-8, replace this process by `python -m module words` in UTF-8 mode. Without UTF-8
+    mode it would decode arguments and files differently from the processes that it starts."""
     if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":
         os.execve(sys.executable, [sys.executable, "-m", module, *words], environment())
 
 
 def die_with_parent() -> None:
-    """For `preexec_fn`: have the kernel kill this process when its parent dies (Linux: PR_SET_PDEATHSIG)."""
+    """For subprocess.Popen's `preexec_fn`: have the kernel kill this process when its parent dies (Linux:
+    PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def ignore_ctrl_c_and_die_with_parent() -> None:
-    """For `preexec_fn`: see the module's docstring."""
+    """For subprocess.Popen's `preexec_fn`: ignore SIGINT and SIGHUP, which a terminal sends to every process, and have
+    the kernel kill this process when its parent dies. The parent handles the signals and ends its children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     die_with_parent()
@@ -69,7 +71,8 @@ def gpus() -> int:
 
 
 class Processes:
-    """The child processes that are running. Worker threads start commands with `run`; the main thread can end all."""
+    """The child processes that are running. Worker threads start commands with `run`; the main thread can end all
+    commands."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
@@ -77,7 +80,14 @@ class Processes:
         self.stopping = False
 
     def run(self, command: list[str], log: Path, ranks: int, threads: int) -> None:
-        """Run `command` once for each rank, its output added to `log`. When a rank exits with an error, end the others.
+        """Start `command` once for each rank, and wait until all ranks have exited. When a rank exits with an error,
+        kill the others.
+
+        Args:
+            command: the program and its arguments, the same for every rank.
+            log: the file to which the output of all ranks is added.
+            ranks: how many processes to start.
+            threads: CPU threads of each process (OMP_NUM_THREADS).
 
         Raises:
             Failed: a rank exited with an error; the message is the last error in `log`.
@@ -115,7 +125,8 @@ class Processes:
             raise Failed(f"{killed_by or last_error(log)}  (log: {log}; the same command continues)")
 
     def stop(self) -> None:
-        """Send SIGTERM to all, on which training saves a checkpoint and exits. No further command is started."""
+        """Send SIGTERM to all running commands, on which training saves a checkpoint and exits. No further command is
+        started."""
         self.stopping = True
         with self.starting:
             for child in self.running:
@@ -128,7 +139,7 @@ class Processes:
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
         """A context in which the first Ctrl-C, SIGTERM or end of the terminal (SIGHUP, unless nohup has it ignored)
-        stops all commands, as `stop` does, and the second one kills them and ends this process."""
+        sends SIGTERM to all commands, as `stop` does, and the second one kills them and ends this process."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.stopping:
@@ -152,7 +163,8 @@ class Processes:
 
 
 def _rank_environments(ranks: int) -> list[dict[str, str]]:
-    """For each rank the environment variables by which torch.distributed finds the others; none for a single rank."""
+    """For each rank the environment variables by which torch.distributed finds the other ranks: [{name: value}], with
+    an empty dictionary for a single rank."""
     if ranks == 1:
         return [{}]
     with socket.socket() as s:
@@ -164,7 +176,8 @@ def _rank_environments(ranks: int) -> list[dict[str, str]]:
 
 
 def last_error(log: Path) -> str:
-    """The text of a log from its last line that begins with "error: ", or its last line."""
+    """The last error in a log file: its text from the last line that begins with "error: ", without that prefix; the
+    last line where no line begins so."""
     lines = [line for line in safe_files.read_text(log).splitlines() if line.strip()]
     at = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=-1)
     return "\n".join(lines[at:]).removeprefix("error: ")

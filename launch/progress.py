@@ -26,12 +26,14 @@ ENDED = ("finished", "failed", "stopped")  # states in which nothing more happen
 
 
 class Progress:
-    """The states of the runs that are worked on, and from what these have taken so far the time that is left.
+    """The states of the runs that are worked on, and an estimate of the time that is left, made from the time that the
+    runs have taken so far.
 
-    A run's state is its phase as launch/local.py sets it, except that one in training is "starting" until it has logged
-    a loss.
+    A run's state is its phase as launch/local.py sets it, except that a run in training is "starting" until it has
+    logged a loss.
 
     Args:
+        cells: the runs, in the order in which they are begun.
         phases: {run directory: "waiting", "training", "evaluating", ...}; changed by other threads meanwhile.
         at_once: how many runs are worked on at a time.
     """
@@ -45,7 +47,8 @@ class Progress:
         self.taken: dict[str, list[float]] = {}  # seconds that runs were in a state which they have left
 
     def update(self) -> list[Cell]:
-        """Look how far the runs are. Returns those whose state is another than at the last call."""
+        """Read the phases and the metrics of all runs. Returns the runs whose state differs from that at the last
+        call."""
         changed = []
         for cell in self.cells:
             phase, before = self.phases[cell.dir], self.state[cell.dir]
@@ -63,7 +66,7 @@ class Progress:
         return changed
 
     def position(self, cell: Cell) -> float:
-        """How far a run is trained, in the unit of `cell.run.length`."""
+        """How far a run is trained, in the unit of `cell.run.length`: steps, or seconds where the budget is a time."""
         trained = self.state[cell.dir] in ("finished", *STAGES[2:])
         return cell.run.length if trained else cell.run.position(self.metric[cell.dir])
 
@@ -74,11 +77,11 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until all runs have ended, without stages that no run has been through yet. None while no run has a
-        speed.
+        """Seconds until all runs have ended. Stages that no run has been through yet, such as evaluation, are not
+        counted. None while no run has logged a speed.
 
-        Runs that wait are taken to be as fast as the median of the others, and to begin in their order as soon as there
-        is room.
+        Runs that wait are assumed to be as fast as the median of the others, and to begin in their order as soon as
+        fewer than `at_once` are at work.
         """
         speeds = [metric["tokens_per_second"] for metric in self.metric.values() if metric.get("tokens_per_second")]
         if not speeds:
@@ -91,10 +94,10 @@ class Progress:
         return max(ends, default=0.0)
 
     def _seconds_left_of(self, cell: Cell, speed: float) -> float:
-        """Seconds that a run takes from now on, or from its beginning where it waits.
+        """Seconds that one run still takes, from now on, or from its beginning where it waits.
 
         Args:
-            speed: tokens per second, where the run has none of its own.
+            speed: tokens per second to assume where the run has logged no speed.
         """
         state, metric = self.state[cell.dir], {"tokens": 0, "tokens_per_second": speed} | self.metric[cell.dir]
         usual = {stage: statistics.median(self.taken[stage]) for stage in STAGES if stage in self.taken}
@@ -106,7 +109,8 @@ class Progress:
         return seconds
 
     def describe(self, cell: Cell) -> str:
-        """The state of a run in words: in training with step, loss, speed and time left; at the end with its scores."""
+        """The state of one run as text; in training with step, loss, speed and time left; at the end with its
+        scores."""
         state, metric = self.state[cell.dir], self.metric[cell.dir]
         if state == "training":
             facts = [f"step {cell.run.step_of_all(metric['step'])}", f"loss {metric['loss']:.3f}"]
@@ -119,7 +123,7 @@ class Progress:
 
     @property
     def summary(self) -> str:
-        """All runs in words: how many have ended, and the time that is left for all of them."""
+        """The progress of all runs as text: how many have ended, and the time that is left for all of them."""
         states = [self.state[cell.dir] for cell in self.cells]
         counts = [f"{states.count('finished')} of {len(states)} finished"]
         counts += [f"{states.count(name)} {name}" for name in ENDED[1:] if name in states]
@@ -129,7 +133,7 @@ class Progress:
 
 
 def scores(cell: Cell) -> str:
-    """The headline scores of an evaluated run in words."""
+    """The headline scores of an evaluated run as text, such as "1.234 bits/byte zero-shot 40.1 %"."""
     facts = status.state(cell)
     words = [f"{facts['bits_per_byte']:.3f} bits/byte"] if "bits_per_byte" in facts else []
     words += [f"zero-shot {facts['zero_shot']:.1f} %"] if "zero_shot" in facts else []
@@ -137,7 +141,7 @@ def scores(cell: Cell) -> str:
 
 
 def show(progress: Progress, done: threading.Event) -> None:
-    """Show the progress of all runs until `done` is set."""
+    """Show the progress of all runs until `done` is set: as bars on a terminal, as lines elsewhere."""
     from rich.console import Console
 
     console = Console()
@@ -149,7 +153,8 @@ def show(progress: Progress, done: threading.Event) -> None:
 
 
 def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
-    """A line when the state of a run changes, and after a pause one about all runs, if it is another than the last."""
+    """Yield the progress as lines of text until `done` is set: one when the state of a run changes, and after a pause
+    one about all runs, if it differs from the last such line."""
     width = max(len(cell.name) for cell in progress.cells)
     began = printed = time.monotonic()
     last = ""
@@ -167,7 +172,7 @@ def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
 
 
 def bars(progress: Progress, done: threading.Event) -> None:
-    """A bar for each run, as far as there is room on the screen, and one for all of them."""
+    """Show a bar for each run, as far as there is room on the screen, and one for all runs, until `done` is set."""
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
@@ -196,8 +201,8 @@ def bars(progress: Progress, done: threading.Event) -> None:
 
 
 def on_screen(progress: Progress, most: int) -> set[Path]:
-    """The directories of the runs that are shown where there are more than `most`: those at work, then those that
-    failed or were stopped, then those that wait, then finished ones, the last of them first."""
+    """The directories of the runs to show where there is room for `most`: first the runs at work, then those that
+    failed or were stopped, then those that wait, then finished ones, the last finished first."""
 
     def rank(numbered: tuple[int, Cell]) -> tuple[int, int]:
         number, cell = numbered

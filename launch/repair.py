@@ -10,10 +10,11 @@ from ablations.study import Cell
 def repair(cell: Cell) -> str:
     """Repair a damaged run directory, so that `launch.train` can continue the run.
 
-    A damaged run.json is moved aside; training writes a new one when it starts. Where `done` or the weights are
-    damaged, `done` is removed; training then starts from the checkpoint of the last step, and writes both again.
+    A damaged run.json is moved aside; training writes a new one when it starts. Where the file `done` or the weights
+    are damaged, `done` is removed; training then starts from the checkpoint of the last step, and writes both again.
 
-    Returns: what was damaged, as a sentence for the terminal; "" when nothing was.
+    Returns:
+        What was damaged, as a sentence for the terminal; "" when nothing was, or while the run is being trained.
 
     Raises:
         Damaged: there is no checkpoint of this run to continue from.
@@ -42,8 +43,8 @@ def repair(cell: Cell) -> str:
 
 
 def is_trained(cell: Cell) -> bool:
-    """Whether a run is trained to its end and its weights file has the size that was written; `repair` compares the
-    hash too."""
+    """Whether a run is trained to its end and its weights file has the recorded size. The hash of the weights is not
+    compared; `repair` does that."""
     try:
         return rundir.read_done(cell.dir) is not None
     except Damaged:

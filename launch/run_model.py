@@ -10,7 +10,7 @@ from model.shard import SINGLE, Ranks
 
 
 def ranks(run: Run) -> Ranks:
-    """The tensor parallel group of this rank: those that together hold one copy of the model. Call it after
+    """The tensor parallel group of this rank: the ranks that together hold one copy of the model. Call it after
     `deepspeed_setup.start`.
 
     Raises:
@@ -26,10 +26,10 @@ def ranks(run: Run) -> Ranks:
 
 
 def layers(run: Run, tp: Ranks) -> Layers:
-    """The factory of the model's linear layers, for the run's precision and its tensor parallel group.
+    """The factory of the model's linear layers, for the run's precision and its tensor parallel group `tp`.
 
     Raises:
-        ConfigError: for FP8 under tensor parallelism.
+        ConfigError: the run combines train.precision=fp8 with layout.tp above 1.
     """
     if run.train.precision != "fp8":
         return tp.layers

@@ -18,12 +18,14 @@ class Step(NamedTuple):
 
 
 class Pending:
-    """The result of an optimizer step that the device may still be computing.
+    """The result of an optimizer step that the device may still be computing. `read` waits for it.
 
     Args:
-        values: loss and gradient norm; with several ranks also the sums over ranks of save, leave and seconds. Tensors
-            on the device.
-        save, leave, seconds: what this rank gave, used where it is the only one.
+        values: tensors on the device: loss and gradient norm; with several ranks also the sums over ranks of `save` and
+            `leave`, and the first rank's seconds.
+        save: whether this rank wants a checkpoint; used where there is a single rank.
+        leave: whether this rank wants training to stop; used where there is a single rank.
+        seconds: returns the seconds of training so far; used where there is a single rank.
     """
 
     def __init__(self, values: list[Tensor | float], save: bool, leave: bool, seconds: Callable[[], float]):

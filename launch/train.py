@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class LaunchedStep(NamedTuple):
-    """A step that the device may still be computing."""
+    """An optimizer step that was launched, whose loss was not read yet: the device may still be computing it."""
 
     step: int
     samples: int  # that the run has trained on after it
@@ -47,7 +47,7 @@ class LaunchedStep(NamedTuple):
 
 
 class StepResults(NamedTuple):
-    """The results of the steps that were waited for: one, or two where losses are read a step late."""
+    """The results of the steps that `read_steps` waited for: one step, or two where losses are read a step late."""
 
     grad_norm: float  # of the last of them
     save: bool  # whether a rank wants a checkpoint now
@@ -88,11 +88,12 @@ def train(cell: Cell, out: Path) -> None:
     """Train a run from its first step, or from its last checkpoint, to the end of its budget.
 
     Args:
+        cell: the run.
         out: the output root, which has the prepared data.
 
     Raises:
-        Stop: training was asked to stop, or a node is unfit; a checkpoint is saved.
-        manifest.Failed: the run cannot go on.
+        Stop: training was asked to stop and has saved a checkpoint; or a node is unfit.
+        manifest.Failed: the run cannot go on; the message says why.
     """
     session = prepare(cell, out)
     run, log, watch, checkpoints = session.run, session.log, session.watch, session.checkpoints
@@ -126,12 +127,16 @@ def train(cell: Cell, out: Path) -> None:
 
 
 def prepare(cell: Cell, out: Path) -> Session:
-    """Check the nodes, build the engine, prove that it is the configured one, and load the last checkpoint.
+    """Check the nodes, build the engine, prove that the model is the configured one, and load the last checkpoint.
+
+    Args:
+        cell: the run.
+        out: the output root, which has the prepared data.
 
     Raises:
         Stop: a node is unfit.
         ConfigError: the configuration does not fit the machine.
-        manifest.Failed: data, proofs or checkpoints are not what they must be.
+        manifest.Failed: the data cannot be prepared, a proof fails, or a checkpoint cannot be loaded.
     """
     from data.batches import Batches
     from launch import deepspeed_setup, preflight, run_model
@@ -185,7 +190,7 @@ def prepare(cell: Cell, out: Path) -> Session:
 
 
 def launch_step(session: Session) -> None:
-    """Launch the next step on this rank's samples, and count it as made."""
+    """Launch the next step on this rank's samples, and add the step and its samples to the session's state."""
     run, engine, state = session.run, session.engine, session.state
     size = run.layout.tp  # ranks that hold a model together see the same samples
     replica, replicas = session.rank // size, session.world // size
@@ -212,9 +217,13 @@ def launch_step(session: Session) -> None:
 
 
 def read_steps(session: Session, all_of_them: bool) -> StepResults:
-    """Wait for the steps under way and take their losses into the state: for all of them, else for all but the last.
-    Where a checkpoint is to be saved or training to stop, all of them. A divergence ends it, with the state of the step
-    that diverged."""
+    """Wait for launched steps and add their losses to the state. At a divergence, stop reading; the state then has the
+    number of the step that diverged.
+
+    Args:
+        all_of_them: wait for all launched steps; otherwise for all but the last, which goes on while the host works.
+            Once a rank wants a checkpoint or training to stop, all are waited for anyway.
+    """
     state, unread = session.state, session.unread
     norm, save, leave, complaint, batch_size = math.nan, False, False, "", 0
     while unread and not complaint and (all_of_them or len(unread) > 1):
@@ -232,7 +241,12 @@ def read_steps(session: Session, all_of_them: bool) -> StepResults:
 
 
 def return_to_checkpoint(session: Session, results: StepResults) -> None:
-    """Go back to before a divergence; see `go_back`."""
+    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the later lines
+    of the log.
+
+    Raises:
+        manifest.Diverged: the configuration allows no further rollback, or there is no checkpoint early enough.
+    """
     session.unread.clear()
     with session.watch.storing():
         session.state = go_back(
@@ -245,7 +259,8 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
 
 
 def write_log(session: Session, grad_norm: float) -> None:
-    """Write a line of the log, of the steps since the last one."""
+    """Write one line of the log about the steps since the last line: mean loss, speed, and the last step's
+    `grad_norm`."""
     state, engine, seq = session.state, session.engine, session.run.model.seq
     now, busy = time.perf_counter(), engine.forward_seconds()
     speed = (state.samples - session.logged_samples) * seq / (now - session.logged_at)
@@ -267,7 +282,7 @@ def write_log(session: Session, grad_norm: float) -> None:
 
 
 def leave(session: Session) -> None:
-    """Wait until every rank's part of the last checkpoint is on the disk, and raise Stop."""
+    """Wait until every rank's part of the last checkpoint is on the disk, and raise Stop, which ends this process."""
     import torch.distributed as dist
 
     with session.watch.storing():
@@ -278,7 +293,7 @@ def leave(session: Session) -> None:
 
 
 def finish(session: Session) -> None:
-    """Write the trained weights and the file that says so."""
+    """Write the trained weights, and after them the file `done`, which says that the run is trained."""
     run, engine, state, folder = session.run, session.engine, session.state, session.cell.dir
     engine.write_weights(folder / rundir.WEIGHTS)
     if not session.log:
@@ -298,13 +313,14 @@ def finish(session: Session) -> None:
 
 
 def reads_loss_a_step_late(engine: "Engine", run: Run) -> bool:
-    """Whether a step's loss is read when the next step is under way, so that a GPU need not wait for the host. Not
-    where a wall clock ends the run: whether there is a next step then depends on the one before."""
+    """Whether a step's loss is read only when the next step is under way, so that a GPU need not wait for the host.
+    Where a wall clock ends the run it is read at once: whether there is a next step then depends on the step before."""
     return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)
 
 
 def save_pause(session: Session) -> float:
-    """Seconds between two checkpoints, where layout.save_every=0 leaves that to the clock; else infinity."""
+    """Seconds between two checkpoints: where layout.save_every is 0, computed from what a save costs and layout.mtbf;
+    infinity where layout.save_every counts steps instead."""
     layout, checkpoints = session.run.layout, session.checkpoints
     if layout.save_every:
         return math.inf
@@ -357,7 +373,8 @@ def main(argv: list[str]) -> int:
 
 
 def fail(cell: Cell, reason: str) -> None:
-    """Report why a run cannot go on: on the terminal, and in its directory where that can still be written."""
+    """Report why a run cannot go on: print `reason`, and write it into the file `failed` of the run directory where
+    that can still be written."""
     with suppress(OSError):
         safe_files.write_text(cell.dir / rundir.FAILED, f"{reason}\n")
     print(f"error: {cell.name}: {reason}", file=sys.stderr)

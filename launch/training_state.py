@@ -22,15 +22,20 @@ class TrainingState:
 
     @classmethod
     def from_checkpoint(cls, run: Run, saved: dict[str, Any] | None) -> "TrainingState":
-        """The state that a checkpoint holds; that of step 0 where there is none (None). Checkpoints of older versions
-        do not have the number of samples, which is computed for them."""
+        """The state that a checkpoint holds, or the state of step 0 where there is no checkpoint. Checkpoints of older
+        versions do not have the number of samples, which is computed for them.
+
+        Args:
+            saved: the fields of the state, as `Engine.load` returns them; None: there is no checkpoint.
+        """
         state = cls(**(saved or {}))
         if saved and "samples" not in saved:
             state.samples = run.samples(state.step).start
         return state
 
     def ended(self, run: Run) -> bool:
-        """Whether the budget is used up. By the clock: the last step is the first that ends after its time."""
+        """Whether the run's budget is used up. Where the budget is a time, the last step is the first that ends after
+        it."""
         if isinstance(run.budget, ClockBudget):
             return self.seconds >= run.budget.seconds
         return self.step >= run.steps

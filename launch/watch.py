@@ -24,7 +24,14 @@ STORAGE = 1800.0  # seconds that a checkpoint may take to be written or read: 2 
 
 
 class Stop(RuntimeError):
-    """The run was asked to stop, and has saved. `code` is what the process exits with."""
+    """This process ends before the run does, without a fault of the run: training was asked to stop and has saved a
+    checkpoint; or training cannot begin now, because of an unfit node, a stop file or another process that trains the
+    run.
+
+    Args:
+        reason: why, for the terminal.
+        code: what the process exits with, an `Exit`.
+    """
 
     def __init__(self, reason: str, code: int):
         super().__init__(reason)
@@ -32,15 +39,27 @@ class Stop(RuntimeError):
 
 
 class Watch:
-    """Watches one rank of a run, on a thread of its own.
+    """A context around the training of one rank, with a thread that ends the process when training hangs, and notices
+    requests to stop.
+
+    A hang is a step, or the saving or loading of a checkpoint, that takes longer than `limit`. The thread then records
+    an event, writes the stacks of all threads of this process into the run directory, and exits the process with
+    Exit.RESUBMIT. Under Slurm launch/run.sh then requeues the job, and training continues from the last checkpoint.
+
+    A request to stop is SIGTERM or, seen by the first rank, a file `stop`. It sets `stop_reason`; the training loop
+    then saves a checkpoint and raises Stop.
+
+    On the first rank the thread also writes the heartbeat: every few seconds a file with the time, the step and the
+    nodes, from which `make status` tells a running process from a dead one.
 
     Args:
         folder: the run directory; a file `stop` in it makes the run save and exit, to be submitted again.
         out: the output root; a file `stop` there ends all runs below it, and keeps new ones from starting.
         steps: the steps of the whole run, for the heartbeat; None where a wall clock ends the run.
-        hosts: the node of each rank.
-        hang: a step is a hang when it takes longer than this many times the median step,
-        patience: and longer than this many seconds.
+        rank: the number of this rank.
+        hosts: the name of each rank's node, by rank.
+        hang: how many times longer than the median step a step has to take to count as a hang.
+        patience: the least number of seconds that a step has to take to count as a hang, whatever the median.
     """
 
     def __init__(
@@ -73,7 +92,8 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def stepped(self, step: int) -> None:
-        """Note that `step` was made now."""
+        """Record that step number `step` has ended now; the time since the step before is one of the durations for
+        `limit`."""
         now = time.monotonic()
         if self.step:  # the first one compiles and warms up
             self.durations.append(now - self.last_progress)
@@ -81,14 +101,15 @@ class Watch:
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """A context for saving or loading a checkpoint; inside, the time limit is that of storage, not of a step."""
+        """A context for saving or loading a checkpoint: inside it, `limit` is at least STORAGE seconds."""
         self.last_progress, self.storage = time.monotonic(), True
         yield
         self.last_progress, self.storage = time.monotonic(), False
 
     @property
     def limit(self) -> float:
-        """Seconds after which a step that has not ended is a hang."""
+        """Seconds after which a step that has not ended counts as a hang: `hang` times the median step, and at least
+        `patience`. Longer during the first steps of a launch, and while a checkpoint is saved or loaded."""
         if self.storage:
             return max(STORAGE, self.patience)
         if len(self.durations) < 3:
@@ -133,8 +154,12 @@ class Watch:
             safe_files.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
 
     def _hung(self, seconds: float) -> None:
-        """Write the stacks of all threads of this rank to a file, and exit with RESUBMIT. The other ranks, which wait
-        for this one, do the same after their own time limit, or Slurm ends them."""
+        """Write the stacks of all threads of this rank to a file, and exit the process with Exit.RESUBMIT. The other
+        ranks, which wait for this one, do the same after their own time limit, or Slurm ends them.
+
+        Args:
+            seconds: how long no step has ended.
+        """
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
             where = safe_files.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
@@ -151,11 +176,12 @@ class Watch:
             os._exit(Exit.RESUBMIT)
 
     def speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Record an event when training has become much slower than it was, naming a rank that is slower than the
-        others. The next event follows only after training was as fast again.
+        """Record the throughput, and write an event when training has become much slower than it was. The event names
+        a rank that computes longer than the others. The next event follows only after training was as fast again.
 
         Args:
-            busy: seconds that each rank spent computing since the last call, waiting for others left out.
+            tokens_per_second: the throughput since the last call.
+            busy: seconds that each rank spent in forward passes since the last call, without waiting for other ranks.
         """
         self.speeds.append(tokens_per_second)
         if self.rank or len(self.speeds) < 15:  # too few to know what is usual
@@ -183,10 +209,11 @@ def stop_file(folder: Path) -> str:
 
 
 def event(folder: Path, step: int, kind: str, detail: str) -> None:
-    """Record an incident of a run, in events.jsonl and on the terminal.
+    """Record an incident of a run in its events.jsonl, and print it.
 
     Args:
-        step: when it happened.
+        folder: the run directory.
+        step: the number of the step at which it happened.
         kind: one word, such as "hang" or "slow".
         detail: what happened, in words.
     """

@@ -46,14 +46,15 @@ FLEX_OPTIONS = {"BACKEND": "TRITON"}
 @dataclass
 class Arrangement:
     """The positions of the tokens of a batch and what each token sees, where these do not follow from the tokens'
-    order: in evaluation, inputs that begin alike share a row (eval/tasks/rows.py), and earlier tokens are cached.
+    order. Used in evaluation, where inputs that begin alike share a row (eval/tasks/rows.py), and where earlier tokens
+    are cached.
 
     positions_BT: the position of each token.
-    sees_BTS: whether token T of the batch sees token S, where S counts the P cached tokens first and then the batch's.
-        Each token has to see at least one.
-    past: for each layer the cached keys and values [B, H, P, K] of earlier tokens; a forward pass appends its own.
-        None: nothing is cached.
-    past_positions_BP: the positions of the cached tokens.
+    sees_BTS: bool, whether token T of the batch sees token S, where S counts the P cached tokens first and then the
+        batch's. Each token has to see at least one.
+    past: for each layer the cached keys and values, each [B, H, P, K], of earlier tokens; a forward pass appends the
+        batch's. None: nothing is cached.
+    past_positions_BP: the positions of the cached tokens; None: nothing is cached.
     """
 
     positions_BT: Tensor
@@ -73,22 +74,30 @@ def prepare(
     qk_scaling: bool = False,
     kernel_name: str | None = None,
 ) -> Attend:
-    """The attention function that all layers of one forward pass share.
+    """Make the attention function that all layers of one forward pass share, computed in the fastest way for the
+    device, the precision and the arguments.
 
     Positions act in this function and nowhere else in attention, so that no layer can miss them.
 
     Args:
+        position: the model's position scheme.
+        heads: attention heads on this rank.
         x_BTD: the input of the first layer, for shape, precision and device.
         dropout: the share of the attention probabilities that is dropped. None: this model never drops any. With a
             number, also 0, a GPU does not use the kernels that cannot drop, so that evaluation and proofs use the
             kernel that trains.
         arrangement: positions and visible tokens, where they do not follow from the tokens' order.
-        objective, extents_B: what tokens see, where there is no arrangement.
-        qk_scaling: see `plain`; elsewhere scores are fp32 and do not overflow.
+        objective: which tokens see each other; needed where there is no arrangement.
+        extents_B: for each sequence the number that `objective.sees` needs, such as the length of its prefix; None
+            where the objective needs none.
+        qk_scaling: whether scores are divided by the layer's number and multiplied by it again in fp32, so that they do
+            not overflow in fp16. Ways that compute scores in fp32 do not need it.
         kernel_name: on a GPU, the one of TORCH_KERNELS, or FLEX, to use where `takes_no_bias` allows a choice; None:
             torch chooses.
 
-    Returns: a function of q, k and v, each [B, H, T, K], with the result [B, H, T, K].
+    Returns:
+        A function of q, k and v, each [B, H, T, K], with the result [B, H, T, K]. With `qk_scaling` it takes the
+        layer's number, `layer`, too.
     """
     if arrangement:
         return arranged(position, heads, x_BTD, arrangement, dropout or 0.0)
@@ -104,8 +113,11 @@ def prepare(
 def visible_bias(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Tensor:
-    """The bias of the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T] where heads
-    differ; [B, 1, T, T] or [B, H, T, T] where sequences differ."""
+    """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
+    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ.
+
+    The arguments are those of `prepare`.
+    """
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     b, h, q, k = at(B)[:, None, None, None], at(heads)[:, None, None], at(T)[:, None], at(T)
@@ -121,10 +133,11 @@ def plain(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Attention that computes the matrix of scores, [B x H, T, T], of which the visible part is held in memory.
+    """Make an attention function that computes the matrix of scores, [B x H, T, T], of which the visible part is held
+    in memory. The arguments are those of `prepare`.
 
-    The returned function takes the number of the layer besides q, k and v: with QK layer scaling, scores are computed
-    divided by it so that they do not overflow in fp16, and multiplied by it again in fp32.
+    The function takes the number of the layer besides q, k and v. With QK layer scaling, scores are computed divided by
+    that number so that they do not overflow in fp16, and multiplied by it again in fp32.
     """
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
@@ -149,8 +162,9 @@ def masked(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Attention by torch's scaled_dot_product_attention, with bias and mask as one float tensor. It has four
-    dimensions, since torch computes slowly with three."""
+    """Make an attention function that calls torch's scaled_dot_product_attention with bias and mask as one float
+    tensor. The tensor has four dimensions, since torch computes slowly with three. The arguments are those of
+    `prepare`."""
     T = x_BTD.shape[1]
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     bias = bias if bias.dim() == 4 else bias.view(1, -1, T, T)
@@ -168,19 +182,21 @@ def masked(
 
 
 def takes_no_bias(position: Position, extents_B: Tensor | None) -> bool:
-    """Whether nothing is added to the scores and all sequences have the same mask: then `unbiased` computes the
-    attention."""
+    """Whether `unbiased` can compute the attention: the position scheme adds nothing to the scores, and all sequences
+    have the same mask (`extents_B` is None)."""
     return not position.has_bias and extents_B is None
 
 
 def unbiased(position: Position, objective: Objective, kernel_name: str | None = None, or_plain: bool = True) -> Attend:
-    """Attention by torch's scaled_dot_product_attention without a mask tensor: a query sees all keys up to its own, or
-    all keys.
+    """Make an attention function that calls torch's scaled_dot_product_attention without a mask tensor: a query sees
+    all keys up to its own where the objective is causal, else all keys.
 
     Args:
+        position: a position scheme without a bias.
+        objective: which tokens see each other.
         kernel_name: the one of TORCH_KERNELS to use; None: torch chooses.
         or_plain: whether torch may use its plain attention where that kernel does not support the shape or precision;
-            otherwise the call raises RuntimeError there.
+            otherwise calling the function raises RuntimeError there.
     """
     backends = list(TORCH_KERNELS.values()) if kernel_name is None else [TORCH_KERNELS[kernel_name]]
     if or_plain:
@@ -195,7 +211,8 @@ def unbiased(position: Position, objective: Objective, kernel_name: str | None =
 
 
 def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0) -> Attend:
-    """Attention for tokens at the positions of an arrangement, which see what it says, cached tokens included."""
+    """Make an attention function for tokens at the positions of an arrangement, each of which sees the tokens, cached
+    ones included, that `arrangement.sees_BTS` names. The other arguments are those of `prepare`."""
     B, T, _ = x_BTD.shape
     positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
     at_BS = (
@@ -229,7 +246,8 @@ def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrange
 def fused(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Attend:
-    """Attention by FlexAttention, with one block mask for all sequences, or one for each where they differ."""
+    """Make an attention function that calls FlexAttention, with one block mask for all sequences, or one for each
+    where they differ. The arguments are those of `prepare`."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]
@@ -264,7 +282,7 @@ BLOCK_MASKS: dict[tuple[Any, ...], Any] = {}  # by objective, length and device
 def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
     """FlexAttention's block mask for T tokens, where all sequences have the same mask. It is made once and cached.
 
-    Call it before a forward pass is compiled: torch.compile ignores the cache, and a graph that makes the mask would
+    Call this before a forward pass is compiled: torch.compile ignores the cache, and a graph that makes the mask would
     make it in every forward pass.
     """
     from torch.nn.attention.flex_attention import create_block_mask
@@ -280,7 +298,8 @@ def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
 
 
 def prepare_masks(objective: Objective, T: int, device: torch.device) -> None:
-    """Make the block masks that a compiled forward pass of T tokens may need."""
+    """Make and cache the block mask that a compiled forward pass of T tokens may need. Does nothing for an objective
+    whose mask differs between sequences."""
     if not objective.has_extents:
         shared_mask(objective, T, device)
 

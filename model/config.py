@@ -156,7 +156,8 @@ class ModelConfig:
 
     @property
     def predicted(self) -> int:
-        """Outputs of a training sequence that are multiplied with the output matrix."""
+        """How many outputs of a training sequence are multiplied with the output matrix: those that enter the loss of
+        the MLM objective, all for other objectives."""
         return self.masked if self.objective == "mlm" else self.seq
 
     @property

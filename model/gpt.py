@@ -27,8 +27,9 @@ from model.shard import SINGLE, Ranks
 def prepare_to_compile() -> None:
     """Register the functions that a compiled graph calls without tracing them. Call it before torch.compile.
 
-    It is not done at import, because torch then loads its compiler, for which an uncompiled run would wait a second or
-    two."""
+    This is not done at import, because torch then loads its compiler, for which an uncompiled run would wait a second
+    or two.
+    """
     cross_entropy.prepare_to_compile()
     position.prepare_to_compile()
 
@@ -47,7 +48,8 @@ class Attention(nn.Module):
 
 
 def chosen(x_BTD: Tensor, only: Tensor | None) -> Tensor:
-    """The rows [N, D] of a batch, flattened to [B x T, D], at the indices `only`; None: all rows."""
+    """Select rows of a batch: those at the indices `only` (int64 [N]) of the batch flattened to [B x T, D], as [N, D].
+    None: the batch as it is, [B, T, D]."""
     return x_BTD if only is None else x_BTD.flatten(0, 1)[only]
 
 
@@ -132,11 +134,14 @@ class OutputBias(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only language model, with weights drawn from `seed` (see model/init.py).
+    """A transformer language model, causal or (model.objective=mlm) an encoder, with initial weights drawn from a seed
+    (see model/init.py).
 
     Args:
-        tp: the ranks that hold the model together; by default this one has it whole.
-        layers: makes the linear layers; by default those of `tp`, in the precision of the weights.
+        cfg: the shape of the model and the variant of each factor.
+        seed: the seed of the initial weights.
+        tp: the tensor parallel group, the ranks that hold the model together; by default this rank has it whole.
+        layers: makes the linear layers; by default `tp.layers`, which multiply in the precision of the weights.
     """
 
     def __init__(self, cfg: ModelConfig, seed: int = 1, tp: Ranks = SINGLE, layers: Layers | None = None):
@@ -170,16 +175,20 @@ class GPT(nn.Module):
         extents_B: Tensor | None = None,
         only: Tensor | None = None,
     ) -> Tensor:
-        """[B, T] token ids -> [B, T, D], what `project` reads; [N, D] where only N of them are wanted.
+        """The whole model up to the output matrix: [B, T] token ids -> [B, T, D], the input of `project`; [N, D] where
+        only N of these outputs are wanted.
 
         Args:
-            arrangement: the tokens' positions and what each sees, if that does not follow from their order.
-            extents_B: see `Batch`; without an arrangement, what the objective needs.
-            only: indices in the flat batch. The others end at the last block's attention, which needs them.
+            tokens_BT: token ids.
+            arrangement: the tokens' positions and what each sees, where these do not follow from their order.
+            extents_B: for each sequence the number that the objective needs, such as the length of its prefix (see
+                `Batch`). Not used with an arrangement.
+            only: int64 [N], the indices in the flattened batch [B x T] of the outputs that are wanted. Other tokens are
+                not computed beyond the last block's attention, which needs their keys and values.
 
         Raises:
-            ValueError: when extents are missing, or there and unknown to the objective: neither would be the model
-                that was trained.
+            ValueError: there is no arrangement, and extents are missing, or given to an objective that has none:
+                neither would be the model that was trained.
         """
         if arrangement is None:
             self.objective.check(extents_B)
@@ -215,18 +224,23 @@ class GPT(nn.Module):
         return self.tp.project(*self._operands(x))
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`x` and the output matrix, so that x @ weight.T is the logits: a bias is appended as one more column, with
-        ones in `x`."""
+        """The two factors of the logits x @ weight.T: the transformed `x` and the output matrix. Where the logits have
+        a bias, it is appended to the matrix as one more column, and a column of ones to `x`."""
         x, weight = self.transform(x), self.output_weight
         if self.output is None:
             return x, weight
         return F.pad(x, (0, 1), value=1.0), torch.cat((weight, self.output.bias[:, None]), dim=1)
 
     def forward(self, tokens_BT: Tensor, extents_B: Tensor | None = None) -> Tensor:
-        """[B, T] token ids -> logits [B, T, V]. `extents_B`: see `hidden`."""
+        """[B, T] token ids -> logits [B, T, V].
+
+        Args:
+            extents_B: for each sequence the number that the objective needs, such as the length of its prefix; None
+                where the objective needs none.
+        """
         return self.project(self.hidden(tokens_BT, extents_B=extents_B))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy, fp32, in nats per predicted token."""
+        """Mean cross-entropy over the predicted tokens of a batch, in nats per token, fp32."""
         x_BTD = self.hidden(batch.inputs_BT, extents_B=batch.extents_B)
         return self.tp.loss(*self._operands(batch.select(x_BTD)), batch.select(batch.targets_BT))

@@ -51,7 +51,7 @@ FREE = (
 
 
 def counterpart(cfg: ModelConfig) -> Format:
-    """The format of Hugging Face that computes this model.
+    """The Hugging Face format whose architecture computes the same as a model of this configuration.
 
     Raises:
         ValueError: there is none; the message names the settings in which the model differs from the nearest format.
@@ -76,7 +76,16 @@ def _show(value: Any) -> str:
 
 
 def _names(f: Format, ours: str) -> tuple[list[str], Layout]:
-    """The names of one of our tensors in their files, and its layout."""
+    """How one of our tensors is stored in Hugging Face's files: (the names of its tensors there, the layout that
+    converts between ours and those).
+
+    Args:
+        f: the format.
+        ours: the name of the tensor in our state_dict.
+
+    Raises:
+        ValueError: the format has no such tensor.
+    """
     if ours == "head.weight":
         return [f.head], SAME
     parts = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias|table)", ours)
@@ -98,16 +107,19 @@ def save(
     origin: dict[str, Any] | None = None,
     pad: int | None = None,
 ) -> None:
-    """Write a model into the folder `to`: config.json and model.safetensors; of a decoder also generation_config.json.
+    """Write a model as a Hugging Face checkpoint into the folder `to`: config.json and model.safetensors; of a decoder
+    also generation_config.json.
 
     Args:
+        cfg: the configuration of the model.
         state: model.state_dict(), in the precision in which it is to be stored.
+        to: a folder that exists.
         eod: the id of the token that begins and ends a document.
         origin: where the model comes from, stored in config.json.
         pad: of an encoder, the id of the token that pads shorter texts; None where its tokenizer has none.
 
     Raises:
-        ValueError: when there is no such architecture, or `state` is not that of such a model.
+        ValueError: Hugging Face has no architecture that computes this model, or `state` does not fit `cfg`.
     """
     f = counterpart(cfg)
     _check_shapes(cfg, state)
@@ -145,15 +157,23 @@ def save(
 
 
 def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: Tensor, new: int = 16) -> float:
-    """Load `folder` with transformers, and compare it with our model in fp32.
+    """Load a Hugging Face checkpoint with transformers, and compare it with our model in fp32.
 
-    Compared are the logits of `tokens_BT`, including those of the vocabulary's padding rows. Of a decoder, up to `new`
-    tokens are generated greedily too, and each has to be the one that our model finds likeliest at its place.
+    Compared are the logits of `tokens_BT`, including those of the vocabulary's padding rows. With a decoder, up to
+    `new` tokens are generated greedily too, and each has to be the one that our model finds likeliest at its place.
 
-    Returns: the largest difference of logits, relative to the largest logit (or to 1, where that is smaller).
+    Args:
+        folder: the checkpoint, as `save` wrote it.
+        cfg: the configuration of our model.
+        state: the weights of our model.
+        tokens_BT: token ids of the texts to compare on.
+        new: how many tokens a decoder generates at most.
+
+    Returns:
+        The largest difference of logits, relative to the largest logit (or to 1, where that is smaller).
 
     Raises:
-        ValueError: above TOLERANCE, or when a tensor is missing or left over.
+        ValueError: the difference is above TOLERANCE, a generated token differs, or a tensor is missing or left over.
     """
     import torch
     import transformers
@@ -192,16 +212,21 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
 
 
 def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a checkpoint in one of these formats, written by `save` or by transformers.
+    """Read a Hugging Face checkpoint of one of the formats above, written by `save` or by transformers.
 
     Settings that do not change what such a model computes, such as dropout, are not read; settings that the format does
     not have, such as the rotary base in GPT-2, get the usual value. Without `unpadded_vocab_size` in config.json the
     vocabulary is read as unpadded, and gets no padding: untrained padding rows would take probability from the others.
 
-    Returns: the configuration, and the state for GPT(cfg).load_state_dict, in the precision in which it was saved.
+    Args:
+        folder: the folder of config.json and model.safetensors.
+
+    Returns:
+        (the configuration, the state for GPT(cfg).load_state_dict in the precision in which it was saved).
 
     Raises:
-        ValueError: for another architecture, a setting that has no counterpart here, or weights that are not whole.
+        ValueError: the checkpoint has another architecture or a setting without a counterpart here, or its weights are
+            not whole.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -239,7 +264,7 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _current(name: str, f: Format) -> str:
-    """The name that the present version of transformers gives a tensor that an older one named `name`."""
+    """The present name of a tensor that an older version of transformers saved as `name`."""
     if name in (f.head, "lm_head.weight", "embed_out.weight"):
         return f.head
     return f.prefix + name.removeprefix(f.prefix)  # a bare model, saved without its head, has no prefix
@@ -287,7 +312,15 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
 
 
 def _value(config: Any, name: str, want: Any, cfg: ModelConfig) -> Any:
-    """A setting of theirs, in the words of `Format.fixed`."""
+    """The value of a setting in a Hugging Face configuration, in the form in which `Format.fixed` gives it, so that
+    both can be compared.
+
+    Args:
+        config: the configuration, as transformers reads it.
+        name: their name of the setting.
+        want: the value from `Format.fixed`. Where it is a dictionary, keys that `config` lacks get its values.
+        cfg: our configuration.
+    """
     value = getattr(config, name, None)
     if isinstance(want, dict):  # what is not said has its default
         return {key: (value or {}).get(key, want[key]) for key in want}

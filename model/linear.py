@@ -24,8 +24,8 @@ class Layers:
         return Linear(into, out, bias)
 
     def row(self, into: int, out: int, bias: bool) -> nn.Module:
-        """A linear layer that reads what `column` computes. Under tensor parallelism each rank reads its part of
-        `into`, and all get the whole output."""
+        """A linear layer [..., into] -> [..., out] that reads the output of a `column` layer. Under tensor parallelism
+        each rank reads its part of `into`, and all get the whole output."""
         return Linear(into, out, bias)
 
 

@@ -25,21 +25,24 @@ def estimate(
     tp: int = 1,
     recompute: bool = False,
 ) -> dict[str, int]:
-    """Bytes of tensors on one rank at the peak of a training step.
+    """Estimate the bytes of tensors on one rank at the peak of a training step.
 
     Args:
+        cfg: the configuration of the model.
+        micro_batch: sequences of a micro-batch.
         precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
         ranks: how many ranks ZeRO divides the optimizer among, those that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
+        gpu: whether the step is on a GPU, whose kernels need other memory than those of a CPU.
         tp: how many ranks hold one copy of the model together. For more than 1 the formula was not compared with
             measurements.
         recompute: whether only the input of each layer is stored, and the layer computed again in the backward pass.
             For plans only; training here does not do it.
 
     Returns:
-        weights, optimizer (fp32 masters and two moments, divided by `ranks`), gradients (with their buffers),
-        activations, logits, and their total.
+        Bytes by kind: {"weights", "optimizer" (fp32 masters and two moments, divided by `ranks`), "gradients" (with
+        DeepSpeed's buffers), "activations", "logits", "total"}.
     """
     half = precision != "fp32"
     width = 2 if half else 4
@@ -78,7 +81,8 @@ def gradients(
     cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int, gpu: bool, tp: int = 1
 ) -> tuple[int, int, int, int, int]:
     """Bytes of gradients and of DeepSpeed's buffers at five moments: before the last backward pass, at its start, at
-    its end, during the reduction over ranks, and at the update. From the source of DeepSpeed 0.19.8, and measured."""
+    its end, during the reduction over ranks, and at the update. From the source of DeepSpeed 0.19.8, and measured. The
+    arguments are those of `estimate`."""
     precision = "bf16" if precision == "fp8" else precision
     count, more = parameters(cfg, tp), accumulate > 1
     bucket, largest = min(BUCKET, count), cfg.padded_vocab // tp * cfg.hidden
@@ -116,7 +120,8 @@ def gradients(
 def activations(
     cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1, recompute: bool = False
 ) -> tuple[int, int]:
-    """Bytes of activations: those stored for the backward pass, and the working memory of one layer beside them."""
+    """Bytes of activations: (those stored for the backward pass, the working memory of one layer besides). The
+    arguments are those of `estimate`."""
     B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn // tp, cfg.heads // tp
     width = 4 if precision == "fp32" else 2
     unit, inner, scores = B * T * D * width, B * T * F * width, B * H * T * T * width

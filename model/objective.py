@@ -64,8 +64,8 @@ class Batch(NamedTuple):
         return int(self.predicted.sum()) if self.predicted.dtype == torch.bool else self.predicted.numel()
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device. The copy to a GPU is from pinned memory, since one from ordinary memory would wait
-        until the GPU has finished all earlier work."""
+        """The batch on a device. Tensors are copied to a GPU from pinned memory, since a copy from ordinary memory
+        would wait until the GPU has finished all earlier work."""
 
         def copied(x: Tensor | None) -> Tensor | None:
             if x is None or device.type != "cuda" or x.is_cuda:
@@ -97,21 +97,27 @@ class Objective:
         numbers: Sequence[int] | None = None,
         tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> Batch:
-        """The training batch made of rows of seq + 1 token ids.
+        """Make a training batch from sequences of token ids.
 
         Args:
+            rows_BS: token ids, S = seq + 1 in each row.
             seed: the run's seed.
-            numbers: the number of each row in the run; by default they are counted from 0. Whatever is random in a row
-                is drawn from the seed and this number alone, so that it does not depend on resumes, ranks, micro-batch
-                or batch size.
+            numbers: the number of each row in the run; by default the rows are counted from 0. Whatever is random in a
+                row is drawn from the seed and this number alone, so that it does not depend on resumes, ranks,
+                micro-batch or batch size.
             tokens: the tokenizer's special tokens.
         """
         return Batch(rows_BS[:, :-1], rows_BS[:, 1:])
 
     @staticmethod
     def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Whether position `q` of sequence `b` of the batch sees position `k`; b, q and k are integer tensors that
-        broadcast together."""
+        """Whether the token at position `q` sees that at position `k` in sequence `b` of the batch: bool, in the shape
+        to which the integer tensors b, q and k broadcast.
+
+        Args:
+            extents_B: for each sequence the number that the objective needs, such as the length of its prefix; None
+                where it needs none.
+        """
         return k <= q
 
     def check(self, extents_B: Tensor | None) -> None:
@@ -119,16 +125,17 @@ class Objective:
         differ from that in training.
 
         Raises:
-            ValueError: they are missing, or given to an objective without extents.
+            ValueError: extents are missing, or given to an objective without extents.
         """
         if extents_B is not None:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 
     def extent(self, context: int) -> int:
-        """The extent of a sequence in evaluation, where its first `context` tokens are given and the rest is scored.
+        """The extent (see `Batch.extents_B`) of a sequence in evaluation, where its first `context` tokens are given
+        and the rest is scored.
 
         Raises:
-            ValueError: when this objective gives no left-to-right likelihood.
+            ValueError: this objective gives no left-to-right likelihood.
         """
         return 0
 
@@ -147,7 +154,8 @@ class Prefix(Objective):
         numbers: Sequence[int] | None = None,
         tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> Batch:
-        """The length of each prefix is drawn uniformly from 1 (the same as causal) to T (one token is predicted)."""
+        """Make a training batch. The length of each prefix is drawn uniformly from 1 (the same as causal) to T (one
+        token is predicted). The arguments are those of `Objective.batch`."""
         B, T = len(rows_BS), rows_BS.shape[1] - 1
         draws = [np.random.default_rng([seed, n]) for n in (range(B) if numbers is None else numbers)]
         extents_B = torch.tensor([draw.integers(1, T, endpoint=True) for draw in draws])
@@ -188,11 +196,12 @@ class MaskedLM(Objective):
         numbers: Sequence[int] | None = None,
         tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> Batch:
-        """The inputs are the first `seq` tokens of each row. Special tokens are masked only where a row has too few
-        other tokens, and are never drawn as random tokens.
+        """Make a training batch, whose inputs are the first `seq` tokens of each row with some of them masked. Special
+        tokens are masked only where a row has too few other tokens, and are never drawn as random tokens. The arguments
+        are those of `Objective.batch`.
 
         Raises:
-            ValueError: when there is no mask token.
+            ValueError: the tokenizer has no mask token.
         """
         if tokens.mask is None:
             raise ValueError("model.objective=mlm needs a tokenizer with a mask token, such as one of kind wordpiece")

@@ -66,7 +66,7 @@ class Row(_Bare, RowParallelLinear):
 
 
 class ParallelLayers(Layers):
-    """Makes layers whose weights are divided among the ranks of the group; this rank holds its part.
+    """Makes layers whose weights are divided among the ranks of the tensor parallel group; this rank holds its part.
 
     The layers multiply in the precision of their weights; megatron-core has FP8 only through Transformer Engine.
     """
@@ -82,11 +82,12 @@ class ParallelLayers(Layers):
 
 
 class TensorParallel(Ranks):
-    """The `size` ranks that hold one copy of the model together, as seen from this process. The process group must be
-    initialised.
+    """The tensor parallel group of this process: the `size` ranks that hold one copy of the model together. The
+    process group must be initialised.
 
     Raises:
-        ValueError: the ranks cannot be divided into groups of this size, or were divided into others before.
+        ValueError: the ranks cannot be divided into groups of this size, or were divided into groups of another size
+            before.
     """
 
     layers = ParallelLayers()
@@ -115,7 +116,8 @@ class TensorParallel(Ranks):
 
     @torch.no_grad()
     def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
-        """Logits without a gradient. They are gathered here because megatron-core's gathering needs a GPU."""
+        """Logits [..., V] of the whole vocabulary, without a gradient. The ranks' parts are gathered here because
+        megatron-core's gathering needs a GPU."""
         return torch.cat(self._parts(linear(x, weight_VD)), dim=-1)
 
     def draw_dropout_by_rank(self, attend: Any) -> Any:

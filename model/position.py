@@ -28,12 +28,19 @@ class Position(nn.Module):
         return type(self).bias is not Position.bias
 
     def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """The token embeddings with what the scheme adds to them (learned, sinusoidal). `positions_BT`: the positions
-        of the tokens, where these are not 0 to T - 1."""
+        """Add to the token embeddings what the scheme adds to them (learned, sinusoidal).
+
+        Args:
+            positions_BT: the positions of the tokens; None: 0 to T - 1.
+        """
         return x_BTD
 
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Queries and keys, rotated by their positions (rotary)."""
+        """Rotate queries and keys by their positions (rotary).
+
+        Args:
+            positions_BT: the positions of the tokens; None: 0 to T - 1.
+        """
         return q_BHTK, k_BHTK
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -67,7 +74,13 @@ class Sinusoidal(Position):
     """Fixed sines and cosines of geometric wavelengths, added to the token embedding (Vaswani et al. 2017)."""
 
     def waves(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """[(B,) T, D]: sin at even coordinates, cos at odd ones, of t / 10000^(2i/D); in the precision of `x_BTD`."""
+        """Sine at even coordinates and cosine at odd ones of t / 10000^(2i/D), where t is the position and 2i the
+        coordinate: [T, D], or [B, T, D] with `positions_BT`; in the precision of `x_BTD`.
+
+        Args:
+            x_BTD: the token embeddings, for shape, precision and device.
+            positions_BT: the positions of the tokens; None: 0 to T - 1.
+        """
         _, T, D = x_BTD.shape
         at = functools.partial(torch.arange, device=x_BTD.device, dtype=torch.float32)
         angle = (at(T) if positions_BT is None else positions_BT)[..., None] * 10000.0 ** (-at(0, D, 2) / D)
@@ -114,7 +127,8 @@ def prepare_to_compile() -> None:
 
 
 def _waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, K] of the angles by which rotary rotates."""
+    """(cosines, sines), each [T, K], of the angles by which rotary rotates the K coordinates at positions 0 to T -
+    1."""
     # fp32: in bf16 the angles of neighbouring late positions would coincide
     freq = base ** (-torch.arange(0, K, 2, device=device, dtype=torch.float32) / K)
     angle_TK = torch.outer(torch.arange(T, device=device, dtype=torch.float32), freq).repeat(1, 2)
@@ -143,8 +157,9 @@ class ALiBi(Position):
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """Slopes 2^(-8i/n), i = 1..n, for n a power of two; otherwise those of the next lower power of two, and then
-    every other one of twice that power (Press et al. 2021, appendix A and their reference code)."""
+    """ALiBi's slope for each of `heads` heads: 2^(-8i/n), i = 1..n, for n a power of two. For another number of heads,
+    the slopes of the next lower power of two, and then every other one of twice that power (Press et al. 2021, appendix
+    A and their reference code)."""
     n = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * i / n) for i in range(1, n + 1)]
     return slopes + [2 ** (-8 * i / (2 * n)) for i in range(1, 2 * (heads - n), 2)]

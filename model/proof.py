@@ -51,7 +51,7 @@ def require(proofs: Iterable[Proof]) -> None:
     """Check that all proofs passed.
 
     Raises:
-        InactiveFactor: some did not; the message names all of these.
+        InactiveFactor: some did not pass; the message names all of these.
     """
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
@@ -61,10 +61,17 @@ def require(proofs: Iterable[Proof]) -> None:
 
 @torch.no_grad()
 def prove(model: Any) -> list[Proof]:
-    """Run all proofs on a freshly initialised model, in its own precision and on its own device. Takes seconds at most.
+    """Run all proofs on a freshly initialised model, in its own precision and on its own device. Takes seconds at
+    most.
 
     Under tensor parallelism all ranks call it together, and each measures its own heads and rows. A proof passes when
-    it passes on all ranks. Otherwise the result of the first rank where it failed is returned.
+    it passes on all ranks.
+
+    Args:
+        model: a model.gpt.GPT.
+
+    Returns:
+        The result of each proof: where it failed on some ranks that of the first of them, else that of the first rank.
     """
     training = model.training
     model.eval()
@@ -78,17 +85,18 @@ def prove(model: Any) -> list[Proof]:
 
 
 def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
-    """Proof that the compiled graph, which trains, computes the same as the eager model, which the other proofs
+    """Prove that the compiled graph, which trains, computes the same as the eager model, which the other proofs
     measure.
 
     The gradients of both are compared. For that the weights are replaced by random ones of the size that they have
-    after training, since with initial weights gradients hardly depend on positions; afterwards they are restored. The
-    eager loss is computed row by row, so that it needs no more memory than the graph.
+    after training, since with initial weights gradients hardly depend on positions; afterwards the weights are
+    restored. The eager loss is computed row by row, so that it needs no more memory than the graph.
 
     Args:
+        model: a model.gpt.GPT.
         graph: computes the mean loss of a batch with the compiled graph.
-        written: computes the same with the eager model.
-        batch: of random tokens.
+        written: computes the same loss with the eager model.
+        batch: sequences of random tokens.
     """
     names, params = zip(*model.named_parameters(), strict=True)
     saved = [p.detach().clone() for p in params]
@@ -131,14 +139,15 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
 
 
 def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Proof]:
-    """The weight decay that the optimizer applies to each parameter, and the proof that it is the intended one.
+    """Prove that the optimizer applies weight decay to the intended parameters: matrices are decayed, biases and norm
+    gains are not (whatever the class of the norm), and each parameter is optimized exactly once.
 
     Args:
+        model: a model.gpt.GPT.
         groups: the optimizer's parameter groups: {"params": parameters of the model, "weight_decay": float}.
 
     Returns:
-        A row {"name", "shape", "decayed"} for each parameter; and the proof that matrices are decayed, that biases and
-        norm gains are not (whatever the class of the norm), and that each parameter is optimized exactly once.
+        (a row {"name", "shape", "decayed"} for each parameter, the proof).
     """
     decay: dict[int, list[float]] = {}
     for group in groups:

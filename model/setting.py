@@ -47,10 +47,10 @@ class Setting:
 
 @functools.cache
 def settings_of(cls: type) -> dict[str, Setting]:
-    """{field: its explanation} of a dataclass whose fields are all `Annotated` with one.
+    """The explanations of the fields of a settings dataclass: {field: Setting}.
 
     Raises:
-        TypeError: naming a field without an explanation.
+        TypeError: a field is not `Annotated` with exactly one Setting; the message names it.
     """
     settings = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
@@ -62,10 +62,14 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 
 def check_ranges(section: str, values: Any) -> None:
-    """Compare every number of a settings dataclass with the range of its field.
+    """Check that every number of a settings dataclass lies in the range of its field.
+
+    Args:
+        section: the name of the section, for the message: "model", "train", ...
+        values: the dataclass.
 
     Raises:
-        ValueError: for the first number outside, with the range and what the setting means.
+        ValueError: a number is out of range; the message names the first such setting, its range and its meaning.
     """
     for name, setting in settings_of(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)

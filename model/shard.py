@@ -28,7 +28,8 @@ ROWS, COLUMNS = (
 
 
 def shard_dimension(name: str) -> int | None:
-    """The dimension along which a parameter is divided; None where every rank holds all of it."""
+    """The dimension along which tensor parallelism divides the parameter `name`; None where every rank holds all of
+    it."""
     owner, kind = name.split(".")[-2:]
     if owner in ROWS:
         return 0
@@ -36,7 +37,11 @@ def shard_dimension(name: str) -> int | None:
 
 
 def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
-    """The part that rank `rank` of `size` holds of a parameter, or of a tensor of its shape, such as its gradient."""
+    """The part of the parameter `name` that rank `rank` of `size` ranks holds.
+
+    Args:
+        full: the whole parameter, or a tensor of its shape, such as its gradient.
+    """
     dim = shard_dimension(name)
     if dim is None or size == 1:
         return full
@@ -46,7 +51,7 @@ def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
 
 
 def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
-    """The whole tensor from the parts of all ranks, in order; the inverse of `shard`."""
+    """The whole parameter `name` from the parts of all ranks, in the order of ranks; the inverse of `shard`."""
     dim = shard_dimension(name)
     if dim is None or len(parts) == 1:
         return parts[0]
@@ -56,13 +61,13 @@ def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
 
 
 def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
-    """The shape of a parameter whose part on one of `size` ranks has the shape `shape`."""
+    """The shape of the whole parameter `name`, whose part on one of `size` ranks has the shape `shape`."""
     return [n * size if i == shard_dimension(name) else n for i, n in enumerate(shape)]
 
 
 class Ranks:
-    """The ranks that hold one copy of the model together, as seen from one of them. In this class that is a single
-    rank; `model.parallel.TensorParallel` is the one for several.
+    """The tensor parallel group of this process: the ranks that hold one copy of the model together. This class is the
+    group of a single rank; `model.parallel.TensorParallel` is the group of several.
 
     rank, size: the number of this rank in the group, and the number of ranks.
     layers: the factory of the model's layers, of which each rank holds its part.
@@ -72,24 +77,25 @@ class Ranks:
     layers: Layers = LAYERS
 
     def loss(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        """Mean of -log softmax(x @ weight.T)[target] in nats, fp32."""
+        """Mean of -log softmax(x @ weight.T)[target] over N outputs, in nats, fp32."""
         return cross_entropy(x_ND, weight_VD, targets_N)
 
     def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
-        """[..., D] -> logits [..., V], of the whole vocabulary on every rank."""
+        """Logits: [..., D] -> [..., V], of the whole vocabulary on every rank."""
         return linear(x, weight_VD)
 
     def draw_dropout_by_rank(self, attend: Any) -> Any:
-        """`attend` with its dropout drawn anew on each rank, so that the heads of different ranks do not drop the same
-        probabilities."""
+        """Wrap the attention function `attend` so that its dropout is drawn anew on each rank: the heads of different
+        ranks must not drop the same probabilities."""
         return attend
 
     def gather(self, name: str, part: Tensor) -> Tensor:
-        """The whole parameter `name` (or its gradient) from what each rank holds of it. All ranks call it together."""
+        """The whole parameter `name` (or its gradient) from `part`, what this rank holds of it, and the parts of the
+        other ranks. All ranks call it together."""
         return part
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """The values of all ranks, in order. All call it together."""
+        """The `value` that each rank gave, in the order of ranks. All ranks call it together."""
         return [value]
 
 
