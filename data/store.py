@@ -321,8 +321,8 @@ def digest(value: Any) -> str:
 
 
 def label(name: str) -> str:
-    """The name of a corpus in a form for names of folders. For a corpus that is a path, this is made from its last two
-    parts, without wildcards and extension."""
+    """A corpus' name as it is used in the names of folders: words joined by hyphens. For a corpus that is a path, they
+    are made from its last two parts, without wildcards and extension."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
     words = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
     return words if len(words.encode()) <= 180 else words[-60:]  # file systems end at 255 bytes, and more is to follow

@@ -1,8 +1,8 @@
 """The criteria by which a report decides. Criteria that were registered in the runs before their first step have
 precedence over later ones.
 
-What counts as registered before the runs may be missing in one arm: the arm may be older, since studies share their
-baseline.
+Something counts as registered before the runs also where the runs of one arm are without it: they may have been made
+for an earlier study, since studies share their baseline.
 """
 
 from dataclasses import replace
@@ -16,10 +16,10 @@ from eval.report.runs import Cells
 def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     """The criteria to decide by, and the set of metrics whose margin was named before the runs.
 
-    A margin among the words of the report is used, but counts as named before only where the runs registered the same
-    margin, all but one arm, which may be older. Without such a word the registered margins are used, whatever the study
-    file says now. Where seeds were added until the study was decided, the study is judged as one that adds seeds, with
-    or without MORE= among the words.
+    A margin among the words of the report is used, but counts as named before only where the runs of all arms but one
+    registered the same margin. (That arm may be from an earlier study, since studies share their baseline.) Without
+    such a word the registered margins are used, whatever the study file says now. Where seeds were added until the
+    study was decided, the study is judged as one that adds seeds, with or without MORE= among the words.
 
     Args:
         study: an ablations.study.Study or a Collection.
@@ -45,7 +45,7 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
 
 def floor_was_registered(study: Any, cells: Cells) -> bool:
     """Whether the noise floor that the study uses was registered in the runs before their first step, in all arms but
-    one, which may be older.
+    one at most, whose runs may be from an earlier study, since studies share their baseline.
 
     Args:
         study: an ablations.study.Study or a Collection.
@@ -101,8 +101,8 @@ def chosen_late(study: Any, cells: Cells) -> list[str]:
 
 def seeds_planned(study: Any, cells: Cells) -> int | None:
     """The number of seeds that the first runs of a study registered, if the study has more seeds by now without a rule
-    for adding them; else None. One arm may have more, since studies share their baseline. A plan of one seed does not
-    count, since its results decide nothing.
+    for adding them; else None. It is also None where only one arm has more seeds, which may be from another study,
+    since studies share their baseline. A plan of one seed does not count, since its results decide nothing.
 
     Args:
         study: an ablations.study.Study or a Collection.

@@ -78,7 +78,7 @@ class Findings(NamedTuple):
         return {arm: row for arm, row in self.results[name].items() if arm not in self.same}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
-        """The contents of the run directories that have an entry `key`: {arm: {seed: content}}."""
+        """The contents of those run directories that have an entry `key`, such as "eval": {arm: {seed: content}}."""
         cells = {
             arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
             for arm in self.study.arms

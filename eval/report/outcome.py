@@ -16,9 +16,9 @@ def outcome(f: Findings) -> dict[str, Any]:
 
     Returns:
         {"metric"; "arms": {arm: {"kind", "words", "exploratory"}}; "outcome": one of EXIT_CODES}. The outcome is
-            "refused" where arms have results that cannot be compared. It is "undecided" where an arm is undecided, has
-            no result, or has an exploratory verdict, which depends on a metric, margin or noise floor that was chosen
-            after the runs.
+        "refused" where arms have results that cannot be compared. It is "undecided" where an arm is undecided, has no
+        result, or has an exploratory verdict, which depends on a metric, margin or noise floor that was chosen after
+        the runs.
     """
     name, arms = f.primary, {}
     results = f.results.get(name, {})

@@ -59,11 +59,12 @@ def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = No
 
 
 def with_floor(part: Part, share: float, floor: Part) -> Part:
-    """The variance that the seeds give to a difference, estimated from a study's own seeds and a noise floor together.
+    """The variance that the seeds give to a difference of two arms, estimated from a study's own seeds and a stored
+    noise floor together.
 
-    Runs of the floor differ in everything that a seed changes, those of a study only in what its arms do not share. So
-    the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter significantly more
-    than the floor (F test), the floor does not apply, and is not used.
+    The runs of the floor differ in everything that a seed changes, those of a study only in what the arms of a seed do
+    not share. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
+    significantly more than the floor (F test), the floor does not apply, and is not used.
 
     Args:
         part: the variance of the difference from the study's own seeds.

@@ -72,11 +72,13 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
         scorer: the model.
         tasks: {name: (the task's entry in tasks.yaml, its items)}.
 
-    Returns:
-        {name: result}. A result has "value", the metric of the task; "acc" where the task has choices, and "perplexity"
-            where it predicts words; "context_tokens", [smallest, largest] number of an item; "prompts_sha256" and
-            "items_sha256"; and "samples" in the order of the items: {"id", "cluster", "value": 0 or 1}, or for whole
-            texts {"id", "cluster", "nats", "bytes", and "unknown_bytes" where there are any}.
+    Returns {name: result}, where a result has:
+        value: the metric of the task.
+        acc, perplexity: accuracy where the task has choices, and perplexity where it predicts words.
+        context_tokens: [smallest, largest] number of tokens of an item's context.
+        prompts_sha256, items_sha256: hashes of the prompts and of the items.
+        samples: in the order of the items, {"id", "cluster", "value": 0 or 1}, or for whole texts {"id", "cluster",
+            "nats", "bytes", and "unknown_bytes" where there are any}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     lm_tasks = {name: task(name, spec, items) for name, (spec, items) in tasks.items()}
@@ -163,12 +165,15 @@ def evaluate_named(
         tasks: {name: definition}.
         mirror: the folder of task data.
 
-    Returns:
-        {name: result}, and {name: reason} of the tasks that failed. A result has "metric" and "value", other metrics by
-            name, "version" and "shots" of the task, "n", the number of items, "chance" and "guess", the scores of two
-            ways to answer without knowing anything, "data" and "examples", the files of the items and of the examples
-            of the prompts, "context_tokens", [smallest, largest] number, "prompts_sha256", "items_sha256" and "samples"
-            [{"id", "value", "cluster"}, ...].
+    Returns {name: result}, and {name: reason} of the tasks that failed. A result has:
+        metric, value: the name and the value of the task's main metric; other metrics are entries by their names.
+        version, shots: the version of the task, and the number of examples in each prompt.
+        n: the number of items.
+        chance, guess: the scores of two ways to answer without knowing anything.
+        data, examples: the files of the items and of the examples in the prompts.
+        context_tokens: [smallest, largest] number of tokens of an item's context.
+        prompts_sha256, items_sha256: hashes of the prompts and of the items.
+        samples: [{"id", "value", "cluster"}, ...], one for each item.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     failed: dict[str, str] = {}

@@ -41,11 +41,14 @@ def masked_loss(
         specials: ids to which no text is encoded; they are never masked.
         progress: called after every forward pass with the number of finished tokens and of all tokens.
 
-    Returns:
-        {"nats": per masked token, "bits_per_byte": of masked text, "mask_rate", "masked": number of tokens that were
-            predicted, "bytes": of the masked text, "samples": [{"nats", "bytes"} of each text, with "unknown_bytes"
-            where there are any]}. The bytes of a text depend only on the mask rate, so that they are the same for
-            models with different tokenizers.
+    Returns: a dictionary:
+        nats: the loss per masked token.
+        bits_per_byte: the loss per byte of masked text.
+        mask_rate: the share of tokens that are masked.
+        masked: the number of tokens that were predicted.
+        bytes: the bytes of the masked text, estimated as the bytes of the texts times the mask rate, so that they are
+            the same for models with different tokenizers.
+        samples: [{"nats", "bytes"}] of each text, with "unknown_bytes" where there are any.
 
     Raises:
         ValueError: the model has another objective, or there is no text.

@@ -94,8 +94,8 @@ def curve(
 
     Returns:
         {"positions": the numbers of tokens before the middle of the scored block; "bits_per_byte" and "stderr" (over
-            pieces), a number for each position; "tokens" and "bytes", the numbers of scored ones}; None where there are
-            no pieces.
+        pieces), a number for each position; "tokens" and "bytes", the numbers of scored ones}; None where there are no
+        pieces.
     """
     w, bins = seq // PARTS, TIMES * PARTS
     reach = [b for b in range(bins) if not longest or (b + 1) * w <= longest]

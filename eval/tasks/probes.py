@@ -345,8 +345,8 @@ def question(context: str, true: str, wrong: list[str], rng: random.Random) -> d
 
 
 def passes(texts: list[str], most: int = 20) -> Iterator[tuple[str, random.Random]]:
-    """Pairs (document, random number generator), over all documents, and again over all documents, `most` times in all,
-    so that every document gives one item before any gives a second one."""
+    """Pairs (document, random number generator) that go `most` times over all documents, so that every document gives
+    one item before any gives a second one."""
     for turn in range(most):
         for text in texts:
             yield text, random.Random(f"{turn}/{digest(text)}")

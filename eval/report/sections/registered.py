@@ -98,8 +98,8 @@ def unchanged(f: Findings) -> str:
 
 
 def expectation(f: Findings) -> str:
-    """The expectation of the study, and whether it was registered in the runs before their first step, as text. One arm
-    may be older, since studies share their baseline."""
+    """The expectation of the study as text, and whether it was registered in the runs before their first step. The runs
+    of one arm may be without it: they may have been made for an earlier study, since studies share their baseline."""
     expect = f.study.expect
     if expect.startswith(NOTHING_EXPECTED):
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
@@ -132,8 +132,8 @@ def checked_predictions(f: Findings) -> list[Checked]:
 
 
 def was_registered(f: Findings, prediction: Prediction) -> bool:
-    """Whether a prediction was registered before the runs that it is about had begun: before the first step of all runs
-    of its arms, where one arm may be older, since studies share their baseline."""
+    """Whether a prediction was registered before the first step of all runs of its arms. The runs of one arm may be
+    without it: they may have been made for an earlier study, since studies share their baseline."""
     first = first_lines(f)
     before = {run for run, x in first.items() if x["step"] == 0 and was_registered_in(x, prediction)}
     begun = {run for run, cell in f.cells.items() if "run" in cell}

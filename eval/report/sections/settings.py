@@ -10,7 +10,7 @@ from eval.report.runs import in_one_line
 
 
 def differing(f: Findings) -> Section:
-    """The section with the settings of each arm in which the arms differ."""
+    """The section "What differs": a table of the settings in which the arms differ, with a row for each arm."""
     title, configs = "What differs", configurations(f)
     if not configs:
         return Section(title, ["No run has begun."])
