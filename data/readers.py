@@ -173,7 +173,7 @@ def documents(
 
 
 def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
-    """The classes of the exceptions that libraries raise when they read a damaged file.
+    """The classes of exceptions that libraries raise when they read a damaged file.
 
     Args:
         packed: the compression of the file, such as ".zst"; "" for none.

@@ -28,7 +28,7 @@ NAMED_FILES = 5  # files that a message names
 
 
 class Missing(LookupError):
-    """Prepared data are missing, and the caller did not allow to prepare them."""
+    """Prepared data is missing, and the caller did not allow preparing it."""
 
 
 class SourceFile(NamedTuple):

@@ -190,7 +190,8 @@ def importance(key: str) -> int:
 
 
 def run_directories(name: str) -> list[Path]:
-    """The run directory at the path `name`; or, if it is a folder of run directories, these.
+    """The run directories at a path: the path itself if it is a run directory, else all run directories in this folder
+    and its subfolders. `name`: the path.
 
     Raises:
         ValueError: the path is no run directory and contains none.

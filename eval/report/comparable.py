@@ -62,8 +62,8 @@ def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def counts_for(entry: dict[str, Any], metric: str) -> bool:
-    """Whether a task is one of those whose mean a metric is. `entry`: the task's entry in eval.json; `metric`: a key of
-    compare.METRICS."""
+    """Whether a metric, which is a mean over tasks, includes this task. `entry`: the task's entry in eval.json;
+    `metric`: a key of compare.METRICS."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
         "zero-shot": bool(entry.get("mean")),
@@ -141,9 +141,9 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
 
 
 def refusals(cells: Cells) -> list[str]:
-    """Sentences on runs that are not compared with the first evaluated run because they were evaluated in another way:
-    a sentence for each group of runs with the same evaluation, with the differences. `cells`: {(arm, seed): content of
-    the run directory}."""
+    """A sentence for each group of runs that were evaluated in another way than the first evaluated run, and are
+    therefore not compared with it: which runs these are, and what differs. `cells`: {(arm, seed): content of the run
+    directory}."""
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:

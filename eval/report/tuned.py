@@ -57,8 +57,8 @@ def halves(names: list[str]) -> np.ndarray:
 
 
 class Candidates(NamedTuple):
-    """The runs from which the best learning rates of several arms are chosen, with the seeds that all these runs
-    have."""
+    """The runs of several arms at all learning rates, from which each arm's best rate is chosen, with the seeds that
+    all these runs have."""
 
     labels: dict[str, list[str]]  # {arm: its labels, by rising rate}
     seeds: list[int]
