@@ -15,18 +15,19 @@ FORMATS = ("text", "json")
 
 
 def answer(kind: str, content: dict[str, Any]) -> str:
-    """The text of an answer as JSON."""
+    """An answer of a command as JSON text: {"kind", "version", and the entries of `content`}. `kind` names the answer's
+    schema in docs/schema."""
     return json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
 
 
 def error(problem: str) -> str:
-    """The answer to a request that is refused, or that failed."""
+    """The answer, as JSON text, to a request that is refused or that failed. `problem`: the error message."""
     return answer("error", {"error": problem})
 
 
 def asks_for_json(words: Sequence[str]) -> bool:
-    """Whether the words of a command line ask for JSON, so that an error is to be JSON too: FORMAT=json as in the words
-    of a study, or an option --format."""
+    """Whether a command line, split into `words`, asks for JSON, so that an error has to be reported as JSON too. It
+    does so by FORMAT=json, as in the words of a study, or by the option --format json."""
     options = zip(words, words[1:], strict=False)
     return "FORMAT=json" in words or "--format=json" in words or ("--format", "json") in options
 
@@ -41,12 +42,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong with the command line, and exit with code 2."""
+        """Print the message about what is wrong with the command line, and exit with code 2."""
         if self.as_json:
             print(error(message), flush=True)
         super().error(message)
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
-    """The option --format of a command that has no NAME=VALUE words."""
+    """Add the option --format (text or json) to the parser of a command that has no NAME=VALUE words."""
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the answer (%(default)s)")

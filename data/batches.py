@@ -38,12 +38,14 @@ class Batches:
     10 bytes per sample up to the last one that was read. No file is written.
 
     Args:
-        sources: [(prefix of .bin and .idx, weight), ...].
+        sources: [(path of a .bin and .idx file without the extension, weight), ...].
         seq: the number of input tokens of a sample.
+        seed: the seed of the order of documents and samples.
         in_order: leave documents and samples in the order of the files, in every epoch.
 
     Raises:
-        ValueError: a source is shorter than a sample.
+        ValueError: there is no source, a weight is not positive, `seq` is below 1, `seed` is negative, a token file is
+            missing, or a source is shorter than a sample.
     """
 
     def __init__(self, sources: list[tuple[str, float]], seq: int, seed: int, in_order: bool = False):
@@ -60,9 +62,10 @@ class Batches:
         self._spans: list[tuple[_Source, list[tuple[int, int]]]] = []  # the spans of self._next
 
     def batch(self, numbers: range) -> torch.Tensor:
-        """The samples with these numbers, counted from 0: int64 tokens [samples, seq + 1].
+        """The samples with the given numbers, counted from 0: int64 tokens [samples, seq + 1].
 
-        [:, :-1] are the inputs, [:, 1:] the targets. How samples are grouped into batches does not change them.
+        [:, :-1] are the inputs, [:, 1:] the targets. How samples are grouped into batches does not change them. Raises
+        ValueError where a number is negative.
         """
         if numbers and min(numbers) < 0:
             raise ValueError(f"samples are counted from 0: {numbers}")
@@ -83,7 +86,8 @@ class Batches:
         return torch.from_numpy(rows)
 
     def _spans_of(self, numbers: range) -> list[tuple[_Source, list[tuple[int, int]]]]:
-        """For each sample its source, and the spans [begin, end) of the source's tokens that it consists of."""
+        """For each sample number, a pair: its source, and the list of spans [begin, end) of the source's tokens that
+        make up the sample."""
         if len(self._sources) == 1:
             return [(self._sources[0], self._sources[0].spans(number)) for number in numbers]
         end = max(numbers, default=-1) + 1
@@ -96,8 +100,8 @@ class Batches:
         ]
 
     def _look_up(self, numbers: range) -> None:
-        """Find the spans of these samples, and ask the operating system to read them into its page cache in the
-        background."""
+        """Find the spans of tokens of the samples with the given numbers, and ask the operating system to read those
+        parts of the files into its page cache in the background."""
         self._next, self._spans = numbers, self._spans_of(numbers)
         if hasattr(os, "posix_fadvise"):
             for source, spans in self._spans:
@@ -107,7 +111,8 @@ class Batches:
 
 
 class _Epoch(NamedTuple):
-    """The order of one epoch of a source: what GPTDataset calls document, sample and shuffle index."""
+    """The order of one epoch of a source: the three arrays that megatron-core's GPTDataset calls document, sample and
+    shuffle index."""
 
     documents: np.ndarray  # int32 [documents]: their order
     cuts: np.ndarray  # int32 or int64 [samples + 1, 2]: position in that order and offset where a sample begins
@@ -115,7 +120,18 @@ class _Epoch(NamedTuple):
 
 
 class _Source:
-    """The samples of one source, epoch after epoch: sample i is number i % length of epoch i // length."""
+    """The samples of one source, epoch after epoch: sample i is number i % length of epoch i // length, where `length`
+    is the number of samples of an epoch.
+
+    Args:
+        prefix: the path of the .bin and .idx file, without extension.
+        seq: the number of input tokens of a sample.
+        seed: the seed of the order of documents and samples.
+        in_order: leave documents and samples in the order of the file.
+
+    Raises:
+        ValueError: a file is missing, or has fewer tokens than a sample.
+    """
 
     def __init__(self, prefix: str, seq: int, seed: int, in_order: bool):
         for suffix in (".bin", ".idx"):
@@ -134,7 +150,7 @@ class _Source:
         self._epoch = lru_cache(maxsize=2)(self._build)  # a batch lies in one epoch, or across the end of one
 
     def spans(self, number: int) -> list[tuple[int, int]]:
-        """Begin and end of the stretches of `flat` that a sample is made of."""
+        """[(begin, end), ...]: the stretches of `flat`, the source's tokens, that sample `number` consists of."""
         epoch, sample = divmod(number, self.length)
         if self.in_order:
             return [(sample * self.seq, (sample + 1) * self.seq + 1)]
@@ -158,8 +174,9 @@ class _Source:
 
 
 def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For the first `size` samples of a blend, the source of each and its number in that source. Each sample is taken
-    from the source whose share so far is furthest below its weight."""
+    """For the first `size` samples of a blend, two arrays [size]: the index of each sample's source, and the sample's
+    number within that source. Each sample is taken from the source whose share so far is furthest below its weight.
+    `weights`: [sources], which add up to 1."""
     sources, numbers = np.zeros(size, np.int16), np.zeros(size, np.int64)
     _megatron().build_blending_indices(sources, numbers, weights, len(weights), size, False)
     return sources, numbers
@@ -178,8 +195,8 @@ def uncompiled_imports() -> Iterator[None]:
 
 @cached
 def _megatron() -> SimpleNamespace:
-    """The parts of megatron-core that are used. The import takes a second, and its warnings about absent optional
-    libraries are suppressed."""
+    """A namespace with the parts of megatron-core that are used here. The import takes a second, and its warnings about
+    absent optional libraries are suppressed."""
     with warnings.catch_warnings(), uncompiled_imports():
         warnings.simplefilter("ignore")
         from megatron.core.datasets import helpers, indexed_dataset

@@ -37,11 +37,16 @@ class ByteBPE:
     No text is encoded as the end of a document or another special token, whatever it contains. Added tokens that are
     not special, such as the runs of spaces of code models, are recognised in text.
 
-    gigatoken encodes, 30 times as fast as Hugging Face's tokenizers; `check` compares their ids. What it does not know
-    is encoded by Hugging Face's: an added token that is for whole words alone, and ways to split text such as digit by
-    digit.
+    gigatoken encodes, 30 times as fast as Hugging Face's tokenizers; `check` compares the ids of the two libraries.
+    Hugging Face's tokenizers encode where gigatoken cannot: with an added token that matches whole words only, and with
+    some ways of splitting text, such as digit by digit.
 
-    Raises ValueError when the content is something else, or a text is not valid Unicode.
+    Args:
+        path: where the file is, for error messages.
+        content: the bytes of the tokenizer.json.
+
+    Raises:
+        ValueError: the content is not such a tokenizer.json; or, when encoding, a text is not valid Unicode.
     """
 
     kind = "byte-bpe"
@@ -98,14 +103,16 @@ class ByteBPE:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Token ids of each text. More than one thread means as many as there are cores; the result is the same."""
+        """Token ids of each text. With `threads` above 1 as many threads are used as there are cores; the result is the
+        same."""
         parts = valid_unicode(texts)
         if self._by_reference:
             return self._reference_ids(texts)
         return self._gigatoken(parts).encode_batch_list(parts, parallel=threads > 1)
 
     def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts in one array, and the number of each text's."""
+        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
+        [texts]."""
         import numpy as np
 
         if self._by_reference:
@@ -118,25 +125,27 @@ class ByteBPE:
         return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`. The end of document and ids beyond the vocabulary give no text; bytes that are not UTF-8
-        become U+FFFD."""
+        """The text of token ids. The end-of-document token and ids beyond the vocabulary give no text; bytes that are
+        not UTF-8 become U+FFFD."""
         known = (int(i) for i in ids if int(i) != self.eod and i < self.vocab_size)
         return b"".join(self._bytes[i] for i in known).decode("utf-8", "replace")
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """Tokens and bytes of the texts; none is unknown, as every byte has a piece."""
+        """The numbers of tokens and bytes of the texts. No token is unknown, as every byte has a piece."""
         return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
 
     def unknown(self, text: str) -> tuple[int, int]:
-        """The number of unknown tokens in a text, and the number of UTF-8 bytes behind them."""
+        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for: (0, 0), since
+        every byte has a piece."""
         counts = self.coverage([text])
         return counts.unknown, counts.unknown_bytes
 
     def check(self, texts: Sequence[str]) -> None:
-        """Check that Hugging Face's tokenizers give the same ids with the same file.
+        """Check that gigatoken and Hugging Face's tokenizers give the same ids for the texts, with the same
+        tokenizer.json.
 
         Raises:
-            RuntimeError: they do not.
+            RuntimeError: the ids differ for a text.
         """
         for text, ids, theirs in zip(texts, self.encode_batch(texts), self._reference_ids(texts), strict=True):
             if ids != theirs:
@@ -165,7 +174,7 @@ class ByteBPE:
 
     @cached_property
     def _by_reference(self) -> bool:
-        """Whether Hugging Face's tokenizers encode, and not gigatoken."""
+        """Whether Hugging Face's tokenizers encode the texts, because gigatoken cannot use this tokenizer.json."""
         if self._for_words:
             return True
         try:
@@ -192,8 +201,16 @@ class ByteBPE:
 
 
 def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
-    """Train byte-level BPE on texts; returns the content of its tokenizer.json. The last ids of the `vocab` are the
-    special tokens `specials`. Raises ValueError where the vocabulary is too small, or more than the texts can fill."""
+    """Train byte-level BPE on texts; returns the content of its tokenizer.json.
+
+    Args:
+        sample: the texts.
+        vocab: the number of pieces, special tokens included.
+        specials: the names of the special tokens, which get the last ids.
+
+    Raises:
+        ValueError: the vocabulary is too small, or larger than the texts can fill.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     merged = vocab - len(specials)
@@ -218,8 +235,15 @@ def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
 
 
 def from_gpt2_files(vocab: str, merges: str) -> bytes:
-    """A tokenizer.json from the contents of GPT-2's two files: a JSON object {piece: id}, and merges, one in a line,
-    below a line with the version."""
+    """The content of a tokenizer.json, made from the contents of GPT-2's two files.
+
+    Args:
+        vocab: a JSON object {piece: id}.
+        merges: one merge per line, below a line with the version.
+
+    Raises:
+        ValueError: the vocabulary and the merges do not fit together.
+    """
     lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
     return _tokenizer_json(json.loads(vocab), [tuple(line.split(" ")) for line in lines])
 
@@ -237,13 +261,21 @@ def _tokenizer_json(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> byt
 
 
 def _with_space_before(pre_tokenizer: Any) -> bool:
-    """Whether a pre-tokenizer, or a part of one, puts a space before a text that begins with none."""
+    """Whether a pre-tokenizer of a tokenizer.json, or one of its parts, adds a space before a text that begins with
+    none."""
     parts = [pre_tokenizer, *(pre_tokenizer.get("pretokenizers") or ())]
     return any(part.get("add_prefix_space") for part in parts if part["type"] == "ByteLevel")
 
 
 def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]:
-    """The bytes of each id."""
+    """The bytes that each id stands for, as a list with an entry for every id below `size`; b"" for an id without a
+    piece.
+
+    Args:
+        pieces: {id: piece}.
+        size: the size of the vocabulary.
+        added: the added tokens, whose pieces are written as plain text.
+    """
     byte_of = _byte_of_character()
     return [
         pieces[i].encode() if pieces.get(i, "") in added else bytes(byte_of[c] for c in pieces.get(i, ""))
@@ -252,7 +284,8 @@ def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on."""
+    """{character: byte}: byte-level BPE writes each byte as a printable character, either itself or one from U+0100
+    on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

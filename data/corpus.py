@@ -37,11 +37,13 @@ def corpus_names() -> list[str]:
 
 
 def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
-    """The specification of a corpus: a name in data/corpora, a .yaml file, or a file, folder or glob of text.
+    """The specification of a corpus. No document is read.
 
-    A name may carry a variant, as in oscar:fr. `store` remembers where the files of named corpora are (see `locate`).
-
-    No document is read.
+    Args:
+        corpus: a name in data/corpora, possibly with a variant, as in oscar:fr; a .yaml file; or a file, folder or glob
+            of text.
+        store: the store of prepared data, which remembers the folders of named corpora that `locate` noted; None: such
+            notes are not used.
 
     Returns {"name": ...} together with the keys of one kind of corpus:
         a blend: "blend", {name: weight}, with weights that add up to 1; and "alpha", None or a number. With a number
@@ -78,15 +80,20 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
 
 
 def components(corpus: str, store: Path | None = None) -> dict[str, float]:
-    """{component: weight} of a blend; {corpus: 1} of any other corpus."""
+    """The names of the corpora that a corpus consists of, with their weights: {component: weight} of a blend, {corpus:
+    1} of any other corpus. `store`: the store of prepared data, which knows the folders of named corpora."""
     return load(corpus, store).get("blend", {corpus: 1.0})
 
 
 def check(corpus: str, store: Path | None = None) -> None:
     """Check that a corpus can be prepared, in milliseconds.
 
+    Args:
+        corpus: its name, or its file, folder or glob.
+        store: the store of prepared data, which knows the folders of named corpora.
+
     Raises:
-        ValueError: it cannot; the message names what is allowed.
+        ValueError: the corpus cannot be prepared; the message names what is allowed.
     """
     spec = load(corpus, store)
     for component in spec.get("blend", ()):
@@ -100,10 +107,10 @@ def check(corpus: str, store: Path | None = None) -> None:
 
 
 def locate(corpus: str, folder: str, store: Path) -> None:
-    """Note in the store that the files of a named corpus are below `folder`.
+    """Note in the store of prepared data that the files of the named corpus are below `folder`.
 
     Raises:
-        ValueError: they are not there, or the corpus is not read from files.
+        ValueError: the files are not there, or the corpus is not read from files.
     """
     name = corpus.partition(":")[0]
     spec = load(name)
@@ -119,8 +126,9 @@ def locate(corpus: str, folder: str, store: Path) -> None:
 
 
 def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
-    """A sentence for each set of numbered files on this machine of which some are missing. The others are read without
-    them."""
+    """A sentence for each set of numbered files of the corpora of which some are missing on this machine. The files
+    that are there are read all the same. `store`: the store of prepared data, which knows the folders of named
+    corpora."""
     specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
     return [
         f"{name}: {sentence}; what is missing is not read"
@@ -131,16 +139,20 @@ def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
 
 
 def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
-    """The share of the documents of a corpus of files that is held out for validation: that of its specification; else
-    VALID_SHARE, or less where the corpus is large."""
+    """The share of the documents of a corpus of files that is held out for validation: the "share" of its
+    specification, if it has one; else VALID_SHARE, or less where the files are large."""
     return spec.get("share", min(VALID_SHARE, VALID_BYTES / max(1, sum(file.size for file in files))))
 
 
 def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
-    """Whether a document is held out for validation. In a corpus of packages its package decides, in a corpus of files
-    the hash of its text.
+    """Whether a document is held out for validation. In a corpus of packages this depends on the document's package, in
+    a corpus of files on the hash of its text.
 
-    share: the share of the documents of a corpus of files that is held out.
+    Args:
+        spec: the specification of the corpus, from `load`.
+        package: the package of the document; only used for a corpus of packages.
+        text: the text of the document.
+        share: the share of the documents of a corpus of files that is held out.
     """
     if "packages" in spec:
         return package in spec["held_out"]
@@ -152,7 +164,18 @@ def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID
 
 
 def _named(path: Path, spec: Any, variant: str) -> dict[str, Any]:
-    """The content `spec` of a specification file, checked, and with its defaults; see `load`. Raises ValueError."""
+    """Check the specification of a corpus, as read from a YAML file, and fill in defaults.
+
+    Args:
+        path: the YAML file, for messages and for components of a blend that lie beside it.
+        spec: the content of the file.
+        variant: the variant that was asked for, such as "fr" in oscar:fr; "" for the default.
+
+    Returns: the specification, in the form that `load` returns, without "name".
+
+    Raises:
+        ValueError: the specification is wrong, or the corpus has no variants and `variant` is not "".
+    """
     where = f"{path.parent.name}/{path.name}"
     kind = next((kind for kind in FIELDS if isinstance(spec, dict) and kind in spec), None)
     if kind is None or not isinstance(spec[kind], dict | (list if kind != "packages" else dict)) or not spec[kind]:
@@ -182,7 +205,18 @@ def _named(path: Path, spec: Any, variant: str) -> dict[str, Any]:
 
 
 def _of_files_checked(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
-    """The specification of a corpus of files, checked, its globs with the variant filled in. `where`: for messages."""
+    """Check the specification of a corpus of files, and fill in defaults and the variant.
+
+    Args:
+        where: the name of the specification file, for messages.
+        spec: its content.
+        variant: the variant that was asked for, which replaces {} in the globs; "" for the default.
+
+    Returns: the specification with its defaults.
+
+    Raises:
+        ValueError: an entry is wrong; the message names what is allowed.
+    """
     layout = spec.setdefault("layout", "auto")
     if layout not in readers.LAYOUTS:
         raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
@@ -208,15 +242,28 @@ def _of_files() -> list[str]:
 
 
 def _location(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
-    """The folder with the files of a named corpus on this machine; None: they are read from the hub."""
+    """The folder with the files of a named corpus on this machine, as noted in the store or given by "path" in its
+    specification `spec`; None where the files are read from the hub."""
     sources = store / "sources.json" if store else None
     folders = json.loads(sources.read_text("utf-8")) if sources and sources.exists() else {}
     return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None
 
 
 def _blend(where: str, components: Any, alpha: Any, folder: Path) -> dict[str, float]:
-    """{component: weight} of a blend, checked; the weights add up to 1. They are equal where `alpha` is a number: the
-    sizes, which determine them then, are known only after preparation."""
+    """Check the components of a blend, and return {component: weight} with weights that add up to 1.
+
+    Where `alpha` is a number the weights are equal: they will follow from the sizes of the components, which are known
+    only after preparation.
+
+    Args:
+        where: the name of the specification file, for messages.
+        components: {name: weight}; or, with `alpha`, a list of names.
+        alpha: the exponent of the sizes, or None.
+        folder: the folder of the specification file, in which components may lie too.
+
+    Raises:
+        ValueError: a component, a weight or `alpha` is wrong.
+    """
     if isinstance(components, list) != (alpha is not None):
         raise ValueError(
             f"{where}: a blend maps components to weights; or it lists them and alpha gives the weights: "

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 
 class Coverage(NamedTuple):
-    """Counts of a tokenized text. An unknown token stands for text that the vocabulary cannot represent; a model that
-    predicts it correctly has not predicted the bytes of that text."""
+    """Counts of a tokenized text: tokens and bytes, and how many of them are unknown. An unknown token stands for text
+    that the vocabulary cannot represent; a model that predicts it correctly has not predicted the bytes of that
+    text."""
 
     tokens: int
     unknown: int  # unknown tokens among them

@@ -27,8 +27,15 @@ RECORD_BYTES = DIGEST_BYTES + 1  # a document's digest, and whether it is held o
 
 
 def digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
-    """A step that writes the hash of each document. Exact duplicates are found by these, also among documents that are
-    too short for a MinHash signature."""
+    """A step that writes the hash of each document, and whether it is held out, to a file in `folder`, and passes the
+    documents on. Exact duplicates are found by these hashes, also among documents that are too short for a MinHash
+    signature.
+
+    Args:
+        folder: where the file of this task goes.
+        documents: datatrove's documents, with "split" in their metadata.
+        rank: the number of the task.
+    """
     with open(folder / f"{rank:05d}.digests", "wb") as file:
         for document in documents:
             file.write(hashlib.blake2b(document.text.encode(), digest_size=DIGEST_BYTES).digest())
@@ -37,14 +44,14 @@ def digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
 
 
 def recorded(folder: Path) -> int:
-    """The number of documents that `digests` has recorded."""
+    """The number of documents whose hashes `digests` has written to a folder."""
     return sum(path.stat().st_size for path in _records(folder)) // RECORD_BYTES
 
 
 def _records(folder: Path) -> list[Path]:
-    """The files that `digests` has written. Their names follow from those of the shards, and the folder is not listed:
-    on a network file system a listing may lack files that another machine has just written, which can be opened by
-    name."""
+    """The files of hashes that `digests` has written to a folder. Their names follow from those of the shards, and the
+    folder is not listed for them: on a network file system a listing may lack files that another machine has just
+    written, which can be opened by name."""
     return [path.with_suffix(".digests") for path in sorted(folder.glob("*.jsonl"))]
 
 
@@ -53,7 +60,7 @@ class WordsAndCharacters:
     into overlapping strings of LETTERS letters, one for each position (Thai and the like). So a shingle is SHINGLE
     words of English, SHINGLE characters of Chinese, or 8 letters of Thai.
 
-    datatrove's own tokenizers need a package for each language.
+    It replaces datatrove's own tokenizers, which need a package for each language.
     """
 
     _unspaced = re.compile(f"[{IDEOGRAPHS}]|[{UNSPACED_LETTERS}]+|[^{IDEOGRAPHS}{UNSPACED_LETTERS}\\s]+")
@@ -61,7 +68,7 @@ class WordsAndCharacters:
     _letters = re.compile(f"[{UNSPACED_LETTERS}]")
 
     def word_tokenize(self, text: str) -> list[str]:
-        """The words of a text; for scripts with spaces, as str.split returns them."""
+        """The words of a text. For scripts with spaces they are those of str.split."""
         if not self._any.search(text):
             return text.split()
         words: list[str] = []
@@ -74,7 +81,7 @@ class WordsAndCharacters:
 
 
 def signature(folder: Path) -> Any:
-    """datatrove's step that writes a document's MinHash to `folder`."""
+    """datatrove's step that computes the MinHash signature of each document and writes it to `folder`."""
     from dataclasses import replace
 
     import numpy as np
@@ -83,8 +90,9 @@ def signature(folder: Path) -> Any:
     from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
     class Signature(MinhashDedupSignature):  # type: ignore[misc]
-        """Replaces all numbers by one, as datatrove does, except in documents with few distinct shingles: tables and
-        logs may differ in their numbers only, and are then no copies of each other."""
+        """Computes MinHash signatures in which all numbers count as the same number, as datatrove does. In documents
+        with few distinct shingles, numbers are compared as they are: tables and logs may differ in their numbers only,
+        and are then not copies of each other."""
 
         def get_shingles(self, text: str) -> Any:
             shingles = super().get_shingles(text)
@@ -102,13 +110,14 @@ def signature(folder: Path) -> Any:
 
 
 def signed(folder: Path) -> int:
-    """The number of documents with a signature. Each has one entry in a bucket: HASHES hashes of 8 bytes, and its
-    number of 4."""
+    """The number of documents that have a MinHash signature in `folder`. Each has one entry in a bucket: HASHES hashes
+    of 8 bytes, and the document's number of 4 bytes."""
     return sum(path.stat().st_size for path in (folder / "bucket_000").glob("*.minhash.sig")) // (8 * HASHES + 4)
 
 
 def pairs(signed: Path, to: Path) -> Any:
-    """datatrove's step that finds pairs of documents with equal hashes in a bucket; it has BUCKETS tasks."""
+    """datatrove's step that reads the MinHash signatures in the folder `signed`, and writes the pairs of documents with
+    equal hashes in a bucket to the folder `to`. It has BUCKETS tasks."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
     return MinhashDedupBuckets(str(signed), str(to), config=_config(), lines_to_buffer=1000)
@@ -124,15 +133,17 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
     """Decide which documents of each cluster of exact and near duplicates are removed, and write their numbers to the
     folder `removed`.
 
-    One document of each cluster is kept: the first held-out one, or where there is none the first in reading order. In
-    a cluster without a held-out document, dedup=none removes nothing, and dedup=exact removes identical copies only.
+    One document of each cluster is kept: the first held-out one, or the first in reading order where none is held out.
+    In a cluster without a held-out document, dedup=none removes nothing, and dedup=exact removes identical copies only.
     datatrove's own step keeps the root of its union-find, which often is not the held-out document.
 
     Memory: 32 bytes for each document, and a few hundred for each that has a duplicate.
 
     Args:
-        read: the folder with the records of `digests`.
-        pairs: the folder with the pairs of near duplicates.
+        read: the folder with the hashes that `digests` has written.
+        pairs: the folder with the pairs of near duplicates, from the step `pairs`.
+        removed: the folder for the result: a file for each task with the numbers of the removed documents, by kind, and
+            one with their counts.
         dedup: the setting data.dedup.
     """
     import numpy as np
@@ -184,7 +195,8 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
 
 
 def duplicates(removed: Path, rank: int) -> Callable[[Any], str]:
-    """The filter (data/filters.py) that removes the documents of task `rank` that `keep_first` selected for removal."""
+    """The filter (data/filters.py) that removes the documents of task `rank` that `keep_first` selected. `removed`: the
+    folder that `keep_first` has written."""
     path = removed / f"{rank:05d}.json"
     kinds = json.loads(path.read_text("utf-8")) if path.exists() else {}
     why = {index: f"{kind} copy" for kind, indices in kinds.items() for index in indices}

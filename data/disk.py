@@ -16,9 +16,11 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path`; other processes, of this machine or another, wait for it.
+    """A context that holds an exclusive lock on the file `path`; other processes, on this machine or another, wait for
+    it.
 
-    Raises ValueError where the file system has no locks.
+    Raises:
+        ValueError: the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
@@ -33,8 +35,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is either complete or absent, even where several processes on several machines write
-    it, or power is lost."""
+    """Write `text` to a file so that the file is either complete or absent, even where several processes on several
+    machines write it, or power is lost. Raises OSError where the file cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{uuid.uuid4().hex}")
     try:
@@ -53,7 +55,9 @@ def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
     """Wait until the content of a folder is on the disk. After a power loss the folder could otherwise be there without
     its files.
 
-    deep: also wait for all files below the folder.
+    Args:
+        folder: the folder.
+        deep: also wait for all files below the folder.
     """
     for path in [*(folder.rglob("*") if deep else ()), folder]:
         file = os.open(path, os.O_RDONLY)
@@ -64,13 +68,13 @@ def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
 
 
 class Unwritable(RuntimeError):
-    """A folder that has to be written cannot be; the message says why, and what helps."""
+    """A folder cannot be written, although a command has to write there; the message says why, and what helps."""
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """A context that raises Unwritable in place of the system's errors for a full disk, a read-only file system or
-    missing permissions."""
+    """A context that raises Unwritable in place of the operating system's errors for a full disk, a read-only file
+    system or missing permissions. `folder`: the folder that is written, for the message."""
     try:
         yield
     except OSError as error:
@@ -80,7 +84,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def cannot_write(error: OSError, folder: Path) -> str | None:
-    """A sentence that says why `folder` cannot be written and what helps; None for errors of other kinds."""
+    """A sentence that says why `folder` cannot be written and what helps, where `error` is about a full disk, a
+    read-only file system or missing permissions; None for errors of other kinds."""
     where = error.filename or folder
     if error.errno in FULL:
         return f"the disk that holds {folder} is full: {where}. Free some space, and the same command goes on"

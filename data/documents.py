@@ -13,10 +13,12 @@ from data.sources import SourceFile
 
 
 def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = None) -> Iterator[tuple[str, str, dict]]:
-    """(id, text, labels) of each document in one file of a corpus, in file order.
+    """(id, text, labels) of each document in one file of a corpus, in file order. The labels are {"package": name} in a
+    corpus of packages; in a corpus of files {"domain": name} where a record names its domain, else {}.
 
     Args:
         spec: the specification of the corpus, from `corpus.load`.
+        file: the file to read.
         ledger: where problems with the file are reported; None: the first one raises ValueError.
     """
     ledger = ledger or Ledger()
@@ -46,7 +48,13 @@ def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = No
 
 
 def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
-    """(qualified name, text) of a module and of each of its functions and classes, with their members."""
+    """(qualified name, text) for the docstring of a Python module, and for each of its functions and classes; the text
+    of a class includes the docstrings of its members. Nothing for source code that does not parse.
+
+    Args:
+        source: the source code of the module.
+        file: its path within the package, from which the qualified names are made.
+    """
     try:
         module = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -62,7 +70,8 @@ def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
 
 
 def _with_members(node: ast.AST, path: str) -> Iterator[str]:
-    """Name and docstring of a definition; of a class also those of its members."""
+    """The qualified name and docstring of a function or class, as one text; for a class, also those of its members,
+    each as a text of its own. `path`: the qualified name of what contains the definition."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         path = f"{path}.{node.name}"
         if text := ast.get_docstring(node):

@@ -38,12 +38,16 @@ COVERED = 256  # held-out documents that are encoded at once to count unknown to
 def prepared_tokenizer(
     name: str, vocab: int, kind: str, recipe: Recipe, store: Store, mask: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """Path of the tokenizer of a corpus, and its manifest (see `_about`). Where it is missing it is trained; for a
-    blend, on all of its components, whatever their weights.
+    """The tokenizer of a corpus: the path of its file, and the entries of its manifest (sha256, lossless, eod, mask,
+    specials, unexportable). A missing tokenizer is trained; for a blend, on all of its components, whatever their
+    weights.
 
     Args:
         name: the corpus; for kind="file", the path of an existing tokenizer.
-        vocab: how many pieces it has.
+        vocab: the number of its pieces.
+        kind: one of `tokenizer.KINDS`.
+        recipe: how the text that it is trained on is prepared.
+        store: the store of prepared data.
         mask: whether it needs an id for a masked token. This makes a difference for byte-bpe only.
     """
     if kind == "file":
@@ -74,15 +78,25 @@ def prepared_tokenizer(
 
 def _about(tokenizer: AnyTokenizer) -> dict[str, Any]:
     """The entries of a tokenizer's manifest: sha256, lossless, eod, mask, specials, unexportable. Raises ValueError
-    where the tokenizer gives other ids than Hugging Face's tokenizers."""
+    where the tokenizer gives different ids from Hugging Face's tokenizers."""
     check_parity(tokenizer)
     names = ("sha256", "lossless", "eod", "mask", "specials")
     return {name: getattr(tokenizer, name) for name in names} | {"unexportable": unexportable(tokenizer)}
 
 
 def _existing(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Path of a copy of the tokenizer in the file `path`, and its manifest (see `_about`). Raises ValueError where
-    `vocab` is not the number of its pieces, or that number and the extra ids that it allows."""
+    """Copy an existing tokenizer into the store; returns the path of the copy, and the entries of its manifest (sha256,
+    lossless, eod, mask, specials, unexportable).
+
+    Args:
+        path: the file or folder of the tokenizer, as for `tokenizer.read`.
+        vocab: the setting model.vocab.
+        store: the store of prepared data.
+
+    Raises:
+        ValueError: the file is not a tokenizer, or `vocab` is neither the number of its pieces nor that number plus the
+            extra ids that it allows.
+    """
     file, content = read_tokenizer(path)
 
     def make(work: Path, _: Run) -> dict[str, Any]:
@@ -106,13 +120,15 @@ def _existing(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]
 def prepared_tokens(
     name: str, text: Path, about: dict[str, Any], model: Path, model_sha: str, recipe: Recipe, store: Store
 ) -> tuple[Path, dict[str, Any]]:
-    """Folder of the training text as token files, and its manifest: counts of tokens, documents and bytes, the steps of
-    the preparation, notes.
+    """The folder with the training text as token files, and its manifest: counts of tokens, documents and bytes, the
+    steps of the preparation, notes. Missing token files are made.
 
     Args:
-        name: of the corpus.
-        text, about: its text and that text's manifest, from `prepared_text`.
-        model, model_sha: file and hash of the tokenizer.
+        name: the name of the corpus.
+        text, about: the folder of its text and the manifest of that text, from `prepared_text`.
+        model, model_sha: the file of the tokenizer and its hash.
+        recipe: the recipe of the corpus; here its data.compress and data.order are applied.
+        store: the store of prepared data.
     """
 
     def make(work: Path, run: Run) -> dict[str, Any]:
@@ -161,7 +177,8 @@ def prepared_tokens(
 
 
 def _coverage(tokenizer: AnyTokenizer, valid: Path) -> tuple[Coverage, int]:
-    """The coverage of the held-out text (a .jsonl.gz) by the tokenizer, and the number of its documents."""
+    """How much of the held-out text the tokenizer can represent, and the number of held-out documents. `valid`: the
+    held-out text, a .jsonl.gz file."""
     total, count = Coverage(0, 0, 0, 0), 0
     with gzip.open(valid, "rt", encoding="utf-8") as file:
         while texts := [json.loads(line)["text"] for line in islice(file, COVERED)]:
@@ -171,8 +188,17 @@ def _coverage(tokenizer: AnyTokenizer, valid: Path) -> tuple[Coverage, int]:
 
 
 def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any, rank: int, __: int) -> None:
-    """Write shard number `rank` of the training text as a token file in `parts`, and beside it the characters, bytes
-    and sentences of each document (.npy, [3, documents]) and the counts of each domain (.domains)."""
+    """Tokenize shard number `rank` of the training text. Writes three files to `parts`, named like the shard: a token
+    file (.bin, .idx); the characters, bytes and sentences of each document (.npy, int64 [3, documents]); and the counts
+    of each domain (.domains, JSON).
+
+    Args:
+        folder: the shards of the text, .jsonl files.
+        model: the file of the tokenizer.
+        parts: the folder for the results.
+        by_sentences: count sentences by their ends; otherwise each document counts as one sentence.
+        rank: the number of the task, and so of the shard.
+    """
     import numpy as np
     import orjson
 
@@ -199,12 +225,20 @@ def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any
 def _arrange(
     prefixes: list[str | Path], shards: list[Path], recipe: Recipe, work: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Join the token files of the shards to work/train, without documents that data.compress removes, in the order of
-    data.order. Returns {"documents", "bytes"} of what is left, and reports of these steps, as of `filters.Step`.
+    """Join the token files of the shards to work/train, in the order that data.order asks for, and without the
+    documents that data.compress removes.
 
     Args:
-        prefixes: of the token files, without extension.
-        shards: the text of each.
+        prefixes: the paths of the shards' token files, without extension.
+        shards: the files with the text of each shard.
+        recipe: the recipe, with data.compress and data.order.
+        work: the folder that is being built.
+
+    Returns: {"documents", "bytes"} of the remaining text, and a list with a report for each of the two steps that was
+    applied (its form: `filters.Step`).
+
+    Raises:
+        ValueError: data.compress removes every document.
     """
     import numpy as np
 
@@ -249,12 +283,16 @@ def _arrange(
 def _dense_step(
     dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
 ) -> dict[str, Any]:
-    """The report of data.compress, in the form of `filters.Step`.
+    """The report of the step that removes documents by data.compress, as a dictionary in the form of `filters.Step`.
 
     Args:
-        dense: bool [documents], those that are removed.
-        lengths, characters, sizes: [documents], tokens, characters and bytes.
-        prefixes, shards: as in `_arrange`.
+        dense: bool [documents], True for those that are removed.
+        lengths: [documents], tokens of each document.
+        characters: [documents], characters of each document.
+        sizes: [documents], UTF-8 bytes of each document.
+        prefixes: the paths of the shards' token files, without extension.
+        shards: the files with the text of each shard, for excerpts.
+        limit: the value of data.compress, in tokens per character.
     """
     import numpy as np
 

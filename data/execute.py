@@ -17,11 +17,15 @@ POLL = 2.0  # seconds between two looks at the queue
 
 
 class Executor(NamedTuple):
-    """Where the tasks of a preparation run: kind "local", "slurm" or "ray".
+    """Where the tasks of a preparation run.
 
-    workers: tasks at a time; 0: one for each core of this machine, or all at once on a cluster.
-    options: of datatrove's executor. Slurm needs time and partition, and takes others, such as mem_per_cpu_gb or qos;
-        those that datatrove does not know go to sbatch. Ray takes address, mem_per_cpu_gb, cpus_per_task.
+    Args:
+        kind: "local" (this machine), "slurm" or "ray".
+        workers: the number of tasks that run at a time; 0: one for each core of this machine, or on a cluster all at
+            once.
+        options: options of datatrove's executor. Slurm needs time and partition, and takes others, such as
+            mem_per_cpu_gb or qos; those that datatrove does not know go to sbatch. Ray takes address, mem_per_cpu_gb,
+            cpus_per_task.
     """
 
     kind: str = "local"
@@ -33,10 +37,11 @@ HERE = Executor()
 
 
 def check(how: Executor) -> None:
-    """Check the options of an executor.
+    """Check the kind, the number of workers and the options of an executor.
 
     Raises:
-        ValueError: an option is unknown or missing; the message names what is allowed.
+        ValueError: the kind is unknown, the number of workers is negative, or an option is missing or not allowed; the
+            message names what is allowed.
     """
     if how.kind not in KINDS:
         raise ValueError(f"EXECUTOR={how.kind} is not one of {', '.join(KINDS)}")
@@ -56,6 +61,12 @@ def cores() -> int:
 def run(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     """Run the tasks of a datatrove pipeline and wait for them. Tasks that are completed according to the folder `logs`
     are not run again.
+
+    Args:
+        how: where the tasks run.
+        pipeline: datatrove's steps.
+        tasks: the number of tasks.
+        logs: the folder in which datatrove notes completed tasks.
 
     Raises:
         RuntimeError: on a cluster, a task failed; the message names the logs. On this machine the task's own error is
@@ -83,8 +94,8 @@ def _local(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies. Called in the processes that datatrove's executor forks,
-    which would otherwise go on when the parent is killed."""
+    """Have the kernel kill this process when its parent dies. This is called in the processes that datatrove's executor
+    forks, which would otherwise go on after the parent is killed."""
     if _executing and sys.platform == "linux":
         import ctypes
 
@@ -145,7 +156,8 @@ def _slurm(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
 
 
 def _alive(job: str) -> bool:
-    """Whether Slurm's queue still has an element of the job array. True also while Slurm does not answer."""
+    """Whether Slurm's queue still has an element of a job array. True also while Slurm does not answer. `job`: the id
+    of the array."""
     queue = subprocess.run(
         [
             "squeue",
@@ -164,7 +176,7 @@ def _alive(job: str) -> bool:
 
 
 def _cancel(job: str) -> None:
-    """Cancel a job array, and wait until it has left the queue."""
+    """Cancel a job array of Slurm, and wait until it has left the queue. `job`: the id of the array."""
     subprocess.run(["scancel", job.strip()], capture_output=True)
     while _alive(job.strip()):
         time.sleep(POLL)
@@ -208,8 +220,8 @@ def _ray(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
 
 @contextlib.contextmanager
 def stderr_in(path: Path) -> Any:
-    """A context in which the standard error of this process and its children is appended to a file. Yields a file
-    descriptor of the original standard error."""
+    """A context in which the standard error of this process and its children is appended to the file `path`. Yields a
+    file descriptor of the original standard error."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with open(path, "ab") as log:

@@ -1,7 +1,9 @@
-"""The recipe of a corpus' training text: filters that remove documents, and the order in which the others are read.
+"""The recipe of a corpus' training text: filters that remove documents, and the order in which the remaining ones are
+read.
 
-By default nothing is filtered and the order is random. A filter is a function of a document that returns why it is
-removed, or "". Held-out documents are not filtered, so that arms that differ in a filter are judged on the same text.
+By default nothing is filtered and the order is random. A filter is a function of a document that returns the reason why
+the document is removed, or "" where it is kept. Held-out documents are not filtered, so that arms that differ in a
+filter are judged on the same text.
 """
 
 from __future__ import annotations
@@ -41,19 +43,21 @@ SENTENCE_ENDS = ".!?。！？।؟"  # each of these characters ends a sentence;
 class Recipe(NamedTuple):
     """How the documents of a corpus become training text: the settings data.dedup, data.quality and so on of a run.
 
-    dedup: which duplicates within a corpus are removed. A training document that resembles a held-out one always is.
-    quality: C4's rules (Raffel et al. 2020) or Gopher's (Rae et al. 2021, table A1 and section A.1), as datatrove
-        implements them.
-    decontaminate: a folder of evaluation tasks; documents that share NGRAM words in a row with one are removed. none:
-        nothing is compared.
-    compress: documents with this many tokens per character or more are removed (Cramming: 0.25); 0: none.
-    order: random, or sorted and read in that order: short-first by tokens; prevalent-first by the mean log-probability
-        of a document's tokens under the corpus' unigram model (Cramming), the likeliest first; short-sentences-first by
-        the characters per sentence, as Cramming's released recipe does by counting full stops; or in reverse:
-        long-first, rare-first, long-sentences-first.
-    substring: stretches of so many characters or more that stood before are cut (data/substrings.py; Lee et al. 2022;
-        Cramming: 50 to 100); 0: none.
-    allow_errors: how many problems in the files (a bad line, a damaged file ...) are tolerated.
+    Args:
+        dedup: which duplicates within a corpus are removed. A training document that resembles a held-out one is always
+            removed.
+        quality: C4's rules (Raffel et al. 2020) or Gopher's (Rae et al. 2021, table A1 and section A.1), as datatrove
+            implements them.
+        decontaminate: a folder of evaluation tasks; documents that share NGRAM words in a row with one are removed.
+            none: nothing is compared.
+        compress: documents with this many tokens per character or more are removed (Cramming: 0.25); 0: none.
+        order: random, or sorted and read in that order: short-first by tokens; prevalent-first by the mean
+            log-probability of a document's tokens under the corpus' unigram model (Cramming), the likeliest first;
+            short-sentences-first by the characters per sentence, as Cramming's released recipe does by counting full
+            stops; or in reverse: long-first, rare-first, long-sentences-first.
+        allow_errors: how many problems in the files (a bad line, a damaged file ...) are tolerated.
+        substring: stretches of text of this many characters or more that occurred before are cut (data/substrings.py;
+            Lee et al. 2022; Cramming: 50 to 100); 0: none.
     """
 
     dedup: Dedup = "near"
@@ -95,13 +99,16 @@ def steps(recipe: Recipe) -> list[str]:
 
 
 class Step:
-    """A filter as a step of datatrove's pipeline: removes training documents, and reports on them in a file.
+    """A filter as a step of datatrove's pipeline: it removes training documents, and writes a report about them.
 
-    The report, `folder`/<rank>.json, is {"in" and "out": [documents, bytes], "changed": how many documents were
-    shortened, "reasons": {why: documents removed}, "examples": [{"id", "why", "text"}, ...], "lengths": {"in" and
-    "out": {k: documents of 2^k to 2^(k+1) - 1 bytes}}}.
+    The report, `folder`/<rank>.json, is {"in" and "out": [documents, bytes], "changed": number of documents that were
+    shortened, "reasons": {reason: number of documents removed}, "examples": [{"id", "why", "text"}, ...], "lengths":
+    {"in" and "out": {k: number of documents of 2^k to 2^(k+1) - 1 bytes}}}.
 
-    make: from the task's number to the filter.
+    Args:
+        name: the name of the filter.
+        make: a function that returns the filter for the task with a given number.
+        folder: where the reports of the tasks go.
     """
 
     def __init__(self, name: str, make: Callable[[int], Callable[[Any], str]], folder: Path):
@@ -154,7 +161,13 @@ class Step:
 
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
-    """The reports of all tasks of a step (see `Step`), added up; of the examples the first EXAMPLES of each reason."""
+    """The reports of all tasks of a step, added up: a dictionary with the keys of such a report (see `Step`) and
+    "step", the name of the filter. Of the examples it has the first EXAMPLES for each reason.
+
+    Args:
+        name: the name of the filter.
+        folder: the folder with the reports.
+    """
     import numpy as np
 
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -181,7 +194,8 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
 
 
 def quality(name: str, _: int) -> Callable[[Any], str]:
-    """The filter with C4's rules (name="c4") or Gopher's ("gopher"), made of datatrove's filters."""
+    """The filter with C4's rules (name="c4") or Gopher's (name="gopher"), made of datatrove's filters: a function that
+    returns why a document is removed, or ""."""
     from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
     from datatrove.pipeline.filters.base_filter import get_filter_result
 
@@ -204,8 +218,8 @@ def quality(name: str, _: int) -> Callable[[Any], str]:
 
 
 def _english() -> Any:
-    """A tokenizer of English words and sentences for datatrove's filters, by punctuation alone. datatrove's own ones
-    need spaCy, or NLTK with a download."""
+    """A tokenizer that splits English text into words and sentences by punctuation alone, for datatrove's filters. It
+    replaces datatrove's own tokenizers, which need spaCy, or NLTK with a download."""
     from datatrove.utils.word_tokenizers import WordTokenizer
 
     class English(WordTokenizer):
@@ -228,7 +242,8 @@ def _english() -> Any:
 
 
 def tasks(folder: str) -> dict[str, list[Path]]:
-    """{task: files} of a folder of <task>/<split>.jsonl or .jsonl.gz, without the splits that are for training."""
+    """{task: its files} for a folder of evaluation data with files <task>/<split>.jsonl or .jsonl.gz. Files of training
+    splits are left out."""
     root = Path(folder)
     files: dict[str, list[Path]] = {}
     for path in sorted([*root.rglob("*.jsonl"), *root.rglob("*.jsonl.gz")]):
@@ -238,10 +253,15 @@ def tasks(folder: str) -> dict[str, list[Path]]:
 
 
 def index(folder: str, to: Path) -> dict[str, Any]:
-    """Write the hashes of the n-grams of all tasks to the folder `to`, in files for datatrove's filter; and rows.npy,
-    uint64 [n-grams, 3]: hash, number of the task, number of the row.
+    """Write the hashes of the n-grams of all evaluation tasks: a file for each task for datatrove's filter, and
+    rows.npy, uint64 [n-grams, 3], with the hash, the number of the task and the number of the row.
 
-    Returns {task: {"rows", "short": rows of fewer than NGRAM words, which cannot be found in a corpus}}.
+    Args:
+        folder: the evaluation data, as for `tasks`.
+        to: the folder for the files.
+
+    Returns: {task: {"rows": number of rows, "short": number of rows with fewer than NGRAM words, which cannot be found
+    in a corpus}}.
     """
     import numpy as np
 
@@ -265,8 +285,14 @@ def index(folder: str, to: Path) -> dict[str, Any]:
 
 
 def contamination(about: dict[str, Any], to: Path) -> dict[str, Any]:
-    """`about`, which `index` returned, with two further entries for each task: "found", the number of its rows that the
-    corpus contains, and "documents", the number of documents that contain one."""
+    """How many rows of each evaluation task the corpus contains: the dictionary `about` with two further entries for
+    each task, "found", the number of its rows that occur in the corpus, and "documents", the number of documents that
+    contain one.
+
+    Args:
+        about: the result of `index`.
+        to: the folder with the files of `index` and `decontaminate`.
+    """
     import numpy as np
 
     hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
@@ -281,8 +307,14 @@ def contamination(about: dict[str, Any], to: Path) -> dict[str, Any]:
 
 
 def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
-    """The filter that removes documents that share an n-gram with an evaluation task, by the index in the folder `to`
-    (see `index`). The reason names all such tasks; that of datatrove's own filter names only the first."""
+    """The filter that removes documents that share an n-gram with an evaluation task, for task number `rank` of the
+    pipeline. It also writes what it found to hits-<rank>.json, for `contamination`. The reason it gives names all
+    evaluation tasks that share an n-gram; that of datatrove's own filter names only the first.
+
+    Args:
+        to: the folder with the hashes that `index` has written.
+        rank: the number of the task of the pipeline.
+    """
     import numpy as np
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 
@@ -313,7 +345,8 @@ def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
 
 
 def _grams() -> Callable[[str], list[tuple[str, int]]]:
-    """The function text -> [(n-gram of simplified words, its hash), ...], as datatrove's filter computes them."""
+    """A function from a text to [(n-gram of simplified words, its hash), ...], computed like datatrove's filter
+    does."""
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
     from datatrove.utils.hashing import create_hash_func
     from datatrove.utils.text import ngrams, simplify_text
@@ -326,7 +359,7 @@ def _grams() -> Callable[[str], list[tuple[str, int]]]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All strings in a JSON value, but for the keys of objects."""
+    """All strings within a JSON value, except the keys of objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -338,7 +371,14 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
-    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]; none for 0."""
+    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]. All False for
+    limit=0.
+
+    Args:
+        tokens: [documents], the number of tokens of each document.
+        characters: [documents], the number of characters of each document.
+        limit: tokens per character; 0: no limit.
+    """
     import numpy as np
 
     return tokens >= limit * characters if limit else np.zeros(len(tokens), bool)
@@ -347,14 +387,15 @@ def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.nd
 def document_order(
     order: str, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, sentence_lengths: np.ndarray
 ) -> np.ndarray:
-    """The numbers of the documents in the order in which they are to be read: int64 [documents]. Documents with equal
-    sort keys keep their order.
+    """The order in which the documents are to be read: int64 [documents], their numbers. Documents with equal sort keys
+    keep their order.
 
     Args:
-        order: data.order.
+        order: the setting data.order.
         flat: the tokens of all documents, one after another.
-        starts, lengths: [documents], where each begins in `flat`, and how many tokens it has.
-        sentence_lengths: [documents], the mean characters of a sentence.
+        starts: [documents], where each document begins in `flat`.
+        lengths: [documents], the number of tokens of each document.
+        sentence_lengths: [documents], the mean number of characters of a document's sentences.
     """
     import numpy as np
 

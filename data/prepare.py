@@ -51,12 +51,15 @@ def prepare(
     Of duplicate documents a held-out one is kept, else the first. They are searched within each component of a blend.
 
     Args:
-        corpus: its name or its files, see `data.corpus.load`.
-        tokenizer: the corpus on whose training text the tokenizer is trained, given in the same way; with kind="file"
-            an existing tokenizer, see `data.tokenizer.read`.
+        corpus: its name, or its file, folder or glob, as for `data.corpus.load`.
+        tokenizer: the corpus on whose training text the tokenizer is trained, given like `corpus`; with kind="file" the
+            path of an existing tokenizer, as for `data.tokenizer.read`.
         vocab: the number of the tokenizer's pieces.
+        store: the folder of prepared data.
+        kind: the kind of tokenizer, one of `data.tokenizer.KINDS`.
         recipe: filters and order of the corpus. The tokenizer's text is prepared by the default recipe, so that arms
             with different recipes share the tokenizer.
+        executor: where the tasks run.
         build: whether missing data may be built.
         mask: whether the tokenizer must have an id for a masked token (`data.tokenizer.mask_id`). A byte-bpe trained
             here then gets one.
@@ -67,9 +70,9 @@ def prepare(
         valid: [path of .jsonl.gz with {text, id, metadata}]
         sources: {corpus: {files, bytes, sha256}} of each component that is read from files (packages: None)
         tokenizer: {path, sha256, vocab, corpus, kind, lossless, eod, mask, specials}, see data/tokenizer.py
-        counts: {train and valid: {documents, bytes (of UTF-8), tokens (with an end of document each)},
-                 duplicates: {exact, near}, unsigned: documents too short to be compared with near duplicates,
-                 covered: {tokens, unknown, bytes, unknown_bytes} of the validation text, see data/coverage.py}
+        counts: {train and valid: {documents, bytes (of UTF-8), tokens (with an end of document each)}, duplicates:
+            {exact, near}, unsigned: documents too short to be compared with near duplicates, covered: {tokens, unknown,
+            bytes, unknown_bytes} of the validation text, see data/coverage.py}
         steps: [{corpus, step, in, out: [documents, bytes], ...}], reports: [path of report.md]
         notes: [a sentence for each thing to know, such as a filter that removed nothing]
         mismatch: [a sentence for each text that is not the one its specification records]
@@ -166,14 +169,25 @@ def _prepare(
 
 
 def sources(corpus: str, store: Path) -> dict[str, Any]:
-    """Number, bytes and hash of the files of a corpus as they are now, in the form of a manifest's `sources`. Files
-    that changed since they were last read are read; nothing is prepared."""
+    """The files of a corpus as they are now: {component: {"files": number, "bytes", "sha256"}}, or {component: None}
+    for installed packages, as under "sources" in a manifest of `prepare`. Files that changed since they were last read
+    are read; nothing is prepared.
+
+    Args:
+        corpus: its name, or its file, folder or glob.
+        store: the folder of prepared data, which remembers hashes of files.
+    """
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A sentence for each difference between the data of two manifests. Entries that one of them lacks are not
-    compared, so either may consist of `sources` alone."""
+    """A sentence for each difference between the data of two manifests of `prepare`. Entries that one of them lacks are
+    not compared, so either may have "sources" alone.
+
+    Args:
+        before: the earlier manifest.
+        now: the later manifest.
+    """
     sentences = []
     for name, was in before.get("sources", {}).items():
         current = now.get("sources", {}).get(name)
@@ -198,15 +212,22 @@ def _described(source: dict[str, Any]) -> str:
 
 
 def cannot_write_message(error: OSError) -> str:
-    """The error message where a file or folder cannot be written, with what the user can do."""
+    """The error message for an OSError, with what the user can do where a file or folder cannot be written."""
     return cannot_write(error, Path(error.filename or ".").parent) or str(error)
 
 
 def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
-    """The files of the validation text of a corpus by the default recipe: the same for all arms of a study.
+    """The files with the validation text of a corpus, prepared by the default recipe and therefore the same for all
+    arms of a study: paths of .jsonl.gz files, one for each component.
+
+    Args:
+        corpus: its name, or its file, folder or glob.
+        store: the folder of prepared data.
+        allow_errors: how many problems in the files are tolerated.
+        build: whether missing text may be prepared.
 
     Raises:
-        Missing: when it is not prepared, and build is false.
+        Missing: the text is not prepared, and `build` is false.
     """
     where = Store(Path(store), build=build)
     return [
@@ -216,12 +237,14 @@ def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True
 
 
 def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[dict[str, Any]]:
-    """How often a run reads each source: [{corpus, share, tokens, epochs}].
+    """How often a run reads each source: [{"corpus", "share": weight in the blend, "tokens": tokens of the source,
+    "epochs"}].
 
     Args:
+        manifest: the manifest of the data, from `prepare`.
         tokens: the tokens of the run; None where a wall clock ends it, and then there is no "epochs".
-        seq: the training length. With it there is also "unused", the tokens at the end of each epoch that do not fill a
-            sample. Nothing else is left out, since documents are packed end to end.
+        seq: the training length. With it each entry also has "unused", the tokens at the end of each epoch that do not
+            fill a sample. Nothing else is left out, since documents are packed end to end.
     """
     return [
         {

@@ -1,5 +1,5 @@
-"""Reads the documents in a file, by its layout: C4, The Pile, OSCAR, parquet, plain text. What is no document, or
-cannot be read, is counted or reported (`Ledger`)."""
+"""Reads the documents in a file, by its layout: C4, The Pile, OSCAR, parquet, plain text. Records that are not
+documents are counted, and what cannot be read is reported, in a `Ledger`."""
 
 from __future__ import annotations
 
@@ -31,15 +31,18 @@ BLOCK = 1 << 23  # bytes asked of the hub at a time; untuned
 
 class Unreachable(RuntimeError):
     """A file of the Hugging Face hub could not be read, or differs from what the hub lists. It is not a ValueError,
-    since that would remove the unfinished preparation (data/store.py), and here only the transfer failed."""
+    since a ValueError would remove the unfinished preparation (data/store.py), and here only the transfer failed."""
 
 
 class Ledger:
     """Collects what readers report: `problems`, sentences that name file and line; and `counts`, {kind: number} of
-    records that are no documents, such as "empty".
+    records that are not documents, such as "empty".
+
+    Args:
+        allowed: how many problems are tolerated.
 
     Raises:
-        ValueError: there are more problems than `allowed`; the message has all of them.
+        ValueError: a problem is added and there are more than `allowed`; the message has all of them.
     """
 
     def __init__(self, allowed: int = 0):
@@ -48,7 +51,12 @@ class Ledger:
         self.counts: Counter[str] = Counter()
 
     def problem(self, where: Any, what: str) -> None:
-        """Add a problem. `where`: a path, or "path:line"."""
+        """Add a problem to the ledger. Raises ValueError where there are then more problems than allowed.
+
+        Args:
+            where: the place of the problem, a path or "path:line".
+            what: the problem in words.
+        """
         self.problems.append(f"{where}: {what}")
         check_problem_count(self.problems, self.allowed)
 
@@ -56,8 +64,12 @@ class Ledger:
 def check_problem_count(problems: list[str], allowed: int) -> None:
     """Check that there are no more problems than allowed.
 
+    Args:
+        problems: a sentence for each problem.
+        allowed: how many are tolerated.
+
     Raises:
-        ValueError: there are; the message names them.
+        ValueError: there are more; the message names the problems.
     """
     if len(problems) <= allowed:
         return
@@ -70,14 +82,15 @@ def check_problem_count(problems: list[str], allowed: int) -> None:
 
 
 def file_kind(name: str) -> tuple[str, str] | None:
-    """The format and the compression in a file's name, such as (".jsonl", ".gz") or (".txt", ""); None for files that
-    are not read here."""
+    """The format and the compression of a file by its name, such as (".jsonl", ".gz") or (".txt", ""); None for files
+    that are not read here."""
     match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name)
     return (match[1] or match[3], match[2] or "") if match else None
 
 
 def incomplete(names: Iterable[str]) -> list[str]:
-    """A sentence for each set of files, numbered "3-of-8" or the like, of which some are missing."""
+    """A sentence for each set of numbered files, such as "3-of-8", of which some are missing. `names`: the names of the
+    files that are there."""
     families: dict[tuple[str, int], set[int]] = {}
     for name in names:
         form, packed = file_kind(name) or ("", "")
@@ -101,20 +114,22 @@ def documents(
     size: int = 0,
     sha256: str = "",
 ) -> Iterator[tuple[str, str, dict]]:
-    """(id, text, labels) of each document of a file, in file order. The labels are {"domain": name} of a document of
-    The Pile, else {}. A damaged file gives the documents before the damage, and a problem in the ledger.
+    """(id, text, labels) of each document of a file. The labels are {"domain": name} of a document of The Pile, else
+    {}. Of a damaged file the documents before the damage are returned, and the damage is reported in the ledger.
 
     Args:
-        path: of the file; a str is an address on the hub.
-        name: of the file, the same on every machine: ids begin with it.
+        path: the path of the file; a str is an address on the hub.
+        name: the name of the file, the same on every machine; ids begin with it.
         layout: one of LAYOUTS.
-        field: the key, or column, of the text; "": "text".
-        where: {"meta.pile_set_name": [allowed value, ...]}; other documents are left out, and counted.
-        size, sha256: what the hub lists for a file there. A hash that is no sha256 is not compared.
+        ledger: where problems are reported and records that are not documents are counted.
+        field: the key, or column, that has the text; "": "text".
+        where: {"meta.pile_set_name": [allowed value, ...]}; documents with another value are left out, and counted.
+        size, sha256: for a file on the hub, the bytes and the hash that the hub lists. A hash that is not a sha256 is
+            not compared.
 
     Raises:
         Unreachable: a file of the hub cannot be read, or is not the one listed.
-        ValueError: the ledger allows no further problem; or the kind of file is unknown.
+        ValueError: the ledger allows no further problem, or the kind of file is unknown.
     """
     kind = file_kind(name)
     if kind is None and layout != "one-per-file":
@@ -158,7 +173,12 @@ def documents(
 
 
 def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
-    """The errors that libraries raise for a damaged file of a compression and a layout."""
+    """The classes of exceptions that libraries raise when they read a damaged file.
+
+    Args:
+        packed: the compression of the file, such as ".zst"; "" for none.
+        layout: one of LAYOUTS.
+    """
     if packed == ".zst":
         import zstandard
 
@@ -171,11 +191,15 @@ def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
 
 
 class FromHub(io.RawIOBase):
-    """A file of the hub, hf://datasets/organisation/name@commit/path of `size` bytes, read in ranges over HTTP and
-    hashed meanwhile.
+    """A file of the hub, read in ranges over HTTP and hashed meanwhile.
 
     huggingface_hub's own file system first lists the whole repository, in every process; for C4 with a thousand tasks
     that would be a thousand listings. So only its HTTP client is used, which tries five times before it fails.
+
+    Args:
+        address: hf://datasets/organisation/name@commit/path.
+        size: the bytes of the file, as the hub lists them.
+        sha256: the sha256 that the hub lists; another value is not compared.
     """
 
     def __init__(self, address: str, size: int, sha256: str = ""):
@@ -188,7 +212,7 @@ class FromHub(io.RawIOBase):
         self.expected, self.hash = sha256 if len(sha256) == 64 else "", hashlib.sha256()
 
     def _failed(self, why: str) -> Unreachable:
-        """The error to raise, with what the user can do."""
+        """The error to raise when the file cannot be read, with what the user can do. `why`: what went wrong."""
         return Unreachable(
             f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
             "files are here already, give their folder: FROM=folder"
@@ -230,7 +254,8 @@ class FromHub(io.RawIOBase):
         return size
 
     def compare(self) -> None:
-        """Read the file to its end. Raises Unreachable unless its content has the sha256 that the hub lists."""
+        """Read the file to its end, and compare its hash. Raises Unreachable where the content does not have the sha256
+        that the hub lists."""
         while self.expected and self.read(BLOCK):
             pass
         if self.expected and self.hash.hexdigest() != self.expected:
@@ -249,8 +274,7 @@ def _unpacked(raw: Any, packed: str) -> Any:
 
 class Frames(io.RawIOBase):
     """The decompressed content of a .zst file of one or several frames. Raises EOFError where the file ends within a
-    frame, which zstandard's own reader does not notice.
-    """
+    frame, which zstandard's own reader does not notice. `raw`: the compressed file, open for reading."""
 
     def __init__(self, raw: Any):
         import zstandard
@@ -349,7 +373,7 @@ def _paragraphs(
 
 
 def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a text file without their ends, which are \\n, \\r\\n or, in old files, \\r."""
+    """The lines of a text file without their line ends, which are \\n, \\r\\n or, in old files, \\r."""
     for number, raw in enumerate(file):
         raw = raw if number else raw.removeprefix(BOM)
         yield from (
@@ -365,8 +389,16 @@ def _whole(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: L
 
 
 def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
-    """The rows of a parquet file as records with the column of the text, those in `columns`, and "meta" where that has
-    the domain."""
+    """(number, record) of each row of a parquet file. A record has the column of the text, the columns in `columns`,
+    and the column "meta" where that contains the domain of the document.
+
+    Args:
+        file: the parquet file, open for reading.
+        path: its path, for messages.
+        field: the column of the text; "": "text".
+        columns: further columns that are needed.
+        ledger: where problems are reported.
+    """
     import pyarrow
     from pyarrow import parquet
 

@@ -19,8 +19,9 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
     were empty or too short to be compared, text that the tokenizer has no pieces for.
 
     Args:
-        name: of the corpus.
-        steps: reports of all steps, see `filters.Step`.
+        name: the name of the corpus.
+        recipe: the recipe of the corpus.
+        steps: the reports of all steps, in the form of `filters.Step`.
         text: the manifest of the text, from `prepared_text`.
         covered: the coverage of the held-out text by the tokenizer.
     """
@@ -47,13 +48,14 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
 
 
 def documents(text: dict[str, Any]) -> int:
-    """How many documents were compared to find duplicates: the remaining ones and their removed copies. `text`: the
-    manifest of the text."""
+    """The number of documents that were compared to find duplicates: the remaining ones and the removed copies. `text`:
+    the manifest of the text, from `prepared_text`."""
     return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
 
 
 def _unsigned(text: dict[str, Any]) -> str:
-    """A sentence about the documents that are too short for a MinHash signature."""
+    """A sentence about the documents that are too short for a MinHash signature. `text`: the manifest of the text, from
+    `prepared_text`."""
     return (
         f"{text['unsigned']:,} of {documents(text):,} documents are shorter than {SHINGLE} words, or characters where "
         "there are no spaces: of these only copies to the letter are found"
@@ -63,13 +65,16 @@ def _unsigned(text: dict[str, Any]) -> str:
 def write(
     folder: Path, name: str, recipe: Recipe, text: dict[str, Any], tokens: dict[str, Any], lengths: Any, source: Path
 ) -> None:
-    """Write report.md and report.json to `folder`.
+    """Write report.md and report.json about the preparation of a corpus.
 
     Args:
-        name: of the corpus.
-        text: the manifest of its text, in the folder `source`.
-        tokens: the manifest of its token files, see `encode.prepared_tokens`.
-        lengths: [documents], tokens of each training document.
+        folder: where the two files go.
+        name: the name of the corpus.
+        recipe: its recipe.
+        text: the manifest of its text.
+        tokens: the manifest of its token files, from `encode.prepared_tokens`.
+        lengths: [documents], the number of tokens of each training document.
+        source: the folder of the text.
     """
     import numpy as np
 
@@ -100,8 +105,13 @@ def write(
 
 
 def _tokens(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """The number of tokens of `counts`, [documents, bytes], as {"count", "estimated": bool}. For the final text it is
-    known. Otherwise it is estimated with `rate` tokens per byte, since text that a filter removes is never tokenized.
+    """The number of tokens of a text, as {"count", "estimated": bool}. For the final text the number is known.
+    Otherwise it is estimated from the bytes, since text that a filter removes is never tokenized.
+
+    Args:
+        manifest: the manifest of the token files.
+        counts: [documents, bytes] of the text.
+        rate: tokens per byte.
     """
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}

@@ -39,7 +39,8 @@ OPTIONS: dict[str, Any] = {
 
 
 class Piece(NamedTuple):
-    """An entry of a SentencePiece vocabulary. In its text a space is U+2581, and a byte is written as <0x0A>."""
+    """An entry of a SentencePiece vocabulary. In the text of a piece a space is U+2581, and a byte is written as
+    <0x0A>."""
 
     text: str
     score: float  # BPE merges the pair whose piece has the highest score first
@@ -47,10 +48,15 @@ class Piece(NamedTuple):
 
 
 class SentencePiece:
-    """A SentencePiece tokenizer. One trained here is lossless: `decode(encode(text)) == text` for every valid string.
-    Another one, such as T5's, normalises text in its own way (Unicode normal forms, one space for many).
+    """A SentencePiece tokenizer. One that was trained here is lossless: `decode(encode(text)) == text` for every valid
+    string. Another one, such as T5's, normalises text in its own way (Unicode normal forms, one space for many).
 
-    Raises ValueError when the content is not a SentencePiece model or the text is not valid Unicode.
+    Args:
+        path: where the model is, for error messages.
+        content: the bytes of the model file.
+
+    Raises:
+        ValueError: the content is not a SentencePiece model; or, when encoding, a text is not valid Unicode.
     """
 
     def __init__(self, path: str | Path, content: bytes):
@@ -96,7 +102,8 @@ class SentencePiece:
         return batch
 
     def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts in one array, and the number of each text's."""
+        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
+        [texts]."""
         batch = self.encode_batch(texts)
         import numpy as np  # not by those who only plan
 
@@ -107,11 +114,13 @@ class SentencePiece:
         return ids, counts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`. The end of document and extra ids give no text; bytes that are not UTF-8 become U+FFFD."""
+        """The text of token ids. The end-of-document token and extra ids give no text; bytes that are not UTF-8 become
+        U+FFFD."""
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """Tokens and bytes of the texts, and those of them that are <unk>."""
+        """The numbers of tokens and bytes of the texts, of <unk> tokens, and of the bytes that <unk> tokens stand
+        for."""
         valid_unicode(texts)
         if self.lossless:
             return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
@@ -123,7 +132,7 @@ class SentencePiece:
         return total
 
     def unknown(self, text: str) -> tuple[int, int]:
-        """The number of unknown tokens in a text, and the number of UTF-8 bytes behind them."""
+        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for."""
         if self.lossless:
             return 0, 0
         counts = self.coverage([text])
@@ -131,7 +140,7 @@ class SentencePiece:
 
     @cached_property
     def pieces(self) -> list[Piece]:
-        """The vocabulary, in the order of the ids."""
+        """The entries of the vocabulary, in the order of their ids."""
         p = self._processor
         kinds = (("byte", p.is_byte), ("control", p.is_control), ("unknown", p.is_unknown), ("normal", lambda _: True))
         return [
@@ -144,7 +153,16 @@ class SentencePiece:
 
 
 def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
-    """Train a SentencePiece model on texts; returns the content of its file. `kind`: bpe or unigram."""
+    """Train a SentencePiece model on texts; returns the content of its file.
+
+    Args:
+        sample: the texts.
+        vocab: the number of pieces.
+        kind: "bpe" or "unigram".
+
+    Raises:
+        ValueError: the texts allow no such vocabulary; the message names the sizes that are possible.
+    """
     import sentencepiece
 
     model = io.BytesIO()
@@ -162,13 +180,19 @@ def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
 
 
 def _lines(documents: Iterable[str]) -> Iterator[str]:
-    """The lines of all documents that are not empty. Training on lines keeps pieces from spanning two of them."""
+    """The lines of all documents, without empty lines. Training on lines keeps pieces from spanning two of them."""
     for text in documents:
         yield from (line for line in text.split("\n") if line)
 
 
 def _explain(error: str, vocab: int) -> str:
-    """SentencePiece's error in training as a sentence that names the vocabulary sizes that are possible."""
+    """An error of SentencePiece's training as a sentence for the user, which names the vocabulary sizes that are
+    possible.
+
+    Args:
+        error: SentencePiece's message.
+        vocab: the size that was requested.
+    """
     if "too high" in error:
         most = error.rsplit("<= ", 1)[1].strip(" .")
         return f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}"

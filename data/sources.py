@@ -28,7 +28,7 @@ NAMED_FILES = 5  # files that a message names
 
 
 class Missing(LookupError):
-    """Prepared data are missing, and the caller did not allow to prepare them."""
+    """Prepared data is missing, and the caller did not allow preparing it."""
 
 
 class SourceFile(NamedTuple):
@@ -47,11 +47,14 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
     The files of a commit on the hub never change, so they are listed once, and the list is kept in the store.
 
     Args:
+        spec: the specification of the corpus, from `corpus.load`.
+        store: the store of prepared data, where lists of files on the hub are kept; None: they are not kept.
         ask: whether the hub may be asked for a list that is not in the store.
 
     Raises:
         Missing: the list is not in the store, and `ask` is false.
-        ValueError: the hub does not answer, or has no such files.
+        ValueError: the hub does not answer or has no such files, a package is not installed in its version, or a file's
+            name is not UTF-8.
     """
     if "root" in spec:
         for path in spec["files"]:
@@ -74,10 +77,10 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
 
 
 def check_name(name: str) -> None:
-    """Check that a file's name is UTF-8; otherwise it can neither be printed nor written to a record.
+    """Check that the name of a file is UTF-8; otherwise it can neither be printed nor written to a record.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the name is not UTF-8.
     """
     try:
         name.encode()
@@ -86,7 +89,8 @@ def check_name(name: str) -> None:
 
 
 def distribution(package: str, version: str) -> importlib.metadata.Distribution:
-    """An installed package. Raises ValueError where it is not installed in this version."""
+    """An installed package, as importlib.metadata describes it. Raises ValueError where the package is not installed,
+    or not in this version."""
     advice = "install the pinned packages again: pip install -r requirements.txt"
     try:
         installed = importlib.metadata.distribution(package)
@@ -101,14 +105,18 @@ def distribution(package: str, version: str) -> importlib.metadata.Distribution:
 
 
 def files_at(pattern: str) -> tuple[list[Path], list[str]]:
-    """The data files at a path, in a folder or of a glob; and a sentence about each kind of file that is left out.
+    """The data files at a path, in a folder or of a glob, sorted by path; and a sentence about each kind of file that
+    is left out.
 
-    Of a folder, hidden files (HIDDEN) and notes (README, LICENSE, checksums) are left out. Of the other files the kind
-    with the most bytes is taken.
+    Of a folder, hidden files (HIDDEN) and notes (README, LICENSE, checksums) are left out. Of the other files the
+    format with the most bytes is taken.
+
+    Args:
+        pattern: a file, a folder or a glob.
 
     Raises:
-        ValueError: no file remains, a second kind has more than NOTE_SHARE of the bytes, or a file is there both packed
-            and unpacked.
+        ValueError: no file remains, a second format has more than NOTE_SHARE of the bytes, or a file is there both
+            compressed and uncompressed.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern!r}")
@@ -127,7 +135,13 @@ def files_at(pattern: str) -> tuple[list[Path], list[str]]:
 
 
 def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """As `files_at`, of a folder."""
+    """The data files in a folder, and a sentence about each kind of file that is left out: hidden files, notes (README,
+    LICENSE, checksums), and files of other formats than the one with the most bytes.
+
+    Raises:
+        ValueError: a second format has more than NOTE_SHARE of the bytes, or a file is there both compressed and
+            uncompressed.
+    """
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
     readable = [path for path in sorted(folder.rglob("*")) if readers.file_kind(path.name) and path.is_file()]
@@ -160,8 +174,16 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _check_packed_once(folder: Path, paths: list[Path]) -> None:
-    """Raises ValueError where a file is there in several packings, as a.jsonl and a.jsonl.gz: its text would be read
-    more than once."""
+    """Check that no file is there in several forms of compression, such as a.jsonl beside a.jsonl.gz, whose text would
+    be read more than once.
+
+    Args:
+        folder: the folder of the corpus, for the message.
+        paths: its files.
+
+    Raises:
+        ValueError: a file is there more than once; the message names its copies.
+    """
     endings: dict[str, list[str]] = {}  # {path of the unpacked file: .gz and the like, "" of the file itself}
     for path in paths:
         _, packed = readers.file_kind(path.name) or ("", "")
@@ -177,7 +199,8 @@ def _check_packed_once(folder: Path, paths: list[Path]) -> None:
 
 
 def files_below(root: Path, patterns: list[str]) -> list[Path]:
-    """The files below a folder that match one of the globs, none of them hidden. Raises ValueError where none does."""
+    """The files below a folder that match one of the globs, sorted by path, without hidden ones. Raises ValueError
+    where no file matches."""
     paths = {
         path
         for pattern in patterns
@@ -190,7 +213,8 @@ def files_below(root: Path, patterns: list[str]) -> list[Path]:
 
 
 def common_folder(files: list[Path]) -> Path:
-    """The deepest folder that contains all files. The names below it are the same on every machine."""
+    """The deepest folder that contains all files. The names of the files relative to it are the same on every
+    machine."""
     root = files[0].parent
     while not all(path.is_relative_to(root) for path in files):
         root = root.parent
@@ -198,9 +222,11 @@ def common_folder(files: list[Path]) -> Path:
 
 
 def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
-    """{name of a file: sha256} from the lists beside the files, as OSCAR v1 has them; None where there is none.
+    """The sha256 of each file according to the lists of checksums beside the files, as OSCAR v1 has them: {name of the
+    file: sha256}; None where there is no list. `spec`: the specification of the corpus, from `corpus.load`.
 
-    Raises ValueError for a file that a list names and that is not there.
+    Raises:
+        ValueError: a list names a file that is not there.
     """
     if "root" not in spec:
         return None
@@ -221,7 +247,17 @@ def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceFile]:
-    """As `source_files`, of a corpus on the hub."""
+    """The files of a corpus on the hub, in the order in which they are read.
+
+    Args:
+        spec: the specification of the corpus, from `corpus.load`.
+        store: the store of prepared data, where the list of files is kept; None: it is not kept.
+        ask: whether the hub may be asked for a list that is not in the store.
+
+    Raises:
+        Missing: the list is not in the store, and `ask` is false.
+        ValueError: the corpus is not on the hub, or the hub does not answer or has no such files.
+    """
     if "hub" not in spec:
         raise ValueError(
             f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
@@ -243,7 +279,17 @@ def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceF
 
 def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
     """(path, bytes, hash) of each file of a repository on the hub that matches one of the globs, sorted by path. Only
-    the folders that the globs name are listed: C4's repository has a hundred other languages beside English."""
+    the folders that the globs name are listed: C4's repository has a hundred other languages beside English.
+
+    Args:
+        corpus: the name of the corpus, for messages.
+        repo: organisation/name of the data set on the hub.
+        revision: the commit.
+        patterns: globs of paths in the repository.
+
+    Raises:
+        ValueError: the hub cannot be read, or no file matches.
+    """
     from fnmatch import fnmatch
 
     from huggingface_hub import HfApi
@@ -275,7 +321,9 @@ def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[
 
 
 def _folder_of(pattern: str) -> tuple[str, bool]:
-    """The folders at the beginning of a glob that have no wildcard, and whether the files may be deeper than these."""
+    """Where to look for the files that match a glob, as a pair: the folder before the first part with a wildcard, ""
+    for the top; and whether files in its subfolders may match too. `data/en/*.gz` gives ("data/en", False),
+    `data/*/a.gz` gives ("data", True)."""
     folders = PurePosixPath(pattern).parts[:-1]
     plain = next((number for number, part in enumerate(folders) if has_magic(part)), len(folders))
     return "/".join(folders[:plain]), plain < len(folders)

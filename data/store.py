@@ -1,4 +1,5 @@
-"""The store of prepared data: folders `<name>-<key>`, where the key is a hash of all that determines their content.
+"""The store of prepared data: folders `<name>-<key>`, where the key is a hash of everything that determines their
+content.
 
 A folder is built under the name partial-..., and renamed when it is complete, manifest.json included. After a kill the
 same call continues: tasks that were finished are not done again.
@@ -37,7 +38,8 @@ Run = Callable[..., None]  # (stage, pipeline, tasks): shows a stage on the term
 
 
 class Store(NamedTuple):
-    """A folder of prepared data, what runs the tasks that build it, and whether anything may be built."""
+    """A store of prepared data: its folder (`path`), where the tasks that build data run (`executor`), and whether
+    anything may be built (`build`)."""
 
     path: Path
     executor: Executor = HERE
@@ -47,15 +49,18 @@ class Store(NamedTuple):
 def prepared(
     store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]]
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder of the store for `inputs`, and the manifest entries that `make` returned when it was built.
+    """The folder of the store that was built from `inputs`, and the manifest entries that `make` returned when it was
+    built.
 
     A missing folder is built. After a kill, building continues with the tasks that are not finished; after a ValueError
     of `make` it starts again from the beginning.
 
     Args:
+        store: the store of prepared data.
         name: how the folder's name begins.
-        inputs: all that its content depends on, as JSON.
-        make: writes the content into a folder, and returns entries for the manifest.
+        inputs: everything that its content depends on, as a JSON object.
+        make: a function that writes the content into a folder, and returns entries for the manifest. Its arguments are
+            the folder, and a function that runs a stage (see `Run`).
 
     Raises:
         ValueError: the folder's content is not what was written there.
@@ -105,8 +110,11 @@ def _build(
 
 
 def _begin(work: Path) -> None:
-    """Create an unfinished folder, or continue with one that the same version of the code has begun. Raises
-    RuntimeError where another version has begun it."""
+    """Create the folder `work` for unfinished data, or continue with one that the same version of the code has begun.
+
+    Raises:
+        RuntimeError: another version of the code has begun it.
+    """
     same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code()
     if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
@@ -119,14 +127,20 @@ def _begin(work: Path) -> None:
 
 @functools.cache
 def _code() -> str:
-    """Hash of the source files that build folders, which are those of this package."""
+    """A hash of the source files of the package data, whose code builds the folders of the store."""
     return digest([path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 
 @contextlib.contextmanager
 def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
-    """Show a progress line on the terminal; the output of datatrove and its processes goes to prepare.log in the store.
-    Yields the function that runs a stage (see `Run`)."""
+    """A context that shows a progress line on the terminal, while the output of datatrove and its processes goes to
+    prepare.log in the store. Yields the function that runs a stage (see `Run`).
+
+    Args:
+        store: the store of prepared data.
+        name: what is prepared, for the progress line.
+        logs: the folder for datatrove's logs.
+    """
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress_bar import ProgressBar
@@ -162,7 +176,8 @@ def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of a folder. Raises ValueError where it is missing or not what was written."""
+    """The content of manifest.json of a folder. Raises ValueError where the file is missing or is not what was
+    written."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -176,10 +191,16 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
-    """Raises ValueError, naming the file, where a file of a folder is not what was written. Sizes are always compared;
-    hashes where a file has changed since the last comparison, unless store.build is false.
+    """Check that the files of a folder are what was written. Sizes are always compared; hashes where a file has changed
+    since the last comparison, unless store.build is false.
 
-    files: {name: {"bytes", "sha256"}}, as written.
+    Args:
+        folder: the folder.
+        files: {name: {"bytes", "sha256"}} of its files, as written.
+        store: the store of prepared data, which remembers comparisons.
+
+    Raises:
+        ValueError: a file is missing or is not what was written; the message names it.
     """
     states, paths = [], [folder / name for name in files]
     for name, written in files.items():
@@ -202,7 +223,12 @@ def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
 
 
 def damaged(path: Path, what: str) -> ValueError:
-    """The error about a file of a folder of the store that is not what was written there."""
+    """A ValueError about a file of the store that is not what was written there.
+
+    Args:
+        path: the file.
+        what: what is wrong with it.
+    """
     folder = next((parent for parent in path.parents if (parent / "manifest.json").exists()), path.parent)
     return ValueError(f"{path} is damaged: {what}. Remove {folder}, and it is made again")
 
@@ -212,7 +238,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _described(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
-    """{name: {"bytes", "sha256"}} of files in a folder, several of which are read at a time."""
+    """{name: {"bytes", "sha256"}} of files in a folder. Several files are read at a time. `files`: paths relative to
+    `folder`."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         hashes = pool.map(lambda file: _sha256(folder / file), files)
         return {
@@ -222,15 +249,21 @@ def _described(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
-    """The hash of each file's content, as the hub lists it or as computed here, for several files at a time."""
+    """The sha256 of each file's content, as the hub lists it or as computed here, for several files at a time. A file
+    of the hub that is not in Git LFS has its Git hash instead. `store`: the store of prepared data, which remembers
+    hashes."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         return list(pool.map(lambda file: file.sha256 or content_hash(Path(file.path), store), files))
 
 
 def content_hash(path: Path, store: Store) -> str:
-    """The hash of a file's content. It is kept in the store and used until the file's size, inode, mtime or ctime
+    """The sha256 of a file's content. It is kept in the store and used until the file's size, inode, mtime or ctime
     changes. Only the system can set the ctime, so a file that was changed in place and given its old mtime is noticed
-    too."""
+    too.
+
+    Raises:
+        Missing: the hash is not in the store, and `store.build` is false.
+    """
     note = store.path / "hashes" / digest(_state(path))[:32]
     if _remembered(note, [path], store):
         return note.read_text("utf-8")
@@ -242,7 +275,7 @@ def content_hash(path: Path, store: Store) -> str:
 
 
 def _state(path: Path) -> list[Any]:
-    """Path, size, inode, mtime and ctime of a file: they change when its content does."""
+    """Path, size, inode, mtime and ctime of a file. At least one of them changes when the file's content does."""
     state = path.stat()
     return [str(path.resolve()), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
 
@@ -253,17 +286,28 @@ def _sha256(path: Path) -> str:
 
 
 def _remembered(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether a stored result about the files `read` is still valid. It is not where a file had been changed less than
-    RACY seconds before it was read, since a later change may have gone unnoticed; a store that may not build anything
-    accepts the result all the same."""
+    """Whether a result about some files that is stored in the file `note` is still valid. It is not where a file had
+    been changed less than RACY seconds before it was read, since a later change may have gone unnoticed; a store that
+    may not build anything accepts the result all the same.
+
+    Args:
+        note: the file with the result.
+        read: the files that the result is about.
+        store: the store of prepared data.
+    """
     if not note.exists():
         return False
     return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY for path in read)
 
 
 def _remember(note: Path, text: str) -> None:
-    """Store a result about files that were read. Where the disk cannot be written nothing is stored, and they are read
-    again the next time."""
+    """Store a result about files that were read. Where the disk cannot be written nothing is stored, and the files are
+    read again the next time.
+
+    Args:
+        note: the file for the result.
+        text: the result.
+    """
     try:
         write_whole(note, text)
     except OSError as error:
@@ -272,13 +316,13 @@ def _remember(note: Path, text: str) -> None:
 
 
 def digest(value: Any) -> str:
-    """Hash of a JSON value."""
+    """The sha256 of a JSON value, as hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def label(name: str) -> str:
-    """The name of a corpus as it is used in names of folders; of a path, its last two parts without wildcards and
-    extension."""
+    """A corpus' name as it is used in the names of folders: words joined by hyphens. For a corpus that is a path, they
+    are made from its last two parts, without wildcards and extension."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
     words = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
     return words if len(words.encode()) <= 180 else words[-60:]  # file systems end at 255 bytes, and more is to follow

@@ -31,8 +31,9 @@ def find_repeats(read: Path, length: int, to: Path, *_: Any) -> None:
     [document, first character, end]. Documents are counted from 0 in each shard, without the held-out ones.
 
     Args:
-        read: a folder of shards of documents as JSON, "metadata" with their "split".
+        read: a folder of shards (.jsonl) of documents, with "split" in their "metadata".
         length: the characters of the shortest stretch that is removed.
+        to: the folder for the results.
     """
     import numpy as np
     import orjson
@@ -71,8 +72,10 @@ def repeated(codes: np.ndarray, ends: np.ndarray, length: int, at_once: int = WI
     [characters].
 
     Args:
-        codes: code points of all documents, end to end. ends: where each document ends in them.
-        at_once: windows that are sorted at once.
+        codes: the code points of all documents, end to end.
+        ends: where each document ends in `codes`.
+        length: the characters of a window.
+        at_once: the number of windows that are sorted at once, which limits memory.
     """
     import numpy as np
 
@@ -99,7 +102,8 @@ def repeated(codes: np.ndarray, ends: np.ndarray, length: int, at_once: int = WI
 def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
     """A polynomial hash modulo 2^64 of every window of `length` code points; uint64 [len(codes) - length + 1].
 
-    Windows of a power of two are joined from two of half the size, those of `length` from its binary digits.
+    The hash of a window whose length is a power of two is joined from the hashes of its halves; that of any other
+    length from those of the powers of two in its binary form.
     """
     import numpy as np
 
@@ -121,7 +125,14 @@ def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
 
 
 def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """The starts of the windows that equal a window with an earlier start. `starts` are in ascending order."""
+    """The starts of the windows whose text equals that of a window with an earlier start.
+
+    Args:
+        codes: the code points of all documents.
+        hashes: the hash of each window.
+        starts: where each window begins in `codes`, ascending.
+        length: the characters of a window.
+    """
     import numpy as np
 
     order = np.argsort(hashes, kind="stable")
@@ -139,7 +150,13 @@ def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray,
 
 
 def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
-    """Whether the windows that begin at `a` and `b` are the same, pair by pair."""
+    """Whether pairs of windows have the same text: bool [pairs].
+
+    Args:
+        codes: the code points of all documents.
+        a, b: [pairs], where the first and the second window of each pair begin in `codes`.
+        length: the characters of a window.
+    """
     import numpy as np
 
     same = np.empty(len(a), bool)
@@ -151,8 +168,8 @@ def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.n
 
 
 def remove_repeats(spans: Path, rank: int) -> Callable[[Any], str]:
-    """A filter (data/filters.py) that removes the characters found by `find_repeats` from the training documents of
-    task `rank`. It is not called with held-out documents."""
+    """A filter (data/filters.py) that removes the characters that `find_repeats` found from the training documents of
+    task `rank`. It is not called with held-out documents. `spans`: the folder that `find_repeats` has written."""
     import numpy as np
 
     rows = np.load(spans / f"{rank:05d}.npy")

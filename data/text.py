@@ -33,8 +33,14 @@ MIN_SHARD_BYTES = 1 << 25  # of compressed files; untuned
 
 
 def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Folder and manifest of the filtered and deduplicated text of a corpus that is not a blend. Missing text is
-    prepared."""
+    """The filtered and deduplicated text of a corpus that is not a blend: the folder of the text, and its manifest.
+    Missing text is prepared.
+
+    Args:
+        name: the corpus.
+        recipe: which documents are removed.
+        store: the store of prepared data.
+    """
     spec = corpora.load(name, store.path)
     recorded = spec.pop("sha256", None)
     files: list[SourceFile] = []  # of installed packages they are listed when their text is made: it takes a second
@@ -77,8 +83,14 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
 
 
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
-    """{"files": their number, "bytes", "sha256"} of the files of a corpus that is not a blend, as they are now. None
-    for installed packages, which their versions identify. Files that changed since they were last read are read."""
+    """The identity of the files of a corpus that is not a blend, as they are now: {"files": their number, "bytes",
+    "sha256"}. None for installed packages, which are identified by their versions. Files that changed since they were
+    last read are read.
+
+    Args:
+        name: the corpus.
+        store: the store of prepared data, which remembers hashes of files.
+    """
     spec = corpora.load(name, store.path)
     if "files" not in spec:
         return None
@@ -92,7 +104,13 @@ def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
 
 
 def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """A sentence for each file that the list of checksums beside it lacks, or lists with another hash."""
+    """A sentence for each file that the list of checksums beside it does not have, or has with another hash.
+
+    Args:
+        spec: the specification of the corpus.
+        files: its files.
+        hashes: the sha256 of each file.
+    """
     sums = checksums(spec)
     if sums is None:
         return []
@@ -104,7 +122,9 @@ def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[st
 
 
 def _tasks_hash(recipe: Recipe, store: Store) -> str:
-    """Hash of the evaluation tasks that data.decontaminate names; "none" without."""
+    """A hash of the evaluation tasks with which the text is decontaminated (those in the folder data.decontaminate of
+    the recipe), so that the text is made anew when they change; "none" where data.decontaminate=none. `store`: the
+    store of prepared data, which remembers the hashes of files."""
     if recipe.decontaminate == "none":
         return "none"
     paths_of = filters.tasks(recipe.decontaminate)
@@ -207,14 +227,15 @@ def _make_text(
 
 
 def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank: int, tasks: int) -> Iterator[Any]:
-    """The documents of the files of task `rank`, in datatrove's form. Each of the `tasks` reads consecutive files of
-    about the same size in all.
+    """The documents of the files of task `rank`, in datatrove's form. The files are divided among the tasks in their
+    order, so that each task reads about the same number of bytes.
 
     Args:
-        pickled: a file with the corpus' specification and its files.
+        pickled: a file with the corpus' specification and its list of files.
         share: the share of documents that is held out.
         allowed: how many problems this task tolerates.
         reports: the folder for its report of problems.
+        rank, tasks: the number of this task, and how many tasks there are.
     """
     from datatrove.data import Document
 
@@ -238,7 +259,8 @@ def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank
 
 
 def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
-    """The documents that this task has written earlier. datatrove's own reader would decode them by the locale."""
+    """The documents that an earlier stage has written to <rank>.jsonl in the folder `read`. It replaces datatrove's own
+    reader, which would decode them by the locale."""
     import orjson
     from datatrove.data import Document
 
@@ -252,7 +274,8 @@ def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
 
 
 def _reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
-    """The problems that all tasks reported, {kind: records that were no documents}, and the number of documents."""
+    """What all reading tasks reported, in three parts: the problems, as sentences; {kind: number of records that were
+    not documents}; and the number of documents. `folder`: where the reports are."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     kinds = sorted({kind for report in reports for kind in report["counts"]})
     return (
@@ -265,11 +288,19 @@ def _reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
 def _gather(
     spec: dict[str, Any], work: Path, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> dict[str, Any]:
-    """Write the held-out documents into one file, and return the manifest entries of the text: hash and counts.
+    """Write the held-out documents into one file, and return the manifest entries of the text: {"sha256", "train" and
+    "valid": {"documents", "bytes"}}.
 
-    total: the number of documents that were read.
-    not_documents: {kind: number of records that were no documents}.
-    copies: the number of documents that were removed as copies.
+    Args:
+        spec: the specification of the corpus.
+        work: the folder with the text.
+        share: the share of documents that is held out, for the message.
+        total: the number of documents that were read.
+        not_documents: {kind: number of records that were not documents}.
+        copies: the number of documents that were removed as copies.
+
+    Raises:
+        ValueError: no document is left for training or for validation.
     """
     import orjson
 
@@ -293,7 +324,16 @@ def _gather(
 def _too_little(
     spec: dict[str, Any], split: str, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> str:
-    """The error message when no document is left for a split: the reason, and what helps. Arguments as of `_gather`."""
+    """The error message for the case that no document is left for a split: the reason, and what helps.
+
+    Args:
+        spec: the specification of the corpus.
+        split: "train" or "valid".
+        share: the share of documents that is held out.
+        total: the number of documents that were read.
+        not_documents: {kind: number of records that were not documents}.
+        copies: the number of documents that were removed as copies.
+    """
     sentence = f"{spec['name']}: too little text, no document is left for {split}"
     if "files" not in spec:
         return sentence
@@ -313,7 +353,7 @@ def _too_little(
 
 
 def lines(folder: Path) -> Iterator[bytes]:
-    """The documents of a folder of shards as JSON, in order."""
+    """The documents of a folder of shards, each as a line of JSON, in order."""
     for path in sorted(folder.glob("*.jsonl")):
         with open(path, "rb") as file:
             yield from file

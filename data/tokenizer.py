@@ -1,9 +1,9 @@
 """Tokenizers of every kind: which there are, how one is trained, and how a file is read as one.
 
-bpe, unigram    SentencePiece, trained here: lossless, one file tokenizer.model (data/sentencepiece_model.py)
-byte-bpe        GPT-2's byte-level BPE, trained here, one file tokenizer.json (data/byte_bpe.py)
-wordpiece       BERT's, trained here as Cramming did, one file tokenizer.json (data/wordpiece.py)
-file            one that exists already: see `read`
+    bpe, unigram: SentencePiece, trained here: lossless, one file tokenizer.model (data/sentencepiece_model.py)
+    byte-bpe: GPT-2's byte-level BPE, trained here, one file tokenizer.json (data/byte_bpe.py)
+    wordpiece: BERT's, trained here as Cramming did, one file tokenizer.json (data/wordpiece.py)
+    file: a tokenizer that exists already; `read` says in which formats
 
 Every tokenizer has `encode`, `encode_batch`, `arrays` (the ids of many texts as one array), `decode` and `coverage`;
 `eod`, the id that ends a document; `specials`, the ids that no text is encoded as; `mask`, the one of them that can
@@ -56,7 +56,8 @@ AnyTokenizer: TypeAlias = "SentencePiece | ByteBPE | WordPiece"
 
 
 def load_tokenizer(path: str | Path) -> AnyTokenizer:
-    """The tokenizer in `path`. Raises ValueError when there is none that can be read: see `read`."""
+    """The tokenizer in the file or folder `path`, in one of the formats of `read`. Raises ValueError where there is no
+    such tokenizer."""
     name, content = read(path)
     if not name.endswith(".json"):
         return SentencePiece(path, content)
@@ -64,7 +65,8 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
 
 
 def _model_type(content: bytes) -> str:
-    """The type of the model in a tokenizer.json, such as "BPE"; "" where it names none, or is no such file."""
+    """The type of the model in the content of a tokenizer.json, such as "BPE"; "" where the content names no type or is
+    not a tokenizer.json."""
     try:
         return str(json.loads(content)["model"].get("type", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -72,11 +74,16 @@ def _model_type(content: bytes) -> str:
 
 
 def read(path: str | Path) -> tuple[str, bytes]:
-    """A tokenizer as the name and content of one file, from which `load_tokenizer` makes the same tokenizer.
+    """Read a tokenizer as one file, from whose content `load_tokenizer` makes the same tokenizer: the name for that
+    file, and its content.
 
-    `path` is a SentencePiece model such as T5's spiece.model; a tokenizer.json of Hugging Face's with byte-level BPE
-    or WordPiece; or the folder, or either of the files, of GPT-2's vocabulary: vocab.json and merges.txt, also by
-    OpenAI's names encoder.json and vocab.bpe. Raises ValueError, naming these, for anything else.
+    Args:
+        path: a SentencePiece model such as T5's spiece.model; a tokenizer.json of Hugging Face's with byte-level BPE or
+            WordPiece; or the folder, or either of the files, of GPT-2's vocabulary: vocab.json and merges.txt, also by
+            OpenAI's names encoder.json and vocab.bpe.
+
+    Raises:
+        ValueError: there is none of these; the message names them.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -97,11 +104,11 @@ def read(path: str | Path) -> tuple[str, bytes]:
 
 
 def check_parity(tokenizer: AnyTokenizer) -> None:
-    """Check before training that a tokenizer gives the same ids as Hugging Face's tokenizers, on the AWKWARD texts and
-    on texts with its added tokens. An export needs them equal, and is made after training.
+    """Check that a tokenizer gives the same ids as Hugging Face's tokenizers, on the AWKWARD texts and on texts with
+    the tokenizer's added tokens. An export after training needs equal ids, so this is checked before training.
 
     Raises:
-        ValueError: they differ.
+        ValueError: the ids differ.
     """
     added = tokenizer.in_text if isinstance(tokenizer, ByteBPE) else []
     with_added = [text.replace("@", name) for name in added for text in ("@", "a@b", " @ ", "@@", "\n@.", "é@é")]
@@ -124,8 +131,16 @@ def unexportable(tokenizer: AnyTokenizer) -> str:
 
 
 def unexportable_setting(kind: str, path: str) -> str:
-    """The same as `unexportable`, from the settings data.tokenizer_kind and data.tokenizer, before the tokenizer is
-    trained. Raises ValueError where the file is not a tokenizer."""
+    """Why runs with these settings cannot be exported as a Hugging Face checkpoint because of their tokenizer, or "".
+    It needs no trained tokenizer.
+
+    Args:
+        kind: the setting data.tokenizer_kind.
+        path: the setting data.tokenizer; with kind="file" the path of a tokenizer.
+
+    Raises:
+        ValueError: kind="file", and the file is not a tokenizer.
+    """
     if kind == "file":
         return unexportable(load_tokenizer(path))
     return INEXACT.format(kind) if kind == "unigram" else ""
@@ -134,9 +149,11 @@ def unexportable_setting(kind: str, path: str) -> str:
 def mask_id(tokenizer: AnyTokenizer, vocab: int) -> int:
     """The id that stands for a masked token in a model of `vocab` ids; no text is encoded as it.
 
-    It is [MASK] of WordPiece; <unk> of a SentencePiece model trained here, which encodes no text as that; <mask> or
-    [MASK] of a file that has one; else the first id beyond the tokenizer's pieces. Raises ValueError, saying what
-    helps, where `vocab` leaves none.
+    It is [MASK] of WordPiece; <unk> of a SentencePiece model trained here, which encodes no text as <unk>; <mask> or
+    [MASK] of a file that has one; else the first id beyond the tokenizer's pieces.
+
+    Raises:
+        ValueError: `vocab` leaves no id beyond the pieces; the message says what helps.
     """
     if tokenizer.mask is not None:
         return tokenizer.mask
@@ -149,8 +166,9 @@ def mask_id(tokenizer: AnyTokenizer, vocab: int) -> int:
 
 
 def vocabularies(tokenizer: AnyTokenizer) -> list[int]:
-    """The values of model.vocab that a tokenizer from a file allows: the number of its pieces; also EXTRA_IDS more for
-    a unigram model, as T5's; or one more for another tokenizer that has no id for a masked token."""
+    """The values of model.vocab that a tokenizer from a file allows: the number of its pieces; for a unigram model also
+    that number plus EXTRA_IDS, as in T5; for another tokenizer without an id for a masked token also that number plus
+    1."""
     sizes = [tokenizer.vocab_size]
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind == "unigram":
         sizes.append(tokenizer.vocab_size + EXTRA_IDS)
@@ -160,14 +178,22 @@ def vocabularies(tokenizer: AnyTokenizer) -> list[int]:
 
 
 def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", mask: bool = False) -> bytes:
-    """Train a tokenizer of exactly `vocab` pieces on documents of `size` bytes in all; returns the content of its file.
+    """Train a tokenizer of exactly `vocab` pieces; returns the content of its file. Of more text than SAMPLE_BYTES
+    every n-th document is read, n = `stride(size)`.
 
     SentencePiece (bpe, unigram): among the pieces are the 256 bytes, <unk>, and </s>, the end of a document; a newline
     is always its byte. byte-bpe: the 256 bytes, the merged pieces, and last <|endoftext|>, as in GPT-2; with `mask`
-    also <mask>. wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] come first. `mask` is only
-    needed for byte-bpe, see `mask_id`. Of more text than SAMPLE_BYTES every n-th document is read, n = `stride(size)`.
+    also <mask>. wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] come first.
 
-    Raises ValueError naming the smallest or largest vocabulary that the text allows.
+    Args:
+        documents: the texts.
+        size: the bytes of all documents together.
+        vocab: the number of pieces.
+        kind: "bpe", "unigram", "byte-bpe" or "wordpiece".
+        mask: whether a byte-bpe gets an id for a masked token; the other kinds have one anyway.
+
+    Raises:
+        ValueError: the text allows no such vocabulary; the message names the smallest or largest one.
     """
     every = stride(size)
     sample = (text for i, text in enumerate(documents) if i % every == 0)
@@ -179,5 +205,5 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """The n with which a tokenizer is trained on every n-th document of a text of `size` bytes."""
+    """A tokenizer is trained on every n-th document of a text of `size` bytes; this is n."""
     return -(-size // SAMPLE_BYTES) or 1

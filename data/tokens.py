@@ -46,7 +46,8 @@ class Count(NamedTuple):
 
 
 def dtype(vocab: int) -> np.dtype:
-    """The type of a token in the files of a vocabulary: 2 bytes where it is small enough, else 4 (Megatron's rule)."""
+    """The type of a token in token files: 2 bytes where a vocabulary of `vocab` ids is small enough, else 4 (Megatron's
+    rule)."""
     return DTYPES[8 if vocab < 65500 else 4]
 
 
@@ -55,9 +56,11 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: A
     with the text, except by 4 bytes per document.
 
     Args:
+        prefix: the path of the two files without extension.
         documents: pairs (text, domain).
+        tokenizer: the tokenizer.
 
-    Returns: the counts of each domain.
+    Returns: {domain: its counts}.
 
     Raises:
         RuntimeError: the tokenizer gives other ids than its reference for a text; one text of each batch is compared.
@@ -85,7 +88,15 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: A
 
 
 def join(parts: list[str | Path], prefix: str | Path) -> None:
-    """Write the token files of `parts`, end to end, as one. Raises ValueError when their tokens differ in width."""
+    """Write several token files, end to end, as one.
+
+    Args:
+        parts: the paths of the token files, without extension.
+        prefix: the path of the new .bin and .idx file, without extension.
+
+    Raises:
+        ValueError: some files have tokens of 2 bytes and others of 4.
+    """
     prefix, heads = str(prefix), [read(part) for part in parts]
     if len({kind for kind, _ in heads}) != 1:
         raise ValueError(f"token files to be joined must hold tokens of one width: {', '.join(map(str, parts))}")
@@ -98,9 +109,11 @@ def join(parts: list[str | Path], prefix: str | Path) -> None:
 
 
 def read(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
-    """The type of a token file's tokens, and the lengths of its sequences, int32 [sequences], memory-mapped.
+    """The type of a token file's tokens, and the lengths of its sequences, int32 [sequences], memory-mapped. `prefix`:
+    the path of the .bin and .idx file, without extension.
 
-    Raises ValueError when the two files do not belong together.
+    Raises:
+        ValueError: the .idx file is not an index of this format, or does not belong to the .bin file.
     """
     with open(f"{prefix}.idx", "rb") as file:
         head = file.read(HEADER.size)
@@ -145,7 +158,8 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 
 
 def _sizes(texts: list[str]) -> tuple[list[int], list[int]]:
-    """The number of bytes and of words of each text. Words are separated by the bytes up to that of the space."""
+    """Two lists: the number of UTF-8 bytes of each text, and the number of its words. Words are separated by spaces and
+    control characters (bytes up to 32)."""
     encoded = [text.encode() for text in texts]
     gap = np.frombuffer(b"\n" + b"\n".join(encoded), np.uint8) <= 32
     begins, at, words = gap[:-1] > gap[1:], 0, []
@@ -156,7 +170,13 @@ def _sizes(texts: list[str]) -> tuple[list[int], list[int]]:
 
 
 def select(source: str | Path, documents: np.ndarray, prefix: str | Path) -> None:
-    """Write the sequences of the token file `source` with these numbers, in this order, as another one."""
+    """Write some sequences of a token file as another one.
+
+    Args:
+        source: the path of the token file, without extension.
+        documents: the numbers of the sequences, in the order in which they are written.
+        prefix: the path of the new .bin and .idx file, without extension.
+    """
     prefix = str(prefix)
     kind, lengths = read(source)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
@@ -169,10 +189,16 @@ def select(source: str | Path, documents: np.ndarray, prefix: str | Path) -> Non
 
 
 def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: int = 1) -> dict[str, Count]:
-    """Write all documents of a corpus, by name or on disk, as prefix.bin and .idx; returns the counts of each domain.
+    """Write all documents of a corpus as prefix.bin and prefix.idx; returns {domain: its counts}.
 
-    Each file is tokenized by one of the workers, whose number does not change the result. Raises ValueError naming what
-    is wrong with the corpus or the tokenizer.
+    Args:
+        corpus: the name of a corpus, or a file, folder or glob.
+        tokenizer: the path of the tokenizer.
+        prefix: the path of the new files, without extension.
+        workers: the number of processes, each of which tokenizes a file at a time. It does not change the result.
+
+    Raises:
+        ValueError: the corpus or the tokenizer cannot be used; the message says why.
     """
     from data import corpus as corpora
     from data.sources import source_files

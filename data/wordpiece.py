@@ -31,8 +31,15 @@ PREFIX = "##"  # of a piece within a word
 class WordPiece:
     """A tokenizer.json with a WordPiece model, encoded by Hugging Face's tokenizers.
 
-    No text becomes a special token, whatever it contains. Documents end with [SEP]; encoding adds no token.
-    pad, unk, cls, sep, mask: ids. Raises ValueError when the content is something else.
+    No text becomes a special token, whatever it contains. Documents end with [SEP]; encoding adds no token. `pad`,
+    `unk`, `cls`, `sep` and `mask` are the ids of the special tokens.
+
+    Args:
+        path: where the file is, for error messages.
+        content: the bytes of the tokenizer.json.
+
+    Raises:
+        ValueError: the content is not a tokenizer.json, or lacks a special token.
     """
 
     kind = "wordpiece"
@@ -73,12 +80,13 @@ class WordPiece:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Token ids of each text. `threads` changes nothing here: the library reads TOKENIZERS_PARALLELISM."""
+        """Token ids of each text. `threads` has no effect here: the library reads TOKENIZERS_PARALLELISM."""
         valid_unicode(texts)
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts in one array, and the number of each text's."""
+        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
+        [texts]."""
         import numpy as np  # not by those who only plan
 
         batch = self.encode_batch(texts)
@@ -86,11 +94,12 @@ class WordPiece:
         return np.fromiter((token for ids in batch for token in ids), np.int32, counts.sum()), counts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of `ids`, separated by spaces. Special tokens and extra ids give no text."""
+        """The words of token ids, separated by spaces. Special tokens and extra ids give no text."""
         return self._backend.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """Tokens and bytes of the texts, and those of them that are [UNK]."""
+        """The numbers of tokens and bytes of the texts, of [UNK] tokens, and of the bytes that [UNK] tokens stand
+        for."""
         valid_unicode(texts)
         total = Coverage(0, 0, 0, 0)
         for text, encoding in zip(
@@ -102,7 +111,7 @@ class WordPiece:
         return total
 
     def unknown(self, text: str) -> tuple[int, int]:
-        """The number of unknown tokens in a text, and the number of UTF-8 bytes behind them."""
+        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for."""
         counts = self.coverage([text])
         return counts.unknown, counts.unknown_bytes
 
@@ -114,14 +123,15 @@ class WordPiece:
 
 
 def train(sample: Iterable[str], vocab: int) -> bytes:
-    """Train a WordPiece tokenizer of exactly `vocab` pieces on the texts; returns tokenizer.json's content.
+    """Train a WordPiece tokenizer of exactly `vocab` pieces on the texts `sample`; returns the content of its
+    tokenizer.json.
 
     As in Cramming, text is normalised (quotation marks unified, NFD, lower case, accents stripped, repeated spaces
     merged), words and punctuation are split, and pieces are merged by frequency. Cramming deletes all characters that
     are not ASCII; here they are kept and get pieces.
 
     Hugging Face's WordPieceTrainer numbers the pieces within words in the order of a hash table, so that two trainings
-    differ. Here their BPE trainer learns the same merges, with these pieces numbered first.
+    differ. Here Hugging Face's BPE trainer learns the same merges, with the pieces within words numbered first.
 
     Raises:
         ValueError: the text allows no such vocabulary; the message names the smallest or largest possible one.
@@ -196,7 +206,7 @@ def _by_whitespace() -> Any:
 
 
 def valid_unicode(texts: Iterable[str]) -> list[bytes]:
-    """The texts as UTF-8. Raises ValueError for half of a surrogate pair, which is no text."""
+    """The texts as UTF-8 bytes. Raises ValueError for half of a surrogate pair, which is not valid Unicode."""
     try:
         return [text.encode() for text in texts]
     except UnicodeEncodeError as error:

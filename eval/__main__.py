@@ -79,8 +79,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_names(tasks: list[str]) -> None:
-    """Raises ValueError for a name that is no task, group or pattern of lm-eval's, or one of tasks that cannot be run
-    here. Those of eval/tasks/tasks.yaml are known without lm-eval, which takes seconds to import."""
+    """Check the names of tasks, without their data. The names in eval/tasks/tasks.yaml are checked without lm-eval,
+    which takes seconds to import.
+
+    Raises:
+        ValueError: a name is no task, group or pattern of lm-eval, or names tasks that cannot be run here.
+    """
     if others := [name for name in mirror.names(tasks) if name not in mirror.listed()]:
         from eval.tasks.definitions import definitions
 
@@ -88,7 +92,8 @@ def check_names(tasks: list[str]) -> None:
 
 
 def check_run(directory: Path) -> None:
-    """Check that a directory is that of a run with weights that can be evaluated. Raises ValueError."""
+    """Check that a directory is that of a run with weights that can be evaluated. Raises ValueError where it is not, or
+    where the run has no such weights yet."""
     location.read_run(directory)
     if weights_of(directory):
         return
@@ -101,6 +106,12 @@ def check_run(directory: Path) -> None:
 
 def judge_run(directory: Path, tasks: list[str], data: mirror.Mirror | None, args: argparse.Namespace) -> None:
     """Evaluate all weights of a run that have no current result, and print a line for each.
+
+    Args:
+        directory: the run directory.
+        tasks: names of tasks of lm-eval.
+        data: the folder with the data of these tasks; None where there are none.
+        args: the parsed command line.
 
     Raises:
         ValueError: a task failed; the results of the others are written.

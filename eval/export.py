@@ -49,14 +49,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
-    """Write a run as a Hugging Face checkpoint, and verify it.
+    """Write a run as a Hugging Face checkpoint, and verify the checkpoint. Returns a sentence on what was verified.
 
     Args:
         directory: the run directory.
         to: the folder to create; None: HUB in the run directory, replacing an earlier export of this run.
         store: the store of prepared data; None: that of the OUT folder of the run.
-
-    Returns: a sentence on what was verified.
 
     Raises:
         ValueError: the run is not finished or is damaged, `to` exists, Hugging Face has no such architecture, or the
@@ -126,13 +124,24 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
 
 
 def _is_of_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether a folder contains an export of this run, perhaps of earlier weights."""
+    """Whether a folder contains an export of a run, perhaps of weights that have been replaced since. `run`: the
+    content of its run.json."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
     return isinstance(origin, dict) and origin.get("fingerprint") == run["fingerprint"]
 
 
 def sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
-    """The first ROWS sequences of held-out text, [rows][tokens]; one shorter sequence where there is less."""
+    """The first ROWS sequences of held-out text as token ids, [ROWS][seq]; where there is less text, one shorter
+    sequence.
+
+    Args:
+        encoded: the token ids of each held-out document.
+        eod: the id of the end-of-document token, which is put before each document.
+        seq: the training length.
+
+    Raises:
+        ValueError: there is no held-out text.
+    """
     stream: list[int] = []
     for ids in encoded:
         stream += [eod, *ids]
@@ -147,18 +156,20 @@ def sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int
 
 
 def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
-    """A tokenizer of ours as one of transformers, which gives the same ids for every text.
+    """Convert a tokenizer of data/tokenizer.py to a transformers.PreTrainedTokenizerFast that gives the same ids for
+    every text.
 
     The name of a special token within a text is encoded as ordinary characters (`split_special_tokens`). Only with
     WordPiece are special tokens recognised in a text, as in every BERT, so that a text may contain [MASK]; pass
-    `split_special_tokens=True` to encode them as characters and get our ids.
+    `split_special_tokens=True` to encode them as characters and get the ids of the original tokenizer.
 
-    One difference remains, for ids whose bytes together are not UTF-8, which no text gives. Here each of these bytes is
-    decoded as U+FFFD, in ours only the invalid ones.
+    The two differ in decoding ids whose bytes together are not UTF-8, which no text gives. The converted tokenizer
+    decodes each of these bytes as U+FFFD, the original only the invalid ones.
 
     Args:
+        tokenizer: the tokenizer to convert.
         longest: the longest input, in tokens; None: unlimited.
-        causal: whether it is for a decoder. For an encoder the mask token is declared, where there is one.
+        causal: whether the model is a decoder. For an encoder the mask token is declared, where there is one.
     """
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
@@ -183,11 +194,16 @@ def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> 
 
 
 def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
-    """A WordPiece tokenizer as one of transformers. It encodes a text as [CLS] text [SEP], and a pair as [CLS] text
-    [SEP] second text [SEP], as eval/finetune does, without token types.
+    """Convert a WordPiece tokenizer to a transformers.PreTrainedTokenizerFast. The result encodes a text as [CLS] text
+    [SEP], and a pair as [CLS] text [SEP] second text [SEP], as eval/finetune does, without token types.
 
     BertTokenizerFast is not used: when it is loaded, it replaces the file's normaliser and word splitting by BERT's
     own, which gives other ids (transformers 5.23).
+
+    Args:
+        tokenizer: the WordPiece of data/wordpiece.py.
+        backend: the same as a tokenizers.Tokenizer, which is changed.
+        longest: the longest input, in tokens; None: unlimited.
     """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
@@ -216,10 +232,10 @@ def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
 
 
 def from_sentencepiece(tokenizer: Any) -> Any:
-    """A BPE model of the library tokenizers with the vocabulary of a SentencePiece model that was trained here.
+    """A tokenizers.Tokenizer with a BPE model that has the vocabulary of a SentencePiece model trained here.
 
-    Its pieces contain spaces themselves, and U+2581 is encoded as bytes like any character without a piece, so that no
-    pre- or post-processing is needed.
+    The pieces contain spaces themselves, and U+2581 is encoded as bytes like any character without a piece, so that no
+    pre- or post-processing is needed. Raises ValueError where the tokenizer cannot be exported.
     """
     from tokenizers import Regex, Tokenizer, decoders, models
 
@@ -235,8 +251,8 @@ def from_sentencepiece(tokenizer: Any) -> Any:
 
 
 def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The list of BPE merges, best first, for pieces of which only scores are known: every way to cut each piece in
-    two.
+    """The list of BPE merges, best first, for a vocabulary of which only scores are known: every way to cut each piece
+    in two pieces of the vocabulary. `scores`: {piece: score}.
 
     SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. As long
     as nothing was joined across the borders of a stretch of text, it is joined as if it stood alone. So a piece always
@@ -248,8 +264,18 @@ def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
-    """Check that the exported tokenizer `theirs` encodes the texts to the same ids as `ours`, `encoded`, and decodes
-    these to the texts, or where `ours` is lossy to the same as `ours`. Raises ValueError."""
+    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts,
+    or where the original is lossy to what the original decodes.
+
+    Args:
+        ours: the original tokenizer.
+        theirs: the exported one.
+        texts: the texts.
+        encoded: the ids of each text by the original tokenizer.
+
+    Raises:
+        ValueError: the two differ; the message shows where.
+    """
     name, end = (
         ("separator", theirs.sep_token_id) if ours.kind == "wordpiece" else ("end of document", theirs.eos_token_id)
     )

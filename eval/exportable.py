@@ -14,7 +14,8 @@ from data.tokenizer import unexportable_setting
 
 
 def why_not(run: Run) -> str:
-    """Why a run cannot be exported, since transformers has no such architecture or tokenizer; "" where it can."""
+    """Why a run with these settings cannot be exported, since transformers has no such architecture or tokenizer; ""
+    where it can."""
     from model import hub
 
     try:

@@ -42,7 +42,10 @@ def judge(
     """Evaluate the weights of a run; returns what is written to eval.json, or to eval-step_N.json.
 
     Args:
-        tasks: names of tasks of lm-eval, whose data is in `data`.
+        directory: the run directory.
+        weights: the weights, those at the end of training or those of a step.
+        tasks: names of tasks of lm-eval.
+        data: the folder with the data of these tasks; None: they are not run.
         shots: the number of examples in each prompt of these tasks; None: as each task's definition says.
         store: the store of prepared data; None: that of the run's OUT folder.
         precision: fp32 or bf16; None: bf16 on a GPU, fp32 elsewhere.
@@ -157,9 +160,14 @@ def judge(
 def held_out_tasks(run: dict[str, Any], store: Path) -> tuple[Tasks, Tasks, dict[str, list[str]]]:
     """The tasks made from the held-out text of the corpora in eval.corpora.
 
-    Returns:
-        {"corpus/task": ...}; {"corpus/domain": ...}, tasks for the held-out loss of each domain; and {corpus: its
-        held-out documents}.
+    Args:
+        run: the content of run.json.
+        store: the store of prepared data.
+
+    Returns three dictionaries:
+        {"corpus/task": (its entry in tasks.yaml, items)}: the tasks.
+        {"corpus/domain": (the entry of bits_per_byte, items)}: tasks for the held-out loss of each domain.
+        {corpus: its held-out documents}.
     """
     spec = probes.specification()["tasks"]
     tasks: Tasks = {}
@@ -177,8 +185,8 @@ def held_out_tasks(run: dict[str, Any], store: Path) -> tuple[Tasks, Tasks, dict
 
 
 def masked_tasks(tasks: Tasks, model: Any) -> Tasks:
-    """The held-out loss tasks for a masked language model, on the same text. Their names contain the mask rate, since
-    losses at different rates cannot be compared."""
+    """The held-out loss tasks among `tasks`, renamed for a masked language model: {name with the mask rate: task}. The
+    text is the same; the names contain the mask rate, since losses at different rates cannot be compared."""
     rate = f"masked_{model.cfg.mask_rate:.0%}"
     return {f"{name}_{rate}": task for name, task in tasks.items() if task[0]["metric"] == "bits_per_byte"}
 
@@ -186,7 +194,14 @@ def masked_tasks(tasks: Tasks, model: Any) -> Tasks:
 def masked_outcome(
     model: Any, tokenizer: Any, items: list[dict], advance: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """The held-out loss on masked tokens, in the form in which `harness.evaluate` returns a task."""
+    """The held-out loss on masked tokens, as a dictionary in the form in which `harness.evaluate` returns a task.
+
+    Args:
+        model: a GPT with objective mlm.
+        tokenizer: its tokenizer.
+        items: pieces of held-out text.
+        advance: called with the number of finished tokens and of all tokens.
+    """
     from eval.tasks.harness import sha256
     from eval.tasks.masked import masked_loss
 
@@ -203,8 +218,20 @@ def masked_outcome(
 def load(
     directory: Path, weights: Weights, run: dict[str, Any], store: Path, precision: str | None, rank: int
 ) -> tuple[Any, Any, str, int]:
-    """The model with its trained weights, its tokenizer, the precision in which it computes, and the number of GPUs.
-    `precision` and `rank` are those of `judge`."""
+    """The model with its trained weights, its tokenizer, the precision in which it computes ("fp32" or "bf16"), and the
+    number of GPUs.
+
+    Args:
+        directory: the run directory.
+        weights: the weights to load.
+        run: the content of run.json.
+        store: the store of prepared data.
+        precision: fp32 or bf16; None: bf16 on a GPU, fp32 elsewhere.
+        rank: the number of this process, which decides on its GPU.
+
+    Raises:
+        ValueError: the weights do not fit the configuration, or a file is damaged.
+    """
     import torch
 
     from model.config import ModelConfig
@@ -227,7 +254,8 @@ def load(
 
 
 def start_rank(directory: Path, words: list[str], rank: int) -> subprocess.Popen:
-    """Start the evaluation process number `rank`, which shares the work with this one. `words`: its options."""
+    """Start the evaluation of the run directory in another process, number `rank`, which shares the work with this
+    process. `words`: its command-line options."""
     command = [sys.executable, "-m", "eval", str(directory), *words, "--rank", str(rank)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
@@ -236,7 +264,14 @@ def start_rank(directory: Path, words: list[str], rank: int) -> subprocess.Popen
 
 
 def our_entry(spec: dict[str, Any], items: list[dict], outcome: dict[str, Any]) -> tuple[dict[str, Any], list[dict]]:
-    """The entry in eval.json of a task made from held-out text, and its samples."""
+    """The entry in eval.json of a task made from held-out text, and the samples of the task, which are taken out of
+    `outcome`.
+
+    Args:
+        spec: the task's entry in tasks.yaml.
+        items: the items of the task.
+        outcome: the result of the task from `harness.evaluate`.
+    """
     samples = outcome.pop("samples")
     if spec["metric"] == "bits_per_byte":
         loss_ = loss(samples)
@@ -259,7 +294,8 @@ def our_entry(spec: dict[str, Any], items: list[dict], outcome: dict[str, Any]) 
 
 
 def loss(samples: list[dict]) -> dict[str, Any]:
-    """The loss over documents [{"nats", "bytes"}]: {"value": bits per byte, "stderr", "bytes", "n": documents}.
+    """The loss over documents: {"value": bits per byte, "stderr", "bytes", "n": number of documents}. `samples`:
+    [{"nats", "bytes"}] of the documents.
 
     The value is the ratio of the sums, in which each byte has the same weight, and not the mean of the documents'
     ratios.
@@ -278,25 +314,26 @@ def task_stderr(samples: list[dict]) -> float | None:
 
 
 def number(value: float) -> float | None:
-    """`value`, or None where it is NaN or infinite, as the standard error of one item is: JSON has no NaN."""
+    """`value`, or None where it is NaN or infinite, since JSON has no NaN. The standard error of a single item is
+    NaN."""
     return value if math.isfinite(value) else None
 
 
 def scaled(value: float | None) -> float | None:
-    """A fraction in percent; None for None."""
+    """A fraction as a percentage; None for None."""
     return None if value is None else 100 * value
 
 
 def known_or_none(scores: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The scores of a task with None instead of NaN, which JSON does not have; None for None."""
+    """The scores of the suite with None in place of NaN, which JSON does not have; None for None."""
     if scores is None:
         return None
     return {key: number(value) if isinstance(value, float) else value for key, value in scores.items()}
 
 
 def mean(entries: list[dict], key: str) -> float | None:
-    """The unweighted mean of the values under `key` over the entries of several tasks; for key="stderr" the standard
-    error of that mean for independent tasks. None where one of the values is None."""
+    """The unweighted mean over tasks of the values under `key` in their entries of eval.json; for key="stderr" the
+    standard error of a mean over independent tasks. None where one of the values is None."""
     if any(entry[key] is None for entry in entries):
         return None
     values = np.array([entry[key] for entry in entries])
@@ -305,7 +342,8 @@ def mean(entries: list[dict], key: str) -> float | None:
 
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the terminal: yields the function that moves it, given the tokens done and all tokens."""
+    """A context with a progress bar on the terminal. Yields the function that moves the bar, whose arguments are the
+    number of finished tokens and of all tokens. `name`: what is evaluated."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

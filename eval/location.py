@@ -14,7 +14,7 @@ from ablations import rundir, safe_files
 
 
 def inside(path: Path, folder: Path) -> Path:
-    """`path` with symbolic links resolved.
+    """The path with symbolic links resolved.
 
     Raises:
         ValueError: the resolved path is not below `folder`.
@@ -30,10 +30,10 @@ RUN_KEYS = ("cell", "config", "data")
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """The content of run.json.
+    """The content of run.json in a run directory.
 
     Raises:
-        ValueError: when it is missing, damaged, or not that of a run.
+        ValueError: the file is missing, damaged, or not that of a run.
     """
     run = safe_files.read_json(directory / rundir.RUN, RUN_KEYS, rundir.RUN_TYPES)
     if run is None:
@@ -49,10 +49,11 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
     """The store of prepared data (data/store.py) of a run, with symbolic links resolved.
 
     Args:
+        directory: the run directory.
         store: the folder that the command line names, which may be anywhere; None: `data` in the OUT folder of the run.
 
     Raises:
-        ValueError: it is not there, or OUT/data is a link to a place outside OUT.
+        ValueError: the folder is not there, or OUT/data is a link to a place outside OUT.
     """
     out = directory.resolve().parent.parent
     folder = store or out / "data"
@@ -65,7 +66,8 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
 
 
 def stored(store: Path, recorded: str) -> Path:
-    """The path in `store` of the file that was at the path `recorded` when the run was trained."""
+    """Where a file of prepared data is now: its path in `store`. `recorded`: the path that the file had when the run
+    was trained. Raises ValueError where the file is a link that leads out of the store."""
     path = Path(recorded)
     return inside(store / path.parent.name / path.name, store)
 
@@ -73,8 +75,13 @@ def stored(store: Path, recorded: str) -> Path:
 def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
     """The tokenizer that a run was trained with.
 
+    Args:
+        directory: the run directory, for messages.
+        run: the content of run.json.
+        store: the store of prepared data.
+
     Raises:
-        ValueError: it is not in the store, or the store has another one in its place.
+        ValueError: the tokenizer is not in the store, or the store has another one in its place.
     """
     from data import tokenizer as tokenizers
 
@@ -89,13 +96,18 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
 
 
 def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
-    """The .jsonl.gz files with the held-out text of a corpus in the store. Nothing is prepared.
+    """The .jsonl.gz files with the held-out text of a corpus, as paths in the store. Nothing is prepared.
 
     Where the files of the corpus are not on this machine, because OUT was copied, the prepared text with the name of
     the corpus is used, if the store has only one.
 
+    Args:
+        corpus: the name or path of the corpus.
+        run: the content of run.json.
+        store: the store of prepared data.
+
     Raises:
-        ValueError: the store does not have it.
+        ValueError: the store does not have this text.
     """
     from data.corpus import Missing
     from data.prepare import held_out
@@ -117,7 +129,7 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
 
 
 def _is_default_text(folder: Path) -> bool:
-    """Whether a folder of the store holds text prepared by the default recipe, as held-out text is."""
+    """Whether a folder of the store has text that was prepared by the default recipe, as held-out text always is."""
     from data.filters import PLAIN
 
     try:

@@ -27,7 +27,8 @@ REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", 
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """Everything that the result of an evaluation depends on: versions, weights and corpora."""
+    """Everything that the result of an evaluation depends on, besides tasks and precision: {"version" of our tasks,
+    "lm_eval": its version, "weights_sha256", "corpora"}. `run`: the content of run.json."""
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -37,7 +38,8 @@ def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
-    """The stored result, which may be of other weights or tasks; None where it is missing or damaged."""
+    """The result of an evaluation that is stored in the run directory, which may be of other weights or tasks; None
+    where the files are missing or damaged. `weights`: says whether to read eval.json or the file of a step."""
     try:
         result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
         if result is None or weights.step is not None:
@@ -64,8 +66,17 @@ def current(
     precision: str | None = None,
     shots: int | None = None,
 ) -> dict[str, Any] | None:
-    """The stored result, if it is undamaged, was made with these weights and in `precision` (None: any), and has the
-    tasks with this number of examples (see `has`); else None."""
+    """The stored result of an evaluation, if it is still what an evaluation with these arguments would give; else None.
+
+    Args:
+        directory: the run directory.
+        run: the content of run.json.
+        weights: the weights that it has to be of.
+        tasks: names of tasks of lm-eval that it has to have.
+        data: the folder with the data of these tasks, which must not have changed; None: `tasks` are not asked for.
+        precision: the precision of the evaluation; None: any.
+        shots: the number of examples in each prompt; None: as each task's definition says.
+    """
     result = read(directory, weights)
     if result is None:
         return None
@@ -74,8 +85,15 @@ def current(
 
 
 def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots: int | None = None) -> bool:
-    """Whether a result is still complete: it has all those of `tasks` that can be run, with `shots` examples, on data
-    that has not changed since."""
+    """Whether a result is still complete: it has all of the tasks that can be run, with this number of examples, on
+    data that has not changed since.
+
+    Args:
+        result: the content of eval.json.
+        tasks: names of tasks of lm-eval.
+        data: the folder with the data of the tasks.
+        shots: the number of examples in each prompt; None: as each task's definition says.
+    """
     judged = result.get("lm_eval_tasks")
     if not judged or not set(tasks) <= set(judged["asked"]) or judged.get("shots") != shots:
         return False
@@ -93,8 +111,16 @@ def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots
 def with_earlier_tasks(
     directory: Path, weights: Weights, tasks: list[str], data: mirror.Mirror | None, shots: int | None = None
 ) -> list[str]:
-    """`tasks` and those on which the run was evaluated before, as far as these can still be run. eval.json is written
-    again, and must not lose results because other tasks are requested."""
+    """`tasks`, preceded by those tasks of the stored result that can still be run. An evaluation writes eval.json
+    again, and must not lose earlier results because other tasks are requested.
+
+    Args:
+        directory: the run directory.
+        weights: the weights that are evaluated.
+        tasks: names of tasks of lm-eval that are requested.
+        data: the folder with the data of the tasks; None: `tasks` are returned unchanged.
+        shots: the number of examples in each prompt; None: as each task's definition says.
+    """
     earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     if not data:
         return tasks
@@ -109,9 +135,12 @@ def with_earlier_tasks(
 
 
 def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write the scores, and before them the samples, unless the weights are of an earlier step.
+    """Write eval.json, and before it samples.jsonl.gz. For weights of an earlier step only the scores are written, to
+    eval-step_N.json.
 
     Args:
+        directory: the run directory.
+        weights: the weights that were evaluated.
         result: the content of eval.json.
         rows: the lines of samples.jsonl.gz.
 
@@ -129,7 +158,8 @@ def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[
 
 
 def not_finite(value: Any, path: str = "") -> list[str]:
-    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada"."""
+    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada". `path`: the path
+    of `value` itself, in recursive calls."""
     if isinstance(value, dict):
         return [place for key, entry in value.items() for place in not_finite(entry, f"{path}/{key}")]
     if isinstance(value, list):
@@ -138,7 +168,8 @@ def not_finite(value: Any, path: str = "") -> list[str]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """A line for the terminal: held-out loss, zero-shot mean, suite, seconds."""
+    """The result of an evaluation in one line for the terminal: held-out loss, zero-shot mean, suite, seconds.
+    `result`: the content of eval.json."""
     bits, zero_shot = result["bits_per_byte"], result["zero_shot"]
     text = f"{bits['value']:.3f}{plus_minus(bits['stderr'], 3)} bits/byte"
     if share := result.get("unknown_bytes", 0):
@@ -156,5 +187,5 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def plus_minus(stderr: float | None, digits: int) -> str:
-    """ " ± 0.012", or nothing where a standard error is not known."""
+    """A standard error as text, such as " ± 0.012"; "" where it is None. `digits`: decimals."""
     return "" if stderr is None else f" ± {stderr:.{digits}f}"

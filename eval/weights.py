@@ -19,7 +19,8 @@ PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a run at one point of training; `step` and `tokens` are None for those at its end."""
+    """The weights of a run at one point of training. `step` and `tokens` say at which; they are None for the weights at
+    the end of training."""
 
     path: Path  # a file, or a folder with a manifest
     step: int | None = None
@@ -27,12 +28,13 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """The name of the file with their scores, without ".json": "eval", or "eval-step_N"."""
+        """The name of the file with the scores of these weights, without ".json": "eval", or "eval-step_N"."""
         return "eval" if self.step is None else f"eval-step_{self.step}"
 
     @property
     def sha256(self) -> str:
-        """A hash that identifies the weights: of the file, or of the hashes of the files of a folder."""
+        """A hash that identifies the weights: of the file, or for weights in a folder a hash of the hashes of its
+        files."""
         if self.step is not None:
             files = read_manifest(self.path)["files"]
             return hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
@@ -40,13 +42,13 @@ class Weights:
         return _sha256(self.path, status.st_size, status.st_mtime_ns)
 
     def check(self) -> str:
-        """Compare the weights at the end of training with the sha256 in `done`.
+        """Check that the file with the weights at the end of training is the one that training wrote, by the sha256
+        that training noted in the file `done`. Weights saved during training are not checked here but in `read`.
 
-        Returns:
-            A sentence for the user where `done` has no hash, since an earlier version wrote it; else "".
+        Returns: "", or a sentence for the user where `done` has no sha256, because an earlier version wrote it.
 
         Raises:
-            ValueError: the file is not the one that training wrote.
+            ValueError: the sha256 differs, so the file is damaged or another one.
         """
         if self.step is not None:
             return ""  # `read` checks each file against the manifest beside it
@@ -60,10 +62,15 @@ class Weights:
         return ""
 
     def read(self, run: dict, model: Any) -> dict[str, Any]:
-        """A state_dict for `model`, in the precision in which the run computed.
+        """The weights as a state_dict for `model`. Weights saved during training are rounded to the precision in which
+        the run computed.
+
+        Args:
+            run: the content of run.json.
+            model: the GPT with the configuration of the run; None is allowed for weights at the end of training.
 
         Raises:
-            ValueError: when a file is not what was written, or something is missing.
+            ValueError: a file is not what was written, or a parameter is missing.
         """
         if self.step is None:
             self.check()
@@ -98,7 +105,8 @@ class Weights:
 
 
 def weights_of(directory: Path) -> list[Weights]:
-    """The weights of a run that can be evaluated, in the order of training, those at its end last.
+    """The weights of a run that can be evaluated, in the order of training: those saved during training, and last those
+    at its end, if the run is finished.
 
     Saved weights whose checkpoint.json is damaged are left out; if training continues, it writes them again.
 
@@ -121,10 +129,11 @@ def weights_of(directory: Path) -> list[Weights]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """checkpoint.json of a folder of weights. Earlier versions wrote it without a hash of itself, which is accepted.
+    """The content of checkpoint.json in a folder of weights. Earlier versions wrote the file without a hash of itself,
+    which is accepted.
 
     Raises:
-        Damaged: when it is missing, or not what was written.
+        Damaged: the file is missing, or is not what was written.
     """
     manifest = safe_files.read_json(
         folder / rundir.CHECKPOINT, ["step", "tokens", "files"], {"step": int, "files": dict}
@@ -135,7 +144,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file. Raises ValueError when it is none."""
+    """{name: tensor} of a safetensors file. Raises ValueError (`Damaged`) where the file is not a safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -147,6 +156,12 @@ def _load(path: Path) -> dict[str, Any]:
 
 @functools.cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """The hash of a file, remembered as long as its size and time of change (nanoseconds) stay the same."""
+    """The sha256 of a file, remembered as long as its size and time of change stay the same.
+
+    Args:
+        path: the file.
+        size: its size in bytes.
+        mtime_ns: its time of change in nanoseconds.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -136,13 +136,15 @@ def command(args: argparse.Namespace) -> int:
 
 
 def check(folders: list[Path], names: list[str], every: bool = False) -> int:
-    """Print on which tasks a run could be fine-tuned, without a run.
+    """Print on which tasks of GLUE a run could be fine-tuned, without a run. Returns the exit code 0.
 
     Args:
+        folders: folders with data of GLUE.
+        names: the tasks to look for.
         every: whether each of the tasks must have its data, because the user named them.
 
     Raises:
-        ValueError: no task has its data, or with `every` not all have it.
+        ValueError: a folder does not exist, a file is damaged, no task has its data, or with `every` not all have it.
     """
     from eval.finetune.tasks import TASKS, find, load
 
@@ -166,7 +168,8 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
 
 
 def text(table: dict[str, Any]) -> str:
-    """The table for a terminal: medians, the spread over seeds, and both means by both metrics."""
+    """The results as text for a terminal: for each task the median and the spread over seeds, and for each kind of
+    metric the two means over GLUE. `table`: the result of `eval.finetune.train.summarise`."""
     lines = []
     for name, entry in table["scores"].items():
         study = entry["study"]

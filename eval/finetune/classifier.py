@@ -1,4 +1,5 @@
-"""A classifier on top of the hidden states of a model, which is one of ours (encoder or decoder) or of Hugging Face's.
+"""A classifier on top of the hidden states of a model, which is a GPT of this project (encoder or decoder) or a model
+of Hugging Face's.
 
 A backbone turns token ids into hidden states. Padding has no effect, on either side: positions are counted from the
 first real token, and no real token sees padding.
@@ -22,7 +23,13 @@ class Encoded(NamedTuple):
 
 
 def pad(rows: Sequence[Sequence[int]], side: str = "right", filler: int = 0) -> Encoded:
-    """Rows of token ids as one batch, padded on the right or the left."""
+    """Rows of token ids as one batch.
+
+    Args:
+        rows: the token ids of each sequence.
+        side: where padding goes, "right" or "left".
+        filler: the id of padding.
+    """
     B, T = len(rows), max(map(len, rows))
     tokens_BT, real_BT = torch.full((B, T), filler), torch.zeros(B, T, dtype=torch.bool)
     for b, row in enumerate(rows):
@@ -33,7 +40,7 @@ def pad(rows: Sequence[Sequence[int]], side: str = "right", filler: int = 0) -> 
 
 
 class Ours(nn.Module):
-    """A GPT (model/gpt.py) of any objective as a backbone."""
+    """A GPT of this project (model/gpt.py), of any objective, as a backbone."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -41,7 +48,7 @@ class Ours(nn.Module):
         self.width = model.cfg.hidden
 
     def forward(self, batch: Encoded) -> Tensor:
-        """Hidden states [B, T, D]."""
+        """The hidden states [B, T, D] of a batch of B padded sequences."""
         from model.attention import Arrangement
 
         objective, (B, T) = self.model.objective, batch.tokens_BT.shape
@@ -58,7 +65,7 @@ class Ours(nn.Module):
 
 
 class External(nn.Module):
-    """A model of Hugging Face's, from a folder on this machine."""
+    """A model of Hugging Face's, from a folder on this machine, as a backbone."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -76,13 +83,16 @@ class External(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Backbone, pooling, linear, tanh, dropout, linear (the head of BERT and of "Cramming").
+    """A classifier of sequences: backbone, pooling, linear, tanh, dropout, linear (the head of BERT and of "Cramming").
 
     Args:
-        outputs: classes, or 1 for a regression.
+        backbone: `Ours` or `External`.
+        outputs: the number of classes, or 1 for a regression.
         pooling: "first": the state of the first real token, which in an encoder depends on the whole text; "mean": the
             mean over all real tokens; "last": the state of the last real token, which in a decoder is the only one that
             depends on the whole text.
+        dropout: the dropout probability in the head.
+        seed: the seed of the head's initial weights.
     """
 
     def __init__(self, backbone: nn.Module, outputs: int, pooling: str, dropout: float, seed: int):
@@ -99,7 +109,7 @@ class Classifier(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, batch: Encoded) -> Tensor:
-        """Logits [B, outputs], fp32."""
+        """The logits [B, outputs], in fp32, of a batch of B padded sequences."""
         x_BTD, real_BT = self.backbone(batch).float(), batch.real_BT
         if self.pooling == "mean":
             weight_BT1 = real_BT[:, :, None].float()
@@ -114,12 +124,12 @@ class Classifier(nn.Module):
 
 
 def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
-    """A function that makes the input of a classifier from text_a and text_b (or ""): the token ids of start, text_a,
-    separator, and where there is a text_b: text_b, separator.
+    """A function (text_a, text_b) -> token ids that makes the input of a classifier: start token, text_a, separator,
+    and where text_b is not "": text_b, separator.
 
-    Where the tokenizer has no start and separator, the end of document is used for both, as in training. Inputs of more
-    than `longest` tokens are truncated like by Hugging Face's tokenizers ("longest_first"): the longer text is cut, and
-    where that is not enough both to half the length.
+    Where the tokenizer has no start and separator tokens, the end-of-document token is used for both, as in training.
+    Inputs of more than `longest` tokens are truncated like by Hugging Face's tokenizers ("longest_first"): the longer
+    text is cut, and where that is not enough both texts to half the length.
 
     When these inputs change, rundir.GLUE_INPUTS_VERSION is increased, so that earlier results are not used. In version
     1 the odd token of a pair that was cut to halves was given to the other text.
@@ -140,11 +150,11 @@ def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
 
 
 def is_causal(folder: Path) -> bool:
-    """Whether a checkpoint of Hugging Face's is a decoder, in which only the last token sees the whole text.
+    """Whether a checkpoint of Hugging Face's, in the folder `folder`, is a decoder, in which only the last token sees
+    the whole text.
 
     Models for which transformers has a masked language model are encoders, unless their settings say otherwise. The
-    names
-    in `architectures` are not enough: a decoder that was saved without its head is called GPT2Model.
+    names in `architectures` are not enough: a decoder that was saved without its head is called GPT2Model.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -155,7 +165,13 @@ def is_causal(folder: Path) -> bool:
 
 
 def external_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
-    """As `encoder`, with a tokenizer of Hugging Face's, which has its own template for pairs."""
+    """A function (text_a, text_b) -> token ids that makes the input of a classifier with the tokenizer of a Hugging
+    Face checkpoint, by that tokenizer's own template for one or two texts.
+
+    Args:
+        folder: the checkpoint.
+        longest: the number of tokens to which inputs are truncated.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

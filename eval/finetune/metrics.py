@@ -12,13 +12,20 @@ import numpy as np
 
 
 def shares(logits_NC: np.ndarray) -> np.ndarray:
-    """The predicted class of each item as weights [N, C]: 1 for the likeliest one, or 1/k for each of k tied ones."""
+    """The predicted class of each item as weights [N, C]: 1 for the class with the largest logit, or 1/k for each of k
+    tied classes."""
     best_NC = logits_NC == logits_NC.max(1, keepdims=True)
     return best_NC / best_NC.sum(1, keepdims=True)
 
 
 def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-    """{"accuracy"}; for two classes also "f1" (of class 1) and "mcc" (Matthews' correlation)."""
+    """The metrics of a classification: {"accuracy"}; for two classes also "f1" (of class 1) and "mcc" (Matthews'
+    correlation).
+
+    Args:
+        logits_NC: the logits of each item, [items, classes].
+        labels_N: the true class of each item.
+    """
     share_NC = shares(logits_NC)
     scores = {"accuracy": float(share_NC[np.arange(len(labels_N)), labels_N].mean())}
     if logits_NC.shape[1] == 2:
@@ -33,7 +40,8 @@ def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
 
 
 def regression(predictions_N: np.ndarray, targets_N: np.ndarray) -> dict[str, float]:
-    """{"pearson", "spearman"} correlations; 0 where all predictions are equal."""
+    """The metrics of a regression, the correlations {"pearson", "spearman"} of predictions and targets; 0 where all
+    predictions are equal."""
     from scipy.stats import rankdata
 
     return {
@@ -49,14 +57,20 @@ def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
 
 
 def chance(labels: Sequence[float], classes: int) -> dict[str, float]:
-    """The metrics of a model with constant outputs, by name."""
+    """The metrics of a model with constant outputs, {name of the metric: value}.
+
+    Args:
+        labels: the true class, or the target, of each item.
+        classes: the number of classes; 0 for a regression.
+    """
     if not classes:
         return {"pearson": 0.0, "spearman": 0.0}
     return classification(np.zeros((len(labels), classes)), np.array(labels, int))
 
 
 def collapsed(outputs: np.ndarray) -> bool:
-    """Whether training failed: a classifier predicts the same class for every item, or a regression the same score."""
+    """Whether training failed: a classifier predicts the same class for every item, or a regression the same score.
+    `outputs`: logits [N, C], or the predictions [N] of a regression."""
     if outputs.ndim == 1:
         return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
     share_NC = shares(outputs)
@@ -71,9 +85,10 @@ def means(scores: dict[str, float]) -> dict[str, Any]:
     which MNLI's two evaluation sets are averaged first, as on the leaderboard.
 
     Args:
-        scores: {name of NINE: score}, as far as they are known.
+        scores: {name of NINE: score}; some of the nine names may be missing.
 
-    Returns: {"nine_numbers", "eight_tasks": a mean, or None without scores; "numbers": how many of the nine are known}.
+    Returns: {"nine_numbers", "eight_tasks": a mean, or None without scores; "numbers": how many of the nine scores
+    there are}.
     """
     there = {name: scores[name] for name in NINE if name in scores}
     if not there:

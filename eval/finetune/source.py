@@ -1,4 +1,4 @@
-"""The pretrained model that is fine-tuned: a run of ours, or a checkpoint of Hugging Face's."""
+"""The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,17 @@ CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weight
 
 
 class Source:
-    """The pretrained model: a run of ours, or a folder of Hugging Face's. It is picklable, for worker processes."""
+    """The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's. A Source can
+    be pickled, for worker processes.
+
+    Args:
+        run: the run directory; None for a checkpoint.
+        external: the folder of the checkpoint; None for a run.
+        store: the store with the run's prepared data; None: that of the run's OUT folder.
+
+    Raises:
+        ValueError: the run is not finished or is damaged, its store is missing, or the folder is not a checkpoint.
+    """
 
     def __init__(self, run: Path | None, external: Path | None, store: Path | None):
         self.run, self.external, self.store = run, external, store
@@ -26,7 +36,8 @@ class Source:
             self.store = location.data_store(run, store)
 
     def sha256(self) -> str:
-        """The hash of the weights; for a checkpoint of Hugging Face's that of all its files, including the tokenizer's.
+        """The sha256 of the weights; for a checkpoint of Hugging Face's that of all its files, including the
+        tokenizer's.
 
         Raises:
             ValueError: the weights of the run are damaged.
@@ -45,8 +56,8 @@ class Source:
         return digest([[path.name, safe_files.sha256(path)] for path in files if path.is_file()])
 
     def pooling(self) -> str:
-        """The pooling of the classifier: "last" for a decoder, whose last token alone sees the whole text; else
-        "first"."""
+        """The default pooling of the classifier: "last" for a decoder, in which only the last token sees the whole
+        text; else "first"."""
         from eval.finetune import classifier
 
         if self.run:
@@ -55,7 +66,7 @@ class Source:
         return "last" if classifier.is_causal(self.external) else "first"
 
     def longest(self) -> int | None:
-        """The longest input, in tokens; None where nothing limits it."""
+        """The longest input that the model can read, in tokens; None where there is no limit."""
         if self.run:
             model = self.record["config"]["model"]
             return model["seq"] if model["pos"] == "learned" else None
@@ -73,8 +84,13 @@ class Source:
         return classifier.external_encoder(self.external, longest)
 
     def backbone(self, setting: Any, seed: int) -> Any:
-        """A new model with the pretrained weights. Its dropout is that of the `Setting`; a model of Hugging Face's has
-        the dropout of its own configuration."""
+        """A new backbone (classifier.py) with the pretrained weights.
+
+        Args:
+            setting: the `train.Setting`, whose dropout a run's model gets; a model of Hugging Face's has the dropout of
+                its own configuration.
+            seed: the seed of the initial weights of a run's model, which are replaced by the pretrained ones.
+        """
         from eval.finetune import classifier
 
         if not self.run:

@@ -22,7 +22,8 @@ from ablations.values import did_you_mean
 
 
 class Example(NamedTuple):
-    """An item of a task. text_b is "" in tasks with single sentences; label is a class index, or a score in STS-B."""
+    """An item of a task: text_a and text_b, which is "" in tasks with single sentences; and its label, a class index,
+    or a score in STS-B."""
 
     id: str
     text_a: str
@@ -33,11 +34,15 @@ class Example(NamedTuple):
 class Task(NamedTuple):
     """A task of GLUE.
 
-    labels: names of the classes, in the order of the hub's ClassLabel; () for a regression.
-    columns: of the TSV header: text_a, text_b (or ""), label. CoLA has no header, and its columns are numbers.
-    hub_columns: the same in the hub's schema.
-    study: the metric in "Cramming" (Geiping and Goldstein 2022), table 3.
-    leaderboard: the metrics that gluebenchmark.com averages.
+    Args:
+        folder: its name in GLUE's own files.
+        labels: names of the classes, in the order of the hub's ClassLabel; () for a regression.
+        columns: the columns of the TSV files that have text_a, text_b ("" where there is none) and the label. CoLA's
+            files have no header, and its columns are numbers.
+        hub_columns: the columns of the hub's rows that have text_a and text_b ("" where there is none).
+        study: the metric in "Cramming" (Geiping and Goldstein 2022), table 3.
+        leaderboard: the metrics that gluebenchmark.com averages.
+        splits: the evaluation sets.
     """
 
     folder: str
@@ -88,7 +93,8 @@ HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mis
 
 
 def names_of(text: str) -> list[str]:
-    """Task names from a list with commas; all, where it is empty. Raises ValueError for one that is not of GLUE."""
+    """The task names in a text with commas between them; the names of all tasks where the text is empty. Raises
+    ValueError for a name that is not a task of GLUE."""
     names = [part.strip() for part in text.split(",") if part.strip()] or list(TASKS)
     for name in names:
         if name not in TASKS:
@@ -98,9 +104,12 @@ def names_of(text: str) -> list[str]:
 
 
 def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
-    """The file of a split of a task, in the first of the folders that has one.
+    """The file of a split of a task, in the first of the folders that has one; None where none has.
 
-    split: train, dev, dev_matched or dev_mismatched.
+    Args:
+        name: the name of the task, a key of TASKS.
+        split: "train", "dev", "dev_matched" or "dev_mismatched".
+        folders: folders with data of GLUE.
     """
     patterns = [f"{split}.tsv", f"{split}.jsonl"] + (["train_*.jsonl"] if split == "train" else [])
     for folder in folders:
@@ -118,10 +127,16 @@ def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
 
 
 def load(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
-    """The items of a split.
+    """The items of a split of a task.
+
+    Args:
+        name: the name of the task, a key of TASKS.
+        split: "train", "dev", "dev_matched" or "dev_mismatched".
+        folders: folders with data of GLUE.
 
     Raises:
-        ValueError: no folder has the split, or a row does not have the format; the message names file and row.
+        ValueError: no folder has the split, or its file is damaged, has no rows or has a row in another format; the
+            message names file and row.
     """
     path = find(name, split, folders)
     if path is None:
@@ -141,7 +156,8 @@ def load(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
 
 
 def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
-    """(text_a, text_b, label) of each row, as written."""
+    """(text_a, text_b, label) of each row of the file `path` of a task. The label is as it is written in the file, a
+    name or a number. Raises ValueError where a row or the header lacks a column."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
         if ".jsonl" in path.name:
             names = ("text_a", "text_b", "label")
@@ -174,7 +190,16 @@ def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
 
 
 def _label(task: Task, label: Any, where: str) -> float:
-    """A class index from its name or its number; a score from its text."""
+    """The label of an item as a number: the index of its class, or in a regression its score.
+
+    Args:
+        task: the task.
+        label: the label as it is written in the file, a class name, a class number or a score.
+        where: file and row, for the message.
+
+    Raises:
+        ValueError: it is not a label of this task.
+    """
     if not task.labels:
         try:
             return float(label)

@@ -25,7 +25,8 @@ MOST_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one sett
 
 @dataclass(frozen=True)
 class Setting:
-    """How every task is fine-tuned. Defaults: "Cramming" (config/eval/GLUE_sane.yaml of its release)."""
+    """How every task is fine-tuned. The defaults are those of "Cramming" (config/eval/GLUE_sane.yaml of its
+    release)."""
 
     epochs: int = 5  # the last one counts: no early stop
     batch: int = 16  # sequences
@@ -41,7 +42,7 @@ class Setting:
     pooling: str = "last"
 
     def steps(self, items: int) -> int:
-        """The number of optimizer steps for a task with so many training items."""
+        """The number of optimizer steps for a task with this number of training items."""
         return self.epochs * -(-items // self.batch)
 
     def __post_init__(self) -> None:
@@ -52,8 +53,12 @@ class Setting:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate of a step, counted from 0, as a share of the peak: linear warm-up, then a cosine to 0. `steps`:
-    the number of steps of this task.
+    """The learning rate of a step as a share of the peak: linear warm-up, then a cosine to 0.
+
+    Args:
+        step: the number of the step, counted from 0.
+        steps: the number of steps of this task.
+        warmup: the share of the steps that is warm-up.
     """
     rising = int(warmup * steps)
     if step < rising:
@@ -62,10 +67,16 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 
 def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The items of each batch of an epoch, in the order of training.
+    """The batches of an epoch in the order of training, each a list of indices of items.
 
     Items are shuffled; within pools of POOL batches they are sorted by length, to reduce padding; then the batches are
     shuffled. The order depends on seed and epoch only.
+
+    Args:
+        lengths: the number of tokens of each item.
+        size: items in a batch.
+        seed: the seed of the order.
+        epoch: the number of the epoch.
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
@@ -82,7 +93,8 @@ POOL = 50  # batches that are sorted by length together; untuned
 
 
 def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy; for a regression the mean squared error."""
+    """The training loss of a batch, a scalar: cross-entropy; for a regression, where logits_BC has one column, the mean
+    squared error."""
     if logits_BC.shape[1] == 1:
         return F.mse_loss(logits_BC[:, 0], labels_B)
     return F.cross_entropy(logits_BC, labels_B.long())
@@ -96,7 +108,15 @@ def train(
     seed: int,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> list[float]:
-    """Fine-tune `model` in place on token ids and their labels; returns the loss of each step.
+    """Fine-tune `model` in place; returns the loss of each step.
+
+    Args:
+        model: the classifier.
+        rows: the token ids of each training item.
+        labels: the class index, or the target, of each training item.
+        setting: how to fine-tune.
+        seed: the seed of the order of items and of dropout.
+        progress: called after every step with the number of finished steps and of all steps.
 
     Raises:
         ValueError: the loss is NaN or infinite.
@@ -130,7 +150,14 @@ def train(
 
 @torch.inference_mode()
 def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right", batch: int = 64) -> np.ndarray:
-    """Logits [N, C] of token ids, in batches of similar length."""
+    """Logits [N, C] of N items, computed in batches of similar length.
+
+    Args:
+        model: the classifier.
+        rows: the token ids of each item.
+        side: where padding goes, "right" or "left".
+        batch: items in a batch.
+    """
     device = next(model.parameters()).device
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -146,10 +173,18 @@ def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right
 
 
 def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
-    """{"metrics", "chance", "collapsed", "items": [{"id", "value"}]} of one evaluation set.
+    """The results of one evaluation set: {"metrics": {name: value}, "chance": the metrics of a model with constant
+    outputs, "collapsed": whether all predictions are the same, "items": [{"id", "value"}]}.
 
-    The value of an item is the weight of its true class (see `metrics.shares`); in a regression the negative squared
-    error.
+    The value of an item is the weight of its true class in the prediction: 1, or 1/k where k classes are tied, or 0. In
+    a regression it is the negative squared error.
+
+    Args:
+        logits_NC: the outputs of the classifier, [items, classes]; of a regression [items, 1].
+        examples: the items, with their labels.
+
+    Raises:
+        ValueError: a logit is NaN or infinite.
     """
     labels = [example.label for example in examples]
     if not np.isfinite(logits_NC).all():
@@ -172,7 +207,18 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
-    """Everything that the result of a task depends on besides the seed. Raises ValueError where its data is missing."""
+    """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "setting",
+    "inputs_version", "model_sha256", "data_sha256": {split: sha256}}.
+
+    Args:
+        name: the name of the task.
+        folders: folders with data of GLUE.
+        setting: how to fine-tune.
+        model_sha256: the hash of the pretrained model.
+
+    Raises:
+        ValueError: the data of a split is missing.
+    """
     data = {}
     for split in ("train", *TASKS[name].splits):
         path = find(name, split, folders)
@@ -200,9 +246,18 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Any]:
-    """Fine-tune a model on a task and score it: {"sets": {split: result of `score`}, "train_items"}.
+    """Fine-tune a model on a task and score it: {"sets": {split: result of `score`}, "train_items": number of training
+    items}.
 
-    make: a function that returns a new backbone with the pretrained weights.
+    Args:
+        name: the name of the task.
+        folders: folders with data of GLUE.
+        make: a function of the seed that returns a new backbone with the pretrained weights.
+        encode: a function that returns the token ids for text_a and text_b.
+        setting: how to fine-tune.
+        seed: the seed of the classifier's initial weights, of the order of items and of dropout.
+        device: where to compute.
+        progress: called after every step with the number of finished steps and of all steps.
     """
     task = TASKS[name]
     examples = load(name, "train", folders)
@@ -222,9 +277,10 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     Args:
         results: {task: [result of `finetune` for each seed]}.
 
-    Returns: {"scores": {name: {"study", "leaderboard": {"median", "lowest", "highest", "seeds"}, "chance", "collapsed":
-        number of seeds}}, "study", "leaderboard": `metrics.means` of the medians}, in points (percent). "mnli-mm" is
-        the name of MNLI's mismatched set.
+    Returns: {"scores": {name: {"study" and "leaderboard", by whose metrics: {"median", "lowest", "highest", "seeds",
+    "metric", "chance"}, "collapsed": number of seeds whose training failed}}, "study" and "leaderboard": the two means
+    over GLUE of the medians, from `metrics.means`}, in points (percent). "mnli-mm" is the name of MNLI's mismatched
+    set.
     """
     table: dict[str, Any] = {}
     for name, seeds in results.items():

@@ -21,8 +21,11 @@ REFRESH = 0.5  # seconds between looks at what the processes have done
 class Item(NamedTuple):
     """One task and seed to fine-tune on.
 
-    depends: everything else that the result depends on (`eval.finetune.train.identity`).
-    steps: the number of optimizer steps.
+    Args:
+        name: the name of the task.
+        seed: the seed.
+        depends: everything else that the result depends on, from `eval.finetune.train.identity`.
+        steps: the number of optimizer steps.
     """
 
     name: str
@@ -39,7 +42,7 @@ class Item(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The settings that all items share. It is picklable, for worker processes."""
+    """The settings that all items share. It can be pickled, for worker processes."""
 
     folder: Path  # of the results
     source: Any  # the pretrained model: eval.finetune.source.Source
@@ -48,7 +51,12 @@ class Work(NamedTuple):
 
 
 def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
-    """The stored result of a task and seed, if it is undamaged and of the same model, data and setting; else None."""
+    """The stored result of a task and seed, if it is undamaged and of the same model, data and setting; else None.
+
+    Args:
+        path: the file of the result.
+        depends: everything that the result depends on, from `eval.finetune.train.identity`, and the seed.
+    """
     try:
         result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
     except safe_files.Damaged as error:
@@ -58,7 +66,9 @@ def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Fine-tune on one task with one seed, and write the result."""
+    """Fine-tune on the task and with the seed of `item`, write the result to its file, and return it. `work`: the
+    settings that all items share. `progress`: called after every step with the number of finished steps and of all
+    steps."""
     import torch
 
     from eval.finetune.train import finetune
@@ -77,8 +87,14 @@ def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) 
 
 
 def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
-    """Fine-tune on all items, `jobs` at a time, and add their results to `results`. Returns a sentence for each
-    failure."""
+    """Fine-tune on all items, and add their results to `results`. Returns a sentence for each failure.
+
+    Args:
+        work: the settings that all items share.
+        items: the tasks and seeds.
+        jobs: how many items run at a time, each in a process of its own; with 1 they run in this process.
+        results: {(task, seed): result}.
+    """
     failed: list[str] = []
 
     def done(item: Item, make: Callable[[], dict[str, Any]]) -> None:
@@ -123,7 +139,8 @@ _steps: Any = None  # in a process of the pool: the steps that all of them have 
 
 
 def _begin(steps: Any) -> None:
-    """Set up a process of the pool: the kernel is to end it when its parent is killed (Linux: PR_SET_PDEATHSIG)."""
+    """Set up a worker process: give it the counter of finished steps, and have the kernel kill it when its parent dies
+    (Linux: PR_SET_PDEATHSIG). `steps`: a shared integer, to which all workers add their steps."""
     global _steps
     _steps = steps
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -139,8 +156,12 @@ def _finetune_in_pool(work: Work, item: Item) -> dict[str, Any]:
 
 @contextmanager
 def shown(items: list[Item]) -> Iterator[Callable[[int, str], None]]:
-    """A context that shows progress. It yields a function of the number of finished steps and of the item that has just
-    ended, or "". On a terminal a bar shows the remaining time; elsewhere a line is printed for each item."""
+    """A context that shows the progress of fine-tuning on `items`. On a terminal a bar shows the number of finished
+    items and the remaining time; elsewhere a line with both is printed for each item.
+
+    Yields a function (steps, words): the number of finished optimizer steps, and the name of the item that has just
+    ended, or "".
+    """
     from rich.console import Console
     from rich.progress import Progress
 

@@ -29,8 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Exit codes: 0; 1, the record cannot be written; 2, the words are not valid; 3, the record is written, but some runs
     are not compared since they were evaluated differently. With FORMAT=json or VERDICT=1 the exit code is the outcome
-    of
-    the study by its primary metric: 0 decided, 3 undecided, 2 refused.
+    of the study by its primary metric: 0 decided, 3 undecided, 2 refused.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
@@ -97,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def refuse(error: ValueError, as_json: bool) -> int:
-    """Print why a request is refused, as JSON where that is asked for. Returns the exit code."""
+    """Print why a request is refused, as JSON where `as_json` is true. Returns the exit code."""
     if as_json:
         print(answers.error(str(error)))
     print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -105,7 +104,12 @@ def refuse(error: ValueError, as_json: bool) -> int:
 
 
 def predicted(words: list[str], as_json: bool = False) -> int:
-    """Print the predictions in all records, and how often they came true. Returns the exit code."""
+    """Print the predictions in all records, and how often they came true. Returns the exit code.
+
+    Args:
+        words: the NAME=VALUE words of the command; OUT= says where further records are.
+        as_json: print JSON in place of text.
+    """
     out = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
     lines, damaged = track_record.predictions([RECORDS, out / "records"])
     for sentence in damaged:

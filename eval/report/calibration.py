@@ -128,19 +128,32 @@ def percent(rate: float) -> str:
 
 
 def runs(key: tuple[int, ...], studies: int, arms: int, seeds: int, shared: float = 1.0) -> np.ndarray:
-    """Simulated results of arms that do not differ, [studies, arms, seeds]."""
+    """Simulated results of arms that do not differ, [studies, arms, seeds].
+
+    Args:
+        key: the seed of the random numbers.
+        studies, arms, seeds: the shape.
+        shared: the standard deviation of what the arms of a seed have in common; that of a run's own noise is 1.
+    """
     rng = np.random.default_rng(key)
     return rng.normal(size=(studies, arms, seeds)) + shared * rng.normal(size=(studies, 1, seeds))
 
 
 def any_wrong(verdicts: np.ndarray) -> float:
-    """The share of studies of equal arms with at least one verdict of better or worse."""
+    """The share of studies of equal arms with at least one verdict of better or worse. `verdicts`: decisions [studies,
+    comparisons]."""
     return float(((verdicts == BETTER) | (verdicts == WORSE)).any(1).mean())
 
 
 def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
-    """Rates over studies with a fixed number of seeds: of any wrong verdict; of wrong equivalence at each of MARGINS;
-    and of intervals that contain the true difference."""
+    """Rates over simulated studies with a fixed number of seeds: of any wrong verdict; of wrong equivalence at each of
+    MARGINS; and of confidence intervals that contain the true difference.
+
+    Args:
+        arms, seeds: of each study.
+        studies: the number of studies.
+        key: part of the seed of the random numbers.
+    """
     x = runs((key, arms, seeds), studies, arms, seeds)
     rates = [any_wrong(decide_all(x))]
     for margin in MARGINS:
@@ -173,8 +186,15 @@ def power(studies: int) -> Table:
 
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
-    """Rates over studies that add seeds: of any wrong verdict at any look, without a margin and with a margin of 2; the
-    same without alpha spending; and of wrong equivalence."""
+    """Rates over simulated studies that add seeds, four numbers: of any wrong verdict at any look, without a margin;
+    with a margin of 2; without alpha spending; and of wrong equivalence at any look.
+
+    Args:
+        arms: of each study.
+        most: the largest number of seeds.
+        studies: the number of studies.
+        key: part of the seed of the random numbers.
+    """
     x = runs((key, arms, most), studies, arms, most)
     wrong = [
         float(sequence(x, *options).ever[..., :2].any((1, 2)).mean())
@@ -206,8 +226,18 @@ def stopping(studies: int) -> Table:
 
 
 def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: int = 7) -> list[float]:
-    """Any wrong verdict, as one family and as three; a wrong interaction beside main effects; covered; how often a main
-    effect of 2 is seen, and an interaction of 4."""
+    """Rates over simulated factorials, six numbers: of any wrong verdict where all decisions are corrected as one
+    family; the same as three families; of a wrong interaction where there are only main effects; of confidence
+    intervals of an interaction that contain its true value; and how often a main effect of 2 is found, and an
+    interaction of 4.
+
+    Args:
+        factors: the number of factors with two values each.
+        fraction: the fraction of the combinations that is run, such as "1/2".
+        seeds: of each study.
+        studies: the number of studies.
+        key: part of the seed of the random numbers.
+    """
     design = factorial([f"f{i}=x" for i in range(factors)], fraction)
     weights = np.array([list(design.coefficients(effect).values()) for effect in design.effects])
     arms = len(design.combinations)
@@ -222,7 +252,7 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
     ]
 
     def moved(effects: dict[int, float]) -> np.ndarray:
-        """Decisions where effects, {number of the effect: its size}, are there."""
+        """The decisions in studies with true effects. `effects`: {bit mask of the effect's factors: its size}."""
         shift = [
             sum(s / 2 ** order(e) * (-1) ** order(e & ~combination) for e, s in effects.items())
             for combination in design.combinations
@@ -250,7 +280,8 @@ def factorials(studies: int) -> Table:
 
 
 def saves_judged(seeds: int) -> np.ndarray:
-    """Decisions on saves of one run as two arms of so many seeds, [studies, 1]; see SAVES."""
+    """Decisions on published results in which both arms of a study are saves of the same run, so that every verdict is
+    wrong: [studies, 1]; SAVES explains how the saves are paired. `seeds`: of each arm."""
     verdicts = []
     for accuracies_NT in published.saves().values():
         number = len(accuracies_NT) // (2 * seeds)  # the latest saves, which change the least
@@ -272,7 +303,15 @@ def saves() -> Table:
 
 
 def cluster_rates(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
-    """Rates of wrong verdicts where passages count as the independent items, and where single questions do."""
+    """Rates of wrong verdicts in studies of questions that share passages, two numbers: where passages count as the
+    independent items, and where single questions do.
+
+    Args:
+        passages: the number of passages.
+        unequal: whether passages have weights of different (log-normal) sizes.
+        seeds: of each arm.
+        studies: the number of studies.
+    """
     rng = np.random.default_rng((5, passages, unequal, seeds))
     shape = (studies, 2, seeds, passages, ITEMS_PER_CLUSTER)
     y = rng.normal(size=shape) + rng.normal(size=(studies, 2, 1, passages, 1))
@@ -304,9 +343,15 @@ def clusters(studies: int) -> Table:
 
 
 def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
-    """Rates over studies with a stored noise floor: of any wrong verdict where all runs scatter alike, where seeds are
-    shared, and where the arm scatters twice as much; and how often a difference of 3 is found with the floor and
-    without."""
+    """Rates over simulated studies of two arms with a stored noise floor, six numbers: of any wrong verdict where all
+    runs scatter alike, where the runs of a seed have noise in common, and where one arm scatters twice as much; the
+    last one again without the floor; and how often a difference of 3 is found with the floor and without.
+
+    Args:
+        seeds: of each arm.
+        aa: the number of runs of the noise floor.
+        studies: the number of studies.
+    """
     rng = np.random.default_rng((6, seeds, aa))
     floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
     alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
@@ -326,8 +371,15 @@ def floors(studies: int) -> Table:
 
 
 def ladder_rates(differences: str, seeds: int, ladders: int, key: int = 1) -> list[float]:
-    """Rates over ladders: of right, wrong and undecided verdicts by the fitted line; the same by the largest size
-    alone; and of intervals that contain the true difference."""
+    """Rates over simulated ladders of sizes, seven numbers: of right, wrong and undecided verdicts by the fitted line;
+    the same by the largest size alone; and of confidence intervals that contain the true difference.
+
+    Args:
+        differences: which kind of arms is simulated, a key of WORLDS.
+        seeds: of each size and arm.
+        ladders: the number of ladders.
+        key: the seed of the random numbers.
+    """
     result = outcome(WORLDS[differences], seeds, ladders, key)
 
     def shares(score: Score) -> list[float]:
@@ -371,7 +423,7 @@ def sections(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS, of_sizes:
 
 
 def spending() -> Table:
-    """A table of the level of each look at a study that adds seeds."""
+    """A table of the significance level of each look at a study that adds seeds."""
     rows = [
         [str(most), *(f"{100 * LEVEL * share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
         for most in (3, 5, 10)
@@ -380,7 +432,8 @@ def spending() -> Table:
 
 
 def tables(parts: list[Section]) -> list[dict[str, Any]]:
-    """The tables of docs/statistics.md as JSON, for programs."""
+    """The tables of docs/statistics.md as JSON, for programs: [{"section", "title", "head", "rows"}]. `parts`: the
+    sections of that page."""
     return [
         {"section": section.title, "title": block.title, "head": block.head, "rows": block.rows}
         for section in parts

@@ -21,8 +21,8 @@ LOOKED_AT_FIRST = ("model.pos", "model.act", "model.norm", "model.embnorm", "dat
 
 @dataclass(frozen=True)
 class CollectedRun:
-    """A run of a collection: its directory, its configuration, and the settings in which it differs from the
-    baseline."""
+    """A run of a collection: `dir`, its directory; `config`, its configuration; and `delta`, {setting: value} of the
+    settings in which it differs from the baseline."""
 
     dir: Path
     config: dict[str, Any]
@@ -33,9 +33,10 @@ class CollectedRun:
 class Collection:
     """Runs to compare, with the properties of a study that a report uses.
 
-    controlled: whether the arms differ from the baseline in one line each, as in a study. Otherwise the runs are
-        compared as they are.
-    damaged: a sentence for each run directory that could not be read.
+    Args:
+        controlled: whether each arm differs from the baseline in one line, as in a study. Otherwise the runs are
+            compared as they are.
+        damaged: a sentence for each run directory that could not be read.
     """
 
     name: str
@@ -56,12 +57,14 @@ class Collection:
 
     @property
     def compared(self) -> list[str]:
-        """The arms that are compared with the baseline; where the learning rate was tuned, those at the common rate."""
+        """The names of the arms that are compared with the baseline; where the learning rate was tuned, only those at
+        the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
     def tests(self) -> int:
-        """The number of comparisons for which a metric is corrected: the arms, and the effects of a factorial."""
+        """The number of comparisons on a metric that the multiple-comparison correction counts: the arms, and the
+        effects of a factorial."""
         return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:
@@ -69,7 +72,8 @@ class Collection:
 
 
 def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collection:
-    """Group runs by arm and seed. Runs belong to the same arm when their configurations differ only in seed and layout.
+    """Group runs by arm and seed into a Collection. Runs belong to the same arm when their text is the same and their
+    configurations differ only in seed and layout.
 
     Args:
         directories: pairs of a name for the origin of the run, or "", and the run directory.
@@ -122,20 +126,26 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
 
 
 def changed_settings(base: dict, config: dict) -> dict[str, Any]:
-    """{setting: its value in `config`} of the settings in which two configurations differ; see `is_setting`."""
+    """The settings in which two configurations differ: {setting: its value in `config`}. Seed, layout and the name of
+    the size do not count as settings. `base`: the other configuration."""
     changes = difference(flatten(base), flatten(config))
     return {key: value for key, value in changes.items() if is_setting(key)}
 
 
 def is_setting(key: str) -> bool:
-    """Whether runs that differ in this key belong to different arms: all keys except the seed, the layout, and the name
-    of the size."""
+    """Whether runs whose configurations differ in this key belong to different arms: true of all keys except the seed,
+    the layout, and the name of the size."""
     return not key.startswith("layout.") and key not in ("seed", "size")
 
 
 def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[str, str]) -> dict[str, str]:
-    """{arm: a short name}, made of as few as possible of the settings in which the arms differ, the best known settings
-    first."""
+    """A short name for each arm, made of as few as possible of the settings in which the arms differ, the best known
+    settings first: {hash of the arm: name}.
+
+    Args:
+        groups: {hash of the arm: {seed: run}}.
+        origins: {hash of the arm: a name for where its runs come from, or ""}, which is used where no setting differs.
+    """
     configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
     flat_configs = list(configs.values())
     keys = [
@@ -150,7 +160,7 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
     differing.sort(key=lambda key: (key != "size", importance(key)))
 
     def distinct(chosen: list[str]) -> int:
-        """The number of arms that can be told apart by these settings."""
+        """The number of arms that differ from each other in at least one of the chosen settings."""
         return len(set(zip(*(values[key] for key in chosen), strict=True))) if chosen else 1
 
     chosen: list[str] = []
@@ -167,22 +177,24 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
 
 
 def short_setting(key: str, value: Any) -> str:
-    """A setting as part of an arm's name: its value, with the key where the value alone would not be clear."""
+    """A setting as part of an arm's name: its value, preceded by its key where the value alone would not be clear."""
     if key == "train.tokens":
         return human(value)
     return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"
 
 
 def importance(key: str) -> int:
-    """The rank of a setting in names of arms; settings that readers look for first have the lowest."""
+    """The rank of a setting in names of arms; the settings that readers look for first have the lowest rank. `key`: the
+    setting."""
     return LOOKED_AT_FIRST.index(key) if key in LOOKED_AT_FIRST else len(LOOKED_AT_FIRST)
 
 
 def run_directories(name: str) -> list[Path]:
-    """The run directory that a path names, or all run directories in the folder that it names.
+    """The run directories at a path: the path itself if it is a run directory, else all run directories in this folder
+    and its subfolders. `name`: the path.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the path is no run directory and contains none.
     """
     folder = Path(name)
     if (folder / rundir.RUN).exists():

@@ -21,8 +21,13 @@ Run = tuple[str, int]  # arm, seed
 
 
 def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
-    """Everything about a task that has to be equal in two runs for a comparison of their scores: version, items,
-    prompts, number of examples and so on."""
+    """Everything about a task that has to be equal in two runs for a comparison of their scores, as {name: value}:
+    version, items, prompts, number of examples and so on.
+
+    Args:
+        cell: the content of the directory of an evaluated run, from `runs.read`.
+        task: the name of the task.
+    """
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
     identity = {key: entry[key] for key in TASK if key in entry}
     if isinstance(entry.get("data"), dict):
@@ -43,7 +48,8 @@ def digest(value: Any) -> str:
 
 
 def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{task: `task_identity`} of an evaluated run; cached, since tasks have up to 40,000 items."""
+    """The `task_identity` of every task of an evaluated run: {task: identity}. It is cached in `cell`, since tasks have
+    up to 40,000 items."""
     if "identities" not in cell:
         cell["identities"] = {task: task_identity(cell, task) for task in cell["eval"]["tasks"]}
     return cell["identities"]
@@ -56,7 +62,8 @@ def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def counts_for(entry: dict[str, Any], metric: str) -> bool:
-    """Whether a metric (compare.METRICS) is a mean over tasks that include this one. `entry`: the task in eval.json."""
+    """Whether a metric, which is a mean over tasks, includes this task. `entry`: the task's entry in eval.json;
+    `metric`: a key of compare.METRICS."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
         "zero-shot": bool(entry.get("mean")),
@@ -69,8 +76,14 @@ def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
 
 
 def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
-    """The tasks of a metric that can be compared over all these runs, in the order of evaluation; none where their
-    evaluations differ in general."""
+    """The tasks of a metric that can be compared over all these runs, in the order of evaluation; none where the
+    evaluations of the runs differ in general.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        runs: the (arm, seed) of each run, at least one.
+        metric: a key of compare.METRICS.
+    """
     first, *others = (cells[run] for run in runs)
     if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in WHOLE):
         return []
@@ -86,13 +99,19 @@ def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
 
 
 def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
-    """The tasks of a metric that any of these runs has."""
+    """The tasks of a metric that at least one of these runs was evaluated on.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        runs: the (arm, seed) of each run.
+        metric: a key of compare.METRICS.
+    """
     return list(dict.fromkeys(task for run in runs for task in tasks_of(cells[run], metric)))
 
 
 def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
-    """Everything about a run's evaluation that has to be equal for a comparison, as a flat dictionary: {"version", ...,
-    "TASK: chance", ...}."""
+    """Everything about a run's evaluation that has to be equal in two runs for a comparison, as a flat dictionary:
+    {"version", ..., "TASK: chance", ...}. `cell`: the content of the directory of an evaluated run."""
     flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
     for task, identity in task_identities(cell).items():
         flat |= {f"{task}: {key}": value for key, value in identity.items()}
@@ -100,14 +119,16 @@ def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs were evaluated in the same way, on every task."""
+    """Whether two runs were evaluated in the same way, on every task. `one`, `other`: the contents of their run
+    directories."""
     ours, theirs = task_identities(one), task_identities(other)
     whole = all(one["eval"].get(key) == other["eval"].get(key) for key in WHOLE)
     return whole and ours.keys() == theirs.keys() and all(same_task(ours[task], theirs[task]) for task in ours)
 
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
-    """The evaluated runs in groups, such that the runs of a group were evaluated in the same way on every task."""
+    """The evaluated runs in groups of (arm, seed), such that the runs of a group were evaluated in the same way on
+    every task. `cells`: {(arm, seed): content of the run directory}."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -120,8 +141,9 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
 
 
 def refusals(cells: Cells) -> list[str]:
-    """A sentence for each group of `evaluation_classes` after the first: its runs are not compared with those of the
-    first group, and in what their evaluation differs."""
+    """A sentence for each group of runs that were evaluated in another way than the first evaluated run, and are
+    therefore not compared with it: which runs these are, and what differs. `cells`: {(arm, seed): content of the run
+    directory}."""
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:
@@ -152,8 +174,8 @@ def refusals(cells: Cells) -> list[str]:
 
 
 def sources(cell: dict[str, Any]) -> dict[str, str]:
-    """{corpus with its preparation, or tokenizer: sha256 of the one that the run read}. Runs can be compared only where
-    the values of their common keys are equal."""
+    """What a run read, as {description of corpus and preparation, or of the tokenizer: its sha256}. Two runs can be
+    compared only where the values of the keys that both have are equal. `cell`: the content of the run directory."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
     declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
@@ -165,7 +187,13 @@ def sources(cell: dict[str, Any]) -> dict[str, str]:
 
 
 def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
-    """Whether all runs that declare the same corpus, or the same tokenizer, have read the same one."""
+    """Whether all runs that declare the same corpus have read the same text, and all that declare the same tokenizer
+    have used the same one.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        runs: the (arm, seed) of each run.
+    """
     read: dict[str, str] = {}
     return all(
         read.setdefault(declared, sha256) == sha256 for run in runs for declared, sha256 in sources(cells[run]).items()
@@ -173,8 +201,8 @@ def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
 
 
 def other_text(cells: Cells, baseline: str) -> list[str]:
-    """The arms that are not compared with the baseline because they read another text or tokenizer under the same
-    name."""
+    """The arms that are not compared with the baseline because they declare the same corpus or tokenizer as the
+    baseline, and read another text or used another tokenizer. `cells`: {(arm, seed): content of the run directory}."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
@@ -182,8 +210,9 @@ def other_text(cells: Cells, baseline: str) -> list[str]:
 
 
 def same_runs(cells: Cells) -> dict[str, str]:
-    """{arm: an earlier arm that trained identically}: at every common seed, all losses and gradient norms in the logs
-    are exactly equal, so that the setting in which the arms differ had no effect."""
+    """The arms that trained exactly like an earlier arm, so that the setting in which the two differ had no effect:
+    {arm: the earlier arm}. At every common seed, all losses and gradient norms in their logs are equal. `cells`: {(arm,
+    seed): content of the run directory}."""
     logs: dict[str, dict[int, list]] = {}
     for (arm, seed), cell in cells.items():
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):

@@ -33,7 +33,7 @@ METRICS = {
 
 
 class Items(NamedTuple):
-    """The items of a task that all of several runs have, sorted by name."""
+    """The items of a task that all of several runs have in common, sorted by name."""
 
     names: list[str]
     values: np.ndarray  # [runs, items]
@@ -42,7 +42,15 @@ class Items(NamedTuple):
 
 
 def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
-    """Items without weight, such as a document of no bytes, are left out: they say nothing, and are no items."""
+    """The items of a task that the runs of an arm have in common, with their values in each run. Items without weight,
+    such as a document of no bytes, are left out.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        arm: the arm.
+        seeds: the seeds of its runs.
+        task: the name of the task.
+    """
     rows = [cells[arm, seed]["samples"].get(task, {}) for seed in seeds]
     names = sorted(set.intersection(*map(set, rows))) if rows else []
     names = [name for name in names if rows[0][name].weight > 0]
@@ -52,8 +60,15 @@ def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Item
 
 
 def arm_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stratum]:
-    """The results of one arm, averaged over seeds, as a stratum for each task of a metric: [1, items or clusters], with
-    the weights of the items."""
+    """The results of one arm on the items of each task of a metric, averaged over seeds: a Stratum [1, items or
+    clusters] for each task.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        arm: the arm.
+        seeds: the seeds of its runs.
+        name: the metric, a key of METRICS.
+    """
     strata = []
     for task in all_tasks(cells, [(arm, seed) for seed in seeds], name):
         items = item_scores(cells, arm, seeds, task)
@@ -64,7 +79,7 @@ def arm_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stra
 
 
 class Pairing(NamedTuple):
-    """Which seeds of two arms are compared, and whether they are paired."""
+    """Which seeds of an arm and of the baseline are compared, on which tasks, and whether the seeds are paired."""
 
     seeds: tuple[list[int], list[int]]  # of the arm and of the baseline
     paired: bool  # the same seeds, at least one
@@ -73,9 +88,17 @@ class Pairing(NamedTuple):
 
 
 def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) -> Pairing | None:
-    """The seeds with which two arms are compared: paired, those that both have. Where they share none, or only one
-    although
-    both have several: unpaired, all seeds of each. None where an arm has no result."""
+    """The seeds and tasks with which two arms are compared on a metric; None where an arm has no result.
+
+    The seeds that both arms have are paired. Where they share no seed, or only one although both have several, the
+    comparison is unpaired, with all seeds of each.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
+        arm, baseline: the two arms.
+        name: the metric, a key of METRICS.
+    """
     ours, theirs = results[arm], results[baseline]
     shared = sorted(ours.keys() & theirs.keys())
     if not ours or not theirs:
@@ -89,8 +112,15 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) 
 
 
 def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> Results:
-    """The results as means over `tasks`, for the arms whose runs all have these tasks. Unchanged where `tasks` are all
-    tasks of the metric."""
+    """The results of arms as means over some of the tasks of a metric, {arm: {seed: result}}, for the arms whose runs
+    all have these tasks. Where these are all tasks that an arm has, its results are unchanged.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result over all tasks of the metric}}.
+        name: the metric, a key of METRICS.
+        tasks: the names of the tasks.
+    """
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]
@@ -106,8 +136,16 @@ def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> R
 
 
 def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> list[Stratum]:
-    """The differences of two arms as a stratum for each task: [seeds, items or clusters], with the weights of the
-    items. Where the arms are not paired they are averaged over seeds, [1, items or clusters]."""
+    """The differences of two arms on the items of each task: a Stratum [seeds, items or clusters] for each task. Where
+    the seeds of the arms are not paired, the results are averaged over seeds before they are subtracted, [1, items or
+    clusters].
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        arm, baseline: the two arms.
+        pairs: the seeds and tasks that are compared, from `pairing`.
+        name: the metric, a key of METRICS.
+    """
     differences = []
     for task in pairs.tasks:
         ours, theirs = item_scores(cells, arm, pairs.seeds[0], task), item_scores(cells, baseline, pairs.seeds[1], task)
@@ -133,15 +171,20 @@ def pair(
     share: Callable[[int], float] = lambda seeds: 1.0,
     borrowed: Part | None = None,
 ) -> Comparison | None:
-    """The comparison of two arms; None where they cannot be compared (see `pairing`).
+    """The comparison of two arms on a metric, without multiple-comparison correction; None where an arm has no result
+    or the arms have no task in common that was evaluated in the same way.
 
     Args:
-        controlled: whether the other arms of `results` may be used to estimate the noise.
-        floor: the variance between runs that differ only in the seed, used where the two arms share a single seed.
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
+        arm, baseline: the two arms; the difference is that of `arm` minus `baseline`.
+        name: the metric, a key of METRICS.
+        controlled: whether the other arms in `results` may be used to estimate the noise.
+        floor: the variance between runs that differ only in the seed, used where the two arms share a single seed; None
+            where it is unknown.
+        share: a function of the number of seeds: the share of alpha (LEVEL) that a test at this number may use.
         borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the
-        seeds.
-        share: a function of the number of seeds: the share of the significance level that a test at this number may
-            use.
+            seeds; None: it is not used.
     """
     pairs = pairing(cells, results, arm, baseline, name)
     if pairs is None or not pairs.tasks:
@@ -164,19 +207,31 @@ def pair(
 
 
 def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
-    """{number of seeds: share of the level that the test at this number may spend}; 1 for the only test where the
-    number of seeds was fixed before the runs."""
+    """A function of the number of seeds: the share of alpha (LEVEL) that the test at this number may use. It is always
+    1 where the number of seeds was fixed before the runs, so that there is only one test.
+
+    Args:
+        criteria: the criteria of the study, which say whether seeds are added until it is decided.
+        tests: the number of arms that are compared.
+    """
     return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
 
 def comparisons(
     study: Any, cells: Cells, results: Results, name: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
-    """{arm: its comparison with the baseline}, before any correction for their number.
+    """The comparison of each arm of a study with the baseline on a metric, {arm: Comparison}, without
+    multiple-comparison correction. Arms that cannot be compared are left out.
 
     Args:
-        noise: results of runs that differ only in the seed, by group, for the noise floor.
-        borrowed: as in `pair`.
+        study: a Collection.
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
+        name: the metric, a key of METRICS.
+        noise: {name of a group: {seed: result}} of other runs that differ only in the seed within a group. They add to
+            the estimate of the noise where an arm shares a single seed with the baseline.
+        borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the
+            seeds; None: it is not used.
     """
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
@@ -191,11 +246,17 @@ def comparisons(
 
 
 def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple[dict[str, str], dict[str, float]]]:
-    """Rankings of the arms, one for each group of arms that can be ranked together: [({arm: its place or range of
-    places}, {arm: its mean})].
+    """Rankings of the arms by a metric, one for each group of arms that can be ranked together: [({arm: its place or
+    range of places}, {arm: its mean})].
 
     In a group, of any two arms one was evaluated on all tasks of the other; means are over the tasks that all arms of
-    the group have. Every pair of arms is compared, with a correction for the number of pairs.
+    the group have. Every pair of arms is compared, with a multiple-comparison correction for the number of pairs.
+
+    Args:
+        study: a Collection.
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
+        name: the metric, a key of METRICS.
     """
     floor, rankings = noise_floor(results), []
     left = [arm for arm in study.arms if results[arm]]

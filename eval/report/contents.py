@@ -56,6 +56,6 @@ SECTIONS = (
 
 
 def contents(f: Findings) -> list[Section]:
-    """The sections of a report that are not empty, in order."""
+    """The sections of a report in order, without empty ones. `f`: the findings of the study."""
     sections = [section(f) for section in SECTIONS]
     return [section for section in sections if not section.is_empty]

@@ -1,4 +1,5 @@
-"""Effects of a factorial: contrasts of all arms, paired by seed and by item, with the noise of both."""
+"""Effects of a factorial: contrasts (weighted sums) of all arms, paired by seed and by item, with the noise of seeds
+and items."""
 
 import numpy as np
 
@@ -17,8 +18,16 @@ Coefficients = dict[str, float]  # {arm: its weight}
 def effects(
     design: Factorial | None, baseline: str, cells: Cells, results: Results, name: str
 ) -> dict[int, Comparison]:
-    """{effect: its estimate and noise} of a factorial on a metric, before any correction for their number. Empty for
-    another study, and while a combination has no result."""
+    """The effects of a factorial on a metric, {bit mask of the effect's factors: Comparison with 0}, without
+    multiple-comparison correction. Empty while a combination of factors has no result.
+
+    Args:
+        design: the factorial; None for another study, which has no effects.
+        baseline: the arm in which no factor is changed.
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
+        name: the metric, a key of compare.METRICS.
+    """
     if not design:
         return {}
     results = {arm: row for arm, row in results.items() if row}
@@ -31,8 +40,15 @@ def effects(
 
 
 def contrast(cells: Cells, results: Results, weights: Coefficients, name: str) -> Comparison | None:
-    """The weighted sum of arms, over the seeds that all of them have and the tasks on which all were evaluated in the
-    same way; None where there are no such seeds or tasks."""
+    """The weighted sum of arms as a Comparison with 0, over the seeds that all of them have and the tasks on which all
+    were evaluated in the same way; None where there are no such seeds or tasks.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
+        weights: {arm: its weight}.
+        name: the metric, a key of compare.METRICS.
+    """
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
@@ -49,9 +65,16 @@ def contrast(cells: Cells, results: Results, weights: Coefficients, name: str) -
 
 
 def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) -> Part | None:
-    """The variance that the seeds give to the mean of a contrast, as `eval.statistics.seed_part` has it of two arms:
-    the residual variance of arms and seeds, pooled; the contrast's own where an arm scatters more than the others and
-    that asks for more. None with one seed."""
+    """The variance that the seeds give to the mean of a contrast; None with one seed. As
+    `eval.statistics.seeds.seed_part` does for two arms, it uses the residual variance after fitting arms and seeds,
+    pooled over arms; or, where an arm scatters more than the others and this gives a wider interval, the variance of
+    the contrast between seeds.
+
+    Args:
+        results: {arm: {seed: result}}.
+        weights: {arm: its weight}.
+        by_seed: the contrast for each seed, [seeds].
+    """
     seeds = len(by_seed)
     if seeds < 2:
         return None
@@ -66,7 +89,15 @@ def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) 
 def contrast_strata(
     cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, name: str
 ) -> list[Stratum]:
-    """Per task, the contrast item by item [seeds, items or clusters], and the items' weights."""
+    """The weighted sum of arms on the items of each task: a Stratum [seeds, items or clusters] for each task.
+
+    Args:
+        cells: {(arm, seed): content of the run directory}.
+        seeds: the seeds that all arms have.
+        tasks: the names of the tasks.
+        weights: {arm: its weight}.
+        name: the metric, a key of compare.METRICS.
+    """
     strata = []
     for task in tasks:
         items = {arm: item_scores(cells, arm, seeds, task) for arm in weights}

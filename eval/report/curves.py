@@ -13,10 +13,15 @@ Curve = tuple[np.ndarray, np.ndarray]  # x, y
 
 
 def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
-    """Tokens and training loss: [lines of the log].
+    """The training loss in the log of a run, as two arrays [lines of the log]: the tokens so far, and the loss.
 
-    With `clock`, seconds of training and the loss at them. Runs by a wall clock are logged at times of their own: they
-    are read at points in time that all runs of one budget have in common, on straight lines between lines of the log.
+    With `clock` the arrays are seconds of training and loss, for runs whose budget is a wall clock. Such runs are
+    logged at different times: their losses are interpolated linearly between lines of the log, at times that all runs
+    of one budget have in common.
+
+    Args:
+        cell: the content of the run directory, from `runs.read`.
+        clock: use seconds in place of tokens.
     """
     rows = cell["metrics"]
     loss = np.array([row["loss"] for row in rows])
@@ -31,9 +36,11 @@ def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
 
 
 def binned(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Curves of one arm or of differences, averaged in common bins: tokens or seconds [bins], {seed: values [bins]}.
+    """Curves of one arm, averaged in common bins: tokens or seconds [bins], and {seed: values [bins]}. Only points that
+    every curve has are used, so that all seeds are averaged over the same points.
 
-    Only points that every curve has are used, so that all seeds are averaged over the same ones.
+    Args:
+        curves: {seed: curve}, of losses or of differences of losses.
     """
     common = np.array(sorted(set.intersection(*(set(tokens) for tokens, _ in curves.values()))))
     if not len(common):
@@ -49,7 +56,7 @@ def binned(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]
 
 
 def subtract(a: Curve, b: Curve) -> Curve:
-    """The difference a - b at the points that both curves have."""
+    """The difference of two curves, a - b, at the points that both have."""
     subtrahend = dict(zip(*b, strict=True))
     common = [(t, loss - subtrahend[t]) for t, loss in zip(*a, strict=True) if t in subtrahend]
     return np.array([t for t, _ in common]), np.array([loss for _, loss in common])

@@ -30,7 +30,8 @@ def spent(cell: dict[str, Any]) -> dict[str, Any]:
     "tokens", "flops", "peak"}.
 
     "hours" are those of all processors together. "kwh" is None where no power is known. "peak" is the number of FLOPs
-    that the devices could have done in the time, None where their peak is not known.
+    that the devices could have done in this time, None where their peak is not known. "power" is the source of "watts".
+    `cell`: the content of the run directory, from `runs.read`.
     """
     hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
     device = hardware["device"]
@@ -55,8 +56,8 @@ def spent(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def flops_per_token(model: dict[str, Any]) -> int | None:
-    """Training FLOPs per token; None for a configuration that this version does not know, since runs of others may be
-    older or newer."""
+    """The training FLOPs per token of a model; None for a configuration that this version does not know, since the run
+    may have been made by an older or newer version. `model`: the model's part of the configuration."""
     from model.config import ModelConfig
     from model.count import flops_per_token
 

@@ -16,9 +16,10 @@ REASONS = 3  # that are written out
 class External(NamedTuple):
     """The GLUE results of a checkpoint that is not a run.
 
-    name: the name of the folder with the results.
-    table: the content of glue.json; empty where it is damaged.
-    damage: what is wrong with that file; "" where nothing is.
+    Args:
+        name: the name of the folder with the results.
+        table: the content of glue.json; empty where the file is damaged.
+        damage: what is wrong with glue.json; "" where nothing is.
     """
 
     name: str
@@ -27,7 +28,8 @@ class External(NamedTuple):
 
 
 def read_external(folder: Path) -> External:
-    """The results in a folder. A damaged file is named in the result, and does not raise.
+    """The GLUE results of a checkpoint, from a folder that eval.finetune has written. Where glue.json is damaged the
+    result says so, and no error is raised.
 
     Raises:
         ValueError: the folder has no glue.json.
@@ -46,7 +48,7 @@ def read_external(folder: Path) -> External:
 
 
 def read_all_external(folders: list[str]) -> list[External]:
-    """The results in several folders, in the order in which they are given.
+    """The GLUE results of several checkpoints, from the given folders and in their order.
 
     Raises:
         ValueError: a folder has no glue.json, or two folders have the same name.
@@ -59,7 +61,12 @@ def read_all_external(folders: list[str]) -> list[External]:
 
 
 def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
-    """Everything that has to be equal for showing two models beside each other on a task of GLUE: {name: value}."""
+    """Everything that has to be equal for showing two models beside each other on a task of GLUE: {name: value}.
+
+    Args:
+        table: the content of a glue.json.
+        task: the name of the task.
+    """
     entry, setting = table["scores"][task], table.get("setting") or {}
     return {
         "metric": entry["study"]["metric"],
@@ -71,8 +78,14 @@ def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
-    """Why a checkpoint cannot be shown beside the runs on a task; "" where it can, since all runs with this task were
-    fine-tuned under the same conditions."""
+    """Why a checkpoint cannot be shown beside the runs on a task of GLUE; "" where it can, since all runs with this
+    task were fine-tuned under the same conditions.
+
+    Args:
+        table: the content of the checkpoint's glue.json.
+        runs: the contents of the runs' glue.json.
+        task: the name of the task.
+    """
     having = [run for run in runs if task in run["scores"]]
     if not having:
         return "no run was asked it"
@@ -90,8 +103,14 @@ def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], tas
 
 
 def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str]) -> list[str]:
-    """Differences in the fine-tuning of a checkpoint and of the runs beside it that do not prevent a comparison: those
-    that follow from the model, and the number of seeds."""
+    """Sentences on differences between the fine-tuning of a checkpoint and of the runs beside it that do not prevent a
+    comparison: those that follow from the model, and the number of seeds.
+
+    Args:
+        table: the content of the checkpoint's glue.json.
+        runs: the contents of the runs' glue.json.
+        tasks: the names of the tasks that are shown.
+    """
     lines = []
     for name in OF_THE_MODEL:
         value, others = (table.get("setting") or {}).get(name), [(run.get("setting") or {}).get(name) for run in runs]
@@ -106,6 +125,12 @@ def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str])
 
 
 def value_beside_runs(name: str, value: Any, others: list[Any]) -> str:
-    """A value of the checkpoint and the values of the runs, in words."""
+    """A value of a checkpoint and the values of the runs, in words.
+
+    Args:
+        name: what the values are.
+        value: that of the checkpoint; None: not recorded.
+        others: those of the runs; None: not recorded.
+    """
     words = dict.fromkeys("not recorded" if other is None else in_one_line(other)[:60] for other in others)
     return f"{name} {'not recorded' if value is None else in_one_line(value)[:60]}, of the runs {' and '.join(words)}"

@@ -53,12 +53,12 @@ class Findings(NamedTuple):
 
     @property
     def primary(self) -> str:
-        """The primary metric, which decides the study."""
+        """The name of the primary metric, which decides the study."""
         return self.study.criteria.metric
 
     @property
     def margins(self) -> dict[str, float]:
-        """{metric: margin}. Arms whose difference is within the margin count as equivalent."""
+        """The margins within which two arms count as equivalent: {metric: margin}."""
         return self.study.criteria.margins
 
     @property
@@ -69,16 +69,16 @@ class Findings(NamedTuple):
         return self.study.arms.index(arm) % SERIES
 
     def line_style(self, arm: str) -> str:
-        """The line style of an arm in figures: dashed where its colour is used a second time."""
+        """The line style of an arm in figures: "dash" where its colour is used a second time, else ""."""
         return "dash" if self.study.arms.index(arm) >= SERIES else ""
 
     def distinct_results(self, name: str) -> Results:
-        """The results on a metric, without arms whose setting had no effect, since the same runs would otherwise enter
-        the noise between seeds twice."""
+        """The results on a metric, {arm: {seed: result}}, without arms whose setting had no effect, since their runs
+        would otherwise enter the noise between seeds twice. `name`: the metric."""
         return {arm: row for arm, row in self.results[name].items() if arm not in self.same}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
-        """{arm: {seed: cell}} of the cells that have an entry under `key`."""
+        """The contents of those run directories that have an entry `key`, such as "eval": {arm: {seed: content}}."""
         cells = {
             arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
             for arm in self.study.arms
@@ -86,12 +86,12 @@ class Findings(NamedTuple):
         return {arm: seeds for arm, seeds in cells.items() if seeds}
 
     def left_out(self, arm: str, name: str) -> list[str]:
-        """The tasks of a metric on which an arm and the baseline are not compared."""
+        """The tasks of a metric that are left out of the comparison of an arm with the baseline. `name`: the metric."""
         pairs = pairing(self.cells, self.results[name], arm, self.baseline, name)
         return pairs.left_out if pairs else []
 
     def decision(self, arm: str, name: str) -> Verdict:
-        """The verdict on an arm, from its comparison with the baseline."""
+        """The verdict on an arm by a metric, from its comparison with the baseline. `name`: the metric."""
         metric, comparison = METRICS[name], self.compared[name][arm]
         return verdict(
             comparison,
@@ -103,19 +103,21 @@ class Findings(NamedTuple):
         )
 
     def verdict(self, arm: str, name: str) -> str:
-        """The verdict on an arm in words, with the number of tasks that are left out, and whether it is exploratory."""
+        """The verdict on an arm by a metric in words, with the number of tasks that are left out, and whether the
+        verdict is exploratory. `name`: the metric."""
         decision = self.decision(arm, name)
         words = f"exploratory: {decision.words}" if self.exploratory(arm, name) else decision.words
         count = len(self.left_out(arm, name))
         return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
 
     def exploratory(self, arm: str, name: str) -> bool:
-        """Whether a verdict depends on something that was not named before the runs: a metric other than the primary
-        one, a margin, or a stored noise floor."""
+        """Whether the verdict on an arm by the metric `name` is exploratory: it depends on something that was not named
+        before the runs, which may be a metric other than the primary one, a margin, or a stored noise floor."""
         return self.chosen_late(self.decision(arm, name).kind, name)
 
     def chosen_late(self, kind: str, name: str) -> bool:
-        """Whether a verdict of this kind would depend on something that was chosen after the runs had begun."""
+        """Whether a verdict of this kind ("better", "equivalent" ...) by the metric `name` would depend on something
+        that was not named before the runs had begun."""
         if kind == "undecided":
             return False
         is_primary = name == self.primary == self.primary_before
@@ -123,8 +125,9 @@ class Findings(NamedTuple):
         return not is_primary or late_floor or (kind == "equivalent" and name not in self.named_before)
 
     def missing(self, arm: str, name: str) -> str:
-        """A sentence: how many more seeds would decide a comparison if the difference and the noise stay the same, and
-        what they would cost. "" where this is unknown, as for runs that were not planned as one study."""
+        """A sentence on how many more seeds would decide the comparison of an arm with the baseline by the metric
+        `name`, if the difference and the noise stay the same, and what the seeds would cost. "" where this is unknown,
+        as for runs that were not planned as one study."""
         comparison, results = self.compared[name][arm], self.results[name]
         seeds = len(results[arm].keys() & results[self.baseline].keys())
         if not self.controlled or not comparison.seeds or not comparison.replicated or seeds < 2:
@@ -138,7 +141,8 @@ class Findings(NamedTuple):
         return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price(more)}"
 
     def price(self, seeds: int) -> str:
-        """The cost of `seeds` more seeds of every arm, from the hours of finished runs; "" where there are none."""
+        """The cost of `seeds` more seeds of every arm as text, such as ", 12 GPU-hours", from the mean hours of
+        finished runs; "" where no run is finished."""
         costs = [spent(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
         if not costs or len({cost["unit"] for cost in costs}) > 1:
             return ""
@@ -146,17 +150,17 @@ class Findings(NamedTuple):
         return f", {hours:.2g} {costs[0]['unit']}-hours"
 
     def marked_verdict(self, arm: str, name: str) -> str:
-        """`verdict`, bold where it is better or worse."""
+        """The result of `verdict`, the verdict on an arm in words, in bold where it is better or worse."""
         words = self.verdict(arm, name)
         return f"**{words}**" if self.decision(arm, name).kind in ("better", "worse") else words
 
     def factors(self) -> set[str]:
-        """The settings in which the arms differ from the baseline."""
+        """The names of the settings in which the arms differ from the baseline."""
         planned = [self.study.cell(arm, seed) for arm in self.study.arms for seed in self.study.seeds]
         return {key for cell in planned if cell for key in cell.delta}
 
     def caution(self) -> list[str]:
-        """A sentence to read before training losses are compared; none where they can be compared."""
+        """A list with the sentence to read before training losses are compared; empty where they can be compared."""
         differs = any(key.startswith("data.") or key == "model.vocab" for key in self.factors())
         return [TEXT_DIFFERS] if differs else []
 
@@ -166,13 +170,19 @@ class Findings(NamedTuple):
 
 
 def length(train: dict[str, Any]) -> str:
-    """The length of a run in words, from its settings."""
+    """The length of a run in words, such as "1,000,000 tokens". `train`: the training part of its configuration."""
     budget = train.get("budget", "tokens")
     return f"{train['tokens']:,} tokens" if budget == "tokens" else in_one_line(budget)
 
 
 def collect(study: Any, cells: Cells, key: str) -> Results:
-    """{arm: {seed: the value of entry `key` in eval.json}} of the cells that have it."""
+    """The results of a study on a metric, {arm: {seed: result}}, of the runs that have one.
+
+    Args:
+        study: an ablations.study.Study, or a Collection.
+        cells: {(arm, seed): content of the run directory}.
+        key: the entry of the metric in eval.json.
+    """
     return {
         arm: {
             seed: cells[arm, seed]["eval"][key]["value"]
@@ -193,9 +203,12 @@ def gather(
 
     Args:
         study: an ablations.study.Study, or a Collection.
-        noise: directories of runs that differ only in the seed, for the noise between seeds.
+        noise: directories of other runs that differ only in the seed, for the noise between seeds.
         beside: which published results to show, one of `eval.report.request.BESIDE`.
         external: GLUE results of external checkpoints.
+
+    Raises:
+        ValueError: a directory in `noise` is damaged, or the stored noise floor is not that of this study.
     """
     cells = read_all(study)
     criteria, named_before = criteria_of(study, cells)
@@ -253,18 +266,31 @@ def gather(
 def corrected(
     arms: dict[str, Comparison], effects: dict[int, Comparison]
 ) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
-    """All comparisons of a study on a metric, corrected together as one family: arms against the baseline, and in a
-    factorial main effects and interactions. As three families of 5 % each, 8 to 12 % of factorials whose combinations
-    do not differ would have a wrong verdict (docs/statistics.md)."""
+    """All comparisons of a study on a metric after multiple-comparison correction together, as one family: arms against
+    the baseline, and in a factorial main effects and interactions. With three families of 5 % each, 8 to 12 % of
+    factorials whose combinations do not differ would have a wrong verdict (docs/statistics.md).
+
+    Args:
+        arms: {arm: comparison with the baseline}.
+        effects: {bit mask of the effect's factors: comparison with 0}; empty where the study is not a factorial.
+
+    Returns: the two dictionaries with corrected comparisons.
+    """
     both = family(arms | effects)
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
 
 def noise_floor_parts(study: Collection, cells: Cells, names: list[str]) -> dict[str, Part]:
-    """{metric: the variance of single runs} of the study's stored noise floor, where it has the metric.
+    """The variance of single runs by the study's stored noise floor, {metric: variance}, for the metrics that the floor
+    has. Empty where the study uses no noise floor.
+
+    Args:
+        study: the study.
+        cells: {(arm, seed): content of the run directory}.
+        names: the metrics.
 
     Raises:
-        ValueError: it was measured with another baseline, text, budget or evaluation.
+        ValueError: the floor was measured with another baseline, text, budget or evaluation.
     """
     floor = study.criteria.noise_floor
     if floor is None:
@@ -276,10 +302,11 @@ def noise_floor_parts(study: Collection, cells: Cells, names: list[str]) -> dict
 
 
 def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
-    """{metric: the noise, in the form that ablations/plan/power.py reads}, for metrics with several seeds.
+    """The noise of a study for each metric with several seeds, in the form that ablations/plan/power.py reads: {metric:
+    {"seed_sd", "dof", "items", "unit"}}.
 
-    Where the variance from the items cannot be estimated separately, their whole variance with these seeds is used,
-    since a plan without noise from the items would be too optimistic.
+    Where the variance from the items cannot be estimated separately from the interaction of items and seeds, the sum of
+    the two is used, since a plan without noise from the items would be too optimistic.
     """
     recorded = {}
     for name, compared in f.compared.items():
@@ -299,7 +326,8 @@ def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
 
 
 def items_with_seeds(f: Findings, arm: str, name: str) -> float:
-    """The variance that the items give to a difference as these seeds answered them."""
+    """The variance that the items give to the difference of an arm and the baseline, including the interaction of items
+    and seeds. `name`: the metric."""
     pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
     whole, _ = item_part_with_rest(strata(f.cells, arm, f.baseline, pairs, name) if pairs else [])
     return whole.variance

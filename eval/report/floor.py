@@ -16,7 +16,8 @@ REASONS_SHOWN = 6
 
 def description(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything that has to be equal in two runs so that a noise floor measured with one holds for the other:
-    settings, text and evaluation. Settings that the run's version did not have get the value that was in effect."""
+    {"settings", "text", "evaluation"}, a dictionary each. Settings that the run's version did not have get the value
+    that was in effect. `cell`: the content of the directory of an evaluated run."""
     data, config = cell["run"]["data"], ABSENT | flatten(cell["run"]["config"])
     settings = {key: value for key, value in config.items() if is_setting(key)}
     text = {"text": data["sha256"], "tokenizer": data["tokenizer"]["sha256"]}
@@ -31,7 +32,13 @@ def tasks_digest(cell: dict[str, Any], name: str) -> str:
 
 def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
     """Why a study may not use a noise floor: the settings in which its baseline differs from the floor's runs; "" where
-    it may, or no run is evaluated yet."""
+    it may use the floor, or no run of the baseline is evaluated yet.
+
+    Args:
+        floor: the noise floor.
+        cells: {(arm, seed): content of the run directory} of the study.
+        baseline: the arm that is the baseline.
+    """
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
         return ""
@@ -48,8 +55,15 @@ def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
 
 
 def noise_floor_part(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part | None:
-    """The variance of a single run on a metric, from the runs of the floor that are not part of the study; None where
-    these are fewer than two, or were evaluated on other tasks."""
+    """The variance of a single run on a metric, from the runs of a noise floor that are not part of the study; None
+    where there are fewer than two such runs, or they were evaluated on other tasks.
+
+    Args:
+        floor: the noise floor.
+        cells: {(arm, seed): content of the run directory} of the study.
+        baseline: the arm that is the baseline.
+        name: the metric.
+    """
     metric = floor.content["metrics"].get(name)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not metric or not judged or metric["tasks"] != tasks_digest(judged[0], name):

@@ -13,7 +13,7 @@ from eval.report.blocks import Code, Figure, Image, Section, Table
 
 
 def markdown(title: str, sections: list[Section]) -> str:
-    """A report as Markdown, without figures, which are only on the HTML page."""
+    """A report as Markdown. Figures are left out, since they are only on the HTML page."""
     parts = [f"# {printable(title)}"]
     for section in sections:
         if all(isinstance(block, Figure) for block in section.blocks):
@@ -41,7 +41,7 @@ def markdown_table(table: Table) -> str:
 
 
 def plain_text(table: Table) -> str:
-    """A table for the terminal, with aligned columns."""
+    """A table as text for the terminal, with aligned columns."""
     lines = [
         [printable(re.sub(r"\*\*|`", "", cell)).replace("\n", " ") for cell in line]
         for line in (table.head, *table.rows)
@@ -73,7 +73,7 @@ LATEX = {
 
 
 def latex(table: Table, caption: str) -> str:
-    """A table for a paper (packages: booktabs)."""
+    """A table as LaTeX for a paper, with a caption; it needs the package booktabs."""
 
     def words(cell: str) -> str:
         escaped = "".join(LATEX.get(character, character) for character in printable(cell))
@@ -100,7 +100,7 @@ def latex(table: Table, caption: str) -> str:
 
 
 def comma_separated(lines: list[list]) -> str:
-    """Lines of values as CSV."""
+    """Lines of values as CSV text, without control characters."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     for line in lines:

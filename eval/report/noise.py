@@ -1,8 +1,8 @@
 """Measures the noise floor of a baseline, from runs that differ only in the seed.
 
 `python -m eval.report.noise STUDY=baseline SEEDS=5 FIRST_SEED=1001 SIZE=nano` writes it to ablations/noise, or to
-OUT/noise where that cannot be written. Its seeds are not those of studies, so that the noise is estimated independently
-of their comparisons.
+OUT/noise where ablations/noise cannot be written. Its seeds are not those of studies, so that the noise is estimated
+independently of the comparisons of studies.
 """
 
 import json
@@ -26,8 +26,15 @@ FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 
 
 def measured(f: Findings) -> dict[str, Any]:
-    """The noise floor, as it is stored. Raises ValueError where no noise can be estimated from the runs, or they were
-    not trained and evaluated in the same way."""
+    """The noise floor of a study's baseline, as the JSON object that is stored.
+
+    Args:
+        f: the findings of a study whose runs of the baseline differ only in the seed.
+
+    Raises:
+        ValueError: fewer than FEWEST_SEEDS runs are finished and evaluated, or the runs were not trained and evaluated
+            in the same way.
+    """
     cells = {run: cell for run, cell in f.cells.items() if run[0] == f.baseline and "eval" in cell}
     if len(cells) < FEWEST_SEEDS:
         raise ValueError(f"{len(cells)} runs of {f.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
@@ -67,7 +74,7 @@ def measured(f: Findings) -> dict[str, Any]:
 
 def main(words: list[str]) -> int:
     """Write the noise floor of a study's baseline; with --check as the first word, only check the words. Exit codes: 0;
-    1, it cannot be written; 2, there is none."""
+    1, the noise floor cannot be written; 2, the words are not valid or no noise floor can be measured."""
     as_json = answers.asks_for_json(words)
     try:
         check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]

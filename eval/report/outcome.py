@@ -11,10 +11,14 @@ EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "
 def outcome(f: Findings) -> dict[str, Any]:
     """The verdict on each arm by the primary metric, and the outcome of the study.
 
+    Args:
+        f: the findings of the study.
+
     Returns:
-        "metric"; "arms": {arm: {"kind", "words", "exploratory"}}; and "outcome", one of EXIT_CODES. It is "refused"
-        where arms have results that cannot be compared. It is "undecided" where an arm is undecided, has no result, or
-        has an exploratory verdict, which depends on a metric, margin or noise floor that was chosen after the runs.
+        {"metric"; "arms": {arm: {"kind", "words", "exploratory"}}; "outcome": one of EXIT_CODES}. The outcome is
+        "refused" where arms have results that cannot be compared. It is "undecided" where an arm is undecided, has no
+        result, or has an exploratory verdict, which depends on a metric, margin or noise floor that was chosen after
+        the runs.
     """
     name, arms = f.primary, {}
     results = f.results.get(name, {})

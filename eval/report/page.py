@@ -118,7 +118,8 @@ def section(part: Section) -> str:
 
 
 def fitted(svg: str) -> str:
-    """A figure as HTML. One that is wider than the others gets a scroll bar and is not shrunk."""
+    """A figure as HTML. One that is wider than the others gets a scroll bar and is not shrunk. `svg`: the figure as an
+    <svg>."""
     width = float(re.findall(r'viewBox="0 0 ([\d.]+)', svg)[0])
     return svg if width <= 420 else svg.replace("<svg ", f'<svg style="min-width:{0.85 * width:.0f}px" ', 1)
 
@@ -142,13 +143,14 @@ def paragraph(text: str) -> str:
 
 
 def marked_up(text: str) -> str:
-    """A text of a report as HTML, with its **bold** and `code`."""
+    """A text of a report as HTML, in which **bold** and `code` are marked up."""
     bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text, quote=False))
     return re.sub(r"`(.+?)`", r"<code>\1</code>", bold)
 
 
 def escape(text: str, quote: bool = True) -> str:
-    """A text escaped for HTML, without control characters, which foreign run directories may contain."""
+    """A text escaped for HTML, with its quotation marks where `quote` is true, and without control characters, which
+    foreign run directories may contain."""
     return html.escape(printable(text), quote)
 
 

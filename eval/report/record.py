@@ -25,13 +25,12 @@ REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
     """Write the record of a study to the directory `out`. Runs that are missing, damaged, unfinished or not evaluated
-    are named, and the others are reported.
+    are named, and the others are reported. Returns the text for the terminal.
 
     Args:
         study: an ablations.study.Study, or a Collection.
-        noise: directories of runs that differ only in the seed, for the noise between seeds.
-
-    Returns: the text for the terminal.
+        out: the directory of the record.
+        noise: directories of other runs that differ only in the seed, for the noise between seeds.
     """
     findings = gather(study, noise)
     write(findings, out)
@@ -39,7 +38,8 @@ def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
 
 
 def write(f: Findings, out: Path) -> None:
-    """Write the files of a record, all of them or none. Raises OSError."""
+    """Write the files of a record to the directory `out`, all of them or none. Raises OSError where they cannot be
+    written. `f`: the findings of the study."""
     sections = contents(f)
     figures = [*loss_curves(f)[:1], forest(f, "bits/byte"), *paired_curves(f), forest(f, "zero-shot")]
     write_together(
@@ -57,7 +57,12 @@ def write(f: Findings, out: Path) -> None:
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
     """Write several files so that a failure leaves the existing ones unchanged: all are written under temporary names
-    before the first one is renamed. Raises OSError."""
+    before the first one is renamed. Raises OSError where they cannot be written.
+
+    Args:
+        folder: where the files go.
+        texts: {name of a file: its content}.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
@@ -74,7 +79,8 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 
 
 def terminal_text(f: Findings) -> str:
-    """The text for the terminal: the table and the sentences that belong to it."""
+    """The text of a report for the terminal: the table, and the sentences that explain it. `f`: the findings of the
+    study."""
     table: Table = overview.table(f, f.study.title)
     notes = [*overview.no_effect(f), *overview.footnotes(f)]
     if f.refusals:
@@ -90,8 +96,9 @@ def terminal_text(f: Findings) -> str:
 
 
 def lost_runs(f: Findings, out: Path) -> str:
-    """The names of finished runs in the record at `out` that this report lacks. Runs are identified by their
-    configurations, wherever they were trained. Empty where there is no record."""
+    """The names of finished runs that the record in the folder `out` has and this report lacks, as one text; "" where
+    there are none or there is no record. Runs are identified by their configurations, wherever they were trained. `f`:
+    the findings of the study."""
     try:
         earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:
@@ -109,7 +116,8 @@ def lost_runs(f: Findings, out: Path) -> str:
 
 
 def csv_lines(cells: Cells) -> list[list]:
-    """results.csv: one line per run and task, and one for each of its overall results."""
+    """The lines of results.csv: a head, then one line per run and task, and for each run one per overall result.
+    `cells`: {(arm, seed): content of the run directory}."""
     lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
@@ -123,8 +131,8 @@ def csv_lines(cells: Cells) -> list[list]:
 
 
 def length(f: Findings) -> dict[str, Any]:
-    """The length of the runs, taken from the first one: its tokens; under a wall clock {"budget", "tokens": the trained
-    tokens, None before its end}."""
+    """The length of the runs, taken from the first one: {"tokens"}; for runs whose budget is a wall clock {"budget",
+    "tokens": the tokens that were trained, None before the end of the run}."""
     cell = next((cell for cell in f.cells.values() if "run" in cell), None)
     if cell is None:
         return {"tokens": None}
@@ -135,7 +143,8 @@ def length(f: Findings) -> dict[str, Any]:
 
 
 def record(f: Findings) -> dict[str, Any]:
-    """The content of run.json: the runs and their results."""
+    """The content of run.json of the record: the study, its runs, and their results and comparisons. `f`: the findings
+    of the study."""
     from_run = ("fingerprint", "commit", "versions", "hardware")
     configs = [cell["run"]["config"] for cell in f.cells.values() if "run" in cell]
     runs = []

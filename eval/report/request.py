@@ -40,7 +40,8 @@ class Request(NamedTuple):
 
 
 def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
-    """Whether VERDICT=1 asks for the verdict as the exit code; and the words without VERDICT. Raises ValueError."""
+    """Take VERDICT= out of the words of a report: whether VERDICT=1 asks for the verdict as the exit code, and the
+    other words. Raises ValueError where VERDICT has another value than 0 or 1, or is given twice."""
     values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(values) > 1 or (values and values[0] not in ("0", "1")):
         raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
@@ -48,10 +49,11 @@ def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
 
 
 def parse(words: list[str]) -> Request:
-    """The study, or the collection of runs, that the words ask for.
+    """Parse the words of a report: the study, or the collection of runs, that they ask for, and what is shown beside
+    it.
 
     Raises:
-        ValueError: a word is not valid, or a directory is not that of a run.
+        ValueError: a word is not valid, a directory is not that of a run, or no run has begun.
     """
     from ablations.study import HELP as STUDY_WORDS
     from ablations.study import folders, from_args
@@ -90,14 +92,15 @@ def parse(words: list[str]) -> Request:
 
 
 def criteria(values: dict[str, str]) -> Criteria:
-    """The criteria by which a collection of runs is judged. Raises ValueError."""
+    """The criteria by which a collection of runs is judged, from the words METRIC and MARGIN. Raises ValueError where a
+    value is not valid. `values`: {name of a word: its value}."""
     metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
     return Criteria(metric, margins_of_word(values.get("MARGIN", "")))
 
 
 def as_typed(word: str) -> str:
-    """A word of the command line, each path in it reduced to its last name: reports do not show the folders of this
-    machine."""
+    """A word of the command line as it is shown in a report, in which each path is reduced to its last name: reports do
+    not show the folders of this machine."""
     from ablations.study import folders
 
     name, _, value = word.partition("=")

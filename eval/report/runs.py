@@ -1,7 +1,8 @@
 """Reads run directories for a report.
 
 A run directory may be damaged, and may come from anyone. Damage is named in the state of the run, and does not affect
-other runs.
+other runs. Functions that read one file raise Damaged where the file is not what was written, or lacks what a report
+needs.
 """
 
 import math
@@ -72,8 +73,14 @@ GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": in
 
 
 def misfit(value: Any, shape: Any, name: str = "") -> str:
-    """The first key of `value` that does not fit `shape`, as a path such as a.b.c; "" where all fit. For shapes see
-    RUN."""
+    """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit.
+
+    Args:
+        value: the JSON value.
+        shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
+            RUN is an example.
+        name: the path of `value` itself, in recursive calls.
+    """
     if not isinstance(shape, dict):
         wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
         return name if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
@@ -92,10 +99,10 @@ def misfit(value: Any, shape: Any, name: str = "") -> str:
 
 
 def manifest(directory: Path) -> dict[str, Any]:
-    """run.json of a run directory.
+    """The content of run.json of a run directory.
 
     Raises:
-        Damaged: it is missing, is not that of a run, or was written by a version that wrote less.
+        Damaged: the file is missing, is not that of a run, or was written by a version that wrote less.
     """
     path = directory / rundir.RUN
     run = safe_files.read_json(path, [key for key in RUN if not key.endswith("?")])
@@ -113,8 +120,8 @@ def manifest(directory: Path) -> dict[str, Any]:
 
 
 def evaluation(path: Path) -> dict[str, Any]:
-    """The content of eval.json, or of the same file for weights saved during training. Raises Damaged, also where a
-    score is not finite."""
+    """The content of eval.json, or of eval-step_N.json for weights saved during training. Raises Damaged where the file
+    is missing or damaged, or a score is not finite."""
     result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
@@ -139,7 +146,8 @@ def evaluation(path: Path) -> dict[str, Any]:
 
 
 def samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in samples.jsonl.gz: {task: {item: outcome}}. Raises Damaged."""
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is not that of
+    an item."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
@@ -154,12 +162,12 @@ def samples(path: Path) -> dict[str, dict[str, Outcome]]:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The content of a run directory.
+    """The content of a run directory, as a dictionary. Damage is reported in the result, and no error is raised.
 
     Returns:
         state: "" for a run that is finished and evaluated; else a sentence on what is missing or wrong.
         damage: a sentence for each damaged file without which the run can still be reported.
-        run, metrics, done, registered, checkpoints, eval, samples: the contents of the files, where they exist.
+        run, metrics, done, registered, checkpoints, eval, samples, glue: the contents of the files, where they exist.
             "registered" are the lines of registered.jsonl, "checkpoints" the evaluations of weights saved during
             training, by tokens.
     """
@@ -220,7 +228,8 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 def _training_summary(path: Path) -> dict[str, Any]:
-    """The content of `done`, which training writes at its end. Raises Damaged."""
+    """The content of the file `done`, which training writes at its end. Raises Damaged where it is not what training
+    writes."""
     done = safe_files.read_json(path) or {}
     if key := misfit(done, DONE):
         raise Damaged(f"{path} is damaged: {key}")
@@ -228,7 +237,8 @@ def _training_summary(path: Path) -> dict[str, Any]:
 
 
 def glue_table(path: Path) -> dict[str, Any] | None:
-    """The table of fine-tuning (eval/finetune); None where there is none. Raises Damaged."""
+    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist. Raises
+    Damaged where it is not such a table."""
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
@@ -241,12 +251,12 @@ def glue_table(path: Path) -> dict[str, Any] | None:
 
 
 def _relative(message: Damaged | str, directory: Path) -> str:
-    """A message about a file of a run directory, with the path reduced to its part below the run directory."""
+    """A message about a file of a run directory, in which the path of the run directory is removed."""
     return printable(str(message).replace(f"{directory}/", "")).rstrip(".")
 
 
 def read_all(study: Any) -> Cells:
-    """{arm: {seed: content of the run directory}} of all runs of a study or collection."""
+    """The contents of the run directories of all runs of a study or collection: {(arm, seed): content, from `read`}."""
     planned = {(arm, seed): study.cell(arm, seed) for arm in study.arms for seed in study.seeds}
     return {key: read(cell.dir) for key, cell in planned.items() if cell}
 
@@ -263,7 +273,7 @@ def in_one_line(value: Any) -> str:
 
 
 def named(runs: list[tuple[str, int]]) -> str:
-    """Runs in words, by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)"."""
+    """Runs in words, by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)". `runs`: the (arm, seed) of each run."""
     seeds: dict[str, list[str]] = {}
     for arm, seed in runs:
         seeds.setdefault(arm, []).append(str(seed))
@@ -273,7 +283,8 @@ def named(runs: list[tuple[str, int]]) -> str:
 
 
 def by_clock(cell: dict[str, Any]) -> bool:
-    """Whether the budget of a run is a wall clock; no budget that this version does not know is."""
+    """Whether the budget of a run is a wall clock; false for a budget that this version does not know. `cell`: the
+    content of the run directory."""
     if "run" not in cell:
         return False
     try:

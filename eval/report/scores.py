@@ -16,8 +16,8 @@ TOLERANCE = 1e-6  # of a score, in its units: sums in another order, and numbers
 
 
 class Outcome(NamedTuple):
-    """The result of one item as numerator and denominator: for bits per byte the bits and bytes of a document, else the
-    score and 1.
+    """The result of one item as numerator (`value`) and denominator (`weight`): for bits per byte the bits and bytes of
+    a document, else the score and 1.
 
     cluster: the passage or document that the item shares with other items; "" where it shares none.
     """
@@ -28,12 +28,12 @@ class Outcome(NamedTuple):
 
 
 def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, Outcome]]) -> dict[str, Any]:
-    """Check the scores of an evaluation against its items, and return it with standard errors that take account of
-    items which share a passage or document.
+    """Check the scores of an evaluation against its items. Returns the content of eval.json with standard errors that
+    take account of items which share a passage or document.
 
     Args:
-        result: eval.json.
-        outcomes: of samples.jsonl.gz: {task: {item: outcome}}.
+        result: the content of eval.json.
+        outcomes: the content of samples.jsonl.gz, {task: {id of the item: outcome}}.
 
     Raises:
         Damaged: a score differs from the one that its items give.
@@ -75,18 +75,19 @@ def checked_task(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcom
 
 
 def finite(value: float) -> float | None:
-    """A number, or None where it is NaN, as the standard error of a single passage is."""
+    """A number, or None where it is NaN or infinite. The standard error of a single passage is NaN."""
     return value if np.isfinite(value) else None
 
 
 def clustered(outcomes: Mapping[str, Outcome]) -> bool:
-    """Whether some items share a passage or a document, according to their clusters."""
+    """Whether some items of a task share a passage or a document, according to their clusters. `outcomes`: {id of the
+    item: outcome}."""
     names = [row.cluster for row in outcomes.values() if row.cluster]
     return len(set(names)) < len(names)
 
 
 def mean(entries: list[dict[str, Any]]) -> float:
-    """The unweighted mean of the scores of tasks; nan without any."""
+    """The unweighted mean of the scores of tasks; NaN without any task. `entries`: the tasks' entries in eval.json."""
     return float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
 
 

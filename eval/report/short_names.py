@@ -14,7 +14,8 @@ COPIED = ("name", "title", "seeds", "command", "question", "expect", "criteria")
 
 
 def shortest_ends(names: Iterable[str]) -> dict[str, str]:
-    """{path: its shortest end that is not the end of another path}, with at least one part without a wildcard."""
+    """A short name for each path: {path: its shortest end that is not the end of another path}. The end has at least
+    one part without a wildcard."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
     for name, parts in parts_of.items():
@@ -25,8 +26,13 @@ def shortest_ends(names: Iterable[str]) -> dict[str, str]:
 
 
 def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
-    """A study and its cells with short names of corpora, tokenizers and task folders in the names of arms, tasks and
-    domains. Configurations keep the whole paths."""
+    """A study as a Collection, and the contents of its run directories, with short names of corpora, tokenizers and
+    task folders in the names of arms, tasks and domains. Configurations keep the whole paths.
+
+    Args:
+        study: an ablations.study.Study, or a Collection.
+        cells: {(arm, seed): content of the run directory}.
+    """
     corpora: set[str] = set()
     for key, cell in cells.items():
         config = study.cell(*key).config

@@ -11,7 +11,8 @@ from eval.report.sections.registered import FAILED, HELD, UNDECIDED
 
 
 def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The predictions of all records in some folders, and a sentence for each record that is damaged.
+    """The predictions in all records in some folders, and a sentence for each record that is damaged. Of records with
+    the same name, the one in the first folder counts.
 
     Returns:
         [{"record", "text", "metric", "outcome", "measured", "registered": whether before the runs}], and the sentences.
@@ -34,12 +35,13 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def counts(lines: list[dict[str, Any]]) -> dict[str, int]:
-    """{outcome: number of predictions}."""
+    """The number of predictions with each outcome, {outcome: number}. `lines`: predictions from `predictions`."""
     return {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in (HELD, FAILED, UNDECIDED)}
 
 
 def summary(lines: list[dict[str, Any]]) -> str:
-    """A sentence: how many predictions came true, of those that were registered before the runs, and of all."""
+    """Two sentences: how many predictions came true, of those that were registered before the runs, and of all.
+    `lines`: predictions from `predictions`."""
     sentences = []
     for words, some in (("Registered before the runs", [x for x in lines if x["registered"]]), ("All", lines)):
         number = counts(some)

@@ -33,20 +33,23 @@ JUDGED = ("bits/byte", "suite")  # not zero-shot: its questions are made from th
 
 
 class Task(NamedTuple):
-    """The outcomes of a task in the runs of several labels, summed by cluster."""
+    """The outcomes of a task in the runs of several labels (an arm at a learning rate is a label), summed by
+    cluster."""
 
     values: dict[str, np.ndarray]  # {label: [seeds, clusters]}
     weights: np.ndarray  # [clusters]
     half: np.ndarray  # [clusters], 0 or 1
 
     def losses(self, label: str, half: int) -> np.ndarray:
-        """The loss of each seed, [seeds], as the ratio of sums over the clusters of one half."""
+        """The loss of each seed of a label over one half of the documents, [seeds], as the ratio of sums over clusters.
+        `half`: 0 or 1."""
         chosen = self.half == half
         return self.values[label][:, chosen].sum(1) / self.weights[chosen].sum()
 
 
 def halves(names: list[str]) -> np.ndarray:
-    """0 or 1 for each name, which divides the names into two halves of equal size by the order of their hashes."""
+    """The half that each name belongs to, an array of 0 and 1. The order of the names' hashes divides them into two
+    halves of equal size."""
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     half = np.zeros(len(names), int)
     half[np.argsort(digests, kind="stable")[1::2]] = 1
@@ -54,7 +57,8 @@ def halves(names: list[str]) -> np.ndarray:
 
 
 class Candidates(NamedTuple):
-    """The runs from which the best learning rates of two arms are chosen, with the seeds that all of them have."""
+    """The runs of several arms at all learning rates, from which each arm's best rate is chosen, with the seeds that
+    all these runs have."""
 
     labels: dict[str, list[str]]  # {arm: its labels, by rising rate}
     seeds: list[int]
@@ -62,8 +66,14 @@ class Candidates(NamedTuple):
 
 
 def candidates(f: Findings, arms: list[str], name: str = CHOSEN_BY) -> Candidates | None:
-    """The candidates of several arms; None where a run at the common rate is missing, or there are too few documents
-    for two halves."""
+    """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
+    the common rate is missing, or there are too few documents for two halves.
+
+    Args:
+        f: the findings of the study.
+        arms: the arms.
+        name: the metric whose tasks are read.
+    """
     tuning, results = f.study.tuning, f.distinct_results(CHOSEN_BY)
     if not tuning or not all(results.get(arm) for arm in arms):
         return None
@@ -91,9 +101,11 @@ def task_of(f: Findings, labels: list[str], seeds: list[int], name: str, scale: 
 
 
 def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
-    """The label of an arm at the rate that is best for the other seeds on the other half of the documents.
+    """The label of an arm at the learning rate that is best for the other seeds on the other half of the documents.
 
     Args:
+        c: the runs to choose from.
+        arm: the arm.
         seed: the index of the seed that is judged. Where there is only one seed, it is used for the choice too.
         half: the half of the documents that is judged; None: both halves are used for the choice.
     """
@@ -107,7 +119,15 @@ def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
 
 
 def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
-    """The outcomes of an arm for each task, [seeds, clusters], each at the rate that was chosen without it."""
+    """The outcomes of an arm for each task, [seeds, clusters], each at the learning rate that was chosen without this
+    seed and, with `by_half`, without this half of the documents.
+
+    Args:
+        c: the runs to choose from.
+        arm: the arm.
+        tasks: the tasks that are judged.
+        by_half: whether the tasks consist of the same documents that the choice is made by.
+    """
     outcomes = []
     for task in tasks:
         values = np.empty((len(c.seeds), len(task.weights)))
@@ -121,7 +141,8 @@ def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> l
 
 
 def at_best(f: Findings, name: str) -> dict[str, Comparison]:
-    """{arm: its comparison with the baseline, each at its own best rate}, corrected for the number of arms."""
+    """The comparisons of arms with the baseline on a metric, each arm at its own best learning rate: {arm: Comparison},
+    after multiple-comparison correction. Empty where learning rates are not tuned. `name`: the metric."""
     compared = {}
     for arm in f.study.compared if f.study.tuning and name in JUDGED else ():
         c, judged = candidates(f, [arm, f.baseline]), candidates(f, [arm, f.baseline], name)
@@ -138,7 +159,15 @@ def results_of(f: Findings, c: Candidates, name: str) -> Results:
 def difference(
     c: Candidates, tasks: list[Task], arm: str, baseline: str, by_half: bool, results: Results
 ) -> Comparison:
-    """The comparison of two arms, each at its own best learning rate."""
+    """The comparison of two arms, each at its own best learning rate, without multiple-comparison correction.
+
+    Args:
+        c: the runs to choose the rates from.
+        tasks: the tasks that are judged.
+        arm, baseline: the two arms.
+        by_half: whether the tasks consist of the same documents that the choice is made by.
+        results: {label: {seed: result}} of all these runs, for the noise.
+    """
     ours, theirs = (cross_fitted(c, name, tasks, by_half) for name in (arm, baseline))
     strata = [Stratum(a - b, task.weights) for a, b, task in zip(ours, theirs, tasks, strict=True)]
     by_seed = np.mean([s.differences.sum(1) / s.weights.sum() for s in strata], axis=0)
@@ -149,9 +178,15 @@ def difference(
 
 
 def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | None:
-    """The variance of the mean difference that comes from the seeds and from the choice of the rates. It is pooled over
-    all rates of both arms; where runs scatter unequally and the variance of the differences themselves is larger, it is
-    that one. None with one seed."""
+    """The variance that the seeds and the choice of the learning rates give to the mean difference of two arms; None
+    with one seed. It is pooled over all rates of both arms; where runs scatter unequally and the differences between
+    seeds have a larger variance, it is the latter.
+
+    Args:
+        results: {label: {seed: result}} of all rates of both arms.
+        by_seed: the difference for each seed, [seeds].
+        choice: how many times the choice of rates multiplies a variance.
+    """
     n = len(by_seed)
     if n < 2:
         return None
@@ -167,7 +202,8 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | N
 
 
 def basin(f: Findings, arm: str) -> dict[float, float]:
-    """{learning rate: mean bits per byte over the seeds}, of the rates that all seeds of the common rate finished."""
+    """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}, of the rates at which
+    all seeds of the common rate are finished."""
     tuning, results = f.study.tuning, f.results[CHOSEN_BY]
     if not tuning:
         return {}
@@ -179,7 +215,7 @@ def basin(f: Findings, arm: str) -> dict[float, float]:
 
 
 def sensitivity(losses: dict[float, float]) -> float:
-    """How much the loss exceeds its minimum, averaged over the grid of rates, which is even in their logarithm: the LR
-    sensitivity of Wortsman et al. 2023 (arXiv:2309.14322), but without diverged runs, which there count with the
-    initial loss."""
+    """How much the loss exceeds its minimum, averaged over the grid of learning rates, which are evenly spaced in their
+    logarithm: the LR sensitivity of Wortsman et al. 2023 (arXiv:2309.14322), but without diverged runs, which the paper
+    counts with the initial loss. `losses`: {learning rate: loss}."""
     return float(np.mean(list(losses.values())) - min(losses.values()))

@@ -15,7 +15,8 @@ from eval.report.findings import Findings, gather
 
 
 def undecided(f: Findings) -> dict[str, str]:
-    """{arm: its verdict} of the arms that are undecided for lack of seeds, without those that have too few items.
+    """The arms that are undecided for lack of seeds: {arm: its verdict in words}. Arms that are undecided because a
+    task has too few items are left out.
 
     Raises:
         ValueError: the baseline has no result in the primary metric.
@@ -31,7 +32,8 @@ def undecided(f: Findings) -> dict[str, str]:
 
 
 def check_criteria(f: Findings) -> None:
-    """Check that verdicts of these runs can be more than exploratory if seeds are added. Raises ValueError."""
+    """Check that verdicts of these runs can be more than exploratory if seeds are added. Raises ValueError where the
+    metric, the margin or the noise floor was chosen after the runs had begun."""
     if late := chosen_late(f.study, f.cells):
         fresh = f.study.seeds[0] + f.study.criteria.seeds
         verb = "were" if len(late) > 1 else "was"

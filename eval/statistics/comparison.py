@@ -28,7 +28,8 @@ Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of an arm with the baseline. difference: arm - baseline, in the units of the metric."""
+    """The comparison of an arm with the baseline. `difference` is the result of the arm minus that of the baseline, in
+    the units of the metric."""
 
     difference: float
     seeds: Part | None  # None: one seed, and no noise floor is known
@@ -43,16 +44,17 @@ class Comparison:
 
     @property
     def noise(self) -> float:
-        """Standard error of the difference."""
+        """The standard error of the difference, from seeds and items together."""
         return sqrt((self.seeds.variance if self.seeds else 0.0) + self.items.variance)
 
     @property
     def enough_items(self) -> bool:
-        """Whether there are enough independent items to estimate their part of the noise."""
+        """Whether there are enough independent items to estimate the variance that the items give to the difference."""
         return self.independent is None or self.independent >= FEWEST_ITEMS
 
     def equivalent(self, margin: float | None) -> bool:
-        """Whether the difference is smaller than a margin, in the units of the metric, by two one-sided tests."""
+        """Whether the difference is smaller than a margin, by two one-sided tests. `margin`: in the units of the
+        metric; None: never."""
         if margin is None or not self.seeds or not self.replicated or not self.enough_items or not self.share:
             return False
         level = self.share * LEVEL / self.family
@@ -60,7 +62,8 @@ class Comparison:
 
     @property
     def counts(self) -> bool:
-        """Whether the difference is significant, and was seen with more than one seed."""
+        """Whether the difference is significant, after the multiple-comparison correction if there was one, and was
+        seen with more than one seed."""
         p = self.p if np.isnan(self.adjusted) else self.adjusted
         return self.replicated and self.enough_items and bool(p <= LEVEL)
 
@@ -73,17 +76,18 @@ def compare(
     independent: int | None = None,
     share: float = 1.0,
 ) -> Comparison:
-    """One comparison, not corrected for the number of comparisons. Its p-value is the level at which the interval just
-    touches zero.
+    """A comparison of two arms from their difference and its noise, without multiple-comparison correction. The p-value
+    is the level at which the confidence interval of the difference just touches zero.
 
     Args:
+        difference: the mean difference of the two arms.
         seeds: the variance from the seeds; None where it is unknown. p-value and threshold then count the items only,
             and are too small.
         items: the variance from the items.
         replicated: whether the difference was seen with more than one seed.
         independent: the number of independent items of the task with the fewest (`independent_items`); None where it is
             unknown. Below FEWEST_ITEMS the p-value is NaN, and nothing is decided.
-        share: the share of LEVEL that this look at the results may use (sequential.py).
+        share: the share of alpha (LEVEL) that this look at the results may use (sequential.py).
     """
     from scipy.optimize import brentq
 
@@ -108,7 +112,8 @@ def compare(
 
 
 def holm(p: list[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979), in the given order. NaN is not counted, and remains NaN."""
+    """p-values after Holm's multiple-comparison correction (Holm 1979), in the given order. NaN does not count as a
+    comparison, and remains NaN."""
     order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
     adjusted, least = [float("nan")] * len(p), 0.0
     for rank, i in enumerate(order):
@@ -118,9 +123,17 @@ def holm(p: list[float]) -> list[float]:
 
 
 def family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparison]:
-    """The comparisons with p-values after Holm's correction for all of them, and with matching thresholds: those at the
-    level of their step in Holm's procedure, or of the first step that fails. Before the correction, p-values are
-    divided by the share of LEVEL that their look may use."""
+    """The comparisons after Holm's multiple-comparison correction over all of them, with corrected p-values and
+    matching thresholds.
+
+    A threshold is the one at the level of its comparison's step in Holm's procedure, or of the first step that fails.
+    Before the correction each p-value is divided by the share of alpha that its look at the results may use.
+
+    Args:
+        comparisons: {name: comparison}, such as all arms against the baseline.
+
+    Returns: {name: corrected comparison}.
+    """
     p_values = {arm: min(1.0, c.p / c.share) if c.share else 1.0 for arm, c in comparisons.items()}
     p_values |= {arm: nan for arm, c in comparisons.items() if np.isnan(c.p)}
     adjusted = holm(list(p_values.values()))

@@ -29,10 +29,11 @@ FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can t
 
 
 class Stratum(NamedTuple):
-    """The results of one task: a seed's sum(differences) / sum(weights) is the difference of two arms on it.
+    """The results of one task, usually differences of two arms. For a seed, sum(differences) / sum(weights) is the
+    difference of the arms on this task.
 
-    The items are taken as independent. Of those that share a passage or a document there is one, their sum: see
-    `by_cluster`.
+    The items are taken as independent. Items that share a passage or a document are therefore summed into one before
+    (`by_cluster`).
     """
 
     differences: np.ndarray  # [seeds, items]
@@ -40,12 +41,17 @@ class Stratum(NamedTuple):
 
 
 def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
-    """A stratum whose items are clusters, with the sums over the items of each cluster. Unchanged where every item is a
+    """A stratum whose items are clusters: for each cluster the sum over its items. Unchanged where every item is a
     cluster of its own.
 
     The standard error of a ratio of sums over clusters is the cluster-robust one (Liang & Zeger 1986, Biometrika 73;
-    Cochran 1977, section 9.7), and drawing them with replacement is the cluster bootstrap (Davison & Hinkley 1997,
+    Cochran 1977, section 9.7), and drawing clusters with replacement is the cluster bootstrap (Davison & Hinkley 1997,
     Bootstrap Methods, section 3.8).
+
+    Args:
+        d_SN: results or differences, [seeds, items].
+        w_N: the weights of the items, [items].
+        clusters: the name of each item's cluster, [items].
     """
     names, index = np.unique(np.asarray(clusters, dtype=object), return_inverse=True)
     if len(names) == len(w_N):
@@ -55,29 +61,33 @@ def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> St
 
 
 def independent_items(strata: list[Stratum]) -> int | None:
-    """The number of independent items of the task with the fewest; None where there is no task."""
+    """The number of independent items in the stratum with the fewest; None where there is no stratum."""
     return min((len(stratum.weights) for stratum in strata), default=None)
 
 
 def effective_number(weights: np.ndarray) -> float:
-    """The effective number of items, sum(w)**2 / sum(w**2): that many items of equal weight would give an estimate of
-    the variance as good as these (Kish 1965, Survey Sampling, section 11.2)."""
+    """The effective number of items with these weights, sum(w)**2 / sum(w**2): the number of items of equal weight that
+    would give an equally good estimate of the variance (Kish 1965, Survey Sampling, section 11.2)."""
     w = np.asarray(weights, float)
     return float(w.sum() ** 2 / (w**2).sum())
 
 
 def stderr_of_mean(values: np.ndarray) -> float:
-    """Standard error of the mean of independent items; nan for fewer than two."""
+    """The standard error of the mean over independent items; NaN for fewer than two."""
     return float(np.std(values, ddof=1) / sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
-    """Standard error of sum(numerators) / sum(denominators) over independent items, by the jackknife: bits per byte,
-    where documents of different lengths are the items. nan for fewer than two.
+    """The standard error of the ratio sum(numerators) / sum(denominators) over independent items, by the jackknife; NaN
+    for fewer than two items. For bits per byte the items are documents of different lengths.
 
-    Leaving item i out moves the ratio r by -(a_i - r b_i) / (sum(b) - b_i). With equal denominators this is the
-    standard error of the mean. The linearised error (Cochran 1977, Sampling Techniques, section 6.3) divides by sum(b)
-    alone and is too small where a few items are large: see the head of this file.
+    Leaving item i out moves the ratio r by -(a_i - r b_i) / (sum(b) - b_i), with numerators a and denominators b. With
+    equal denominators this is the standard error of the mean. The linearised error (Cochran 1977, Sampling Techniques,
+    section 6.3) divides by sum(b) alone and is too small where a few items are large: see the head of this file.
+
+    Args:
+        numerators: [items], such as bits.
+        denominators: [items], such as bytes.
     """
     n, a, b = len(numerators), np.asarray(numerators, float), np.asarray(denominators, float)
     if n < 2:
@@ -86,16 +96,23 @@ def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
 
 
 def influences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The influence of each item, [..., items], on the ratio sum(a) / sum(b): minus the change of the ratio when the
-    item is left out. It is infinite for an item that makes up all of sum(b)."""
+    """The influence of each item on the ratio sum(a) / sum(b): minus the change of the ratio when the item is left out.
+    It is infinite for an item that makes up all of sum(b).
+
+    Args:
+        a: numerators, [..., items].
+        b: denominators, [items].
+
+    Returns: [..., items].
+    """
     total = b.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num((a - a.sum(-1, keepdims=True) / total * b) / (total - b), nan=inf, posinf=inf, neginf=-inf)
 
 
 def item_part(strata: list[Stratum]) -> Part:
-    """The variance from the items of an unweighted mean of ratios over strata (tasks, corpora). It does not include the
-    interaction of seeds and items, which is part of the variance from the seeds.
+    """The variance that the items give to the unweighted mean over strata (tasks, corpora) of sum(differences) /
+    sum(weights). It does not include the interaction of seeds and items, which is part of the variance from the seeds.
 
     For accuracy the strata hold differences of outcomes with weights 1, for bits per byte bits and bytes. A stratum
     with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
@@ -107,9 +124,12 @@ def item_part(strata: list[Stratum]) -> Part:
 
 
 def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
-    """The variance that the items give as these seeds answered them, and how much of it is left of seeds and items
-    together. Where the second is as large as the first, it is not known what the items give by themselves: anything
-    from nothing to the first."""
+    """The variance from the items for the given seeds, and how much of it is the interaction of seeds and items (with
+    the residual): (Part, float).
+
+    Where the second number is as large as the first, it is not known how much the items contribute by themselves:
+    anything from nothing to the first number. `strata`: the differences of two arms, a stratum for each task.
+    """
     parts, rest, T = [], 0.0, len(strata)
     for d_SN, w_N in strata:
         S, n = d_SN.shape

@@ -1,9 +1,10 @@
-"""Variances with their degrees of freedom, and the interval of a difference whose noise has two of them.
+"""Variances with their degrees of freedom, and the interval of a difference whose noise is the sum of two such
+variances.
 
-A difference counts when it exceeds sqrt(t1**2 v1 + t2**2 v2), where t is the 0.975 quantile of Student's t with the
-degrees of freedom of each part: Banerjee (1960, Sankhya 22) proved that this has at least its nominal coverage.
-Welch and Satterthwaite's one t for both parts is not used: with so few degrees of freedom for the seeds it calls up
-to 8 % of null differences real (tests/test_statistics.py).
+A difference counts when it exceeds sqrt(t1**2 v1 + t2**2 v2), where v are the two variances and t the 0.975 quantiles
+of Student's t with the degrees of freedom of each: Banerjee (1960, Sankhya 22) proved that this has at least its
+nominal coverage. Welch and Satterthwaite's one t for both variances is not used: with so few degrees of freedom for the
+seeds it calls up to 8 % of null differences real (tests/test_statistics.py).
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ class Part:
 
 
 def add(parts: list[Part]) -> Part:
-    """The sum of independent variances, with Satterthwaite's degrees of freedom. It is used for strata, which are all
-    large."""
+    """The sum of independent variances, with Satterthwaite's degrees of freedom. It is used for strata, which all have
+    many degrees of freedom."""
     variance = sum(part.variance for part in parts)
     if not variance:
         return Part(0.0, inf)
@@ -30,7 +31,8 @@ def add(parts: list[Part]) -> Part:
 
 
 def quantile(alpha: float, seeds: Part, items: Part) -> float:
-    """Half-width of the 1 - alpha interval of Banerjee (1960)."""
+    """The half-width of the 1 - alpha confidence interval of a difference whose variance is the sum of a variance from
+    the seeds and one from the items (Banerjee 1960)."""
     from scipy.special import stdtrit  # the quantile of Student's t
 
     return sqrt(

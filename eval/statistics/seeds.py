@@ -33,10 +33,14 @@ ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
 
 
 def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = None) -> Part | None:
-    """The variance from the seeds of the mean difference of two arms over their common seeds; None with fewer than two,
-    since a difference that was seen once is not replicated.
+    """The variance that the seeds give to the mean difference of two arms over their common seeds; None with fewer than
+    two common seeds, since a difference that was seen once is not replicated.
 
-    floor: the variance of single runs from a stored noise floor, measured with other runs than these.
+    Args:
+        results: {arm: {seed: result}} of all arms over which the variance is pooled.
+        arm, baseline: the two arms.
+        floor: the variance of single runs from a stored noise floor, measured with other runs than these; None: it is
+            not used.
     """
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
@@ -55,14 +59,17 @@ def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = No
 
 
 def with_floor(part: Part, share: float, floor: Part) -> Part:
-    """The variance of a difference from the seeds, estimated from a study's own seeds and a noise floor together.
+    """The variance that the seeds give to a difference of two arms, estimated from a study's own seeds and a stored
+    noise floor together.
 
-    Runs of the floor differ in everything that a seed changes, those of a study only in what its arms do not share. So
-    the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter significantly more
-    than the floor (F test), the floor does not apply, and is not used.
+    The runs of the floor differ in everything that a seed changes, those of a study only in what the arms of a seed do
+    not share. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
+    significantly more than the floor (F test), the floor does not apply, and is not used.
 
     Args:
-        part: the variance from the study's seeds, which is `share` times that of a single run.
+        part: the variance of the difference from the study's own seeds.
+        share: how many times the variance of a single run `part` is.
+        floor: the variance of a single run, from the noise floor.
     """
     from scipy.special import fdtrc
 
@@ -75,7 +82,7 @@ def with_floor(part: Part, share: float, floor: Part) -> Part:
 
 
 def full_table(results: Results) -> np.ndarray | None:
-    """The results as [arms, seeds], where every arm has the same seeds; None where cells are missing."""
+    """The results as an array [arms, seeds], where every arm has the same seeds; None where a result is missing."""
     rows = list(results.values())
     if not rows or not rows[0] or any(row.keys() != rows[0].keys() for row in rows):
         return None
@@ -83,13 +90,17 @@ def full_table(results: Results) -> np.ndarray | None:
 
 
 def centred(table: np.ndarray) -> np.ndarray:
-    """The residuals of results [arms, seeds] after subtracting the means of arms and of seeds."""
+    """The residuals of a table of results [arms, seeds] after subtracting the means of arms and of seeds."""
     return table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
 
 
 def residual(results: Results, seeds: bool = True) -> tuple[float, int]:
-    """The residual sum of squares after fitting means of arms and of seeds (`seeds`), or of arms only, by least
-    squares; and its degrees of freedom."""
+    """The residual sum of squares of results after fitting means by least squares, and its degrees of freedom.
+
+    Args:
+        results: {arm: {seed: result}}.
+        seeds: fit means of arms and of seeds; otherwise of arms only.
+    """
     cells = [(arm, seed) for arm in results for seed in results[arm]]
     if not cells:
         return 0.0, 0
@@ -105,11 +116,11 @@ def residual(results: Results, seeds: bool = True) -> tuple[float, int]:
 
 
 def outstanding(results: Results) -> dict[str, float]:
-    """{arm: p-value} of the arms whose results scatter more between seeds than those of the other arms, corrected for
-    the number of arms.
+    """The arms whose results scatter significantly more between seeds than those of the other arms: {arm: p-value,
+    corrected for the number of arms}.
 
-    The F test compares the increase of the residual sum of squares by an arm with the residual without it; it is exact
-    where all arms have the same variance (Chow 1960, Econometrica 28). It needs at least two other arms.
+    The F test compares the increase of the residual sum of squares by an arm with the residual without that arm; it is
+    exact where all arms have the same variance (Chow 1960, Econometrica 28). It needs at least two other arms.
     """
     from scipy.special import fdtrc
 
@@ -125,7 +136,8 @@ def outstanding(results: Results) -> dict[str, float]:
 
 
 def without_each(results: Results) -> dict[str, tuple[float, int]]:
-    """{arm: the result of `residual` for all other arms}."""
+    """For each arm, the residual sum of squares of all other arms and its degrees of freedom: {arm: (sum, degrees of
+    freedom)}, as `residual` gives them."""
     table = full_table(results)
     if table is None or len(table) < 3:
         return {arm: residual({a: row for a, row in results.items() if a != arm}) for arm in results}
@@ -138,9 +150,11 @@ def without_each(results: Results) -> dict[str, tuple[float, int]]:
 
 
 def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:
-    """The variance of the difference of two means of runs that share no seeds; None where either has a single run.
+    """The variance of the difference of two means over runs that share no seeds (Welch); None where an arm has a single
+    run. Where neither arm has any variance, the degrees of freedom are the smaller of the two.
 
-    Where neither has any variance, the degrees of freedom are the smaller of the two.
+    Args:
+        ours, theirs: the results of the runs of the two arms.
     """
     rows = [np.array(list(row), float) for row in (ours, theirs)]
     if min(map(len, rows)) < 2:
@@ -151,14 +165,20 @@ def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:
 
 def noise_floor(results: Results) -> Part | None:
     """The variance between runs that differ only in the seed, pooled over the arms with several seeds; None where there
-    is no such arm."""
+    is no such arm. `results`: {arm: {seed: result}}."""
     rows = [np.array(list(row.values()), float) for row in results.values() if len(row) > 1]
     dof = sum(len(row) - 1 for row in rows)
     return Part(sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / dof, dof) if dof else None
 
 
 def level_stderr(results: Results, arm: str, items: Part) -> float:
-    """The standard error of an arm's mean, from the variance between seeds within arms, pooled over the arms, and from
-    the variance of the items."""
+    """The standard error of an arm's mean over seeds, from the variance between seeds within arms, pooled over the
+    arms, and from the variance of the items.
+
+    Args:
+        results: {arm: {seed: result}} of the arms over which the variance is pooled.
+        arm: the arm.
+        items: the variance that the items give to its mean.
+    """
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

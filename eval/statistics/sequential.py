@@ -28,10 +28,13 @@ POINTS = 401  # of the grid of the integration: levels to three digits (tests/te
 
 
 def share(seeds: int, most: int, tests: int = 1) -> float:
-    """The share of LEVEL that the analysis after `seeds` of at most `most` seeds may use; 0 where there is none, before
-    the second seed and after the last.
+    """The share of alpha (LEVEL) that the look at the results after `seeds` seeds may use; 0 before the second seed and
+    after the last one, where there is no look.
 
-    tests: the number of arms that are compared with the baseline, each at LEVEL / tests.
+    Args:
+        seeds: the number of seeds so far.
+        most: the largest number of seeds of the study.
+        tests: the number of arms that are compared with the baseline, each at LEVEL / tests.
     """
     if not FIRST_LOOK <= seeds <= most:
         return 0.0
@@ -41,8 +44,8 @@ def share(seeds: int, most: int, tests: int = 1) -> float:
 
 @functools.cache
 def levels(total: float, most: int) -> list[float]:
-    """The two-sided level of each look, after FIRST_LOOK to `most` seeds, such that a normal mean with true value 0 is
-    significant at any of them with probability `total`."""
+    """The two-sided significance level of each look, after FIRST_LOOK to `most` seeds, such that a normal mean whose
+    true value is 0 is significant at any of the looks with probability `total`."""
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 
@@ -60,7 +63,8 @@ def levels(total: float, most: int) -> list[float]:
             mass[[0, -1]] /= 2
 
             def excess(bound: float, mass: np.ndarray = mass, grid: np.ndarray = grid, step: float = step) -> float:
-                """The probability of exceeding a bound at this look."""
+                """The probability that the cumulative sum, within its bounds until now, exceeds `bound` in either
+                direction at this look."""
                 return float(mass @ (ndtr((grid - bound) / sqrt(step)) + ndtr((-bound - grid) / sqrt(step))))
 
             bound = float(brentq(lambda b, spend=spend: excess(b) - spend, 0.0, 20 * sqrt(time)))

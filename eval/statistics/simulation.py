@@ -17,29 +17,31 @@ WORSE, UNDECIDED, BETTER, EQUIVALENT = -1, 0, 1, 2  # decisions; BETTER is a dif
 
 @dataclass(frozen=True)
 class Noise:
-    """Variances, from seeds or from items, of the differences from the baseline, [studies, arms - 1], with their
-    degrees of freedom."""
+    """Variances of the differences from the baseline in many studies, from seeds or from items, [studies, arms - 1],
+    with their degrees of freedom."""
 
     variance: np.ndarray
     dof: np.ndarray
 
 
 def quantiles(level: float, parts: list[Noise]) -> np.ndarray:
-    """Half-widths of the 1 - level intervals, as `parts.quantile` for arrays."""
+    """Half-widths of 1 - level confidence intervals of differences: `parts.quantile` for arrays. `parts`: the variances
+    that add up to that of a difference."""
     from scipy.special import stdtrit
 
     return np.sqrt(sum(stdtrit(part.dof, level / 2) ** 2 * part.variance for part in parts))
 
 
 def residuals(x: np.ndarray) -> np.ndarray:
-    """Residual sums of squares of each arm, [studies, arms], of results [studies, arms, seeds] after fitting arms and
-    seeds."""
+    """The residual sum of squares of each arm, [studies, arms], after fitting means of arms and of seeds. `x`: results
+    [studies, arms, seeds]."""
     rest = x - x.mean(2, keepdims=True) - x.mean(1, keepdims=True) + x.mean((1, 2), keepdims=True)
     return (rest**2).sum(2)
 
 
 def stands_out(x: np.ndarray) -> np.ndarray:
-    """Whether an arm scatters more than the others, [studies, arms]: as `seeds.outstanding`."""
+    """Whether an arm scatters significantly more between seeds than the others, bool [studies, arms]:
+    `seeds.outstanding` for arrays. `x`: results [studies, arms, seeds]."""
     from scipy.special import fdtrc
 
     R, A, n = x.shape
@@ -53,9 +55,11 @@ def stands_out(x: np.ndarray) -> np.ndarray:
 
 
 def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
-    """As `seeds.seed_part`, for results [studies, arms, seeds].
+    """The variance that the seeds give to each arm's difference from the baseline: `seeds.seed_part` for arrays.
 
-    floor: the variance of single runs of a stored noise floor, [studies, 1].
+    Args:
+        x: results [studies, arms, seeds], the baseline first.
+        floor: the variance of single runs of a stored noise floor, [studies, 1]; None: it is not used.
     """
     from scipy.special import fdtrc
 
@@ -90,7 +94,12 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
 
 
 def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
-    """As `contrasts.contrast_part`, for weighted sums of arms. weights: [contrasts, arms]."""
+    """The variance that the seeds give to weighted sums of arms: `contrasts.contrast_part` for arrays.
+
+    Args:
+        x: results [studies, arms, seeds].
+        weights: the weights of the arms in each sum, [contrasts, arms].
+    """
     R, A, n = x.shape
     degrees = np.full((R, len(weights)), float((A - 1) * (n - 1)))
     pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)
@@ -102,11 +111,12 @@ def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
 
 
 def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
-    """As `items.item_part`, for one task in many studies.
+    """The variance that the items of one task give to the difference of two arms: `items.item_part` for arrays of
+    studies.
 
     Args:
         d: differences of two arms, [studies, seeds, items].
-        weights: [studies, items].
+        weights: the weights of the items, [studies, items].
     """
     S, n = d.shape[1:]
     total = weights.sum(-1, keepdims=True)
@@ -124,7 +134,8 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
 
 
 def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
-    """Two-sided, of Student's t; 1 where nothing differs, also where nothing scatters."""
+    """Two-sided p-values of differences by Student's t; 1 for a difference of exactly 0, also where there is no noise.
+    `noise`: the variances of the differences."""
     from scipy.special import stdtr
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -133,7 +144,8 @@ def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
 
 
 def holm(p: np.ndarray, level: float) -> np.ndarray:
-    """Which of [studies, tests] are rejected by Holm's step-down correction."""
+    """Which p-values are significant at `level` after Holm's multiple-comparison correction within each study. `p`:
+    [studies, tests]; the result is bool [studies, tests]."""
     order = p.argsort(1)
     passes = np.take_along_axis(p, order, 1) * np.arange(p.shape[1], 0, -1) <= level
     rejected = np.empty(p.shape, bool)
@@ -144,10 +156,14 @@ def holm(p: np.ndarray, level: float) -> np.ndarray:
 def decisions(
     differences: np.ndarray, parts: list[Noise], margin: float | None = None, portion: float = 1.0
 ) -> np.ndarray:
-    """WORSE, UNDECIDED, BETTER or EQUIVALENT for each difference, [studies, arms - 1], by Holm's correction and then
-    two one-sided tests.
+    """The decision on each difference: WORSE, UNDECIDED, BETTER or EQUIVALENT, [studies, arms - 1], by Holm's
+    correction and then two one-sided tests.
 
-    portion: the share of LEVEL that this look at the results may use.
+    Args:
+        differences: arms minus baseline, [studies, arms - 1].
+        parts: the variances that add up to that of a difference.
+        margin: differences within it count as equivalent; None: there is no margin.
+        portion: the share of alpha (LEVEL) that this look at the results may use.
     """
     tests, size = differences.shape[1], abs(differences)
     counts = np.zeros(differences.shape, bool)
@@ -169,18 +185,27 @@ def decisions(
 def decide_all(
     x: np.ndarray, margin: float | None = None, floor: Noise | None = None, portion: float = 1.0
 ) -> np.ndarray:
-    """Decisions, [studies, arms - 1], from results [studies, arms, seeds] without noise of items."""
+    """The decisions on all arms of simulated studies without noise of items, [studies, arms - 1].
+
+    Args:
+        x: results [studies, arms, seeds], the baseline first.
+        margin: differences within it count as equivalent; None: there is no margin.
+        floor: the variance of single runs of a stored noise floor, [studies, 1]; None: it is not used.
+        portion: the share of alpha (LEVEL) that this look at the results may use.
+    """
     means = x.mean(2)
     return decisions(means[:, 1:] - means[:, :1], [seed_noise(x, floor)], margin, portion)
 
 
 def judged_factorial(x: np.ndarray, weights: np.ndarray, families: list[list[int]]) -> np.ndarray:
-    """Decisions of a factorial on its arms beside the baseline and its effects, [studies, arms - 1 + effects].
+    """The decisions of a factorial: on its arms other than the baseline, and then on its effects, [studies, arms - 1 +
+    effects].
 
     Args:
-        x: results, [studies, arms, seeds].
-        weights: of the arms in each effect, [effects, arms].
-        families: which of the decisions are corrected for each other.
+        x: results [studies, arms, seeds], the baseline first.
+        weights: the weights of the arms in each effect, [effects, arms].
+        families: lists of the numbers of decisions (columns of the result); the multiple-comparison correction is made
+            within each list.
     """
     means = x.mean(2)
     values = np.concatenate([means[:, 1:] - means[:, :1], means @ weights.T], 1)
@@ -195,7 +220,7 @@ def judged_factorial(x: np.ndarray, weights: np.ndarray, families: list[list[int
 
 @dataclass(frozen=True)
 class Sequence:
-    """The outcome of simulated studies that add seeds: their decisions, and the number of seeds when they stopped."""
+    """The outcome of simulated studies that add seeds: the decisions, and the number of seeds when a study stopped."""
 
     decisions: np.ndarray  # [studies, arms - 1]
     seeds: np.ndarray  # [studies]
@@ -208,7 +233,8 @@ def sequence(x: np.ndarray, margin: float | None = None, portion: Callable[[int,
 
     Args:
         x: results [studies, arms, seeds] for the largest possible number of seeds.
-        portion: a function of (seeds so far, most seeds, tests) for the share of LEVEL that a look may use.
+        margin: differences within it count as equivalent; None: there is no margin.
+        portion: a function of (seeds so far, most seeds, tests) for the share of alpha (LEVEL) that a look may use.
     """
     R, A, most = x.shape
     final, seeds = np.zeros((R, A - 1), int), np.full(R, most)

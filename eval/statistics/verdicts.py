@@ -36,12 +36,15 @@ def seeds_to_decide(
     c: Comparison, arms: int, seeds: int, margin: float | None = None, most: int | None = None
 ) -> int | None:
     """The number of seeds with which a study would find a difference significant or smaller than the margin, if the
-    difference and the noise of a seed stay the same; None where MOST_SEEDS would not be enough.
+    difference and the noise of a seed stay the same; None where the largest number of seeds would not be enough.
 
     Args:
+        c: the comparison, undecided so far.
         arms: the number of arms of the study.
         seeds: the number of seeds of the comparison.
-        most: the largest number of seeds of a study that adds seeds until it is decided; None: their number is fixed.
+        margin: differences within it count as equivalent; None: there is no margin.
+        most: the largest number of seeds of a study that adds seeds until it is decided; None: the number of seeds is
+            fixed, and MOST_SEEDS is the largest number that is tried.
     """
     if not c.seeds or not c.enough_items or seeds < 2:
         return None
@@ -58,7 +61,8 @@ def seeds_to_decide(
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
-    """The degrees of freedom of the variance between seeds where every arm has every seed; see seeds.py."""
+    """The degrees of freedom of the variance between seeds in a study where every arm has every seed (formula:
+    seeds.py). `arms`, `seeds`: how many there are."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 
@@ -70,9 +74,18 @@ def verdict(
     unit: str = "",
     missing: str = "",
 ) -> Verdict:
-    """The verdict on a comparison: better or worse, with the size of the difference and its ratio to the noise;
-    equivalent, where there is a margin; or undecided, with the reason where there is one seed or a task has fewer than
-    FEWEST_ITEMS independent items, else with `missing`, what would be needed to decide."""
+    """The verdict on a comparison of an arm with the baseline: better or worse, with the size of the difference and its
+    ratio to the noise; equivalent, where there is a margin; or undecided, with the reason.
+
+    Args:
+        comparison: the comparison.
+        higher_is_better: whether a positive difference is an improvement.
+        digits: the decimals of the difference in the text.
+        margin: differences within it count as equivalent; None: there is no margin.
+        unit: the unit of the margin, for the text.
+        missing: the reason in the text of an undecided verdict, what would be needed to decide; not used where there is
+            one seed or a task has fewer than FEWEST_ITEMS independent items, which is then the reason.
+    """
     count = comparison.independent
     if not comparison.enough_items:
         items = "item" if count == 1 else "items"
@@ -95,9 +108,13 @@ def verdict(
 def possible_places(
     results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
 ) -> dict[str, str]:
-    """{arm: its place "1", or range of places "2-4"} in a ranking in which only significant differences count.
+    """The place of each arm in a ranking in which only significant differences count: {arm: "1", or a range of places
+    "2–4"}.
 
-    counts: {(arm, another arm): whether they differ significantly}, with every pair once.
+    Args:
+        results: {arm: its result}.
+        counts: {(arm, another arm): whether they differ significantly}, with every pair once.
+        higher_is_better: whether the highest result has place 1.
     """
 
     def beats(a: str, b: str) -> bool:

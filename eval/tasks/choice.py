@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 def available(
     tasks: list[str], data: mirror.Mirror, shots: int | None = None, tell: bool = True
 ) -> tuple[dict[str, "Definition"], list[str]]:
-    """lm-eval's definitions of the tasks whose data is here and undamaged, and the names of the other tasks.
+    """The tasks that can be run, because their data is in the folder and undamaged: {task: lm-eval's definition}; and
+    the names of the requested tasks that cannot be run.
 
     Args:
         tasks: names of tasks, groups or tags, or patterns such as mmlu_*.
-        shots: examples in each prompt; None: as each task's definition says.
+        data: the folder of task data.
+        shots: the number of examples in each prompt; None: as each task's definition says.
         tell: whether to print which tasks of a group are left out, and why.
 
     Raises:
@@ -41,10 +43,17 @@ def available(
 
 
 def check(tasks: list[str], data: mirror.Mirror, shots: int | None = None) -> int:
-    """The number of tasks that can be run. The first requests of each are made, as in the evaluation of a trained run.
+    """Check that tasks can be run, by making the first requests of each as in the evaluation of a trained run. Returns
+    the number of tasks that can be run.
+
+    Args:
+        tasks: names of tasks, groups or tags, or patterns such as mmlu_*.
+        data: the folder of task data.
+        shots: the number of examples in each prompt; None: as each task's definition says.
 
     Raises:
-        ValueError: a requested task cannot be run (see `available`), or its own code fails on the data.
+        ValueError: a task that was requested by its own name cannot be run, no task of a group can, or a task's own
+            code fails on the data.
     """
     from eval.tasks import harness
 

@@ -22,7 +22,8 @@ FAILURES = (Exception, SystemExit)
 
 
 class Definition(NamedTuple):
-    """A task of lm-eval: its resolved YAML, with `num_fewshot` as requested, and the split on which it is evaluated."""
+    """A task of lm-eval: `config`, its resolved YAML, with `num_fewshot` as requested; and `source`, the split on which
+    it is evaluated."""
 
     config: dict
     source: Source
@@ -34,8 +35,8 @@ class Definition(NamedTuple):
 
     @property
     def examples(self) -> Source | None:
-        """The split from which the examples of the prompts are taken; None where the definition itself contains them,
-        or there are none."""
+        """The split from which the examples in the prompts are taken; None where the definition itself contains the
+        examples, or there are none."""
         split = _examples_split(self.config) if self.shots else None
         return self.source._replace(split=split) if split else None
 
@@ -46,13 +47,16 @@ class Definition(NamedTuple):
 
 
 def definitions(names: list[str], shots: int | None = None) -> dict[str, Definition]:
-    """{task: its definition} of tasks of lm-eval, named directly, by a group or tag, or by a pattern such as mmlu_*.
+    """The definitions of tasks of lm-eval: {task: definition}. Tasks that match a pattern and cannot be run here are
+    left out, and named on the terminal.
 
-    Tasks of the suite are read directly. For others lm-eval's index of its 14,000 files is built first, which takes 7
-    s. Tasks that match a pattern and cannot be run here are left out, and named on the terminal.
+    Tasks of the suite are read directly. For other tasks lm-eval's index of its 14,000 files is built first, which
+    takes 7 s.
 
     Args:
-        shots: examples in each prompt; None: as many as the definition says, which for most tasks is none.
+        names: names of tasks, groups or tags, or patterns such as mmlu_*.
+        shots: the number of examples in each prompt; None: as many as the definition says, which for most tasks is
+            none.
 
     Raises:
         ValueError: lm-eval does not know a name, or a task cannot be run here.
@@ -86,12 +90,13 @@ def is_pattern(name: str) -> bool:
 
 
 def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> Definition:
-    """The definition of one task.
+    """The definition of one task of lm-eval.
 
     Args:
-        path: lm-eval's file of it.
-        spec: its entry in eval/tasks/tasks.yaml, None where it has none.
-        shots: as in `definitions`.
+        name: the name of the task.
+        path: lm-eval's file with its definition.
+        spec: the task's entry in eval/tasks/tasks.yaml; None where it has none.
+        shots: the number of examples in each prompt; None: as many as the definition says.
 
     Raises:
         ValueError: the task cannot be run here, or is not the version that tasks.yaml names.
@@ -122,7 +127,8 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
 
 
 def _examples_split(config: dict) -> str | None:
-    """The split that lm-eval takes the examples of a prompt from; None where the definition writes them out."""
+    """The split from which lm-eval takes the examples of a prompt; None where the definition contains the examples
+    itself. `config`: the definition."""
     fewshot = config.get("fewshot_config") or {}
     if split := fewshot.get("split") or config.get("fewshot_split"):
         return split
@@ -133,7 +139,7 @@ def _examples_split(config: dict) -> str | None:
 
 @functools.cache
 def _index() -> dict:
-    """lm-eval's index: {name of a task, group or tag: where it is defined}."""
+    """lm-eval's index of tasks: {name of a task, group or tag: where it is defined}."""
     return TaskManager().task_index
 
 
@@ -141,7 +147,13 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
     """The names of the tasks that a name stands for: the members of a group or tag, the tasks that match a pattern, or
     the name itself.
 
-    above: the groups that contain this one, to detect groups that contain themselves.
+    Args:
+        name: the name.
+        index: lm-eval's index of tasks.
+        above: the groups that contain this one, to detect groups that contain themselves.
+
+    Raises:
+        ValueError: lm-eval has no such task, or a group is defined in a way that cannot be run here.
     """
     if name not in index and is_pattern(name):
         tasks = [task for task in fnmatch.filter(sorted(index), name) if "group" not in (index[task].cfg or {})]
@@ -176,7 +188,14 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
 
 
 def _source(name: str, config: dict, split: str) -> Source:
-    """The split on the hub from which a definition reads its items. Raises ValueError where it reads from elsewhere."""
+    """The split on the hub from which a task reads its items. Raises ValueError where the task reads data that is not
+    on the hub.
+
+    Args:
+        name: the name of the task, for messages.
+        config: its definition.
+        split: the name of the split.
+    """
     path = config.get("dataset_path")
     if not isinstance(path, str):
         raise ValueError(f"{name} names no data set of the hub, and cannot be mirrored")
@@ -190,7 +209,8 @@ def _source(name: str, config: dict, split: str) -> Source:
 
 
 def greedy(settings: dict) -> bool:
-    """Whether a task's generation settings ask for greedy decoding, the only kind that is implemented."""
+    """Whether the generation settings of a task, `generation_kwargs` in lm-eval, ask for greedy decoding, the only kind
+    that is implemented."""
     return not settings.get("do_sample") and settings.get("num_beams", 1) == 1
 
 

@@ -1,4 +1,5 @@
-"""Runs tasks through lm-eval: our tasks, whose items are made from held-out text, and tasks of lm-eval."""
+"""Runs tasks through lm-eval: the tasks of this project, whose items are made from held-out text, and tasks of
+lm-eval."""
 
 import hashlib
 import json
@@ -28,11 +29,12 @@ PASSAGES = ("paragraph", "passage", "article", "context", "story", "premise")
 
 
 def task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
-    """Our task `name` as an lm-eval task.
+    """A task made from held-out text as an lm-eval task.
 
     Args:
+        name: the name of the task.
         spec: its entry in tasks.yaml, which says how it is scored.
-        items: as eval/tasks/probes.py makes them.
+        items: its items, as eval/tasks/probes.py makes them.
     """
     kind = spec["output_type"]
     metrics = {spec["metric"]: "bits_per_byte" if kind == "loglikelihood_rolling" else "mean"}
@@ -64,13 +66,19 @@ def task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
 
 
 def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[str, dict]:
-    """Run our tasks {name: (its entry in tasks.yaml, its items)} through lm-eval.
+    """Run tasks made from held-out text through lm-eval.
 
-    Returns:
-        For each task: "value", its metric; "acc" where it has choices, and "perplexity" where it predicts words;
-        "context_tokens", the smallest and the largest number of an item; "prompts_sha256" and "items_sha256"; and
-        "samples" in the order of the items: {"id", "cluster", "value": 0 or 1}, or for whole texts {"id", "cluster",
-        "nats", "bytes", and "unknown_bytes" where there are any}.
+    Args:
+        scorer: the model.
+        tasks: {name: (the task's entry in tasks.yaml, its items)}.
+
+    Returns {name: result}, where a result has:
+        value: the metric of the task.
+        acc, perplexity: accuracy where the task has choices, and perplexity where it predicts words.
+        context_tokens: [smallest, largest] number of tokens of an item's context.
+        prompts_sha256, items_sha256: hashes of the prompts and of the items.
+        samples: in the order of the items, {"id", "cluster", "value": 0 or 1}, or for whole texts {"id", "cluster",
+            "nats", "bytes", and "unknown_bytes" where there are any}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     lm_tasks = {name: task(name, spec, items) for name, (spec, items) in tasks.items()}
@@ -106,9 +114,14 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
 
 
 def build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
-    """A task of lm-eval that reads only the data of `mirror`.
+    """A task of lm-eval that reads only the data on this machine.
 
-    Splits that are not needed are removed from the definition, since lm-eval would load them."""
+    Splits that are not needed are removed from the definition, since lm-eval would load them.
+
+    Args:
+        definition: the task's definition.
+        mirror: the folder of task data.
+    """
     config, shots, examples = definition.config, definition.shots, definition.examples
     tables = {split.split: mirror.table(split) for split in definition.sources}
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
@@ -127,7 +140,7 @@ def build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
 
 
 def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
-    """Why a task cannot be run on the data of `mirror`; "" where it can.
+    """Why the task with this definition cannot be run on the data in the folder `mirror`; "" where it can.
 
     The task and its first requests are built without a model, so that errors are found before a run is trained.
     """
@@ -147,11 +160,20 @@ def evaluate_named(
 ) -> tuple[dict[str, dict], dict[str, str]]:
     """Run tasks of lm-eval. A task that fails does not affect the others.
 
-    Returns:
-        The results by task, and the reasons of those that failed. A result has "metric" and "value", other metrics by
-        name, "version" and "shots" of the task, "n", the number of items, "chance" and "guess" (see `guess`), "data"
-        and "examples", the files of the items and of the examples of the prompts, "context_tokens", the smallest and
-        the largest number, "prompts_sha256", "items_sha256" and "samples" [{"id", "value", "cluster"}, ...].
+    Args:
+        scorer: the model.
+        tasks: {name: definition}.
+        mirror: the folder of task data.
+
+    Returns {name: result}, and {name: reason} of the tasks that failed. A result has:
+        metric, value: the name and the value of the task's main metric; other metrics are entries by their names.
+        version, shots: the version of the task, and the number of examples in each prompt.
+        n: the number of items.
+        chance, guess: the scores of two ways to answer without knowing anything.
+        data, examples: the files of the items and of the examples in the prompts.
+        context_tokens: [smallest, largest] number of tokens of an item's context.
+        prompts_sha256, items_sha256: hashes of the prompts and of the items.
+        samples: [{"id", "value", "cluster"}, ...], one for each item.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     failed: dict[str, str] = {}
@@ -186,7 +208,8 @@ def evaluate_named(
 
 
 def _run(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
-    """{name: result} of tasks that are run together, so that requests that several of them make are scored once."""
+    """{name: result} of lm-eval tasks that are run together, so that equal requests of several tasks are scored
+    once."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
@@ -194,16 +217,22 @@ def _run(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dic
 
 
 def _origin(mirror: Mirror, source: Source) -> dict:
-    """The origin of a split: its name on the hub, number of rows, hash and revision."""
+    """Where the data of a split comes from: a dictionary of its name on the hub, number of rows, hash and revision."""
     entry = mirror.entries[source]
     return {**source._asdict(), **{key: entry.get(key) for key in ("rows", "sha256", "revision")}}
 
 
 def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
-    """The result of one task from what lm-eval returns, in the form of `evaluate_named`.
+    """The result of one task, in the form of `evaluate_named`.
+
+    Args:
+        scorer: the model.
+        lm_task: the task.
+        run: what lm-eval returned for all tasks that were run together.
+        name: the name of the task.
 
     Raises:
-        ValueError: its metric is not finite.
+        ValueError: the metric of the task is not finite.
     """
     values = {
         key.split(",")[0]: value
@@ -247,16 +276,13 @@ def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> d
 
 
 def sha256(value: Any) -> str:
-    """The hash of a value as JSON; values that JSON does not have are converted by str()."""
+    """The sha256 of a value as JSON; parts that are not JSON are converted by str()."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def cluster(doc: Any) -> dict[str, str]:
-    """{"cluster": the hash of the item's passage, article or premise}, which other items may share; {} for an item
-    without such a text.
-
-    doc: a row of the data set.
-    """
+    """The cluster of an item: {"cluster": the hash of its passage, article or premise}, which other items may share; {}
+    for an item without such a text. `doc`: the item's row of the data set."""
     if not isinstance(doc, dict):
         return {}
     for column in PASSAGES:
@@ -266,15 +292,19 @@ def cluster(doc: Any) -> dict[str, str]:
 
 
 def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
-    """{"chance", "guess"}: the scores of two ways to answer without knowing anything, from lm-eval's logged samples.
+    """The scores of two ways to answer without knowing anything, from lm-eval's logged samples: {"chance", "guess"}.
 
     "chance" is the score of a random option: the mean over items of 1 / number of options; 0 where the answer is free
     text. "guess" is the score of always giving the most common answer, or chance where that is better. With options,
     the most common answer is the option number that is right most often: with yes and no it is the more common of the
     two, also where each item words them differently, as in MultiRC; where each item has its own options, its score is a
-    little above chance. With free text it is the most common text. Both are None for other metrics.
+    little above chance. With free text it is the most common text. "chance" and "guess" are None for metrics other than
+    accuracy and exact match.
 
-    kind: lm-eval's output_type.
+    Args:
+        kind: lm-eval's output_type.
+        metric: the metric of the task.
+        rows: lm-eval's logged samples, one for each item.
     """
     written_out = metric == "exact_match" or kind == "loglikelihood"
     if not (written_out or (kind == "multiple_choice" and metric == "acc")):

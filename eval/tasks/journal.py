@@ -1,5 +1,5 @@
-"""Stores the outcomes of scored requests while an evaluation runs, so that it can continue after a kill, and several
-processes can share it."""
+"""Stores the outcomes of scored requests while an evaluation runs, so that the evaluation can continue after a kill,
+and several processes can share the work."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def digest(context: Sequence[int], continuation: Sequence[int]) -> str:
-    """The key of a request in the journal: a hash of its token ids."""
+    """The key of a request in the journal: a hash of the token ids of context and continuation."""
     return hashlib.sha256(np.array([len(context), *context, *continuation], np.int64).tobytes()).hexdigest()[:24]
 
 
@@ -28,7 +28,7 @@ class Journal:
         folder: where each process writes a file of its own; None: outcomes are kept in memory only.
         identity: what the outcomes depend on, such as the hash of the weights; files of another identity are ignored.
         rank, ranks: the number of this process, and how many there are.
-        working: whether all other processes are still running.
+        working: a function that returns whether all other processes are still running.
     """
 
     def __init__(
@@ -54,12 +54,13 @@ class Journal:
         return key in self.known
 
     def get(self, key: str, default: Any) -> Any:
-        """The outcome of a request. Where it is unknown, `default` on ranks above 0, which do not have the outcomes of
-        other ranks and whose results are not used."""
+        """The outcome of the request `key`. Where it is unknown, ranks above 0 get `default`: they do not have the
+        outcomes of other ranks, and their results are not used. On rank 0 an unknown key raises KeyError."""
         return self.known.get(key, default) if self.rank else self.known[key]
 
     def share(self, batches: list[Any]) -> list[Any]:
-        """The batches of this process: every `ranks`-th one, so that each process gets long and short ones."""
+        """Those of the batches that this process scores: every `ranks`-th one, so that each process gets long and short
+        ones."""
         return batches[self.rank :: self.ranks]
 
     def add(self, outcomes: dict[str, Any]) -> None:
@@ -88,9 +89,9 @@ class Journal:
                     self.known |= json.loads(line)
 
     def complete(self, keys: list[str]) -> bool:
-        """On rank 0: wait until the outcomes of all keys are known. Returns False where another process has ended
-        without finishing its share, which this process then has to score itself. On other ranks returns True at once,
-        since their results are not used."""
+        """On rank 0: wait until the outcomes of all keys are known, and return True. Returns False where another
+        process has ended without finishing its share, which this process then has to score itself. On other ranks
+        returns True at once, since their results are not used."""
         if self.rank:
             return True
         while self.ranks > 1 and not all(key in self.known for key in keys):

@@ -31,17 +31,24 @@ def masked_loss(
     specials: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """The loss of a GPT of the MLM objective, in evaluation, on any device.
+    """The held-out loss of a masked language model on the masked tokens of texts.
 
     Args:
+        model: a GPT with objective mlm, in evaluation mode, on any device.
+        texts: the held-out texts.
+        tokenizer: the model's tokenizer.
         mask: the id of the mask token.
         specials: ids to which no text is encoded; they are never masked.
         progress: called after every forward pass with the number of finished tokens and of all tokens.
 
-    Returns:
-        {"nats": per masked token, "bits_per_byte": of masked text, "mask_rate", "masked": tokens that were predicted,
-        "bytes": of the masked text, "samples": [{"nats", "bytes"} of each text, with "unknown_bytes" where there are
-        any]}. The bytes of a text depend only on the mask rate, so that models with different tokenizers have the same.
+    Returns: a dictionary:
+        nats: the loss per masked token.
+        bits_per_byte: the loss per byte of masked text.
+        mask_rate: the share of tokens that are masked.
+        masked: the number of tokens that were predicted.
+        bytes: the bytes of the masked text, estimated as the bytes of the texts times the mask rate, so that they are
+            the same for models with different tokenizers.
+        samples: [{"nats", "bytes"}] of each text, with "unknown_bytes" where there are any.
 
     Raises:
         ValueError: the model has another objective, or there is no text.
@@ -94,7 +101,9 @@ def masked_loss(
 
 
 def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [sequences, seq], and for each token the number of its text; -1 for end-of-document tokens."""
+    """The texts joined and cut into sequences, each text after an end-of-document token: the token ids, int64
+    [sequences, seq], and for each token the number of its text, int64 [sequences, seq]; -1 for end-of-document
+    tokens."""
     ids: list[int] = []
     owners: list[int] = []
     for number, encoded in enumerate(tokenizer.encode_batch(list(texts))):
@@ -107,7 +116,14 @@ def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarra
 
 
 def masked_positions(row: np.ndarray, number: int, count: int, specials: Sequence[int]) -> np.ndarray:
-    """The `count` masked positions of sequence `number`, in ascending order: random, but the same for every model.
-    Special tokens are masked only where there are too few others."""
+    """The positions of a sequence that are masked, in ascending order: random, but the same for every model. Special
+    tokens are masked only where there are too few others.
+
+    Args:
+        row: the token ids of the sequence.
+        number: the number of the sequence, which decides on the positions.
+        count: how many positions are masked.
+        specials: ids to which no text is encoded.
+    """
     keys = np.random.default_rng([SEED, number]).random(len(row)) + np.isin(row, list(specials))
     return np.sort(np.argsort(keys, kind="stable")[:count])

@@ -21,7 +21,7 @@ NEEDED = ("dataset_path", "config", "split", "file", "sha256")  # of an entry of
 
 
 class Source(NamedTuple):
-    """A split of a data set on the hub, on which a task is evaluated."""
+    """A split of a data set on the hub, such as the one on which a task is evaluated."""
 
     path: str  # organisation/name
     config: str  # "default" where the data set has only one
@@ -32,10 +32,10 @@ class Source(NamedTuple):
 
 
 class Mirror:
-    """A folder of task data.
+    """A folder of task data. `entries` is its manifest, {split: entry}.
 
     Raises:
-        ValueError: there is no such folder, or it has no manifest.
+        ValueError: there is no such folder, or its manifest is missing or damaged.
     """
 
     def __init__(self, folder: Path):
@@ -64,12 +64,13 @@ class Mirror:
 
     def changed(self, read: dict[str, Any]) -> bool:
         """Whether the data of a task has changed since an evaluation. A split that is no longer in the folder counts as
-        unchanged. `read`: the entry "data" of the task in eval.json."""
+        unchanged. `read`: the entry "data" or "examples" of the task in eval.json."""
         entry = self.entries.get(Source(read["path"], read["config"], read["split"]))
         return entry is not None and entry["sha256"] != read["sha256"]
 
     def lacks(self, source: Source) -> str:
-        """Why a split cannot be used: it is missing, differs from the manifest, or has no rows. "" where it can."""
+        """Why a split cannot be used: its file is missing, differs from the manifest, or has no rows. "" where it can
+        be used."""
         entry = self.entries.get(source)
         if not entry:
             return f"{source} is not in {self.folder}"
@@ -89,11 +90,12 @@ class Mirror:
             return f"{path} is damaged: {error}"
 
     def lacks_any(self, sources: Iterable[Source]) -> str:
-        """Why one of several splits cannot be used; "" where all can."""
+        """Why one of several splits cannot be used; "" where all of them can."""
         return next((why for source in sources if (why := self.lacks(source))), "")
 
     def table(self, source: Source) -> Any:
-        """The rows of a split as a typed datasets.Dataset. The hash of the file is checked."""
+        """The rows of a split as a typed datasets.Dataset. Raises ValueError where the file is missing or does not have
+        the hash in the manifest."""
         if why := self.lacks(source):
             raise ValueError(why)
         from datasets import Dataset, Features
@@ -112,22 +114,22 @@ class Mirror:
 
 
 def suite() -> dict[str, dict]:
-    """The tasks of the group `suite`: {name: entry} of tasks.yaml."""
+    """The tasks of the group `suite` in tasks.yaml: {name: entry}."""
     return groups()["suite"]
 
 
 @functools.cache
 def groups() -> dict[str, Any]:
-    """{group: its tasks} of the groups that tasks.yaml defines."""
+    """The groups of tasks that tasks.yaml defines: {group: {task: entry}}."""
     content = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
     return {name: content[name]["tasks"] for name in ("suite", "multilingual")}
 
 
 def listed() -> set[str]:
-    """The tasks of all groups of tasks.yaml."""
+    """The names of the tasks in all groups of tasks.yaml."""
     return {task for tasks in groups().values() for task in tasks}
 
 
 def names(requested: Iterable[str]) -> list[str]:
-    """Task names in which the groups `suite` and `multilingual` are replaced by their members."""
+    """Requested names of tasks, with the groups `suite` and `multilingual` replaced by the names of their tasks."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

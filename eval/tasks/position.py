@@ -33,15 +33,16 @@ BEYOND = {
 
 
 class Piece(NamedTuple):
-    """A text of `length(seq)` tokens. `size`: the UTF-8 bytes of its scored blocks, without end-of-document tokens."""
+    """A piece of held-out text: its `length(seq)` token ids, and `size`, the UTF-8 bytes of its scored blocks, without
+    end-of-document tokens."""
 
     ids: list[int]
     size: int
 
 
 def length(seq: int) -> int:
-    """The number of tokens of a piece: the scored blocks, the context of the first one in the longest window, and a
-    token at the beginning, which is never predicted."""
+    """The number of tokens of a piece for the training length `seq`: the scored blocks, the context of the first one in
+    the longest window, and a token at the beginning, which is never predicted."""
     return (TIMES * PARTS - 1 + BLOCKS) * (seq // PARTS) + 1
 
 
@@ -54,6 +55,7 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
 
     Args:
         texts: documents in the order of `probes.documents`.
+        tokenizer: the tokenizer of the run.
         seq: the training length in tokens.
     """
     unknown = getattr(tokenizer, "unknown", None)
@@ -84,12 +86,16 @@ def curve(
     """The loss in bits per byte by the number of tokens of context.
 
     Args:
+        pieces: pieces of held-out text.
+        seq: the training length in tokens.
         longest: the model's longest input, in tokens; None: unlimited.
-        score: log-likelihoods in nats of pairs (context, continuation) of token ids, as `Scorer.score`.
+        score: a function that returns for pairs (context, continuation) of token ids the log-likelihoods in nats of the
+            continuations, as `Scorer.score`.
 
     Returns:
-        {"positions": the numbers of tokens before the middle of the scored block; and for each of them "bits_per_byte",
-        "stderr" (over pieces), "tokens" and "bytes", the scored ones}; None where there are no pieces.
+        {"positions": the numbers of tokens before the middle of the scored block; "bits_per_byte" and "stderr" (over
+        pieces), a number for each position; "tokens" and "bytes", the numbers of scored ones}; None where there are no
+        pieces.
     """
     w, bins = seq // PARTS, TIMES * PARTS
     reach = [b for b in range(bins) if not longest or (b + 1) * w <= longest]
@@ -116,8 +122,8 @@ def curve(
 
 
 def mean(curves: list[dict | None]) -> dict | None:
-    """The unweighted mean of the curves of several corpora, which is how the held-out loss averages corpora; None where
-    there is no curve."""
+    """The unweighted mean of the curves of several corpora, in the form of `curve`, just as the held-out loss is
+    averaged over corpora. None where there is no curve."""
     present = [curve for curve in curves if curve]
     if not present:
         return None

@@ -1,4 +1,5 @@
-"""Our zero-shot tasks: their items are made from held-out documents, as text, and are the same for every tokenizer.
+"""Zero-shot tasks of this project: their items are made from held-out documents, as text, and are the same for every
+tokenizer.
 
 An item is {"id", "cluster", "context", "target"} or {"id", "cluster", "context", "choices", "target": index};
 tasks.yaml describes each task. Items of the same `cluster` are statistically dependent: they are made from the same
@@ -60,13 +61,13 @@ def specification() -> dict:
 
 
 def documents(paths: Iterable[str | Path]) -> list[str]:
-    """The texts of .jsonl.gz files, each once, in the order of their hashes."""
+    """The texts of the documents in .jsonl.gz files, each text once, in the order of their hashes."""
     return list(sources(paths))
 
 
 def sources(paths: Iterable[str | Path]) -> dict[str, str]:
-    """{text of a document: the package or source that it belongs to} of .jsonl.gz files, in the order of `documents`.
-    The documents of one source are a cluster.
+    """The clusters of the documents in .jsonl.gz files: {text of a document: the package or repository that it belongs
+    to, or else the hash of the text}, in the order of `documents`.
 
     Raises:
         ValueError: a file is damaged; the message names it.
@@ -93,11 +94,15 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
 
 def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
-    """{domain: its items, see `held_out`} for the held-out loss of each domain, with at most `most` bytes of each.
-    Empty where there is only one domain.
+    """The items for the held-out loss of each domain: {domain: items, in the form of `held_out`}. Empty where there is
+    only one domain.
 
     The domain of a document is the one that its corpus names (The Pile's pile_set_name). In a blend of corpora without
     such names it is the corpus, known from the folder of its files, NAME-HASH.
+
+    Args:
+        paths: .jsonl.gz files with held-out documents.
+        most: the largest number of bytes of each domain.
     """
     texts: dict[str, set[str]] = {}
     for path in paths:
@@ -111,13 +116,13 @@ def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list
 
 
 def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) -> dict[str, list[dict]]:
-    """{task: its items} for every task of tasks.yaml. A task has no items where fewer than FEWEST could be made, since
-    there is little text or `seq` is very short.
+    """The items of every task of tasks.yaml: {task: items}. A task has no items where fewer than FEWEST could be made,
+    since there is little text or `seq` is very short.
 
     Args:
         texts: documents in the order of `documents`.
         seq: the training length in tokens, on which only the copying tasks depend.
-        clusters: as `sources` returns them; None: each document is a cluster.
+        clusters: {text of a document: its cluster}, from `sources`; None: each document is a cluster.
     """
     tasks = specification()["tasks"]
     inside = {"longest": int(FEW_BYTES * seq)}
@@ -139,12 +144,18 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
 def held_out(
     texts: list[str], most: int, clusters: dict[str, str] | None = None, piece: int = PIECE_BYTES
 ) -> list[dict]:
-    """The items of the held-out loss: pieces of documents of at most `piece` bytes, up to `most` bytes in all.
+    """The items of the held-out loss: pieces of documents.
 
     The next piece is always taken from the cluster with the fewest bytes so far, so that no large source dominates; the
     standard error is estimated from the differences between clusters. Within a cluster, the first pieces of all its
     documents come first, then the second pieces, and so on. A few long documents thus give many items. Pieces consist
     of whole characters.
+
+    Args:
+        texts: documents in the order of `documents`.
+        most: the largest number of bytes of all pieces together.
+        clusters: {text of a document: its cluster}; None: each document is a cluster.
+        piece: the largest number of bytes of a piece.
     """
     rows: list[dict] = []
     times: Counter[str] = Counter()
@@ -174,17 +185,22 @@ def held_out(
 
 
 def cluster(text: str, clusters: dict[str, str] | None) -> str:
-    """The cluster of a document; its hash where `clusters` does not name one."""
+    """The cluster of a document with this text, from {text: cluster}; the hash of the text where `clusters` does not
+    name one."""
     return (clusters or {}).get(text) or digest(text)
 
 
 def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item): predict the last word of a passage, which occurs earlier in it, as in LAMBADA (Paperno et
-    al. 2016).
+    """Pairs (document, item) of the task to predict the last word of a passage, which occurs earlier in the passage, as
+    in LAMBADA (Paperno et al. 2016).
 
     LAMBADA's passages were selected by people so that the word can be guessed. Here the last two words must occur as a
     pair in at least one document in a hundred. No word is the answer of more than one item in twenty, so that always
-    giving the most common answer scores little. `n`: the number of items to make.
+    giving the most common answer scores little.
+
+    Args:
+        texts: documents in the order of `documents`.
+        n: the number of items that will be used.
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
@@ -206,8 +222,9 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
 
 
 def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item): choose the true continuation of a text from four. The other three are pieces of other
-    documents, whose lengths in bytes differ from that of the true one by a tenth at most."""
+    """Pairs (document, item) of the task to choose the true continuation of a text from four. The other three are
+    pieces of other documents, whose lengths in bytes differ from that of the true one by a tenth at most. `texts`:
+    documents in the order of `documents`."""
     pieces = {
         text: [
             (gap.start(), end)
@@ -232,19 +249,19 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def piece_end(text: str, gap: Any) -> int:
-    """The end of a piece that begins at `gap`: the first space after 48 characters, or in scripts without spaces the
-    position after 48 characters; -1 where the text ends before."""
+    """The position where a piece of a text ends: the first space after 48 characters, or in scripts without spaces the
+    position after 48 characters; -1 where the text ends before. `gap`: the match of GAP at which the piece begins."""
     if gap.end() > gap.start():
         return text.find(" ", gap.start() + 48)
     return gap.start() + 48 if gap.start() + 48 <= len(text) else -1  # no spaces: after any character
 
 
 def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item): choose the word that is left out of running text. Each choice is a word followed by the
-    same text.
+    """Pairs (document, item) of the task to choose the word that is left out of running text. Each choice is a word
+    followed by the same text.
 
     As in the Children's Book Test (Hill et al. 2015) the wrong words are taken from the same document; here they are
-    also about as common as the true one.
+    also about as common as the true one. `texts`: documents in the order of `documents`.
     """
     common: Counter[str] = Counter()
     for text in texts:
@@ -262,15 +279,16 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item): after a snippet, text of other documents, and the first six words of the snippet again,
-    choose the word that comes next. This is induction, ... A B ... A -> B (Olsson et al. 2022), in running text instead
-    of random tokens.
+    """Pairs (document, item) of the copying tasks: after a snippet, text of other documents, and the first six words of
+    the snippet again, choose the word that comes next. This is induction, ... A B ... A -> B (Olsson et al. 2022), in
+    running text instead of random tokens.
 
     All four choices occur in the snippet exactly once, and none in the text between, so that only a word's place in the
-    snippet shows which one is right.
+    snippet shows which one is right. Either `longest` or `between` is given.
 
     Args:
-        longest: the largest number of bytes of a whole item; or
+        texts: documents in the order of `documents`.
+        longest: the largest number of bytes of a whole item; 0: `between` is used.
         between: the number of bytes of the text between snippet and question.
     """
     for text, rng in passes(texts):
@@ -292,8 +310,15 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
 
 
 def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
-    """Running text of `size` bytes, or up to a word more, from other documents than `but` and without the words
-    `without`; "" where `size` is below 40."""
+    """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40.
+
+    Args:
+        texts: documents to take the text from.
+        but: a document that is not used.
+        without: words that are left out.
+        size: the number of bytes.
+        rng: chooses the documents.
+    """
     avoided = {word.lower() for word in without}
     chosen: list[str] = []
     for other in rng.choices(texts, k=100 if size >= 40 else 0):
@@ -307,27 +332,34 @@ def other_text(texts: list[str], but: str, without: set[str], size: int, rng: ra
 
 
 def without_source(item: dict) -> dict:
-    """An item of `copying` without the snippet and the text between: a control, which can only be guessed."""
+    """An item of `copying` without the snippet and the text after it: a control, which can only be guessed."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
 def question(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
-    """An item whose choices are the true answer and the wrong ones, in random order."""
+    """An item whose choices are the true answer and the wrong ones, in random order: {"context", "choices", "target":
+    the index of the true answer}."""
     choices = [*wrong, true]
     rng.shuffle(choices)
     return {"context": context, "choices": choices, "target": choices.index(true)}
 
 
 def passes(texts: list[str], most: int = 20) -> Iterator[tuple[str, random.Random]]:
-    """Pairs (document, random number generator), over all documents and then over all again, `most` times, so that
-    every document gives one item before any gives a second one."""
+    """Pairs (document, random number generator) that go `most` times over all documents, so that every document gives
+    one item before any gives a second one."""
     for turn in range(most):
         for text in texts:
             yield text, random.Random(f"{turn}/{digest(text)}")
 
 
 def distinct(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
-    """The first `most` different items of the pairs (document, item), with "id" and "cluster"."""
+    """The first `most` different items, each with its "id" and "cluster".
+
+    Args:
+        rows: pairs (document, item).
+        most: the largest number of items.
+        clusters: {text of a document: its cluster}; None: each document is a cluster.
+    """
     items_by_id: dict[str, dict] = {}
     for text, row in rows:
         key = digest(json.dumps(row, sort_keys=True))
@@ -348,8 +380,13 @@ def digest(text: str) -> str:
 
 
 def chance(rows: list[dict], rule: float | str) -> float:
-    """The accuracy of guessing on items with choices. `rule` is that number, from tasks.yaml; or "commonest", for the
-    share of items whose right choice has the most common number."""
+    """The accuracy of guessing on items with choices.
+
+    Args:
+        rows: the items.
+        rule: the accuracy itself, as tasks.yaml states it; or "commonest", for the share of items whose right choice
+            has the most common number.
+    """
     if rule == "commonest":
         return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
     return float(rule)

@@ -20,14 +20,15 @@ Tokens = tuple[int, ...]
 
 
 class Input(NamedTuple):
-    """A sequence that a model reads. `extent`: see `Objective.extent`; 0 where the objective is causal."""
+    """A sequence of token ids that a model reads. `extent`: the length of the prefix, from `Objective.extent`; 0 where
+    the objective is causal."""
 
     tokens: Tokens
     extent: int
 
 
 class Row(NamedTuple):
-    """Inputs that share their first `stem` tokens."""
+    """A row of a batch: inputs that share their first `stem` tokens."""
 
     stem: int
     inputs: list[Input]
@@ -37,8 +38,8 @@ class Row(NamedTuple):
 
 
 def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
-    """{input: the input that is run in its place}, which is one that begins with it, or itself. So an input that is the
-    beginning of another one takes no forward pass of its own.
+    """For each input, the input that is run in its place: {input: another input that begins with it, or the input
+    itself}. So an input that is the beginning of another one takes no forward pass of its own.
 
     In lexicographic order an input comes right before those that begin with it.
     """
@@ -52,13 +53,15 @@ def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
 
 
 def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
-    """Pack inputs into rows. Inputs with a common beginning share a row where that saves work. Longer rows come first.
+    """Distribute inputs over rows. Inputs with a common beginning share a row where that saves work. Longer rows come
+    first.
 
     The work of a row of n tokens is estimated as n + n^2 / (2 x hidden), for its matrix products and for attention,
     which computes the scores of the whole row. Per token the products take 24 hidden^2 FLOPs and attention 4 n hidden,
     counted three times because it runs slower (untuned).
 
     Args:
+        inputs: the inputs, all different.
         hidden: the model's width.
         most: the largest number of tokens of a row that several inputs share.
     """
@@ -82,7 +85,7 @@ def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
 
 
 def common_length(a: Tokens, b: Tokens, most: int) -> int:
-    """The number of tokens in the common beginning of two inputs, at most `most`."""
+    """The number of tokens that two inputs have in common at their beginning, at most `most`."""
     n = min(len(a), len(b), most)
     if a[:n] == b[:n]:
         return n
@@ -90,8 +93,8 @@ def common_length(a: Tokens, b: Tokens, most: int) -> int:
 
 
 def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
-    """Divide rows, the longest of which come first, into batches of at most `most` tokens, padding included, but at
-    least one row."""
+    """Divide rows into batches of at most `most` tokens, padding included, but at least one row. `rows`: the longest
+    first."""
     group: list[Row] = []
     for row in rows:
         if group and (len(group) + 1) * len(group[0]) > most:
@@ -103,8 +106,14 @@ def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
 
 
 def arrange(group: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
-    """A batch as `GPT.hidden` takes it: token ids [B, T], padded on the right, and their arrangement; None for plain
-    causal sequences, where position and mask follow from the order."""
+    """The arguments of `GPT.hidden` for a batch of rows: token ids [B, T], padded on the right; and the arrangement of
+    positions and mask, or None for plain causal sequences, where position and mask follow from the order of the tokens.
+
+    Args:
+        group: the rows, the longest first.
+        device: where the tensors go.
+        objective: the objective of the model, which says which tokens see each other.
+    """
     B, T = len(group), max(map(len, group))
     tokens_BT, positions_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
     for b, row in enumerate(group):

@@ -42,6 +42,7 @@ def likelihoods(
 
     Args:
         model: a GPT in evaluation mode, on any device.
+        pairs: the pairs (context, continuation).
         batch: the number of tokens of a forward pass, including padding; None: a default for the device.
         progress: called after every forward pass with the number of finished tokens and of all tokens.
         journal: scores that are known already; new ones are added to it.
@@ -100,8 +101,9 @@ def likelihoods(
 
 
 def cut(context: Sequence[int], continuation: Sequence[int], longest: int) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """The pair itself; or, where the continuation is longer than the model's longest input, pairs for its pieces of
-    half that length, each with everything before it as the context."""
+    """Pairs (context, continuation) that fit the model's longest input: the given pair alone; or, where its
+    continuation is longer than `longest` tokens, a pair for each piece of half that length, with everything before the
+    piece as the context."""
     if len(continuation) <= longest:
         return [(context, continuation)]
     half = max(1, longest // 2)
@@ -110,8 +112,15 @@ def cut(context: Sequence[int], continuation: Sequence[int], longest: int) -> li
 
 
 def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The log-probability (float64, in nats) of each token `target[i]` by the output `x_ND[index[i]]`, and whether it
-    is that output's likeliest token. An output that several targets use is multiplied with the output matrix once."""
+    """The log-probability (float64, in nats) of each target token, and whether it is the likeliest token of its output:
+    two arrays [targets]. An output that several targets use is multiplied with the output matrix once.
+
+    Args:
+        model: a GPT.
+        x_ND: outputs of the model's last layer.
+        index: [targets], the row of `x_ND` that predicts each target.
+        target: [targets], their token ids.
+    """
     order = np.argsort(index, kind="stable")
     logp, greedy = np.empty(len(index)), np.empty(len(index), bool)
     step = ROWS_GPU if x_ND.is_cuda else ROWS_CPU
@@ -138,15 +147,18 @@ def continuations(
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Journal | None = None,
 ) -> list[list[int]]:
-    """Greedy decoding, with a cache of keys and values: the token ids of the continuation of each context, at most
-    `new`.
+    """Greedy decoding, with a cache of keys and values: the token ids of the continuation of each context.
 
     The beginning of a context is cut off where context and `new` tokens would be longer than the model's longest input.
 
     Args:
+        model: a GPT in evaluation mode, on any device.
         contexts: token ids, at least one each.
+        new: the largest number of tokens of a continuation.
         ended: a function of the ids of a continuation so far: whether it ends here.
-        batch, progress, journal: as in `likelihoods`.
+        batch: the number of tokens of a forward pass, including padding; None: a default for the device.
+        progress: called after every batch with the number of finished tokens and of all tokens of contexts.
+        journal: continuations that are known already; new ones are added to it.
     """
     longest, journal = model.max_length, journal or Journal()
     device = next(model.parameters()).device
@@ -173,7 +185,14 @@ def continuations(
 
 
 def extend(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
-    """`continuations` of contexts in one batch, the longest first."""
+    """The greedy continuations of the contexts of one batch, as token ids.
+
+    Args:
+        model: a GPT in evaluation mode.
+        group: the contexts, the longest first.
+        new: the largest number of tokens of a continuation.
+        ended: a function of the ids of a continuation so far: whether it ends here.
+    """
     device, objective = next(model.parameters()).device, model.objective
     decoded: list[list[int]] = [[] for _ in group]
     length, P = torch.tensor([len(ids) for ids in group], device=device), len(group[0])

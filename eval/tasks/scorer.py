@@ -1,4 +1,5 @@
-"""Our model with lm-eval's interface: it scores continuations and texts, and continues contexts greedily."""
+"""A GPT of this project with lm-eval's interface: it scores continuations and texts, and continues contexts
+greedily."""
 
 import functools
 import json
@@ -24,10 +25,10 @@ class Scorer(TemplateLM):
         model: a GPT (model/gpt.py) on any device.
         tokenizer: has `encode(text) -> ids`, `decode(ids) -> text` and `eod`, the id that begins a document.
         window: the number of tokens that the model reads at a time for held-out loss: the training length, in every
-        arm.
+            arm.
         batch: the number of tokens of a forward pass, including padding; None: a default for the device.
         progress: called after every forward pass with the number of finished tokens and of all tokens.
-        journal: stores outcomes while they are computed (eval/tasks/journal.py).
+        journal: stores outcomes while they are computed (eval/tasks/journal.py); None: they are kept in memory.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Scorer(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of whole texts: every token is predicted once, in disjoint windows, the first one after
-        `eod`.
+        """The log-likelihood of each whole text, in nats: every token is predicted once, in disjoint windows, the first
+        one after the end-of-document token.
 
         Each byte of a text that the tokenizer cannot represent counts 8 bits, the cost of writing it out. Otherwise a
-        tokenizer without pieces for the script of a text would have almost nothing to predict.
+        tokenizer without pieces for the script of a text would have almost nothing to predict. `requests`: lm-eval's
+        requests, each with a text as its only argument.
         """
         windows = [
             [
@@ -82,10 +84,11 @@ class Scorer(TemplateLM):
         return self._unknown(text)[1] if self._unknown else 0
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
-        """The greedy continuation of each context, up to the first of the task's stop strings or the end of document.
+        """The greedy continuation of each context as text, up to the first of the task's stop strings or the end of
+        document. `requests`: lm-eval's requests, each with a context and generation settings.
 
         Raises:
-            ValueError: when a task asks for sampling.
+            ValueError: a task asks for sampling or for several beams.
         """
         numbers_by_settings: dict[str, list[int]] = {}  # of the requests; those of equal settings make batches
         for i, request in enumerate(requests):
@@ -110,11 +113,12 @@ class Scorer(TemplateLM):
         return answers
 
     def _text(self, ids: list[int]) -> str:
-        """The text of token ids, up to the end of the document."""
+        """The text of token ids, up to the first end-of-document token."""
         return self.decode(ids[: ids.index(self.eod)] if self.eod in ids else ids)
 
     def _ended(self, ids: list[int], stops: list[str]) -> bool:
-        """Whether a continuation has reached the end of the document, or contains a stop string."""
+        """Whether a continuation, as token ids, has reached the end of the document or contains one of the stop
+        strings."""
         return ids[-1] == self.eod or any(stop in self._text(ids) for stop in stops)
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
@@ -124,5 +128,6 @@ class Scorer(TemplateLM):
         return self.score([(context or [self.eod], continuation) for _, context, continuation in requests])
 
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """See `score.likelihoods`."""
+        """The log-likelihood in nats of each continuation given its context, and whether greedy decoding would give it.
+        `pairs`: (context, continuation) as token ids."""
         return score.likelihoods(self.model, pairs, **self.options)

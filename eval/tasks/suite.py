@@ -1,4 +1,4 @@
-"""The headline of BigScience's suite of 27 tasks (eval/tasks/tasks.yaml), of one evaluation or of several."""
+"""The overall scores of BigScience's suite of 27 tasks (eval/tasks/tasks.yaml), of one evaluation or of several."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ STANDARD_ERRORS_ABOVE_GUESS = 2
 
 
 def suite(evaluations: list[dict]) -> dict[str, Any] | None:
-    """Scores of the suite, averaged over tasks and over evaluations (of one run, or of all runs compared), in points.
+    """The scores of the suite, averaged over tasks and over evaluations (of one run, or of all runs compared), in
+    points.
 
     Only tasks that every evaluation has are counted.
 
@@ -19,9 +20,7 @@ def suite(evaluations: list[dict]) -> dict[str, Any] | None:
         evaluations: contents of eval.json; a task of the suite has "suite": true, and "value", "stderr", "chance" and
             "guess" as fractions of 1.
 
-    Returns:
-        None where the evaluations share no task of the suite, else
-
+    Returns None where the evaluations share no task of the suite, else a dictionary:
         value, stderr, chance: unweighted means over the tasks; stderr is the standard error over items.
         corrected, corrected_stderr: the mean of (value - chance) / (1 - chance), and its standard error.
         tasks, of: the number of tasks that were counted, and the number of tasks in the suite.

@@ -43,7 +43,8 @@ def section(f: Findings) -> Section:
 
 
 def broken(cell: dict[str, Any]) -> list[str]:
-    """The rules that a run breaks, in words; empty for runs with a budget in tokens, to which they do not apply."""
+    """The rules of "Cramming" that a run breaks, in words; empty for runs with a budget in tokens, to which the rules
+    do not apply. `cell`: the content of the run directory."""
     if not by_clock(cell):
         return []
     run = cell["run"]
@@ -67,14 +68,16 @@ def broken(cell: dict[str, Any]) -> list[str]:
 
 
 def ranks(launch: dict[str, Any]) -> int:
-    """The number of devices in one launch of a run; 1 where its run.json does not say."""
+    """The number of devices in one launch of a run; 1 where this was not recorded. `launch`: the content of run.json,
+    or an entry of its "continued"."""
     hardware = launch.get("hardware")
     count = hardware.get("ranks") if isinstance(hardware, dict) else None
     return count if isinstance(count, int) else 1
 
 
 def overrun(cell: dict[str, Any]) -> list[str]:
-    """Sentences: the budget is longer than the challenge allows, or the run took longer than its budget."""
+    """Sentences on the time of a run, where the budget is longer than the challenge allows or the run took longer than
+    its budget; else empty. `cell`: the content of the run directory."""
     rules = []
     try:
         budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
@@ -92,7 +95,8 @@ def overrun(cell: dict[str, Any]) -> list[str]:
 
 
 def last_step(cell: dict[str, Any]) -> float:
-    """Seconds per step at the end of a run, between the last two lines of its log; 0 where unknown."""
+    """The seconds per step at the end of a run, between the last two lines of its log; 0 where unknown. `cell`: the
+    content of the run directory."""
     if len(cell.get("metrics", [])) < 2:
         return 0.0
     before, last = cell["metrics"][-2:]

@@ -83,8 +83,8 @@ def blocks(f: Findings) -> list[Block]:
 
 
 def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
-    """A sentence with the bootstrap intervals of a difference over items and over tasks, and the number of tasks; ""
-    without items."""
+    """A list with one table row, or none where there are no items: the bootstrap intervals of an arm's difference from
+    the baseline over items and over tasks, and the number of tasks. `name`: the metric."""
     pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
     parts = strata(f.cells, arm, f.baseline, pairs, name) if pairs else []
     if not parts:
@@ -99,7 +99,8 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
 
 
 def how_decided(f: Findings) -> list[Block]:
-    """Paragraphs that explain the verdicts: the metric, the margins, and how the number of seeds was chosen."""
+    """A list with one paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was
+    chosen."""
     sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
     if f.primary != f.primary_before:
         before = f.primary_before or "one metric in some runs and another in others"
@@ -123,7 +124,8 @@ def how_decided(f: Findings) -> list[Block]:
 
 
 def undecided(f: Findings) -> list[Block]:
-    """A sentence for each undecided comparison: how many seeds would decide it, and what they would cost."""
+    """Paragraphs with a line for each undecided comparison: how many seeds would decide it, and what these would cost.
+    Empty where all are decided."""
     lines = []
     for name in METRICS:
         for arm in f.compared.get(name, {}) if f.controlled else ():
@@ -139,7 +141,7 @@ def undecided(f: Findings) -> list[Block]:
 
 
 def noise_floors(f: Findings) -> list[str]:
-    """The noise floor of each metric, and the differences that studies with more seeds would detect."""
+    """A paragraph for each metric: its noise floor, and the differences that studies with more seeds would detect."""
     lines, arms, tests = [], 1 + len(f.study.compared), f.study.tests
     for name, noise in recorded_noise(f).items():
         metric = METRICS[name]
@@ -159,7 +161,8 @@ def noise_floors(f: Findings) -> list[str]:
 
 
 def forest(f: Findings, name: str) -> str:
-    """A figure of the differences on a metric, with the intervals on which the verdicts are based."""
+    """A figure (SVG) of the differences of all arms from the baseline on a metric, with the confidence intervals on
+    which the verdicts are based. `name`: the metric."""
     metric, effects = METRICS[name], []
     for arm, c in f.compared.get(name, {}).items():
         kind = "same"

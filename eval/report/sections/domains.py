@@ -45,7 +45,8 @@ def section(f: Findings) -> Section:
 
 
 def loss(entries: list[dict]) -> str:
-    """The mean loss over seeds with its standard error, as text; without it where there is a single document."""
+    """The mean loss of a domain over seeds with its standard error over documents, as text; without the standard error
+    where there is a single document. `entries`: the domain's entry in eval.json of each seed."""
     value = float(np.mean([entry["value"] for entry in entries]))
     errors = [entry["stderr"] for entry in entries if entry.get("stderr") is not None]
     return plus_minus(value, float(np.mean(errors)) if len(errors) == len(entries) else nan, 3)

@@ -42,7 +42,8 @@ def section(f: Findings) -> Section:
 
 
 def effect_rows(f: Findings) -> list[list[str]]:
-    """Rows of the table (columns: HEAD), one for each metric and effect; main effects first, then interactions."""
+    """The rows of the table of effects (columns: HEAD), one for each metric and effect; main effects first, then
+    interactions."""
     design = f.study.factorial
     assert design
     return [
@@ -53,7 +54,8 @@ def effect_rows(f: Findings) -> list[list[str]]:
 
 
 def on_screen(f: Findings) -> list[str | Table]:
-    """The effects for the terminal, a line for each with its interval and verdict."""
+    """The table of effects for the terminal, a line for each effect with its confidence interval and verdict; empty
+    where the study is not a factorial."""
     design = f.study.factorial
     if not design:
         return []
@@ -74,7 +76,14 @@ def numbers(c: Comparison, digits: int) -> list[str]:
 
 def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
     """The verdict on an effect, as text. For an interaction, better or worse is meant relative to the sum of the
-    factors' own effects."""
+    factors' own effects.
+
+    Args:
+        f: the findings of the study.
+        name: the metric.
+        effect: the bit mask of its factors.
+        c: its comparison with 0.
+    """
     metric = METRICS[name]
     decision = verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
     sentence = decision.words
@@ -86,7 +95,7 @@ def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
 
 
 def recorded(f: Findings) -> list[dict[str, Any]]:
-    """The effects as they are stored in run.json of the record."""
+    """The effects of a factorial as they are stored in run.json of the record; empty for another study."""
     design = f.study.factorial
     lines: list[dict[str, Any]] = []
     if not design:

@@ -98,10 +98,11 @@ def section(f: Findings) -> Section:
 def external_rows(
     external: list[External], runs: list[dict[str, Any]], names: list[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """The rows of external checkpoints, and remarks about them.
+    """The table rows of external checkpoints, and remarks about them as lines of a list.
 
     Args:
-        runs: the GLUE tables of all runs.
+        external: the GLUE results of the checkpoints.
+        runs: the contents of the runs' glue.json.
         names: the names of the tasks that are columns.
     """
     rows, notes = [], []
@@ -134,7 +135,7 @@ def task_text(tables: list[dict[str, Any]], name: str) -> str:
 
 
 def eight_tasks(row: dict[str, Any]) -> str:
-    """The eight-task mean of a published row that has all nine numbers."""
+    """The eight-task mean of a published row, as text; "-" where the row lacks one of the nine numbers."""
     if not all(name in row for name in TASKS):
         return "-"
     mnli = (row["mnli"] + row["mnli-mm"]) / 2

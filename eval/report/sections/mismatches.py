@@ -9,12 +9,22 @@ from eval.report.runs import Cells, in_one_line
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
-    """Sentences about everything that violates a controlled comparison."""
+    """Sentences about everything that violates a controlled comparison.
+
+    Args:
+        study: a Collection or an ablations.study.Study.
+        cells: {(arm, seed): content of the run directory}.
+    """
     return join_by_text(single_mismatches(study, cells), len(cells))
 
 
 def join_by_text(lines: list[str], runs: int) -> list[str]:
-    """Join sentences of the form "run: text" that have the same text. `runs`: the number of all runs."""
+    """Join sentences of the form "run: text" that have the same text into "run + run: text".
+
+    Args:
+        lines: the sentences; those of another form stay as they are.
+        runs: the number of all runs of the study, so that "all runs" is written where a text is about all.
+    """
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -70,8 +80,9 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
 
 
 def copies(cells: Cells) -> list[str]:
-    """Sentences about runs of different seeds that are the same run: all that they logged, or the weights that were
-    evaluated, are equal to the last digit. A copied folder is no second seed."""
+    """Sentences about runs of different seeds that are in fact the same run, because everything that they logged, or
+    the weights that were evaluated, are equal to the last digit. A copied folder is no second seed. `cells`: {(arm,
+    seed): content of the run directory}."""
     lines = []
     first: dict[Any, tuple[str, int]] = {}
     for (arm, seed), cell in cells.items():
@@ -91,7 +102,13 @@ def copies(cells: Cells) -> list[str]:
 
 def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
     """Sentences about events during a run's training that a controlled comparison should not have: changed code or
-    hardware, rollbacks."""
+    hardware, rollbacks.
+
+    Args:
+        name: the run, for the sentences.
+        run: the content of its run.json.
+        compared: the keys of run.json that should be equal in all launches of the run.
+    """
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")
@@ -109,8 +126,13 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
 
 
 def more_than_a_line(study: Any, cells: Cells) -> list[str]:
-    """Sentences about runs whose configuration is not what the study plans, or differs from the baseline's in more than
-    the settings of the arm."""
+    """Sentences about runs whose configuration is not the one that the study plans, or differs from the baseline's in
+    more than the settings of the arm, or whose activity proofs failed or are missing.
+
+    Args:
+        study: a Collection or an ablations.study.Study.
+        cells: {(arm, seed): content of the run directory}.
+    """
     lines = []
     for (arm, seed), cell in cells.items():
         if "run" not in cell:
@@ -148,8 +170,13 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
 
 
 def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
-    """Sentences about combinations of a factorial that should differ in one factor, and whose runs differ in another
-    setting, as configured or in effect."""
+    """Sentences about pairs of combinations of a factorial that should differ in one factor, and whose runs differ in
+    another setting, as configured or in effect.
+
+    Args:
+        study: a Collection or an ablations.study.Study; without a factorial there are no sentences.
+        cells: {(arm, seed): content of the run directory}.
+    """
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:

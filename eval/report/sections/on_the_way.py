@@ -13,8 +13,13 @@ SAME = ("version", "lm_eval", "corpora", "precision")  # of two evaluations of o
 
 
 def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
-    """Whether two evaluations of a run used the same items for a metric, so that they are points of one curve. `end`:
-    the evaluation of the trained weights."""
+    """Whether two evaluations of a run used the same items for a metric, so that they are points of one curve.
+
+    Args:
+        result: the evaluation of weights saved during training.
+        end: the evaluation of the last weights.
+        metric: the entry of the metric in eval.json.
+    """
 
     def suite_data(evaluation: dict) -> list[tuple[str, str]]:
         tasks = evaluation["tasks"].items() if metric == "suite" else ()
@@ -42,7 +47,13 @@ def section(f: Findings) -> Section:
 
 
 def scores_on_the_way(seeds: dict[int, dict], key: str) -> dict[int, float]:
-    """{tokens: mean score over seeds} of an arm, at the numbers of tokens that all its seeds have."""
+    """The scores of an arm during training: {tokens: mean score over seeds}, at the numbers of tokens that all its
+    seeds have.
+
+    Args:
+        seeds: {seed: content of the run directory}.
+        key: the entry of the metric in eval.json.
+    """
     values: dict[int, list[float]] = {}
     for cell in seeds.values():
         points = {result["tokens"]: result for result in cell["checkpoints"]}

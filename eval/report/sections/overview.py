@@ -24,8 +24,8 @@ def section(f: Findings) -> Section:
 
 
 def table(f: Findings, head: str = "arm") -> Table:
-    """A table with a line for each arm: its scores, and the verdict by the primary metric. `head`: the titles of the
-    columns."""
+    """A table with a line for each arm: its score on each metric, and the verdict by the primary metric. `head`: the
+    title of the first column."""
     lines = []
     for arm in f.study.arms:
         numbers = [number(f, arm, name) for name in METRICS if name in f.results]
@@ -35,7 +35,8 @@ def table(f: Findings, head: str = "arm") -> Table:
 
 
 def number(f: Findings, arm: str, name: str) -> str:
-    """An arm's mean over seeds, with its standard error."""
+    """An arm's mean over seeds on a metric with its standard error, as text; "-" where there is no result. `name`: the
+    metric."""
     row = f.results[name][arm]
     if not row:
         return "-"
@@ -48,7 +49,8 @@ def number(f: Findings, arm: str, name: str) -> str:
 
 
 def remarks(f: Findings, arm: str) -> list[str]:
-    """The verdict on an arm, or why there is none; and which runs are missing."""
+    """The cell of an arm in the column "verdict", as a list of phrases: the verdict, or why there is none; rules of
+    Cramming that are broken; and how many runs are missing."""
     results = f.results[f.primary]
     words = []
     if arm in f.compared[f.primary]:
@@ -73,7 +75,7 @@ def remarks(f: Findings, arm: str) -> list[str]:
 
 
 def no_effect(f: Findings) -> list[str]:
-    """Sentences about arms whose setting had no effect: they trained exactly as another arm."""
+    """Sentences about arms whose setting had no effect, since their runs trained exactly as those of another arm."""
     return [
         f"**{arm} did nothing.** Its runs logged the same losses and gradient norms as those of {other}, seed by seed, "
         "at every step and to the last digit. They are no second measurement, and not compared: what sets the two "
@@ -120,7 +122,8 @@ def held_out_loss(f: Findings) -> str:
 
 
 def decided_by(f: Findings) -> str:
-    """A sentence: the metric and the margin of the verdicts, and whether they were chosen after the runs."""
+    """Sentences on how the study is decided: the metric and the margin of the verdicts, and whether they were chosen
+    after the runs."""
     if f.primary == f.primary_before:
         words = f"The verdict is on {f.primary}, the primary metric; what the others say is exploratory."
     else:
@@ -140,7 +143,8 @@ def decided_by(f: Findings) -> str:
 
 
 def unequal_tasks(f: Findings) -> list[str]:
-    """Sentences about tasks that are left out of a comparison, because only one arm has them or they differ."""
+    """Sentences about tasks that are left out of a comparison with the baseline, because only one of the two arms has
+    them or they were evaluated differently."""
     return [
         f"**{arm}, {name}: compared with {f.baseline} on what both were asked in the same way**, without "
         f"{', '.join(left_out)}. The means in the table are over all that each was asked."
@@ -151,8 +155,8 @@ def unequal_tasks(f: Findings) -> list[str]:
 
 
 def uneven_seeds(f: Findings) -> list[str]:
-    """Sentences about arms whose runs scatter more between seeds than those of other arms, so that the variance cannot
-    be pooled."""
+    """Sentences about arms whose runs scatter significantly more between seeds than those of other arms, so that one
+    pooled variance does not fit all arms."""
     return [
         f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "
         "the number of arms). One variance is assumed for all. What is compared with this arm is judged by the "

@@ -32,8 +32,8 @@ def load() -> dict[str, Any]:
 
 @cache
 def saves() -> dict[str, np.ndarray]:
-    """{corpus: the accuracies of all saves of its run in %, [saves, tasks]}, the earliest save first; see "saves" in
-    published.yaml."""
+    """The published accuracies of all saves of the BigScience runs: {corpus: array [saves, tasks], in %}, the earliest
+    save first. Their source is under "saves" in published.yaml."""
     with (Path(__file__).parent / "published_saves.csv").open(encoding="utf-8", newline="") as file:
         _, *lines = csv.reader(file)
     corpora = dict.fromkeys(line[0] for line in lines)
@@ -41,13 +41,13 @@ def saves() -> dict[str, np.ndarray]:
 
 
 def shown(part: dict[str, Any], beside: str) -> bool:
-    """Whether a part of published.yaml is shown: unverified numbers only where `beside`, one of
-    eval.report.request.BESIDE, asks for them."""
+    """Whether a part of published.yaml is shown. Unverified numbers are shown only with beside="all". `beside`: one of
+    eval.report.request.BESIDE."""
     return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
 
 
 def section(f: Findings) -> Section:
-    """The published results for the factor of this study."""
+    """The section with the published results on the factor that this study varies."""
     known = load()
     factors = f.factors()
     blocks: list[Block] = []
@@ -65,7 +65,8 @@ def section(f: Findings) -> Section:
 
 
 def with_ours(f: Findings, table: dict[str, Any]) -> Table:
-    """A published table, with our results added in the rows with the same value of the factor."""
+    """A table of published results, to which our results are added in the rows with the same value of the factor.
+    `table`: an entry of "tables" in published.yaml."""
     name = "suite" if "suite" in f.results else "zero-shot"
     theirs = rows(table)
     arms = {value: arm for value, _ in theirs for arm in f.study.arms if arm.split("=")[-1] == value}
@@ -102,7 +103,8 @@ def rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
 
 
 def external(beside: str) -> Table:
-    """Published models of other authors, as rows of a table with their sources."""
+    """A table of published models of other authors, with their sources. `beside`: which results are shown, one of
+    eval.report.request.BESIDE."""
     lines = [
         [model["name"], model["parameters"], model["tokens"], f"{model['mean']:.2f}", model["mark"], model["source"]]
         for model in load()["external"]
@@ -113,11 +115,11 @@ def external(beside: str) -> Table:
 
 
 def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Stratum]]:
-    """The comparison of two corpora by the published accuracies of each task, in points. Single items were not
-    published, so that the standard errors are those of independent samples; and each corpus has one run, so that
-    nothing is known about the noise of seeds.
+    """The comparison of two corpora by the published accuracies of each task, in points; and a list of strata with the
+    difference on each task, for a bootstrap over tasks.
 
-    The strata hold the difference of each task, for a bootstrap over tasks.
+    Single items were not published, so that the standard errors are those of independent samples; and each corpus has
+    one run, so that nothing is known about the noise of seeds. The difference is that of `corpus` minus `reference`.
     """
     known = load()["per_task"]
     a, b = (known["columns"].index(name) for name in (corpus, reference))
@@ -130,8 +132,8 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
 
 
 def corpora() -> list[Block]:
-    """The corpora of the published study, compared by their accuracies on every task with the rules of this report; and
-    their means during training."""
+    """Tables and a figure of the corpora of the published study: their differences, judged with the rules of this
+    report, their mean accuracies during training, and their accuracies on every task."""
     known, paths = load()["per_task"], load()["trajectories"]
     names = known["columns"][1:]
     lines = []

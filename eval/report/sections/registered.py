@@ -27,7 +27,7 @@ the arms that it is about before their first step; one of them may be older, sin
 
 
 class Checked(NamedTuple):
-    """A prediction and its outcome."""
+    """A prediction, what was measured, and whether the prediction came true."""
 
     text: str
     metric: str
@@ -57,7 +57,8 @@ UNKNOWN = "whether anything was changed since cannot be told of every run"
 
 
 def first_lines(f: Findings) -> dict[tuple[str, int], dict[str, Any]]:
-    """{run: its first registration of this study}, of the runs that have one, the earliest run first."""
+    """The first registration of this study in each run that has one: {(arm, seed): line of registered.jsonl}, the
+    earliest first."""
     study = f.study.registration.get("study")
     lines = {
         run: next((line for line in cell["registered"] if line["content"].get("study") == study), None)
@@ -68,7 +69,8 @@ def first_lines(f: Findings) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def when_registered(f: Findings) -> list[str]:
-    """Sentences: how many runs registered this study before their first step, which did not, and why."""
+    """Sentences on when this study was registered: how many runs did so before their first step, which did so later,
+    and which did not."""
     first = first_lines(f)
     before = [run for run, line in first.items() if line["step"] == 0]
     later = [run for run, line in first.items() if line["step"] > 0]
@@ -88,16 +90,16 @@ def changes_since(f: Findings) -> list[str]:
 
 
 def unchanged(f: Findings) -> str:
-    """The sentence for a study without known changes. It says where changes cannot be excluded, because the
-    registration of a run is missing or damaged."""
+    """The sentence for a study without known changes since its registration. Where the registration of a run is missing
+    or damaged, it says that changes cannot be excluded."""
     known = first_lines(f)
     damaged = any(rundir.REGISTERED in line for cell in f.cells.values() for line in cell.get("damage", []))
     return UNKNOWN if damaged or any("run" in f.cells[run] and run not in known for run in f.cells) else UNCHANGED
 
 
 def expectation(f: Findings) -> str:
-    """The expectation, and whether it was registered in the runs before their first step. One arm may be older, since
-    studies share their baseline."""
+    """The expectation of the study as text, and whether it was registered in the runs before their first step. The runs
+    of one arm may be without it: they may have been made for an earlier study, since studies share their baseline."""
     expect = f.study.expect
     if expect.startswith(NOTHING_EXPECTED):
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
@@ -117,8 +119,8 @@ def was_registered_in(line: dict[str, Any], prediction: Prediction) -> bool:
 
 
 def summary(f: Findings) -> dict[str, Any]:
-    """For run.json of the record: in how many runs the study was registered before the first step, and what was
-    changed."""
+    """The registration of the study for run.json of the record: {"before_the_first_step": number of runs that
+    registered it before their first step, "runs": number of all runs, "changed": sentences}; empty for a collection."""
     if not f.study.registration:
         return {}
     before = sum(line["step"] == 0 for line in first_lines(f).values())
@@ -130,8 +132,8 @@ def checked_predictions(f: Findings) -> list[Checked]:
 
 
 def was_registered(f: Findings, prediction: Prediction) -> bool:
-    """Whether a prediction was registered before the runs that it is about had begun: in all runs of all its arms but
-    one at most, at step 0. One arm may be older, since studies share their baseline."""
+    """Whether a prediction was registered before the first step of all runs of its arms. The runs of one arm may be
+    without it: they may have been made for an earlier study, since studies share their baseline."""
     first = first_lines(f)
     before = {run for run, x in first.items() if x["step"] == 0 and was_registered_in(x, prediction)}
     begun = {run for run, cell in f.cells.items() if "run" in cell}
@@ -140,7 +142,7 @@ def was_registered(f: Findings, prediction: Prediction) -> bool:
 
 
 def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
-    """HELD, FAILED or UNDECIDED, and what was measured, in words."""
+    """The outcome of a prediction, HELD, FAILED or UNDECIDED; and what was measured, in words."""
     name = prediction.metric
     neighbours = list(zip(prediction.arms, prediction.arms[1:], strict=False))
     if name not in f.results:
@@ -167,12 +169,14 @@ def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
 
 
 def half_width(c: Comparison, digits: int) -> str:
-    """The half-width of the 95 % interval, where the noise is known."""
+    """The half-width of the 95 % confidence interval of a difference as text, such as " ± 0.012"; "" where the noise is
+    unknown. `digits`: decimals."""
     return f" ± {quantile(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
 
 
 def judged_order(differences: list[Comparison]) -> str:
-    """HELD, FAILED or UNDECIDED for a predicted order. `differences`: the comparisons of each arm with the next one."""
+    """The outcome of a predicted order of arms: HELD, FAILED or UNDECIDED. `differences`: the comparison of each arm
+    with the next one in the predicted order, which has the smaller value first."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
         return FAILED
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED

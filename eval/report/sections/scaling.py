@@ -46,9 +46,13 @@ def section(f: Findings) -> Section:
 
 
 def power_law(points: list[tuple[float, float]]) -> dict[str, float] | None:
-    """loss = scale x compute ** -exponent, fitted to the lower envelope by least squares in logarithms; None where
-    fewer than three points are on it. A point is on the envelope when no point with at most its compute has a lower
-    loss."""
+    """A power law, loss = scale x compute ** -exponent, fitted to the lower envelope of points by least squares in
+    logarithms: {"scale", "exponent", "points": number of points on the envelope}; None where fewer than three points
+    are on it. A point is on the envelope when no point with at most its compute has a lower loss.
+
+    Args:
+        points: (compute, loss) of each arm.
+    """
     best: list[tuple[float, float]] = []
     for x, y in sorted(points):
         if not best or y < best[-1][1]:

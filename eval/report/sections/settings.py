@@ -10,7 +10,7 @@ from eval.report.runs import in_one_line
 
 
 def differing(f: Findings) -> Section:
-    """For each arm, the settings in which it differs from the baseline."""
+    """The section "What differs": a table of the settings in which the arms differ, with a row for each arm."""
     title, configs = "What differs", configurations(f)
     if not configs:
         return Section(title, ["No run has begun."])
@@ -36,7 +36,8 @@ def fixed(f: Findings) -> Section:
 
 
 def configurations(f: Findings) -> dict[str, dict[str, Any]]:
-    """{arm: its flat configuration, seed and layout aside}, of the arms that have a run."""
+    """The flat configuration of each arm that has a run, without seed, layout and name of the size: {arm: {setting:
+    value}}."""
     configs = {
         arm: flatten(next(c["run"]["config"] for c in seeds.values())) for arm, seeds in f.cells_with("run").items()
     }
@@ -44,7 +45,8 @@ def configurations(f: Findings) -> dict[str, dict[str, Any]]:
 
 
 def same(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """{setting: value} of the settings that have the same value in all configurations."""
+    """The settings that have the same value in all configurations: {setting: value as text}. `configs`: {arm: {setting:
+    value}}."""
     first, *others = configs.values() or [{}]
     return {
         key: in_one_line(value)

@@ -28,15 +28,16 @@ def section(f: Findings) -> Section:
 
 
 def suite_examples(evaluations: Iterable[dict]) -> str:
-    """ " with 5 examples in each prompt", where the tasks of the suite have any in these evaluations."""
+    """The text " with 5 examples in each prompt", where the tasks of the suite have examples in these evaluations; else
+    "". `evaluations`: contents of eval.json."""
     tasks = [task for evaluation in evaluations for task in evaluation["tasks"].values() if task.get("suite")]
     numbers = sorted({task.get("shots") or 0 for task in tasks})
     return f" with {' or '.join(map(str, numbers))} examples in each prompt" if any(numbers) else ""
 
 
 def headline(f: Findings) -> list[Block]:
-    """The three means of the suite of tasks (see eval/tasks/tasks.yaml), over the runs that were evaluated like the
-    first one."""
+    """A paragraph and a table of the three means of the suite of tasks (see eval/tasks/tasks.yaml), over the runs that
+    were evaluated like the first one; empty where no run has the suite."""
     comparable = next(iter(evaluation_classes(f.cells)), [])
     evaluations = {run: f.cells[run]["eval"] for run in comparable if f.cells[run]["eval"].get("suite")}
     together = suite(list(evaluations.values())) if evaluations else None
@@ -110,7 +111,12 @@ def blocks(f: Findings) -> list[Block]:
 
 
 def description(task: str, entry: dict) -> list[str]:
-    """The columns of a task that are the same for all arms."""
+    """The columns of a task that are the same for all arms: name, metric, number of items, tokens of context, chance.
+
+    Args:
+        task: the name of the task.
+        entry: its entry in eval.json.
+    """
     counted = entry["metric"] == "bits_per_byte" or entry.get("mean") or entry.get("suite")
     name = task if counted else f"{task} (not in the mean)"
     if entry.get("shots") is not None and "data" in entry:  # one of lm-eval's: ours have no examples
@@ -124,7 +130,8 @@ def description(task: str, entry: dict) -> list[str]:
 
 
 def standard_error(f: Findings, arm: str, seeds: list[int], task: str) -> float:
-    """The standard error of a task's score averaged over seeds; over items, or over clusters of items."""
+    """The standard error of an arm's score on a task, averaged over `seeds`; over items, or over clusters of items that
+    are not independent. NaN where there are no items."""
     items = item_scores(f.cells, arm, seeds, task)
     if not items.names:
         return float("nan")

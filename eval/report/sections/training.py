@@ -21,7 +21,8 @@ def section(f: Findings) -> Section:
 
 
 def loss_curves(f: Findings) -> list[str]:
-    """A figure for each axis: thin lines are seeds, thick ones their mean."""
+    """A figure (SVG) of the training loss of all arms for each axis, such as tokens and FLOPs. Thin lines are seeds,
+    thick ones their mean."""
     cells = f.cells_with("metrics")
     clock = all_by_clock(cells)
     figures = []
@@ -46,20 +47,28 @@ def loss_curves(f: Findings) -> list[str]:
 
 
 def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
-    """Whether the budget of all runs is a wall clock, so that their curves are over seconds; see `curves.curve`."""
+    """Whether the budget of all runs is a wall clock, so that their curves are over seconds. `cells`: {arm: {seed:
+    content of the run directory}}."""
     return all(by_clock(cell) for seeds in cells.values() for cell in seeds.values())
 
 
 def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
-    """The cost of one token of a run, or with `clock` of one second, in the unit of an axis: tokens, seconds, FLOPs or
-    processor-hours. It is the mean over the whole run, so that pauses do not show."""
+    """The cost of one token of a run, or with `clock` of one second of training, in the unit of an axis; None where it
+    is unknown. It is the mean over the whole run, so that pauses do not show.
+
+    Args:
+        cell: the content of the run directory.
+        axis: "tokens", "seconds", "FLOPs" or "hours" (of all processors).
+        clock: whether the curve of the run is over seconds.
+    """
     expense = spent(cell)
     total = expense[axis.lower()]
     return total / expense["seconds" if clock else "tokens"] if total else None
 
 
 def paired_curves(f: Findings) -> list[str]:
-    """A figure of the difference in training loss between each arm and the baseline at the same seed."""
+    """A list with one figure (SVG) of the differences in training loss between each arm and the baseline at the same
+    seed; empty where training losses cannot be compared."""
     cells = f.cells_with("metrics")
     if f.caution() or f.baseline not in cells:
         return []

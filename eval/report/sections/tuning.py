@@ -57,8 +57,8 @@ def section(f: Findings) -> Section:
 
 
 def on_screen(f: Findings) -> list[str | Table]:
-    """The verdicts on the primary metric with each arm at its own best rate, for the terminal: they may contradict
-    those of the table, which are at the common rate."""
+    """A table for the terminal of the verdicts on the primary metric with each arm at its own best learning rate, as a
+    list. These verdicts may contradict those of the main table, which are at the common learning rate."""
     rows = [
         [arm, f"{c.difference:+.{METRICS[f.primary].digits + 1}f}", decided(f, f.primary, c).words, agreement]
         for arm, c in at_best(f, f.primary).items()
@@ -69,8 +69,13 @@ def on_screen(f: Findings) -> list[str | Table]:
 
 
 def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
-    """The learning rate with the least loss, as text, with a note where it is at an end of the grid, so that the best
-    rate may be outside."""
+    """The learning rate with the least loss, as text. Where it is at an end of the grid the text says so, since the
+    best rate may be outside.
+
+    Args:
+        losses: {learning rate: loss}.
+        rates: the grid, in ascending order.
+    """
     best = min(losses, key=losses.__getitem__)
     return (
         f"{best:g}, at an end of the grid: a better one may lie beyond"
@@ -105,7 +110,8 @@ def verdict_line(f: Findings, arm: str, name: str, c: Comparison) -> list[str]:
 
 
 def agree(common: str, best: str) -> str:
-    """Whether two verdicts say the same."""
+    """Whether the verdict at the common learning rate and that at each arm's best rate are the same, in words.
+    `common`, `best`: the kinds of the two verdicts."""
     if common == best:
         return "yes"
     if {common, best} == {"better", "worse"}:
@@ -114,7 +120,8 @@ def agree(common: str, best: str) -> str:
 
 
 def recorded(f: Findings) -> list[dict[str, Any]]:
-    """The loss at each rate and the verdicts at each arm's best rate, as they are stored in run.json of the record."""
+    """For each arm the loss at each learning rate, and the verdicts with each arm at its best rate, as they are stored
+    in run.json of the record; empty where learning rates were not tuned."""
     if not (tuning := f.study.tuning):
         return []
     best = {name: at_best(f, name) for name in f.results}
