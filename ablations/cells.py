@@ -390,8 +390,8 @@ def _stage_of_begun_study(
 
 
 def _recorded_precision(folder: Path, seeds: list[int]) -> str:
-    """The precision of the baseline's runs in the folder of a stage, according to their run.json; "" where no baseline
-    run has begun."""
+    """The precision of the baseline's runs at `seeds` in the folder of a stage, according to their run.json; "" where
+    no baseline run has begun."""
     for seed in seeds:
         with suppress(Damaged, ConfigError, KeyError, TypeError):
             if recorded := read_run(folder / f"baseline,seed={seed}"):

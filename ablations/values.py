@@ -121,14 +121,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The values in `b` of the keys in which two flat dictionaries differ, {key: value in `b`}; None where `b` lacks
-    the key."""
+    """The keys in which two flat dictionaries `a` and `b` differ: {key: value in `b`}, with None where `b` lacks the
+    key."""
     nothing = object()
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """The end of an error message about an unknown word, " (did you mean ...?)", which names the option that is
+    """The end of an error message about an unknown word, " (did you mean ...?)". It names the one of `options` that is
     spelled most like `word`, whatever its case, or that is a setting of which `word` is the last part; "" where none is
     similar."""
     by_lower_case = {option.lower(): option for option in options}

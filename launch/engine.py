@@ -267,8 +267,9 @@ class Engine:
         return mine.tolist()
 
     def _micro_batch_weights(self, micros: list[Batch]) -> list[float]:
-        """A factor for the mean loss of each micro-batch of this rank. With these factors, the mean over micro-batches
-        and ranks is the mean loss over all predicted tokens of the global batch, however the tokens are divided."""
+        """The factors for the mean losses of this rank's micro-batches `micros`. With these factors, the mean over
+        micro-batches and ranks is the mean loss over all predicted tokens of the global batch, however the tokens are
+        divided."""
         if all(micro.even for micro in micros):
             return [1.0] * len(micros)
         counts = [micro.predictions for micro in micros]

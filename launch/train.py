@@ -244,6 +244,9 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
     """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the later lines
     of the log.
 
+    Args:
+        results: what `read_steps` returned, with the divergence.
+
     Raises:
         manifest.Diverged: the configuration allows no further rollback, or there is no checkpoint early enough.
     """

@@ -264,7 +264,8 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _current(name: str, f: Format) -> str:
-    """The present name of a tensor that an older version of transformers saved as `name`."""
+    """The present name of a tensor that an older version of transformers saved as `name`, in files of the format
+    `f`."""
     if name in (f.head, "lm_head.weight", "embed_out.weight"):
         return f.head
     return f.prefix + name.removeprefix(f.prefix)  # a bare model, saved without its head, has no prefix

@@ -20,12 +20,13 @@ class Layers:
         return nn.Embedding(rows, width)
 
     def column(self, into: int, out: int, bias: bool) -> nn.Module:
-        """A linear layer [..., into] -> [..., out]. Under tensor parallelism each rank computes a part of `out`."""
+        """A linear layer [..., into] -> [..., out], with a bias if `bias`. Under tensor parallelism each rank computes
+        a part of `out`."""
         return Linear(into, out, bias)
 
     def row(self, into: int, out: int, bias: bool) -> nn.Module:
-        """A linear layer [..., into] -> [..., out] that reads the output of a `column` layer. Under tensor parallelism
-        each rank reads its part of `into`, and all get the whole output."""
+        """A linear layer [..., into] -> [..., out] that reads the output of a `column` layer, with a bias if `bias`.
+        Under tensor parallelism each rank reads its part of `into`, and all get the whole output."""
         return Linear(into, out, bias)
 
 

@@ -127,8 +127,8 @@ def prepare_to_compile() -> None:
 
 
 def _waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(cosines, sines), each [T, K], of the angles by which rotary rotates the K coordinates at positions 0 to T -
-    1."""
+    """The angles by which rotary rotates K coordinates at positions 0 to T - 1: (their cosines, their sines), each [T,
+    K]. `base` is the base of the wavelengths."""
     # fp32: in bf16 the angles of neighbouring late positions would coincide
     freq = base ** (-torch.arange(0, K, 2, device=device, dtype=torch.float32) / K)
     angle_TK = torch.outer(torch.arange(T, device=device, dtype=torch.float32), freq).repeat(1, 2)

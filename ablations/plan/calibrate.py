@@ -142,8 +142,13 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 
 
 def _coverage(keys: Sequence[object], ratio: Any) -> float:
-    """The share of rows within the interval that is computed from the rows of other keys. The interval in
-    calibration.json is computed from all rows, and contains 80% of them by construction."""
+    """The share of rows whose ratio lies in the interval that is computed from the rows of other keys. (The interval
+    in calibration.json is computed from all rows, and contains 80% of them by construction.)
+
+    Args:
+        keys: the group of each row.
+        ratio: actual / predicted of each row.
+    """
     import numpy as np
 
     inside = []

@@ -131,7 +131,13 @@ def run(words: list[str]) -> int | None:
 
 
 def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
-    """Write the document that says what to train with a budget. Returns the exit code."""
+    """Write the document that says what to train with a budget. Returns the exit code.
+
+    Args:
+        budget: what can be spent.
+        options: {name: value} of the words that only the plan uses, such as NEED and TO.
+        how: the value of FORMAT, such as "table" or "json".
+    """
     from ablations.plan import decision, decision_report
     from ablations.plan.document import make_folder
 

@@ -403,7 +403,11 @@ def against(results: Sequence[Extrapolation], target: Sequence[Pair]) -> dict[st
 
 
 def described_against(checked: dict[str, dict[str, Any]]) -> list[str]:
-    """The result of `against` as lines of text."""
+    """The comparison of a ladder with runs at the target size, as lines of text.
+
+    Args:
+        checked: what `against` returns.
+    """
     ladder, single = checked["ladder"], checked["largest_size"]
     if ladder["order_accuracy"] is None:
         return ["against the target's own runs: all arms are equal there"]
@@ -416,7 +420,13 @@ def described_against(checked: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def record(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
-    """The content of ladder.json."""
+    """The content of ladder.json.
+
+    Args:
+        results: what `extrapolate` returns.
+        pairs: the losses of arms and baseline at several sizes and seeds.
+        target: the study at the target size.
+    """
     return {
         "question": target.question,
         "target": target.base.size,

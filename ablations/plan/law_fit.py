@@ -91,8 +91,14 @@ def _hoffmann(values: dict[str, float]) -> Hoffmann:
 
 
 def check(points: Sequence[Point], form: str) -> None:
-    """Raises:
-    CannotTell: when these runs cannot determine the law of this form.
+    """Check that runs can determine a law.
+
+    Args:
+        points: the runs.
+        form: the form of the law: "hoffmann", "kaplan" or "compute".
+
+    Raises:
+        CannotTell: they cannot; the message says what is missing.
     """
     for point in points:
         if not all(math.isfinite(value) and value > 0 for value in (point.n, point.d, point.loss)):
@@ -163,7 +169,13 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
 
 
 def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
-    """log loss of every run, and its gradient [runs, numbers]."""
+    """The logarithms of the losses that a law predicts for the runs, [runs], and their gradient, [runs, constants].
+
+    Args:
+        theta: the constants of the law, most of them as logarithms; the comments below give their order.
+        data: [runs, 3]: log N, log D and log loss of each run.
+        form: the form of the law: "hoffmann", "kaplan" or "compute".
+    """
     import numpy as np
 
     n, d = data[:, 0], data[:, 1]
@@ -187,7 +199,8 @@ def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
 
 
 def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
-    """The constants, and the sum of Huber losses, at which L-BFGS ends from the start `start`."""
+    """Minimise the sum of Huber losses with L-BFGS from the constants `start`. Returns (the constants, the sum). The
+    other arguments are those of `_log_loss`."""
     import numpy as np
     from scipy.optimize import minimize
 
@@ -206,8 +219,9 @@ def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[
 
 
 def _settle(data: Any, start: Any, form: str) -> Any:
-    """The constants at the minimum, found by a trust-region method from a start near it. For a bootstrap resample that
-    takes a tenth of the time of `_descend`."""
+    """The constants at which the sum of Huber losses is least, found by a trust-region method from constants `start`
+    near them. For a bootstrap resample that takes a tenth of the time of `_descend`. The other arguments are those of
+    `_log_loss`."""
     from scipy.optimize import least_squares
 
     result = least_squares(
@@ -223,7 +237,8 @@ def _settle(data: Any, start: Any, form: str) -> Any:
 
 
 def _starts(data: Any, form: str) -> list[Any]:
-    """Starting points: exponents on a grid, with the other constants from least squares for each."""
+    """Constants from which to start the fit: exponents on a grid, with the other constants from least squares for
+    each. The arguments are those of `_log_loss`."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -256,7 +271,13 @@ def _starts(data: Any, form: str) -> list[Any]:
 
 
 def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """{name: constant of the law}, in the original unit of the loss."""
+    """The constants of a law by name, in the original unit of the loss.
+
+    Args:
+        theta: the constants, as `_log_loss` takes them.
+        scale: the number by which the losses were divided before the fit.
+        form: the form of the law: "hoffmann", "kaplan" or "compute".
+    """
     t = [float(value) for value in theta]
     if form == "compute":
         return {"Cc": math.exp(t[0] + math.log(scale) / t[1]), "alpha": t[1]}
@@ -269,7 +290,14 @@ def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
 
 
 def without_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """The runs of the largest size, and the relative errors in predicting them with the law fitted to the other runs.
+    """Check a law on the runs of the largest size: fit it to the other runs, and predict these.
+
+    Args:
+        points: the runs.
+        form: the form of the law: "hoffmann", "kaplan" or "compute".
+
+    Returns:
+        (the runs of the largest size, the relative error of the prediction for each).
 
     Raises:
         CannotTell: the other runs do not determine the law.

@@ -81,7 +81,7 @@ def _loss(path: Path) -> float:
 
 
 def describe(law: Fit) -> list[str]:
-    """The fit as lines of text."""
+    """A fitted law as lines of text."""
     out = []
     for name, value in law.values.items():
         low, high = law.interval(lambda values, name=name: values[name])  # type: ignore[misc]
@@ -90,7 +90,8 @@ def describe(law: Fit) -> list[str]:
 
 
 def figure(law: Fit) -> str:
-    """A figure of all runs and of the fitted loss against tokens, with a line for each of the SERIES largest sizes."""
+    """Draw all runs and the fitted loss against tokens, with a line for each of the SERIES largest sizes. Returns SVG
+    text."""
     curves = []
     for colour, n in enumerate(sorted({point.n for point in law.points})[-SERIES:]):
         same_size = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)
@@ -115,7 +116,11 @@ def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
 
 
 def describe_ways(ways: dict[str, tuple[float, float] | str]) -> list[str]:
-    """The result of `other_ways` as lines of text."""
+    """The best sizes by Hoffmann's ways 1 and 2 as lines of text.
+
+    Args:
+        ways: what `other_ways` returns.
+    """
     return [
         f"{name}: cannot be told: {way}" if isinstance(way, str) else f"{name}: N = {way[0]:.3g} C^{way[1]:.3f}"
         for name, way in ways.items()

@@ -21,7 +21,11 @@ def parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool
     recomputation the input of each layer, and all activations of one layer.
 
     Args:
+        shape: the dimensions of the model.
+        layout: how a step is divided among GPUs.
+        flash: whether attention is one kernel that does not write the scores to memory.
         fp32_sums: whether gradients are summed in fp32 beside those in 16 bits, as in BigScience's bf16 of 2022.
+        last: whether the stage is the last one, not the first.
     """
     tp, hidden, rows = layout.tp, shape.hidden, layout.micro_batch * shape.seq
     layers = (shape.layers + 2) / layout.pp - 1 if layout.embedding_slots else shape.layers / layout.pp
@@ -36,12 +40,12 @@ def parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool
 
 
 def peak(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bool = True) -> float:
-    """The peak memory in GiB of the pipeline stage with the most."""
+    """The peak memory in GiB of the pipeline stage that needs the most. The arguments are those of `parts`."""
     return max(stage(shape, layout, flash, fp32_sums, last) for last in (False, True))
 
 
 def stage(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> float:
-    """The peak memory in GiB of the first or the last pipeline stage."""
+    """The peak memory in GiB of the first or the last pipeline stage. The arguments are those of `parts`."""
     fitted = calibration()["memory"]["fitted"]
     counted, *measured = parts(shape, layout, flash, fp32_sums, last)
     return counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))

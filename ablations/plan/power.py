@@ -40,7 +40,8 @@ NODES = 1200  # of the integral over s; the chance to see a difference is then e
 
 
 def standard_deviations(dof: float) -> tuple[np.ndarray, np.ndarray]:
-    """Values of s / sigma and their probabilities, [NODES]: the distribution of an estimated standard deviation.
+    """The distribution of an estimated standard deviation s with `dof` degrees of freedom: (values of s / sigma, their
+    probabilities), each [NODES].
 
     Midpoints in u, s = u**2: small s, which decide the tails for few degrees of freedom, are the densest.
     """
@@ -57,8 +58,8 @@ def standard_deviations(dof: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantile(dof: float, level: float) -> float:
-    """The value that the absolute value of Student's t exceeds with probability `level`; with infinite degrees of
-    freedom, of a standard normal."""
+    """The value that the absolute value of Student's t with `dof` degrees of freedom exceeds with probability `level`;
+    with infinite degrees of freedom, that of a standard normal."""
     from scipy.special import ndtri, stdtrit
 
     return -float(ndtri(level / 2) if isinf(dof) else stdtrit(dof, level / 2))

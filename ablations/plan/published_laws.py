@@ -50,18 +50,27 @@ BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data
 def kaplan(
     compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73, d_at_1: float = 2e10, d_power: float = 0.27
 ) -> tuple[float, float]:
-    """N and D by Kaplan's power laws in the least compute that reaches a loss, such that 6 N D is `compute`.
+    """The parameters and tokens by Kaplan's power laws in the least compute that reaches a loss, such that 6 N D is
+    `compute`: (N, D).
 
     The least compute that reaches a loss, in PF-days, would be spent with batches far below the critical size; with
-    batches of the critical size 6 N D is twice that (their section 5.1, recalled), and nearly so by these constants:
-    6 x 1.3e9 x 2e10 FLOPs are 1.8 PF-days. At 4,500 PF-days this is BigScience's published optimum, 392B and 165B.
+    batches of the critical size 6 N D is twice that (their section 5.1, recalled), and nearly so by these constants: 6
+    x 1.3e9 x 2e10 FLOPs are 1.8 PF-days. At 4,500 PF-days this is BigScience's published optimum, 392B and 165B.
+
+    Args:
+        compute: FLOPs.
+        n_at_1: the parameters at a least compute of 1 PF-day.
+        n_power: the exponent with which the parameters grow.
+        d_at_1: the tokens at a least compute of 1 PF-day.
+        d_power: the exponent with which the tokens grow.
     """
     least = (compute / (6 * n_at_1 * d_at_1)) ** (1 / (n_power + d_power))
     return n_at_1 * least**n_power, d_at_1 * least**d_power
 
 
 def kaplan_size_alone(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
-    """N by Kaplan's power law as if `compute` were the least compute, and D = compute / (6 N)."""
+    """The parameters by Kaplan's power law as if `compute` FLOPs were the least compute, and the tokens that are left
+    for them: (N, compute / (6 N)). `n_at_1` and `n_power` are those of `kaplan`."""
     n = n_at_1 * (compute / PF_DAY) ** n_power
     return n, compute / (6 * n)
 
@@ -73,7 +82,8 @@ def fixed_ratio(compute: float, tokens_per_parameter: float = 20.0) -> tuple[flo
 
 
 def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
-    """N and D by Hoffmann's way 3, which do not depend on E."""
+    """The parameters and tokens of least loss for `compute` FLOPs by the law E + a / N^alpha + b / D^beta (Hoffmann's
+    way 3): (N, D). They do not depend on E."""
     return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
 
 

@@ -168,7 +168,11 @@ def positive(text: str, whole: str) -> float:
 
 
 def _number(text: str, whole: str) -> float:
-    """A finite number, as in `positive`. Raises ConfigError."""
+    """The finite number in `text`, which is a part of `whole`.
+
+    Raises:
+        ConfigError: the text is no number, or one that is too large for a floating-point number.
+    """
     try:
         number = float(text) if text.isascii() else math.nan
     except ValueError:
@@ -181,8 +185,10 @@ def _number(text: str, whole: str) -> float:
 
 
 def check_text(text: str, word: str) -> None:
-    """Raises:
-    ConfigError: for a text that is too long, or has digits other than 0 to 9, which Python would read as numbers.
+    """Check a text before numbers are read from it. `word` is the name of the NAME=VALUE word, for the message.
+
+    Raises:
+        ConfigError: the text is too long, or has digits other than 0 to 9, which Python would read as numbers.
     """
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"{word}={text[:40]}... has more than {MOST_CHARACTERS} characters")
@@ -258,7 +264,17 @@ def parse_budget(text: str) -> Budget:
 
 
 def _amount(number: float, unit: str, text: str) -> tuple[str, float, str]:
-    """(kind, amount in its base unit, currency)."""
+    """The kind of a budget and its amount: (kind, amount in the base unit of the kind, currency). The currency is ""
+    unless the budget is money.
+
+    Args:
+        number: the number before the unit.
+        unit: the unit, such as "PF-days".
+        text: the whole budget, for the message.
+
+    Raises:
+        ConfigError: the unit is unknown.
+    """
     word = re.sub(r"\s+", " ", unit.lower()).strip()
     kind = "model-flops"
     if word.startswith(("peak ", "model ", "hardware ")):

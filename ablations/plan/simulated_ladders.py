@@ -25,7 +25,7 @@ World = Callable[[np.random.Generator], list[Gap]]
 
 
 def compute(n: float) -> float:
-    """The FLOPs of a simulated run with so many parameters."""
+    """The FLOPs of a simulated run with `n` parameters."""
     return 6 * n * TOKENS_PER_PARAMETER * n
 
 

@@ -66,7 +66,12 @@ def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
 
 
 def _ratio(row: dict[str, Any], gpu: GPU) -> float:
-    """Measured divided by predicted seconds, for one measurement on one GPU."""
+    """Measured divided by predicted seconds of a step, for one measurement on one GPU.
+
+    Args:
+        row: a line of the file of measurements.
+        gpu: the accelerator.
+    """
     micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])
     if not (math.isfinite(speed) and min(speed, micro, accumulate) > 0):
         raise ValueError("a number is not above 0")

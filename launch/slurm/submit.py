@@ -265,7 +265,13 @@ def resources_of(job: str) -> list[str]:
 
 
 def with_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """The study's words, with the site's mean time between failures for the checkpoint interval."""
+    """Add the site's mean time between failures to the words of a study, as the setting layout.mtbf in SET, unless the
+    words set it already.
+
+    Args:
+        words: the NAME=VALUE words of the study.
+        variables: the variables of the site file.
+    """
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
     settings = next((w for w in words if w.startswith("SET=")), "SET=")

@@ -13,12 +13,13 @@ from model.proofs.probe import Proof
 
 
 def expected_scores(pos: str, heads: int, head_dim: int, T: int, base: float) -> np.ndarray:
-    """Attention scores [H, T, T] by the formula of a position scheme, in float64, up to a constant per row. All
-    components of queries and keys are K^-1/4, but every second key is half as long (`_key_sizes`).
+    """Attention scores [H, T, T] by the formula of the position scheme `pos`, in float64, up to a constant per row.
+    All components of queries and keys are K^-1/4, but every second key is half as long (`_key_sizes`). K is `head_dim`.
 
     none, learned, sinusoidal: attention itself sees no position: 0. ALiBi (Press et al. 2021): -slope_h x distance,
     equal in both directions. Rotary (Su et al. 2021): the product of two equal vectors of squared length sqrt(K),
-    rotated by i and j and divided by sqrt(K), is the mean of cos(theta_p (i - j)) over the pairs p of components.
+    rotated by i and j and divided by sqrt(K), is the mean of cos(theta_p (i - j)) over the pairs p of components;
+    `base` is the base of its wavelengths.
     """
     distance = np.arange(T)[:, None] - np.arange(T)[None, :]
     if pos == "alibi":
