@@ -28,8 +28,7 @@ class TokenBudget:
 @dataclass(frozen=True)
 class ClockBudget:
     """A budget in seconds of training and compiling, over all launches of the run; preparing data does not count. How
-    many tokens are trained depends on the machine.
-    """
+    many tokens are trained in that time depends on the machine."""
 
     seconds: float
 
@@ -64,7 +63,7 @@ def clock_seconds(text: str) -> float | None:
 
 
 class Stage(NamedTuple):
-    """Consecutive steps with one batch size."""
+    """Consecutive steps that have one batch size, a part of a batch-size ramp."""
 
     step: int  # number of its first step, counted from 0
     sample: int  # number of its first sample (sequence), counted from 0
@@ -102,7 +101,7 @@ class BatchSizes:
         return range(begin, begin + stage.size)
 
     def steps(self, samples: int) -> int:
-        """The number of steps that use no more than `samples`."""
+        """The number of steps that together use no more than `samples` samples."""
         stage = [stage for stage in self.stages if stage.sample <= samples][-1]
         return stage.step + (samples - stage.sample) // stage.size
 

@@ -30,7 +30,8 @@ MAX_VALUE = 100  # characters of a value in such a name
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: an arm at a seed."""
+    """One run of a study: an arm at a seed. `dir` is its run directory, `delta` the settings in which it differs from
+    the baseline."""
 
     arm: str
     seed: int
@@ -153,7 +154,7 @@ class Study:
 
     @property
     def command_here(self) -> str:
-        """The command that makes this study on this machine, with the places of its files."""
+        """The command that makes this study on this machine, as it was typed, with the places of its files."""
         return _typed(self.words)
 
     @property

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 def parse(key: str, value: Any) -> Any:
-    """A value, given as text or read from YAML, converted to the type of the setting `key`.
+    """Convert a value, given as text or read from YAML, to the type of the setting `key`.
 
     Raises:
         ConfigError: the key is unknown, or the value has the wrong type or names a variant that does not exist.
@@ -31,7 +31,7 @@ def parse(key: str, value: Any) -> Any:
 
 
 def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
-    """The run with the baseline's settings, changed by those of its size, and then by `overrides` in order.
+    """Make a run with the baseline's settings, changed by those of its size, and then by `overrides` in order.
 
     Args:
         overrides: (key, value) pairs; a value may be text as typed on a command line.
@@ -57,7 +57,7 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
 
 @functools.cache
 def _baseline() -> dict[str, Any]:
-    """{setting: value} of ablations/baseline.yaml."""
+    """The settings in ablations/baseline.yaml, {setting: value}."""
     flat = flatten(read_yaml(HERE / "baseline.yaml"))
     for key in sorted(KEYS.keys() | flat.keys()):
         if key not in KEYS or key not in flat:

@@ -37,7 +37,8 @@ def spanned(generators: Sequence[int]) -> set[int]:
 
 @dataclass(frozen=True)
 class Factorial:
-    """A design: which combinations of factors are run, and which effects can be estimated from them."""
+    """A factorial: which combinations of factors are run, and which effects can be estimated from them. Combinations
+    and effects are integers whose bits stand for factors (see the top of this file)."""
 
     factors: tuple[str, ...]  # the label of each: "pos=alibi"
     generators: tuple[int, ...] = ()  # of a fraction
@@ -118,7 +119,7 @@ class Factorial:
 
     @property
     def in_words(self) -> str:
-        """The design in words, such as "8 of 16 combinations of 4 factors, resolution 4"."""
+        """The design as text, such as "8 of 16 combinations of 4 factors, resolution 4"."""
         runs, factors = len(self.combinations), len(self.factors)
         if not self.generators:
             return f"all {runs} combinations of {factors} factors"

@@ -74,7 +74,7 @@ def commented(text: str) -> str:
 
 
 def write_comments(path: Path = BASELINE) -> None:
-    """Update the comments of baseline.yaml."""
+    """Make the comments of baseline.yaml, or of the file `path`, anew from the settings' declarations."""
     path.write_text(commented(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 

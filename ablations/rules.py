@@ -60,9 +60,8 @@ def fp8_has_no_tensor_parallelism(run: Run) -> str:
 
 
 def fp8_needs_multiples(run: Run) -> str:
-    """The sides of matrices that are multiplied in FP8 must be multiples of FP8_MULTIPLE. One side is the number of
-    tokens of a micro-batch; the rule requires a multiple of model.seq instead, so that it does not depend on the
-    layout."""
+    """Under FP8, the sides of matrices must be multiples of FP8_MULTIPLE. One side is the number of tokens of a
+    micro-batch; the rule requires a multiple of model.seq instead, so that it does not depend on the layout."""
     if run.train.precision != "fp8":
         return ""
     model = run.model

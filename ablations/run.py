@@ -70,7 +70,7 @@ class Run:
 
     @property
     def by_clock(self) -> bool:
-        """Whether the run ends by a wall clock; the number of its steps and tokens is then not known before."""
+        """Whether the run ends by a wall clock; the number of its steps and tokens is then not known beforehand."""
         return clock_seconds(self.train.budget) is not None
 
     @property

@@ -112,7 +112,8 @@ RUN_TYPES = MappingProxyType({"fingerprint": str, "config": dict, "data": dict, 
 
 
 def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
-    """Read the file RUN, run.json. Returns its object; None before the first launch.
+    """Read the file run.json (RUN): configuration, code, machine and data of a run. Returns its object; None before
+    the first launch.
 
     Args:
         run_dir: the run directory.
@@ -125,20 +126,20 @@ def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
 
 
 def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
-    """The last undamaged row of METRICS, metrics.jsonl: (the row, a sentence about damaged lines after it). {} and ""
+    """The last undamaged row of metrics.jsonl (METRICS): (the row, a sentence about damaged lines after it). {} and ""
     where there are none."""
     return last_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
 def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """The rows of ATTEMPTS, attempts.jsonl, which launch/slurm/attempts.py writes: (rows, a sentence about damaged
+    """The rows of attempts.jsonl (ATTEMPTS), which launch/slurm/attempts.py writes: (rows, a sentence about damaged
     lines). The sentence is "" where none is damaged."""
     return read_lines(run_dir / ATTEMPTS, ["event", "job"], ATTEMPT_TYPES)
 
 
 def read_heartbeat(run_dir: Path) -> dict[str, Any]:
-    """The object in the file HEARTBEAT; {} where the file is missing or damaged, since the next one is written within
-    seconds."""
+    """The object in heartbeat.json (HEARTBEAT); {} where the file is missing or damaged, since the next one is written
+    within seconds."""
     try:
         return read_json(run_dir / HEARTBEAT, ["time"], HEARTBEAT_TYPES) or {}
     except Damaged:
@@ -153,7 +154,8 @@ REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str
 
 
 def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
-    """Append the registration of a study to the file REGISTERED, unless it equals the study's last registration there.
+    """Append the registration of a study to registered.jsonl (REGISTERED), unless it equals the study's last
+    registration there.
 
     Args:
         run_dir: the run directory.
@@ -171,8 +173,8 @@ def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
 
 
 def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """Read the file REGISTERED, registered.jsonl. Lines whose own hash is wrong, or that do not contain the hash of
-    the line before, are left out.
+    """Read registered.jsonl (REGISTERED), the registrations of studies in a run. Lines whose own hash is wrong, or
+    that do not contain the hash of the line before, are left out.
 
     Returns:
         (the lines, a sentence about what is wrong with the file). The sentence is "" where nothing is wrong.
@@ -214,16 +216,17 @@ class PieceName(NamedTuple):
 
 
 def step_of(folder: Path) -> int | None:
-    """The step in a folder's name: 92 of step_92 or weights_92; None for step_92.bak, step_ and the like."""
+    """The step in the name of a checkpoint's folder: 92 of step_92 or weights_92; None for step_92.bak, step_ and the
+    like."""
     match = re.fullmatch(r"(?:step|weights)_([0-9]+)", folder.name)
     return int(match[1]) if match else None
 
 
 def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
-    """The folders of the complete checkpoints (those that hold a file CHECKPOINT) of a run, the newest first.
+    """The folders of the complete checkpoints of a run, those that hold a checkpoint.json, the newest first.
 
     Args:
-        folder: the folder CHECKPOINTS of a run directory.
+        folder: the folder `checkpoints` of a run directory.
         kind: "step" for the checkpoints from which training continues, "weights" for weights kept for evaluation.
     """
     folders = {path.parent: step_of(path.parent) for path in folder.glob(f"{kind}_*/{CHECKPOINT}")}
@@ -237,7 +240,7 @@ def last_step(run_dir: Path) -> int:
 
 
 def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
-    """Write the file CHECKPOINT, which makes a folder a complete checkpoint.
+    """Write checkpoint.json (CHECKPOINT), which makes a folder a complete checkpoint.
 
     Args:
         folder: the folder of the checkpoint; its tensors must be on the disk.
@@ -249,7 +252,7 @@ def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read and check the file CHECKPOINT in the folder of a checkpoint. Returns its object.
+    """Read and check the checkpoint.json (CHECKPOINT) of a checkpoint's folder. Returns its object.
 
     Raises:
         Damaged: the file is missing, or differs from what was written, according to the sha256 that it contains.
@@ -277,7 +280,7 @@ def steps_to_evaluate(run_dir: Path) -> list[int]:
 
 
 def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write the file DONE, which says that the run is trained. WEIGHTS must be on the disk.
+    """Write the file `done` (DONE), which says that the run is trained. The trained weights must be on the disk.
 
     Args:
         run_dir: the run directory.
@@ -287,14 +290,15 @@ def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
 
 
 def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
-    """Read the file DONE. Returns its object; None while the run is not trained.
+    """Read the file `done` (DONE), which says that the run is trained. Returns its object, with the number of steps
+    and the checksum of the weights; None while the run is not trained.
 
     Args:
         run_dir: the run directory.
         verify: compare the sha256 of the weights too, which reads all of them.
 
     Raises:
-        Damaged: DONE is damaged, or the weights are missing or not those that were written. `launch.local` then
+        Damaged: the file is damaged, or the weights are missing or not those that were written. `launch.local` then
             continues from the last checkpoint and writes both again.
     """
     cure = "The same command repairs it from the run's last checkpoint."
@@ -315,7 +319,7 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
 
 
 def exported(run_dir: Path) -> bool:
-    """Whether the folder HUB of a run directory holds an export of the run's present weights."""
+    """Whether the folder `hub` (HUB) of a run directory holds an export of the run's present weights."""
     try:
         summary, config = read_done(run_dir), read_json(run_dir / HUB / "config.json")
         if summary is None or config is None:

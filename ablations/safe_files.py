@@ -89,7 +89,7 @@ def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text, whole lines, to the end of a file."""
+    """Append `text`, whole lines, to a file."""
     with open_to_write(path, append=True) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
@@ -181,7 +181,7 @@ STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2
 
 
 def printable(text: str) -> str:
-    """`text` with control characters as escapes, so that it cannot steer a terminal. Tabs and newlines stay."""
+    """`text` with control characters escaped, so that it cannot steer a terminal. Tabs and newlines stay."""
     return STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

@@ -68,7 +68,7 @@ HELP = {
 
 
 def from_args(words: list[str]) -> Study:
-    """The study that NAME=VALUE words ask for, as they are typed after `make ablation`. No file is created.
+    """Make the study that NAME=VALUE words ask for, as they are typed after `make ablation`. No file is created.
 
     Raises:
         ConfigError: a word or a value is not allowed; the message names what is.

@@ -113,7 +113,8 @@ def _str(value: Any) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary as a flat one: {"model": {"pos": "none"}} becomes {"model.pos": "none"}."""
+    """Flatten a nested dictionary: {"model": {"pos": "none"}} becomes {"model.pos": "none"}. `prefix` is put before
+    every key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -45,15 +45,13 @@ class Engine:
 
     @property
     def model(self) -> Any:
-        """The GPT itself."""
+        """The model.gpt.GPT that is trained, as this rank holds it."""
         return self.ds.module.model
 
     def compile(self) -> None:
-        """Compile the model and its loss with torch.compile, forward and backward, for micro-batches of the run's size.
-
-        Then prove that the compiled graph computes the same as the model; the result is in `proofs`. No gradients are
-        left behind.
-        """
+        """Compile the model and its loss with torch.compile, forward and backward, for micro-batches of the run's
+        size. Then prove that the compiled graph computes the same as the eager model; the result is in `proofs`. No
+        gradients are left behind."""
         began, model, random = time.perf_counter(), self.run.model, torch.Generator().manual_seed(0)
         if self.device.type == "cpu":
             from torch._functorch import config
@@ -89,7 +87,7 @@ class Engine:
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether forward and backward passes are replayed as CUDA graphs. A CPU ignores it."""
+        """Whether forward and backward passes are replayed as CUDA graphs. On a CPU the property has no effect."""
         return self.run.layout.compile == "reduce-overhead"
 
     @property
@@ -123,7 +121,8 @@ class Engine:
         ]
 
     def settings_in_effect(self) -> dict[str, Any]:
-        """{setting: value in effect} of the settings that DeepSpeed and AdamW hold, such as "train.clip"."""
+        """The settings that DeepSpeed and AdamW hold, {setting: value in effect}, under the names of the
+        configuration, such as "train.clip"."""
         groups = self.ds.optimizer.param_groups
         (eps,), (betas,) = {group["eps"] for group in groups}, {tuple(group["betas"]) for group in groups}
         (decay,) = {group["weight_decay"] for group in groups} - {0.0} or {0.0}
@@ -148,7 +147,7 @@ class Engine:
     @property
     def loss_scale_metrics(self) -> dict[str, Any]:
         """In fp16 two values for the log: "overflows", the number of steps that were skipped because gradients
-        overflowed, and "loss_scale", that of the next step. Empty in other precisions."""
+        overflowed, and "loss_scale", the loss scale of the next step. Empty in other precisions."""
         if self.run.train.precision != "fp16":
             return {}
         return {"overflows": self.ds.skipped_steps, "loss_scale": self.ds.optimizer.loss_scaler.cur_scale}

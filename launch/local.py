@@ -158,10 +158,10 @@ def check_tasks(study: Study) -> None:
 
 
 def prepare(study: Study, cells: list[Cell]) -> None:
-    """Prepare the corpora, tokenizers and token files that the cells need and that are missing.
+    """Prepare the corpora, tokenizers and token files that the runs `cells` of a study need and that are missing.
 
     Raises:
-        ConfigError: one cannot be prepared, or differs from what the study's earlier runs were trained on.
+        ConfigError: a corpus cannot be prepared, or differs from what the study's earlier runs were trained on.
     """
     from data.corpus import incomplete
     from launch.data_identity import check_files, check_prepared
@@ -189,7 +189,8 @@ def jobs(study: Study) -> int:
     CPUs as many as the cores allow.
 
     Raises:
-        ConfigError: the runs would share processors although a wall clock ends them, so that each would train less.
+        ConfigError: JOBS is more than the processors allow, and a wall clock ends the runs, so that each would train
+            less.
     """
     layout = study.base.layout
     cores = len(os.sched_getaffinity(0))
@@ -276,7 +277,7 @@ def until_decided(
 
 def check_criteria(study: Study, output: int | None = None) -> None:
     """Check, before anything is trained, that a study that adds seeds (MORE=auto) decides by criteria that were named
-    before its runs. Otherwise its verdicts count with no number of seeds.
+    before its runs. With criteria named afterwards its verdicts would not count, however many seeds were added.
 
     Args:
         output: a file descriptor to print to; None: standard output.

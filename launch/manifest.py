@@ -20,13 +20,13 @@ RECORDED_PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "senten
 
 
 class Failed(RuntimeError):
-    """A run cannot go on; the message says why, and what to do."""
+    """A run cannot go on; the message says why, and what to do. `again` says whether another attempt may succeed."""
 
     again = False  # whether a second attempt, perhaps on other nodes, may succeed
 
 
 class Diverged(Failed):
-    """Training diverged: the loss or the gradient norm is not finite, or jumped above what the run allows."""
+    """Training diverged: the loss or the gradient norm is not finite, or the loss rose above what the run allows."""
 
 
 class Mismatch(Failed):

@@ -119,7 +119,11 @@ def verdict(nodes: list[Node]) -> dict[str, str]:
 
 
 def measure(folder: Path) -> Node:
-    """Measure this rank's node. All ranks call it together. `folder`: the run directory."""
+    """Measure this rank's node: compute, network, memory, disk and clock. All ranks call it together.
+
+    Args:
+        folder: the run directory, on the disk to measure.
+    """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     free, total = torch.cuda.mem_get_info() if cuda else (1, 1)

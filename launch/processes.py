@@ -38,7 +38,8 @@ class Interrupted(RuntimeError):
 
 
 def environment() -> dict[str, str]:
-    """This process' environment without RANK_VARIABLES, and with Python in UTF-8 whatever the locale."""
+    """The environment for child processes: that of this process without RANK_VARIABLES, and with Python in UTF-8 mode
+    whatever the locale."""
     env = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and not k.startswith("TORCHELASTIC_")}
     return env | {"PYTHONUTF8": "1"}
 

@@ -72,7 +72,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """The share of all training that is done, from 0 to 1."""
+        """The share of the training of all runs that is done, from 0 to 1."""
         return sum(map(self.position, self.cells)) / sum(cell.run.length for cell in self.cells)
 
     @property

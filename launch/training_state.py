@@ -41,7 +41,7 @@ class TrainingState:
         return self.step >= run.steps
 
     def next_samples(self, run: Run) -> range:
-        """The numbers of the samples (sequences) of the next step."""
+        """The numbers of the samples (sequences) in the batch of the next step, counted over the whole run from 0."""
         if not isinstance(run.budget, ClockBudget):
             return run.samples(self.step)
         ramped = run.budget.share(0, self.seconds) / run.train.ramp_share if run.train.ramp else 1.0

@@ -203,7 +203,8 @@ SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
 def stop_file(folder: Path) -> str:
-    """Path and content of the stop file in a run directory or in the output root; "" where there is none."""
+    """The stop file in `folder`, a run directory or the output root, as text "path: content"; "" where there is
+    none."""
     path = folder / rundir.STOP
     return f"{path}: {safe_files.read_text(path)}" if path.exists() else ""
 

@@ -162,15 +162,16 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding: the next multiple of 128 as Megatron pads (50,257 -> 50,304), or of another number."""
+        """Rows of the embedding: `vocab` rounded up to a multiple of `vocab_multiple`. Megatron pads to multiples of
+        128 (50,257 -> 50,304)."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def ffn(self) -> int:
-        """Inner width of the MLP: `ffn_width`, where it is given.
+        """Inner width of the MLP: `ffn_width` where it is given, else the width that belongs to the activation.
 
-        GELU has 4 x hidden. SwiGLU and GEGLU have three matrices where GELU has two, so they are matched in
-        parameters at 2/3 of that, rounded down to a multiple of 8 as in BigScience's runs (hidden 2048 -> 5456);
+        GELU has 4 x hidden. SwiGLU and GEGLU have three matrices where GELU has two, so they are matched in parameters
+        at 2/3 of that, rounded down to a multiple of 8 as in BigScience's runs (hidden 2048 -> 5456);
         `swiglu-unmatched` keeps 4 x hidden and has half as many parameters again.
         """
         if self.ffn_width:

@@ -54,7 +54,8 @@ def chosen(x_BTD: Tensor, only: Tensor | None) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-LN: each part reads the normalised residual stream and adds to it (GPT-2)."""
+    """A transformer block with pre-LN: attention and MLP each read the normalised residual stream and add to it
+    (GPT-2)."""
 
     def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
         super().__init__()
@@ -70,8 +71,8 @@ class Block(nn.Module):
 
 
 class PostLN(Block):
-    """Post-LN: the sum of residual stream and output is normalised, and the next part reads that (Vaswani et al. 2017,
-    GPT-1); there is no final norm."""
+    """A transformer block with post-LN: after attention and after the MLP the sum of residual stream and output is
+    normalised (Vaswani et al. 2017, GPT-1); there is no final norm."""
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
         x_BTD = self.norm1(chosen(x_BTD, only) + self.drop(self.attn(x_BTD, attend, only)))
@@ -79,7 +80,8 @@ class PostLN(Block):
 
 
 class Parallel(Block):
-    """Attention and MLP read the same normalised input, with one norm for both (GPT-J, PaLM)."""
+    """A transformer block in which attention and MLP read the same normalised input, with one norm for both (GPT-J,
+    PaLM)."""
 
     def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
         super().__init__(cfg, tp, layers)
@@ -216,11 +218,12 @@ class GPT(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [V, D], or this rank's rows of it: the token embedding, where they are tied."""
+        """The output matrix [V, D], which is the token embedding where they are tied. Under tensor parallelism this
+        rank's rows of it."""
         return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:
-        """[..., D] -> logits [..., V]."""
+        """Apply the output layers: hidden states [..., D] -> logits [..., V]."""
         return self.tp.project(*self._operands(x))
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:

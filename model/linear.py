@@ -13,7 +13,7 @@ class Linear(nn.Linear):
 
 
 class Layers:
-    """Makes a model's embedding and linear layers. Other factories make layers that tensor parallelism divides
+    """A factory of a model's embedding and linear layers. Other factories make layers that tensor parallelism divides
     (model/parallel.py), or that multiply in FP8 (model/fp8.py)."""
 
     def embedding(self, rows: int, width: int) -> nn.Module:

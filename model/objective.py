@@ -53,12 +53,13 @@ class Batch(NamedTuple):
 
     @property
     def even(self) -> bool:
-        """Whether the same number of outputs enters the loss in every sequence of every batch."""
+        """Whether the same number of outputs enters the loss in every sequence of every batch, so that micro-batches
+        have equal weights."""
         return self.predicted is None or self.predicted.dtype != torch.bool
 
     @property
     def predictions(self) -> int:
-        """The number of outputs that enter the loss."""
+        """The number of outputs of this batch that enter the loss."""
         if self.predicted is None:
             return self.inputs_BT.numel()
         return int(self.predicted.sum()) if self.predicted.dtype == torch.bool else self.predicted.numel()

@@ -14,7 +14,8 @@ from typing import Any, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class Setting:
-    """The explanation of one setting. Its range applies to the number, or to each number of a list."""
+    """The explanation of one setting: what it means, its unit, its source and its range. The range applies to the
+    number, or to each number of a list."""
 
     meaning: str
     unit: str = ""  # of the number: "tokens", "hours"; empty for ratios and text

@@ -159,8 +159,8 @@ def _coverage(keys: Sequence[object], ratio: Any) -> float:
 
 
 def calibrate() -> dict[str, Any]:
-    """For each software stack and GPU: the weights, the errors on held-out rows, and the interval that contains 80% of
-    them."""
+    """Fit the model of step times to the published measurements. Returns for each software stack and GPU the weights,
+    the errors on held-out rows, and the interval that contains 80% of them."""
     import numpy as np
     from scipy.stats import spearmanr
 

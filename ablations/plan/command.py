@@ -50,8 +50,8 @@ def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def machines(text: str) -> tuple[GPU, int]:
-    """The GPU and the number of GPUs that ON names: "a100" is one node of A100s, "8x8 a100" eight nodes of eight, "4
-    h100" four H100s.
+    """The hardware that the word ON names: (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100"
+    eight nodes of eight, "4 h100" four H100s.
 
     Raises:
         ConfigError: the hardware is unknown, or a number is not above 0.
@@ -163,8 +163,8 @@ def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
 
 
 def _need(text: str) -> tuple[float, float]:
-    """The range of tokens that NEED names, such as "300B-400B". A single number stands for the range from 10% below to
-    10% above it.
+    """The range of tokens, (least, most), that the word NEED names, such as "300B-400B". A single number stands for
+    the range from 10% below to 10% above it.
 
     Raises:
         ConfigError: the text is not such a range.

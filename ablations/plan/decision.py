@@ -62,7 +62,7 @@ def timeline(machines: Machines, spare: int) -> Timeline:
 
 @dataclass(frozen=True)
 class Training:
-    """The time that a number of tokens takes on the whole cluster, failures included."""
+    """The time that training on a number of tokens takes on the whole cluster, failures included."""
 
     tokens: float
     seconds: float
@@ -85,7 +85,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Decision:
-    """The result of `decide`; decision_report.py makes the document of it."""
+    """What to train with a budget, as `decide` finds it; ablations/plan/decision_report.py makes the document of it."""
 
     budget: Budget
     machines: Machines
@@ -138,7 +138,8 @@ class Decision:
 
     @property
     def first(self) -> list[dict[str, Any]]:
-        """The studies to run first: those that can see their published effect, within STUDY_SHARE of the budget."""
+        """The studies to run first, as rows of `first_studies`: those that can detect their published effect, within
+        STUDY_SHARE of the budget."""
         return [entry for entry in self.studies if entry["within"] and entry["sees"]]
 
     @property

@@ -65,8 +65,8 @@ def time_line(out: Document, decision: Decision) -> None:
 
 
 def _bloom(decision: Decision) -> tuple[float, float] | None:
-    """What BLOOM reached, as shares of the mean and of the low end that are expected here for its time; None where this
-    is another model, or another machine."""
+    """BLOOM's published progress as shares of what is expected here for its time: (share of the mean, share of the low
+    end). None where the decision is about another model or another machine."""
     chosen, machines = decision.chosen, decision.machines
     if not chosen or chosen.words != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
         return None
@@ -76,7 +76,7 @@ def _bloom(decision: Decision) -> tuple[float, float] | None:
 
 
 def risks(out: Document, decision: Decision) -> None:
-    """Add the section on risks: what can go wrong, its cost, and the remedy."""
+    """Add the section on risks to the document `out`: what can go wrong, its cost, and the remedy."""
     machines, chosen, goodput = decision.machines, decision.chosen, decision.goodput
     rows = []
     if chosen:

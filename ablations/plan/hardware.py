@@ -168,8 +168,8 @@ def hardware(name: str) -> GPU:
 
 
 def accelerator(device: str) -> str:
-    """The name in the hardware table for a device as torch names it: "NVIDIA A100-SXM4-80GB" -> "a100-80"; "" where the
-    table has none."""
+    """The name in the hardware table of a device, given as torch names it: "NVIDIA A100-SXM4-80GB" -> "a100-80"; ""
+    where the table has no such device."""
     text = device.upper().replace(" ", "-")
     for name in ("V100", "A100"):
         if name in text:

@@ -54,7 +54,7 @@ class Pair:
 
     @property
     def gap(self) -> float:
-        """log(loss / loss of the baseline); below 0 the arm is better."""
+        """The relative difference from the baseline, log(loss / loss of the baseline); below 0 the arm is better."""
         return math.log(self.loss / self.baseline)
 
 
@@ -76,8 +76,8 @@ class Extrapolation:
 
     @property
     def verdict(self) -> str:
-        """The verdict at the target. It is undecided where the predicted sign was not seen at any size, since on a line
-        a difference that shrinks towards 0 looks as if it went through 0."""
+        """The verdict on the arm at the target. It is undecided where the predicted sign was not seen at any size,
+        since on a line a difference that shrinks towards 0 looks as if it went through 0."""
         return "undecided" if self.sign_unseen else _verdict(self.low, self.high)
 
     @property
@@ -194,7 +194,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """The share of right verdicts, where undecided ones count one half."""
+        """The share of right verdicts, where an undecided verdict counts one half."""
         return (self.hits + self.open / 2) / max(1, self.hits + self.misses + self.open)
 
 
@@ -270,7 +270,13 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
 
 
 def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
-    """The results of the ladder as lines of text."""
+    """The results of a ladder as lines of text.
+
+    Args:
+        results: what `extrapolate` returns.
+        ladder: the study at each size.
+        target: the study at the target size.
+    """
     aim = compute_of(target)
     cost = sum(compute_of(study) * len(study.cells) for study in ladder)
     out = [

@@ -36,7 +36,7 @@ class Point:
 
     @property
     def compute(self) -> float:
-        """FLOPs, 6 N D."""
+        """The FLOPs of the training, 6 x parameters x tokens."""
         return 6 * self.n * self.d
 
 
@@ -125,7 +125,7 @@ def check(points: Sequence[Point], form: str) -> None:
 
 
 def _correlation(points: Sequence[Point]) -> float:
-    """The correlation of log N and log D."""
+    """The correlation of log N and log D (parameters and tokens) over the runs."""
     x, y = [math.log(point.n) for point in points], [math.log(point.d) for point in points]
     mx, my = sum(x) / len(x), sum(y) / len(y)
     sxy = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))

@@ -20,7 +20,8 @@ MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout for all arms of a study, with the seconds of a step for each arm, and the memory of the largest."""
+    """A parallel layout for all arms of a study, with the seconds of a step for each arm, and the memory of the arm
+    that needs the most."""
 
     layout: Layout
     steps: tuple[Prediction, ...]  # one for each run that was asked about
@@ -38,7 +39,7 @@ class Candidate:
 
     @property
     def settings(self) -> str:
-        """The settings of this layout, as words for SET."""
+        """This layout as key=value settings, as the word SET takes them."""
         layout = self.layout
         return (
             f"layout.processes={layout.gpus} layout.tp={layout.tp} layout.micro_batch={layout.micro_batch} "
@@ -47,8 +48,8 @@ class Candidate:
 
 
 def memory(run: Run, layout: Layout) -> float:
-    """The memory of one rank in GiB: tensors by model/memory.py, and the overhead of a process (fitted to published
-    rows)."""
+    """The memory of one rank in GiB: tensors according to model/memory.py, and the overhead of a process (fitted to
+    published rows)."""
     precision = run.train.precision
     tensors = estimate(
         run.model,

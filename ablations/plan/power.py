@@ -158,7 +158,7 @@ def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str
 
 
 def is_noise(noise: Any) -> bool:
-    """Whether a value has the form of the noise in a record, for at least one metric."""
+    """Whether `noise` has the form of the entry "noise" of a study's record, with at least one metric."""
     keys = ("seed_sd", "items")
     return bool(noise) and all(
         isinstance(of_metric, dict)
@@ -218,8 +218,8 @@ def describe_detectable(
 
 
 def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
-    """A line of `make plan` on the differences that can be detected with the noise of published runs of this size; ""
-    where there are none."""
+    """A line of `make plan` on the differences that a study of `arms` arms and `seeds` seeds can detect with the noise
+    of published runs of this size; "" where there are none."""
     if run.size not in SUITE_SIZES or run.by_clock or run.model.masks or min(arms, seeds) < 2:
         return ""
     least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)

@@ -6,10 +6,11 @@ from ablations.values import ConfigError, human
 
 
 def reading(study: Study) -> list[str]:
-    """A line for each source with the number of epochs that the runs read. Corpora that are not prepared are named.
+    """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that
+    are not prepared are named.
 
     Raises:
-        ConfigError: what is prepared is damaged, or cannot be used as the study asks.
+        ConfigError: the prepared data are damaged, or cannot be used as the study asks.
     """
     from data.corpus import Missing
     from data.prepare import epochs
@@ -47,5 +48,5 @@ def reading(study: Study) -> list[str]:
 
 
 def _tokens(run: Run) -> int | None:
-    """The tokens of a run; None where a wall clock ends it."""
+    """The tokens that a run is trained on; None where a wall clock ends the run."""
     return None if run.by_clock else run.tokens

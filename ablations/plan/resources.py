@@ -45,7 +45,7 @@ PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes with GPUs for a time. Spare nodes replace broken ones, and otherwise do no work."""
+    """Nodes with GPUs for a time (`seconds`). Spare nodes replace broken ones, and otherwise do no work."""
 
     gpu: GPU
     nodes: int

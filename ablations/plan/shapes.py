@@ -44,7 +44,8 @@ class Candidate:
 
 
 def levine(parameters: float) -> float:
-    """The number of layers L by Levine et al. 2020 for so many parameters: N = 12 L e^(2 x 5.039) e^(2 x 0.0555 L)."""
+    """The number of layers L that Levine et al. 2020 give for a number of parameters N: N = 12 L e^(2 x 5.039) e^(2 x
+    0.0555 L)."""
     low, high = 1.0, 500.0
     for _ in range(60):
         middle = (low + high) / 2

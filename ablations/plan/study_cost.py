@@ -250,7 +250,7 @@ def detectable_text(study: Study) -> str:
 
 
 def _free(out: Path) -> float | None:
-    """The free GB on the disk of the runs; None where that is unknown."""
+    """The free GB on the disk that has the folder `out`; None where that is unknown."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
     try:
         return shutil.disk_usage(place).free / 1e9 if place else None

@@ -38,8 +38,7 @@ UNEVEN_HEADS = 138.72 / 120.18
 @dataclass(frozen=True)
 class Shape:
     """The dimensions of a model that determine its speed. `ffn` is the inner width of an MLP, `matrices` the number of
-    its
-    matrices: 2, or 3 where it is gated."""
+    its matrices: 2, or 3 where it is gated."""
 
     layers: int
     hidden: int
@@ -66,8 +65,8 @@ class Shape:
         return self.layers * (self.block + biases) + self.vocab * self.hidden + 2 * self.hidden
 
     def flops_per_token(self, recompute: bool = False) -> float:
-        """FLOPs per token by Megatron's formula, as in model/count.py; with `recompute` the forward pass of the layers
-        counts twice."""
+        """FLOPs to train on one token by Megatron's formula, as in model/count.py. With `recompute` the forward pass
+        of the layers counts twice."""
         layers = self.layers * (self.block + 2 * self.seq * self.hidden)
         return (8 if recompute else 6) * layers + 6 * self.vocab * self.hidden
 

@@ -34,7 +34,7 @@ NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm 
 
 
 class Job(TypedDict):
-    """A submitted job. One with several runs is a job array, whose task indices are those of the runs."""
+    """A submitted Slurm job. A job for several runs is a job array, whose task indices are the indices of the runs."""
 
     job: str  # its id
     does: str  # "train", "evaluate" or "report"
@@ -144,7 +144,8 @@ def is_judged(study: Study, cell: Cell) -> bool:
 
 @functools.cache
 def _versions() -> dict[str, Any]:
-    """The versions of the tasks that an eval.json written today would have: {"version", "lm_eval"}."""
+    """The entries that say which tasks an evaluation made today would use, as eval.json records them: {"version",
+    "lm_eval"}."""
     tasks = read_yaml(ROOT / "eval/tasks/tasks.yaml")
     return {"version": tasks["version"], "lm_eval": importlib.metadata.version("lm_eval")}
 
@@ -300,7 +301,8 @@ def _python() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Submit a study. With FORMAT=json only the jobs are printed to standard output, as JSON."""
+    """Submit a study to Slurm. With FORMAT=json only the jobs are printed to standard output, as JSON. `argv` is the
+    command line; returns the exit code."""
     parser = answers.Parser(prog="python -m launch.slurm.submit", description=__doc__)
     parser.add_argument("--nodes", default="1", help="for each run")
     parser.add_argument("--site", default="", help="a file of launch/sites, or a path (default: launch/site.sh)")

@@ -73,7 +73,8 @@ def product(
 
 
 class Weight(NamedTuple):
-    """A weight in eight bits, laid out for both products that read it, and the number that it was multiplied by."""
+    """A weight in FP8, laid out for both products that read it, and `scale`, by which it was multiplied before the
+    cast."""
 
     w8_FD: Tensor
     w8_DF: Tensor

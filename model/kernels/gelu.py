@@ -11,7 +11,8 @@ CHUNK = 2**17  # numbers whose fp32 work stays in a core's cache
 
 
 def formula(x: Tensor) -> Tensor:
-    """0.5 x (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016)."""
+    """GELU in its tanh approximation: 0.5 x (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3) (Hendrycks and Gimpel
+    2016)."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -30,9 +31,9 @@ def _sigmoid_gelu(x: Tensor) -> Tensor:
 
 
 class _GELU(torch.autograd.Function):
-    """GELU a few numbers at a time; the forward pass also computes the derivative, from the same sigmoid, and keeps it
-    for the backward pass instead of x. 1.6 ms against torch's 2.8 for 2048 x 512 numbers on one core, forward and
-    backward."""
+    """GELU with its gradient, a few numbers at a time. The forward pass also computes the derivative, from the same
+    sigmoid, and keeps it for the backward pass instead of x. 1.6 ms against torch's 2.8 for 2048 x 512 numbers on one
+    core, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ def _direct(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("megahour::onednn", mutates_args=())
 def _opaque(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """`_direct` as an operator that torch.compile does not trace, because its own rule for oneDNN's operator expects
-    weights that never change."""
+    """a @ b.T + bias by oneDNN's operator, as an operator that torch.compile does not trace: its own rule for oneDNN's
+    operator expects weights that never change."""
     return _direct(a_ND, b_FD, bias_F)
 
 

@@ -64,14 +64,17 @@ def _key_sizes(T: int) -> np.ndarray:
 
 
 def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
-    """The scores that each layer computes: for each layer [H, T, T], of this rank's heads, relative to the score of
-    each query with the key at its own position; minus infinity where a query does not see a key.
+    """Measure the scores that each layer computes: for each layer [H, T, T], of this rank's heads, relative to the
+    score of each query with the key at its own position; minus infinity where a query does not see a key.
 
     Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 is fine enough
     to show the smallest slope), and values that are one-hot vectors of the key's position, so that the input of the
     output projection is the attention matrix itself.
 
-    extent: of the sequence, where the objective has extents (model/objective.py).
+    Args:
+        model: a model.gpt.GPT.
+        T: tokens of the input.
+        extent: with the prefix objective the length of the prefix.
     """
     H, K = len(probe.heads(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
