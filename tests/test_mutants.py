@@ -84,10 +84,12 @@ def test_a_resumed_engine_goes_on_as_if_it_had_not_stopped(tmp_path: Path, preci
         calm.step(next_tokens(rows[step]), 1e-3)
     calm.save(checkpoints, 3, {"step": 3})
     checkpoints.wait()
-    expected = [(*calm.step(next_tokens(rows[step]), 1e-3), calm.scaled) for step in range(3, 6)]
+    expected = [(*calm.step(next_tokens(rows[step]), 1e-3), calm.loss_scale_metrics) for step in range(3, 6)]
     resumed = built(**change)
     assert (resumed.load(checkpoints) or {})["step"] == 3
-    assert [(*resumed.step(next_tokens(rows[step]), 1e-3), resumed.scaled) for step in range(3, 6)] == expected
+    assert [
+        (*resumed.step(next_tokens(rows[step]), 1e-3), resumed.loss_scale_metrics) for step in range(3, 6)
+    ] == expected
     for (name, p), q in zip(calm.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p, q), name
 

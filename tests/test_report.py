@@ -37,7 +37,7 @@ from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.record import report, write
 from eval.report.request import Request, parse
-from eval.report.runs import by_clock, read
+from eval.report.runs import budget_seconds, read
 from eval.report.sections import published
 from eval.report.sections.mismatches import mismatches
 from eval.report.sections.scaling import power_law
@@ -714,7 +714,9 @@ def test_runs_by_the_clock_are_compared_at_the_same_time():
         seconds = np.arange(1, int(20 / step) + 1) * step
         rows = [{"tokens": int(s * 999 * seed), "seconds": float(s), "loss": 5 - float(s) / 10} for s in seconds]
         cells[seed] = {"metrics": rows, "run": {"config": {"train": {"budget": "20s"}}}}
-    assert by_clock(cells[1]) and not by_clock({"run": {"config": {"train": {"budget": "twenty"}}}})
+    assert (
+        budget_seconds(cells[1]) == 20 and budget_seconds({"run": {"config": {"train": {"budget": "twenty"}}}}) is None
+    )
     x, means = binned({seed: curve(cell, clock=True) for seed, cell in cells.items()})
     assert 1.1 <= x[0] < 1.5 and 18 < x[-1] <= 20  # where both have lines in their logs
     assert means[1] == pytest.approx(5 - x / 10) and means[2] == pytest.approx(means[1])

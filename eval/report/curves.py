@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ablations.budget import clock_seconds
+from eval.report.runs import budget_seconds
 
 GRID = 200  # points in time, equally far apart, at which a run is read whose budget is a wall clock
 BINS = 48  # equal in log tokens; one training batch is far noisier than the differences looked for
@@ -28,7 +28,7 @@ def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
     if not clock:
         return np.array([row["tokens"] for row in rows]), loss
     seconds = np.array([row["seconds"] for row in rows])
-    budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
+    budget = budget_seconds(cell)
     assert budget is not None, "a curve over seconds is for runs whose budget is a wall clock"
     times = np.round(np.linspace(0, budget, GRID + 1)[1:], 9)
     times = times[(times >= seconds[0]) & (times <= seconds[-1])]

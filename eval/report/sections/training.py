@@ -10,7 +10,7 @@ from eval.report.blocks import Figure, Section
 from eval.report.curves import binned, curve, subtract
 from eval.report.expense import spent
 from eval.report.findings import Findings
-from eval.report.runs import by_clock
+from eval.report.runs import budget_seconds
 
 AXES = ("tokens", "FLOPs", "hours")
 AXES_BY_CLOCK = ("seconds", "tokens", "FLOPs")  # where the budget of all runs is a wall clock
@@ -49,7 +49,7 @@ def loss_curves(f: Findings) -> list[str]:
 def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
     """Whether the budget of all runs is a wall clock, so that their curves are over seconds. `cells`: {arm: {seed:
     content of the run directory}}."""
-    return all(by_clock(cell) for seeds in cells.values() for cell in seeds.values())
+    return all(budget_seconds(cell) for seeds in cells.values() for cell in seeds.values())
 
 
 def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
