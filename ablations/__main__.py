@@ -177,10 +177,10 @@ def plan(study: Study) -> int:
         f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
     )
     if study.criteria.sequential:
-        flops = "" if base.by_clock else f", {total * study.most_runs / len(study.cells):.2e} FLOPs in all"
+        flops = "" if base.by_clock else f", {total * study.max_runs / len(study.cells):.2e} FLOPs in all"
         print(
             f"MORE=auto: seeds are added until every arm is decided, at most {study.criteria.seeds} of each arm "
-            f"(MAX_SEEDS): {study.most_runs} runs{flops}"
+            f"(MAX_SEEDS): {study.max_runs} runs{flops}"
         )
     every = layout.save_every
     known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]

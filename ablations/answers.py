@@ -89,8 +89,8 @@ def plan(study: Study) -> dict[str, Any]:
         }
     at_most = None
     if study.criteria.sequential:
-        share = study.most_runs / len(cells)
-        at_most = {"seeds": study.criteria.seeds, "runs": study.most_runs, "flops": None, "tokens": None}
+        share = study.max_runs / len(cells)
+        at_most = {"seeds": study.criteria.seeds, "runs": study.max_runs, "flops": None, "tokens": None}
         if not study.base.by_clock:
             at_most |= {key: share * sum(cell[key] for cell in cells) for key in ("flops", "tokens")}
     return study_head(study) | {"size": study.base.size, "aliased": aliased, "at_most": at_most, "cells": cells}

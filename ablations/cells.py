@@ -120,7 +120,7 @@ class Study:
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
-    def most_runs(self) -> int:
+    def max_runs(self) -> int:
         """The largest possible number of runs, with all seeds that MORE=auto may add."""
         return len(self.arms) * max(self.criteria.seeds, len(self.seeds))
 
@@ -186,7 +186,7 @@ class Study:
 
     @property
     def exports(self) -> bool:
-        """Whether each finished run is exported as a Hugging Face checkpoint."""
+        """Whether the study was asked to export every run as a Hugging Face checkpoint when it ends."""
         return any(word.startswith("EXPORT=") for word in self.words)
 
     @cached_property

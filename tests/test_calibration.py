@@ -208,7 +208,10 @@ def test_other_studies_have_the_rates_that_are_stated():
         (calibration.fixed_rates(5, 3, studies, key=11), stated("How often a verdict is wrong")["5", "3"]),
         (calibration.power_rates(5, 5, studies, key=12), stated("What a study sees")["5", "5"]),
         (calibration.sequential_rates(5, 5, studies, key=13), stated("Seeds added until it is decided")["5", "5"]),
-        (calibration.cluster_rates(10, True, 5, 1000), stated("Items that share a passage")["10", "log-normal", "5"]),
+        (
+            calibration.wrong_verdicts_with_clusters(10, True, 5, 1000),
+            stated("Items that share a passage")["10", "log-normal", "5"],
+        ),
         (calibration.floor_rates(2, 5, studies), stated("A stored noise floor")["2", "5"]),
     ]
     for got, expected in cases:

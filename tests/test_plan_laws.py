@@ -11,7 +11,7 @@ import pytest
 
 from ablations.config import resolve
 from ablations.plan import best_size, laws, published_laws
-from ablations.plan.law_fit import CannotTell, Point, fit, without_largest
+from ablations.plan.law_fit import CannotTell, Point, fit, error_on_the_largest
 from ablations.plan.published_laws import BESIROGLU
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError
@@ -100,12 +100,12 @@ def test_the_unit_of_the_loss_changes_nothing_but_the_unit(form: str) -> None:
 
 
 def test_a_law_is_checked_against_the_size_it_has_not_seen() -> None:
-    left_out, errors = without_largest(simulated(BESIROGLU.loss, 0.002))
+    left_out, errors = error_on_the_largest(simulated(BESIROGLU.loss, 0.002))
     assert {point.n for point in left_out} == {1e9} and len(errors) == 5
     assert max(map(abs, errors)) < 0.01
     # a law that bends where nothing small has shown it is seen to be off
     bent = [Point(p.n, p.d, p.loss * (1.05 if p.n == 1e9 else 1)) for p in simulated(BESIROGLU.loss, 0.002)]
-    assert np.mean(without_largest(bent)[1]) == pytest.approx(-0.05, abs=0.01)
+    assert np.mean(error_on_the_largest(bent)[1]) == pytest.approx(-0.05, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
     return {"Nc": math.exp(t[0] + unit / an), "Dc": math.exp(t[1] + unit / ad), "aN": an, "aD": ad}
 
 
-def without_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
+def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
     """Check a law on the runs of the largest size: fit it to the other runs, and predict these.
 
     Args:

@@ -14,7 +14,7 @@ from ablations import answers, rundir, safe_files
 from ablations.drawing import SERIES, Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
-from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, fit, without_largest
+from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, fit, error_on_the_largest
 from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, did_you_mean, human
 from model.config import ModelConfig
@@ -138,8 +138,8 @@ def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dic
 
     Args:
         law: the fitted law.
-        left_out: the runs of the largest size, as `without_largest` returns them.
-        errors: the relative errors in predicting them from the other runs, as `without_largest` returns them.
+        left_out: the runs of the largest size, as `error_on_the_largest` returns them.
+        errors: the relative errors in predicting them from the other runs, as `error_on_the_largest` returns them.
     """
     intervals = {name: law.interval(lambda values, name=name: values[name]) for name in law.values}  # type: ignore[misc]
     ways = other_ways(law.points) if law.form == "hoffmann" else {}
@@ -157,7 +157,7 @@ def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dic
             name: {"problem": way} if isinstance(way, str) else {"coefficient": way[0], "exponent": way[1]}
             for name, way in ways.items()
         },
-        "without_largest": {"parameters": left_out[0].n, "relative_errors": list(errors)},
+        "error_on_the_largest": {"parameters": left_out[0].n, "relative_errors": list(errors)},
     }
 
 
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.figure:
             safe_files.write_text(args.figure, combined_figures([figure(law)]))
         try:
-            left_out, errors = without_largest(points, args.form)
+            left_out, errors = error_on_the_largest(points, args.form)
         except CannotTell as error:
             raise CannotTell(
                 f"the law cannot be checked at its largest size, as the others are too few: {error}"

@@ -85,7 +85,7 @@ class StudyCost:
     @property
     def most_gpu_hours(self) -> float:
         """The GPU-hours with all seeds that MORE=auto may add. Each seed of an arm costs the same."""
-        return self.gpu_hours * self.study.most_runs / len(self.study.cells)
+        return self.gpu_hours * self.study.max_runs / len(self.study.cells)
 
     @property
     def at_most(self) -> dict[str, float] | None:
@@ -93,10 +93,10 @@ class StudyCost:
         study = self.study
         if not study.criteria.sequential:
             return None
-        share = study.most_runs / len(study.cells)
+        share = study.max_runs / len(study.cells)
         return {
             "seeds": study.criteria.seeds,
-            "runs": study.most_runs,
+            "runs": study.max_runs,
             "gpu_hours": self.most_gpu_hours,
             "kwh": share * sum(run.kwh for run in self.runs),
             "disk_gb": share * sum(run.checkpoints_gb for run in self.runs),
@@ -166,7 +166,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
         runs = [_run_cost(cell, step_of[cell.arm], best, gpu, suite) for cell in study.cells]
         if isinstance(first[0].budget, ClockBudget):
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
-        disk = sum(run.checkpoints_gb for run in runs) * study.most_runs / len(study.cells)
+        disk = sum(run.checkpoints_gb for run in runs) * study.max_runs / len(study.cells)
         if (free := _free(study.out)) is not None and disk > free:
             full = f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB"
             if _is_where_it_runs(study):

@@ -164,7 +164,8 @@ class Prediction:
 
 @functools.cache
 def calibration() -> dict[str, Any]:
-    """The content of calibration.json, which `python -m ablations.plan.calibrate` writes."""
+    """The fitted constants of the speed and memory model, and its errors on published rows that were held out: the
+    content of calibration.json, which `python -m ablations.plan.calibrate` writes."""
     return dict(json.loads(CALIBRATION.read_text()))
 
 

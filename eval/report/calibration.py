@@ -302,7 +302,7 @@ def saves() -> Table:
     return Table(["seeds", "studies", "wrong verdicts"], rows)
 
 
-def cluster_rates(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
+def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
     """Rates of wrong verdicts in studies of questions that share passages, two numbers: where passages count as the
     independent items, and where single questions do.
 
@@ -333,7 +333,7 @@ def clusters(studies: int) -> Table:
             str(n),
             "log-normal" if unequal else "equal",
             str(seeds),
-            *map(percent, cluster_rates(n, unequal, seeds, studies)),
+            *map(percent, wrong_verdicts_with_clusters(n, unequal, seeds, studies)),
         ]
         for n in (3, 10, 40)
         for unequal in (False, True)

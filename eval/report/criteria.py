@@ -43,7 +43,7 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     return criteria, frozenset(before)
 
 
-def floor_was_registered(study: Any, cells: Cells) -> bool:
+def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
     """Whether the noise floor that the study uses was registered in the runs before their first step, in all arms but
     one at most, whose runs may be from an earlier study, since studies share their baseline.
 

@@ -12,7 +12,7 @@ from eval.report.collection import Collection, collect_runs
 from eval.report.comparable import other_text, refusals, same_runs
 from eval.report.compare import METRICS, comparisons, pairing, strata
 from eval.report.contrasts import effects
-from eval.report.criteria import criteria_of, floor_was_registered, registered_metric, seeds_planned
+from eval.report.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
 from eval.report.expense import spent
 from eval.report.external import External
 from eval.report.floor import mismatch, noise_floor_part
@@ -212,7 +212,7 @@ def gather(
     """
     cells = read_all(study)
     criteria, named_before = criteria_of(study, cells)
-    primary_before, floor_before = registered_metric(study, cells), floor_was_registered(study, cells)
+    primary_before, floor_before = registered_metric(study, cells), noise_floor_was_registered(study, cells)
     planned = seeds_planned(study, cells)
     study, cells = shortened(study, cells)
     study = replace(study, criteria=criteria)
@@ -326,8 +326,8 @@ def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
 
 
 def items_with_seeds(f: Findings, arm: str, name: str) -> float:
-    """The variance that the items give to the difference of an arm and the baseline, including the interaction of items
-    and seeds. `name`: the metric."""
+    """The part of the variance of arm minus baseline in the metric `name` that comes from sampling the evaluation items,
+    with the interaction of items and seeds."""
     pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
     whole, _ = item_part_with_rest(strata(f.cells, arm, f.baseline, pairs, name) if pairs else [])
     return whole.variance

@@ -38,10 +38,8 @@ class Row(NamedTuple):
 
 
 def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
-    """For each input, the input that is run in its place: {input: another input that begins with it, or the input
-    itself}. So an input that is the beginning of another one takes no forward pass of its own.
-
-    In lexicographic order an input comes right before those that begin with it.
+    """For each input, the input whose forward pass it shares: {input: a longer input of which it is a prefix, or
+    itself}. In lexicographic order a prefix comes right before the inputs that it begins.
     """
     representative: dict[Input, Input] = {}
     after = Input((), 0)
