@@ -11,7 +11,7 @@ import pytest
 
 from ablations.config import resolve
 from ablations.plan import best_size, laws, published_laws
-from ablations.plan.law_fit import CannotTell, Point, fit, error_on_the_largest
+from ablations.plan.law_fit import CannotTell, Point, error_on_the_largest, fit
 from ablations.plan.published_laws import BESIROGLU
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError

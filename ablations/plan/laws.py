@@ -14,7 +14,7 @@ from ablations import answers, rundir, safe_files
 from ablations.drawing import SERIES, Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
-from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, fit, error_on_the_largest
+from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, error_on_the_largest, fit
 from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, did_you_mean, human
 from model.config import ModelConfig

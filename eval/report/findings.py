@@ -326,8 +326,8 @@ def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
 
 
 def items_with_seeds(f: Findings, arm: str, name: str) -> float:
-    """The part of the variance of arm minus baseline in the metric `name` that comes from sampling the evaluation items,
-    with the interaction of items and seeds."""
+    """The part of the variance of arm minus baseline, in the metric `name`, that comes from sampling the evaluation
+    items, with the interaction of items and seeds."""
     pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
     whole, _ = item_part_with_rest(strata(f.cells, arm, f.baseline, pairs, name) if pairs else [])
     return whole.variance
