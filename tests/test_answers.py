@@ -405,7 +405,7 @@ def test_a_law_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         answer["points"]
     ) == 12
     assert "problem" in answer["other_ways"]["way 2, equal compute"] and not answer["may_have_no_floor"]
-    assert len(answer["error_on_the_largest"]["relative_errors"]) == 3
+    assert len(answer["without_largest"]["relative_errors"]) == 3
     assert laws.main([*folders, "--format", "json", "--form", "compute"]) == 0
     assert checked(capsys.readouterr().out)["other_ways"] == {}
     for words, why in (

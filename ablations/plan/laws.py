@@ -157,7 +157,7 @@ def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dic
             name: {"problem": way} if isinstance(way, str) else {"coefficient": way[0], "exponent": way[1]}
             for name, way in ways.items()
         },
-        "error_on_the_largest": {"parameters": left_out[0].n, "relative_errors": list(errors)},
+        "without_largest": {"parameters": left_out[0].n, "relative_errors": list(errors)},
     }
 
 
