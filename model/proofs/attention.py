@@ -173,7 +173,8 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
     if model.cfg.objective == "causal":
         return [[(t, rows[r, t + 1]) for t in range(T)] for r in range(R)]
     if model.cfg.objective == "mlm":
-        return [[(t, rows[r, t]) for t in positions] for r, positions in enumerate(batch.predicted.tolist())]
+        predicted = [range(T)] * R if batch.predicted is None else batch.predicted.tolist()
+        return [[(t, rows[r, t]) for t in positions] for r, positions in enumerate(predicted)]
     extents = batch.extents_B.tolist()
     return [[(t - 1, rows[r, t]) for t in range(extents[r], T + 1)] for r in range(R)]
 
@@ -195,6 +196,8 @@ def masking(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
     count = round(model.cfg.mask_rate * T)
     hidden, random = round(0.8 * count), round(0.1 * count)
     wrong = []
+    if batch.predicted is None:
+        return [f"all {T} outputs of a row predict, not {count}"]
     for r, positions in enumerate(batch.predicted.tolist()):
         inputs, text = batch.inputs_BT[r].tolist(), rows[r, :T].tolist()
         if len(set(positions)) != count or not set(positions) <= set(range(T)):
