@@ -861,19 +861,17 @@ MUTATIONS = [
         f"BigScience, {MDS} #191 to #262",
         "model.embnorm=true",
         "train.weight_decay",
-        [
-            (
-                "launch/engine.py",
-                "[p for _, p in named if p.dim() >= 2]",
-                '[p for n, p in named if p.dim() >= 2 or n == "embnorm.weight"]',
-            ),
-            (
-                "launch/engine.py",
-                "[p for _, p in named if p.dim() < 2]",
-                '[p for n, p in named if p.dim() < 2 and n != "embnorm.weight"]',
-            ),
-        ],
+        [("launch/engine.py", 'run.train.decay_embnorm and name == "embnorm.weight"', 'name == "embnorm.weight"')],
         TRAIN,
+    ),
+    one(
+        "train.decay_embnorm decays nothing",
+        "",
+        "model.embnorm=true train.decay_embnorm=true",
+        "train.weight_decay",
+        "launch/engine.py",
+        'run.train.decay_embnorm and name == "embnorm.weight"',
+        "False",
     ),
     one(
         "clipping is lost",
@@ -2643,7 +2641,7 @@ def unproved(words: list[str]) -> list[str]:
         return [str(error).partition(" ")[0]]
     deepspeed_setup.start(run)
     live = engine.build(run_model.model_of(run), run, 1)
-    _, groups = proof.parameter_groups(live.model, live.parameter_groups)
+    _, groups = proof.parameter_groups(live.model, live.parameter_groups, run.train.decay_embnorm)
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
     return failed + [key for key, value in held.effective(live).items() if value != declared[key]]
