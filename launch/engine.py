@@ -365,7 +365,8 @@ class Loss(nn.Module):
 def adamw(model: nn.Module, run: Run) -> torch.optim.AdamW:
     """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none, but for
     the gain of the embedding norm where train.decay_embnorm asks for it."""
-    with_decay, without = [], []
+    with_decay: list[nn.Parameter] = []
+    without: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         decayed = p.dim() >= 2 or (run.train.decay_embnorm and name == "embnorm.weight")
         (with_decay if decayed else without).append(p)
