@@ -22,7 +22,15 @@ STUDIES = ("ablation", "plan", "show", "status", "report", "cram")  # commands w
 NOT_OF_A_STUDY = (
     "BESIDE BUDGET DATA EVAL_DATA EXTERNAL FORMAT GLUE NEED NODES NOISE NOISE_FLOOR ON PRICE RUNS SITE TO VERDICT WATCH"
 ).split()
-MADE_UP = {"make ablation POS=linear"}  # of an example that adds this scheme
+# Of examples that add what is named.
+MADE_UP = {
+    "make ablation POS=uniform-alibi",
+    "make ablation ARM=model.objective=second-half",
+    "make ablation DATA=letters",
+    "make ablation POS=alibi DATA=letters",
+    "make data CORPUS=letters FROM=/path/to/files",
+    "make plan STUDY=name",
+}
 
 # Where each command is run for real, at a size that takes seconds: a test, or a file of CI that has a line which the
 # pattern fits too. The first pattern that fits a command counts.
