@@ -252,7 +252,7 @@ MUTATIONS = [
         "model.pos",
         [
             (KERNEL, "alpha=ctx.scale / layer", "alpha=1.0 / layer"),
-            (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0"),
+            (ATTENTION, "attn_mask=biases[0]", "attn_mask=biases[0], scale=1.0"),
         ],
     ),
     one("a token sees the next one", "", "", "model.pos", OBJ, "return k <= q\n", "return k <= q + 1\n"),
