@@ -11,42 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.coverage import Coverage
-from data.wordpiece import valid_unicode
+from data.tokenizer_base import Tokenizer, valid_unicode
 
 if TYPE_CHECKING:
     import numpy as np
 
-
 EODS = ("<|endoftext|>", "</s>")  # the end of a document: GPT-2's name, and BLOOM's
-
-
 MASKS = ("<mask>", "[MASK]")  # a masked token: RoBERTa's name, and BERT's
-
-
 UTF8_BYTES = {*range(0xF5)} - {0xC0, 0xC1}  # that occur in text
-
-
 # gigatoken 0.10 caches every word for good (its issue 36), so its memory grows. After this many bytes of text it is
 # created anew, which takes 0.1 s; untuned.
 CACHED_BYTES = 1 << 28
 
 
-class ByteBPE:
-    """A byte-level BPE tokenizer from the content of a tokenizer.json.
+class ByteBPE(Tokenizer):
+    """A byte-level BPE tokenizer from the content of a tokenizer.json. Added tokens that are not special, such as the
+    runs of spaces of code models, are recognised in text.
 
-    No text is encoded as the end of a document or another special token, whatever it contains. Added tokens that are
-    not special, such as the runs of spaces of code models, are recognised in text.
-
-    gigatoken encodes, 30 times as fast as Hugging Face's tokenizers; `check` compares the ids of the two libraries.
-    Hugging Face's tokenizers encode where gigatoken cannot: with an added token that matches whole words only, and with
-    some ways of splitting text, such as digit by digit.
-
-    Args:
-        path: where the file is, for error messages.
-        content: the bytes of the tokenizer.json.
-
-    Raises:
-        ValueError: the content is not such a tokenizer.json; or, when encoding, a text is not valid Unicode.
+    gigatoken encodes, 30 times as fast as Hugging Face's tokenizers. Those encode where gigatoken cannot: with an added
+    token that matches whole words only, and with some ways of splitting text, such as digit by digit.
     """
 
     kind = "byte-bpe"
@@ -98,27 +81,18 @@ class ByteBPE:
         self._coder: Any = None
         self._left = 0
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without an end-of-document token."""
-        return self.encode_batch([text])[0]
-
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Token ids of each text. With `threads` above 1 as many threads are used as there are cores; the result is the
-        same."""
+        """The token ids of each text. With `threads` above 1 as many threads are used as there are cores."""
         parts = valid_unicode(texts)
         if self._by_reference:
             return self._reference_ids(texts)
         return self._gigatoken(parts).encode_batch_list(parts, parallel=threads > 1)
 
     def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
-        [texts]."""
         import numpy as np
 
         if self._by_reference:
-            batch = self.encode_batch(texts)
-            counts = np.fromiter(map(len, batch), np.int64, len(batch))
-            return np.fromiter((token for ids in batch for token in ids), np.int32, counts.sum()), counts
+            return super().arrays(texts)
         parts = valid_unicode(texts)
         layout = self._gigatoken(parts).encode_batch(parts, parallel=False).layout
         ends = np.asarray(layout.offsets.data)
@@ -135,18 +109,9 @@ class ByteBPE:
         return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
 
     def unknown(self, text: str) -> tuple[int, int]:
-        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for: (0, 0), since
-        every byte has a piece."""
-        counts = self.coverage([text])
-        return counts.unknown, counts.unknown_bytes
+        return 0, 0
 
     def check(self, texts: Sequence[str]) -> None:
-        """Check that gigatoken and Hugging Face's tokenizers give the same ids for the texts, with the same
-        tokenizer.json.
-
-        Raises:
-            RuntimeError: the ids differ for a text.
-        """
         for text, ids, theirs in zip(texts, self.encode_batch(texts), self._reference_ids(texts), strict=True):
             if ids != theirs:
                 raise RuntimeError(
@@ -211,14 +176,15 @@ def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
     Raises:
         ValueError: the vocabulary is too small, or larger than the texts can fill.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, trainers
 
     merged = vocab - len(specials)
     if merged < 256:
         raise ValueError(
             f"model.vocab={vocab} is too small: at least {256 + len(specials)}, the bytes and the end of document"
         )
-    backend = Tokenizer(models.BPE())
+    backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.train_from_iterator(
         sample,
@@ -249,12 +215,14 @@ def from_gpt2_files(vocab: str, merges: str) -> bytes:
 
 
 def _tokenizer_json(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> bytes:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
 
     try:
-        backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))  # type: ignore[arg-type]  # refused below if no pairs
+        model = models.BPE(vocab=vocab, merges=merges)  # type: ignore[arg-type]  # refused below if no pairs
     except Exception as error:  # of no class of its own
         raise ValueError(f"the vocabulary and the merges do not fit together: {error}") from error
+    backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return backend.to_str().encode()

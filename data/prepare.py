@@ -89,6 +89,67 @@ def prepare(
 def _prepare(
     corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe, mask: bool
 ) -> dict[str, Any]:
+    _check_request(corpus, tokenizer, vocab, store, kind, recipe)
+    plain = Recipe(allow_errors=recipe.allow_errors)
+    model, trained = prepared_tokenizer(tokenizer, vocab, kind, plain, store, mask)
+    spec = corpora.load(corpus, store.path)
+    weights = spec.get("blend", {corpus: 1.0})
+    texts = [prepared_text(name, recipe, store) for name in weights]
+    token_files = [
+        prepared_tokens(name, folder, text, model, trained["sha256"], recipe, store)
+        for name, (folder, text) in zip(weights, texts, strict=True)
+    ]
+    # the manifests of each component
+    text_manifests, token_manifests = [manifest for _, manifest in texts], [manifest for _, manifest in token_files]
+    if spec.get("alpha") is not None:
+        sizes = [manifest["train"] ** spec["alpha"] for manifest in token_manifests]
+        weights = {name: size / sum(sizes) for name, size in zip(weights, sizes, strict=True)}
+    shas = [manifest["sha256"] for manifest in text_manifests]
+    if recipe.compress or recipe.order != "random":
+        shas = [digest([sha, recipe.compress, recipe.order]) for sha in shas]
+    mismatch = [manifest["mismatch"] for manifest in text_manifests if manifest["mismatch"]]
+    for sentence in mismatch:
+        warnings.warn(sentence, stacklevel=2)
+    return {
+        "corpus": corpus,
+        "recipe": recipe._asdict(),
+        "sha256": shas[0] if len(shas) == 1 else digest([shas, list(weights.values())]),
+        "train": [
+            {"prefix": str(folder / "train"), "weight": weight, "corpus": name, "tokens": manifest["train"]}
+            for (folder, manifest), (name, weight) in zip(token_files, weights.items(), strict=True)
+        ],
+        "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts],
+        "sources": {name: manifest["source"] for name, manifest in zip(weights, text_manifests, strict=True)},
+        "tokenizer": {
+            "path": str(model),
+            "sha256": trained["sha256"],
+            "vocab": vocab,
+            "corpus": tokenizer,
+            "kind": kind,
+            **{name: trained[name] for name in ("lossless", "eod", "mask", "specials")},
+        },
+        "counts": _counts(text_manifests, token_manifests),
+        "steps": [
+            {"corpus": name, **{key: step[key] for key in STEP_KEYS if key in step}}
+            for name, manifest in zip(weights, token_manifests, strict=True)
+            for step in manifest["steps"]
+        ],
+        "reports": [str(folder / "report.md") for folder, _ in token_files],
+        "notes": [
+            *(
+                f"{name}: {sentence}"
+                for name, manifest in zip(weights, text_manifests, strict=True)
+                for sentence in manifest["left_out"]
+            ),
+            *(note for manifest in token_manifests for note in manifest["notes"]),
+            *([f"a run cannot be exported: {trained['unexportable']}"] if trained["unexportable"] else []),
+        ],
+        "mismatch": mismatch,
+    }
+
+
+def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe) -> None:
+    """Check all that can be checked before any work. Raises ValueError where something is wrong."""
     for name in (corpus, tokenizer) if kind != "file" else (corpus,):
         corpora.check(name, store.path)
     if kind not in KINDS:
@@ -98,74 +159,28 @@ def _prepare(
     smallest = {"file": 0, "wordpiece": MIN_VOCAB}.get(kind, SMALLEST)
     if vocab < smallest:
         raise ValueError(f"model.vocab={vocab} is too small: at least {smallest}")
-    plain = Recipe(allow_errors=recipe.allow_errors)
-    model, trained = prepared_tokenizer(tokenizer, vocab, kind, plain, store, mask)
-    spec = corpora.load(corpus, store.path)
-    weights = spec.get("blend", {corpus: 1.0})
-    texts = [prepared_text(name, recipe, store) for name in weights]
-    tokens = [
-        prepared_tokens(name, folder, about, model, trained["sha256"], recipe, store)
-        for name, (folder, about) in zip(weights, texts, strict=True)
-    ]
-    abouts, counted = [about for _, about in texts], [about for _, about in tokens]
-    if spec.get("alpha") is not None:
-        sizes = [about["train"] ** spec["alpha"] for about in counted]
-        weights = {name: size / sum(sizes) for name, size in zip(weights, sizes, strict=True)}
-    shas = [about["sha256"] for about in abouts]
-    if recipe.compress or recipe.order != "random":
-        shas = [digest([sha, recipe.compress, recipe.order]) for sha in shas]
-    mismatch = [about["mismatch"] for about in abouts if about["mismatch"]]
-    for sentence in mismatch:
-        warnings.warn(sentence, stacklevel=2)
-    counts = {
+
+
+def _counts(text_manifests: list[dict[str, Any]], token_manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The entry "counts" of the manifest of `prepare`, from the manifests of each component."""
+    counts: dict[str, Any] = {
         split: {
-            "documents": sum(about[split]["documents"] for about in abouts),
-            "bytes": sum(about[split]["bytes"] for about in abouts),
-            "tokens": sum(about[split] for about in counted),
+            "documents": sum(text[split]["documents"] for text in text_manifests),
+            "bytes": sum(text[split]["bytes"] for text in text_manifests),
+            "tokens": sum(tokens[split] for tokens in token_manifests),
         }
         for split in ("train", "valid")
     }
-    counts["train"]["documents"] = sum(about["documents"] for about in counted)
-    counts["train"]["bytes"] = sum(about["bytes"] for about in counted)
-    counts["unsigned"] = sum(about["unsigned"] for about in abouts)
-    counts["covered"] = sum((Coverage(**about["covered"]) for about in counted), Coverage(0, 0, 0, 0))._asdict()
-    counts["duplicates"] = {kind: sum(about["duplicates"][kind] for about in abouts) for kind in ("exact", "near")}
-    return {
-        "corpus": corpus,
-        "recipe": recipe._asdict(),
-        "sha256": shas[0] if len(shas) == 1 else digest([shas, list(weights.values())]),
-        "train": [
-            {"prefix": str(folder / "train"), "weight": weight, "corpus": name, "tokens": about["train"]}
-            for (folder, about), (name, weight) in zip(tokens, weights.items(), strict=True)
-        ],
-        "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts],
-        "sources": {name: about["source"] for name, about in zip(weights, abouts, strict=True)},
-        "tokenizer": {
-            "path": str(model),
-            "sha256": trained["sha256"],
-            "vocab": vocab,
-            "corpus": tokenizer,
-            "kind": kind,
-            **{name: trained[name] for name in ("lossless", "eod", "mask", "specials")},
-        },
-        "counts": counts,
-        "steps": [
-            {"corpus": name, **{key: step[key] for key in STEP_KEYS if key in step}}
-            for name, about in zip(weights, counted, strict=True)
-            for step in about["steps"]
-        ],
-        "reports": [str(folder / "report.md") for folder, _ in tokens],
-        "notes": [
-            *(
-                f"{name}: {sentence}"
-                for name, about in zip(weights, abouts, strict=True)
-                for sentence in about["left_out"]
-            ),
-            *(note for about in counted for note in about["notes"]),
-            *([f"a run cannot be exported: {trained['unexportable']}"] if trained["unexportable"] else []),
-        ],
-        "mismatch": mismatch,
+    # the recipe may leave out documents once they are tokens
+    counts["train"]["documents"] = sum(tokens["documents"] for tokens in token_manifests)
+    counts["train"]["bytes"] = sum(tokens["bytes"] for tokens in token_manifests)
+    counts["unsigned"] = sum(text["unsigned"] for text in text_manifests)
+    coverage = (Coverage(**tokens["covered"]) for tokens in token_manifests)
+    counts["covered"] = sum(coverage, Coverage(0, 0, 0, 0))._asdict()
+    counts["duplicates"] = {
+        kind: sum(text["duplicates"][kind] for text in text_manifests) for kind in ("exact", "near")
     }
+    return counts
 
 
 def sources(corpus: str, store: Path) -> dict[str, Any]:

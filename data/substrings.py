@@ -110,7 +110,7 @@ def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
     mixed = codes.astype(np.uint64) + np.uint64(1)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)  # spreads the few bits of a code point (splitmix64)
     mixed ^= mixed >> np.uint64(31)
-    power, width = mixed, 1  # hashes of all windows of `width`
+    power, width = mixed, 1  # the hashes of all windows of `width`
     result: np.ndarray | None = None
     size = 0  # of the windows that `result` has the hashes of
     while True:
@@ -167,9 +167,9 @@ def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.n
     return same
 
 
-def remove_repeats(spans: Path, rank: int) -> Callable[[Any], str]:
-    """A filter (data/filters.py) that removes the characters that `find_repeats` found from the training documents of
-    task `rank`. It is not called with held-out documents. `spans`: the folder that `find_repeats` has written."""
+def repeat_filter(spans: Path, rank: int) -> Callable[[Any], str]:
+    """The filter (data/filters.py) that cuts, from the training documents of task `rank`, the characters that
+    `find_repeats` has written to the folder `spans`."""
     import numpy as np
 
     rows = np.load(spans / f"{rank:05d}.npy")
