@@ -42,7 +42,7 @@ class ByteBPE(Tokenizer):
             spec = json.loads(content)
             bpe = spec["model"].get("type", "BPE") == "BPE"
             byte_level = bpe and "ByteLevel" in str(spec["pre_tokenizer"])
-            spaced = byte_level and _with_space_before(spec["pre_tokenizer"])
+            spaced = byte_level and _adds_space(spec["pre_tokenizer"])
             pieces = dict(spec["model"]["vocab"]) if bpe else {}
             added = {token["content"]: token for token in spec.get("added_tokens") or ()}
             vocab = pieces | {name: token["id"] for name, token in added.items()}
@@ -76,22 +76,22 @@ class ByteBPE(Tokenizer):
         # Without the special tokens, so that "<|endoftext|>" in a text is 13 characters, not the end of the document.
         plain = [token for name, token in added.items() if name in set(self.in_text)]
         self._spec = json.dumps(spec | {"added_tokens": plain, "post_processor": None})
-        self._for_words = any(token.get("single_word") for token in plain)
+        self._has_whole_words = any(token.get("single_word") for token in plain)
         self._bytes = _bytes_of({index: piece for piece, index in vocab.items()}, self.vocab_size, set(added))
         self._coder: Any = None
-        self._left = 0
+        self._bytes_left = 0
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The token ids of each text. With `threads` above 1 as many threads are used as there are cores."""
         parts = valid_unicode(texts)
-        if self._by_reference:
-            return self._reference_ids(texts)
+        if self._needs_hugging_face:
+            return self._hugging_face_ids(texts)
         return self._gigatoken(parts).encode_batch_list(parts, parallel=threads > 1)
 
     def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
-        if self._by_reference:
+        if self._needs_hugging_face:
             return super().arrays(texts)
         parts = valid_unicode(texts)
         layout = self._gigatoken(parts).encode_batch(parts, parallel=False).layout
@@ -112,19 +112,19 @@ class ByteBPE(Tokenizer):
         return 0, 0
 
     def check(self, texts: Sequence[str]) -> None:
-        for text, ids, theirs in zip(texts, self.encode_batch(texts), self._reference_ids(texts), strict=True):
+        for text, ids, theirs in zip(texts, self.encode_batch(texts), self._hugging_face_ids(texts), strict=True):
             if ids != theirs:
                 raise RuntimeError(
                     f"{self.path}: gigatoken and Hugging Face's tokenizers give different ids for a "
                     f"text that begins {text[:40]!r}; please report it to gigatoken"
                 )
 
-    def _reference_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+    def _hugging_face_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._hugging_face.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     @cached_property
-    def _reference(self) -> Any:
+    def _hugging_face(self) -> Any:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
         import tokenizers
 
@@ -138,31 +138,31 @@ class ByteBPE(Tokenizer):
         return reference
 
     @cached_property
-    def _by_reference(self) -> bool:
+    def _needs_hugging_face(self) -> bool:
         """Whether Hugging Face's tokenizers encode the texts, because gigatoken cannot use this tokenizer.json."""
-        if self._for_words:
+        if self._has_whole_words:
             return True
         try:
-            self._read_by_gigatoken()
+            self._new_gigatoken()
         except (RuntimeError, ValueError):  # of no class of its own
             return True
         return False
 
-    def _read_by_gigatoken(self) -> Any:
+    def _new_gigatoken(self) -> Any:
         import gigatoken
 
         return gigatoken.Tokenizer.from_json(self._spec)
 
     def _gigatoken(self, texts: list[bytes]) -> Any:
-        if self._left <= 0:
-            self._coder = self._read_by_gigatoken()
-            self._left = CACHED_BYTES
-        self._left -= sum(map(len, texts))
+        if self._bytes_left <= 0:
+            self._coder = self._new_gigatoken()
+            self._bytes_left = CACHED_BYTES
+        self._bytes_left -= sum(map(len, texts))
         return self._coder
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_reference"}
-        return state | {"_coder": None, "_left": 0}
+        state = {name: value for name, value in self.__dict__.items() if name != "_hugging_face"}
+        return state | {"_coder": None, "_bytes_left": 0}
 
 
 def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
@@ -228,22 +228,15 @@ def _tokenizer_json(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> byt
     return backend.to_str().encode()
 
 
-def _with_space_before(pre_tokenizer: Any) -> bool:
-    """Whether a pre-tokenizer of a tokenizer.json, or one of its parts, adds a space before a text that begins with
-    none."""
+def _adds_space(pre_tokenizer: Any) -> bool:
+    """Whether a pre-tokenizer of a tokenizer.json adds a space before a text that begins with none."""
     parts = [pre_tokenizer, *(pre_tokenizer.get("pretokenizers") or ())]
     return any(part.get("add_prefix_space") for part in parts if part["type"] == "ByteLevel")
 
 
 def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]:
-    """The bytes that each id stands for, as a list with an entry for every id below `size`; b"" for an id without a
-    piece.
-
-    Args:
-        pieces: {id: piece}.
-        size: the size of the vocabulary.
-        added: the added tokens, whose pieces are written as plain text.
-    """
+    """The bytes that each id below `size` stands for; b"" for an id without a piece. `pieces`: {id: piece}; `added`:
+    those of them that are written as plain text."""
     byte_of = _byte_of_character()
     return [
         pieces[i].encode() if pieces.get(i, "") in added else bytes(byte_of[c] for c in pieces.get(i, ""))
@@ -252,8 +245,7 @@ def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]
 
 
 def _byte_of_character() -> dict[str, int]:
-    """{character: byte}: byte-level BPE writes each byte as a printable character, either itself or one from U+0100
-    on."""
+    """{character: byte}: byte-level BPE writes each byte as a printable character, itself or one from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

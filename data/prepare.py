@@ -207,7 +207,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for name, was in before.get("sources", {}).items():
         current = now.get("sources", {}).get(name)
         if was and current and was["sha256"] != current["sha256"]:
-            sentences.append(f"the files of {name} changed: {_described(was)} then, {_described(current)} now")
+            sentences.append(
+                f"the files of {name} changed: {_source_in_words(was)} then, {_source_in_words(current)} now"
+            )
     if not sentences and "sha256" in before and "sha256" in now and before["sha256"] != now["sha256"]:
         then, today = (manifest["counts"]["train"]["documents"] for manifest in (before, now))
         sentences.append(
@@ -221,7 +223,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def _described(source: dict[str, Any]) -> str:
+def _source_in_words(source: dict[str, Any]) -> str:
     files = "1 file" if source["files"] == 1 else f"{source['files']:,} files"
     return f"{files} of {source['bytes']:,} bytes (sha256 {source['sha256'][:16]}...)"
 
@@ -315,13 +317,13 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(
                 "--held-out has no answer in JSON: it prints the files of the validation text, a line each"
             )
-        options = dict(_pair(word) for word in args.options)
+        options = dict(_key_and_value(word) for word in args.options)
         executor = Executor(args.executor, args.workers, options)
-        recipe = _recipe(dict(_pair(word.removeprefix("data.")) for word in args.set))
+        recipe = _recipe(dict(_key_and_value(word.removeprefix("data.")) for word in args.set))
         if args.folder:
             corpora.locate(args.corpus, args.folder, args.store)
         read = [args.corpus, *([args.tokenizer] if args.tokenizer and args.kind != "file" else [])]
-        for sentence in [] if args.told else corpora.incomplete(read, args.store):
+        for sentence in [] if args.told else corpora.missing_files(read, args.store):
             print(f"warning: {sentence}", file=sys.stderr)
         if args.held_out:
             print("\n".join(held_out(args.corpus, args.store, recipe.allow_errors)))
@@ -341,7 +343,7 @@ def main(argv: list[str] | None = None) -> None:
     print(answers.answer("data", manifest) if args.format == "json" else json.dumps(manifest, indent=1))
 
 
-def _pair(word: str) -> tuple[str, str]:
+def _key_and_value(word: str) -> tuple[str, str]:
     name, equals, value = word.partition("=")
     if not equals:
         raise ValueError(f"{word!r}: KEY=VALUE is needed")

@@ -147,7 +147,7 @@ def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
             return ProgressBar(total=task.total or 1, completed=done, width=24)
 
     with (
-        execute.stderr_in(store.path / "prepare.log") as terminal,
+        execute.stderr_appended_to(store.path / "prepare.log") as terminal,
         open(os.dup(terminal), "w", encoding="utf-8", errors="replace") as screen,
     ):
         columns = (SpinnerColumn(), TextColumn("{task.description}"), CompletedTasks(), TimeElapsedColumn())

@@ -51,8 +51,8 @@ FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in the file or folder `path`, in one of the formats of `read`. Raises ValueError where there is no
-    such tokenizer."""
+    """The tokenizer in the file or folder `path`, in one of the formats of `read`. Raises ValueError where there is
+    none."""
     name, content = read(path)
     if not name.endswith(".json"):
         return SentencePiece(path, content)
@@ -126,8 +126,7 @@ def unexportable(tokenizer: Tokenizer) -> str:
 
 
 def unexportable_setting(kind: str, path: str) -> str:
-    """Why runs with these settings cannot be exported as a Hugging Face checkpoint because of their tokenizer, or "".
-    It needs no trained tokenizer.
+    """`unexportable` of the tokenizer that these settings ask for, which need not be trained yet.
 
     Args:
         kind: the setting data.tokenizer_kind.
@@ -200,5 +199,5 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """A tokenizer is trained on every n-th document of a text of `size` bytes; this is n."""
+    """The n of `train`, which reads every n-th document of a text of `size` bytes."""
     return -(-size // SAMPLE_BYTES) or 1

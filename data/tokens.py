@@ -158,8 +158,7 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 
 
 def _byte_and_word_counts(texts: list[str]) -> tuple[list[int], list[int]]:
-    """Two lists: the number of UTF-8 bytes of each text, and the number of its words. Words are separated by spaces and
-    control characters (bytes up to 32)."""
+    """The number of UTF-8 bytes of each text, and of its words, which spaces and control characters separate."""
     encoded = [text.encode() for text in texts]
     gap = np.frombuffer(b"\n" + b"\n".join(encoded), np.uint8) <= 32
     begins, at, words = gap[:-1] > gap[1:], 0, []

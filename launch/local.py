@@ -163,7 +163,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     Raises:
         ConfigError: a corpus cannot be prepared, or differs from what the study's earlier runs were trained on.
     """
-    from data.corpus import incomplete
+    from data.corpus import missing_files
     from launch.data_identity import check_files, check_prepared
 
     check_files(study)
@@ -176,7 +176,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
         requests.append([data.corpus, *tokenizer, "--set", *recipe])
     held_out = {(corpus, c.run.data.allow_errors): 0 for c in cells for corpus in c.run.eval.corpora}
     requests += [[corpus, "--held-out", "--set", f"data.allow_errors={errors}"] for corpus, errors in held_out]
-    for sentence in incomplete((corpus for c in cells for corpus in c.run.corpora), store):
+    for sentence in missing_files((corpus for c in cells for corpus in c.run.corpora), store):
         print(f"warning: {sentence}", file=sys.stderr)
     for corpus, *options in requests:
         if not _succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
