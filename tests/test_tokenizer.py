@@ -133,7 +133,7 @@ def test_byte_bpe_is_compared_with_its_reference(byte_bpe, monkeypatch):
 def test_a_new_encoder_gives_the_same_ids(byte_bpe, monkeypatch):
     before = [byte_bpe.encode(text) for text in TEXTS]
     monkeypatch.setattr("data.byte_bpe.CACHED_BYTES", 1)
-    byte_bpe._left = 0
+    byte_bpe._bytes_left = 0
     coders = []
     for text, ids in zip(TEXTS, before, strict=True):
         assert byte_bpe.encode(text) == ids
