@@ -19,8 +19,9 @@ from ablations.plan.command import run as plan_ahead
 from ablations.safe_files import Damaged
 from ablations.site import site
 from ablations.status import state, table, watch
-from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args, left_out
+from ablations.study import Study, arms_left_out, from_args
 from ablations.values import did_you_mean, human
+from ablations.words import FACTORS, FOR_ALL_RUNS, HELP, change_to_checkout
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; ON=a100: on that hardware; BUDGET=...: what to train with it",
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> int:
             return reference(args.write)
         if args.command == "card":
             return identity(args.words)
-        args.words = from_anywhere(args.words)
+        args.words = change_to_checkout(args.words)
         if "SBATCH_GPUS_PER_NODE" in site():
             os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
         if args.command == "diff":
@@ -135,7 +136,7 @@ def plan(study: Study) -> int:
     from model.memory import estimate
 
     print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}")
-    if already := left_out(study):
+    if already := arms_left_out(study):
         print(f"  left out, the baseline has it already: {', '.join(already)}")
     print()
     if study.design:

@@ -22,7 +22,8 @@ from ablations.machine import has_gpu
 from ablations.plan.reading import reading
 from ablations.rundir import Exit
 from ablations.safe_files import Damaged
-from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
+from ablations.study import ROOT, Cell, Study, from_args
+from ablations.words import change_to_checkout
 from launch import progress
 from launch.processes import (
     Failed,
@@ -349,7 +350,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
     began = time.monotonic()
     try:
         _, words = answers.take_format(words)
-        study = from_args(from_anywhere(words))
+        study = from_args(change_to_checkout(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)
         study, failures = until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))

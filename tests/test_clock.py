@@ -9,7 +9,8 @@ import pytest
 from ablations import rundir, safe_files
 from ablations.__main__ import main
 from ablations.budget import learning_rate
-from ablations.cells import Cell, build
+from ablations.build_study import build_study
+from ablations.cells import Cell
 from ablations.config import ConfigError, resolve
 from ablations.plan.reading import reading
 from ablations.study import from_args
@@ -58,7 +59,7 @@ def a_cell(corpus: str, folder: Path, store: Path, **change: Any) -> Cell:
     folder.mkdir(exist_ok=True)
     if not (folder / "data").exists():
         (folder / "data").symlink_to(store / "data")
-    cell = build("t", "?", "?", list(setting.items()), [("train.beta1", 0.8)], [1], folder).cells[0]
+    cell = build_study("t", "?", "?", list(setting.items()), [("train.beta1", 0.8)], [1], folder).cells[0]
     cell.dir.mkdir(parents=True, exist_ok=True)
     return cell
 
@@ -199,12 +200,12 @@ def test_how_often_text_is_read_under_a_clock_is_not_said(
     (source,) = record["data"]["epochs"]
     assert source.keys() == {"corpus", "share", "tokens", "unused"} and source["unused"] == (source["tokens"] - 1) % 32
     names = {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}
-    study = build("t", "?", "?", list((TINY | names).items()), [("train.beta1", 0.8)], [1], tmp_path)
+    study = build_study("t", "?", "?", list((TINY | names).items()), [("train.beta1", 0.8)], [1], tmp_path)
     (line,) = reading(study)
     assert "100.0% of as many tokens as 10s allow, of its " in line and "epochs" not in line
     assert f"{source['unused']:,} tokens at its end fill no sequence of 32" in line
     tokens = TINY | names | {"train.budget": "tokens", "train.tokens": 12800}
-    (line,) = reading(build("t", "?", "?", list(tokens.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    (line,) = reading(build_study("t", "?", "?", list(tokens.items()), [("train.beta1", 0.8)], [1], tmp_path))
     assert f"12.8K tokens is {12800 / source['tokens']:.3g} epochs" in line and "fill no sequence" in line
 
 

@@ -22,7 +22,8 @@ from ablations.config import ConfigError
 from ablations.rundir import State
 from ablations.safe_files import last_line
 from ablations.status import duration, state, table
-from ablations.study import from_anywhere, from_args
+from ablations.study import from_args
+from ablations.words import change_to_checkout
 from launch import local, train
 from launch.processes import Failed, Processes, environment, gpus
 from tests.conftest import trained
@@ -373,10 +374,10 @@ def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:
     for out, where in ((["OUT=mine"], f"{tmp_path}/mine/nano"), ([], " runs/nano"), (["OUT="], " runs/nano")):
         done = subprocess.run([*command, *out], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
         assert done.stdout.count(f"{where}/baseline,seed=1") == 1
-    words = from_anywhere(["OUT=runs", "SET=train.lr=1e-3"])
+    words = change_to_checkout(["OUT=runs", "SET=train.lr=1e-3"])
     assert words == ["OUT=runs", "SET=train.lr=1e-3"] and not list(tmp_path.iterdir())
     with contextlib.chdir(tmp_path):
-        assert from_anywhere(["RUNS=a /b", "NOISE=c"]) == [f"RUNS={tmp_path}/a /b", f"NOISE={tmp_path}/c"]
+        assert change_to_checkout(["RUNS=a /b", "NOISE=c"]) == [f"RUNS={tmp_path}/a /b", f"NOISE={tmp_path}/c"]
         assert Path.cwd() == ROOT
 
 

@@ -22,10 +22,11 @@ import torch
 
 from ablations import rundir
 from ablations.budget import learning_rate
+from ablations.build_study import build_study
 from ablations.config import KEYS, resolve
 from ablations.safe_files import Damaged
 from ablations.status import state
-from ablations.study import Study, build, from_args
+from ablations.study import Study, from_args
 from data.disk import locked, write_whole
 from tests.conftest import Launch
 
@@ -76,7 +77,7 @@ def words(corpus: str, out: Path, **change: Any) -> list[str]:
 def study(corpus: str, out: Path, change: dict[str, Any] | None = None) -> Study:
     """One arm beside the baseline; the data store lies in `out`."""
     setting = list((TINY | {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}).items())
-    return build("t", "?", "?", setting + list((change or {}).items()), [("model.pos", "alibi")], [1], out)
+    return build_study("t", "?", "?", setting + list((change or {}).items()), [("model.pos", "alibi")], [1], out)
 
 
 def result(folder: Path) -> tuple[bytes, list[tuple]]:

@@ -16,8 +16,9 @@ from ablations import answers
 from ablations.plan.checks import check_request
 from ablations.plan.hardware import GPU, hardware
 from ablations.plan.resources import MOST_GPUS, MOST_TOKENS, SCALES, Budget, amount, check_text, parse_budget, positive
-from ablations.study import FACTORS, from_args
+from ablations.study import from_args
 from ablations.values import ConfigError, did_you_mean, human
+from ablations.words import FACTORS
 
 OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
 FORMATS = ("table", "json", "svg")

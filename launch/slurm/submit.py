@@ -24,7 +24,8 @@ from ablations.rundir import Exit, steps_to_evaluate
 from ablations.safe_files import Damaged
 from ablations.site import find, site
 from ablations.strict_yaml import read_yaml
-from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
+from ablations.study import ROOT, Cell, Study, from_args
+from ablations.words import change_to_checkout
 from launch.local import check_tasks, prepare
 from launch.repair import is_trained
 from launch.slurm.attempts import bad_nodes, write
@@ -332,7 +333,7 @@ def submitted(args: argparse.Namespace, as_json: bool) -> tuple[Exit, str]:
         variables, path = site(args.site), find(args.site)
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
-        study = from_args(from_anywhere(args.words))
+        study = from_args(change_to_checkout(args.words))
         if study.glue_options:
             raise ConfigError(
                 "GLUE is no part of a study on Slurm: leave it out, and give `make glue RUN=...` afterwards"
