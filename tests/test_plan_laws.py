@@ -11,7 +11,7 @@ import pytest
 
 from ablations.config import resolve
 from ablations.plan import best_size, laws, published_laws
-from ablations.plan.law_fit import CannotTell, Point, error_on_the_largest, fit
+from ablations.plan.law_fit import CannotTell, Point, as_hoffmann, error_on_the_largest, fit
 from ablations.plan.published_laws import BESIROGLU
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError
@@ -81,9 +81,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         law = fit(simulated(BESIROGLU.loss, 0.003, seed), resamples=40, seed=seed)
         low, high = law.interval(lambda values: values["alpha"])
         hits["alpha"] += low <= BESIROGLU.alpha <= high
-        low, high = law.optimum_interval(1e22)
+        low, high = law.interval(lambda values: as_hoffmann(values).optimum(1e22)[0])
         hits["optimum"] += low <= BESIROGLU.optimum(1e22)[0] <= high
-        _, low, high = law.predict(*target)
+        low, high = law.interval(lambda values, law=law: law.loss(*target, values))
         hits["loss"] += low <= BESIROGLU.loss(*target) <= high
     assert min(hits.values()) >= 8, hits
 

@@ -54,9 +54,10 @@ class Fit:
     points: list[Point]
 
     def loss(self, n: float, d: float, values: dict[str, float] | None = None) -> float:
+        """The loss with n parameters and d tokens, by the constants `values`, or those of the fit."""
         v = values or self.values
         if self.form == "hoffmann":
-            return Hoffmann(v["E"], v["A"], v["B"], v["alpha"], v["beta"]).loss(n, d)
+            return as_hoffmann(v).loss(n, d)
         if self.form == "kaplan":
             return float(((v["Nc"] / n) ** (v["aN"] / v["aD"]) + v["Dc"] / d) ** v["aD"])
         return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
@@ -73,20 +74,9 @@ class Fit:
         low, high = np.quantile([of(sample) for sample in self.samples], [tail, 1 - tail])
         return float(low), float(high)
 
-    def predict(self, n: float, d: float) -> tuple[float, float, float]:
-        """The predicted loss with n parameters and d tokens: (loss, lower end, upper end of its interval)."""
-        return (self.loss(n, d), *self.interval(lambda values: self.loss(n, d, values)))
 
-    def optimum(self, compute: float) -> tuple[float, float]:
-        """The parameters and tokens of least loss for `compute` FLOPs: (N, D). Only for the form "hoffmann"."""
-        return _hoffmann(self.values).optimum(compute)
-
-    def optimum_interval(self, compute: float) -> tuple[float, float]:
-        """The interval of the number of parameters of least loss for `compute` FLOPs."""
-        return self.interval(lambda values: _hoffmann(values).optimum(compute)[0])
-
-
-def _hoffmann(values: dict[str, float]) -> Hoffmann:
+def as_hoffmann(values: dict[str, float]) -> Hoffmann:
+    """The law with these constants, {name: value}."""
     return Hoffmann(*(values[name] for name in ("E", "A", "B", "alpha", "beta")))
 
 

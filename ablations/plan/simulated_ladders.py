@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ablations.plan.ladder import Pair, Score, extrapolate, order_accuracy
+from ablations.plan.extrapolation import Pair, Score, extrapolate, order_accuracy
 from ablations.plan.published_laws import Hoffmann
 
 SIZES = (1.3e6, 2.8e6, 6e6)  # parameters

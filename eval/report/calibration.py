@@ -11,7 +11,7 @@ import numpy as np
 
 from ablations import answers
 from ablations.factorial import factorial, order
-from ablations.plan.ladder import Score
+from ablations.plan.extrapolation import Score
 from ablations.plan.simulated_ladders import crossing, kept_order, outcome
 from ablations.safe_files import write_text
 from eval.report.blocks import Section, Table
