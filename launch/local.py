@@ -342,9 +342,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
     as_json = json_to is not None
 
     def refused(reason: str, code: Exit) -> Exit:
-        if as_json:
-            print(answers.error(reason), file=json_to, flush=True)
-        print(f"error: {safe_files.printable(reason)}", file=sys.stderr)
+        answers.print_error(reason, as_json, json_to)
         return code
 
     began = time.monotonic()

@@ -69,7 +69,7 @@ def machines(text: str) -> tuple[GPU, int]:
     return gpu, nodes * per_node
 
 
-def run(words: list[str]) -> int | None:
+def plan_elsewhere(words: list[str]) -> int | None:
     """Print the plan for the hardware or budget that the words name. Returns the exit code; None where the words have
     neither ON nor BUDGET, so that the plan is for this machine.
 

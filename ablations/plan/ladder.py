@@ -212,9 +212,7 @@ def main(argv: list[str] | None = None) -> int:
         results = extrapolate(pairs, compute_of(target))
         target_pairs, unfinished = pairs_of([target])
     except ConfigError as error:
-        if as_json:
-            print(answers.error(str(error)))
-        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
+        answers.print_error(str(error), as_json)
         return 2
     folder = target.out / f"ladder-{target.name}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -201,9 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         worst = max(errors, key=abs)
         print(f"without its largest size, {human(left_out[0].n)} parameters, it is off there by {worst:+.2%} at most")
     except ConfigError as error:
-        if as_json:
-            print(answers.error(str(error)))
-        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
+        answers.print_error(str(error), as_json)
         return 2
     return 0
 
