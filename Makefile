@@ -133,7 +133,7 @@ check: .venv/ready
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 mutations: .venv/ready
-	$(PY) tests/mutations.py $(ARGS)
+	$(PY) -m tests.mutations $(ARGS)
 bench: .venv/ready
 	$(PY) tests/bench.py $(ARGS)
 bench-data: .venv/ready

@@ -1,4 +1,4 @@
-"""What tests/mutations.py showed to be guarded by nothing else."""
+"""What tests/mutations showed to be guarded by nothing else."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Every entry of the table in tests/mutations.py names code and tests that exist: moved code moves its entries too."""
+"""Every entry of the table in tests/mutations names code and tests that exist: moved code moves its entries too."""
 
 from ablations.config import resolve
 from tests.mutations import MUTATIONS, ROOT, SMALL
