@@ -330,7 +330,7 @@ def exported(run_dir: Path) -> bool:
 
 
 @contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
+def lock(run_dir: Path) -> Iterator[None]:
     """A context in which this process holds the lock of the run directory, so that no other process trains the run.
 
     Raises:
@@ -343,8 +343,8 @@ def hold(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def locked(run_dir: Path) -> bool:
-    """Whether a process has locked the run directory with `hold`, as far as this machine can see."""
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process has locked the run directory with `lock`, as far as this machine can see."""
     try:
         descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

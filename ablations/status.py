@@ -67,7 +67,7 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
     if (folder / rundir.FAILED).exists():
         return {"state": State.FAILED, "why": safe_files.read_text(folder / rundir.FAILED)}
     last = attempts[-1] if attempts else {}
-    locked = rundir.locked(folder)
+    locked = rundir.is_locked(folder)
     if locked or last.get("event") == "start":
         return _at_work(cell, facts, attempts, locked, now)
     if last.get("event") == "submitted" or last.get("again"):

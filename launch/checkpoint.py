@@ -34,13 +34,13 @@ from torch import Tensor
 from ablations import rundir, safe_files
 from ablations.rundir import PieceName, step_of
 from ablations.safe_files import Damaged
-from launch.manifest import Failed
+from launch.manifest import RunFailed
 from model.shard import full_shape, shard, shard_dimension, unshard
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")  # the fp32 master weight, and AdamW's two moments
 
 
-class CheckpointError(Failed):
+class CheckpointError(RunFailed):
     """A checkpoint could not be written or read; the message says which checkpoints are left and what to do."""
 
     again = True  # a storage that failed for a moment, or a GPU that computed a wrong number, may work next time
@@ -72,7 +72,7 @@ class Checkpoints:
         keep: how many of the newest checkpoints are kept.
         milestones: {step: tokens trained} of the steps at which the weights are saved for evaluation too.
         identity: {name: hash} of the run and its data, such as {"fingerprint": ...}. It is written into each
-            checkpoint; loading a checkpoint in which one of these hashes differs raises Failed.
+            checkpoint; loading a checkpoint in which one of these hashes differs raises RunFailed.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: a checkpoint lacks elements that the model needs, or all checkpoints are damaged.
-            Failed: the checkpoint is of another run (see `identity` of the class).
+            RunFailed: the checkpoint is of another run (see `identity` of the class).
         """
         damaged: list[Path] = []
         # the first rank says which there are: on a network file system another node may not see the newest yet, nor may
@@ -264,7 +264,9 @@ class Checkpoints:
     def _check_identity(self, path: Path, index: dict[str, Any]) -> None:
         saved = index.get("run") or {}
         if differing := [key for key in self.identity.keys() & saved.keys() if saved[key] != self.identity[key]]:
-            raise Failed(f"{path} is of another run: its {', '.join(sorted(differing))} differs. Remove that folder.")
+            raise RunFailed(
+                f"{path} is of another run: its {', '.join(sorted(differing))} differs. Remove that folder."
+            )
 
     def _forget_later(self, path: Path, damaged: list[Path]) -> None:
         """Before training continues from the checkpoint in `path`: remove the checkpoints of later steps, which are

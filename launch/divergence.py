@@ -8,7 +8,7 @@ from ablations.config import Run
 from ablations.study import Cell
 from launch import manifest
 from launch.training_state import TrainingState
-from launch.watch import event
+from launch.watch import record_event
 
 if TYPE_CHECKING:
     from launch.checkpoint import Checkpoints
@@ -80,5 +80,7 @@ def go_back(
     earlier.rollbacks = [*state.rollbacks, rollback]
     earlier.seconds = state.seconds
     manifest.record_rollbacks(cell, earlier.rollbacks)
-    event(cell.dir, state.step, "rollback", f"{complaint}; back to step {earlier.step}, samples {left_out} left out")
+    record_event(
+        cell.dir, state.step, "rollback", f"{complaint}; back to step {earlier.step}, samples {left_out} left out"
+    )
     return earlier

@@ -26,13 +26,13 @@ from ablations.study import ROOT, Cell, Study, from_args
 from ablations.words import change_to_checkout
 from launch import progress
 from launch.processes import (
-    Failed,
+    CommandFailed,
     Interrupted,
     Processes,
     environment,
     gpus,
     ignore_ctrl_c_and_die_with_parent,
-    in_utf8,
+    restart_in_utf8_mode,
 )
 from launch.repair import is_evaluated, is_fine_tuned, repair
 
@@ -50,7 +50,7 @@ def run(study: Study) -> list[str]:
         Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the command; every run in training has saved a checkpoint.
     """
     check_tasks(study)
-    at_once = jobs(study)
+    at_once = runs_at_a_time(study)
     failures: list[str] = []
     cells = []
     trained: dict[Path, int] = {}  # steps of each finished run
@@ -84,11 +84,11 @@ def run(study: Study) -> list[str]:
 
     def work(cell: Cell) -> None:
         try:
-            finish(study, cell, phases, processes)
+            finish_run(study, cell, phases, processes)
             phases[cell.dir] = "finished"
         except Interrupted:
             phases[cell.dir] = "stopped"
-        except (Failed, Damaged, OSError) as error:
+        except (CommandFailed, Damaged, OSError) as error:
             reason = safe_files.storage_error(error) if isinstance(error, OSError) else str(error)
             if not reason:
                 raise
@@ -185,7 +185,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     check_prepared(study)
 
 
-def jobs(study: Study) -> int:
+def runs_at_a_time(study: Study) -> int:
     """The number of runs to train at a time: JOBS where the user gives it; else one on a machine with a GPU, and on
     CPUs as many as the cores allow.
 
@@ -204,7 +204,7 @@ def jobs(study: Study) -> int:
     return study.jobs or most
 
 
-def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
+def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
     """Bring one run to its end: train it unless it is trained, evaluate it, and fine-tune it on GLUE and export it
     where the study asks for that.
 
@@ -215,14 +215,14 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
         processes: starts the commands as child processes.
 
     Raises:
-        Failed: a command exited with an error; the message is the last error in its log.
+        CommandFailed: a command exited with an error; the message is the last error in its log.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the commands.
     """
     cell.dir.mkdir(parents=True, exist_ok=True)
     threads = cell.run.layout.threads
     trained = False
     while not trained:
-        while rundir.locked(cell.dir):
+        while rundir.is_locked(cell.dir):
             if processes.stopping:
                 raise Interrupted
             phases[cell.dir] = "trained by another process"
@@ -233,8 +233,8 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
                 command = [sys.executable, "-m", "launch.train", "--cell", str(study.cells.index(cell)), *study.words]
                 processes.run(command, cell.dir / rundir.TRAIN_LOG, cell.run.layout.processes or gpus(), threads)
             trained = True
-        except Failed:
-            if not rundir.locked(cell.dir):  # else another process was first, by a moment
+        except CommandFailed:
+            if not rundir.is_locked(cell.dir):  # else another process was first, by a moment
                 raise
     phases[cell.dir] = "evaluating"
     store = str(study.out / rundir.DATA)
@@ -374,5 +374,5 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
 
 
 if __name__ == "__main__":
-    in_utf8("launch.local", sys.argv[1:])
+    restart_in_utf8_mode("launch.local", sys.argv[1:])
     sys.exit(main(sys.argv[1:]))

@@ -19,17 +19,17 @@ OUR_PACKAGES = ("ablations", "data", "eval", "launch", "model")
 RECORDED_PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "sentencepiece", "numpy"]
 
 
-class Failed(RuntimeError):
+class RunFailed(RuntimeError):
     """A run cannot go on; the message says why, and what to do. `again` says whether another attempt may succeed."""
 
     again = False  # whether a second attempt, perhaps on other nodes, may succeed
 
 
-class Diverged(Failed):
+class Diverged(RunFailed):
     """Training diverged: the loss or the gradient norm is not finite, or the loss rose above what the run allows."""
 
 
-class Mismatch(Failed):
+class Mismatch(RunFailed):
     """The live model or the data differ from what the run's configuration or its run.json says."""
 
 
@@ -47,7 +47,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
         What `data.prepare.prepare` returns, with "epochs" added: how often training reads each source.
 
     Raises:
-        Failed: the data cannot be prepared, or the token files in the store were made with another tokenizer.
+        RunFailed: the data cannot be prepared, or the token files in the store were made with another tokenizer.
     """
     import torch.distributed as dist
 
@@ -58,7 +58,9 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
         try:
             return prepare(*request, recipe=run.data.recipe, mask=run.model.masks)
         except (ValueError, RuntimeError, PermissionError) as error:
-            raise Failed(cannot_write_message(error) if isinstance(error, PermissionError) else str(error)) from error
+            raise RunFailed(
+                cannot_write_message(error) if isinstance(error, PermissionError) else str(error)
+            ) from error
 
     if dist.get_rank() == 0:
         prepared()
@@ -234,7 +236,7 @@ def special_tokens(run: Run, data: dict[str, Any]) -> Any:
         A model.objective.SpecialTokens; NO_SPECIAL_TOKENS where the objective masks no tokens.
 
     Raises:
-        Failed: the tokenizer has no id for a masked token.
+        RunFailed: the tokenizer has no id for a masked token.
     """
     from model.objective import NO_SPECIAL_TOKENS, OBJECTIVES, SpecialTokens
 
@@ -246,4 +248,4 @@ def special_tokens(run: Run, data: dict[str, Any]) -> Any:
     try:
         return SpecialTokens(mask_id(tokenizer, run.model.vocab), tuple(tokenizer.specials))
     except ValueError as error:
-        raise Failed(str(error)) from None
+        raise RunFailed(str(error)) from None

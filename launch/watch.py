@@ -166,7 +166,7 @@ class Watch:
             who = f"rank {self.rank} on {socket.gethostname()}"
             storage = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
             what = f"{who}: no step for {seconds:.0f} s{storage}, stacks in {where.parent}"
-            event(self.folder, self.step, "hang", what)
+            record_event(self.folder, self.step, "hang", what)
             where.parent.mkdir(exist_ok=True)
             with safe_files.open_to_write(where) as file:
                 file.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n".encode())
@@ -196,7 +196,7 @@ class Watch:
         if len(busy) > 1 and busy[slowest] > middle / SLOW:
             times = busy[slowest] / middle
             who = f"; rank {slowest} on {self.hosts[slowest]} computes {times:.2f} times as long as the median"
-        event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{who}")
+        record_event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{who}")
 
 
 SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
@@ -209,7 +209,7 @@ def stop_file(folder: Path) -> str:
     return f"{path}: {safe_files.read_text(path)}" if path.exists() else ""
 
 
-def event(folder: Path, step: int, kind: str, detail: str) -> None:
+def record_event(folder: Path, step: int, kind: str, detail: str) -> None:
     """Record an incident of a run in its events.jsonl, and print it.
 
     Args:

@@ -127,14 +127,14 @@ def test_runs_by_the_clock_do_not_share_processors(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("MEGAHOUR_GPU", "0")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     clock = ["STUDY=cram_schedule", "SIZE=nano", "SET=train.budget=10m", f"OUT={tmp_path}"]
-    assert local.jobs(from_args(clock)) == local.jobs(from_args([*clock, "JOBS=2"])) == 2
-    assert local.jobs(from_args([*clock, "JOBS=1"])) == 1
+    assert local.runs_at_a_time(from_args(clock)) == local.runs_at_a_time(from_args([*clock, "JOBS=2"])) == 2
+    assert local.runs_at_a_time(from_args([*clock, "JOBS=1"])) == 1
     with pytest.raises(ConfigError, match="JOBS=3: a wall clock ends these runs.*2 cores can train 2 at a time"):
-        local.jobs(from_args([*clock, "JOBS=3"]))
-    assert local.jobs(from_args(["POS=alibi", "SIZE=nano", "JOBS=3", f"OUT={tmp_path}"])) == 3
+        local.runs_at_a_time(from_args([*clock, "JOBS=3"]))
+    assert local.runs_at_a_time(from_args(["POS=alibi", "SIZE=nano", "JOBS=3", f"OUT={tmp_path}"])) == 3
     monkeypatch.setenv("MEGAHOUR_GPU", "1")
     with pytest.raises(ConfigError, match="a GPU machine can train 1 at a time"):
-        local.jobs(from_args([*clock, "JOBS=2"]))
+        local.runs_at_a_time(from_args([*clock, "JOBS=2"]))
 
 
 def test_compiling_counts_and_a_budget_of_tokens_does_not_see_the_clock(

@@ -121,7 +121,7 @@ def test_kernels_that_a_device_lacks_are_left_out_and_the_fastest_is_taken(monke
         assert [x.shape for x in inputs] == [(2, 6, 32, 8)] * 3 and all(x.requires_grad for x in inputs)
         return seconds.pop(next(iter(seconds)))
 
-    monkeypatch.setattr(attention_kernel, "_least_seconds", least)
+    monkeypatch.setattr(attention_kernel, "_step_seconds", least)
     monkeypatch.setattr(
         attention, "TORCH_KERNELS", {name: attention.TORCH_KERNELS[name] for name in ("cudnn", "flash")}
     )

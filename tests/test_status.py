@@ -25,7 +25,7 @@ from ablations.status import duration, state, table
 from ablations.study import from_args
 from ablations.words import change_to_checkout
 from launch import local, train
-from launch.processes import Failed, Processes, environment, gpus
+from launch.processes import CommandFailed, Processes, environment, gpus
 from tests.conftest import trained
 
 ROOT = Path(__file__).parents[1]
@@ -157,11 +157,11 @@ def test_of_two_commands_that_begin_a_run_at_once_one_waits(tmp_path: Path, monk
                 lock.close()
 
             threading.Timer(0.2, finish).start()
-            raise Failed("another process is training")
+            raise CommandFailed("another process is training")
 
     processes = Processes()
     monkeypatch.setattr(processes, "run", command)
-    local.finish(study, cell, {}, processes)
+    local.finish_run(study, cell, {}, processes)
     assert asked == ["launch.train", "eval"]
 
 
@@ -250,11 +250,11 @@ def test_ctrl_c_stops_all_runs_and_a_second_one_at_once(
 import signal, sys
 from launch import local
 signal.signal(signal.SIGINT, signal.default_int_handler)
-local.prepare, local.reading, local.jobs = lambda *_: None, lambda _: [], lambda _: 1
+local.prepare, local.reading, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
 def finish(study, cell, phases, processes):
     cell.dir.mkdir(parents=True)
     processes.run([sys.executable, "-c", {LEAVES!r}, str(cell.dir), "{kind}"], cell.dir / "train.log", 1, 1)
-local.finish = finish
+local.finish_run = finish
 sys.exit(local.main({study.words!r}))
 """
     command = subprocess.Popen(
@@ -465,7 +465,9 @@ def test_damage_is_named_and_takes_down_no_other_run(
     worked = []
     monkeypatch.setattr(local, "prepare", lambda *_: None)
     monkeypatch.setattr(local, "reading", lambda _: [])
-    monkeypatch.setattr(local, "finish", lambda study, cell, phases, processes: worked.append(study.cells.index(cell)))
+    monkeypatch.setattr(
+        local, "finish_run", lambda study, cell, phases, processes: worked.append(study.cells.index(cell))
+    )
     failures = sorted(local.run(study))
     assert len(failures) == 2 and sorted(worked) == [1, 2, 3, 4, 6, 7, 8, 9]
     assert f"{folders[5]}/weights.safetensors" in failures[0] and f"{folders[0]}/run.json is damaged" in failures[1]

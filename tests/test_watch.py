@@ -16,7 +16,7 @@ import pytest
 from ablations import safe_files
 from ablations.config import ConfigError, resolve
 from launch import preflight
-from launch.preflight import CLOCK, SHARED, Node, check_memory, checkpoint_bytes, verdict
+from launch.preflight import CLOCK, SHARED, Node, check_memory, checkpoint_bytes, unfit_nodes
 from launch.watch import STORAGE, Watch, stop_file
 from model.memory import estimate
 from tests.test_checkpoint import alone  # noqa: F401  # a fixture
@@ -43,14 +43,14 @@ GOOD = Node("n", matmul=1e12, link=1e9, memory=1.0, shared=1 << 30, disk=1 << 40
 )
 def test_a_bad_node_is_named_and_good_ones_are_not(change: dict, why: str) -> None:
     nodes = [dataclasses.replace(GOOD, host=f"node{i}", matmul=1e12 * (1 + 0.05 * i)) for i in range(4)]
-    assert verdict(nodes) == {}
-    found = verdict([*nodes, dataclasses.replace(GOOD, host="bad", **change)])
+    assert unfit_nodes(nodes) == {}
+    found = unfit_nodes([*nodes, dataclasses.replace(GOOD, host="bad", **change)])
     assert list(found) == ["bad"] and found["bad"].startswith(why[:20])
 
 
 def test_one_node_alone_is_judged_by_what_needs_no_comparison() -> None:
-    assert verdict([GOOD]) == {} == verdict([dataclasses.replace(GOOD, link=0.0)])
-    assert verdict([dataclasses.replace(GOOD, shared=0)])
+    assert unfit_nodes([GOOD]) == {} == unfit_nodes([dataclasses.replace(GOOD, link=0.0)])
+    assert unfit_nodes([dataclasses.replace(GOOD, shared=0)])
 
 
 def test_what_cannot_fit_is_refused_by_arithmetic_and_told_what_fits() -> None:

@@ -17,20 +17,20 @@ from typing import Any
 
 from ablations import rundir, safe_files
 from ablations.config import ConfigError
-from ablations.rundir import Exit, last_step, locked
+from ablations.rundir import Exit, is_locked, last_step
 from ablations.status import SILENT
 from ablations.study import Cell, Study, from_args
 from launch.local import prepare
 from launch.repair import is_trained, repair
 from launch.watch import stop_file
 
-LIMIT = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
+MAX_ATTEMPTS = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
 LEAVING = SILENT + 15  # seconds to wait for another job's attempt to leave the run, or for its heartbeat to fall silent
 TRIES, PAUSE = 30, 20.0  # how often a Slurm controller that does not answer is asked, and the seconds between; untuned
 PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not count against the run
 
 
-def start(job: str, cell: Cell, out: Path) -> int:
+def start_attempt(job: str, cell: Cell, out: Path) -> int:
     """Begin an attempt of a job to train a run: record it, and print the run directory for launch/run.sh to train.
     Prints nothing when the run is finished or must not start.
 
@@ -60,7 +60,7 @@ def start(job: str, cell: Cell, out: Path) -> int:
         time.sleep(1)
     cell.dir.mkdir(parents=True, exist_ok=True)
     step = last_step(cell.dir)
-    if (n := attempts_without_progress(cell.dir, job, step)) >= LIMIT:
+    if (n := attempts_without_progress(cell.dir, job, step)) >= MAX_ATTEMPTS:
         print_with_time(give_up(cell.dir, job, n, "without a word, as when a node loses its power"))
         return 1
     for old in (rundir.STOP, rundir.FAILED):
@@ -69,13 +69,13 @@ def start(job: str, cell: Cell, out: Path) -> int:
     log = cell.dir / rundir.TRAIN_LOG
     safe_files.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
     read = log.stat().st_size
-    write(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
+    record(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
     print_with_time(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
     print(cell.dir)
     return 0
 
 
-def ready(job: str, cell: Cell, study: Study) -> bool:
+def prepare_data(job: str, cell: Cell, study: Study) -> bool:
     """Prepare the data of a run that is about to start, where they are missing. Returns whether the run can start.
 
     Normally `make ablation ON=slurm` has prepared them on the login node. Where it has not, this one process does it
@@ -94,12 +94,12 @@ def ready(job: str, cell: Cell, study: Study) -> bool:
         print_with_time(f"error: {error}")
         cell.dir.mkdir(parents=True, exist_ok=True)
         why = f"the data cannot be prepared, see {study.out}/slurm/{job}.log"
-        write(cell.dir, event="end", job=job, step=last_step(cell.dir), how="failed", why=why, again=False)
+        record(cell.dir, event="end", job=job, step=last_step(cell.dir), how="failed", why=why, again=False)
         return False
     return True
 
 
-def end(job: str, folder: Path, code: int, signal: str) -> int:
+def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
     """Record how an attempt ended, and requeue the job when the run needs another attempt.
 
     Args:
@@ -114,10 +114,10 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
     """
     out = folder.parent.parent
     step, why, again = last_step(folder), "", False
-    now = slurm(job)
+    now = job_state(job)
     if unfit := dict.fromkeys(printed_by_ranks(folder, job, "unfit: (.*)")):  # such a node cannot write it there itself
         safe_files.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
-    bad = bad_nodes(out) & expand(os.environ.get("SLURM_JOB_NODELIST", ""))
+    bad = bad_nodes(out) & node_names(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / rundir.DONE).exists():
         how = "finished"
     elif (out / rundir.STOP).exists():
@@ -144,9 +144,9 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
             how = PREEMPTED
         elif signal:
             how = "warned of the time limit"
-        if how != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= LIMIT:
+        if how != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= MAX_ATTEMPTS:
             how, why, again = "failed", give_up(folder, job, n, how), False
-    write(folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again)
+    record(folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again)
     print_with_time(
         f"step {step}: {how}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}"
     )
@@ -161,7 +161,7 @@ def trained_by_another_job(folder: Path) -> bool:
     was just killed."""
     heartbeat = rundir.read_heartbeat(folder)
     recent = time.time() - heartbeat.get("time", 0.0) < SILENT
-    return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
+    return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and is_locked(folder)
 
 
 def last_configuration_error(folder: Path, job: str) -> str:
@@ -208,7 +208,7 @@ def give_up(folder: Path, job: str, n: int, how: str) -> str:
         how: how the last of them ended, in words.
     """
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
-    if not locked(folder):  # else another job trains it, and it is not failed
+    if not is_locked(folder):  # else another job trains it, and it is not failed
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     return why
 
@@ -235,7 +235,7 @@ def requeue(job: str, excluded: set[str]) -> None:
     """Put the job back into the queue under the same id, without the nodes `excluded`. Slurm then ends the calling job
     with SIGTERM, which launch/run.sh must ignore by now."""
     done = scontrol("requeue", job)
-    if done.returncode and slurm(job)["state"] in ("RUNNING", "unknown"):
+    if done.returncode and job_state(job)["state"] in ("RUNNING", "unknown"):
         print_with_time(f"the job could not be requeued ({done.stderr.strip()}): submit it again")
     if excluded:  # takes effect on a job that is pending, which the requeued job now is
         nodes = ",".join(sorted(excluded))
@@ -243,7 +243,7 @@ def requeue(job: str, excluded: set[str]) -> None:
         print_with_time(f"from now on without {nodes}{done.stderr and ': Slurm refused: '}{done.stderr.strip()}")
 
 
-def slurm(job: str) -> dict[str, Any]:
+def job_state(job: str) -> dict[str, Any]:
     """The state of a job as Slurm reports it: {"state", "reason", "restarts": number, "preempted": bool, "excluded":
     set of nodes}; "state" is "unknown" where Slurm does not answer."""
     text = scontrol("-o", "show", "job", job).stdout
@@ -254,7 +254,7 @@ def slurm(job: str) -> dict[str, Any]:
         "reason": fields.get("Reason", ""),
         "restarts": int(fields.get("Restarts", "0")),
         "preempted": fields.get("PreemptTime", "None") not in ("None", "N/A"),
-        "excluded": set() if excluded == "(null)" else expand(excluded),
+        "excluded": set() if excluded == "(null)" else node_names(excluded),
     }
 
 
@@ -276,7 +276,7 @@ def bad_nodes(out: Path) -> set[str]:
     return {line.split()[0] for line in safe_files.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 
 
-def expand(nodes: str) -> set[str]:
+def node_names(nodes: str) -> set[str]:
     """The names in a list of nodes in Slurm's notation: "node[1-2]" -> {"node1", "node2"}."""
     if not nodes:
         return set()
@@ -289,7 +289,7 @@ def restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def write(folder: Path, **row: Any) -> None:
+def record(folder: Path, **row: Any) -> None:
     """Append a row, with the time, to attempts.jsonl of a run directory."""
     safe_files.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
 
@@ -313,13 +313,13 @@ def main(argv: list[str]) -> int:
     finish.add_argument("--signal", default="")
     args = parser.parse_args(argv)
     if args.command == "end":
-        return end(args.job, args.run, args.code, args.signal)
+        return end_attempt(args.job, args.run, args.code, args.signal)
     try:
         study = from_args(args.words)
         if args.cell not in range(len(study.cells)):
             raise ConfigError(f"the array's index {args.cell}: the plan has the runs 0 to {len(study.cells) - 1}")
         cell = study.cells[args.cell]
-        return start(args.job, cell, study.out) if ready(args.job, cell, study) else Exit.INVALID
+        return start_attempt(args.job, cell, study.out) if prepare_data(args.job, cell, study) else Exit.INVALID
     except ConfigError as error:
         print_with_time(f"error: {safe_files.printable(str(error))}")
         return Exit.INVALID

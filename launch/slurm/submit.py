@@ -28,7 +28,7 @@ from ablations.study import ROOT, Cell, Study, from_args
 from ablations.words import change_to_checkout
 from launch.local import check_tasks, prepare
 from launch.repair import is_trained
-from launch.slurm.attempts import bad_nodes, write
+from launch.slurm.attempts import bad_nodes, record
 from launch.watch import stop_file
 
 NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm cluster?"
@@ -71,7 +71,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     if reason := stop_file(study.out):
         raise ConfigError(f"nothing starts until this file is removed: {reason}")
     check_tasks(study)
-    todo = [i for i, c in enumerate(study.cells) if not is_judged(study, c)]
+    todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
     busy = in_queue(study)
     for i in sorted(busy):
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
@@ -96,7 +96,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         job = sbatch(command, variables)
         for i in train:
             study.cells[i].dir.mkdir(parents=True, exist_ok=True)
-            write(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
+            record(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
         jobs.append({"job": job, "does": "train", "runs": train})
         print(f"job {job}: trains {len(train)} run{'s' * (len(train) > 1)}: array indices {_ranges(train)}")
         after = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"]
@@ -118,7 +118,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     return [*jobs, {"job": job, "does": "report", "runs": list(range(len(study.cells)))}]
 
 
-def is_judged(study: Study, cell: Cell) -> bool:
+def is_fully_evaluated(study: Study, cell: Cell) -> bool:
     """Whether a run needs no further evaluation: its eval.json holds the results of all tasks of the study, and the
     run is exported where the study asks for that. Also False where task data was added since, because `python -m eval`
     then has to find out whether another task can be run."""
@@ -312,22 +312,14 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     as_json = answers.asks_for_json(args.words)
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
-        code, answer = submitted(args, as_json)
+        code, answer = submit_request(args)
     if as_json:
         print(answer)
     return code
 
 
-def submitted(args: argparse.Namespace, as_json: bool) -> tuple[Exit, str]:
-    """Submit the study that the command line asks for.
-
-    Args:
-        args: the parsed command line.
-        as_json: whether FORMAT=json is asked for.
-
-    Returns:
-        (exit code, the answer as JSON text).
-    """
+def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
+    """Submit the study that the parsed command line asks for. Returns the exit code, and the answer as JSON text."""
     try:
         _, args.words = answers.take_format(args.words)
         variables, path = site(args.site), find(args.site)
