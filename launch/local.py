@@ -19,7 +19,7 @@ from typing import TextIO
 from ablations import answers, rundir, safe_files
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
-from ablations.plan.reading import reading
+from ablations.plan.epochs import epochs_of_text
 from ablations.rundir import Exit
 from ablations.safe_files import Damaged
 from ablations.study import ROOT, Cell, Study, from_args
@@ -78,7 +78,7 @@ def run(study: Study) -> list[str]:
     register_finished(study, trained)
     if not todo:
         return failures
-    print(*reading(study), "", sep="\n", flush=True)
+    print(*epochs_of_text(study), "", sep="\n", flush=True)
     phases = {cell.dir: "waiting" for cell in todo}
     processes = Processes()
 

@@ -180,7 +180,7 @@ def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> 
     here = cost(study, hardware("h100"), 8, path)
     assert here.runs[0].hours == pytest.approx(1.25 * published.runs[0].hours)
     assert "measured here: 2 rows" in here.candidates[0].steps[0].basis
-    assert site_speed.read(hardware("a100"), path) is None
+    assert site_speed.read_site_speed(hardware("a100"), path) is None
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> 
 def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "bench-gpu.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError, match="bench-gpu.jsonl"):
-        site_speed.read(hardware("h100"), tmp_path / "bench-gpu.jsonl")
+        site_speed.read_site_speed(hardware("h100"), tmp_path / "bench-gpu.jsonl")
 
 
 def test_devices_are_known_by_what_torch_calls_them() -> None:

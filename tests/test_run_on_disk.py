@@ -127,7 +127,7 @@ def test_a_strangers_links_are_not_followed(tmp_path: Path, capsys: pytest.Captu
     from launch.log import Log
     from launch.processes import Processes
     from launch.train import main
-    from launch.watch import Watch
+    from launch.watch import Watch, record_event
 
     words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]
     run, mine = from_args(words).cells[1].dir, tmp_path / "mine"

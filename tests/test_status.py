@@ -173,7 +173,7 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
         trained(cell.dir)
         (cell.dir / "eval.json").write_text("{}")
     monkeypatch.setattr(local, "prepare", lambda *_: None)
-    monkeypatch.setattr(local, "reading", lambda _: [])
+    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
     failures = sorted(local.run(study))
     assert [line.split(":")[0] for line in failures] == ["pos=alibi, seed 1", "pos=learned, seed 1"]
     assert all("has no run.json" in line for line in failures)
@@ -250,7 +250,7 @@ def test_ctrl_c_stops_all_runs_and_a_second_one_at_once(
 import signal, sys
 from launch import local
 signal.signal(signal.SIGINT, signal.default_int_handler)
-local.prepare, local.reading, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
+local.prepare, local.epochs_of_text, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
 def finish(study, cell, phases, processes):
     cell.dir.mkdir(parents=True)
     processes.run([sys.executable, "-c", {LEAVES!r}, str(cell.dir), "{kind}"], cell.dir / "train.log", 1, 1)
@@ -353,7 +353,7 @@ def test_an_out_that_cannot_be_written_is_named_with_what_to_do(
     if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {disk}"):
         pytest.skip("needs root to mount a file system")
     monkeypatch.setattr(local, "prepare", lambda *_: None)
-    monkeypatch.setattr(local, "reading", lambda _: [])
+    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
     try:
         words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={disk}"]
         assert from_plan(["status", *words]) == 0
@@ -464,7 +464,7 @@ def test_damage_is_named_and_takes_down_no_other_run(
 
     worked = []
     monkeypatch.setattr(local, "prepare", lambda *_: None)
-    monkeypatch.setattr(local, "reading", lambda _: [])
+    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
     monkeypatch.setattr(
         local, "finish_run", lambda study, cell, phases, processes: worked.append(study.cells.index(cell))
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.plan.hardware import GPUS
-from ablations.plan.pipeline_memory import FITTED, parts, peak, verdict
+from ablations.plan.pipeline_memory import FITTED, fit_in_words, memory_parts, peak_memory
 from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, terms
 
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -57,7 +57,7 @@ class Row:
         return terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
 
 
-def published(path: Path = PUBLISHED) -> list[Row]:
+def published_rows(path: Path = PUBLISHED) -> list[Row]:
     rows = []
     with open(path, encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
@@ -165,8 +165,8 @@ def calibrate() -> dict[str, Any]:
     from scipy.stats import spearmanr
 
     result: dict[str, Any] = {"memory": calibrate_memory()}
-    timed = [row for row in published() if row.seconds and not row.checks]
-    checks = [row for row in published() if row.checks]
+    timed = [row for row in published_rows() if row.seconds and not row.checks]
+    checks = [row for row in published_rows() if row.checks]
     for group, key in HOLD_OUT.items():
         rows = [row for row in timed if row.group == group]
         actual = np.array([row.seconds for row in rows])
@@ -205,18 +205,18 @@ def memory_fit(rows: list[Row]) -> dict[str, float]:
     from scipy.optimize import nnls
 
     actual = np.array([row.gib for row in rows])
-    design = np.array([parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False) for row in rows])
+    design = np.array([memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False) for row in rows])
     values, _ = nnls(design[:, 1:] / actual[:, None], 1 - design[:, 0] / actual)
     return {name: float(value) for name, value in zip(FITTED, values, strict=True)}
 
 
 def calibrate_memory() -> dict[str, Any]:
     """The fitted constants of the memory estimate, and the errors on rows that were held out one at a time."""
-    rows = [row for row in published() if row.gib]
+    rows = [row for row in published_rows() if row.gib]
     errors = []
     for row in rows:
         fitted = memory_fit([another for another in rows if another is not row])
-        counted, *measured = parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
+        counted, *measured = memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
         total = counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
         errors.append(abs(total / (row.gib or 1) - 1))
     errors.sort()
@@ -238,7 +238,7 @@ def transfer(source: str, target: str) -> tuple[float, float]:
     """
     import numpy as np
 
-    timed = [row for row in published() if row.seconds and row.stack == "llm-foundry"]
+    timed = [row for row in published_rows() if row.seconds and row.stack == "llm-foundry"]
     weights = fit([row for row in timed if row.gpu == source])
     ratio = np.array([seconds_of(row, weights) / row.seconds for row in timed if row.gpu == target and row.seconds])
     return float(np.median(np.abs(ratio - 1))), float(np.median(ratio))
@@ -283,10 +283,10 @@ def main() -> None:
         f"memory: median error {memory['median error']:.1%} of {memory['rows']} rows, held out one at a time; "
         f"largest {memory['largest error']:.0%}"
     )
-    for row in published():
+    for row in published_rows():
         if row.gib or not row.fits:
-            need = peak(row.shape, row.layout, row.flash, row.fp32_sums)
-            if (verdict(need, GPUS[row.gpu]) == "does not fit") == row.fits:
+            need = peak_memory(row.shape, row.layout, row.flash, row.fp32_sums)
+            if (fit_in_words(need, GPUS[row.gpu]) == "does not fit") == row.fits:
                 print(f"  {'ran' if row.fits else 'out of memory'}, predicted {need:.1f} GiB: {row.gpu} {row.layout}")
 
 

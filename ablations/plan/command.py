@@ -26,7 +26,7 @@ PRICES = (1e-3, 1e5)  # of a GPU-hour; beyond them a slip is likelier than a pla
 LEAST_TOKENS = 1e6  # below them a slip is likelier than a plan: a unit is missing
 
 
-def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Divide NAME=VALUE words into those that only the plan uses and those of the study.
 
     Returns:
@@ -50,7 +50,7 @@ def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
     return options, study_words
 
 
-def machines(text: str) -> tuple[GPU, int]:
+def parse_hardware(text: str) -> tuple[GPU, int]:
     """The hardware that the word ON names: (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100"
     eight nodes of eight, "4 h100" four H100s.
 
@@ -76,7 +76,7 @@ def plan_elsewhere(words: list[str]) -> int | None:
     Raises:
         ConfigError: a word or value is not allowed; the message names what is.
     """
-    options, study_words = split(words)
+    options, study_words = split_words(words)
     if not options:
         return None
     how = options.get("FORMAT", "table")
@@ -101,12 +101,12 @@ def plan_elsewhere(words: list[str]) -> int | None:
             )
         if study_words:
             raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(study_words)} ON=a100")
-        return _decision(budget, options, how)
+        return _plan_budget(budget, options, how)
     if unused := [name for name in ("NEED", "TO") if name in options]:
         raise ConfigError(f"{' and '.join(unused)}: only for what to train with a BUDGET, without ON and a study")
     from ablations.plan import study_cost
 
-    gpu, gpus = machines(options["ON"])
+    gpu, gpus = parse_hardware(options["ON"])
     hours = budget.gpu_hours(price) if budget else None
     os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
     study = from_args(study_words)
@@ -131,7 +131,7 @@ def plan_elsewhere(words: list[str]) -> int | None:
     return 2 if answer.refused else 0
 
 
-def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
+def _plan_budget(budget: Budget, options: dict[str, str], how: str) -> int:
     """Write the document that says what to train with a budget. Returns the exit code.
 
     Args:

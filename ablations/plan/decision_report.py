@@ -134,7 +134,7 @@ def _summary(out: Document, decision: Decision) -> None:
     out.table(["question", "answer", "source"], rows)
 
 
-def _tokens_source(decision: Decision, chosen: shapes.Candidate) -> str:
+def _tokens_source(decision: Decision, chosen: shapes.ShapeCandidate) -> str:
     """A sentence on where the number of planned tokens comes from."""
     days = amount(decision.compute / PF_DAY)
     if decision.compute / (6 * chosen.shape.parameters) <= decision.planned_tokens(chosen):

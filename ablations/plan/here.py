@@ -12,8 +12,8 @@ from ablations.values import human
 
 def plan_here(study: Study) -> list[str]:
     """The plan of a study as lines of text: its runs, then what they need and which differences they can detect."""
-    from ablations.plan.reading import reading
-    from ablations.plan.reliability import saves
+    from ablations.plan.epochs import epochs_of_text
+    from ablations.plan.reliability import describe_saves
     from ablations.plan.schedules import drawn_schedules
     from ablations.plan.study_cost import detectable_text
 
@@ -34,10 +34,10 @@ def plan_here(study: Study) -> list[str]:
     layout = study.base.layout
     known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
     every = layout.save_every
-    out.append(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
+    out.append(f"checkpoints: every {every} steps" if every else describe_saves(known, layout.mtbf, 1))
     if at := study.base.milestones:
         out.append(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
-    return [*out, *drawn_schedules(study), *reading(study), detectable_text(study)]
+    return [*out, *drawn_schedules(study), *epochs_of_text(study), detectable_text(study)]
 
 
 def _aliasing(design: Factorial | None) -> list[str]:

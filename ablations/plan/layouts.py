@@ -19,7 +19,7 @@ MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class FittingLayout:
     """A parallel layout for all arms of a study, with the seconds of a step for each arm, and the memory of the arm
     that needs the most."""
 
@@ -67,7 +67,7 @@ def memory(run: Run, layout: Layout) -> float:
 
 def search(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
-) -> tuple[list[Candidate], list[str]]:
+) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study share a layout, so that they
     differ only in the question.
 
@@ -80,7 +80,7 @@ def search(
     Returns:
         (layouts, the fastest first; sentences on why other kinds of layouts were refused).
     """
-    fitting: list[Candidate] = []
+    fitting: list[FittingLayout] = []
     refused: dict[str, str] = {}
     least_memory = float("inf")
     for tp, zero, recompute, micro in itertools.product((1, 2, 4, 8), (1, 2), (False, True), MICRO_BATCHES):
@@ -100,7 +100,7 @@ def search(
             refused.setdefault("memory", "")
             continue
         steps = tuple(expected(Shape.of(run.model), layout, gpu, site) for run in runs)
-        fitting.append(Candidate(layout, steps, need))
+        fitting.append(FittingLayout(layout, steps, need))
     if not fitting and "memory" in refused:
         refused["memory"] = (
             f"does not fit: the least of all layouts is {least_memory:.1f} GiB on each of {gpus} {gpu.name}, "
@@ -129,10 +129,10 @@ def _uneven(run: Run, dp: int, micro: int) -> str:
     return ""
 
 
-def best_few(candidates: list[Candidate], count: int = 4) -> list[Candidate]:
+def best_few(candidates: list[FittingLayout], count: int = 4) -> list[FittingLayout]:
     """Up to `count` candidates to show: the fastest of all, and the fastest of each other kind (tensor parallel,
     recomputation)."""
-    kinds: dict[tuple[int, bool], Candidate] = {}
+    kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)
     shown = candidates[:2] + [candidate for candidate in kinds.values() if candidate not in candidates[:2]]

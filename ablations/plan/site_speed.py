@@ -31,7 +31,7 @@ class SiteSpeed:
     device: str
 
 
-def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
+def read_site_speed(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
     """The speed of a site with this accelerator, from the measurements in the file `path`; None where there are none.
 
     Raises:

@@ -14,8 +14,8 @@ from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
-from ablations.plan.layouts import Candidate, best_few, search
-from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
+from ablations.plan.layouts import FittingLayout, best_few, search
+from ablations.plan.reliability import ASSUMED, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR, amount
 from ablations.plan.schedules import drawn_schedules
 from ablations.plan.throughput import Prediction
@@ -73,7 +73,7 @@ class StudyCost:
     study: Study
     gpu: GPU
     gpus: int
-    candidates: list[Candidate]
+    candidates: list[FittingLayout]
     runs: list[RunCost]
     refused: list[str]
     notes: list[str]
@@ -143,11 +143,11 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
         gpus: how many of them each run has.
         speeds: a file of speeds measured at the site, by which predictions are corrected.
     """
-    site = site_speed.read(gpu, speeds)
+    site = site_speed.read_site_speed(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = search(first, gpu, gpus, site)
     usable = [candidate for candidate in candidates if not candidate.layout.recompute]
-    refused, notes = _against(study)
+    refused, notes = _objections(study)
     if first[0].train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
@@ -176,7 +176,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
     return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
 
 
-def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bool) -> RunCost:
+def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite: bool) -> RunCost:
     """The cost of one run in its layout.
 
     Args:
@@ -199,7 +199,7 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
         low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
     count, flops = parameters(run.model), flops_per_token(run.model)
     mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
-    every = max(save_interval(GUESS["stall"], mtbf), 2 * GUESS["write"])
+    every = max(save_interval(ASSUMED["stall"], mtbf), 2 * ASSUMED["write"])
     read = SUITE_TOKENS if suite else PROBE_TOKENS
     return RunCost(
         arm=cell.arm,
@@ -258,7 +258,7 @@ def _free(out: Path) -> float | None:
         return None
 
 
-def _against(study: Study) -> tuple[list[str], list[str]]:
+def _objections(study: Study) -> tuple[list[str], list[str]]:
     """What the settings of a study say against starting it: (reasons against it, other notes), each a list of
     sentences."""
     refused: list[str] = []
@@ -285,9 +285,9 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
         ratio = decay / base.tokens
         statement = f"the learning rate decays over {human(decay)} tokens, the budget is {human(base.tokens)}"
         (notes if 1 / LONGEST_DECAY <= ratio <= LONGEST_DECAY else refused).append(statement)
-    from ablations.plan.reading import reading
+    from ablations.plan.epochs import epochs_of_text
 
-    for line in reading(study):
+    for line in epochs_of_text(study):
         (refused if "more than one epoch" in line else notes).append(line)
     return refused, notes
 
@@ -374,7 +374,7 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"disk: {amount(disk)} GB of checkpoints and weights",
             *at_most_in_words(cost, budget_gpu_hours),
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
-            f"{GUESS['stall']:g} s; published: BLOOM's failures)",
+            f"{ASSUMED['stall']:g} s; published: BLOOM's failures)",
         ]
     out += [*drawn_schedules(study), detectable_text(study)]
     out += [f"note: {line}" for line in cost.notes]

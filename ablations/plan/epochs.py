@@ -5,7 +5,7 @@ from ablations.study import Study
 from ablations.values import ConfigError, human
 
 
-def reading(study: Study) -> list[str]:
+def epochs_of_text(study: Study) -> list[str]:
     """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that
     are not prepared are named.
 
