@@ -108,14 +108,8 @@ def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
 
 
 def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list[int], folder: Path) -> list[Cell]:
-    """The runs of a study, every arm at the first seed, then at the next.
-
-    Args:
-        base: the baseline.
-        values: (key, value) of the settings of all runs.
-        deltas: the arms.
-        seeds: the seeds of each arm.
-        folder: the folder of the run directories.
+    """The runs of a study, every arm at the first seed, then at the next. `values`: (key, value) of the settings of all
+    runs; `folder`: that of the run directories.
 
     Raises:
         ConfigError: an arm differs from the baseline in more than its delta, or two runs are equal.
@@ -144,11 +138,8 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
 
 
 def _crossed(deltas: Deltas, cross: str) -> Factorial:
-    """Make a factorial of arms that differ in one setting each.
-
-    Args:
-        deltas: the arms. Changed in place: afterwards it has an arm for each combination of the factorial.
-        cross: the value of the word CROSS, such as "1/2".
+    """Make a factorial of arms that differ in one setting each; afterwards `deltas` holds an arm for each of its
+    combinations. `cross`: the value of the word CROSS, such as "1/2".
 
     Raises:
         ConfigError: a factor has two values, or the factors do not allow this fraction.
@@ -167,12 +158,8 @@ def _crossed(deltas: Deltas, cross: str) -> Factorial:
 
 
 def _tuned(deltas: Deltas, multiples: tuple[float, ...], common: float) -> Tuning:
-    """Run every arm at several learning rates.
-
-    Args:
-        deltas: the arms. Changed in place: each arm at the other rates is added.
-        multiples: factors of the baseline's learning rate.
-        common: the baseline's learning rate.
+    """Run every arm at several learning rates: `multiples` of the baseline's, which is `common`. The arms at the other
+    rates are added to `deltas`.
 
     Raises:
         ConfigError: an arm changes train.lr itself.

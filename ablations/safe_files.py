@@ -57,33 +57,19 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whatever the locale, so that after an interruption it has either its old content or
-    the whole new one (see `write_bytes`)."""
+    """Write a text file in UTF-8, whatever the locale, as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, indent: int | None = None, durable: bool = True) -> None:
-    """Write a JSON file so that after an interruption it has either its old content or the whole new one (see
-    `write_bytes`).
-
-    Args:
-        path: the file.
-        value: what to write, made of dictionaries, lists, text, numbers, booleans and None.
-        indent: spaces of indentation for each level; None: everything on one line.
-        durable: whether to wait until the content is on the disk. If False, a power loss may damage the file.
-
-    Raises:
-        ValueError: `value` contains NaN or infinity, which JSON does not have.
-    """
+    """Write a JSON file as `write_bytes` does. Raises ValueError where `value` contains NaN or infinity, which JSON
+    does not have."""
     write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode(), durable)
 
 
 def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
-    """Open a file to overwrite it, or with `append` to add to its end.
-
-    Raises:
-        OSError: the path is a symbolic link, or the file cannot be opened.
-    """
+    """Open a file to overwrite it, or with `append` to add to its end. Raises OSError where that is not possible or the
+    path is a symbolic link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
     return os.fdopen(os.open(path, flags, 0o666), "ab" if append else "wb")
 
@@ -117,11 +103,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def inside(folder: Path, name: str | Path) -> Path:
-    """The path folder / name.
-
-    Raises:
-        Damaged: the path leads out of the folder, by ".." or by a symbolic link.
-    """
+    """The path folder / name. Raises Damaged where it leads out of the folder, by ".." or by a symbolic link."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
@@ -220,11 +202,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 
 
 def _finite(text: str) -> float:
-    """The number that `text` in a JSON file denotes.
-
-    Raises:
-        ValueError: it is NaN, infinite, or too large for a float.
-    """
+    """The number that `text` in a JSON file denotes. Raises ValueError where it is not finite."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)

@@ -43,13 +43,8 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
 
 
 def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
-    """The entry "state" of `state`, with the entries that explain it, such as "why".
-
-    Args:
-        facts: the entries of `state` that are known already.
-        attempts: the rows of attempts.jsonl.
-        now: seconds since the epoch.
-    """
+    """The entry "state" of `state`, with the entries that explain it, such as "why". `facts`: the entries that are
+    known already."""
     folder = cell.dir
     damaged_scores: dict[str, Any] = {}
     try:
@@ -80,15 +75,8 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
 def _at_work(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
-    """The state (starting, running or stalled) of a run that a process has locked or that Slurm has started, as
-    entries of `state`: "state", "nodes", "silent", "step" and "left".
-
-    Args:
-        facts: the entries of `state` that are known already.
-        attempts: the rows of attempts.jsonl.
-        locked: whether a process has locked the run directory.
-        now: seconds since the epoch.
-    """
+    """The state (starting, running or stalled) of a run that a process has locked or Slurm has started, as entries of
+    `state`: "state", "nodes", "silent", "step" and "left"."""
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
@@ -108,11 +96,7 @@ def _at_work(
 
 
 def _end_of(line: dict[str, Any]) -> str:
-    """How an attempt under Slurm ended, as text; "" where the line is not about an end.
-
-    Args:
-        line: a row of attempts.jsonl.
-    """
+    """How an attempt under Slurm ended, as text; "" where the row of attempts.jsonl is not about an end."""
     if line["event"] != "end":
         return ""
     reason = f", {line['why']}" if "why" in line else ""
@@ -189,8 +173,7 @@ def duration(seconds: float) -> str:
 
 
 def _headlines(scores: dict[str, Any]) -> dict[str, float]:
-    """The headline scores in the content of an eval.json: {"bits_per_byte": number, "zero_shot": number}, as far as
-    they are there."""
+    """The headline scores in the content of an eval.json, as far as they are there."""
     headlines = {name: scores.get(name) for name in ("bits_per_byte", "zero_shot")}
     values = {name: score.get("value") for name, score in headlines.items() if isinstance(score, dict)}
     return {name: value for name, value in values.items() if isinstance(value, rundir.NUMBER)}

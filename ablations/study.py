@@ -93,12 +93,8 @@ def from_args(words: list[str]) -> Study:
 def _settings_of_all_runs(
     values: dict[str, str], set_words: list[tuple[str, str]], corpus: str
 ) -> list[tuple[str, Any]]:
-    """(key, value) of the settings that the words set for all runs.
-
-    Args:
-        values: {name: value} of the words.
-        set_words: the settings of the word SET.
-        corpus: the corpus of all runs; "" where the words name none.
+    """(key, value) of the settings that the words set for all runs. `set_words`: those of the word SET; `corpus`: that
+    of all runs, or "".
 
     Raises:
         ConfigError: two words set the same.
@@ -118,14 +114,8 @@ def _settings_of_all_runs(
 
 
 def _arms(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
-    """The arms that the words for factors (POS, ACT, ...) and ARM ask for.
-
-    Args:
-        values: {name: value} of the words.
-
-    Returns:
-        (the name of the factor, (key, value) of each arm, the corpus of all runs). The corpus is "" unless DATA is
-        given beside another factor.
+    """The arms that the words for factors (POS, ACT, ...) and ARM ask for: (the name of the factor, (key, value) of
+    each arm, the corpus of all runs). The corpus is "" unless DATA is given beside another factor.
 
     Raises:
         ConfigError: DATA names several corpora for all runs, or is combined with an arm of data.corpus.
@@ -164,12 +154,8 @@ def _check_used(study: Study, settings: dict[str, str]) -> None:
 
 
 def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
-    """The designs that the words CROSS and LR ask for: (the value of CROSS or "", the multiples of the learning rate
-    or ()).
-
-    Args:
-        values: {name: value} of the words.
-        criteria: the criteria of the study.
+    """The designs that the words CROSS and LR ask for: (the value of CROSS or "", the multiples of the learning rate or
+    ()).
 
     Raises:
         ConfigError: the two are combined with each other or with MORE=auto, or a value is not allowed.
@@ -187,13 +173,8 @@ def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[floa
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
-    """The predictions of a study: those of its file and those of the word PREDICT.
-
-    Args:
-        values: {name: value} of the words.
-        file: the study file, or None. Where the word STUDY does not name it, its predictions about arms that are not
-            run are left out.
-        arms: the labels of the arms that are run, the baseline first.
+    """The predictions of a study: those of its file and those of the word PREDICT. Where the word STUDY does not name
+    the file, its predictions about arms that are not run are left out.
 
     Raises:
         ConfigError: a text is no prediction, or names an arm that is not run.
@@ -205,13 +186,8 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
-    """The criteria by which a study is decided: those in the words, else those in its file.
-
-    Args:
-        values: {name: value} of the words.
-        file: the study file, or None.
-        seeds: the number of seeds of each arm, before any are added.
-        arms: whether the study has arms beside the baseline.
+    """The criteria by which a study is decided: those in the words, else those in its file. `seeds`: of each arm,
+    before any are added; `arms`: whether there are arms beside the baseline.
 
     Raises:
         ConfigError: a word that names a criterion is not valid, or MORE=auto cannot add seeds.
@@ -269,17 +245,9 @@ def arms_left_out(study: Study) -> list[str]:
 
 
 def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
-    """The question and the expectation of arms that are typed without a study file: those of a study file whose arms
-    include them.
-
-    A file that cannot be read is named in the expectation, since the expectation may be in that file.
-
-    Args:
-        arms: (key, value) of each arm.
-
-    Returns:
-        (question, expectation, the file). A default question, NOTHING_EXPECTED and None where no file has these arms.
-    """
+    """The question and the expectation of arms that are typed without a study file, and the file that they are from:
+    the first without settings of its own whose arms include them. A default question, NOTHING_EXPECTED and None where
+    there is no such file. A file that cannot be read is named, since the expectation may be in it."""
     typed_arms = {_arm(key, value) for key, value in arms}
     unread = []
     for name in study_names():

@@ -99,18 +99,8 @@ def assignments(name: str, text: str) -> list[tuple[str, str]]:
 
 
 def whole_number(name: str, text: str, most: int, things: str, least: int = 1) -> int:
-    """The whole number in the value of a NAME=VALUE word.
-
-    Args:
-        name: the name of the word, for the message.
-        text: its value.
-        most: the largest number that is allowed.
-        things: what the word counts, such as "seeds", for the message.
-        least: the smallest number that is allowed.
-
-    Raises:
-        ConfigError: the text is no number from `least` to `most`.
-    """
+    """The whole number in the value `text` of the word `name`, which counts `things`. Raises ConfigError where it is no
+    number from `least` to `most`."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise ConfigError(f"{name}={text[:60]}: a number of {things} from {least} to {most} is needed")
     return int(text)

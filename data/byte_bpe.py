@@ -201,15 +201,8 @@ def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
 
 
 def from_gpt2_files(vocab: str, merges: str) -> bytes:
-    """The content of a tokenizer.json, made from the contents of GPT-2's two files.
-
-    Args:
-        vocab: a JSON object {piece: id}.
-        merges: one merge per line, below a line with the version.
-
-    Raises:
-        ValueError: the vocabulary and the merges do not fit together.
-    """
+    """The content of a tokenizer.json, made from the contents of GPT-2's two files: `vocab`, a JSON object {piece: id},
+    and `merges`, one a line below a line with the version. Raises ValueError where they do not fit together."""
     lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
     return _tokenizer_json(json.loads(vocab), [tuple(line.split(" ")) for line in lines])
 

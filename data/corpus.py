@@ -145,14 +145,7 @@ def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
 
 def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
     """Whether a document is held out for validation. In a corpus of packages this depends on the document's package, in
-    a corpus of files on the hash of its text.
-
-    Args:
-        spec: the specification of the corpus, from `load`.
-        package: the package of the document; only used for a corpus of packages.
-        text: the text of the document.
-        share: the share of the documents of a corpus of files that is held out.
-    """
+    a corpus of files on the hash of its text and the `share` that is held out. `spec`: from `load`."""
     if "packages" in spec:
         return package in spec["held_out"]
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -163,14 +156,8 @@ def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID
 
 
 def _checked(path: Path, spec: Any, variant: str) -> dict[str, Any]:
-    """Check the specification of a corpus, as read from a YAML file, and fill in defaults.
-
-    Args:
-        path: the YAML file, for messages and for components of a blend that lie beside it.
-        spec: the content of the file.
-        variant: the variant that was asked for, such as "fr" in oscar:fr; "" for the default.
-
-    Returns: the specification, in the form that `load` returns, without "name".
+    """Check the specification of a corpus, as read from a YAML file, and fill in defaults. Returns it in the form that
+    `load` returns, without "name". `variant`: the one that was asked for, such as "fr" in oscar:fr; "" for the default.
 
     Raises:
         ValueError: the specification is wrong, or the corpus has no variants and `variant` is not "".
@@ -207,18 +194,8 @@ def _checked(path: Path, spec: Any, variant: str) -> dict[str, Any]:
 
 
 def _checked_files(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
-    """Check the specification of a corpus of files, and fill in defaults and the variant.
-
-    Args:
-        where: the name of the specification file, for messages.
-        spec: its content.
-        variant: the variant that was asked for, which replaces {} in the globs; "" for the default.
-
-    Returns: the specification with its defaults.
-
-    Raises:
-        ValueError: an entry is wrong; the message names what is allowed.
-    """
+    """`_checked` of a corpus of files. `where`: the name of the specification file, for messages; `variant` replaces {}
+    in the globs."""
     layout = spec.setdefault("layout", "auto")
     if layout not in readers.LAYOUTS:
         raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
@@ -252,15 +229,12 @@ def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Pa
 
 
 def _checked_blend(where: str, components: Any, alpha: Any, folder: Path) -> dict[str, float]:
-    """Check the components of a blend, and return {component: weight} with weights that add up to 1.
-
-    Where `alpha` is a number the weights are equal: they will follow from the sizes of the components, which are known
-    only after preparation.
+    """Check the components of a blend, and return {component: weight} with weights that add up to 1. Where `alpha`, the
+    exponent of the components' sizes, is a number, the weights are equal: the sizes are known only after preparation.
 
     Args:
         where: the name of the specification file, for messages.
         components: {name: weight}; or, with `alpha`, a list of names.
-        alpha: the exponent of the sizes, or None.
         folder: the folder of the specification file, in which components may lie too.
 
     Raises:

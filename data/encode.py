@@ -76,12 +76,8 @@ def _manifest_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Copy an existing tokenizer into the store; returns the path of the copy, and its manifest.
-
-    Args:
-        path: the file or folder of the tokenizer, as for `tokenizer.read`.
-        vocab: the setting model.vocab.
-        store: the store of prepared data.
+    """Copy an existing tokenizer (`tokenizer.read` says of which form) into the store; returns the path of the copy,
+    and its manifest.
 
     Raises:
         ValueError: the file is not a tokenizer, or `vocab` is neither the number of its pieces nor that number plus the
@@ -178,17 +174,9 @@ def _coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int]:
 
 
 def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any, rank: int, __: int) -> None:
-    """Tokenize shard number `rank` of the training text. Writes three files to `parts`, named like the shard: a token
-    file (.bin, .idx); the characters, bytes and sentences of each document (.npy, int64 [3, documents]); and the counts
-    of each domain (.domains, JSON).
-
-    Args:
-        folder: the shards of the text, .jsonl files.
-        model: the file of the tokenizer.
-        parts: the folder for the results.
-        by_sentences: count sentences by their ends; otherwise each document counts as one sentence.
-        rank: the number of the task, and so of the shard.
-    """
+    """Tokenize shard number `rank` of the training text in `folder`. Writes three files to `parts`, named like the
+    shard: a token file (.bin, .idx); the characters, bytes and sentences of each document (.npy, int64 [3, documents]);
+    and the counts of each domain (.domains, JSON). Without `by_sentences` each document counts as one sentence."""
     import numpy as np
     import orjson
 
@@ -216,16 +204,12 @@ def _join_in_order(
     prefixes: list[str | Path], shards: list[Path], recipe: Recipe, work: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Join the token files of the shards to work/train, in the order that data.order asks for, and without the
-    documents that data.compress removes.
+    documents that data.compress removes. Returns {"documents", "bytes"} of the remaining text, and the reports of these
+    two steps where they were applied (their form: `filters.Step`).
 
     Args:
         prefixes: the paths of the shards' token files, without extension.
         shards: the files with the text of each shard.
-        recipe: the recipe, with data.compress and data.order.
-        work: the folder that is being built.
-
-    Returns: {"documents", "bytes"} of the remaining text, and a list with a report for each of the two steps that was
-    applied (its form: `filters.Step`).
 
     Raises:
         ValueError: data.compress removes every document.
@@ -273,16 +257,12 @@ def _join_in_order(
 def _dense_step(
     dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
 ) -> dict[str, Any]:
-    """The report of the step that removes documents by data.compress, as a dictionary in the form of `filters.Step`.
+    """The report, in the form of `filters.Step`, of the step that removes documents by data.compress, which is `limit`.
 
     Args:
         dense: bool [documents], True for those that are removed.
-        lengths: [documents], tokens of each document.
-        characters: [documents], characters of each document.
-        sizes: [documents], UTF-8 bytes of each document.
-        prefixes: the paths of the shards' token files, without extension.
-        shards: the files with the text of each shard, for excerpts.
-        limit: the value of data.compress, in tokens per character.
+        lengths, characters, sizes: [documents], the tokens, characters and UTF-8 bytes of each.
+        prefixes, shards: as for `_join_in_order`.
     """
     import numpy as np
 

@@ -37,12 +37,8 @@ HERE = Executor()
 
 
 def check(executor: Executor) -> None:
-    """Check the kind, the number of workers and the options of an executor.
-
-    Raises:
-        ValueError: the kind is unknown, the number of workers is negative, or an option is missing or not allowed; the
-            message names what is allowed.
-    """
+    """Raise ValueError where the kind of an executor is unknown, the number of workers is negative, or an option is
+    missing or not allowed."""
     if executor.kind not in KINDS:
         raise ValueError(f"EXECUTOR={executor.kind} is not one of {', '.join(KINDS)}")
     if executor.workers < 0:
@@ -61,12 +57,6 @@ def cores() -> int:
 def run(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     """Run the tasks of a datatrove pipeline and wait for them. Tasks that are completed according to the folder `logs`
     are not run again.
-
-    Args:
-        executor: where the tasks run.
-        pipeline: datatrove's steps.
-        tasks: the number of tasks.
-        logs: the folder in which datatrove notes completed tasks.
 
     Raises:
         RuntimeError: on a cluster, a task failed; the message names the logs. On this machine the task's own error is

@@ -369,14 +369,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
-    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]. All False for
-    limit=0.
-
-    Args:
-        tokens: [documents], the number of tokens of each document.
-        characters: [documents], the number of characters of each document.
-        limit: tokens per character; 0: no limit.
-    """
+    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]; none for
+    limit=0. `tokens`, `characters`: [documents], the numbers of each document."""
     import numpy as np
 
     return tokens >= limit * characters if limit else np.zeros(len(tokens), bool)

@@ -184,25 +184,15 @@ def _counts(text_manifests: list[dict[str, Any]], token_manifests: list[dict[str
 
 
 def sources(corpus: str, store: Path) -> dict[str, Any]:
-    """The files of a corpus as they are now: {component: {"files": number, "bytes", "sha256"}}, or {component: None}
-    for installed packages, as under "sources" in a manifest of `prepare`. Files that changed since they were last read
-    are read; nothing is prepared.
-
-    Args:
-        corpus: its name, or its file, folder or glob.
-        store: the folder of prepared data, which remembers hashes of files.
-    """
+    """The files of a corpus as they are now, as under "sources" in a manifest of `prepare`: {component: {"files":
+    number, "bytes", "sha256"}}, or {component: None} for installed packages. Files that changed since they were last
+    read are read; nothing is prepared."""
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A sentence for each difference between the data of two manifests of `prepare`. Entries that one of them lacks are
-    not compared, so either may have "sources" alone.
-
-    Args:
-        before: the earlier manifest.
-        now: the later manifest.
-    """
+    """A sentence for each difference between the data of an earlier and a later manifest of `prepare`. Entries that one
+    of them lacks are not compared, so either may have "sources" alone."""
     sentences = []
     for name, was in before.get("sources", {}).items():
         current = now.get("sources", {}).get(name)
@@ -236,12 +226,6 @@ def cannot_write_message(error: OSError) -> str:
 def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
     """The files with the validation text of a corpus, prepared by the default recipe and therefore the same for all
     arms of a study: paths of .jsonl.gz files, one for each component.
-
-    Args:
-        corpus: its name, or its file, folder or glob.
-        store: the folder of prepared data.
-        allow_errors: how many problems in the files are tolerated.
-        build: whether missing text may be prepared.
 
     Raises:
         Missing: the text is not prepared, and `build` is false.

@@ -104,14 +104,9 @@ def write(
 
 
 def _tokens(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """The number of tokens of a text, {"count", "estimated": bool}. It is known for the final text, and otherwise
-    estimated from the bytes, since text that a filter removes is never tokenized.
-
-    Args:
-        manifest: the manifest of the token files.
-        counts: [documents, bytes] of the text.
-        rate: tokens per byte.
-    """
+    """The number of tokens of a text of `counts`, [documents, bytes]: {"count", "estimated": bool}. It is known for the
+    final text, and otherwise estimated by `rate`, in tokens per byte, since text that a filter removes is never
+    tokenized."""
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 

@@ -143,12 +143,7 @@ def _lines(documents: Iterable[str]) -> Iterator[str]:
 
 def _explain(error: str, vocab: int) -> str:
     """An error of SentencePiece's training as a sentence for the user, which names the vocabulary sizes that are
-    possible.
-
-    Args:
-        error: SentencePiece's message.
-        vocab: the size that was requested.
-    """
+    possible. `vocab`: the size that was requested."""
     if "too high" in error:
         most = error.rsplit("<= ", 1)[1].strip(" .")
         return f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}"

@@ -77,11 +77,7 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
 
 
 def check_name(name: str) -> None:
-    """Check that the name of a file is UTF-8; otherwise it can neither be printed nor written to a record.
-
-    Raises:
-        ValueError: the name is not UTF-8.
-    """
+    """Raise ValueError where the name of a file is not UTF-8, which can neither be printed nor written to a record."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -210,12 +206,8 @@ def common_folder(files: list[Path]) -> Path:
 
 
 def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
-    """The sha256 of each file according to the lists of checksums beside the files, as OSCAR v1 has them: {name of the
-    file: sha256}; None where there is no list. `spec`: the specification of the corpus, from `corpus.load`.
-
-    Raises:
-        ValueError: a list names a file that is not there.
-    """
+    """{name of the file: sha256} according to the lists of checksums beside the files of a corpus, as OSCAR v1 has
+    them; None where there is no list. Raises ValueError where a list names a file that is not there."""
     if "root" not in spec:
         return None
     sums: dict[str, str] = {}
@@ -256,14 +248,9 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Sour
 
 
 def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
-    """(path, bytes, hash) of each file of a repository on the hub that matches one of the globs, sorted by path. Only
-    the folders that the globs name are listed: C4's repository has a hundred other languages beside English.
-
-    Args:
-        corpus: the name of the corpus, for messages.
-        repo: organisation/name of the data set on the hub.
-        revision: the commit.
-        patterns: globs of paths in the repository.
+    """(path, bytes, hash) of each file of a repository on the hub, at a commit, that matches one of the globs, sorted
+    by path. Only the folders that the globs name are listed: C4's repository has a hundred other languages beside
+    English. `corpus`: its name, for messages.
 
     Raises:
         ValueError: the hub cannot be read, or no file matches.

@@ -125,14 +125,8 @@ def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
 
 
 def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """The starts of the windows whose text equals that of a window with an earlier start.
-
-    Args:
-        codes: the code points of all documents.
-        hashes: the hash of each window.
-        starts: where each window begins in `codes`, ascending.
-        length: the characters of a window.
-    """
+    """The starts of the windows whose text equals that of a window with an earlier start. `hashes`, `starts`: of each
+    window, in ascending order of the starts."""
     import numpy as np
 
     order = np.argsort(hashes, kind="stable")
@@ -150,13 +144,7 @@ def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray,
 
 
 def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
-    """Whether pairs of windows have the same text: bool [pairs].
-
-    Args:
-        codes: the code points of all documents.
-        a, b: [pairs], where the first and the second window of each pair begin in `codes`.
-        length: the characters of a window.
-    """
+    """Whether pairs of windows, which begin at `a` and `b` in `codes`, have the same text: bool [pairs]."""
     import numpy as np
 
     same = np.empty(len(a), bool)

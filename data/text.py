@@ -99,13 +99,8 @@ def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
 
 
 def checksum_problems(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """A sentence for each file that the list of checksums beside it does not have, or has with another hash.
-
-    Args:
-        spec: the specification of the corpus.
-        files: its files.
-        hashes: the sha256 of each file.
-    """
+    """A sentence for each file that the list of checksums beside it does not have, or has with another hash than
+    `hashes`."""
     sums = checksums(spec)
     if sums is None:
         return []
@@ -281,7 +276,6 @@ def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank
         share: the share of documents that is held out.
         allowed: how many problems this task tolerates.
         reports: the folder for its report of problems.
-        rank, tasks: the number of this task, and how many tasks there are.
     """
     from datatrove.data import Document
 
@@ -334,16 +328,8 @@ def _summed_reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
 def _gather_valid(
     spec: dict[str, Any], work: Path, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> dict[str, Any]:
-    """Write the held-out documents into one file, and return the manifest entries of the text: {"sha256", "train" and
-    "valid": {"documents", "bytes"}}.
-
-    Args:
-        spec: the specification of the corpus.
-        work: the folder with the text.
-        share: the share of documents that is held out, for the message.
-        total: the number of documents that were read.
-        not_documents: {kind: number of records that were not documents}.
-        copies: the number of documents that were removed as copies.
+    """Write the held-out documents into one file. Returns {"sha256", "train" and "valid": {"documents", "bytes"}} of
+    the text. The last four arguments are for the message.
 
     Raises:
         ValueError: no document is left for training or for validation.
@@ -370,16 +356,9 @@ def _gather_valid(
 def _too_little(
     spec: dict[str, Any], split: str, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> str:
-    """The error message for the case that no document is left for a split: the reason, and what helps.
-
-    Args:
-        spec: the specification of the corpus.
-        split: "train" or "valid".
-        share: the share of documents that is held out.
-        total: the number of documents that were read.
-        not_documents: {kind: number of records that were not documents}.
-        copies: the number of documents that were removed as copies.
-    """
+    """The error message for the case that no document is left for a split: the reason, and what helps. `total`: the
+    documents that were read; `not_documents`: {kind: number} of other records; `copies`: the documents that were
+    removed."""
     sentence = f"{spec['name']}: too little text, no document is left for {split}"
     if "files" not in spec:
         return sentence

@@ -126,15 +126,8 @@ def unexportable(tokenizer: Tokenizer) -> str:
 
 
 def unexportable_setting(kind: str, path: str) -> str:
-    """`unexportable` of the tokenizer that these settings ask for, which need not be trained yet.
-
-    Args:
-        kind: the setting data.tokenizer_kind.
-        path: the setting data.tokenizer; with kind="file" the path of a tokenizer.
-
-    Raises:
-        ValueError: kind="file", and the file is not a tokenizer.
-    """
+    """`unexportable` of the tokenizer that the settings data.tokenizer_kind and data.tokenizer ask for, which need not
+    be trained yet. Raises ValueError where kind="file" and the file is not a tokenizer."""
     if kind == "file":
         return unexportable(load_tokenizer(path))
     return INEXACT.format(kind) if kind == "unigram" else ""

@@ -88,15 +88,8 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
 
 
 def join(parts: list[str | Path], prefix: str | Path) -> None:
-    """Write several token files, end to end, as one.
-
-    Args:
-        parts: the paths of the token files, without extension.
-        prefix: the path of the new .bin and .idx file, without extension.
-
-    Raises:
-        ValueError: some files have tokens of 2 bytes and others of 4.
-    """
+    """Write several token files, end to end, as one. All paths are without extension. Raises ValueError where some have
+    tokens of 2 bytes and others of 4."""
     prefix, heads = str(prefix), [read_index(part) for part in parts]
     if len({kind for kind, _ in heads}) != 1:
         raise ValueError(f"token files to be joined must hold tokens of one width: {', '.join(map(str, parts))}")
@@ -169,13 +162,8 @@ def _byte_and_word_counts(texts: list[str]) -> tuple[list[int], list[int]]:
 
 
 def select(source: str | Path, documents: np.ndarray, prefix: str | Path) -> None:
-    """Write some sequences of a token file as another one.
-
-    Args:
-        source: the path of the token file, without extension.
-        documents: the numbers of the sequences, in the order in which they are written.
-        prefix: the path of the new .bin and .idx file, without extension.
-    """
+    """Write the sequences of a token file with the numbers `documents`, in this order, as another one. Paths are
+    without extension."""
     prefix = str(prefix)
     kind, lengths = read_index(source)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths

@@ -112,33 +112,23 @@ def run(study: Study) -> list[str]:
 
 
 def register_finished(study: Study, trained: dict[Path, int]) -> None:
-    """Register the study in the directories of those of its runs that are trained already: for another study, or
-    before this study was changed.
-
-    Called after all checks, so that a command that is refused registers nothing.
-
-    Args:
-        trained: {run directory: the number of steps that the run was trained}.
-    """
+    """Register the study in the directories of those of its runs that are trained already, for another study or before
+    this one was changed. Called after all checks, so that a command that is refused registers nothing. `trained`: {run
+    directory: the number of steps that the run was trained}."""
     for folder, steps in trained.items():
         with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
             rundir.register(folder, study.registration, steps)
 
 
 def _succeeds(*words: str) -> bool:
-    """Run `python words` as a child process. Returns whether it exits with 0. Its errors appear on this terminal; its
-    output is discarded."""
+    """Run `python words` as a child process whose output is discarded. Returns whether it exits with 0."""
     return _exit_code(*words, output=subprocess.DEVNULL) == 0
 
 
 def _exit_code(*words: str, output: int | None = None) -> int:
     """Run `python words` as a child process that ignores Ctrl-C, and return its exit code. At Ctrl-C this process ends
-    the child and reports the interruption.
-
-    Args:
-        words: the arguments of python.
-        output: a file descriptor for the child's standard output; None: that of this process.
-    """
+    the child and reports the interruption. `output`: a file descriptor for the child's standard output; None: this
+    process' own."""
     ended_by_us = ignore_ctrl_c_and_die_with_parent
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=ROOT, env=environment(), stdout=output, preexec_fn=ended_by_us).returncode
@@ -278,10 +268,8 @@ def until_decided(
 
 def check_criteria(study: Study, output: int | None = None) -> None:
     """Check, before anything is trained, that a study that adds seeds (MORE=auto) decides by criteria that were named
-    before its runs. With criteria named afterwards its verdicts would not count, however many seeds were added.
-
-    Args:
-        output: a file descriptor to print to; None: standard output.
+    before its runs; otherwise its verdicts would not count. `output`: a file descriptor to print to; None: standard
+    output.
 
     Raises:
         ConfigError: the study adds seeds, and its metric, margin or noise floor was chosen after its runs.
@@ -292,10 +280,8 @@ def check_criteria(study: Study, output: int | None = None) -> None:
 
 
 def undecided(study: Study, output: int | None = None) -> bool:
-    """Whether an arm is undecided and more seeds may decide it. Prints the names of these arms.
-
-    Args:
-        output: a file descriptor to print to; None: standard output.
+    """Whether an arm is undecided and more seeds may decide it. Prints the names of these arms, to the file descriptor
+    `output` or standard output.
 
     Raises:
         ConfigError: the runs cannot be compared.

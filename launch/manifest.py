@@ -20,7 +20,7 @@ RECORDED_PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "senten
 
 
 class RunFailed(RuntimeError):
-    """A run cannot go on; the message says why, and what to do. `again` says whether another attempt may succeed."""
+    """A run cannot go on; the message says why, and what to do."""
 
     again = False  # whether a second attempt, perhaps on other nodes, may succeed
 
@@ -136,9 +136,9 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
 
 
 def registered(cell: Cell) -> str:
-    """The sha256 of the registration (the study's question and criteria, written down before training) that the run
-    belongs to: the one in its run.json; before there is a run.json, the first one in the run directory. "" where there
-    is none, as in runs of versions that did not register."""
+    """The sha256 of the registration that the run belongs to (the question and criteria of its study, written down
+    before training): the one in its run.json; before there is a run.json, the first one in the run directory. "" where
+    there is none, as in runs of versions that did not register."""
     before = cell.recorded()
     lines, _ = rundir.read_registered(cell.dir)
     if before:
@@ -147,12 +147,8 @@ def registered(cell: Cell) -> str:
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
-    """Write into run.json which times the run went back to an earlier checkpoint after a divergence.
-
-    Args:
-        rollbacks: one row for each, as `divergence.go_back` makes them: why, the step of the checkpoint, and the
-            samples that were then left out.
-    """
+    """Write into run.json which times the run went back to an earlier checkpoint after a divergence: the rows that
+    `divergence.go_back` makes."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -160,11 +156,8 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
-    """Describe this launch for run.json: commit, versions, hardware, nodes and command line.
-
-    Args:
-        hosts: the node's name for each rank.
-    """
+    """This launch, for run.json: commit, versions, hardware, nodes and command line. `hosts`: the node's name for each
+    rank."""
     import torch
 
     cpu = "unknown"
@@ -227,13 +220,8 @@ def commit() -> dict[str, Any]:
 
 
 def special_tokens(run: Run, data: dict[str, Any]) -> Any:
-    """The ids of special tokens that the run's objective needs, from the run's tokenizer.
-
-    Args:
-        data: what `prepare_data` returned.
-
-    Returns:
-        A model.objective.SpecialTokens; NO_SPECIAL_TOKENS where the objective masks no tokens.
+    """The ids of special tokens that the run's objective needs, from the run's tokenizer (`data`: from `prepare_data`):
+    a model.objective.SpecialTokens, NO_SPECIAL_TOKENS where the objective masks no tokens.
 
     Raises:
         RunFailed: the tokenizer has no id for a masked token.

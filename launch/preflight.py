@@ -194,11 +194,8 @@ def checkpoint_bytes(run: Run) -> int:
 
 
 def check_fp8(run: Run) -> None:
-    """Refuse train.precision=fp8 on a GPU that has no FP8 matrix products. A CPU emulates them.
-
-    Raises:
-        ConfigError: the GPU has a compute capability below 8.9.
-    """
+    """Raise ConfigError for train.precision=fp8 on a GPU that has no FP8 matrix products (compute capability below
+    8.9). A CPU emulates them."""
     if run.train.precision != "fp8" or not torch.cuda.is_available():
         return
     name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()

@@ -26,12 +26,7 @@ STORAGE = 1800.0  # seconds that a checkpoint may take to be written or read: 2 
 class Stop(RuntimeError):
     """This process ends before the run does, without a fault of the run: training was asked to stop and has saved a
     checkpoint; or training cannot begin now, because of an unfit node, a stop file or another process that trains the
-    run.
-
-    Args:
-        reason: why, for the terminal.
-        code: what the process exits with, an `Exit`.
-    """
+    run. `code`: what the process exits with, an `Exit`."""
 
     def __init__(self, reason: str, code: int):
         super().__init__(reason)
@@ -154,12 +149,9 @@ class Watch:
             safe_files.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
 
     def _hung(self, seconds: float) -> None:
-        """Write the stacks of all threads of this rank to a file, and exit the process with Exit.RESUBMIT. The other
-        ranks, which wait for this one, do the same after their own time limit, or Slurm ends them.
-
-        Args:
-            seconds: how long no step has ended.
-        """
+        """Write the stacks of all threads of this rank to a file, and exit the process with Exit.RESUBMIT, after no
+        step has ended for `seconds`. The other ranks, which wait for this one, do the same after their own time limit,
+        or Slurm ends them."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
             where = safe_files.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
@@ -210,14 +202,8 @@ def stop_file(folder: Path) -> str:
 
 
 def record_event(folder: Path, step: int, kind: str, detail: str) -> None:
-    """Record an incident of a run in its events.jsonl, and print it.
-
-    Args:
-        folder: the run directory.
-        step: the number of the step at which it happened.
-        kind: one word, such as "hang" or "slow".
-        detail: what happened, in words.
-    """
+    """Record an incident of a run in its events.jsonl, and print it. `kind`: one word, such as "hang"; `detail`: what
+    happened, in words."""
     with suppress(OSError):
         safe_files.append_row(
             folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail}

@@ -96,7 +96,7 @@ def published_rows(path: Path = PUBLISHED) -> list[Row]:
 
 
 def fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the weights of the terms of a step's time to measurements: {term: weight}. The weights are not negative, and
+    """Fit the weights of the terms of a step's time to measurements: {term: weight}. They are not negative, and
     minimise the relative errors, with a slight pull towards PRIOR."""
     import numpy as np
     from scipy.optimize import nnls
@@ -114,12 +114,8 @@ def seconds_of(row: Row, weights: dict[str, float]) -> float:
 
 
 def held_out(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The prediction for each row with weights that were fitted to other rows only.
-
-    Args:
-        rows: the measurements.
-        key: the group of a row; a row is predicted without all rows of its group.
-    """
+    """The predicted seconds for each row, with weights that were fitted without the rows of its group. `key`: the group
+    of a row."""
     weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
     return [seconds_of(row, weights[key(row)]) for row in rows]
 
@@ -142,13 +138,8 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 
 
 def _coverage(keys: Sequence[object], ratio: Any) -> float:
-    """The share of rows whose ratio lies in the interval that is computed from the rows of other keys. (The interval
-    in calibration.json is computed from all rows, and contains 80% of them by construction.)
-
-    Args:
-        keys: the group of each row.
-        ratio: actual / predicted of each row.
-    """
+    """The share of rows whose ratio, actual / predicted, lies in the interval of the rows with other keys. (That in
+    calibration.json is computed from all rows, and contains 80% of them by construction.)"""
     import numpy as np
 
     inside = []
@@ -198,9 +189,9 @@ def calibrate() -> dict[str, Any]:
 
 
 def memory_fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. The values are not
-    negative, and minimise the relative errors. The published memory is that of the first pipeline stage, since it was
-    read on the first node, which has that stage in Megatron's order of ranks."""
+    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. They are not
+    negative, and minimise the relative errors. The published memory was read on the first node, which has the first
+    pipeline stage in Megatron's order of ranks."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -245,11 +236,8 @@ def transfer(source: str, target: str) -> tuple[float, float]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The table of a calibration for docs/planning.md, as lines of Markdown: a row for each software stack and GPU.
-
-    Args:
-        result: what `calibrate` returns.
-    """
+    """The table of a calibration (what `calibrate` returns) for docs/planning.md, as lines of Markdown: a row for each
+    software stack and GPU."""
     head = "stack, GPU | rows | median error, held out | largest | rank correlation | 80% of actual / predicted"
     lines = [f"| {head} | inside, held out |", "|---|---:|---:|---:|---:|---|---:|"]
     for group in HOLD_OUT:

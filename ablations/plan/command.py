@@ -132,13 +132,8 @@ def plan_elsewhere(words: list[str]) -> int | None:
 
 
 def _plan_budget(budget: Budget, options: dict[str, str], how: str) -> int:
-    """Write the document that says what to train with a budget. Returns the exit code.
-
-    Args:
-        budget: what can be spent.
-        options: {name: value} of the words that only the plan uses, such as NEED and TO.
-        how: the value of FORMAT, such as "table" or "json".
-    """
+    """Write the document that says what to train with a budget. Returns the exit code. `options`: the words that only
+    the plan uses; `how`: the value of FORMAT."""
     from ablations.plan import decision, decision_report
     from ablations.plan.document import make_folder
 
@@ -164,12 +159,8 @@ def _plan_budget(budget: Budget, options: dict[str, str], how: str) -> int:
 
 
 def _need(text: str) -> tuple[float, float]:
-    """The range of tokens, (least, most), that the word NEED names, such as "300B-400B". A single number stands for
-    the range from 10% below to 10% above it.
-
-    Raises:
-        ConfigError: the text is not such a range.
-    """
+    """The range of tokens that the word NEED names: "300B-400B", or a number, for 10% below to 10% above it. Raises
+    ConfigError for other texts."""
     check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]
     if len(parts) > 2 or not all(re.fullmatch(r"\d[\d._]*(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
@@ -183,14 +174,7 @@ def _need(text: str) -> tuple[float, float]:
 
 
 def _tokens(text: str, whole: str) -> float:
-    """The number that a text such as "300B" stands for.
-
-    Args:
-        text: the number.
-        whole: what the number is a part of, for the message.
-
-    Raises:
-        ConfigError: the text is no number above 0.
-    """
+    """The number that a text such as "300B" stands for. `whole`: what it is a part of, for the message. Raises
+    ConfigError where it is no number above 0."""
     number = text.rstrip("kmbtKMBT ")
     return positive(number, whole) * SCALES[text[len(number) :].strip().lower()]

@@ -203,8 +203,8 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
 
 
 def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
-    """The range of tokens to train on with `compute` FLOPs, where the user asks for none, and the reason: ((least,
-    most), sentence). The range grows with the compute, and with it the sizes that follow."""
+    """The range of tokens to train on with `compute` FLOPs, where the user asks for none, and the reason. The range
+    grows with the compute, and with it the sizes that follow."""
     if compute / (6 * NEED[0]) < LEAST_SIZE:
         optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(NEED[1] / NEED[0])
         return (optimum / spread, optimum * spread), "around 20 a parameter: secondary"
@@ -217,13 +217,8 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
 
 
 def fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
-    """The end of a complaint that no shape fits: it names the nearest smaller number of nodes for which there is a
-    shape; "" where there is none nearby.
-
-    Args:
-        sizes: the range of parameters.
-        machines: the cluster.
-    """
+    """The end of a complaint that no shape of these sizes fits: the nearest smaller number of nodes for which there is
+    one; "" where there is none nearby."""
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(FEWER_NODES * working), working - MOST_TRIES) - 1, -1):
         try:

@@ -162,11 +162,7 @@ NO_SHAPE = "something speaks against each"
 
 
 def _first_words(entry: dict[str, Any]) -> str:
-    """One of the studies to run first as text: its runs, its cost, and what it can detect.
-
-    Args:
-        entry: a row of `first_studies`.
-    """
+    """One of the studies to run first, a row of `first_studies`, as text."""
     return (
         f"{entry['study']}, {entry['runs']} runs at {STUDY_SIZE}: {entry['gpu_hours']:,.0f} GPU-hours; sees "
         f"{entry['least']:.2g} points where {entry['effect']:g} are expected"

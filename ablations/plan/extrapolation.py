@@ -183,13 +183,8 @@ class Score:
 
 
 def order_accuracy(predicted: Sequence[float], true: Sequence[float]) -> float:
-    """DataDecide's decision accuracy: the share of pairs of arms, the baseline (0) among them, that `predicted` has in
-    the same order as `true`.
-
-    Args:
-        predicted: the predicted difference of each arm from the baseline.
-        true: the true difference of each arm, in the same order of arms.
-    """
+    """DataDecide's decision accuracy: the share of pairs of arms, the baseline among them, whose order by `predicted`
+    differences from the baseline is that by the `true` ones. NaN where all true differences are equal."""
     p, t = [0.0, *predicted], [0.0, *true]
     pairs = [(i, j) for i in range(len(p)) for j in range(i) if t[i] != t[j]]
     return statistics.fmean((p[i] < p[j]) == (t[i] < t[j]) for i, j in pairs) if pairs else math.nan

@@ -180,13 +180,7 @@ def accelerator(device: str) -> str:
 
 
 def peak_flops(device: str, devices: int, seconds: float) -> float | None:
-    """The FLOPs that GPUs could do at the peak of their data sheet, the unit in which "Cramming" states its budgets.
-    None for a device that the table does not have.
-
-    Args:
-        device: the GPU's name in torch.
-        devices: the number of GPUs.
-        seconds: for how long they work.
-    """
+    """The FLOPs that GPUs could do in some seconds at the peak of their data sheet, the unit in which "Cramming" states
+    its budgets; None for a device that the table does not have. `device`: the GPU's name in torch."""
     name = accelerator(device)
     return hardware(name).peak * devices * seconds if name else None

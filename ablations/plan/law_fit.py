@@ -81,15 +81,7 @@ def as_hoffmann(values: dict[str, float]) -> Hoffmann:
 
 
 def check(points: Sequence[Point], form: str) -> None:
-    """Check that runs can determine a law.
-
-    Args:
-        points: the runs.
-        form: the form of the law: "hoffmann", "kaplan" or "compute".
-
-    Raises:
-        CannotTell: they cannot; the message says what is missing.
-    """
+    """Raise CannotTell, which says what is missing, where runs cannot determine a law of this form."""
     for point in points:
         if not all(math.isfinite(value) and value > 0 for value in (point.n, point.d, point.loss)):
             raise CannotTell(f"parameters, tokens and losses must be above 0 and finite, not {point}")
@@ -261,13 +253,8 @@ def _starts(data: Any, form: str) -> list[Any]:
 
 
 def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """The constants of a law by name, in the original unit of the loss.
-
-    Args:
-        theta: the constants, as `_log_loss` takes them.
-        scale: the number by which the losses were divided before the fit.
-        form: the form of the law: "hoffmann", "kaplan" or "compute".
-    """
+    """The constants of a law by name, in the original unit of the loss. `theta`: as `_log_loss` takes them; `scale`: by
+    what the losses were divided."""
     t = [float(value) for value in theta]
     if form == "compute":
         return {"Cc": math.exp(t[0] + math.log(scale) / t[1]), "alpha": t[1]}
@@ -280,14 +267,8 @@ def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
 
 
 def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """Check a law on the runs of the largest size: fit it to the other runs, and predict these.
-
-    Args:
-        points: the runs.
-        form: the form of the law: "hoffmann", "kaplan" or "compute".
-
-    Returns:
-        (the runs of the largest size, the relative error of the prediction for each).
+    """Check a law on the runs of the largest size: fit it to the other runs, and predict these. Returns the runs of the
+    largest size, and the relative error of the prediction for each.
 
     Raises:
         CannotTell: the other runs do not determine the law.

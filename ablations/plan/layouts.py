@@ -48,8 +48,7 @@ class FittingLayout:
 
 
 def memory(run: Run, layout: Layout) -> float:
-    """The memory of one rank in GiB: tensors according to model/memory.py, and the overhead of a process (fitted to
-    published rows)."""
+    """The memory of one rank in GiB: its tensors, and the overhead of a process (fitted to published rows)."""
     precision = run.train.precision
     tensors = estimate(
         run.model,

@@ -113,11 +113,8 @@ def detectable(
 
 
 def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
-    """The x >= 0 at which the increasing function `rising` has the given value, to five digits.
-
-    Args:
-        start: where the search begins.
-    """
+    """The x >= 0 at which the increasing function `rising` has the given value, to five digits; searched from
+    `start`."""
     low, high = 0.0, start
     while rising(high) < value:
         low, high = high, 2 * high
@@ -218,8 +215,8 @@ def describe_detectable(
 
 
 def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
-    """A line of `make plan` on the differences that a study of `arms` arms and `seeds` seeds can detect with the noise
-    of published runs of this size; "" where there are none."""
+    """A line of `make plan` on the differences that a study can detect with the noise of published runs of its size; ""
+    where there are none."""
     if run.size not in SUITE_SIZES or run.by_clock or run.model.masks or min(arms, seeds) < 2:
         return ""
     least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)

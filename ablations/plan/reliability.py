@@ -32,13 +32,8 @@ def save_interval(stall: float, mtbf: float) -> float:
 
 
 def describe_saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
-    """A line of the plan: how often a run will save, from the cost of saves in earlier runs.
-
-    Args:
-        checkpoints: checkpoints of earlier runs of this kind, if there are any.
-        mtbf: the mean hours between two failures of a node.
-        nodes: the number of nodes of the run.
-    """
+    """A line of the plan: how often a run will save, from the cost of saves in earlier checkpoints of such runs.
+    `mtbf`: the mean hours between two failures of a node."""
     cost = None
     for folder in sorted(checkpoints, key=lambda folder: folder.stat().st_mtime, reverse=True):
         with suppress(Damaged):

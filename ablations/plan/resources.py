@@ -89,10 +89,7 @@ class Budget:
     currency: str = ""
 
     def gpu_hours(self, price: float | None = None) -> float:
-        """The GPU-hours of the budget, without those of spare nodes.
-
-        Args:
-            price: the price of a GPU-hour, where the budget is money.
+        """The GPU-hours of the budget, without those of spare nodes. `price`: of a GPU-hour, where the budget is money.
 
         Raises:
             ConfigError: GPU-hours do not follow from the budget; the message says what is missing.
@@ -112,11 +109,8 @@ class Budget:
         )
 
     def flops(self, per_gpu: float | None = None, price: float | None = None) -> float:
-        """The model FLOPs of the budget.
-
-        Args:
-            per_gpu: the model FLOPs per second and GPU, where the budget is hardware.
-            price: the price of a GPU-hour, where the budget is money.
+        """The model FLOPs of the budget. `per_gpu`: model FLOPs per second and GPU, where the budget is hardware;
+        `price`: of a GPU-hour, where it is money.
 
         Raises:
             ConfigError: FLOPs do not follow from the budget; the message says what is missing.
@@ -152,14 +146,10 @@ def amount(number: float) -> str:
 
 
 def positive(text: str, whole: str) -> float:
-    """The number in a text such as 18, 4500, 1e21 or 1_000, in the digits 0 to 9. A comma is never part of a number.
-
-    Args:
-        text: the number.
-        whole: what the number is a part of, for the message.
+    """The number in a text such as 18, 4500, 1e21 or 1_000. `whole`: what it is a part of, for the message.
 
     Raises:
-        ConfigError: the text is no number, or one that is not above 0 or too large for a floating-point number.
+        ConfigError: it is no number in the digits 0 to 9, is not above 0, or is too large for a floating-point number.
     """
     number = _number(text, whole)
     if not number > 0:
@@ -168,11 +158,7 @@ def positive(text: str, whole: str) -> float:
 
 
 def _number(text: str, whole: str) -> float:
-    """The finite number in `text`, which is a part of `whole`.
-
-    Raises:
-        ConfigError: the text is no number, or one that is too large for a floating-point number.
-    """
+    """The finite number in `text`, which is a part of `whole`. Raises ConfigError where there is none."""
     try:
         number = float(text) if text.isascii() else math.nan
     except ValueError:
@@ -185,11 +171,8 @@ def _number(text: str, whole: str) -> float:
 
 
 def check_text(text: str, word: str) -> None:
-    """Check a text before numbers are read from it. `word` is the name of the NAME=VALUE word, for the message.
-
-    Raises:
-        ConfigError: the text is too long, or has digits other than 0 to 9, which Python would read as numbers.
-    """
+    """Raise ConfigError where a text, the value of the NAME=VALUE word `word`, is too long, or has digits other than 0
+    to 9, which Python would read as numbers."""
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"{word}={text[:40]}... has more than {MOST_CHARACTERS} characters")
     if digits := [character for character in text if character.isnumeric() and not character.isascii()]:
@@ -264,17 +247,8 @@ def parse_budget(text: str) -> Budget:
 
 
 def _amount(number: float, unit: str, text: str) -> tuple[str, float, str]:
-    """The kind of a budget and its amount: (kind, amount in the base unit of the kind, currency). The currency is ""
-    unless the budget is money.
-
-    Args:
-        number: the number before the unit.
-        unit: the unit, such as "PF-days".
-        text: the whole budget, for the message.
-
-    Raises:
-        ConfigError: the unit is unknown.
-    """
+    """(kind of the budget, amount in the base unit of the kind, currency or "") of a number and its unit, such as
+    "PF-days". `text`: the whole budget, for the message. Raises ConfigError for an unknown unit."""
     word = re.sub(r"\s+", " ", unit.lower()).strip()
     kind = "model-flops"
     if word.startswith(("peak ", "model ", "hardware ")):
@@ -303,6 +277,7 @@ def _assemble(
     gpu: GPU | None,
     amounts: list[tuple[str, float, str]],
 ) -> Budget:
+    """The budget of these parts of a text. Raises ConfigError where some are missing, or do not go together."""
     if len(amounts) > 1 or (amounts and (seconds is not None or nodes)):
         raise ConfigError(f"BUDGET={text!r} is two budgets: a cluster for a time, or one amount")
     if amounts:

@@ -135,14 +135,8 @@ class StudyCost:
 
 
 def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
-    """The cost of a study on given hardware, and reasons against starting it like that.
-
-    Args:
-        study: the study.
-        gpu: the accelerator.
-        gpus: how many of them each run has.
-        speeds: a file of speeds measured at the site, by which predictions are corrected.
-    """
+    """The cost of a study with `gpus` GPUs for each run, and reasons against starting it like that. `speeds`: a file of
+    speeds measured at the site, by which predictions are corrected."""
     site = site_speed.read_site_speed(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = search(first, gpu, gpus, site)
@@ -177,15 +171,8 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
 
 
 def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite: bool) -> RunCost:
-    """The cost of one run in its layout.
-
-    Args:
-        cell: the run.
-        step: the predicted seconds of a step.
-        best: the layout.
-        gpu: the accelerator.
-        suite: whether the run is also evaluated on the suite of 27 tasks.
-    """
+    """The cost of one run in the layout `best`, with the predicted seconds of its step. `suite`: whether it is also
+    evaluated on the 27 tasks."""
     run, gpus = cell.run, best.layout.gpus
     per_step = run.train.batch * run.model.seq
     speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast
@@ -259,8 +246,7 @@ def _free(out: Path) -> float | None:
 
 
 def _objections(study: Study) -> tuple[list[str], list[str]]:
-    """What the settings of a study say against starting it: (reasons against it, other notes), each a list of
-    sentences."""
+    """What the settings of a study say against starting it: (reasons against it, other notes), as sentences."""
     refused: list[str] = []
     notes: list[str] = []
     base = study.cell(study.arms[0], study.seeds[0]).run
@@ -316,12 +302,7 @@ def figure(cost: StudyCost) -> str:
 
 
 def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """A line on the largest cost that MORE=auto may come to; no line where the number of seeds is fixed.
-
-    Args:
-        cost: the cost of the study.
-        budget_gpu_hours: the GPU-hours that the user has; None: not given.
-    """
+    """A line on the largest cost that MORE=auto may come to; none where the number of seeds is fixed."""
     if not (most := cost.at_most):
         return []
     share = f", {most['gpu_hours'] / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""
@@ -332,12 +313,8 @@ def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[st
 
 
 def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan of a study on given hardware, as lines of text.
-
-    Args:
-        cost: the cost of the study.
-        budget_gpu_hours: the GPU-hours that the user has; None: not given.
-    """
+    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: the GPU-hours that the user has, or
+    None."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:

@@ -166,27 +166,13 @@ def trained_by_another_job(folder: Path) -> bool:
 
 def last_configuration_error(folder: Path, job: str) -> str:
     """The last configuration error that a rank of the job's last attempt printed into train.log; "" without one. The
-    exit code of the attempt does not show it: that may be the code of another rank, which was killed when the first one
-    ended.
-
-    Args:
-        folder: the run directory.
-        job: the id of the Slurm job.
-    """
+    exit code of the attempt does not show it: that may be another rank's, which was killed when the first one ended."""
     return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")
 
 
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
-    """The lines of train.log that ranks of the job's last attempt printed and that begin with a pattern.
-
-    Args:
-        folder: the run directory.
-        job: the id of the Slurm job.
-        what: the pattern, a regular expression, without the rank's number that srun puts before each line.
-
-    Returns:
-        The text that the pattern matched in each line, or the text of its group where it has one.
-    """
+    """What the pattern `what`, or its group where it has one, matches at the beginning of the lines of train.log that
+    ranks of the job's last attempt printed; srun puts the rank's number before each line."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:
@@ -198,15 +184,8 @@ def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
 
 
 def give_up(folder: Path, job: str, n: int, how: str) -> str:
-    """Mark a run as failed after several attempts without progress. Returns the reason, which is also written to the
-    file `failed`.
-
-    Args:
-        folder: the run directory.
-        job: the id of the Slurm job.
-        n: the number of attempts.
-        how: how the last of them ended, in words.
-    """
+    """Mark a run as failed after `n` attempts of a job without progress, the last of which ended `how`. Returns the
+    reason, which is also written to the file `failed`."""
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
     if not is_locked(folder):  # else another job trains it, and it is not failed
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
@@ -214,14 +193,8 @@ def give_up(folder: Path, job: str, n: int, how: str) -> str:
 
 
 def attempts_without_progress(folder: Path, job: str, step: int) -> int:
-    """The number of attempts of a job that began at `step` and so made no progress. Attempts that Slurm preempted or
-    requeued do not count.
-
-    Args:
-        folder: the run directory.
-        job: the id of the Slurm job.
-        step: the step of the newest checkpoint.
-    """
+    """The number of attempts of a job that began at `step`, that of the newest checkpoint, and so made no progress.
+    Attempts that Slurm preempted or requeued do not count."""
     starts: list[dict[str, Any]] = []
     for line in rundir.read_attempts(folder)[0]:
         if line["event"] == "start" and line["job"] == job and line.get("step") == step:

@@ -182,12 +182,8 @@ def evaluate(
 
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
-    """Submit a job to Slurm with sbatch. Returns the job's id.
-
-    Args:
-        arguments: arguments of sbatch: its options, and the file to run unless `script` is given.
-        variables: environment variables for sbatch.
-        script: what the job runs, a text for bash; None: the file that `arguments` name.
+    """Submit a job to Slurm with sbatch. Returns the job's id. `arguments`: its options, and the file to run unless
+    `script`, a text for bash, is given.
 
     Raises:
         ConfigError: there is no sbatch, or it refuses the job; the message is sbatch's own.
@@ -267,13 +263,8 @@ def resources_of(job: str) -> list[str]:
 
 
 def with_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """Add the site's mean time between failures to the words of a study, as the setting layout.mtbf in SET, unless the
-    words set it already.
-
-    Args:
-        words: the NAME=VALUE words of the study.
-        variables: the variables of the site file.
-    """
+    """Add the site's mean time between failures, among `variables` of the site file, to the words of a study, as the
+    setting layout.mtbf in SET, unless the words set it already."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
     settings = next((w for w in words if w.startswith("SET=")), "SET=")
