@@ -104,9 +104,8 @@ class Factorial:
         there are no other factors. An interaction of more factors is defined in the same way.
         """
         combinations = self.combinations
-        unchanged = {
-            c: order(effect & ~c) for c in combinations
-        }  # factors of the effect that the combination does not change
+        # factors of the effect that the combination does not change
+        unchanged = {c: order(effect & ~c) for c in combinations}
         return {c: (-1) ** unchanged[c] * 2.0 ** order(effect) / len(combinations) for c in combinations}
 
     def name(self, effect: int) -> str:

@@ -68,9 +68,7 @@ def run(study: Study) -> list[str]:
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         # takes a moment, unless tasks were added or have another version by now
         if not _succeeds("-m", "eval", *study.eval_options, "--store", str(study.out / rundir.DATA), *evaluated):
-            todo = (
-                cells  # evaluate each in a process of its own, so that the one that fails is named and stops no other
-            )
+            todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
     unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
     todo = [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
     if todo:

@@ -50,8 +50,7 @@ def document(decision: Decision) -> Document:
         [
             f"{decision.machines.gpu.name}: {decision.machines.gpu.source}",
             "step times and memory: ablations/plan/published.csv (published), fitted by ablations/plan/calibrate.py; "
-            "how "
-            "good they are: docs/planning.md",
+            "how good they are: docs/planning.md",
             "laws: ablations/plan/published_laws.py; constants as quoted (secondary)",
             "failures: BLOOM's paper, section 3.4 (published); everything else about failures is assumed",
             "100 TFLOP/s, 4,500 of 4,838 PF-days, and effects of ablations: the paper's, not read (unverified)",
@@ -126,8 +125,7 @@ def _summary(out: Document, decision: Decision) -> None:
         [
             "What is least certain",
             f"the size: the laws' optima differ by a factor of {most / least:.0f}. It follows from the tokens, which "
-            "are "
-            f"{decision.tokens_why.rpartition(':')[0]}; NEED= plans for others",
+            f"are {decision.tokens_why.rpartition(':')[0]}; NEED= plans for others",
             "computed from published laws",
         ]
     )

@@ -32,9 +32,7 @@ class GPU:
     watts: float  # at most
     bf16: bool
     source: str
-    switched: bool = (
-        True  # any GPU of the node can be reached at the rate of `link`; False: each at an equal part of it
-    )
+    switched: bool = True  # whether any GPU of the node can be reached at the rate of `link`, or at a part of it
 
     def link_among(self, ranks: int) -> float:
         """The bandwidth in bytes per second from a GPU to `ranks` - 1 other GPUs of its node together, in one
