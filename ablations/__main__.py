@@ -16,7 +16,7 @@ from ablations.config import ConfigError, Run, bundles, resolve
 from ablations.plan.checks import check_request
 from ablations.plan.command import plan_elsewhere
 from ablations.plan.here import plan_here
-from ablations.site import site
+from ablations.site import read_site
 from ablations.status import table, watch
 from ablations.study import Study, from_args
 from ablations.values import did_you_mean
@@ -58,7 +58,7 @@ def _parser() -> answers.Parser:
     parser = answers.Parser(
         prog="python -m ablations",
         description=__doc__,
-        epilog=f"NAME=VALUE:\n{variables()}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M\n"
+        epilog=f"NAME=VALUE:\n{words_help()}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M\n"
         "every setting: python -m ablations reference",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -91,9 +91,9 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
     if args.command == "reference":
         return reference(args, as_json)
     if args.command == "card":
-        return identity(args.words)
+        return show_card(args.words)
     args.words = change_to_checkout(args.words)
-    if "SBATCH_GPUS_PER_NODE" in site():
+    if "SBATCH_GPUS_PER_NODE" in read_site():
         os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
     if args.command == "diff":
         return diff(args.words, as_json)
@@ -123,7 +123,7 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
     return 0
 
 
-def variables() -> str:
+def words_help() -> str:
     """The help text about the NAME=VALUE words: for each word the setting behind it, its meaning and its choices."""
     from ablations.reference import choices
 
@@ -161,7 +161,7 @@ def reference(args: argparse.Namespace, as_json: bool) -> int:
     return 0
 
 
-def identity(words: list[str]) -> int:
+def show_card(words: list[str]) -> int:
     from ablations.card import card
 
     names = dict(word.partition("=")[::2] for word in words)

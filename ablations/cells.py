@@ -37,7 +37,7 @@ class Cell:
     def name(self) -> str:
         return f"{self.arm}, seed {self.seed}"
 
-    def recorded(self) -> dict[str, Any] | None:
+    def run_json(self) -> dict[str, Any] | None:
         """The content of run.json in the run directory, or None before the first launch.
 
         Raises:
@@ -52,7 +52,7 @@ class Cell:
             ConfigError: the directory holds a run of another configuration.
             Damaged: its run.json is damaged.
         """
-        recorded = self.recorded()
+        recorded = self.run_json()
         if recorded and recorded["fingerprint"] != self.run.fingerprint:
             before, now = ABSENT | flatten(recorded["config"]), self.run.flat()
             changed = [k for k in difference(before, now) if not k.startswith("layout.") and k != "size"]

@@ -102,7 +102,7 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def inside(folder: Path, name: str | Path) -> Path:
+def path_inside(folder: Path, name: str | Path) -> Path:
     """The path folder / name. Raises Damaged where it leads out of the folder, by ".." or by a symbolic link."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -185,7 +185,7 @@ def read_json(
     if content is None:
         return None
     value = _parse(content)
-    complaint = "it is not a JSON object" if value is None else misfit(value, keys, types)
+    complaint = "it is not a JSON object" if value is None else form_problem(value, keys, types)
     if complaint or value is None:
         raise Damaged(f"{path} is damaged, or of another version: {complaint}.{cure and ' '}{cure}")
     return value
@@ -209,7 +209,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def misfit(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
+def form_problem(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
     """What is wrong with an object that was read from a file: a sentence that names the missing keys, or the keys
     whose values are of another type; "" where nothing is wrong.
 
@@ -249,7 +249,7 @@ def read_lines(
     rows, damaged = [], []
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
-        if row is not None and not misfit(row, keys, types):
+        if row is not None and not form_problem(row, keys, types):
             rows.append(row)
         elif line.strip() and number < len(lines):
             damaged.append(number)
@@ -283,7 +283,7 @@ def last_line(
     damage = ""
     for line in reversed(lines):
         row = _parse(line)
-        if row is not None and not misfit(row, keys, types):
+        if row is not None and not form_problem(row, keys, types):
             return row, damage
         damage = f"{path} is damaged in its last lines" if line.strip() else damage
     return {}, damage
@@ -311,7 +311,7 @@ def read_gzip_lines(path: Path, keys: Iterable[str] = (), cure: str = "") -> Ite
         raise Damaged(f"{path} is damaged: {error}.{cure and ' '}{cure}") from None
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
-        if row is None or misfit(row, keys, {}):
+        if row is None or form_problem(row, keys, {}):
             raise Damaged(f"{path} is damaged in line {number}.{cure and ' '}{cure}")
         yield row
 

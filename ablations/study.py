@@ -10,11 +10,11 @@ from ablations.config import KEYS, ConfigError, parse, presets, resolve, without
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
 from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
-from ablations.prediction import Prediction, predict, predictions_about
+from ablations.prediction import Prediction, parse_prediction, predictions_about
 from ablations.registration import NOTHING_EXPECTED
 from ablations.stage import FOLLOW_CORPUS
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
-from ablations.tuning import MOST_SEEDS, multiples
+from ablations.tuning import MOST_SEEDS, parse_multiples
 from ablations.words import (
     FACTORS,
     FOR_ALL_RUNS,
@@ -169,7 +169,7 @@ def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[floa
         raise ConfigError(
             f"LR: SEEDS={criteria.seeds} is more than {MOST_SEEDS}, up to which its verdicts are calibrated"
         )
-    return values.get("CROSS", ""), multiples(values["LR"]) if "LR" in values else ()
+    return values.get("CROSS", ""), parse_multiples(values["LR"]) if "LR" in values else ()
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
@@ -180,9 +180,9 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
         ConfigError: a text is no prediction, or names an arm that is not run.
     """
     lines = file.predictions if file else []
-    of_file = [predict(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
+    of_file = [parse_prediction(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
     typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
-    return [*of_file, *(predict(line, arms) for line in typed)]
+    return [*of_file, *(parse_prediction(line, arms) for line in typed)]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:

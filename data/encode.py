@@ -18,7 +18,7 @@ from data.coverage import Coverage
 from data.filters import Recipe
 from data.sentencepiece_model import OPTIONS
 from data.store import Run, Store, label, prepared
-from data.text import lines, prepared_text
+from data.text import prepared_text, shard_lines
 from data.tokenizer import EXTRA_IDS, SAMPLE_BYTES, check_parity, load_tokenizer, train, unexportable, vocabularies
 from data.tokenizer import read as read_tokenizer
 from data.tokenizer_base import Tokenizer
@@ -51,7 +51,7 @@ def prepared_tokenizer(
 
     def make(work: Path, run: Run) -> dict[str, Any]:
         run("training")
-        documents = (json.loads(line)["text"] for folder, _ in texts for line in lines(folder / "train"))
+        documents = (json.loads(line)["text"] for folder, _ in texts for line in shard_lines(folder / "train"))
         (work / file).write_bytes(train(documents, size, vocab, kind, mask))
         return _manifest_of(load_tokenizer(work / file))
 

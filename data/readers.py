@@ -43,7 +43,7 @@ class Ledger:
         self.problems: list[str] = []
         self.counts: Counter[str] = Counter()
 
-    def problem(self, where: Any, what: str) -> None:
+    def add_problem(self, where: Any, what: str) -> None:
         """Add a problem: `where`, a path or "path:line", and `what` it is, in words. Raises ValueError, with all
         problems, where there are then more than allowed."""
         self.problems.append(f"{where}: {what}")
@@ -146,16 +146,16 @@ def documents(
                         labels["domain"] = domain
                 yield f"{name}:{line}" if line else name, text, labels
             if isinstance(source, HubFile):
-                source.compare()
+                source.verify()
     except _damage_errors(compression, layout) as error:
         if isinstance(source, HubFile):
-            source.compare()  # where the damage is the transfer's, the corpus is not blamed
-        ledger.problem(path, f"damaged or cut short: {error}")
+            source.verify()  # where the damage is the transfer's, the corpus is not blamed
+        ledger.add_problem(path, f"damaged or cut short: {error}")
     finally:
         if source:
             source.close()
     if not count and len(ledger.problems) == before:
-        ledger.problem(path, "holds no document")
+        ledger.add_problem(path, "holds no document")
 
 
 def _damage_errors(compression: str, layout: str) -> tuple[type[Exception], ...]:
@@ -192,7 +192,7 @@ class HubFile(io.RawIOBase):
         self.address, self.size, self.at = address, size, 0
         self.expected, self.hash = sha256 if len(sha256) == 64 else "", hashlib.sha256()
 
-    def _failed(self, why: str) -> Unreachable:
+    def _unreachable(self, why: str) -> Unreachable:
         """The error to raise when the file cannot be read, with what the user can do."""
         return Unreachable(
             f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
@@ -225,22 +225,24 @@ class HubFile(io.RawIOBase):
             hf_raise_for_status(answer)
         except Exception as error:  # the library raises its own, those of its HTTP client and the operating system's
             reason = " ".join(str(error).split())
-            raise self._failed(f"the hub did not send it ({type(error).__name__}: {reason})") from None
+            raise self._unreachable(f"the hub did not send it ({type(error).__name__}: {reason})") from None
         if len(answer.content) != size:
-            raise self._failed(f"the hub sent {len(answer.content)} bytes in place of {size}")
+            raise self._unreachable(f"the hub sent {len(answer.content)} bytes in place of {size}")
         if self.expected:
             self.hash.update(answer.content)
         buffer[:size] = answer.content
         self.at += size
         return size
 
-    def compare(self) -> None:
+    def verify(self) -> None:
         """Read the file to its end, and compare its hash. Raises Unreachable where the content does not have the sha256
         that the hub lists."""
         while self.expected and self.read(BLOCK):
             pass
         if self.expected and self.hash.hexdigest() != self.expected:
-            raise self._failed(f"it came with the sha256 {self.hash.hexdigest()}, but the hub lists {self.expected}")
+            raise self._unreachable(
+                f"it came with the sha256 {self.hash.hexdigest()}, but the hub lists {self.expected}"
+            )
 
 
 def _uncompressed(raw: Any, compression: str) -> Any:
@@ -292,17 +294,19 @@ def _value_at(record: Any, keys: Any) -> Any:
 
 def _text_of(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
     if not isinstance(record, dict):
-        ledger.problem(where, f'no string under "{field or "text"}"; the line has {type(record).__name__}')
+        ledger.add_problem(where, f'no string under "{field or "text"}"; the line has {type(record).__name__}')
         return None
     # OSCAR 22.01 and later write "content", beside the headers of the crawl
     field = field or ("content" if "warc_headers" in record else "text")
     if isinstance(record.get(field), str):
         return record[field]
     if field not in record:
-        ledger.problem(where, f'no string under "{field}"; the line has {sorted(record)}')
+        ledger.add_problem(where, f'no string under "{field}"; the line has {sorted(record)}')
     else:
         value = record[field]
-        ledger.problem(where, f'"{field}" is {"null" if value is None else f"a {type(value).__name__}"}, not a string')
+        ledger.add_problem(
+            where, f'"{field}" is {"null" if value is None else f"a {type(value).__name__}"}, not a string'
+        )
     return None
 
 
@@ -325,10 +329,10 @@ def _lines(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: L
                 plain = json.dumps(json.loads(line.decode()), ensure_ascii=False)
                 record = json.loads(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
             except UnicodeDecodeError as error:
-                ledger.problem(f"{path}:{number}", f"not UTF-8: {error}")
+                ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}")
                 continue
             except (ValueError, RecursionError) as error:
-                ledger.problem(f"{path}:{number}", f"not JSON: {error}")
+                ledger.add_problem(f"{path}:{number}", f"not JSON: {error}")
                 continue
             yield number, record
 
@@ -342,7 +346,7 @@ def _paragraphs(
         try:
             line = raw.decode()
         except UnicodeDecodeError as error:
-            ledger.problem(f"{path}:{number}", f"not UTF-8: {error}; its document is left out")
+            ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}; its document is left out")
             damaged, line = True, "damaged"
         if line.strip():
             start = start if lines else number
@@ -368,7 +372,7 @@ def _whole(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: L
     try:
         yield 0, file.read().removeprefix(BOM).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        ledger.problem(path, f"not UTF-8: {error}")
+        ledger.add_problem(path, f"not UTF-8: {error}")
 
 
 def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
@@ -381,7 +385,7 @@ def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Le
     schema = opened.schema_arrow
     text = field or "text"
     if absent := [column for column in (text, *columns) if column not in schema.names]:
-        ledger.problem(path, f'no column "{absent[0]}"; the columns are {schema.names}')
+        ledger.add_problem(path, f'no column "{absent[0]}"; the columns are {schema.names}')
         return
     has_domain = DOMAIN[0] in schema.names and pyarrow.types.is_struct(kind := schema.field(DOMAIN[0]).type)
     labels = [DOMAIN[0]] if has_domain and any(part.name == DOMAIN[1] for part in kind) else []
@@ -393,7 +397,7 @@ def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Le
             try:
                 yield number, {column: value.as_py() for column, value in zip(needed, row, strict=True)}
             except UnicodeDecodeError as error:  # parquet says UTF-8 and checks nothing
-                ledger.problem(f"{path}:{number}", f"not UTF-8: {error}")
+                ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}")
 
 
 _LAYOUTS = {"jsonl": _lines, "oscar-v1": _paragraphs, "one-per-file": _whole, "parquet": _rows}

@@ -341,7 +341,7 @@ def _gather_valid(
     with open(work / "valid.jsonl.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         for split in ("train", "valid"):
             count = size = 0
-            for line in lines(work / split):
+            for line in shard_lines(work / split):
                 text = orjson.loads(line)["text"].encode()
                 sha.update(len(text).to_bytes(8, "big") + text)
                 count, size = count + 1, size + len(text)
@@ -377,7 +377,7 @@ def _too_little(
     )
 
 
-def lines(folder: Path) -> Iterator[bytes]:
+def shard_lines(folder: Path) -> Iterator[bytes]:
     """The documents of a folder of shards, each as a line of JSON, in order."""
     for path in sorted(folder.glob("*.jsonl")):
         with open(path, "rb") as file:

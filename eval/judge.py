@@ -73,7 +73,7 @@ def judge(
     model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
     processes = processes or max(1, gpus)
     journal_folder = directory / (weights.name + PARTS)
-    safe_files.inside(directory, journal_folder.name)
+    safe_files.path_inside(directory, journal_folder.name)
     helpers: list[subprocess.Popen] = []
     if not rank:
         words = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]

@@ -27,14 +27,14 @@ def choose(model: Any, micro_batch: int) -> dict[str, float]:
     no_choice = cfg.attn_dropout or cfg.qk_scaling or model.objective.has_extents or model.position.has_bias
     if not weight.is_cuda or no_choice:
         return {}
-    seconds = [timed(model, micro_batch)]
+    seconds = [time_kernels(model, micro_batch)]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(seconds)
     model.attention_kernel = next(iter(seconds[0]), None)
     return seconds[0]
 
 
-def timed(model: Any, micro_batch: int) -> dict[str, float]:
+def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
     """Time every kernel that can compute attention at the model's shape and precision. Takes and returns what `choose`
     does. Kernels that do not work with this device, shape or precision are left out."""
     cfg, weight = model.cfg, model.embed.weight

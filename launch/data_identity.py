@@ -61,7 +61,7 @@ def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
     pairs = []
     for cell in study.cells:
         with contextlib.suppress(safe_files.Damaged):  # the run that is continued from its checkpoint writes it anew
-            record = cell.recorded()
+            record = cell.run_json()
             if record and isinstance(record.get("data"), dict):
                 pairs.append((cell, record["data"]))
     return pairs

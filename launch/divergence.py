@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from launch.engine import Engine
 
 
-def divergence(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
+def divergence_reason(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
     """Why a step counts as a divergence, as a sentence; "" when it does not.
 
     A step counts when its loss or gradient norm is NaN or infinite, when its loss exceeds log(vocabulary) (the loss of
@@ -52,7 +52,7 @@ def go_back(
 
     Args:
         state: the state at the step that diverged.
-        complaint: the sentence that `divergence` returned.
+        complaint: the sentence that `divergence_reason` returned.
         batch_size: sequences of the batch that diverged.
 
     Returns:

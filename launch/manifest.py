@@ -69,7 +69,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     return data | {"epochs": epochs(data, None if run.by_clock else run.tokens, run.model.seq)}
 
 
-def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
+def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
     """Check that the model about to train is the configured one, and write run.json.
 
     Three checks: the activity proofs of all factors (model/proof.py); the settings in effect, read from the live
@@ -106,7 +106,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     if differing:
         raise Mismatch("; ".join(f"{k} is {v[0]} in effect and {v[1]} by configuration" for k, v in differing.items()))
     this_launch = describe_launch(hosts) | {"execution": engine.execution}
-    before = cell.recorded()
+    before = cell.run_json()
     if before and before["data"]["sha256"] != data["sha256"]:
         was = before["data"]["sha256"]
         raise Mismatch(f"the corpus {data['corpus']} is not the one that the run began with (sha256 {was})")
@@ -119,7 +119,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
         "config": asdict(cell.run),
         "delta": cell.delta,
         "fingerprint": cell.run.fingerprint,
-        "registered": registered(cell),
+        "registered": registration_sha(cell),
         **({k: before[k] for k in this_launch if k in before} if before else this_launch),
         "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
         "data": data,
@@ -135,11 +135,11 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
         safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
-def registered(cell: Cell) -> str:
+def registration_sha(cell: Cell) -> str:
     """The sha256 of the registration that the run belongs to (the question and criteria of its study, written down
     before training): the one in its run.json; before there is a run.json, the first one in the run directory. "" where
     there is none, as in runs of versions that did not register."""
-    before = cell.recorded()
+    before = cell.run_json()
     lines, _ = rundir.read_registered(cell.dir)
     if before:
         return str(before.get("registered", ""))
@@ -152,7 +152,7 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        safe_files.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
+        safe_files.write_json(cell.dir / rundir.RUN, {**(cell.run_json() or {}), "rollbacks": rollbacks}, indent=1)
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:

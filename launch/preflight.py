@@ -47,7 +47,7 @@ class Node:
     clock: float  # seconds since the epoch, at the same moment on all nodes (up to a collective's latency)
 
 
-def check(run: Run, folder: Path, out: Path) -> list[Node]:
+def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
     """Measure every node, and stop the run where one is unfit or the disk is too small. All ranks call it together.
 
     Args:
@@ -126,8 +126,8 @@ def measure(folder: Path) -> Node:
     shm = shutil.disk_usage("/dev/shm").free if os.path.exists("/dev/shm") else SHARED
     return Node(
         socket.gethostname(),
-        _matmul(device) if cuda else 0.0,
-        _link(device),
+        _matmul_speed(device) if cuda else 0.0,
+        _link_speed(device),
         free / total,
         shm,
         shutil.disk_usage(folder).free,
@@ -136,14 +136,14 @@ def measure(folder: Path) -> Node:
     )
 
 
-def _matmul(device: torch.device) -> float:
+def _matmul_speed(device: torch.device) -> float:
     """FLOP/s of a bf16 product of 4096 x 4096 matrices, the fastest of eight."""
     n = 4096
     a = torch.ones(n, n, device=device, dtype=torch.bfloat16)
     return 2 * n**3 / least_seconds(lambda: a @ a, device, 8)
 
 
-def _link(device: torch.device) -> float:
+def _link_speed(device: torch.device) -> float:
     """Measure the network of this node: the bytes/s to its two neighbours in a ring of all nodes, the better of the
     two, since a good node beside a bad one has another neighbour. The first rank of each node measures; its links are
     used one after the other. All ranks call it together. 0 where there is no other node."""
@@ -156,14 +156,14 @@ def _link(device: torch.device) -> float:
         for i in range(n if n > 2 else n - 1):
             pair = first[i], first[(i + 1) % n]
             if turn == (2 if n % 2 and i == n - 1 else i % 2) and dist.get_rank() in pair:
-                best = max(best, _exchange(data, *pair, device))
+                best = max(best, _exchange_speed(data, *pair, device))
         dist.barrier()
     rates: list[Any] = [None] * len(hosts)
     dist.all_gather_object(rates, best)
     return rates[hosts.index(socket.gethostname())]
 
 
-def _exchange(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
+def _exchange_speed(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
     """Bytes/s between ranks `a` and `b`, of which this process is one, when `data` is sent there and back: the best of
     five times, since the first time sets up the connection."""
     here, there = dist.get_rank(), a + b - dist.get_rank()

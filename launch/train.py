@@ -24,7 +24,7 @@ from ablations.rundir import Exit
 from ablations.study import Cell, from_args
 from launch import manifest
 from launch.clock import Clock
-from launch.divergence import divergence, go_back
+from launch.divergence import divergence_reason, go_back
 from launch.lock import run_lock
 from launch.training_state import TrainingState
 from launch.watch import Stop, Watch, stop_file
@@ -150,11 +150,11 @@ def start_session(cell: Cell, out: Path) -> Session:
     run, folder = cell.run, cell.dir
     preflight.check_fp8(run)
     preflight.check_memory(run, world)
-    hosts = [node.host for node in preflight.check(run, folder, out)]
+    hosts = [node.host for node in preflight.check_nodes(run, folder, out)]
     data = manifest.prepare_data(run, out / rundir.DATA)
     engine = build(run_model.model_of(run), run, world)
     # proofs first: a run that is not what it says stops here
-    manifest.write(cell, engine, data, out / rundir.DATA, hosts)
+    manifest.write_run_json(cell, engine, data, out / rundir.DATA, hosts)
 
     sources = [(source["prefix"], source["weight"]) for source in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
@@ -164,7 +164,9 @@ def start_session(cell: Cell, out: Path) -> Session:
         "corpus sha256": data["sha256"],
         "tokenizer sha256": data["tokenizer"]["sha256"],
     }
-    checkpoints = Checkpoints(safe_files.inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity)
+    checkpoints = Checkpoints(
+        safe_files.path_inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity
+    )
     state = TrainingState.from_checkpoint(run, engine.load(checkpoints))
     state.compile_seconds += engine.compile_seconds
     # compiling is part of a budget that is a time
@@ -206,7 +208,7 @@ def launch_step(session: Session) -> None:
     state.step += 1
     state.samples = numbers.stop
     session.unread.append(LaunchedStep(state.step, state.samples, len(numbers), pending))
-    session.watch.stepped(state.step)
+    session.watch.step_ended(state.step)
     if session.log and state.step == session.first_step:
         import psutil
 
@@ -232,7 +234,7 @@ def read_steps(session: Session, all_of_them: bool) -> StepResults:
         loss, norm, wants_save, wants_leave, state.seconds = launched.pending.read()
         save, leave = save or wants_save, leave or wants_leave
         all_of_them = all_of_them or save or leave
-        if complaint := divergence(session.run, launched.step, state.recent, loss, norm):
+        if complaint := divergence_reason(session.run, launched.step, state.recent, loss, norm):
             state.step, state.samples = launched.step, launched.samples
         else:
             state.losses.append(loss)

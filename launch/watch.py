@@ -86,7 +86,7 @@ class Watch:
         if self.rank == 0:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
-    def stepped(self, step: int) -> None:
+    def step_ended(self, step: int) -> None:
         """Record that step number `step` has ended now; the time since the step before is one of the durations for
         `limit`."""
         now = time.monotonic()
@@ -116,7 +116,7 @@ class Watch:
         while not self.over.wait(min(0.5, self.limit / 4)):
             now = time.monotonic()
             if now - self.last_progress > self.limit:
-                self._hung(now - self.last_progress)
+                self._end_hung_process(now - self.last_progress)
             if self.rank == 0:
                 self.stop_reason = self.stop_reason or self._stop_file()
                 if now - beaten > BEAT:
@@ -148,13 +148,13 @@ class Watch:
         with suppress(OSError):  # a full disk: the checkpoint will say so
             safe_files.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
 
-    def _hung(self, seconds: float) -> None:
+    def _end_hung_process(self, seconds: float) -> None:
         """Write the stacks of all threads of this rank to a file, and exit the process with Exit.RESUBMIT, after no
         step has ended for `seconds`. The other ranks, which wait for this one, do the same after their own time limit,
         or Slurm ends them."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
-            where = safe_files.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
+            where = safe_files.path_inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
             who = f"rank {self.rank} on {socket.gethostname()}"
             storage = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
             what = f"{who}: no step for {seconds:.0f} s{storage}, stacks in {where.parent}"

@@ -17,12 +17,19 @@ import pytest
 
 from ablations.config import ConfigError
 from ablations.rundir import last_step, read_attempts
-from ablations.site import find, site
+from ablations.site import find_site_file, read_site
 from ablations.status import state
 from ablations.study import from_args
 from launch.slurm import attempts as launch_attempts
 from launch.slurm import submit as submit_command
-from launch.slurm.attempts import PREEMPTED, REQUEUED, attempts_without_progress, end_attempt, record, start_attempt
+from launch.slurm.attempts import (
+    PREEMPTED,
+    REQUEUED,
+    attempts_without_progress,
+    end_attempt,
+    record_attempt,
+    start_attempt,
+)
 from launch.slurm.submit import _ranges, in_queue, is_fully_evaluated, resources_of, sbatch, submit, with_mtbf
 from tests.conftest import trained
 from tests.schemas import checked
@@ -34,9 +41,9 @@ def began(folder: Path, job: str, step: int, *hows: str) -> None:
     """Attempts that began at `step` and ended so; "" is an end without a word."""
     folder.mkdir(parents=True, exist_ok=True)
     for how in hows:
-        record(folder, event="start", job=job, step=step)
+        record_attempt(folder, event="start", job=job, step=step)
         if how:
-            record(folder, event="end", job=job, step=step, how=how, again=True)
+            record_attempt(folder, event="end", job=job, step=step, how=how, again=True)
 
 
 @pytest.mark.parametrize(
@@ -398,8 +405,8 @@ def test_the_sites_mtbf_reaches_the_runs_unless_they_name_one() -> None:
 
 def test_a_site_that_does_not_exist_is_named_with_those_that_do() -> None:
     with pytest.raises(ConfigError, match="generic, jean-zay"):
-        find("marenostrum")
-    assert site("jean-zay")["SBATCH_GPUS_PER_NODE"] == "8"
+        find_site_file("marenostrum")
+    assert read_site("jean-zay")["SBATCH_GPUS_PER_NODE"] == "8"
 
 
 def test_without_slurm_submission_says_so(tmp_path: Path) -> None:

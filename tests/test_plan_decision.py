@@ -110,7 +110,7 @@ BUDGETS = st.builds(
 @given(BUDGETS)
 def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> None:
     made = decision.decide(parse_budget(text))
-    hours = made.split
+    hours = made.gpu_hours_by_use
     assert sum(hours.values()) == pytest.approx(made.machines.gpu_hours) and min(hours.values()) >= 0
     assert (
         hours["ablations first"] + hours["ablations of unknown effect"]
@@ -151,7 +151,7 @@ def test_tokens_that_take_longer_than_there_is_are_not_planned() -> None:
     planned = made.planned_tokens(made.chosen)
     assert planned < 0.9 * made.compute / (6 * made.chosen.shape.parameters)
     assert "at a speed that is not expected" in decision_report.document(made).markdown()
-    assert made.split["left"] / made.machines.gpu_hours == pytest.approx(0.07, abs=0.01)
+    assert made.gpu_hours_by_use["left"] / made.machines.gpu_hours == pytest.approx(0.07, abs=0.01)
 
 
 def test_a_number_of_nodes_that_nothing_divides_is_told_one_that_does() -> None:
@@ -163,7 +163,11 @@ def test_a_number_of_nodes_that_nothing_divides_is_told_one_that_does() -> None:
 def test_hardware_that_holds_no_run_of_a_study_has_a_report_all_the_same() -> None:
     made = decision.decide(parse_budget("1 year, 4x1 2080ti"))
     text = decision_report.document(made).markdown()
-    assert "GPU-hours: unknown, 1b3 does not fit on 1 2080ti" in text and not made.first and not made.open
+    assert (
+        "GPU-hours: unknown, 1b3 does not fit on 1 2080ti" in text
+        and not made.first_studies
+        and not made.unknown_studies
+    )
 
 
 def test_a_large_cluster_is_simulated_no_longer_than_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:

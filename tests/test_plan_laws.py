@@ -40,7 +40,7 @@ def test_published_optima_at_4500_pf_days() -> None:
 
 def test_the_rounding_of_printed_constants_is_a_range_around_the_optimum() -> None:
     compute = 4500 * PF_DAY
-    ranges = {law.name: law.rounding(compute) for law in published_laws.LAWS}
+    ranges = {law.name: law.size_range(compute) for law in published_laws.LAWS}
     for law in published_laws.LAWS:
         low, high = ranges[law.name]
         assert low < law.optimum(compute)[0] < high
@@ -60,8 +60,8 @@ def test_the_optimum_is_the_least_loss_at_its_compute(law: published_laws.Hoffma
     n, d = law.optimum(1e22)
     assert 6 * n * d == pytest.approx(1e22)
     others = [law.loss(n * factor, d / factor) for factor in (0.5, 0.9, 1.1, 2)]
-    assert law.loss(n, d) < min(others) and law.after(1e22) == law.loss(n, d)
-    assert law.compute_for(law.after(1e22)) == pytest.approx(1e22, rel=1e-6)
+    assert law.loss(n, d) < min(others) and law.least_loss(1e22) == law.loss(n, d)
+    assert law.compute_for(law.least_loss(1e22)) == pytest.approx(1e22, rel=1e-6)
 
 
 def test_laws_without_noise_are_recovered() -> None:

@@ -92,10 +92,10 @@ def test_what_leads_out_of_a_folder_is_refused(tmp_path: Path) -> None:
     (folder / "checkpoints").symlink_to(tmp_path)
     for name in ("checkpoints", "../x", "/etc/passwd"):
         with pytest.raises(Damaged, match="leads out of"):
-            safe_files.inside(folder, name)
-    assert safe_files.inside(folder, "a/b") == folder / "a/b"
+            safe_files.path_inside(folder, name)
+    assert safe_files.path_inside(folder, "a/b") == folder / "a/b"
     with contextlib.chdir(tmp_path):
-        assert safe_files.inside(Path("run"), "a") == Path("run/a")
+        assert safe_files.path_inside(Path("run"), "a") == Path("run/a")
 
 
 @pytest.mark.parametrize(

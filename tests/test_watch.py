@@ -83,7 +83,7 @@ def test_a_run_that_goes_on_needs_no_room_for_what_it_has(
 
     def free(copies: float) -> list[Node]:
         monkeypatch.setattr(preflight, "measure", lambda _: dataclasses.replace(GOOD, disk=int(copies * one)))
-        return preflight.check(run, tmp_path, tmp_path)
+        return preflight.check_nodes(run, tmp_path, tmp_path)
 
     assert free(3.5)
     with pytest.raises(ConfigError, match="GB free; 3 more checkpoints and the weights at 1 shares"):
@@ -106,7 +106,7 @@ def test_the_heartbeat_says_where_a_run_is_and_goes_with_it(tmp_path: Path) -> N
     with watch(tmp_path) as w:
         beat = json.loads(path.read_text())
         assert beat["step"] == 0 and beat["steps"] == 100 and beat["nodes"] == ["a", "b"] and beat["pid"] == os.getpid()
-        w.stepped(7)
+        w.step_ended(7)
         w._beat()
         assert json.loads(path.read_text())["step"] == 7
     assert not path.exists()
@@ -160,7 +160,7 @@ def waits_for_ever():
 with Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 100, 3, ["a"] * 4, hang=5, patience=1.0) as w:
     for step in range(1, 20):
         time.sleep(0.02)
-        w.stepped(step)
+        w.step_ended(step)
     waits_for_ever()
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -185,7 +185,7 @@ from launch import watch
 watch.DUMP_TIMEOUT = 1.0
 with watch.Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 9, 3, ["a"] * 4, hang=5, patience=0.2) as w:
     for step in range(1, 9):
-        w.stepped(step)
+        w.step_ended(step)
     time.sleep(60)
 """
     process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
@@ -197,7 +197,7 @@ def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
     with watch(tmp_path, patience=0.5) as w:
         for step in range(1, 6):
             time.sleep(0.3)
-            w.stepped(step)
+            w.step_ended(step)
         assert w.limit == 5 * statistics.median(w.durations) and w.limit >= 5 * 0.3
         time.sleep(1.0)  # and still here
 
@@ -205,10 +205,10 @@ def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
 def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
     hangs: list[float] = []
     with watch(tmp_path, patience=0.5) as w:
-        w._hung = hangs.append  # type: ignore[method-assign]  # it would end this process
+        w._end_hung_process = hangs.append  # type: ignore[method-assign]  # it would end this process
         for step in range(1, 6):
             time.sleep(0.01)
-            w.stepped(step)
+            w.step_ended(step)
         with w.storing():
             assert w.limit == STORAGE
             began = w.last_progress

@@ -219,7 +219,7 @@ def calibrate_memory() -> dict[str, Any]:
     }
 
 
-def transfer(source: str, target: str) -> tuple[float, float]:
+def transfer_error(source: str, target: str) -> tuple[float, float]:
     """How well the weights of one GPU predict the measurements of another: (the median relative error, the median of
     predicted / actual).
 
@@ -264,7 +264,7 @@ def main() -> None:
             print(
                 f"\n{group}: {summary['checks']} rows never fitted: median error {error:.1%}, rank correlation {rank}"
             )
-    error, bias = transfer("a100-80", "h100")
+    error, bias = transfer_error("a100-80", "h100")
     print(f"\nh100 by the weights of a100-80: median error {error:.0%}, predicted / actual {bias:.2f}")
     memory = result["memory"]
     print(

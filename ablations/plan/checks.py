@@ -25,20 +25,20 @@ def check_request(study: Study) -> None:
             read(path)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    if tasks := _tasks(study.eval_options):
-        _ask("-m", "eval", "--tasks", tasks)
-    if tasks := _tasks(study.glue_options):
-        _ask("-m", "eval.finetune", "--tasks", tasks)
+    if tasks := _tasks_option(study.eval_options):
+        _run_check("-m", "eval", "--tasks", tasks)
+    if tasks := _tasks_option(study.glue_options):
+        _run_check("-m", "eval.finetune", "--tasks", tasks)
     if study.exports:
-        _ask("-m", "eval.exportable", *study.words)
+        _run_check("-m", "eval.exportable", *study.words)
 
 
-def _tasks(options: list[str]) -> str:
+def _tasks_option(options: list[str]) -> str:
     """The value of --tasks among command-line options; "" where they have none."""
     return options[options.index("--tasks") + 1] if "--tasks" in options else ""
 
 
-def _ask(*words: str) -> None:
+def _run_check(*words: str) -> None:
     """Run `python words`, which checks something and exits with an error where it refuses.
 
     Raises:

@@ -139,7 +139,7 @@ def _plan_budget(budget: Budget, options: dict[str, str], how: str) -> int:
 
     if how == "svg":
         raise ConfigError("FORMAT=svg is for a study on hardware; the figures of a decision are written with it")
-    need = _need(options["NEED"]) if "NEED" in options else None
+    need = _token_range(options["NEED"]) if "NEED" in options else None
     if how == "json" and "TO" in options:
         raise ConfigError("TO is where the report is written; FORMAT=json writes none")
     folder = Path(options.get("TO", "runs/plan"))
@@ -158,7 +158,7 @@ def _plan_budget(budget: Budget, options: dict[str, str], how: str) -> int:
     return 0
 
 
-def _need(text: str) -> tuple[float, float]:
+def _token_range(text: str) -> tuple[float, float]:
     """The range of tokens that the word NEED names: "300B-400B", or a number, for 10% below to 10% above it. Raises
     ConfigError for other texts."""
     check_text(text, "NEED")

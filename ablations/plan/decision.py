@@ -122,7 +122,7 @@ class Decision:
     def planned_tokens(self, candidate: shapes.ShapeCandidate) -> float:
         """The tokens to train the candidate on: those that the planned FLOPs come to at its size, but no more than it
         can train in the time that the ablations leave, with the same reserve for what is not foreseen."""
-        ablations = sum(entry["gpu_hours"] for entry in [*self.first, *self.open])
+        ablations = sum(entry["gpu_hours"] for entry in [*self.first_studies, *self.unknown_studies])
         time = SAFETY * (1 - ablations / self.machines.gpu_hours)
         return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
 
@@ -136,23 +136,23 @@ class Decision:
         return Training(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
 
     @property
-    def first(self) -> list[dict[str, Any]]:
+    def first_studies(self) -> list[dict[str, Any]]:
         """The studies to run first, as rows of `first_studies`: those that can detect their published effect, within
         STUDY_SHARE of the budget."""
         return [entry for entry in self.studies if entry["within"] and entry["sees"]]
 
     @property
-    def open(self) -> list[dict[str, Any]]:
+    def unknown_studies(self) -> list[dict[str, Any]]:
         """The studies of unknown effect that fit into STUDY_SHARE of the budget together with those of `first`."""
         return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
 
     @property
-    def split(self) -> dict[str, float]:
+    def gpu_hours_by_use(self) -> dict[str, float]:
         """How the GPU-hours of the budget are divided: {use: GPU-hours}, adding up to those of the budget."""
         hours = {
             "training": self.training(self.chosen).gpu_hours if self.chosen else 0.0,
-            "ablations first": sum(entry["gpu_hours"] for entry in self.first),
-            "ablations of unknown effect": sum(entry["gpu_hours"] for entry in self.open),
+            "ablations first": sum(entry["gpu_hours"] for entry in self.first_studies),
+            "ablations of unknown effect": sum(entry["gpu_hours"] for entry in self.unknown_studies),
         }
         return hours | {"left": self.machines.gpu_hours - sum(hours.values())}
 
@@ -174,7 +174,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
             "e.g. '18 weeks, 52x8 A100-80, 4 spare'"
         )
     compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY
-    optima = [Optimum(law, *law.optimum(compute), *law.rounding(compute)) for law in published_laws.LAWS]
+    optima = [Optimum(law, *law.optimum(compute), *law.size_range(compute)) for law in published_laws.LAWS]
     tokens, why = (tokens, "asked for: NEED") if tokens else needed_tokens(compute)
     sizes = (compute / (6 * tokens[1]), compute / (6 * tokens[0]))
     candidates: list[shapes.ShapeCandidate] = []
@@ -266,7 +266,9 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "chosen": chosen.words if chosen else None,
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
         "training": _training_as_json(decision, chosen) if chosen else None,
-        "gpu_hours_by_use": {use: hours if math.isfinite(hours) else None for use, hours in decision.split.items()},
+        "gpu_hours_by_use": {
+            use: hours if math.isfinite(hours) else None for use, hours in decision.gpu_hours_by_use.items()
+        },
         "goodput": decision.goodput.shares,
         "studies": [
             {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in entry.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ablations.config import resolve
 from ablations.plan import power, site_speed
-from ablations.plan.layouts import search
+from ablations.plan.layouts import fitting_layouts
 from ablations.plan.resources import HOUR, Cluster
 from ablations.study_file import read_study, study_names
 
@@ -33,7 +33,7 @@ def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
     run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
-    layouts, _ = search([run], gpu, machines.per_node, site_speed.read_site_speed(gpu))
+    layouts, _ = fitting_layouts([run], gpu, machines.per_node, site_speed.read_site_speed(gpu))
     usable = [candidate for candidate in layouts if not candidate.layout.recompute]
     hours, basis = math.inf, f"{STUDY_SIZE} does not fit on {machines.per_node} {gpu.name}"
     if usable:

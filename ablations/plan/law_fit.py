@@ -132,8 +132,8 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
     check(points, form)
     scale = math.exp(sum(math.log(point.loss) for point in points) / len(points))
     data = np.array([[math.log(point.n), math.log(point.d), math.log(point.loss / scale)] for point in points])
-    begun = sorted((_descend(data, start, form, FEW) for start in _starts(data, form)), key=lambda end: end[1])
-    best = min((_descend(data, theta, form) for theta, _ in begun[:FINISHED]), key=lambda end: end[1])
+    begun = sorted((_minimise(data, start, form, FEW) for start in _starts(data, form)), key=lambda end: end[1])
+    best = min((_minimise(data, theta, form) for theta, _ in begun[:FINISHED]), key=lambda end: end[1])
     by_run: dict[str, list[int]] = {}
     for i, point in enumerate(points):
         by_run.setdefault(point.run or f"point {i}", []).append(i)
@@ -146,8 +146,8 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
             check([points[i] for i in drawn], form)
         except CannotTell:
             continue  # of three sizes one may be missing: such a draw has no law either
-        samples.append(_named(_settle(data[drawn], best[0], form), scale, form))
-    return Fit(form, _named(best[0], scale, form), samples, list(points))
+        samples.append(_named_constants(_refine(data[drawn], best[0], form), scale, form))
+    return Fit(form, _named_constants(best[0], scale, form), samples, list(points))
 
 
 def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
@@ -180,7 +180,7 @@ def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
     return ad * log_sum, np.stack(gradient, 1)
 
 
-def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
+def _minimise(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
     """Minimise the sum of Huber losses with L-BFGS from the constants `start`. Returns (the constants, the sum). The
     other arguments are those of `_log_loss`."""
     import numpy as np
@@ -200,9 +200,9 @@ def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[
     return result.x, float(result.fun)
 
 
-def _settle(data: Any, start: Any, form: str) -> Any:
+def _refine(data: Any, start: Any, form: str) -> Any:
     """The constants at which the sum of Huber losses is least, found by a trust-region method from constants `start`
-    near them. For a bootstrap resample that takes a tenth of the time of `_descend`. The other arguments are those of
+    near them. For a bootstrap resample that takes a tenth of the time of `_minimise`. The other arguments are those of
     `_log_loss`."""
     from scipy.optimize import least_squares
 
@@ -252,7 +252,7 @@ def _starts(data: Any, form: str) -> list[Any]:
     return starts
 
 
-def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
+def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
     """The constants of a law by name, in the original unit of the loss. `theta`: as `_log_loss` takes them; `scale`: by
     what the losses were divided."""
     t = [float(value) for value in theta]

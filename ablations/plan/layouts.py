@@ -47,7 +47,7 @@ class FittingLayout:
         )
 
 
-def memory(run: Run, layout: Layout) -> float:
+def rank_memory(run: Run, layout: Layout) -> float:
     """The memory of one rank in GiB: its tensors, and the overhead of a process (fitted to published rows)."""
     precision = run.train.precision
     tensors = estimate(
@@ -64,7 +64,7 @@ def memory(run: Run, layout: Layout) -> float:
     return tensors / GIB + float(calibration()["memory"]["fitted"]["GiB for each process"])
 
 
-def search(
+def fitting_layouts(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study share a layout, so that they
@@ -93,7 +93,7 @@ def search(
             refused.setdefault(f"dp {dp}", reason)
             continue
         layout = Layout(gpus, tp, 1, micro, runs[0].train.batch, zero, recompute)
-        need = max(memory(run, layout) for run in runs)
+        need = max(rank_memory(run, layout) for run in runs)
         least_memory = min(least_memory, need)
         if need * (1 + EDGE) > gpu.memory:
             refused.setdefault("memory", "")

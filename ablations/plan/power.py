@@ -124,7 +124,9 @@ def solve(rising: Callable[[float], float], value: float, start: float = 1.0) ->
     return high
 
 
-def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str = "tokens") -> dict[str, Any] | None:
+def recorded_noise(
+    size: str, tokens: int | None, records: Path = RECORDS, budget: str = "tokens"
+) -> dict[str, Any] | None:
     """The noise that an earlier study of this size recorded; None where there is none. Of several studies, the one
     whose budget is the nearest.
 
@@ -187,7 +189,7 @@ def describe_detectable(
         tests: the number of comparisons; None: one for each arm besides the baseline.
         effects: {name: `squares` of `detectable`} of the effects of a factorial.
     """
-    known = recorded(size, tokens, records, budget)
+    known = recorded_noise(size, tokens, records, budget)
     if not known:
         return (
             f"what it can see: unknown, no record in {records.parent.name}/{records.name} has the noise at size {size}"

@@ -14,12 +14,12 @@ from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
-from ablations.plan.layouts import FittingLayout, best_few, search
+from ablations.plan.layouts import FittingLayout, best_few, fitting_layouts
 from ablations.plan.reliability import ASSUMED, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR, amount
 from ablations.plan.schedules import drawn_schedules
 from ablations.plan.throughput import Prediction
-from ablations.site import find as find_site
+from ablations.site import find_site_file
 from ablations.study import Study
 from ablations.values import human
 from model.count import flops_per_token, parameters
@@ -139,7 +139,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
     speeds measured at the site, by which predictions are corrected."""
     site = site_speed.read_site_speed(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
-    candidates, reasons = search(first, gpu, gpus, site)
+    candidates, reasons = fitting_layouts(first, gpu, gpus, site)
     usable = [candidate for candidate in candidates if not candidate.layout.recompute]
     refused, notes = _objections(study)
     if first[0].train.precision == "bf16" and not gpu.bf16:
@@ -212,7 +212,7 @@ def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite
 def _is_where_it_runs(study: Study) -> bool:
     """Whether the disk of this machine is the one that the study's runs will use: OUT names a folder, a GPU is here,
     or a cluster is set up. False on a laptop, say, where a study is planned for other machines."""
-    return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site() is not None
+    return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:

@@ -98,7 +98,7 @@ def command(args: argparse.Namespace) -> int:
     if not identities:
         raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
     if args.run:
-        safe_files.inside(args.run, FOLDER)
+        safe_files.path_inside(args.run, FOLDER)
     folder = args.to if args.external else args.run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, int], dict[str, Any]] = {}

@@ -69,7 +69,7 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
     log = cell.dir / rundir.TRAIN_LOG
     safe_files.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
     read = log.stat().st_size
-    record(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
+    record_attempt(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
     print_with_time(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
     print(cell.dir)
     return 0
@@ -94,7 +94,7 @@ def prepare_data(job: str, cell: Cell, study: Study) -> bool:
         print_with_time(f"error: {error}")
         cell.dir.mkdir(parents=True, exist_ok=True)
         why = f"the data cannot be prepared, see {study.out}/slurm/{job}.log"
-        record(cell.dir, event="end", job=job, step=last_step(cell.dir), how="failed", why=why, again=False)
+        record_attempt(cell.dir, event="end", job=job, step=last_step(cell.dir), how="failed", why=why, again=False)
         return False
     return True
 
@@ -146,7 +146,9 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
             how = "warned of the time limit"
         if how != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= MAX_ATTEMPTS:
             how, why, again = "failed", give_up(folder, job, n, how), False
-    record(folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again)
+    record_attempt(
+        folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again
+    )
     print_with_time(
         f"step {step}: {how}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}"
     )
@@ -262,7 +264,7 @@ def restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def record(folder: Path, **row: Any) -> None:
+def record_attempt(folder: Path, **row: Any) -> None:
     """Append a row, with the time, to attempts.jsonl of a run directory."""
     safe_files.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
 

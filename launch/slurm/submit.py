@@ -22,13 +22,13 @@ from ablations import answers, rundir, safe_files
 from ablations.config import ConfigError, spread
 from ablations.rundir import Exit, steps_to_evaluate
 from ablations.safe_files import Damaged
-from ablations.site import find, site
+from ablations.site import find_site_file, read_site
 from ablations.strict_yaml import read_yaml
 from ablations.study import ROOT, Cell, Study, from_args
 from ablations.words import change_to_checkout
 from launch.local import check_tasks, prepare
 from launch.repair import is_trained
-from launch.slurm.attempts import bad_nodes, record
+from launch.slurm.attempts import bad_nodes, record_attempt
 from launch.watch import stop_file
 
 NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm cluster?"
@@ -96,18 +96,21 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         job = sbatch(command, variables)
         for i in train:
             study.cells[i].dir.mkdir(parents=True, exist_ok=True)
-            record(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
+            record_attempt(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
         jobs.append({"job": job, "does": "train", "runs": train})
         print(f"job {job}: trains {len(train)} run{'s' * (len(train) > 1)}: array indices {_ranges(train)}")
         after = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"]
-        jobs.append(evaluate(study, train, variables, options, after, "each when it is trained"))
+        jobs.append(submit_evaluation(study, train, variables, options, after, "each when it is trained"))
     if trained:
-        jobs.append(evaluate(study, trained, variables, options, [], "what is trained"))
+        jobs.append(submit_evaluation(study, trained, variables, options, [], "what is trained"))
     if going_on:
         what = "what runs that go on have kept on the way (layout.eval_at)"
-        jobs.append(evaluate(study, going_on, variables, options, [], what))
+        jobs.append(submit_evaluation(study, going_on, variables, options, [], what))
     waited_for = ":".join(job["job"] for job in jobs if job["does"] == "evaluate")
-    report = _job("report", options) + [f"--dependency=afterany:{waited_for}", f"--output={logs}/%j.log"]
+    report = _single_task_options("report", options) + [
+        f"--dependency=afterany:{waited_for}",
+        f"--output={logs}/%j.log",
+    ]
     job = sbatch(report, variables, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
     print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
@@ -151,7 +154,7 @@ def _versions() -> dict[str, Any]:
     return {"version": tasks["version"], "lm_eval": importlib.metadata.version("lm_eval")}
 
 
-def evaluate(
+def submit_evaluation(
     study: Study, cells: list[int], variables: dict[str, str], options: list[str], after: list[str], what: str
 ) -> Job:
     """Submit a job array that evaluates runs of a study, and exports them where the study asks for that.
@@ -176,7 +179,7 @@ def evaluate(
     array = [f"--array={_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in variables or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []
-    job = sbatch(_job("evaluation", options) + gpu + array + after, variables, script)
+    job = sbatch(_single_task_options("evaluation", options) + gpu + array + after, variables, script)
     print(f"job {job}: evaluates {what}")
     return {"job": job, "does": "evaluate", "runs": cells}
 
@@ -202,7 +205,7 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
     return done.stdout.strip().partition(";")[0]
 
 
-def _job(name: str, options: list[str]) -> list[str]:
+def _single_task_options(name: str, options: list[str]) -> list[str]:
     """Options of sbatch for a job with a single task. Of `options`, those of the training array, it keeps those that
     say where a job runs, such as partition and account, and leaves out those that say how large it is."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
@@ -313,7 +316,7 @@ def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
     """Submit the study that the parsed command line asks for. Returns the exit code, and the answer as JSON text."""
     try:
         _, args.words = answers.take_format(args.words)
-        variables, path = site(args.site), find(args.site)
+        variables, path = read_site(args.site), find_site_file(args.site)
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
         study = from_args(change_to_checkout(args.words))
