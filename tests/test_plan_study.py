@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ablations.__main__ import main
 from ablations.config import resolve
 from ablations.plan import power, site_speed
-from ablations.plan.command import machines, split
+from ablations.plan.command import parse_hardware, split_words
 from ablations.plan.hardware import GPUS, accelerator, hardware
 from ablations.plan.layouts import best_few, fitting_layouts, rank_memory
 from ablations.plan.study_cost import cost, detectable_text, figure
@@ -139,7 +139,7 @@ def test_a_full_disk_is_refused_where_the_runs_will_be(monkeypatch: pytest.Monke
     monkeypatch.setattr("ablations.plan.study_cost.find_site_file", lambda: None)
     planned = cost(from_args(words), hardware("a100"), 8)
     assert not planned.refused and any("has 10 GB free" in note for note in planned.notes)
-    for where in ("sees_gpu", "find_site"):
+    for where in ("sees_gpu", "find_site_file"):
         with monkeypatch.context() as here:
             here.setattr(f"ablations.plan.study_cost.{where}", lambda: tmp_path)
             assert "has 10 GB free" in refused(*words)
@@ -214,15 +214,15 @@ def test_a_refusal_is_said_in_every_format(how: str, capsys: pytest.CaptureFixtu
 
 
 def test_hardware_is_named_in_several_ways() -> None:
-    assert machines("a100") == (GPUS["a100-80"], 8)
-    assert machines("8x4 v100") == (GPUS["v100-32"], 32)
-    assert machines("4 H100") == (GPUS["h100"], 4)
+    assert parse_hardware("a100") == (GPUS["a100-80"], 8)
+    assert parse_hardware("8x4 v100") == (GPUS["v100-32"], 32)
+    assert parse_hardware("4 H100") == (GPUS["h100"], 4)
     for text in ("0 h100", "-2x8 a100", "abacus", "8x8"):
         with pytest.raises(ConfigError):
-            machines(text)
-    assert split(["ON=a100", "POS=alibi"]) == ({"ON": "a100"}, ["POS=alibi"])
+            parse_hardware(text)
+    assert split_words(["ON=a100", "POS=alibi"]) == ({"ON": "a100"}, ["POS=alibi"])
     with pytest.raises(ConfigError, match="twice"):
-        split(["ON=a100", "ON=h100"])
+        split_words(["ON=a100", "ON=h100"])
 
 
 @pytest.mark.parametrize(
