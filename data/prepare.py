@@ -260,35 +260,7 @@ def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[d
 
 
 def main(argv: list[str] | None = None) -> None:
-    fields = ", ".join(Recipe._fields)
-    parser = answers.Parser(
-        prog="python -m data.prepare",
-        description="Prepare a corpus for training: read, filter, deduplicate, tokenize. Prints the manifest.",
-        epilog=f"Corpora: {', '.join(corpora.corpus_names())}; or a file, folder or quoted glob of "
-        f'{", ".join(EXTENSIONS)}: JSON lines with "text", as in C4 and The Pile, or '
-        "documents separated by blank lines, as in OSCAR v1.",
-    )
-    add = parser.add_argument
-    add("corpus", help="name, or path on disk")
-    add("--tokenizer", metavar="CORPUS", help="what the tokenizer is trained on (the corpus itself)")
-    add("--vocab", type=int, metavar="N", default=4096, help="pieces of the tokenizer (%(default)s)")
-    add("--kind", choices=KINDS, default="bpe", help="of tokenizer; file: --tokenizer is one that exists (%(default)s)")
-    add("--mask", action="store_true", help="the tokenizer gets a mask token where its kind has none (byte-bpe)")
-    add("--store", type=Path, metavar="DIR", default=Path("runs/data"), help="where to write (%(default)s)")
-    add("--from", dest="folder", metavar="DIR", help="where the files of a named corpus lie; remembered in the store")
-    add("--set", metavar="data.KEY=VALUE", nargs="*", default=[], help=f"of {fields}: see data/filters.py")
-    add("--held-out", action="store_true", help="no more than the validation text; prints its files")
-    add("--told", action="store_true", help="say nothing of files that are missing in a numbered family")
-    add("--executor", choices=execute.KINDS, default="local", help="what runs the tasks (%(default)s)")
-    add("--workers", type=int, metavar="N", default=0, help="tasks at a time (one for each core; a cluster: all)")
-    add(
-        "--options",
-        metavar="KEY=VALUE",
-        nargs="*",
-        default=[],
-        help="of the executor: Slurm's partition, time, mem_per_cpu_gb, account ...; Ray's address ...",
-    )
-    answers.add_format(parser)
+    parser = _parser()
     args = parser.parse_args(argv)
 
     def end(code: int, problem: str) -> NoReturn:
@@ -325,6 +297,39 @@ def main(argv: list[str] | None = None) -> None:
     for note in manifest["notes"]:
         print(note, file=sys.stderr)
     print(answers.answer("data", manifest) if args.format == "json" else json.dumps(manifest, indent=1))
+
+
+def _parser() -> answers.Parser:
+    fields = ", ".join(Recipe._fields)
+    parser = answers.Parser(
+        prog="python -m data.prepare",
+        description="Prepare a corpus for training: read, filter, deduplicate, tokenize. Prints the manifest.",
+        epilog=f"Corpora: {', '.join(corpora.corpus_names())}; or a file, folder or quoted glob of "
+        f'{", ".join(EXTENSIONS)}: JSON lines with "text", as in C4 and The Pile, or '
+        "documents separated by blank lines, as in OSCAR v1.",
+    )
+    add = parser.add_argument
+    add("corpus", help="name, or path on disk")
+    add("--tokenizer", metavar="CORPUS", help="what the tokenizer is trained on (the corpus itself)")
+    add("--vocab", type=int, metavar="N", default=4096, help="pieces of the tokenizer (%(default)s)")
+    add("--kind", choices=KINDS, default="bpe", help="of tokenizer; file: --tokenizer is one that exists (%(default)s)")
+    add("--mask", action="store_true", help="the tokenizer gets a mask token where its kind has none (byte-bpe)")
+    add("--store", type=Path, metavar="DIR", default=Path("runs/data"), help="where to write (%(default)s)")
+    add("--from", dest="folder", metavar="DIR", help="where the files of a named corpus lie; remembered in the store")
+    add("--set", metavar="data.KEY=VALUE", nargs="*", default=[], help=f"of {fields}: see data/filters.py")
+    add("--held-out", action="store_true", help="no more than the validation text; prints its files")
+    add("--told", action="store_true", help="say nothing of files that are missing in a numbered family")
+    add("--executor", choices=execute.KINDS, default="local", help="what runs the tasks (%(default)s)")
+    add("--workers", type=int, metavar="N", default=0, help="tasks at a time (one for each core; a cluster: all)")
+    add(
+        "--options",
+        metavar="KEY=VALUE",
+        nargs="*",
+        default=[],
+        help="of the executor: Slurm's partition, time, mem_per_cpu_gb, account ...; Ray's address ...",
+    )
+    answers.add_format(parser)
+    return parser
 
 
 def _key_and_value(word: str) -> tuple[str, str]:

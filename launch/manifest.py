@@ -85,6 +85,40 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
     Raises:
         Mismatch: a check fails; the message names the setting, the factor or the data.
     """
+    import torch.distributed as dist
+
+    rows, proofs, effective = _prove(cell, engine, data)
+    before = cell.run_json()
+    _check_same_data(before, data)
+    this_launch = describe_launch(hosts) | {"execution": engine.execution}
+    record = {
+        "cell": cell.dir.name,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "config": asdict(cell.run),
+        "delta": cell.delta,
+        "fingerprint": cell.run.fingerprint,
+        "registered": registration_sha(cell),
+        **({k: before[k] for k in this_launch if k in before} if before else this_launch),
+        "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
+        "data": data,
+        "data_store": str(store),
+        "parameters": {"count": sum(math.prod(row["shape"]) for row in rows), "groups": rows},
+        "proofs": proofs,
+        "effective": effective,
+        "rollbacks": before.get("rollbacks", []) if before else [],
+    }
+    if dist.get_rank() == 0:
+        safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
+
+
+def _prove(cell: Cell, engine: Any, data: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
+    """Prove that all factors act and that the settings in effect are the configured ones. Returns the entries of
+    run.json about it: (a row for each parameter, the proofs, {setting: value in effect}).
+
+    Raises:
+        Mismatch: a proof fails, or a setting differs.
+    """
     from launch import effective as live
     from model import proof
 
@@ -105,34 +139,16 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
     differing = {k: (v, declared[k]) for k, v in effective.items() if v != declared[k]}
     if differing:
         raise Mismatch("; ".join(f"{k} is {v[0]} in effect and {v[1]} by configuration" for k, v in differing.items()))
-    this_launch = describe_launch(hosts) | {"execution": engine.execution}
-    before = cell.run_json()
+    return rows, [p.json() for p in proofs], effective
+
+
+def _check_same_data(before: dict[str, Any] | None, data: dict[str, Any]) -> None:
+    """Raise Mismatch where a continued run, whose run.json is `before`, began with another text or tokenizer."""
     if before and before["data"]["sha256"] != data["sha256"]:
         was = before["data"]["sha256"]
         raise Mismatch(f"the corpus {data['corpus']} is not the one that the run began with (sha256 {was})")
     if before and before["data"]["tokenizer"]["sha256"] != data["tokenizer"]["sha256"]:
         raise Mismatch("the tokenizer is not the one that the run began with")
-    record = {
-        "cell": cell.dir.name,
-        "arm": cell.arm,
-        "seed": cell.seed,
-        "config": asdict(cell.run),
-        "delta": cell.delta,
-        "fingerprint": cell.run.fingerprint,
-        "registered": registration_sha(cell),
-        **({k: before[k] for k in this_launch if k in before} if before else this_launch),
-        "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
-        "data": data,
-        "data_store": str(store),
-        "parameters": {"count": sum(math.prod(row["shape"]) for row in rows), "groups": rows},
-        "proofs": [p.json() for p in proofs],
-        "effective": effective,
-        "rollbacks": before.get("rollbacks", []) if before else [],
-    }
-    import torch.distributed as dist
-
-    if dist.get_rank() == 0:
-        safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
 def registration_sha(cell: Cell) -> str:

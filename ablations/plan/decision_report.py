@@ -251,32 +251,38 @@ def _optimum(out: Document, decision: Decision) -> None:
     title = "Loss at this compute, by size"
     out.figure("loss", draw(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
     if chosen:
-        n = chosen.shape.parameters
-        d = decision.planned_tokens(chosen)
-        besiroglu, losses = published_laws.BESIROGLU, _losses(decision)
-        saved = besiroglu.compute_for(losses["Besiroglu"][0]) / (6 * n * d)
-        by_law = "; ".join(f"{loss:.3f}, at its optimum {least:.3f} ({name})" for name, (loss, least) in losses.items())
-        smaller, longer = besiroglu.optimum(saved * 6 * n * d)
-        out.text(
-            f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {by_law}, in nats a token on their text "
-            "with their tokenizer (computed). On other text losses differ by more than that."
-        )
-        out.text(
-            f"What the number of tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
-            f"{billions(smaller)} parameters on {human(longer)} tokens, if there is so much text (computed). What "
-            "other numbers of tokens give at the planned compute, by both laws of the loss:"
-        )
-        choices = [("the chosen size", float(n), compute / (6 * n))]
-        choices += [(optimum.law.name, optimum.parameters, optimum.tokens) for optimum in decision.optima]
-        choices.sort(key=lambda choice: choice[2])
-        out.table(
-            ["", "tokens", "parameters", *(f"loss, {name}" for name in LOSS_LAWS)],
-            [
-                [name, human(tokens), billions(size), *(f"{law.loss(size, tokens):.3f}" for law in LOSS_LAWS.values())]
-                for name, size, tokens in choices
-            ],
-            strong=[name for name, *_ in choices].index("the chosen size"),
-        )
+        _expected_loss(out, decision, chosen)
+
+
+def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandidate) -> None:
+    """Add what loss the published laws expect of the chosen shape, and of other sizes at the same compute."""
+    compute = decision.compute
+    n = chosen.shape.parameters
+    d = decision.planned_tokens(chosen)
+    besiroglu, losses = published_laws.BESIROGLU, _losses(decision)
+    saved = besiroglu.compute_for(losses["Besiroglu"][0]) / (6 * n * d)
+    by_law = "; ".join(f"{loss:.3f}, at its optimum {least:.3f} ({name})" for name, (loss, least) in losses.items())
+    smaller, longer = besiroglu.optimum(saved * 6 * n * d)
+    out.text(
+        f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {by_law}, in nats a token on their text "
+        "with their tokenizer (computed). On other text losses differ by more than that."
+    )
+    out.text(
+        f"What the number of tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
+        f"{billions(smaller)} parameters on {human(longer)} tokens, if there is so much text (computed). What "
+        "other numbers of tokens give at the planned compute, by both laws of the loss:"
+    )
+    choices = [("the chosen size", float(n), compute / (6 * n))]
+    choices += [(optimum.law.name, optimum.parameters, optimum.tokens) for optimum in decision.optima]
+    choices.sort(key=lambda choice: choice[2])
+    out.table(
+        ["", "tokens", "parameters", *(f"loss, {name}" for name in LOSS_LAWS)],
+        [
+            [name, human(tokens), billions(size), *(f"{law.loss(size, tokens):.3f}" for law in LOSS_LAWS.values())]
+            for name, size, tokens in choices
+        ],
+        strong=[name for name, *_ in choices].index("the chosen size"),
+    )
 
 
 def _accuracy_in_words(gpu: GPU) -> str:

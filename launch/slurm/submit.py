@@ -57,20 +57,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     Raises:
         ConfigError: something is wrong with the study, before anything is submitted; or sbatch refuses.
     """
-    if study.criteria.sequential:
-        seeds, most = len(study.seeds), study.criteria.seeds
-        print(f"MORE=auto: a queue adds no seeds. If the report says undecided: SEEDS={min(seeds + 1, most)}")
-    if not shutil.which("sbatch"):  # before hours of preparing data
-        raise ConfigError(NO_SLURM)
-    for cell in study.cells:
-        try:
-            cell.check_recorded()
-        except Damaged as error:  # the run's job repairs it, or fails alone
-            print(f"warning: {cell.name}: {error}", file=sys.stderr)
-        spread(cell.run, max(1, ranks // cell.run.layout.tp))
-    if reason := stop_file(study.out):
-        raise ConfigError(f"nothing starts until this file is removed: {reason}")
-    check_tasks(study)
+    _check(study, ranks)
     todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
     busy = in_queue(study)
     for i in sorted(busy):
@@ -82,43 +69,71 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         print("nothing to submit: every run is finished or in the queue")
         return []
     prepare(study, [study.cells[i] for i in todo])
-    logs = _logs(study)
-    logs.mkdir(parents=True, exist_ok=True)
+    _logs(study).mkdir(parents=True, exist_ok=True)
 
     if bad := sorted(bad_nodes(study.out)):  # of two such options sbatch reads the last
         excluded = [o.removeprefix("--exclude=") for o in options if o.startswith("--exclude=")]
         options = [o for o in options if not o.startswith("--exclude=")] + [f"--exclude={','.join([*excluded, *bad])}"]
     jobs: list[Job] = []
     if train:
-        words = with_mtbf(study.words, variables)
-        from_args(words)  # an error of the site's is said here, and not by the first job hours later
-        command = [f"--job-name={study.name}", *options, f"--array={_ranges(train)}", "launch/run.sh", *words]
-        job = sbatch(command, variables)
-        for i in train:
-            study.cells[i].dir.mkdir(parents=True, exist_ok=True)
-            record_attempt(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
-        jobs.append({"job": job, "does": "train", "runs": train})
-        print(f"job {job}: trains {len(train)} run{'s' * (len(train) > 1)}: array indices {_ranges(train)}")
-        after = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"]
+        jobs.append(submit_training(study, train, variables, options))
+        after = [f"--dependency=aftercorr:{jobs[0]['job']}", "--kill-on-invalid-dep=yes"]
         jobs.append(submit_evaluation(study, train, variables, options, after, "each when it is trained"))
     if trained:
         jobs.append(submit_evaluation(study, trained, variables, options, [], "what is trained"))
     if going_on:
         what = "what runs that go on have kept on the way (layout.eval_at)"
         jobs.append(submit_evaluation(study, going_on, variables, options, [], what))
-    waited_for = ":".join(job["job"] for job in jobs if job["does"] == "evaluate")
-    report = _single_task_options("report", options) + [
-        f"--dependency=afterany:{waited_for}",
-        f"--output={logs}/%j.log",
-    ]
-    job = sbatch(report, variables, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
-    print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
+    jobs.append(submit_report(study, [job["job"] for job in jobs if job["does"] == "evaluate"], variables, options))
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
-    print(f"logs:            {logs}/JOB.log, and train.log in each run's folder under {study.out / study.stage}")
+    print(
+        f"logs:            {_logs(study)}/JOB.log, and train.log in each run's folder under {study.out / study.stage}"
+    )
     print(
         f"to stop it all:  touch {study.out / rundir.STOP}    (runs save and leave the queue; remove it, submit again)"
     )
-    return [*jobs, {"job": job, "does": "report", "runs": list(range(len(study.cells)))}]
+    return jobs
+
+
+def _check(study: Study, ranks: int) -> None:
+    """Check what can be checked before hours of preparing data. Raises ConfigError where something is wrong."""
+    if study.criteria.sequential:
+        seeds, most = len(study.seeds), study.criteria.seeds
+        print(f"MORE=auto: a queue adds no seeds. If the report says undecided: SEEDS={min(seeds + 1, most)}")
+    if not shutil.which("sbatch"):
+        raise ConfigError(NO_SLURM)
+    for cell in study.cells:
+        try:
+            cell.check_recorded()
+        except Damaged as error:  # the run's job repairs it, or fails alone
+            print(f"warning: {cell.name}: {error}", file=sys.stderr)
+        spread(cell.run, max(1, ranks // cell.run.layout.tp))
+    if reason := stop_file(study.out):
+        raise ConfigError(f"nothing starts until this file is removed: {reason}")
+    check_tasks(study)
+
+
+def submit_training(study: Study, cells: list[int], variables: dict[str, str], options: list[str]) -> Job:
+    """Submit the job array that trains runs of a study. The arguments are those of `submit_evaluation`."""
+    words = with_mtbf(study.words, variables)
+    from_args(words)  # an error of the site's is said here, and not by the first job hours later
+    command = [f"--job-name={study.name}", *options, f"--array={_ranges(cells)}", "launch/run.sh", *words]
+    job = sbatch(command, variables)
+    for i in cells:
+        study.cells[i].dir.mkdir(parents=True, exist_ok=True)
+        record_attempt(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
+    print(f"job {job}: trains {len(cells)} run{'s' * (len(cells) > 1)}: array indices {_ranges(cells)}")
+    return {"job": job, "does": "train", "runs": cells}
+
+
+def submit_report(study: Study, after: list[str], variables: dict[str, str], options: list[str]) -> Job:
+    """Submit the job that writes the report, whether the jobs `after` which it runs succeeded or not."""
+    logs = _logs(study)
+    waiting = [f"--dependency=afterany:{':'.join(after)}", f"--output={logs}/%j.log"]
+    script = f"exec {_python()} -m eval.report {shlex.join(study.words)}"
+    job = sbatch([*_single_task_options("report", options), *waiting], variables, script)
+    print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
+    return {"job": job, "does": "report", "runs": list(range(len(study.cells)))}
 
 
 def is_fully_evaluated(study: Study, cell: Cell) -> bool:
