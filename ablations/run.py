@@ -50,6 +50,18 @@ class Run:
         tokenizer = [] if self.data.tokenizer_kind == "file" else [self.data.tokenizer]
         return list(dict.fromkeys([self.data.corpus, *tokenizer, *self.eval.corpora]))
 
+    @property
+    def data_request(self) -> dict[str, Any]:
+        """The arguments of `data.prepare.prepare` that say which data the run reads."""
+        return {
+            "corpus": self.data.corpus,
+            "tokenizer": self.data.tokenizer,
+            "vocab": self.model.vocab,
+            "kind": self.data.tokenizer_kind,
+            "recipe": self.data.recipe,
+            "mask": self.model.masks,
+        }
+
     @cached_property
     def batch_sizes(self) -> BatchSizes:
         """The batch sizes of the run: a constant one or a ramp. Under a budget in tokens `BatchSizes.samples` gives

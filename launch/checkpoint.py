@@ -43,7 +43,7 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")  # the fp32 master weight, and AdamW
 class CheckpointError(RunFailed):
     """A checkpoint could not be written or read; the message says which checkpoints are left and what to do."""
 
-    again = True  # a storage that failed for a moment, or a GPU that computed a wrong number, may work next time
+    retry = True  # a storage that failed for a moment, or a GPU that computed a wrong number, may work next time
 
 
 @dataclass(frozen=True)

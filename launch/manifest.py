@@ -22,7 +22,7 @@ RECORDED_PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "senten
 class RunFailed(RuntimeError):
     """A run cannot go on; the message says why, and what to do."""
 
-    again = False  # whether a second attempt, perhaps on other nodes, may succeed
+    retry = False  # whether a second attempt, perhaps on other nodes, may succeed
 
 
 class Diverged(RunFailed):
@@ -54,9 +54,8 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     from data.prepare import cannot_write_message, epochs, prepare
 
     def prepared() -> dict[str, Any]:
-        request = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
         try:
-            return prepare(*request, recipe=run.data.recipe, mask=run.model.masks)
+            return prepare(**run.data_request, store=store)
         except (ValueError, RuntimeError, PermissionError) as error:
             raise RunFailed(
                 cannot_write_message(error) if isinstance(error, PermissionError) else str(error)
@@ -221,8 +220,8 @@ def commit() -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*args: str) -> str:
-        done = subprocess.run([*command, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        process = subprocess.run([*command, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        return process.stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "launch/manifest.py")  # else the commit is that of a folder around this one

@@ -369,7 +369,7 @@ def main(argv: list[str]) -> int:
         return Exit.FAILED
     except manifest.RunFailed as error:
         full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
-        if error.again and not full and "SLURM_JOB_ID" in os.environ:  # launch/slurm/attempts.py gives up after a few
+        if error.retry and not full and "SLURM_JOB_ID" in os.environ:  # launch/slurm/attempts.py gives up after a few
             print(f"stopped: {cell.name}: {error}", file=sys.stderr)
             return Exit.FAILED
         report_failure(cell, str(error))

@@ -44,8 +44,8 @@ def _run_check(*words: str) -> None:
     Raises:
         ConfigError: it refuses; the message is what it printed to standard error.
     """
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.splitlines()
+    process = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    if process.returncode:
+        lines = process.stderr.splitlines()
         first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), 0)
         raise ConfigError("\n".join(line.removeprefix("error: ") for line in lines[first:]))

@@ -79,9 +79,11 @@ def plan_elsewhere(words: list[str]) -> int | None:
     options, study_words = split_words(words)
     if not options:
         return None
-    how = options.get("FORMAT", "table")
-    if how not in FORMATS:
-        raise ConfigError(f"FORMAT={how} is not one of {', '.join(FORMATS)}{did_you_mean(how, FORMATS)}")
+    answer_format = options.get("FORMAT", "table")
+    if answer_format not in FORMATS:
+        raise ConfigError(
+            f"FORMAT={answer_format} is not one of {', '.join(FORMATS)}{did_you_mean(answer_format, FORMATS)}"
+        )
     budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
     if "PRICE" in options:
@@ -101,7 +103,7 @@ def plan_elsewhere(words: list[str]) -> int | None:
             )
         if study_words:
             raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(study_words)} ON=a100")
-        return _plan_budget(budget, options, how)
+        return _plan_budget(budget, options, answer_format)
     if unused := [name for name in ("NEED", "TO") if name in options]:
         raise ConfigError(f"{' and '.join(unused)}: only for what to train with a BUDGET, without ON and a study")
     from ablations.plan import study_cost
@@ -116,37 +118,37 @@ def plan_elsewhere(words: list[str]) -> int | None:
         need, limit = amount(answer.most_gpu_hours), amount(hours)
         seeds = f" with all {answer.study.criteria.seeds} seeds (MAX_SEEDS)" if answer.at_most else ""
         answer.refused.append(f"the study needs {need} GPU-hours{seeds}, and the budget has {limit}")
-    if how == "json":
+    if answer_format == "json":
         print(answers.answer("study-cost", answer.as_json(hours)))
-    elif how == "svg":
+    elif answer_format == "svg":
         from ablations.drawing import combined_figures
         from ablations.plan.schedules import figure
 
         print(combined_figures([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.lines(answer, hours), sep="\n")
-    if how != "table":  # whose last lines they are
+    if answer_format != "table":  # whose last lines they are
         for reason in answer.refused:
             print(f"refused: {reason}", file=sys.stderr)
     return 2 if answer.refused else 0
 
 
-def _plan_budget(budget: Budget, options: dict[str, str], how: str) -> int:
+def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str) -> int:
     """Write the document that says what to train with a budget. Returns the exit code. `options`: the words that only
-    the plan uses; `how`: the value of FORMAT."""
+    the plan uses; `answer_format`: the value of FORMAT."""
     from ablations.plan import decision, decision_report
     from ablations.plan.document import make_folder
 
-    if how == "svg":
+    if answer_format == "svg":
         raise ConfigError("FORMAT=svg is for a study on hardware; the figures of a decision are written with it")
     need = _token_range(options["NEED"]) if "NEED" in options else None
-    if how == "json" and "TO" in options:
+    if answer_format == "json" and "TO" in options:
         raise ConfigError("TO is where the report is written; FORMAT=json writes none")
     folder = Path(options.get("TO", "runs/plan"))
-    if how == "table":
+    if answer_format == "table":
         make_folder(folder)  # before anything is computed
     answer = decision.decide(budget, need)
-    if how == "json":
+    if answer_format == "json":
         words = [f"{name}={shlex.quote(options[name])}" for name in ("BUDGET", "NEED") if name in options]
         command = {"command": " ".join(["make plan", *words])}
         print(answers.answer("budget-plan", command | decision.as_json(answer)))

@@ -1,6 +1,9 @@
 """How often the runs of a study read their text: the epochs of each source, and the tokens that fill no sequence."""
 
+from typing import Any
+
 from ablations.run import Run
+from ablations.rundir import DATA
 from ablations.study import Study
 from ablations.values import ConfigError, human
 
@@ -13,38 +16,36 @@ def epochs_of_text(study: Study) -> list[str]:
         ConfigError: the prepared data are damaged, or cannot be used as the study asks.
     """
     from data.corpus import Missing
-    from data.prepare import epochs
-    from data.prepare import prepare as find
+    from data.prepare import epochs, prepare
 
-    lines = {}
-    distinct = {
-        repr((run.data, run.model.vocab, run.model.seq, _tokens(run))): run
-        for run in (cell.run for cell in study.cells)
-    }
+    lines: list[str] = []
+    distinct = {repr((run.data_request, run.model.seq, _tokens(run))): run for run in (c.run for c in study.cells)}
     for run in distinct.values():
-        data, store, tokens = run.data, study.out / "data", _tokens(run)
-        what = (data.corpus, data.tokenizer, run.model.vocab, store, data.tokenizer_kind, data.recipe)
+        data = run.data
         try:
-            manifest = find(*what, build=False, mask=run.model.masks)
+            manifest = prepare(**run.data_request, store=study.out / DATA, build=False)
         except Missing:
-            lines[f"{data.corpus} is not prepared yet: how often it is read is said before the first run"] = 0
+            lines.append(f"{data.corpus} is not prepared yet: how often it is read is said before the first run")
             continue
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        for source in epochs(manifest, tokens, run.model.seq):
-            of = "" if source["corpus"] == data.corpus else f" of {data.corpus}"
-            text = f"{source['corpus']}{of}: {source['share']:.1%} of"
-            left = f"; {source['unused']:,} tokens at its end fill no sequence of {run.model.seq}"
-            if tokens is None:
-                read = f"as many tokens as {run.train.budget} allow, of its {human(source['tokens'])}"
-                lines[f"{text} {read}{left if source['unused'] else ''}"] = 0
-                continue
-            read = f"{human(tokens)} tokens is {source['epochs']:.3g} epochs of its {human(source['tokens'])}"
-            often = "; NOTE: more than one epoch, so text is repeated" if source["epochs"] > 1 else ""
-            lines[f"{text} {read}{often}{left if source['unused'] else ''}"] = 0
+        lines += [_line(source, run) for source in epochs(manifest, _tokens(run), run.model.seq)]
         plain = data.recipe == type(data.recipe)()
-        lines |= {f"note: {note}": 0 for note in manifest["notes"] if not (plain and "removed nothing" in note)}
-    return list(lines)
+        lines += [f"note: {note}" for note in manifest["notes"] if not (plain and "removed nothing" in note)]
+    return list(dict.fromkeys(lines))
+
+
+def _line(source: dict[str, Any], run: Run) -> str:
+    """How often a run reads one source, an entry of `data.prepare.epochs`."""
+    tokens = _tokens(run)
+    blend = "" if source["corpus"] == run.data.corpus else f" of {run.data.corpus}"
+    text = f"{source['corpus']}{blend}: {source['share']:.1%} of"
+    left = f"; {source['unused']:,} tokens at its end fill no sequence of {run.model.seq}" if source["unused"] else ""
+    if tokens is None:
+        return f"{text} as many tokens as {run.train.budget} allow, of its {human(source['tokens'])}{left}"
+    repeated = "; NOTE: more than one epoch, so text is repeated" if source["epochs"] > 1 else ""
+    epochs = f"{source['epochs']:.3g} epochs of its {human(source['tokens'])}"
+    return f"{text} {human(tokens)} tokens is {epochs}{repeated}{left}"
 
 
 def _tokens(run: Run) -> int | None:

@@ -62,16 +62,16 @@ class Fit:
             return float(((v["Nc"] / n) ** (v["aN"] / v["aD"]) + v["Dc"] / d) ** v["aD"])
         return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
 
-    def interval(self, of: Callable[[dict[str, float]], float]) -> tuple[float, float]:
+    def interval(self, quantity: Callable[[dict[str, float]], float]) -> tuple[float, float]:
         """The interval that contains the share COVERAGE of the bootstrap values of a quantity.
 
         Args:
-            of: computes the quantity from the law's constants, {name: value}.
+            quantity: computes the quantity from the law's constants, {name: value}.
         """
         import numpy as np
 
         tail = (1 - COVERAGE) / 2
-        low, high = np.quantile([of(sample) for sample in self.samples], [tail, 1 - tail])
+        low, high = np.quantile([quantity(sample) for sample in self.samples], [tail, 1 - tail])
         return float(low), float(high)
 
 

@@ -119,42 +119,42 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         safe_files.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
     bad = bad_nodes(out) & node_names(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / rundir.DONE).exists():
-        how = "finished"
+        ending = "finished"
     elif (out / rundir.STOP).exists():
-        how, why = "killed", f"by the file {out / rundir.STOP}"
+        ending, why = "killed", f"by the file {out / rundir.STOP}"
     elif signal != "LIMIT" and now["state"] not in ("RUNNING", "unknown") and now["reason"] != "TimeLimit":
         # Slurm has ended the job and will start it again by itself, or it was cancelled and must not come back
-        how = REQUEUED if now["restarts"] > restarts() else "cancelled"
+        ending = REQUEUED if now["restarts"] > restarts() else "cancelled"
     elif (folder / rundir.FAILED).exists():
-        how, why = "failed", safe_files.read_text(folder / rundir.FAILED)
+        ending, why = "failed", safe_files.read_text(folder / rundir.FAILED)
     elif trained_by_another_job(folder):  # and left alone: what is written here would be read as that job's
-        how = "another job trains this run"
+        ending = "another job trains this run"
     elif code == 2 or last_configuration_error(
         folder, job
     ):  # a wrong configuration: the same again would end the same way
-        how, why = "failed", last_configuration_error(folder, job) or "see train.log"
+        ending, why = "failed", last_configuration_error(folder, job) or "see train.log"
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     else:
-        how, again = f"srun's exit code {code}", True
+        ending, again = f"srun's exit code {code}", True
         if bad:
-            how = f"bad nodes: {','.join(sorted(bad))}"
+            ending = f"bad nodes: {','.join(sorted(bad))}"
         elif signal == "LIMIT" or now["reason"] == "TimeLimit":
-            how = "time limit"
+            ending = "time limit"
         elif signal == "TERM" or now["preempted"]:
-            how = PREEMPTED
+            ending = PREEMPTED
         elif signal:
-            how = "warned of the time limit"
-        if how != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= MAX_ATTEMPTS:
-            how, why, again = "failed", give_up(folder, job, n, how), False
+            ending = "warned of the time limit"
+        if ending != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= MAX_ATTEMPTS:
+            ending, why, again = "failed", give_up(folder, job, n, ending), False
     record_attempt(
-        folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again
+        folder, event="end", job=job, step=step, code=code, how=ending, **({"why": why} if why else {}), again=again
     )
     print_with_time(
-        f"step {step}: {how}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}"
+        f"step {step}: {ending}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}"
     )
     if again and (now["restarts"] == restarts() or now["state"] == "unknown" and signal != "LIMIT"):
         requeue(job, now["excluded"] | bad)
-    return 0 if how == "finished" else code or 1
+    return 0 if ending == "finished" else code or 1
 
 
 def trained_by_another_job(folder: Path) -> bool:
@@ -185,10 +185,10 @@ def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
         return []
 
 
-def give_up(folder: Path, job: str, n: int, how: str) -> str:
-    """Mark a run as failed after `n` attempts of a job without progress, the last of which ended `how`. Returns the
-    reason, which is also written to the file `failed`."""
-    why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
+def give_up(folder: Path, job: str, n: int, ending: str) -> str:
+    """Mark a run as failed after `n` attempts of a job without progress, the last of which ended with `ending`. Returns
+    the reason, which is also written to the file `failed`."""
+    why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {ending}. See train.log"
     if not is_locked(folder):  # else another job trains it, and it is not failed
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     return why
@@ -209,13 +209,13 @@ def attempts_without_progress(folder: Path, job: str, step: int) -> int:
 def requeue(job: str, excluded: set[str]) -> None:
     """Put the job back into the queue under the same id, without the nodes `excluded`. Slurm then ends the calling job
     with SIGTERM, which launch/run.sh must ignore by now."""
-    done = scontrol("requeue", job)
-    if done.returncode and job_state(job)["state"] in ("RUNNING", "unknown"):
-        print_with_time(f"the job could not be requeued ({done.stderr.strip()}): submit it again")
+    process = scontrol("requeue", job)
+    if process.returncode and job_state(job)["state"] in ("RUNNING", "unknown"):
+        print_with_time(f"the job could not be requeued ({process.stderr.strip()}): submit it again")
     if excluded:  # takes effect on a job that is pending, which the requeued job now is
         nodes = ",".join(sorted(excluded))
-        done = scontrol("update", f"JobId={job}", f"ExcNodeList={nodes}")
-        print_with_time(f"from now on without {nodes}{done.stderr and ': Slurm refused: '}{done.stderr.strip()}")
+        process = scontrol("update", f"JobId={job}", f"ExcNodeList={nodes}")
+        print_with_time(f"from now on without {nodes}{process.stderr and ': Slurm refused: '}{process.stderr.strip()}")
 
 
 def job_state(job: str) -> dict[str, Any]:
@@ -237,12 +237,12 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
     """Run scontrol with the arguments `words`; try again while Slurm's controller does not answer because it is
     restarting or overloaded."""
     for tries_left in reversed(range(TRIES)):
-        done = subprocess.run(["scontrol", *words], capture_output=True, text=True)
-        if not done.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", done.stderr):
+        process = subprocess.run(["scontrol", *words], capture_output=True, text=True)
+        if not process.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", process.stderr):
             break
         if tries_left:
             time.sleep(PAUSE)
-    return done
+    return process
 
 
 def bad_nodes(out: Path) -> set[str]:

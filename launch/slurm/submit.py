@@ -212,12 +212,12 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
     try:
         # as launch/run.sh does: what jobs need besides, such as modules and folders, is in the site file too
         text = f'#!/bin/bash\n[ -z "${{SITE:-}}" ] || . "$SITE"\n{script}\n' if script else None
-        done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
+        process = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
     except FileNotFoundError:
         raise ConfigError(NO_SLURM) from None
-    if done.returncode:
-        raise ConfigError(f"{shlex.join(command)}: {done.stderr.strip()}")
-    return done.stdout.strip().partition(";")[0]
+    if process.returncode:
+        raise ConfigError(f"{shlex.join(command)}: {process.stderr.strip()}")
+    return process.stdout.strip().partition(";")[0]
 
 
 def _single_task_options(name: str, options: list[str]) -> list[str]:
@@ -239,12 +239,12 @@ def in_queue(study: Study) -> dict[int, str]:
     if not last:
         return {}
     try:
-        done = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
+        process = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
     except FileNotFoundError:
         return {}
-    if done.returncode:  # no answer is not an empty queue: a run would be submitted twice
-        raise ConfigError(f"squeue: {done.stderr.strip()}")
-    return {i: job for i, job in last.items() if job in done.stdout.split()}
+    if process.returncode:  # no answer is not an empty queue: a run would be submitted twice
+        raise ConfigError(f"squeue: {process.stderr.strip()}")
+    return {i: job for i, job in last.items() if job in process.stdout.split()}
 
 
 def resources_of(job: str) -> list[str]:
