@@ -193,7 +193,7 @@ def _check_edges(study: Study) -> None:
 
 
 def _rounded(run: Run) -> tuple[Any, ...]:
-    """What follows from the ROUNDED_SETTINGS."""
+    """The budget, length, batch sizes and embedding rows of a run: what follows from the ROUNDED_SETTINGS."""
     by_clock = run.train.ramp_share if run.by_clock else 0.0  # else it is part of the batch sizes
     return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 

@@ -65,7 +65,7 @@ def _runs(study: Study, cells: list[dict[str, Any]]) -> list[str]:
 
 
 def _size(study: Study, cells: list[dict[str, Any]]) -> str:
-    """How long and how large the runs are. `cells`: those of `answers.plan`."""
+    """A sentence on how long the runs are, and how much memory they need."""
     from model.memory import estimate
 
     layout = study.base.layout
