@@ -289,30 +289,25 @@ def last_line(
     return {}, damage
 
 
-def read_gzip_lines(path: Path, keys: Iterable[str] = (), cure: str = "") -> Iterator[dict[str, Any]]:
+def read_gzip_lines(path: Path, keys: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
     """Read a .jsonl.gz file, which holds a JSON object in each line. Yields the objects.
-
-    Args:
-        path: the file.
-        keys: the keys that each object must have.
-        cure: a sentence that is appended to the error message and tells the user how to repair a damaged file.
 
     Raises:
         Damaged: the file is missing or incomplete, or a line is no object with all `keys`.
     """
     content = read_bytes(path)
     if content is None:
-        raise Damaged(f"{path} is missing.{cure and ' '}{cure}")
+        raise Damaged(f"{path} is missing.")
     try:
         if not content:
             raise EOFError("it is empty")
         lines = gzip.decompress(content).splitlines()
     except (OSError, EOFError, zlib.error) as error:
-        raise Damaged(f"{path} is damaged: {error}.{cure and ' '}{cure}") from None
+        raise Damaged(f"{path} is damaged: {error}.") from None
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
         if row is None or form_problem(row, keys, {}):
-            raise Damaged(f"{path} is damaged in line {number}.{cure and ' '}{cure}")
+            raise Damaged(f"{path} is damaged in line {number}.")
         yield row
 
 

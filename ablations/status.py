@@ -12,6 +12,7 @@ from ablations.values import human
 
 SILENT = 60.0  # seconds without a heartbeat (there is one every 5) after which a run counts as stalled; untuned
 STARTUP = 900.0  # seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
+UPDATE = 2.0  # seconds between updates of a live view
 REPAIRS = "The same command repairs it."
 
 
@@ -146,8 +147,8 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
     return "\n".join(line[:width] for line in (study.title, *lines, counts))
 
 
-def watch(study: Study, seconds: float = 2.0) -> None:
-    """Show the table of a study's runs on the terminal, updated every `seconds`, until Ctrl-C."""
+def watch(study: Study) -> None:
+    """Show the table of a study's runs on the terminal, updated every UPDATE seconds, until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -160,7 +161,7 @@ def watch(study: Study, seconds: float = 2.0) -> None:
 
     with contextlib.suppress(KeyboardInterrupt), Live(now(), console=console, auto_refresh=False) as live:
         while True:
-            time.sleep(seconds)
+            time.sleep(UPDATE)
             live.update(now(), refresh=True)
 
 

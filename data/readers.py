@@ -137,13 +137,11 @@ def documents(
                     ledger.counts["empty"] += 1
                     continue
                 count += 1
-                labels = {}
-                if isinstance(record, dict):
-                    if any(_value_at(record, key.split(".")) not in allowed for key, allowed in (where or {}).items()):
-                        ledger.counts["not selected"] += 1
-                        continue
-                    if isinstance(domain := _value_at(record, DOMAIN), str):
-                        labels["domain"] = domain
+                if not _is_selected(record, where or {}):
+                    ledger.counts["not selected"] += 1
+                    continue
+                domain = _value_at(record, DOMAIN)
+                labels = {"domain": domain} if isinstance(domain, str) else {}
                 yield f"{name}:{line}" if line else name, text, labels
             if isinstance(source, HubFile):
                 source.verify()
@@ -286,7 +284,15 @@ class ZstdFrames(io.RawIOBase):
         return size
 
 
-def _value_at(record: Any, keys: Any) -> Any:
+def _is_selected(record: Any, where: dict[str, list[str]]) -> bool:
+    """Whether a record has one of the allowed values under each key of `where`; a text without keys is selected."""
+    if not isinstance(record, dict):
+        return True
+    return all(_value_at(record, key.split(".")) in allowed for key, allowed in where.items())
+
+
+def _value_at(record: Any, keys: Iterable[str]) -> Any:
+    """The value under nested keys of a record; None where there is none."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record

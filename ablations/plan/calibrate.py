@@ -57,9 +57,9 @@ class Row:
         return terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
 
 
-def published_rows(path: Path = PUBLISHED) -> list[Row]:
+def published_rows() -> list[Row]:
     rows = []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(PUBLISHED, encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             number = {key: int(value) for key, value in line.items() if value.isdigit()}
             hidden = number["hidden"]

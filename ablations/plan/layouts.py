@@ -16,6 +16,7 @@ from ablations.plan.throughput import Layout, Prediction, Shape, calibration
 from model.memory import estimate
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,11 @@ def _uneven(run: Run, dp: int, micro: int) -> str:
     return ""
 
 
-def best_few(candidates: list[FittingLayout], count: int = 4) -> list[FittingLayout]:
-    """Up to `count` candidates to show: the fastest of all, and the fastest of each other kind (tensor parallel,
+def best_few(candidates: list[FittingLayout]) -> list[FittingLayout]:
+    """Up to SHOWN candidates: the fastest of all, and the fastest of each other kind (tensor parallel,
     recomputation)."""
     kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)
     shown = candidates[:2] + [candidate for candidate in kinds.values() if candidate not in candidates[:2]]
-    return sorted(shown[:count], key=lambda candidate: candidate.seconds)
+    return sorted(shown[:SHOWN], key=lambda candidate: candidate.seconds)
