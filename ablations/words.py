@@ -3,12 +3,14 @@
 import os
 import re
 import shlex
+import sys
 from glob import glob
 from pathlib import Path
 
 from ablations.config import KEYS, SETTINGS, ConfigError
 from ablations.criteria import MAX_SEEDS
 from ablations.values import did_you_mean
+from data.answers import asks_for_json, error
 
 ROOT = Path(__file__).parent.parent
 PATHS = ("DATA", "EVAL_DATA", "GLUE", "NOISE_FLOOR", "OUT")
@@ -196,7 +198,17 @@ def _exists(name: str) -> bool:
 
 def change_to_checkout(words: list[str]) -> list[str]:
     """Change to the folder of the checkout, where all commands run. Returns the NAME=VALUE words, with absolute paths
-    where the command was given in another folder."""
+    where the command was given in another folder. An installed package, which has no checkout, is refused: the program
+    ends with exit code 2."""
+    if not (ROOT / "Makefile").exists():
+        why = (
+            "megahour works in a checkout of its repository or in an unpacked source distribution, where its runs, "
+            f"records, study files and site file are; {ROOT} has the installed package alone"
+        )
+        if asks_for_json(sys.argv):
+            print(error(why))
+        print(f"error: {why}", file=sys.stderr)
+        raise SystemExit(2)
     here = Path.cwd()
     if here == ROOT:
         return words

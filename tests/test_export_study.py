@@ -135,7 +135,7 @@ def test_on_slurm_the_job_that_judges_exports(
 ) -> None:
     command(commands, "sbatch", f"cat > {tmp_path}/script.$(ls {tmp_path} | grep -c script); echo 7")
     command(commands, "stand-in", f'echo "$*" >> "{tmp_path}/started"')
-    monkeypatch.setattr(submit, "_python", lambda: f"{commands}/stand-in")
+    monkeypatch.setattr(submit, "PYTHON", f"{commands}/stand-in")
     monkeypatch.setattr(submit, "prepare", lambda *_: None)
     out = tmp_path / "a b"
     with pytest.raises(ConfigError, match="not every run can be exported"):
