@@ -143,6 +143,9 @@ def position(model: Any) -> Proof:
     return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or measured)
 
 
+UNDEFINED = "its definition is missing in `visible` or `predictions` of model/proofs/attention.py"
+
+
 def visible(objective: str, T: int, extent: int) -> np.ndarray:
     """Which keys each query sees, bool [T, T], by the definition of the objective.
 
@@ -150,11 +153,17 @@ def visible(objective: str, T: int, extent: int) -> np.ndarray:
         objective: the value of model.objective.
         T: tokens of the sequence.
         extent: the length of the prefix, for the prefix objective.
+
+    Raises:
+        ValueError: this function does not define the objective.
     """
     sees = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
-            sees[q, k] = {"causal": k <= q, "prefix": k <= q or k < extent, "mlm": True}[objective]
+            rules = {"causal": k <= q, "prefix": k <= q or k < extent, "mlm": True}
+            if objective not in rules:
+                raise ValueError(f"model.objective={objective}: {UNDEFINED}")
+            sees[q, k] = rules[objective]
     return sees
 
 
@@ -168,6 +177,9 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
         model: a model.gpt.GPT.
         rows: token ids, [B, T + 1].
         batch: the batch that the model's objective made of these rows.
+
+    Raises:
+        ValueError: this function does not define the objective.
     """
     R, T = len(rows), rows.shape[1] - 1
     if model.cfg.objective == "causal":
@@ -175,6 +187,8 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
     if model.cfg.objective == "mlm":
         predicted = [range(T)] * R if batch.predicted is None else batch.predicted.tolist()
         return [[(t, rows[r, t]) for t in positions] for r, positions in enumerate(predicted)]
+    if model.cfg.objective != "prefix":
+        raise ValueError(f"model.objective={model.cfg.objective}: {UNDEFINED}")
     extents = batch.extents_B.tolist()
     return [[(t - 1, rows[r, t]) for t in range(extents[r], T + 1)] for r in range(R)]
 
