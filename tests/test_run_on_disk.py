@@ -64,7 +64,7 @@ from launch import checkpoint, train, watch
 save = checkpoint.save_file
 def slowly(*what):
     if os.environ.get("RANK", "0") == "0":
-        time.sleep(4)
+        time.sleep(2.5)
     save(*what)
 checkpoint.save_file = slowly
 sys.exit(train.main(sys.argv[1:]))
@@ -85,7 +85,7 @@ def on_a_slow_disk(argv: list[str], rank: int = 0, ranks: int = 1, port: int = 0
 
 def test_a_storage_slower_than_patience_is_no_hang(corpus: str, store: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(store / "data")
-    change = {"layout.patience": 1, "layout.hang": 2, "layout.save_every": 8}
+    change = {"layout.patience": 1, "layout.hang": 2, "layout.save_every": 8, "train.tokens": 12 * 4 * 32}
     process = on_a_slow_disk(words(corpus, tmp_path, **change))
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 0 and "hang" not in said, said
