@@ -100,6 +100,8 @@ def from_args(words: list[str]) -> Study:
         arms = without_baseline(arms, setting)
     elif arms:
         question, expect, file = _expectation(arms)
+        if file is None and "PREDICT" in values:
+            expect = values["PREDICT"]
     else:
         factors = ", ".join(f"{name}=" for name in FACTORS)
         raise ConfigError(f"no question asked: give one of {factors} ARM=, or STUDY= one of {', '.join(study_names())}")

@@ -1,10 +1,12 @@
 """The manual: `make docs`. Sphinx reads the Markdown of this folder; the reference and the records are made here."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
@@ -135,11 +137,14 @@ def write_generated() -> None:
     for record in records:
         shutil.copytree(record, DOCS / "records" / record.name)
     toc = "\n".join(f"{record.name}/report" for record in records)
-    summaries = "\n".join(f"| [{record.name}]({record.name}/report.md) | {verdicts(record)} |" for record in records)
+    summaries = "\n".join(
+        f"| [{record.name}]({record.name}/report.md) | {verdicts(record)} | {predictions(record)} |"
+        for record in records
+    )
     (DOCS / "records" / "index.md").write_text(
         "# Records\n\nStudies that were run, each with its report as it was written. The expectation of each was "
-        "written down before its runs; what did not come true stays here too.\n\n"
-        f"| record | verdicts |\n|---|---|\n{summaries}\n\n```{{toctree}}\n:hidden:\n{toc}\n```\n",
+        "written down before its runs; what did not come true, and what nothing came of, stays here too.\n\n"
+        f"| record | verdicts | predictions |\n|---|---|---|\n{summaries}\n\n```{{toctree}}\n:hidden:\n{toc}\n```\n",
         "utf-8",
     )
 
@@ -151,6 +156,12 @@ def verdicts(record: Path) -> str:
     )
     rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table[1].splitlines()] if table else []
     return "; ".join(f"{row[0]}: {row[-1].strip('*')}" for row in rows if row[-1]) or "see the report"
+
+
+def predictions(record: Path) -> str:
+    """How many predictions of a record came true, such as "2 held, 1 failed, 1 undecided"."""
+    outcomes = Counter(row["outcome"] for row in json.loads((record / "run.json").read_text("utf-8"))["predictions"])
+    return ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) or "none"
 
 
 write_generated()
