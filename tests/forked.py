@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,8 @@ class Command:
     Args:
         folder: a folder for what the command prints.
         env: variables that are added to the environment of this process.
-        prepare: a function of a module of tests, which the process calls before the command.
+        prepare: a function that the process calls before the command. Its module is imported there before the
+            environment is set, so that it must not import what reads the environment.
     """
 
     def __init__(
@@ -71,3 +73,9 @@ def _run(
         prepare()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)  # multiprocessing passes the code of sys.exit on
+
+
+def without_pauses() -> None:
+    """For `prepare`: the waits between attempts of Hugging Face's clients, 1 to 8 s, are left out. Five attempts stay
+    five."""
+    time.sleep = lambda seconds: None

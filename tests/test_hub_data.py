@@ -8,7 +8,6 @@ import random
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from data.prepare import prepare
 from data.tokenizer import load_tokenizer
 from eval.__main__ import main
 from eval.tasks import mirror
-from tests.forked import Command
+from tests.forked import Command, without_pauses
 from tests.hub_server import Hub
 from tests.test_data_prepare import VOCAB, contents, prose
 from tests.test_eval import prepared, run  # noqa: F401  # fixtures
@@ -63,11 +62,6 @@ def hub(files):
         hub.alias("allenai/c4", PINNED, hub.add("allenai/c4", files))
         hub.add("allenai/c4", {name: shard(7) for name in files}, "main")  # what is newest is something else
         yield hub
-
-
-def without_pauses():
-    """The clients' waits between attempts, 1 to 8 s, are left out: five attempts stay five."""
-    time.sleep = lambda seconds: None
 
 
 def call(module, hub, home, *arguments):
