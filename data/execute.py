@@ -106,7 +106,7 @@ def python_folders_computed_once() -> Iterator[None]:
     installation. That took 3 ms (measured), for a small corpus 0.4 s of all the time that its preparation computes.
     """
     get_path = sysconfig.get_path
-    sysconfig.get_path = functools.cache(get_path)
+    sysconfig.get_path = functools.cache(get_path)  # type: ignore[assignment]
     try:
         yield
     finally:
