@@ -46,7 +46,7 @@ class Command:
         self.process.kill()
         self.process.join()
 
-    def wait(self, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    def wait(self, seconds: float = 240) -> subprocess.CompletedProcess[str]:
         self.process.join(seconds)
         if self.running():
             self.kill()
