@@ -14,13 +14,12 @@ import importlib.metadata
 import json
 import math
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ablations import rundir, safe_files
 from eval.tasks import mirror, probes
-from eval.tasks.choice import available
+from eval.tasks.choice import Requested, available
 from eval.weights import Weights
 
 REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", "seconds")
@@ -61,10 +60,8 @@ def current(
     directory: Path,
     run: dict[str, Any],
     weights: Weights,
-    tasks: Iterable[str] = (),
-    data: mirror.Mirror | None = None,
+    requested: Requested | None = None,
     precision: str | None = None,
-    shots: int | None = None,
 ) -> dict[str, Any] | None:
     """The stored result of an evaluation, if it is still what an evaluation with these arguments would give; else None.
 
@@ -72,66 +69,45 @@ def current(
         directory: the run directory.
         run: the content of run.json.
         weights: the weights that it has to be of.
-        tasks: names of tasks of lm-eval that it has to have.
-        data: the folder with the data of these tasks, which must not have changed; None: `tasks` are not asked for.
+        requested: tasks of lm-eval that it has to have, on data that has not changed since.
         precision: the precision of the evaluation; None: any.
-        shots: the number of examples in each prompt; None: as each task's definition says.
     """
     result = read(directory, weights)
     if result is None:
         return None
-    requested = identity(run, weights) | ({"precision": precision} if precision else {})
-    return result if requested.items() <= result.items() and (not data or has(result, tasks, data, shots)) else None
+    same = identity(run, weights) | ({"precision": precision} if precision else {})
+    return result if same.items() <= result.items() and (not requested or has(result, requested)) else None
 
 
-def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots: int | None = None) -> bool:
-    """Whether a result is still complete: it has all of the tasks that can be run, with this number of examples, on
-    data that has not changed since.
-
-    Args:
-        result: the content of eval.json.
-        tasks: names of tasks of lm-eval.
-        data: the folder with the data of the tasks.
-        shots: the number of examples in each prompt; None: as each task's definition says.
-    """
+def has(result: dict[str, Any], requested: Requested) -> bool:
+    """Whether a result (the content of eval.json) has all requested tasks that can be run, with this number of
+    examples, on data that has not changed since."""
     judged = result.get("lm_eval_tasks")
-    if not judged or not set(tasks) <= set(judged["asked"]) or judged.get("shots") != shots:
+    if not judged or not set(requested.names) <= set(judged["asked"]) or judged.get("shots") != requested.shots:
         return False
     read = [entry[key] for entry in result["tasks"].values() for key in ("data", "examples") if key in entry]
-    if any(map(data.changed, read)):
+    if any(map(requested.data.changed, read)):
         return False
     if not judged["missing"]:
         return True
     from eval.tasks.definitions import definitions
 
-    defined = definitions(mirror.names(tasks), shots)
-    return all(data.lacks_any(defined[name].sources) for name in judged["missing"] if name in defined)
+    defined = definitions(mirror.names(requested.names), requested.shots)
+    return all(requested.data.lacks_any(defined[name].sources) for name in judged["missing"] if name in defined)
 
 
-def with_earlier_tasks(
-    directory: Path, weights: Weights, tasks: list[str], data: mirror.Mirror | None, shots: int | None = None
-) -> list[str]:
-    """`tasks`, preceded by those tasks of the stored result that can still be run. An evaluation writes eval.json
-    again, and must not lose earlier results because other tasks are requested.
-
-    Args:
-        directory: the run directory.
-        weights: the weights that are evaluated.
-        tasks: names of tasks of lm-eval that are requested.
-        data: the folder with the data of the tasks; None: `tasks` are returned unchanged.
-        shots: the number of examples in each prompt; None: as each task's definition says.
-    """
+def with_earlier_tasks(directory: Path, weights: Weights, requested: Requested) -> Requested:
+    """The requested tasks, preceded by those tasks of the stored result that can still be run. An evaluation writes
+    eval.json again, and must not lose earlier results because other tasks are requested."""
     earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
-    if not data:
-        return tasks
     still_possible = []
     for name in earlier:
         try:
-            available([name], data, shots, tell=False)
+            available(requested._replace(names=[name]), tell=False)
             still_possible.append(name)
         except ValueError as error:
             print(f"judged before by {name}, and no longer: {error}", file=sys.stderr)
-    return list(dict.fromkeys([*still_possible, *tasks]))
+    return requested._replace(names=list(dict.fromkeys([*still_possible, *requested.names])))
 
 
 def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:

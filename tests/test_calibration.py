@@ -9,8 +9,8 @@ import pytest
 from ablations.factorial import factorial
 from eval.report import calibration
 from eval.report.contrasts import contrast_part
-from eval.report.findings import corrected
 from eval.report.formats import markdown_table
+from eval.report.gather import corrected
 from eval.report.sections import published
 from eval.statistics import simulation
 from eval.statistics.comparison import compare, family

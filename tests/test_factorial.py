@@ -13,7 +13,7 @@ from ablations.factorial import Factorial, factorial, order
 from ablations.study import from_args
 from ablations.values import ConfigError, difference
 from eval.report.contrasts import contrast_part
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import terminal_text, write
 from eval.statistics.comparison import compare, family
 from eval.statistics.parts import LEVEL, Part, quantile

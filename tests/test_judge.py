@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from eval.__main__ import main
 from eval.tasks import choice, harness, mirror, position, probes
+from eval.tasks.choice import Requested
 from eval.tasks.definitions import definitions
 from eval.tasks.scorer import Scorer
 from model.config import ModelConfig
@@ -375,8 +376,8 @@ def test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked(tmp_path)
         assert prompts == [instance.args[0] for instance in theirs.instances]
     (tmp_path / "openai__gsm8k/main/train.jsonl.gz").unlink()
     with pytest.raises(ValueError, match="train.jsonl.gz is gone"):
-        choice.available(["gsm8k"], data)
-    assert choice.available(["gsm8k"], data, shots=0)
+        choice.available(Requested(["gsm8k"], data))
+    assert choice.available(Requested(["gsm8k"], data, shots=0))
 
 
 def test_the_number_of_examples_is_in_the_result_and_another_number_is_another_evaluation(run, tmp_path):
@@ -499,7 +500,7 @@ def test_a_pattern_names_all_that_it_matches():
 
 def test_standard_errors_that_are_not_known_are_none(run):
     """Of a single item there is none, and NaN is no JSON."""
-    from eval.judge import loss, mean
+    from eval.entries import loss, mean
 
     assert loss([{"nats": 3.0, "bytes": 4}])["stderr"] is None
     assert mean([{"stderr": None}, {"stderr": 1.0}], "stderr") is None

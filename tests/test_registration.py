@@ -15,7 +15,7 @@ from ablations.study import Study, from_args, study_names
 from ablations.values import ConfigError
 from eval.report import track_record
 from eval.report.__main__ import main
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import write
 from eval.report.sections import registered
 from eval.statistics.comparison import compare

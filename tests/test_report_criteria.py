@@ -10,8 +10,8 @@ from ablations import rundir
 from ablations.criteria import Criteria
 from eval.report.__main__ import main
 from eval.report.contents import contents
-from eval.report.findings import gather
 from eval.report.formats import markdown
+from eval.report.gather import gather
 from eval.report.record import report, write
 from eval.statistics.sequential import share
 from tests.made_study import ARMS, Study, make, register, registered, rewrite, section, shift

@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 
 from eval.report.contents import contents
-from eval.report.findings import gather, recorded_noise
+from eval.report.findings import recorded_noise
 from eval.report.formats import markdown
+from eval.report.gather import gather
 from eval.report.record import report
 from eval.report.request import parse
 from eval.report.runs import read

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eval.report import expense
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import write
 from eval.report.sections import published
 from eval.report.sections.scaling import power_law

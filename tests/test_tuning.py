@@ -12,7 +12,7 @@ from ablations.study import from_args
 from ablations.tuning import TUNE, Tuning
 from ablations.values import ConfigError, difference
 from eval.report import tuned
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import terminal_text, write
 from eval.report.sections.tuning import agree
 from eval.report.tuned import Candidates, Task

@@ -18,7 +18,7 @@ from ablations import answers
 from ablations.rundir import Exit
 from ablations.safe_files import printable, storage_error
 from eval.report import record, request, track_record
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.outcome import EXIT_CODES, outcome
 
 RECORDS = Path("ablations/records")

@@ -26,7 +26,6 @@ def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
 
     Args:
         cell: the content of the directory of an evaluated run, from `runs.read`.
-        task: the name of the task.
     """
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
     identity = {key: entry[key] for key in TASK if key in entry}
@@ -80,7 +79,6 @@ def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
     evaluations of the runs differ in general.
 
     Args:
-        cells: {(arm, seed): content of the run directory}.
         runs: the (arm, seed) of each run, at least one.
         metric: a key of compare.METRICS.
     """
@@ -102,7 +100,6 @@ def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
     """The tasks of a metric that at least one of these runs was evaluated on.
 
     Args:
-        cells: {(arm, seed): content of the run directory}.
         runs: the (arm, seed) of each run.
         metric: a key of compare.METRICS.
     """
@@ -111,7 +108,7 @@ def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
 
 def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything about a run's evaluation that has to be equal in two runs for a comparison, as a flat dictionary:
-    {"version", ..., "TASK: chance", ...}. `cell`: the content of the directory of an evaluated run."""
+    {"version", ..., "TASK: chance", ...}."""
     flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
     for task, identity in task_identities(cell).items():
         flat |= {f"{task}: {key}": value for key, value in identity.items()}
@@ -128,7 +125,7 @@ def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
     """The evaluated runs in groups of (arm, seed), such that the runs of a group were evaluated in the same way on
-    every task. `cells`: {(arm, seed): content of the run directory}."""
+    every task."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -175,7 +172,7 @@ def refusals(cells: Cells) -> list[str]:
 
 def sources(cell: dict[str, Any]) -> dict[str, str]:
     """What a run read, as {description of corpus and preparation, or of the tokenizer: its sha256}. Two runs can be
-    compared only where the values of the keys that both have are equal. `cell`: the content of the run directory."""
+    compared only where the values of the keys that both have are equal."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
     declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
@@ -191,7 +188,6 @@ def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
     have used the same one.
 
     Args:
-        cells: {(arm, seed): content of the run directory}.
         runs: the (arm, seed) of each run.
     """
     read: dict[str, str] = {}
@@ -202,7 +198,7 @@ def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
 
 def other_text(cells: Cells, baseline: str) -> list[str]:
     """The arms that are not compared with the baseline because they declare the same corpus or tokenizer as the
-    baseline, and read another text or used another tokenizer. `cells`: {(arm, seed): content of the run directory}."""
+    baseline, and read another text or used another tokenizer."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
@@ -211,8 +207,7 @@ def other_text(cells: Cells, baseline: str) -> list[str]:
 
 def same_runs(cells: Cells) -> dict[str, str]:
     """The arms that trained exactly like an earlier arm, so that the setting in which the two differ had no effect:
-    {arm: the earlier arm}. At every common seed, all losses and gradient norms in their logs are equal. `cells`: {(arm,
-    seed): content of the run directory}."""
+    {arm: the earlier arm}. At every common seed, all losses and gradient norms in their logs are equal."""
     logs: dict[str, dict[int, list]] = {}
     for (arm, seed), cell in cells.items():
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):

@@ -56,6 +56,6 @@ SECTIONS = (
 
 
 def contents(f: Findings) -> list[Section]:
-    """The sections of a report in order, without empty ones. `f`: the findings of the study."""
+    """The sections of a report in order, without empty ones."""
     sections = [section(f) for section in SECTIONS]
     return [section for section in sections if not section.is_empty]

@@ -16,7 +16,7 @@ Coefficients = dict[str, float]  # {arm: its weight}
 
 
 def effects(
-    design: Factorial | None, baseline: str, cells: Cells, results: Results, name: str
+    design: Factorial | None, baseline: str, cells: Cells, results: Results, metric: str
 ) -> dict[int, Comparison]:
     """The effects of a factorial on a metric, {bit mask of the effect's factors: Comparison with 0}, without
     multiple-comparison correction. Empty while a combination of factors has no result.
@@ -24,9 +24,6 @@ def effects(
     Args:
         design: the factorial; None for another study, which has no effects.
         baseline: the arm in which no factor is changed.
-        cells: {(arm, seed): content of the run directory}.
-        results: {arm: {seed: result on the metric}}.
-        name: the metric, a key of compare.METRICS.
     """
     if not design:
         return {}
@@ -34,32 +31,29 @@ def effects(
     estimates = {}
     for effect in design.effects:
         weights = {design.label(c) or baseline: w for c, w in design.coefficients(effect).items()}
-        if comparison := contrast(cells, results, weights, name):
+        if comparison := contrast(cells, results, weights, metric):
             estimates[effect] = comparison
     return estimates
 
 
-def contrast(cells: Cells, results: Results, weights: Coefficients, name: str) -> Comparison | None:
+def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
     """The weighted sum of arms as a Comparison with 0, over the seeds that all of them have and the tasks on which all
     were evaluated in the same way; None where there are no such seeds or tasks.
 
     Args:
-        cells: {(arm, seed): content of the run directory}.
-        results: {arm: {seed: result on the metric}}.
         weights: {arm: its weight}.
-        name: the metric, a key of compare.METRICS.
     """
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
     runs: list[Run] = [(arm, seed) for arm in weights for seed in seeds]
-    tasks = shared_tasks(cells, runs, name) if runs and same_text(cells, runs) else []
+    tasks = shared_tasks(cells, runs, metric) if runs and same_text(cells, runs) else []
     if not tasks:
         return None
-    on_tasks = {arm: row for arm, row in results_on(cells, results, name, tasks).items() if arm in weights}
+    on_tasks = {arm: row for arm, row in results_on(cells, results, metric, tasks).items() if arm in weights}
     shared = {arm: {seed: row[seed] for seed in seeds} for arm, row in on_tasks.items()}
     by_seed = np.array([sum(w * shared[arm][seed] for arm, w in weights.items()) for seed in seeds])
-    strata = contrast_strata(cells, seeds, tasks, weights, name)
+    strata = contrast_strata(cells, seeds, tasks, weights, metric)
     seed_noise = contrast_part(shared, weights, by_seed)
     return compare(float(by_seed.mean()), seed_noise, item_part(strata), independent=independent_items(strata))
 
@@ -71,7 +65,6 @@ def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) 
     the contrast between seeds.
 
     Args:
-        results: {arm: {seed: result}}.
         weights: {arm: its weight}.
         by_seed: the contrast for each seed, [seeds].
     """
@@ -87,16 +80,13 @@ def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) 
 
 
 def contrast_strata(
-    cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, name: str
+    cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, metric: str
 ) -> list[Stratum]:
     """The weighted sum of arms on the items of each task: a Stratum [seeds, items or clusters] for each task.
 
     Args:
-        cells: {(arm, seed): content of the run directory}.
         seeds: the seeds that all arms have.
-        tasks: the names of the tasks.
         weights: {arm: its weight}.
-        name: the metric, a key of compare.METRICS.
     """
     strata = []
     for task in tasks:
@@ -105,5 +95,5 @@ def contrast_strata(
         if not first.names:
             continue
         values = sum(w * items[arm].values for arm, w in weights.items())
-        strata.append(by_cluster(METRICS[name].scale * np.asarray(values), first.weights, first.clusters))
+        strata.append(by_cluster(METRICS[metric].scale * np.asarray(values), first.weights, first.clusters))
     return strata

@@ -19,12 +19,7 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     A margin among the words of the report is used, but counts as named before only where the runs of all arms but one
     registered the same margin. (That arm may be from an earlier study, since studies share their baseline.) Without
     such a word the registered margins are used, whatever the study file says now. Where seeds were added until the
-    study was decided, the study is judged as one that adds seeds, with or without MORE= among the words.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    study was decided, the study is judged as one that adds seeds, with or without MORE= among the words."""
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
     margins = {run: registered_margins(content) for run, content in registered.items()}
@@ -45,12 +40,7 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
 
 def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
     """Whether the noise floor that the study uses was registered in the runs before their first step, in all arms but
-    one at most, whose runs may be from an earlier study, since studies share their baseline.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    one at most, whose runs may be from an earlier study, since studies share their baseline."""
     floor = study.criteria.noise_floor
     registered = registered_contents(study, cells)
     runs = [run for run, cell in cells.items() if "run" in cell]
@@ -60,12 +50,7 @@ def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
 
 def registered_metric(study: Any, cells: Cells) -> str:
     """The primary metric that was registered in the runs before their first step; the default where no run registered
-    one; "" where the runs registered different ones.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    one; "" where the runs registered different ones."""
     metrics = {str(content.get("metric")) for content in registered_contents(study, cells).values()} or {PRIMARY}
     return metrics.pop() if len(metrics) == 1 else ""
 
@@ -76,7 +61,6 @@ def chosen_late(study: Any, cells: Cells) -> list[str]:
 
     Args:
         study: a Collection with the criteria from `criteria_of`.
-        cells: {(arm, seed): content of the run directory}.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
@@ -102,12 +86,7 @@ def chosen_late(study: Any, cells: Cells) -> list[str]:
 def seeds_planned(study: Any, cells: Cells) -> int | None:
     """The number of seeds that the first runs of a study registered, if the study has more seeds by now without a rule
     for adding them; else None. It is also None where only one arm has more seeds, which may be from another study,
-    since studies share their baseline. A plan of one seed does not count, since its results decide nothing.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    since studies share their baseline. A plan of one seed does not count, since its results decide nothing."""
     last_seeds: dict[str, int] = {}
     numbers: dict[int, int] = {}
     for (arm, _), content in registered_contents(study, cells).items():
@@ -124,12 +103,7 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
 
 def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
     """What each run registered about a study before its first step: {(arm, seed): content of the registration}, of the
-    runs that registered it.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    runs that registered it."""
     name = getattr(study, "registration", {}).get("study")
     contents = {}
     for run, cell in cells.items():

@@ -20,7 +20,6 @@ def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
     of one budget have in common.
 
     Args:
-        cell: the content of the run directory, from `runs.read`.
         clock: use seconds in place of tokens.
     """
     rows = cell["metrics"]

@@ -31,7 +31,6 @@ def spent(cell: dict[str, Any]) -> dict[str, Any]:
 
     "hours" are those of all processors together. "kwh" is None where no power is known. "peak" is the number of FLOPs
     that the devices could have done in this time, None where their peak is not known. "power" is the source of "watts".
-    `cell`: the content of the run directory, from `runs.read`.
     """
     hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
     device = hardware["device"]

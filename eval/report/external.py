@@ -65,7 +65,6 @@ def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
 
     Args:
         table: the content of a glue.json.
-        task: the name of the task.
     """
     entry, setting = table["scores"][task], table.get("setting") or {}
     return {
@@ -84,7 +83,6 @@ def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], tas
     Args:
         table: the content of the checkpoint's glue.json.
         runs: the contents of the runs' glue.json.
-        task: the name of the task.
     """
     having = [run for run in runs if task in run["scores"]]
     if not having:

@@ -17,7 +17,7 @@ REASONS_SHOWN = 6
 def description(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything that has to be equal in two runs so that a noise floor measured with one holds for the other:
     {"settings", "text", "evaluation"}, a dictionary each. Settings that the run's version did not have get the value
-    that was in effect. `cell`: the content of the directory of an evaluated run."""
+    that was in effect."""
     data, config = cell["run"]["data"], ABSENT | flatten(cell["run"]["config"])
     settings = {key: value for key, value in config.items() if is_setting(key)}
     text = {"text": data["sha256"], "tokenizer": data["tokenizer"]["sha256"]}
@@ -25,9 +25,9 @@ def description(cell: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "text": text, "evaluation": evaluation}
 
 
-def tasks_digest(cell: dict[str, Any], name: str) -> str:
+def tasks_digest(cell: dict[str, Any], metric: str) -> str:
     identities = task_identities(cell)
-    return digest([[task, identities[task]] for task in tasks_of(cell, name)])
+    return digest([[task, identities[task]] for task in tasks_of(cell, metric)])
 
 
 def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
@@ -36,8 +36,6 @@ def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
 
     Args:
         floor: the noise floor.
-        cells: {(arm, seed): content of the run directory} of the study.
-        baseline: the arm that is the baseline.
     """
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
@@ -54,21 +52,18 @@ def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
     return "; ".join(reasons[:REASONS_SHOWN]) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
 
 
-def noise_floor_part(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part | None:
-    """The variance of a single run on a metric, from the runs of a noise floor that are not part of the study; None
+def noise_floor_part(floor: NoiseFloor, cells: Cells, baseline: str, metric: str) -> Part | None:
+    """The variance of a single run on a stored, from the runs of a noise floor that are not part of the study; None
     where there are fewer than two such runs, or they were evaluated on other tasks.
 
     Args:
         floor: the noise floor.
-        cells: {(arm, seed): content of the run directory} of the study.
-        baseline: the arm that is the baseline.
-        name: the metric.
     """
-    metric = floor.content["metrics"].get(name)
+    stored = floor.content["metrics"].get(metric)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
-    if not metric or not judged or metric["tasks"] != tasks_digest(judged[0], name):
+    if not stored or not judged or stored["tasks"] != tasks_digest(judged[0], metric):
         return None
     study_runs = {cell["run"].get("fingerprint") for cell in cells.values() if "run" in cell}
     return noise_floor(
-        {"floor": {i: x for i, (run, x) in enumerate(metric["results"].items()) if run not in study_runs}}
+        {"floor": {i: x for i, (run, x) in enumerate(stored["results"].items()) if run not in study_runs}}
     )

@@ -16,8 +16,9 @@ from ablations.safe_files import printable
 from ablations.study import from_anywhere, from_args
 from eval.report import request
 from eval.report.compare import METRICS
-from eval.report.findings import Findings, gather
+from eval.report.findings import Findings
 from eval.report.floor import description, tasks_digest
+from eval.report.gather import gather
 from eval.statistics.seeds import noise_floor
 
 FOLDER = Path("ablations/noise")

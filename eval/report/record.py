@@ -12,8 +12,9 @@ from ablations.safe_files import Damaged, printable
 from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.contents import contents
-from eval.report.findings import Findings, gather, recorded_noise
+from eval.report.findings import Findings, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
+from eval.report.gather import gather
 from eval.report.page import page
 from eval.report.runs import Cells, named
 from eval.report.sections import factorial, overview, registered, tuning
@@ -28,7 +29,6 @@ def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
     are named, and the others are reported. Returns the text for the terminal.
 
     Args:
-        study: an ablations.study.Study, or a Collection.
         out: the directory of the record.
         noise: directories of other runs that differ only in the seed, for the noise between seeds.
     """
@@ -39,7 +39,8 @@ def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
 
 def write(f: Findings, out: Path) -> None:
     """Write the files of a record to the directory `out`, all of them or none. Raises OSError where they cannot be
-    written. `f`: the findings of the study."""
+    written.
+    """
     sections = contents(f)
     figures = [*loss_curves(f)[:1], forest(f, "bits/byte"), *paired_curves(f), forest(f, "zero-shot")]
     write_together(
@@ -79,8 +80,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 
 
 def terminal_text(f: Findings) -> str:
-    """The text of a report for the terminal: the table, and the sentences that explain it. `f`: the findings of the
-    study."""
+    """The text of a report for the terminal: the table, and the sentences that explain it."""
     table: Table = overview.table(f, f.study.title)
     notes = [*overview.no_effect(f), *overview.footnotes(f)]
     if f.refusals:
@@ -116,8 +116,7 @@ def lost_runs(f: Findings, out: Path) -> str:
 
 
 def csv_lines(cells: Cells) -> list[list]:
-    """The lines of results.csv: a head, then one line per run and task, and for each run one per overall result.
-    `cells`: {(arm, seed): content of the run directory}."""
+    """The lines of results.csv: a head, then one line per run and task, and for each run one per overall result."""
     lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():

@@ -283,14 +283,13 @@ def named(runs: list[tuple[str, int]]) -> str:
 
 
 def by_clock(cell: dict[str, Any]) -> bool:
-    """Whether the budget of a run is anything but a number of tokens: a wall clock, or what this version does not know.
-    `cell`: the content of the run directory."""
+    """Whether the budget of a run is not in tokens: a wall clock, or something that this version does not know."""
     return "run" in cell and cell["run"]["config"]["train"].get("budget", "tokens") != "tokens"
 
 
 def budget_seconds(cell: dict[str, Any]) -> float | None:
     """The wall clock that a run was given, in seconds; None where its budget is none, or not one that this version
-    knows. `cell`: the content of the run directory."""
+    knows."""
     try:
         return clock_seconds(cell["run"]["config"]["train"]["budget"]) if by_clock(cell) else None
     except (ValueError, TypeError):

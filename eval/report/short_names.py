@@ -27,12 +27,7 @@ def shortest_ends(names: Iterable[str]) -> dict[str, str]:
 
 def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
     """A study as a Collection, and the contents of its run directories, with short names of corpora, tokenizers and
-    task folders in the names of arms, tasks and domains. Configurations keep the whole paths.
-
-    Args:
-        study: an ablations.study.Study, or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    task folders in the names of arms, tasks and domains. Configurations keep the whole paths."""
     corpora: set[str] = set()
     for key, cell in cells.items():
         config = study.cell(*key).config

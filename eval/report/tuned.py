@@ -65,14 +65,12 @@ class Candidates(NamedTuple):
     tasks: list[Task]  # of CHOSEN_BY
 
 
-def candidates(f: Findings, arms: list[str], name: str = CHOSEN_BY) -> Candidates | None:
+def candidates(f: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
     """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
     the common rate is missing, or there are too few documents for two halves.
 
     Args:
-        f: the findings of the study.
-        arms: the arms.
-        name: the metric whose tasks are read.
+        metric: the metric whose tasks are read.
     """
     tuning, results = f.study.tuning, f.distinct_results(CHOSEN_BY)
     if not tuning or not all(results.get(arm) for arm in arms):
@@ -84,14 +82,14 @@ def candidates(f: Findings, arms: list[str], name: str = CHOSEN_BY) -> Candidate
     }
     flat = [label for of_arm in labels.values() for label in of_arm]
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
-    names = shared_tasks(f.cells, runs, name) if runs and same_text(f.cells, runs) else []
-    tasks = [task_of(f, flat, seeds, task, METRICS[name].scale) for task in names]
-    too_few = name == CHOSEN_BY and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
+    names = shared_tasks(f.cells, runs, metric) if runs and same_text(f.cells, runs) else []
+    tasks = [task_of(f, flat, seeds, task, METRICS[metric].scale) for task in names]
+    too_few = metric == CHOSEN_BY and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
     return None if too_few or not tasks else Candidates(labels, seeds, tasks)
 
 
-def task_of(f: Findings, labels: list[str], seeds: list[int], name: str, scale: float) -> Task:
-    items = {label: item_scores(f.cells, label, seeds, name) for label in labels}
+def task_of(f: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
+    items = {label: item_scores(f.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
     strata = {label: by_cluster(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
     clusters = sorted(set(first.clusters))
@@ -105,7 +103,6 @@ def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
 
     Args:
         c: the runs to choose from.
-        arm: the arm.
         seed: the index of the seed that is judged. Where there is only one seed, it is used for the choice too.
         half: the half of the documents that is judged; None: both halves are used for the choice.
     """
@@ -124,7 +121,6 @@ def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> l
 
     Args:
         c: the runs to choose from.
-        arm: the arm.
         tasks: the tasks that are judged.
         by_half: whether the tasks consist of the same documents that the choice is made by.
     """
@@ -140,20 +136,20 @@ def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> l
     return outcomes
 
 
-def at_best(f: Findings, name: str) -> dict[str, Comparison]:
+def at_best(f: Findings, metric: str) -> dict[str, Comparison]:
     """The comparisons of arms with the baseline on a metric, each arm at its own best learning rate: {arm: Comparison},
-    after multiple-comparison correction. Empty where learning rates are not tuned. `name`: the metric."""
+    after multiple-comparison correction. Empty where learning rates are not tuned."""
     compared = {}
-    for arm in f.study.compared if f.study.tuning and name in JUDGED else ():
-        c, judged = candidates(f, [arm, f.baseline]), candidates(f, [arm, f.baseline], name)
+    for arm in f.study.compared if f.study.tuning and metric in JUDGED else ():
+        c, judged = candidates(f, [arm, f.baseline]), candidates(f, [arm, f.baseline], metric)
         if c and judged and c.seeds == judged.seeds:
-            compared[arm] = difference(c, judged.tasks, arm, f.baseline, name == CHOSEN_BY, results_of(f, c, name))
+            compared[arm] = difference(c, judged.tasks, arm, f.baseline, metric == CHOSEN_BY, results_of(f, c, metric))
     return family(compared)
 
 
-def results_of(f: Findings, c: Candidates, name: str) -> Results:
+def results_of(f: Findings, c: Candidates, metric: str) -> Results:
     flat = [label for labels in c.labels.values() for label in labels]
-    return {label: {seed: f.results[name][label][seed] for seed in c.seeds} for label in flat}
+    return {label: {seed: f.results[metric][label][seed] for seed in c.seeds} for label in flat}
 
 
 def difference(
@@ -164,7 +160,6 @@ def difference(
     Args:
         c: the runs to choose the rates from.
         tasks: the tasks that are judged.
-        arm, baseline: the two arms.
         by_half: whether the tasks consist of the same documents that the choice is made by.
         results: {label: {seed: result}} of all these runs, for the noise.
     """

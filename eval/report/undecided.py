@@ -11,7 +11,8 @@ from ablations.rundir import Exit
 from ablations.safe_files import printable
 from eval.report import request
 from eval.report.criteria import chosen_late
-from eval.report.findings import Findings, gather
+from eval.report.findings import Findings
+from eval.report.gather import gather
 
 
 def undecided(f: Findings) -> dict[str, str]:

@@ -40,7 +40,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/judge.py",
+        "eval/entries.py",
         "float(nats.sum() / LN2 / sizes.sum())",
         "float((nats / LN2 / sizes).mean())",
         "tests/test_judge.py::test_standard_errors_that_are_not_known_are_none",

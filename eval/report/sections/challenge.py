@@ -44,7 +44,7 @@ def section(f: Findings) -> Section:
 
 def broken(cell: dict[str, Any]) -> list[str]:
     """The rules of "Cramming" that a run breaks, in words; empty for runs with a budget in tokens, to which the rules
-    do not apply. `cell`: the content of the run directory."""
+    do not apply."""
     if not by_clock(cell):
         return []
     run = cell["run"]
@@ -77,7 +77,7 @@ def ranks(launch: dict[str, Any]) -> int:
 
 def overrun(cell: dict[str, Any]) -> list[str]:
     """Sentences on the time of a run, where the budget is longer than the challenge allows or the run took longer than
-    its budget; else empty. `cell`: the content of the run directory."""
+    its budget; else empty."""
     rules = []
     try:
         budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
@@ -95,8 +95,7 @@ def overrun(cell: dict[str, Any]) -> list[str]:
 
 
 def last_step(cell: dict[str, Any]) -> float:
-    """The seconds per step at the end of a run, between the last two lines of its log; 0 where unknown. `cell`: the
-    content of the run directory."""
+    """The seconds per step at the end of a run, between the last two lines of its log; 0 where unknown."""
     if len(cell.get("metrics", [])) < 2:
         return 0.0
     before, last = cell["metrics"][-2:]

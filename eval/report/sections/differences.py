@@ -82,14 +82,14 @@ def blocks(f: Findings) -> list[Block]:
     return blocks + how_decided(f) + undecided(f) + noise_floors(f)
 
 
-def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
+def bootstrap_intervals(f: Findings, arm: str, metric: str) -> list[list[str]]:
     """A list with one table row, or none where there are no items: the bootstrap intervals of an arm's difference from
-    the baseline over items and over tasks, and the number of tasks. `name`: the metric."""
-    pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
-    parts = strata(f.cells, arm, f.baseline, pairs, name) if pairs else []
+    the baseline over items and over tasks, and the number of tasks."""
+    pairs = pairing(f.cells, f.results[metric], arm, f.baseline, metric)
+    parts = strata(f.cells, arm, f.baseline, pairs, metric) if pairs else []
     if not parts:
         return []
-    digits = METRICS[name].digits + 1
+    digits = METRICS[metric].digits + 1
     low, high = interval(bootstrap(parts))
     line = [f"{low:+.{digits}f} to {high:+.{digits}f}", "-", str(len(parts))]
     if len(parts) > 2:
@@ -160,16 +160,16 @@ def noise_floors(f: Findings) -> list[str]:
     return lines
 
 
-def forest(f: Findings, name: str) -> str:
-    """A figure (SVG) of the differences of all arms from the baseline on a metric, with the confidence intervals on
-    which the verdicts are based. `name`: the metric."""
-    metric, effects = METRICS[name], []
-    for arm, c in f.compared.get(name, {}).items():
+def forest(f: Findings, metric: str) -> str:
+    """A figure (SVG) of the differences of all arms from the baseline on a definition, with the confidence intervals on
+    which the verdicts are based."""
+    definition, effects = METRICS[metric], []
+    for arm, c in f.compared.get(metric, {}).items():
         kind = "same"
         if c.counts:
-            kind = "good" if (c.difference > 0) == metric.higher_is_better else "bad"
+            kind = "good" if (c.difference > 0) == definition.higher_is_better else "bad"
         half_width = c.threshold if c.seeds and c.enough_items else np.inf
-        effects.append((arm, c.difference, half_width, kind, f.decision(arm, name).label))
-    better = "right" if metric.higher_is_better else "left"
-    title = f"{name}: difference from the baseline"
-    return drawing.forest(title, effects, f"{metric.unit}; {better} of the line is better")
+        effects.append((arm, c.difference, half_width, kind, f.decision(arm, metric).label))
+    better = "right" if definition.higher_is_better else "left"
+    title = f"{metric}: difference from the baseline"
+    return drawing.forest(title, effects, f"{definition.unit}; {better} of the line is better")

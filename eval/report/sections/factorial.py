@@ -6,7 +6,6 @@ from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
-from eval.statistics.verdicts import verdict
 
 WORDS = """\
 {design}. Every run differs from the baseline by the factors of its name alone, and along each edge of the design, from
@@ -74,23 +73,20 @@ def numbers(c: Comparison, digits: int) -> list[str]:
     return [estimate, f"{low:+.{digits}f} to {high:+.{digits}f}", f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
 
 
-def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
+def words(f: Findings, metric: str, effect: int, c: Comparison) -> str:
     """The verdict on an effect, as text. For an interaction, better or worse is meant relative to the sum of the
     factors' own effects.
 
     Args:
-        f: the findings of the study.
-        name: the metric.
         effect: the bit mask of its factors.
         c: its comparison with 0.
     """
-    metric = METRICS[name]
-    decision = verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
+    decision = f.judged(c, metric)
     sentence = decision.words
     if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
         sentence = sentence.replace(decision.kind, f"{decision.kind} together", 1)
-    late = f.chosen_late(decision.kind, name)
-    sentence = f"exploratory: {sentence}" if late or name != f.primary else sentence
+    late = f.chosen_late(decision.kind, metric)
+    sentence = f"exploratory: {sentence}" if late or metric != f.primary else sentence
     return f"**{sentence}**" if c.counts else sentence
 
 

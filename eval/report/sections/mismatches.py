@@ -9,12 +9,7 @@ from eval.report.runs import Cells, in_one_line
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
-    """Sentences about everything that violates a controlled comparison.
-
-    Args:
-        study: a Collection or an ablations.study.Study.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    """Sentences about everything that violates a controlled comparison."""
     return join_by_text(single_mismatches(study, cells), len(cells))
 
 
@@ -81,8 +76,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
 
 def copies(cells: Cells) -> list[str]:
     """Sentences about runs of different seeds that are in fact the same run, because everything that they logged, or
-    the weights that were evaluated, are equal to the last digit. A copied folder is no second seed. `cells`: {(arm,
-    seed): content of the run directory}."""
+    the weights that were evaluated, are equal to the last digit. A copied folder is no second seed."""
     lines = []
     first: dict[Any, tuple[str, int]] = {}
     for (arm, seed), cell in cells.items():
@@ -127,12 +121,7 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
 
 def more_than_a_line(study: Any, cells: Cells) -> list[str]:
     """Sentences about runs whose configuration is not the one that the study plans, or differs from the baseline's in
-    more than the settings of the arm, or whose activity proofs failed or are missing.
-
-    Args:
-        study: a Collection or an ablations.study.Study.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    more than the settings of the arm, or whose activity proofs failed or are missing."""
     lines = []
     for (arm, seed), cell in cells.items():
         if "run" not in cell:
@@ -175,7 +164,6 @@ def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
 
     Args:
         study: a Collection or an ablations.study.Study; without a factorial there are no sentences.
-        cells: {(arm, seed): content of the run directory}.
     """
     lines: list[str] = []
     design = getattr(study, "factorial", None)

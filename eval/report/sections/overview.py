@@ -34,18 +34,17 @@ def table(f: Findings, head: str = "arm") -> Table:
     return Table([head, *f.results, "verdict"], lines)
 
 
-def number(f: Findings, arm: str, name: str) -> str:
-    """An arm's mean over seeds on a metric with its standard error, as text; "-" where there is no result. `name`: the
-    metric."""
-    row = f.results[name][arm]
+def number(f: Findings, arm: str, metric: str) -> str:
+    """An arm's mean over seeds on a metric with its standard error, as text; "-" where there is no result."""
+    row = f.results[metric][arm]
     if not row:
         return "-"
-    pool = f.results[name] if f.controlled else {arm: row}
-    strata = arm_strata(f.cells, arm, sorted(row), name)
+    pool = f.results[metric] if f.controlled else {arm: row}
+    strata = arm_strata(f.cells, arm, sorted(row), metric)
     error = level_stderr(pool, arm, item_part(strata))
     if (independent_items(strata) or 0) < 2:
         error = nan  # a single document or passage tells no noise
-    return plus_minus(float(np.mean(list(row.values()))), error, METRICS[name].digits)
+    return plus_minus(float(np.mean(list(row.values()))), error, METRICS[metric].digits)
 
 
 def remarks(f: Findings, arm: str) -> list[str]:

@@ -170,7 +170,7 @@ def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
 
 def half_width(c: Comparison, digits: int) -> str:
     """The half-width of the 95 % confidence interval of a difference as text, such as " ± 0.012"; "" where the noise is
-    unknown. `digits`: decimals."""
+    unknown."""
     return f" ± {quantile(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
 
 

@@ -114,7 +114,6 @@ def description(task: str, entry: dict) -> list[str]:
     """The columns of a task that are the same for all arms: name, metric, number of items, tokens of context, chance.
 
     Args:
-        task: the name of the task.
         entry: its entry in eval.json.
     """
     counted = entry["metric"] == "bits_per_byte" or entry.get("mean") or entry.get("suite")

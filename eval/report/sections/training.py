@@ -57,7 +57,6 @@ def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
     is unknown. It is the mean over the whole run, so that pauses do not show.
 
     Args:
-        cell: the content of the run directory.
         axis: "tokens", "seconds", "FLOPs" or "hours" (of all processors).
         clock: whether the curve of the run is over seconds.
     """

@@ -9,7 +9,6 @@ from eval.report.compare import METRICS
 from eval.report.findings import Findings
 from eval.report.tuned import CHOSEN_BY, at_best, basin, sensitivity
 from eval.statistics.comparison import Comparison
-from eval.statistics.verdicts import Verdict, verdict
 
 WORDS = """\
 Every arm was run at the same learning rates, so with the same budget: {rates}. At {common:g}, the baseline's, an arm
@@ -60,7 +59,7 @@ def on_screen(f: Findings) -> list[str | Table]:
     """A table for the terminal of the verdicts on the primary metric with each arm at its own best learning rate, as a
     list. These verdicts may contradict those of the main table, which are at the common learning rate."""
     rows = [
-        [arm, f"{c.difference:+.{METRICS[f.primary].digits + 1}f}", decided(f, f.primary, c).words, agreement]
+        [arm, f"{c.difference:+.{METRICS[f.primary].digits + 1}f}", f.judged(c, f.primary).words, agreement]
         for arm, c in at_best(f, f.primary).items()
         for agreement in [verdict_line(f, arm, f.primary, c)[-1].replace("**", "")]
     ]
@@ -94,17 +93,12 @@ def figure(f: Findings, basins: dict[str, dict[float, float]]) -> str:
     return drawing.lines("Loss by learning rate", curves, "learning rate", "bits per byte", logx=True, xticks=rates)
 
 
-def decided(f: Findings, name: str, c: Comparison) -> Verdict:
-    metric = METRICS[name]
-    return verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
-
-
-def verdict_line(f: Findings, arm: str, name: str, c: Comparison) -> list[str]:
-    digits = METRICS[name].digits + 1
-    common, best = f.compared[name].get(arm), decided(f, name, c)
-    ours = [f"{common.difference:+.{digits}f}", f.decision(arm, name).words] if common else ["-", "not compared"]
+def verdict_line(f: Findings, arm: str, metric: str, c: Comparison) -> list[str]:
+    digits = METRICS[metric].digits + 1
+    common, best = f.compared[metric].get(arm), f.judged(c, metric)
+    ours = [f"{common.difference:+.{digits}f}", f.decision(arm, metric).words] if common else ["-", "not compared"]
     threshold = f"{c.threshold:.{digits}f}" if c.seeds and c.enough_items else "unknown"
-    agreement = agree(f.decision(arm, name).kind, best.kind) if common else "-"
+    agreement = agree(f.decision(arm, metric).kind, best.kind) if common else "-"
     words = f"**{best.words}**" if c.counts else best.words
     return [arm, *ours, f"{c.difference:+.{digits}f}", threshold, words, agreement]
 
@@ -132,9 +126,9 @@ def recorded(f: Findings) -> list[dict[str, Any]]:
         if losses:
             line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": sensitivity(losses)}
         line["at_best"] = {
-            METRICS[name].key: {"difference": c[arm].difference, "verdict": decided(f, name, c[arm]).words}
+            METRICS[name].key: {"difference": c[arm].difference, "verdict": f.judged(c[arm], name).words}
             | (
-                {"agrees": agree(f.decision(arm, name).kind, decided(f, name, c[arm]).kind) == "yes"}
+                {"agrees": agree(f.decision(arm, name).kind, f.judged(c[arm], name).kind) == "yes"}
                 if arm in f.compared[name]
                 else {}
             )
