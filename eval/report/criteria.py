@@ -101,16 +101,21 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
     return planned if planned > 1 else None
 
 
+def first_registrations(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
+    """The first registration of a study in each run that has one: {(arm, seed): line of registered.jsonl}."""
+    name = getattr(study, "registration", {}).get("study")
+    first = {
+        run: next((line for line in cell.get("registered", []) if line["content"].get("study") == name), None)
+        for run, cell in cells.items()
+    }
+    return {run: line for run, line in first.items() if line}
+
+
 def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
     """What each run registered about a study before its first step: {(arm, seed): content of the registration}, of the
     runs that registered it."""
-    name = getattr(study, "registration", {}).get("study")
-    contents = {}
-    for run, cell in cells.items():
-        lines = [line for line in cell.get("registered", []) if line["content"].get("study") == name]
-        if lines and lines[0]["step"] == 0:
-            contents[run] = lines[0]["content"]
-    return contents
+    lines = first_registrations(study, cells)
+    return {run: line["content"] for run, line in lines.items() if line["step"] == 0}
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from eval.report.findings import Findings, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.gather import gather
 from eval.report.page import page
+from eval.report.predictions import checked_predictions
 from eval.report.runs import Cells, named
 from eval.report.sections import factorial, overview, registered, tuning
 from eval.report.sections.differences import forest
@@ -174,7 +175,7 @@ def record(f: Findings) -> dict[str, Any]:
         "design": f.study.registration.get("design", ""),
         "learning_rates": tuning.recorded(f),
         "effects": factorial.recorded(f),
-        "predictions": [checked._asdict() for checked in registered.checked_predictions(f)],
+        "predictions": [checked._asdict() for checked in checked_predictions(f)],
         "bit_for_bit_the_same": f.same,
         "runs": runs,
         "comparisons": comparisons,

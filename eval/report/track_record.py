@@ -7,7 +7,7 @@ from ablations import safe_files
 from ablations.safe_files import Damaged
 from eval.report.blocks import Table
 from eval.report.formats import plain_text
-from eval.report.sections.registered import FAILED, HELD, UNDECIDED
+from eval.report.predictions import FAILED, HELD, UNDECIDED
 
 
 def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -274,7 +274,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/report/sections/registered.py",
+        "eval/report/predictions.py",
         "return HELD if all(",
         "return HELD if any(",
         "tests/test_registration.py::test_predictions_hold_fail_or_stay_open_as_a_t_test_says",
