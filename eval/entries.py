@@ -1,13 +1,12 @@
 """The numbers of eval.json: the entry of each task with its standard error and chance level, and the means over
 tasks."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from eval.statistics.items import LN2, ratio_stderr, stderr_of_mean
+from eval.statistics.items import LN2, finite, ratio_stderr, stderr_of_mean
 from eval.tasks import mirror, probes
 from eval.tasks.suite import suite
 
@@ -128,8 +127,3 @@ def mean(entries: list[dict], key: str) -> float | None:
 
 def accuracy_stderr(samples: Samples) -> float | None:
     return finite(stderr_of_mean(np.array([sample["value"] for sample in samples], float)))
-
-
-def finite(value: float) -> float | None:
-    """`value`; None where it is NaN or infinite, as the standard error of a single item is: JSON has neither."""
-    return value if math.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ablations import rundir
 from ablations.config import resolve
 from ablations.criteria import METRICS, Criteria
 from ablations.registration import FIXED, UNTIL_DECIDED
+from eval.report.gather import gather
+from eval.report.record import terminal_text, write
 from eval.report.sections import published
 
 ARMS = {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}, "pos=none": {"model.pos": "none"}}
@@ -205,6 +208,13 @@ def rescore(folder: Path) -> None:
 def shift(folder: Path, bits_per_byte: float) -> None:
     """Makes every held-out document of a run worse by so much."""
     rewrite(folder, lambda row: row | {"nats": row["nats"] + bits_per_byte * row["bytes"] * float(np.log(2))})
+
+
+def report(study: Any, out: Path, noise: Sequence[Path] = ()) -> str:
+    """Writes the record of a study to `out`. Returns the text for the terminal."""
+    findings = gather(study, list(noise))
+    write(findings, out)
+    return terminal_text(findings)
 
 
 def section(text: str, head: str) -> str:

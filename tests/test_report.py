@@ -9,8 +9,7 @@ import shutil
 import numpy as np
 
 from eval.report.__main__ import main
-from eval.report.record import report
-from tests.made_study import ARMS, EFFECT, FILES, TASK, Cell, Study, change, full, make, section, study, values  # noqa: F401  # a fixture
+from tests.made_study import ARMS, EFFECT, FILES, TASK, Cell, Study, change, full, make, report, section, study, values  # noqa: F401  # a fixture
 
 
 def test_the_table_has_the_shape_of_the_example(study, tmp_path):

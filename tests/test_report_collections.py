@@ -10,10 +10,9 @@ import pytest
 
 from eval.report.__main__ import main
 from eval.report.collection import collect_runs
-from eval.report.record import report
 from eval.report.request import parse
 from eval.report.short_names import shortest_ends
-from tests.made_study import ARMS, FILES, Cell, Study, change, config, make, section, study  # noqa: F401  # a fixture
+from tests.made_study import ARMS, FILES, Cell, Study, change, config, make, report, section, study  # noqa: F401  # a fixture
 
 
 def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, monkeypatch):

@@ -12,9 +12,9 @@ from eval.report.__main__ import main
 from eval.report.contents import contents
 from eval.report.formats import markdown
 from eval.report.gather import gather
-from eval.report.record import report, write
+from eval.report.record import write
 from eval.statistics.sequential import share
-from tests.made_study import ARMS, Study, make, register, registered, rewrite, section, shift
+from tests.made_study import ARMS, Study, make, register, registered, report, rewrite, section, shift
 
 
 def test_a_margin_makes_equivalent_arms_and_what_is_undecided_says_what_is_missing(tmp_path):

@@ -12,8 +12,7 @@ from eval.report.__main__ import main
 from eval.report.blocks import Section, Table
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
-from eval.report.record import report
-from tests.made_study import FILES, change, section, study  # noqa: F401  # a fixture
+from tests.made_study import FILES, change, report, section, study  # noqa: F401  # a fixture
 
 
 def test_what_is_no_run_is_refused_by_name(study, tmp_path, capsys):

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from eval.report.__main__ import main
-from eval.report.record import report
 from eval.report.request import parse
 from eval.report.runs import read
 from eval.report.sections.mismatches import mismatches
-from tests.made_study import ARMS, TASK, Study, change, make, rescore, rewrite, section, study  # noqa: F401  # a fixture
+from tests.made_study import ARMS, TASK, Study, change, make, report, rescore, rewrite, section, study  # noqa: F401  # a fixture
 
 
 def test_a_run_that_failed_is_said_to_have_failed(study, tmp_path):

@@ -13,10 +13,9 @@ from eval.report.contents import contents
 from eval.report.findings import recorded_noise
 from eval.report.formats import markdown
 from eval.report.gather import gather
-from eval.report.record import report
 from eval.report.request import parse
 from eval.report.runs import read
-from tests.made_study import ARMS, Study, make, rewrite, section, shift, study, values  # noqa: F401  # a fixture
+from tests.made_study import ARMS, Study, make, report, rewrite, section, shift, study, values  # noqa: F401  # a fixture
 
 
 def test_numbers_equal_scipy_on_the_same_directories(study, tmp_path):

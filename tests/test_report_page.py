@@ -17,9 +17,8 @@ from eval.report.blocks import Figure, Section, Table
 from eval.report.curves import BINS, binned, curve, subtract
 from eval.report.formats import latex, markdown
 from eval.report.page import page
-from eval.report.record import report
 from eval.report.runs import budget_seconds
-from tests.made_study import ARMS, FILES, Study, full, make
+from tests.made_study import ARMS, FILES, Study, full, make, report
 
 
 def test_curves_are_averaged_over_the_tokens_that_all_seeds_have():

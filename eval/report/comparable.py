@@ -22,11 +22,7 @@ Run = tuple[str, int]  # arm, seed
 
 def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
     """Everything about a task that has to be equal in two runs for a comparison of their scores, as {name: value}:
-    version, items, prompts, number of examples and so on.
-
-    Args:
-        cell: the content of the directory of an evaluated run, from `runs.read`.
-    """
+    version, items, prompts, number of examples and so on."""
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
     identity = {key: entry[key] for key in TASK if key in entry}
     if isinstance(entry.get("data"), dict):
@@ -47,8 +43,8 @@ def digest(value: Any) -> str:
 
 
 def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The `task_identity` of every task of an evaluated run: {task: identity}. It is cached in `cell`, since tasks have
-    up to 40,000 items."""
+    """The `task_identity` of every task of an evaluated run: {task: identity}. Cached in `cell`, since tasks have up to
+    40,000 items."""
     if "identities" not in cell:
         cell["identities"] = {task: task_identity(cell, task) for task in cell["eval"]["tasks"]}
     return cell["identities"]
@@ -61,8 +57,7 @@ def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def counts_for(entry: dict[str, Any], metric: str) -> bool:
-    """Whether a metric, which is a mean over tasks, includes this task. `entry`: the task's entry in eval.json;
-    `metric`: a key of compare.METRICS."""
+    """Whether the mean that a metric is includes this task, given by its entry in eval.json."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
         "zero-shot": bool(entry.get("mean")),
@@ -76,12 +71,7 @@ def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
 
 def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
     """The tasks of a metric that can be compared over all these runs, in the order of evaluation; none where the
-    evaluations of the runs differ in general.
-
-    Args:
-        runs: the (arm, seed) of each run, at least one.
-        metric: a key of compare.METRICS.
-    """
+    evaluations of the runs differ in general."""
     first, *others = (cells[run] for run in runs)
     if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in WHOLE):
         return []
@@ -97,12 +87,7 @@ def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
 
 
 def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
-    """The tasks of a metric that at least one of these runs was evaluated on.
-
-    Args:
-        runs: the (arm, seed) of each run.
-        metric: a key of compare.METRICS.
-    """
+    """The tasks of a metric that at least one of these runs was evaluated on."""
     return list(dict.fromkeys(task for run in runs for task in tasks_of(cells[run], metric)))
 
 
@@ -116,16 +101,14 @@ def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs were evaluated in the same way, on every task. `one`, `other`: the contents of their run
-    directories."""
+    """Whether two evaluated runs were evaluated in the same way, on every task."""
     ours, theirs = task_identities(one), task_identities(other)
     whole = all(one["eval"].get(key) == other["eval"].get(key) for key in WHOLE)
     return whole and ours.keys() == theirs.keys() and all(same_task(ours[task], theirs[task]) for task in ours)
 
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
-    """The evaluated runs in groups of (arm, seed), such that the runs of a group were evaluated in the same way on
-    every task."""
+    """The evaluated runs in groups, such that the runs of a group were evaluated in the same way on every task."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -138,9 +121,8 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
 
 
 def refusals(cells: Cells) -> list[str]:
-    """A sentence for each group of runs that were evaluated in another way than the first evaluated run, and are
-    therefore not compared with it: which runs these are, and what differs. `cells`: {(arm, seed): content of the run
-    directory}."""
+    """A sentence for each group of runs that are not compared with the first evaluated run, because they were evaluated
+    differently: which runs these are, and what differs."""
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:
@@ -171,7 +153,7 @@ def refusals(cells: Cells) -> list[str]:
 
 
 def sources(cell: dict[str, Any]) -> dict[str, str]:
-    """What a run read, as {description of corpus and preparation, or of the tokenizer: its sha256}. Two runs can be
+    """What a run read: {description of corpus and preparation, or of the tokenizer: its sha256}. Two runs can be
     compared only where the values of the keys that both have are equal."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
@@ -185,11 +167,7 @@ def sources(cell: dict[str, Any]) -> dict[str, str]:
 
 def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
     """Whether all runs that declare the same corpus have read the same text, and all that declare the same tokenizer
-    have used the same one.
-
-    Args:
-        runs: the (arm, seed) of each run.
-    """
+    have used the same one."""
     read: dict[str, str] = {}
     return all(
         read.setdefault(declared, sha256) == sha256 for run in runs for declared, sha256 in sources(cells[run]).items()
@@ -197,8 +175,8 @@ def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
 
 
 def other_text(cells: Cells, baseline: str) -> list[str]:
-    """The arms that are not compared with the baseline because they declare the same corpus or tokenizer as the
-    baseline, and read another text or used another tokenizer."""
+    """The arms that are not compared with the baseline, because under the name of the same corpus or tokenizer they
+    read another text or used another tokenizer."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)

@@ -53,8 +53,8 @@ def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Item
 
 
 def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[Stratum]:
-    """The results of one arm on the items of each task of a metric, averaged over seeds: a Stratum [1, items or
-    clusters] for each task."""
+    """The results of an arm on the items of each task, averaged over seeds: a Stratum [1, items or clusters] for each
+    task."""
     strata = []
     for task in all_tasks(cells, [(arm, seed) for seed in seeds], metric):
         items = item_scores(cells, arm, seeds, task)
@@ -65,7 +65,7 @@ def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[St
 
 
 class Pairing(NamedTuple):
-    """Which seeds of an arm and of the baseline are compared, on which tasks, and whether the seeds are paired."""
+    """Which seeds of an arm and of the baseline are compared, and on which tasks."""
 
     seeds: tuple[list[int], list[int]]  # of the arm and of the baseline
     paired: bool  # the same seeds, at least one
@@ -74,10 +74,11 @@ class Pairing(NamedTuple):
 
 
 def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str) -> Pairing | None:
-    """The seeds and tasks with which two arms are compared on a metric; None where an arm has no result.
+    """The seeds and tasks with which two arms are compared; None where an arm has no result.
 
     The seeds that both arms have are paired. Where they share no seed, or only one although both have several, the
-    comparison is unpaired, with all seeds of each."""
+    comparison is unpaired, with all seeds of each.
+    """
     ours, theirs = results[arm], results[baseline]
     shared = sorted(ours.keys() & theirs.keys())
     if not ours or not theirs:
@@ -91,12 +92,8 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str
 
 
 def results_on(cells: Cells, results: Results, metric: str, tasks: list[str]) -> Results:
-    """The results of arms as means over some of the tasks of a metric, {arm: {seed: result}}, for the arms whose runs
-    all have these tasks. Where these are all tasks that an arm has, its results are unchanged.
-
-    Args:
-        results: {arm: {seed: result over all tasks of the metric}}.
-    """
+    """The results as means over these tasks alone, for the arms whose runs all have them. Where these are all tasks
+    that an arm has, its results are unchanged."""
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]
@@ -113,12 +110,7 @@ def results_on(cells: Cells, results: Results, metric: str, tasks: list[str]) ->
 
 def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, metric: str) -> list[Stratum]:
     """The differences of two arms on the items of each task: a Stratum [seeds, items or clusters] for each task. Where
-    the seeds of the arms are not paired, the results are averaged over seeds before they are subtracted, [1, items
-    or clusters].
-
-    Args:
-        pairs: the seeds and tasks that are compared, from `pairing`.
-    """
+    the seeds are not paired, results are averaged over seeds before they are subtracted: [1, items or clusters]."""
     differences = []
     for task in pairs.tasks:
         ours, theirs = item_scores(cells, arm, pairs.seeds[0], task), item_scores(cells, baseline, pairs.seeds[1], task)
@@ -144,17 +136,16 @@ def pair(
     share: Callable[[int], float] = lambda seeds: 1.0,
     borrowed: Part | None = None,
 ) -> Comparison | None:
-    """The comparison of two arms on a metric, without multiple-comparison correction; None where an arm has no result
-    or the arms have no task in common that was evaluated in the same way.
+    """The comparison of two arms (`arm` minus `baseline`), without multiple-comparison correction; None where an arm
+    has no result or the arms have no task in common that was evaluated in the same way.
 
     Args:
-        arm, baseline: the two arms; the difference is that of `arm` minus `baseline`.
         controlled: whether the other arms in `results` may be used to estimate the noise.
         floor: the variance between runs that differ only in the seed, used where the two arms share a single seed; None
             where it is unknown.
         share: a function of the number of seeds: the share of alpha (LEVEL) that a test at this number may use.
         borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the
-            seeds; None: it is not used.
+            seeds.
     """
     pairs = pairing(cells, results, arm, baseline, metric)
     if pairs is None or not pairs.tasks:
@@ -181,7 +172,7 @@ def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
     1 where the number of seeds was fixed before the runs, so that there is only one test.
 
     Args:
-        criteria: the criteria of the study, which say whether seeds are added until it is decided.
+        tests: the number of arms that are compared.
     """
     return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
@@ -189,14 +180,14 @@ def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
 def comparisons(
     study: Any, cells: Cells, results: Results, metric: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
-    """The comparison of each arm of a study with the baseline on a metric, {arm: Comparison}, without
-    multiple-comparison correction. Arms that cannot be compared are left out.
+    """The comparison of each arm with the baseline, {arm: Comparison}, without multiple-comparison correction. Arms
+    that cannot be compared are left out.
 
     Args:
         noise: {group: {seed: result}} of other runs, which within a group differ only in the seed. They add to the
             estimate of the noise where an arm shares a single seed with the baseline.
         borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the
-            seeds; None: it is not used.
+            seeds.
     """
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
@@ -211,11 +202,12 @@ def comparisons(
 
 
 def ranking(study: Any, cells: Cells, results: Results, metric: str) -> list[tuple[dict[str, str], dict[str, float]]]:
-    """Rankings of the arms by a metric, one for each group of arms that can be ranked together: [({arm: its place or
-    range of places}, {arm: its mean})].
+    """Rankings of the arms, one for each group of arms that can be ranked together: [({arm: its place or range of
+    places}, {arm: its mean})].
 
     In a group, of any two arms one was evaluated on all tasks of the other; means are over the tasks that all arms of
-    the group have. Every pair of arms is compared, with a multiple-comparison correction for the number of pairs."""
+    the group have. Every pair of arms is compared, corrected for the number of pairs.
+    """
     floor, rankings = noise_floor(results), []
     left = [arm for arm in study.arms if results[arm]]
     while left:

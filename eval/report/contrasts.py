@@ -18,13 +18,9 @@ Coefficients = dict[str, float]  # {arm: its weight}
 def effects(
     design: Factorial | None, baseline: str, cells: Cells, results: Results, metric: str
 ) -> dict[int, Comparison]:
-    """The effects of a factorial on a metric, {bit mask of the effect's factors: Comparison with 0}, without
-    multiple-comparison correction. Empty while a combination of factors has no result.
-
-    Args:
-        design: the factorial; None for another study, which has no effects.
-        baseline: the arm in which no factor is changed.
-    """
+    """The effects of a factorial, {bit mask of the effect's factors: Comparison with 0}, without multiple-comparison
+    correction. Empty while a combination of factors has no result, and for a study that is no factorial (`design` is
+    None)."""
     if not design:
         return {}
     results = {arm: row for arm, row in results.items() if row}
@@ -38,11 +34,7 @@ def effects(
 
 def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
     """The weighted sum of arms as a Comparison with 0, over the seeds that all of them have and the tasks on which all
-    were evaluated in the same way; None where there are no such seeds or tasks.
-
-    Args:
-        weights: {arm: its weight}.
-    """
+    were evaluated in the same way; None where there are none."""
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
@@ -59,13 +51,13 @@ def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str)
 
 
 def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) -> Part | None:
-    """The variance that the seeds give to the mean of a contrast; None with one seed. As
-    `eval.statistics.seeds.seed_part` does for two arms, it uses the residual variance after fitting arms and seeds,
+    """The variance that the seeds give to the mean of a contrast; None with one seed.
+
+    As `eval.statistics.seeds.seed_part` does for two arms, it uses the residual variance after fitting arms and seeds,
     pooled over arms; or, where an arm scatters more than the others and this gives a wider interval, the variance of
     the contrast between seeds.
 
     Args:
-        weights: {arm: its weight}.
         by_seed: the contrast for each seed, [seeds].
     """
     seeds = len(by_seed)
@@ -82,12 +74,7 @@ def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) 
 def contrast_strata(
     cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, metric: str
 ) -> list[Stratum]:
-    """The weighted sum of arms on the items of each task: a Stratum [seeds, items or clusters] for each task.
-
-    Args:
-        seeds: the seeds that all arms have.
-        weights: {arm: its weight}.
-    """
+    """The weighted sum of arms on the items of each task: a Stratum [seeds, items or clusters] for each task."""
     strata = []
     for task in tasks:
         items = {arm: item_scores(cells, arm, seeds, task) for arm in weights}

@@ -31,12 +31,8 @@ def tasks_digest(cell: dict[str, Any], metric: str) -> str:
 
 
 def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
-    """Why a study may not use a noise floor: the settings in which its baseline differs from the floor's runs; "" where
-    it may use the floor, or no run of the baseline is evaluated yet.
-
-    Args:
-        floor: the noise floor.
-    """
+    """Why a study may not use a noise floor: what its baseline differs in from the floor's runs; "" where it may, or
+    where no run of the baseline is evaluated yet."""
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
         return ""
@@ -53,12 +49,8 @@ def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
 
 
 def noise_floor_part(floor: NoiseFloor, cells: Cells, baseline: str, metric: str) -> Part | None:
-    """The variance of a single run on a stored, from the runs of a noise floor that are not part of the study; None
-    where there are fewer than two such runs, or they were evaluated on other tasks.
-
-    Args:
-        floor: the noise floor.
-    """
+    """The variance of a single run, from the runs of a noise floor that are not part of the study; None where there are
+    fewer than two such runs, or they were evaluated on other tasks."""
     stored = floor.content["metrics"].get(metric)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not stored or not judged or stored["tasks"] != tasks_digest(judged[0], metric):

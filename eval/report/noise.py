@@ -29,12 +29,9 @@ FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 def measured(f: Findings) -> dict[str, Any]:
     """The noise floor of a study's baseline, as the JSON object that is stored.
 
-    Args:
-        f: the findings of a study whose runs of the baseline differ only in the seed.
-
     Raises:
-        ValueError: fewer than FEWEST_SEEDS runs are finished and evaluated, or the runs were not trained and evaluated
-            in the same way.
+        ValueError: fewer than FEWEST_SEEDS runs are finished and evaluated, or they were not trained and evaluated in
+            the same way.
     """
     cells = {run: cell for run, cell in f.cells.items() if run[0] == f.baseline and "eval" in cell}
     if len(cells) < FEWEST_SEEDS:
@@ -75,7 +72,7 @@ def measured(f: Findings) -> dict[str, Any]:
 
 def main(words: list[str]) -> int:
     """Write the noise floor of a study's baseline; with --check as the first word, only check the words. Exit codes: 0;
-    1, the noise floor cannot be written; 2, the words are not valid or no noise floor can be measured."""
+    1, it cannot be written; 2, the words are not valid or no noise floor can be measured."""
     as_json = answers.asks_for_json(words)
     try:
         check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]

@@ -118,8 +118,7 @@ def section(part: Section) -> str:
 
 
 def fitted(svg: str) -> str:
-    """A figure as HTML. One that is wider than the others gets a scroll bar and is not shrunk. `svg`: the figure as an
-    <svg>."""
+    """A figure as HTML. One that is wider than the others gets a scroll bar and is not shrunk."""
     width = float(re.findall(r'viewBox="0 0 ([\d.]+)', svg)[0])
     return svg if width <= 420 else svg.replace("<svg ", f'<svg style="min-width:{0.85 * width:.0f}px" ', 1)
 
@@ -149,8 +148,7 @@ def marked_up(text: str) -> str:
 
 
 def escape(text: str, quote: bool = True) -> str:
-    """A text escaped for HTML, with its quotation marks where `quote` is true, and without control characters, which
-    foreign run directories may contain."""
+    """A text escaped for HTML, without the control characters that foreign run directories may contain."""
     return html.escape(printable(text), quote)
 
 

@@ -14,7 +14,6 @@ from eval.report.compare import METRICS
 from eval.report.contents import contents
 from eval.report.findings import Findings, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
-from eval.report.gather import gather
 from eval.report.page import page
 from eval.report.predictions import checked_predictions
 from eval.report.runs import Cells, named
@@ -25,22 +24,11 @@ from eval.report.sections.training import loss_curves, paired_curves
 REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
-def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
-    """Write the record of a study to the directory `out`. Runs that are missing, damaged, unfinished or not evaluated
-    are named, and the others are reported. Returns the text for the terminal.
-
-    Args:
-        out: the directory of the record.
-        noise: directories of other runs that differ only in the seed, for the noise between seeds.
-    """
-    findings = gather(study, noise)
-    write(findings, out)
-    return terminal_text(findings)
-
-
 def write(f: Findings, out: Path) -> None:
-    """Write the files of a record to the directory `out`, all of them or none. Raises OSError where they cannot be
-    written.
+    """Write the files of a record, all of them or none.
+
+    Raises:
+        OSError: they cannot be written.
     """
     sections = contents(f)
     figures = [*loss_curves(f)[:1], forest(f, "bits/byte"), *paired_curves(f), forest(f, "zero-shot")]
@@ -59,11 +47,13 @@ def write(f: Findings, out: Path) -> None:
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
     """Write several files so that a failure leaves the existing ones unchanged: all are written under temporary names
-    before the first one is renamed. Raises OSError where they cannot be written.
+    before the first one is renamed.
 
     Args:
-        folder: where the files go.
         texts: {name of a file: its content}.
+
+    Raises:
+        OSError: they cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
@@ -81,7 +71,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 
 
 def terminal_text(f: Findings) -> str:
-    """The text of a report for the terminal: the table, and the sentences that explain it."""
+    """A report for the terminal: the table, and the sentences that explain it."""
     table: Table = overview.table(f, f.study.title)
     notes = [*overview.no_effect(f), *overview.footnotes(f)]
     if f.refusals:
@@ -97,9 +87,8 @@ def terminal_text(f: Findings) -> str:
 
 
 def lost_runs(f: Findings, out: Path) -> str:
-    """The names of finished runs that the record in the folder `out` has and this report lacks, as one text; "" where
-    there are none or there is no record. Runs are identified by their configurations, wherever they were trained. `f`:
-    the findings of the study."""
+    """The finished runs of the record in the folder `out` that this report lacks, in words; "" where there are none or
+    there is no record. Runs are identified by their configurations, wherever they were trained."""
     try:
         earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:
@@ -143,8 +132,7 @@ def length(f: Findings) -> dict[str, Any]:
 
 
 def record(f: Findings) -> dict[str, Any]:
-    """The content of run.json of the record: the study, its runs, and their results and comparisons. `f`: the findings
-    of the study."""
+    """The content of the record's run.json: the study, its runs, and their results and comparisons."""
     from_run = ("fingerprint", "commit", "versions", "hardware")
     configs = [cell["run"]["config"] for cell in f.cells.values() if "run" in cell]
     runs = []

@@ -72,28 +72,27 @@ GLUE_TABLE = {
 GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
 
 
-def misfit(value: Any, shape: Any, name: str = "") -> str:
+def misfit(value: Any, shape: Any, path: str = "") -> str:
     """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit.
 
     Args:
-        value: the JSON value.
         shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
             RUN is an example.
-        name: the path of `value` itself, in recursive calls.
+        path: of `value` itself, in recursive calls.
     """
     if not isinstance(shape, dict):
         wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
-        return name if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
+        return path if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
     if not isinstance(value, dict):
-        return name or "all of it"
+        return path or "all of it"
     for key, inner in shape.items():
         optional, key = key.endswith("?"), key.removesuffix("?")
         if value.get(key) is None and optional:
             continue
-        inner_name = f"{name}.{key}" if name else key
+        inner_path = f"{path}.{key}" if path else key
         if key not in value:
-            return inner_name
-        if inner_misfit := misfit(value[key], inner, inner_name):
+            return inner_path
+        if inner_misfit := misfit(value[key], inner, inner_path):
             return inner_misfit
     return ""
 
@@ -120,8 +119,11 @@ def manifest(directory: Path) -> dict[str, Any]:
 
 
 def evaluation(path: Path) -> dict[str, Any]:
-    """The content of eval.json, or of eval-step_N.json for weights saved during training. Raises Damaged where the file
-    is missing or damaged, or a score is not finite."""
+    """The content of eval.json, or of eval-step_N.json.
+
+    Raises:
+        Damaged: the file is missing or damaged, or a score is not finite.
+    """
     result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
@@ -146,8 +148,11 @@ def evaluation(path: Path) -> dict[str, Any]:
 
 
 def samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is not that of
-    an item."""
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}.
+
+    Raises:
+        Damaged: a line is not that of an item.
+    """
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
@@ -162,14 +167,13 @@ def samples(path: Path) -> dict[str, dict[str, Outcome]]:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The content of a run directory, as a dictionary. Damage is reported in the result, and no error is raised.
+    """The content of a run directory. Damage is reported in the result, and no error is raised.
 
     Returns:
         state: "" for a run that is finished and evaluated; else a sentence on what is missing or wrong.
         damage: a sentence for each damaged file without which the run can still be reported.
-        run, metrics, done, registered, checkpoints, eval, samples, glue: the contents of the files, where they exist.
-            "registered" are the lines of registered.jsonl, "checkpoints" the evaluations of weights saved during
-            training, by tokens.
+        run, metrics, done, registered, eval, samples, glue: the contents of the files, where they exist.
+        checkpoints: the evaluations of weights saved during training, by tokens.
     """
     try:
         return _read(directory)
@@ -228,8 +232,7 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 def _training_summary(path: Path) -> dict[str, Any]:
-    """The content of the file `done`, which training writes at its end. Raises Damaged where it is not what training
-    writes."""
+    """The content of the file `done`, which training writes at its end."""
     done = safe_files.read_json(path) or {}
     if key := misfit(done, DONE):
         raise Damaged(f"{path} is damaged: {key}")
@@ -237,8 +240,11 @@ def _training_summary(path: Path) -> dict[str, Any]:
 
 
 def glue_table(path: Path) -> dict[str, Any] | None:
-    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist. Raises
-    Damaged where it is not such a table."""
+    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist.
+
+    Raises:
+        Damaged: it is not such a table.
+    """
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
@@ -251,12 +257,12 @@ def glue_table(path: Path) -> dict[str, Any] | None:
 
 
 def _relative(message: Damaged | str, directory: Path) -> str:
-    """A message about a file of a run directory, in which the path of the run directory is removed."""
+    """A message about a file of a run directory, without the path of that directory."""
     return printable(str(message).replace(f"{directory}/", "")).rstrip(".")
 
 
 def read_all(study: Any) -> Cells:
-    """The contents of the run directories of all runs of a study or collection: {(arm, seed): content, from `read`}."""
+    """The contents of the run directories of all runs of a study or collection."""
     planned = {(arm, seed): study.cell(arm, seed) for arm in study.arms for seed in study.seeds}
     return {key: read(cell.dir) for key, cell in planned.items() if cell}
 
@@ -273,7 +279,7 @@ def in_one_line(value: Any) -> str:
 
 
 def named(runs: list[tuple[str, int]]) -> str:
-    """Runs in words, by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)". `runs`: the (arm, seed) of each run."""
+    """Runs in words, by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)"."""
     seeds: dict[str, list[str]] = {}
     for arm, seed in runs:
         seeds.setdefault(arm, []).append(str(seed))

@@ -7,7 +7,7 @@ import numpy as np
 
 from ablations.rundir import EVAL, SAMPLES
 from ablations.safe_files import Damaged
-from eval.statistics.items import by_cluster, ratio_stderr
+from eval.statistics.items import by_cluster, finite, ratio_stderr
 from eval.tasks.suite import suite
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
@@ -74,20 +74,14 @@ def checked_task(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcom
     return entry | {"stderr": finite(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
 
 
-def finite(value: float) -> float | None:
-    """A number, or None where it is NaN or infinite. The standard error of a single passage is NaN."""
-    return value if np.isfinite(value) else None
-
-
 def clustered(outcomes: Mapping[str, Outcome]) -> bool:
-    """Whether some items of a task share a passage or a document, according to their clusters. `outcomes`: {id of the
-    item: outcome}."""
+    """Whether some items of a task share a passage or a document."""
     names = [row.cluster for row in outcomes.values() if row.cluster]
     return len(set(names)) < len(names)
 
 
 def mean(entries: list[dict[str, Any]]) -> float:
-    """The unweighted mean of the scores of tasks; NaN without any task. `entries`: the tasks' entries in eval.json."""
+    """The unweighted mean of the scores of tasks; NaN without any."""
     return float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
 
 

@@ -14,8 +14,8 @@ COPIED = ("name", "title", "seeds", "command", "question", "expect", "criteria")
 
 
 def shortest_ends(names: Iterable[str]) -> dict[str, str]:
-    """A short name for each path: {path: its shortest end that is not the end of another path}. The end has at least
-    one part without a wildcard."""
+    """A short name for each path: {path: its shortest end, with a part that is no wildcard, that is not the end of
+    another}."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
     for name, parts in parts_of.items():

@@ -33,23 +33,21 @@ JUDGED = ("bits/byte", "suite")  # not zero-shot: its questions are made from th
 
 
 class Task(NamedTuple):
-    """The outcomes of a task in the runs of several labels (an arm at a learning rate is a label), summed by
-    cluster."""
+    """The outcomes of a task, summed by cluster, in the runs of several labels (an arm at a rate is a label)."""
 
     values: dict[str, np.ndarray]  # {label: [seeds, clusters]}
     weights: np.ndarray  # [clusters]
     half: np.ndarray  # [clusters], 0 or 1
 
     def losses(self, label: str, half: int) -> np.ndarray:
-        """The loss of each seed of a label over one half of the documents, [seeds], as the ratio of sums over clusters.
-        `half`: 0 or 1."""
+        """The loss of each seed of a label over one half (0 or 1) of the documents, [seeds]."""
         chosen = self.half == half
         return self.values[label][:, chosen].sum(1) / self.weights[chosen].sum()
 
 
 def halves(names: list[str]) -> np.ndarray:
-    """The half that each name belongs to, an array of 0 and 1. The order of the names' hashes divides them into two
-    halves of equal size."""
+    """The half, 0 or 1, that each name belongs to: the order of the names' hashes divides them into two halves of equal
+    size."""
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     half = np.zeros(len(names), int)
     half[np.argsort(digests, kind="stable")[1::2]] = 1
@@ -57,8 +55,7 @@ def halves(names: list[str]) -> np.ndarray:
 
 
 class Candidates(NamedTuple):
-    """The runs of several arms at all learning rates, from which each arm's best rate is chosen, with the seeds that
-    all these runs have."""
+    """The runs of several arms at all learning rates, from which each arm's best rate is chosen."""
 
     labels: dict[str, list[str]]  # {arm: its labels, by rising rate}
     seeds: list[int]
@@ -70,7 +67,7 @@ def candidates(f: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candida
     the common rate is missing, or there are too few documents for two halves.
 
     Args:
-        metric: the metric whose tasks are read.
+        metric: whose tasks are read.
     """
     tuning, results = f.study.tuning, f.distinct_results(CHOSEN_BY)
     if not tuning or not all(results.get(arm) for arm in arms):
@@ -102,7 +99,6 @@ def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
     """The label of an arm at the learning rate that is best for the other seeds on the other half of the documents.
 
     Args:
-        c: the runs to choose from.
         seed: the index of the seed that is judged. Where there is only one seed, it is used for the choice too.
         half: the half of the documents that is judged; None: both halves are used for the choice.
     """
@@ -117,12 +113,12 @@ def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
 
 def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
     """The outcomes of an arm for each task, [seeds, clusters], each at the learning rate that was chosen without this
-    seed and, with `by_half`, without this half of the documents.
+    seed.
 
     Args:
-        c: the runs to choose from.
         tasks: the tasks that are judged.
-        by_half: whether the tasks consist of the same documents that the choice is made by.
+        by_half: whether these consist of the documents that the choice is made by; it is then made without this half of
+            them.
     """
     outcomes = []
     for task in tasks:
@@ -137,8 +133,8 @@ def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> l
 
 
 def at_best(f: Findings, metric: str) -> dict[str, Comparison]:
-    """The comparisons of arms with the baseline on a metric, each arm at its own best learning rate: {arm: Comparison},
-    after multiple-comparison correction. Empty where learning rates are not tuned."""
+    """The comparisons of arms with the baseline, each arm at its own best learning rate: {arm: Comparison}, after
+    multiple-comparison correction. Empty where learning rates are not tuned."""
     compared = {}
     for arm in f.study.compared if f.study.tuning and metric in JUDGED else ():
         c, judged = candidates(f, [arm, f.baseline]), candidates(f, [arm, f.baseline], metric)
@@ -158,9 +154,7 @@ def difference(
     """The comparison of two arms, each at its own best learning rate, without multiple-comparison correction.
 
     Args:
-        c: the runs to choose the rates from.
-        tasks: the tasks that are judged.
-        by_half: whether the tasks consist of the same documents that the choice is made by.
+        tasks, by_half: as in `cross_fitted`.
         results: {label: {seed: result}} of all these runs, for the noise.
     """
     ours, theirs = (cross_fitted(c, name, tasks, by_half) for name in (arm, baseline))

@@ -17,7 +17,7 @@ F'' of Clark 1973). The rest is taken from the items' part, and a part is never 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, isinf, nan, sqrt
+from math import inf, isfinite, isinf, nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +75,11 @@ def effective_number(weights: np.ndarray) -> float:
 def stderr_of_mean(values: np.ndarray) -> float:
     """The standard error of the mean over independent items; NaN for fewer than two."""
     return float(np.std(values, ddof=1) / sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def finite(error: float) -> float | None:
+    """A standard error for JSON, which has neither NaN nor infinity: None in their place."""
+    return error if isfinite(error) else None
 
 
 def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
