@@ -37,7 +37,7 @@ def test_every_published_number_has_a_mark_and_a_source():
     for each in [*known["tables"], *known["external"], known["trajectories"], known["per_task"], known["scaling"]]:
         assert each["mark"] in ("published", "computed", "unverified") and each["source"], each
     for table in known["tables"]:
-        assert all(len(numbers) == len(published.columns(table)) for _, numbers in published.rows(table))
+        assert all(len(numbers) == len(published.table_columns(table)) for _, numbers in published.table_rows(table))
     paths = known["trajectories"]
     assert all(len(row) == len(paths["tokens"]) for row in paths["rows"].values())
 

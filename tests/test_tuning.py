@@ -14,7 +14,7 @@ from ablations.values import ConfigError, difference
 from eval.report import tuned
 from eval.report.gather import gather
 from eval.report.record import terminal_text, write
-from eval.report.sections.tuning import agree
+from eval.report.sections.tuning import agreement_text
 from eval.report.tuned import Candidates, Task
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import LEVEL
@@ -260,8 +260,8 @@ def test_a_rate_at_which_a_run_failed_is_none_to_choose(tmp_path: Path) -> None:
 
 
 def test_verdicts_agree_differ_or_contradict() -> None:
-    assert agree("better", "better") == "yes" and "contradict" in agree("better", "worse")
-    assert agree("undecided", "better") == "no: undecided at the common rate, better at each arm's best"
+    assert agreement_text("better", "better") == "yes" and "contradict" in agreement_text("better", "worse")
+    assert agreement_text("undecided", "better") == "no: undecided at the common rate, better at each arm's best"
 
 
 def test_a_corpus_of_four_sources_is_enough_to_choose_and_to_judge(tmp_path: Path) -> None:

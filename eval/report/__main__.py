@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def refuse(error: ValueError, as_json: bool) -> int:
-    """Print why a request is refused, as JSON where `as_json` is true. Returns the exit code."""
+    """Print why a request is refused. Returns the exit code."""
     if as_json:
         print(answers.error(str(error)))
     print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -107,8 +107,7 @@ def predicted(words: list[str], as_json: bool = False) -> int:
     """Print the predictions in all records, and how often they came true. Returns the exit code.
 
     Args:
-        words: the NAME=VALUE words of the command; OUT= says where further records are.
-        as_json: print JSON in place of text.
+        words: of the command; OUT= says where further records are.
     """
     out = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
     lines, damaged = track_record.predictions([RECORDS, out / "records"])

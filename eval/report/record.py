@@ -73,7 +73,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 def terminal_text(f: Findings) -> str:
     """A report for the terminal: the table, and the sentences that explain it."""
     table: Table = overview.table(f, f.study.title)
-    notes = [*overview.no_effect(f), *overview.footnotes(f)]
+    notes = [*overview.arms_without_effect(f), *overview.footnotes(f)]
     if f.refusals:
         more = "; ..." if len(f.refusals) > REASONS_SHOWN else ""
         notes.append(f"Evaluated differently, so not compared: {'; '.join(f.refusals[:REASONS_SHOWN])}{more}")
@@ -119,7 +119,7 @@ def csv_lines(cells: Cells) -> list[list]:
     return lines
 
 
-def length(f: Findings) -> dict[str, Any]:
+def run_length(f: Findings) -> dict[str, Any]:
     """The length of the runs, taken from the first one: {"tokens"}; for runs whose budget is a wall clock {"budget",
     "tokens": the tokens that were trained, None before the end of the run}."""
     cell = next((cell for cell in f.cells.values() if "run" in cell), None)
@@ -157,7 +157,7 @@ def record(f: Findings) -> dict[str, Any]:
     return {
         **{key: getattr(f.study, key) for key in ("name", "title", "question", "expect", "command")},
         "size": configs[0].get("size") if configs else None,
-        **length(f),
+        **run_length(f),
         "noise": recorded_noise(f),
         "registration": registered.summary(f),
         "design": f.study.registration.get("design", ""),

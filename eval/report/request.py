@@ -91,10 +91,10 @@ def parse(words: list[str]) -> Request:
     if not runs:
         raise ValueError("no run of these studies has begun")
     command = " ".join(["make report", *map(as_typed, sorted(words))])
-    return Request(replace(collect_runs(runs, command), criteria=criteria(values)), noise, beside, external)
+    return Request(replace(collect_runs(runs, command), criteria=collection_criteria(values)), noise, beside, external)
 
 
-def criteria(values: dict[str, str]) -> Criteria:
+def collection_criteria(values: dict[str, str]) -> Criteria:
     """The criteria by which a collection of runs is judged, from the words METRIC and MARGIN.
 
     Raises:

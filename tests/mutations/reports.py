@@ -35,7 +35,7 @@ MUTATIONS = [
         "",
         "",
         "eval/report/sections/challenge.py",
-        "late > TOLERANCE * budget and late > last_step(cell)",
+        "late > TOLERANCE * budget and late > seconds_of_last_step(cell)",
         "late > budget and late > last_step(cell)",
         "tests/test_challenge.py",
     ),

@@ -14,12 +14,8 @@ def mismatches(study: Any, cells: Cells) -> list[str]:
 
 
 def join_by_text(lines: list[str], runs: int) -> list[str]:
-    """Join sentences of the form "run: text" that have the same text into "run + run: text".
-
-    Args:
-        lines: the sentences; those of another form stay as they are.
-        runs: the number of all runs of the study, so that "all runs" is written where a text is about all.
-    """
+    """Join sentences "run: text" of the same text into "run + run: text", or "all runs: text" where it is about all
+    `runs` of the study. Sentences of another form stay as they are."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -95,7 +91,7 @@ def copies(cells: Cells) -> list[str]:
 
 
 def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
-    """Sentences about events during a run's training that a controlled comparison should not have: changed code or
+    """Sentences about events in a run's training that a controlled comparison should not have: changed code or
     hardware, rollbacks.
 
     Args:
@@ -160,11 +156,7 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
 
 def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
     """Sentences about pairs of combinations of a factorial that should differ in one factor, and whose runs differ in
-    another setting, as configured or in effect.
-
-    Args:
-        study: a Collection or an ablations.study.Study; without a factorial there are no sentences.
-    """
+    another setting, as configured or in effect."""
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:
@@ -193,7 +185,7 @@ def differing_values(values: dict[str, dict], only_shared: bool = False) -> list
 
     Args:
         values: {run: nested dictionary}.
-        only_shared: leave out keys that some runs do not have.
+        only_shared: leave out runs that do not have the key.
     """
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []

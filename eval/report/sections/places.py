@@ -37,7 +37,7 @@ def section(f: Findings) -> Section:
 
 def corpora_by_tokens(f: Findings) -> list[Table]:
     """A table of the mean score of each corpus at each budget in tokens, as a list; empty where the runs do not differ
-    in both. Only runs that were evaluated like the first one are included."""
+    in both. Only runs that were evaluated like the first one count."""
     name = list(f.results)[-1]
     scores: dict[str, dict[int, list[str]]] = {}
     classes = evaluation_classes(f.cells) if f.results[name] else []

@@ -68,8 +68,8 @@ def changes_since(f: Findings) -> list[str]:
 
 
 def unchanged(f: Findings) -> str:
-    """The sentence for a study without known changes since its registration. Where the registration of a run is missing
-    or damaged, it says that changes cannot be excluded."""
+    """The sentence for a study without known changes since its registration, or that changes cannot be excluded,
+    because the registration of a run is missing or damaged."""
     known = first_lines(f)
     damaged = any(rundir.REGISTERED in line for cell in f.cells.values() for line in cell.get("damage", []))
     return UNKNOWN if damaged or any("run" in f.cells[run] and run not in known for run in f.cells) else UNCHANGED
@@ -92,8 +92,8 @@ def expectation(f: Findings) -> str:
 
 
 def summary(f: Findings) -> dict[str, Any]:
-    """The registration of the study for run.json of the record: {"before_the_first_step": number of runs that
-    registered it before their first step, "runs": number of all runs, "changed": sentences}; empty for a collection."""
+    """The registration of the study for the record's run.json: {"before_the_first_step": how many runs registered it
+    before that, "runs": how many there are, "changed": sentences}; empty for a collection."""
     if not f.study.registration:
         return {}
     before = sum(line["step"] == 0 for line in first_lines(f).values())

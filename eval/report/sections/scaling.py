@@ -36,7 +36,7 @@ def section(f: Findings) -> Section:
             f"the dashed line goes ten times beyond them)."
         )
         known_law = published.load()["scaling"]
-        if published.shown(known_law, f.beside):
+        if published.is_shown(known_law, f.beside):
             words += (
                 f" BigScience: −{known_law['exponent']} ({known_law['mark']}, {known_law['source']}), of another "
                 "loss on another text."
@@ -46,12 +46,11 @@ def section(f: Findings) -> Section:
 
 
 def power_law(points: list[tuple[float, float]]) -> dict[str, float] | None:
-    """A power law, loss = scale x compute ** -exponent, fitted to the lower envelope of points by least squares in
-    logarithms: {"scale", "exponent", "points": number of points on the envelope}; None where fewer than three points
-    are on it. A point is on the envelope when no point with at most its compute has a lower loss.
+    """A power law, loss = scale x compute ** -exponent, fitted to the lower envelope of points (compute, loss) by least
+    squares in logarithms: {"scale", "exponent", "points": how many are on the envelope}. None where fewer than three
+    are.
 
-    Args:
-        points: (compute, loss) of each arm.
+    A point is on the envelope when no point with at most its compute has a lower loss.
     """
     best: list[tuple[float, float]] = []
     for x, y in sorted(points):

@@ -21,8 +21,8 @@ def section(f: Findings) -> Section:
 
 
 def loss_curves(f: Findings) -> list[str]:
-    """A figure (SVG) of the training loss of all arms for each axis, such as tokens and FLOPs. Thin lines are seeds,
-    thick ones their mean."""
+    """Figures (SVG) of the training loss of all arms, one for each axis. Thin lines are seeds, thick ones their
+    mean."""
     cells = f.cells_with("metrics")
     clock = all_by_clock(cells)
     figures = []
@@ -47,18 +47,16 @@ def loss_curves(f: Findings) -> list[str]:
 
 
 def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
-    """Whether the budget of all runs is a wall clock, so that their curves are over seconds. `cells`: {arm: {seed:
-    content of the run directory}}."""
+    """Whether the budget of all runs, {arm: {seed: run}}, is a wall clock."""
     return all(budget_seconds(cell) for seeds in cells.values() for cell in seeds.values())
 
 
 def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
-    """The cost of one token of a run, or with `clock` of one second of training, in the unit of an axis; None where it
-    is unknown. It is the mean over the whole run, so that pauses do not show.
+    """The cost of a token of a run (with `clock` of a second of training), averaged over the whole run; None where
+    unknown.
 
     Args:
-        axis: "tokens", "seconds", "FLOPs" or "hours" (of all processors).
-        clock: whether the curve of the run is over seconds.
+        axis: the unit of the cost: "tokens", "seconds", "FLOPs" or "hours" (of all processors).
     """
     expense = spent(cell)
     total = expense[axis.lower()]
