@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ablations.config import resolve
-from eval.export import convert
+from eval.export_tokenizer import convert
 from eval.tasks import harness, mirror
 from eval.tasks.definitions import definitions
 from eval.tasks.scorer import Scorer

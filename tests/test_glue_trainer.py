@@ -15,7 +15,7 @@ import torch
 
 from data.tokenizer import load_tokenizer
 from data.tokenizer import train as train_tokenizer
-from eval import export
+from eval import export_tokenizer
 from eval.finetune import metrics, tasks, train
 from eval.finetune.classifier import Classifier, Ours, encoder
 from model import hub
@@ -81,7 +81,7 @@ class Checkpoint:
         self.folder = folder / "theirs"
         self.folder.mkdir()
         hub.save(CFG, self.state, self.folder, self.tokenizer.eod, pad=self.tokenizer.pad)
-        export.convert(self.tokenizer, LONGEST, causal=False).save_pretrained(self.folder)
+        export_tokenizer.convert(self.tokenizer, LONGEST, causal=False).save_pretrained(self.folder)
 
     def ours(self, seed: int, dropout: float) -> Classifier:
         model = GPT(replace(CFG, dropout=dropout, attn_dropout=dropout))

@@ -88,8 +88,7 @@ def main(words: list[str]) -> int:
             print(answers.error(str(error)))
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
-    elsewhere = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs") / "noise"
-    for folder in (FOLDER, elsewhere):
+    for folder in (FOLDER, request.out_folder(words) / "noise"):
         path = folder / f"{study.name}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)

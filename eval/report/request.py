@@ -104,6 +104,11 @@ def collection_criteria(values: dict[str, str]) -> Criteria:
     return Criteria(metric, margins_of_word(values.get("MARGIN", "")))
 
 
+def out_folder(words: list[str]) -> Path:
+    """The folder that OUT= names among the words of a command."""
+    return Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
+
+
 def as_typed(word: str) -> str:
     """A word of the command line as a report shows it: paths are reduced to their last names, since reports do not show
     the folders of this machine."""

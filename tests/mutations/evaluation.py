@@ -110,7 +110,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/export.py",
+        "eval/export_tokenizer.py",
         'single=f"{cls} $A {sep}",',
         'single=f"$A {sep}",',
         "tests/test_export_encoder.py::test_texts_and_pairs_are_joined_as_in_fine_tuning",
