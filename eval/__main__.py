@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_names(tasks: list[str]) -> None:
-    """Check the names of tasks, without their data. The names in eval/tasks/tasks.yaml are checked without lm-eval,
-    which takes seconds to import.
+    """Check the names of tasks, without their data. Those in eval/tasks/tasks.yaml are checked without lm-eval, which
+    takes seconds to import.
 
     Raises:
         ValueError: a name is no task, group or pattern of lm-eval, or names tasks that cannot be run here.
@@ -91,8 +91,11 @@ def check_names(tasks: list[str]) -> None:
 
 
 def check_run(directory: Path) -> None:
-    """Check that a directory is that of a run with weights that can be evaluated. Raises ValueError where it is not, or
-    where the run has no such weights yet."""
+    """Check that a directory is that of a run with weights that can be evaluated.
+
+    Raises:
+        ValueError: it is not, or has no such weights yet.
+    """
     location.read_run(directory)
     if weights_of(directory):
         return
@@ -107,8 +110,6 @@ def judge_run(directory: Path, requested: Requested | None, args: argparse.Names
     """Evaluate all weights of a run that have no current result, and print a line for each.
 
     Args:
-        directory: the run directory.
-        requested: tasks of lm-eval to run besides those made from held-out text.
         args: the parsed command line.
 
     Raises:

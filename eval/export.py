@@ -55,7 +55,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     Args:
         directory: the run directory.
         to: the folder to create; None: HUB in the run directory, replacing an earlier export of this run.
-        store: the store of prepared data; None: that of the OUT folder of the run.
+        store: the store of prepared data; None: that of the run's OUT folder.
 
     Raises:
         ValueError: the run is not finished or is damaged, `to` exists, Hugging Face has no such architecture, or the
@@ -125,8 +125,8 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
 
 
 def _is_of_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether a folder contains an export of a run, perhaps of weights that have been replaced since. `run`: the
-    content of its run.json."""
+    """Whether a folder has an export of a run (given by its run.json), perhaps of weights that have been replaced
+    since."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
     return isinstance(origin, dict) and origin.get("fingerprint") == run["fingerprint"]
 

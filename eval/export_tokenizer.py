@@ -11,14 +11,12 @@ def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> 
     every text.
 
     The name of a special token within a text is encoded as ordinary characters (`split_special_tokens`). Only with
-    WordPiece are special tokens recognised in a text, as in every BERT, so that a text may contain [MASK]; pass
-    `split_special_tokens=True` to encode them as characters and get the ids of the original tokenizer.
+    WordPiece are special tokens recognised in a text, as in every BERT, so that a text may contain [MASK].
 
-    The two differ in decoding ids whose bytes together are not UTF-8, which no text gives. The converted tokenizer
+    The two differ in decoding ids whose bytes together are not UTF-8, which no text gives: the converted tokenizer
     decodes each of these bytes as U+FFFD, the original only the invalid ones.
 
     Args:
-        tokenizer: the tokenizer to convert.
         longest: the longest input, in tokens; None: unlimited.
         causal: whether the model is a decoder. For an encoder the mask token is declared, where there is one.
     """
@@ -85,8 +83,11 @@ def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
 def from_sentencepiece(tokenizer: Any) -> Any:
     """A tokenizers.Tokenizer with a BPE model that has the vocabulary of a SentencePiece model trained here.
 
-    The pieces contain spaces themselves, and U+2581 is encoded as bytes like any character without a piece, so that no
-    pre- or post-processing is needed. Raises ValueError where the tokenizer cannot be exported.
+    The pieces contain spaces themselves, and U+2581 is encoded as bytes like any character without a piece, so no pre-
+    or post-processing is needed.
+
+    Raises:
+        ValueError: the tokenizer cannot be exported.
     """
     from tokenizers import Regex, Tokenizer, decoders, models
 
@@ -102,8 +103,8 @@ def from_sentencepiece(tokenizer: Any) -> Any:
 
 
 def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The list of BPE merges, best first, for a vocabulary of which only scores are known: every way to cut each piece
-    in two pieces of the vocabulary. `scores`: {piece: score}.
+    """The list of BPE merges, best first, for a vocabulary of which only scores are known, {piece: score}: every way to
+    cut each piece in two pieces of the vocabulary.
 
     SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. As long
     as nothing was joined across the borders of a stretch of text, it is joined as if it stood alone. So a piece always
@@ -119,9 +120,6 @@ def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) 
     or where the original is lossy to what the original decodes.
 
     Args:
-        ours: the original tokenizer.
-        theirs: the exported one.
-        texts: the texts.
         encoded: the ids of each text by the original tokenizer.
 
     Raises:

@@ -170,15 +170,7 @@ def load(
     directory: Path, weights: Weights, run: dict[str, Any], store: Path, precision: str | None, rank: int
 ) -> tuple[Any, Any, str, int]:
     """The model with its trained weights, its tokenizer, the precision in which it computes ("fp32" or "bf16"), and the
-    number of GPUs.
-
-    Args:
-        directory: the run directory.
-        weights: the weights to load.
-        run: the content of run.json.
-        store: the store of prepared data.
-        precision: fp32 or bf16; None: bf16 on a GPU, fp32 elsewhere.
-        rank: the number of this process, which decides on its GPU.
+    number of GPUs. The arguments are those of `judge`.
 
     Raises:
         ValueError: the weights do not fit the configuration, or a file is damaged.
@@ -222,8 +214,12 @@ def start_ranks(
 
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A context with a progress bar on the terminal. Yields the function that moves the bar, whose arguments are the
-    number of finished tokens and of all tokens. `name`: what is evaluated."""
+    """A context with a progress bar on the terminal. Yields the function that moves it, whose arguments are the number
+    of finished tokens and of all tokens.
+
+    Args:
+        name: what is evaluated.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -52,8 +52,11 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
 
 
 def stored(store: Path, recorded: str) -> Path:
-    """Where a file of prepared data is now: its path in `store`. `recorded`: the path that the file had when the run
-    was trained. Raises ValueError where the file is a link that leads out of the store."""
+    """Where a file of prepared data is now, in `store`, from the path that it had when the run was trained.
+
+    Raises:
+        ValueError: it is a link that leads out of the store.
+    """
     path = Path(recorded)
     return safe_files.inside(store, Path(path.parent.name, path.name)).resolve()
 
@@ -88,7 +91,7 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
     the corpus is used, if the store has only one.
 
     Args:
-        corpus: the name or path of the corpus.
+        corpus: its name or path.
         run: the content of run.json.
         store: the store of prepared data.
 
@@ -115,7 +118,7 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
 
 
 def _is_default_text(folder: Path) -> bool:
-    """Whether a folder of the store has text that was prepared by the default recipe, as held-out text always is."""
+    """Whether a folder of the store has text prepared by the default recipe, as held-out text always is."""
     from data.filters import PLAIN
 
     try:

@@ -26,8 +26,12 @@ REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", 
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """Everything that the result of an evaluation depends on, besides tasks and precision: {"version" of our tasks,
-    "lm_eval": its version, "weights_sha256", "corpora"}. `run`: the content of run.json."""
+    """Everything that the result of an evaluation depends on besides tasks and precision: {"version" of our tasks,
+    "lm_eval": its version, "weights_sha256", "corpora"}.
+
+    Args:
+        run: the content of run.json.
+    """
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -37,8 +41,8 @@ def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
-    """The result of an evaluation that is stored in the run directory, which may be of other weights or tasks; None
-    where the files are missing or damaged. `weights`: says whether to read eval.json or the file of a step."""
+    """The stored result of these weights' evaluation, which may be of other tasks or of weights that were replaced;
+    None where the files are missing or damaged."""
     try:
         result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
         if result is None or weights.step is not None:
@@ -66,9 +70,7 @@ def current(
     """The stored result of an evaluation, if it is still what an evaluation with these arguments would give; else None.
 
     Args:
-        directory: the run directory.
         run: the content of run.json.
-        weights: the weights that it has to be of.
         requested: tasks of lm-eval that it has to have, on data that has not changed since.
         precision: the precision of the evaluation; None: any.
     """
@@ -111,12 +113,9 @@ def with_earlier_tasks(directory: Path, weights: Weights, requested: Requested) 
 
 
 def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write eval.json, and before it samples.jsonl.gz. For weights of an earlier step only the scores are written, to
-    eval-step_N.json.
+    """Write eval.json, and before it samples.jsonl.gz; for weights of an earlier step only eval-step_N.json.
 
     Args:
-        directory: the run directory.
-        weights: the weights that were evaluated.
         result: the content of eval.json.
         rows: the lines of samples.jsonl.gz.
 
@@ -134,8 +133,11 @@ def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[
 
 
 def not_finite(value: Any, path: str = "") -> list[str]:
-    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada". `path`: the path
-    of `value` itself, in recursive calls."""
+    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada".
+
+    Args:
+        path: of `value` itself, in recursive calls.
+    """
     if isinstance(value, dict):
         return [place for key, entry in value.items() for place in not_finite(entry, f"{path}/{key}")]
     if isinstance(value, list):
@@ -144,8 +146,7 @@ def not_finite(value: Any, path: str = "") -> list[str]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The result of an evaluation in one line for the terminal: held-out loss, zero-shot mean, suite, seconds.
-    `result`: the content of eval.json."""
+    """The result of an evaluation in one line for the terminal: held-out loss, zero-shot mean, suite, seconds."""
     bits, zero_shot = result["bits_per_byte"], result["zero_shot"]
     text = f"{bits['value']:.3f}{plus_minus(bits['stderr'], 3)} bits/byte"
     if share := result.get("unknown_bytes", 0):
@@ -163,5 +164,5 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def plus_minus(stderr: float | None, digits: int) -> str:
-    """A standard error as text, such as " ± 0.012"; "" where it is None. `digits`: decimals."""
+    """A standard error as text, such as " ± 0.012"; "" where it is None."""
     return "" if stderr is None else f" ± {stderr:.{digits}f}"

@@ -139,9 +139,9 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
     """Print on which tasks of GLUE a run could be fine-tuned, without a run. Returns the exit code 0.
 
     Args:
-        folders: folders with data of GLUE.
+        folders: with data of GLUE.
         names: the tasks to look for.
-        every: whether each of the tasks must have its data, because the user named them.
+        every: whether each of them must have its data, because the user named them.
 
     Raises:
         ValueError: a folder does not exist, a file is damaged, no task has its data, or with `every` not all have it.
@@ -169,7 +169,11 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
 
 def text(table: dict[str, Any]) -> str:
     """The results as text for a terminal: for each task the median and the spread over seeds, and for each kind of
-    metric the two means over GLUE. `table`: the result of `eval.finetune.train.summarise`."""
+    metric the two means over GLUE.
+
+    Args:
+        table: from `eval.finetune.train.summarise`.
+    """
     lines = []
     for name, entry in table["scores"].items():
         study = entry["study"]
