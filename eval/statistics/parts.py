@@ -31,8 +31,8 @@ def add(parts: list[Part]) -> Part:
 
 
 def quantile(alpha: float, seeds: Part, items: Part) -> float:
-    """The half-width of the 1 - alpha confidence interval of a difference whose variance is the sum of a variance from
-    the seeds and one from the items (Banerjee 1960)."""
+    """The half-width of the 1 - alpha confidence interval of a difference, whose variance is the sum of one from the
+    seeds and one from the items (Banerjee 1960)."""
     from scipy.special import stdtrit  # the quantile of Student's t
 
     return sqrt(
