@@ -48,9 +48,9 @@ def held_out(run: dict[str, Any], store: Path) -> HeldOut:
     text = HeldOut({}, {}, {})
     for corpus in run["config"]["eval"]["corpora"]:
         files = location.held_out_files(corpus, run, store)
-        sources = probes.sources(files)
-        text.documents[corpus] = list(sources)
-        for name, items in probes.items(list(sources), run["config"]["model"]["seq"], sources).items():
+        clusters = probes.clusters_of(files)
+        text.documents[corpus] = list(clusters)
+        for name, items in probes.items(list(clusters), run["config"]["model"]["seq"], clusters).items():
             text.tasks[f"{corpus}/{name}"] = (spec[name], items)
         for name, items in probes.held_out_by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
             text.domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)

@@ -258,7 +258,7 @@ def test_documents_of_one_package_are_one_cluster(tmp_path):
         for i, text in enumerate(texts):
             labels = {"package": f"p{i % 3}"} if i < 20 else {}
             file.write(json.dumps({"text": text, "id": str(i), "metadata": labels}) + "\n")
-    clusters = probes.sources([tmp_path / "valid.jsonl.gz"])
+    clusters = probes.clusters_of([tmp_path / "valid.jsonl.gz"])
     assert list(clusters) == probes.documents([tmp_path / "valid.jsonl.gz"]) and len(set(clusters.values())) == 13
     made = probes.items(list(clusters), 256, clusters)
     assert {row["cluster"] for row in made["bits_per_byte"]} == set(clusters.values())

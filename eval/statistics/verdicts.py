@@ -77,13 +77,12 @@ def verdict(
     ratio to the noise; equivalent, where there is a margin; or undecided, with the reason.
 
     Args:
-        comparison: the comparison.
         higher_is_better: whether a positive difference is an improvement.
         digits: the decimals of the difference in the text.
-        margin: differences within it count as equivalent; None: there is no margin.
-        unit: the unit of the margin, for the text.
-        missing: the reason in the text of an undecided verdict, what would be needed to decide; not used where there is
-            one seed or a task has fewer than FEWEST_ITEMS independent items, which is then the reason.
+        margin: differences within it count as equivalent.
+        unit: of the margin, for the text.
+        missing: what would be needed to decide, for the text of an undecided verdict; not used where there is one seed
+            or a task has fewer than FEWEST_ITEMS independent items, which is then the reason.
     """
     count = comparison.independent
     if not comparison.enough_items:

@@ -63,8 +63,8 @@ class Mirror:
             self.entries[Source(entry["dataset_path"], entry["config"], entry["split"])] = entry
 
     def changed(self, read: dict[str, Any]) -> bool:
-        """Whether the data of a task has changed since an evaluation. A split that is no longer in the folder counts as
-        unchanged. `read`: the entry "data" or "examples" of the task in eval.json."""
+        """Whether the data of a task has changed since an evaluation, whose entry "data" or "examples" in eval.json is
+        given. A split that is no longer in the folder counts as unchanged."""
         entry = self.entries.get(Source(read["path"], read["config"], read["split"]))
         return entry is not None and entry["sha256"] != read["sha256"]
 
@@ -94,8 +94,11 @@ class Mirror:
         return next((why for source in sources if (why := self.lacks(source))), "")
 
     def table(self, source: Source) -> Any:
-        """The rows of a split as a typed datasets.Dataset. Raises ValueError where the file is missing or does not have
-        the hash in the manifest."""
+        """The rows of a split as a typed datasets.Dataset.
+
+        Raises:
+            ValueError: the file is missing or does not have the hash in the manifest.
+        """
         if why := self.lacks(source):
             raise ValueError(why)
         from datasets import Dataset, Features
@@ -131,5 +134,5 @@ def listed() -> set[str]:
 
 
 def names(requested: Iterable[str]) -> list[str]:
-    """Requested names of tasks, with the groups `suite` and `multilingual` replaced by the names of their tasks."""
+    """The names with the groups `suite` and `multilingual` replaced by those of their tasks."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

@@ -42,7 +42,6 @@ def likelihoods(
 
     Args:
         model: a GPT in evaluation mode, on any device.
-        pairs: the pairs (context, continuation).
         batch: the number of tokens of a forward pass, including padding; None: a default for the device.
         progress: called after every forward pass with the number of finished tokens and of all tokens.
         journal: scores that are known already; new ones are added to it.
@@ -101,9 +100,8 @@ def likelihoods(
 
 
 def cut(context: Sequence[int], continuation: Sequence[int], longest: int) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """Pairs (context, continuation) that fit the model's longest input: the given pair alone; or, where its
-    continuation is longer than `longest` tokens, a pair for each piece of half that length, with everything before the
-    piece as the context."""
+    """The pair (context, continuation) alone where its continuation has at most `longest` tokens; else a pair for each
+    piece of half that length, with everything before the piece as the context."""
     if len(continuation) <= longest:
         return [(context, continuation)]
     half = max(1, longest // 2)
@@ -116,7 +114,6 @@ def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray
     two arrays [targets]. An output that several targets use is multiplied with the output matrix once.
 
     Args:
-        model: a GPT.
         x_ND: outputs of the model's last layer.
         index: [targets], the row of `x_ND` that predicts each target.
         target: [targets], their token ids.
@@ -152,13 +149,10 @@ def continuations(
     The beginning of a context is cut off where context and `new` tokens would be longer than the model's longest input.
 
     Args:
-        model: a GPT in evaluation mode, on any device.
         contexts: token ids, at least one each.
         new: the largest number of tokens of a continuation.
         ended: a function of the ids of a continuation so far: whether it ends here.
-        batch: the number of tokens of a forward pass, including padding; None: a default for the device.
-        progress: called after every batch with the number of finished tokens and of all tokens of contexts.
-        journal: continuations that are known already; new ones are added to it.
+        model, batch, progress, journal: as in `likelihoods`.
     """
     longest, journal = model.max_length, journal or Journal()
     device = next(model.parameters()).device
@@ -185,14 +179,8 @@ def continuations(
 
 
 def extend(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
-    """The greedy continuations of the contexts of one batch, as token ids.
-
-    Args:
-        model: a GPT in evaluation mode.
-        group: the contexts, the longest first.
-        new: the largest number of tokens of a continuation.
-        ended: a function of the ids of a continuation so far: whether it ends here.
-    """
+    """The greedy continuations of the contexts of one batch, the longest context first. The arguments are those of
+    `continuations`."""
     device, objective = next(model.parameters()).device, model.objective
     decoded: list[list[int]] = [[] for _ in group]
     length, P = torch.tensor([len(ids) for ids in group], device=device), len(group[0])
