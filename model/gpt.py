@@ -27,8 +27,7 @@ from model.shard import SINGLE, Ranks
 def prepare_to_compile() -> None:
     """Register the functions that a compiled graph calls without tracing them. Call it before torch.compile.
 
-    This is not done at import, because torch then loads its compiler, for which an uncompiled run would wait a second
-    or two.
+    This is not done at import, because torch then loads its compiler, which takes a second or two.
     """
     cross_entropy.prepare_to_compile()
     position.prepare_to_compile()
@@ -54,8 +53,7 @@ def chosen(x_BTD: Tensor, only: Tensor | None) -> Tensor:
 
 
 class Block(nn.Module):
-    """A transformer block with pre-LN: attention and MLP each read the normalised residual stream and add to it
-    (GPT-2)."""
+    """Pre-LN: attention and MLP each read the normalised residual stream and add to it (GPT-2)."""
 
     def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
         super().__init__()
@@ -71,8 +69,8 @@ class Block(nn.Module):
 
 
 class PostLN(Block):
-    """A transformer block with post-LN: after attention and after the MLP the sum of residual stream and output is
-    normalised (Vaswani et al. 2017, GPT-1); there is no final norm."""
+    """Post-LN: after attention and after the MLP, the sum of residual stream and output is normalised (Vaswani et al.
+    2017, GPT-1); there is no final norm."""
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
         x_BTD = self.norm1(chosen(x_BTD, only) + self.drop(self.attn(x_BTD, attend, only)))
@@ -80,8 +78,7 @@ class PostLN(Block):
 
 
 class Parallel(Block):
-    """A transformer block in which attention and MLP read the same normalised input, with one norm for both (GPT-J,
-    PaLM)."""
+    """Attention and MLP read the same normalised input, with one norm for both (GPT-J, PaLM)."""
 
     def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
         super().__init__(cfg, tp, layers)
@@ -140,8 +137,6 @@ class GPT(nn.Module):
     (see model/init.py).
 
     Args:
-        cfg: the shape of the model and the variant of each factor.
-        seed: the seed of the initial weights.
         tp: the tensor parallel group, the ranks that hold the model together; by default this rank has it whole.
         layers: makes the linear layers; by default `tp.layers`, which multiply in the precision of the weights.
     """
@@ -167,7 +162,7 @@ class GPT(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """The longest input, in tokens; None where nothing in the architecture limits it."""
+        """The longest input, in tokens; None: unlimited."""
         return self.position.max_length
 
     def hidden(
@@ -218,8 +213,8 @@ class GPT(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [V, D], which is the token embedding where they are tied. Under tensor parallelism this
-        rank's rows of it."""
+        """The output matrix [V, D], which is the token embedding where they are tied; under tensor parallelism this
+        rank's rows."""
         return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:
@@ -227,8 +222,8 @@ class GPT(nn.Module):
         return self.tp.project(*self._operands(x))
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two factors of the logits x @ weight.T: the transformed `x` and the output matrix. Where the logits have
-        a bias, it is appended to the matrix as one more column, and a column of ones to `x`."""
+        """The two factors of the logits x @ weight.T: the transformed `x`, and the output matrix. A bias of the logits
+        is appended to the matrix as one more column, and a column of ones to `x`."""
         x, weight = self.transform(x), self.output_weight
         if self.output is None:
             return x, weight
@@ -238,8 +233,7 @@ class GPT(nn.Module):
         """[B, T] token ids -> logits [B, T, V].
 
         Args:
-            extents_B: for each sequence the number that the objective needs, such as the length of its prefix; None
-                where the objective needs none.
+            extents_B: as in `Batch`.
         """
         return self.project(self.hidden(tokens_BT, extents_B=extents_B))
 

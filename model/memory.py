@@ -28,21 +28,19 @@ def estimate(
     """Estimate the bytes of tensors on one rank at the peak of a training step.
 
     Args:
-        cfg: the configuration of the model.
         micro_batch: sequences of a micro-batch.
         precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
         ranks: how many ranks ZeRO divides the optimizer among, those that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
         gpu: whether the step is on a GPU, whose kernels need other memory than those of a CPU.
-        tp: how many ranks hold one copy of the model together. For more than 1 the formula was not compared with
-            measurements.
+        tp: how many ranks hold one copy of the model together. Above 1 the formula was not compared with measurements.
         recompute: whether only the input of each layer is stored, and the layer computed again in the backward pass.
             For plans only; training here does not do it.
 
     Returns:
         Bytes by kind: {"weights", "optimizer" (fp32 masters and two moments, divided by `ranks`), "gradients" (with
-        DeepSpeed's buffers), "activations", "logits", "total"}.
+            DeepSpeed's buffers), "activations", "logits", "total"}.
     """
     half = precision != "fp32"
     width = 2 if half else 4

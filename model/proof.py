@@ -51,7 +51,7 @@ def require(proofs: Iterable[Proof]) -> None:
     """Check that all proofs passed.
 
     Raises:
-        InactiveFactor: some did not pass; the message names all of these.
+        InactiveFactor: some did not; the message names them.
     """
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
@@ -61,14 +61,11 @@ def require(proofs: Iterable[Proof]) -> None:
 
 @torch.no_grad()
 def prove(model: Any) -> list[Proof]:
-    """Run all proofs on a freshly initialised model, in its own precision and on its own device. Takes seconds at
-    most.
+    """Run all proofs on a freshly initialised model (model.gpt.GPT), in its own precision and on its own device. Takes
+    seconds at most.
 
-    Under tensor parallelism all ranks call it together, and each measures its own heads and rows. A proof passes when
+    Under tensor parallelism all ranks call it together, each measures its own heads and rows, and a proof passes when
     it passes on all ranks.
-
-    Args:
-        model: a model.gpt.GPT.
 
     Returns:
         The result of each proof: where it failed on some ranks that of the first of them, else that of the first rank.
@@ -88,14 +85,12 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
     """Prove that the compiled graph, which trains, computes the same as the eager model, which the other proofs
     measure.
 
-    The gradients of both are compared. For that the weights are replaced by random ones of the size that they have
-    after training, since with initial weights gradients hardly depend on positions; afterwards the weights are
-    restored. The eager loss is computed row by row, so that it needs no more memory than the graph.
+    The gradients of both are compared. For that the weights are replaced for a moment by random ones of the size that
+    they have after training, since with initial weights gradients hardly depend on positions. The eager loss is
+    computed row by row, so that it needs no more memory than the graph.
 
     Args:
-        model: a model.gpt.GPT.
-        graph: computes the mean loss of a batch with the compiled graph.
-        written: computes the same loss with the eager model.
+        graph, written: compute the mean loss of a batch with the compiled graph and with the eager model.
         batch: sequences of random tokens.
     """
     names, params = zip(*model.named_parameters(), strict=True)
@@ -143,7 +138,6 @@ def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list
     gains are not (whatever the class of the norm), and each parameter is optimized exactly once.
 
     Args:
-        model: a model.gpt.GPT.
         groups: the optimizer's parameter groups: {"params": parameters of the model, "weight_decay": float}.
 
     Returns:

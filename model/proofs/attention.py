@@ -72,8 +72,6 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
     output projection is the attention matrix itself.
 
     Args:
-        model: a model.gpt.GPT.
-        T: tokens of the input.
         extent: with the prefix objective the length of the prefix.
     """
     H, K = len(probe.heads(model)), model.cfg.head_dim
@@ -144,13 +142,7 @@ def position(model: Any) -> Proof:
 
 
 def visible(objective: str, T: int, extent: int) -> np.ndarray:
-    """Which keys each query sees, bool [T, T], by the definition of the objective.
-
-    Args:
-        objective: the value of model.objective.
-        T: tokens of the sequence.
-        extent: the length of the prefix, for the prefix objective.
-    """
+    """Which keys each query sees, bool [T, T], by the definition of the objective, whose prefix has `extent` tokens."""
     sees = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
@@ -165,7 +157,6 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
     Only what the objective draws at random is taken from the batch: the lengths of prefixes and the masked positions.
 
     Args:
-        model: a model.gpt.GPT.
         rows: token ids, [B, T + 1].
         batch: the batch that the model's objective made of these rows.
     """
@@ -180,17 +171,13 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
 
 
 def masking(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
-    """Check the inputs that the MLM objective makes. In each row round(mask_rate x T) positions must be predicted; 80
-    % of them must hold the mask token, at most 10 % another token; and all other positions must be unchanged.
+    """Check the inputs that the MLM objective makes. In each row round(mask_rate x T) positions must be predicted; 80 %
+    of them must hold the mask token, at most 10 % another token; and all other positions must be unchanged. Returns a
+    sentence for each fault.
 
     Args:
-        model: a model.gpt.GPT.
-        rows: token ids, [B, T + 1].
-        batch: the batch that the model's objective made of these rows.
+        rows, batch: as in `predictions`.
         mask: the id of the mask token.
-
-    Returns:
-        A sentence for each fault.
     """
     T = rows.shape[1] - 1
     count = round(model.cfg.mask_rate * T)
