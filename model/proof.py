@@ -18,7 +18,8 @@ from model.fp8 import weights_cast
 from model.objective import Batch
 from model.proofs import probe
 from model.proofs.attention import objective, position, qk_scaling
-from model.proofs.layers import activation, biases, block, dropout, embedding_norm, head, norms, precision, tied
+from model.proofs.dropout import dropout
+from model.proofs.layers import activation, biases, block, embedding_norm, head, norms, precision, tied
 from model.proofs.probe import Proof
 from model.shard import full_shape
 
