@@ -66,6 +66,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {  # key -> another value, and 
     "train.beta2": (0.9, {}),
     "train.eps": (1e-3, {}),
     "train.weight_decay": (0.5, {}),
+    "train.decay_embnorm": (True, {"model.embnorm": True}),
     "train.clip": (0.1, {}),
     "train.precision": ("bf16", {}),
     "train.loss_scale_power": (8, {"train.precision": "fp16"}),
