@@ -84,7 +84,7 @@ def check_names(tasks: list[str]) -> None:
     Raises:
         ValueError: a name is no task, group or pattern of lm-eval, or names tasks that cannot be run here.
     """
-    if others := [name for name in mirror.names(tasks) if name not in mirror.listed()]:
+    if others := [name for name in mirror.expand_groups(tasks) if name not in mirror.names_in_groups()]:
         from eval.tasks.definitions import definitions
 
         definitions(others)
@@ -126,7 +126,7 @@ def judge_run(directory: Path, requested: Requested | None, args: argparse.Names
         if args.rank:
             judge(directory, weights, requested, args.store, args.precision, args.processes, args.rank)
             continue
-        result = results.current(directory, run, weights, requested, args.precision)
+        result = results.current_result(directory, run, weights, requested, args.precision)
         if result is None:
             every = requested and results.with_earlier_tasks(directory, weights, requested)
             result = judge(directory, weights, every, args.store, args.precision, args.processes)

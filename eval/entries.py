@@ -106,7 +106,7 @@ def zero_shot(entries: Iterable[dict]) -> dict[str, float | None] | None:
     counted = [entry for entry in entries if entry["mean"]]
     if not counted:
         return None
-    means = {key: mean(counted, key) for key in ("value", "stderr", "chance")}
+    means = {key: mean_over_tasks(counted, key) for key in ("value", "stderr", "chance")}
     return {key: None if value is None else 100 * value for key, value in means.items()}
 
 
@@ -116,7 +116,7 @@ def suite_scores(result: dict[str, Any]) -> dict[str, Any] | None:
     return scores and {key: finite(value) if isinstance(value, float) else value for key, value in scores.items()}
 
 
-def mean(entries: list[dict], key: str) -> float | None:
+def mean_over_tasks(entries: list[dict], key: str) -> float | None:
     """The unweighted mean over tasks of the values under `key` in their entries of eval.json; for key="stderr" the
     standard error of a mean over independent tasks. None where one of the values is None."""
     if any(entry[key] is None for entry in entries):

@@ -94,9 +94,9 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     if note := weights.check():
         print(f"note: {note}", file=sys.stderr)
     state = weights.read(run, None)
-    texts = documents(location.stored(store, path) for path in run["data"]["valid"])
+    texts = documents(location.path_in_store(store, path) for path in run["data"]["valid"])
     encoded = tokenizer.encode_batch(texts)
-    rows_BT = torch.tensor(sequences(encoded, tokenizer.eod, cfg.seq))
+    rows_BT = torch.tensor(held_out_sequences(encoded, tokenizer.eod, cfg.seq))
     draft = to.with_name(f".{to.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
@@ -131,7 +131,7 @@ def _is_of_run(folder: Path, run: dict[str, Any]) -> bool:
     return isinstance(origin, dict) and origin.get("fingerprint") == run["fingerprint"]
 
 
-def sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
+def held_out_sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
     """The first ROWS sequences of held-out text as token ids, [ROWS][seq]; where there is less text, one shorter
     sequence.
 

@@ -94,11 +94,11 @@ def judge(
             outcomes = Outcomes(losses, domains=masked_outcomes(model, tokenizer, text.domains, advance))
         else:
             scorer = Scorer(model, tokenizer, window=model.cfg.seq, progress=advance, journal=journal)
-            outcomes = outcomes_of(scorer, tokenizer, text, tasks, requested, by_position=weights.step is None)
+            outcomes = run_tasks(scorer, tokenizer, text, tasks, requested, by_position=weights.step is None)
     journal.close()
     if rank:
         return {}
-    result, rows = scores(text, outcomes)
+    result, rows = scores_of(text, outcomes)
     result = {
         **results.identity(run, weights),
         **({"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}),
@@ -110,7 +110,7 @@ def judge(
         sizes = [entry["bytes"] for entry in result["tasks"].values() if entry["metric"] == "bits_per_byte"]
         result["unknown_bytes"] = unknown / sum(sizes)
     if outcomes.curves:
-        result["by_position"] = position.mean(outcomes.curves)
+        result["by_position"] = position.mean_curve(outcomes.curves)
     if requested:
         result["lm_eval_tasks"] = {
             "asked": requested.names,
@@ -126,7 +126,7 @@ def judge(
     return result
 
 
-def outcomes_of(
+def run_tasks(
     scorer: Any, tokenizer: Any, text: HeldOut, tasks: dict[str, Any], requested: Requested | None, by_position: bool
 ) -> Outcomes:
     """Run all tasks of a model that gives likelihoods of text.
@@ -146,11 +146,11 @@ def outcomes_of(
     curves = []
     for documents in text.documents.values() if by_position else ():
         pieces = position.pieces(documents, tokenizer, scorer.window)
-        curves.append(position.curve(pieces, scorer.window, scorer.model.max_length, scorer.score))
+        curves.append(position.loss_by_position(pieces, scorer.window, scorer.model.max_length, scorer.score))
     return Outcomes(of_text, domains, lm_eval, failed, curves)
 
 
-def scores(text: HeldOut, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
+def scores_of(text: HeldOut, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
     """The scores in eval.json, of each task and over tasks, and the lines of samples.jsonl.gz."""
     tasks, rows = entries.held_out_entries(text.tasks, outcomes.held_out)
     others, other_rows = entries.lm_eval_entries(outcomes.lm_eval)
@@ -159,7 +159,7 @@ def scores(text: HeldOut, outcomes: Outcomes) -> tuple[dict[str, Any], entries.S
     result = {
         "tasks": tasks,
         "omitted": text.omitted,
-        "bits_per_byte": {key: entries.mean(losses, key) for key in ("value", "stderr")},
+        "bits_per_byte": {key: entries.mean_over_tasks(losses, key) for key in ("value", "stderr")},
         "by_domain": entries.losses_by_domain(text.documents, outcomes.domains),
         "zero_shot": entries.zero_shot(tasks.values()),
     }

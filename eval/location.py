@@ -51,7 +51,7 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
     return folder.resolve()
 
 
-def stored(store: Path, recorded: str) -> Path:
+def path_in_store(store: Path, recorded: str) -> Path:
     """Where a file of prepared data is now, in `store`, from the path that it had when the run was trained.
 
     Raises:
@@ -75,7 +75,7 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
     from data import tokenizer as tokenizers
 
     recorded = run["data"]["tokenizer"]
-    path = stored(store, recorded["path"])
+    path = path_in_store(store, recorded["path"])
     if not path.is_file():
         raise ValueError(f"the tokenizer of {directory} is not in {store}: {path} is not there")
     loaded = tokenizers.load_tokenizer(path)

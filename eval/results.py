@@ -60,7 +60,7 @@ def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
         return None
 
 
-def current(
+def current_result(
     directory: Path,
     run: dict[str, Any],
     weights: Weights,
@@ -78,10 +78,10 @@ def current(
     if result is None:
         return None
     same = identity(run, weights) | ({"precision": precision} if precision else {})
-    return result if same.items() <= result.items() and (not requested or has(result, requested)) else None
+    return result if same.items() <= result.items() and (not requested or has_tasks(result, requested)) else None
 
 
-def has(result: dict[str, Any], requested: Requested) -> bool:
+def has_tasks(result: dict[str, Any], requested: Requested) -> bool:
     """Whether a result (the content of eval.json) has all requested tasks that can be run, with this number of
     examples, on data that has not changed since."""
     judged = result.get("lm_eval_tasks")
@@ -94,7 +94,7 @@ def has(result: dict[str, Any], requested: Requested) -> bool:
         return True
     from eval.tasks.definitions import definitions
 
-    defined = definitions(mirror.names(requested.names), requested.shots)
+    defined = definitions(mirror.expand_groups(requested.names), requested.shots)
     return all(requested.data.lacks_any(defined[name].sources) for name in judged["missing"] if name in defined)
 
 

@@ -43,10 +43,10 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None) -> Tensor:
         B, T, _ = x_BTD.shape
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(chosen(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1), only))
+        return self.proj(select_rows(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1), only))
 
 
-def chosen(x_BTD: Tensor, only: Tensor | None) -> Tensor:
+def select_rows(x_BTD: Tensor, only: Tensor | None) -> Tensor:
     """Select rows of a batch: those at the indices `only` (int64 [N]) of the batch flattened to [B x T, D], as [N, D].
     None: the batch as it is, [B, T, D]."""
     return x_BTD if only is None else x_BTD.flatten(0, 1)[only]
@@ -64,7 +64,7 @@ class Block(nn.Module):
         self.drop = nn.Dropout(cfg.dropout)
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
-        x_BTD = chosen(x_BTD, only) + self.drop(self.attn(self.norm1(x_BTD), attend, only))
+        x_BTD = select_rows(x_BTD, only) + self.drop(self.attn(self.norm1(x_BTD), attend, only))
         return x_BTD + self.drop(self.mlp(self.norm2(x_BTD)))
 
 
@@ -73,7 +73,7 @@ class PostLN(Block):
     2017, GPT-1); there is no final norm."""
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
-        x_BTD = self.norm1(chosen(x_BTD, only) + self.drop(self.attn(x_BTD, attend, only)))
+        x_BTD = self.norm1(select_rows(x_BTD, only) + self.drop(self.attn(x_BTD, attend, only)))
         return self.norm2(x_BTD + self.drop(self.mlp(x_BTD)))
 
 
@@ -86,8 +86,8 @@ class Parallel(Block):
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
         y_BTD = self.norm1(x_BTD)
-        x_BTD = chosen(x_BTD, only) + self.drop(self.attn(y_BTD, attend, only))
-        return x_BTD + self.drop(self.mlp(chosen(y_BTD, only)))
+        x_BTD = select_rows(x_BTD, only) + self.drop(self.attn(y_BTD, attend, only))
+        return x_BTD + self.drop(self.mlp(select_rows(y_BTD, only)))
 
 
 BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLN, "parallel": Parallel}

@@ -77,7 +77,7 @@ def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _names(f: Format, ours: str) -> tuple[list[str], Layout]:
+def _stored_names(f: Format, ours: str) -> tuple[list[str], Layout]:
     """How one of our tensors is stored in Hugging Face's files: (the names of its tensors there, the layout that
     converts between ours and those).
 
@@ -129,7 +129,7 @@ def save(
 
     theirs: dict[str, Tensor] = {}
     for ours, tensor in state.items():
-        names, (split, _) = _names(f, ours)
+        names, (split, _) = _stored_names(f, ours)
         parts = [part.contiguous().clone() for part in split(tensor.detach().cpu(), cfg.heads)]
         theirs |= dict(zip(names, parts, strict=True))
     dtype = state["embed.weight"].dtype
@@ -240,12 +240,12 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             tensors |= load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    tensors = {_current(name, f): x for name, x in tensors.items() if not name.endswith(BUFFERS)}
+    tensors = {_current_name(name, f): x for name, x in tensors.items() if not name.endswith(BUFFERS)}
     head = tensors.pop(f.head, None) if cfg.tied else None
     constants = {name: tensors.pop(name) for name in f.constants(cfg) if name in tensors}
     state = {}
     for ours in _shapes(cfg):
-        names, (_, join) = _names(f, ours)
+        names, (_, join) = _stored_names(f, ours)
         if missing := [name for name in names if name not in tensors]:
             raise ValueError(f"{folder}: the weights lack {missing[0]}")
         try:
@@ -262,7 +262,7 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return cfg, state
 
 
-def _current(name: str, f: Format) -> str:
+def _current_name(name: str, f: Format) -> str:
     """The present name of a tensor that an older version of transformers saved as `name`."""
     if name in (f.head, "lm_head.weight", "embed_out.weight"):
         return f.head
@@ -301,7 +301,7 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
         for values in itertools.product(*f.needs.values()):
             cfg = ModelConfig(**{**settings, **dict(zip(f.needs, values, strict=True))})
             expected = {**f.fixed(cfg), "vocab_size": cfg.padded_vocab}
-            has = {name: _value(config, name, want, cfg) for name, want in expected.items()}
+            has = {name: _comparable_value(config, name, want, cfg) for name, want in expected.items()}
             wrong = [f"{k}={_show(has[k])} (here {_show(want)})" for k, want in expected.items() if has[k] != want]
             if not wrong:
                 return f, cfg
@@ -310,7 +310,7 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
     raise ValueError(f"{folder}: this {formats[0].name} has no counterpart here: {', '.join(nearest or [])}")
 
 
-def _value(config: Any, name: str, want: Any, cfg: ModelConfig) -> Any:
+def _comparable_value(config: Any, name: str, want: Any, cfg: ModelConfig) -> Any:
     """The value of a setting in a Hugging Face configuration, in the form of `Format.fixed`, so that both can be
     compared.
 

@@ -33,19 +33,19 @@ with warnings.catch_warnings():  # of what a machine without TransformerEngine a
 CONFIG = {"config": ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False), "init_method": None}
 
 
-class _Bare(nn.Module):
+class _WithoutExtraState(nn.Module):
     """Removes the empty entry that megatron-core's layers add to every state_dict for Transformer Engine."""
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
 
 
-class Embedding(_Bare, VocabParallelEmbedding):
+class Embedding(_WithoutExtraState, VocabParallelEmbedding):
     def __init__(self, rows: int, width: int):
         super().__init__(rows, width, **CONFIG, tp_group=parallel_state.get_tensor_model_parallel_group())
 
 
-class Column(_Bare, ColumnParallelLinear):
+class Column(_WithoutExtraState, ColumnParallelLinear):
     def __init__(self, in_features: int, out_features: int, bias: bool):
         group = parallel_state.get_tensor_model_parallel_group()
         super().__init__(in_features, out_features, **CONFIG, bias=bias, gather_output=False, tp_group=group)
@@ -55,7 +55,7 @@ class Column(_Bare, ColumnParallelLinear):
         return super().forward(x)[0]
 
 
-class Row(_Bare, RowParallelLinear):
+class Row(_WithoutExtraState, RowParallelLinear):
     def __init__(self, in_features: int, out_features: int, bias: bool):
         group = parallel_state.get_tensor_model_parallel_group()
         super().__init__(

@@ -102,7 +102,7 @@ class Rotary(Position):
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         T, K = q_BHTK.shape[-2:]
         T = T if positions_BT is None else int(positions_BT.max()) + 1
-        cos, sin = _waves(self.base, T, K, q_BHTK.dtype, q_BHTK.device)
+        cos, sin = _rotary_waves(self.base, T, K, q_BHTK.dtype, q_BHTK.device)
         if positions_BT is not None:
             cos, sin = cos[positions_BT][:, None], sin[positions_BT][:, None]
         return rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)
@@ -110,10 +110,10 @@ class Rotary(Position):
 
 def prepare_to_compile() -> None:
     """Make rotary's cosines and sines constants of compiled graphs, instead of recomputing them for every head."""
-    torch.compiler.assume_constant_result(_waves)
+    torch.compiler.assume_constant_result(_rotary_waves)
 
 
-def _waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _rotary_waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The cosines and the sines, each [T, K], of the angles by which rotary rotates K coordinates at positions 0 to T -
     1."""
     # fp32: in bf16 the angles of neighbouring late positions would coincide

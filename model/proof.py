@@ -117,7 +117,9 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
                 p.copy_(value)
     most = {1: VECTOR, 2: MATRIX_FP8 if precision(model).value == "fp8" else MATRIX}
     errors = {
-        name: probe.relative(a, b.double()) for name, a, b in zip(names, ours, theirs, strict=True) if a.numel() > 1
+        name: probe.relative_error(a, b.double())
+        for name, a, b in zip(names, ours, theirs, strict=True)
+        if a.numel() > 1
     }  # that of a single number may cancel to nothing
     dims = {name: min(p.dim(), 2) for name, p in zip(names, params, strict=True)}
     differing = [f"{name} by {error:.2g}" for name, error in errors.items() if not error < most[dims[name]]]

@@ -13,7 +13,7 @@ from eval.report.formats import markdown_table
 from eval.report.gather import corrected
 from eval.report.sections import published
 from eval.statistics import simulation
-from eval.statistics.comparison import compare, family
+from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.items import Stratum, item_part
 from eval.statistics.parts import Part
 from eval.statistics.seeds import seed_part
@@ -35,7 +35,7 @@ def table(x: np.ndarray) -> dict[str, dict[int, float]]:
 
 def one_by_one(x: np.ndarray, margin: float | None, floor: Part | None, portion: float) -> list[int]:
     """The decisions of a study as the report makes them."""
-    compared = family(
+    compared = corrected_family(
         {
             str(a): compare(
                 float(x[a].mean() - x[0].mean()), seed_part(table(x), str(a), "0", floor), NO_ITEMS, share=portion
@@ -238,5 +238,5 @@ def test_one_seed_decides_nothing():
     for _ in range(300):
         difference, items = float(rng.normal(0, 5)), Part(float(rng.choice([0.0, 0.1])), 30)
         seeds = None if rng.random() < 0.5 else Part(float(rng.choice([0.0, 0.01])), 8)
-        c = family({"a": compare(difference, seeds, items, replicated=False)})["a"]
+        c = corrected_family({"a": compare(difference, seeds, items, replicated=False)})["a"]
         assert not verdict(c, bool(rng.integers(2)), margin=float(rng.choice([0.01, 100.0]))).decided

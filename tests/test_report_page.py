@@ -14,7 +14,7 @@ import pytest
 from ablations import drawing
 from ablations.values import human
 from eval.report.blocks import Figure, Section, Table
-from eval.report.curves import BINS, binned, curve, subtract
+from eval.report.curves import BINS, average_in_bins, loss_curve, subtract
 from eval.report.formats import latex, markdown
 from eval.report.page import page
 from eval.report.runs import budget_seconds
@@ -24,10 +24,10 @@ from tests.made_study import ARMS, FILES, Study, full, make, report
 def test_curves_are_averaged_over_the_tokens_that_all_seeds_have():
     tokens = np.arange(1, 101) * 2048
     line = {1: (tokens, np.full(100, 2.0)), 2: (tokens[:60], np.full(60, 3.0))}
-    x, means = binned(line)
+    x, means = average_in_bins(line)
     assert x[-1] <= tokens[59] and (np.diff(x) > 0).all() and len(x) <= BINS
     assert (means[1] == 2).all() and (means[2] == 3).all()
-    straight = binned({1: (tokens, tokens.astype(float))})
+    straight = average_in_bins({1: (tokens, tokens.astype(float))})
     assert np.allclose(straight[1][1], straight[0])  # a mean of losses stands at the mean of its tokens
     t, d = subtract((tokens[5:], np.full(95, 2.5)), (tokens[:50], np.full(50, 2.0)))
     assert list(t) == list(tokens[5:50]) and (d == 0.5).all()
@@ -43,10 +43,10 @@ def test_runs_by_the_clock_are_compared_at_the_same_time():
     assert (
         budget_seconds(cells[1]) == 20 and budget_seconds({"run": {"config": {"train": {"budget": "twenty"}}}}) is None
     )
-    x, means = binned({seed: curve(cell, clock=True) for seed, cell in cells.items()})
+    x, means = average_in_bins({seed: loss_curve(cell, clock=True) for seed, cell in cells.items()})
     assert 1.1 <= x[0] < 1.5 and 18 < x[-1] <= 20  # where both have lines in their logs
     assert means[1] == pytest.approx(5 - x / 10) and means[2] == pytest.approx(means[1])
-    t, d = subtract(curve(cells[1], clock=True), curve(cells[2], clock=True))
+    t, d = subtract(loss_curve(cells[1], clock=True), loss_curve(cells[2], clock=True))
     assert len(t) > 100 and d == pytest.approx(0.0, abs=1e-9)
 
 

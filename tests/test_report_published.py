@@ -83,7 +83,7 @@ def test_hours_and_energy(device, ranks, threads, unit, hours, kwh):
         "run": {"hardware": hardware, "config": {"model": {"pos": "x"}}},
         "metrics": [{"tokens": 5, "seconds": 3600.0}],
     }
-    spent = expense.spent(cell)
+    spent = expense.cost_so_far(cell)
     assert (spent["unit"], spent["hours"]) == (unit, hours)
     assert spent["kwh"] == (pytest.approx(kwh) if kwh else None)
     assert spent["flops"] is None  # a configuration of another version

@@ -102,7 +102,7 @@ def test_more_to_score_than_the_longest_input_is_scored_in_pieces():
     gpt, ids = model("learned", "causal"), [random.Random(2).randrange(257) for _ in range(70)]
     nats, _ = score.likelihoods(gpt, [(ids[:5], ids[5:])])[0]
     parts = [score.likelihoods(gpt, [(ids[:at], ids[at : at + 12])])[0][0] for at in range(5, 70, 12)]
-    assert nats == pytest.approx(sum(parts), abs=1e-4) and not score.cut([1], [2] * 24, 24)[1:]
+    assert nats == pytest.approx(sum(parts), abs=1e-4) and not score.split_to_fit([1], [2] * 24, 24)[1:]
 
 
 @pytest.mark.parametrize("pos,objective", MODELS)
@@ -159,7 +159,7 @@ def test_written_answers_equal_those_of_lm_evals_backend():
 
 
 def test_the_suite_is_that_of_the_installed_lm_eval():
-    found = definitions(mirror.names(["suite"]))
+    found = definitions(mirror.expand_groups(["suite"]))
     assert len(found) == 27
     for name, (config, source) in found.items():  # definitions() has compared versions and splits
         spec = mirror.suite()[name]
@@ -174,12 +174,12 @@ def test_the_suite_is_that_of_the_installed_lm_eval():
 
 
 def test_the_group_of_other_languages():
-    found = definitions(mirror.names(["multilingual"]))
+    found = definitions(mirror.expand_groups(["multilingual"]))
     study = {"ar", "bn", "ca", "en", "es", "eu", "fr", "hi", "id", "pt", "ur", "vi", "zh"}
     assert {name.rpartition("_")[2] for name in found} <= study and len(found) == 19
     xnli = {name.rpartition("_")[2] for name in found if name.startswith("xnli")}
     assert xnli == {"en", "zh", "es", "fr", "vi", "ar", "hi", "ur"}  # the columns of the study's table
-    assert mirror.names(["copa", "multilingual", "copa"]) == ["copa", *mirror.groups()["multilingual"]]
+    assert mirror.expand_groups(["copa", "multilingual", "copa"]) == ["copa", *mirror.groups()["multilingual"]]
 
 
 def test_any_task_of_lm_eval_by_name():

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    from eval.finetune.tasks import load, names_of
+    from eval.finetune.tasks import load_split, names_of
 
     if args.run is None and args.external is None and (args.data or args.tasks):
         if args.format == "json":
@@ -71,7 +71,7 @@ def command(args: argparse.Namespace) -> int:
 
     from eval.finetune.source import Source
     from eval.finetune.train import Setting, identity, summarise
-    from eval.finetune.work import Item, Work, finished, run_all
+    from eval.finetune.work import Item, Work, run_all, stored_result
 
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
@@ -104,10 +104,10 @@ def command(args: argparse.Namespace) -> int:
     results: dict[tuple[str, int], dict[str, Any]] = {}
     todo = []
     for name, depends in identities.items():
-        steps = setting.steps(len(load(name, "train", args.data)))
+        steps = setting.steps(len(load_split(name, "train", args.data)))
         for seed in range(1, args.seeds + 1):
             item = Item(name, seed, depends, steps)
-            if (result := finished(item.file(folder), depends | {"seed": seed})) is None:
+            if (result := stored_result(item.file(folder), depends | {"seed": seed})) is None:
                 todo.append(item)
             else:
                 results[name, seed] = result
@@ -131,7 +131,7 @@ def command(args: argparse.Namespace) -> int:
     if args.format == "json":
         print(answers.answer("glue", {"written": str(folder), "failed": failed, **conditions, **table}))
     else:
-        print(text(table))
+        print(table_text(table))
     return 1 if failed else 0
 
 
@@ -146,12 +146,12 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
     Raises:
         ValueError: a folder does not exist, a file is damaged, no task has its data, or with `every` not all have it.
     """
-    from eval.finetune.tasks import TASKS, find, load
+    from eval.finetune.tasks import TASKS, find_split, load_split
 
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; one with GLUE's files is needed, such as CoLA/train.tsv")
-    lacking = {name: [s for s in ("train", *TASKS[name].splits) if not find(name, s, folders)] for name in names}
+    lacking = {name: [s for s in ("train", *TASKS[name].splits) if not find_split(name, s, folders)] for name in names}
     there = [name for name in names if not lacking[name]]
     if not there:
         raise ValueError(
@@ -162,12 +162,12 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
         raise ValueError(f"{', '.join(map(str, folders))}: no data of {'; '.join(missing)}")
     for name in there:  # what is damaged is said before anything is trained
         for split in ("train", *TASKS[name].splits):
-            load(name, split, folders)
+            load_split(name, split, folders)
     print(f"fine-tuning: {', '.join(there)}")
     return 0
 
 
-def text(table: dict[str, Any]) -> str:
+def table_text(table: dict[str, Any]) -> str:
     """The results as text for a terminal: for each task the median and the spread over seeds, and for each kind of
     metric the two means over GLUE.
 

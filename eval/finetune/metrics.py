@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 
-def shares(logits_NC: np.ndarray) -> np.ndarray:
+def predicted_shares(logits_NC: np.ndarray) -> np.ndarray:
     """The predicted class of each item as weights [N, C]: 1 for the class with the largest logit, or 1/k for each of k
     tied classes."""
     best_NC = logits_NC == logits_NC.max(1, keepdims=True)
@@ -25,7 +25,7 @@ def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
     Args:
         labels_N: the true class of each item.
     """
-    share_NC = shares(logits_NC)
+    share_NC = predicted_shares(logits_NC)
     scores = {"accuracy": float(share_NC[np.arange(len(labels_N)), labels_N].mean())}
     if logits_NC.shape[1] == 2:
         true = labels_N == 1
@@ -71,14 +71,14 @@ def collapsed(outputs: np.ndarray) -> bool:
     score."""
     if outputs.ndim == 1:
         return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
-    share_NC = shares(outputs)
+    share_NC = predicted_shares(outputs)
     return bool((share_NC == share_NC[0]).all())
 
 
 NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli", "rte")
 
 
-def means(scores: dict[str, float]) -> dict[str, Any]:
+def glue_means(scores: dict[str, float]) -> dict[str, Any]:
     """The two means over GLUE: of nine numbers, in which MNLI counts twice, as in "Cramming"; and of eight tasks, in
     which MNLI's two evaluation sets are averaged first, as on the leaderboard.
 

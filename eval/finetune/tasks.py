@@ -106,7 +106,7 @@ def names_of(text: str) -> list[str]:
     return names
 
 
-def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
+def find_split(name: str, split: str, folders: Sequence[Path]) -> Path | None:
     """The file of a split of a task, in the first of the folders that has one; None where none has.
 
     Args:
@@ -127,14 +127,14 @@ def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def load(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
+def load_split(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
     """The items of a split of a task, from the first of the folders that has it.
 
     Raises:
         ValueError: no folder has the split, or its file is damaged, has no rows or has a row in another format; the
             message names file and row.
     """
-    path = find(name, split, folders)
+    path = find_split(name, split, folders)
     if path is None:
         places = ", ".join(map(str, folders)) or "no folder"
         raise ValueError(f"{name}: {TASKS[name].folder}/{split}.tsv or .jsonl is not in {places}")

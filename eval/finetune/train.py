@@ -18,7 +18,7 @@ from torch import Tensor
 from ablations import rundir
 from eval.finetune import metrics
 from eval.finetune.classifier import Classifier, pad
-from eval.finetune.tasks import TASKS, Example, find, load
+from eval.finetune.tasks import TASKS, Example, find_split, load_split
 
 MOST_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one setting for all tasks
 
@@ -181,7 +181,7 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     else:
         outputs, classes = logits_NC, logits_NC.shape[1]
         classes_N = np.array(labels, int)
-        values = metrics.shares(outputs)[np.arange(len(labels)), classes_N]
+        values = metrics.predicted_shares(outputs)[np.arange(len(labels)), classes_N]
         scores = metrics.classification(outputs, classes_N)
     return {
         "metrics": scores,
@@ -200,9 +200,9 @@ def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256:
     """
     data = {}
     for split in ("train", *TASKS[name].splits):
-        path = find(name, split, folders)
+        path = find_split(name, split, folders)
         if path is None:
-            load(name, split, folders)  # raises, and says where it was sought
+            load_split(name, split, folders)  # raises, and says where it was sought
         assert path is not None
         with open(path, "rb") as file:
             data[split] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -236,8 +236,8 @@ def finetune(
         progress: called after every step with the number of finished steps and of all steps.
     """
     task = TASKS[name]
-    examples = load(name, "train", folders)
-    evaluated = {split: load(name, split, folders) for split in task.splits}
+    examples = load_split(name, "train", folders)
+    evaluated = {split: load_split(name, split, folders) for split in task.splits}
     model = Classifier(make(seed), max(1, len(task.labels)), setting.pooling, setting.dropout, seed).to(device)
     rows = [encode(example.text_a, example.text_b) for example in examples]
     train(model, rows, [example.label for example in examples], setting, seed, progress)
@@ -255,7 +255,7 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
     Returns: {"scores": {name: {"study" and "leaderboard", by whose metrics: {"median", "lowest", "highest", "seeds",
     "metric", "chance"}, "collapsed": number of seeds whose training failed}}, "study" and "leaderboard": the two means
-    over GLUE of the medians, from `metrics.means`}. "mnli-mm" is the name of MNLI's mismatched set.
+    over GLUE of the medians, from `metrics.glue_means`}. "mnli-mm" is the name of MNLI's mismatched set.
     """
     table: dict[str, Any] = {}
     for name, seeds in results.items():
@@ -277,7 +277,7 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     medians = {
         kind: {name: entry[kind]["median"] for name, entry in table.items()} for kind in ("study", "leaderboard")
     }
-    return {"scores": table, **{kind: metrics.means(values) for kind, values in medians.items()}}
+    return {"scores": table, **{kind: metrics.glue_means(values) for kind, values in medians.items()}}
 
 
 def digest(value: Any) -> str:

@@ -43,7 +43,7 @@ class Work(NamedTuple):
     setting: Any  # eval.finetune.train.Setting
 
 
-def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
+def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
     """The stored result of a task and seed, if it is undamaged and of the same model, data and setting; else None.
 
     Args:
@@ -95,7 +95,7 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
         except (ValueError, RuntimeError) as error:
             failed.append(f"{item.words}: {error}")
 
-    with shown(items) as show:
+    with show_progress(items) as show:
         if jobs == 1:
             for number, item in enumerate(items):
                 before = sum(earlier.steps for earlier in items[:number])
@@ -105,7 +105,7 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
         context = multiprocessing.get_context("spawn")
         steps = context.Value("q", 0)
-        with ProcessPoolExecutor(jobs, context, _begin, (steps,)) as pool:
+        with ProcessPoolExecutor(jobs, context, _set_up_worker, (steps,)) as pool:
             try:
                 started = {pool.submit(_finetune_in_pool, work, item): item for item in items}
                 left = set(started)
@@ -130,7 +130,7 @@ def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int)
 _steps: Any = None  # in a process of the pool: the steps that all of them have done
 
 
-def _begin(steps: Any) -> None:
+def _set_up_worker(steps: Any) -> None:
     """Set up a worker process: give it the counter of finished steps, shared by all, and have the kernel kill it when
     its parent dies (Linux: PR_SET_PDEATHSIG)."""
     global _steps
@@ -147,7 +147,7 @@ def _finetune_in_pool(work: Work, item: Item) -> dict[str, Any]:
 
 
 @contextmanager
-def shown(items: list[Item]) -> Iterator[Callable[[int, str], None]]:
+def show_progress(items: list[Item]) -> Iterator[Callable[[int, str], None]]:
     """A context that shows the progress of fine-tuning: on a terminal a bar, elsewhere a line for each item.
 
     Yields a function (steps, words): the number of finished optimizer steps, and the name of the item that has just

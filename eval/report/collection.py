@@ -14,7 +14,7 @@ from ablations.registration import NOTHING_EXPECTED
 from ablations.safe_files import Damaged
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
-from eval.report.runs import in_one_line, manifest
+from eval.report.runs import in_one_line, read_manifest
 
 LOOKED_AT_FIRST = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
 
@@ -80,7 +80,7 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
     damaged = []
     for origin, directory in directories:
         try:
-            run = manifest(directory)
+            run = read_manifest(directory)
         except Damaged as error:
             damaged.append((str(error), directory))
             continue
@@ -149,7 +149,7 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
     ]
     values = {key: [in_one_line(config[key]) for config in flat_configs] for key in keys}
     differing = [key for key in keys if len(set(values[key])) > 1]
-    differing.sort(key=lambda key: (key != "size", importance(key)))
+    differing.sort(key=lambda key: (key != "size", rank_of_setting(key)))
 
     def distinct(chosen: list[str]) -> int:
         """The number of arms that differ from each other in at least one of the chosen settings."""
@@ -175,7 +175,7 @@ def short_setting(key: str, value: Any) -> str:
     return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"
 
 
-def importance(key: str) -> int:
+def rank_of_setting(key: str) -> int:
     """The rank of a setting in names of arms: lowest for those that readers look for first."""
     return LOOKED_AT_FIRST.index(key) if key in LOOKED_AT_FIRST else len(LOOKED_AT_FIRST)
 

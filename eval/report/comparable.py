@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import combinations
 from typing import Any
 
-from eval.report.runs import Cells, in_one_line, named
+from eval.report.runs import Cells, in_one_line, runs_in_words
 
 WHOLE = ("version", "lm_eval", "precision")  # of an evaluation
 TASK = ("metric", "version", "chance", "mean", "suite", "higher_is_better")  # of a task in eval.json
@@ -56,7 +56,7 @@ def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
-def counts_for(entry: dict[str, Any], metric: str) -> bool:
+def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
     """Whether the mean that a metric is includes this task, given by its entry in eval.json."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
@@ -66,7 +66,7 @@ def counts_for(entry: dict[str, Any], metric: str) -> bool:
 
 
 def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
-    return [task for task, entry in cell["eval"]["tasks"].items() if counts_for(entry, metric)]
+    return [task for task, entry in cell["eval"]["tasks"].items() if is_in_metric(entry, metric)]
 
 
 def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
@@ -91,7 +91,7 @@ def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
     return list(dict.fromkeys(task for run in runs for task in tasks_of(cells[run], metric)))
 
 
-def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
+def flat_evaluation(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything about a run's evaluation that has to be equal in two runs for a comparison, as a flat dictionary:
     {"version", ..., "TASK: chance", ...}."""
     flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
@@ -126,7 +126,7 @@ def refusals(cells: Cells) -> list[str]:
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:
-        first, other = evaluation(cells[first_class[0]]), evaluation(cells[runs[0]])
+        first, other = flat_evaluation(cells[first_class[0]]), flat_evaluation(cells[runs[0]])
         reasons: list[str] = []
         lacking: list[str] = []
         additional: list[str] = []
@@ -145,14 +145,14 @@ def refusals(cells: Cells) -> list[str]:
             reasons.append(f"without {', '.join(lacking)}")
         if additional:
             reasons.append(f"with {', '.join(additional)}")
-        lines.append(f"{named(runs)}: {'; '.join(reasons)}")
+        lines.append(f"{runs_in_words(runs)}: {'; '.join(reasons)}")
     return lines
 
 
 # ------------------------------------------------------------------------------------------------ the text
 
 
-def sources(cell: dict[str, Any]) -> dict[str, str]:
+def texts_read(cell: dict[str, Any]) -> dict[str, str]:
     """What a run read: {description of corpus and preparation, or of the tokenizer: its sha256}. Two runs can be
     compared only where the values of the keys that both have are equal."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
@@ -170,11 +170,13 @@ def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
     have used the same one."""
     read: dict[str, str] = {}
     return all(
-        read.setdefault(declared, sha256) == sha256 for run in runs for declared, sha256 in sources(cells[run]).items()
+        read.setdefault(declared, sha256) == sha256
+        for run in runs
+        for declared, sha256 in texts_read(cells[run]).items()
     )
 
 
-def other_text(cells: Cells, baseline: str) -> list[str]:
+def arms_with_other_text(cells: Cells, baseline: str) -> list[str]:
     """The arms that are not compared with the baseline, because under the name of the same corpus or tokenizer they
     read another text or used another tokenizer."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
@@ -183,7 +185,7 @@ def other_text(cells: Cells, baseline: str) -> list[str]:
     return [arm for arm in arms if base and not same_text(cells, [*base, *(run for run in evaluated if run[0] == arm)])]
 
 
-def same_runs(cells: Cells) -> dict[str, str]:
+def arms_without_effect(cells: Cells) -> dict[str, str]:
     """The arms that trained exactly like an earlier arm, so that the setting in which the two differ had no effect:
     {arm: the earlier arm}. At every common seed, all losses and gradient norms in their logs are equal."""
     logs: dict[str, dict[int, list]] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from ablations.criteria import Criteria
 from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.runs import Cells
-from eval.statistics.comparison import Comparison, compare, family
+from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
 from eval.statistics.parts import Part
 from eval.statistics.seeds import Results, noise_floor, seed_part, welch
@@ -91,7 +91,7 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str
     return Pairing(seeds, not unpaired, tasks, left_out)
 
 
-def results_on(cells: Cells, results: Results, metric: str, tasks: list[str]) -> Results:
+def results_on_tasks(cells: Cells, results: Results, metric: str, tasks: list[str]) -> Results:
     """The results as means over these tasks alone, for the arms whose runs all have them. Where these are all tasks
     that an arm has, its results are unchanged."""
     on_tasks: Results = {}
@@ -108,7 +108,7 @@ def results_on(cells: Cells, results: Results, metric: str, tasks: list[str]) ->
     return on_tasks
 
 
-def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, metric: str) -> list[Stratum]:
+def difference_strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, metric: str) -> list[Stratum]:
     """The differences of two arms on the items of each task: a Stratum [seeds, items or clusters] for each task. Where
     the seeds are not paired, results are averaged over seeds before they are subtracted: [1, items or clusters]."""
     differences = []
@@ -125,7 +125,7 @@ def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, metric: str) -
     return differences
 
 
-def pair(
+def compare_pair(
     cells: Cells,
     results: Results,
     arm: str,
@@ -150,7 +150,7 @@ def pair(
     pairs = pairing(cells, results, arm, baseline, metric)
     if pairs is None or not pairs.tasks:
         return None
-    on_tasks = results_on(cells, results, metric, pairs.tasks)
+    on_tasks = results_on_tasks(cells, results, metric, pairs.tasks)
     ours, theirs = on_tasks[arm], on_tasks[baseline]
     mean = float(np.mean([ours[s] for s in pairs.seeds[0]]) - np.mean([theirs[s] for s in pairs.seeds[1]]))
     pool = on_tasks if controlled else {arm: ours, baseline: theirs}
@@ -159,7 +159,7 @@ def pair(
         if pairs.paired
         else welch(ours.values(), theirs.values())
     )
-    parts = strata(cells, arm, baseline, pairs, metric)
+    parts = difference_strata(cells, arm, baseline, pairs, metric)
     items, independent = item_part(parts), independent_items(parts)
     if part is None and floor:
         part = Part(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
@@ -177,7 +177,7 @@ def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
     return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
 
-def comparisons(
+def compare_with_baseline(
     study: Any, cells: Cells, results: Results, metric: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
     """The comparison of each arm with the baseline, {arm: Comparison}, without multiple-comparison correction. Arms
@@ -194,14 +194,14 @@ def comparisons(
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
     spending = share_of_alpha(study.criteria, len(study.compared))
     compared = {
-        arm: pair(cells, results, arm, study.arms[0], metric, study.controlled, floor, spending, borrowed)
+        arm: compare_pair(cells, results, arm, study.arms[0], metric, study.controlled, floor, spending, borrowed)
         for arm in study.compared
         if arm in results
     }
     return {arm: comparison for arm, comparison in compared.items() if comparison}
 
 
-def ranking(study: Any, cells: Cells, results: Results, metric: str) -> list[tuple[dict[str, str], dict[str, float]]]:
+def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tuple[dict[str, str], dict[str, float]]]:
     """Rankings of the arms, one for each group of arms that can be ranked together: [({arm: its place or range of
     places}, {arm: its mean})].
 
@@ -225,11 +225,11 @@ def ranking(study: Any, cells: Cells, results: Results, metric: str) -> list[tup
             ):
                 tasks, same, runs = shared, [*same, arm], [*runs, *arm_runs]
         left = [arm for arm in left if arm not in same]
-        means = results_on(cells, {arm: results[arm] for arm in same}, metric, tasks)
+        means = results_on_tasks(cells, {arm: results[arm] for arm in same}, metric, tasks)
         both = list(combinations(same, 2))
         spending = share_of_alpha(study.criteria, len(both))
-        pairs = {(a, b): pair(cells, results, a, b, metric, False, floor, spending) for a, b in both}
-        adjusted = family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
+        pairs = {(a, b): compare_pair(cells, results, a, b, metric, False, floor, spending) for a, b in both}
+        adjusted = corrected_family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
         counts = {key: adjusted[f"{i}"].counts if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}
         if values.keys() >= set(same):

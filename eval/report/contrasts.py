@@ -5,12 +5,12 @@ import numpy as np
 
 from ablations.factorial import Factorial
 from eval.report.comparable import Run, same_text, shared_tasks
-from eval.report.compare import METRICS, item_scores, results_on
+from eval.report.compare import METRICS, item_scores, results_on_tasks
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
 from eval.statistics.parts import LEVEL, Part, quantile
-from eval.statistics.seeds import Results, outstanding, residual
+from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
 
 Coefficients = dict[str, float]  # {arm: its weight}
 
@@ -42,7 +42,7 @@ def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str)
     tasks = shared_tasks(cells, runs, metric) if runs and same_text(cells, runs) else []
     if not tasks:
         return None
-    on_tasks = {arm: row for arm, row in results_on(cells, results, metric, tasks).items() if arm in weights}
+    on_tasks = {arm: row for arm, row in results_on_tasks(cells, results, metric, tasks).items() if arm in weights}
     shared = {arm: {seed: row[seed] for seed in seeds} for arm, row in on_tasks.items()}
     by_seed = np.array([sum(w * shared[arm][seed] for arm, w in weights.items()) for seed in seeds])
     strata = contrast_strata(cells, seeds, tasks, weights, metric)
@@ -63,9 +63,9 @@ def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) 
     seeds = len(by_seed)
     if seeds < 2:
         return None
-    left, dof = residual(results)
+    left, dof = residual_squares(results)
     pooled = Part(left / dof * sum(w * w for w in weights.values()) / seeds, dof)
-    if not outstanding(results):
+    if not arms_that_scatter_more(results):
         return pooled
     contrast_alone = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
     return max(pooled, contrast_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))

@@ -32,7 +32,7 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
         late = {arm for arm, seed in runs if margins.get((arm, seed), {}).get(metric) != margin}
         if margins and len(late) <= 1:
             before.add(metric)
-    most = [seeds for content in registered.values() if (seeds := most_seeds(content))]
+    most = [seeds for content in registered.values() if (seeds := registered_most_seeds(content))]
     if most:
         criteria = replace(criteria, sequential=True, seeds=max(most))
     return criteria, frozenset(before)
@@ -125,7 +125,7 @@ def registered_margins(content: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def most_seeds(content: dict[str, Any]) -> int | None:
+def registered_most_seeds(content: dict[str, Any]) -> int | None:
     """The largest number of seeds that a registration allows to a study that adds seeds until it is decided; None where
     their number was fixed."""
     seeds = content.get("seeds")

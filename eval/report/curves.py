@@ -12,7 +12,7 @@ BINS = 48  # equal in log tokens; one training batch is far noisier than the dif
 Curve = tuple[np.ndarray, np.ndarray]  # x, y
 
 
-def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
+def loss_curve(cell: dict[str, Any], clock: bool = False) -> Curve:
     """The training loss in the log of a run: (the tokens so far, the loss), arrays [lines of the log].
 
     With `clock`, for runs whose budget is a wall clock: (seconds of training, the loss). Such runs are logged at
@@ -30,7 +30,7 @@ def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
     return times, np.interp(times, seconds, loss)
 
 
-def binned(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+def average_in_bins(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Curves of one arm, averaged in common bins: (tokens or seconds [bins], {seed: values [bins]}). Only points that
     every curve has are used, so that all seeds are averaged over the same points.
 

@@ -25,7 +25,7 @@ MOST_FLOPS = 1e18  # for a token: of 10**17 weights; more is no model, but a dam
 GPUS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
 
 
-def spent(cell: dict[str, Any]) -> dict[str, Any]:
+def cost_so_far(cell: dict[str, Any]) -> dict[str, Any]:
     """The cost of a run so far.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ablations import rundir
 from ablations.safe_files import Damaged, printable
-from eval.report.runs import glue_table, in_one_line
+from eval.report.runs import in_one_line, read_glue_table
 
 # What of a setting follows from the model: which token has seen all of a text, and how many tokens it can read.
 OF_THE_MODEL = ("pooling", "longest")
@@ -29,7 +29,7 @@ def read_external(folder: Path) -> External:
     """
     name, damage = printable(folder.absolute().name), ""
     try:
-        table = glue_table(folder / rundir.GLUE_TABLE)
+        table = read_glue_table(folder / rundir.GLUE_TABLE)
     except Damaged as error:
         table, damage = {}, printable(str(error).replace(f"{folder}/", "")).rstrip(".")
     if table is None:

@@ -7,8 +7,8 @@ import numpy as np
 from ablations.criteria import PRIMARY
 from ablations.drawing import SERIES
 from eval.report.collection import Collection
-from eval.report.compare import METRICS, pairing, strata
-from eval.report.expense import spent
+from eval.report.compare import METRICS, difference_strata, pairing
+from eval.report.expense import cost_so_far
 from eval.report.external import External
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison
@@ -131,7 +131,7 @@ class Findings(NamedTuple):
     def price(self, seeds: int) -> str:
         """The cost of so many more seeds of every arm as text, such as ", 12 GPU-hours", from the mean hours of
         finished runs; "" where no run is finished."""
-        costs = [spent(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
+        costs = [cost_so_far(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
         if not costs or len({cost["unit"] for cost in costs}) > 1:
             return ""
         hours = float(np.mean([cost["hours"] for cost in costs])) * seeds * len(self.study.arms)
@@ -185,5 +185,5 @@ def items_with_seeds(f: Findings, arm: str, metric: str) -> float:
     """The variance that the items give to the difference of an arm from the baseline, with the interaction of items and
     seeds."""
     pairs = pairing(f.cells, f.results[metric], arm, f.baseline, metric)
-    whole, _ = item_part_with_rest(strata(f.cells, arm, f.baseline, pairs, metric) if pairs else [])
+    whole, _ = item_part_with_rest(difference_strata(f.cells, arm, f.baseline, pairs, metric) if pairs else [])
     return whole.variance

@@ -14,7 +14,7 @@ from eval.statistics.seeds import noise_floor
 REASONS_SHOWN = 6
 
 
-def description(cell: dict[str, Any]) -> dict[str, Any]:
+def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything that has to be equal in two runs so that a noise floor measured with one holds for the other:
     {"settings", "text", "evaluation"}, a dictionary each. Settings that the run's version did not have get the value
     that was in effect."""
@@ -30,13 +30,13 @@ def tasks_digest(cell: dict[str, Any], metric: str) -> str:
     return digest([[task, identities[task]] for task in tasks_of(cell, metric)])
 
 
-def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
+def reason_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
     """Why a study may not use a noise floor: what its baseline differs in from the floor's runs; "" where it may, or
     where no run of the baseline is evaluated yet."""
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
         return ""
-    here, there = description(judged[0]), floor.content
+    here, there = identity_of_runs(judged[0]), floor.content
     size = judged[0]["run"]["config"].get("size")
     reasons = [f"size: {there['size']} there, {size} here"] if there["size"] != size else []
     for part in ("settings", "text", "evaluation"):

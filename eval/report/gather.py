@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.collection import Collection, collect_runs
-from eval.report.comparable import other_text, refusals, same_runs
-from eval.report.compare import METRICS, comparisons
+from eval.report.comparable import arms_with_other_text, arms_without_effect, refusals
+from eval.report.compare import METRICS, compare_with_baseline
 from eval.report.contrasts import effects
 from eval.report.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
 from eval.report.external import External
 from eval.report.findings import Findings
-from eval.report.floor import mismatch, noise_floor_part
-from eval.report.runs import Cells, in_one_line, named, read_all
+from eval.report.floor import noise_floor_part, reason_not_usable
+from eval.report.runs import Cells, in_one_line, read_all, runs_in_words
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
-from eval.statistics.comparison import Comparison, family
+from eval.statistics.comparison import Comparison, corrected_family
 from eval.statistics.parts import Part
 from eval.statistics.seeds import Results
 
@@ -55,8 +55,8 @@ def gather(
         ],
         refusals=refusals(cells),
         noise=noise_words,
-        same=same_runs(cells),
-        other_text=other_text(cells, study.arms[0]),
+        same=arms_without_effect(cells),
+        other_text=arms_with_other_text(cells, study.arms[0]),
         beside=beside,
         external=external,
         named_before=named_before,
@@ -68,7 +68,7 @@ def gather(
     compared, of_factorial = {}, {}
     for metric in results:
         distinct = findings.distinct_results(metric)
-        arms = comparisons(study, cells, distinct, metric, noise_results.get(metric), borrowed.get(metric))
+        arms = compare_with_baseline(study, cells, distinct, metric, noise_results.get(metric), borrowed.get(metric))
         estimates = effects(study.factorial, study.arms[0], cells, distinct, metric)
         compared[metric], of_factorial[metric] = corrected(arms, estimates)
     return findings._replace(compared=compared, effects=of_factorial)
@@ -110,7 +110,7 @@ def noise_of(directories: list[Path], metrics: list[str]) -> tuple[str, dict[str
         f"{place.config.get('size')}, {length(place.config['train'])}" for place in group.places.values()
     )
     cells = read_all(group)
-    words = f"{named(list(group.places))}; {' and '.join(sizes)}"
+    words = f"{runs_in_words(list(group.places))}; {' and '.join(sizes)}"
     return words, {metric: results_of(group, cells, metric) for metric in metrics}
 
 
@@ -131,7 +131,7 @@ def corrected(
         arms: {arm: comparison with the baseline}.
         effects: {bit mask of the effect's factors: comparison with 0}; empty where the study is not a factorial.
     """
-    both = family(arms | effects)
+    both = corrected_family(arms | effects)
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
 
@@ -145,7 +145,7 @@ def noise_floor_parts(study: Collection, cells: Cells, metrics: list[str]) -> di
     floor = study.criteria.noise_floor
     if floor is None:
         return {}
-    if reason := mismatch(floor, cells, study.arms[0]):
+    if reason := reason_not_usable(floor, cells, study.arms[0]):
         raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
     parts = {metric: noise_floor_part(floor, cells, study.arms[0], metric) for metric in metrics}
     return {metric: part for metric, part in parts.items() if part}

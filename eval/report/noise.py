@@ -17,7 +17,7 @@ from ablations.study import from_anywhere, from_args
 from eval.report import request
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
-from eval.report.floor import description, tasks_digest
+from eval.report.floor import identity_of_runs, tasks_digest
 from eval.report.gather import gather
 from eval.statistics.seeds import noise_floor
 
@@ -38,7 +38,7 @@ def measured(f: Findings) -> dict[str, Any]:
         raise ValueError(f"{len(cells)} runs of {f.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
     first, *others = cells.values()
     for other in others:
-        if description(first) != description(other):
+        if identity_of_runs(first) != identity_of_runs(other):
             raise ValueError("the runs were not made and judged alike: the report of STUDY=baseline has what differs")
     config = first["run"]["config"]
     commits: list[dict[str, Any]] = []  # of all runs: one may have been trained by other code than the next
@@ -62,7 +62,7 @@ def measured(f: Findings) -> dict[str, Any]:
     return {
         "size": config.get("size"),
         "tokens": config["train"]["tokens"],
-        **description(first),
+        **identity_of_runs(first),
         "metrics": metrics,
         "runs": {cell["run"]["fingerprint"]: seed for (_, seed), cell in cells.items()},
         **{key: first["run"][key] for key in ("commit", "versions", "hardware")},

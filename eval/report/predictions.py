@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ablations.prediction import Prediction
-from eval.report.compare import METRICS, pair, share_of_alpha
+from eval.report.compare import METRICS, compare_pair, share_of_alpha
 from eval.report.criteria import registered_contents
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
@@ -49,7 +49,7 @@ def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
     for first, second in neighbours:
         there = {first, second} <= set(results)
         spending = share_of_alpha(f.study.criteria, 1)
-        c = pair(f.cells, results, first, second, metric, f.controlled, None, spending) if there else None
+        c = compare_pair(f.cells, results, first, second, metric, f.controlled, None, spending) if there else None
         if c is None:
             return UNDECIDED, f"{first} and {second} cannot be compared"
         compared.append(c)

@@ -16,7 +16,7 @@ from eval.report.findings import Findings, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.predictions import checked_predictions
-from eval.report.runs import Cells, named
+from eval.report.runs import Cells, runs_in_words
 from eval.report.sections import factorial, overview, registered, tuning
 from eval.report.sections.differences import forest
 from eval.report.sections.training import loss_curves, paired_curves
@@ -96,7 +96,7 @@ def lost_runs(f: Findings, out: Path) -> str:
     if earlier is None:
         return ""
     fingerprints = {run.get("fingerprint") for run in record(f)["runs"] if run["state"] == "finished"}
-    return named(
+    return runs_in_words(
         [
             (run["arm"], run["seed"])
             for run in earlier["runs"]

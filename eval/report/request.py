@@ -90,7 +90,7 @@ def parse(words: list[str]) -> Request:
     runs += others
     if not runs:
         raise ValueError("no run of these studies has begun")
-    command = " ".join(["make report", *map(as_typed, sorted(words))])
+    command = " ".join(["make report", *map(word_in_report, sorted(words))])
     return Request(replace(collect_runs(runs, command), criteria=collection_criteria(values)), noise, beside, external)
 
 
@@ -109,7 +109,7 @@ def out_folder(words: list[str]) -> Path:
     return Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
 
 
-def as_typed(word: str) -> str:
+def word_in_report(word: str) -> str:
     """A word of the command line as a report shows it: paths are reduced to their last names, since reports do not show
     the folders of this machine."""
     from ablations.study import folders

@@ -97,7 +97,7 @@ def misfit(value: Any, shape: Any, path: str = "") -> str:
     return ""
 
 
-def manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> dict[str, Any]:
     """The content of run.json of a run directory.
 
     Raises:
@@ -118,7 +118,7 @@ def manifest(directory: Path) -> dict[str, Any]:
     return run
 
 
-def evaluation(path: Path) -> dict[str, Any]:
+def read_evaluation(path: Path) -> dict[str, Any]:
     """The content of eval.json, or of eval-step_N.json.
 
     Raises:
@@ -147,7 +147,7 @@ def evaluation(path: Path) -> dict[str, Any]:
     return result | {"tasks": tasks, "by_domain": domains}
 
 
-def samples(path: Path) -> dict[str, dict[str, Outcome]]:
+def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
     """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}.
 
     Raises:
@@ -178,7 +178,7 @@ def read(directory: Path) -> dict[str, Any]:
     try:
         return _read(directory)
     except Damaged as error:
-        return {"state": f"damaged ({_relative(error, directory)})"}
+        return {"state": f"damaged ({_without_path(error, directory)})"}
 
 
 def _read(directory: Path) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _read(directory: Path) -> dict[str, Any]:
     failed = f"failed ({why})" if (directory / rundir.FAILED).exists() else ""
     if not (directory / rundir.RUN).exists():
         return {"state": failed or "not started"}
-    cell: dict[str, Any] = {"state": failed or "not finished", "run": manifest(directory), "damage": []}
+    cell: dict[str, Any] = {"state": failed or "not finished", "run": read_manifest(directory), "damage": []}
     if (directory / rundir.METRICS).exists():
         keys = ("step", "tokens", "loss", "seconds", "tokens_per_second")
         rows, damage = safe_files.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
@@ -200,7 +200,7 @@ def _read(directory: Path) -> dict[str, Any]:
     cell["checkpoints"] = []
     for path in sorted(directory.glob("eval-*.json")):
         try:
-            result = evaluation(path)
+            result = read_evaluation(path)
             if isinstance(result.get("tokens"), int):
                 cell["checkpoints"].append(result)
         except Damaged as error:
@@ -214,20 +214,20 @@ def _read(directory: Path) -> dict[str, Any]:
     try:
         if (directory / rundir.DONE).exists():
             if (directory / rundir.EVAL).exists() and (directory / rundir.SAMPLES).exists():
-                result, outcomes = evaluation(directory / rundir.EVAL), samples(directory / rundir.SAMPLES)
+                result, outcomes = read_evaluation(directory / rundir.EVAL), read_samples(directory / rundir.SAMPLES)
                 if result.get("samples_sha256") not in (None, safe_files.sha256(directory / rundir.SAMPLES)):
                     raise Damaged(f"{rundir.SAMPLES} is not the file that {rundir.EVAL} was written with")
                 cell |= {"eval": checked_scores(result, outcomes), "samples": outcomes, "state": ""}
             else:
                 cell["state"] = "not evaluated"
     except Damaged as error:
-        cell["state"] = f"damaged ({_relative(error, directory)})"
+        cell["state"] = f"damaged ({_without_path(error, directory)})"
     try:
-        if table := glue_table(directory / rundir.GLUE / rundir.GLUE_TABLE):
+        if table := read_glue_table(directory / rundir.GLUE / rundir.GLUE_TABLE):
             cell["glue"] = table
     except Damaged as error:
         cell["damage"].append(str(error))
-    cell["damage"] = [_relative(damage, directory) for damage in cell["damage"]]
+    cell["damage"] = [_without_path(damage, directory) for damage in cell["damage"]]
     return cell
 
 
@@ -239,7 +239,7 @@ def _training_summary(path: Path) -> dict[str, Any]:
     return done
 
 
-def glue_table(path: Path) -> dict[str, Any] | None:
+def read_glue_table(path: Path) -> dict[str, Any] | None:
     """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist.
 
     Raises:
@@ -256,7 +256,7 @@ def glue_table(path: Path) -> dict[str, Any] | None:
     return table
 
 
-def _relative(message: Damaged | str, directory: Path) -> str:
+def _without_path(message: Damaged | str, directory: Path) -> str:
     """A message about a file of a run directory, without the path of that directory."""
     return printable(str(message).replace(f"{directory}/", "")).rstrip(".")
 
@@ -278,7 +278,7 @@ def in_one_line(value: Any) -> str:
     return printable(str(value)).replace("\n", " ")
 
 
-def named(runs: list[tuple[str, int]]) -> str:
+def runs_in_words(runs: list[tuple[str, int]]) -> str:
     """Runs in words, by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)"."""
     seeds: dict[str, list[str]] = {}
     for arm, seed in runs:

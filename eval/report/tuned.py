@@ -21,10 +21,10 @@ import numpy as np
 from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
-from eval.statistics.comparison import Comparison, compare, family
+from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_part
 from eval.statistics.parts import LEVEL, Part, quantile
-from eval.statistics.seeds import Results, outstanding, residual
+from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
 
 # {rates to choose from: the most by which choosing multiplies a variance}: see above
 CHOICE = {1: 1.0, 2: 1.75, 3: 2.15, 4: 2.3, 5: 2.5, 6: 2.65, 7: 2.75, 8: 2.85, 9: 2.9}
@@ -95,7 +95,7 @@ def task_of(f: Findings, labels: list[str], seeds: list[int], task: str, scale: 
     return Task({label: s.differences for label, s in strata.items()}, weights, halves(names))
 
 
-def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
+def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
     """The label of an arm at the learning rate that is best for the other seeds on the other half of the documents.
 
     Args:
@@ -126,7 +126,7 @@ def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> l
         for seed in range(len(c.seeds)):
             for half in (0, 1):
                 judged = task.half == half
-                label = chosen(c, arm, seed, half if by_half else None)
+                label = chosen_label(c, arm, seed, half if by_half else None)
                 values[seed, judged] = task.values[label][seed, judged]
         outcomes.append(values)
     return outcomes
@@ -139,8 +139,10 @@ def at_best(f: Findings, metric: str) -> dict[str, Comparison]:
     for arm in f.study.compared if f.study.tuning and metric in JUDGED else ():
         c, judged = candidates(f, [arm, f.baseline]), candidates(f, [arm, f.baseline], metric)
         if c and judged and c.seeds == judged.seeds:
-            compared[arm] = difference(c, judged.tasks, arm, f.baseline, metric == CHOSEN_BY, results_of(f, c, metric))
-    return family(compared)
+            compared[arm] = compare_at_best(
+                c, judged.tasks, arm, f.baseline, metric == CHOSEN_BY, results_of(f, c, metric)
+            )
+    return corrected_family(compared)
 
 
 def results_of(f: Findings, c: Candidates, metric: str) -> Results:
@@ -148,7 +150,7 @@ def results_of(f: Findings, c: Candidates, metric: str) -> Results:
     return {label: {seed: f.results[metric][label][seed] for seed in c.seeds} for label in flat}
 
 
-def difference(
+def compare_at_best(
     c: Candidates, tasks: list[Task], arm: str, baseline: str, by_half: bool, results: Results
 ) -> Comparison:
     """The comparison of two arms, each at its own best learning rate, without multiple-comparison correction.
@@ -179,9 +181,9 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | N
     n = len(by_seed)
     if n < 2:
         return None
-    left, dof = residual(results)
+    left, dof = residual_squares(results)
     pooled = Part(choice * left / dof * 2 / n, dof)
-    if not outstanding(results):
+    if not arms_that_scatter_more(results):
         return pooled
     difference_alone = Part(choice * float(by_seed.var(ddof=1)) / n, n - 1)
     return max(pooled, difference_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
@@ -190,7 +192,7 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | N
 # ------------------------------------------------------------------------------------------------ the basin
 
 
-def basin(f: Findings, arm: str) -> dict[float, float]:
+def losses_by_rate(f: Findings, arm: str) -> dict[float, float]:
     """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}, of the rates at which
     all seeds of the common rate are finished."""
     tuning, results = f.study.tuning, f.results[CHOSEN_BY]

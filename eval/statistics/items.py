@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.statistics.parts import Part, add
+from eval.statistics.parts import Part, sum_of_parts
 
 LN2 = float(np.log(2))
 FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can tell its noise: see the head of this file
@@ -137,4 +137,4 @@ def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
             e_SN = influences(d_SN, w_N)
             e_SN -= e_SN.mean(0)
             rest += (n - 1) / n * float((e_SN**2).sum()) / ((S - 1) * S * T**2)
-    return add(parts), rest
+    return sum_of_parts(parts), rest

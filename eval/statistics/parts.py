@@ -21,7 +21,7 @@ class Part:
     dof: float
 
 
-def add(parts: list[Part]) -> Part:
+def sum_of_parts(parts: list[Part]) -> Part:
     """The sum of independent variances, with Satterthwaite's degrees of freedom. It is used for strata, which all have
     many degrees of freedom."""
     variance = sum(part.variance for part in parts)

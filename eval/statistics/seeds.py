@@ -26,7 +26,7 @@ from math import inf, sqrt
 
 import numpy as np
 
-from eval.statistics.parts import LEVEL, Part, add, quantile
+from eval.statistics.parts import LEVEL, Part, quantile, sum_of_parts
 
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
 ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
@@ -43,11 +43,11 @@ def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = No
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
         return None
-    left, dof = residual(results)
+    left, dof = residual_squares(results)
     if dof < 2:
-        left, dof = residual(results, seeds=False)
+        left, dof = residual_squares(results, seeds=False)
     pooled = Part(left / dof * 2 / shared, dof)
-    if not {arm, baseline} & outstanding(results).keys():
+    if not {arm, baseline} & arms_that_scatter_more(results).keys():
         return with_floor(pooled, 2 / shared, floor) if floor else pooled
     differences = np.array(
         [results[arm][s] - results[baseline][s] for s in results[arm].keys() & results[baseline].keys()]
@@ -92,7 +92,7 @@ def centred(table: np.ndarray) -> np.ndarray:
     return table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
 
 
-def residual(results: Results, seeds: bool = True) -> tuple[float, int]:
+def residual_squares(results: Results, seeds: bool = True) -> tuple[float, int]:
     """The residual sum of squares of results after fitting the means of arms and, with `seeds`, of seeds by least
     squares; and its degrees of freedom."""
     cells = [(arm, seed) for arm in results for seed in results[arm]]
@@ -109,7 +109,7 @@ def residual(results: Results, seeds: bool = True) -> tuple[float, int]:
     return float(rest @ rest), len(cells) - int(np.linalg.matrix_rank(design))
 
 
-def outstanding(results: Results) -> dict[str, float]:
+def arms_that_scatter_more(results: Results) -> dict[str, float]:
     """The arms whose results scatter significantly more between seeds than those of the other arms: {arm: p-value,
     corrected for the number of arms}.
 
@@ -119,7 +119,7 @@ def outstanding(results: Results) -> dict[str, float]:
     from scipy.special import fdtrc
 
     p_values = {}
-    whole, dof = residual(results)
+    whole, dof = residual_squares(results)
     if whole <= ROUNDING**2 * sum(value**2 for row in results.values() for value in row.values()):
         return {}
     for arm, (rest, others) in without_each(results).items():
@@ -130,10 +130,10 @@ def outstanding(results: Results) -> dict[str, float]:
 
 
 def without_each(results: Results) -> dict[str, tuple[float, int]]:
-    """The `residual` of all arms but one, for each arm that can be left out."""
+    """The `residual_squares` of all arms but one, for each arm that can be left out."""
     table = full_table(results)
     if table is None or len(table) < 3:
-        return {arm: residual({a: row for a, row in results.items() if a != arm}) for arm in results}
+        return {arm: residual_squares({a: row for a, row in results.items() if a != arm}) for arm in results}
     arms, seeds = table.shape
     of_arm = (centred(table) ** 2).sum(1)
     # the means of seeds change with the arm that is left out, by its residuals / (arms - 1)
@@ -149,7 +149,7 @@ def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:
     if min(map(len, rows)) < 2:
         return None
     parts = [Part(float(row.var(ddof=1)) / len(row), len(row) - 1) for row in rows]
-    return add(parts) if any(part.variance for part in parts) else Part(0.0, min(part.dof for part in parts))
+    return sum_of_parts(parts) if any(part.variance for part in parts) else Part(0.0, min(part.dof for part in parts))
 
 
 def noise_floor(results: Results) -> Part | None:

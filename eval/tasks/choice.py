@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from eval.tasks.mirror import Mirror, names
+from eval.tasks.mirror import Mirror, expand_groups
 
 if TYPE_CHECKING:
     from eval.tasks.definitions import Definition
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Requested(NamedTuple):
     """The tasks of lm-eval that an evaluation is asked for."""
 
-    names: list[str]  # of tasks, groups or tags; or patterns such as mmlu_*
+    expand_groups: list[str]  # of tasks, groups or tags; or patterns such as mmlu_*
     data: Mirror  # the folder of task data
     shots: int | None = None  # examples in each prompt; None: as each task's definition says
 
@@ -29,7 +29,7 @@ def available(requested: Requested, tell: bool = True) -> tuple[dict[str, "Defin
     """
     from eval.tasks.definitions import definitions as defined
 
-    members_of = {name: defined(names([name]), requested.shots) for name in requested.names}
+    members_of = {name: defined(expand_groups([name]), requested.shots) for name in requested.names}
     definitions = {task: definition for members in members_of.values() for task, definition in members.items()}
     data = requested.data
     lacking = {task: why for task, definition in definitions.items() if (why := data.lacks_any(definition.sources))}

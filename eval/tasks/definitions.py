@@ -101,7 +101,7 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
     try:
         config = load_yaml(path)
     except FAILURES as error:  # it may import what is not installed, or include itself
-        raise ValueError(f"{name} cannot be loaded: {one_line(error)}") from error
+        raise ValueError(f"{name} cannot be loaded: {error_in_one_line(error)}") from error
     if "class" in config or config.get("output_type") not in KINDS:
         raise ValueError(f"{name} is a task with code of its own in lm-eval, and cannot be run here")
     split = config.get("test_split") or config.get("validation_split")
@@ -200,11 +200,11 @@ def _source(name: str, config: dict, split: str) -> Source:
     return Source(path, str(config.get("dataset_name") or "default"), split)
 
 
-def greedy(settings: dict) -> bool:
+def is_greedy(settings: dict) -> bool:
     """Whether the generation settings of a task ask for greedy decoding, the only kind that is implemented."""
     return not settings.get("do_sample") and settings.get("num_beams", 1) == 1
 
 
-def one_line(error: BaseException) -> str:
+def error_in_one_line(error: BaseException) -> str:
     """The message of an error of lm-eval or of a task's code in one line, at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -12,7 +12,7 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as lm_evaluate
 
-from eval.tasks.definitions import FAILURES, Definition, greedy, one_line
+from eval.tasks.definitions import FAILURES, Definition, error_in_one_line, is_greedy
 from eval.tasks.definitions import definitions as definitions  # for those who `from eval import harness`
 from eval.tasks.mirror import Mirror, Source
 from eval.tasks.probes import digest
@@ -28,7 +28,7 @@ PASSAGES = ("paragraph", "passage", "article", "context", "story", "premise")
 # ------------------------------------------------------------------------------------------------ our tasks
 
 
-def task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
+def lm_eval_task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
     """A task made from held-out text as an lm-eval task.
 
     Args:
@@ -80,7 +80,7 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
             "nats", "bytes", and "unknown_bytes" where there are any}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    lm_tasks = {name: task(name, spec, items) for name, (spec, items) in tasks.items()}
+    lm_tasks = {name: lm_eval_task(name, spec, items) for name, (spec, items) in tasks.items()}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
     results = {}
     for name, (spec, items) in tasks.items():
@@ -112,7 +112,7 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
 # ------------------------------------------------------------------------------------------------ lm-eval's tasks
 
 
-def build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
+def build_task(definition: Definition, mirror: Mirror) -> ConfigurableTask:
     """A task of lm-eval that reads only the data on this machine. Splits that are not needed are removed from the
     definition, since lm-eval would load them."""
     config, shots, examples = definition.config, definition.shots, definition.examples
@@ -136,14 +136,14 @@ def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
     """Why a task cannot be run on the data in the folder; "" where it can. The task and its first requests are built
     without a model, so that errors are found before a run is trained."""
     settings = definition.config.get("generation_kwargs") or {}
-    if not isinstance(settings, dict) or not greedy(settings):
+    if not isinstance(settings, dict) or not is_greedy(settings):
         return "it asks for sampled answers, or several beams, and only greedy ones are made here"
     try:
-        lm_task = build(definition, mirror)
+        lm_task = build_task(definition, mirror)
         lm_task.build_all_requests(limit=FIRST_REQUESTS, rank=0, world_size=1)
         return "" if lm_task.instances else "it has no items"
     except FAILURES as error:
-        return one_line(error)
+        return error_in_one_line(error)
 
 
 def evaluate_named(
@@ -170,11 +170,11 @@ def evaluate_named(
     lm_tasks: dict[str, ConfigurableTask] = {}
     for name, definition in tasks.items():
         try:
-            lm_tasks[name] = build(definition, mirror)
+            lm_tasks[name] = build_task(definition, mirror)
         except OSError:
             raise
         except FAILURES as error:
-            failed[name] = one_line(error)
+            failed[name] = error_in_one_line(error)
     results: dict[str, dict] = {}
     try:
         results = _run(scorer, lm_tasks)
@@ -183,12 +183,12 @@ def evaluate_named(
     except FAILURES:  # one of them fails: run each alone; the journal has what was scored already
         for name in lm_tasks:
             try:
-                lm_tasks[name] = build(tasks[name], mirror)
+                lm_tasks[name] = build_task(tasks[name], mirror)
                 results |= _run(scorer, {name: lm_tasks[name]})
             except OSError:
                 raise
             except FAILURES as error:
-                failed[name] = one_line(error)
+                failed[name] = error_in_one_line(error)
     for name, result in results.items():
         result["shots"] = tasks[name].shots
         result["data"] = _origin(mirror, tasks[name].source)

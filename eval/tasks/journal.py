@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 
-def digest(context: Sequence[int], continuation: Sequence[int]) -> str:
+def request_key(context: Sequence[int], continuation: Sequence[int]) -> str:
     """The key of a request in the journal: a hash of the token ids of context and continuation."""
     return hashlib.sha256(np.array([len(context), *context, *continuation], np.int64).tobytes()).hexdigest()[:24]
 

@@ -128,11 +128,11 @@ def groups() -> dict[str, Any]:
     return {name: content[name]["tasks"] for name in ("suite", "multilingual")}
 
 
-def listed() -> set[str]:
+def names_in_groups() -> set[str]:
     """The names of the tasks in all groups of tasks.yaml."""
     return {task for tasks in groups().values() for task in tasks}
 
 
-def names(requested: Iterable[str]) -> list[str]:
+def expand_groups(requested: Iterable[str]) -> list[str]:
     """The names with the groups `suite` and `multilingual` replaced by those of their tasks."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

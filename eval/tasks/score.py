@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.tasks.journal import Journal, digest
+from eval.tasks.journal import Journal, request_key
 from eval.tasks.rows import Input, Tokens, arrange, batches, representatives, rows
 from model.attention import Arrangement
 
@@ -52,11 +52,11 @@ def likelihoods(
     longest, objective = model.max_length, model.objective
     journal = journal or Journal()
     if longest and any(len(continuation) > longest for _, continuation in pairs):
-        pieces = [cut(context, continuation, longest) for context, continuation in pairs]
+        pieces = [split_to_fit(context, continuation, longest) for context, continuation in pairs]
         scores = iter(likelihoods(model, [piece for parts in pieces for piece in parts], batch, progress, journal))
         scored = [[next(scores) for _ in parts] for parts in pieces]
         return [(sum(nats for nats, _ in parts), all(best for _, best in parts)) for parts in scored]
-    keys = [digest(context, continuation) for context, continuation in pairs]
+    keys = [request_key(context, continuation) for context, continuation in pairs]
     inputs: dict[int, Input] = {}  # of each pair; the last token of a continuation is predicted, and never read
     for i, (context, continuation) in enumerate(pairs):
         tokens = (*context, *continuation)[:-1]
@@ -99,7 +99,9 @@ def likelihoods(
     return [(nats, best) for nats, best in (journal.get(key, (0.0, False)) for key in keys)]
 
 
-def cut(context: Sequence[int], continuation: Sequence[int], longest: int) -> list[tuple[Sequence[int], Sequence[int]]]:
+def split_to_fit(
+    context: Sequence[int], continuation: Sequence[int], longest: int
+) -> list[tuple[Sequence[int], Sequence[int]]]:
     """The pair (context, continuation) alone where its continuation has at most `longest` tokens; else a pair for each
     piece of half that length, with everything before the piece as the context."""
     if len(continuation) <= longest:
@@ -158,7 +160,7 @@ def continuations(
     device = next(model.parameters()).device
     batch = batch or (BATCH_GPU if device.type == "cuda" else BATCH_CPU)
     fitting = [tuple(ids[-(longest - new) :] if longest else ids) for ids in contexts]
-    keys = [digest(ids, (-new,)) for ids in fitting]
+    keys = [request_key(ids, (-new,)) for ids in fitting]
     requests = sorted(set(zip(fitting, keys, strict=True)), key=lambda request: (-len(request[0]), request))
     done, total = 0, sum(len(ids) for ids, _ in requests)
     groups: list[list[tuple[Tokens, str]]] = []
@@ -170,7 +172,7 @@ def continuations(
         done += sum(len(ids) for ids, _ in group)
         if all(key in journal for _, key in group):
             continue
-        decoded = extend(model, [ids for ids, _ in group], new, ended)
+        decoded = decode_batch(model, [ids for ids, _ in group], new, ended)
         journal.add({key: ids for (_, key), ids in zip(group, decoded, strict=True)})
         progress(done, total)
     if not journal.complete(keys):
@@ -178,7 +180,7 @@ def continuations(
     return [journal.get(key, []) for key in keys]
 
 
-def extend(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
+def decode_batch(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
     """The greedy continuations of the contexts of one batch, the longest context first. The arguments are those of
     `continuations`."""
     device, objective = next(model.parameters()).device, model.objective

@@ -12,7 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from eval.statistics.items import LN2
 from eval.tasks import score
-from eval.tasks.definitions import greedy
+from eval.tasks.definitions import is_greedy
 from eval.tasks.journal import Journal
 
 NEW = 256  # tokens of a continuation where the task names no number; lm-eval's own
@@ -93,7 +93,7 @@ class Scorer(TemplateLM):
         answers = [""] * len(requests)
         for settings_json, numbers in numbers_by_settings.items():
             settings = json.loads(settings_json)
-            if not greedy(settings):
+            if not is_greedy(settings):
                 raise ValueError(f"only greedy continuations can be made, not {settings_json}")
             stops = settings.get("until") or []
             stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]

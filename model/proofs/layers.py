@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.proofs import probe
-from model.proofs.attention import ADDED, added_rows
+from model.proofs.attention import ADDED, position_rows
 from model.proofs.probe import Proof
 
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -38,8 +38,8 @@ def embedding_norm(model: Any) -> Proof:
     some = torch.arange(8, device=model.embed.weight.device) * (cfg.vocab - 1) // 7  # from the first row to the last
     tokens = some[:, None].expand(8, 2)
     x_BD = probe.embedded(model, 2, tokens)[:, 0]
-    x_BD = x_BD - added_rows(model, 1)[0]  # positions come after the norm
-    raw_BD = probe.whole(model, "embed.weight")[some].double()
+    x_BD = x_BD - position_rows(model, 1)[0]  # positions come after the norm
+    raw_BD = probe.whole_parameter(model, "embed.weight")[some].double()
     expected = _layernorm(raw_BD, cfg.norm_eps) if cfg.embnorm else raw_BD
     # sinusoids are as large as 1, and in bf16 they round the small embeddings that they are added to
     ok = probe.close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDED else cfg.init_std)
@@ -153,13 +153,20 @@ def precision(model: Any) -> Proof:
             x_grad, w_grad = torch.autograd.grad(y, [x, layer.weight], g)
         y = y.double() - (0.0 if layer.bias is None else layer.bias.double())
         operands = x.detach().double(), layer.weight.double(), g.double()
-        rounded = probe.rounded(operands[0], 4), probe.rounded(operands[1], 4), probe.rounded(operands[2], 3)
+        rounded = (
+            probe.round_to_bits(operands[0], 4),
+            probe.round_to_bits(operands[1], 4),
+            probe.round_to_bits(operands[2], 3),
+        )
         for what, product, of in (
             ("output", y, lambda x, w, g: x @ w.T),
             ("input gradient", x_grad, lambda x, w, g: g @ w),
             ("weight gradient", w_grad, lambda x, w, g: g.T @ x),
         ):
-            error = {dtype: probe.relative(product, of(*operands)), "fp8": probe.relative(product, of(*rounded))}
+            error = {
+                dtype: probe.relative_error(product, of(*operands)),
+                "fp8": probe.relative_error(product, of(*rounded)),
+            }
             nearest = min(error, key=error.__getitem__)
             worst = max(worst, error[nearest])
             kind = nearest if error[nearest] < probe.TOLERANCE else "neither"
@@ -233,7 +240,9 @@ def tied(model: Any) -> Proof:
     tokens = probe.tokens(model, 8)
     x = model.transform(probe.hidden(model, tokens)).double()
     outside = (n for n, _ in model.named_parameters() if not n.startswith(("blocks.", "position.")))
-    rows = {n: p for n in outside if (p := probe.whole(model, n)).shape[0] == cfg.padded_vocab and p.dim() == 2}
+    rows = {
+        n: p for n in outside if (p := probe.whole_parameter(model, n)).shape[0] == cfg.padded_vocab and p.dim() == 2
+    }
     output = rows.get("embed.weight" if cfg.tied else "head.weight")
     ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})
     logits = model(tokens, **probe.extents(model, tokens))

@@ -43,7 +43,7 @@ def heads(model: Any) -> range:
     return range(model.tp.rank * H, (model.tp.rank + 1) * H)
 
 
-def whole(model: Any, name: str) -> Tensor:
+def whole_parameter(model: Any, name: str) -> Tensor:
     """A parameter of the model, gathered from all ranks where tensor parallelism divides it. All ranks call it
     together."""
     return model.tp.gather(name, model.get_parameter(name))
@@ -88,12 +88,12 @@ def close(x: Tensor, expected: Tensor, scale: float) -> bool:
     return bool(((x.double() - expected.double()).abs() <= TOLERANCE * (scale + expected.double().abs())).all())
 
 
-def rounded(x: Tensor, bits: int) -> Tensor:
+def round_to_bits(x: Tensor, bits: int) -> Tensor:
     """`x` rounded to `bits` significant bits, ties to even."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
 
 
-def relative(x: Tensor, exact: Tensor) -> float:
+def relative_error(x: Tensor, exact: Tensor) -> float:
     """The relative error of `x` as an approximation of `exact`, in the Euclidean norm of all elements."""
     return float((x.double() - exact).norm() / exact.norm())

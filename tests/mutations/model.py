@@ -165,7 +165,7 @@ MUTATIONS = [
         "model.block=parallel",
         "model.block",
         GPT,
-        "self.mlp(chosen(y_BTD, only))",
+        "self.mlp(select_rows(y_BTD, only))",
         "self.mlp(self.norm1(x_BTD))",
     ),
     one(

@@ -285,8 +285,8 @@ MUTATIONS = [
         "",
         "",
         "eval/report/gather.py",
-        "    both = family(arms | effects)",
-        "    both = family(arms) | family(effects)",
+        "    both = corrected_family(arms | effects)",
+        "    both = corrected_family(arms) | corrected_family(effects)",
         "tests/test_factorial.py::test_a_report_of_a_factorial_finds_the_interaction_that_is_there",
     ),
     one(

@@ -5,7 +5,7 @@ from typing import Any
 
 from ablations.budget import clock_seconds
 from eval.report.blocks import Section, Table
-from eval.report.expense import spent
+from eval.report.expense import cost_so_far
 from eval.report.findings import Findings
 from eval.report.runs import by_clock, in_one_line
 
@@ -24,7 +24,7 @@ def section(f: Findings) -> Section:
     lines = []
     for (arm, seed), cell in f.cells.items():
         if by_clock(cell) and cell.get("metrics"):
-            expense, done = spent(cell), cell.get("done", {})
+            expense, done = cost_so_far(cell), cell.get("done", {})
             compiling = done.get("compile_seconds")
             epochs = (cell.get("glue") or {}).get("setting", {}).get("epochs")
             lines.append(

@@ -6,7 +6,7 @@ import numpy as np
 from ablations import drawing
 from ablations.plan.power import POWER, detectable
 from eval.report.blocks import Block, Section, Table
-from eval.report.compare import METRICS, pairing, strata
+from eval.report.compare import METRICS, difference_strata, pairing
 from eval.report.findings import Findings, recorded_noise
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison
@@ -92,7 +92,7 @@ def bootstrap_intervals(f: Findings, arm: str, metric: str) -> list[list[str]]:
     """The bootstrap intervals of an arm's difference from the baseline over items and over tasks, and the number of
     tasks, as a list with one table row; empty where there are no items."""
     pairs = pairing(f.cells, f.results[metric], arm, f.baseline, metric)
-    parts = strata(f.cells, arm, f.baseline, pairs, metric) if pairs else []
+    parts = difference_strata(f.cells, arm, f.baseline, pairs, metric) if pairs else []
     if not parts:
         return []
     digits = METRICS[metric].digits + 1

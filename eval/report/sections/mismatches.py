@@ -4,7 +4,7 @@ versions."""
 from typing import Any
 
 from ablations.values import difference, flatten
-from eval.report.comparable import evaluation
+from eval.report.comparable import flat_evaluation
 from eval.report.runs import Cells, in_one_line
 
 
@@ -58,7 +58,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
         only_shared=True,
     )
 
-    lines += differing_values({name: {"evaluation": evaluation(cell)} for name, cell in evaluated.items()})
+    lines += differing_values({name: {"evaluation": flat_evaluation(cell)} for name, cell in evaluated.items()})
     for task in sorted({in_one_line(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
         lines.append(f"{task}: left out, the held-out text does not give enough items")
     named_tasks = [cell["eval"].get("lm_eval_tasks") or {} for cell in evaluated.values()]

@@ -12,7 +12,7 @@ from eval.report.sections.differences import forest
 from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_part
-from eval.statistics.seeds import level_stderr, outstanding
+from eval.statistics.seeds import arms_that_scatter_more, level_stderr
 
 
 def section(f: Findings) -> Section:
@@ -163,5 +163,5 @@ def uneven_seeds(f: Findings) -> list[str]:
         "the number of arms). One variance is assumed for all. What is compared with this arm is judged by the "
         "variance of that difference alone where it asks for more; the noise of all other differences is overstated."
         for name in (f.results if f.controlled else ())
-        for arm, p in outstanding({arm: row for arm, row in f.distinct_results(name).items() if row}).items()
+        for arm, p in arms_that_scatter_more({arm: row for arm, row in f.distinct_results(name).items() if row}).items()
     ]

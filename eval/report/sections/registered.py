@@ -8,7 +8,7 @@ from eval.report.blocks import Block, Section, Table
 from eval.report.criteria import first_registrations
 from eval.report.findings import Findings
 from eval.report.predictions import checked_predictions
-from eval.report.runs import named
+from eval.report.runs import runs_in_words
 
 HEAD = """\
 What a study asks and expects is written into the directory of each run before its first step, with a hash."""
@@ -55,9 +55,11 @@ def when_registered(f: Findings) -> list[str]:
     without = [run for run, cell in f.cells.items() if "run" in cell and run not in first]
     lines = [f"registered before the first step in {len(before)} of {len(f.cells)} runs"]
     if later:
-        lines.append(f"registered only after training had begun, for a question that came later: {named(later)}")
+        lines.append(
+            f"registered only after training had begun, for a question that came later: {runs_in_words(later)}"
+        )
     if without:
-        lines.append(f"not registered: {named(without)}")
+        lines.append(f"not registered: {runs_in_words(without)}")
     return lines
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from ablations import drawing
 from ablations.drawing import Line
 from eval.report.blocks import Figure, Section
-from eval.report.expense import spent
+from eval.report.expense import cost_so_far
 from eval.report.findings import Findings
 from eval.report.sections import published
 
@@ -17,7 +17,7 @@ def section(f: Findings) -> Section:
     title = "Loss against compute"
     points = {}
     for arm, seeds in f.cells_with("eval").items():
-        flops = [spent(cell)["flops"] if cell.get("metrics") else None for cell in seeds.values()]
+        flops = [cost_so_far(cell)["flops"] if cell.get("metrics") else None for cell in seeds.values()]
         losses = [cell["eval"]["bits_per_byte"]["value"] for cell in seeds.values()]
         known = [value for value in flops if value]
         if len(known) == len(flops):

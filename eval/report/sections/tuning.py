@@ -7,7 +7,7 @@ from ablations.drawing import Line
 from eval.report.blocks import Block, Figure, Section, Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
-from eval.report.tuned import CHOSEN_BY, at_best, basin, sensitivity
+from eval.report.tuned import CHOSEN_BY, at_best, losses_by_rate, sensitivity
 from eval.statistics.comparison import Comparison
 
 WORDS = """\
@@ -31,7 +31,7 @@ def section(f: Findings) -> Section:
         return Section(title, [])
     rates = ", ".join(f"{rate:g}" for rate in tuning.rates)
     blocks: list[Block] = [WORDS.format(rates=rates, common=tuning.common)]
-    basins = {arm: losses for arm in tuning.factors if (losses := basin(f, arm))}
+    basins = {arm: losses for arm in tuning.factors if (losses := losses_by_rate(f, arm))}
     digits = METRICS[CHOSEN_BY].digits + 1
     rows = [
         [
@@ -116,7 +116,7 @@ def recorded(f: Findings) -> list[dict[str, Any]]:
     best = {name: at_best(f, name) for name in f.results}
     lines = []
     for arm in tuning.factors:
-        losses = basin(f, arm)
+        losses = losses_by_rate(f, arm)
         line: dict[str, Any] = {"arm": arm, "bits_per_byte": {f"{rate:g}": loss for rate, loss in losses.items()}}
         if losses:
             line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": sensitivity(losses)}
