@@ -95,7 +95,7 @@ def has_tasks(result: dict[str, Any], requested: Requested) -> bool:
     from eval.tasks.definitions import definitions
 
     defined = definitions(mirror.expand_groups(requested.names), requested.shots)
-    return all(requested.data.lacks_any(defined[name].sources) for name in judged["missing"] if name in defined)
+    return all(requested.data.why_any_unusable(defined[name].sources) for name in judged["missing"] if name in defined)
 
 
 def with_earlier_tasks(directory: Path, weights: Weights, requested: Requested) -> Requested:

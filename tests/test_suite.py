@@ -238,7 +238,7 @@ def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, env=env, capture_output=True)
     after = {path: path.stat().st_mtime_ns for path in to.rglob("*.gz")}
     assert sum(before[path] != after[path] for path in before) == 1  # the harmed one is made again, the other kept
-    assert not mirror.Mirror(to).lacks(min(ours.entries))
+    assert not mirror.Mirror(to).why_unusable(min(ours.entries))
 
 
 def test_logiqa_is_read_as_the_hubs_script_did():

@@ -27,7 +27,7 @@ class Item(NamedTuple):
     steps: int  # of the optimizer
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         return f"{self.name}, seed {self.seed}"
 
     def file(self, folder: Path) -> Path:
@@ -93,14 +93,14 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
         try:
             results[item.name, item.seed] = make()
         except (ValueError, RuntimeError) as error:
-            failed.append(f"{item.words}: {error}")
+            failed.append(f"{item.label}: {error}")
 
     with show_progress(items) as show:
         if jobs == 1:
             for number, item in enumerate(items):
                 before = sum(earlier.steps for earlier in items[:number])
                 done(item, partial(finetune_item, work, item, partial(_show_step, show, before)))
-                show(before + item.steps, item.words)
+                show(before + item.steps, item.label)
             return failed
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
         context = multiprocessing.get_context("spawn")
@@ -113,7 +113,7 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
                     ended, left = wait(left, REFRESH, FIRST_COMPLETED)
                     for future in ended:
                         done(started[future], future.result)
-                        show(steps.value, started[future].words)
+                        show(steps.value, started[future].label)
                     show(steps.value, "")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -55,7 +55,7 @@ class Collection:
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
-    def tests(self) -> int:
+    def number_of_tests(self) -> int:
         """How many comparisons on a metric the multiple-comparison correction counts: the arms, and the effects of a
         factorial."""
         return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)

@@ -77,7 +77,7 @@ class Findings(NamedTuple):
         }
         return {arm: seeds for arm, seeds in cells.items() if seeds}
 
-    def left_out(self, arm: str, metric: str) -> list[str]:
+    def tasks_left_out(self, arm: str, metric: str) -> list[str]:
         """The tasks of a metric that are left out of the comparison of an arm with the baseline."""
         pairs = pairing(self.cells, self.results[metric], arm, self.baseline, metric)
         return pairs.left_out if pairs else []
@@ -89,14 +89,14 @@ class Findings(NamedTuple):
 
     def decision(self, arm: str, metric: str) -> Verdict:
         """The verdict on an arm, from its comparison with the baseline."""
-        return self.judged(self.compared[metric][arm], metric, self.missing(arm, metric))
+        return self.judged(self.compared[metric][arm], metric, self.missing_seeds(arm, metric))
 
     def verdict(self, arm: str, metric: str) -> str:
         """The verdict on an arm in words, with the number of tasks that are left out, and whether the verdict is
         exploratory."""
         decision = self.decision(arm, metric)
         words = f"exploratory: {decision.words}" if self.exploratory(arm, metric) else decision.words
-        count = len(self.left_out(arm, metric))
+        count = len(self.tasks_left_out(arm, metric))
         return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
 
     def exploratory(self, arm: str, metric: str) -> bool:
@@ -112,7 +112,7 @@ class Findings(NamedTuple):
         late_floor = self.study.criteria.noise_floor is not None and not self.floor_before
         return not is_primary or late_floor or (kind == "equivalent" and metric not in self.named_before)
 
-    def missing(self, arm: str, metric: str) -> str:
+    def missing_seeds(self, arm: str, metric: str) -> str:
         """A sentence on how many more seeds would decide the comparison of an arm with the baseline, if the difference
         and the noise stay the same, and what the seeds would cost. "" where this is unknown, as for runs that were not
         planned as one study."""
@@ -126,9 +126,9 @@ class Findings(NamedTuple):
         if total is None:
             return f"no number of seeds up to {most or MOST_SEEDS} would tell"
         more = total - seeds
-        return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price(more)}"
+        return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price_of_seeds(more)}"
 
-    def price(self, seeds: int) -> str:
+    def price_of_seeds(self, seeds: int) -> str:
         """The cost of so many more seeds of every arm as text, such as ", 12 GPU-hours", from the mean hours of
         finished runs; "" where no run is finished."""
         costs = [cost_so_far(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
@@ -147,14 +147,19 @@ class Findings(NamedTuple):
         planned = [self.study.cell(arm, seed) for arm in self.study.arms for seed in self.study.seeds]
         return {key for cell in planned if cell for key in cell.delta}
 
-    def caution(self) -> list[str]:
+    def caution_on_losses(self) -> list[str]:
         """The sentence to read before training losses are compared, as a list; empty where they can be compared."""
         differs = any(key.startswith("data.") or key == "model.vocab" for key in self.factors())
         return [TEXT_DIFFERS] if differs else []
 
     def same_batches(self) -> bool:
         """Whether arms with the same seed see the same batches in the same order."""
-        return not self.caution() and not self.factors() & {"train.batch", "train.ramp", "train.tokens", "model.seq"}
+        return not self.caution_on_losses() and not self.factors() & {
+            "train.batch",
+            "train.ramp",
+            "train.tokens",
+            "model.seq",
+        }
 
 
 def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:

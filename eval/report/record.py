@@ -147,7 +147,7 @@ def record(f: Findings) -> dict[str, Any]:
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
             line |= {"decision": f.decision(arm, name).kind, "verdict": f.verdict(arm, name)}
             line["exploratory"] = f.exploratory(arm, name)
-            if left_out := f.left_out(arm, name):
+            if left_out := f.tasks_left_out(arm, name):
                 line["without"] = left_out
             if name in f.margins:
                 line["margin"] = f.margins[name]

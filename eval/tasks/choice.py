@@ -32,7 +32,9 @@ def available(requested: Requested, tell: bool = True) -> tuple[dict[str, "Defin
     members_of = {name: defined(expand_groups([name]), requested.shots) for name in requested.names}
     definitions = {task: definition for members in members_of.values() for task, definition in members.items()}
     data = requested.data
-    lacking = {task: why for task, definition in definitions.items() if (why := data.lacks_any(definition.sources))}
+    lacking = {
+        task: why for task, definition in definitions.items() if (why := data.why_any_unusable(definition.sources))
+    }
     unable = [f"{name}: {lacking[name]}" for name in members_of if name in lacking]
     unable += [
         f"{name}: {data.folder} has the data of none of its {len(members)} tasks"

@@ -82,7 +82,7 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
     for task, (source, spec) in splits.items():
         entry = entries.get(source)
         pinned = None if local else spec.get("revision")
-        if entry and pinned in (None, entry.get("revision")) and not Mirror(to).lacks(source):
+        if entry and pinned in (None, entry.get("revision")) and not Mirror(to).why_unusable(source):
             continue
         print(f"{task}: {source}", file=sys.stderr, flush=True)
         try:

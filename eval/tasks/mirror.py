@@ -68,7 +68,7 @@ class Mirror:
         entry = self.entries.get(Source(read["path"], read["config"], read["split"]))
         return entry is not None and entry["sha256"] != read["sha256"]
 
-    def lacks(self, source: Source) -> str:
+    def why_unusable(self, source: Source) -> str:
         """Why a split cannot be used: its file is missing, differs from the manifest, or has no rows. "" where it can
         be used."""
         entry = self.entries.get(source)
@@ -89,9 +89,9 @@ class Mirror:
         except (OSError, EOFError, zlib.error) as error:
             return f"{path} is damaged: {error}"
 
-    def lacks_any(self, sources: Iterable[Source]) -> str:
+    def why_any_unusable(self, sources: Iterable[Source]) -> str:
         """Why one of several splits cannot be used; "" where all of them can."""
-        return next((why for source in sources if (why := self.lacks(source))), "")
+        return next((why for source in sources if (why := self.why_unusable(source))), "")
 
     def table(self, source: Source) -> Any:
         """The rows of a split as a typed datasets.Dataset.
@@ -99,7 +99,7 @@ class Mirror:
         Raises:
             ValueError: the file is missing or does not have the hash in the manifest.
         """
-        if why := self.lacks(source):
+        if why := self.why_unusable(source):
             raise ValueError(why)
         from datasets import Dataset, Features
         from datasets.info import DatasetInfosDict

@@ -146,7 +146,7 @@ def undecided(f: Findings) -> list[Block]:
 
 def noise_floors(f: Findings) -> list[str]:
     """A paragraph for each metric: its noise floor, and the differences that studies with more seeds would detect."""
-    lines, arms, tests = [], 1 + len(f.study.compared), f.study.tests
+    lines, arms, tests = [], 1 + len(f.study.compared), f.study.number_of_tests
     for name, noise in recorded_noise(f).items():
         metric = METRICS[name]
         floor = noise_floor(f.distinct_results(name))  # with what the arms of a seed share: two seeds do not share it

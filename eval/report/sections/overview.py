@@ -151,7 +151,7 @@ def unequal_tasks(f: Findings) -> list[str]:
         f"{', '.join(left_out)}. The means in the table are over all that each was asked."
         for name in f.results
         for arm in f.compared[name]
-        if (left_out := f.left_out(arm, name))
+        if (left_out := f.tasks_left_out(arm, name))
     ]
 
 

@@ -17,7 +17,7 @@ AXES_BY_CLOCK = ("seconds", "tokens", "FLOPs")  # where the budget of all runs i
 
 
 def section(f: Findings) -> Section:
-    return Section("Training", [*f.caution(), *map(Figure, loss_curves(f)), *map(Figure, paired_curves(f))])
+    return Section("Training", [*f.caution_on_losses(), *map(Figure, loss_curves(f)), *map(Figure, paired_curves(f))])
 
 
 def loss_curves(f: Findings) -> list[str]:
@@ -67,7 +67,7 @@ def paired_curves(f: Findings) -> list[str]:
     """A list with one figure (SVG) of the differences in training loss between each arm and the baseline at the same
     seed; empty where training losses cannot be compared."""
     cells = f.cells_with("metrics")
-    if f.caution() or f.baseline not in cells:
+    if f.caution_on_losses() or f.baseline not in cells:
         return []
     clock = all_by_clock(cells)
     lines = []
