@@ -70,7 +70,7 @@ def masked_loss(
         if not len(flat_N):
             continue
         inputs_BT = tokens_BT.flatten().index_fill(0, flat_N, mask).view_as(tokens_BT).to(device)
-        logits_NV = model.project(model.hidden(inputs_BT, only=flat_N.to(device))).float()
+        logits_NV = model.project(model.hidden(inputs_BT, wanted_N=flat_N.to(device))).float()
         targets_N = tokens_BT.flatten()[flat_N].to(device)
         nats_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none").double().cpu().numpy()
         np.add.at(nats_of_text, owners[first : first + step].flatten()[flat_N.numpy()], nats_N)
