@@ -186,11 +186,11 @@ def rewrite(folder: Path, edit, task: str = "pydocs/bits_per_byte") -> None:
     rows = [edit(dict(row)) if row["task"] == task else row for row in rows]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "samples.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-    own = [row for row in rows if row["task"] == task]
-    if "nats" in own[0]:
-        value = sum(row["nats"] for row in own) / np.log(2) / sum(row["bytes"] for row in own)
+    edited = [row for row in rows if row["task"] == task]
+    if "nats" in edited[0]:
+        value = sum(row["nats"] for row in edited) / np.log(2) / sum(row["bytes"] for row in edited)
     else:
-        value = np.mean([row["value"] for row in own])
+        value = np.mean([row["value"] for row in edited])
     change(folder / "eval.json", "tasks", task, "value", to=float(value))
     rescore(folder)
 

@@ -87,8 +87,8 @@ def test_a_storage_slower_than_patience_is_no_hang(corpus: str, store: Path, tmp
     (tmp_path / "data").symlink_to(store / "data")
     change = {"layout.patience": 1, "layout.hang": 2, "layout.save_every": 8}
     process = on_a_slow_disk(words(corpus, tmp_path, **change))
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and "hang" not in said, said
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "hang" not in output, output
 
 
 def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_what_counts_is_on_the_disk_first(
     cell = dataclasses.replace(study(corpus, tmp_path).cells[1], dir=tmp_path / "run")
     cell.dir.mkdir()
     settled: dict[str, str] = {}
-    seen, finished, fsync, replace = [], [], os.fsync, os.replace
+    saves, finished, fsync, replace = [], [], os.fsync, os.replace
 
     def spy(file: int) -> None:
         name = os.readlink(f"/proc/self/fd/{file}")
@@ -190,7 +190,7 @@ def test_what_counts_is_on_the_disk_first(
     def check(old: Any, new: Any) -> None:
         if Path(new).name == "checkpoint.json":
             lines = settled.get(str(cell.dir / "metrics.jsonl"), "").count("\n")
-            seen.append((json.loads(Path(old).read_text())["step"], lines))
+            saves.append((json.loads(Path(old).read_text())["step"], lines))
         replace(old, new)
 
     class Mirror:
@@ -203,4 +203,4 @@ def test_what_counts_is_on_the_disk_first(
     monkeypatch.setattr(os, "replace", check)
     monkeypatch.setattr("launch.log._wandb", lambda *_: Mirror())
     in_process(cell, store)
-    assert seen == [(8, 8), (16, 16), (24, 24)] and finished == [True]
+    assert saves == [(8, 8), (16, 16), (24, 24)] and finished == [True]
