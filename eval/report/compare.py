@@ -208,7 +208,7 @@ def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tu
     In a group, of any two arms one was evaluated on all tasks of the other; means are over the tasks that all arms of
     the group have. Every pair of arms is compared, corrected for the number of pairs.
     """
-    floor, rankings = noise_floor(results), []
+    floor, groups = noise_floor(results), []
     left = [arm for arm in study.arms if results[arm]]
     while left:
         first, *others = left
@@ -233,5 +233,5 @@ def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tu
         counts = {key: adjusted[f"{i}"].counts if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}
         if values.keys() >= set(same):
-            rankings.append((possible_places(values, counts, METRICS[metric].higher_is_better), values))
-    return rankings
+            groups.append((possible_places(values, counts, METRICS[metric].higher_is_better), values))
+    return groups

@@ -38,7 +38,7 @@ class Comparison:
     adjusted: float = float("nan")  # p after Holm's correction, over the arms of the study
     replicated: bool = True  # False: seen with one seed
     independent: int | None = None  # items of the task with the fewest; None: it is not known how many there are
-    corrected_family: int = 1  # how many comparisons it is one of
+    family: int = 1  # how many comparisons it is one of
     share: float = 1.0  # of LEVEL, that this look may spend; less than 1 where seeds are added until it is decided
 
     @property

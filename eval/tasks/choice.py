@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Requested(NamedTuple):
     """The tasks of lm-eval that an evaluation is asked for."""
 
-    expand_groups: list[str]  # of tasks, groups or tags; or patterns such as mmlu_*
+    names: list[str]  # of tasks, groups or tags; or patterns such as mmlu_*
     data: Mirror  # the folder of task data
     shots: int | None = None  # examples in each prompt; None: as each task's definition says
 
