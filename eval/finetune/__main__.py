@@ -10,9 +10,12 @@ import argparse
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations import answers, rundir, safe_files
+
+if TYPE_CHECKING:
+    from eval.finetune.work import Item
 
 SEEDS = 5  # the median of so many counts, as in "Cramming"
 FOLDER = rundir.GLUE  # of results, in a run directory
@@ -61,66 +64,44 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    from eval.finetune.tasks import load_split, names_of
+    """Fine-tune what the parsed command line asks for. Returns the exit code.
 
+    Raises:
+        ValueError: the command is not valid, or no task could be fine-tuned.
+    """
     if args.run is None and args.external is None and (args.data or args.tasks):
+        from eval.finetune.tasks import names_of
+
         if args.format == "json":
             raise ValueError("FORMAT=json is of results: give the directory of a run")
         names = names_of(args.tasks)
         return check(args.data, names, every=bool(args.tasks)) if args.data else 0
+    check_words(args)
 
     from eval.finetune.source import Source
-    from eval.finetune.train import Setting, identity, summarise
-    from eval.finetune.work import Item, Work, run_all, stored_result
+    from eval.finetune.train import Setting, summarise
+    from eval.finetune.work import Work, run_all
 
-    if (args.run is None) == (args.external is None):
-        raise ValueError("give the directory of a run, or --external and --to")
-    if args.external and not args.to:
-        raise ValueError("--external needs --to, a folder for its results")
-    if args.external and args.to.resolve() == args.external.resolve():
-        raise ValueError("--to is the folder of the checkpoint: its results need a folder of their own")
-    if args.seeds < 1 or args.jobs < 1:
-        raise ValueError("--seeds and --jobs are numbers from 1 on")
     source = Source(args.run, args.external, args.store)
     setting = Setting(pooling=args.pooling or source.pooling())
     if args.epochs is not None:
         setting = replace(setting, epochs=args.epochs)
     setting = replace(setting, longest=min(setting.longest, source.longest() or setting.longest))
     sha256 = source.sha256()
-    identities: dict[str, dict[str, Any]] = {}
-    for name in names_of(args.tasks):
-        try:
-            identities[name] = identity(name, args.data, setting, sha256)
-        except ValueError as error:
-            if args.tasks:
-                raise
-            print(f"missing: {error}", file=sys.stderr)
-    if not identities:
-        raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
+    identities = identities_of_tasks(args, setting, sha256)
     if args.run:
         safe_files.inside(args.run, FOLDER)
     folder = args.to if args.external else args.run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict[tuple[str, int], dict[str, Any]] = {}
-    todo = []
-    for name, depends in identities.items():
-        steps = setting.steps(len(load_split(name, "train", args.data)))
-        for seed in range(1, args.seeds + 1):
-            item = Item(name, seed, depends, steps)
-            if (result := stored_result(item.file(folder), depends | {"seed": seed})) is None:
-                todo.append(item)
-            else:
-                results[name, seed] = result
+    results, todo = stored_and_missing(args, setting, identities, folder)
     failed = run_all(Work(folder, source, args.data, setting), todo, args.jobs, results)
-    by_task = {
-        name: [results[name, seed] for seed in range(1, args.seeds + 1) if (name, seed) in results]
-        for name in identities
-    }
     for why in failed:
         print(f"error: {why}", file=sys.stderr)
     if not results:
         raise ValueError("no task could be fine-tuned; the reasons stand above")
-    table = summarise({name: seeds for name, seeds in by_task.items() if seeds})
+    seeds = range(1, args.seeds + 1)
+    by_task = {name: [results[name, seed] for seed in seeds if (name, seed) in results] for name in identities}
+    table = summarise({name: of_seeds for name, of_seeds in by_task.items() if of_seeds})
     conditions = {
         "model_sha256": sha256,
         "setting": asdict(setting),
@@ -133,6 +114,63 @@ def command(args: argparse.Namespace) -> int:
     else:
         print(table_text(table))
     return 1 if failed else 0
+
+
+def check_words(args: argparse.Namespace) -> None:
+    """Check the words of a command that names a run or a checkpoint. Raises ValueError where they are not valid."""
+    if (args.run is None) == (args.external is None):
+        raise ValueError("give the directory of a run, or --external and --to")
+    if args.external and not args.to:
+        raise ValueError("--external needs --to, a folder for its results")
+    if args.external and args.to.resolve() == args.external.resolve():
+        raise ValueError("--to is the folder of the checkpoint: its results need a folder of their own")
+    if args.seeds < 1 or args.jobs < 1:
+        raise ValueError("--seeds and --jobs are numbers from 1 on")
+
+
+def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> dict[str, dict[str, Any]]:
+    """What the results of each task depend on besides the seed, {task: identity}, of the tasks whose data is there.
+
+    Args:
+        setting: the eval.finetune.train.Setting.
+        sha256: of the pretrained model.
+
+    Raises:
+        ValueError: a task that the user named, or every task, lacks its data.
+    """
+    from eval.finetune.tasks import names_of
+    from eval.finetune.train import identity
+
+    identities = {}
+    for name in names_of(args.tasks):
+        try:
+            identities[name] = identity(name, args.data, setting, sha256)
+        except ValueError as error:
+            if args.tasks:
+                raise
+            print(f"missing: {error}", file=sys.stderr)
+    if not identities:
+        raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
+    return identities
+
+
+def stored_and_missing(
+    args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
+) -> tuple[dict[tuple[str, int], dict[str, Any]], list["Item"]]:
+    """The results that are stored in a folder, {(task, seed): result}, and the items that are still to be made."""
+    from eval.finetune.tasks import load_split
+    from eval.finetune.work import Item, stored_result
+
+    results, missing = {}, []
+    for name, depends in identities.items():
+        steps = setting.steps(len(load_split(name, "train", args.data)))
+        for seed in range(1, args.seeds + 1):
+            item = Item(name, seed, depends, steps)
+            if (result := stored_result(item.file(folder), depends | {"seed": seed})) is None:
+                missing.append(item)
+            else:
+                results[name, seed] = result
+    return results, missing
 
 
 def check(folders: list[Path], names: list[str], every: bool = False) -> int:
