@@ -6,6 +6,7 @@ needs.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,38 +198,42 @@ def _read(directory: Path) -> dict[str, Any]:
     if not damage and cell["run"].get("registered", first) != first:
         damage = f"{rundir.REGISTERED} does not begin with what {rundir.RUN} says was registered first"
     cell["damage"] += [damage] if damage else []
-    cell["checkpoints"] = []
-    for path in sorted(directory.glob("eval-*.json")):
+
+    def whole(read: Callable[[Path], Any], path: Path) -> Any:
+        """What `read` makes of a file; None where it is missing, or damaged, which is noted."""
         try:
-            result = read_evaluation(path)
-            if isinstance(result.get("tokens"), int):
-                cell["checkpoints"].append(result)
+            return read(path) if path.exists() else None
         except Damaged as error:
             cell["damage"].append(str(error))
+
+    of_steps = [whole(read_evaluation, path) for path in sorted(directory.glob("eval-*.json"))]
+    checkpoints = [result for result in of_steps if result and isinstance(result.get("tokens"), int)]
+    cell["checkpoints"] = sorted(checkpoints, key=lambda result: result["tokens"])
+    if (done := whole(_training_summary, directory / rundir.DONE)) is not None:
+        cell["done"] = done
     if (directory / rundir.DONE).exists():
         try:
-            cell["done"] = _training_summary(directory / rundir.DONE)
+            cell |= _evaluated(directory)
         except Damaged as error:
-            cell["damage"].append(str(error))
-    cell["checkpoints"].sort(key=lambda result: result["tokens"])
-    try:
-        if (directory / rundir.DONE).exists():
-            if (directory / rundir.EVAL).exists() and (directory / rundir.SAMPLES).exists():
-                result, outcomes = read_evaluation(directory / rundir.EVAL), read_samples(directory / rundir.SAMPLES)
-                if result.get("samples_sha256") not in (None, safe_files.sha256(directory / rundir.SAMPLES)):
-                    raise Damaged(f"{rundir.SAMPLES} is not the file that {rundir.EVAL} was written with")
-                cell |= {"eval": checked_scores(result, outcomes), "samples": outcomes, "state": ""}
-            else:
-                cell["state"] = "not evaluated"
-    except Damaged as error:
-        cell["state"] = f"damaged ({_without_path(error, directory)})"
-    try:
-        if table := read_glue_table(directory / rundir.GLUE / rundir.GLUE_TABLE):
-            cell["glue"] = table
-    except Damaged as error:
-        cell["damage"].append(str(error))
+            cell["state"] = f"damaged ({_without_path(error, directory)})"
+    if table := whole(read_glue_table, directory / rundir.GLUE / rundir.GLUE_TABLE):
+        cell["glue"] = table
     cell["damage"] = [_without_path(damage, directory) for damage in cell["damage"]]
     return cell
+
+
+def _evaluated(directory: Path) -> dict[str, Any]:
+    """The entries "eval", "samples" and "state" of a run that is finished.
+
+    Raises:
+        Damaged: a file is damaged, or the scores are not those of the items.
+    """
+    if not (directory / rundir.EVAL).exists() or not (directory / rundir.SAMPLES).exists():
+        return {"state": "not evaluated"}
+    result, outcomes = read_evaluation(directory / rundir.EVAL), read_samples(directory / rundir.SAMPLES)
+    if result.get("samples_sha256") not in (None, safe_files.sha256(directory / rundir.SAMPLES)):
+        raise Damaged(f"{rundir.SAMPLES} is not the file that {rundir.EVAL} was written with")
+    return {"eval": checked_scores(result, outcomes), "samples": outcomes, "state": ""}
 
 
 def _training_summary(path: Path) -> dict[str, Any]:
