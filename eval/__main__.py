@@ -84,7 +84,7 @@ def check_names(tasks: list[str]) -> None:
     Raises:
         ValueError: a name is no task, group or pattern of lm-eval, or names tasks that cannot be run here.
     """
-    if others := [name for name in mirror.expand_groups(tasks) if name not in mirror.names_in_groups()]:
+    if others := [name for name in mirror.names(tasks) if name not in mirror.names_in_groups()]:
         from eval.tasks.definitions import definitions
 
         definitions(others)

@@ -94,7 +94,7 @@ def has_tasks(result: dict[str, Any], requested: Requested) -> bool:
         return True
     from eval.tasks.definitions import definitions
 
-    defined = definitions(mirror.expand_groups(requested.names), requested.shots)
+    defined = definitions(mirror.names(requested.names), requested.shots)
     return all(requested.data.why_any_unusable(defined[name].sources) for name in judged["missing"] if name in defined)
 
 

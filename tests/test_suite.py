@@ -159,7 +159,7 @@ def test_written_answers_equal_those_of_lm_evals_backend():
 
 
 def test_the_suite_is_that_of_the_installed_lm_eval():
-    found = definitions(mirror.expand_groups(["suite"]))
+    found = definitions(mirror.names(["suite"]))
     assert len(found) == 27
     for name, (config, source) in found.items():  # definitions() has compared versions and splits
         spec = mirror.suite()[name]
@@ -174,12 +174,12 @@ def test_the_suite_is_that_of_the_installed_lm_eval():
 
 
 def test_the_group_of_other_languages():
-    found = definitions(mirror.expand_groups(["multilingual"]))
+    found = definitions(mirror.names(["multilingual"]))
     study = {"ar", "bn", "ca", "en", "es", "eu", "fr", "hi", "id", "pt", "ur", "vi", "zh"}
     assert {name.rpartition("_")[2] for name in found} <= study and len(found) == 19
     xnli = {name.rpartition("_")[2] for name in found if name.startswith("xnli")}
     assert xnli == {"en", "zh", "es", "fr", "vi", "ar", "hi", "ur"}  # the columns of the study's table
-    assert mirror.expand_groups(["copa", "multilingual", "copa"]) == ["copa", *mirror.groups()["multilingual"]]
+    assert mirror.names(["copa", "multilingual", "copa"]) == ["copa", *mirror.groups()["multilingual"]]
 
 
 def test_any_task_of_lm_eval_by_name():

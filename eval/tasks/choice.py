@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from eval.tasks.mirror import Mirror, expand_groups
+from eval.tasks.mirror import Mirror, names
 
 if TYPE_CHECKING:
     from eval.tasks.definitions import Definition
@@ -29,7 +29,7 @@ def available(requested: Requested, tell: bool = True) -> tuple[dict[str, "Defin
     """
     from eval.tasks.definitions import definitions as defined
 
-    members_of = {name: defined(expand_groups([name]), requested.shots) for name in requested.names}
+    members_of = {name: defined(names([name]), requested.shots) for name in requested.names}
     definitions = {task: definition for members in members_of.values() for task, definition in members.items()}
     data = requested.data
     lacking = {

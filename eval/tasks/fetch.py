@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import answers, safe_files
-from eval.tasks.mirror import Mirror, Source, expand_groups, suite
+from eval.tasks.mirror import Mirror, Source, names, suite
 
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
 
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         requested = [name.strip() for name in args.tasks.split(",") if name.strip()]
         splits = {
             name if source == definition.source else f"{name}, examples": (source, suite().get(name, {}))
-            for name, definition in definitions(expand_groups(requested), args.shots).items()
+            for name, definition in definitions(names(requested), args.shots).items()
             for source in definition.sources
         }
         Mirror(args.to) if (args.to / "manifest.json").exists() else None  # one that is damaged is said before any work

@@ -133,6 +133,6 @@ def names_in_groups() -> set[str]:
     return {task for tasks in groups().values() for task in tasks}
 
 
-def expand_groups(requested: Iterable[str]) -> list[str]:
+def names(requested: Iterable[str]) -> list[str]:
     """The names with the groups `suite` and `multilingual` replaced by those of their tasks."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

@@ -144,9 +144,10 @@ def undecided(f: Findings) -> list[Block]:
     return [head, "\n".join(lines)]
 
 
-def noise_floors(f: Findings) -> list[str]:
+def noise_floors(f: Findings) -> list[Block]:
     """A paragraph for each metric: its noise floor, and the differences that studies with more seeds would detect."""
-    lines, arms, tests = [], 1 + len(f.study.compared), f.study.number_of_tests
+    lines: list[Block] = []
+    arms, tests = 1 + len(f.study.compared), f.study.number_of_tests
     for name, noise in recorded_noise(f).items():
         metric = METRICS[name]
         floor = noise_floor(f.distinct_results(name))  # with what the arms of a seed share: two seeds do not share it
