@@ -141,12 +141,22 @@ def position(model: Any) -> Proof:
     return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or measured)
 
 
+UNDEFINED = "its definition is missing in `visible_keys` or `expected_predictions` of model/proofs/attention.py"
+
+
 def visible_keys(objective: str, T: int, extent: int) -> np.ndarray:
-    """Which keys each query sees, bool [T, T], by the definition of the objective, whose prefix has `extent` tokens."""
+    """Which keys each query sees, bool [T, T], by the definition of the objective, whose prefix has `extent` tokens.
+
+    Raises:
+        ValueError: this function does not define the objective.
+    """
     sees = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
-            sees[q, k] = {"causal": k <= q, "prefix": k <= q or k < extent, "mlm": True}[objective]
+            rules = {"causal": k <= q, "prefix": k <= q or k < extent, "mlm": True}
+            if objective not in rules:
+                raise ValueError(f"model.objective={objective}: {UNDEFINED}")
+            sees[q, k] = rules[objective]
     return sees
 
 
@@ -159,6 +169,9 @@ def expected_predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[
     Args:
         rows: token ids, [B, T + 1].
         batch: the batch that the model's objective made of these rows.
+
+    Raises:
+        ValueError: this function does not define the objective.
     """
     R, T = len(rows), rows.shape[1] - 1
     if model.cfg.objective == "causal":
@@ -166,6 +179,8 @@ def expected_predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[
     if model.cfg.objective == "mlm":
         predicted = [range(T)] * R if batch.predicted is None else batch.predicted.tolist()
         return [[(t, rows[r, t]) for t in positions] for r, positions in enumerate(predicted)]
+    if model.cfg.objective != "prefix":
+        raise ValueError(f"model.objective={model.cfg.objective}: {UNDEFINED}")
     extents = batch.extents_B.tolist()
     return [[(t - 1, rows[r, t]) for t in range(extents[r], T + 1)] for r in range(R)]
 
