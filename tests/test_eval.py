@@ -332,6 +332,16 @@ def test_numbers_and_ids(made):
     assert probes.chance([{"target": "a"}, {"target": "b"}, {"target": "a"}], "commonest") == pytest.approx(2 / 3)
 
 
+def test_a_task_that_stands_in_one_of_its_two_places_alone_is_named(monkeypatch):
+    tasks = probes.specification()["tasks"]
+    cloze = {"cloze": tasks["cloze"]}
+    others = {name: spec for name, spec in tasks.items() if name != "cloze"}
+    for name, changed in (("word_order", others | cloze | {"word_order": tasks["cloze"]}), ("cloze", others)):
+        monkeypatch.setattr(probes, "specification", lambda changed=changed: {"version": 1, "tasks": changed})
+        with pytest.raises(ValueError, match=f"^{name}: in one of eval/tasks/tasks.yaml"):
+            probes.items([], 64)
+
+
 def test_held_out_text_is_cut_but_not_changed():
     texts = ["é" * 3000, "x" * 50, "", "y" * 5000]
     rows = probes.held_out([each for each in texts if each], most=4200)

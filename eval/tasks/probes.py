@@ -128,6 +128,9 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
         texts: documents in the order of `documents`.
         seq: the training length in tokens, on which only the copying tasks depend.
         clusters: {text of a document: its cluster}; None: each document is a cluster.
+
+    Raises:
+        ValueError: a task is in tasks.yaml and not made here, or made here and not in tasks.yaml.
     """
     tasks = specification()["tasks"]
     inside = {"longest": int(FEW_BYTES * seq)}
@@ -139,6 +142,10 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
         "copy_beyond": copying(texts, between=int(MANY_BYTES * seq)),
         "copy_absent": ((text, without_source(item)) for text, item in copying(texts, **inside)),
     }
+    if differing := sorted(tasks.keys() ^ {"bits_per_byte", *drawn}):
+        raise ValueError(
+            f"{', '.join(differing)}: in one of eval/tasks/tasks.yaml and `items` of probes.py, not in both"
+        )
     by_task = {name: distinct(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
     return {
         "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"], clusters),
