@@ -1,6 +1,9 @@
 """Weights kept on the way (layout.eval_at): what they are, what they survive, and who judges them."""
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,6 @@ from eval.weights import Weights, weights_of
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.conftest import Launch
-from tests.forked import Command
 from tests.test_checkpoint import load, on, pieces, save  # noqa: F401
 from tests.test_resume import begin, folder, text, train, until
 from tests.tiny_run import TINY, words
@@ -225,17 +227,22 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
     assert state(cell)["state"] == "finished" and state(cell)["on_the_way"] == [2, 2]
 
 
-def test_an_evaluation_that_is_killed_is_continued(trained: Any, tmp_path: Path) -> None:
+def test_an_evaluation_that_is_killed_is_continued(trained: Any) -> None:
     _, run = trained
     assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     expected = results(run)
     for path in run.glob("eval*.json"):
         path.unlink()
-    process = Command(tmp_path / "printed", "eval", [run, "--store", run.parents[1] / "data"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eval", str(run), "--store", str(run.parents[1] / "data")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     while not any(len(path.read_bytes().splitlines()) > 2 for path in run.glob("eval-step_17.parts/*")):
-        assert process.running()
+        assert process.poll() is None
         time.sleep(0.005)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert "eval-step_17.json" not in results(run)
     assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     assert results(run) == expected and not list(run.glob("*.parts"))
@@ -266,8 +273,8 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
 def test_a_study_is_trained_judged_on_the_way_and_drawn(corpus: str, store: Path, tmp_path: Path) -> None:
     """As `make ablation` does, each in a process of its own."""
     from ablations.status import table
-    from eval.report.record import report
     from launch.local import run as execute
+    from tests.made_study import report
 
     study = from_args(words(corpus, folder(tmp_path / "out", store), **{"layout.eval_at": "0.25,0.5"}))
     assert execute(study) == []

@@ -181,7 +181,7 @@ def test_what_counts_is_on_the_disk_first(
     cell = dataclasses.replace(study(corpus, tmp_path).cells[1], dir=tmp_path / "run")
     cell.dir.mkdir()
     settled: dict[str, str] = {}
-    seen, finished, fsync, replace = [], [], os.fsync, os.replace
+    saves, finished, fsync, replace = [], [], os.fsync, os.replace
 
     def spy(file: int) -> None:
         name = os.readlink(f"/proc/self/fd/{file}")
@@ -191,7 +191,7 @@ def test_what_counts_is_on_the_disk_first(
     def check(old: Any, new: Any) -> None:
         if Path(new).name == "checkpoint.json":
             lines = settled.get(str(cell.dir / "metrics.jsonl"), "").count("\n")
-            seen.append((json.loads(Path(old).read_text())["step"], lines))
+            saves.append((json.loads(Path(old).read_text())["step"], lines))
         replace(old, new)
 
     class Mirror:
@@ -204,4 +204,4 @@ def test_what_counts_is_on_the_disk_first(
     monkeypatch.setattr(os, "replace", check)
     monkeypatch.setattr("launch.log._wandb", lambda *_: Mirror())
     in_process(cell, store)
-    assert seen == [(8, 8), (16, 16), (24, 24)] and finished == [True]
+    assert saves == [(8, 8), (16, 16), (24, 24)] and finished == [True]
