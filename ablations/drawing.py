@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # planning draws too, and has no time to import it
 WIDTH, HEIGHT = 400, 270
 RIGHT = WIDTH - 14  # where plots end
 COLUMNS = 2  # of figures in a file
+WIDEST = 2.5  # an interval is drawn up to this many times the median interval or the largest difference; a choice
 MARKED_POINTS = 12  # of a line, up to which each is marked
 SERIES = 7  # colours; Okabe and Ito's, told apart under every common colour blindness; the baseline's is the text's
 
@@ -228,9 +230,13 @@ def _curve(curve: Line, X: Callable[[float], float], Y: Callable[[float], float]
     return out
 
 
+def _clipped(x: float, most: float) -> float:
+    return max(-most, min(most, x))
+
+
 def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str) -> str:
     """Draw differences from the baseline with their intervals (a forest plot). Returns the figure as SVG text; ""
-    without effects.
+    without effects. An interval that is far wider than the others ends in arrows, so that the others can be read.
 
     Args:
         title: the heading of the figure.
@@ -240,8 +246,10 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
     """
     if not effects:
         return ""
-    finite = [d + s * h for _, d, h, *_ in effects for s in (-1, 1) if math.isfinite(h)] + [d for _, d, *_ in effects]
-    low, high = min([0.0, *finite]), max([0.0, *finite])
+    halves = [half for _, _, half, *_ in effects if math.isfinite(half)] or [0.0]
+    most = WIDEST * max(statistics.median(halves), *(abs(d) for _, d, *_ in effects))
+    ends = [end for _, d, half, *_ in effects for end in (_clipped(d - half, most), _clipped(d + half, most), d)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
     room = 0.05 * (high - low) or 1.0
     low, high = low - room, high + room
     X, top, step = scale(low, high, 14, WIDTH - 14), 34, 40
@@ -257,13 +265,18 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
         y = top + step * i + 28
         name = fitting_end(arm, WIDTH - 36 - text_width(words))
         out += [text(14, y - 12, name, "halo"), text(WIDTH - 14, y - 12, words, "faint halo", "end")]
-        bar = (
-            f'<path d="M{X(d - half):.1f} {y}H{X(d + half):.1f}" class="{kind}" stroke-width="2.5"/>'
-            if math.isfinite(half)
-            else ""
-        )
+        bar, width = "", ""
+        if math.isfinite(half):
+            start, end = X(_clipped(d - half, most)), X(_clipped(d + half, most))
+            heads = "".join(
+                f"M{x - 6 * s:.1f} {y - 4}L{x:.1f} {y}L{x - 6 * s:.1f} {y + 4}"
+                for s, x in ((-1, start), (1, end))
+                if abs(d + s * half) > most
+            )
+            bar = f'<path d="M{start:.1f} {y}H{end:.1f}{heads}" class="{kind}" stroke-width="2.5" fill="none"/>'
+            width = f" ± {half:.4g}"
         out.append(
-            f"<g><title>{escape(f'{arm}: {d:+.4g}, {words}')}</title>{bar}"
+            f"<g><title>{escape(f'{arm}: {d:+.4g}{width}, {words}')}</title>{bar}"
             f'<circle cx="{X(d):.1f}" cy="{y}" r="4.5" class="{kind}"/></g>'
         )
     out.append(text(WIDTH / 2, bottom + 33, xlabel, "faint", "middle"))

@@ -212,3 +212,15 @@ def test_names_that_are_cut_keep_their_ends():
         drawing.fitting_end("short", 100) == "short"
         and drawing.fitting_end("0123456789", drawing.text_width("xxxx")) == "…789"
     )
+
+
+def test_one_wide_interval_leaves_the_others_readable() -> None:
+    """It ends in arrows; its width stands in the tooltip."""
+    effects = [("a", 2.4, 4.2, "same", ""), ("b", 5.5, 19.9, "same", ""), ("c", -5.5, 250.0, "same", "")]
+    figure = drawing.forest("points", effects, "points")
+    assert "+200" not in figure and "-5.5 ± 250" in figure
+    bars = re.findall(r'd="M([\d.]+) \d+H([\d.]+)(M)?', figure)
+    widths = [float(end) - float(start) for start, end, _ in bars]
+    assert [bool(arrow) for *_, arrow in bars] == [False, False, True]
+    assert widths[1] == pytest.approx(widths[0] * 19.9 / 4.2, rel=0.02) and widths[1] > 100
+    assert "L" not in drawing.forest("points", effects[:2], "points").split("<title>")[1]

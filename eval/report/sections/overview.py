@@ -17,7 +17,10 @@ from eval.statistics.seeds import arms_that_scatter_more, level_stderr
 
 def section(f: Findings) -> Section:
     arms = " Corrected for the number of arms." if len(f.study.compared) > 1 else ""
-    forests = [Figure(forest(f, name), f"Bars: 95 % intervals over seeds and items.{arms}") for name in f.results]
+    forests = [
+        Figure(forest(f, name), f"Bars: 95 % intervals over seeds and items; an arrow: wider than drawn.{arms}")
+        for name in f.results
+    ]
     question = [f"**Question.** {f.study.question}", expectation(f)]
     image = Image("figure.svg", "Loss curves and differences")
     return Section("", [*question, *arms_without_effect(f), table(f), *footnotes(f), *forests, image])
