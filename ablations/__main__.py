@@ -182,6 +182,8 @@ def plan(study: Study) -> int:
             f"MORE=auto: seeds are added until every arm is decided, at most {study.criteria.seeds} of each arm "
             f"(MAX_SEEDS): {study.max_runs} runs{flops}"
         )
+    if study.compiled_why:
+        print(study.compiled_why)
     every = layout.save_every
     known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
     print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))

@@ -5,15 +5,16 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ablations import registration
+from ablations import compilation, registration
 from ablations.config import ConfigError, Run, bundles, parse, resolve, without_effect
 from ablations.criteria import Criteria
 from ablations.factorial import Factorial, factorial
+from ablations.machine import has_gpu
 from ablations.parts import PARTS, settings_of_part
 from ablations.prediction import Prediction
 from ablations.run import ABSENT
@@ -99,6 +100,7 @@ class Study:
     factorial: Factorial | None = None  # arms are combinations of factors
     tuning: Tuning | None = None  # arms are factors at several learning rates
     predictions: list[Prediction] = field(default_factory=list)  # what is expected, in a form that can be checked
+    compiled_why: str = ""  # whether layout.compile=auto compiles the runs, and why; "" where that was not the question
 
     @property
     def name(self) -> str:
@@ -291,9 +293,30 @@ def build(
                 raise ConfigError(f"two equal runs: {cell.name} and {names[run.fingerprint]}")
             names[run.fingerprint] = cell.name
             cells.append(cell)
+    compiled_why = ""
+    if base.layout.compile == "auto" and not has_gpu():
+        mode, compiled_why = compilation.choose([cell.run for cell in cells], _compile_of_begun_runs(cells))
+        base = _with_compile(base, mode)
+        cells = [replace(cell, run=_with_compile(cell.run, mode)) for cell in cells]
     criteria = criteria or Criteria(seeds=len(seeds))
     arms, typed = list(deltas), list(words or [])
-    study = Study(factor, question, expect, base, arms, cells, seeds, stage, out, jobs, typed, criteria, design, tuning)
+    study = Study(
+        factor,
+        question,
+        expect,
+        base,
+        arms,
+        cells,
+        seeds,
+        stage,
+        out,
+        jobs,
+        typed,
+        criteria,
+        design,
+        tuning,
+        compiled_why=compiled_why,
+    )
     _check_edges(study)
     return study
 
@@ -398,6 +421,20 @@ def _recorded_precision(folder: Path, seeds: list[int]) -> str:
             if recorded := read_run(folder / f"baseline,seed={seed}"):
                 return parse("train.precision", recorded["config"]["train"]["precision"])
     return ""
+
+
+def _compile_of_begun_runs(cells: list[Cell]) -> str:
+    """layout.compile of the first of a study's runs that has begun, by its run.json, the baseline's runs before others;
+    "" where none has begun."""
+    for cell in sorted(cells, key=lambda cell: bool(cell.delta)):
+        with suppress(Damaged, ConfigError, KeyError, TypeError):
+            if recorded := read_run(cell.dir):
+                return parse("layout.compile", recorded["config"]["layout"]["compile"])
+    return ""
+
+
+def _with_compile(run: Run, mode: str) -> Run:
+    return replace(run, layout=replace(run.layout, compile=mode))
 
 
 # Settings of which another number may have the same effect: with the values that follow from them.
