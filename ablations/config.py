@@ -68,7 +68,8 @@ def _baseline() -> dict[str, Any]:
 def without_effect(key: str, flat: dict[str, Any]) -> str:
     """What would have to be set for the setting `key` to have an effect among the settings `flat`, such as
     "model.pos=rotary"; "" where it has one."""
-    missing = {name: values for name, values in SETTINGS[key].only_with.items() if flat[name] not in values}
+    texts = {name: str(flat[name]).lower() for name in SETTINGS[key].only_with}  # true, not True
+    missing = {name: values for name, values in SETTINGS[key].only_with.items() if texts[name] not in values}
     return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())
 
 

@@ -156,6 +156,14 @@ class TrainConfig:
     weight_decay: Annotated[
         float, Setting("on matrices and embeddings, not on biases and norm gains", source="GPT-3", at_least=0)
     ]
+    decay_embnorm: Annotated[
+        bool,
+        Setting(
+            "weight decay on the gain of the embedding norm too, which BigScience's first runs had by mistake",
+            absent=False,
+            only_with={"model.embnorm": ("true",)},
+        ),
+    ]
     clip: Annotated[float, Setting("largest global gradient norm", source="GPT-3", above=0)]
     precision: Annotated[
         Literal["auto", "bf16", "fp16", "fp32", "fp8"],

@@ -363,12 +363,15 @@ class Loss(nn.Module):
 
 
 def adamw(model: nn.Module, run: Run) -> torch.optim.AdamW:
-    """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none."""
-    named = list(model.named_parameters())
-    matrices = [p for _, p in named if p.dim() >= 2]
-    vectors = [p for _, p in named if p.dim() < 2]
+    """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none, but for
+    the gain of the embedding norm where train.decay_embnorm asks for it."""
+    with_decay: list[nn.Parameter] = []
+    without: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        decayed = p.dim() >= 2 or (run.train.decay_embnorm and name == "embnorm.weight")
+        (with_decay if decayed else without).append(p)
     return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": run.train.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        [{"params": with_decay, "weight_decay": run.train.weight_decay}, {"params": without, "weight_decay": 0.0}],
         lr=run.train.lr,
         betas=(run.train.beta1, run.train.beta2),
         eps=run.train.eps,

@@ -86,7 +86,7 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     from launch import effective as live
     from model import proof
 
-    rows, groups = proof.parameter_groups(engine.model, engine.parameter_groups)
+    rows, groups = proof.parameter_groups(engine.model, engine.parameter_groups, cell.run.train.decay_embnorm)
     proofs = [*proof.prove(engine.model), groups, *engine.proofs]
     effective = live.effective(engine) | {
         "data.corpus": data["corpus"],

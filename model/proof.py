@@ -138,13 +138,16 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
     return next((p for (p,) in model.tp.gather_objects([proof]) if not p.passed), proof)
 
 
-def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Proof]:
+def parameter_groups(
+    model: Any, groups: Iterable[dict[str, Any]], decay_embnorm: bool = False
+) -> tuple[list[dict[str, Any]], Proof]:
     """Prove that the optimizer applies weight decay to the intended parameters: matrices are decayed, biases and norm
     gains are not (whatever the class of the norm), and each parameter is optimized exactly once.
 
     Args:
         model: a model.gpt.GPT.
         groups: the optimizer's parameter groups: {"params": parameters of the model, "weight_decay": float}.
+        decay_embnorm: whether the gain of the embedding norm is to be decayed, as train.decay_embnorm asks.
 
     Returns:
         (a row {"name", "shape", "decayed"} for each parameter, the proof).
@@ -161,13 +164,17 @@ def parameter_groups(model: Any, groups: Iterable[dict[str, Any]]) -> tuple[list
         decayed = any(w > 0 for w in decays)
         module = name.rpartition(".")[0]
         vector = name.endswith(".bias") or "norm" in module.rpartition(".")[2] or p.dim() < 2
-        if decayed and vector:
-            wrong.append(f"{name} is decayed")
-        if not decayed and not vector:
-            wrong.append(f"{name} is not decayed")
+        intended = not vector or (decay_embnorm and name == "embnorm.weight")
+        if decayed != intended:
+            wrong.append(f"{name} is decayed" if decayed else f"{name} is not decayed")
         rows.append({"name": name, "shape": full_shape(name, p.shape, model.tp.size), "decayed": decayed})
     if decay:
         wrong.append(f"{len(decay)} optimized tensors are not the model's")
     n = sum(r["decayed"] for r in rows)
-    measured = f"{n} matrices decayed, {len(rows) - n} biases and norm gains not"
-    return rows, Proof("train.weight_decay", "matrices only", not wrong, "; ".join(wrong) or measured)
+    if decay_embnorm:
+        value = "matrices and the embedding norm's gain"
+        measured = f"{n - 1} matrices and the embedding norm's gain decayed, {len(rows) - n} other vectors not"
+    else:
+        value = "matrices only"
+        measured = f"{n} matrices decayed, {len(rows) - n} biases and norm gains not"
+    return rows, Proof("train.weight_decay", value, not wrong, "; ".join(wrong) or measured)

@@ -26,7 +26,7 @@ class Setting:
     below: float | None = None
     choices: tuple[str, ...] = ()  # of text, where they come from a table; else the type says them
     absent: Any = None  # of a setting added later: the value of runs that were recorded without it
-    only_with: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # {setting: values}: else it has no effect
+    only_with: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # {setting: values as text}: else no effect
 
     @property
     def range(self) -> str:

@@ -1,6 +1,8 @@
 """One thread per process: the suite runs on as many processes as there are cores."""
 
 import gc
+import inspect
+import json
 import multiprocessing
 import os
 import socket
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ablations import rundir
+from data.disk import locked, write_whole
 from launch.processes import RANK_VARIABLES
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,6 +53,27 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all processes of this test session share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def corpus(shared: Path) -> str:
+    """Docstrings of numpy, as C4 would hold them."""
+    import numpy
+
+    path = shared / "numpy" / "docs.jsonl"
+    with locked(shared / "numpy.lock"):
+        if not path.exists():
+            docs = {inspect.getdoc(getattr(numpy, n)) for n in dir(numpy)}
+            lines = [json.dumps({"text": d}) + "\n" for d in sorted(d for d in docs if d and len(d) > 300)]
+            write_whole(path, "".join(lines))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def store(shared: Path) -> Path:
+    """A folder for runs, with a store of prepared data for all of them: what one test prepares, others find."""
+    (shared / "runs" / "data").mkdir(parents=True, exist_ok=True)
+    return shared / "runs"
 
 
 def trained(run_dir: Path) -> None:

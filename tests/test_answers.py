@@ -27,7 +27,7 @@ from eval.report.request import Request
 from eval.tasks import fetch
 from launch import local
 from launch.slurm import submit
-from tests import test_plan_ladder, test_plan_laws, test_report
+from tests import made_study, test_plan_ladder, test_plan_laws
 from tests.schemas import SCHEMAS, checked, misfits
 
 ROOT = Path(__file__).parents[1]
@@ -240,7 +240,7 @@ def test_every_schema_is_of_an_answer_and_in_no_need_of_a_network() -> None:
 
 
 def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = test_report.make(test_report.Study(tmp_path))
+    study = made_study.make(made_study.Study(tmp_path))
     folder = study.cell("pos=alibi", 2).dir
     rundir.register(folder, {"study": "position", "question": "Welche?"}, 0)
     assert ablations_main(["card", f"RUN={folder}"]) == 0
@@ -254,9 +254,9 @@ def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: p
     (folder / "eval.json").write_text("{")
     damaged = card(folder)
     assert damaged["evaluation"] is None and any("eval.json is damaged" in line for line in damaged["damaged"])
-    test_report.change(folder / "run.json", "proofs", to=3)  # a stranger's
-    test_report.change(folder / "run.json", "parameters", to=[])
-    test_report.change(folder / "run.json", "data", to={"tokenizer": 1})
+    made_study.change(folder / "run.json", "proofs", to=3)  # a stranger's
+    made_study.change(folder / "run.json", "parameters", to=[])
+    made_study.change(folder / "run.json", "data", to={"tokenizer": 1})
     assert card(folder)["proofs"] == []
     with pytest.raises(safe_files.Damaged, match="no run directory"):
         card(tmp_path / "nirgends")
@@ -266,7 +266,7 @@ def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: p
 
 
 def reported(study: Any, words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
-    """`python -m eval.report WORDS` of a study of tests/test_report.py."""
+    """`python -m eval.report WORDS` of a study of tests/made_study.py."""
     monkeypatch.setattr(report_command.request, "parse", lambda _: Request(study))
     monkeypatch.setattr(report_command, "RECORDS", folder / "records")
     return report_command.main([*words, "POS=alibi"])
@@ -276,7 +276,7 @@ def test_exit_codes_say_whether_a_study_is_decided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """alibi differs by 20 times the noise and none by less than it."""
-    study = test_report.make(test_report.Study(tmp_path / "runs"))
+    study = made_study.make(made_study.Study(tmp_path / "runs"))
     assert reported(study, ["FORMAT=json"], monkeypatch, tmp_path) == 0
     answer = checked(capsys.readouterr().out)
     assert answer["verdict"]["outcome"] == "decided" and answer["verdict"]["arms"]["pos=alibi"]["kind"] == "better"
@@ -284,7 +284,7 @@ def test_exit_codes_say_whether_a_study_is_decided(
     assert reported(study, ["VERDICT=1"], monkeypatch, tmp_path) == 0
     assert capsys.readouterr().out.endswith("decided, by bits/byte\n")
 
-    three = test_report.make(test_report.Study(tmp_path / "three", arms=list(test_report.ARMS)))
+    three = made_study.make(made_study.Study(tmp_path / "three", arms=list(made_study.ARMS)))
     assert reported(three, ["VERDICT=1"], monkeypatch, tmp_path) == 3
     capsys.readouterr()
     assert reported(three, ["FORMAT=json"], monkeypatch, tmp_path) == 3
@@ -292,7 +292,7 @@ def test_exit_codes_say_whether_a_study_is_decided(
     assert reported(three, [], monkeypatch, tmp_path) == 0  # a plain report is no verdict
 
     for seed in study.seeds:  # evaluated by another version of the tasks
-        test_report.change(study.cell("pos=alibi", seed).dir / "eval.json", "version", to=2)
+        made_study.change(study.cell("pos=alibi", seed).dir / "eval.json", "version", to=2)
     assert reported(study, ["VERDICT=1"], monkeypatch, tmp_path) == 2
     assert outcome(gather(study))["arms"]["pos=alibi"]["kind"] == "refused"
     assert EXIT_CODES == {"decided": 0, "undecided": 3, "refused": 2}
@@ -301,21 +301,21 @@ def test_exit_codes_say_whether_a_study_is_decided(
 def test_a_verdict_by_what_was_chosen_after_the_runs_decides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = test_report.make(test_report.Study(tmp_path / "runs", arms=["pos=learned", "pos=none"]))
+    study = made_study.make(made_study.Study(tmp_path / "runs", arms=["pos=learned", "pos=none"]))
     before = Criteria(margins={"bits/byte": 0.05}, seeds=3)
-    test_report.register(study, before)
-    assert reported(test_report.registered(study, before), ["VERDICT=1"], monkeypatch, tmp_path) == 0
+    made_study.register(study, before)
+    assert reported(made_study.registered(study, before), ["VERDICT=1"], monkeypatch, tmp_path) == 0
     assert "exploratory: chosen after" not in capsys.readouterr().out
 
     wide = Criteria(margins={"bits/byte": 0.09}, seeds=3)
-    typed = test_report.registered(study, wide, words=("MARGIN=0.09",))
+    typed = made_study.registered(study, wide, words=("MARGIN=0.09",))
     assert reported(typed, ["VERDICT=1"], monkeypatch, tmp_path) == 3
     said = capsys.readouterr().out
     assert "Margin of bits/byte: 0.09 bits/byte, exploratory: chosen after the runs." in said
     assert said.endswith("undecided, by bits/byte\n")
 
     scores = Criteria("zero-shot", {"bits/byte": 0.05, "zero-shot": 90.0}, seeds=3)
-    by_score = test_report.registered(study, scores, words=("METRIC=zero-shot", "MARGIN=0.05,90"))
+    by_score = made_study.registered(study, scores, words=("METRIC=zero-shot", "MARGIN=0.05,90"))
     assert reported(by_score, ["VERDICT=1"], monkeypatch, tmp_path) == 3
     said = capsys.readouterr().out
     assert "The verdict is on zero-shot, exploratory: chosen after the runs, which named bits/byte" in said
@@ -333,7 +333,7 @@ def test_a_verdict_without_a_study_is_refused(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_study_without_results_is_undecided(tmp_path: Path) -> None:
-    study = test_report.make(test_report.Study(tmp_path))
+    study = made_study.make(made_study.Study(tmp_path))
     for seed in study.seeds:
         (study.cell("pos=alibi", seed).dir / "done").unlink()
     assert outcome(gather(study))["outcome"] == "undecided"
@@ -363,7 +363,7 @@ def test_a_report_of_all_records_is_an_answer(
 def test_a_noise_floor_is_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = test_report.make(test_report.Study(tmp_path / "runs", arms=["pos=learned"], seeds=[1001, 1002, 1003]))
+    runs = made_study.make(made_study.Study(tmp_path / "runs", arms=["pos=learned"], seeds=[1001, 1002, 1003]))
     monkeypatch.setattr(noise.request, "parse", lambda _: Request(runs))
     monkeypatch.setattr(noise, "FOLDER", tmp_path / "noise")
     assert noise.main(["STUDY=baseline", "FORMAT=json"]) == 0

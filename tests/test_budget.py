@@ -16,7 +16,6 @@ from ablations.config import HERE, ConfigError, bundles, resolve, without_effect
 from ablations.strict_yaml import read_yaml
 from ablations.study import build
 from ablations.values import flatten
-from tests.test_train import corpus, store  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (HERE / "presets").glob("*.yaml"))

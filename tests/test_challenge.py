@@ -10,7 +10,7 @@ from ablations.__main__ import main
 from ablations.plan.hardware import peak_flops
 from eval.report.expense import spent
 from eval.report.record import report
-from tests.test_report import Study, change, make, section
+from tests.made_study import Study, change, make, section
 
 GLUE_ENTRY = {
     kind: {"median": 50.0, "lowest": 49.0, "highest": 51.0, "seeds": 5, "metric": "matthews", "chance": 0.0}

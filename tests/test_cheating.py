@@ -16,7 +16,7 @@ from eval.report.criteria import seeds_planned
 from eval.report.findings import gather
 from eval.report.formats import markdown
 from eval.report.record import terminal_text
-from tests import test_report
+from tests import made_study
 
 REGISTERED: dict[str, Any] = {
     "study": "position",
@@ -35,8 +35,8 @@ REGISTERED: dict[str, Any] = {
 
 
 def study_with(root: Path, contents_by_run: dict[tuple[str, int], dict[str, Any]] | None = None, **now: Any) -> Any:
-    """A study of tests/test_report.py whose runs have REGISTERED, or what is given for a run, and which says `now`."""
-    study = test_report.make(test_report.Study(root))
+    """A study of tests/made_study.py whose runs have REGISTERED, or what is given for a run, and which says `now`."""
+    study = made_study.make(made_study.Study(root))
     for arm in study.arms:
         for seed in study.seeds:
             content = (contents_by_run or {}).get((arm, seed), REGISTERED)
@@ -84,7 +84,7 @@ def test_a_registration_that_was_deleted_is_told(tmp_path: Path) -> None:
     for arm in study.arms:
         folder = study.cell(arm, 2).dir
         first = rundir.read_registered(folder)[0][0]["sha256"]
-        test_report.change(folder / rundir.RUN, "registered", to=first)
+        made_study.change(folder / rundir.RUN, "registered", to=first)
         (folder / rundir.REGISTERED).unlink()
     text = report_of(study)
     assert "registered.jsonl does not begin with what run.json says was registered first" in text
@@ -97,7 +97,7 @@ def test_a_run_of_another_study_is_told(tmp_path: Path) -> None:
     """Copied over one of this study: of another configuration, and registered for another question."""
     study = study_with(tmp_path / "runs")
     folder = study.cell("pos=alibi", 3).dir
-    test_report.change(folder / rundir.RUN, "config", "train", "lr", to=1e-2)
+    made_study.change(folder / rundir.RUN, "config", "train", "lr", to=1e-2)
     (folder / rundir.REGISTERED).unlink()
     rundir.register(folder, REGISTERED | {"study": "activation"}, 0)
     text = report_of(study)

@@ -17,7 +17,6 @@ from launch import local
 from launch import train as training
 from launch.clock import Clock
 from tests.test_parallel import on
-from tests.test_train import corpus, store  # noqa: F401  # fixtures
 
 TINY = {
     "size": "nano",

@@ -22,7 +22,7 @@ from tests.schemas import checked
 from tests.test_attempts import command, commands  # noqa: F401  # a fixture
 from tests.test_hub import SMALL, run_directory
 from tests.test_resume import folder
-from tests.test_train import corpus, store, words  # noqa: F401  # fixtures
+from tests.tiny_run import words
 
 NANO = ["SIZE=nano", "SEEDS=1", "EXPORT=1"]
 

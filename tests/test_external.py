@@ -9,8 +9,8 @@ import pytest
 from ablations import rundir
 from eval.report.__main__ import main
 from eval.report.external import reason_not_comparable
+from tests.made_study import Study, make, section
 from tests.test_glue_report import table
-from tests.test_report import Study, make, section
 
 SETTING = {"epochs": 5, "batch": 16, "lr": 4e-5, "pooling": "first", "longest": 128}
 

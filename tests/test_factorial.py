@@ -17,7 +17,7 @@ from eval.report.findings import gather
 from eval.report.record import terminal_text, write
 from eval.statistics.comparison import compare, family
 from eval.statistics.parts import LEVEL, Part, quantile
-from tests import test_report
+from tests import made_study
 
 FACTORS = ("pos=alibi", "act=swiglu", "norm=rmsnorm", "embnorm=true")
 CROSSED = ["POS=alibi", "ACT=swiglu", "NORM=rmsnorm", "EMBNORM=true", "SIZE=nano"]
@@ -166,35 +166,35 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
 
 
 def crossed(root: Path, interaction: float, seeds: list[int]) -> Any:
-    """Run directories of a 2 x 2 factorial, as tests/test_report.py makes those of arms; losses by document."""
-    study = test_report.Study(root, seeds=seeds)
+    """Run directories of a 2 x 2 factorial, as tests/made_study.py makes those of arms; losses by document."""
+    study = made_study.Study(root, seeds=seeds)
     study.arms = ["pos=learned,act=gelu", "pos=alibi", "act=swiglu", "pos=alibi+act=swiglu"]
     study.factorial = Factorial(("pos=alibi", "act=swiglu"))
     delta = {"pos=alibi": {"model.pos": "alibi"}, "act=swiglu": {"model.act": "swiglu"}}
     delta |= {study.arms[0]: {}, study.arms[3]: delta["pos=alibi"] | delta["act=swiglu"]}
     effect = {study.arms[0]: 0.0, "pos=alibi": -0.06, "act=swiglu": -0.03, study.arms[3]: -0.09 + interaction}
 
-    def cell(arm: str, seed: int) -> test_report.Cell:
-        config = test_report.config("pos=learned", seed)
+    def cell(arm: str, seed: int) -> made_study.Cell:
+        config = made_study.config("pos=learned", seed)
         config["model"] = {**config["model"], "pos": "learned", "act": "gelu"}
         for key, value in delta[arm].items():
             config["model"][key.partition(".")[2]] = value
-        return test_report.Cell(root / f"{arm},seed={seed}", config, delta[arm])
+        return made_study.Cell(root / f"{arm},seed={seed}", config, delta[arm])
 
     study.cell = cell  # type: ignore[method-assign]
-    names = test_report.ARMS, test_report.EFFECT
+    names = made_study.ARMS, made_study.EFFECT
     saved = [dict(each) for each in names]
     try:
         for each, values in zip(names, (delta, effect), strict=True):
             each.update(values)
-        test_report.make(study)
+        made_study.make(study)
     finally:
         for each, values in zip(names, saved, strict=True):
             each.clear()
             each.update(values)
     for arm in study.arms:
         for seed in seeds:
-            test_report.change(cell(arm, seed).dir / "run.json", "config", to=cell(arm, seed).config)
+            made_study.change(cell(arm, seed).dir / "run.json", "config", to=cell(arm, seed).config)
     return study
 
 
@@ -234,6 +234,6 @@ def test_an_edge_along_which_more_than_one_setting_differs_is_named(tmp_path: Pa
     study = crossed(tmp_path, 0.0, [1, 2])
     assert not [line for line in gather(study).mismatches if "differs from" in line]
     folder = study.cell("pos=alibi+act=swiglu", 2).dir
-    test_report.change(folder / "run.json", "effective", "train.batch", to=16)
+    made_study.change(folder / "run.json", "effective", "train.batch", to=16)
     lines = gather(study).mismatches
     assert any("differs from act=swiglu in more than one line: train.batch" in line for line in lines), lines

@@ -20,7 +20,7 @@ from launch.step import Pending, Step
 from model.count import parameters
 from model.memory import estimate, gradients
 from tests.test_parallel import on
-from tests.test_train import corpus, in_process, result, store, study  # noqa: F401
+from tests.tiny_run import in_process, study
 
 SHAPE = {
     "size": "nano",

@@ -18,8 +18,8 @@ from eval.report.findings import gather
 from eval.report.record import write
 from eval.statistics.parts import Part
 from eval.statistics.seeds import with_floor
-from tests import test_report
-from tests.test_report import Study, change, make, section, values
+from tests import made_study
+from tests.made_study import Study, change, make, section, values
 
 ROOT = Path(__file__).parents[1]
 SEEDS = [1001, 1002, 1003, 1004, 1005]  # that no study has
@@ -93,8 +93,8 @@ def test_a_study_borrows_the_degrees_of_freedom_of_its_floor(floor: NoiseFloor, 
 def test_a_floor_that_was_registered_decides(floor: NoiseFloor, tmp_path: Path) -> None:
     study = make(Study(tmp_path / "runs", seeds=[1, 2]))
     criteria = Criteria(seeds=2, noise_floor=floor)
-    test_report.register(study, criteria)
-    assert gather(test_report.registered(study, criteria)).verdict("pos=alibi", "bits/byte").startswith("better by")
+    made_study.register(study, criteria)
+    assert gather(made_study.registered(study, criteria)).verdict("pos=alibi", "bits/byte").startswith("better by")
 
 
 @pytest.mark.parametrize(

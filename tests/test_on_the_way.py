@@ -25,7 +25,7 @@ from model.gpt import GPT
 from tests.conftest import Launch
 from tests.test_checkpoint import load, on, pieces, save  # noqa: F401
 from tests.test_resume import begin, folder, text, train, until
-from tests.test_train import TINY, corpus, store, words  # noqa: F401  # fixtures
+from tests.tiny_run import TINY, words
 
 ROOT = Path(__file__).parents[1]
 Start = Callable[..., Launch]

@@ -22,7 +22,7 @@ from model.gpt import GPT
 from model.objective import SpecialTokens
 from model.shard import SINGLE, full_shape, shard, shard_dimension, unshard
 from tests.test_model import SMALL, VARIANTS, name, tokens
-from tests.test_train import corpus, result, store, study  # noqa: F401
+from tests.tiny_run import result, study
 
 ROOT = Path(__file__).parents[1]
 FOUR = [replace(v, heads=12) for v in VARIANTS[::13]]  # six heads cannot be shared by four

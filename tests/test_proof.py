@@ -245,9 +245,9 @@ def test_the_audit_of_parameter_groups() -> None:
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
 
-    def audit(decayed: list, plain: list) -> str:
+    def audit(decayed: list, plain: list, decay_embnorm: bool = False) -> str:
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-        rows, verdict = proof.parameter_groups(model, groups)
+        rows, verdict = proof.parameter_groups(model, groups, decay_embnorm)
         assert [r["name"] for r in rows] == [n for n, _ in model.named_parameters()]
         return "" if verdict.passed else verdict.detail
 
@@ -255,6 +255,8 @@ def test_the_audit_of_parameter_groups() -> None:
     gain = model.embnorm.weight  # BigScience's embedding-norm run decayed exactly this one
     rest = [p for p in vectors if p is not gain]
     assert audit([*matrices, gain], rest) == "embnorm.weight is decayed"
+    assert audit([*matrices, gain], rest, decay_embnorm=True) == ""
+    assert audit(matrices, vectors, decay_embnorm=True) == "embnorm.weight is not decayed"
     assert audit(matrices, rest) == "embnorm.weight is optimized 0 times"
     assert "embed.weight is not decayed" in audit(matrices[1:], [*vectors, matrices[0]])
     assert "optimized 2 times" in audit([*matrices, matrices[0]], vectors)

@@ -22,7 +22,7 @@ from eval.statistics.comparison import compare
 from eval.statistics.parts import Part
 from launch import local
 from launch import train as training
-from tests import test_report
+from tests import made_study
 
 ARMS = ["pos=learned", "pos=alibi", "pos=rotary"]
 
@@ -164,7 +164,7 @@ def test_what_was_changed_is_told_in_words_and_after_how_many_runs() -> None:
 
 
 def registering(study: Any, lines: list[str], steps: dict[str, int]) -> Any:
-    """A study of tests/test_report.py that expects `lines`, registered in its runs at these steps by arm."""
+    """A study of tests/made_study.py that expects `lines`, registered in its runs at these steps by arm."""
     study.predictions = [predict(line, study.arms) for line in lines]
     study.registration = {"study": "position", "metric": "bits/byte", "predictions": lines}
     for arm, step in steps.items():
@@ -178,9 +178,9 @@ def outcomes(study: Any) -> dict[str, str]:
 
 
 def test_predictions_hold_fail_or_stay_open_as_a_t_test_says(tmp_path: Path) -> None:
-    """EFFECT in tests/test_report.py: alibi -0.06, none +0.001 against noise of some 0.003."""
+    """EFFECT in tests/made_study.py: alibi -0.06, none +0.001 against noise of some 0.003."""
     arms = ["pos=learned", "pos=alibi", "pos=none"]
-    study = test_report.make(test_report.Study(tmp_path, arms=arms))
+    study = made_study.make(made_study.Study(tmp_path, arms=arms))
     expected = {
         "alibi < learned": "held",
         "learned < alibi": "failed",
@@ -224,7 +224,7 @@ def test_an_interval_that_ends_at_the_truth_is_called_held_in_5_percent() -> Non
 
 
 def test_the_report_says_what_was_registered_when_and_which_predictions_held(tmp_path: Path) -> None:
-    study = test_report.make(test_report.Study(tmp_path / "runs"))
+    study = made_study.make(made_study.Study(tmp_path / "runs"))
     registering(study, ["alibi < learned"], {"pos=learned": 512, "pos=alibi": 0})
     write(gather(study), tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
@@ -243,7 +243,7 @@ def test_the_report_says_what_was_registered_when_and_which_predictions_held(tmp
 
 
 def test_a_prediction_that_came_after_its_arms_is_no_registered_one(tmp_path: Path) -> None:
-    study = test_report.make(test_report.Study(tmp_path))
+    study = made_study.make(made_study.Study(tmp_path))
     registering(study, ["alibi < learned"], {"pos=learned": 0, "pos=alibi": 0})
     late = dataclasses.replace(study)
     late.predictions = [predict("learned < alibi", study.arms)]  # written when the results were known
@@ -256,23 +256,23 @@ def test_a_prediction_that_came_after_its_arms_is_no_registered_one(tmp_path: Pa
 
 
 def test_a_registration_that_is_not_the_one_of_run_json_is_named(tmp_path: Path) -> None:
-    study = test_report.make(test_report.Study(tmp_path))
+    study = made_study.make(made_study.Study(tmp_path))
     registering(study, [], dict.fromkeys(study.arms, 0))
     folder = study.cell("pos=alibi", 2).dir
-    test_report.change(folder / "run.json", "registered", to="0" * 64)
+    made_study.change(folder / "run.json", "registered", to="0" * 64)
     assert any("registered.jsonl does not begin" in line for line in gather(study).mismatches)
     for _ in range(2):  # of another registration; of none
         write(gather(study), tmp_path / "record")
         text = (tmp_path / "record/report.md").read_text()
         assert "nothing was changed since" not in text and "cannot be told of every run" in text
         (folder / rundir.REGISTERED).unlink(missing_ok=True)
-        test_report.change(folder / "run.json", "registered", to="")
+        made_study.change(folder / "run.json", "registered", to="")
 
 
 def test_a_report_without_words_counts_the_predictions_of_all_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = test_report.make(test_report.Study(tmp_path / "runs"))
+    study = made_study.make(made_study.Study(tmp_path / "runs"))
     lines = ["alibi < learned", "learned < alibi", "alibi - learned in [-0.06, 0.1]"]
     registering(study, lines, dict.fromkeys(study.arms, 0))
     write(gather(study), tmp_path / "records/one")
@@ -307,7 +307,7 @@ def test_a_study_registers_everything_that_it_is_decided_by() -> None:
 
 def test_what_was_expected_is_said_to_be_of_before_the_runs_only_where_it_was(tmp_path: Path) -> None:
     def head(name: str, steps: dict[str, int], expect: str, then: str) -> str:
-        study = test_report.make(test_report.Study(tmp_path / name, expect=expect))
+        study = made_study.make(made_study.Study(tmp_path / name, expect=expect))
         for arm, step in steps.items():
             for seed in study.seeds:
                 rundir.register(study.cell(arm, seed).dir, {"study": "position", "expected": then}, step)

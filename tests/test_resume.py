@@ -20,7 +20,7 @@ from ablations.safe_files import Damaged
 from ablations.study import from_args
 from launch.repair import repair
 from tests.conftest import Launch
-from tests.test_train import corpus, result, store, words  # noqa: F401  # fixtures
+from tests.tiny_run import result, words
 
 Start = Callable[..., Launch]
 KILLS = int(os.environ.get("KILLS", "8"))  # 50 in .ci/run
@@ -56,6 +56,51 @@ def steps(run: Path) -> int:
 
 def seconds(run: Path) -> list[float]:
     return [json.loads(x)["seconds"] for x in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
+    launch: Start, corpus: str, store: Path, tmp_path: Path, precision: str
+) -> None:
+    # with dropout, so that random numbers must be resumed as well
+    change = {"train.precision": precision, "model.dropout": 0.1, "model.attn_dropout": 0.1}
+    calm = words(corpus, tmp_path / "calm", **change)
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "calm/data").symlink_to(store / "data")
+    process = launch(["--cell", "1", *calm], tmp_path / "log")
+    assert process.wait() == 0, process.said
+
+    stormy = words(corpus, tmp_path / "stormy", **change)
+    (tmp_path / "stormy").mkdir()
+    (tmp_path / "stormy/data").symlink_to(store / "data")
+    folder = from_args(stormy).cells[1].dir
+    rng = random.Random(precision)
+
+    def at_step(n: int) -> Any:
+        return lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= n
+
+    moments = [
+        at_step(rng.randrange(1, 8)),  # before there is a checkpoint
+        # inside a save
+        lambda: (at8 := folder / "checkpoints/step_8").exists() and not (at8 / "checkpoint.json").exists(),
+        at_step(rng.randrange(9, 24)),
+        lambda: (folder / "checkpoints/step_24").exists(),  # around the last save, the weights and `done`
+    ]
+    for moment in moments:
+        process = launch(["--cell", "1", *stormy], tmp_path / "log")
+        while process.running() and not moment():
+            time.sleep(0.0005)
+        process.kill()
+        assert not (folder / "done").exists() or moment is moments[-1]
+    process = launch(["--cell", "1", *stormy], tmp_path / "log")
+    assert process.wait() == 0, process.said
+    weights, metrics = result(folder)
+    calm_weights, calm_metrics = result(from_args(calm).cells[1].dir)
+    assert metrics == calm_metrics and len(metrics) == 24
+    assert weights == calm_weights
+    record = json.loads((folder / "run.json").read_text())
+    assert len(record["continued"]) >= 3
+    assert all(launch["execution"]["compiled"] == "never" for launch in (record, *record["continued"]))
 
 
 def until(condition: Callable[[], Any], started: Launch) -> None:

@@ -21,7 +21,7 @@ from eval.statistics.sequential import levels, share
 from eval.statistics.verdicts import seeds_to_decide
 from launch import local
 from launch.local import until_decided
-from tests.test_report import ARMS, Study, make, register, registered
+from tests.made_study import ARMS, Study, make, register, registered
 
 NO_ITEMS = Part(0.0, np.inf)
 

@@ -11,7 +11,7 @@ from ablations.study import from_args
 from data.prepare import prepare
 from launch import manifest
 from launch.train import main, train
-from tests.test_train import TINY, corpus, study, words  # noqa: F401  a fixture among them
+from tests.tiny_run import TINY, study, words
 
 
 @pytest.fixture(scope="module")

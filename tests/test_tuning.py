@@ -18,7 +18,7 @@ from eval.report.sections.tuning import agree
 from eval.report.tuned import Candidates, Task
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import LEVEL
-from tests import test_report
+from tests import made_study
 
 
 def test_every_arm_has_the_same_rates_and_differs_by_its_factor_and_the_declared_rate() -> None:
@@ -173,8 +173,8 @@ def test_sensitivity_is_the_mean_height_above_the_least() -> None:
 
 
 def tuned_study(root: Path, effects: dict[str, float], seeds: list[int]) -> Any:
-    """Run directories of two arms at three rates, with these true losses; as tests/test_report.py makes them."""
-    study = test_report.Study(root, seeds=seeds)
+    """Run directories of two arms at three rates, with these true losses; as tests/made_study.py makes them."""
+    study = made_study.Study(root, seeds=seeds)
     arms = {
         "pos=learned": ("pos=learned", 0.002),
         "pos=alibi": ("pos=alibi", 0.002),
@@ -190,24 +190,24 @@ def tuned_study(root: Path, effects: dict[str, float], seeds: list[int]) -> Any:
         changed = {} if factor == "pos=learned" else {"model.pos": "alibi"}
         return changed | ({} if rate == 0.002 else {"train.lr": rate})
 
-    def cell(arm: str, seed: int) -> test_report.Cell:
-        config = test_report.config(arms[arm][0], seed)
+    def cell(arm: str, seed: int) -> made_study.Cell:
+        config = made_study.config(arms[arm][0], seed)
         config["train"] = {**config["train"], "lr": arms[arm][1]}
-        return test_report.Cell(root / f"{arm},seed={seed}", config, delta(arm))
+        return made_study.Cell(root / f"{arm},seed={seed}", config, delta(arm))
 
     study.cell = cell  # type: ignore[method-assign]
-    saved = dict(test_report.ARMS), dict(test_report.EFFECT)
+    saved = dict(made_study.ARMS), dict(made_study.EFFECT)
     try:
         for arm in arms:
-            test_report.ARMS[arm], test_report.EFFECT[arm] = delta(arm), effects[arm]
-        test_report.make(study)
+            made_study.ARMS[arm], made_study.EFFECT[arm] = delta(arm), effects[arm]
+        made_study.make(study)
     finally:
-        for table, values in zip((test_report.ARMS, test_report.EFFECT), saved, strict=True):
+        for table, values in zip((made_study.ARMS, made_study.EFFECT), saved, strict=True):
             table.clear()
             table.update(values)  # type: ignore[arg-type]
     for arm in arms:
         for seed in seeds:
-            test_report.change(cell(arm, seed).dir / "run.json", "config", to=cell(arm, seed).config)
+            made_study.change(cell(arm, seed).dir / "run.json", "config", to=cell(arm, seed).config)
     return study
 
 
@@ -269,7 +269,7 @@ def test_a_corpus_of_four_sources_is_enough_to_choose_and_to_judge(tmp_path: Pat
     study = tuned_study(tmp_path, CONTRADICTING, [1, 2])
     for arm in study.arms:
         for seed in study.seeds:
-            test_report.rewrite(
+            made_study.rewrite(
                 study.cell(arm, seed).dir, lambda row: row | {"cluster": f"Quelle {int(row['id'][1:]) % 4}"}
             )
     best = tuned.at_best(gather(study), "bits/byte")["pos=alibi"]

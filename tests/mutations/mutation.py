@@ -8,7 +8,6 @@ STUDY_FILES = "tests/test_study_files.py"
 OBJECTIVE = "tests/test_objective.py"
 BUDGET = "tests/test_budget.py"
 FP8 = "tests/test_fp8.py"
-REPORT = "tests/test_report.py"
 IDENTITY = (
     "tests/test_data_identity.py::test_a_file_changed_in_place_with_size_and_time_kept_is_another_one "
     "tests/test_data_identity.py::test_a_corpus_that_changed_between_two_commands_is_refused_before_any_work "

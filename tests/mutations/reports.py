@@ -1,21 +1,22 @@
 """Reports and statistics (eval/report/, eval/statistics/)."""
 
-from tests.mutations.mutation import REPORT, one
+from tests.mutations.mutation import one
 
+ASKED_MORE = "tests/test_report_mismatches.py::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
 STATISTICS = "tests/test_statistics.py"
 RATIO = f"{STATISTICS}::test_a_ratio_of_sums_is_no_mean_of_ratios"
 PASSAGES = f"{STATISTICS}::test_items_that_share_a_passage_are_one"
 UNEQUAL = f"{STATISTICS}::test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes"
 EQUIVALENT = f"{STATISTICS}::test_equivalence_is_two_one_sided_tests"
-LEFT_OUT = f"{REPORT}::test_a_task_that_differs_is_left_out_of_the_comparison"
-OTHER_TEXT = f"{REPORT}::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
-RECOMPUTED = f"{REPORT}::test_scores_that_are_not_those_of_the_items_are_refused"
-STEERED = f"{REPORT}::test_a_strangers_names_cannot_steer_a_terminal_or_a_page"
-FULL_DISK = f"{REPORT}::test_a_full_disk_leaves_the_record_as_it_was"
+LEFT_OUT = "tests/test_report_mismatches.py::test_a_task_that_differs_is_left_out_of_the_comparison"
+OTHER_TEXT = "tests/test_report_mismatches.py::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
+RECOMPUTED = "tests/test_report_damage.py::test_scores_that_are_not_those_of_the_items_are_refused"
+STEERED = "tests/test_report_damage.py::test_a_strangers_names_cannot_steer_a_terminal_or_a_page"
+FULL_DISK = "tests/test_report_record.py::test_a_full_disk_leaves_the_record_as_it_was"
 # tests that also run with nothing broken
 CONTROL = f"{RATIO} {PASSAGES} {UNEQUAL} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {FULL_DISK}"
-CONTROL += f" {REPORT}::test_one_held_out_document_gives_no_verdict"
-CONTROL += f" {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
+CONTROL += " tests/test_report_noise.py::test_one_held_out_document_gives_no_verdict"
+CONTROL += f" {ASKED_MORE}"
 CONTROL += f" {STATISTICS}::test_few_independent_items_give_no_verdict"
 MUTATIONS = [
     one(
@@ -46,7 +47,7 @@ MUTATIONS = [
         "eval/report/compare.py",
         "share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0",
         "1.0",
-        f"{REPORT}::test_seeds_that_were_added_until_it_was_decided_are_judged_so_without_being_told",
+        "tests/test_report_criteria.py::test_seeds_that_were_added_until_it_was_decided_are_judged_so_without_being_told",
     ),
     one(
         "each look spends what all looks before it may",
@@ -66,7 +67,7 @@ MUTATIONS = [
         "eval/report/criteria.py",
         "        if margins and len(late) <= 1:",
         "        if margins:",
-        f"{REPORT}::test_the_margin_that_was_registered_counts_and_one_that_is_typed_later_is_exploratory",
+        "tests/test_report_criteria.py::test_the_margin_that_was_registered_counts_and_one_that_is_typed_later_is_exploratory",
     ),
     one(
         "a metric that is not the primary one decides",
@@ -76,7 +77,7 @@ MUTATIONS = [
         "eval/report/findings.py",
         "is_primary = name == self.primary == self.primary_before",
         "is_primary = True",
-        f"{REPORT}::test_the_metric_that_was_registered_decides",
+        "tests/test_report_criteria.py::test_the_metric_that_was_registered_decides",
     ),
     one(
         "a noise floor of another size, text or budget is used",
@@ -166,7 +167,7 @@ MUTATIONS = [
         "eval/statistics/items.py",
         "FEWEST_ITEMS = 3 ",
         "FEWEST_ITEMS = 0 ",
-        f"{REPORT}::test_one_held_out_document_gives_no_verdict",
+        "tests/test_report_noise.py::test_one_held_out_document_gives_no_verdict",
     ),
     one(
         "equivalence is claimed at twice the level",
@@ -206,7 +207,7 @@ MUTATIONS = [
         "eval/report/compare.py",
         "        if all(set(tasks_of(cells[run], name)) == set(tasks) for run in runs):",
         "        if runs:",
-        f"{LEFT_OUT} {REPORT}::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked",
+        f"{LEFT_OUT} {ASKED_MORE}",
     ),
     one(
         "a corpus that changed between two runs is compared",
@@ -306,7 +307,7 @@ MUTATIONS = [
         "eval/report/findings.py",
         "c.items.variance or items_with_seeds(f, arm, name)",
         "c.items.variance",
-        "tests/test_report.py::test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero",
+        "tests/test_report_noise.py::test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero",
     ),
     one(
         "a copied run is a second seed",

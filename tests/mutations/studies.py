@@ -1,10 +1,10 @@
 """Settings, studies, run directories (ablations/)."""
 
-from tests.mutations.mutation import REPORT, STUDY_FILES, one
+from tests.mutations.mutation import STUDY_FILES, one
 
 SCHEDULE = "tests/test_schedule.py"
 DAMAGE = "tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before"
-PRINTABLE = f"{REPORT}::test_every_format_is_printable_whatever_it_is_given"
+PRINTABLE = "tests/test_report_damage.py::test_every_format_is_printable_whatever_it_is_given"
 RUNDIR = "tests/test_rundir.py"
 # tests that also run with nothing broken
 CONTROL = f"{DAMAGE} {PRINTABLE}"
@@ -188,7 +188,7 @@ MUTATIONS = [
         "ablations/run.py",
         " and value != ABSENT.get(key)",
         "",
-        "tests/test_report.py::test_the_command_of_a_record_makes_its_runs",
+        "tests/test_report_record.py::test_the_command_of_a_record_makes_its_runs",
     ),
     one(
         "control characters reach a figure",

@@ -107,19 +107,17 @@ MUTATIONS = [
         f"BigScience, {MDS} #191 to #262",
         "model.embnorm=true",
         "train.weight_decay",
-        [
-            (
-                "launch/engine.py",
-                "[p for _, p in named if p.dim() >= 2]",
-                '[p for n, p in named if p.dim() >= 2 or n == "embnorm.weight"]',
-            ),
-            (
-                "launch/engine.py",
-                "[p for _, p in named if p.dim() < 2]",
-                '[p for n, p in named if p.dim() < 2 and n != "embnorm.weight"]',
-            ),
-        ],
+        [("launch/engine.py", 'run.train.decay_embnorm and name == "embnorm.weight"', 'name == "embnorm.weight"')],
         TRAIN,
+    ),
+    one(
+        "train.decay_embnorm decays nothing",
+        "",
+        "model.embnorm=true train.decay_embnorm=true",
+        "train.weight_decay",
+        "launch/engine.py",
+        'run.train.decay_embnorm and name == "embnorm.weight"',
+        "False",
     ),
     one(
         "clipping is lost",

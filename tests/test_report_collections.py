@@ -1,0 +1,190 @@
+"""Reports of runs that are no single study: of others, of several studies, on corpora given by path."""
+
+import gzip
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eval.report.__main__ import main
+from eval.report.collection import collect_runs
+from eval.report.record import report
+from eval.report.request import parse
+from eval.report.short_names import shortest_ends
+from tests.made_study import ARMS, FILES, Cell, Study, change, config, make, section, study  # noqa: F401  # a fixture
+
+
+def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, monkeypatch):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    one, noise = parse([f"RUNS={study.root}"])[:2]
+    assert one.arms == ["alibi", "learned", "none"] and one.seeds == [1, 2, 3] and noise == []
+    text = report(one, tmp_path / "out")
+    assert "learned" in text.splitlines()[2] and "worse by 0.0" in text.splitlines()[2]
+    assert str(tmp_path) not in (tmp_path / "out" / "report.md").read_text()
+    places = section((tmp_path / "out" / "report.md").read_text(), "Places")
+    assert "| 1 | alibi |" in places and "| 2–3 | learned |" in places and "| 2–3 | none |" in places
+    both = f"RUNS={study.cell('pos=none', 1).dir} {study.cell('pos=learned', 1).dir}"
+    assert parse([both]).study.arms == ["none", "learned"]  # in the order in which they are named
+    for words, why in (([f"RUNS={tmp_path / 'nowhere'}"], "is no run directory"), ([both, both], "is given twice")):
+        assert main(words) == 2
+        assert why in capsys.readouterr().err
+    shutil.copytree(study.cell("pos=none", 1).dir, tmp_path / "copy")
+    with pytest.raises(ValueError, match="are the same run"):
+        collect_runs([("", study.cell("pos=none", 1).dir), ("", tmp_path / "copy")], "")
+
+
+@pytest.mark.parametrize(
+    "keys, to, why",
+    [
+        (["version"], 2, "version 2, not 1"),
+        (["lm_eval"], "0.5", "lm_eval 0.5, not 0.4.13"),
+        (["precision"], "bf16", "precision bf16, not unknown"),
+    ],
+)
+def test_runs_that_were_evaluated_differently_are_not_ranked(tmp_path, keys, to, why):
+    study = make(Study(tmp_path / "runs"))
+    for seed in study.seeds:
+        change(study.cell("pos=alibi", seed).dir / "eval.json", *keys, to=to)
+    one = parse([f"RUNS={study.root}"]).study
+    text = report(one, tmp_path / "out")
+    assert text.splitlines()[2].endswith("evaluated differently: not compared")
+    assert "better" not in text.split("±:")[0].replace("is better", "")
+    places = section((tmp_path / "out" / "report.md").read_text(), "Places")
+    assert "Not ranked together" in places and "| 1 |" not in places and "| 2 |" not in places
+    assert "learned (seeds 1, 2, 3): " in places
+    assert why in places or why.replace(f"{to}, not", "").split()[0] in places
+
+
+def test_runs_may_lie_in_a_folder_with_a_space(study, tmp_path):
+    shutil.copytree(study.root, tmp_path / "their runs")
+    assert len(parse([f"RUNS={tmp_path / 'their runs'}"]).study.places) == 6
+    one = parse(
+        [f"RUNS='{tmp_path}/their runs/pos=none,seed=1' '{study.root}/pos=alibi,seed=2'".replace("none", "learned")]
+    )
+    assert len(one.study.places) == 2 and str(tmp_path) not in one.study.command
+
+
+def test_several_studies_share_their_baseline(tmp_path, monkeypatch):
+    from ablations import study as studies
+
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+
+    class Planned:
+        def __init__(self, name, arms):
+            self.factor = name
+            self.cells = [study.cell(arm, seed) for arm in arms for seed in study.seeds]
+
+    plans = {"a": Planned("a", ["pos=learned", "pos=alibi"]), "b": Planned("b", ["pos=learned", "pos=none"])}
+    monkeypatch.setattr(studies, "from_args", lambda words: plans[words[0].removeprefix("STUDY=")])
+    one = parse(["STUDY=a,b"]).study
+    assert one.arms == ["learned", "alibi", "none"] and len(one.places) == 9
+
+
+class ByPath(Study):
+    """Arms that are corpora given by path, each judged on the held-out text of all of them."""
+
+    def cell(self, arm: str, seed: int) -> Cell:
+        own = list(ARMS)[self.arms.index(arm)]
+        corpora = [arm.removeprefix("corpus=") for arm in self.arms]
+        what = config(own, seed) | {"eval": {"corpora": corpora}}
+        what["model"]["pos"] = "learned"
+        what["data"]["corpus"] = arm.removeprefix("corpus=")
+        delta = {} if arm == self.arms[0] else {"data.corpus": arm.removeprefix("corpus=")}
+        return Cell(self.root / f"{own},seed={seed}", what, delta)
+
+
+def by_path(root: Path, *corpora: str) -> ByPath:
+    study = ByPath(root, [f"corpus={each}" for each in corpora], [1, 2])
+    make(Study(root, list(ARMS)[: len(corpora)], study.seeds))
+    for arm in study.arms:
+        for seed in study.seeds:
+            cell = study.cell(arm, seed)
+            change(cell.dir / "run.json", "config", to=cell.config)
+            change(cell.dir / "run.json", "delta", to=cell.delta)
+            result = json.loads((cell.dir / "eval.json").read_text())
+            result["tasks"] = {
+                f"{corpus}/{task.removeprefix('pydocs/')}": entry
+                for corpus in corpora
+                for task, entry in result["tasks"].items()
+            }
+            each = {"value": 2.0, "stderr": 0.05, "bytes": 9, "n": 3}
+            result |= {
+                "corpora": list(corpora),
+                "by_domain": {corpus: {"Github": each} for corpus in corpora},
+                "omitted": [f"{corpora[0]}/copy_inside"],
+            }
+            (cell.dir / "eval.json").write_text(json.dumps(result))
+            rows = gzip.decompress((cell.dir / "samples.jsonl.gz").read_bytes()).decode()
+            rows = "".join(rows.replace('"pydocs/', f'"{corpus}/') for corpus in corpora)
+            (cell.dir / "samples.jsonl.gz").write_bytes(gzip.compress(rows.encode(), mtime=0))
+    return study
+
+
+@pytest.mark.parametrize(
+    "names, short",
+    [
+        (["pydocs", "/data/web.jsonl"], ["pydocs", "web.jsonl"]),
+        (["/data/a/web.jsonl", "/data/b/web.jsonl"], ["a/web.jsonl", "b/web.jsonl"]),
+        (["/x/a/en/1.txt", "/x/b/en/1.txt", "/x/b/fr/1.txt"], ["a/en/1.txt", "b/en/1.txt", "fr/1.txt"]),
+        (["/data/c4/*.json.gz", "/data/pile"], ["c4/*.json.gz", "pile"]),  # a wildcard alone tells nothing
+        (["/data/c4/*/*.gz", "/data/pile/*/*.gz"], ["c4/*/*.gz", "pile/*/*.gz"]),
+        (["web.jsonl", "a/web.jsonl", "b/a/web.jsonl"], ["web.jsonl", "a/web.jsonl", "b/a/web.jsonl"]),
+        (["/a.jsonl", "oscar:fr", "*.gz"], ["a.jsonl", "oscar:fr", "*.gz"]),
+        ([], []),
+    ],
+)
+def test_paths_are_told_apart_by_their_ends(names, short):
+    assert list(shortest_ends(names).values()) == short and list(shortest_ends(names)) == names
+
+
+ONE, OTHER = "/home/someone/corpora of mine/a/web.jsonl", "/home/someone/corpora of mine/b/web.jsonl"
+
+
+@pytest.mark.parametrize(
+    "corpora, short",
+    [
+        ((ONE, OTHER), ("a/web.jsonl", "b/web.jsonl")),
+        (("pydocs", ONE), ("pydocs", "web.jsonl")),
+        ((ONE, f"{ONE}/en"), ("web.jsonl", "en")),
+        (("a/web", "za/web/en", "/q/za/web/en"), ("web", "za/web/en", "q/za/web/en")),
+    ],
+)
+def test_corpora_by_path_have_their_short_names_in_every_table_and_legend(tmp_path, corpora, short):
+    study = by_path(tmp_path / "runs", *corpora)
+    shown = report(study, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"\ncorpus={short[0]} (baseline) " in shown and f"\ncorpus={short[1]} " in shown
+    assert f"| trained | on {short[0]} | on {short[1]} |" in section(text, "Trained on, evaluated on")
+    assert f"| corpus={short[1]}, bits/byte | " in section(text, "Differences from the baseline")
+    assert f"| {short[1]}/last_word | acc | 200 | " in section(text, "Task by task")
+    assert f"| Github, of {short[0]} | " in section(text, "Loss by domain")
+    assert f"{short[0]}/copy_inside: left out" in section(text, "What does not match")
+    differs = section(text, "What differs")  # the one table that says which corpus that is
+    assert f"| corpus={short[0]} | {corpora[0]} |" in differs and f"| corpus={short[1]} | {corpora[1]} |" in differs
+    fixed = section(text, "Held fixed")
+    for file in FILES:
+        content = (tmp_path / "out" / file).read_text()
+        parts = [differs, fixed] if file == "report.md" else []
+        for each in re.findall(r"<table>.*?</table>", content, re.S) if file == "report.html" else []:
+            parts += [each] * ("in all runs" in each or "data.corpus" in each)
+        for part in parts:
+            content = content.replace(part, "")
+        assert str(Path(ONE).parent) not in content, file
+    page = (tmp_path / "out" / "report.html").read_text()
+    figures = dict(re.findall(r'(?s)<figure><svg [^>]*aria-label="([^"]*)">(.*?)</svg>(?:<figcap|</figure)', page))
+    drawn = figures["Training loss against tokens"]
+    assert all(f">corpus={name}</text>" in drawn for name in short)  # the legend
+    heat = figures["Bits per byte: trained (rows), held-out text (columns)"]
+    assert all(f">on {name}</text>" in heat and f">corpus={name}</text>" in heat for name in short)
+
+
+def test_runs_on_corpora_by_path_have_their_short_names_without_a_study_too(tmp_path):
+    study = by_path(tmp_path / "runs", ONE, OTHER)
+    for seed in study.seeds:
+        change(study.cell(study.arms[1], seed).dir / "run.json", "config", "train", "tokens", to=2**21)
+    one = parse([f"RUNS={study.root}"]).study
+    assert report(one, tmp_path / "out").splitlines()[1].startswith("b/web.jsonl (baseline) ")
+    places = section((tmp_path / "out" / "report.md").read_text(), "Places")
+    assert "| trained on | 1.05M | 2.1M |" in places and "| b/web.jsonl, 2 seeds | - | " in places

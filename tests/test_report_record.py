@@ -1,0 +1,117 @@
+"""The record that a report writes: which one gives way, where it is written, and on a full disk."""
+
+import errno
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ablations import safe_files
+from ablations.study import from_args
+from eval.report.__main__ import main
+from eval.report.collection import run_directories
+from eval.report.request import Request
+from tests.made_study import ARMS, Study, change, make, shift, study  # noqa: F401  # a fixture
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_nothing_is_written_over_a_record_when_no_run_has_begun(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["POS=alibi", f"OUT={tmp_path / 'none'}"]) == 2
+    assert "no run of this study has begun under" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys, monkeypatch):
+    made = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    monkeypatch.chdir(tmp_path)
+    record, elsewhere = (tmp_path / folder / made.name for folder in ("ablations/records", "out/records"))
+
+    def reported(arms: list[str], seeds: list[int], root: Path = made.root, *words: str) -> tuple[bool, bool]:
+        """Whether each of the two was written."""
+        for folder in (record, elsewhere):
+            if folder.exists():
+                (folder / "report.md").write_text("before")
+        monkeypatch.setattr("eval.report.request.parse", lambda _: Request(Study(root, arms=arms, seeds=seeds)))
+        assert main(["POS=alibi", "OUT=out", *words]) == 0
+        return tuple(
+            (folder / "report.md").exists() and (folder / "report.md").read_text() != "before"
+            for folder in (record, elsewhere)
+        )
+
+    two = ["pos=learned", "pos=alibi"]
+    assert reported(two, [1, 2]) == (True, False)  # there was none
+    assert reported(two, [1, 2]) == (True, False) and "stays" not in capsys.readouterr().out
+    assert reported(two, [1, 2, 3]) == (True, False)  # more
+    assert reported(two, [1, 2]) == (False, True)  # fewer
+    said = capsys.readouterr().out
+    assert f"{Path('out/records', made.name, 'report.md')}\n" in said
+    assert "it has runs that this report lacks: pos=learned (seed 3); pos=alibi (seed 3)." in said
+    again = make(Study(tmp_path / "again"))
+    assert reported(two, [1, 2, 3], again.root) == (True, False)  # the same runs, made again
+    (again.cell("pos=alibi", 2).dir / "done").unlink()
+    assert reported(two, [1, 2, 3], again.root) == (False, True)  # not all of them are finished
+    change(again.cell("pos=alibi", 2).dir / "run.json", "fingerprint", to="other")
+    (again.cell("pos=alibi", 2).dir / "done").write_text("{}")
+    assert reported(two, [1, 2, 3], again.root) == (False, True)  # a run of the same name that is another
+    shutil.rmtree(record)
+    assert reported(two, [1, 2, 3], again.root) == (True, False)
+    shutil.copytree(again.root, "out/nano")
+    assert len(run_directories("out")) == 6  # the reports that lie there are no runs
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ablations/records").glob("*/run.json")), ids=lambda p: p.parent.name)
+def test_the_command_of_a_record_makes_its_runs(path, monkeypatch):
+    """Else the command writes its report elsewhere: the record is of another baseline, and to be made again."""
+    record = json.loads(path.read_text())
+    monkeypatch.setattr("ablations.config.has_gpu", lambda: False)
+    monkeypatch.setattr("ablations.config.has_bf16", lambda: True)
+    words = shlex.split(record["command"])[2:]
+    planned = from_args(words + [f"SIZE={record['size']}"] * (not any(w.startswith("SIZE=") for w in words)))
+    assert {cell.run.fingerprint for cell in planned.cells} == {run["fingerprint"] for run in record["runs"]}
+    assert planned.name == path.parent.name
+
+
+@pytest.mark.parametrize("when", ["written", "renamed"])
+def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, capsys, when):
+    monkeypatch.chdir(tmp_path)
+    assert main([f"RUNS={study.root}"]) == 0
+    (folder,) = (tmp_path / "ablations/records").iterdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shift(study.cell("pos=alibi", 1).dir, 0.5)
+    calls = []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
+        return real(*args, **kwargs)
+
+    name = "os.fsync" if when == "written" else "ablations.safe_files.write_bytes"
+    real = os.fsync if when == "written" else safe_files.write_bytes
+    monkeypatch.setattr(name, full)
+    capsys.readouterr()
+    assert main([f"RUNS={study.root}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: the report cannot be written: ") and "Make room" in said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_read_only_checkout_has_its_report_in_out(study, tmp_path, monkeypatch, capsys):
+    """As a checkout that another user owns, or that a container mounts read-only."""
+    monkeypatch.chdir(tmp_path)
+    real = Path.mkdir
+
+    def mkdir(self, *args, **kwargs):
+        if str(self).startswith("ablations"):
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert main([f"RUNS={study.root}", "OUT=elsewhere"]) == 0
+    said = capsys.readouterr().out
+    (folder,) = Path("elsewhere/records").iterdir()
+    assert "the report is in elsewhere/records instead" in said and (folder / "report.md").exists()

@@ -1,0 +1,59 @@
+"""A run that trains in a second, for the tests that train: its settings, its words, its result."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.study import Study, build
+
+TINY = {
+    "model.layers": 2,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.seq": 32,
+    "model.vocab": 512,
+    "train.tokens": 24 * 4 * 32,
+    "train.batch": 4,
+    "train.precision": "fp32",
+    "train.lr": 1e-3,
+    "layout.micro_batch": 4,
+    "layout.log_every": 1,
+    "layout.save_every": 8,
+    "layout.wandb": "disabled",
+}
+
+
+def words(corpus: str, out: Path, **change: Any) -> list[str]:
+    setting = " ".join(f"{k}={v}" for k, v in (TINY | change).items())
+    return ["POS=alibi", f"DATA={corpus}", "SEEDS=1", f"OUT={out}", f"SET={setting}"]
+
+
+def study(corpus: str, out: Path, change: dict[str, Any] | None = None) -> Study:
+    """One arm beside the baseline; the data store lies in `out`."""
+    setting = list((TINY | {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}).items())
+    return build("t", "?", "?", setting + list((change or {}).items()), [("model.pos", "alibi")], [1], out)
+
+
+def result(folder: Path) -> tuple[bytes, list[tuple]]:
+    """Final weights, and the metrics that do not depend on the clock."""
+    rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    return (folder / "weights.safetensors").read_bytes(), [
+        (r["step"], r["tokens"], r["loss"], r["lr"], r["grad_norm"]) for r in rows
+    ]
+
+
+def in_process(cell: Any, store: Path) -> tuple[bytes, list[tuple]]:
+    from launch.train import train
+
+    train(cell, store)
+    return result(cell.dir)
+
+
+def same_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initial weights are drawn from seed 1 whatever a run's seed is."""
+    from model import gpt
+
+    draw = gpt.initialise
+    monkeypatch.setattr(gpt, "initialise", lambda model, cfg, seed, *rest: draw(model, cfg, 1, *rest))
