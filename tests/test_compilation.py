@@ -126,8 +126,8 @@ def test_without_a_compiler_auto_does_without_and_always_is_refused_before_any_w
     assert study.compiled_why.startswith("not compiled, which would save ")
     assert study.compiled_why.endswith(" s: there is no C++ compiler (g++-of-nobody)")
     always = [*words, "SET=layout.compile=always"]
-    for code in (local.main(always), train.main(["--cell", "0", *always])):
-        said = capsys.readouterr().err
+    for command, argv in ((local.main, always), (train.main, ["--cell", "0", *always])):
+        code, said = command(argv), capsys.readouterr().err
         assert code == 2 and "layout.compile=always, and there is no C++ compiler (g++-of-nobody)" in said
         assert "layout.compile=never" in said and not (tmp_path / "runs").exists()
 
