@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import sys
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
@@ -18,6 +19,7 @@ from ablations.registration import NOTHING_EXPECTED
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
 from ablations.tuning import MOST_SEEDS, multiples
 from ablations.values import did_you_mean
+from data.answers import asks_for_json, error
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "build", "from_anywhere", "from_args"]
 
@@ -100,6 +102,8 @@ def from_args(words: list[str]) -> Study:
         arms = without_baseline(arms, setting)
     elif arms:
         question, expect, file = _expectation(arms)
+        if file is None and "PREDICT" in values:
+            expect = values["PREDICT"]
     else:
         factors = ", ".join(f"{name}=" for name in FACTORS)
         raise ConfigError(f"no question asked: give one of {factors} ARM=, or STUDY= one of {', '.join(study_names())}")
@@ -458,7 +462,17 @@ def _exists(name: str) -> bool:
 
 def from_anywhere(words: list[str]) -> list[str]:
     """Change to the folder of the checkout, where all commands run, from whatever folder the command was given in.
-    Returns the NAME=VALUE words with absolute paths."""
+    Returns the NAME=VALUE words with absolute paths. An installed package, which has no checkout, is refused: the
+    program ends with exit code 2."""
+    if not (ROOT / "Makefile").exists():
+        why = (
+            "megahour works in a checkout of its repository or in an unpacked source distribution, where its runs, "
+            f"records, study files and site file are; {ROOT} has the installed package alone"
+        )
+        if asks_for_json(sys.argv):
+            print(error(why))
+        print(f"error: {why}", file=sys.stderr)
+        raise SystemExit(2)
     here = Path.cwd()
     if here == ROOT:
         return words

@@ -1,12 +1,20 @@
-"""The manual: `make docs`. Sphinx reads the Markdown of this folder; the reference and the records are made here."""
+"""The manual: `make docs`. Sphinx reads the Markdown of this folder; the reference and the records are made here.
 
+Sphinx with MyST and Furo rather than MkDocs Material: a dead link or a page outside the contents is an error (-W -n),
+pages are made from the code by plain Python before the build, and all of it is maintained (MkDocs Material has had no
+new features since November 2025).
+"""
+
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
+from xml.etree import ElementTree
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -21,6 +29,11 @@ myst_heading_anchors = 3
 # Command names in indented blocks are no language to colour.
 highlight_language = "text"
 html_copy_source = False
+html_static_path, html_css_files = ["_static"], ["figures.css"]
+
+SVG = "{http://www.w3.org/2000/svg}"  # the namespace of its elements
+ElementTree.register_namespace("", SVG.strip("{}"))
+CHART_SCALE = 0.88  # two charts of 400 units then stand side by side in Furo's column of 46 em
 
 GENERATED = {"reference", "records"}  # folders of this one that are made anew by each build
 
@@ -96,7 +109,9 @@ def licences() -> str:
         "# Licences of the dependencies",
         "",
         "The packages of requirements.txt, tests and development included, with the licence that each one's metadata",
-        "names. None of them is part of this repository or of its wheel: pip installs them.",
+        "names. None of them is part of this repository or of its wheel: pip installs them. A CUDA build of torch",
+        "brings NVIDIA's libraries besides (cuda-toolkit, nvidia-*), under NVIDIA's own licence. What builds this",
+        "manual is in docs/requirements.txt.",
         "",
         "| package | licence |",
         "|---|---|",
@@ -134,14 +149,41 @@ def write_generated() -> None:
     records = sorted(path.parent for path in (ROOT / "ablations/records").glob("*/report.md"))
     for record in records:
         shutil.copytree(record, DOCS / "records" / record.name)
+        charts_apart(DOCS / "records" / record.name)
     toc = "\n".join(f"{record.name}/report" for record in records)
-    summaries = "\n".join(f"| [{record.name}]({record.name}/report.md) | {verdicts(record)} |" for record in records)
+    summaries = "\n".join(
+        f"| [{record.name}]({record.name}/report.md) | {verdicts(record)} | {predictions(record)} |"
+        for record in records
+    )
     (DOCS / "records" / "index.md").write_text(
         "# Records\n\nStudies that were run, each with its report as it was written. The expectation of each was "
-        "written down before its runs; what did not come true stays here too.\n\n"
-        f"| record | verdicts |\n|---|---|\n{summaries}\n\n```{{toctree}}\n:hidden:\n{toc}\n```\n",
+        "written down before its runs; what did not come true, and what nothing came of, stays here too.\n\n"
+        f"| record | verdicts | predictions |\n|---|---|---|\n{summaries}\n\n```{{toctree}}\n:hidden:\n{toc}\n```\n",
         "utf-8",
     )
+
+
+def charts_apart(page: Path) -> None:
+    """Cut the figure of a record, which is one sheet of charts side by side, into a file for each chart, and show these
+    in its report: on a phone they then stand below each other, at a size that can be read.
+
+    Args:
+        page: the folder of the record's page, with report.md and figure.svg.
+    """
+    sheet = ElementTree.parse(page / "figure.svg").getroot()
+    style = sheet.find(f"{SVG}style")
+    images = []
+    for number, chart in enumerate(sheet.findall(f"{SVG}svg"), 1):
+        del chart.attrib["x"], chart.attrib["y"]
+        for side in ("width", "height"):
+            chart.set(side, f"{CHART_SCALE * float(chart.attrib[side]):.0f}")
+        paper = ElementTree.Element(f"{SVG}rect", width="100%", height="100%", style="fill:var(--paper)")
+        chart[:0] = [paper] if style is None else [style, paper]
+        name = f"chart-{number}.svg"
+        (page / name).write_bytes(ElementTree.tostring(chart))
+        images.append(f"![{chart.get('aria-label')}]({name})")
+    report = page / "report.md"
+    report.write_text(re.sub(r"!\[[^]]*\]\(figure\.svg\)", "\n".join(images), report.read_text("utf-8")), "utf-8")
 
 
 def verdicts(record: Path) -> str:
@@ -151,6 +193,12 @@ def verdicts(record: Path) -> str:
     )
     rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table[1].splitlines()] if table else []
     return "; ".join(f"{row[0]}: {row[-1].strip('*')}" for row in rows if row[-1]) or "see the report"
+
+
+def predictions(record: Path) -> str:
+    """How many predictions of a record came true, such as "2 held, 1 failed, 1 undecided"."""
+    outcomes = Counter(row["outcome"] for row in json.loads((record / "run.json").read_text("utf-8"))["predictions"])
+    return ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) or "none"
 
 
 write_generated()

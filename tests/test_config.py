@@ -138,6 +138,7 @@ def test_a_corpus_is_the_question_alone_and_the_circumstance_beside_another_fact
 
 def test_what_was_expected_of_other_arms_is_not_said_of_these() -> None:
     assert "ALiBi" in from_args(["POS=alibi"]).expect and "SwiGLU" in from_args(["ARM=model.act=geglu"]).expect
+    assert from_args(["ARM=train.beta2=0.9", "PREDICT=0.9 < 0.95"]).expect == "0.9 < 0.95"
     for words in (["POS=alibi", "ARM=train.beta2=0.9"], ["ARM=train.lr=1e-3"]):
         assert from_args(words).expect == "Nothing was written down before the runs."
 

@@ -56,6 +56,20 @@ One of four verdicts: **better**, **worse**, **equivalent** within a margin that
 **undecided**, with what is missing in seeds and hours. One seed decides nothing. Formulas and sources stand at the head
 of each file in `eval/statistics`: `seeds.py`, `items.py`, `parts.py`, `comparison.py`, `verdicts.py`, `sequential.py`.
 
+**The rule**, in five steps:
+
+1. **The difference** of an arm from the baseline is the mean over the seeds that both have. Arms of one seed saw the
+   same batches in the same order and were asked the same items, so what they share cancels.
+2. **Its noise** has two parts. That of the *seeds* is the variance that remains when the means of arms and of seeds
+   are taken out, pooled over all arms: with two arms the paired t-test, with two arms and two seeds the ordinary one.
+   That of the *items* is the jackknife's variance over held-out documents and questions; what shares a passage or a
+   document counts as one item.
+3. **Better or worse**: the difference is larger than sqrt(t1² v1 + t2² v2), where v are the two variances and t the
+   97.5 % quantiles of Student's t with the degrees of freedom of each. Of several arms the p-values are corrected by
+   Holm's method.
+4. **Equivalent**: two one-sided tests of 5 % each say that the difference lies within the margin.
+5. **Undecided**: all else. The report then says how many seeds would decide, if difference and noise stay as they are.
+
 This page is made by `make calibrate`: studies are simulated with fixed seeds and judged by the same rules as real ones
 (`eval/statistics/simulation.py`; `tests/test_calibration.py` holds that it judges as the report does, and compares
 rates here with studies of its own). Results are normal: an arm's mean, what the arms of a seed share (standard
@@ -447,7 +461,7 @@ def main(argv: list[str] | None = None) -> int:
     answers.add_format(parser)
     args = parser.parse_args(argv)
     parts = sections()
-    write_text(PAGE, markdown("When a difference is one", parts))
+    write_text(PAGE, markdown("How the statistics decide", parts))
     if args.format == "json":
         print(answers.answer("calibration", {"written": str(PAGE), "tables": tables(parts)}))
     else:

@@ -31,6 +31,8 @@ from launch.slurm.attempts import bad_nodes, write
 from launch.watch import stop_file
 
 NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm cluster?"
+# In the script of a job: the Python that the site file names, as in launch/run.sh, or the one that submitted the job.
+PYTHON = '"${PYTHON:-$python}"'
 
 
 class Job(TypedDict):
@@ -107,7 +109,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         jobs.append(evaluate(study, going_on, variables, options, [], what))
     waited_for = ":".join(job["job"] for job in jobs if job["does"] == "evaluate")
     report = _job("report", options) + [f"--dependency=afterany:{waited_for}", f"--output={logs}/%j.log"]
-    job = sbatch(report, variables, f"exec {_python()} -m eval.report {shlex.join(study.words)}")
+    job = sbatch(report, variables, f"exec {PYTHON} -m eval.report {shlex.join(study.words)}")
     print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
     print(f"logs:            {logs}/JOB.log, and train.log in each run's folder under {study.out / study.stage}")
@@ -166,9 +168,9 @@ def evaluate(
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     store = ["--store", str(study.out / rundir.DATA)]
     script = f"runs=({folders})\nrun=${{runs[$SLURM_ARRAY_TASK_ID]}}\n"
-    judge = f'{_python()} -m eval {shlex.join([*study.eval_options, *store])} "$run"'
+    judge = f'{PYTHON} -m eval {shlex.join([*study.eval_options, *store])} "$run"'
     if study.exports:  # a run that goes on is exported when it is trained
-        export = f'{_python()} -m eval.export {shlex.join(store)} "$run"'
+        export = f'{PYTHON} -m eval.export {shlex.join(store)} "$run"'
         script += f'{judge} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
     else:
         script += f"exec {judge}"
@@ -191,12 +193,15 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
     Raises:
         ConfigError: there is no sbatch, or it refuses the job; the message is sbatch's own.
     """
-    # inside a job, its own variables must not be taken for options of the next one
-    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"} | variables
+    # Inside a job, its own variables must not be taken for options of the next one. PYTHON of `make PYTHON=python3.12`
+    # is the one that makes .venv; a job has the one of the site file.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
+    env = {k: v for k, v in inherited.items() if k != "PYTHON"} | variables
     command = ["sbatch", "--parsable", *arguments]
     try:
         # as launch/run.sh does: what jobs need besides, such as modules and folders, is in the site file too
-        text = f'#!/bin/bash\n[ -z "${{SITE:-}}" ] || . "$SITE"\n{script}\n' if script else None
+        begin = f'#!/bin/bash\npython={shlex.quote(sys.executable)}\n[ -z "${{SITE:-}}" ] || . "$SITE"\n'
+        text = f"{begin}{script}\n" if script else None
         done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
     except FileNotFoundError:
         raise ConfigError(NO_SLURM) from None
@@ -294,10 +299,6 @@ def _logs(study: Study) -> Path:
     """The folder of the logs of the study's evaluation and report jobs, where launch/run.sh puts those of training
     jobs too."""
     return study.out / rundir.SLURM
-
-
-def _python() -> str:
-    return shlex.quote(sys.executable)
 
 
 def main(argv: list[str]) -> int:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -37,6 +38,11 @@ TINY = {
 SITE = """
 export SBATCH_PARTITION=spot SBATCH_TIMELIMIT=30 SBATCH_GPUS_PER_NODE=2 NODE_MTBF_HOURS=99
 [ -z "${SLURM_JOB_ID:-}" ] || echo "the site's own commands run on $(hostname)"
+"""
+# What a site names for a container: it notes what it was asked to run, and runs it.
+NAMED_PYTHON = f"""#!/bin/sh
+echo "$SLURM_JOB_ID $*" >>launch/asked
+exec {sys.executable} "$@"
 """
 
 
@@ -87,7 +93,9 @@ def instead(words: list[str], settings: dict[str, float]) -> list[str]:
 @pytest.mark.timeout(600)
 def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit: str, words: list[str]) -> None:
     code = copy_code(tmp_path / "code")
-    (code / "launch/site.sh").write_text(SITE)
+    (code / "launch/site.sh").write_text(f"{SITE}export PYTHON=launch/python\n")
+    (code / "launch/python").write_text(NAMED_PYTHON)
+    (code / "launch/python").chmod(0o755)
     make = ["make", "--old-file=.venv/ready", "ablation", "ON=slurm", "NODES=2"]
     said = slurm.run(*make, *words, cwd=code)
     train, evaluate, report = (x.split()[1].rstrip(":") for x in said.splitlines() if x.startswith("job "))
@@ -129,6 +137,8 @@ def test_a_study_from_submission_to_report(slurm: Cluster, tmp_path: Path, unfit
         assert kept["tokens"] == 5 * 4 * 32 and not list(cell.dir.glob("*.parts"))
     assert "Score against tokens" in next((code / "ablations/records").glob("*/report.md")).read_text()
     assert "bits/byte" in next((code / "ablations/records").glob("*/report.md")).read_text()
+    asked = (code / "launch/asked").read_text()  # every job ran the site's Python
+    assert {"launch.train", "eval", "eval.report"} <= set(re.findall(r"-m (\S+)", asked))
     nothing = slurm.run(sys.executable, "-m", "launch.slurm.submit", "--nodes", "2", *words, cwd=code)
     assert "nothing to submit" in nothing
 
