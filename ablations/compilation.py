@@ -12,13 +12,13 @@ from ablations.machine import has_gpu
 from ablations.run import Run
 from ablations.values import ConfigError
 
-# Seconds that torch.compile takes before the first step, for each layer of the model: for the first run of a graph on a
-# machine, and for later ones, which find its code in torch's cache (TORCHINDUCTOR_CACHE_DIR, by default a folder in
-# /tmp), which all runs of a user share. Measured: docs/performance.md.
-COLD, WARM = 12.0, 3.0
-# Seconds that a compiled run saves for each token, layer and column of the model's width, by precision. Measured:
-# docs/performance.md. Seconds and these savings are of the same processor, and on another one both differ alike.
-SAVED = {"bf16": 5e-9, "fp32": 2e-9}
+# CPU seconds that torch.compile and the proof of its graph take before the first step, for each layer of the model: in
+# the first run of a graph on a machine; and in later ones, which find its code in torch's cache, a folder that all runs
+# of a user share (TORCHINDUCTOR_CACHE_DIR, by default in /tmp). Measured at four layers (docs/performance.md).
+COLD, WARM = 22.0, 4.0
+# CPU seconds that a compiled run saves for each token, layer and column of the model's width, by precision: the least
+# that was measured, on the same processor (docs/performance.md). In fp32 nothing is saved with learned positions.
+SAVED = {"bf16": 4e-9}
 COMPILED = ("always", "reduce-overhead")  # values of layout.compile with which a CPU compiles
 
 
@@ -39,7 +39,7 @@ def choose(runs: Sequence[Run], begun: str = "") -> Compilation:
     """
     if begun:
         return Compilation(begun, f"layout.compile={begun}, as in the runs of the study that have begun")
-    if unknown := next(filter(None, map(not_measured, runs)), ""):
+    if unknown := next(filter(None, map(without_known_gain, runs)), ""):
         return Compilation("never", f"not compiled: {unknown}")
     saved, taken = sum(map(seconds_saved, runs)), compile_seconds(runs)
     if saved <= taken:
@@ -49,16 +49,16 @@ def choose(runs: Sequence[Run], begun: str = "") -> Compilation:
     return Compilation("always", f"compiled: that takes about {taken:.0f} s in all, and saves {saved:.0f}")
 
 
-def not_measured(run: Run) -> str:
+def without_known_gain(run: Run) -> str:
     """Why it is not known whether compiling a run pays; "" where it is known."""
     if run.by_clock:  # the first run would have less of its budget left than those that find compiled code
         return "compiling would take a different share of each run's time"
     if run.train.precision not in SAVED:
-        return f"what that saves was not measured in {run.train.precision}"
+        return f"no gain was measured in {run.train.precision}"
     if run.model.objective != "causal":
-        return f"what that saves was not measured with model.objective={run.model.objective}"
+        return f"no gain was measured with model.objective={run.model.objective}"
     if run.layout.processes != 1 or run.layout.tp > 1:
-        return "what that saves was not measured with several processes"
+        return "no gain was measured with several processes"
     return ""
 
 

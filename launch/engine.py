@@ -2,6 +2,7 @@
 
 import math
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from launch.bf16 import free_fp32_gradients_between_steps, use_device_updates
 from launch.checkpoint import KINDS, Checkpoints, Fragment
 from launch.deepspeed_setup import deepspeed_config, import_deepspeed
 from launch.equal_weights import check_equal_weights
-from launch.manifest import Diverged
+from launch.manifest import Diverged, Failed
 from launch.step import Pending, Step
 from model import attention, proof
 from model.fp8 import weights_cast
@@ -51,8 +52,14 @@ class Engine:
     def compile(self) -> None:
         """Compile the model and its loss with torch.compile, forward and backward, for micro-batches of the run's
         size. Then prove that the compiled graph computes the same as the eager model; the result is in `proofs`. No
-        gradients are left behind."""
+        gradients are left behind.
+
+        Raises:
+            Failed: torch cannot compile the model.
+        """
         began, model, random = time.perf_counter(), self.run.model, torch.Generator().manual_seed(0)
+        from torch._dynamo.exc import TorchDynamoException
+
         if self.device.type == "cpu":
             from torch._functorch import config
 
@@ -75,10 +82,18 @@ class Engine:
             with weights_cast(self.model):
                 return loss(batch)
 
-        if model.dropout or model.attn_dropout:  # what training calls, and then a graph that drops nothing, to compare
-            torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
-            loss.eval()
-        self.proofs = [proof.compiled(self.model, graph, loss.forward, batch)]
+        try:
+            if model.dropout or model.attn_dropout:  # what training calls; then a graph that drops nothing, to compare
+                torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
+                loss.eval()
+            self.proofs = [proof.compiled(self.model, graph, loss.forward, batch)]
+        except TorchDynamoException as error:
+            traceback.print_exc()  # into the run's log
+            cause = getattr(error, "inner_exception", error)
+            reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
+            raise Failed(
+                f"torch.compile: {reason}. layout.compile=never trains without it, in all runs of the study"
+            ) from None
         loss.train()
         if self.device.type == "cuda":
             torch.cuda.synchronize()

@@ -11,6 +11,7 @@ from ablations.config import ConfigError, resolve
 from ablations.run import Run
 from ablations.study import Study, from_args
 from launch import local, train
+from tests.test_bench import TINY
 
 LONG = "TOKENS=200M"  # of a nano run, for which compiling pays
 
@@ -139,3 +140,23 @@ def test_python_without_headers_cannot_compile(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match="headers are not installed .*größe"):
         compilation.check_compiler(nano(layout__compile="always"))
     compilation.check_compiler(nano(layout__compile="never"))
+
+
+def test_a_model_that_torch_cannot_compile_fails_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import torch
+
+    from launch import deepspeed_setup, engine, manifest, run_model
+
+    def broken(*args: Any) -> None:
+        raise NameError("größer is no type")
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compile(*args, **options, backend=broken))
+    torch._dynamo.reset()
+    run = resolve([*TINY, ("train.precision", "bf16"), ("layout.compile", "always")])
+    deepspeed_setup.start(run)
+    with pytest.raises(manifest.Failed, match="torch.compile: NameError: größer is no type. layout.compile=never"):
+        engine.build(run_model.model_of(run), run, 1)
+    assert "Traceback" in capsys.readouterr().err
