@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations.criteria import PRIMARY, check_metric, margins_of_file
+from ablations.parts import PARTS
+from ablations.run import SETTINGS
 from ablations.strict_yaml import read_yaml
 from ablations.values import ConfigError, did_you_mean
 
@@ -68,6 +70,9 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"{path.name}: each arm is one line, such as `- model.pos: alibi`: {FORM}")
     if not isinstance(base, dict) or not all(isinstance(key, str) for key in base):
         raise ConfigError(f"{path.name}: base must be settings and their values: {FORM}")
+    for key in [*(next(iter(arm)) for arm in arms), *base]:
+        if key not in (*SETTINGS, *PARTS, "study"):
+            raise ConfigError(f"{path.name}: there is no setting {key!r}{did_you_mean(key, SETTINGS)}")
     origin = str(base.get("study", name))
     shared = _shared_base(base, path.name)
     base = shared | {key: value for key, value in base.items() if key != "study"}

@@ -6,25 +6,24 @@ many samples a run needs: a longer run would see other data from its first step 
 a GPTDataset of exactly one epoch with a seed of its own. A blend of sources chooses the source of each sample from the
 weights and the choices before it, so that it can be extended without changing its beginning.
 
-GPTDataset's index is built, and samples are read, without that class, which takes four times the memory and twice the
-time. No other file of data/ imports megatron-core.
+GPTDataset's index is built by the same compiled functions of megatron-core, and samples are read, without that class,
+which takes four times the memory and twice the time. No other file of data/ uses megatron-core.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache as cached
 from functools import lru_cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from data import tokens
 
 
 class Batches:
@@ -137,14 +136,13 @@ class _Source:
         for suffix in (".bin", ".idx"):
             if not Path(prefix + suffix).is_file():
                 raise ValueError(f"no token file {prefix + suffix}")
-        self._tokens = _megatron().IndexedDataset(prefix)  # it unmaps the file when it goes
-        index = self._tokens.index
-        self.lengths, self.pointers = index.sequence_lengths, index.sequence_pointers
+        dtype, self.lengths = tokens.read(prefix)
+        self.offsets = tokens.offsets(prefix)
         self.count = int(self.lengths.sum(dtype=np.int64))
         if self.count < seq + 1:
             raise ValueError(f"{prefix} holds {self.count} tokens, but one sample of seq={seq} takes {seq + 1}")
         self.file = open(prefix + ".bin", "rb")
-        self.flat = np.memmap(self.file, index.dtype, "r")
+        self.flat = np.memmap(self.file, dtype, "r")
         self.length = (self.count - 1) // seq
         self.seq, self.seed, self.in_order = seq, seed, in_order
         self._epoch = lru_cache(maxsize=2)(self._build)  # a batch lies in one epoch, or across the end of one
@@ -157,7 +155,7 @@ class _Source:
         documents, cuts, samples = self._epoch(epoch)
         (first, skipped), (last, taken) = cuts[(at := int(samples[sample])) : at + 2].tolist()
         chosen = documents[first : last + 1]
-        begins = (self.pointers[chosen] // self.flat.itemsize).tolist()
+        begins = (self.offsets[chosen] // self.flat.itemsize).tolist()
         ends = [begin + length for begin, length in zip(begins, self.lengths[chosen].tolist(), strict=True)]
         ends[-1] = begins[-1] + taken + 1  # the first token of the next sample is the last target of this one
         begins[0] += skipped
@@ -167,7 +165,7 @@ class _Source:
         random = np.random.RandomState(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
         documents = np.arange(len(self.lengths), dtype=np.int32)
         random.shuffle(documents)
-        cuts = _megatron().build_sample_idx(self.lengths, documents, self.seq, 1, self.count)
+        cuts = _cuts(self.lengths, documents, self.seq, self.count)
         samples = np.arange(self.length, dtype=np.uint32)
         random.shuffle(samples)
         return _Epoch(documents, cuts, samples)
@@ -178,31 +176,34 @@ def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     number within that source. Each sample is taken from the source whose share so far is furthest below its weight.
     `weights`: [sources], which add up to 1."""
     sources, numbers = np.zeros(size, np.int16), np.zeros(size, np.int64)
-    _megatron().build_blending_indices(sources, numbers, weights, len(weights), size, False)
+    _helpers().build_blending_indices(sources, numbers, weights, len(weights), size, False)
     return sources, numbers
 
 
-@contextmanager
-def uncompiled_imports() -> Iterator[None]:
-    """A context in which imported libraries cannot have functions compiled by torch when they are defined. Training
-    does not call these functions, and torch's compiler takes longer to load than everything else."""
-    compiler, torch.compile = torch.compile, lambda function=None, **options: function or (lambda f: f)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.compile = compiler
+def _cuts(lengths: np.ndarray, documents: np.ndarray, seq: int, count: int) -> np.ndarray:
+    """Where the samples of an epoch begin, as `_Epoch.cuts`.
+
+    Args:
+        lengths: [documents], the tokens of each document.
+        documents: [documents], the order of the documents.
+        seq: the number of input tokens of a sample.
+        count: the tokens of all documents.
+    """
+    fits = max(len(documents), int(lengths.max())) <= np.iinfo(np.int32).max
+    build = _helpers().build_sample_idx_int32 if fits else _helpers().build_sample_idx_int64
+    one_epoch, drop_last, further_token = 1, True, 1  # each sample has a token more, the last target
+    return build(np.asarray(lengths), documents, seq, one_epoch, count, drop_last, further_token)
 
 
 @cached
-def _megatron() -> SimpleNamespace:
-    """A namespace with the parts of megatron-core that are used here. The import takes a second, and its warnings about
-    absent optional libraries are suppressed."""
-    with warnings.catch_warnings(), uncompiled_imports():
-        warnings.simplefilter("ignore")
-        from megatron.core.datasets import helpers, indexed_dataset
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
-    return SimpleNamespace(
-        IndexedDataset=indexed_dataset.IndexedDataset,
-        build_sample_idx=helpers.build_sample_idx,
-        build_blending_indices=helpers.build_blending_indices,
-    )
+def _helpers() -> Any:
+    """megatron-core's compiled functions that build indices. Their file is loaded alone: imported by its name it would
+    bring all of megatron-core, which takes a second."""
+    package = find_spec("megatron.core")  # where it is; it is not imported
+    folder = Path(package.origin).parent / "datasets" if package and package.origin else Path()
+    spec = PathFinder.find_spec("helpers_cpp", [str(folder)])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"megatron-core is not installed with its compiled helpers (looked for in {folder})")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

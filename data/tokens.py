@@ -127,6 +127,14 @@ def read(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
     return DTYPES[code], lengths
 
 
+def offsets(prefix: str | Path) -> np.ndarray:
+    """The byte of a token file's .bin at which each sequence begins, int64 [sequences], memory-mapped. `prefix`: the
+    path of the .bin and .idx file, without extension. Raises ValueError as `read` does."""
+    count = len(read(prefix)[1])
+    start = HEADER.size + 4 * count  # after the lengths
+    return np.memmap(f"{prefix}.idx", "<i8", "r", start, (count,)) if count else np.empty(0, "<i8")
+
+
 def _write_index(prefix: str, kind: np.dtype, parts: list[np.ndarray]) -> None:
     count = sum(map(len, parts))
     code = next(code for code, known in DTYPES.items() if known == kind)

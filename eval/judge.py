@@ -234,6 +234,7 @@ def load(
     """
     import torch
 
+    from model.allocator import keep_freed_memory
     from model.config import ModelConfig
     from model.gpt import GPT
 
@@ -250,6 +251,8 @@ def load(
     gpus = torch.cuda.device_count()
     precision = precision or ("bf16" if gpus else "fp32")
     device = f"cuda:{rank % gpus}" if gpus else "cpu"
+    if not gpus:
+        keep_freed_memory()
     return model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32), tokenizer, precision, gpus
 
 

@@ -1,17 +1,17 @@
 """DeepSpeed started and configured. No other file imports it; launch/engine.py uses the engine that it makes."""
 
-import ctypes
 import logging
 import os
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ablations.config import Run, spread
-from data.batches import uncompiled_imports
+from model.allocator import keep_freed_memory
 from model.count import parameters
 
 
@@ -43,23 +43,20 @@ def start(run: Run) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for this process; does nothing with another C library.
-
-    By default glibc returns large blocks to the system, and each step has to get them again, zeroed. That took 19% of a
-    step in bf16 and 16% in fp32, measured at the nano size on one core.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
-        mallopt(M_TOP_PAD, 64 << 20)
+@contextmanager
+def uncompiled_imports() -> Iterator[None]:
+    """A context in which imported libraries cannot have functions compiled by torch when they are defined. Training
+    does not call these functions, and torch's compiler takes longer to load than everything else."""
+    compiler, torch.compile = torch.compile, lambda function=None, **options: function or (lambda f: f)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiler
 
 
 def import_deepspeed() -> Any:
-    """Import the module deepspeed without its warnings and log lines, and without compiling its shared-memory
-    extension, which training never calls. Returns the module."""
+    """Import the module deepspeed without its warnings, its log lines and its reports of memory, and without compiling
+    its shared-memory extension, which training never calls. Returns the module."""
     with warnings.catch_warnings(), uncompiled_imports():
         warnings.simplefilter("ignore")
         import deepspeed
@@ -70,6 +67,10 @@ def import_deepspeed() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # its bf16 optimizer prints the use of memory six times, and before each has Python collect garbage
+    from deepspeed.runtime import bf16_optimizer
+
+    bf16_optimizer.see_memory_usage = lambda message, force=False: None
     # a shared-memory collective for inference: compiling it takes a minute, and training never calls it
     __compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

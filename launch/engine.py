@@ -1,5 +1,6 @@
 """The training engine: a model with its optimizer under DeepSpeed, which steps, saves and loads."""
 
+import inspect
 import math
 import time
 import traceback
@@ -377,7 +378,16 @@ class Loss(nn.Module):
         return self.model.loss(batch)
 
 
-def adamw(model: nn.Module, run: Run) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, of which only the guards against torch's compiler are left out: calling a guarded method loads the
+    compiler, which takes more than a second at the start of a run. The optimizer itself is never compiled here."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+def adamw(model: nn.Module, run: Run) -> AdamW:
     """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none, but for
     the gain of the embedding norm where train.decay_embnorm asks for it."""
     with_decay: list[nn.Parameter] = []
@@ -385,7 +395,7 @@ def adamw(model: nn.Module, run: Run) -> torch.optim.AdamW:
     for name, p in model.named_parameters():
         decayed = p.dim() >= 2 or (run.train.decay_embnorm and name == "embnorm.weight")
         (with_decay if decayed else without).append(p)
-    return torch.optim.AdamW(
+    return AdamW(
         [{"params": with_decay, "weight_decay": run.train.weight_decay}, {"params": without, "weight_decay": 0.0}],
         lr=run.train.lr,
         betas=(run.train.beta1, run.train.beta2),

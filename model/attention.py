@@ -24,11 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from model.inference import scoring
 from model.kernels import attention as kernel
 from model.objective import Objective
 from model.position import Position
 
 ROWS = 128  # queries at a time in `plain`: in bf16 at 256 tokens 64 took 2% longer, all 256 at once 19% (one core)
+# Queries at a time in `masked` while text is scored, with the keys up to the last of them. ALiBi at nano over inputs of
+# up to 1024 tokens (one core, other work beside it): all at once took 1.24 times as long; 128 or 512 as long.
+ROWS_SCORED = 256
 Attend = Callable[..., Tensor]  # of q, k, v; and the layer's number, from 1, where QK layer scaling is on
 
 # The kernels of torch's attention that need no mask tensor: launch/attention_kernel.py times them beside Flex.
@@ -111,16 +115,26 @@ def prepare(
 
 
 def visible_bias(
-    position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
+    position: Position,
+    heads: int,
+    x_BTD: Tensor,
+    objective: Objective,
+    extents_B: Tensor | None = None,
+    queries: range | None = None,
 ) -> Tensor:
     """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
     where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ.
 
-    The arguments are those of `prepare`.
+    The arguments are those of `prepare`, and:
+
+    Args:
+        queries: the queries, and with them the keys up to the last query's own; None: all T queries and keys.
     """
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
-    b, h, q, k = at(B)[:, None, None, None], at(heads)[:, None, None], at(T)[:, None], at(T)
+    queries = queries or range(T)
+    b, h = at(B)[:, None, None, None], at(heads)[:, None, None]
+    q, k = at(queries.start, queries.stop)[:, None], at(queries.stop)
     seen = objective.sees(extents_B, b, q, k)
     return torch.where(seen, position.bias(h, q, k), -math.inf).to(x_BTD.dtype)
 
@@ -163,11 +177,14 @@ def masked(
     dropout: float = 0.0,
 ) -> Attend:
     """Make an attention function that calls torch's scaled_dot_product_attention with bias and mask as one float
-    tensor. The tensor has four dimensions, since torch computes slowly with three. The arguments are those of
-    `prepare`."""
+    tensor. The tensor has four dimensions, since torch computes slowly with three. While text is scored, and no query
+    sees a later key, ROWS_SCORED queries at a time are given the keys up to the last of them. The arguments are those
+    of `prepare`."""
     T = x_BTD.shape[1]
-    bias = visible_bias(position, heads, x_BTD, objective, extents_B)
-    bias = bias if bias.dim() == 4 else bias.view(1, -1, T, T)
+    rows = ROWS_SCORED if objective.causal and scoring() else T
+    blocks = [range(start, min(start + rows, T)) for start in range(0, T, rows)]
+    biases = [visible_bias(position, heads, x_BTD, objective, extents_B, block) for block in blocks]
+    biases = [bias if bias.dim() == 4 else bias.view(1, -1, *bias.shape[-2:]) for bias in biases]
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         q, k = position.rotate(q_BHTK, k_BHTK)
@@ -176,7 +193,16 @@ def masked(
             # the three were parts of one tensor, and v alone would keep it all; the output takes the layout of q, and
             # in any but this one it would be kept twice, here and as the next layer reads it
             q, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        if len(blocks) == 1:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=biases[0], dropout_p=dropout)
+        out_BTHK = q.new_empty(len(q), T, heads, q.shape[-1])
+        for block, bias in zip(blocks, biases, strict=True):
+            of_block, visible = slice(block.start, block.stop), slice(block.stop)
+            out_BHTK = F.scaled_dot_product_attention(
+                q[:, :, of_block], k[:, :, visible], v[:, :, visible], attn_mask=bias, dropout_p=dropout
+            )
+            out_BTHK[:, of_block] = out_BHTK.transpose(1, 2)
+        return out_BTHK.transpose(1, 2)
 
     return attend
 

@@ -3,11 +3,11 @@ parameters, except those whose name ends in "unmatched"."""
 
 from typing import get_args, get_type_hints
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.inference import scoring
 from model.kernels.gelu import gelu
 from model.kernels.linear import ONEDNN, gelu_product
 from model.linear import LAYERS, Layers, Linear
@@ -22,7 +22,7 @@ class GELU(nn.Module):
         self.down = layers.row(cfg.ffn, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if _scoring() and ONEDNN and x_BTD.device.type == "cpu" and isinstance(self.up, Linear):
+        if scoring() and ONEDNN and x_BTD.device.type == "cpu" and isinstance(self.up, Linear):
             return self.down(gelu_product(x_BTD, self.up.weight, self.up.bias))
         return self.down(gelu(self.up(x_BTD)))
 
@@ -46,12 +46,6 @@ class GEGLU(SwiGLU):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(gelu(self.gate(x_BTD)) * self.up(x_BTD))
-
-
-def _scoring() -> bool:
-    """Whether torch is in inference mode, as it is in evaluation but not in training and proofs. False while
-    torch.compile traces the model, since asking torch for the mode would break the graph."""
-    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 
 MLPS: dict[str, type[nn.Module]] = {"gelu": GELU, "swiglu": SwiGLU, "swiglu-unmatched": SwiGLU, "geglu": GEGLU}

@@ -32,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ablations.config import Run, resolve
 from launch import deepspeed_setup, engine
+from model import allocator
 from model.gpt import GPT, prepare_to_compile
 from model.objective import OBJECTIVES, Batch, SpecialTokens
 
@@ -49,7 +50,7 @@ def serve(pipe: Connection, row: str, setting: str, words: list[tuple[str, Any]]
         run = resolve(words)
         torch.set_num_threads(run.layout.threads)
         if "memory kept" in setting:
-            deepspeed_setup.keep_freed_memory()
+            allocator.keep_freed_memory()
         torch.manual_seed(0)
         rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
         began = time.perf_counter()
@@ -74,7 +75,7 @@ def build(row: str, setting: str, run: Run, rows: torch.Tensor, nanogpt: Path | 
     if kind == "ours":
         return ours(run, rows)
     if kind == "bare":
-        deepspeed_setup.keep_freed_memory()
+        allocator.keep_freed_memory()
         return peer(GPT(run.model, run.seed), run, rows, setting)
     made = peers(run, nanogpt, "plain" in setting)[row.replace("masked only", "learned")]()
     return peer(made, run, rows, setting, "masked only" in row)

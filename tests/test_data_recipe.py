@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data import corpus, filters, prepare, readers, sources
+from data.dedup import MERSENNE, SHINGLES_AT_ONCE, signature
 from data.filters import Recipe
 from data.text import not_as_listed
 from data.tokenizer import load_tokenizer
@@ -501,6 +502,24 @@ def test_documents_without_a_signature_are_counted(tmp_path, store, texts):
     assert made["counts"]["unsigned"] == 31
     said = f"31 of {len(texts + short)} documents are shorter than 5 words"
     assert any(said in note for note in made["notes"]) and said in Path(made["reports"][0]).read_text("utf-8")
+
+
+@pytest.mark.parametrize("language", ["ascii", "accents", "Chinese"])
+def test_a_signature_is_that_of_datatrove(tmp_path, language):
+    from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
+
+    words = prose(language, 700)  # more shingles than are hashed at once
+    text = {"ascii": words, "accents": words.replace("e", "é"), "Chinese": "".join(map(chr, range(0x4E00, 0x5100)))}
+    step = signature(tmp_path)
+    shingles = step.get_shingles(text[language])
+    np.testing.assert_array_equal(shingles, MinhashDedupSignature.get_shingles(step, text[language]))
+    assert len(shingles) > 2 * SHINGLES_AT_ONCE
+    a, b = (parameter.astype(object) for parameter in step.parameters)
+    edges = [0, 2**64 - 1, MERSENNE, MERSENNE - 1, 2**61]
+    for some in (shingles, shingles[:1], shingles[:300], np.array(edges, np.uint64).reshape(-1, 1)):
+        least = ((some.astype(object) * a + b) % 2**64 % MERSENNE).min(axis=0)  # in whole numbers of any size
+        assert np.ravel(step.get_signature(some)).tolist() == least.tolist()
+        assert step.get_signature(some) == MinhashDedupSignature.get_signature(step, some)
 
 
 def test_tables_of_numbers_are_told_apart_by_their_numbers(tmp_path, store, texts):

@@ -19,6 +19,7 @@ from ablations import rundir, safe_files
 from eval import results
 from eval.__main__ import main
 from eval.tasks import harness, position, probes
+from eval.tasks.score import is_likeliest
 from eval.tasks.scorer import Scorer
 from eval.weights import weights_of
 from model.config import ModelConfig
@@ -180,6 +181,14 @@ def one_by_one(gpt: GPT, given: list[int], scored: list[int]) -> tuple[float, bo
         logp = gpt(torch.tensor([ids[:-1]]))[0, len(given) - 1 :].log_softmax(-1)
     greedy = logp.argmax(-1).tolist() == scored
     return sum(logp[i, token].item() for i, token in enumerate(scored)), greedy
+
+
+def test_of_equally_likely_tokens_greedy_decoding_takes_the_first():
+    """As argmax, in a loop over the targets: 5 outputs, and several targets for some of them."""
+    logp = torch.tensor([[-1.0, -1, -9], [-2, -1, -1], [-3, -3, -3], [-5, -4, -1], [-1, -2, -2]])
+    n, v = torch.cartesian_prod(torch.arange(5), torch.arange(3)).T
+    expected = [int(logp[output].argmax()) == token for output, token in zip(n.tolist(), v.tolist(), strict=True)]
+    assert is_likeliest(logp, n, v).tolist() == expected and sum(expected) == 5
 
 
 @pytest.mark.parametrize("pos", ["none", "rotary", "alibi"])

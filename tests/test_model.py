@@ -336,6 +336,17 @@ def test_evaluation_computes_what_training_does_and_only_what_is_asked(cfg: Mode
     assert relative(found, exact[only]) < 1.1 * relative(trained[only], exact[only]) + 1e-6
 
 
+@pytest.mark.parametrize("pos", POSITIONS)
+def test_scored_in_blocks_of_queries_text_has_the_same_logits(pos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpt = GPT(replace(SMALL, pos=pos, init_std=0.2), seed=1)
+    rows = tokens(gpt.cfg, 30)
+    with torch.no_grad():
+        at_once = gpt(rows)
+    monkeypatch.setattr(attention, "ROWS_SCORED", 8)  # the last block has 6
+    with torch.inference_mode():
+        torch.testing.assert_close(gpt(rows), at_once, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("cfg", VARIANTS, ids=name)
 def test_the_count_is_that_of_the_model(cfg: ModelConfig) -> None:
     with torch.device("meta"):

@@ -75,16 +75,17 @@ def test_a_decayed_norm_gain_stops_the_run(
     corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through DeepSpeed, in whose own groups the audit looks."""
+    from launch import engine
     from launch.manifest import Mismatch
 
-    adamw = torch.optim.AdamW
+    adamw = engine.AdamW
 
     def careless(groups: list[dict[str, Any]], **kw: Any) -> torch.optim.Optimizer:
         moved = groups[1]["params"].pop(0)
         groups[0]["params"].append(moved)
         return adamw(groups, **kw)
 
-    monkeypatch.setattr(torch.optim, "AdamW", careless)
+    monkeypatch.setattr(engine, "AdamW", careless)
     cell = dataclasses.replace(study(corpus, tmp_path).cells[0], dir=tmp_path / "run")
     cell.dir.mkdir()
     with pytest.raises(Mismatch, match="blocks.0.norm1.weight is decayed"):

@@ -45,6 +45,8 @@ MALFORMED = {
     "an unknown key": GOOD.encode() + b"seeds: 3\n",
     "two lines in an arm": b"question: a\nexpect: b\narms: [{model.pos: alibi, model.act: geglu}]\n",
     "an arm of text": b"question: a\nexpect: b\narms: [alibi]\n",
+    "an arm of no setting": b"question: a\nexpect: b\narms: [{model.pso: alibi}]\n",
+    "a base of no setting": GOOD.encode() + b"base: {train.lrate: 1.0e-3}\n",
     "a number as key": b"question: a\nexpect: b\narms: [{1: 2}]\n",
     "arms as a mapping": b"question: a\nexpect: b\narms: {model.pos: alibi}\n",
     "base as a list": GOOD.encode() + b"base: [1]\n",

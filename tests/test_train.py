@@ -200,12 +200,33 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
     assert os.path.getsize(cell.dir / "weights.safetensors") > 4 * record["parameters"]["count"]
 
 
+def test_our_adamw_is_torchs() -> None:
+    from launch import engine
+
+    weights = [torch.nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(1))) for _ in range(2)]
+    options: dict[str, Any] = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.3, "fused": True}
+    ours, theirs = engine.AdamW([weights[0]], **options), torch.optim.AdamW([weights[1]], **options)
+    random = torch.Generator().manual_seed(2)
+    for _ in range(4):
+        gradient = torch.randn(5, 3, generator=random)
+        for weight, optimizer in zip(weights, (ours, theirs), strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert weight.grad is None
+    assert torch.equal(*weights)
+
+
 def test_a_run_that_is_not_compiled_does_not_load_the_compiler() -> None:
-    """It takes seconds: DeepSpeed, megatron-core and decorators of ours would load it as they are imported."""
+    """It takes seconds: DeepSpeed, megatron-core and decorators of ours would load it as they are imported, and torch's
+    optimizers when they are called. Of megatron-core only the compiled helpers are loaded."""
     code = (
-        "import sys\nfrom launch import deepspeed_setup, engine\nfrom data import batches\nfrom model import gpt\n"
-        "deepspeed_setup.import_deepspeed()\nbatches._megatron()\n"
-        "print(sorted(sys.modules.keys() & {'torch._dynamo', 'torch._inductor.compile_fx'}))"
+        "import sys, torch\nfrom launch import deepspeed_setup, engine\n"
+        "from data import batches\nfrom model import gpt\n"
+        "deepspeed_setup.import_deepspeed()\nbatches._helpers()\n"
+        "weight = torch.nn.Parameter(torch.ones(2))\nadamw = engine.AdamW([weight], fused=True)\n"
+        "weight.grad = torch.ones(2)\nadamw.step()\nadamw.zero_grad()\n"
+        "print(sorted(sys.modules.keys() & {'torch._dynamo', 'torch._inductor.compile_fx', 'megatron.core'}))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert printed.splitlines()[-1] == "[]"

@@ -204,7 +204,7 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
-        known.update({pair.groups() for pair in PAIR.finditer(text)})
+        known.update(set(PAIR.findall(text)))
     often, answers = max(2, len(texts) / 100), Counter[str]()
     for text, rng in passes(texts):
         usable = []
@@ -213,7 +213,7 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
             if known[pair.groups()] < often or answers[word] >= n // 20:
                 continue
             context = whole_words(text[: pair.end(1)], 250)
-            if len(context) > 100 and regex.search(rf"\b{word}\b", context):
+            if len(context) > 100 and word in context and regex.search(rf"\b{word}\b", context):
                 usable.append((context, word))
         if usable:
             context, word = rng.choice(usable)
@@ -225,16 +225,7 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
     """Pairs (document, item) of the task to choose the true continuation of a text from four. The other three are
     pieces of other documents, whose lengths in bytes differ from that of the true one by a tenth at most. `texts`:
     documents in the order of `documents`."""
-    pieces = {
-        text: [
-            (gap.start(), end)
-            for gap in GAP.finditer(text)
-            if gap.start() > 100
-            for end in [piece_end(text, gap)]
-            if 0 < end < gap.start() + 64
-        ]
-        for text in texts
-    }
+    pieces = {text: list(piece_spans(text)) for text in texts}
     usable = [text for text in texts if pieces[text]]
     for text, rng in passes(usable):
         start, end = rng.choice(pieces[text])
@@ -248,12 +239,20 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
             yield text, question(whole_words(text[:start], 120), true, wrong[:3], rng)
 
 
-def piece_end(text: str, gap: Any) -> int:
-    """The position where a piece of a text ends: the first space after 48 characters, or in scripts without spaces the
-    position after 48 characters; -1 where the text ends before. `gap`: the match of GAP at which the piece begins."""
-    if gap.end() > gap.start():
-        return text.find(" ", gap.start() + 48)
-    return gap.start() + 48 if gap.start() + 48 <= len(text) else -1  # no spaces: after any character
+def piece_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of each piece of a text that can be a choice of `continuation`. A piece begins at a match of GAP
+    after 100 characters, and ends at the first space after 48 of its own, where one comes before the 64th; in scripts
+    without spaces after 48 characters."""
+    for gap in GAP.finditer(text):
+        start, end = gap.span()
+        if start <= 100:
+            continue
+        least = start + 48
+        if end == start:  # no spaces: after any character
+            if least <= len(text):
+                yield start, least
+        elif 0 < (space := text.find(" ", least)) < start + 64:
+            yield start, space
 
 
 def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:

@@ -127,11 +127,27 @@ def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray
     for first in range(0, len(x_ND), step):
         block = order[np.searchsorted(index[order], first) : np.searchsorted(index[order], first + step)]
         logp_NV = model.project(x_ND[first : first + step]).float().log_softmax(-1)
-        likeliest = logp_NV.argmax(-1)
         n, v = (torch.from_numpy(a).to(x_ND.device) for a in (index[block] - first, target[block]))
         logp[block] = logp_NV[n, v].double().cpu().numpy()
-        greedy[block] = (likeliest[n] == v).cpu().numpy()
+        greedy[block] = is_likeliest(logp_NV, n, v).cpu().numpy()
     return logp, greedy
+
+
+def is_likeliest(logp_NV: Tensor, n: Tensor, v: Tensor) -> Tensor:
+    """Whether greedy decoding takes token `v` at output `n`: bool [targets]. Of equally likely ones it takes the first.
+
+    Args:
+        logp_NV: the log-probabilities of the outputs.
+        n: int64 [targets], the output of each target.
+        v: int64 [targets], its token id.
+    """
+    if logp_NV.is_cuda:
+        return logp_NV.argmax(-1)[n] == v
+    # on a CPU argmax takes longer than log_softmax, and amax a tenth of it
+    likeliest = logp_NV[n, v] == logp_NV.amax(-1)[n]
+    (equal,) = likeliest.nonzero(as_tuple=True)
+    likeliest[equal] = logp_NV[n[equal]].argmax(-1) == v[equal]
+    return likeliest
 
 
 # ------------------------------------------------------------------------------------------- greedy continuation

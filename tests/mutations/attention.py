@@ -145,7 +145,7 @@ MUTATIONS = [
         "model.pos",
         [
             (KERNEL, "alpha=ctx.scale / layer", "alpha=1.0 / layer"),
-            (ATTENTION, "attn_mask=bias", "attn_mask=bias, scale=1.0"),
+            (ATTENTION, "attn_mask=biases[0]", "attn_mask=biases[0], scale=1.0"),
         ],
     ),
     one("a token sees the next one", "", "", "model.pos", OBJ, "return k <= q\n", "return k <= q + 1\n"),
@@ -333,5 +333,15 @@ MUTATIONS = [
         "return arranged(position, heads, x_BTD, arrangement, dropout or 0.0)",
         "return arranged(position, heads, x_BTD, arrangement)",
         "tests/test_finetune.py::test_dropout_of_attention_among_padding",
+    ),
+    one(
+        "queries of a later block count their positions from the block's beginning",
+        "",
+        "",
+        "",
+        ATTENTION,
+        "at(queries.start, queries.stop)[:, None]",
+        "at(queries.stop - queries.start)[:, None]",
+        "tests/test_model.py::test_scored_in_blocks_of_queries_text_has_the_same_logits",
     ),
 ]

@@ -200,4 +200,14 @@ MUTATIONS = [
         "        if False:",
         "tests/test_answers.py::test_what_a_parser_of_options_refuses_is_an_answer_too",
     ),
+    one(
+        "a hash of a shingle may be the modulus itself, or more",
+        "",
+        "",
+        "",
+        "data/dedup.py",
+        "np.minimum(hashes, high, out=hashes)",
+        "pass",
+        "tests/test_data_recipe.py::test_a_signature_is_that_of_datatrove",
+    ),
 ]

@@ -165,4 +165,14 @@ MUTATIONS = [
         "best_NC = np.arange(logits_NC.shape[1]) == logits_NC.argmax(1)[:, None]",
         "tests/test_finetune.py::test_constant_outputs_score_exactly_chance_and_count_as_collapsed",
     ),
+    one(
+        "of equally likely tokens any counts as the one that greedy decoding takes",
+        "",
+        "",
+        "",
+        "eval/tasks/score.py",
+        "likeliest[equal] = logp_NV[n[equal]].argmax(-1) == v[equal]",
+        "likeliest[equal] = True",
+        "tests/test_eval.py::test_of_equally_likely_tokens_greedy_decoding_takes_the_first",
+    ),
 ]
