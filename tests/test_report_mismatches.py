@@ -127,7 +127,7 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
         ("run.json", ["versions", "torch"], "2.12.0", "versions.torch differs: 2.13.0 ("),
         ("run.json", ["hardware", "threads"], 2, "hardware.threads differs: 1 ("),
         ("run.json", ["config", "layout", "processes"], 2, "layout.processes differs: 1 ("),
-        ("run.json", ["execution"], {"compiled": "always"}, "layout.compile differs: auto ("),
+        ("run.json", ["execution"], {"compiled": "always"}, "layout.compile differs: none ("),
         (
             "run.json",
             ["continued"],
