@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,11 +89,28 @@ def _local(how: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     try:
         # fork: the other methods import the caller's script again, which would wait here for itself without a
         # guard on its name. The tasks touch neither torch nor a lock of this process' other threads.
-        LocalPipelineExecutor(
+        executor = LocalPipelineExecutor(
             pipeline, tasks=tasks, workers=min(tasks, how.workers or cores()), logging_dir=logs, start_method="fork"
-        ).run()
+        )
+        with python_folders_computed_once():
+            executor.run()
     finally:
         _executing = False
+
+
+@contextlib.contextmanager
+def python_folders_computed_once() -> Iterator[None]:
+    """A context in which `sysconfig.get_path` computes each folder once.
+
+    datatrove makes three loggers for each task, and for each of them loguru looks up 36 folders of Python's
+    installation. That took 3 ms (measured), for a small corpus 0.4 s of all the time that its preparation computes.
+    """
+    get_path = sysconfig.get_path
+    sysconfig.get_path = functools.cache(get_path)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sysconfig.get_path = get_path
 
 
 def _end_with_parent() -> None:

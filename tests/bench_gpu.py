@@ -13,8 +13,9 @@ Lines) as it ends: a call that is killed loses one row, and a row that is there 
 --limit no row begins that would not end in time, judged by the longest so far. Set TORCHINDUCTOR_CACHE_DIR to keep
 compiled code between calls.
 
-Without --check the check of the positions and precisions that are timed runs first; a wrong result ends the program
-with exit code 1, unless the results file says that it has passed on this GPU. Exit code 2: there is no GPU.
+Without --check the check of the positions and precisions that are timed runs first, as far as the results file does not
+say that they have passed on this GPU; a wrong result ends the program with exit code 1, but for --unchecked. Exit code
+2: there is no GPU.
 --rehearse runs the same sequence on a CPU, at the size nano unless --size says otherwise; its numbers mean nothing.
 """
 
@@ -26,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from model.fp8 import weights_cast
 from model.gpt import GPT, prepare_to_compile
 from model.memory import estimate
 from model.objective import Batch
-from tests.bench_gpu_check import LONG, POSITIONS, kernels, lacks_fp8, wrong, wrong_in_fp8
+from tests.bench_gpu_check import POSITIONS, Compare, cases, lacks_fp8
 
 # Dense bf16 FLOP/s by the beginning of the name that CUDA gives; NVIDIA's data sheets. An H100 PCIe or NVL has fewer
 # units and lower clocks than an SXM.
@@ -72,7 +74,8 @@ def main() -> int:
         print("error: make bench-gpu needs an NVIDIA GPU, and torch sees none", file=sys.stderr)
         return 2
     if args.row:
-        print(json.dumps(measure(json.loads(args.row), args.steps, args.profile)))
+        trace = args.results.with_suffix(".trace.json.gz") if args.profile else None
+        print(json.dumps(measure(json.loads(args.row), args.steps, trace)))
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -83,16 +86,19 @@ def main() -> int:
     except ConfigError as error:
         print(f"without fp8: {error}", flush=True)
         args.precision.remove("fp8")
-    passed = check(args, device)
-    if args.check or not passed:
-        return 0 if passed else 1
-    return 0 if table(args) else 1
+    wrong = check(args, device)
+    if args.check or (wrong and not args.unchecked):
+        return 1 if wrong else 0
+    return 0 if table(args, wrong) else 1
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size")
     parser.add_argument("--check", action="store_true", help="only compare with the reference")
+    parser.add_argument(
+        "--unchecked", action="store_true", help="time what the check finds wrong, too; the rows name the cases"
+    )
     parser.add_argument("--positions", nargs="+", default=list(POSITIONS), choices=POSITIONS)
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8"])
     parser.add_argument("--how", nargs="+", default=["engine", "bare"], choices=["engine", "bare"])
@@ -108,7 +114,9 @@ def arguments() -> argparse.Namespace:
         help="layout.compile of the engine's rows; reduce-overhead (CUDA graphs) is for small sizes",
     )
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps that are timed, after two that are not")
-    parser.add_argument("--profile", action="store_true", help="print a step's kernels by their time")
+    parser.add_argument(
+        "--profile", action="store_true", help="print a step's kernels by their time; a trace goes beside --results"
+    )
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds that this call may take")
     parser.add_argument("--results", type=Path, default=Path("runs/bench-gpu.jsonl"), help="appended to")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU")
@@ -121,38 +129,54 @@ def arguments() -> argparse.Namespace:
 # ------------------------------------------------------------------------------------------------ the check
 
 
-def check(args: argparse.Namespace, device: str) -> bool:
-    """Whether every position (and precision) that is asked for computes what the reference does, here or in a call
-    before. Prints and records what was compared, case by case."""
-    known = {
-        row["case"]: row["faults"] for row in results(args.results) if row.get("device") == name() and "case" in row
+def check(args: argparse.Namespace, device: str) -> list[str]:
+    """The cases of tests/bench_gpu_check.py in which this device does not compute what the reference does, here or in a
+    call before; empty: it does in all that are asked for. Prints and records what was compared, case by case."""
+    faults: dict[str, list[str] | None] = {
+        row["case"]: row["faults"]
+        for row in results(args.results)
+        if "case" in row and (row["device"], row["torch"]) == (name(), torch.__version__)
     }
-    cases: dict[str, Callable[[], list[str]]] = {}
-    for pos in args.positions:
-        cases[f"{pos}, head 64, 256 tokens"] = lambda pos=pos: wrong(pos, device)
-    if device == "cuda":
-        cases["alibi, head 128, 1024 tokens"] = lambda: wrong("alibi", device, LONG)
-        there = kernels(device)
-        for kernel in (*attention.TORCH_KERNELS, attention.FLEX):  # whichever a run may choose when it starts
-            if kernel in there:
-                cases[f"rotary by {kernel}, head 128, 1024 tokens"] = lambda k=kernel: wrong("rotary", device, LONG, k)
-            else:
-                print(f"check: attention by {kernel}: torch has none for this device and shape", flush=True)
-    if "fp8" in args.precision:
-        cases["fp8"] = lambda: wrong_in_fp8(device)
-    for case, compare in cases.items():
-        if case not in known or known[case]:
-            known[case] = compare()
-            append(args.results, {"case": case, "faults": known[case], "device": name(), "torch": torch.__version__})
-        print(f"check: {case}: {'equals the reference' if not known[case] else '; '.join(known[case])}", flush=True)
-    return not any(known[case] for case in cases)
+    compare = cases(device, args.positions, "fp8" in args.precision, args.check)
+    for case in sorted(compare, key=faults.__contains__):  # last what was wrong before: it may end this process again
+        if case not in faults or faults[case]:
+            began = time.monotonic()
+            faults[case] = compared(compare[case])
+            row = {"case": case, "faults": faults[case], "device": name(), "torch": torch.__version__}
+            append(args.results, row | {"seconds": time.monotonic() - began})
+        verdict = "torch has none for this device and shape" if faults[case] is None else "equals the reference"
+        print(f"check: {case}: {'; '.join(faults[case] or ()) or verdict}", flush=True)
+        if faults[case] and not device_answers():
+            print("check: the GPU takes no more work from this process: give the same command again", flush=True)
+            break
+    return [case for case in compare if faults.get(case)]
+
+
+def compared(compare: Compare) -> list[str] | None:
+    """What `compare` finds wrong; where it fails, its error."""
+    torch.compiler.reset()  # or the ninth shape of a function would run without being compiled
+    try:
+        return compare()
+    except Exception as error:  # whatever a kernel, a driver or a compiler has
+        traceback.print_exc()
+        return [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"]
+
+
+def device_answers() -> bool:
+    """Whether the GPU still takes work from this process: after some errors it does not."""
+    try:
+        wait()
+    except RuntimeError:
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------------ the table
 
 
-def table(args: argparse.Namespace) -> bool:
-    """Measures the rows that are not there yet; whether all that were asked for are there now."""
+def table(args: argparse.Namespace, wrong: list[str]) -> bool:
+    """Measures the rows that are not there yet; whether all that were asked for are there now. `wrong`: the cases that
+    the check found wrong, of which new rows have the names."""
     print(
         f"{args.size} on one {name()}, torch {torch.__version__}\n"
         "| position | precision | loop | micro-batch | tokens/s | MFU | GB | of the estimate | compilation, s |\n"
@@ -167,7 +191,7 @@ def table(args: argparse.Namespace) -> bool:
                 complete = False
                 continue
             start = time.monotonic()
-            row = wanted | run_row(wanted, args)
+            row = wanted | run_row(wanted, args) | ({"wrong": wrong} if wrong else {})
             longest = max(longest, time.monotonic() - start)
             if not args.profile:
                 append(args.results, row)
@@ -204,6 +228,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
 def run_row(wanted: Row, args: argparse.Namespace) -> Row:
     """`measure` in a process of its own; its last words where it fails, as it does where memory is not enough."""
     command = [sys.executable, "-m", "tests.bench_gpu", "--row", json.dumps(wanted), "--steps", str(args.steps)]
+    command += ["--results", str(args.results.absolute())]
     command += ["--rehearse"] * args.rehearse + ["--profile"] * args.profile
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if args.profile:
@@ -289,8 +314,9 @@ def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callabl
     return step, seconds
 
 
-def measure(wanted: Row, steps: int, profile: bool) -> Row:
-    """Tokens per second (the median step), gigabytes at the peak and by estimate, seconds of compilation."""
+def measure(wanted: Row, steps: int, trace: Path | None) -> Row:
+    """Tokens per second (the median step), gigabytes at the peak and by estimate, seconds of compilation. `trace`: a
+    file for the profile of one more step, which is printed, too."""
     micro, batch = wanted["micro_batch"], wanted["micro_batch"] * wanted["accumulate"]
     words = [
         ("size", wanted["size"]),
@@ -322,8 +348,8 @@ def measure(wanted: Row, steps: int, profile: bool) -> Row:
         step()
         wait()
         seconds += [time.perf_counter() - began] if i >= 2 else []
-    if profile:
-        print_profile(step)
+    if trace:
+        print_profile(step, trace)
     speed = batch * run.model.seq / statistics.median(seconds)
     flops = speed * count.flops_per_token(run.model)
     peak = next((peak for card, peak in PEAKS.items() if name().startswith(card)), None)
@@ -341,8 +367,9 @@ def measure(wanted: Row, steps: int, profile: bool) -> Row:
     }
 
 
-def print_profile(step: Callable[[], object]) -> None:
-    """The kernels of one step by their time, and the share of the step in which the GPU had nothing to do."""
+def print_profile(step: Callable[[], object], path: Path) -> None:
+    """The kernels of one step by their time, and the share of the step in which the GPU had nothing to do. `path`: a
+    file for the trace, which Perfetto and chrome://tracing show."""
     from torch.profiler import ProfilerActivity, profile
 
     cuda = torch.cuda.is_available()
@@ -351,6 +378,7 @@ def print_profile(step: Callable[[], object]) -> None:
         step()
         wait()
     seconds = time.perf_counter() - began
+    trace.export_chrome_trace(str(path))
     kernels = sorted(trace.key_averages(), key=lambda k: -(k.self_device_time_total if cuda else k.self_cpu_time_total))
     times = {k.key: (k.self_device_time_total if cuda else k.self_cpu_time_total) / 1e6 for k in kernels}
     print(f"one step under the profiler: {seconds:.3f} s, of them {sum(times.values()):.3f} s in kernels")

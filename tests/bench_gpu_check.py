@@ -2,12 +2,14 @@
 
 Every position variant's loss and gradients are compared with the plain reference, in fp32 on the CPU, at small
 shapes: compiled in bf16 they may be off by 1.3 times what the same model written out in bf16 is off. The engine's first
-loss must be the model's, and the proofs that every run begins with must pass. In fp8 every product of every linear
-layer is compared with that of rounded operands (model/proof.py), and the gradients may be off by 0.25 of their norm; on
-a CPU, at this shape, they are off by 0.16 at most, and those of bf16 by 0.06.
+loss must be the model's, and the proofs that every run begins with must pass. The same is done for the objectives mlm
+and prefix, and in fp16 and fp32. In fp8 every product of every linear layer is compared with that of rounded operands
+(model/proof.py), and the gradients may be off by 0.25 of their norm; on a CPU, at this shape, they are off by 0.16 at
+most, and those of bf16 by 0.06.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 from unittest import mock
 
@@ -20,10 +22,11 @@ from model.fp8 import FP8_LAYERS, weights_cast
 from model.gpt import GPT, prepare_to_compile
 from model.kernels import fp8
 from model.linear import Layers
-from model.objective import Batch
+from model.objective import Batch, SpecialTokens
 from model.position import Position
 
 POSITIONS = ("none", "learned", "rotary", "alibi")
+MORE_POSITIONS = ("sinusoidal", "scaled-sinusoidal")  # checked, and not timed: their attention is that of none
 IN_FP8 = "rotary"  # the position of the rows in fp8
 SMALL = [
     ("size", "nano"),
@@ -37,6 +40,40 @@ SMALL = [
 ]
 # the head dimension of the 1.3B shape, and more tokens than a block of attention has
 LONG = [*SMALL, ("model.heads", 2), ("model.seq", 1024), ("train.batch", 2), ("layout.micro_batch", 2)]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+Compare = Callable[[], list[str] | None]  # returns what is wrong; None: torch lacks what would be compared
+
+
+def cases(device: str, positions: Iterable[str], fp8: bool, everything: bool) -> dict[str, Compare]:
+    """What is compared on `device`, by name, the most valuable first.
+
+    Args:
+        positions: position schemes that are compared in bf16.
+        fp8: whether FP8 is compared.
+        everything: whether the objectives, precisions and positions that are not timed are compared, too.
+    """
+    by_name: dict[str, Compare] = {
+        f"{pos}, head 64, 256 tokens": functools.partial(wrong, pos, device) for pos in positions
+    }
+    if device == "cuda":
+        by_name["alibi, head 128, 1024 tokens"] = functools.partial(wrong, "alibi", device, LONG)
+        for kernel in (*attention.TORCH_KERNELS, attention.FLEX):  # whichever a run may choose when it starts
+            name = f"rotary by {kernel}, head 128, 1024 tokens"
+            by_name[name] = functools.partial(wrong_by_kernel, kernel, device)
+    if fp8:
+        by_name["fp8"] = functools.partial(wrong_in_fp8, device)
+    if everything:
+        for objective in ("mlm", "prefix"):
+            for pos in ("rotary", "alibi"):
+                change = [*SMALL, ("model.objective", objective)]
+                by_name[f"{objective}, {pos}"] = functools.partial(wrong, pos, device, change)
+        for precision in ("fp16", "fp32"):
+            by_name[f"{precision}, rotary"] = functools.partial(
+                wrong, "rotary", device, [*SMALL, ("train.precision", precision)]
+            )
+        for pos in MORE_POSITIONS:
+            by_name[f"{pos}, head 64, 256 tokens"] = functools.partial(wrong, pos, device)
+    return by_name
 
 
 def reading(model: GPT, batch: Batch, loss: Callable[[Batch], torch.Tensor]) -> list[torch.Tensor]:
@@ -57,6 +94,7 @@ def larger(run: Run, layers: Layers | None = None) -> GPT:
     return model
 
 
+@functools.cache
 def kernels(device: str) -> list[str]:
     """The kernels that compute attention without a bias on `device`, the fastest first. With one that cannot, torch's
     plain attention would take its place unseen (`attention.unbiased`)."""
@@ -100,10 +138,21 @@ def written(position: Position, heads: int, x_BTD: torch.Tensor, *args: Any) -> 
     return attention.plain(position, heads, x_BTD, args[2], args[3])
 
 
+def wrong_by_kernel(kernel: str, device: str) -> list[str] | None:
+    """What is wrong with rotary where `kernel` computes its attention; None: torch has no such kernel for this device
+    and shape."""
+    return wrong("rotary", device, LONG, kernel) if kernel in kernels(device) else None
+
+
 def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: str | None = None) -> list[str]:
     """What is wrong with the executor that `device` runs, compiled, and with the engine around it; empty: nothing.
 
-    On a CPU, where FlexAttention has no backward, this compares what runs there. `kernel`: of attention, on a GPU.
+    On a CPU, where FlexAttention has no backward, this compares what runs there.
+
+    Args:
+        pos: the position scheme.
+        shape: settings of the run beside it.
+        kernel: of attention, on a GPU; None: the one that torch chooses.
     """
     run = resolve([*shape, ("model.pos", pos), ("layout.compile", "never")])
     rows = torch.randint(
@@ -111,9 +160,9 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
     )
     model = larger(run)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    batch = model.objective.batch(rows)
+    batch = model.objective.batch(rows, tokens=SpecialTokens(mask=0))
     exact = reading(model, batch, model.loss)
-    model, there = model.to(device, torch.bfloat16), batch.to(torch.device(device))
+    model, there = model.to(device, DTYPES[run.train.precision]), batch.to(torch.device(device))
     model.attention_kernel = kernel
     attention.prepare_masks(model.objective, run.model.seq, model.embed.weight.device)
     with mock.patch.object(attention, "prepare", written):
@@ -128,7 +177,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
         allowed = min(1.3 * (theirs - ideal).norm() + 1e-3 * ideal.norm(), 0.15 * ideal.norm())
         if not (mine - ideal).norm() <= allowed:  # a NaN is wrong too
             faults.append(f"{pos}: {name} is off by {(mine - ideal).norm():.3g}; {allowed:.3g} is allowed")
-    proved = GPT(run.model, run.seed).to(device, torch.bfloat16)
+    proved = GPT(run.model, run.seed).to(device, DTYPES[run.train.precision])
     proved.attention_kernel = kernel
     faults += [f"{pos}: the proof of {p.factor} fails: {p.detail}" for p in proof.prove(proved) if not p.passed]
     deepspeed_setup.start(run)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The slices of docs/gpu.md: what to run on a GPU that is there for half an hour, in calls of ten minutes at most.
 #
-#   bash tests/gpu.sh pack TEXT TASKS    before, where the project's .venv and a package index are: fills runs/carry
+#   bash tests/gpu.sh pack TEXT TASKS    before, where the project's .venv and a package index are: makes runs/carry
 #   bash tests/gpu.sh a                  there, slices a to i; the same command continues a slice that was cut off
 #
 # TEXT: a file of documents (.jsonl, .jsonl.gz, .jsonl.zst). TASKS: a folder that `make eval-data` made.
 # From the environment: PY, the Python there (python3); OUT, the folder that comes back (runs/gpu); WORK, a folder that
-# stays between calls (/tmp/gpu); TOKENS, of each run of slice h (20M); REHEARSE=1, the same on a CPU, so small that its
-# numbers mean nothing; DRY=1, print the commands and run none.
+# stays between calls (/tmp/gpu); TOKENS, of each run of slice h (20M); UNCHECKED=1, time what slice a found wrong, too;
+# REHEARSE=1, the same on a CPU, so small that its numbers mean nothing; DRY=1, print the commands and run none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 slice=${1:?pack, or a slice from a to i}
@@ -17,7 +17,7 @@ SITE=$WORK/site
 CALL=570 # seconds that a slice may take, with a margin for what surrounds it
 
 pack() { # TEXT TASKS
-  local text=$1 tasks=$2 py=.venv/bin/python pins name pin
+  local text=$1 tasks=$2 py=.venv/bin/python pins name pin new
   # what trains; what evaluates; what the identity of prepared text names
   local names="megatron-core hjson pydantic pydantic-core annotated-types typing-inspection gigatoken zstandard orjson deepspeed
     lm-eval datasets evaluate dill multiprocess more-itertools pytablewriter DataProperty mbstrdecoder pathvalidate tabledata
@@ -25,17 +25,30 @@ pack() { # TEXT TASKS
     portalocker tabulate colorama lxml absl-py six protobuf datatrove loguru fasteners"
   local platforms=(--platform any --platform manylinux1_x86_64 --platform manylinux2014_x86_64)
   for n in 17 24 27 28 31 34; do platforms+=(--platform "manylinux_2_${n}_x86_64"); done
-  mkdir -p $CARRY/wheels
+  [[ -f $text && -d $tasks && $text =~ \.jsonl(\.gz|\.zst)?$ ]] || {
+    echo "error: pack takes a file (.jsonl, .jsonl.gz or .jsonl.zst) and a folder, not $text and $tasks" >&2
+    exit 2
+  }
   pins=$($py -m pip freeze)
+  mkdir -p runs
+  new=$(mktemp -d runs/carry.XXXXXX) # nothing of an earlier pack is left: pip refuses two versions of a package
+  chmod 755 "$new"
+  mkdir "$new/wheels" "$new/tasks"
+  cp "$text" "$new/docs.jsonl${text##*.jsonl}"
+  cp -r "$tasks"/. "$new/tasks"
+  cp $CARRY/bench.jsonl "$new" 2>/dev/null || true
+  rm -rf $CARRY
+  mv "$new" $CARRY
   for name in $names; do
-    pin=$(grep -i -m1 -E "^${name//[-_]/[-_]}==" <<<"$pins")
+    pin=$(grep -i -m1 -E "^${name//[-_]/[-_]}==" <<<"$pins") || {
+      echo "error: .venv has no $name" >&2
+      exit 2
+    }
     $py -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 \
       --abi none "${platforms[@]}" -d $CARRY/wheels "$pin" 2>/dev/null ||
       DS_BUILD_OPS=0 $py -m pip wheel -q --no-deps --no-build-isolation -w $CARRY/wheels "$pin"
   done
-  cp "$text" "$CARRY/docs.jsonl${text##*.jsonl}"
   $py -m data.prepare $CARRY/docs.jsonl* --vocab "${VOCAB:-50257}" --store $CARRY/data >/dev/null
-  mkdir -p $CARRY/tasks && cp -r "$tasks"/. $CARRY/tasks
   du -sh $CARRY/*
 }
 if [ "$slice" = pack ]; then
@@ -73,12 +86,14 @@ kill_once() { # a study, when the first of its runs has a checkpoint
   sleep 5 # until the GPU is free
 }
 bench() {
-  run "$PY" -m tests.bench_gpu --results "$WORK/bench.jsonl" --limit $((CALL - 80 - SECONDS)) "$@" "${small[@]}"
+  run "$PY" -m tests.bench_gpu --results "$WORK/bench.jsonl" --limit $((CALL - 80 - SECONDS)) "$@" "${small[@]}" \
+    ${UNCHECKED:+--unchecked}
 }
 
 finish() { # pack what the runs and their report say of themselves
   sleep 1
   kill $mirror
+  cp "$WORK"/*.trace.json.gz "$OUT" 2>/dev/null || true
   find "$WORK/runs" ablations/records -newer "$WORK/began-$slice" -type f -size -2M -not -path '*/data/*' \
     \( -name '*.json' -o -name '*.jsonl' -o -name '*.log' -o -name '*.md' \) -print0 |
     tar czf "$OUT/$slice.tgz" --null -T - 2>/dev/null || true
@@ -91,6 +106,8 @@ if [ -z "$DRY" ]; then
     touch "$SITE/ready"
   fi
   [ ! -d $CARRY/data ] || [ -d "$WORK/runs/data" ] || cp -r $CARRY/data "$WORK/runs/data"
+  # a fresh machine: the rows that came back from the one before
+  [ -e "$WORK/bench.jsonl" ] || cp $CARRY/bench.jsonl "$WORK" 2>/dev/null || true
   touch "$WORK/bench.jsonl" "$WORK/began-$slice"
   tail -n +1 -F "$WORK/bench.jsonl" >"$OUT/bench.jsonl" 2>/dev/null & # a row comes back when it is there
   mirror=$!
@@ -124,8 +141,10 @@ case $slice in
     run "${study[@]}"
     ;;
   i)
-    bench "${rotary[@]}" --how engine --size 14m --micro-batch 64 --accumulate 1 --compile auto reduce-overhead
-    bench "${rotary[@]}" --how engine --size 125m --micro-batch 32 --accumulate 2 --compile auto reduce-overhead
+    complete=1 # the second size is measured, whatever became of the first
+    bench "${rotary[@]}" --how engine --size 14m --micro-batch 64 --accumulate 1 --compile auto reduce-overhead || complete=
+    bench "${rotary[@]}" --how engine --size 125m --micro-batch 32 --accumulate 2 --compile auto reduce-overhead || complete=
+    [ -n "$complete" ]
     ;;
   *)
     echo "error: $slice is none of pack, a, b, c, d, e, f, g, h, i" >&2

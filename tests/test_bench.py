@@ -15,7 +15,7 @@ from model import attention, position
 from model.gpt import GPT
 from model.kernels import fp8, rotation
 from tests import bench_gpu
-from tests.bench_gpu_check import POSITIONS, kernels, wrong, wrong_in_fp8
+from tests.bench_gpu_check import POSITIONS, cases, kernels, wrong, wrong_by_kernel, wrong_in_fp8
 from tests.bench_minimal import MinimalGPT
 from tests.test_fp8 import NEEDS_FP8
 
@@ -39,6 +39,87 @@ def test_what_runs_here_passes_the_comparison_of_bench_gpu(pos: str) -> None:
 def test_kernels_that_are_not_there_are_not_compared() -> None:
     """Of these a CPU has flash; Flex has no backward there."""
     assert kernels("cpu") == ["flash"]
+    assert wrong_by_kernel("cudnn", "cpu") is None
+
+
+@pytest.mark.parametrize("case", ["mlm, alibi", "prefix, rotary", "fp16, rotary", "fp32, rotary"])
+def test_objectives_and_precisions_that_are_not_timed_are_compared_too(case: str) -> None:
+    assert cases("cpu", POSITIONS, fp8=False, everything=True)[case]() == []
+
+
+def checked(case_names: str, outcomes: dict[str, Any], path: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    """The cases that `bench_gpu.check` finds wrong, where each of the cases (a letter each) has the outcome given:
+    faults, None, or an error that it raises."""
+
+    def compare(case: str) -> Any:
+        ran.append(case)
+        if isinstance(outcomes[case], Exception):
+            raise outcomes[case]
+        return outcomes[case]
+
+    ran: list[str] = []
+    patch.setattr(bench_gpu, "cases", lambda *args: {case: lambda case=case: compare(case) for case in case_names})
+    patch.setattr(sys, "argv", ["bench_gpu", "--check", "--rehearse", "--results", str(path)])
+    wrong_cases = bench_gpu.check(bench_gpu.arguments(), "cpu")
+    return ["".join(ran), "".join(wrong_cases)]
+
+
+def test_a_case_that_fails_is_recorded_and_the_others_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The next call compares first what was not compared yet, then what was wrong, and nothing else again."""
+    path = tmp_path / "rows.jsonl"
+    outcomes: dict[str, Any] = {
+        "a": RuntimeError("größer als erlaubt\nmore"),
+        "b": [],
+        "c": None,
+        "d": ["off"],
+        "e": [],
+    }
+    assert checked("abcd", outcomes, path, monkeypatch) == ["abcd", "ad"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        "check: a: RuntimeError: größer als erlaubt",
+        "check: b: equals the reference",
+        "check: c: torch has none for this device and shape",
+        "check: d: off",
+    ]
+    outcomes["d"] = []
+    assert checked("abcde", outcomes, path, monkeypatch) == ["ead", "a"]
+
+
+def test_a_gpu_that_takes_no_more_work_ends_the_check_and_the_next_one_begins_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def poisoned() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    path, outcomes = tmp_path / "rows.jsonl", {"a": ["off"], "b": [], "c": []}
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_gpu, "wait", poisoned)
+        assert checked("abc", outcomes, path, patch) == ["a", "a"]
+        assert "give the same command again" in capsys.readouterr().out
+    assert checked("abc", outcomes, path, monkeypatch) == ["bca", "a"]
+
+
+def test_every_case_of_the_check_is_compiled_however_many_there_are() -> None:
+    """torch compiles a function for eight shapes, and runs it as it is for others."""
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        compiled.append(len(inputs))
+        return graph.forward
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    def compare(rows: int) -> list[str]:
+        torch.compile(double, backend=backend, dynamic=False)(torch.ones(rows))
+        return []
+
+    for rows in range(2, 12):
+        assert bench_gpu.compared(lambda rows=rows: compare(rows)) == []
+    assert len(compiled) == 10
 
 
 @NEEDS_FP8
@@ -109,11 +190,11 @@ def test_a_row_that_is_there_is_not_measured_again_and_half_a_line_is_no_row(
     numbers = dict.fromkeys(("tokens_per_second", "flops_per_second", "gigabytes", "estimated_gigabytes"), 7.0)
     for row in bench_gpu.rows(args):
         bench_gpu.append(path, row | numbers | {"mfu": None, "compile_seconds": 0.0})
-    assert bench_gpu.table(args)  # else it would train for a minute
+    assert bench_gpu.table(args, [])  # else it would train for a minute
     assert capsys.readouterr().out.count("| 7 | 7e-12 TFLOP/s |") == len(bench_gpu.rows(args)) == 6
     path.write_text(path.read_text()[:-20])  # killed while it wrote
     args.limit = 0.0
-    assert len(bench_gpu.results(path)) == 5 and not bench_gpu.table(args)
+    assert len(bench_gpu.results(path)) == 5 and not bench_gpu.table(args, [])
     assert "no time for rotary, fp8, bare, 1" in capsys.readouterr().out
 
 

@@ -52,3 +52,11 @@ def test_what_a_slice_runs_is_accepted(
 def test_what_is_no_slice_is_refused() -> None:
     done = subprocess.run(["bash", "tests/gpu.sh", "z"], cwd=ROOT, env=os.environ | {"DRY": "1"}, capture_output=True)
     assert done.returncode == 2 and b"none of pack, a, b" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["größer.txt", "missing.jsonl"])
+def test_text_that_is_no_file_of_documents_is_refused_before_anything_is_packed(name: str, tmp_path: Path) -> None:
+    (tmp_path / "größer.txt").write_text("{}")
+    command = ["bash", "tests/gpu.sh", "pack", str(tmp_path / name), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and f"not {tmp_path / name} and" in done.stderr

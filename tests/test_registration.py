@@ -13,11 +13,10 @@ from ablations.prediction import predict, predictions_about
 from ablations.registration import NOTHING_EXPECTED, changes, content
 from ablations.study import Study, from_args, study_names
 from ablations.values import ConfigError
-from eval.report import track_record
+from eval.report import predictions, track_record
 from eval.report.__main__ import main
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import write
-from eval.report.sections import registered
 from eval.statistics.comparison import compare
 from eval.statistics.parts import Part
 from launch import local
@@ -174,7 +173,7 @@ def registering(study: Any, lines: list[str], steps: dict[str, int]) -> Any:
 
 
 def outcomes(study: Any) -> dict[str, str]:
-    return {row.text: row.outcome for row in registered.checked_predictions(gather(study))}
+    return {row.text: row.outcome for row in predictions.checked_predictions(gather(study))}
 
 
 def test_predictions_hold_fail_or_stay_open_as_a_t_test_says(tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def test_an_order_of_null_differences_is_called_right_or_wrong_in_few_studies() 
         rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
         part = Part(float((rest**2).sum()) / 6 * 2 / 4, 6)
         neighbours = [compare(float(x[i].mean() - x[i + 1].mean()), part, Part(0.0, np.inf)) for i in (0, 1)]
-        calls.append(registered.judged_order(neighbours))
+        calls.append(predictions.judged_order(neighbours))
     assert calls.count("held") / studies < 0.025 and calls.count("failed") / studies < 0.05
 
 
@@ -218,7 +217,7 @@ def test_an_interval_that_ends_at_the_truth_is_called_held_in_5_percent() -> Non
     for _ in range(studies):
         d = rng.normal(0.0, 1.0, 5)
         c = compare(float(d.mean()), Part(float(d.var(ddof=1)) / 5, 4), Part(0.0, np.inf))
-        calls.append(registered.judged_interval(c, (-np.inf, 0.0)))
+        calls.append(predictions.judged_interval(c, (-np.inf, 0.0)))
     assert calls.count("held") / studies == pytest.approx(0.05, abs=0.012)
     assert calls.count("failed") / studies == pytest.approx(0.025, abs=0.008)
 
@@ -251,8 +250,8 @@ def test_a_prediction_that_came_after_its_arms_is_no_registered_one(tmp_path: Pa
     for arm in study.arms:
         for seed in study.seeds:
             rundir.register(study.cell(arm, seed).dir, late.registration, 512)
-    assert [row.registered for row in registered.checked_predictions(gather(study))] == [True]
-    assert [row.registered for row in registered.checked_predictions(gather(late))] == [False]
+    assert [row.registered for row in predictions.checked_predictions(gather(study))] == [True]
+    assert [row.registered for row in predictions.checked_predictions(gather(late))] == [False]
 
 
 def test_a_registration_that_is_not_the_one_of_run_json_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ import pytest
 from ablations.config import resolve
 from ablations.safe_files import Damaged
 from ablations.study import from_args
+from tests.forked import Command
 from tests.tiny_run import in_process, study, words
 
 
@@ -57,38 +57,26 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         pass
 
 
-ROOT = Path(__file__).parents[1]
-SLOW_DISK = """
-import os, sys, time
-from launch import checkpoint, train, watch
-save = checkpoint.save_file
-def slowly(*what):
-    if os.environ.get("RANK", "0") == "0":
-        time.sleep(4)
-    save(*what)
-checkpoint.save_file = slowly
-sys.exit(train.main(sys.argv[1:]))
-"""
+def slow_disk() -> None:
+    """Each file of a checkpoint that the first rank writes takes 3 s."""
+    from launch import checkpoint
 
+    save = checkpoint.save_file
 
-def on_a_slow_disk(argv: list[str], rank: int = 0, ranks: int = 1, port: int = 0) -> subprocess.Popen:
-    env = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW_DISK, "--cell", "1", *argv],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | ({k: str(v) for k, v in env.items()} if ranks > 1 else {}),
-    )
+    def slowly(*what: Any) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            time.sleep(3)
+        save(*what)
+
+    checkpoint.save_file = slowly
 
 
 def test_a_storage_slower_than_patience_is_no_hang(corpus: str, store: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(store / "data")
-    change = {"layout.patience": 1, "layout.hang": 2, "layout.save_every": 8}
-    process = on_a_slow_disk(words(corpus, tmp_path, **change))
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and "hang" not in said, said
+    change = {"layout.patience": 2, "layout.hang": 2, "layout.save_every": 8, "train.tokens": 12 * 4 * 32}
+    argv = ["--cell", "1", *words(corpus, tmp_path, **change)]
+    done = Command(tmp_path / "printed", "launch.train", argv, prepare=slow_disk).wait()
+    assert done.returncode == 0 and "hang" not in done.stdout + done.stderr, done
 
 
 def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Path, tmp_path: Path) -> None:
@@ -100,17 +88,30 @@ def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Pat
     run = from_args(argv).cells[1].dir
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    both = [on_a_slow_disk(argv, rank, 2, port) for rank in range(2)]
-    end = time.monotonic() + 100
-    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 5):
-        assert time.monotonic() < end and all(p.poll() is None for p in both)
-        time.sleep(0.02)
-    (run / "stop").write_text("leave")
-    while all(p.poll() is None for p in both):
-        time.sleep(0.01)
-    assert list(run.glob("checkpoints/step_*/checkpoint.json"))
-    assert [(p.communicate(timeout=60), p.returncode)[1] for p in both] == [75, 75]
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1])}
+    both = [
+        Command(
+            tmp_path / f"printed {rank}",
+            "launch.train",
+            ["--cell", "1", *argv],
+            group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            slow_disk,
+        )
+        for rank in range(2)
+    ]
+    try:
+        end = time.monotonic() + 100
+        while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 5):
+            assert time.monotonic() < end and all(process.running() for process in both)
+            time.sleep(0.02)
+        (run / "stop").write_text("leave")
+        while all(process.running() for process in both):
+            time.sleep(0.01)
+        assert list(run.glob("checkpoints/step_*/checkpoint.json"))
+        assert [process.wait(60).returncode for process in both] == [75, 75]
+    finally:
+        for process in both:
+            process.kill()
 
 
 def test_lines_that_a_power_loss_has_torn_are_written_anew(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_what_counts_is_on_the_disk_first(
     cell = dataclasses.replace(study(corpus, tmp_path).cells[1], dir=tmp_path / "run")
     cell.dir.mkdir()
     settled: dict[str, str] = {}
-    seen, finished, fsync, replace = [], [], os.fsync, os.replace
+    saves, finished, fsync, replace = [], [], os.fsync, os.replace
 
     def spy(file: int) -> None:
         name = os.readlink(f"/proc/self/fd/{file}")
@@ -190,7 +191,7 @@ def test_what_counts_is_on_the_disk_first(
     def check(old: Any, new: Any) -> None:
         if Path(new).name == "checkpoint.json":
             lines = settled.get(str(cell.dir / "metrics.jsonl"), "").count("\n")
-            seen.append((json.loads(Path(old).read_text())["step"], lines))
+            saves.append((json.loads(Path(old).read_text())["step"], lines))
         replace(old, new)
 
     class Mirror:
@@ -203,4 +204,4 @@ def test_what_counts_is_on_the_disk_first(
     monkeypatch.setattr(os, "replace", check)
     monkeypatch.setattr("launch.log._wandb", lambda *_: Mirror())
     in_process(cell, store)
-    assert seen == [(8, 8), (16, 16), (24, 24)] and finished == [True]
+    assert saves == [(8, 8), (16, 16), (24, 24)] and finished == [True]

@@ -420,18 +420,18 @@ def test_pieces_are_the_vocabulary(bpe):
 
 @pytest.mark.parametrize("kind", ["bpe", "byte-bpe"])
 def test_exported_to_hugging_face(paths, kind):
-    from eval import export
+    from eval import export, export_tokenizer
 
     tokenizer = load_tokenizer(paths[kind])
     texts = [*TEXTS, *AWKWARD, *export.AWKWARD]
-    export.compare(tokenizer, export.convert(tokenizer), texts, tokenizer.encode_batch(texts))
+    export_tokenizer.compare(tokenizer, export_tokenizer.convert(tokenizer), texts, tokenizer.encode_batch(texts))
 
 
 def test_what_is_not_exported_is_refused(paths, tmp_path):
-    from eval import export
+    from eval import export_tokenizer
 
     with pytest.raises(ValueError, match="unigram is not exported"):
-        export.convert(load_tokenizer(paths["unigram"]))
+        export_tokenizer.convert(load_tokenizer(paths["unigram"]))
 
 
 def test_width_of_the_arrays(byte_bpe):
@@ -513,7 +513,7 @@ def test_other_ways_to_split_text_are_those_of_hugging_face(tmp_path, kind):
     """RoBERTa's space before a text stays when it is decoded; gigatoken does not know StarCoder's single digits."""
     from tokenizers import pre_tokenizers
 
-    from eval import export
+    from eval import export_tokenizer
 
     spaced = kind == "a space before"
     split = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
@@ -526,7 +526,7 @@ def test_other_ways_to_split_text_are_those_of_hugging_face(tmp_path, kind):
     assert ours.arrays(texts)[0].tolist() == [token for ids in expected for token in ids]
     assert ours.lossless == (not spaced) == ([ours.decode(ids) for ids in expected] == texts)
     module.check_parity(ours)
-    export.compare(ours, export.convert(ours), texts, expected)
+    export_tokenizer.compare(ours, export_tokenizer.convert(ours), texts, expected)
 
 
 def test_a_tokenizer_that_is_not_hugging_faces_is_refused_before_training(tmp_path, monkeypatch):

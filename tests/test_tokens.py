@@ -56,7 +56,7 @@ def test_megatron_core_reads_ours(tmp_path, tokenizer):
 
 @pytest.mark.skipif("MEGATRON_LM" not in os.environ, reason="MEGATRON_LM names a checkout of Megatron-LM")
 def test_against_megatron_lms_tool(tmp_path, tokenizer):
-    from eval.export import convert
+    from eval.export_tokenizer import convert
 
     converted = convert(tokenizer)
     converted.split_special_tokens = False

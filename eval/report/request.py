@@ -40,8 +40,12 @@ class Request(NamedTuple):
 
 
 def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
-    """Take VERDICT= out of the words of a report: whether VERDICT=1 asks for the verdict as the exit code, and the
-    other words. Raises ValueError where VERDICT has another value than 0 or 1, or is given twice."""
+    """Take VERDICT= out of the words of a report: (whether VERDICT=1 asks for the verdict as the exit code, the other
+    words).
+
+    Raises:
+        ValueError: VERDICT has another value than 0 or 1, or is given twice.
+    """
     values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(values) > 1 or (values and values[0] not in ("0", "1")):
         raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
@@ -49,8 +53,7 @@ def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
 
 
 def parse(words: list[str]) -> Request:
-    """Parse the words of a report: the study, or the collection of runs, that they ask for, and what is shown beside
-    it.
+    """Parse the words of a report: which study or collection of runs it is about, and what is shown beside it.
 
     Raises:
         ValueError: a word is not valid, a directory is not that of a run, or no run has begun.
@@ -87,20 +90,28 @@ def parse(words: list[str]) -> Request:
     runs += others
     if not runs:
         raise ValueError("no run of these studies has begun")
-    command = " ".join(["make report", *map(as_typed, sorted(words))])
-    return Request(replace(collect_runs(runs, command), criteria=criteria(values)), noise, beside, external)
+    command = " ".join(["make report", *map(word_in_report, sorted(words))])
+    return Request(replace(collect_runs(runs, command), criteria=collection_criteria(values)), noise, beside, external)
 
 
-def criteria(values: dict[str, str]) -> Criteria:
-    """The criteria by which a collection of runs is judged, from the words METRIC and MARGIN. Raises ValueError where a
-    value is not valid. `values`: {name of a word: its value}."""
+def collection_criteria(values: dict[str, str]) -> Criteria:
+    """The criteria by which a collection of runs is judged, from the words METRIC and MARGIN.
+
+    Raises:
+        ValueError: a value is not valid.
+    """
     metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
     return Criteria(metric, margins_of_word(values.get("MARGIN", "")))
 
 
-def as_typed(word: str) -> str:
-    """A word of the command line as it is shown in a report, in which each path is reduced to its last name: reports do
-    not show the folders of this machine."""
+def out_folder(words: list[str]) -> Path:
+    """The folder that OUT= names among the words of a command."""
+    return Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
+
+
+def word_in_report(word: str) -> str:
+    """A word of the command line as a report shows it: paths are reduced to their last names, since reports do not show
+    the folders of this machine."""
     from ablations.study import folders
 
     name, _, value = word.partition("=")
