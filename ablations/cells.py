@@ -434,7 +434,7 @@ def _compile_of_begun_runs(cells: list[Cell]) -> str:
 
 
 def _with_compile(run: Run, mode: str) -> Run:
-    return replace(run, layout=replace(run.layout, compile=mode))
+    return replace(run, layout=replace(run.layout, compile=parse("layout.compile", mode)))
 
 
 # Settings of which another number may have the same effect: with the values that follow from them.
