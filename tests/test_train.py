@@ -218,14 +218,18 @@ def test_our_adamw_is_torchs() -> None:
 
 def test_a_run_that_is_not_compiled_does_not_load_the_compiler() -> None:
     """It takes seconds: DeepSpeed, megatron-core and decorators of ours would load it as they are imported, and torch's
-    optimizers when they are called. Of megatron-core only the compiled helpers are loaded."""
+    optimizers when they are called. Nor does it load sympy for gradients, or more of megatron-core than its compiled
+    helpers."""
     code = (
         "import sys, torch\nfrom launch import deepspeed_setup, engine\n"
         "from data import batches\nfrom model import gpt\n"
         "deepspeed_setup.import_deepspeed()\nbatches._helpers()\n"
         "weight = torch.nn.Parameter(torch.ones(2))\nadamw = engine.AdamW([weight], fused=True)\n"
         "weight.grad = torch.ones(2)\nadamw.step()\nadamw.zero_grad()\n"
-        "print(sorted(sys.modules.keys() & {'torch._dynamo', 'torch._inductor.compile_fx', 'megatron.core'}))"
+        "from ablations.config import resolve\nfrom model import proof\n"
+        "proof.prove(gpt.GPT(resolve([('size', 'atto')]).model))\n"
+        "unwanted = {'torch._dynamo', 'torch._inductor.compile_fx', 'sympy', 'megatron.core'}\n"
+        "print(sorted(sys.modules.keys() & unwanted))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert printed.splitlines()[-1] == "[]"
