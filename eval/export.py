@@ -64,7 +64,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     run = location.read_run(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
-    earlier = to is None and _is_of_run(safe_files.inside(directory, rundir.HUB), run)
+    earlier = to is None and _is_of_run(safe_files.path_inside(directory, rundir.HUB), run)
     to = to or directory / rundir.HUB
     if to.exists() and not earlier:
         raise ValueError(f"{to} exists; name a folder that does not")
@@ -89,7 +89,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     tokenizer = location.load_tokenizer(directory, run, store)
     if why := unexportable(tokenizer):
         raise ValueError(why)
-    safe_files.inside(directory, rundir.WEIGHTS)
+    safe_files.path_inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
     if note := weights.check():
         print(f"note: {note}", file=sys.stderr)

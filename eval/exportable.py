@@ -9,7 +9,8 @@ import sys
 from ablations.config import Run
 from ablations.rundir import Exit
 from ablations.safe_files import printable
-from ablations.study import from_anywhere, from_args
+from ablations.study import from_args
+from ablations.words import change_to_checkout
 from data.tokenizer import unexportable_setting
 
 
@@ -39,4 +40,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(from_anywhere(sys.argv[1:])))
+    sys.exit(main(change_to_checkout(sys.argv[1:])))

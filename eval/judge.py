@@ -78,7 +78,7 @@ def judge(
     model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
     processes = processes or max(1, gpus)
     folder = directory / (weights.name + PARTS)
-    safe_files.inside(directory, folder.name)
+    safe_files.path_inside(directory, folder.name)
     helpers = [] if rank else start_ranks(directory, weights, requested, store, precision, processes)
     journal = Journal(
         folder,

@@ -58,7 +58,7 @@ def path_in_store(store: Path, recorded: str) -> Path:
         ValueError: it is a link that leads out of the store.
     """
     path = Path(recorded)
-    return safe_files.inside(store, Path(path.parent.name, path.name)).resolve()
+    return safe_files.path_inside(store, Path(path.parent.name, path.name)).resolve()
 
 
 def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
@@ -114,7 +114,7 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
                 f"python -m data.prepare {corpus} --held-out --store {store}"
             ) from None
         files = [str(candidates[0] / "valid.jsonl.gz")]
-    return [str(safe_files.inside(store, file).resolve()) for file in files]
+    return [str(safe_files.path_inside(store, file).resolve()) for file in files]
 
 
 def _is_default_text(folder: Path) -> bool:

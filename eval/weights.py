@@ -79,7 +79,7 @@ class Weights:
 
         pieces: dict[str, dict[tuple[int, int], dict[int, Any]]] = {}  # parameter -> (rank, size) -> {start: piece}
         for name, checksum in read_manifest(self.path)["files"].items():
-            path = safe_files.inside(self.path, name)
+            path = safe_files.path_inside(self.path, name)
             if complaint := safe_files.damage(path, checksum):
                 raise safe_files.Damaged(f"{path} is damaged: {complaint}")
             for key, piece in _load(path).items():
@@ -112,7 +112,7 @@ def weights_of(directory: Path) -> list[Weights]:
     """
     saved = []
     for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
-        safe_files.inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
+        safe_files.path_inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
         try:
             manifest = read_manifest(folder)
             saved.append(Weights(folder, manifest["step"], manifest["tokens"]))
@@ -121,7 +121,7 @@ def weights_of(directory: Path) -> list[Weights]:
     saved.sort(key=lambda weights: weights.step or 0)
     if rundir.read_done(directory) is None:
         return saved
-    safe_files.inside(directory, rundir.WEIGHTS)
+    safe_files.path_inside(directory, rundir.WEIGHTS)
     return [*saved, Weights(directory / rundir.WEIGHTS)]
 
 

@@ -98,7 +98,7 @@ def test_no_switch_is_dead(
 
     Initial weights are the same in all runs, so that none of them passes by other weights alone.
     """
-    from launch.manifest import Diverged, Failed
+    from launch.manifest import Diverged, RunFailed
 
     same_initial_weights(monkeypatch)
 
@@ -121,7 +121,7 @@ def test_no_switch_is_dead(
                 results[key] = in_process(cell, store)
             except Diverged as error:
                 results[key] = f"diverged: {error}"
-            except Failed as error:
+            except RunFailed as error:
                 assert "not JSON" in str(error)
                 results[key] = "refused"
         return results[key]

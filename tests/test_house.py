@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ablations.study import HELP
+from ablations.words import HELP
 
 ROOT = Path(__file__).parents[1]
 MAY = {  # a package -> the packages that its files may import

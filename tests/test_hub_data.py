@@ -243,7 +243,7 @@ def test_planning_never_asks_the_hub(tmp_path, monkeypatch):
     ],
 )
 def test_the_folder_of_a_pattern(pattern, folder):
-    assert sources._folder_of(pattern) == folder
+    assert sources._fixed_folder(pattern) == folder
 
 
 def test_the_pile_from_the_hub_is_the_same_as_from_disk(tmp_path):

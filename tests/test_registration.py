@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ablations import rundir
-from ablations.prediction import predict, predictions_about
+from ablations.prediction import parse_prediction, predictions_about
 from ablations.registration import NOTHING_EXPECTED, changes, content
 from ablations.study import Study, from_args, study_names
 from ablations.values import ConfigError
@@ -27,10 +27,10 @@ ARMS = ["pos=learned", "pos=alibi", "pos=rotary"]
 
 
 def test_a_prediction_is_an_order_or_an_interval() -> None:
-    order = predict("alibi < pos=rotary < baseline", ARMS)
+    order = parse_prediction("alibi < pos=rotary < baseline", ARMS)
     assert order.arms == ("pos=alibi", "pos=rotary", "pos=learned") and order.interval is None
     assert order.metric == "bits/byte"
-    interval = predict("zero-shot: alibi - learned in [-inf, 0.5]", ARMS)
+    interval = parse_prediction("zero-shot: alibi - learned in [-inf, 0.5]", ARMS)
     assert (interval.metric, interval.arms) == ("zero-shot", ("pos=alibi", "pos=learned"))
     assert interval.interval == (-np.inf, 0.5)
 
@@ -52,7 +52,7 @@ def test_a_prediction_is_an_order_or_an_interval() -> None:
 )
 def test_what_is_no_prediction_is_refused_by_what_would_be(text: str, named: str) -> None:
     with pytest.raises(ConfigError, match="(?s)" + named.replace("[", "\\[")):
-        predict(text, ARMS)
+        parse_prediction(text, ARMS)
     with pytest.raises(ConfigError):
         from_args(["POS=alibi,rotary", "SIZE=nano", f"PREDICT={text}"])
 
@@ -60,8 +60,8 @@ def test_what_is_no_prediction_is_refused_by_what_would_be(text: str, named: str
 def test_a_name_that_two_arms_share_is_refused() -> None:
     arms = ["tied=true", "tied=false", "embnorm=false"]
     with pytest.raises(ConfigError, match="not one arm"):
-        predict("false < tied=true", arms)
-    assert predict("tied=false < tied=true", arms).arms == ("tied=false", "tied=true")
+        parse_prediction("false < tied=true", arms)
+    assert parse_prediction("tied=false < tied=true", arms).arms == ("tied=false", "tied=true")
     assert predictions_about(["false < tied=true", "baseline < embnorm=false"], arms)[0].arms[1] == "embnorm=false"
 
 
@@ -118,7 +118,7 @@ def test_a_refused_command_registers_nothing_in_finished_runs(
     monkeypatch.setattr(local, "prepare", refuse)
     assert local.main(words) == 2 and lines() == 0
     monkeypatch.setattr(local, "prepare", lambda study, cells: None)
-    monkeypatch.setattr(local, "finish", lambda *_: None)
+    monkeypatch.setattr(local, "finish_run", lambda *_: None)
     assert local.run(study) == [] and lines() == 2
     assert [line["step"] for line in rundir.read_registered(study.cells[0].dir)[0]] == [7]
 
@@ -164,7 +164,7 @@ def test_what_was_changed_is_told_in_words_and_after_how_many_runs() -> None:
 
 def registering(study: Any, lines: list[str], steps: dict[str, int]) -> Any:
     """A study of tests/made_study.py that expects `lines`, registered in its runs at these steps by arm."""
-    study.predictions = [predict(line, study.arms) for line in lines]
+    study.predictions = [parse_prediction(line, study.arms) for line in lines]
     study.registration = {"study": "position", "metric": "bits/byte", "predictions": lines}
     for arm, step in steps.items():
         for seed in study.seeds:
@@ -245,7 +245,7 @@ def test_a_prediction_that_came_after_its_arms_is_no_registered_one(tmp_path: Pa
     study = made_study.make(made_study.Study(tmp_path))
     registering(study, ["alibi < learned"], {"pos=learned": 0, "pos=alibi": 0})
     late = dataclasses.replace(study)
-    late.predictions = [predict("learned < alibi", study.arms)]  # written when the results were known
+    late.predictions = [parse_prediction("learned < alibi", study.arms)]  # written when the results were known
     late.registration = study.registration | {"predictions": ["learned < alibi"]}
     for arm in study.arms:
         for seed in study.seeds:

@@ -23,20 +23,20 @@ from tests.tiny_run import in_process, study, words
 
 def test_one_process_owns_a_run(tmp_path: Path) -> None:
     from ablations.config import ConfigError
-    from launch.lock import locked
+    from launch.lock import run_lock
 
-    with locked(tmp_path), pytest.raises(ConfigError, match="another process is training"), locked(tmp_path):
+    with run_lock(tmp_path), pytest.raises(ConfigError, match="another process is training"), run_lock(tmp_path):
         pass
 
 
 def test_who_looks_whether_a_run_is_locked_is_no_other_trainer(tmp_path: Path) -> None:
     """A shared lock for a moment, as in ablations/status.py."""
-    from launch.lock import locked
+    from launch.lock import run_lock
 
     look = open(tmp_path / "lock", "w")  # noqa: SIM115
     fcntl.flock(look, fcntl.LOCK_SH)
     threading.Timer(0.3, look.close).start()
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
@@ -44,14 +44,14 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     """There is none here to try it on; this is what flock(2) says on Lustre, as it was mounted by default for long."""
     from ablations.config import ConfigError
     from data import disk
-    from launch.lock import locked
+    from launch.lock import run_lock
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"), locked(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"), run_lock(tmp_path):
         pass
     with pytest.raises(ValueError, match="cannot be locked"), disk.locked(tmp_path / "store/.lock"):
         pass
@@ -128,7 +128,7 @@ def test_a_strangers_links_are_not_followed(tmp_path: Path, capsys: pytest.Captu
     from launch.log import Log
     from launch.processes import Processes
     from launch.train import main
-    from launch.watch import Watch, event
+    from launch.watch import Watch, record_event
 
     words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]
     run, mine = from_args(words).cells[1].dir, tmp_path / "mine"
@@ -145,7 +145,7 @@ def test_a_strangers_links_are_not_followed(tmp_path: Path, capsys: pytest.Captu
     (run / "metrics.jsonl").unlink()
     Log(run, resolve(), "a run", 0).close()
     with Watch(run, tmp_path, 9, 0, ["a"], hang=100, patience=100):
-        event(run, 1, "slow", "said")
+        record_event(run, 1, "slow", "said")
     with pytest.raises(OSError):
         Processes().run([sys.executable, "-c", "print('overwritten')"], run / "train.log", 1, threads=1)
     assert mine.read_text() == "private"
@@ -162,14 +162,14 @@ def test_two_output_roots_are_two_runs_to_wandb(tmp_path: Path) -> None:
 def test_a_node_that_cannot_write_gets_as_far_as_preflight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which names it. On a real file system that is read-only."""
     from launch import preflight
-    from launch.lock import locked
+    from launch.lock import run_lock
 
     if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {tmp_path}"):
         pytest.skip("needs root to mount a file system")
     try:
         monkeypatch.setenv("RANK", "3")
-        with locked(tmp_path):
-            assert preflight._write(tmp_path) == "Read-only file system"
+        with run_lock(tmp_path):
+            assert preflight._write_problem(tmp_path) == "Read-only file system"
     finally:
         os.system(f"umount {tmp_path}")
 

@@ -619,8 +619,8 @@ def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
     for name, content in broken:
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(content)
-    assert power.recorded("nano", 2 * 10**6, tmp_path)["record"] == "a"
-    assert power.recorded("nano", 8 * 10**6, tmp_path)["record"] == "b"
+    assert power.recorded_noise("nano", 2 * 10**6, tmp_path)["record"] == "a"
+    assert power.recorded_noise("nano", 8 * 10**6, tmp_path)["record"] == "b"
     said = power.describe_detectable("nano", 10**6, 2, 3, tmp_path)
     assert f"{power.detectable(0.01, 0, 2, 3):.2g} bits/byte;" in said and "of a, 1,000,000 tokens" in said
     assert said.endswith("the items of bits/byte count as no noise there, so it takes more")

@@ -133,7 +133,7 @@ def test_byte_bpe_is_compared_with_its_reference(byte_bpe, monkeypatch):
 def test_a_new_encoder_gives_the_same_ids(byte_bpe, monkeypatch):
     before = [byte_bpe.encode(text) for text in TEXTS]
     monkeypatch.setattr("data.byte_bpe.CACHED_BYTES", 1)
-    byte_bpe._left = 0
+    byte_bpe._bytes_left = 0
     coders = []
     for text, ids in zip(TEXTS, before, strict=True):
         assert byte_bpe.encode(text) == ids
@@ -321,9 +321,9 @@ def test_t5s_vocabulary_with_and_without_its_extra_ids(tmp_path):
     prefix = made[32100]["train"][0]["prefix"]
     assert made[32000]["train"][0]["prefix"] == prefix  # the same tokens
     assert made[32100]["tokenizer"]["vocab"] == 32100
-    flat = np.fromfile(f"{prefix}.bin", tokens.read(prefix)[0])
+    flat = np.fromfile(f"{prefix}.bin", tokens.read_index(prefix)[0])
     loaded = load_tokenizer(made[32100]["tokenizer"]["path"])
-    assert loaded.vocab_size == 32000 and flat.max() < 500 and (flat == 1).sum() == len(tokens.read(prefix)[1])
+    assert loaded.vocab_size == 32000 and flat.max() < 500 and (flat == 1).sum() == len(tokens.read_index(prefix)[1])
     ids = loaded.encode("def a word")
     assert loaded.decode([*ids, 32099, 32000]) == loaded.decode(ids) == "def a word"  # a model may say an extra id
     for vocab in (31999, 32001, 32128):
@@ -350,7 +350,7 @@ def test_a_vocabulary_of_250000(byte_bpe, tmp_path):
     large = load_tokenizer(tmp_path)
     assert (large.vocab_size, large.eod) == (250_000, 249_999)
     tokens.write(tmp_path / "train", [(text, "") for text in TEXTS], large)  # compares ids with Hugging Face's
-    kind, lengths = tokens.read(tmp_path / "train")
+    kind, lengths = tokens.read_index(tmp_path / "train")
     flat = np.fromfile(tmp_path / "train.bin", kind)
     ours = [[vocab[order[token]] for token in ids] + [249_999] for ids in byte_bpe.encode_batch(TEXTS)]
     assert kind.itemsize == 4 and flat.tolist() == sum(ours, []) and lengths.tolist() == list(map(len, ours))

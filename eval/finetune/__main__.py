@@ -90,7 +90,7 @@ def command(args: argparse.Namespace) -> int:
     sha256 = source.sha256()
     identities = identities_of_tasks(args, setting, sha256)
     if args.run:
-        safe_files.inside(args.run, FOLDER)
+        safe_files.path_inside(args.run, FOLDER)
     folder = args.to if args.external else args.run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     results, todo = stored_and_missing(args, setting, identities, folder)

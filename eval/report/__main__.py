@@ -135,6 +135,6 @@ def predicted(words: list[str], as_json: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    from ablations.study import from_anywhere
+    from ablations.words import change_to_checkout
 
-    sys.exit(main(from_anywhere(sys.argv[1:])))
+    sys.exit(main(change_to_checkout(sys.argv[1:])))

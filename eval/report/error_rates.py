@@ -6,7 +6,7 @@ The random numbers come from fixed seeds, so the rates are always the same. cali
 import numpy as np
 
 from ablations.factorial import factorial, order
-from ablations.plan.ladder import Score
+from ablations.plan.extrapolation import Score
 from ablations.plan.simulated_ladders import crossing, kept_order, outcome
 from eval.report.sections import published
 from eval.statistics.parts import LEVEL

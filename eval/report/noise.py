@@ -13,7 +13,8 @@ from typing import Any
 from ablations import answers, safe_files
 from ablations.rundir import Exit
 from ablations.safe_files import printable
-from ablations.study import from_anywhere, from_args
+from ablations.study import from_args
+from ablations.words import change_to_checkout
 from eval.report import request
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
@@ -111,4 +112,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(from_anywhere(sys.argv[1:])))
+    sys.exit(main(change_to_checkout(sys.argv[1:])))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ablations import rundir
 from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.words import folders_in
 from eval.report.collection import collect_runs, run_directories
 from eval.report.external import External, read_all_external
 
@@ -58,8 +59,8 @@ def parse(words: list[str]) -> Request:
     Raises:
         ValueError: a word is not valid, a directory is not that of a run, or no run has begun.
     """
-    from ablations.study import HELP as STUDY_WORDS
-    from ablations.study import folders, from_args
+    from ablations.study import from_args
+    from ablations.words import HELP as STUDY_WORDS
 
     known = {**STUDY_WORDS, **HELP}
     for word in words:
@@ -72,9 +73,9 @@ def parse(words: list[str]) -> Request:
     beside = values.get("BESIDE", "").strip() or "checked"
     if beside not in BESIDE:
         raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
-    noise = [path for name in folders(values.get("NOISE", "")) for path in run_directories(name)]
-    external = read_all_external(folders(values.get("EXTERNAL", "")))
-    others = [("", path) for name in folders(values.get("RUNS", "")) for path in run_directories(name)]
+    noise = [path for name in folders_in(values.get("NOISE", "")) for path in run_directories(name)]
+    external = read_all_external(folders_in(values.get("EXTERNAL", "")))
+    others = [("", path) for name in folders_in(values.get("RUNS", "")) for path in run_directories(name)]
     studies = [name for name in values.get("STUDY", "").split(",") if name]
     study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE=", "EXTERNAL="))]
     if not others and len(studies) < 2:
@@ -112,11 +113,9 @@ def out_folder(words: list[str]) -> Path:
 def word_in_report(word: str) -> str:
     """A word of the command line as a report shows it: paths are reduced to their last names, since reports do not show
     the folders of this machine."""
-    from ablations.study import folders
-
     name, _, value = word.partition("=")
     if name in ("RUNS", "NOISE", "EXTERNAL"):
-        value = shlex.join(Path(folder).name or folder for folder in folders(value))
+        value = shlex.join(Path(folder).name or folder for folder in folders_in(value))
     elif name == "OUT":
         value = Path(value).name or value
     return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"

@@ -65,6 +65,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from ablations.study import from_anywhere
+    from ablations.words import change_to_checkout
 
-    sys.exit(main(from_anywhere(sys.argv[1:])))
+    sys.exit(main(change_to_checkout(sys.argv[1:])))

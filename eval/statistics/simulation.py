@@ -41,7 +41,7 @@ def residuals(x: np.ndarray) -> np.ndarray:
 
 def stands_out(x: np.ndarray) -> np.ndarray:
     """Whether an arm scatters significantly more between seeds than the others, bool [studies, arms]:
-    `seeds.outstanding` for arrays of results x, [studies, arms, seeds]."""
+    `seeds.arms_that_scatter_more` for arrays of results x, [studies, arms, seeds]."""
     from scipy.special import fdtrc
 
     R, A, n = x.shape
