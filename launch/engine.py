@@ -68,7 +68,9 @@ class Engine:
         loss = self.ds.module
         if self.device.type == "cuda":  # in a graph it would be made in every forward pass
             attention.prepare_masks(self.model.objective, model.seq, self.device)
-        loss.compile(dynamic=False, mode="reduce-overhead" if self.cuda_graphs else None)
+        # with extents batches differ in how many tokens they predict: with static shapes each would be compiled anew
+        dynamic = None if self.model.objective.has_extents else False
+        loss.compile(dynamic=dynamic, mode="reduce-overhead" if self.cuda_graphs else None)
         rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
         batch = self.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(self.device)
 
