@@ -8,19 +8,19 @@ import json
 import os
 import sys
 import textwrap
-from contextlib import suppress
+from pathlib import Path
 
 from ablations import answers, rundir, safe_files
 from ablations.budget import learning_rate
-from ablations.config import ConfigError, Run, bundles, resolve, spread
-from ablations.machine import has_gpu
+from ablations.config import ConfigError, Run, bundles, resolve
 from ablations.plan.checks import check_request
-from ablations.plan.command import run as plan_ahead
-from ablations.safe_files import Damaged
-from ablations.site import site
-from ablations.status import state, table, watch
-from ablations.study import FACTORS, FOR_ALL_RUNS, HELP, Study, from_anywhere, from_args, left_out
-from ablations.values import did_you_mean, human
+from ablations.plan.command import plan_elsewhere
+from ablations.plan.here import plan_here
+from ablations.site import read_site
+from ablations.status import table, watch
+from ablations.study import Study, from_args
+from ablations.values import did_you_mean
+from ablations.words import FACTORS, FOR_ALL_RUNS, HELP, change_to_checkout
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; ON=a100: on that hardware; BUDGET=...: what to train with it",
@@ -33,10 +33,32 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    as_json = answers.asks_for_json(argv)
+    try:
+        return _run(args, as_json)
+    except ConfigError as error:
+        answers.print_error(str(error), as_json)
+        return rundir.Exit.INVALID
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return rundir.Exit.INTERRUPTED
+    except OSError as error:
+        reason = safe_files.storage_error(error)
+        if not isinstance(error, BrokenPipeError) and not reason:
+            raise
+        # who reads has enough, as `| head` has, or the disk is full; what is left must not be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if reason:
+            print(f"error: {reason}", file=sys.stderr)
+        return rundir.Exit.FAILED
+
+
+def _parser() -> answers.Parser:
     parser = answers.Parser(
         prog="python -m ablations",
         description=__doc__,
-        epilog=f"NAME=VALUE:\n{variables()}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M\n"
+        epilog=f"NAME=VALUE:\n{words_help()}\n\nexample: python -m ablations plan POS=alibi SEEDS=3 TOKENS=2M\n"
         "every setting: python -m ablations reference",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,67 +76,54 @@ def main(argv: list[str]) -> int:
             command.add_argument("--watch", action="store_true", help="a live view")
         if name == "reference":
             command.add_argument("--write", action="store_true", help="make the comments of baseline.yaml anew")
-    args = parser.parse_args(argv)
-    as_json = answers.asks_for_json(argv)
-    try:
-        on_hardware = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
-        if not on_hardware:  # ablations/plan/command.py has formats of its own
-            as_json, args.words = answers.take_format(args.words)
-        if args.command == "reference":
-            if args.words:
-                raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
-            if as_json and args.write:
-                raise ConfigError("--write has no FORMAT=json: it writes a file, and says nothing")
-            if as_json:
-                print(answers.answer("reference", answers.reference(resolve([("size", "nano")]))))
-                return 0
-            return reference(args.write)
-        if args.command == "card":
-            return identity(args.words)
-        args.words = from_anywhere(args.words)
-        if "SBATCH_GPUS_PER_NODE" in site():
-            os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
-        if args.command == "diff":
-            return diff(args.words, as_json)
-        if args.command == "plan" and (code := plan_ahead(args.words)) is not None:
-            return code
-        study = from_args(args.words)
-        if args.command == "status" and args.watch:
-            if as_json:
-                raise ConfigError("a live view has no FORMAT=json: leave WATCH out, and ask again")
-            watch(study)
-            return 0
-        if args.command == "plan":
-            check_request(study)
-        if as_json:
-            kind, content = {
-                "plan": ("plan", answers.plan),
-                "status": ("status", answers.status),
-                "show": ("configuration", answers.configuration),
-            }[args.command]
-            print(answers.answer(kind, content(study)))
-            return 0
-        return {"plan": plan, "status": status, "show": show}[args.command](study)
-    except ConfigError as error:
-        if as_json:
-            print(answers.error(str(error)))
-        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
-        return rundir.Exit.INVALID
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        return rundir.Exit.INTERRUPTED
-    except OSError as error:
-        reason = safe_files.storage_error(error)
-        if not isinstance(error, BrokenPipeError) and not reason:
-            raise
-        # who reads has enough, as `| head` has, or the disk is full; what is left must not be written at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if reason:
-            print(f"error: {reason}", file=sys.stderr)
-        return rundir.Exit.FAILED
+    return parser
 
 
-def variables() -> str:
+def _run(args: argparse.Namespace, as_json: bool) -> int:
+    """Run a command. Returns the exit code.
+
+    Raises:
+        ConfigError: a word or a value is not allowed.
+    """
+    on_hardware = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
+    if not on_hardware:  # ablations/plan/command.py has formats of its own
+        as_json, args.words = answers.take_format(args.words)
+    if args.command == "reference":
+        return reference(args, as_json)
+    if args.command == "card":
+        return show_card(args.words)
+    args.words = change_to_checkout(args.words)
+    if "SBATCH_GPUS_PER_NODE" in read_site():
+        os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
+    if args.command == "diff":
+        return diff(args.words, as_json)
+    if args.command == "plan" and (code := plan_elsewhere(args.words)) is not None:
+        return code
+    study = from_args(args.words)
+    if args.command == "status" and args.watch:
+        if as_json:
+            raise ConfigError("a live view has no FORMAT=json: leave WATCH out, and ask again")
+        watch(study)
+        return 0
+    if args.command == "plan":
+        check_request(study)
+    if as_json:
+        kind, content = {
+            "plan": ("plan", answers.plan),
+            "status": ("status", answers.status),
+            "show": ("configuration", answers.configuration),
+        }[args.command]
+        print(answers.answer(kind, content(study)))
+    elif args.command == "plan":
+        print(*plan_here(study), sep="\n")
+    elif args.command == "status":
+        print(table(study))
+    else:
+        show(study)
+    return 0
+
+
+def words_help() -> str:
     """The help text about the NAME=VALUE words: for each word the setting behind it, its meaning and its choices."""
     from ablations.reference import choices
 
@@ -126,100 +135,33 @@ def variables() -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
-def plan(study: Study) -> int:
-    from ablations.plan.reading import reading
-    from ablations.plan.reliability import saves
-    from ablations.plan.schedules import drawn_schedules
-    from ablations.plan.study_cost import detectable_text
-    from model.count import flops_per_token, parameters
-    from model.memory import estimate
-
-    print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}")
-    if already := left_out(study):
-        print(f"  left out, the baseline has it already: {', '.join(already)}")
-    print()
-    if study.design:
-        aliasing = study.factorial.aliasing if study.factorial else []
-        heading = ["What is told together, and how much of the other is in it:"] if aliasing else []
-        print(study.design, *heading, *(f"  {line}" for line in aliasing), "", sep="\n")
-    names = {
-        cell.arm: cell.arm if cell.delta or cell.arm == "baseline" else f"{cell.arm} (baseline)" for cell in study.cells
-    }
-    width = max(map(len, names.values()))
-    print(f"{'cell':>4}  {'arm':{width}} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory")
-    total = 0.0
-    for i, cell in enumerate(study.cells):
-        with suppress(Damaged):  # the state says so
-            cell.check_recorded()
-        run = cell.run
-        tokens, flops = "by clock", "by clock"  # only training tells
-        if not run.by_clock:
-            tokens, flops = human(run.tokens), f"{run.tokens * flops_per_token(run.model):.1e}"
-            total += run.tokens * flops_per_token(run.model)
+def show(study: Study) -> None:
+    """Print the complete configuration of the baseline, and of each arm the line that makes it."""
+    content = answers.configuration(study)
+    print(json.dumps(content["baseline"], indent=2))
+    for name, arm in content["arms"].items():
         print(
-            f"{i:4}  {names[cell.arm]:{width}} {cell.seed:4}  "
-            f"{parameters(run.model):12,}  {tokens:>8}  {flops:>8}  {cell.dir}  [{state(cell)['state']}]"
+            f"{name}: {json.dumps(arm['delta']) if arm['delta'] else 'the baseline'}  fingerprint {arm['fingerprint']}"
         )
-    layout = study.base.layout
-    replicas = max(layout.processes // layout.tp, 1)
-    base = spread(study.base, replicas)
-    layout = base.layout
-    accumulate = base.train.batch // (layout.micro_batch * replicas)
-    shape = (layout.zero, replicas, accumulate, has_gpu(), layout.tp)
-    memory = max(
-        estimate(cell.run.model, layout.micro_batch, cell.run.train.precision, *shape)["total"] for cell in study.cells
-    )
-    length = f"{base.train.budget} of wall clock each, of as many steps and tokens as it allows"
-    if not base.by_clock:
-        length = f"{base.steps} steps, {total:.2e} FLOPs in all"
-    print(
-        f"\n{len(study.cells)} runs of {length}, {base.train.precision}, "
-        f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
-    )
-    if study.criteria.sequential:
-        flops = "" if base.by_clock else f", {total * study.max_runs / len(study.cells):.2e} FLOPs in all"
-        print(
-            f"MORE=auto: seeds are added until every arm is decided, at most {study.criteria.seeds} of each arm "
-            f"(MAX_SEEDS): {study.max_runs} runs{flops}"
-        )
-    every = layout.save_every
-    known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
-    print(f"checkpoints: every {every} steps" if every else saves(known, layout.mtbf, 1))
-    if at := study.base.milestones:
-        print(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
-    print(*drawn_schedules(study), sep="\n")
-    print(*reading(study), sep="\n")
-    print(detectable_text(study))
-    return 0
 
 
-def status(study: Study) -> int:
-    print(table(study))
-    return 0
-
-
-def show(study: Study) -> int:
-    base = study.base.flat()
-    print(json.dumps(base, indent=2))
-    for arm in study.arms:
-        cell = study.cell(arm, study.seeds[0])
-        print(f"{arm}: {json.dumps(cell.delta) if cell.delta else 'the baseline'}  fingerprint {cell.run.fingerprint}")
-    return 0
-
-
-def reference(write: bool) -> int:
+def reference(args: argparse.Namespace, as_json: bool) -> int:
     from ablations.reference import page, write_comments
 
-    if write:
+    if args.words:
+        raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
+    if as_json and args.write:
+        raise ConfigError("--write has no FORMAT=json: it writes a file, and says nothing")
+    if as_json:
+        print(answers.answer("reference", answers.reference(resolve([("size", "nano")]))))
+    elif args.write:
         write_comments()
     else:
         print(page(), end="")
     return 0
 
 
-def identity(words: list[str]) -> int:
-    from pathlib import Path
-
+def show_card(words: list[str]) -> int:
     from ablations.card import card
 
     names = dict(word.partition("=")[::2] for word in words)
@@ -229,9 +171,7 @@ def identity(words: list[str]) -> int:
     return 0
 
 
-def diff(words: list[str], as_json: bool = False) -> int:
-    from model.count import flops_per_token, parameters
-
+def diff(words: list[str], as_json: bool) -> int:
     names = dict(word.partition("=")[::2] for word in words)
     if names.keys() != {"A", "B"} or len(words) != 2:
         raise ConfigError(f"diff needs A= and B=, each one of {', '.join(bundles())}")
@@ -239,20 +179,22 @@ def diff(words: list[str], as_json: bool = False) -> int:
         if names[side] not in bundles():
             known = ", ".join(bundles())
             raise ConfigError(f"{side}={names[side]} is not one of {known}{did_you_mean(names[side], bundles())}")
-    a, b = (resolve([("size", names[side])]) for side in "AB")
+    runs = [resolve([("size", names[side])]) for side in "AB"]
+    content = answers.difference(names["A"], names["B"], *runs)
     if as_json:
-        print(answers.answer("difference", answers.difference(names["A"], names["B"], a, b)))
+        print(answers.answer("difference", content))
         return 0
-    by_clock = "by clock"  # how many there are, only training tells
-    derived = {
-        "parameters": lambda run: f"{parameters(run.model):,}",
-        "steps": lambda run: by_clock if run.by_clock else f"{run.steps:,}",
-        "the last learning rate": lambda run: f"{last_learning_rate(run):.3g}",
-        "FLOPs": lambda run: by_clock if run.by_clock else f"{run.tokens * flops_per_token(run.model):.3g}",
-    }
-    flat_a, flat_b = a.flat(), b.flat()
-    rows = [(key, json.dumps(flat_a[key]), json.dumps(flat_b[key])) for key in flat_a if flat_a[key] != flat_b[key]]
-    for key, left, right in [*rows, *((name, of(a), of(b)) for name, of in derived.items())]:
+    derived = content["derived"]
+    rows = [(key, *map(json.dumps, values)) for key, values in content["settings"].items()]
+    for name, values, form in (
+        ("parameters", derived["parameters"], ","),
+        ("steps", derived["steps"], ","),
+        ("the last learning rate", map(last_learning_rate, runs), ".3g"),
+        ("FLOPs", derived["flops"], ".3g"),
+    ):
+        # where a clock ends a run, only training tells how many there are
+        rows.append((name, *("by clock" if value is None else format(value, form) for value in values)))
+    for key, left, right in rows:
         print(f"{key:28} {left:>20} {right:>20}")
     return 0
 

@@ -4,8 +4,9 @@ Nothing but the answer is printed to standard output. A request that is refused 
 and exit code 2, as without FORMAT. The form of an answer is in data/answers.py.
 """
 
+import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 from ablations import safe_files
 from ablations.config import KEYS, SETTINGS, Run
@@ -16,7 +17,7 @@ from ablations.values import ConfigError, did_you_mean
 from data.answers import FORMATS, Parser, add_format, answer, asks_for_json
 from data.answers import error as error_answer
 
-__all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "take_format"]
+__all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "print_error", "take_format"]
 
 
 def take_format(words: list[str]) -> tuple[bool, list[str]]:
@@ -42,6 +43,13 @@ def error(problem: str) -> str:
     """The JSON answer to a request that is refused or that failed, as text: {"kind": "error", "error": problem}.
     Control characters of `problem`, which could act on a terminal, are escaped."""
     return error_answer(safe_files.printable(problem))
+
+
+def print_error(problem: str, as_json: bool, answers_to: TextIO | None = None) -> None:
+    """Print an error message to standard error, and with `as_json` the answer, to standard output or `answers_to`."""
+    if as_json:
+        print(error(problem), file=answers_to, flush=True)
+    print(f"error: {safe_files.printable(problem)}", file=sys.stderr)
 
 
 def study_head(study: Study) -> dict[str, Any]:

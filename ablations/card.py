@@ -40,7 +40,7 @@ def card(run_dir: Path) -> dict[str, Any]:
     return {
         "directory": run_dir.name,
         "run": {key: run.get(key) for key in ("arm", "seed", "delta", "fingerprint", "config")},
-        "parameters": part(run, "parameters").get("count"),
+        "parameters": dict_at(run, "parameters").get("count"),
         "registered": [
             {"study": line["content"].get("study"), **{key: line[key] for key in ("time", "step", "sha256")}}
             for line in registered
@@ -59,7 +59,7 @@ def card(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def part(value: dict[str, Any], key: str) -> dict[str, Any]:
+def dict_at(value: dict[str, Any], key: str) -> dict[str, Any]:
     """The dictionary value[key]; an empty one where the key is missing or holds something else."""
     inner = value.get(key)
     return inner if isinstance(inner, dict) else {}
@@ -68,8 +68,8 @@ def part(value: dict[str, Any], key: str) -> dict[str, Any]:
 def data_of(run: dict[str, Any]) -> dict[str, Any]:
     """The names and hashes of the text and the tokenizer that a run was trained on. `run` is the content of
     run.json."""
-    data = part(run, "data")
-    tokenizer = part(data, "tokenizer")
+    data = dict_at(run, "data")
+    tokenizer = dict_at(data, "tokenizer")
     return {
         "corpus": data.get("corpus"),
         "sha256": data.get("sha256"),
@@ -85,7 +85,7 @@ def evaluation_of(scores: dict[str, Any]) -> dict[str, Any]:
     means = ("bits_per_byte", "zero_shot", "suite")
     tasks = {
         name: {key: entry[key] for key in SCORE_KEYS if key in entry}
-        for name, entry in part(scores, "tasks").items()
+        for name, entry in dict_at(scores, "tasks").items()
         if isinstance(entry, dict)
     }
     return {**{key: scores.get(key) for key in (*versions, *means)}, "tasks": tasks}

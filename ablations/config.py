@@ -119,17 +119,8 @@ def _build(flat: dict[str, Any]) -> Run:
 
 
 def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
-    """Check that a size has the number of parameters that it declares (BigScience's "104B" was 58B for five
-    experiments).
-
-    Args:
-        name: the name of the size.
-        declared: the number of parameters that its file declares.
-        bundle: (key, value) of its settings.
-
-    Raises:
-        ConfigError: the numbers differ.
-    """
+    """Raise ConfigError where a size does not have the number of parameters that its file declares (BigScience's "104B"
+    was 58B for five experiments). `bundle`: (key, value) of its settings."""
     flat = _baseline() | dict(bundle)
     model = ModelConfig(**{key.removeprefix("model."): v for key, v in flat.items() if key.startswith("model.")})
     if count.parameters(model) != declared:

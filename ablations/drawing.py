@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # planning draws too, and has no time to import it
     import numpy as np
 
 WIDTH, HEIGHT = 400, 270
+RIGHT = WIDTH - 14  # where plots end
+COLUMNS = 2  # of figures in a file
+MARKED_POINTS = 12  # of a line, up to which each is marked
 SERIES = 7  # colours; Okabe and Ito's, told apart under every common colour blindness; the baseline's is the text's
 
 STYLE = """\
@@ -116,81 +119,113 @@ def lines(
     curves = [c for c in curves if len(c.x)]
     if not curves:
         return ""
-    named = [c for c in curves if c.kind != "thin" and c.label]
-    legend = list(dict.fromkeys((fitting_end(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
-    row, place, at = 0, [], 12.0
-    for label, colour, kind in legend if len(legend) > 1 else []:
-        if at + 20 + text_width(label) > WIDTH and at > 12:
-            row, at = row + 1, 12.0
-        place.append((at, row, label, colour, kind))
-        at += 30 + text_width(label)
-    top = 40 + 17 * (row + bool(place))
-    bottom, height = HEIGHT - 40, HEIGHT
-    bottom, height = bottom + 17 * row, height + 17 * row
-
-    half = [v for c in curves for v in (c.y[len(c.y) // 2 :] if zoom else c.y)]
-    ys = [float(v) for v in half] + ([0.0] if zero else [])
-    xs = [float(v) for c in curves for v in c.x] + list((marks or {}).values())
-    x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
-    if x0 == x1:
-        x0, x1 = (x0 / 2, x1 * 2) if logx else (x0 - 1, x1 + 1)
-    if logy:
-        y0, y1 = y0 / (y1 / y0 or 2) ** 0.06 * (1 - 1e-3), y1 * (y1 / y0) ** 0.06 * (1 + 1e-3)
-    else:
-        room = 0.07 * (y1 - y0) or 0.05 * abs(y1) or 1.0
-        y0, y1 = y0 - room, y1 + room
+    legend, rows = _legend(curves)
+    height = HEIGHT + 17 * max(0, rows - 1)
+    top, bottom = 40 + 17 * rows, height - 40
+    marks = marks or {}
+    x0, x1 = _x_limits(curves, logx, marks)
+    y0, y1 = _y_limits(curves, logy, zero, zoom)
     yticks = ticks(y0, y1, logy)
     left = 24 + max(text_width(human(t)) for t in yticks)
-    X, Y = scale(x0, x1, left, WIDTH - 14, logx), scale(y0, y1, bottom, top, logy)
+    X, Y = scale(x0, x1, left, RIGHT, logx), scale(y0, y1, bottom, top, logy)
 
-    out = [text(0, 14, title, "head")]
-    for x, row, label, colour, kind in place:
-        y = 34 + 17 * row
-        out += [
-            f'<circle cx="{x - 1:.0f}" cy="{y - 4}" r="4" class="f{colour}"/>'
-            if kind == "point"
-            else f'<path d="M{x - 9:.0f} {y - 4}h16" class="line {kind} s{colour}"/>'
-        ]
-        out.append(text(x + 12, y, label))
+    out = [text(0, 14, title, "head"), *legend]
     for t in yticks:
         out += [
-            f'<path d="M{left:.1f} {Y(t):.1f}H{WIDTH - 14}" class="grid"/>',
+            f'<path d="M{left:.1f} {Y(t):.1f}H{RIGHT}" class="grid"/>',
             text(left - 6, Y(t) + 4, human(t), "faint", "end"),
         ]
-    last = -99.0
-    for t in xticks or ticks(x0, x1, logx):
-        at = min(X(t), WIDTH - 4 - text_width(human(t)) / 2)
-        out.append(f'<path d="M{X(t):.1f} {bottom}v4" class="axis"/>')
-        if at - text_width(human(t)) / 2 > last + 4:
-            out.append(text(at, bottom + 17, human(t), "faint", "middle"))
-            last = at + text_width(human(t)) / 2
-    out.append(f'<path d="M{left:.1f} {bottom}H{WIDTH - 14}" class="axis"/>')
-    out.append(text((left + WIDTH - 14) / 2, bottom + 33, xlabel, "faint", "middle"))
+    out += _x_ticks(xticks or ticks(x0, x1, logx), X, bottom)
+    out.append(f'<path d="M{left:.1f} {bottom}H{RIGHT}" class="axis"/>')
+    out.append(text((left + RIGHT) / 2, bottom + 33, xlabel, "faint", "middle"))
     turned = f"translate(11 {(top + bottom) / 2:.0f}) rotate(-90)"
     out.append(f'<text transform="{turned}" text-anchor="middle" class="faint">{escape(ylabel)}</text>')
     if zero:
-        out.append(f'<path d="M{left:.1f} {Y(0):.1f}H{WIDTH - 14}" class="line s0"/>')
-    for name, x in (marks or {}).items():
+        out.append(f'<path d="M{left:.1f} {Y(0):.1f}H{RIGHT}" class="line s0"/>')
+    for name, x in marks.items():
         out += [
             f'<path d="M{X(x):.1f} {top}V{bottom}" class="axis dash"/>',
             text(X(x) - 4, top + 11, name, "faint", "end"),
         ]
-    inner = []
-    for c in sorted(curves, key=lambda c: c.kind != "thin"):
-        points = [(X(float(x)), Y(float(y))) for x, y in zip(c.x, c.y, strict=True)]
-        name = f"<title>{escape(c.label)}</title>"
-        if c.kind == "point":
-            inner += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" class="f{c.colour}">{name}</circle>' for x, y in points]
-            continue
-        path = "".join(f"{'M' if i == 0 else 'L'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(points))
-        inner.append(f'<path d="{path}" class="line {c.kind} s{c.colour}">{name}</path>')
-        if len(points) <= 12 and c.kind != "thin":
-            inner += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" class="f{c.colour}"/>' for x, y in points]
+    drawn = [part for c in sorted(curves, key=lambda c: c.kind != "thin") for part in _curve(c, X, Y)]
     # an inner svg cuts off what the zoom leaves outside, without an id
     cut = f'<svg x="{left - 4:.1f}" y="{top - 4}" width="{WIDTH - 6 - left:.1f}" height="{bottom - top + 8}"'
     view = f'viewBox="{left - 4:.1f} {top - 4} {WIDTH - 6 - left:.1f} {bottom - top + 8}"'
-    out.append(f"{cut} {view}>{''.join(inner)}</svg>")
+    out.append(f"{cut} {view}>{''.join(drawn)}</svg>")
     return frame(title, out, WIDTH, height)
+
+
+def _in_rows(labels: Iterable[str]) -> list[tuple[float, int]]:
+    """Where the labels of a legend stand: for each (its coordinate, the number of its row)."""
+    positions, row, at = [], 0, 12.0
+    for label in labels:
+        if at + 20 + text_width(label) > WIDTH and at > 12:
+            row, at = row + 1, 12.0
+        positions.append((at, row))
+        at += 30 + text_width(label)
+    return positions
+
+
+def _legend(curves: Sequence[Line]) -> tuple[list[str], int]:
+    """The legend of the curves, and the number of its rows: none for a single label."""
+    named = [c for c in curves if c.kind != "thin" and c.label]
+    entries = list(dict.fromkeys((fitting_end(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
+    if len(entries) < 2:
+        return [], 0
+    out = []
+    positions = _in_rows(label for label, _, _ in entries)
+    for (x, row), (label, colour, kind) in zip(positions, entries, strict=True):
+        y = 34 + 17 * row
+        out.append(
+            f'<circle cx="{x - 1:.0f}" cy="{y - 4}" r="4" class="f{colour}"/>'
+            if kind == "point"
+            else f'<path d="M{x - 9:.0f} {y - 4}h16" class="line {kind} s{colour}"/>'
+        )
+        out.append(text(x + 12, y, label))
+    return out, positions[-1][1] + 1
+
+
+def _x_limits(curves: Sequence[Line], log: bool, marks: dict[str, float]) -> tuple[float, float]:
+    xs = [float(v) for c in curves for v in c.x] + list(marks.values())
+    low, high = min(xs), max(xs)
+    if low < high:
+        return low, high
+    return (low / 2, high * 2) if log else (low - 1, high + 1)
+
+
+def _y_limits(curves: Sequence[Line], log: bool, zero: bool, zoom: bool) -> tuple[float, float]:
+    """The ends of the vertical axis: those of the values, or with `zoom` of the curves' later halves, and some room."""
+    ys = [float(v) for c in curves for v in (c.y[len(c.y) // 2 :] if zoom else c.y)] + ([0.0] if zero else [])
+    low, high = min(ys), max(ys)
+    if log:
+        return low / (high / low or 2) ** 0.06 * (1 - 1e-3), high * (high / low) ** 0.06 * (1 + 1e-3)
+    room = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _x_ticks(values: Iterable[float], X: Callable[[float], float], bottom: float) -> list[str]:
+    """The ticks of the horizontal axis, with their numbers as far as there is room."""
+    out, last = [], -99.0
+    for value in values:
+        label, width = human(value), text_width(human(value))
+        at = min(X(value), WIDTH - 4 - width / 2)
+        out.append(f'<path d="M{X(value):.1f} {bottom}v4" class="axis"/>')
+        if at - width / 2 > last + 4:
+            out.append(text(at, bottom + 17, label, "faint", "middle"))
+            last = at + width / 2
+    return out
+
+
+def _curve(curve: Line, X: Callable[[float], float], Y: Callable[[float], float]) -> list[str]:
+    points = [(X(float(x)), Y(float(y))) for x, y in zip(curve.x, curve.y, strict=True)]
+    name, fill = f"<title>{escape(curve.label)}</title>", f'class="f{curve.colour}"'
+    if curve.kind == "point":
+        return [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {fill}>{name}</circle>' for x, y in points]
+    path = "".join(f"{'M' if i == 0 else 'L'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(points))
+    out = [f'<path d="{path}" class="line {curve.kind} s{curve.colour}">{name}</path>']
+    if len(points) <= MARKED_POINTS and curve.kind != "thin":
+        out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" {fill}/>' for x, y in points]
+    return out
 
 
 def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str) -> str:
@@ -247,14 +282,12 @@ def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str],
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
-    out, at, row = [text(0, 14, title, "head")], 12.0, 0
-    for i, part in enumerate(parts if len(parts) > 1 else []):
-        if at + 20 + text_width(part) > WIDTH and at > 12:
-            row, at = row + 1, 12.0
-        y = 34 + 17 * row
-        out += [f'<rect x="{at - 9:.0f}" y="{y - 9}" width="14" height="9" class="f{1 + i}"/>', text(at + 10, y, part)]
-        at += 30 + text_width(part)
-    top = 40 + 17 * (row + 1) if len(parts) > 1 else 32
+    out, top = [text(0, 14, title, "head")], 32
+    if len(parts) > 1:
+        for i, (part, (x, row)) in enumerate(zip(parts, _in_rows(parts), strict=True)):
+            y, top = 34 + 17 * row, 40 + 17 * (row + 1)
+            out.append(f'<rect x="{x - 9:.0f}" y="{y - 9}" width="14" height="9" class="f{1 + i}"/>')
+            out.append(text(x + 10, y, part))
     for i, (label, amounts, words) in enumerate(rows):
         y, x = top + step * i, 14.0
         room = WIDTH - 40 - text_width(words)
@@ -315,24 +348,20 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     return frame(title, out, width, bottom + 6)
 
 
-def combined_figures(figures: list[str], columns: int = 2) -> str:
-    """Combine figures into one SVG text with its own style, for a file of its own.
-
-    Args:
-        figures: SVG texts, as the functions above return them.
-        columns: how many figures stand beside each other.
-    """
+def combined_figures(figures: list[str]) -> str:
+    """Combine figures, as the functions above return them, into one SVG text for a file of its own: COLUMNS beside each
+    other, and their style."""
     figures = [f for f in figures if f]
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', f)[0])) for f in figures]
     out, y, widest = [], 14.0, 0.0
-    for i in range(0, len(figures), columns):
+    for i in range(0, len(figures), COLUMNS):
         x = 14.0
-        for figure, (width, height) in zip(figures[i : i + columns], sizes[i : i + columns], strict=True):
+        for figure, (width, height) in zip(figures[i : i + COLUMNS], sizes[i : i + COLUMNS], strict=True):
             out.append(
                 figure.replace("<svg ", f'<svg x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{height:.0f}" ', 1)
             )
             x += width + 24
-        y += max(height for _, height in sizes[i : i + columns]) + 18
+        y += max(height for _, height in sizes[i : i + COLUMNS]) + 18
         widest = max(widest, x - 10)
     paper = f'<rect width="{widest:.0f}" height="{y:.0f}" style="fill:var(--paper)"/>'
     size = f'viewBox="0 0 {widest:.0f} {y:.0f}" width="{widest:.0f}"'

@@ -27,7 +27,7 @@ def order(effect: int) -> int:
     return effect.bit_count()
 
 
-def spanned(generators: Sequence[int]) -> set[int]:
+def defining_sets(generators: Sequence[int]) -> set[int]:
     """The defining sets of a fraction: all symmetric differences of one or more of its generators."""
     sums = {0}
     for generator in generators:
@@ -45,7 +45,7 @@ class Factorial:
 
     @cached_property
     def defining(self) -> frozenset[int]:
-        return frozenset(spanned(self.generators))
+        return frozenset(defining_sets(self.generators))
 
     @property
     def resolution(self) -> int | None:
@@ -104,9 +104,8 @@ class Factorial:
         there are no other factors. An interaction of more factors is defined in the same way.
         """
         combinations = self.combinations
-        unchanged = {
-            c: order(effect & ~c) for c in combinations
-        }  # factors of the effect that the combination does not change
+        # factors of the effect that the combination does not change
+        unchanged = {c: order(effect & ~c) for c in combinations}
         return {c: (-1) ** unchanged[c] * 2.0 ** order(effect) / len(combinations) for c in combinations}
 
     def name(self, effect: int) -> str:
@@ -156,7 +155,7 @@ def factorial(factors: Sequence[str], text: str) -> Factorial:
     number = len(factors)
     if not 2 <= number <= MOST_FACTORS:
         raise ConfigError(f"CROSS crosses 2 to {MOST_FACTORS} factors, one value each, and here are {number}")
-    allowed = {"1": 0} | {f"1/{2**p}": p for p in (1, 2, 3) if choices(number, p) >= p}
+    allowed = {"1": 0} | {f"1/{2**p}": p for p in (1, 2, 3) if generator_choices(number, p) >= p}
     if text not in allowed:
         raise ConfigError(
             f"CROSS={text[:60]} is not one of {', '.join(allowed)}, which {number} factors allow: with less, main "
@@ -165,7 +164,7 @@ def factorial(factors: Sequence[str], text: str) -> Factorial:
     return Factorial(tuple(factors), best_generators(number, allowed[text]))
 
 
-def choices(factors: int, p: int) -> int:
+def generator_choices(factors: int, p: int) -> int:
     """The number of sets from which the generators of a fraction 1/2**p are chosen: the sets of two or more among the
     first `factors` - p factors."""
     base = factors - p
@@ -181,7 +180,7 @@ def best_generators(factors: int, p: int) -> tuple[int, ...]:
     candidates = [tuple(s | 1 << (base + i) for i, s in enumerate(chosen)) for chosen in combinations(sets, p)]
 
     def aberration(generators: tuple[int, ...]) -> list[int]:
-        lengths = [order(word) for word in spanned(generators)]
+        lengths = [order(word) for word in defining_sets(generators)]
         return [lengths.count(length) for length in range(1, factors + 1)]
 
     return min(candidates, key=aberration)

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     interval: tuple[float, float] | None = None
 
 
-def predict(text: str, arms: Sequence[str]) -> Prediction:
+def parse_prediction(text: str, arms: Sequence[str]) -> Prediction:
     """Read a prediction about the arms of a study from its text.
 
     Args:
@@ -43,13 +43,13 @@ def predict(text: str, arms: Sequence[str]) -> Prediction:
     names = left.split(" - ") if is_interval else left.split(" < ")
     if (is_interval and len(names) != 2) or len(names) < 2:
         raise ConfigError(f"{text!r}: {FORM}")
-    labels = tuple(arm_named(name.strip(), arms, text) for name in names)
+    labels = tuple(find_arm(name.strip(), arms, text) for name in names)
     if len(set(labels)) < len(labels):
         raise ConfigError(f"{text!r} names an arm twice; {FORM}")
-    return Prediction(text.strip(), metric, labels, ends(right, text) if is_interval else None)
+    return Prediction(text.strip(), metric, labels, parse_interval(right, text) if is_interval else None)
 
 
-def arm_named(name: str, arms: Sequence[str], text: str) -> str:
+def find_arm(name: str, arms: Sequence[str], text: str) -> str:
     """The label of the arm that a prediction calls `name`: by its label, by its value alone, or as "baseline".
 
     Args:
@@ -69,7 +69,7 @@ def arm_named(name: str, arms: Sequence[str], text: str) -> str:
     return labels[0]
 
 
-def ends(text: str, prediction: str) -> tuple[float, float]:
+def parse_interval(text: str, prediction: str) -> tuple[float, float]:
     """The two ends of an interval such as "[-0.3, -0.05]".
 
     Args:
@@ -100,7 +100,7 @@ def predictions_about(texts: Sequence[str], arms: Sequence[str]) -> list[Predict
     known = []
     for text in texts:
         try:
-            known.append(predict(text, arms))
+            known.append(parse_prediction(text, arms))
         except ConfigError:
             continue
     return known

@@ -9,7 +9,6 @@ import json
 import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ablations.config import HERE, KEYS, SETTINGS, bundles, resolve
@@ -73,9 +72,9 @@ def commented(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_comments(path: Path = BASELINE) -> None:
-    """Make the comments of baseline.yaml, or of the file `path`, anew from the settings' declarations."""
-    path.write_text(commented(path.read_text(encoding="utf-8")), encoding="utf-8")
+def write_comments() -> None:
+    """Make the comments of baseline.yaml anew from the settings' declarations."""
+    BASELINE.write_text(commented(BASELINE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def page() -> str:

@@ -50,6 +50,18 @@ class Run:
         tokenizer = [] if self.data.tokenizer_kind == "file" else [self.data.tokenizer]
         return list(dict.fromkeys([self.data.corpus, *tokenizer, *self.eval.corpora]))
 
+    @property
+    def data_request(self) -> dict[str, Any]:
+        """The arguments of `data.prepare.prepare` that say which data the run reads."""
+        return {
+            "corpus": self.data.corpus,
+            "tokenizer": self.data.tokenizer,
+            "vocab": self.model.vocab,
+            "kind": self.data.tokenizer_kind,
+            "recipe": self.data.recipe,
+            "mask": self.model.masks,
+        }
+
     @cached_property
     def batch_sizes(self) -> BatchSizes:
         """The batch sizes of the run: a constant one or a ramp. Under a budget in tokens `BatchSizes.samples` gives
@@ -75,22 +87,15 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """The number of optimizer steps: the budget in tokens, rounded down to whole steps.
-
-        Raises:
-            ValueError: the run ends by a wall clock.
-        """
+        """The number of optimizer steps: the budget in tokens, rounded down to whole steps. Raises ValueError where a
+        wall clock ends the run."""
         if self.by_clock:
             raise ValueError(f"train.budget={self.train.budget}: the clock decides how many steps and tokens there are")
         return self.batch_sizes.steps(self.train.tokens // self.model.seq)
 
     @property
     def tokens(self) -> int:
-        """The number of tokens of all steps.
-
-        Raises:
-            ValueError: the run ends by a wall clock.
-        """
+        """The number of tokens of all steps. Raises ValueError where a wall clock ends the run."""
         return self.tokens_after(self.steps)
 
     @property
@@ -115,19 +120,13 @@ class Run:
         return self.budget.seconds if isinstance(self.budget, ClockBudget) else self.steps
 
     def position(self, metric: Mapping[str, Any]) -> float:
-        """How far the run is trained: in steps, or in seconds where the budget is a time.
-
-        Args:
-            metric: the last row of metrics.jsonl; {} where there is none.
-        """
+        """How far the run is trained, in steps, or in seconds where the budget is a time, by the last row of
+        metrics.jsonl ({} where there is none)."""
         return float(metric.get("seconds" if isinstance(self.budget, ClockBudget) else "step", 0))
 
     def seconds_left(self, metric: Mapping[str, Any]) -> float | None:
-        """The estimated seconds to the end of the run; None where they cannot be estimated.
-
-        Args:
-            metric: the last row of metrics.jsonl; {} where there is none.
-        """
+        """The estimated seconds to the end of the run, by the last row of metrics.jsonl; None where they cannot be
+        estimated."""
         if isinstance(self.budget, ClockBudget):
             return max(0.0, self.budget.seconds - metric.get("seconds", 0.0))
         if metric.get("tokens_per_second", 0) > 0 and "tokens" in metric:

@@ -154,14 +154,8 @@ REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str
 
 
 def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
-    """Append the registration of a study to registered.jsonl (REGISTERED), unless it equals the study's last
-    registration there.
-
-    Args:
-        run_dir: the run directory.
-        content: the registration, as ablations/registration.py makes it; its entry "study" names the study.
-        step: the last step that the run has trained.
-    """
+    """Append the registration of a study (ablations/registration.py makes it) to registered.jsonl (REGISTERED), unless
+    it equals the study's last one there. `step`: the last step that the run has trained."""
     lines, _ = read_registered(run_dir)
     as_read = json.loads(json.dumps(content))
     of_study = [line["content"] for line in lines if line["content"].get("study") == content["study"]]
@@ -240,13 +234,9 @@ def last_step(run_dir: Path) -> int:
 
 
 def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
-    """Write checkpoint.json (CHECKPOINT), which makes a folder a complete checkpoint.
-
-    Args:
-        folder: the folder of the checkpoint; its tensors must be on the disk.
-        index: {"step": number, "tokens": number or None, "state": what training continues with, "files": {name:
-            `checksum`}}.
-    """
+    """Write checkpoint.json (CHECKPOINT), which makes a folder a complete checkpoint; its tensors must be on the disk.
+    `index`: {"step": number, "tokens": number or None, "state": what training continues with, "files": {name:
+    `checksum`}}."""
     as_read = json.loads(json.dumps(index))  # keys that are numbers are strings there, tuples are lists
     write_json(folder / CHECKPOINT, as_read | {"sha256": json_digest(as_read)})
 
@@ -280,12 +270,8 @@ def steps_to_evaluate(run_dir: Path) -> list[int]:
 
 
 def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write the file `done` (DONE), which says that the run is trained. The trained weights must be on the disk.
-
-    Args:
-        run_dir: the run directory.
-        summary: {name: value} of further entries of the file, such as the number of steps.
-    """
+    """Write the file `done` (DONE), which says that the run is trained, with `summary` and the checksum of the trained
+    weights, which must be on the disk."""
     write_json(run_dir / DONE, summary | {"weights": checksum(run_dir / WEIGHTS)})
 
 
@@ -330,7 +316,7 @@ def exported(run_dir: Path) -> bool:
 
 
 @contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
+def lock(run_dir: Path) -> Iterator[None]:
     """A context in which this process holds the lock of the run directory, so that no other process trains the run.
 
     Raises:
@@ -343,8 +329,8 @@ def hold(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def locked(run_dir: Path) -> bool:
-    """Whether a process has locked the run directory with `hold`, as far as this machine can see."""
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process has locked the run directory with `lock`, as far as this machine can see."""
     try:
         descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

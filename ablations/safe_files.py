@@ -57,33 +57,19 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whatever the locale, so that after an interruption it has either its old content or
-    the whole new one (see `write_bytes`)."""
+    """Write a text file in UTF-8, whatever the locale, as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, indent: int | None = None, durable: bool = True) -> None:
-    """Write a JSON file so that after an interruption it has either its old content or the whole new one (see
-    `write_bytes`).
-
-    Args:
-        path: the file.
-        value: what to write, made of dictionaries, lists, text, numbers, booleans and None.
-        indent: spaces of indentation for each level; None: everything on one line.
-        durable: whether to wait until the content is on the disk. If False, a power loss may damage the file.
-
-    Raises:
-        ValueError: `value` contains NaN or infinity, which JSON does not have.
-    """
+    """Write a JSON file as `write_bytes` does. Raises ValueError where `value` contains NaN or infinity, which JSON
+    does not have."""
     write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode(), durable)
 
 
 def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
-    """Open a file to overwrite it, or with `append` to add to its end.
-
-    Raises:
-        OSError: the path is a symbolic link, or the file cannot be opened.
-    """
+    """Open a file to overwrite it, or with `append` to add to its end. Raises OSError where that is not possible or the
+    path is a symbolic link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
     return os.fdopen(os.open(path, flags, 0o666), "ab" if append else "wb")
 
@@ -116,12 +102,8 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def inside(folder: Path, name: str | Path) -> Path:
-    """The path folder / name.
-
-    Raises:
-        Damaged: the path leads out of the folder, by ".." or by a symbolic link.
-    """
+def path_inside(folder: Path, name: str | Path) -> Path:
+    """The path folder / name. Raises Damaged where it leads out of the folder, by ".." or by a symbolic link."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
@@ -203,7 +185,7 @@ def read_json(
     if content is None:
         return None
     value = _parse(content)
-    complaint = "it is not a JSON object" if value is None else misfit(value, keys, types)
+    complaint = "it is not a JSON object" if value is None else form_problem(value, keys, types)
     if complaint or value is None:
         raise Damaged(f"{path} is damaged, or of another version: {complaint}.{cure and ' '}{cure}")
     return value
@@ -220,18 +202,14 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 
 
 def _finite(text: str) -> float:
-    """The number that `text` in a JSON file denotes.
-
-    Raises:
-        ValueError: it is NaN, infinite, or too large for a float.
-    """
+    """The number that `text` in a JSON file denotes. Raises ValueError where it is not finite."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)
     return value
 
 
-def misfit(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
+def form_problem(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
     """What is wrong with an object that was read from a file: a sentence that names the missing keys, or the keys
     whose values are of another type; "" where nothing is wrong.
 
@@ -271,7 +249,7 @@ def read_lines(
     rows, damaged = [], []
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
-        if row is not None and not misfit(row, keys, types):
+        if row is not None and not form_problem(row, keys, types):
             rows.append(row)
         elif line.strip() and number < len(lines):
             damaged.append(number)
@@ -305,36 +283,31 @@ def last_line(
     damage = ""
     for line in reversed(lines):
         row = _parse(line)
-        if row is not None and not misfit(row, keys, types):
+        if row is not None and not form_problem(row, keys, types):
             return row, damage
         damage = f"{path} is damaged in its last lines" if line.strip() else damage
     return {}, damage
 
 
-def read_gzip_lines(path: Path, keys: Iterable[str] = (), cure: str = "") -> Iterator[dict[str, Any]]:
+def read_gzip_lines(path: Path, keys: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
     """Read a .jsonl.gz file, which holds a JSON object in each line. Yields the objects.
-
-    Args:
-        path: the file.
-        keys: the keys that each object must have.
-        cure: a sentence that is appended to the error message and tells the user how to repair a damaged file.
 
     Raises:
         Damaged: the file is missing or incomplete, or a line is no object with all `keys`.
     """
     content = read_bytes(path)
     if content is None:
-        raise Damaged(f"{path} is missing.{cure and ' '}{cure}")
+        raise Damaged(f"{path} is missing.")
     try:
         if not content:
             raise EOFError("it is empty")
         lines = gzip.decompress(content).splitlines()
     except (OSError, EOFError, zlib.error) as error:
-        raise Damaged(f"{path} is damaged: {error}.{cure and ' '}{cure}") from None
+        raise Damaged(f"{path} is damaged: {error}.") from None
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
-        if row is None or misfit(row, keys, {}):
-            raise Damaged(f"{path} is damaged in line {number}.{cure and ' '}{cure}")
+        if row is None or form_problem(row, keys, {}):
+            raise Damaged(f"{path} is damaged in line {number}.")
         yield row
 
 

@@ -11,7 +11,7 @@ from ablations.study import ROOT
 SITES = ROOT / "launch/sites"
 
 
-def site(name: str = "") -> dict[str, str]:
+def read_site(name: str = "") -> dict[str, str]:
     """The environment variables that a site file exports, {name: value}: those of Slurm's sbatch (SBATCH_PARTITION,
     ...) and NODE_MTBF_HOURS. Empty where there is no site file.
 
@@ -21,7 +21,7 @@ def site(name: str = "") -> dict[str, str]:
     Raises:
         ConfigError: the site file that is named does not exist, or bash fails on it.
     """
-    path = find(name)
+    path = find_site_file(name)
     if not path:
         return {}
     command = ["bash", "-c", '. "$1" >&2 && env -0', "-", str(path)]
@@ -32,7 +32,7 @@ def site(name: str = "") -> dict[str, str]:
     return {name: value for name, value in pairs if name.startswith("SBATCH_") or name == "NODE_MTBF_HOURS"}
 
 
-def find(name: str = "") -> Path | None:
+def find_site_file(name: str = "") -> Path | None:
     """The path of the site file; None where none is named and there is no launch/site.sh.
 
     Args:

@@ -12,6 +12,7 @@ from ablations.values import human
 
 SILENT = 60.0  # seconds without a heartbeat (there is one every 5) after which a run counts as stalled; untuned
 STARTUP = 900.0  # seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
+UPDATE = 2.0  # seconds between updates of a live view
 REPAIRS = "The same command repairs it."
 
 
@@ -43,13 +44,8 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
 
 
 def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
-    """The entry "state" of `state`, with the entries that explain it, such as "why".
-
-    Args:
-        facts: the entries of `state` that are known already.
-        attempts: the rows of attempts.jsonl.
-        now: seconds since the epoch.
-    """
+    """The entry "state" of `state`, with the entries that explain it, such as "why". `facts`: the entries that are
+    known already."""
     folder = cell.dir
     damaged_scores: dict[str, Any] = {}
     try:
@@ -67,7 +63,7 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
     if (folder / rundir.FAILED).exists():
         return {"state": State.FAILED, "why": safe_files.read_text(folder / rundir.FAILED)}
     last = attempts[-1] if attempts else {}
-    locked = rundir.locked(folder)
+    locked = rundir.is_locked(folder)
     if locked or last.get("event") == "start":
         return _at_work(cell, facts, attempts, locked, now)
     if last.get("event") == "submitted" or last.get("again"):
@@ -80,15 +76,8 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
 def _at_work(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
-    """The state (starting, running or stalled) of a run that a process has locked or that Slurm has started, as
-    entries of `state`: "state", "nodes", "silent", "step" and "left".
-
-    Args:
-        facts: the entries of `state` that are known already.
-        attempts: the rows of attempts.jsonl.
-        locked: whether a process has locked the run directory.
-        now: seconds since the epoch.
-    """
+    """The state (starting, running or stalled) of a run that a process has locked or Slurm has started, as entries of
+    `state`: "state", "nodes", "silent", "step" and "left"."""
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
@@ -108,11 +97,7 @@ def _at_work(
 
 
 def _end_of(line: dict[str, Any]) -> str:
-    """How an attempt under Slurm ended, as text; "" where the line is not about an end.
-
-    Args:
-        line: a row of attempts.jsonl.
-    """
+    """How an attempt under Slurm ended, as text; "" where the row of attempts.jsonl is not about an end."""
     if line["event"] != "end":
         return ""
     reason = f", {line['why']}" if "why" in line else ""
@@ -162,8 +147,8 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
     return "\n".join(line[:width] for line in (study.title, *lines, counts))
 
 
-def watch(study: Study, seconds: float = 2.0) -> None:
-    """Show the table of a study's runs on the terminal, updated every `seconds`, until Ctrl-C."""
+def watch(study: Study) -> None:
+    """Show the table of a study's runs on the terminal, updated every UPDATE seconds, until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -176,7 +161,7 @@ def watch(study: Study, seconds: float = 2.0) -> None:
 
     with contextlib.suppress(KeyboardInterrupt), Live(now(), console=console, auto_refresh=False) as live:
         while True:
-            time.sleep(seconds)
+            time.sleep(UPDATE)
             live.update(now(), refresh=True)
 
 
@@ -189,8 +174,7 @@ def duration(seconds: float) -> str:
 
 
 def _headlines(scores: dict[str, Any]) -> dict[str, float]:
-    """The headline scores in the content of an eval.json: {"bits_per_byte": number, "zero_shot": number}, as far as
-    they are there."""
+    """The headline scores in the content of an eval.json, as far as they are there."""
     headlines = {name: scores.get(name) for name in ("bits_per_byte", "zero_shot")}
     values = {name: score.get("value") for name, score in headlines.items() if isinstance(score, dict)}
     return {name: value for name, value in values.items() if isinstance(value, rundir.NUMBER)}

@@ -102,16 +102,8 @@ def read_study(name: str) -> StudyFile:
 
 
 def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
-    """The entries `tasks` and `shots` of a study file as NAME=VALUE words: {"TASKS": text, "SHOTS": text}, as far as
-    the file has them.
-
-    Args:
-        file: the name of the file, for the message.
-        content: the content of the file.
-
-    Raises:
-        ConfigError: an entry is of the wrong type.
-    """
+    """The entries `tasks` and `shots` of the study file `file`, as far as it has them, as NAME=VALUE words: {"TASKS":
+    text, "SHOTS": text}. Raises ConfigError where one is of the wrong type."""
     words = {}
     if (tasks := content.get("tasks")) is not None:
         if not isinstance(tasks, str) or not tasks.strip():
@@ -126,15 +118,8 @@ def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
 
 def _shared_base(base: dict[str, Any], file: str) -> dict[str, Any]:
     """The settings for all runs that studies share: the base of the study that `base` names under "study"; `base`
-    itself where it names none.
-
-    Args:
-        base: the entry `base` of a study file.
-        file: the name of the file, for the message.
-
-    Raises:
-        ConfigError: there is no such study, or its base has no settings of its own.
-    """
+    itself where it names none. Raises ConfigError where there is no such study, or its base has no settings of its
+    own."""
     if "study" not in base:
         return base
     other = str(base["study"])

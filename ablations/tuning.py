@@ -42,7 +42,7 @@ class Tuning:
         )
 
 
-def multiples(text: str) -> tuple[float, ...]:
+def parse_multiples(text: str) -> tuple[float, ...]:
     """The multiples of the baseline's learning rate that the word LR asks for, in ascending order.
 
     Args:

@@ -56,11 +56,8 @@ def _are(kind: Any) -> str:
 
 
 def _read(kind: Any, value: Any) -> Any:
-    """Convert `value` to the type `kind`.
-
-    Raises:
-        ValueError, TypeError, ArithmeticError: the conversion is not possible.
-    """
+    """Convert `value` to the type `kind`. Raises ValueError, TypeError or ArithmeticError where that is not
+    possible."""
     if get_origin(kind) is list:
         if isinstance(value, str):
             text = value.strip()
@@ -80,12 +77,8 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    """The integer that a text such as 512, 2M or 1E6 denotes. A comma is refused, since it may be meant as a decimal
-    point or as a separator of several numbers.
-
-    Raises:
-        ValueError: the value is no whole number, or is too large.
-    """
+    """The integer that a text such as 512, 2M or 1E6 denotes. Raises ValueError where it is none, is too large, or has
+    a comma, which may be meant as a decimal point or between several numbers."""
     if isinstance(value, bool):
         raise ValueError
     match = re.fullmatch(NUMBER, str(value).strip().upper(), re.ASCII)

@@ -136,7 +136,7 @@ class _Source:
         for suffix in (".bin", ".idx"):
             if not Path(prefix + suffix).is_file():
                 raise ValueError(f"no token file {prefix + suffix}")
-        dtype, self.lengths = tokens.read(prefix)
+        dtype, self.lengths = tokens.read_index(prefix)
         self.offsets = tokens.offsets(prefix)
         self.count = int(self.lengths.sum(dtype=np.int64))
         if self.count < seq + 1:

@@ -11,42 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.coverage import Coverage
-from data.wordpiece import valid_unicode
+from data.tokenizer_base import Tokenizer, valid_unicode
 
 if TYPE_CHECKING:
     import numpy as np
 
-
 EODS = ("<|endoftext|>", "</s>")  # the end of a document: GPT-2's name, and BLOOM's
-
-
 MASKS = ("<mask>", "[MASK]")  # a masked token: RoBERTa's name, and BERT's
-
-
 UTF8_BYTES = {*range(0xF5)} - {0xC0, 0xC1}  # that occur in text
-
-
 # gigatoken 0.10 caches every word for good (its issue 36), so its memory grows. After this many bytes of text it is
 # created anew, which takes 0.1 s; untuned.
 CACHED_BYTES = 1 << 28
 
 
-class ByteBPE:
-    """A byte-level BPE tokenizer from the content of a tokenizer.json.
+class ByteBPE(Tokenizer):
+    """A byte-level BPE tokenizer from the content of a tokenizer.json. Added tokens that are not special, such as the
+    runs of spaces of code models, are recognised in text.
 
-    No text is encoded as the end of a document or another special token, whatever it contains. Added tokens that are
-    not special, such as the runs of spaces of code models, are recognised in text.
-
-    gigatoken encodes, 30 times as fast as Hugging Face's tokenizers; `check` compares the ids of the two libraries.
-    Hugging Face's tokenizers encode where gigatoken cannot: with an added token that matches whole words only, and with
-    some ways of splitting text, such as digit by digit.
-
-    Args:
-        path: where the file is, for error messages.
-        content: the bytes of the tokenizer.json.
-
-    Raises:
-        ValueError: the content is not such a tokenizer.json; or, when encoding, a text is not valid Unicode.
+    gigatoken encodes, 30 times as fast as Hugging Face's tokenizers. Those encode where gigatoken cannot: with an added
+    token that matches whole words only, and with some ways of splitting text, such as digit by digit.
     """
 
     kind = "byte-bpe"
@@ -59,7 +42,7 @@ class ByteBPE:
             spec = json.loads(content)
             bpe = spec["model"].get("type", "BPE") == "BPE"
             byte_level = bpe and "ByteLevel" in str(spec["pre_tokenizer"])
-            spaced = byte_level and _with_space_before(spec["pre_tokenizer"])
+            spaced = byte_level and _adds_space(spec["pre_tokenizer"])
             pieces = dict(spec["model"]["vocab"]) if bpe else {}
             added = {token["content"]: token for token in spec.get("added_tokens") or ()}
             vocab = pieces | {name: token["id"] for name, token in added.items()}
@@ -93,32 +76,23 @@ class ByteBPE:
         # Without the special tokens, so that "<|endoftext|>" in a text is 13 characters, not the end of the document.
         plain = [token for name, token in added.items() if name in set(self.in_text)]
         self._spec = json.dumps(spec | {"added_tokens": plain, "post_processor": None})
-        self._for_words = any(token.get("single_word") for token in plain)
+        self._has_whole_words = any(token.get("single_word") for token in plain)
         self._bytes = _bytes_of({index: piece for piece, index in vocab.items()}, self.vocab_size, set(added))
         self._coder: Any = None
-        self._left = 0
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without an end-of-document token."""
-        return self.encode_batch([text])[0]
+        self._bytes_left = 0
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Token ids of each text. With `threads` above 1 as many threads are used as there are cores; the result is the
-        same."""
+        """The token ids of each text. With `threads` above 1 as many threads are used as there are cores."""
         parts = valid_unicode(texts)
-        if self._by_reference:
-            return self._reference_ids(texts)
+        if self._needs_hugging_face:
+            return self._hugging_face_ids(texts)
         return self._gigatoken(parts).encode_batch_list(parts, parallel=threads > 1)
 
     def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
-        [texts]."""
         import numpy as np
 
-        if self._by_reference:
-            batch = self.encode_batch(texts)
-            counts = np.fromiter(map(len, batch), np.int64, len(batch))
-            return np.fromiter((token for ids in batch for token in ids), np.int32, counts.sum()), counts
+        if self._needs_hugging_face:
+            return super().arrays(texts)
         parts = valid_unicode(texts)
         layout = self._gigatoken(parts).encode_batch(parts, parallel=False).layout
         ends = np.asarray(layout.offsets.data)
@@ -135,31 +109,22 @@ class ByteBPE:
         return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
 
     def unknown(self, text: str) -> tuple[int, int]:
-        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for: (0, 0), since
-        every byte has a piece."""
-        counts = self.coverage([text])
-        return counts.unknown, counts.unknown_bytes
+        return 0, 0
 
     def check(self, texts: Sequence[str]) -> None:
-        """Check that gigatoken and Hugging Face's tokenizers give the same ids for the texts, with the same
-        tokenizer.json.
-
-        Raises:
-            RuntimeError: the ids differ for a text.
-        """
-        for text, ids, theirs in zip(texts, self.encode_batch(texts), self._reference_ids(texts), strict=True):
+        for text, ids, theirs in zip(texts, self.encode_batch(texts), self._hugging_face_ids(texts), strict=True):
             if ids != theirs:
                 raise RuntimeError(
                     f"{self.path}: gigatoken and Hugging Face's tokenizers give different ids for a "
                     f"text that begins {text[:40]!r}; please report it to gigatoken"
                 )
 
-    def _reference_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+    def _hugging_face_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._hugging_face.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     @cached_property
-    def _reference(self) -> Any:
+    def _hugging_face(self) -> Any:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
         import tokenizers
 
@@ -173,31 +138,31 @@ class ByteBPE:
         return reference
 
     @cached_property
-    def _by_reference(self) -> bool:
+    def _needs_hugging_face(self) -> bool:
         """Whether Hugging Face's tokenizers encode the texts, because gigatoken cannot use this tokenizer.json."""
-        if self._for_words:
+        if self._has_whole_words:
             return True
         try:
-            self._read_by_gigatoken()
+            self._new_gigatoken()
         except (RuntimeError, ValueError):  # of no class of its own
             return True
         return False
 
-    def _read_by_gigatoken(self) -> Any:
+    def _new_gigatoken(self) -> Any:
         import gigatoken
 
         return gigatoken.Tokenizer.from_json(self._spec)
 
     def _gigatoken(self, texts: list[bytes]) -> Any:
-        if self._left <= 0:
-            self._coder = self._read_by_gigatoken()
-            self._left = CACHED_BYTES
-        self._left -= sum(map(len, texts))
+        if self._bytes_left <= 0:
+            self._coder = self._new_gigatoken()
+            self._bytes_left = CACHED_BYTES
+        self._bytes_left -= sum(map(len, texts))
         return self._coder
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_reference"}
-        return state | {"_coder": None, "_left": 0}
+        state = {name: value for name, value in self.__dict__.items() if name != "_hugging_face"}
+        return state | {"_coder": None, "_bytes_left": 0}
 
 
 def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
@@ -211,14 +176,15 @@ def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
     Raises:
         ValueError: the vocabulary is too small, or larger than the texts can fill.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, trainers
 
     merged = vocab - len(specials)
     if merged < 256:
         raise ValueError(
             f"model.vocab={vocab} is too small: at least {256 + len(specials)}, the bytes and the end of document"
         )
-    backend = Tokenizer(models.BPE())
+    backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.train_from_iterator(
         sample,
@@ -235,47 +201,35 @@ def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
 
 
 def from_gpt2_files(vocab: str, merges: str) -> bytes:
-    """The content of a tokenizer.json, made from the contents of GPT-2's two files.
-
-    Args:
-        vocab: a JSON object {piece: id}.
-        merges: one merge per line, below a line with the version.
-
-    Raises:
-        ValueError: the vocabulary and the merges do not fit together.
-    """
+    """The content of a tokenizer.json, made from the contents of GPT-2's two files: `vocab`, a JSON object {piece: id},
+    and `merges`, one a line below a line with the version. Raises ValueError where they do not fit together."""
     lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
     return _tokenizer_json(json.loads(vocab), [tuple(line.split(" ")) for line in lines])
 
 
 def _tokenizer_json(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> bytes:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
 
     try:
-        backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))  # type: ignore[arg-type]  # refused below if no pairs
+        model = models.BPE(vocab=vocab, merges=merges)  # type: ignore[arg-type]  # refused below if no pairs
     except Exception as error:  # of no class of its own
         raise ValueError(f"the vocabulary and the merges do not fit together: {error}") from error
+    backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return backend.to_str().encode()
 
 
-def _with_space_before(pre_tokenizer: Any) -> bool:
-    """Whether a pre-tokenizer of a tokenizer.json, or one of its parts, adds a space before a text that begins with
-    none."""
+def _adds_space(pre_tokenizer: Any) -> bool:
+    """Whether a pre-tokenizer of a tokenizer.json adds a space before a text that begins with none."""
     parts = [pre_tokenizer, *(pre_tokenizer.get("pretokenizers") or ())]
     return any(part.get("add_prefix_space") for part in parts if part["type"] == "ByteLevel")
 
 
 def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]:
-    """The bytes that each id stands for, as a list with an entry for every id below `size`; b"" for an id without a
-    piece.
-
-    Args:
-        pieces: {id: piece}.
-        size: the size of the vocabulary.
-        added: the added tokens, whose pieces are written as plain text.
-    """
+    """The bytes that each id below `size` stands for; b"" for an id without a piece. `pieces`: {id: piece}; `added`:
+    those of them that are written as plain text."""
     byte_of = _byte_of_character()
     return [
         pieces[i].encode() if pieces.get(i, "") in added else bytes(byte_of[c] for c in pieces.get(i, ""))
@@ -284,8 +238,7 @@ def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]
 
 
 def _byte_of_character() -> dict[str, int]:
-    """{character: byte}: byte-level BPE writes each byte as a printable character, either itself or one from U+0100
-    on."""
+    """{character: byte}: byte-level BPE writes each byte as a printable character, itself or one from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -17,16 +17,17 @@ from data.disk import locked, write_whole
 from data.documents import documents
 from data.readers import EXTENSIONS
 from data.sources import Missing as Missing
-from data.sources import SourceFile, check_name, common_folder, distribution, files_at, files_below, source_files
+from data.sources import SourceFile, check_name, common_folder, data_files, distribution, matching_files, source_files
 
 CORPORA = Path(__file__).parent / "corpora"
 VALID_SHARE = 0.02  # share of the documents of a corpus of files that is held out for validation; untuned
 VALID_BYTES = 1e9  # a corpus whose compressed files exceed VALID_BYTES / VALID_SHARE holds out a smaller share; untuned
-ABOUT = {"licence", "published"}  # fields for people, which do not change what is read
+FOR_PEOPLE = {"licence", "published"}  # fields that do not change what is read
 FIELDS = {
-    "blend": {"blend", "alpha"} | ABOUT,
+    "blend": {"blend", "alpha"} | FOR_PEOPLE,
     "packages": {"text", "minimum", "packages", "held_out", "sha256"},
-    "files": {"files", "hub", "revision", "path", "layout", "text", "where", "variant", "checksums", "share"} | ABOUT,
+    "files": {"files", "hub", "revision", "path", "layout", "text", "where", "variant", "checksums", "share"}
+    | FOR_PEOPLE,
 }
 TEXTS = ("docstrings", "source")
 
@@ -63,13 +64,13 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
         path, name, variant = Path(corpus), corpus, ""
     if path and path.is_file():
         try:
-            spec = _named(path, yaml.safe_load(path.read_text(encoding="utf-8")), variant)
+            spec = _checked(path, yaml.safe_load(path.read_text(encoding="utf-8")), variant)
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: {error}") from None
-        if "files" in spec and (root := _location(name, spec, store)):
-            spec = {**spec, "files": files_below(root, spec["files"]), "root": root}
+        if "files" in spec and (root := _folder_of_corpus(name, spec, store)):
+            spec = {**spec, "files": matching_files(root, spec["files"]), "root": root}
     elif corpus and (has_magic(corpus) or "/" in corpus or Path(corpus).exists()):
-        files, left_out = files_at(corpus)
+        files, left_out = data_files(corpus)
         spec = {"files": files, "layout": "auto", "root": common_folder(files), "left_out": left_out}
     else:
         raise ValueError(
@@ -80,8 +81,8 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
 
 
 def components(corpus: str, store: Path | None = None) -> dict[str, float]:
-    """The names of the corpora that a corpus consists of, with their weights: {component: weight} of a blend, {corpus:
-    1} of any other corpus. `store`: the store of prepared data, which knows the folders of named corpora."""
+    """The corpora that a corpus consists of: {component: weight} of a blend, {corpus: 1} of any other. `store`: as for
+    `load`."""
     return load(corpus, store).get("blend", {corpus: 1.0})
 
 
@@ -89,8 +90,7 @@ def check(corpus: str, store: Path | None = None) -> None:
     """Check that a corpus can be prepared, in milliseconds.
 
     Args:
-        corpus: its name, or its file, folder or glob.
-        store: the store of prepared data, which knows the folders of named corpora.
+        corpus, store: as for `load`.
 
     Raises:
         ValueError: the corpus cannot be prepared; the message names what is allowed.
@@ -115,26 +115,25 @@ def locate(corpus: str, folder: str, store: Path) -> None:
     name = corpus.partition(":")[0]
     spec = load(name)
     if "layout" not in spec or has_magic(name) or "/" in name:
-        raise ValueError(f"{corpus} is not read from files of its own: FROM is for {', '.join(_of_files())}")
+        raise ValueError(f"{corpus} is not read from files of its own: FROM is for {', '.join(_corpora_of_files())}")
     if not Path(folder).is_dir():
         raise ValueError(f"FROM={folder} is no folder")
-    files_below(Path(folder), load(corpus)["files"])
+    matching_files(Path(folder), load(corpus)["files"])
     path = store / "sources.json"
     with locked(store / "sources.json.lock"):
         folders = json.loads(path.read_text("utf-8")) if path.exists() else {}
         write_whole(path, json.dumps(folders | {name: str(Path(folder).resolve())}, indent=1))
 
 
-def incomplete(corpora: Iterable[str], store: Path | None = None) -> list[str]:
-    """A sentence for each set of numbered files of the corpora of which some are missing on this machine. The files
-    that are there are read all the same. `store`: the store of prepared data, which knows the folders of named
-    corpora."""
+def missing_files(corpora: Iterable[str], store: Path | None = None) -> list[str]:
+    """A sentence for each family of numbered files of the corpora of which some are missing on this machine; those that
+    are there are read all the same. `store`: as for `load`."""
     specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
     return [
         f"{name}: {sentence}; what is missing is not read"
         for name, spec in specs.items()
         if "root" in spec
-        for sentence in readers.incomplete(file.name for file in source_files(spec))
+        for sentence in readers.missing_numbered_files(file.name for file in source_files(spec))
     ]
 
 
@@ -146,14 +145,7 @@ def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
 
 def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
     """Whether a document is held out for validation. In a corpus of packages this depends on the document's package, in
-    a corpus of files on the hash of its text.
-
-    Args:
-        spec: the specification of the corpus, from `load`.
-        package: the package of the document; only used for a corpus of packages.
-        text: the text of the document.
-        share: the share of the documents of a corpus of files that is held out.
-    """
+    a corpus of files on the hash of its text and the `share` that is held out. `spec`: from `load`."""
     if "packages" in spec:
         return package in spec["held_out"]
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -163,15 +155,9 @@ def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID
 # Specifications
 
 
-def _named(path: Path, spec: Any, variant: str) -> dict[str, Any]:
-    """Check the specification of a corpus, as read from a YAML file, and fill in defaults.
-
-    Args:
-        path: the YAML file, for messages and for components of a blend that lie beside it.
-        spec: the content of the file.
-        variant: the variant that was asked for, such as "fr" in oscar:fr; "" for the default.
-
-    Returns: the specification, in the form that `load` returns, without "name".
+def _checked(path: Path, spec: Any, variant: str) -> dict[str, Any]:
+    """Check the specification of a corpus, as read from a YAML file, and fill in defaults. Returns it in the form that
+    `load` returns, without "name". `variant`: the one that was asked for, such as "fr" in oscar:fr; "" for the default.
 
     Raises:
         ValueError: the specification is wrong, or the corpus has no variants and `variant` is not "".
@@ -184,11 +170,14 @@ def _named(path: Path, spec: Any, variant: str) -> dict[str, Any]:
         raise ValueError(f"{where}: unknown {sorted(unknown)}; allowed are {sorted(FIELDS[kind])}")
     if variant and "variant" not in spec:
         raise ValueError(f"{where} has no variants, so no {variant!r}")
-    spec = {key: value for key, value in spec.items() if key not in ABOUT}
+    spec = {key: value for key, value in spec.items() if key not in FOR_PEOPLE}
     if kind == "blend":
-        return {"blend": _blend(where, spec["blend"], spec.get("alpha"), path.parent), "alpha": spec.get("alpha")}
+        return {
+            "blend": _checked_blend(where, spec["blend"], spec.get("alpha"), path.parent),
+            "alpha": spec.get("alpha"),
+        }
     if kind == "files":
-        return _of_files_checked(where, spec, variant)
+        return _checked_files(where, spec, variant)
     if spec.get("text") not in TEXTS:
         raise ValueError(f"{where}: text is {spec.get('text')!r}; allowed are {', '.join(TEXTS)}")
     if wrong := [package for package, version in spec["packages"].items() if not isinstance(version, str)]:
@@ -204,19 +193,9 @@ def _named(path: Path, spec: Any, variant: str) -> dict[str, Any]:
     return spec
 
 
-def _of_files_checked(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
-    """Check the specification of a corpus of files, and fill in defaults and the variant.
-
-    Args:
-        where: the name of the specification file, for messages.
-        spec: its content.
-        variant: the variant that was asked for, which replaces {} in the globs; "" for the default.
-
-    Returns: the specification with its defaults.
-
-    Raises:
-        ValueError: an entry is wrong; the message names what is allowed.
-    """
+def _checked_files(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
+    """`_checked` of a corpus of files. `where`: the name of the specification file, for messages; `variant` replaces {}
+    in the globs."""
     layout = spec.setdefault("layout", "auto")
     if layout not in readers.LAYOUTS:
         raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
@@ -236,29 +215,26 @@ def _of_files_checked(where: str, spec: dict[str, Any], variant: str) -> dict[st
     return spec | {"files": [pattern.replace("{}", chosen) for pattern in spec["files"]]}
 
 
-def _of_files() -> list[str]:
+def _corpora_of_files() -> list[str]:
     """The names of the corpora in data/corpora that are read from files."""
     return [name for name in corpus_names() if "layout" in load(name)]
 
 
-def _location(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
-    """The folder with the files of a named corpus on this machine, as noted in the store or given by "path" in its
-    specification `spec`; None where the files are read from the hub."""
+def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
+    """The folder with the files of a named corpus on this machine, as `locate` noted it in the store or as "path" in
+    its specification says; None where the files are read from the hub."""
     sources = store / "sources.json" if store else None
     folders = json.loads(sources.read_text("utf-8")) if sources and sources.exists() else {}
     return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None
 
 
-def _blend(where: str, components: Any, alpha: Any, folder: Path) -> dict[str, float]:
-    """Check the components of a blend, and return {component: weight} with weights that add up to 1.
-
-    Where `alpha` is a number the weights are equal: they will follow from the sizes of the components, which are known
-    only after preparation.
+def _checked_blend(where: str, components: Any, alpha: Any, folder: Path) -> dict[str, float]:
+    """Check the components of a blend, and return {component: weight} with weights that add up to 1. Where `alpha`, the
+    exponent of the components' sizes, is a number, the weights are equal: the sizes are known only after preparation.
 
     Args:
         where: the name of the specification file, for messages.
         components: {name: weight}; or, with `alpha`, a list of names.
-        alpha: the exponent of the sizes, or None.
         folder: the folder of the specification file, in which components may lie too.
 
     Raises:

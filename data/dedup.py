@@ -1,6 +1,7 @@
 """Finds duplicate documents, exact ones by hash and near ones by MinHash, and decides which of them are removed.
 
-A step of a datatrove pipeline is any function of (documents, rank, number of tasks).
+datatrove runs a pipeline as numbered tasks. A step of a pipeline is any function of (documents, number of the task,
+number of tasks).
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,9 @@ DIGEST_BYTES = 16
 RECORD_BYTES = DIGEST_BYTES + 1  # a document's digest, and whether it is held out
 
 
-def digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
+def write_digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
     """A step that writes the hash of each document, and whether it is held out, to a file in `folder`, and passes the
-    documents on. Exact duplicates are found by these hashes, also among documents that are too short for a MinHash
-    signature.
+    documents on. Equal hashes are exact duplicates.
 
     Args:
         folder: where the file of this task goes.
@@ -45,15 +45,14 @@ def digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
             yield document
 
 
-def recorded(folder: Path) -> int:
-    """The number of documents whose hashes `digests` has written to a folder."""
-    return sum(path.stat().st_size for path in _records(folder)) // RECORD_BYTES
+def count_digests(folder: Path) -> int:
+    """The number of documents whose hashes `write_digests` has written to a folder."""
+    return sum(path.stat().st_size for path in _digest_files(folder)) // RECORD_BYTES
 
 
-def _records(folder: Path) -> list[Path]:
-    """The files of hashes that `digests` has written to a folder. Their names follow from those of the shards, and the
-    folder is not listed for them: on a network file system a listing may lack files that another machine has just
-    written, which can be opened by name."""
+def _digest_files(folder: Path) -> list[Path]:
+    """The files that `write_digests` has written to a folder, named after its shards. They are not found by listing
+    the folder: on a network file system a listing may lack files that another machine has just written."""
     return [path.with_suffix(".digests") for path in sorted(folder.glob("*.jsonl"))]
 
 
@@ -82,7 +81,7 @@ class WordsAndCharacters:
         return words
 
 
-def signature(folder: Path) -> Any:
+def signatures(folder: Path) -> Any:
     """datatrove's step that computes the MinHash signature of each document and writes it to `folder`."""
     from dataclasses import replace
 
@@ -92,9 +91,8 @@ def signature(folder: Path) -> Any:
     from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
     class Signature(MinhashDedupSignature):  # type: ignore[misc]
-        """Computes MinHash signatures in which all numbers count as the same number, as datatrove does. In documents
-        with few distinct shingles, numbers are compared as they are: tables and logs may differ in their numbers only,
-        and are then not copies of each other."""
+        """As datatrove does, takes all numbers for the same number; but not in documents with few distinct shingles,
+        such as tables and logs, which may differ in nothing but their numbers."""
 
         def get_shingles(self, text: str) -> Any:
             shingles = self.shingles(text, config.norm_config)
@@ -142,18 +140,18 @@ def least_hashes(shingles: Any, a: Any, b: Any) -> Any:
     return least
 
 
-def signed(folder: Path) -> int:
+def count_signatures(folder: Path) -> int:
     """The number of documents that have a MinHash signature in `folder`. Each has one entry in a bucket: HASHES hashes
     of 8 bytes, and the document's number of 4 bytes."""
     return sum(path.stat().st_size for path in (folder / "bucket_000").glob("*.minhash.sig")) // (8 * HASHES + 4)
 
 
-def pairs(signed: Path, to: Path) -> Any:
-    """datatrove's step that reads the MinHash signatures in the folder `signed`, and writes the pairs of documents with
-    equal hashes in a bucket to the folder `to`. It has BUCKETS tasks."""
+def matching_pairs(signatures: Path, to: Path) -> Any:
+    """datatrove's step that writes, to the folder `to`, the pairs of documents whose signatures have equal hashes in a
+    bucket. It has BUCKETS tasks. `signatures`: the folder of the signatures."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    return MinhashDedupBuckets(str(signed), str(to), config=_config(), lines_to_buffer=1000)
+    return MinhashDedupBuckets(str(signatures), str(to), config=_config(), lines_to_buffer=1000)
 
 
 def _config() -> Any:
@@ -162,38 +160,26 @@ def _config() -> Any:
     return MinhashConfig(n_grams=SHINGLE, num_buckets=BUCKETS, hashes_per_bucket=HASHES)
 
 
-def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> None:
+def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> None:
     """Decide which documents of each cluster of exact and near duplicates are removed, and write their numbers to the
     folder `removed`.
 
     One document of each cluster is kept: the first held-out one, or the first in reading order where none is held out.
     In a cluster without a held-out document, dedup=none removes nothing, and dedup=exact removes identical copies only.
-    datatrove's own step keeps the root of its union-find, which often is not the held-out document.
+    datatrove's own step keeps an arbitrary document, which often is not the held-out one.
 
     Memory: 32 bytes for each document, and a few hundred for each that has a duplicate.
 
     Args:
-        read: the folder with the hashes that `digests` has written.
-        pairs: the folder with the pairs of near duplicates, from the step `pairs`.
+        read: the folder with the hashes, from `write_digests`.
+        pairs: the folder with the pairs of near duplicates, from `matching_pairs`.
         removed: the folder for the result: a file for each task with the numbers of the removed documents, by kind, and
             one with their counts.
         dedup: the setting data.dedup.
     """
     import numpy as np
 
-    parent: dict[int, int] = {}
-
-    def root(node: int) -> int:
-        while (above := parent.get(node, node)) != node:
-            parent[node] = node = parent.get(above, above)
-        return node
-
-    def join(a: int, b: int) -> None:
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
-        parent.setdefault(low, low)
-
-    files = _records(read)
+    files = _digest_files(read)
     records = [np.fromfile(path, np.dtype([("digest", f"V{DIGEST_BYTES}"), ("valid", "?")])) for path in files]
     ends = np.cumsum([len(part) for part in records])
     starts = {int(path.stem): int(end - len(part)) for path, part, end in zip(files, records, ends, strict=True)}
@@ -204,17 +190,14 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
     order = np.lexsort((np.arange(len(halves)), halves[:, 1], halves[:, 0]))
     same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
     exact = set(order[1:][same].tolist())
-    for a, b in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-        join(a, b)
-    for path in sorted(pairs.glob("*.dups")):
-        for rank_a, a, rank_b, b in struct.iter_unpack("<4I", path.read_bytes()):
-            join(starts[rank_a] + a, starts[rank_b] + b)
-
-    clusters: dict[int, list[int]] = {}
-    for node in sorted(parent):
-        clusters.setdefault(root(node), []).append(node)
+    equal_pairs = zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True)
+    similar_pairs = (
+        (starts[rank_a] + a, starts[rank_b] + b)
+        for path in sorted(pairs.glob("*.dups"))
+        for rank_a, a, rank_b, b in struct.iter_unpack("<4I", path.read_bytes())
+    )
     removals: dict[int, dict[str, list[int]]] = {}
-    for members in clusters.values():
+    for members in _clusters(chain(equal_pairs, similar_pairs)):
         keeper = next((node for node in members if valid[node]), members[0])
         for node in members:
             if node != keeper and (valid[keeper] or dedup == "near" or dedup == "exact" and node in exact):
@@ -227,9 +210,28 @@ def keep_first(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> N
         (removed / f"{rank:05d}.counts").write_text(json.dumps(counts), "utf-8")
 
 
-def duplicates(removed: Path, rank: int) -> Callable[[Any], str]:
-    """The filter (data/filters.py) that removes the documents of task `rank` that `keep_first` selected. `removed`: the
-    folder that `keep_first` has written."""
+def _clusters(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The connected components of a graph with these edges: lists of ascending numbers (union-find)."""
+    parent: dict[int, int] = {}
+
+    def root(node: int) -> int:
+        while (above := parent.get(node, node)) != node:
+            parent[node] = node = parent.get(above, above)
+        return node
+
+    for a, b in pairs:
+        low, high = sorted((root(a), root(b)))
+        parent[high] = low
+        parent.setdefault(low, low)
+    clusters: dict[int, list[int]] = {}
+    for node in sorted(parent):
+        clusters.setdefault(root(node), []).append(node)
+    return list(clusters.values())
+
+
+def duplicate_filter(removed: Path, rank: int) -> Callable[[Any], str]:
+    """The filter (data/filters.py) that removes the documents of task `rank` that `choose_removals` has written to the
+    folder `removed`."""
     path = removed / f"{rank:05d}.json"
     kinds = json.loads(path.read_text("utf-8")) if path.exists() else {}
     why = {index: f"{kind} copy" for kind, indices in kinds.items() for index in indices}

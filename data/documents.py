@@ -70,8 +70,8 @@ def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
 
 
 def _with_members(node: ast.AST, path: str) -> Iterator[str]:
-    """The qualified name and docstring of a function or class, as one text; for a class, also those of its members,
-    each as a text of its own. `path`: the qualified name of what contains the definition."""
+    """The qualified name and docstring of a function or class, and those of a class' members, each as a text. `path`:
+    the qualified name of what contains the definition."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         path = f"{path}.{node.name}"
         if text := ast.get_docstring(node):

@@ -18,29 +18,20 @@ from data.coverage import Coverage
 from data.filters import Recipe
 from data.sentencepiece_model import OPTIONS
 from data.store import Run, Store, label, prepared
-from data.text import lines, prepared_text
-from data.tokenizer import (
-    EXTRA_IDS,
-    SAMPLE_BYTES,
-    AnyTokenizer,
-    check_parity,
-    load_tokenizer,
-    train,
-    unexportable,
-    vocabularies,
-)
+from data.text import prepared_text, shard_lines
+from data.tokenizer import EXTRA_IDS, SAMPLE_BYTES, check_parity, load_tokenizer, train, unexportable, vocabularies
 from data.tokenizer import read as read_tokenizer
+from data.tokenizer_base import Tokenizer
 
 LIBRARIES = {"bpe": "sentencepiece", "unigram": "sentencepiece", "byte-bpe": "tokenizers", "wordpiece": "tokenizers"}
-COVERED = 256  # held-out documents that are encoded at once to count unknown tokens
+COVERAGE_BATCH = 256  # held-out documents that are encoded at once to count unknown tokens
 
 
 def prepared_tokenizer(
     name: str, vocab: int, kind: str, recipe: Recipe, store: Store, mask: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """The tokenizer of a corpus: the path of its file, and the entries of its manifest (sha256, lossless, eod, mask,
-    specials, unexportable). A missing tokenizer is trained; for a blend, on all of its components, whatever their
-    weights.
+    """The tokenizer of a corpus: the path of its file, and its manifest, as of `_manifest_of`. A missing tokenizer is
+    trained; for a blend, on all of its components, whatever their weights.
 
     Args:
         name: the corpus; for kind="file", the path of an existing tokenizer.
@@ -51,47 +42,42 @@ def prepared_tokenizer(
         mask: whether it needs an id for a masked token. This makes a difference for byte-bpe only.
     """
     if kind == "file":
-        return _existing(name, vocab, store)
+        return _copied_tokenizer(name, vocab, store)
     texts = [prepared_text(part, recipe, store) for part in corpora.components(name, store.path)]
-    size = sum(about["train"]["bytes"] for _, about in texts)
+    size = sum(manifest["train"]["bytes"] for _, manifest in texts)
     library = LIBRARIES[kind]
     file = "tokenizer.json" if library == "tokenizers" else "tokenizer.model"
     mask = mask and kind == "byte-bpe"
 
     def make(work: Path, run: Run) -> dict[str, Any]:
         run("training")
-        documents = (json.loads(line)["text"] for folder, _ in texts for line in lines(folder / "train"))
+        documents = (json.loads(line)["text"] for folder, _ in texts for line in shard_lines(folder / "train"))
         (work / file).write_bytes(train(documents, size, vocab, kind, mask))
-        return _about(load_tokenizer(work / file))
+        return _manifest_of(load_tokenizer(work / file))
 
     inputs = {
-        "text": [about["sha256"] for _, about in texts],
+        "text": [manifest["sha256"] for _, manifest in texts],
         "vocab": vocab,
         "kind": kind,
         "options": [OPTIONS, SAMPLE_BYTES],
         library: version(library),
         **({"mask": True} if mask else {}),
     }
-    folder, about = prepared(store, f"{label(name)}-tokenizer-{vocab}", inputs, make)
-    return folder / file, about
+    folder, manifest = prepared(store, f"{label(name)}-tokenizer-{vocab}", inputs, make)
+    return folder / file, manifest
 
 
-def _about(tokenizer: AnyTokenizer) -> dict[str, Any]:
-    """The entries of a tokenizer's manifest: sha256, lossless, eod, mask, specials, unexportable. Raises ValueError
-    where the tokenizer gives different ids from Hugging Face's tokenizers."""
+def _manifest_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The manifest of a tokenizer: {"sha256", "lossless", "eod", "mask", "specials", "unexportable"}. Raises ValueError
+    where the tokenizer gives other ids than Hugging Face's tokenizers."""
     check_parity(tokenizer)
     names = ("sha256", "lossless", "eod", "mask", "specials")
     return {name: getattr(tokenizer, name) for name in names} | {"unexportable": unexportable(tokenizer)}
 
 
-def _existing(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Copy an existing tokenizer into the store; returns the path of the copy, and the entries of its manifest (sha256,
-    lossless, eod, mask, specials, unexportable).
-
-    Args:
-        path: the file or folder of the tokenizer, as for `tokenizer.read`.
-        vocab: the setting model.vocab.
-        store: the store of prepared data.
+def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
+    """Copy an existing tokenizer (`tokenizer.read` says of which form) into the store; returns the path of the copy,
+    and its manifest.
 
     Raises:
         ValueError: the file is not a tokenizer, or `vocab` is neither the number of its pieces nor that number plus the
@@ -110,22 +96,22 @@ def _existing(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]
             raise ValueError(
                 f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that" + more
             )
-        return _about(loaded)
+        return _manifest_of(loaded)
 
     inputs = {"content": hashlib.sha256(content).hexdigest(), "vocab": vocab}
-    folder, about = prepared(store, f"{label(path)}-tokenizer-{vocab}", inputs, make)
-    return folder / file, about
+    folder, manifest = prepared(store, f"{label(path)}-tokenizer-{vocab}", inputs, make)
+    return folder / file, manifest
 
 
 def prepared_tokens(
-    name: str, text: Path, about: dict[str, Any], model: Path, model_sha: str, recipe: Recipe, store: Store
+    name: str, text: Path, text_manifest: dict[str, Any], model: Path, model_sha: str, recipe: Recipe, store: Store
 ) -> tuple[Path, dict[str, Any]]:
     """The folder with the training text as token files, and its manifest: counts of tokens, documents and bytes, the
     steps of the preparation, notes. Missing token files are made.
 
     Args:
         name: the name of the corpus.
-        text, about: the folder of its text and the manifest of that text, from `prepared_text`.
+        text, text_manifest: the folder of its text and the manifest of that text, from `prepared_text`.
         model, model_sha: the file of the tokenizer and its hash.
         recipe: the recipe of the corpus; here its data.compress and data.order are applied.
         store: the store of prepared data.
@@ -138,7 +124,7 @@ def prepared_tokens(
         parts.mkdir(exist_ok=True)
         run("tokenizing", [partial(_tokenize, text / "train", model, parts, "sentences" in recipe.order)], len(shards))
         prefixes: list[str | Path] = [parts / shard.stem for shard in shards]
-        left, steps = _arrange(prefixes, shards, recipe, work)
+        left, steps = _join_in_order(prefixes, shards, recipe, work)
         covered, held_out = _coverage(load_tokenizer(model), text / "valid.jsonl.gz")
         domains: dict[str, list[int]] = {}
         for prefix in prefixes:
@@ -146,27 +132,27 @@ def prepared_tokens(
                 before = domains.get(domain, [0] * len(count))
                 domains[domain] = [a + b for a, b in zip(before, count, strict=True)]
         documents = (sum(count[0] for count in domains.values()), held_out)
-        if documents != (written := tuple(about[split]["documents"] for split in ("train", "valid"))):
+        if documents != (written := tuple(text_manifest[split]["documents"] for split in ("train", "valid"))):
             raise ValueError(
                 f"{text} holds {documents[0]:,} and {documents[1]:,} documents for training and validation, not "
                 f"the {written[0]:,} and {written[1]:,} that were written there. "
                 "Remove it, and it is made again"
             )
-        lengths = tokens.read(work / "train")[1]
+        lengths = tokens.read_index(work / "train")[1]
         manifest: dict[str, Any] = {
             "train": int(lengths.sum()),
             "valid": covered.tokens + held_out,  # each document has an end-of-document token
             "covered": covered._asdict(),
             "domains": domains,
             **left,
-            "steps": [*about["steps"], *steps],
+            "steps": [*text_manifest["steps"], *steps],
         }
-        manifest["notes"] = report.notes(name, recipe, manifest["steps"], about, covered)
-        report.write(work, name, recipe, about, manifest, lengths, text)
+        manifest["notes"] = report.notes(name, recipe, manifest["steps"], text_manifest, covered)
+        report.write(work, name, recipe, text_manifest, manifest, lengths, text)
         return manifest
 
     inputs = {
-        "text": [about["sha256"], text.name],
+        "text": [text_manifest["sha256"], text.name],
         "tokenizer": model_sha,
         "compress": recipe.compress,
         "order": recipe.order,
@@ -176,29 +162,21 @@ def prepared_tokens(
     return prepared(store, f"{label(name)}-tokens", inputs, make)
 
 
-def _coverage(tokenizer: AnyTokenizer, valid: Path) -> tuple[Coverage, int]:
+def _coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int]:
     """How much of the held-out text the tokenizer can represent, and the number of held-out documents. `valid`: the
     held-out text, a .jsonl.gz file."""
     total, count = Coverage(0, 0, 0, 0), 0
     with gzip.open(valid, "rt", encoding="utf-8") as file:
-        while texts := [json.loads(line)["text"] for line in islice(file, COVERED)]:
+        while texts := [json.loads(line)["text"] for line in islice(file, COVERAGE_BATCH)]:
             total += tokenizer.coverage(texts)
             count += len(texts)
     return total, count
 
 
 def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any, rank: int, __: int) -> None:
-    """Tokenize shard number `rank` of the training text. Writes three files to `parts`, named like the shard: a token
-    file (.bin, .idx); the characters, bytes and sentences of each document (.npy, int64 [3, documents]); and the counts
-    of each domain (.domains, JSON).
-
-    Args:
-        folder: the shards of the text, .jsonl files.
-        model: the file of the tokenizer.
-        parts: the folder for the results.
-        by_sentences: count sentences by their ends; otherwise each document counts as one sentence.
-        rank: the number of the task, and so of the shard.
-    """
+    """Tokenize shard number `rank` of the training text in `folder`. Writes three files to `parts`, named like the
+    shard: a token file (.bin, .idx); the characters, bytes and sentences of each document (.npy, int64 [3, documents]);
+    and the counts of each domain (.domains, JSON). Without `by_sentences` each document counts as one sentence."""
     import numpy as np
     import orjson
 
@@ -222,20 +200,16 @@ def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any
     Path(f"{prefix}.domains").write_text(json.dumps(domains), "utf-8")
 
 
-def _arrange(
+def _join_in_order(
     prefixes: list[str | Path], shards: list[Path], recipe: Recipe, work: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Join the token files of the shards to work/train, in the order that data.order asks for, and without the
-    documents that data.compress removes.
+    documents that data.compress removes. Returns {"documents", "bytes"} of the remaining text, and the reports of these
+    two steps where they were applied (their form: `filters.Step`).
 
     Args:
         prefixes: the paths of the shards' token files, without extension.
         shards: the files with the text of each shard.
-        recipe: the recipe, with data.compress and data.order.
-        work: the folder that is being built.
-
-    Returns: {"documents", "bytes"} of the remaining text, and a list with a report for each of the two steps that was
-    applied (its form: `filters.Step`).
 
     Raises:
         ValueError: data.compress removes every document.
@@ -249,7 +223,7 @@ def _arrange(
         tokens.join(prefixes, work / "train")
         return {"documents": len(sizes), "bytes": int(sizes.sum())}, []
     tokens.join(prefixes, work / "scratch" / "all")
-    kind, lengths = tokens.read(work / "scratch" / "all")
+    kind, lengths = tokens.read_index(work / "scratch" / "all")
     flat = np.memmap(work / "scratch" / "all.bin", kind, "r")
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     dense = filters.too_dense(lengths - 1, characters, recipe.compress)  # without the end of document
@@ -283,16 +257,12 @@ def _arrange(
 def _dense_step(
     dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
 ) -> dict[str, Any]:
-    """The report of the step that removes documents by data.compress, as a dictionary in the form of `filters.Step`.
+    """The report, in the form of `filters.Step`, of the step that removes documents by data.compress, which is `limit`.
 
     Args:
         dense: bool [documents], True for those that are removed.
-        lengths: [documents], tokens of each document.
-        characters: [documents], characters of each document.
-        sizes: [documents], UTF-8 bytes of each document.
-        prefixes: the paths of the shards' token files, without extension.
-        shards: the files with the text of each shard, for excerpts.
-        limit: the value of data.compress, in tokens per character.
+        lengths, characters, sizes: [documents], the tokens, characters and UTF-8 bytes of each.
+        prefixes, shards: as for `_join_in_order`.
     """
     import numpy as np
 

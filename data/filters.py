@@ -88,11 +88,11 @@ def check(recipe: Recipe) -> None:
         raise ValueError(f"data.substring={recipe.substring}: {SHORTEST} characters or more, such as 75; 0 for no cuts")
     if recipe.allow_errors < 0:
         raise ValueError(f"data.allow_errors={recipe.allow_errors}: must not be negative")
-    if recipe.decontaminate != "none" and not tasks(recipe.decontaminate):
+    if recipe.decontaminate != "none" and not task_files(recipe.decontaminate):
         raise ValueError(f"data.decontaminate={recipe.decontaminate}: no .jsonl or .jsonl.gz below that folder")
 
 
-def steps(recipe: Recipe) -> list[str]:
+def filter_names(recipe: Recipe) -> list[str]:
     """The filters that a recipe applies to documents as they are read, in order: "c4", "gopher", "decontaminate"."""
     filters = [] if recipe.quality == "none" else recipe.quality.split("+")
     return filters if recipe.decontaminate == "none" else [*filters, "decontaminate"]
@@ -193,9 +193,8 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
 # Quality
 
 
-def quality(name: str, _: int) -> Callable[[Any], str]:
-    """The filter with C4's rules (name="c4") or Gopher's (name="gopher"), made of datatrove's filters: a function that
-    returns why a document is removed, or ""."""
+def quality_filter(name: str, _: int) -> Callable[[Any], str]:
+    """The filter with C4's rules (name="c4") or Gopher's (name="gopher"), made of datatrove's filters."""
     from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
     from datatrove.pipeline.filters.base_filter import get_filter_result
 
@@ -241,7 +240,7 @@ def _english() -> Any:
 # Decontamination
 
 
-def tasks(folder: str) -> dict[str, list[Path]]:
+def task_files(folder: str) -> dict[str, list[Path]]:
     """{task: its files} for a folder of evaluation data with files <task>/<split>.jsonl or .jsonl.gz. Files of training
     splits are left out."""
     root = Path(folder)
@@ -252,12 +251,12 @@ def tasks(folder: str) -> dict[str, list[Path]]:
     return files
 
 
-def index(folder: str, to: Path) -> dict[str, Any]:
+def index_tasks(folder: str, to: Path) -> dict[str, Any]:
     """Write the hashes of the n-grams of all evaluation tasks: a file for each task for datatrove's filter, and
     rows.npy, uint64 [n-grams, 3], with the hash, the number of the task and the number of the row.
 
     Args:
-        folder: the evaluation data, as for `tasks`.
+        folder: the evaluation data, as for `task_files`.
         to: the folder for the files.
 
     Returns: {task: {"rows": number of rows, "short": number of rows with fewer than NGRAM words, which cannot be found
@@ -268,7 +267,7 @@ def index(folder: str, to: Path) -> dict[str, Any]:
     grams = _grams()
     to.mkdir(parents=True, exist_ok=True)
     about, owners = {}, []
-    for number, (task, paths) in enumerate(tasks(folder).items()):
+    for number, (task, paths) in enumerate(task_files(folder).items()):
         rows = short = 0
         hashes: set[int] = set()
         for path in paths:
@@ -284,14 +283,14 @@ def index(folder: str, to: Path) -> dict[str, Any]:
     return about
 
 
-def contamination(about: dict[str, Any], to: Path) -> dict[str, Any]:
-    """How many rows of each evaluation task the corpus contains: the dictionary `about` with two further entries for
-    each task, "found", the number of its rows that occur in the corpus, and "documents", the number of documents that
-    contain one.
+def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any]:
+    """How many rows of each evaluation task the corpus contains: the dictionary `rows_of_tasks` with two further
+    entries for each task, "found", the number of its rows that occur in the corpus, and "documents", the number of
+    documents that contain one.
 
     Args:
-        about: the result of `index`.
-        to: the folder with the files of `index` and `decontaminate`.
+        rows_of_tasks: the result of `index_tasks`.
+        to: the folder with the files of `index_tasks` and `decontamination_filter`.
     """
     import numpy as np
 
@@ -302,17 +301,16 @@ def contamination(about: dict[str, Any], to: Path) -> dict[str, Any]:
     documents: Counter[str] = sum((Counter(hit["documents"]) for hit in hits), Counter())
     return {
         task: row | {"found": int((rows[:, 0] == number).sum()), "documents": documents[task]}
-        for number, (task, row) in enumerate(about.items())
+        for number, (task, row) in enumerate(rows_of_tasks.items())
     }
 
 
-def decontaminate(to: Path, rank: int) -> Callable[[Any], str]:
-    """The filter that removes documents that share an n-gram with an evaluation task, for task number `rank` of the
-    pipeline. It also writes what it found to hits-<rank>.json, for `contamination`. The reason it gives names all
-    evaluation tasks that share an n-gram; that of datatrove's own filter names only the first.
+def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
+    """The filter that removes documents that share an n-gram with an evaluation task; the reason names all these tasks.
+    It also writes the n-grams that it found to hits-<rank>.json, for `count_contaminated`.
 
     Args:
-        to: the folder with the hashes that `index` has written.
+        to: the folder with the hashes that `index_tasks` has written.
         rank: the number of the task of the pipeline.
     """
     import numpy as np
@@ -371,14 +369,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
-    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]. All False for
-    limit=0.
-
-    Args:
-        tokens: [documents], the number of tokens of each document.
-        characters: [documents], the number of characters of each document.
-        limit: tokens per character; 0: no limit.
-    """
+    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]; none for
+    limit=0. `tokens`, `characters`: [documents], the numbers of each document."""
     import numpy as np
 
     return tokens >= limit * characters if limit else np.zeros(len(tokens), bool)

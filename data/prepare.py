@@ -89,6 +89,67 @@ def prepare(
 def _prepare(
     corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe, mask: bool
 ) -> dict[str, Any]:
+    _check_request(corpus, tokenizer, vocab, store, kind, recipe)
+    plain = Recipe(allow_errors=recipe.allow_errors)
+    model, trained = prepared_tokenizer(tokenizer, vocab, kind, plain, store, mask)
+    spec = corpora.load(corpus, store.path)
+    weights = spec.get("blend", {corpus: 1.0})
+    texts = [prepared_text(name, recipe, store) for name in weights]
+    token_files = [
+        prepared_tokens(name, folder, text, model, trained["sha256"], recipe, store)
+        for name, (folder, text) in zip(weights, texts, strict=True)
+    ]
+    # the manifests of each component
+    text_manifests, token_manifests = [manifest for _, manifest in texts], [manifest for _, manifest in token_files]
+    if spec.get("alpha") is not None:
+        sizes = [manifest["train"] ** spec["alpha"] for manifest in token_manifests]
+        weights = {name: size / sum(sizes) for name, size in zip(weights, sizes, strict=True)}
+    shas = [manifest["sha256"] for manifest in text_manifests]
+    if recipe.compress or recipe.order != "random":
+        shas = [digest([sha, recipe.compress, recipe.order]) for sha in shas]
+    mismatch = [manifest["mismatch"] for manifest in text_manifests if manifest["mismatch"]]
+    for sentence in mismatch:
+        warnings.warn(sentence, stacklevel=2)
+    return {
+        "corpus": corpus,
+        "recipe": recipe._asdict(),
+        "sha256": shas[0] if len(shas) == 1 else digest([shas, list(weights.values())]),
+        "train": [
+            {"prefix": str(folder / "train"), "weight": weight, "corpus": name, "tokens": manifest["train"]}
+            for (folder, manifest), (name, weight) in zip(token_files, weights.items(), strict=True)
+        ],
+        "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts],
+        "sources": {name: manifest["source"] for name, manifest in zip(weights, text_manifests, strict=True)},
+        "tokenizer": {
+            "path": str(model),
+            "sha256": trained["sha256"],
+            "vocab": vocab,
+            "corpus": tokenizer,
+            "kind": kind,
+            **{name: trained[name] for name in ("lossless", "eod", "mask", "specials")},
+        },
+        "counts": _counts(text_manifests, token_manifests),
+        "steps": [
+            {"corpus": name, **{key: step[key] for key in STEP_KEYS if key in step}}
+            for name, manifest in zip(weights, token_manifests, strict=True)
+            for step in manifest["steps"]
+        ],
+        "reports": [str(folder / "report.md") for folder, _ in token_files],
+        "notes": [
+            *(
+                f"{name}: {sentence}"
+                for name, manifest in zip(weights, text_manifests, strict=True)
+                for sentence in manifest["left_out"]
+            ),
+            *(note for manifest in token_manifests for note in manifest["notes"]),
+            *([f"a run cannot be exported: {trained['unexportable']}"] if trained["unexportable"] else []),
+        ],
+        "mismatch": mismatch,
+    }
+
+
+def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe) -> None:
+    """Check all that can be checked before any work. Raises ValueError where something is wrong."""
     for name in (corpus, tokenizer) if kind != "file" else (corpus,):
         corpora.check(name, store.path)
     if kind not in KINDS:
@@ -98,101 +159,47 @@ def _prepare(
     smallest = {"file": 0, "wordpiece": MIN_VOCAB}.get(kind, SMALLEST)
     if vocab < smallest:
         raise ValueError(f"model.vocab={vocab} is too small: at least {smallest}")
-    plain = Recipe(allow_errors=recipe.allow_errors)
-    model, trained = prepared_tokenizer(tokenizer, vocab, kind, plain, store, mask)
-    spec = corpora.load(corpus, store.path)
-    weights = spec.get("blend", {corpus: 1.0})
-    texts = [prepared_text(name, recipe, store) for name in weights]
-    tokens = [
-        prepared_tokens(name, folder, about, model, trained["sha256"], recipe, store)
-        for name, (folder, about) in zip(weights, texts, strict=True)
-    ]
-    abouts, counted = [about for _, about in texts], [about for _, about in tokens]
-    if spec.get("alpha") is not None:
-        sizes = [about["train"] ** spec["alpha"] for about in counted]
-        weights = {name: size / sum(sizes) for name, size in zip(weights, sizes, strict=True)}
-    shas = [about["sha256"] for about in abouts]
-    if recipe.compress or recipe.order != "random":
-        shas = [digest([sha, recipe.compress, recipe.order]) for sha in shas]
-    mismatch = [about["mismatch"] for about in abouts if about["mismatch"]]
-    for sentence in mismatch:
-        warnings.warn(sentence, stacklevel=2)
-    counts = {
+
+
+def _counts(text_manifests: list[dict[str, Any]], token_manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The entry "counts" of the manifest of `prepare`, from the manifests of each component."""
+    counts: dict[str, Any] = {
         split: {
-            "documents": sum(about[split]["documents"] for about in abouts),
-            "bytes": sum(about[split]["bytes"] for about in abouts),
-            "tokens": sum(about[split] for about in counted),
+            "documents": sum(text[split]["documents"] for text in text_manifests),
+            "bytes": sum(text[split]["bytes"] for text in text_manifests),
+            "tokens": sum(tokens[split] for tokens in token_manifests),
         }
         for split in ("train", "valid")
     }
-    counts["train"]["documents"] = sum(about["documents"] for about in counted)
-    counts["train"]["bytes"] = sum(about["bytes"] for about in counted)
-    counts["unsigned"] = sum(about["unsigned"] for about in abouts)
-    counts["covered"] = sum((Coverage(**about["covered"]) for about in counted), Coverage(0, 0, 0, 0))._asdict()
-    counts["duplicates"] = {kind: sum(about["duplicates"][kind] for about in abouts) for kind in ("exact", "near")}
-    return {
-        "corpus": corpus,
-        "recipe": recipe._asdict(),
-        "sha256": shas[0] if len(shas) == 1 else digest([shas, list(weights.values())]),
-        "train": [
-            {"prefix": str(folder / "train"), "weight": weight, "corpus": name, "tokens": about["train"]}
-            for (folder, about), (name, weight) in zip(tokens, weights.items(), strict=True)
-        ],
-        "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts],
-        "sources": {name: about["source"] for name, about in zip(weights, abouts, strict=True)},
-        "tokenizer": {
-            "path": str(model),
-            "sha256": trained["sha256"],
-            "vocab": vocab,
-            "corpus": tokenizer,
-            "kind": kind,
-            **{name: trained[name] for name in ("lossless", "eod", "mask", "specials")},
-        },
-        "counts": counts,
-        "steps": [
-            {"corpus": name, **{key: step[key] for key in STEP_KEYS if key in step}}
-            for name, about in zip(weights, counted, strict=True)
-            for step in about["steps"]
-        ],
-        "reports": [str(folder / "report.md") for folder, _ in tokens],
-        "notes": [
-            *(
-                f"{name}: {sentence}"
-                for name, about in zip(weights, abouts, strict=True)
-                for sentence in about["left_out"]
-            ),
-            *(note for about in counted for note in about["notes"]),
-            *([f"a run cannot be exported: {trained['unexportable']}"] if trained["unexportable"] else []),
-        ],
-        "mismatch": mismatch,
+    # the recipe may leave out documents once they are tokens
+    counts["train"]["documents"] = sum(tokens["documents"] for tokens in token_manifests)
+    counts["train"]["bytes"] = sum(tokens["bytes"] for tokens in token_manifests)
+    counts["unsigned"] = sum(text["unsigned"] for text in text_manifests)
+    coverage = (Coverage(**tokens["covered"]) for tokens in token_manifests)
+    counts["covered"] = sum(coverage, Coverage(0, 0, 0, 0))._asdict()
+    counts["duplicates"] = {
+        kind: sum(text["duplicates"][kind] for text in text_manifests) for kind in ("exact", "near")
     }
+    return counts
 
 
 def sources(corpus: str, store: Path) -> dict[str, Any]:
-    """The files of a corpus as they are now: {component: {"files": number, "bytes", "sha256"}}, or {component: None}
-    for installed packages, as under "sources" in a manifest of `prepare`. Files that changed since they were last read
-    are read; nothing is prepared.
-
-    Args:
-        corpus: its name, or its file, folder or glob.
-        store: the folder of prepared data, which remembers hashes of files.
-    """
+    """The files of a corpus as they are now, as under "sources" in a manifest of `prepare`: {component: {"files":
+    number, "bytes", "sha256"}}, or {component: None} for installed packages. Files that changed since they were last
+    read are read; nothing is prepared."""
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A sentence for each difference between the data of two manifests of `prepare`. Entries that one of them lacks are
-    not compared, so either may have "sources" alone.
-
-    Args:
-        before: the earlier manifest.
-        now: the later manifest.
-    """
+    """A sentence for each difference between the data of an earlier and a later manifest of `prepare`. Entries that one
+    of them lacks are not compared, so either may have "sources" alone."""
     sentences = []
     for name, was in before.get("sources", {}).items():
         current = now.get("sources", {}).get(name)
         if was and current and was["sha256"] != current["sha256"]:
-            sentences.append(f"the files of {name} changed: {_described(was)} then, {_described(current)} now")
+            sentences.append(
+                f"the files of {name} changed: {_source_in_words(was)} then, {_source_in_words(current)} now"
+            )
     if not sentences and "sha256" in before and "sha256" in now and before["sha256"] != now["sha256"]:
         then, today = (manifest["counts"]["train"]["documents"] for manifest in (before, now))
         sentences.append(
@@ -206,7 +213,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def _described(source: dict[str, Any]) -> str:
+def _source_in_words(source: dict[str, Any]) -> str:
     files = "1 file" if source["files"] == 1 else f"{source['files']:,} files"
     return f"{files} of {source['bytes']:,} bytes (sha256 {source['sha256'][:16]}...)"
 
@@ -219,12 +226,6 @@ def cannot_write_message(error: OSError) -> str:
 def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
     """The files with the validation text of a corpus, prepared by the default recipe and therefore the same for all
     arms of a study: paths of .jsonl.gz files, one for each component.
-
-    Args:
-        corpus: its name, or its file, folder or glob.
-        store: the folder of prepared data.
-        allow_errors: how many problems in the files are tolerated.
-        build: whether missing text may be prepared.
 
     Raises:
         Missing: the text is not prepared, and `build` is false.
@@ -259,6 +260,46 @@ def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[d
 
 
 def main(argv: list[str] | None = None) -> None:
+    parser = _parser()
+    args = parser.parse_args(argv)
+
+    def end(code: int, problem: str) -> NoReturn:
+        if args.format == "json":
+            print(answers.error(problem), flush=True)
+        parser.exit(code, f"error: {problem}\n")
+
+    try:
+        if args.held_out and args.format == "json":
+            raise ValueError(
+                "--held-out has no answer in JSON: it prints the files of the validation text, a line each"
+            )
+        options = dict(_key_and_value(word) for word in args.options)
+        executor = Executor(args.executor, args.workers, options)
+        recipe = _recipe(dict(_key_and_value(word.removeprefix("data.")) for word in args.set))
+        if args.folder:
+            corpora.locate(args.corpus, args.folder, args.store)
+        read = [args.corpus, *([args.tokenizer] if args.tokenizer and args.kind != "file" else [])]
+        for sentence in [] if args.told else corpora.missing_files(read, args.store):
+            print(f"warning: {sentence}", file=sys.stderr)
+        if args.held_out:
+            print("\n".join(held_out(args.corpus, args.store, recipe.allow_errors)))
+            return
+        tokenizer = args.tokenizer or args.corpus
+        manifest = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
+    except ValueError as error:
+        end(2, str(error))
+    except RuntimeError as error:
+        end(1, str(error))
+    except OSError as error:
+        end(1, cannot_write_message(error))
+    except KeyboardInterrupt:
+        parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
+    for note in manifest["notes"]:
+        print(note, file=sys.stderr)
+    print(answers.answer("data", manifest) if args.format == "json" else json.dumps(manifest, indent=1))
+
+
+def _parser() -> answers.Parser:
     fields = ", ".join(Recipe._fields)
     parser = answers.Parser(
         prog="python -m data.prepare",
@@ -288,45 +329,10 @@ def main(argv: list[str] | None = None) -> None:
         help="of the executor: Slurm's partition, time, mem_per_cpu_gb, account ...; Ray's address ...",
     )
     answers.add_format(parser)
-    args = parser.parse_args(argv)
-
-    def end(code: int, problem: str) -> NoReturn:
-        if args.format == "json":
-            print(answers.error(problem), flush=True)
-        parser.exit(code, f"error: {problem}\n")
-
-    try:
-        if args.held_out and args.format == "json":
-            raise ValueError(
-                "--held-out has no answer in JSON: it prints the files of the validation text, a line each"
-            )
-        options = dict(_pair(word) for word in args.options)
-        executor = Executor(args.executor, args.workers, options)
-        recipe = _recipe(dict(_pair(word.removeprefix("data.")) for word in args.set))
-        if args.folder:
-            corpora.locate(args.corpus, args.folder, args.store)
-        read = [args.corpus, *([args.tokenizer] if args.tokenizer and args.kind != "file" else [])]
-        for sentence in [] if args.told else corpora.incomplete(read, args.store):
-            print(f"warning: {sentence}", file=sys.stderr)
-        if args.held_out:
-            print("\n".join(held_out(args.corpus, args.store, recipe.allow_errors)))
-            return
-        tokenizer = args.tokenizer or args.corpus
-        manifest = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
-    except ValueError as error:
-        end(2, str(error))
-    except RuntimeError as error:
-        end(1, str(error))
-    except OSError as error:
-        end(1, cannot_write_message(error))
-    except KeyboardInterrupt:
-        parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
-    for note in manifest["notes"]:
-        print(note, file=sys.stderr)
-    print(answers.answer("data", manifest) if args.format == "json" else json.dumps(manifest, indent=1))
+    return parser
 
 
-def _pair(word: str) -> tuple[str, str]:
+def _key_and_value(word: str) -> tuple[str, str]:
     name, equals, value = word.partition("=")
     if not equals:
         raise ValueError(f"{word!r}: KEY=VALUE is needed")

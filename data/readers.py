@@ -36,40 +36,26 @@ class Unreachable(RuntimeError):
 
 class Ledger:
     """Collects what readers report: `problems`, sentences that name file and line; and `counts`, {kind: number} of
-    records that are not documents, such as "empty".
-
-    Args:
-        allowed: how many problems are tolerated.
-
-    Raises:
-        ValueError: a problem is added and there are more than `allowed`; the message has all of them.
-    """
+    records that are not documents, such as "empty". `allowed`: how many problems are tolerated."""
 
     def __init__(self, allowed: int = 0):
         self.allowed = allowed
         self.problems: list[str] = []
         self.counts: Counter[str] = Counter()
 
-    def problem(self, where: Any, what: str) -> None:
-        """Add a problem to the ledger. Raises ValueError where there are then more problems than allowed.
-
-        Args:
-            where: the place of the problem, a path or "path:line".
-            what: the problem in words.
-        """
+    def add_problem(self, where: Any, what: str) -> None:
+        """Add a problem: `where`, a path or "path:line", and `what` it is, in words. Raises ValueError, with all
+        problems, where there are then more than allowed."""
         self.problems.append(f"{where}: {what}")
         check_problem_count(self.problems, self.allowed)
 
 
 def check_problem_count(problems: list[str], allowed: int) -> None:
-    """Check that there are no more problems than allowed.
+    """Raise ValueError where there are more problems than allowed; the message names them.
 
     Args:
         problems: a sentence for each problem.
         allowed: how many are tolerated.
-
-    Raises:
-        ValueError: there are more; the message names the problems.
     """
     if len(problems) <= allowed:
         return
@@ -81,20 +67,20 @@ def check_problem_count(problems: list[str], allowed: int) -> None:
     raise ValueError("\n  ".join(shown))
 
 
-def file_kind(name: str) -> tuple[str, str] | None:
+def format_and_compression(name: str) -> tuple[str, str] | None:
     """The format and the compression of a file by its name, such as (".jsonl", ".gz") or (".txt", ""); None for files
     that are not read here."""
     match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name)
     return (match[1] or match[3], match[2] or "") if match else None
 
 
-def incomplete(names: Iterable[str]) -> list[str]:
-    """A sentence for each set of numbered files, such as "3-of-8", of which some are missing. `names`: the names of the
-    files that are there."""
+def missing_numbered_files(names: Iterable[str]) -> list[str]:
+    """A sentence for each family of numbered files, such as those named "...3-of-8...", of which some are missing.
+    `names`: the names of the files that are there."""
     families: dict[tuple[str, int], set[int]] = {}
     for name in names:
-        form, packed = file_kind(name) or ("", "")
-        if match := re.search(r"(\d+)([-_.]?of[-_.]?)(\d+)", plain := name.removesuffix(form + packed)):
+        form, compression = format_and_compression(name) or ("", "")
+        if match := re.search(r"(\d+)([-_.]?of[-_.]?)(\d+)", plain := name.removesuffix(form + compression)):
             family = f"{plain[: match.start()]}*{match[2]}{match[3]}{plain[match.end() :]}"
             families.setdefault((family, int(match[3])), set()).add(int(match[1]))
     return [
@@ -131,55 +117,48 @@ def documents(
         Unreachable: a file of the hub cannot be read, or is not the one listed.
         ValueError: the ledger allows no further problem, or the kind of file is unknown.
     """
-    kind = file_kind(name)
+    kind = format_and_compression(name)
     if kind is None and layout != "one-per-file":
         raise ValueError(f"{path}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
-    form, packed = kind or ("", "")
+    form, compression = kind or ("", "")
     if layout == "auto":
         layout = {".txt": "oscar-v1", ".parquet": "parquet"}.get(form, "jsonl")
     before, count = len(ledger.problems), 0
     columns = [key.split(".")[0] for key in where or ()]
     source: Any = None
     try:
-        source = FromHub(path, size, sha256) if isinstance(path, str) else open(path, "rb")
-        with _unpacked(source, packed) as file:
+        source = HubFile(path, size, sha256) if isinstance(path, str) else open(path, "rb")
+        with _uncompressed(source, compression) as file:
             for line, record in _LAYOUTS[layout](file, path, field, columns, ledger):
-                text = record if isinstance(record, str) else _text(record, field, f"{path}:{line}", ledger)
+                text = record if isinstance(record, str) else _text_of(record, field, f"{path}:{line}", ledger)
                 if text is None:
                     continue
                 if not text.strip():
                     ledger.counts["empty"] += 1
                     continue
                 count += 1
-                labels = {}
-                if isinstance(record, dict):
-                    if any(_at(record, key.split(".")) not in allowed for key, allowed in (where or {}).items()):
-                        ledger.counts["not selected"] += 1
-                        continue
-                    if isinstance(domain := _at(record, DOMAIN), str):
-                        labels["domain"] = domain
+                if not _is_selected(record, where or {}):
+                    ledger.counts["not selected"] += 1
+                    continue
+                domain = _value_at(record, DOMAIN)
+                labels = {"domain": domain} if isinstance(domain, str) else {}
                 yield f"{name}:{line}" if line else name, text, labels
-            if isinstance(source, FromHub):
-                source.compare()
-    except _damage(packed, layout) as error:
-        if isinstance(source, FromHub):
-            source.compare()  # where the damage is the transfer's, the corpus is not blamed
-        ledger.problem(path, f"damaged or cut short: {error}")
+            if isinstance(source, HubFile):
+                source.verify()
+    except _damage_errors(compression, layout) as error:
+        if isinstance(source, HubFile):
+            source.verify()  # where the damage is the transfer's, the corpus is not blamed
+        ledger.add_problem(path, f"damaged or cut short: {error}")
     finally:
         if source:
             source.close()
     if not count and len(ledger.problems) == before:
-        ledger.problem(path, "holds no document")
+        ledger.add_problem(path, "holds no document")
 
 
-def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
-    """The classes of exceptions that libraries raise when they read a damaged file.
-
-    Args:
-        packed: the compression of the file, such as ".zst"; "" for none.
-        layout: one of LAYOUTS.
-    """
-    if packed == ".zst":
+def _damage_errors(compression: str, layout: str) -> tuple[type[Exception], ...]:
+    """The exceptions that libraries raise when they read a damaged file of this compression and layout."""
+    if compression == ".zst":
         import zstandard
 
         return EOFError, OSError, zstandard.ZstdError
@@ -190,11 +169,11 @@ def _damage(packed: str, layout: str) -> tuple[type[Exception], ...]:
     return EOFError, OSError, zlib.error
 
 
-class FromHub(io.RawIOBase):
+class HubFile(io.RawIOBase):
     """A file of the hub, read in ranges over HTTP and hashed meanwhile.
 
-    huggingface_hub's own file system first lists the whole repository, in every process; for C4 with a thousand tasks
-    that would be a thousand listings. So only its HTTP client is used, which tries five times before it fails.
+    Of huggingface_hub only the HTTP client is used, which tries five times before it fails: its own file system lists
+    the whole repository in every process.
 
     Args:
         address: hf://datasets/organisation/name@commit/path.
@@ -211,8 +190,8 @@ class FromHub(io.RawIOBase):
         self.address, self.size, self.at = address, size, 0
         self.expected, self.hash = sha256 if len(sha256) == 64 else "", hashlib.sha256()
 
-    def _failed(self, why: str) -> Unreachable:
-        """The error to raise when the file cannot be read, with what the user can do. `why`: what went wrong."""
+    def _unreachable(self, why: str) -> Unreachable:
+        """The error to raise when the file cannot be read, with what the user can do."""
         return Unreachable(
             f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
             "files are here already, give their folder: FROM=folder"
@@ -244,35 +223,37 @@ class FromHub(io.RawIOBase):
             hf_raise_for_status(answer)
         except Exception as error:  # the library raises its own, those of its HTTP client and the operating system's
             reason = " ".join(str(error).split())
-            raise self._failed(f"the hub did not send it ({type(error).__name__}: {reason})") from None
+            raise self._unreachable(f"the hub did not send it ({type(error).__name__}: {reason})") from None
         if len(answer.content) != size:
-            raise self._failed(f"the hub sent {len(answer.content)} bytes in place of {size}")
+            raise self._unreachable(f"the hub sent {len(answer.content)} bytes in place of {size}")
         if self.expected:
             self.hash.update(answer.content)
         buffer[:size] = answer.content
         self.at += size
         return size
 
-    def compare(self) -> None:
+    def verify(self) -> None:
         """Read the file to its end, and compare its hash. Raises Unreachable where the content does not have the sha256
         that the hub lists."""
         while self.expected and self.read(BLOCK):
             pass
         if self.expected and self.hash.hexdigest() != self.expected:
-            raise self._failed(f"it came with the sha256 {self.hash.hexdigest()}, but the hub lists {self.expected}")
+            raise self._unreachable(
+                f"it came with the sha256 {self.hash.hexdigest()}, but the hub lists {self.expected}"
+            )
 
 
-def _unpacked(raw: Any, packed: str) -> Any:
-    if isinstance(raw, FromHub):
+def _uncompressed(raw: Any, compression: str) -> Any:
+    if isinstance(raw, HubFile):
         raw = io.BufferedReader(raw, BLOCK)
-    if packed == ".gz":
+    if compression == ".gz":
         return gzip.GzipFile(fileobj=raw)
-    if packed == ".zst":
-        return io.BufferedReader(Frames(raw), 1 << 20)
+    if compression == ".zst":
+        return io.BufferedReader(ZstdFrames(raw), 1 << 20)
     return raw
 
 
-class Frames(io.RawIOBase):
+class ZstdFrames(io.RawIOBase):
     """The decompressed content of a .zst file of one or several frames. Raises EOFError where the file ends within a
     frame, which zstandard's own reader does not notice. `raw`: the compressed file, open for reading."""
 
@@ -303,29 +284,41 @@ class Frames(io.RawIOBase):
         return size
 
 
-def _at(record: Any, keys: Any) -> Any:
+def _is_selected(record: Any, where: dict[str, list[str]]) -> bool:
+    """Whether a record has one of the allowed values under each key of `where`; a text without keys is selected."""
+    if not isinstance(record, dict):
+        return True
+    return all(_value_at(record, key.split(".")) in allowed for key, allowed in where.items())
+
+
+def _value_at(record: Any, keys: Iterable[str]) -> Any:
+    """The value under nested keys of a record; None where there is none."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
 
 
-def _text(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
+def _text_of(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
     if not isinstance(record, dict):
-        ledger.problem(where, f'no string under "{field or "text"}"; the line has {type(record).__name__}')
+        ledger.add_problem(where, f'no string under "{field or "text"}"; the line has {type(record).__name__}')
         return None
     # OSCAR 22.01 and later write "content", beside the headers of the crawl
     field = field or ("content" if "warc_headers" in record else "text")
     if isinstance(record.get(field), str):
         return record[field]
     if field not in record:
-        ledger.problem(where, f'no string under "{field}"; the line has {sorted(record)}')
+        ledger.add_problem(where, f'no string under "{field}"; the line has {sorted(record)}')
     else:
         value = record[field]
-        ledger.problem(where, f'"{field}" is {"null" if value is None else f"a {type(value).__name__}"}, not a string')
+        ledger.add_problem(
+            where, f'"{field}" is {"null" if value is None else f"a {type(value).__name__}"}, not a string'
+        )
     return None
 
 
-# Layouts: (file, path, field, columns of `where`, ledger) -> (line or row, record or text) of each document
+# The readers of the layouts. Each yields (line or row, record or text) of each document of an open file. Its other
+# arguments: the path, for messages; the key or column of the text ("": "text"); the columns that `where` needs; and the
+# ledger.
 
 
 def _lines(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
@@ -342,10 +335,10 @@ def _lines(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: L
                 plain = json.dumps(json.loads(line.decode()), ensure_ascii=False)
                 record = json.loads(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
             except UnicodeDecodeError as error:
-                ledger.problem(f"{path}:{number}", f"not UTF-8: {error}")
+                ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}")
                 continue
             except (ValueError, RecursionError) as error:
-                ledger.problem(f"{path}:{number}", f"not JSON: {error}")
+                ledger.add_problem(f"{path}:{number}", f"not JSON: {error}")
                 continue
             yield number, record
 
@@ -359,7 +352,7 @@ def _paragraphs(
         try:
             line = raw.decode()
         except UnicodeDecodeError as error:
-            ledger.problem(f"{path}:{number}", f"not UTF-8: {error}; its document is left out")
+            ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}; its document is left out")
             damaged, line = True, "damaged"
         if line.strip():
             start = start if lines else number
@@ -385,20 +378,12 @@ def _whole(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: L
     try:
         yield 0, file.read().removeprefix(BOM).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        ledger.problem(path, f"not UTF-8: {error}")
+        ledger.add_problem(path, f"not UTF-8: {error}")
 
 
 def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
-    """(number, record) of each row of a parquet file. A record has the column of the text, the columns in `columns`,
-    and the column "meta" where that contains the domain of the document.
-
-    Args:
-        file: the parquet file, open for reading.
-        path: its path, for messages.
-        field: the column of the text; "": "text".
-        columns: further columns that are needed.
-        ledger: where problems are reported.
-    """
+    """The rows of a parquet file. A record has the column of the text, the columns in `columns`, and the column "meta"
+    where that contains the domain of the document."""
     import pyarrow
     from pyarrow import parquet
 
@@ -406,7 +391,7 @@ def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Le
     schema = opened.schema_arrow
     text = field or "text"
     if absent := [column for column in (text, *columns) if column not in schema.names]:
-        ledger.problem(path, f'no column "{absent[0]}"; the columns are {schema.names}')
+        ledger.add_problem(path, f'no column "{absent[0]}"; the columns are {schema.names}')
         return
     has_domain = DOMAIN[0] in schema.names and pyarrow.types.is_struct(kind := schema.field(DOMAIN[0]).type)
     labels = [DOMAIN[0]] if has_domain and any(part.name == DOMAIN[1] for part in kind) else []
@@ -418,7 +403,7 @@ def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Le
             try:
                 yield number, {column: value.as_py() for column, value in zip(needed, row, strict=True)}
             except UnicodeDecodeError as error:  # parquet says UTF-8 and checks nothing
-                ledger.problem(f"{path}:{number}", f"not UTF-8: {error}")
+                ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}")
 
 
 _LAYOUTS = {"jsonl": _lines, "oscar-v1": _paragraphs, "one-per-file": _whole, "parquet": _rows}

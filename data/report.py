@@ -36,7 +36,7 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
             "names them"
         )
     sentences += [f"{name}: {count} records were {kind} and are no documents" for kind, count in text["read"].items()]
-    if text["unsigned"] > NOTED_SHARE * documents(text):
+    if text["unsigned"] > NOTED_SHARE * compared_documents(text):
         sentences.append(f"{name}: {_unsigned(text)}")
     if covered.unknown_share > NOTED_SHARE:
         sentences.append(
@@ -47,18 +47,17 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
     return sentences
 
 
-def documents(text: dict[str, Any]) -> int:
-    """The number of documents that were compared to find duplicates: the remaining ones and the removed copies. `text`:
-    the manifest of the text, from `prepared_text`."""
+def compared_documents(text: dict[str, Any]) -> int:
+    """The number of documents that were compared to find duplicates: those that are left, and the removed copies.
+    `text`: the manifest of the text, from `prepared_text`."""
     return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
 
 
 def _unsigned(text: dict[str, Any]) -> str:
-    """A sentence about the documents that are too short for a MinHash signature. `text`: the manifest of the text, from
-    `prepared_text`."""
+    """A sentence about the documents that are too short for a MinHash signature."""
     return (
-        f"{text['unsigned']:,} of {documents(text):,} documents are shorter than {SHINGLE} words, or characters where "
-        "there are no spaces: of these only copies to the letter are found"
+        f"{text['unsigned']:,} of {compared_documents(text):,} documents are shorter than {SHINGLE} words, or "
+        "characters where there are no spaces: of these only copies to the letter are found"
     )
 
 
@@ -105,31 +104,31 @@ def write(
 
 
 def _tokens(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """The number of tokens of a text, as {"count", "estimated": bool}. For the final text the number is known.
-    Otherwise it is estimated from the bytes, since text that a filter removes is never tokenized.
-
-    Args:
-        manifest: the manifest of the token files.
-        counts: [documents, bytes] of the text.
-        rate: tokens per byte.
-    """
+    """The number of tokens of a text of `counts`, [documents, bytes]: {"count", "estimated": bool}. It is known for the
+    final text, and otherwise estimated by `rate`, in tokens per byte, since text that a filter removes is never
+    tokenized."""
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 
 
 def _markdown(content: dict[str, Any]) -> str:
     recipe = ", ".join(f"{key}={value}" for key, value in content["recipe"].items())
-    lines = [
-        f"# {content['corpus']}",
-        "",
-        f"Recipe: {recipe}.",
-        "",
-        f"Text: {content['text']}, sha256 {content['sha256']}.",
-        "",
-    ]
+    lines = [f"# {content['corpus']}", "", f"Recipe: {recipe}.", ""]
+    lines += [f"Text: {content['text']}, sha256 {content['sha256']}.", ""]
     if content["notes"]:
         lines += [*(f"* {note}" for note in content["notes"]), ""]
-    lines += [
+    lines += [*_steps(content), *_left(content)]
+    if content["problems"]:
+        lines += ["## Problems in the files", "", *(f"* {problem}" for problem in content["problems"]), ""]
+    if content["tasks"]:
+        lines += _evaluation_tasks(content)
+    lines += [*_tokens_of_domains(content), *_lengths(content), *_examples(content)]
+    return "\n".join(lines) + "\n"
+
+
+def _steps(content: dict[str, Any]) -> list[str]:
+    """A table with what each step kept, and why it removed the rest."""
+    lines = [
         "## Steps",
         "",
         "Training documents. Tokens with ≈ are bytes times the tokens per byte of what is left.",
@@ -149,63 +148,79 @@ def _markdown(content: dict[str, Any]) -> str:
             f"| {step['step']} | {step['in'][0]:,} | {step['out'][0]:,} | {step['in'][1]:,} | "
             f"{step['out'][1]:,} | {tokens[0]} | {tokens[1]} | {'; '.join(why) or 'nothing'} |"
         )
-    left, valid = content["left"], content["valid"]
-    lines += [
-        "",
+    return [*lines, ""]
+
+
+def _left(content: dict[str, Any]) -> list[str]:
+    """How much text is left for training and held out."""
+    left, valid, covered = content["left"], content["valid"], content["covered"]
+    return [
         f"Left for training: {left['documents']:,} documents, {left['bytes']:,} bytes, {left['tokens']:,} tokens.",
         f"Held out: {valid['documents']:,} documents, {valid['bytes']:,} bytes, {valid['tokens']:,} tokens, "
-        f"{content['covered']['unknown']:,} of them unknown, for {content['covered']['unknown_bytes']:,} bytes.",
+        f"{covered['unknown']:,} of them unknown, for {covered['unknown_bytes']:,} bytes.",
         f"Near duplicates: {content['unsigned']}.",
         "",
     ]
-    if content["problems"]:
-        lines += ["## Problems in the files", "", *(f"* {problem}" for problem in content["problems"]), ""]
-    if content["tasks"]:
-        lines += [
-            "## Evaluation tasks",
-            "",
-            f"Rows that share {NGRAM} words in a row with a training document.",
-            "",
-            "| task | rows | too short to tell | found | documents removed |",
-            "|---|--:|--:|--:|--:|",
-        ]
-        lines += [
-            f"| {task} | {row['rows']:,} | {row['short']:,} | {row['found']:,} | {row['documents']:,} |"
-            for task, row in content["tasks"].items()
-        ] + [""]
-    lines += [
-        "## Tokens",
-        "",
-        "| domain | documents | bytes | tokens | per byte | per word |",
-        "|---|--:|--:|--:|--:|--:|",
+
+
+def _evaluation_tasks(content: dict[str, Any]) -> list[str]:
+    """A table with the rows of evaluation tasks that the corpus contains."""
+    rows = [
+        f"| {task} | {row['rows']:,} | {row['short']:,} | {row['found']:,} | {row['documents']:,} |"
+        for task, row in content["tasks"].items()
     ]
-    for domain, (documents, size, words, tokens) in sorted(content["domains"].items()):
-        lines.append(
-            f"| {domain or 'all'} | {documents:,} | {size:,} | {tokens:,} | {tokens / max(size, 1):.4f} | "
-            f"{tokens / max(words, 1):.3f} |"
-        )
-    lines += [
+    return [
+        "## Evaluation tasks",
         "",
+        f"Rows that share {NGRAM} words in a row with a training document.",
+        "",
+        "| task | rows | too short to tell | found | documents removed |",
+        "|---|--:|--:|--:|--:|",
+        *rows,
+        "",
+    ]
+
+
+def _tokens_of_domains(content: dict[str, Any]) -> list[str]:
+    """A table with the documents, bytes and tokens of each domain."""
+    rows = [
+        f"| {domain or 'all'} | {documents:,} | {size:,} | {tokens:,} | {tokens / max(size, 1):.4f} | "
+        f"{tokens / max(words, 1):.3f} |"
+        for domain, (documents, size, words, tokens) in sorted(content["domains"].items())
+    ]
+    head = ["| domain | documents | bytes | tokens | per byte | per word |", "|---|--:|--:|--:|--:|--:|"]
+    return ["## Tokens", "", *head, *rows, ""]
+
+
+def _lengths(content: dict[str, Any]) -> list[str]:
+    """A histogram of the training documents' lengths, before and after the steps, as a table."""
+    first = content["steps"][0]["lengths"]["in"] if content["steps"] else {}
+    ends = [step["lengths"]["out"] for step in content["steps"] if step["lengths"]["out"]]
+    last: dict[Any, int] = ends[-1] if ends else {}
+    before, after = ({int(key): count for key, count in tally.items()} for tally in (first, last))
+    tokens = content["tokens_per_document"]
+    rows = [
+        f"| {2**key:,} | {before.get(key, 0):,} | {after.get(key, 0):,} | {tokens.get(key, 0):,} |"
+        for key in sorted(before.keys() | after.keys() | tokens.keys())
+    ]
+    return [
         "## Lengths",
         "",
         "Training documents by their length, before and after the steps.",
         "",
         "| from | bytes, before | bytes, after | tokens |",
         "|--:|--:|--:|--:|",
+        *rows,
     ]
-    before = content["steps"][0]["lengths"]["in"] if content["steps"] else {}
-    ends = [step["lengths"]["out"] for step in content["steps"] if step["lengths"]["out"]]
-    last: dict[Any, int] = ends[-1] if ends else {}
-    before, after = ({int(key): count for key, count in tally.items()} for tally in (before, last))
-    for key in sorted(before.keys() | after.keys() | content["tokens_per_document"].keys()):
-        lines.append(
-            f"| {2**key:,} | {before.get(key, 0):,} | {after.get(key, 0):,} | "
-            f"{content['tokens_per_document'].get(key, 0):,} |"
-        )
+
+
+def _examples(content: dict[str, Any]) -> list[str]:
+    """Some of the documents that each step removed, with the beginning of their text."""
+    lines = []
     for step in content["steps"]:
         if step["examples"]:
             lines += ["", f"## Removed by {step['step']}", ""]
             for example in step["examples"][:SHOWN]:
                 start = " ".join(example["text"].split())[:160]
                 lines.append(f"* `{example['id']}` ({example['why']}): {start}")
-    return "\n".join(lines) + "\n"
+    return lines

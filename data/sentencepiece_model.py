@@ -6,20 +6,13 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from data.coverage import Coverage
-from data.wordpiece import valid_unicode
-
-if TYPE_CHECKING:
-    import numpy as np
-
+from data.tokenizer_base import Tokenizer, valid_unicode
 
 SPACE = "\u2581"  # SentencePiece's sign for a space; where a text itself has this character, it is encoded as bytes
-
-
 OPTIONS: dict[str, Any] = {
     "model_type": "bpe",
     "unk_id": 0,
@@ -47,17 +40,9 @@ class Piece(NamedTuple):
     kind: str  # normal | byte | control | unknown
 
 
-class SentencePiece:
-    """A SentencePiece tokenizer. One that was trained here is lossless: `decode(encode(text)) == text` for every valid
-    string. Another one, such as T5's, normalises text in its own way (Unicode normal forms, one space for many).
-
-    Args:
-        path: where the model is, for error messages.
-        content: the bytes of the model file.
-
-    Raises:
-        ValueError: the content is not a SentencePiece model; or, when encoding, a text is not valid Unicode.
-    """
+class SentencePiece(Tokenizer):
+    """A SentencePiece tokenizer. One that was trained here is lossless. Another one, such as T5's, normalises text in
+    its own way (Unicode normal forms, one space for many)."""
 
     def __init__(self, path: str | Path, content: bytes):
         import sentencepiece
@@ -85,12 +70,7 @@ class SentencePiece:
         # what has no piece becomes its bytes, so that no text becomes <unk>
         self.mask: int | None = p.unk_id() if self.lossless else None
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without an end-of-document token."""
-        return self.encode_batch([text])[0]
-
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Token ids of each text. `threads` changes the time, not the result."""
         parts = valid_unicode(part for text in texts for part in (text.split(SPACE) if self.lossless else (text,)))
         encoded = iter(self._processor.encode(parts, num_threads=threads))
         batch = []
@@ -101,26 +81,12 @@ class SentencePiece:
             batch.append(ids)
         return batch
 
-    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
-        [texts]."""
-        batch = self.encode_batch(texts)
-        import numpy as np  # not by those who only plan
-
-        counts = np.fromiter(map(len, batch), np.int64, len(batch))
-        ids = np.empty(counts.sum(), np.int32)
-        for end, text in zip(accumulate(counts.tolist()), batch, strict=True):
-            ids[end - len(text) : end] = text
-        return ids, counts
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids. The end-of-document token and extra ids give no text; bytes that are not UTF-8 become
         U+FFFD."""
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """The numbers of tokens and bytes of the texts, of <unk> tokens, and of the bytes that <unk> tokens stand
-        for."""
         valid_unicode(texts)
         if self.lossless:
             return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
@@ -131,13 +97,6 @@ class SentencePiece:
             total += Coverage(len(tokens), len(lost), len(text.encode()), sum(lost))
         return total
 
-    def unknown(self, text: str) -> tuple[int, int]:
-        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for."""
-        if self.lossless:
-            return 0, 0
-        counts = self.coverage([text])
-        return counts.unknown, counts.unknown_bytes
-
     @cached_property
     def pieces(self) -> list[Piece]:
         """The entries of the vocabulary, in the order of their ids."""
@@ -147,9 +106,6 @@ class SentencePiece:
             Piece(p.id_to_piece(i), p.get_score(i), next(kind for kind, holds in kinds if holds(i)))
             for i in range(self.vocab_size)
         ]
-
-    def check(self, texts: Sequence[str]) -> None:
-        """Does nothing: SentencePiece itself encodes, so there is no other implementation to compare with."""
 
 
 def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
@@ -187,12 +143,7 @@ def _lines(documents: Iterable[str]) -> Iterator[str]:
 
 def _explain(error: str, vocab: int) -> str:
     """An error of SentencePiece's training as a sentence for the user, which names the vocabulary sizes that are
-    possible.
-
-    Args:
-        error: SentencePiece's message.
-        vocab: the size that was requested.
-    """
+    possible. `vocab`: the size that was requested."""
     if "too high" in error:
         most = error.rsplit("<= ", 1)[1].strip(" .")
         return f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}"

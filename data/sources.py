@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -64,7 +65,7 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
             for path in spec["files"]
         ]
     if "files" in spec:
-        return _on_hub(spec, store, ask)
+        return _hub_files(spec, store, ask)
     files = []
     for package, version in spec["packages"].items():
         for file in distribution(package, version).files or ():
@@ -77,20 +78,18 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
 
 
 def check_name(name: str) -> None:
-    """Check that the name of a file is UTF-8; otherwise it can neither be printed nor written to a record.
-
-    Raises:
-        ValueError: the name is not UTF-8.
-    """
+    """Raise ValueError where the name of a file is not UTF-8, which can neither be printed nor written to a record."""
     try:
         name.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the name {os.fsencode(name)!r} is not UTF-8: rename the file or folder") from None
 
 
+@functools.cache
 def distribution(package: str, version: str) -> importlib.metadata.Distribution:
-    """An installed package, as importlib.metadata describes it. Raises ValueError where the package is not installed,
-    or not in this version."""
+    """An installed package, as importlib.metadata describes it. It is looked for once in a process, since reading the
+    metadata of a corpus' packages takes a tenth of a second. Raises ValueError where the package is not installed, or
+    not in this version."""
     advice = "install the pinned packages again: pip install -r requirements.txt"
     try:
         installed = importlib.metadata.distribution(package)
@@ -104,7 +103,7 @@ def distribution(package: str, version: str) -> importlib.metadata.Distribution:
 # Files on this machine
 
 
-def files_at(pattern: str) -> tuple[list[Path], list[str]]:
+def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     """The data files at a path, in a folder or of a glob, sorted by path; and a sentence about each kind of file that
     is left out.
 
@@ -123,36 +122,32 @@ def files_at(pattern: str) -> tuple[list[Path], list[str]]:
     root = Path(pattern)
     left_out: list[str] = []
     if root.is_dir():
-        paths, left_out = _data_files(root)
+        paths, left_out = _data_files_of_folder(root)
     else:
         paths = [root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)]
         paths = [path for path in paths if path.is_file()]
-        if wrong := [path for path in paths if readers.file_kind(path.name) is None]:
+        if wrong := [path for path in paths if readers.format_and_compression(path.name) is None]:
             raise ValueError(f"{wrong[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
     if not paths:
         raise ValueError(f"no file matches {pattern!r}; looked for {', '.join(EXTENSIONS)}")
     return sorted(paths, key=lambda path: path.as_posix()), left_out
 
 
-def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The data files in a folder, and a sentence about each kind of file that is left out: hidden files, notes (README,
-    LICENSE, checksums), and files of other formats than the one with the most bytes.
-
-    Raises:
-        ValueError: a second format has more than NOTE_SHARE of the bytes, or a file is there both compressed and
-            uncompressed.
-    """
+def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
+    """`data_files` of a folder, in no order."""
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
-    readable = [path for path in sorted(folder.rglob("*")) if readers.file_kind(path.name) and path.is_file()]
+    readable = [
+        path for path in sorted(folder.rglob("*")) if readers.format_and_compression(path.name) and path.is_file()
+    ]
     hidden = [path for path in readable if any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)]
     visible = [path for path in readable if path not in set(hidden)]
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
     kinds: dict[str, list[Path]] = {}
     for path in visible:
         if path not in set(notes):
-            form, _ = readers.file_kind(path.name) or ("", "")
-            kinds.setdefault(form, []).append(path)
+            file_format, _ = readers.format_and_compression(path.name) or ("", "")
+            kinds.setdefault(file_format, []).append(path)
     sizes = {kind: sum(path.stat().st_size for path in paths) for kind, paths in kinds.items()}
     largest = max(sizes, key=lambda kind: sizes[kind], default="")
     for kind, paths in kinds.items():
@@ -162,7 +157,7 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
                 f"{folder} holds {described}: give one kind of them by a glob, such as '{folder}/**/*{kind}'"
             )
         notes += paths if kind != largest else []
-    _check_packed_once(folder, kinds.get(largest, []))
+    _check_no_copies(folder, kinds.get(largest, []))
     reasons = (("in a hidden folder or hidden", hidden), (f"beside {largest or 'the data'}, as notes", sorted(notes)))
     return kinds.get(largest, []), [
         f"{', '.join(path.relative_to(folder).as_posix() for path in paths[:NAMED_FILES])}"
@@ -173,32 +168,24 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
     ]
 
 
-def _check_packed_once(folder: Path, paths: list[Path]) -> None:
-    """Check that no file is there in several forms of compression, such as a.jsonl beside a.jsonl.gz, whose text would
-    be read more than once.
-
-    Args:
-        folder: the folder of the corpus, for the message.
-        paths: its files.
-
-    Raises:
-        ValueError: a file is there more than once; the message names its copies.
-    """
+def _check_no_copies(folder: Path, paths: list[Path]) -> None:
+    """Raise ValueError where a file of a folder is there in several forms of compression, such as a.jsonl beside
+    a.jsonl.gz: its text would be read more than once."""
     endings: dict[str, list[str]] = {}  # {path of the unpacked file: .gz and the like, "" of the file itself}
     for path in paths:
-        _, packed = readers.file_kind(path.name) or ("", "")
-        endings.setdefault(path.as_posix().removesuffix(packed), []).append(packed)
+        _, compression = readers.format_and_compression(path.name) or ("", "")
+        endings.setdefault(path.as_posix().removesuffix(compression), []).append(compression)
     for plain, several in endings.items():
         if len(several) > 1:
-            form, _ = readers.file_kind(plain) or ("", "")
+            file_format, _ = readers.format_and_compression(plain) or ("", "")
             names = " and ".join(Path(plain + ending).relative_to(folder).as_posix() for ending in several)
             raise ValueError(
                 f"{folder} holds {names}, the same text twice as it seems: give one of them by a glob, such as "
-                f"'{folder}/**/*{form}{several[-1]}'"
+                f"'{folder}/**/*{file_format}{several[-1]}'"
             )
 
 
-def files_below(root: Path, patterns: list[str]) -> list[Path]:
+def matching_files(root: Path, patterns: list[str]) -> list[Path]:
     """The files below a folder that match one of the globs, sorted by path, without hidden ones. Raises ValueError
     where no file matches."""
     paths = {
@@ -222,12 +209,8 @@ def common_folder(files: list[Path]) -> Path:
 
 
 def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
-    """The sha256 of each file according to the lists of checksums beside the files, as OSCAR v1 has them: {name of the
-    file: sha256}; None where there is no list. `spec`: the specification of the corpus, from `corpus.load`.
-
-    Raises:
-        ValueError: a list names a file that is not there.
-    """
+    """{name of the file: sha256} according to the lists of checksums beside the files of a corpus, as OSCAR v1 has
+    them; None where there is no list. Raises ValueError where a list names a file that is not there."""
     if "root" not in spec:
         return None
     sums: dict[str, str] = {}
@@ -246,18 +229,8 @@ def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
 # Files on the hub
 
 
-def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceFile]:
-    """The files of a corpus on the hub, in the order in which they are read.
-
-    Args:
-        spec: the specification of the corpus, from `corpus.load`.
-        store: the store of prepared data, where the list of files is kept; None: it is not kept.
-        ask: whether the hub may be asked for a list that is not in the store.
-
-    Raises:
-        Missing: the list is not in the store, and `ask` is false.
-        ValueError: the corpus is not on the hub, or the hub does not answer or has no such files.
-    """
+def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceFile]:
+    """`source_files` of a corpus on the hub. Raises ValueError where the corpus is not on the hub."""
     if "hub" not in spec:
         raise ValueError(
             f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
@@ -271,21 +244,16 @@ def _on_hub(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceF
     elif not ask:
         raise Missing(f"the files of {repo} were not listed yet")
     else:
-        entries = _listed(spec["name"], repo, revision, spec["files"])
+        entries = _list_hub_files(spec["name"], repo, revision, spec["files"])
         if listing:
             write_whole(listing, json.dumps(entries))
     return [SourceFile(f"hf://datasets/{repo}@{revision}/{name}", name, "", size, sha) for name, size, sha in entries]
 
 
-def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
-    """(path, bytes, hash) of each file of a repository on the hub that matches one of the globs, sorted by path. Only
-    the folders that the globs name are listed: C4's repository has a hundred other languages beside English.
-
-    Args:
-        corpus: the name of the corpus, for messages.
-        repo: organisation/name of the data set on the hub.
-        revision: the commit.
-        patterns: globs of paths in the repository.
+def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
+    """(path, bytes, hash) of each file of a repository on the hub, at a commit, that matches one of the globs, sorted
+    by path. Only the folders that the globs name are listed: C4's repository has a hundred other languages beside
+    English. `corpus`: its name, for messages.
 
     Raises:
         ValueError: the hub cannot be read, or no file matches.
@@ -299,7 +267,7 @@ def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[
     api, entries = HfApi(), {}
     try:
         api.dataset_info(repo, revision=revision, expand=["sha"])  # fails at once, where listing would try for long
-        for folder, deep in sorted({_folder_of(pattern) for pattern in patterns}):
+        for folder, deep in sorted({_fixed_folder(pattern) for pattern in patterns}):
             try:
                 for entry in api.list_repo_tree(repo, folder, recursive=deep, revision=revision, repo_type="dataset"):
                     if isinstance(entry, RepoFile) and any(fnmatch(entry.path, pattern) for pattern in patterns):
@@ -320,10 +288,9 @@ def _listed(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[
     return sorted(entries.values())
 
 
-def _folder_of(pattern: str) -> tuple[str, bool]:
-    """Where to look for the files that match a glob, as a pair: the folder before the first part with a wildcard, ""
-    for the top; and whether files in its subfolders may match too. `data/en/*.gz` gives ("data/en", False),
-    `data/*/a.gz` gives ("data", True)."""
+def _fixed_folder(pattern: str) -> tuple[str, bool]:
+    """The part of a glob before the first folder with a wildcard, and whether files in its subfolders may match:
+    `data/en/*.gz` gives ("data/en", False), `data/*/a.gz` gives ("data", True)."""
     folders = PurePosixPath(pattern).parts[:-1]
     plain = next((number for number, part in enumerate(folders) if has_magic(part)), len(folders))
     return "/".join(folders[:plain]), plain < len(folders)

@@ -5,8 +5,7 @@ A folder is built under the name partial-..., and renamed when it is complete, m
 same call continues: tasks that were finished are not done again.
 
 The manifest has the size and sha256 of every file of the folder. They are compared whenever a folder is used: sizes
-always; hashes where a file's size, inode or times differ from those at the last comparison. So changed bytes and faulty
-copies of a store are noticed, and files that nobody touched are not read again.
+always; hashes where a file's size, inode or times differ from those at the last comparison.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from data.execute import HERE, Executor
 from data.sources import Missing, SourceFile
 
 LAYOUT = 3  # version of the folders' content: raise it when a change of this code changes the bytes that it writes
-# Seconds. A file that changes twice within a tick of its file system's clock (a second on some) keeps its times, so a
-# file that was this young when it was read is read again. Compare Git's "racily clean" entries.
-RACY = 2.0
+# A file that changes twice within a tick of its file system's clock (a second on some) keeps its times, so a file that
+# was this young when it was read is read again. Compare Git's "racily clean" entries.
+RACY_SECONDS = 2.0
 
 Run = Callable[..., None]  # (stage, pipeline, tasks): shows a stage on the terminal and runs its datatrove steps
 
@@ -49,18 +48,16 @@ class Store(NamedTuple):
 def prepared(
     store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]]
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder of the store that was built from `inputs`, and the manifest entries that `make` returned when it was
-    built.
-
-    A missing folder is built. After a kill, building continues with the tasks that are not finished; after a ValueError
-    of `make` it starts again from the beginning.
+    """The folder of the store that was built from `inputs`, and what `make` returned when it was built. A missing
+    folder is built. After a kill the same call continues with the tasks that are not finished; after a ValueError of
+    `make` it starts again from the beginning.
 
     Args:
         store: the store of prepared data.
         name: how the folder's name begins.
         inputs: everything that its content depends on, as a JSON object.
-        make: a function that writes the content into a folder, and returns entries for the manifest. Its arguments are
-            the folder, and a function that runs a stage (see `Run`).
+        make: writes the content into a folder, and returns entries for the manifest. Its arguments are the folder, and
+            a function that runs a stage (see `Run`).
 
     Raises:
         ValueError: the folder's content is not what was written there.
@@ -93,8 +90,9 @@ def _build(
             with _progress(store, name, work / "logs") as run:
                 result = make(work, run)
             shutil.rmtree(work / "scratch", ignore_errors=True)
-            files = [path for path in _files(work) if path.parts[0] != "logs" and path.name != "code"]
-            content = {"inputs": inputs, "made": result, "files": _described(work, files)}
+            below = sorted(path.relative_to(work) for path in work.rglob("*") if path.is_file())
+            files = [path for path in below if path.parts[0] != "logs" and path.name != "code"]
+            content = {"inputs": inputs, "made": result, "files": _checksums(work, files)}
             content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers sort as text
             write_whole(work / "manifest.json", json.dumps(content | {"sha256": digest(content)}, indent=1))
         # the folder is complete: a kill after this line loses nothing
@@ -134,18 +132,13 @@ def _code() -> str:
 @contextlib.contextmanager
 def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
     """A context that shows a progress line on the terminal, while the output of datatrove and its processes goes to
-    prepare.log in the store. Yields the function that runs a stage (see `Run`).
-
-    Args:
-        store: the store of prepared data.
-        name: what is prepared, for the progress line.
-        logs: the folder for datatrove's logs.
-    """
+    prepare.log in the store. Yields the function that runs a stage (see `Run`). `name`: what is prepared, for the line;
+    `logs`: the folder for datatrove's logs."""
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress_bar import ProgressBar
 
-    class Done(ProgressColumn):
+    class CompletedTasks(ProgressColumn):
         max_refresh = 0.5  # seconds
 
         def render(self, task: Task) -> ProgressBar:
@@ -154,10 +147,10 @@ def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
             return ProgressBar(total=task.total or 1, completed=done, width=24)
 
     with (
-        execute.stderr_in(store.path / "prepare.log") as terminal,
+        execute.stderr_appended_to(store.path / "prepare.log") as terminal,
         open(os.dup(terminal), "w", encoding="utf-8", errors="replace") as screen,
     ):
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), Done(), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), CompletedTasks(), TimeElapsedColumn())
         with Progress(*columns, console=Console(file=screen), redirect_stdout=False, redirect_stderr=False) as progress:
             line = progress.add_task(f"data: {name}", total=None, logs="")
 
@@ -206,7 +199,7 @@ def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
     for name, written in files.items():
         path = folder / name
         try:
-            states.append(_state(path))
+            states.append(_file_state(path))
         except FileNotFoundError:
             raise damaged(path, "it is not there") from None
         if path.stat().st_size != written["bytes"]:
@@ -214,32 +207,22 @@ def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
     if not store.build:
         return
     note = store.path / "hashes" / digest(["folder", states])[:32]
-    if _remembered(note, paths, store):
+    if _is_valid(note, paths, store):
         return
-    for name, now in _described(folder, [Path(name) for name in files]).items():
+    for name, now in _checksums(folder, [Path(name) for name in files]).items():
         if now["sha256"] != files[name]["sha256"]:
             raise damaged(folder / name, f"its sha256 is {now['sha256']}, and {files[name]['sha256']} was written")
-    _remember(note, "as written")
+    _write_note(note, "as written")
 
 
 def damaged(path: Path, what: str) -> ValueError:
-    """A ValueError about a file of the store that is not what was written there.
-
-    Args:
-        path: the file.
-        what: what is wrong with it.
-    """
+    """A ValueError about a file of the store that is not what was written there; `what` is wrong with it."""
     folder = next((parent for parent in path.parents if (parent / "manifest.json").exists()), path.parent)
     return ValueError(f"{path} is damaged: {what}. Remove {folder}, and it is made again")
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-
-
-def _described(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
-    """{name: {"bytes", "sha256"}} of files in a folder. Several files are read at a time. `files`: paths relative to
-    `folder`."""
+def _checksums(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes", "sha256"}} of files in a folder; `files` are relative to it. Several are read at a time."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         hashes = pool.map(lambda file: _sha256(folder / file), files)
         return {
@@ -249,32 +232,30 @@ def _described(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
-    """The sha256 of each file's content, as the hub lists it or as computed here, for several files at a time. A file
-    of the hub that is not in Git LFS has its Git hash instead. `store`: the store of prepared data, which remembers
-    hashes."""
+    """The sha256 of each file's content, as the hub lists it or as computed here. A file of the hub that is not in Git
+    LFS has its Git hash instead. `store`: remembers hashes. Several files are read at a time."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         return list(pool.map(lambda file: file.sha256 or content_hash(Path(file.path), store), files))
 
 
 def content_hash(path: Path, store: Store) -> str:
     """The sha256 of a file's content. It is kept in the store and used until the file's size, inode, mtime or ctime
-    changes. Only the system can set the ctime, so a file that was changed in place and given its old mtime is noticed
-    too.
+    changes (only the system can set the ctime).
 
     Raises:
         Missing: the hash is not in the store, and `store.build` is false.
     """
-    note = store.path / "hashes" / digest(_state(path))[:32]
-    if _remembered(note, [path], store):
+    note = store.path / "hashes" / digest(_file_state(path))[:32]
+    if _is_valid(note, [path], store):
         return note.read_text("utf-8")
     if not store.build:
         raise Missing(f"{path} has not been read")
     sha = _sha256(path)
-    _remember(note, sha)
+    _write_note(note, sha)
     return sha
 
 
-def _state(path: Path) -> list[Any]:
+def _file_state(path: Path) -> list[Any]:
     """Path, size, inode, mtime and ctime of a file. At least one of them changes when the file's content does."""
     state = path.stat()
     return [str(path.resolve()), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
@@ -285,29 +266,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remembered(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether a result about some files that is stored in the file `note` is still valid. It is not where a file had
-    been changed less than RACY seconds before it was read, since a later change may have gone unnoticed; a store that
-    may not build anything accepts the result all the same.
-
-    Args:
-        note: the file with the result.
-        read: the files that the result is about.
-        store: the store of prepared data.
-    """
+def _is_valid(note: Path, read: Iterable[Path], store: Store) -> bool:
+    """Whether the result in the file `note`, about the files `read`, is still valid. It is not where a file had been
+    changed less than RACY_SECONDS before it was read; a store that may not build accepts the result all the same."""
     if not note.exists():
         return False
-    return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY for path in read)
+    return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY_SECONDS for path in read)
 
 
-def _remember(note: Path, text: str) -> None:
-    """Store a result about files that were read. Where the disk cannot be written nothing is stored, and the files are
-    read again the next time.
-
-    Args:
-        note: the file for the result.
-        text: the result.
-    """
+def _write_note(note: Path, text: str) -> None:
+    """Store a result about files that were read in the file `note`; where the disk cannot be written, store nothing."""
     try:
         write_whole(note, text)
     except OSError as error:
@@ -321,8 +289,8 @@ def digest(value: Any) -> str:
 
 
 def label(name: str) -> str:
-    """A corpus' name as it is used in the names of folders: words joined by hyphens. For a corpus that is a path, they
-    are made from its last two parts, without wildcards and extension."""
+    """A corpus' name as part of a folder's name: words joined by hyphens. Of a path they are its last two parts,
+    without wildcards and extension."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
     words = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
     return words if len(words.encode()) <= 180 else words[-60:]  # file systems end at 255 bytes, and more is to follow

@@ -110,7 +110,7 @@ def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
     mixed = codes.astype(np.uint64) + np.uint64(1)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)  # spreads the few bits of a code point (splitmix64)
     mixed ^= mixed >> np.uint64(31)
-    power, width = mixed, 1  # hashes of all windows of `width`
+    power, width = mixed, 1  # the hashes of all windows of `width`
     result: np.ndarray | None = None
     size = 0  # of the windows that `result` has the hashes of
     while True:
@@ -125,14 +125,8 @@ def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
 
 
 def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """The starts of the windows whose text equals that of a window with an earlier start.
-
-    Args:
-        codes: the code points of all documents.
-        hashes: the hash of each window.
-        starts: where each window begins in `codes`, ascending.
-        length: the characters of a window.
-    """
+    """The starts of the windows whose text equals that of a window with an earlier start. `hashes`, `starts`: of each
+    window, in ascending order of the starts."""
     import numpy as np
 
     order = np.argsort(hashes, kind="stable")
@@ -150,13 +144,7 @@ def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray,
 
 
 def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
-    """Whether pairs of windows have the same text: bool [pairs].
-
-    Args:
-        codes: the code points of all documents.
-        a, b: [pairs], where the first and the second window of each pair begin in `codes`.
-        length: the characters of a window.
-    """
+    """Whether pairs of windows, which begin at `a` and `b` in `codes`, have the same text: bool [pairs]."""
     import numpy as np
 
     same = np.empty(len(a), bool)
@@ -167,9 +155,9 @@ def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.n
     return same
 
 
-def remove_repeats(spans: Path, rank: int) -> Callable[[Any], str]:
-    """A filter (data/filters.py) that removes the characters that `find_repeats` found from the training documents of
-    task `rank`. It is not called with held-out documents. `spans`: the folder that `find_repeats` has written."""
+def repeat_filter(spans: Path, rank: int) -> Callable[[Any], str]:
+    """The filter (data/filters.py) that cuts, from the training documents of task `rank`, the characters that
+    `find_repeats` has written to the folder `spans`."""
     import numpy as np
 
     rows = np.load(spans / f"{rank:05d}.npy")

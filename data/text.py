@@ -10,11 +10,11 @@ import json
 import pickle
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data import corpus as corpora
 from data import dedup, filters, substrings
@@ -50,7 +50,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
     if "files" in spec:
         files = source_files(spec, store.path, store.build)
         hashes = content_hashes(files, store)
-        wrong = not_as_listed(spec, files, hashes)
+        wrong = checksum_problems(spec, files, hashes)
         source = _identity(files, hashes)
         inputs = {key: spec[key] for key in ("layout", "text", "where") if spec.get(key)}
         inputs |= {
@@ -71,26 +71,21 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         **({"substring": recipe.substring} if recipe.substring else {}),
     }
     check_problem_count(wrong, recipe.allow_errors)
-    folder, about = prepared(store, label(name), inputs, partial(_make_text, spec, files, recipe, wrong))
-    check_problem_count(about["problems"], recipe.allow_errors)
-    about |= {"source": source, "left_out": spec.get("left_out", []), "mismatch": ""}
-    if recorded and recorded != about["sha256"] and recipe._replace(allow_errors=0) == PLAIN:
-        about["mismatch"] = (
-            f"the text of {name} has the sha256 {about['sha256']}, but its specification "
+    folder, manifest = prepared(store, label(name), inputs, partial(_make_text, spec, files, recipe, wrong))
+    check_problem_count(manifest["problems"], recipe.allow_errors)
+    manifest |= {"source": source, "left_out": spec.get("left_out", []), "mismatch": ""}
+    if recorded and recorded != manifest["sha256"] and recipe._replace(allow_errors=0) == PLAIN:
+        manifest["mismatch"] = (
+            f"the text of {name} has the sha256 {manifest['sha256']}, but its specification "
             f"records {recorded}: results on the two cannot be compared"
         )
-    return folder, about
+    return folder, manifest
 
 
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
     """The identity of the files of a corpus that is not a blend, as they are now: {"files": their number, "bytes",
-    "sha256"}. None for installed packages, which are identified by their versions. Files that changed since they were
-    last read are read.
-
-    Args:
-        name: the corpus.
-        store: the store of prepared data, which remembers hashes of files.
-    """
+    "sha256"}; None for installed packages, which are identified by their versions. `store`: remembers the hashes of
+    files, so that only those are read that changed since."""
     spec = corpora.load(name, store.path)
     if "files" not in spec:
         return None
@@ -103,14 +98,9 @@ def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
     return {"files": len(files), "bytes": sum(file.size for file in files), "sha256": digest(named)}
 
 
-def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """A sentence for each file that the list of checksums beside it does not have, or has with another hash.
-
-    Args:
-        spec: the specification of the corpus.
-        files: its files.
-        hashes: the sha256 of each file.
-    """
+def checksum_problems(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
+    """A sentence for each file that the list of checksums beside it does not have, or has with another hash than
+    `hashes`."""
     sums = checksums(spec)
     if sums is None:
         return []
@@ -122,108 +112,159 @@ def not_as_listed(spec: dict[str, Any], files: list[SourceFile], hashes: list[st
 
 
 def _tasks_hash(recipe: Recipe, store: Store) -> str:
-    """A hash of the evaluation tasks with which the text is decontaminated (those in the folder data.decontaminate of
-    the recipe), so that the text is made anew when they change; "none" where data.decontaminate=none. `store`: the
-    store of prepared data, which remembers the hashes of files."""
+    """A hash of the evaluation tasks in the recipe's folder data.decontaminate, so that the text is made anew when they
+    change; "none" where there is no such folder."""
     if recipe.decontaminate == "none":
         return "none"
-    paths_of = filters.tasks(recipe.decontaminate)
+    paths_of = filters.task_files(recipe.decontaminate)
     hashes = {task: [content_hash(path, store) for path in paths] for task, paths in paths_of.items()}
     return digest([filters.NGRAM, hashes])
+
+
+class Folders(NamedTuple):
+    """The folders, within the unfinished work, in which the stages of making a text leave files for the later ones."""
+
+    read: Path  # the documents that the filters kept, a .jsonl file for each task, and their digests
+    signatures: Path  # MinHash signatures
+    pairs: Path  # pairs of near duplicates
+    removed: Path  # the numbers of the documents that are removed as duplicates
+    problems: Path  # what each reading task reports
+    tasks: Path  # hashes of the n-grams of evaluation tasks
+    reports: Path  # a folder for each filter, with its reports
+    uncut: Path  # the documents without duplicates, before repeated stretches are cut
+    spans: Path  # the repeated stretches
+
+    @classmethod
+    def below(cls, root: Path) -> Folders:
+        return cls(*(root / name for name in cls._fields))
 
 
 def _make_text(
     spec: dict[str, Any], files: list[SourceFile], recipe: Recipe, wrong: list[str], work: Path, run: Run
 ) -> dict[str, Any]:
-    from datatrove.pipeline.writers import JsonlWriter
+    """Write the text of a corpus to `work`; returns its manifest entries. The arguments are those of `prepared_text`
+    and `store.prepared`; `wrong`: the problems that are known already.
 
-    scratch = work / "scratch"
-    read, signed, pairs, removed, problem_files, tasks, stages, whole, spans = (
-        scratch / name
-        for name in ("read", "signed", "pairs", "removed", "problems", "tasks", "stages", "whole", "spans")
-    )
-    for folder in (read, removed, problem_files, whole, spans):
-        folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        ValueError: there are more problems than allowed, no document is left, or what a task had written is lost.
+    """
+    folders = Folders.below(work / "scratch")
     files = files or source_files(spec)
-    count = MIN_SHARDS
-    if "files" in spec:
-        count = max(count, min(len(files), MAX_SHARDS, sum(file.size for file in files) // MIN_SHARD_BYTES))
+    count = _shard_count(spec, files)
+    for folder in (folders.read, folders.removed, folders.problems, folders.uncut, folders.spans):
+        folder.mkdir(parents=True, exist_ok=True)
     for rank in range(count):  # empty shards too: later the n-th file is read by the n-th task
-        (read / f"{rank:05d}.jsonl").touch()
-        (whole / f"{rank:05d}.jsonl").touch()
-    filtering = filters.steps(recipe)
-    about_tasks: dict[str, Any] = {}
+        (folders.read / f"{rank:05d}.jsonl").touch()
+        (folders.uncut / f"{rank:05d}.jsonl").touch()
+    filtering = filters.filter_names(recipe)
+    task_counts: dict[str, Any] = {}
     if "decontaminate" in filtering:
-        about_tasks = filters.index(recipe.decontaminate, tasks)
-    make: dict[str, Any] = {
-        "c4": partial(filters.quality, "c4"),
-        "gopher": partial(filters.quality, "gopher"),
-        "decontaminate": partial(filters.decontaminate, tasks),
-    }
+        task_counts = filters.index_tasks(recipe.decontaminate, folders.tasks)
     share = corpora.valid_share(spec, files)
-    (scratch / "files.pickle").write_bytes(pickle.dumps([spec, files]))
-    failure = None
-    try:
-        run(
-            "reading",
-            [
-                partial(_read, scratch / "files.pickle", share, recipe.allow_errors - len(wrong), problem_files),
-                *(Step(name, make[name], stages / name) for name in filtering),
-                JsonlWriter(str(read), compression=None),
-                partial(dedup.digests, read),
-                dedup.signature(signed),
-            ],
-            count,
-        )
-    except Exception as error:
-        failure = error  # where the readers met more problems than allowed, those are what is wrong
-    problems, counts, total = _reports(problem_files)
-    check_problem_count(wrong + problems, recipe.allow_errors)
-    if failure:
-        raise failure
-    run("finding duplicates", [dedup.pairs(signed, pairs)], dedup.BUCKETS)
-    run("removing duplicates", [partial(dedup.keep_first, read, pairs, removed, recipe.dedup)], 1)
-    text = JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None)
-    run(
-        "writing text",
-        [
-            partial(_read_again, read),
-            Step("duplicates", partial(dedup.duplicates, removed), stages / "duplicates"),
-            JsonlWriter(str(whole), compression=None) if recipe.substring else text,
-        ],
-        count,
-    )
-    if recipe.substring:
-        run("finding repeated stretches", [partial(substrings.find_repeats, whole, recipe.substring, spans)], 1)
-        cut = Step("substring", partial(substrings.remove_repeats, spans), stages / "substring")
-        run("cutting repeated stretches", [partial(_read_again, whole), cut, text], count)
+    problems, records, total = _read_and_filter(spec, files, recipe, wrong, share, folders, count, run)
+    _remove_duplicates(recipe, folders, count, work, run)
     duplicates = {
-        kind: sum(json.loads(path.read_text("utf-8"))[kind] for path in removed.glob("*.counts"))
+        kind: sum(json.loads(path.read_text("utf-8"))[kind] for path in folders.removed.glob("*.counts"))
         for kind in ("exact", "near")
     }
-    about = _gather(spec, work, share, total, counts, sum(duplicates.values())) | {"duplicates": duplicates}
+    copies = sum(duplicates.values())
+    manifest = _gather_valid(spec, work, share, total, records, copies) | {"duplicates": duplicates}
     cuts = ["substring"] if recipe.substring else []
-    steps = [filters.summary(name, stages / name) for name in [*filtering, "duplicates", *cuts]]
+    steps = [filters.summary(name, folders.reports / name) for name in [*filtering, "duplicates", *cuts]]
     filtered = sum(step["in"][0] - step["out"][0] for step in steps[: len(filtering)])
     emptied = sum(step["in"][0] - step["out"][0] for step in steps[len(filtering) + 1 :])
     compared = total - filtered
-    left = sum(about[split]["documents"] for split in ("train", "valid"))
-    copies = sum(about["duplicates"].values())
-    signed_documents = dedup.signed(signed)
-    if not dedup.recorded(read) == compared == left + copies + emptied:
+    left = sum(manifest[split]["documents"] for split in ("train", "valid"))
+    signed = dedup.count_signatures(folders.signatures)
+    if not dedup.count_digests(folders.read) == compared == left + copies + emptied:
         raise ValueError(
             f"{spec['name']}: of {compared:,} documents {left:,} are left and {copies:,} were copies: what "
             "tasks had written was lost, as in a power loss. The same command begins anew"
         )
     shutil.rmtree(work / "valid", ignore_errors=True)
-    return about | {
-        "unsigned": compared - signed_documents,
-        "problems": wrong + problems,
-        "read": counts,
+    return manifest | {
+        "unsigned": compared - signed,
+        "problems": problems,
+        "read": records,
         "share": share,
         "steps": steps,
-        "tasks": filters.contamination(about_tasks, tasks) if about_tasks else {},
+        "tasks": filters.count_contaminated(task_counts, folders.tasks) if task_counts else {},
     }
+
+
+def _shard_count(spec: dict[str, Any], files: list[SourceFile]) -> int:
+    """The number of shards, and so of tasks, in which a corpus is read."""
+    if "files" not in spec:
+        return MIN_SHARDS
+    return max(MIN_SHARDS, min(len(files), MAX_SHARDS, sum(file.size for file in files) // MIN_SHARD_BYTES))
+
+
+def _read_and_filter(
+    spec: dict[str, Any],
+    files: list[SourceFile],
+    recipe: Recipe,
+    wrong: list[str],
+    share: float,
+    folders: Folders,
+    count: int,
+    run: Run,
+) -> tuple[list[str], dict[str, int], int]:
+    """Read and filter the documents, in `count` tasks, and write those that are kept, their digests and signatures.
+
+    Returns:
+        (all problems, {kind: number of records that were not documents}, the number of documents that were read).
+
+    Raises:
+        ValueError: there are more problems than allowed.
+    """
+    from datatrove.pipeline.writers import JsonlWriter
+
+    make: dict[str, Callable[[int], Callable[[Any], str]]] = {
+        "c4": partial(filters.quality_filter, "c4"),
+        "gopher": partial(filters.quality_filter, "gopher"),
+        "decontaminate": partial(filters.decontamination_filter, folders.tasks),
+    }
+    pickled = folders.read.with_name("files.pickle")
+    pickled.write_bytes(pickle.dumps([spec, files]))
+    failure = None
+    try:
+        run(
+            "reading",
+            [
+                partial(_read, pickled, share, recipe.allow_errors - len(wrong), folders.problems),
+                *(Step(name, make[name], folders.reports / name) for name in filters.filter_names(recipe)),
+                JsonlWriter(str(folders.read), compression=None),
+                partial(dedup.write_digests, folders.read),
+                dedup.signatures(folders.signatures),
+            ],
+            count,
+        )
+    except Exception as error:
+        failure = error  # where the readers met more problems than allowed, those are what is wrong
+    problems, records, total = _summed_reports(folders.problems)
+    check_problem_count(wrong + problems, recipe.allow_errors)
+    if failure:
+        raise failure
+    return wrong + problems, records, total
+
+
+def _remove_duplicates(recipe: Recipe, folders: Folders, count: int, work: Path, run: Run) -> None:
+    """Remove duplicates, cut repeated stretches where the recipe asks for that, and write the text, by split, to
+    `work`, in `count` tasks."""
+    from datatrove.pipeline.writers import JsonlWriter
+
+    run("finding duplicates", [dedup.matching_pairs(folders.signatures, folders.pairs)], dedup.BUCKETS)
+    choose = partial(dedup.choose_removals, folders.read, folders.pairs, folders.removed, recipe.dedup)
+    run("removing duplicates", [choose], 1)
+    text = JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None)
+    remove = Step("duplicates", partial(dedup.duplicate_filter, folders.removed), folders.reports / "duplicates")
+    target = JsonlWriter(str(folders.uncut), compression=None) if recipe.substring else text
+    run("writing text", [partial(_read_again, folders.read), remove, target], count)
+    if recipe.substring:
+        find = partial(substrings.find_repeats, folders.uncut, recipe.substring, folders.spans)
+        run("finding repeated stretches", [find], 1)
+        cut = Step("substring", partial(substrings.repeat_filter, folders.spans), folders.reports / "substring")
+        run("cutting repeated stretches", [partial(_read_again, folders.uncut), cut, text], count)
 
 
 def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank: int, tasks: int) -> Iterator[Any]:
@@ -235,7 +276,6 @@ def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank
         share: the share of documents that is held out.
         allowed: how many problems this task tolerates.
         reports: the folder for its report of problems.
-        rank, tasks: the number of this task, and how many tasks there are.
     """
     from datatrove.data import Document
 
@@ -273,9 +313,9 @@ def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
             yield Document(record["text"], record["id"], metadata=record["metadata"])
 
 
-def _reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
-    """What all reading tasks reported, in three parts: the problems, as sentences; {kind: number of records that were
-    not documents}; and the number of documents. `folder`: where the reports are."""
+def _summed_reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
+    """What all reading tasks reported: (problems, {kind: number of records that were not documents}, the number of
+    documents)."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     kinds = sorted({kind for report in reports for kind in report["counts"]})
     return (
@@ -285,19 +325,11 @@ def _reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
     )
 
 
-def _gather(
+def _gather_valid(
     spec: dict[str, Any], work: Path, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> dict[str, Any]:
-    """Write the held-out documents into one file, and return the manifest entries of the text: {"sha256", "train" and
-    "valid": {"documents", "bytes"}}.
-
-    Args:
-        spec: the specification of the corpus.
-        work: the folder with the text.
-        share: the share of documents that is held out, for the message.
-        total: the number of documents that were read.
-        not_documents: {kind: number of records that were not documents}.
-        copies: the number of documents that were removed as copies.
+    """Write the held-out documents into one file. Returns {"sha256", "train" and "valid": {"documents", "bytes"}} of
+    the text. The last four arguments are for the message.
 
     Raises:
         ValueError: no document is left for training or for validation.
@@ -309,7 +341,7 @@ def _gather(
     with open(work / "valid.jsonl.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         for split in ("train", "valid"):
             count = size = 0
-            for line in lines(work / split):
+            for line in shard_lines(work / split):
                 text = orjson.loads(line)["text"].encode()
                 sha.update(len(text).to_bytes(8, "big") + text)
                 count, size = count + 1, size + len(text)
@@ -324,16 +356,9 @@ def _gather(
 def _too_little(
     spec: dict[str, Any], split: str, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> str:
-    """The error message for the case that no document is left for a split: the reason, and what helps.
-
-    Args:
-        spec: the specification of the corpus.
-        split: "train" or "valid".
-        share: the share of documents that is held out.
-        total: the number of documents that were read.
-        not_documents: {kind: number of records that were not documents}.
-        copies: the number of documents that were removed as copies.
-    """
+    """The error message for the case that no document is left for a split: the reason, and what helps. `total`: the
+    documents that were read; `not_documents`: {kind: number} of other records; `copies`: the documents that were
+    removed."""
     sentence = f"{spec['name']}: too little text, no document is left for {split}"
     if "files" not in spec:
         return sentence
@@ -352,7 +377,7 @@ def _too_little(
     )
 
 
-def lines(folder: Path) -> Iterator[bytes]:
+def shard_lines(folder: Path) -> Iterator[bytes]:
     """The documents of a folder of shards, each as a line of JSON, in order."""
     for path in sorted(folder.glob("*.jsonl")):
         with open(path, "rb") as file:

@@ -5,9 +5,7 @@
     wordpiece: BERT's, trained here as Cramming did, one file tokenizer.json (data/wordpiece.py)
     file: a tokenizer that exists already; `read` says in which formats
 
-Every tokenizer has `encode`, `encode_batch`, `arrays` (the ids of many texts as one array), `decode` and `coverage`;
-`eod`, the id that ends a document; `specials`, the ids that no text is encoded as; `mask`, the one of them that can
-stand for a masked token, or None (see `mask_id`); and `lossless`, whether decoding gives the text back.
+All of them are a `Tokenizer` (data/tokenizer_base.py).
 """
 
 from __future__ import annotations
@@ -15,11 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias
 
 from data import byte_bpe, sentencepiece_model, wordpiece
 from data.byte_bpe import EODS, MASKS, ByteBPE
 from data.sentencepiece_model import SentencePiece
+from data.tokenizer_base import Tokenizer
 from data.wordpiece import WordPiece
 
 KINDS = ("bpe", "unigram", "byte-bpe", "wordpiece", "file")
@@ -52,12 +50,9 @@ INEXACT = (
 FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's and OpenAI's names
 
 
-AnyTokenizer: TypeAlias = "SentencePiece | ByteBPE | WordPiece"
-
-
-def load_tokenizer(path: str | Path) -> AnyTokenizer:
-    """The tokenizer in the file or folder `path`, in one of the formats of `read`. Raises ValueError where there is no
-    such tokenizer."""
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer in the file or folder `path`, in one of the formats of `read`. Raises ValueError where there is
+    none."""
     name, content = read(path)
     if not name.endswith(".json"):
         return SentencePiece(path, content)
@@ -103,7 +98,7 @@ def read(path: str | Path) -> tuple[str, bytes]:
     return ("tokenizer.json" if path.suffix == ".json" else "tokenizer.model"), path.read_bytes()
 
 
-def check_parity(tokenizer: AnyTokenizer) -> None:
+def check_parity(tokenizer: Tokenizer) -> None:
     """Check that a tokenizer gives the same ids as Hugging Face's tokenizers, on the AWKWARD texts and on texts with
     the tokenizer's added tokens. An export after training needs equal ids, so this is checked before training.
 
@@ -118,7 +113,7 @@ def check_parity(tokenizer: AnyTokenizer) -> None:
         raise ValueError(str(error)) from error
 
 
-def unexportable(tokenizer: AnyTokenizer) -> str:
+def unexportable(tokenizer: Tokenizer) -> str:
     """Why a run with this tokenizer cannot be exported as a Hugging Face checkpoint, or ""."""
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind != "bpe":
         return INEXACT.format(tokenizer.kind)
@@ -131,22 +126,14 @@ def unexportable(tokenizer: AnyTokenizer) -> str:
 
 
 def unexportable_setting(kind: str, path: str) -> str:
-    """Why runs with these settings cannot be exported as a Hugging Face checkpoint because of their tokenizer, or "".
-    It needs no trained tokenizer.
-
-    Args:
-        kind: the setting data.tokenizer_kind.
-        path: the setting data.tokenizer; with kind="file" the path of a tokenizer.
-
-    Raises:
-        ValueError: kind="file", and the file is not a tokenizer.
-    """
+    """`unexportable` of the tokenizer that the settings data.tokenizer_kind and data.tokenizer ask for, which need not
+    be trained yet. Raises ValueError where kind="file" and the file is not a tokenizer."""
     if kind == "file":
         return unexportable(load_tokenizer(path))
     return INEXACT.format(kind) if kind == "unigram" else ""
 
 
-def mask_id(tokenizer: AnyTokenizer, vocab: int) -> int:
+def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
     """The id that stands for a masked token in a model of `vocab` ids; no text is encoded as it.
 
     It is [MASK] of WordPiece; <unk> of a SentencePiece model trained here, which encodes no text as <unk>; <mask> or
@@ -165,7 +152,7 @@ def mask_id(tokenizer: AnyTokenizer, vocab: int) -> int:
     )
 
 
-def vocabularies(tokenizer: AnyTokenizer) -> list[int]:
+def vocabularies(tokenizer: Tokenizer) -> list[int]:
     """The values of model.vocab that a tokenizer from a file allows: the number of its pieces; for a unigram model also
     that number plus EXTRA_IDS, as in T5; for another tokenizer without an id for a masked token also that number plus
     1."""
@@ -205,5 +192,5 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """A tokenizer is trained on every n-th document of a text of `size` bytes; this is n."""
+    """The n of `train`, which reads every n-th document of a text of `size` bytes."""
     return -(-size // SAMPLE_BYTES) or 1

@@ -22,7 +22,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from data.sources import SourceFile
-    from data.tokenizer import AnyTokenizer
+    from data.tokenizer_base import Tokenizer
 
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, type, sequences, documents and one more
@@ -51,7 +51,7 @@ def dtype(vocab: int) -> np.dtype:
     return DTYPES[8 if vocab < 65500 else 4]
 
 
-def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: AnyTokenizer) -> dict[str, Count]:
+def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> dict[str, Count]:
     """Write documents as prefix.bin and prefix.idx, each followed by the end-of-document token. Memory does not grow
     with the text, except by 4 bytes per document.
 
@@ -80,7 +80,7 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: A
             tokens[of_text], tokens[ends] = ids, tokenizer.eod
             tokens.tofile(file)
             lengths.append((counts + 1).astype("<i4"))
-            for (_, domain), *count in zip(batch, *_sizes(texts), (counts + 1).tolist(), strict=True):
+            for (_, domain), *count in zip(batch, *_byte_and_word_counts(texts), (counts + 1).tolist(), strict=True):
                 domains[domain] += (1, *count)
     os.replace(prefix + ".bin.part", prefix + ".bin")
     _write_index(prefix, kind, [np.concatenate(lengths, dtype="<i4") if lengths else np.empty(0, "<i4")])
@@ -88,16 +88,9 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: A
 
 
 def join(parts: list[str | Path], prefix: str | Path) -> None:
-    """Write several token files, end to end, as one.
-
-    Args:
-        parts: the paths of the token files, without extension.
-        prefix: the path of the new .bin and .idx file, without extension.
-
-    Raises:
-        ValueError: some files have tokens of 2 bytes and others of 4.
-    """
-    prefix, heads = str(prefix), [read(part) for part in parts]
+    """Write several token files, end to end, as one. All paths are without extension. Raises ValueError where some have
+    tokens of 2 bytes and others of 4."""
+    prefix, heads = str(prefix), [read_index(part) for part in parts]
     if len({kind for kind, _ in heads}) != 1:
         raise ValueError(f"token files to be joined must hold tokens of one width: {', '.join(map(str, parts))}")
     with open(prefix + ".bin.part", "wb") as out:
@@ -108,7 +101,7 @@ def join(parts: list[str | Path], prefix: str | Path) -> None:
     _write_index(prefix, heads[0][0], [lengths for _, lengths in heads])
 
 
-def read(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
+def read_index(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
     """The type of a token file's tokens, and the lengths of its sequences, int32 [sequences], memory-mapped. `prefix`:
     the path of the .bin and .idx file, without extension.
 
@@ -129,8 +122,8 @@ def read(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
 
 def offsets(prefix: str | Path) -> np.ndarray:
     """The byte of a token file's .bin at which each sequence begins, int64 [sequences], memory-mapped. `prefix`: the
-    path of the .bin and .idx file, without extension. Raises ValueError as `read` does."""
-    count = len(read(prefix)[1])
+    path of the .bin and .idx file, without extension. Raises ValueError as `read_index` does."""
+    count = len(read_index(prefix)[1])
     start = HEADER.size + 4 * count  # after the lengths
     return np.memmap(f"{prefix}.idx", "<i8", "r", start, (count,)) if count else np.empty(0, "<i8")
 
@@ -165,9 +158,8 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
         yield batch
 
 
-def _sizes(texts: list[str]) -> tuple[list[int], list[int]]:
-    """Two lists: the number of UTF-8 bytes of each text, and the number of its words. Words are separated by spaces and
-    control characters (bytes up to 32)."""
+def _byte_and_word_counts(texts: list[str]) -> tuple[list[int], list[int]]:
+    """The number of UTF-8 bytes of each text, and of its words, which spaces and control characters separate."""
     encoded = [text.encode() for text in texts]
     gap = np.frombuffer(b"\n" + b"\n".join(encoded), np.uint8) <= 32
     begins, at, words = gap[:-1] > gap[1:], 0, []
@@ -178,15 +170,10 @@ def _sizes(texts: list[str]) -> tuple[list[int], list[int]]:
 
 
 def select(source: str | Path, documents: np.ndarray, prefix: str | Path) -> None:
-    """Write some sequences of a token file as another one.
-
-    Args:
-        source: the path of the token file, without extension.
-        documents: the numbers of the sequences, in the order in which they are written.
-        prefix: the path of the new .bin and .idx file, without extension.
-    """
+    """Write the sequences of a token file with the numbers `documents`, in this order, as another one. Paths are
+    without extension."""
     prefix = str(prefix)
-    kind, lengths = read(source)
+    kind, lengths = read_index(source)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     flat = np.memmap(f"{source}.bin", kind, "r")
     with open(prefix + ".bin.part", "wb") as out:
@@ -235,12 +222,14 @@ def _tokenize_file(spec: dict[str, Any], tokenizer: str | Path, file: SourceFile
     from data.documents import documents
 
     return write(
-        part, ((text, labels.get("domain", "")) for _, text, labels in documents(spec, file)), _loaded(tokenizer)
+        part,
+        ((text, labels.get("domain", "")) for _, text, labels in documents(spec, file)),
+        _cached_tokenizer(tokenizer),
     )
 
 
 @lru_cache(maxsize=1)
-def _loaded(path: str | Path) -> Any:  # once in each worker
+def _cached_tokenizer(path: str | Path) -> Any:  # once in each worker
     from data.tokenizer import load_tokenizer
 
     return load_tokenizer(path)

@@ -12,12 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.coverage import Coverage
-
-if TYPE_CHECKING:
-    import numpy as np
+from data.tokenizer_base import Tokenizer, valid_unicode
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's names, with the ids 0 to 4 where trained here
 CRAMMING_SPECIALS = ("<pad>", "<unk>", "<cls>", "<sep>", "<mask>")  # those of its published tokenizers
@@ -28,19 +26,9 @@ MAX_ALPHABET, MAX_ALPHABET_SHARE = 1000, 0.25
 PREFIX = "##"  # of a piece within a word
 
 
-class WordPiece:
-    """A tokenizer.json with a WordPiece model, encoded by Hugging Face's tokenizers.
-
-    No text becomes a special token, whatever it contains. Documents end with [SEP]; encoding adds no token. `pad`,
-    `unk`, `cls`, `sep` and `mask` are the ids of the special tokens.
-
-    Args:
-        path: where the file is, for error messages.
-        content: the bytes of the tokenizer.json.
-
-    Raises:
-        ValueError: the content is not a tokenizer.json, or lacks a special token.
-    """
+class WordPiece(Tokenizer):
+    """A tokenizer.json with a WordPiece model, encoded by Hugging Face's tokenizers. Documents end with [SEP]; encoding
+    adds no token. `pad`, `unk`, `cls`, `sep` and `mask` are the ids of the special tokens."""
 
     kind = "wordpiece"
     lossless = False
@@ -75,31 +63,16 @@ class WordPiece:
         backend.no_truncation()
         return backend
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without an end-of-document token."""
-        return self.encode_batch([text])[0]
-
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Token ids of each text. `threads` has no effect here: the library reads TOKENIZERS_PARALLELISM."""
+        """The token ids of each text. `threads` has no effect: the library reads TOKENIZERS_PARALLELISM."""
         valid_unicode(texts)
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
-        [texts]."""
-        import numpy as np  # not by those who only plan
-
-        batch = self.encode_batch(texts)
-        counts = np.fromiter(map(len, batch), np.int64, len(batch))
-        return np.fromiter((token for ids in batch for token in ids), np.int32, counts.sum()), counts
 
     def decode(self, ids: Sequence[int]) -> str:
         """The words of token ids, separated by spaces. Special tokens and extra ids give no text."""
         return self._backend.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """The numbers of tokens and bytes of the texts, of [UNK] tokens, and of the bytes that [UNK] tokens stand
-        for."""
         valid_unicode(texts)
         total = Coverage(0, 0, 0, 0)
         for text, encoding in zip(
@@ -109,14 +82,6 @@ class WordPiece:
             lost = sum(len(text[begin:end].encode()) for begin, end in spans)
             total += Coverage(len(encoding.ids), len(spans), len(text.encode()), lost)
         return total
-
-    def unknown(self, text: str) -> tuple[int, int]:
-        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for."""
-        counts = self.coverage([text])
-        return counts.unknown, counts.unknown_bytes
-
-    def check(self, texts: Sequence[str]) -> None:
-        """Does nothing: Hugging Face's tokenizers encode, so there is no other implementation to compare with."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_backend"}
@@ -137,11 +102,12 @@ def train(sample: Iterable[str], vocab: int) -> bytes:
         ValueError: the text allows no such vocabulary; the message names the smallest or largest possible one.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from tokenizers import Tokenizer, decoders, models, trainers
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     if vocab < MIN_VOCAB:
         raise ValueError(f"model.vocab={vocab} is too small: at least {MIN_VOCAB}")
-    normalizer, splitter = _normalizer(), _splitter()
+    normalizer, splitter = _normalizer(), pre_tokenizers.Whitespace()  # \w+|[^\w\s]+
     words: Counter[str] = Counter()
     for text in sample:
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
@@ -151,8 +117,8 @@ def train(sample: Iterable[str], vocab: int) -> bytes:
             letters[letter] += times
     room = min(MAX_ALPHABET, int((vocab - len(SPECIALS)) * MAX_ALPHABET_SHARE))
     alphabet = sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:room])
-    backend = Tokenizer(models.BPE(continuing_subword_prefix=PREFIX))
-    backend.pre_tokenizer = _by_whitespace()
+    backend = tokenizers.Tokenizer(models.BPE(continuing_subword_prefix=PREFIX))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         show_progress=False,
@@ -171,7 +137,9 @@ def train(sample: Iterable[str], vocab: int) -> bytes:
     if len(pieces) != vocab:
         size = f"at most {len(pieces)}" if len(pieces) < vocab else f"at least {len(pieces)}"
         raise ValueError(f"model.vocab={vocab} does not fit this text: {size}")
-    trained = Tokenizer(models.WordPiece(vocab=pieces, unk_token=SPECIALS[1], continuing_subword_prefix=PREFIX))
+    trained = tokenizers.Tokenizer(
+        models.WordPiece(vocab=pieces, unk_token=SPECIALS[1], continuing_subword_prefix=PREFIX)
+    )
     trained.normalizer, trained.pre_tokenizer = normalizer, splitter
     trained.decoder = decoders.WordPiece(prefix=PREFIX, cleanup=False)
     trained.add_special_tokens(list(SPECIALS))
@@ -191,23 +159,3 @@ def _normalizer() -> Any:
             normalizers.Replace(Regex(" {2,}"), " "),
         ]
     )
-
-
-def _splitter() -> Any:
-    from tokenizers import pre_tokenizers
-
-    return pre_tokenizers.Whitespace()  # \w+|[^\w\s]+
-
-
-def _by_whitespace() -> Any:
-    from tokenizers import pre_tokenizers
-
-    return pre_tokenizers.WhitespaceSplit()
-
-
-def valid_unicode(texts: Iterable[str]) -> list[bytes]:
-    """The texts as UTF-8 bytes. Raises ValueError for half of a surrogate pair, which is not valid Unicode."""
-    try:
-        return [text.encode() for text in texts]
-    except UnicodeEncodeError as error:
-        raise ValueError(f"not valid Unicode (a lone surrogate): {error}") from error

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ablations import rundir, safe_files
 from eval import location
-from eval.tasks import mirror
+from eval.tasks import choice, mirror
+from eval.tasks.choice import Requested
 from eval.weights import weights_of
 
 ABOUT = """Evaluate finished runs, and the weights that a run has kept so far. What has an eval.json of the same weights
@@ -52,11 +53,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--tasks needs --data, the folder that `make eval-data` has filled")
         if not args.runs and not (args.data and (args.data / mirror.MANIFEST).exists()):
             check_names(tasks)  # a name that lm-eval does not know is told before data that is not here
-        data = mirror.Mirror(args.data) if tasks and args.data else None
-        if data and not args.runs:
-            from eval.tasks import choice
-
-            print(f"{choice.check(tasks, data, args.shots)} tasks can be run")
+        requested = Requested(tasks, mirror.Mirror(args.data), args.shots) if tasks and args.data else None
+        if requested and not args.runs:
+            print(f"{choice.check(requested)} tasks can be run")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             code = 2
             continue
         try:
-            judge_run(directory, tasks, data, args)
+            judge_run(directory, requested, args)
         except (ValueError, OSError) as error:
             # FileNotFoundError too: training may go back to an earlier step and remove what it had kept
             name = "" if str(directory) in str(error) else f"{directory}: "
@@ -79,21 +78,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_names(tasks: list[str]) -> None:
-    """Check the names of tasks, without their data. The names in eval/tasks/tasks.yaml are checked without lm-eval,
-    which takes seconds to import.
+    """Check the names of tasks, without their data. Those in eval/tasks/tasks.yaml are checked without lm-eval, which
+    takes seconds to import.
 
     Raises:
         ValueError: a name is no task, group or pattern of lm-eval, or names tasks that cannot be run here.
     """
-    if others := [name for name in mirror.names(tasks) if name not in mirror.listed()]:
+    if others := [name for name in mirror.names(tasks) if name not in mirror.names_in_groups()]:
         from eval.tasks.definitions import definitions
 
         definitions(others)
 
 
 def check_run(directory: Path) -> None:
-    """Check that a directory is that of a run with weights that can be evaluated. Raises ValueError where it is not, or
-    where the run has no such weights yet."""
+    """Check that a directory is that of a run with weights that can be evaluated.
+
+    Raises:
+        ValueError: it is not, or has no such weights yet.
+    """
     location.read_run(directory)
     if weights_of(directory):
         return
@@ -104,13 +106,10 @@ def check_run(directory: Path) -> None:
     )
 
 
-def judge_run(directory: Path, tasks: list[str], data: mirror.Mirror | None, args: argparse.Namespace) -> None:
+def judge_run(directory: Path, requested: Requested | None, args: argparse.Namespace) -> None:
     """Evaluate all weights of a run that have no current result, and print a line for each.
 
     Args:
-        directory: the run directory.
-        tasks: names of tasks of lm-eval.
-        data: the folder with the data of these tasks; None where there are none.
         args: the parsed command line.
 
     Raises:
@@ -125,12 +124,12 @@ def judge_run(directory: Path, tasks: list[str], data: mirror.Mirror | None, arg
         if args.weights not in ("", weights.name):
             continue
         if args.rank:
-            judge(directory, weights, tasks, data, args.shots, args.store, args.precision, args.processes, args.rank)
+            judge(directory, weights, requested, args.store, args.precision, args.processes, args.rank)
             continue
-        result = results.current(directory, run, weights, tasks, data, args.precision, args.shots)
+        result = results.current_result(directory, run, weights, requested, args.precision)
         if result is None:
-            all_tasks = results.with_earlier_tasks(directory, weights, tasks, data, args.shots)
-            result = judge(directory, weights, all_tasks, data, args.shots, args.store, args.precision, args.processes)
+            every = requested and results.with_earlier_tasks(directory, weights, requested)
+            result = judge(directory, weights, every, args.store, args.precision, args.processes)
         at = f" at {weights.tokens:,} tokens" if weights.tokens else ""
         print(safe_files.printable(f"{run['cell']}{at}: {results.summary(result)}"), flush=True)
         failed |= result.get("lm_eval_tasks", {}).get("failed", {})

@@ -9,11 +9,12 @@ import sys
 from ablations.config import Run
 from ablations.rundir import Exit
 from ablations.safe_files import printable
-from ablations.study import from_anywhere, from_args
+from ablations.study import from_args
+from ablations.words import change_to_checkout
 from data.tokenizer import unexportable_setting
 
 
-def why_not(run: Run) -> str:
+def reason_not_exportable(run: Run) -> str:
     """Why a run with these settings cannot be exported, since transformers has no such architecture or tokenizer; ""
     where it can."""
     from model import hub
@@ -31,7 +32,7 @@ def main(words: list[str]) -> int:
     except ValueError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
-    reasons = {arm: why_not(study.cell(arm, study.seeds[0]).run) for arm in study.arms}
+    reasons = {arm: reason_not_exportable(study.cell(arm, study.seeds[0]).run) for arm in study.arms}
     for arm, reason in reasons.items():
         if reason:
             print(f"error: {printable(f'{arm}: {reason}')}", file=sys.stderr)
@@ -39,4 +40,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(from_anywhere(sys.argv[1:])))
+    sys.exit(main(change_to_checkout(sys.argv[1:])))

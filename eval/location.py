@@ -12,21 +12,7 @@ from typing import Any
 
 from ablations import rundir, safe_files
 
-
-def inside(path: Path, folder: Path) -> Path:
-    """The path with symbolic links resolved.
-
-    Raises:
-        ValueError: the resolved path is not below `folder`.
-    """
-    resolved = path.resolve()
-    if not resolved.is_relative_to(folder.resolve()):
-        raise ValueError(f"{path} leads out of {folder}, to {resolved}: a link that leaves its folder is not followed")
-    return resolved
-
-
-# What evaluation reads of run.json.
-RUN_KEYS = ("cell", "config", "data")
+RUN_KEYS = ("cell", "config", "data")  # what evaluation reads of run.json
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -65,11 +51,14 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
     return folder.resolve()
 
 
-def stored(store: Path, recorded: str) -> Path:
-    """Where a file of prepared data is now: its path in `store`. `recorded`: the path that the file had when the run
-    was trained. Raises ValueError where the file is a link that leads out of the store."""
+def path_in_store(store: Path, recorded: str) -> Path:
+    """Where a file of prepared data is now, in `store`, from the path that it had when the run was trained.
+
+    Raises:
+        ValueError: it is a link that leads out of the store.
+    """
     path = Path(recorded)
-    return inside(store / path.parent.name / path.name, store)
+    return safe_files.path_inside(store, Path(path.parent.name, path.name)).resolve()
 
 
 def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
@@ -86,7 +75,7 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
     from data import tokenizer as tokenizers
 
     recorded = run["data"]["tokenizer"]
-    path = stored(store, recorded["path"])
+    path = path_in_store(store, recorded["path"])
     if not path.is_file():
         raise ValueError(f"the tokenizer of {directory} is not in {store}: {path} is not there")
     loaded = tokenizers.load_tokenizer(path)
@@ -102,7 +91,7 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
     the corpus is used, if the store has only one.
 
     Args:
-        corpus: the name or path of the corpus.
+        corpus: its name or path.
         run: the content of run.json.
         store: the store of prepared data.
 
@@ -125,11 +114,11 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
                 f"python -m data.prepare {corpus} --held-out --store {store}"
             ) from None
         files = [str(candidates[0] / "valid.jsonl.gz")]
-    return [str(inside(Path(file), store)) for file in files]
+    return [str(safe_files.path_inside(store, file).resolve()) for file in files]
 
 
 def _is_default_text(folder: Path) -> bool:
-    """Whether a folder of the store has text that was prepared by the default recipe, as held-out text always is."""
+    """Whether a folder of the store has text prepared by the default recipe, as held-out text always is."""
     from data.filters import PLAIN
 
     try:

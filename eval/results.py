@@ -14,21 +14,24 @@ import importlib.metadata
 import json
 import math
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ablations import rundir, safe_files
 from eval.tasks import mirror, probes
-from eval.tasks.choice import available
+from eval.tasks.choice import Requested, available
 from eval.weights import Weights
 
 REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", "seconds")
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """Everything that the result of an evaluation depends on, besides tasks and precision: {"version" of our tasks,
-    "lm_eval": its version, "weights_sha256", "corpora"}. `run`: the content of run.json."""
+    """Everything that the result of an evaluation depends on besides tasks and precision: {"version" of our tasks,
+    "lm_eval": its version, "weights_sha256", "corpora"}.
+
+    Args:
+        run: the content of run.json.
+    """
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -38,8 +41,8 @@ def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
-    """The result of an evaluation that is stored in the run directory, which may be of other weights or tasks; None
-    where the files are missing or damaged. `weights`: says whether to read eval.json or the file of a step."""
+    """The stored result of these weights' evaluation, which may be of other tasks or of weights that were replaced;
+    None where the files are missing or damaged."""
     try:
         result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
         if result is None or weights.step is not None:
@@ -57,90 +60,62 @@ def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
         return None
 
 
-def current(
+def current_result(
     directory: Path,
     run: dict[str, Any],
     weights: Weights,
-    tasks: Iterable[str] = (),
-    data: mirror.Mirror | None = None,
+    requested: Requested | None = None,
     precision: str | None = None,
-    shots: int | None = None,
 ) -> dict[str, Any] | None:
     """The stored result of an evaluation, if it is still what an evaluation with these arguments would give; else None.
 
     Args:
-        directory: the run directory.
         run: the content of run.json.
-        weights: the weights that it has to be of.
-        tasks: names of tasks of lm-eval that it has to have.
-        data: the folder with the data of these tasks, which must not have changed; None: `tasks` are not asked for.
+        requested: tasks of lm-eval that it has to have, on data that has not changed since.
         precision: the precision of the evaluation; None: any.
-        shots: the number of examples in each prompt; None: as each task's definition says.
     """
     result = read(directory, weights)
     if result is None:
         return None
-    requested = identity(run, weights) | ({"precision": precision} if precision else {})
-    return result if requested.items() <= result.items() and (not data or has(result, tasks, data, shots)) else None
+    same = identity(run, weights) | ({"precision": precision} if precision else {})
+    return result if same.items() <= result.items() and (not requested or has_tasks(result, requested)) else None
 
 
-def has(result: dict[str, Any], tasks: Iterable[str], data: mirror.Mirror, shots: int | None = None) -> bool:
-    """Whether a result is still complete: it has all of the tasks that can be run, with this number of examples, on
-    data that has not changed since.
-
-    Args:
-        result: the content of eval.json.
-        tasks: names of tasks of lm-eval.
-        data: the folder with the data of the tasks.
-        shots: the number of examples in each prompt; None: as each task's definition says.
-    """
+def has_tasks(result: dict[str, Any], requested: Requested) -> bool:
+    """Whether a result (the content of eval.json) has all requested tasks that can be run, with this number of
+    examples, on data that has not changed since."""
     judged = result.get("lm_eval_tasks")
-    if not judged or not set(tasks) <= set(judged["asked"]) or judged.get("shots") != shots:
+    if not judged or not set(requested.names) <= set(judged["asked"]) or judged.get("shots") != requested.shots:
         return False
     read = [entry[key] for entry in result["tasks"].values() for key in ("data", "examples") if key in entry]
-    if any(map(data.changed, read)):
+    if any(map(requested.data.changed, read)):
         return False
     if not judged["missing"]:
         return True
     from eval.tasks.definitions import definitions
 
-    defined = definitions(mirror.names(tasks), shots)
-    return all(data.lacks_any(defined[name].sources) for name in judged["missing"] if name in defined)
+    defined = definitions(mirror.names(requested.names), requested.shots)
+    return all(requested.data.why_any_unusable(defined[name].sources) for name in judged["missing"] if name in defined)
 
 
-def with_earlier_tasks(
-    directory: Path, weights: Weights, tasks: list[str], data: mirror.Mirror | None, shots: int | None = None
-) -> list[str]:
-    """`tasks`, preceded by those tasks of the stored result that can still be run. An evaluation writes eval.json
-    again, and must not lose earlier results because other tasks are requested.
-
-    Args:
-        directory: the run directory.
-        weights: the weights that are evaluated.
-        tasks: names of tasks of lm-eval that are requested.
-        data: the folder with the data of the tasks; None: `tasks` are returned unchanged.
-        shots: the number of examples in each prompt; None: as each task's definition says.
-    """
+def with_earlier_tasks(directory: Path, weights: Weights, requested: Requested) -> Requested:
+    """The requested tasks, preceded by those tasks of the stored result that can still be run. An evaluation writes
+    eval.json again, and must not lose earlier results because other tasks are requested."""
     earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
-    if not data:
-        return tasks
     still_possible = []
     for name in earlier:
         try:
-            available([name], data, shots, tell=False)
+            available(requested._replace(names=[name]), tell=False)
             still_possible.append(name)
         except ValueError as error:
             print(f"judged before by {name}, and no longer: {error}", file=sys.stderr)
-    return list(dict.fromkeys([*still_possible, *tasks]))
+    return requested._replace(names=list(dict.fromkeys([*still_possible, *requested.names])))
 
 
 def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write eval.json, and before it samples.jsonl.gz. For weights of an earlier step only the scores are written, to
-    eval-step_N.json.
+    """Write eval.json, and before it samples.jsonl.gz; for weights of an earlier step only eval-step_N.json.
 
     Args:
-        directory: the run directory.
-        weights: the weights that were evaluated.
         result: the content of eval.json.
         rows: the lines of samples.jsonl.gz.
 
@@ -158,8 +133,11 @@ def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[
 
 
 def not_finite(value: Any, path: str = "") -> list[str]:
-    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada". `path`: the path
-    of `value` itself, in recursive calls."""
+    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada".
+
+    Args:
+        path: of `value` itself, in recursive calls.
+    """
     if isinstance(value, dict):
         return [place for key, entry in value.items() for place in not_finite(entry, f"{path}/{key}")]
     if isinstance(value, list):
@@ -168,8 +146,7 @@ def not_finite(value: Any, path: str = "") -> list[str]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The result of an evaluation in one line for the terminal: held-out loss, zero-shot mean, suite, seconds.
-    `result`: the content of eval.json."""
+    """The result of an evaluation in one line for the terminal: held-out loss, zero-shot mean, suite, seconds."""
     bits, zero_shot = result["bits_per_byte"], result["zero_shot"]
     text = f"{bits['value']:.3f}{plus_minus(bits['stderr'], 3)} bits/byte"
     if share := result.get("unknown_bytes", 0):
@@ -187,5 +164,5 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def plus_minus(stderr: float | None, digits: int) -> str:
-    """A standard error as text, such as " ± 0.012"; "" where it is None. `digits`: decimals."""
+    """A standard error as text, such as " ± 0.012"; "" where it is None."""
     return "" if stderr is None else f" ± {stderr:.{digits}f}"

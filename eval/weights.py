@@ -19,8 +19,7 @@ PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a run at one point of training. `step` and `tokens` say at which; they are None for the weights at
-    the end of training."""
+    """The weights of a run at one point of training. `step` and `tokens` are None for those at its end."""
 
     path: Path  # a file, or a folder with a manifest
     step: int | None = None
@@ -28,13 +27,12 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """The name of the file with the scores of these weights, without ".json": "eval", or "eval-step_N"."""
+        """The name of the file with the scores of these weights, without ".json"."""
         return "eval" if self.step is None else f"eval-step_{self.step}"
 
     @property
     def sha256(self) -> str:
-        """A hash that identifies the weights: of the file, or for weights in a folder a hash of the hashes of its
-        files."""
+        """A hash that identifies the weights: of the file, or of the hashes of a folder's files."""
         if self.step is not None:
             files = read_manifest(self.path)["files"]
             return hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
@@ -42,8 +40,8 @@ class Weights:
         return _sha256(self.path, status.st_size, status.st_mtime_ns)
 
     def check(self) -> str:
-        """Check that the file with the weights at the end of training is the one that training wrote, by the sha256
-        that training noted in the file `done`. Weights saved during training are not checked here but in `read`.
+        """Check that the file with the weights at the end of training is the one that training wrote, by the sha256 in
+        the file `done`. Weights saved during training are checked in `read`.
 
         Returns: "", or a sentence for the user where `done` has no sha256, because an earlier version wrote it.
 
@@ -62,7 +60,7 @@ class Weights:
         return ""
 
     def read(self, run: dict, model: Any) -> dict[str, Any]:
-        """The weights as a state_dict for `model`. Weights saved during training are rounded to the precision in which
+        """The weights as a state_dict for `model`. Those saved during training are rounded to the precision in which
         the run computed.
 
         Args:
@@ -81,7 +79,7 @@ class Weights:
 
         pieces: dict[str, dict[tuple[int, int], dict[int, Any]]] = {}  # parameter -> (rank, size) -> {start: piece}
         for name, checksum in read_manifest(self.path)["files"].items():
-            path = safe_files.inside(self.path, name)
+            path = safe_files.path_inside(self.path, name)
             if complaint := safe_files.damage(path, checksum):
                 raise safe_files.Damaged(f"{path} is damaged: {complaint}")
             for key, piece in _load(path).items():
@@ -106,16 +104,15 @@ class Weights:
 
 def weights_of(directory: Path) -> list[Weights]:
     """The weights of a run that can be evaluated, in the order of training: those saved during training, and last those
-    at its end, if the run is finished.
-
-    Saved weights whose checkpoint.json is damaged are left out; if training continues, it writes them again.
+    at its end, if the run is finished. Saved weights whose checkpoint.json is damaged are left out; if training
+    continues, it writes them again.
 
     Raises:
         ValueError: `done` is damaged, or a path leads out of the directory.
     """
     saved = []
     for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
-        safe_files.inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
+        safe_files.path_inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
         try:
             manifest = read_manifest(folder)
             saved.append(Weights(folder, manifest["step"], manifest["tokens"]))
@@ -124,13 +121,13 @@ def weights_of(directory: Path) -> list[Weights]:
     saved.sort(key=lambda weights: weights.step or 0)
     if rundir.read_done(directory) is None:
         return saved
-    safe_files.inside(directory, rundir.WEIGHTS)
+    safe_files.path_inside(directory, rundir.WEIGHTS)
     return [*saved, Weights(directory / rundir.WEIGHTS)]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of checkpoint.json in a folder of weights. Earlier versions wrote the file without a hash of itself,
-    which is accepted.
+    """The content of checkpoint.json in a folder of weights. Earlier versions wrote it without a hash of itself, which
+    is accepted.
 
     Raises:
         Damaged: the file is missing, or is not what was written.
@@ -144,7 +141,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """{name: tensor} of a safetensors file. Raises ValueError (`Damaged`) where the file is not a safetensors file."""
+    """{name: tensor} of a safetensors file.
+
+    Raises:
+        Damaged: it is none.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -156,12 +157,6 @@ def _load(path: Path) -> dict[str, Any]:
 
 @functools.cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """The sha256 of a file, remembered as long as its size and time of change stay the same.
-
-    Args:
-        path: the file.
-        size: its size in bytes.
-        mtime_ns: its time of change in nanoseconds.
-    """
+    """The sha256 of a file, remembered as long as its size and time of change stay the same."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

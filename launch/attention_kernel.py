@@ -1,11 +1,11 @@
 """Which kernel computes attention on a GPU: timed when a run starts. It depends on the card, the shape and torch."""
 
-import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from launch.timing import least_seconds
 from model import attention
 
 WARM_UP, REPETITIONS = 3, 5  # untuned; the least of the repetitions counts
@@ -27,24 +27,16 @@ def choose(model: Any, micro_batch: int) -> dict[str, float]:
     no_choice = cfg.attn_dropout or cfg.qk_scaling or model.objective.has_extents or model.position.has_bias
     if not weight.is_cuda or no_choice:
         return {}
-    seconds = [timed(model, micro_batch)]
+    seconds = [time_kernels(model, micro_batch)]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(seconds)
     model.attention_kernel = next(iter(seconds[0]), None)
     return seconds[0]
 
 
-def timed(model: Any, micro_batch: int) -> dict[str, float]:
-    """Time every kernel that can compute attention at the model's shape and precision.
-
-    Args:
-        model: a model.gpt.GPT on its device.
-        micro_batch: sequences in a micro-batch.
-
-    Returns:
-        {kernel: seconds of one layer's attention, forward and backward}, the fastest first. Kernels that do not work
-        with this device, shape or precision are left out.
-    """
+def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
+    """Time every kernel that can compute attention at the model's shape and precision. Takes and returns what `choose`
+    does. Kernels that do not work with this device, shape or precision are left out."""
     cfg, weight = model.cfg, model.embed.weight
     heads = cfg.heads // model.tp.size
     # as the model has them: parts of one tensor, heads beside each other
@@ -59,27 +51,14 @@ def timed(model: Any, micro_batch: int) -> dict[str, float]:
         else:
             attend = attention.unbiased(model.position, model.objective, kernel, or_plain=False)
         try:
-            seconds[kernel] = _least_seconds(attend, inputs)
-        except (
-            RuntimeError,
-            NotImplementedError,
-        ):  # torch's, where a kernel is not for this device, shape or precision
+            seconds[kernel] = _step_seconds(attend, inputs)
+        except (RuntimeError, NotImplementedError):  # torch's, where a kernel is not for this device or shape
             continue
     return dict(sorted(seconds.items(), key=lambda item: item[1]))
 
 
-def _least_seconds(attend: attention.Attend, inputs: list[Any]) -> float:
-    least = float("inf")
-    for i in range(WARM_UP + REPETITIONS):
-        _wait(inputs[0].device)
-        began = time.perf_counter()
+def _step_seconds(attend: attention.Attend, inputs: list[Any]) -> float:
+    def step() -> None:
         torch.autograd.grad(attend(*inputs).sum(), inputs)
-        _wait(inputs[0].device)
-        if i >= WARM_UP:
-            least = min(least, time.perf_counter() - began)
-    return least
 
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return least_seconds(step, inputs[0].device, REPETITIONS, WARM_UP)

@@ -34,16 +34,16 @@ from torch import Tensor
 from ablations import rundir, safe_files
 from ablations.rundir import PieceName, step_of
 from ablations.safe_files import Damaged
-from launch.manifest import Failed
+from launch.manifest import RunFailed
 from model.shard import full_shape, shard, shard_dimension, unshard
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")  # the fp32 master weight, and AdamW's two moments
 
 
-class CheckpointError(Failed):
+class CheckpointError(RunFailed):
     """A checkpoint could not be written or read; the message says which checkpoints are left and what to do."""
 
-    again = True  # a storage that failed for a moment, or a GPU that computed a wrong number, may work next time
+    retry = True  # a storage that failed for a moment, or a GPU that computed a wrong number, may work next time
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Checkpoints:
         keep: how many of the newest checkpoints are kept.
         milestones: {step: tokens trained} of the steps at which the weights are saved for evaluation too.
         identity: {name: hash} of the run and its data, such as {"fingerprint": ...}. It is written into each
-            checkpoint; loading a checkpoint in which one of these hashes differs raises Failed.
+            checkpoint; loading a checkpoint in which one of these hashes differs raises RunFailed.
     """
 
     def __init__(
@@ -145,8 +145,7 @@ class Checkpoints:
         Args:
             folders: {name of a folder: the kinds of tensors (KINDS) that go into it}.
             tensors: {`Fragment.key`: the fragment's copy on the host}.
-            index: the content of checkpoint.json but for the files and times, which are added here.
-            rank: this rank.
+            index: the content of checkpoint.json but for the files and times.
             began: when `save` was called, by time.perf_counter.
         """
         file = self.folder
@@ -168,14 +167,9 @@ class Checkpoints:
             self.error = error
 
     def _complete(self, target: Path, index: dict[str, Any], began: float) -> None:
-        """On rank 0: wait until the files of all ranks are written, then write checkpoint.json, which makes the folder
-        a checkpoint. It polls the file system, since collectives from this thread would mix with training's.
-
-        Args:
-            target: the folder of the checkpoint.
-            index: the content of checkpoint.json but for the files and times, which are added here.
-            began: when `save` was called, by time.perf_counter.
-        """
+        """On rank 0: wait until the files of all ranks are written to the folder `target`, then write checkpoint.json,
+        which makes it a checkpoint. It polls the file system, since collectives from this thread would mix with
+        training's."""
         sums = [target / f"rank_{r}.json" for r in range(index["ranks"])]
         while not all(path.exists() for path in sums):
             time.sleep(0.02)
@@ -199,11 +193,8 @@ class Checkpoints:
                     shutil.rmtree(old)
 
     def wait(self) -> None:
-        """Wait until the save in the background, if there is one, is on the disk.
-
-        Raises:
-            CheckpointError: the checkpoint could not be written.
-        """
+        """Wait until the save in the background, if there is one, is on the disk. Raises CheckpointError where it
+        failed."""
         if self.thread:
             self.thread.join()
             self.thread = None
@@ -234,7 +225,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: a checkpoint lacks elements that the model needs, or all checkpoints are damaged.
-            Failed: the checkpoint is of another run (see `identity` of the class).
+            RunFailed: the checkpoint is of another run (see `identity` of the class).
         """
         damaged: list[Path] = []
         # the first rank says which there are: on a network file system another node may not see the newest yet, nor may
@@ -264,7 +255,9 @@ class Checkpoints:
     def _check_identity(self, path: Path, index: dict[str, Any]) -> None:
         saved = index.get("run") or {}
         if differing := [key for key in self.identity.keys() & saved.keys() if saved[key] != self.identity[key]]:
-            raise Failed(f"{path} is of another run: its {', '.join(sorted(differing))} differs. Remove that folder.")
+            raise RunFailed(
+                f"{path} is of another run: its {', '.join(sorted(differing))} differs. Remove that folder."
+            )
 
     def _forget_later(self, path: Path, damaged: list[Path]) -> None:
         """Before training continues from the checkpoint in `path`: remove the checkpoints of later steps, which are
@@ -282,13 +275,9 @@ class Checkpoints:
 
 
 def _examine(path: Path) -> tuple[dict[str, Any], str]:
-    """Read the index of the checkpoint in folder `path` and compare the hashes of its files. All ranks call it
-    together: each hashes a share of the files.
-
-    Returns:
-        (the content of checkpoint.json, a complaint). The complaint is a sentence that says what is damaged, the same
-        on all ranks; "" when nothing is.
-    """
+    """Read the index of the checkpoint in folder `path` and compare the hashes of its files; each rank hashes a share
+    of them. All ranks call it together. Returns the content of checkpoint.json, and a sentence about what is damaged,
+    the same on all ranks; "" when nothing is."""
     index: dict[str, Any] = {}
     complaints = []
     try:
@@ -303,24 +292,15 @@ def _examine(path: Path) -> tuple[dict[str, Any], str]:
 
 def _first_of_all_ranks(complaints: list[str]) -> str:
     """The complaint of the lowest rank that has one, "" where no rank has. All ranks call it together and get the same
-    answer, since they have to agree on whether they load a checkpoint.
-
-    Args:
-        complaints: this rank's complaints about a checkpoint, sentences or "".
-    """
+    answer, since they have to agree on whether they load a checkpoint."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, complaints)
     return next((complaint for rank_complaints in gathered for complaint in rank_complaints if complaint), "")
 
 
 def _fill(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
-    """Fill `fragments` from a checkpoint: each fragment from all saved fragments that overlap it. Where the checkpoint
-    was saved at another tensor parallel size, the parameter is put together and cut anew.
-
-    Args:
-        path: the folder of the checkpoint.
-        files: names of the safetensors files in it.
-        fragments: this rank's fragments; their tensors are overwritten.
+    """Fill this rank's fragments from all saved fragments that overlap them, in the `files` of the checkpoint in folder
+    `path`. Where it was saved at another tensor parallel size, the parameter is put together and cut anew.
 
     Raises:
         CheckpointError: elements of a parameter are missing, or the parameter was saved in another shape.
@@ -348,13 +328,8 @@ def _fill(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
 
 
 def _recut(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
-    """This rank's part of a parameter that was saved at another tensor parallel size: [n], flattened. An empty tensor
-    where some of the parameter is missing.
-
-    Args:
-        fragment: the fragment to fill, which says which part this rank has.
-        parts: for each part that was saved {start: slice of the safetensors file}.
-    """
+    """This rank's part of a parameter that was saved at another tensor parallel size: [n], flattened; empty where some
+    of the parameter is missing. `parts`: for each part that was saved {start: slice of the safetensors file}."""
     full = full_shape(fragment.name, fragment.shape, fragment.size)
     shape = [n // len(parts) if i == shard_dimension(fragment.name) else n for i, n in enumerate(full)]
     flat = [torch.cat([part[start][:] for start in sorted(part)] or [torch.empty(0)]) for part in parts]

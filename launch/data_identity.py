@@ -44,10 +44,8 @@ def check_prepared(study: Study) -> None:
 
     store = study.out / rundir.DATA
     for cell, recorded in _recorded(study):
-        data = cell.run.data
-        request = (data.corpus, data.tokenizer, cell.run.model.vocab, store, data.tokenizer_kind, data.recipe)
         try:
-            current = prepare(*request, build=False, mask=cell.run.model.masks)
+            current = prepare(**cell.run.data_request, store=store, build=False)
         except Missing:
             continue  # nothing that is about to be trained reads it
         except ValueError as error:
@@ -61,7 +59,7 @@ def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
     pairs = []
     for cell in study.cells:
         with contextlib.suppress(safe_files.Damaged):  # the run that is continued from its checkpoint writes it anew
-            record = cell.recorded()
+            record = cell.run_json()
             if record and isinstance(record.get("data"), dict):
                 pairs.append((cell, record["data"]))
     return pairs

@@ -30,7 +30,7 @@ def start(run: Run) -> tuple[int, int]:
         torch.set_num_threads(run.layout.threads)
         keep_freed_memory()
     # On a CPU a resumed run equals an undisturbed one bit for bit. This is torch.use_deterministic_algorithms without
-    # torch's compiler, which takes a second to load; `Engine.compile` (launch/engine.py) sets it for the compiler too.
+    # torch's compiler, which takes a second to load; launch/compiling.py sets it for the compiler too.
     torch._C._set_deterministic_algorithms(not cuda)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads memory it did not write
     local = int(os.environ.setdefault("LOCAL_RANK", "0"))

@@ -8,14 +8,14 @@ from ablations.config import Run
 from ablations.study import Cell
 from launch import manifest
 from launch.training_state import TrainingState
-from launch.watch import event
+from launch.watch import record_event
 
 if TYPE_CHECKING:
     from launch.checkpoint import Checkpoints
     from launch.engine import Engine
 
 
-def divergence(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
+def divergence_reason(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
     """Why a step counts as a divergence, as a sentence; "" when it does not.
 
     A step counts when its loss or gradient norm is NaN or infinite, when its loss exceeds log(vocabulary) (the loss of
@@ -52,7 +52,7 @@ def go_back(
 
     Args:
         state: the state at the step that diverged.
-        complaint: the sentence that `divergence` returned.
+        complaint: the sentence that `divergence_reason` returned.
         batch_size: sequences of the batch that diverged.
 
     Returns:
@@ -80,5 +80,7 @@ def go_back(
     earlier.rollbacks = [*state.rollbacks, rollback]
     earlier.seconds = state.seconds
     manifest.record_rollbacks(cell, earlier.rollbacks)
-    event(cell.dir, state.step, "rollback", f"{complaint}; back to step {earlier.step}, samples {left_out} left out")
+    record_event(
+        cell.dir, state.step, "rollback", f"{complaint}; back to step {earlier.step}, samples {left_out} left out"
+    )
     return earlier

@@ -19,14 +19,14 @@ from ablations.config import ConfigError, Run
 from launch import attention_kernel
 from launch.bf16 import free_fp32_gradients_between_steps, use_device_updates
 from launch.checkpoint import KINDS, Checkpoints, Fragment
+from launch.compiling import compile_model
 from launch.deepspeed_setup import deepspeed_config, import_deepspeed
 from launch.equal_weights import check_equal_weights
 from launch.manifest import Diverged
 from launch.step import Pending, Step
-from model import attention, proof
+from model import proof
 from model.fp8 import weights_cast
-from model.gpt import prepare_to_compile
-from model.objective import Batch, SpecialTokens
+from model.objective import Batch
 from model.shard import shard_dimension
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # the state of DeepSpeed's loss scaler
@@ -48,45 +48,6 @@ class Engine:
     def model(self) -> Any:
         """The model.gpt.GPT that is trained, as this rank holds it."""
         return self.ds.module.model
-
-    def compile(self) -> None:
-        """Compile the model and its loss with torch.compile, forward and backward, for micro-batches of the run's
-        size. Then prove that the compiled graph computes the same as the eager model; the result is in `proofs`. No
-        gradients are left behind."""
-        began, model, random = time.perf_counter(), self.run.model, torch.Generator().manual_seed(0)
-        if self.device.type == "cpu":
-            from torch._functorch import config
-
-            # the backward pass computes anew what is cheap: at nano in bf16, 13% less memory in no more time
-            config.activation_memory_budget = 0.8
-            if model.block == "parallel":  # or torch 2.13 writes C++ in which two sums have one name
-                from torch._inductor import config as inductor
-
-                inductor.cpp.max_horizontal_fusion_size = 1
-        torch.use_deterministic_algorithms(self.device.type == "cpu")
-        prepare_to_compile()
-        loss = self.ds.module
-        if self.device.type == "cuda":  # in a graph it would be made in every forward pass
-            attention.prepare_masks(self.model.objective, model.seq, self.device)
-        # with extents batches differ in how many tokens they predict: with static shapes each would be compiled anew
-        dynamic = None if self.model.objective.has_extents else False
-        loss.compile(dynamic=dynamic, mode="reduce-overhead" if self.cuda_graphs else None)
-        rows = torch.randint(model.vocab, (self.run.layout.micro_batch, model.seq + 1), generator=random)
-        batch = self.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(self.device)
-
-        def graph(batch: Batch) -> Tensor:
-            with weights_cast(self.model):
-                return loss(batch)
-
-        if model.dropout or model.attn_dropout:  # what training calls, and then a graph that drops nothing, to compare
-            torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
-            loss.eval()
-        self.proofs = [proof.compiled(self.model, graph, loss.forward, batch)]
-        loss.train()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-        self.compile_seconds = time.perf_counter() - began
 
     @property
     def cuda_graphs(self) -> bool:
@@ -441,5 +402,5 @@ def build(model: Any, run: Run, world: int) -> Engine:
     # auto: not with tensor parallelism, whose layers communicate; not on a CPU, where a nano run is over sooner
     auto = torch.cuda.is_available() and size == 1
     if {"auto": auto, "never": False}.get(run.layout.compile, True):
-        engine.compile()
+        compile_model(engine)
     return engine

@@ -19,19 +19,20 @@ from typing import TextIO
 from ablations import answers, rundir, safe_files
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
-from ablations.plan.reading import reading
+from ablations.plan.epochs import epochs_of_text
 from ablations.rundir import Exit
 from ablations.safe_files import Damaged
-from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
+from ablations.study import ROOT, Cell, Study, from_args
+from ablations.words import change_to_checkout
 from launch import progress
 from launch.processes import (
-    Failed,
+    CommandFailed,
     Interrupted,
     Processes,
     environment,
     gpus,
     ignore_ctrl_c_and_die_with_parent,
-    in_utf8,
+    restart_in_utf8_mode,
 )
 from launch.repair import is_evaluated, is_fine_tuned, repair
 
@@ -49,7 +50,7 @@ def run(study: Study) -> list[str]:
         Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the command; every run in training has saved a checkpoint.
     """
     check_tasks(study)
-    at_once = jobs(study)
+    at_once = runs_at_a_time(study)
     failures: list[str] = []
     cells = []
     trained: dict[Path, int] = {}  # steps of each finished run
@@ -67,9 +68,7 @@ def run(study: Study) -> list[str]:
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         # takes a moment, unless tasks were added or have another version by now
         if not _succeeds("-m", "eval", *study.eval_options, "--store", str(study.out / rundir.DATA), *evaluated):
-            todo = (
-                cells  # evaluate each in a process of its own, so that the one that fails is named and stops no other
-            )
+            todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
     unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
     todo = [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
     if todo:
@@ -77,17 +76,17 @@ def run(study: Study) -> list[str]:
     register_finished(study, trained)
     if not todo:
         return failures
-    print(*reading(study), "", sep="\n", flush=True)
+    print(*epochs_of_text(study), "", sep="\n", flush=True)
     phases = {cell.dir: "waiting" for cell in todo}
     processes = Processes()
 
     def work(cell: Cell) -> None:
         try:
-            finish(study, cell, phases, processes)
+            finish_run(study, cell, phases, processes)
             phases[cell.dir] = "finished"
         except Interrupted:
             phases[cell.dir] = "stopped"
-        except (Failed, Damaged, OSError) as error:
+        except (CommandFailed, Damaged, OSError) as error:
             reason = safe_files.storage_error(error) if isinstance(error, OSError) else str(error)
             if not reason:
                 raise
@@ -111,33 +110,23 @@ def run(study: Study) -> list[str]:
 
 
 def register_finished(study: Study, trained: dict[Path, int]) -> None:
-    """Register the study in the directories of those of its runs that are trained already: for another study, or
-    before this study was changed.
-
-    Called after all checks, so that a command that is refused registers nothing.
-
-    Args:
-        trained: {run directory: the number of steps that the run was trained}.
-    """
+    """Register the study in the directories of those of its runs that are trained already, for another study or before
+    this one was changed. Called after all checks, so that a command that is refused registers nothing. `trained`: {run
+    directory: the number of steps that the run was trained}."""
     for folder, steps in trained.items():
         with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
             rundir.register(folder, study.registration, steps)
 
 
 def _succeeds(*words: str) -> bool:
-    """Run `python words` as a child process. Returns whether it exits with 0. Its errors appear on this terminal; its
-    output is discarded."""
+    """Run `python words` as a child process whose output is discarded. Returns whether it exits with 0."""
     return _exit_code(*words, output=subprocess.DEVNULL) == 0
 
 
 def _exit_code(*words: str, output: int | None = None) -> int:
     """Run `python words` as a child process that ignores Ctrl-C, and return its exit code. At Ctrl-C this process ends
-    the child and reports the interruption.
-
-    Args:
-        words: the arguments of python.
-        output: a file descriptor for the child's standard output; None: that of this process.
-    """
+    the child and reports the interruption. `output`: a file descriptor for the child's standard output; None: this
+    process' own."""
     ended_by_us = ignore_ctrl_c_and_die_with_parent
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=ROOT, env=environment(), stdout=output, preexec_fn=ended_by_us).returncode
@@ -163,7 +152,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     Raises:
         ConfigError: a corpus cannot be prepared, or differs from what the study's earlier runs were trained on.
     """
-    from data.corpus import incomplete
+    from data.corpus import missing_files
     from launch.data_identity import check_files, check_prepared
 
     check_files(study)
@@ -176,7 +165,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
         requests.append([data.corpus, *tokenizer, "--set", *recipe])
     held_out = {(corpus, c.run.data.allow_errors): 0 for c in cells for corpus in c.run.eval.corpora}
     requests += [[corpus, "--held-out", "--set", f"data.allow_errors={errors}"] for corpus, errors in held_out]
-    for sentence in incomplete((corpus for c in cells for corpus in c.run.corpora), store):
+    for sentence in missing_files((corpus for c in cells for corpus in c.run.corpora), store):
         print(f"warning: {sentence}", file=sys.stderr)
     for corpus, *options in requests:
         if not _succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
@@ -184,7 +173,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     check_prepared(study)
 
 
-def jobs(study: Study) -> int:
+def runs_at_a_time(study: Study) -> int:
     """The number of runs to train at a time: JOBS where the user gives it; else one on a machine with a GPU, and on
     CPUs as many as the cores allow.
 
@@ -203,7 +192,7 @@ def jobs(study: Study) -> int:
     return study.jobs or most
 
 
-def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
+def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
     """Bring one run to its end: train it unless it is trained, evaluate it, and fine-tune it on GLUE and export it
     where the study asks for that.
 
@@ -214,14 +203,14 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
         processes: starts the commands as child processes.
 
     Raises:
-        Failed: a command exited with an error; the message is the last error in its log.
+        CommandFailed: a command exited with an error; the message is the last error in its log.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the commands.
     """
     cell.dir.mkdir(parents=True, exist_ok=True)
     threads = cell.run.layout.threads
     trained = False
     while not trained:
-        while rundir.locked(cell.dir):
+        while rundir.is_locked(cell.dir):
             if processes.stopping:
                 raise Interrupted
             phases[cell.dir] = "trained by another process"
@@ -232,8 +221,8 @@ def finish(study: Study, cell: Cell, phases: dict[Path, str], processes: Process
                 command = [sys.executable, "-m", "launch.train", "--cell", str(study.cells.index(cell)), *study.words]
                 processes.run(command, cell.dir / rundir.TRAIN_LOG, cell.run.layout.processes or gpus(), threads)
             trained = True
-        except Failed:
-            if not rundir.locked(cell.dir):  # else another process was first, by a moment
+        except CommandFailed:
+            if not rundir.is_locked(cell.dir):  # else another process was first, by a moment
                 raise
     phases[cell.dir] = "evaluating"
     store = str(study.out / rundir.DATA)
@@ -277,10 +266,8 @@ def until_decided(
 
 def check_criteria(study: Study, output: int | None = None) -> None:
     """Check, before anything is trained, that a study that adds seeds (MORE=auto) decides by criteria that were named
-    before its runs. With criteria named afterwards its verdicts would not count, however many seeds were added.
-
-    Args:
-        output: a file descriptor to print to; None: standard output.
+    before its runs; otherwise its verdicts would not count. `output`: a file descriptor to print to; None: standard
+    output.
 
     Raises:
         ConfigError: the study adds seeds, and its metric, margin or noise floor was chosen after its runs.
@@ -291,10 +278,8 @@ def check_criteria(study: Study, output: int | None = None) -> None:
 
 
 def undecided(study: Study, output: int | None = None) -> bool:
-    """Whether an arm is undecided and more seeds may decide it. Prints the names of these arms.
-
-    Args:
-        output: a file descriptor to print to; None: standard output.
+    """Whether an arm is undecided and more seeds may decide it. Prints the names of these arms, to the file descriptor
+    `output` or standard output.
 
     Raises:
         ConfigError: the runs cannot be compared.
@@ -341,15 +326,13 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
     as_json = json_to is not None
 
     def refused(reason: str, code: Exit) -> Exit:
-        if as_json:
-            print(answers.error(reason), file=json_to, flush=True)
-        print(f"error: {safe_files.printable(reason)}", file=sys.stderr)
+        answers.print_error(reason, as_json, json_to)
         return code
 
     began = time.monotonic()
     try:
         _, words = answers.take_format(words)
-        study = from_args(from_anywhere(words))
+        study = from_args(change_to_checkout(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)
         study, failures = until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))
@@ -375,5 +358,5 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
 
 
 if __name__ == "__main__":
-    in_utf8("launch.local", sys.argv[1:])
+    restart_in_utf8_mode("launch.local", sys.argv[1:])
     sys.exit(main(sys.argv[1:]))

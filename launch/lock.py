@@ -13,7 +13,7 @@ from launch.watch import Stop
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """A context in which this process holds the lock of a run directory, so that no other process trains the run. On
     entering it, removes the files that say how an earlier launch ended (`failed`, `stop`), and half-written weights.
 
@@ -38,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(rundir.hold(folder))
+                stack.enter_context(rundir.lock(folder))
                 break
             except BlockingIOError:
                 if attempts:
@@ -52,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
                 if safe_files.storage_error(error):
                     raise
                 raise ConfigError(  # as Lustre says that was mounted without `flock`
-                    f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
+                    f"{folder} cannot be run_lock ({error.strerror}): choose an OUT elsewhere, "
                     "or have this file system mounted with locks"
                 ) from None
         (folder / rundir.FAILED).unlink(missing_ok=True)

@@ -45,7 +45,7 @@ class Log:
     def write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         self.file.flush()
-        self._mirror(lambda w: w.log({k: v for k, v in row.items() if k != "step"}, step=row["step"]))
+        self._copy_to_wandb(lambda w: w.log({k: v for k, v in row.items() if k != "step"}, step=row["step"]))
 
     def sync(self) -> None:
         """Wait until every row is on the disk."""
@@ -53,9 +53,9 @@ class Log:
 
     def close(self) -> None:
         self.file.close()
-        self._mirror(lambda w: w.finish())
+        self._copy_to_wandb(lambda w: w.finish())
 
-    def _mirror(self, act: Callable[[Any], Any]) -> None:
+    def _copy_to_wandb(self, act: Callable[[Any], Any]) -> None:
         try:
             if self.wandb:
                 act(self.wandb)

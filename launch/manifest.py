@@ -19,17 +19,17 @@ OUR_PACKAGES = ("ablations", "data", "eval", "launch", "model")
 RECORDED_PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "sentencepiece", "numpy"]
 
 
-class Failed(RuntimeError):
-    """A run cannot go on; the message says why, and what to do. `again` says whether another attempt may succeed."""
+class RunFailed(RuntimeError):
+    """A run cannot go on; the message says why, and what to do."""
 
-    again = False  # whether a second attempt, perhaps on other nodes, may succeed
+    retry = False  # whether a second attempt, perhaps on other nodes, may succeed
 
 
-class Diverged(Failed):
+class Diverged(RunFailed):
     """Training diverged: the loss or the gradient norm is not finite, or the loss rose above what the run allows."""
 
 
-class Mismatch(Failed):
+class Mismatch(RunFailed):
     """The live model or the data differ from what the run's configuration or its run.json says."""
 
 
@@ -47,18 +47,19 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
         What `data.prepare.prepare` returns, with "epochs" added: how often training reads each source.
 
     Raises:
-        Failed: the data cannot be prepared, or the token files in the store were made with another tokenizer.
+        RunFailed: the data cannot be prepared, or the token files in the store were made with another tokenizer.
     """
     import torch.distributed as dist
 
     from data.prepare import cannot_write_message, epochs, prepare
 
     def prepared() -> dict[str, Any]:
-        request = (run.data.corpus, run.data.tokenizer, run.model.vocab, store, run.data.tokenizer_kind)
         try:
-            return prepare(*request, recipe=run.data.recipe, mask=run.model.masks)
+            return prepare(**run.data_request, store=store)
         except (ValueError, RuntimeError, PermissionError) as error:
-            raise Failed(cannot_write_message(error) if isinstance(error, PermissionError) else str(error)) from error
+            raise RunFailed(
+                cannot_write_message(error) if isinstance(error, PermissionError) else str(error)
+            ) from error
 
     if dist.get_rank() == 0:
         prepared()
@@ -67,7 +68,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     return data | {"epochs": epochs(data, None if run.by_clock else run.tokens, run.model.seq)}
 
 
-def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
+def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
     """Check that the model about to train is the configured one, and write run.json.
 
     Three checks: the activity proofs of all factors (model/proof.py); the settings in effect, read from the live
@@ -82,6 +83,40 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
 
     Raises:
         Mismatch: a check fails; the message names the setting, the factor or the data.
+    """
+    import torch.distributed as dist
+
+    rows, proofs, effective = _prove(cell, engine, data)
+    before = cell.run_json()
+    _check_same_data(before, data)
+    this_launch = describe_launch(hosts) | {"execution": engine.execution}
+    record = {
+        "cell": cell.dir.name,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "config": asdict(cell.run),
+        "delta": cell.delta,
+        "fingerprint": cell.run.fingerprint,
+        "registered": registration_sha(cell),
+        **({k: before[k] for k in this_launch if k in before} if before else this_launch),
+        "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
+        "data": data,
+        "data_store": str(store),
+        "parameters": {"count": sum(math.prod(row["shape"]) for row in rows), "groups": rows},
+        "proofs": proofs,
+        "effective": effective,
+        "rollbacks": before.get("rollbacks", []) if before else [],
+    }
+    if dist.get_rank() == 0:
+        safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
+
+
+def _prove(cell: Cell, engine: Any, data: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
+    """Prove that all factors act and that the settings in effect are the configured ones. Returns the entries of
+    run.json about it: (a row for each parameter, the proofs, {setting: value in effect}).
+
+    Raises:
+        Mismatch: a proof fails, or a setting differs.
     """
     from launch import effective as live
     from model import proof
@@ -103,41 +138,23 @@ def write(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: lis
     differing = {k: (v, declared[k]) for k, v in effective.items() if v != declared[k]}
     if differing:
         raise Mismatch("; ".join(f"{k} is {v[0]} in effect and {v[1]} by configuration" for k, v in differing.items()))
-    this_launch = describe_launch(hosts) | {"execution": engine.execution}
-    before = cell.recorded()
+    return rows, [p.json() for p in proofs], effective
+
+
+def _check_same_data(before: dict[str, Any] | None, data: dict[str, Any]) -> None:
+    """Raise Mismatch where a continued run, whose run.json is `before`, began with another text or tokenizer."""
     if before and before["data"]["sha256"] != data["sha256"]:
         was = before["data"]["sha256"]
         raise Mismatch(f"the corpus {data['corpus']} is not the one that the run began with (sha256 {was})")
     if before and before["data"]["tokenizer"]["sha256"] != data["tokenizer"]["sha256"]:
         raise Mismatch("the tokenizer is not the one that the run began with")
-    record = {
-        "cell": cell.dir.name,
-        "arm": cell.arm,
-        "seed": cell.seed,
-        "config": asdict(cell.run),
-        "delta": cell.delta,
-        "fingerprint": cell.run.fingerprint,
-        "registered": registered(cell),
-        **({k: before[k] for k in this_launch if k in before} if before else this_launch),
-        "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
-        "data": data,
-        "data_store": str(store),
-        "parameters": {"count": sum(math.prod(row["shape"]) for row in rows), "groups": rows},
-        "proofs": [p.json() for p in proofs],
-        "effective": effective,
-        "rollbacks": before.get("rollbacks", []) if before else [],
-    }
-    import torch.distributed as dist
-
-    if dist.get_rank() == 0:
-        safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
-def registered(cell: Cell) -> str:
-    """The sha256 of the registration (the study's question and criteria, written down before training) that the run
-    belongs to: the one in its run.json; before there is a run.json, the first one in the run directory. "" where there
-    is none, as in runs of versions that did not register."""
-    before = cell.recorded()
+def registration_sha(cell: Cell) -> str:
+    """The sha256 of the registration that the run belongs to (the question and criteria of its study, written down
+    before training): the one in its run.json; before there is a run.json, the first one in the run directory. "" where
+    there is none, as in runs of versions that did not register."""
+    before = cell.run_json()
     lines, _ = rundir.read_registered(cell.dir)
     if before:
         return str(before.get("registered", ""))
@@ -145,24 +162,17 @@ def registered(cell: Cell) -> str:
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
-    """Write into run.json which times the run went back to an earlier checkpoint after a divergence.
-
-    Args:
-        rollbacks: one row for each, as `divergence.go_back` makes them: why, the step of the checkpoint, and the
-            samples that were then left out.
-    """
+    """Write into run.json which times the run went back to an earlier checkpoint after a divergence: the rows that
+    `divergence.go_back` makes."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        safe_files.write_json(cell.dir / rundir.RUN, {**(cell.recorded() or {}), "rollbacks": rollbacks}, indent=1)
+        safe_files.write_json(cell.dir / rundir.RUN, {**(cell.run_json() or {}), "rollbacks": rollbacks}, indent=1)
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
-    """Describe this launch for run.json: commit, versions, hardware, nodes and command line.
-
-    Args:
-        hosts: the node's name for each rank.
-    """
+    """This launch, for run.json: commit, versions, hardware, nodes and command line. `hosts`: the node's name for each
+    rank."""
     import torch
 
     cpu = "unknown"
@@ -210,8 +220,8 @@ def commit() -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*args: str) -> str:
-        done = subprocess.run([*command, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        process = subprocess.run([*command, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        return process.stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "launch/manifest.py")  # else the commit is that of a folder around this one
@@ -225,16 +235,11 @@ def commit() -> dict[str, Any]:
 
 
 def special_tokens(run: Run, data: dict[str, Any]) -> Any:
-    """The ids of special tokens that the run's objective needs, from the run's tokenizer.
-
-    Args:
-        data: what `prepare_data` returned.
-
-    Returns:
-        A model.objective.SpecialTokens; NO_SPECIAL_TOKENS where the objective masks no tokens.
+    """The ids of special tokens that the run's objective needs, from the run's tokenizer (`data`: from `prepare_data`):
+    a model.objective.SpecialTokens, NO_SPECIAL_TOKENS where the objective masks no tokens.
 
     Raises:
-        Failed: the tokenizer has no id for a masked token.
+        RunFailed: the tokenizer has no id for a masked token.
     """
     from model.objective import NO_SPECIAL_TOKENS, OBJECTIVES, SpecialTokens
 
@@ -246,4 +251,4 @@ def special_tokens(run: Run, data: dict[str, Any]) -> Any:
     try:
         return SpecialTokens(mask_id(tokenizer, run.model.vocab), tuple(tokenizer.specials))
     except ValueError as error:
-        raise Failed(str(error)) from None
+        raise RunFailed(str(error)) from None

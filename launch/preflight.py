@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from ablations import rundir, safe_files
 from ablations.config import ConfigError, Run
+from launch.timing import least_seconds
 from launch.watch import Stop
 from model.memory import estimate
 
@@ -46,7 +47,7 @@ class Node:
     clock: float  # seconds since the epoch, at the same moment on all nodes (up to a collective's latency)
 
 
-def check(run: Run, folder: Path, out: Path) -> list[Node]:
+def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
     """Measure every node, and stop the run where one is unfit or the disk is too small. All ranks call it together.
 
     Args:
@@ -76,7 +77,7 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
             f"{folder} has {free / 1e9:.3g} GB free; {copies} more checkpoints{also} need {need / 1e9:.3g} GB. "
             "Make room, lower layout.keep, or choose another OUT."
         )
-    bad = verdict(nodes)
+    bad = unfit_nodes(nodes)
     if dist.get_rank() == 0:
         measured = [
             ("a matrix product", [n.matmul / 1e12 for n in nodes if n.matmul], "TFLOP/s"),
@@ -91,13 +92,9 @@ def check(run: Run, folder: Path, out: Path) -> list[Node]:
     return nodes
 
 
-def verdict(nodes: list[Node]) -> dict[str, str]:
-    """Compare each node with fixed limits and with the median node. Returns {host: why it is unfit} of the unfit
-    nodes.
-
-    Args:
-        nodes: the measurements of each rank.
-    """
+def unfit_nodes(nodes: list[Node]) -> dict[str, str]:
+    """Compare the measurements of each rank's node with fixed limits and with the median. Returns {host: why it is
+    unfit} of the unfit nodes."""
     usual = statistics.median(n.matmul for n in nodes)
     median_clock = statistics.median(n.clock for n in nodes)
     link = statistics.median([n.link for n in nodes if n.link] or [0.0])
@@ -119,11 +116,8 @@ def verdict(nodes: list[Node]) -> dict[str, str]:
 
 
 def measure(folder: Path) -> Node:
-    """Measure this rank's node: compute, network, memory, disk and clock. All ranks call it together.
-
-    Args:
-        folder: the run directory, on the disk to measure.
-    """
+    """Measure this rank's node: compute, network, memory, clock, and the disk of `folder`. All ranks call it
+    together."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     free, total = torch.cuda.mem_get_info() if cuda else (1, 1)
@@ -132,31 +126,24 @@ def measure(folder: Path) -> Node:
     shm = shutil.disk_usage("/dev/shm").free if os.path.exists("/dev/shm") else SHARED
     return Node(
         socket.gethostname(),
-        _matmul(device) if cuda else 0.0,
-        _link(device),
+        _matmul_speed(device) if cuda else 0.0,
+        _link_speed(device),
         free / total,
         shm,
         shutil.disk_usage(folder).free,
-        _write(folder),
+        _write_problem(folder),
         clock,
     )
 
 
-def _matmul(device: torch.device) -> float:
+def _matmul_speed(device: torch.device) -> float:
     """FLOP/s of a bf16 product of 4096 x 4096 matrices, the fastest of eight."""
     n = 4096
     a = torch.ones(n, n, device=device, dtype=torch.bfloat16)
-    best = float("inf")
-    for _ in range(8):
-        _wait(device)
-        began = time.perf_counter()
-        a @ a
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
+    return 2 * n**3 / least_seconds(lambda: a @ a, device, 8)
 
 
-def _link(device: torch.device) -> float:
+def _link_speed(device: torch.device) -> float:
     """Measure the network of this node: the bytes/s to its two neighbours in a ring of all nodes, the better of the
     two, since a good node beside a bad one has another neighbour. The first rank of each node measures; its links are
     used one after the other. All ranks call it together. 0 where there is no other node."""
@@ -169,34 +156,26 @@ def _link(device: torch.device) -> float:
         for i in range(n if n > 2 else n - 1):
             pair = first[i], first[(i + 1) % n]
             if turn == (2 if n % 2 and i == n - 1 else i % 2) and dist.get_rank() in pair:
-                best = max(best, _exchange(data, *pair, device))
+                best = max(best, _exchange_speed(data, *pair, device))
         dist.barrier()
     rates: list[Any] = [None] * len(hosts)
     dist.all_gather_object(rates, best)
     return rates[hosts.index(socket.gethostname())]
 
 
-def _exchange(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
+def _exchange_speed(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
     """Bytes/s between ranks `a` and `b`, of which this process is one, when `data` is sent there and back: the best of
     five times, since the first time sets up the connection."""
     here, there = dist.get_rank(), a + b - dist.get_rank()
-    best = 0.0
-    for _ in range(5):
-        _wait(device)
-        began = time.perf_counter()
+
+    def send_and_receive() -> None:
         for act in (dist.send, dist.recv) if here == a else (dist.recv, dist.send):
             act(data, there)
-        _wait(device)
-        best = max(best, 2 * data.nbytes / (time.perf_counter() - began))
-    return best
+
+    return 2 * data.nbytes / least_seconds(send_and_receive, device, 5)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _write(folder: Path) -> str:
+def _write_problem(folder: Path) -> str:
     """Why a file cannot be written in `folder`; "" when it can."""
     path = folder / f".probe-{uuid.uuid4().hex}"
     try:
@@ -215,11 +194,8 @@ def checkpoint_bytes(run: Run) -> int:
 
 
 def check_fp8(run: Run) -> None:
-    """Refuse train.precision=fp8 on a GPU that has no FP8 matrix products. A CPU emulates them.
-
-    Raises:
-        ConfigError: the GPU has a compute capability below 8.9.
-    """
+    """Raise ConfigError for train.precision=fp8 on a GPU that has no FP8 matrix products (compute capability below
+    8.9). A CPU emulates them."""
     if run.train.precision != "fp8" or not torch.cuda.is_available():
         return
     name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()

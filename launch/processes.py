@@ -29,7 +29,7 @@ RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTE
 RANK_VARIABLES |= {"GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"}  # torchrun's
 
 
-class Failed(RuntimeError):
+class CommandFailed(RuntimeError):
     """A command exited with an error; the message is the last error in its log."""
 
 
@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
     return env | {"PYTHONUTF8": "1"}
 
 
-def in_utf8(module: str, words: list[str]) -> None:
+def restart_in_utf8_mode(module: str, words: list[str]) -> None:
     """Where the locale is not UTF-8, replace this process by `python -m module words` in UTF-8 mode. Without UTF-8
     mode it would decode arguments and files differently from the processes that it starts."""
     if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":
@@ -91,7 +91,7 @@ class Processes:
             threads: CPU threads of each process (OMP_NUM_THREADS).
 
         Raises:
-            Failed: a rank exited with an error; the message is the last error in `log`.
+            CommandFailed: a rank exited with an error; the message is the last error in `log`.
             Interrupted: `stop` was called.
         """
         with safe_files.open_to_write(log, append=True) as output, self.starting:
@@ -123,7 +123,7 @@ class Processes:
             raise Interrupted
         if codes:
             killed_by = f"killed by {signal.Signals(-codes[0]).name}" if codes[0] < 0 else ""
-            raise Failed(f"{killed_by or last_error(log)}  (log: {log}; the same command continues)")
+            raise CommandFailed(f"{killed_by or last_error(log)}  (log: {log}; the same command continues)")
 
     def stop(self) -> None:
         """Send SIGTERM to all running commands, on which training saves a checkpoint and exits. No further command is

@@ -18,9 +18,7 @@ from ablations.study import Cell
 from ablations.values import human
 
 SHORTEST_PAUSE = 15.0  # seconds between lines about all runs; untuned
-PAUSE_SHARE = (
-    0.05  # of the time so far: later the pause is as long as this, so that a day is some hundred lines; untuned
-)
+PAUSE_SHARE = 0.05  # of the time so far: later the pause is as long, so that a day is some hundred lines; untuned
 STAGES = ("starting", "training", "evaluating", "fine-tuning", "exporting")  # of a run, in their order
 ENDED = ("finished", "failed", "stopped")  # states in which nothing more happens to a run
 

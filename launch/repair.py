@@ -20,7 +20,7 @@ def repair(cell: Cell) -> str:
         Damaged: there is no checkpoint of this run to continue from.
         ConfigError: the directory holds a run of another configuration.
     """
-    if rundir.locked(cell.dir):  # it is being trained
+    if rundir.is_locked(cell.dir):  # it is being trained
         return ""
     repairs = []
     run, done = cell.dir / rundir.RUN, cell.dir / rundir.DONE

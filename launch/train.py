@@ -24,8 +24,8 @@ from ablations.rundir import Exit
 from ablations.study import Cell, from_args
 from launch import manifest
 from launch.clock import Clock
-from launch.divergence import divergence, go_back
-from launch.lock import locked
+from launch.divergence import divergence_reason, go_back
+from launch.lock import run_lock
 from launch.training_state import TrainingState
 from launch.watch import Stop, Watch, stop_file
 
@@ -93,11 +93,11 @@ def train(cell: Cell, out: Path) -> None:
 
     Raises:
         Stop: training was asked to stop and has saved a checkpoint; or a node is unfit.
-        manifest.Failed: the run cannot go on; the message says why.
+        manifest.RunFailed: the run cannot go on; the message says why.
     """
-    session = prepare(cell, out)
+    session = start_session(cell, out)
     run, log, watch, checkpoints = session.run, session.log, session.watch, session.checkpoints
-    behind = reads_loss_a_step_late(session.engine, run)
+    reads_late = reads_loss_a_step_late(session.engine, run)
     with watch:
         while not session.state.ended(run):
             launch_step(session)
@@ -107,7 +107,7 @@ def train(cell: Cell, out: Path) -> None:
             save_due = state.step in run.milestones or (save_every > 0 and state.step % save_every == 0)
             log_due = state.step % run.layout.log_every == 0
             # whatever is written down is of steps that are known to be good
-            results = read_steps(session, all_of_them=not behind or save_due or log_due or state.ended(run))
+            results = read_steps(session, all_of_them=not reads_late or save_due or log_due or state.ended(run))
             if results.divergence:
                 return_to_checkpoint(session, results)
                 continue
@@ -120,13 +120,13 @@ def train(cell: Cell, out: Path) -> None:
                     session.engine.save(checkpoints, state.step, asdict(state))
                 session.saved_at = time.perf_counter()
             if results.leave:
-                leave(session)
+                stop_training(session)
         with watch.storing():
             checkpoints.wait()
-    finish(session)
+    write_results(session)
 
 
-def prepare(cell: Cell, out: Path) -> Session:
+def start_session(cell: Cell, out: Path) -> Session:
     """Check the nodes, build the engine, prove that the model is the configured one, and load the last checkpoint.
 
     Args:
@@ -136,7 +136,7 @@ def prepare(cell: Cell, out: Path) -> Session:
     Raises:
         Stop: a node is unfit.
         ConfigError: the configuration does not fit the machine.
-        manifest.Failed: the data cannot be prepared, a proof fails, or a checkpoint cannot be loaded.
+        manifest.RunFailed: the data cannot be prepared, a proof fails, or a checkpoint cannot be loaded.
     """
     from data.batches import Batches
     from launch import deepspeed_setup, preflight, run_model
@@ -150,11 +150,11 @@ def prepare(cell: Cell, out: Path) -> Session:
     run, folder = cell.run, cell.dir
     preflight.check_fp8(run)
     preflight.check_memory(run, world)
-    hosts = [node.host for node in preflight.check(run, folder, out)]
+    hosts = [node.host for node in preflight.check_nodes(run, folder, out)]
     data = manifest.prepare_data(run, out / rundir.DATA)
     engine = build(run_model.model_of(run), run, world)
     # proofs first: a run that is not what it says stops here
-    manifest.write(cell, engine, data, out / rundir.DATA, hosts)
+    manifest.write_run_json(cell, engine, data, out / rundir.DATA, hosts)
 
     sources = [(source["prefix"], source["weight"]) for source in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
@@ -164,7 +164,9 @@ def prepare(cell: Cell, out: Path) -> Session:
         "corpus sha256": data["sha256"],
         "tokenizer sha256": data["tokenizer"]["sha256"],
     }
-    checkpoints = Checkpoints(safe_files.inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity)
+    checkpoints = Checkpoints(
+        safe_files.path_inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity
+    )
     state = TrainingState.from_checkpoint(run, engine.load(checkpoints))
     state.compile_seconds += engine.compile_seconds
     # compiling is part of a budget that is a time
@@ -199,14 +201,14 @@ def launch_step(session: Session) -> None:
     mine = range(first, last)  # the numbers of this rank's samples
     lr = learning_rate(run.train, run.budget.share(numbers.stop * run.model.seq, state.seconds))
     dropout_seed = (run.seed * 1_000_003 + state.step) * replicas + replica
-    save = session.rank == 0 and time.perf_counter() - session.saved_at > save_pause(session)
+    save = session.rank == 0 and time.perf_counter() - session.saved_at > seconds_between_saves(session)
     batch = engine.model.objective.batch(session.batches.batch(mine), run.seed, mine, session.special)
     leave = bool(session.watch.stop_reason)
     pending = engine.launch(batch, lr, dropout_seed, save=save, leave=leave, clock=session.clock.read)
     state.step += 1
     state.samples = numbers.stop
     session.unread.append(LaunchedStep(state.step, state.samples, len(numbers), pending))
-    session.watch.stepped(state.step)
+    session.watch.step_ended(state.step)
     if session.log and state.step == session.first_step:
         import psutil
 
@@ -232,7 +234,7 @@ def read_steps(session: Session, all_of_them: bool) -> StepResults:
         loss, norm, wants_save, wants_leave, state.seconds = launched.pending.read()
         save, leave = save or wants_save, leave or wants_leave
         all_of_them = all_of_them or save or leave
-        if complaint := divergence(session.run, launched.step, state.recent, loss, norm):
+        if complaint := divergence_reason(session.run, launched.step, state.recent, loss, norm):
             state.step, state.samples = launched.step, launched.samples
         else:
             state.losses.append(loss)
@@ -284,7 +286,7 @@ def write_log(session: Session, grad_norm: float) -> None:
     session.logged_at, session.logged_samples, state.losses = now, state.samples, []
 
 
-def leave(session: Session) -> None:
+def stop_training(session: Session) -> None:
     """Wait until every rank's part of the last checkpoint is on the disk, and raise Stop, which ends this process."""
     import torch.distributed as dist
 
@@ -295,7 +297,7 @@ def leave(session: Session) -> None:
     raise Stop(session.watch.stop_reason or "another rank was asked to stop", code)
 
 
-def finish(session: Session) -> None:
+def write_results(session: Session) -> None:
     """Write the trained weights, and after them the file `done`, which says that the run is trained."""
     run, engine, state, folder = session.run, session.engine, session.state, session.cell.dir
     engine.write_weights(folder / rundir.WEIGHTS)
@@ -321,7 +323,7 @@ def reads_loss_a_step_late(engine: "Engine", run: Run) -> bool:
     return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)
 
 
-def save_pause(session: Session) -> float:
+def seconds_between_saves(session: Session) -> float:
     """Seconds between two checkpoints: where layout.save_every is 0, computed from what a save costs and layout.mtbf;
     infinity where layout.save_every counts steps instead."""
     layout, checkpoints = session.run.layout, session.checkpoints
@@ -349,7 +351,7 @@ def main(argv: list[str]) -> int:
             return Exit.FINISHED
         if reason := stop_file(study.out):
             raise Stop(reason, Exit.KILLED)
-        with locked(cell.dir):
+        with run_lock(cell.dir):
             if os.environ.get("RANK", "0") == "0":
                 rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
             train(cell, study.out)
@@ -363,19 +365,19 @@ def main(argv: list[str]) -> int:
         reason = safe_files.storage_error(error)
         if not reason:
             raise
-        fail(cell, reason)
+        report_failure(cell, reason)
         return Exit.FAILED
-    except manifest.Failed as error:
+    except manifest.RunFailed as error:
         full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
-        if error.again and not full and "SLURM_JOB_ID" in os.environ:  # launch/slurm/attempts.py gives up after a few
+        if error.retry and not full and "SLURM_JOB_ID" in os.environ:  # launch/slurm/attempts.py gives up after a few
             print(f"stopped: {cell.name}: {error}", file=sys.stderr)
             return Exit.FAILED
-        fail(cell, str(error))
+        report_failure(cell, str(error))
         return Exit.FAILED
     return Exit.FINISHED
 
 
-def fail(cell: Cell, reason: str) -> None:
+def report_failure(cell: Cell, reason: str) -> None:
     """Report why a run cannot go on: print `reason`, and write it into the file `failed` of the run directory where
     that can still be written."""
     with suppress(OSError):

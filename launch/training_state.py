@@ -22,12 +22,8 @@ class TrainingState:
 
     @classmethod
     def from_checkpoint(cls, run: Run, saved: dict[str, Any] | None) -> "TrainingState":
-        """The state that a checkpoint holds, or the state of step 0 where there is no checkpoint. Checkpoints of older
-        versions do not have the number of samples, which is computed for them.
-
-        Args:
-            saved: the fields of the state, as `Engine.load` returns them; None: there is no checkpoint.
-        """
+        """The state that a checkpoint holds, as `Engine.load` returns it, or the state of step 0 where that is None.
+        Checkpoints of older versions do not have the number of samples, which is computed for them."""
         state = cls(**(saved or {}))
         if saved and "samples" not in saved:
             state.samples = run.samples(state.step).start

@@ -26,12 +26,7 @@ STORAGE = 1800.0  # seconds that a checkpoint may take to be written or read: 2 
 class Stop(RuntimeError):
     """This process ends before the run does, without a fault of the run: training was asked to stop and has saved a
     checkpoint; or training cannot begin now, because of an unfit node, a stop file or another process that trains the
-    run.
-
-    Args:
-        reason: why, for the terminal.
-        code: what the process exits with, an `Exit`.
-    """
+    run. `code`: what the process exits with, an `Exit`."""
 
     def __init__(self, reason: str, code: int):
         super().__init__(reason)
@@ -91,7 +86,7 @@ class Watch:
         if self.rank == 0:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
-    def stepped(self, step: int) -> None:
+    def step_ended(self, step: int) -> None:
         """Record that step number `step` has ended now; the time since the step before is one of the durations for
         `limit`."""
         now = time.monotonic()
@@ -121,7 +116,7 @@ class Watch:
         while not self.over.wait(min(0.5, self.limit / 4)):
             now = time.monotonic()
             if now - self.last_progress > self.limit:
-                self._hung(now - self.last_progress)
+                self._end_hung_process(now - self.last_progress)
             if self.rank == 0:
                 self.stop_reason = self.stop_reason or self._stop_file()
                 if now - beaten > BEAT:
@@ -153,20 +148,17 @@ class Watch:
         with suppress(OSError):  # a full disk: the checkpoint will say so
             safe_files.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
 
-    def _hung(self, seconds: float) -> None:
-        """Write the stacks of all threads of this rank to a file, and exit the process with Exit.RESUBMIT. The other
-        ranks, which wait for this one, do the same after their own time limit, or Slurm ends them.
-
-        Args:
-            seconds: how long no step has ended.
-        """
+    def _end_hung_process(self, seconds: float) -> None:
+        """Write the stacks of all threads of this rank to a file, and exit the process with Exit.RESUBMIT, after no
+        step has ended for `seconds`. The other ranks, which wait for this one, do the same after their own time limit,
+        or Slurm ends them."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
-            where = safe_files.inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
+            where = safe_files.path_inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
             who = f"rank {self.rank} on {socket.gethostname()}"
             storage = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
             what = f"{who}: no step for {seconds:.0f} s{storage}, stacks in {where.parent}"
-            event(self.folder, self.step, "hang", what)
+            record_event(self.folder, self.step, "hang", what)
             where.parent.mkdir(exist_ok=True)
             with safe_files.open_to_write(where) as file:
                 file.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n".encode())
@@ -196,7 +188,7 @@ class Watch:
         if len(busy) > 1 and busy[slowest] > middle / SLOW:
             times = busy[slowest] / middle
             who = f"; rank {slowest} on {self.hosts[slowest]} computes {times:.2f} times as long as the median"
-        event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{who}")
+        record_event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{who}")
 
 
 SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
@@ -209,15 +201,9 @@ def stop_file(folder: Path) -> str:
     return f"{path}: {safe_files.read_text(path)}" if path.exists() else ""
 
 
-def event(folder: Path, step: int, kind: str, detail: str) -> None:
-    """Record an incident of a run in its events.jsonl, and print it.
-
-    Args:
-        folder: the run directory.
-        step: the number of the step at which it happened.
-        kind: one word, such as "hang" or "slow".
-        detail: what happened, in words.
-    """
+def record_event(folder: Path, step: int, kind: str, detail: str) -> None:
+    """Record an incident of a run in its events.jsonl, and print it. `kind`: one word, such as "hang"; `detail`: what
+    happened, in words."""
     with suppress(OSError):
         safe_files.append_row(
             folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail}

@@ -13,7 +13,7 @@ class ModelConfig:
     Fields with a default were added later; it is what runs that were recorded before have (`Setting.absent`).
 
     Raises:
-        ValueError: when the fields do not make a model together; the message says what would.
+        ValueError: the fields do not make a model together; the message says what would.
     """
 
     layers: Annotated[int, Setting("transformer blocks", at_least=1)]
@@ -146,7 +146,7 @@ class ModelConfig:
 
     @property
     def masked(self) -> int:
-        """Masked tokens of each training sequence of the MLM objective: the same number in all of them."""
+        """Masked tokens of each training sequence of the MLM objective."""
         return round(self.mask_rate * self.seq)
 
     @property
@@ -156,14 +156,13 @@ class ModelConfig:
 
     @property
     def predicted(self) -> int:
-        """How many outputs of a training sequence are multiplied with the output matrix: those that enter the loss of
-        the MLM objective, all for other objectives."""
+        """How many outputs of a training sequence enter the loss and are multiplied with the output matrix."""
         return self.masked if self.objective == "mlm" else self.seq
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding: `vocab` rounded up to a multiple of `vocab_multiple`. Megatron pads to multiples of
-        128 (50,257 -> 50,304)."""
+        """Rows of the embedding: `vocab` rounded up to a multiple of `vocab_multiple`, as Megatron does (50,257 ->
+        50,304)."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
     @property

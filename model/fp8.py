@@ -39,8 +39,8 @@ class FP8Linear(nn.Linear):
 
     @torch.no_grad()
     def cast_weight(self) -> None:
-        """Cast the weight as it is now to FP8, and have `forward` multiply with that copy. The buffers of the copy
-        keep their place in memory, as CUDA graphs need it."""
+        """Cast the weight as it is now to FP8, and have `forward` multiply with that copy. The copy keeps its place in
+        memory, as CUDA graphs need it."""
         weight = fp8.cast_weight(self.weight)
         for name, tensor in weight._asdict().items():
             before = self._buffers.get(name)
@@ -53,14 +53,11 @@ class FP8Linear(nn.Linear):
 
 @contextmanager
 def weights_cast(model: Any) -> Iterator[None]:
-    """A context in which the FP8 layers of a model multiply with copies of their weights that are cast once, on
-    entering. Code that changes the weights inside must not compute with them before the context ends. Models of other
-    precisions are left alone.
+    """A context in which the FP8 layers of a model (model.gpt.GPT) multiply with copies of their weights that are cast
+    once, on entering. Code that changes the weights inside must not compute with them before the context ends. Models
+    of other precisions are left alone.
 
     The copies take two bytes for each weight, and stay allocated.
-
-    Args:
-        model: a model.gpt.GPT.
     """
     layers = [layer for layer in model.blocks.modules() if isinstance(layer, FP8Linear)]
     for layer in layers:
@@ -73,11 +70,11 @@ def weights_cast(model: Any) -> Iterator[None]:
 
 
 class FP8Layers(Layers):
-    """Makes linear layers that multiply in FP8. The output matrix is made by this factory too, but its product is in
-    bf16, since the loss uses only its weight."""
+    """Makes linear layers that multiply in FP8. It makes the output matrix too, whose product is in bf16 all the same,
+    since the loss uses only its weight."""
 
-    def column(self, into: int, out: int, bias: bool) -> nn.Module:
-        return FP8Linear(into, out, bias)
+    def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        return FP8Linear(in_features, out_features, bias)
 
     row = column
 

@@ -27,8 +27,7 @@ from model.shard import SINGLE, Ranks
 def prepare_to_compile() -> None:
     """Register the functions that a compiled graph calls without tracing them. Call it before torch.compile.
 
-    This is not done at import, because torch then loads its compiler, for which an uncompiled run would wait a second
-    or two.
+    This is not done at import, because torch then loads its compiler, which takes a second or two.
     """
     cross_entropy.prepare_to_compile()
     position.prepare_to_compile()
@@ -41,21 +40,20 @@ class Attention(nn.Module):
         self.qkv = layers.column(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
         self.proj = layers.row(cfg.hidden, cfg.hidden, cfg.linear_bias)
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None) -> Tensor:
         B, T, _ = x_BTD.shape
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(chosen(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1), only))
+        return self.proj(select_rows(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1), wanted_N))
 
 
-def chosen(x_BTD: Tensor, only: Tensor | None) -> Tensor:
-    """Select rows of a batch: those at the indices `only` (int64 [N]) of the batch flattened to [B x T, D], as [N, D].
+def select_rows(x_BTD: Tensor, wanted_N: Tensor | None) -> Tensor:
+    """Select rows of a batch: those at the indices `wanted_N` (int64) of the batch flattened to [B x T, D], as [N, D].
     None: the batch as it is, [B, T, D]."""
-    return x_BTD if only is None else x_BTD.flatten(0, 1)[only]
+    return x_BTD if wanted_N is None else x_BTD.flatten(0, 1)[wanted_N]
 
 
 class Block(nn.Module):
-    """A transformer block with pre-LN: attention and MLP each read the normalised residual stream and add to it
-    (GPT-2)."""
+    """Pre-LN: attention and MLP each read the normalised residual stream and add to it (GPT-2)."""
 
     def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
         super().__init__()
@@ -65,32 +63,31 @@ class Block(nn.Module):
         self.mlp = MLPS[cfg.act](cfg, layers)
         self.drop = nn.Dropout(cfg.dropout)
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
-        x_BTD = chosen(x_BTD, only) + self.drop(self.attn(self.norm1(x_BTD), attend, only))
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None = None) -> Tensor:
+        x_BTD = select_rows(x_BTD, wanted_N) + self.drop(self.attn(self.norm1(x_BTD), attend, wanted_N))
         return x_BTD + self.drop(self.mlp(self.norm2(x_BTD)))
 
 
 class PostLN(Block):
-    """A transformer block with post-LN: after attention and after the MLP the sum of residual stream and output is
-    normalised (Vaswani et al. 2017, GPT-1); there is no final norm."""
+    """Post-LN: after attention and after the MLP, the sum of residual stream and output is normalised (Vaswani et al.
+    2017, GPT-1); there is no final norm."""
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
-        x_BTD = self.norm1(chosen(x_BTD, only) + self.drop(self.attn(x_BTD, attend, only)))
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None = None) -> Tensor:
+        x_BTD = self.norm1(select_rows(x_BTD, wanted_N) + self.drop(self.attn(x_BTD, attend, wanted_N)))
         return self.norm2(x_BTD + self.drop(self.mlp(x_BTD)))
 
 
 class Parallel(Block):
-    """A transformer block in which attention and MLP read the same normalised input, with one norm for both (GPT-J,
-    PaLM)."""
+    """Attention and MLP read the same normalised input, with one norm for both (GPT-J, PaLM)."""
 
     def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
         super().__init__(cfg, tp, layers)
         del self.norm2
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, only: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None = None) -> Tensor:
         y_BTD = self.norm1(x_BTD)
-        x_BTD = chosen(x_BTD, only) + self.drop(self.attn(y_BTD, attend, only))
-        return x_BTD + self.drop(self.mlp(chosen(y_BTD, only)))
+        x_BTD = select_rows(x_BTD, wanted_N) + self.drop(self.attn(y_BTD, attend, wanted_N))
+        return x_BTD + self.drop(self.mlp(select_rows(y_BTD, wanted_N)))
 
 
 BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLN, "parallel": Parallel}
@@ -140,8 +137,6 @@ class GPT(nn.Module):
     (see model/init.py).
 
     Args:
-        cfg: the shape of the model and the variant of each factor.
-        seed: the seed of the initial weights.
         tp: the tensor parallel group, the ranks that hold the model together; by default this rank has it whole.
         layers: makes the linear layers; by default `tp.layers`, which multiply in the precision of the weights.
     """
@@ -167,7 +162,7 @@ class GPT(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """The longest input, in tokens; None where nothing in the architecture limits it."""
+        """The longest input, in tokens; None: unlimited."""
         return self.position.max_length
 
     def hidden(
@@ -175,7 +170,7 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         arrangement: attention.Arrangement | None = None,
         extents_B: Tensor | None = None,
-        only: Tensor | None = None,
+        wanted_N: Tensor | None = None,
     ) -> Tensor:
         """The whole model up to the output matrix: [B, T] token ids -> [B, T, D], the input of `project`; [N, D] where
         only N of these outputs are wanted.
@@ -185,7 +180,7 @@ class GPT(nn.Module):
             arrangement: the tokens' positions and what each sees, where these do not follow from their order.
             extents_B: for each sequence the number that the objective needs, such as the length of its prefix (see
                 `Batch`). Not used with an arrangement.
-            only: int64 [N], the indices in the flattened batch [B x T] of the outputs that are wanted. Other tokens are
+            wanted_N: int64, the indices in the flattened batch [B x T] of the outputs that are wanted. Other tokens are
                 not computed beyond the last block's attention, which needs their keys and values.
 
         Raises:
@@ -212,14 +207,14 @@ class GPT(nn.Module):
         if dropout:
             attend = self.tp.draw_dropout_by_rank(attend)
         for number, block in enumerate(self.blocks, start=1):
-            last = only if number == self.cfg.layers else None
+            last = wanted_N if number == self.cfg.layers else None
             x_BTD = block(x_BTD, functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend, last)
         return self.norm(x_BTD)
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [V, D], which is the token embedding where they are tied. Under tensor parallelism this
-        rank's rows of it."""
+        """The output matrix [V, D], which is the token embedding where they are tied; under tensor parallelism this
+        rank's rows."""
         return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:
@@ -227,8 +222,8 @@ class GPT(nn.Module):
         return self.tp.project(*self._operands(x))
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two factors of the logits x @ weight.T: the transformed `x` and the output matrix. Where the logits have
-        a bias, it is appended to the matrix as one more column, and a column of ones to `x`."""
+        """The two factors of the logits x @ weight.T: the transformed `x`, and the output matrix. A bias of the logits
+        is appended to the matrix as one more column, and a column of ones to `x`."""
         x, weight = self.transform(x), self.output_weight
         if self.output is None:
             return x, weight
@@ -238,8 +233,7 @@ class GPT(nn.Module):
         """[B, T] token ids -> logits [B, T, V].
 
         Args:
-            extents_B: for each sequence the number that the objective needs, such as the length of its prefix; None
-                where the objective needs none.
+            extents_B: as in `Batch`.
         """
         return self.project(self.hidden(tokens_BT, extents_B=extents_B))
 

@@ -32,11 +32,13 @@ from model.hub_format import SAME, Format, Layout
 # Of logits in fp32, relative to the largest. Measured on a trained nano run: 5e-7, but 9e-4 with GELU by erf in place
 # of tanh, and 3e-4 with norm_eps off by a fifth. 24 layers of large random weights: 5e-5.
 TOLERANCE = 1e-4
+NEW_TOKENS = 16  # that a verified decoder generates at most; untuned
 SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}  # one function, many names
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
 
 FORMATS = (*DECODERS, *ENCODERS)
+# Settings that may have any value in every format, besides its `sizes`.
 FREE = (
     "vocab",
     "vocab_multiple",
@@ -47,7 +49,7 @@ FREE = (
     "tied",
     "dropout",
     "attn_dropout",
-)  # and `sizes`
+)
 
 
 def counterpart(cfg: ModelConfig) -> Format:
@@ -75,12 +77,11 @@ def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _names(f: Format, ours: str) -> tuple[list[str], Layout]:
+def _stored_names(f: Format, ours: str) -> tuple[list[str], Layout]:
     """How one of our tensors is stored in Hugging Face's files: (the names of its tensors there, the layout that
     converts between ours and those).
 
     Args:
-        f: the format.
         ours: the name of the tensor in our state_dict.
 
     Raises:
@@ -107,11 +108,10 @@ def save(
     origin: dict[str, Any] | None = None,
     pad: int | None = None,
 ) -> None:
-    """Write a model as a Hugging Face checkpoint into the folder `to`: config.json and model.safetensors; of a decoder
-    also generation_config.json.
+    """Write a model as a Hugging Face checkpoint: config.json and model.safetensors; of a decoder also
+    generation_config.json.
 
     Args:
-        cfg: the configuration of the model.
         state: model.state_dict(), in the precision in which it is to be stored.
         to: a folder that exists.
         eod: the id of the token that begins and ends a document.
@@ -129,7 +129,7 @@ def save(
 
     theirs: dict[str, Tensor] = {}
     for ours, tensor in state.items():
-        names, (split, _) = _names(f, ours)
+        names, (split, _) = _stored_names(f, ours)
         parts = [part.contiguous().clone() for part in split(tensor.detach().cpu(), cfg.heads)]
         theirs |= dict(zip(names, parts, strict=True))
     dtype = state["embed.weight"].dtype
@@ -156,18 +156,17 @@ def save(
     (to / "model.safetensors").chmod((to / "config.json").stat().st_mode)
 
 
-def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: Tensor, new: int = 16) -> float:
+def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: Tensor) -> float:
     """Load a Hugging Face checkpoint with transformers, and compare it with our model in fp32.
 
     Compared are the logits of `tokens_BT`, including those of the vocabulary's padding rows. With a decoder, up to
-    `new` tokens are generated greedily too, and each has to be the one that our model finds likeliest at its place.
+    NEW_TOKENS tokens are generated greedily too, and each has to be the one that our model finds likeliest at its
+    place.
 
     Args:
         folder: the checkpoint, as `save` wrote it.
-        cfg: the configuration of our model.
-        state: the weights of our model.
+        cfg, state: the configuration and the weights of our model.
         tokens_BT: token ids of the texts to compare on.
-        new: how many tokens a decoder generates at most.
 
     Returns:
         The largest difference of logits, relative to the largest logit (or to 1, where that is smaller).
@@ -196,8 +195,8 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
             raise ValueError(f"transformers computes other logits: they differ by {error:.1e} of the largest")
         if not causal:
             return error
-        prompt = tokens_BT[:1, : max(1, min(tokens_BT.shape[1], cfg.seq) - new)]
-        new = min(new, cfg.seq - prompt.shape[1]) if ours.max_length else new
+        prompt = tokens_BT[:1, : max(1, min(tokens_BT.shape[1], cfg.seq) - NEW_TOKENS)]
+        new = min(NEW_TOKENS, cfg.seq - prompt.shape[1]) if ours.max_length else NEW_TOKENS
         if new > 0:
             text = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=new)
             logits_TV = ours(text)[0, prompt.shape[1] - 1 : -1]
@@ -219,7 +218,7 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     vocabulary is read as unpadded, and gets no padding: untrained padding rows would take probability from the others.
 
     Args:
-        folder: the folder of config.json and model.safetensors.
+        folder: of config.json and model.safetensors.
 
     Returns:
         (the configuration, the state for GPT(cfg).load_state_dict in the precision in which it was saved).
@@ -241,12 +240,12 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             tensors |= load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    tensors = {_current(name, f): x for name, x in tensors.items() if not name.endswith(BUFFERS)}
+    tensors = {_current_name(name, f): x for name, x in tensors.items() if not name.endswith(BUFFERS)}
     head = tensors.pop(f.head, None) if cfg.tied else None
     constants = {name: tensors.pop(name) for name in f.constants(cfg) if name in tensors}
     state = {}
     for ours in _shapes(cfg):
-        names, (_, join) = _names(f, ours)
+        names, (_, join) = _stored_names(f, ours)
         if missing := [name for name in names if name not in tensors]:
             raise ValueError(f"{folder}: the weights lack {missing[0]}")
         try:
@@ -263,9 +262,8 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return cfg, state
 
 
-def _current(name: str, f: Format) -> str:
-    """The present name of a tensor that an older version of transformers saved as `name`, in files of the format
-    `f`."""
+def _current_name(name: str, f: Format) -> str:
+    """The present name of a tensor that an older version of transformers saved as `name`."""
     if name in (f.head, "lm_head.weight", "embed_out.weight"):
         return f.head
     return f.prefix + name.removeprefix(f.prefix)  # a bare model, saved without its head, has no prefix
@@ -303,7 +301,7 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
         for values in itertools.product(*f.needs.values()):
             cfg = ModelConfig(**{**settings, **dict(zip(f.needs, values, strict=True))})
             expected = {**f.fixed(cfg), "vocab_size": cfg.padded_vocab}
-            has = {name: _value(config, name, want, cfg) for name, want in expected.items()}
+            has = {name: _comparable_value(config, name, want, cfg) for name, want in expected.items()}
             wrong = [f"{k}={_show(has[k])} (here {_show(want)})" for k, want in expected.items() if has[k] != want]
             if not wrong:
                 return f, cfg
@@ -312,9 +310,9 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
     raise ValueError(f"{folder}: this {formats[0].name} has no counterpart here: {', '.join(nearest or [])}")
 
 
-def _value(config: Any, name: str, want: Any, cfg: ModelConfig) -> Any:
-    """The value of a setting in a Hugging Face configuration, in the form in which `Format.fixed` gives it, so that
-    both can be compared.
+def _comparable_value(config: Any, name: str, want: Any, cfg: ModelConfig) -> Any:
+    """The value of a setting in a Hugging Face configuration, in the form of `Format.fixed`, so that both can be
+    compared.
 
     Args:
         config: the configuration, as transformers reads it.

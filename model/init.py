@@ -26,16 +26,11 @@ from model.shard import SINGLE, Ranks, full_shape, shard
 
 @torch.no_grad()
 def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Ranks = SINGLE) -> None:
-    """Draw all parameters of a model in place, on the CPU in fp32, so that they are the same on every device.
+    """Draw all parameters of a model (model.gpt.GPT) in place, on the CPU in fp32, so that they are the same on every
+    device.
 
     Under tensor parallelism each rank draws whole parameters and keeps its part, so that the weights are the same
     whatever the number of ranks.
-
-    Args:
-        model: a model.gpt.GPT.
-        cfg: its configuration.
-        seed: the seed, from which each parameter is drawn together with its name.
-        tp: the tensor parallel group of this rank.
 
     Raises:
         ValueError: a parameter is not in the table at the top of model/init.py.

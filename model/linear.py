@@ -19,15 +19,14 @@ class Layers:
     def embedding(self, rows: int, width: int) -> nn.Module:
         return nn.Embedding(rows, width)
 
-    def column(self, into: int, out: int, bias: bool) -> nn.Module:
-        """A linear layer [..., into] -> [..., out], with a bias if `bias`. Under tensor parallelism each rank computes
-        a part of `out`."""
-        return Linear(into, out, bias)
+    def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        """A linear layer. Under tensor parallelism each rank computes a part of the output."""
+        return Linear(in_features, out_features, bias)
 
-    def row(self, into: int, out: int, bias: bool) -> nn.Module:
-        """A linear layer [..., into] -> [..., out] that reads the output of a `column` layer, with a bias if `bias`.
-        Under tensor parallelism each rank reads its part of `into`, and all get the whole output."""
-        return Linear(into, out, bias)
+    def row(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        """A linear layer that reads the output of a `column` layer. Under tensor parallelism each rank reads its part
+        of the input, and all get the whole output."""
+        return Linear(in_features, out_features, bias)
 
 
 LAYERS = Layers()

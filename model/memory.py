@@ -28,21 +28,19 @@ def estimate(
     """Estimate the bytes of tensors on one rank at the peak of a training step.
 
     Args:
-        cfg: the configuration of the model.
         micro_batch: sequences of a micro-batch.
         precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
         ranks: how many ranks ZeRO divides the optimizer among, those that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
         gpu: whether the step is on a GPU, whose kernels need other memory than those of a CPU.
-        tp: how many ranks hold one copy of the model together. For more than 1 the formula was not compared with
-            measurements.
+        tp: how many ranks hold one copy of the model together. Above 1 the formula was not compared with measurements.
         recompute: whether only the input of each layer is stored, and the layer computed again in the backward pass.
             For plans only; training here does not do it.
 
     Returns:
         Bytes by kind: {"weights", "optimizer" (fp32 masters and two moments, divided by `ranks`), "gradients" (with
-        DeepSpeed's buffers), "activations", "logits", "total"}.
+            DeepSpeed's buffers), "activations", "logits", "total"}.
     """
     half = precision != "fp32"
     width = 2 if half else 4
@@ -56,9 +54,11 @@ def estimate(
     stored, working = activations(cfg, micro_batch, precision, gpu, tp, recompute)
     logits = min(predicted, ROWS_CPU) * vocab * width
     matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32
-    work, summed = max(min(predicted, SOFTMAX_CPU) * vocab * 4 * half, matrix * width), 4 * matrix
+    softmax = min(predicted, SOFTMAX_CPU) * vocab * 4 if half else 0  # in fp32; of fp32 logits in place
+    work, summed = max(softmax, matrix * width), 4 * matrix
     if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
-        logits, work, summed = predicted * vocab * (width + 4 * half * (tp > 1)), 0, 0
+        fp32_copy = 4 if half and tp > 1 else 0
+        logits, work, summed = predicted * vocab * (width + fp32_copy), 0, 0
     embedding = matrix * width  # its gradient waits for the one of the token lookup
     unit = rows * cfg.hidden * width
     before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate, gpu, tp)
@@ -104,17 +104,13 @@ def gradients(
     if zero == 1:  # gradients first, the bucket beside them
         before = width * (count + bucket) if more else 0  # both are kept from one micro-batch to the next
         both = width * (count + bucket)
-        return before, before or width * bucket, both, both, width * bucket + part + half * width * count
+        at_update = width * bucket + part + (width * count if half else 0)
+        return before, before or width * bucket, both, both, at_update
     rank_gradients, bucket = width * count // ranks, width * bucket
     before = rank_gradients if more else 0
     joined = bucket if ranks > 1 else 0
-    return (
-        before,
-        before + bucket,
-        before + bucket,
-        before + bucket + joined + rank_gradients,
-        rank_gradients + part + half * bucket,
-    )
+    at_update = rank_gradients + part + (bucket if half else 0)
+    return before, before + bucket, before + bucket, before + bucket + joined + rank_gradients, at_update
 
 
 def activations(
@@ -132,7 +128,8 @@ def activations(
     elif precision != "fp32":  # plain: of the scores, those that blocks of queries see; one block is at work
         block = min(QUERIES, T) if cfg.objective == "causal" else T
         pairs = sum(min(block, T - start) * min(start + block, T) for start in range(0, T, block))
-        attention = 4 * rank_unit + B * H * pairs * (width + (cfg.attn_dropout > 0))
+        dropped = 1 if cfg.attn_dropout else 0  # a byte for each probability
+        attention = 4 * rank_unit + B * H * pairs * (width + dropped)
         working = 2 * B * H * block * T * width
     elif cfg.attn_dropout:  # torch's own plain path
         attention, working = 4 * rank_unit + 3 * scores, 2 * scores
@@ -147,16 +144,12 @@ def activations(
     norms = {"pre-ln": 2, "post-ln": 2, "parallel": 1}[cfg.block]
     layer = norms * norm + attention + mlp + dropout
     if precision == "fp8":  # each linear layer keeps what it reads in eight bits; a GPU's attention keeps its output
-        layer += (
-            ((2 if cfg.act == "gelu" else 3) * unit + rank_unit + inner) // 2
-            - norms * unit
-            - rank_unit * (not gpu)
-            - inner
-        )
+        layer += ((2 if cfg.act == "gelu" else 3) * unit + rank_unit + inner) // 2 - norms * unit - inner
         if not gpu:  # which multiplies copies in fp32, two of each at a time
+            layer -= rank_unit
             working = max(working, 5 * inner + 3 * unit + 8 * D * F)
     mask = (H if alibi else 1) * (B if cfg.objective == "prefix" else 1) * T * T * width
-    ends = norm + unit * (cfg.embnorm + (cfg.dropout > 0)) + mask
+    ends = norm + mask + (unit if cfg.embnorm else 0) + (unit if cfg.dropout else 0)
     if recompute:
         return cfg.layers * unit + ends, layer + max(working, 2 * inner) + unit
     return cfg.layers * layer + ends, max(working, 2 * inner) + unit

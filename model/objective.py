@@ -59,7 +59,7 @@ class Batch(NamedTuple):
 
     @property
     def predictions(self) -> int:
-        """The number of outputs of this batch that enter the loss."""
+        """The number of outputs that enter the loss."""
         if self.predicted is None:
             return self.inputs_BT.numel()
         return int(self.predicted.sum()) if self.predicted.dtype == torch.bool else self.predicted.numel()
@@ -126,7 +126,7 @@ class Objective:
         differ from that in training.
 
         Raises:
-            ValueError: extents are missing, or given to an objective without extents.
+            ValueError: they are missing, or superfluous.
         """
         if extents_B is not None:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")

@@ -33,33 +33,35 @@ with warnings.catch_warnings():  # of what a machine without TransformerEngine a
 CONFIG = {"config": ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False), "init_method": None}
 
 
-class _Bare(nn.Module):
+class _WithoutExtraState(nn.Module):
     """Removes the empty entry that megatron-core's layers add to every state_dict for Transformer Engine."""
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
 
 
-class Embedding(_Bare, VocabParallelEmbedding):
+class Embedding(_WithoutExtraState, VocabParallelEmbedding):
     def __init__(self, rows: int, width: int):
         super().__init__(rows, width, **CONFIG, tp_group=parallel_state.get_tensor_model_parallel_group())
 
 
-class Column(_Bare, ColumnParallelLinear):
-    def __init__(self, into: int, out: int, bias: bool):
+class Column(_WithoutExtraState, ColumnParallelLinear):
+    def __init__(self, in_features: int, out_features: int, bias: bool):
         group = parallel_state.get_tensor_model_parallel_group()
-        super().__init__(into, out, **CONFIG, bias=bias, gather_output=False, tp_group=group)
-        self.in_features, self.out_features = into, self.output_size_per_partition
+        super().__init__(in_features, out_features, **CONFIG, bias=bias, gather_output=False, tp_group=group)
+        self.in_features, self.out_features = in_features, self.output_size_per_partition
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
 
 
-class Row(_Bare, RowParallelLinear):
-    def __init__(self, into: int, out: int, bias: bool):
+class Row(_WithoutExtraState, RowParallelLinear):
+    def __init__(self, in_features: int, out_features: int, bias: bool):
         group = parallel_state.get_tensor_model_parallel_group()
-        super().__init__(into, out, **CONFIG, bias=bias, input_is_parallel=True, skip_bias_add=False, tp_group=group)
-        self.in_features, self.out_features = self.input_size_per_partition, out
+        super().__init__(
+            in_features, out_features, **CONFIG, bias=bias, input_is_parallel=True, skip_bias_add=False, tp_group=group
+        )
+        self.in_features, self.out_features = self.input_size_per_partition, out_features
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
@@ -74,16 +76,16 @@ class ParallelLayers(Layers):
     def embedding(self, rows: int, width: int) -> nn.Module:
         return Embedding(rows, width)
 
-    def column(self, into: int, out: int, bias: bool) -> nn.Module:
-        return Column(into, out, bias)
+    def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        return Column(in_features, out_features, bias)
 
-    def row(self, into: int, out: int, bias: bool) -> nn.Module:
-        return Row(into, out, bias)
+    def row(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        return Row(in_features, out_features, bias)
 
 
 class TensorParallel(Ranks):
-    """The tensor parallel group of this process: the `size` ranks that hold one copy of the model together. The
-    process group must be initialised.
+    """The tensor parallel group of this process: the `size` ranks that hold one copy of the model together. The process
+    group must be initialised.
 
     Raises:
         ValueError: the ranks cannot be divided into groups of this size, or were divided into groups of another size
@@ -116,7 +118,7 @@ class TensorParallel(Ranks):
 
     @torch.no_grad()
     def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
-        """Logits [..., V] of the whole vocabulary, without a gradient. The ranks' parts are gathered here because
+        """Logits of the whole vocabulary, without a gradient. The ranks' parts are gathered here because
         megatron-core's gathering needs a GPU."""
         return torch.cat(self._parts(linear(x, weight_VD)), dim=-1)
 
@@ -147,7 +149,7 @@ class TensorParallel(Ranks):
 
 class MPU:
     """The object `mpu` that DeepSpeed asks about parallel groups: megatron-core's parallel state, and three functions
-    that DeepSpeed calls and megatron-core does not have."""
+    that it does not have."""
 
     def __init__(self, model: nn.Module):
         for name, p in model.named_parameters():

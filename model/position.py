@@ -28,19 +28,12 @@ class Position(nn.Module):
         return type(self).bias is not Position.bias
 
     def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Add to the token embeddings what the scheme adds to them (learned, sinusoidal).
-
-        Args:
-            positions_BT: the positions of the tokens; None: 0 to T - 1.
-        """
+        """Add what the scheme adds to the token embeddings (learned, sinusoidal). Without `positions_BT` the tokens are
+        at 0 to T - 1."""
         return x_BTD
 
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rotate queries and keys by their positions (rotary).
-
-        Args:
-            positions_BT: the positions of the tokens; None: 0 to T - 1.
-        """
+        """Rotate queries and keys by their positions (rotary). Without `positions_BT` these are 0 to T - 1."""
         return q_BHTK, k_BHTK
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -75,12 +68,7 @@ class Sinusoidal(Position):
 
     def waves(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """Sine at even coordinates and cosine at odd ones of t / 10000^(2i/D), where t is the position and 2i the
-        coordinate: [T, D], or [B, T, D] with `positions_BT`; in the precision of `x_BTD`.
-
-        Args:
-            x_BTD: the token embeddings, for shape, precision and device.
-            positions_BT: the positions of the tokens; None: 0 to T - 1.
-        """
+        coordinate: [T, D], or [B, T, D] with `positions_BT`. `x_BTD` gives shape, precision and device."""
         _, T, D = x_BTD.shape
         at = functools.partial(torch.arange, device=x_BTD.device, dtype=torch.float32)
         angle = (at(T) if positions_BT is None else positions_BT)[..., None] * 10000.0 ** (-at(0, D, 2) / D)
@@ -114,21 +102,20 @@ class Rotary(Position):
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         T, K = q_BHTK.shape[-2:]
         T = T if positions_BT is None else int(positions_BT.max()) + 1
-        cos, sin = _waves(self.base, T, K, q_BHTK.dtype, q_BHTK.device)
+        cos, sin = _rotary_waves(self.base, T, K, q_BHTK.dtype, q_BHTK.device)
         if positions_BT is not None:
             cos, sin = cos[positions_BT][:, None], sin[positions_BT][:, None]
         return rotation.rotate(q_BHTK, cos, sin), rotation.rotate(k_BHTK, cos, sin)
 
 
 def prepare_to_compile() -> None:
-    """Make rotary's cosines and sines constants of compiled graphs, instead of recomputing them for every head. Call it
-    before torch.compile."""
-    torch.compiler.assume_constant_result(_waves)
+    """Make rotary's cosines and sines constants of compiled graphs, instead of recomputing them for every head."""
+    torch.compiler.assume_constant_result(_rotary_waves)
 
 
-def _waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The angles by which rotary rotates K coordinates at positions 0 to T - 1: (their cosines, their sines), each [T,
-    K]. `base` is the base of the wavelengths."""
+def _rotary_waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The cosines and the sines, each [T, K], of the angles by which rotary rotates K coordinates at positions 0 to T -
+    1."""
     # fp32: in bf16 the angles of neighbouring late positions would coincide
     freq = base ** (-torch.arange(0, K, 2, device=device, dtype=torch.float32) / K)
     angle_TK = torch.outer(torch.arange(T, device=device, dtype=torch.float32), freq).repeat(1, 2)

@@ -18,7 +18,8 @@ from model.fp8 import weights_cast
 from model.objective import Batch
 from model.proofs import probe
 from model.proofs.attention import objective, position, qk_scaling
-from model.proofs.layers import activation, biases, block, dropout, embedding_norm, head, norms, precision, tied
+from model.proofs.dropout import dropout
+from model.proofs.layers import activation, biases, block, embedding_norm, head, norms, precision, tied
 from model.proofs.probe import Proof
 from model.shard import full_shape
 
@@ -51,7 +52,7 @@ def require(proofs: Iterable[Proof]) -> None:
     """Check that all proofs passed.
 
     Raises:
-        InactiveFactor: some did not pass; the message names all of these.
+        InactiveFactor: some did not; the message names them.
     """
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
@@ -61,14 +62,11 @@ def require(proofs: Iterable[Proof]) -> None:
 
 @torch.no_grad()
 def prove(model: Any) -> list[Proof]:
-    """Run all proofs on a freshly initialised model, in its own precision and on its own device. Takes seconds at
-    most.
+    """Run all proofs on a freshly initialised model (model.gpt.GPT), in its own precision and on its own device. Takes
+    seconds at most.
 
-    Under tensor parallelism all ranks call it together, and each measures its own heads and rows. A proof passes when
+    Under tensor parallelism all ranks call it together, each measures its own heads and rows, and a proof passes when
     it passes on all ranks.
-
-    Args:
-        model: a model.gpt.GPT.
 
     Returns:
         The result of each proof: where it failed on some ranks that of the first of them, else that of the first rank.
@@ -88,14 +86,12 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
     """Prove that the compiled graph, which trains, computes the same as the eager model, which the other proofs
     measure.
 
-    The gradients of both are compared. For that the weights are replaced by random ones of the size that they have
-    after training, since with initial weights gradients hardly depend on positions; afterwards the weights are
-    restored. The eager loss is computed row by row, so that it needs no more memory than the graph.
+    The gradients of both are compared. For that the weights are replaced for a moment by random ones of the size that
+    they have after training, since with initial weights gradients hardly depend on positions. The eager loss is
+    computed row by row, so that it needs no more memory than the graph.
 
     Args:
-        model: a model.gpt.GPT.
-        graph: computes the mean loss of a batch with the compiled graph.
-        written: computes the same loss with the eager model.
+        graph, written: compute the mean loss of a batch with the compiled graph and with the eager model.
         batch: sequences of random tokens.
     """
     names, params = zip(*model.named_parameters(), strict=True)
@@ -121,7 +117,9 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
                 p.copy_(value)
     most = {1: VECTOR, 2: MATRIX_FP8 if precision(model).value == "fp8" else MATRIX}
     errors = {
-        name: probe.relative(a, b.double()) for name, a, b in zip(names, ours, theirs, strict=True) if a.numel() > 1
+        name: probe.relative_error(a, b.double())
+        for name, a, b in zip(names, ours, theirs, strict=True)
+        if a.numel() > 1
     }  # that of a single number may cancel to nothing
     dims = {name: min(p.dim(), 2) for name, p in zip(names, params, strict=True)}
     differing = [f"{name} by {error:.2g}" for name, error in errors.items() if not error < most[dims[name]]]
@@ -145,7 +143,6 @@ def parameter_groups(
     gains are not (whatever the class of the norm), and each parameter is optimized exactly once.
 
     Args:
-        model: a model.gpt.GPT.
         groups: the optimizer's parameter groups: {"params": parameters of the model, "weight_decay": float}.
         decay_embnorm: whether the gain of the embedding norm is to be decayed, as train.decay_embnorm asks.
 

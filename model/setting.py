@@ -14,8 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class Setting:
-    """The explanation of one setting: what it means, its unit, its source and its range. The range applies to the
-    number, or to each number of a list."""
+    """The explanation of one setting. The range applies to the number, or to each number of a list."""
 
     meaning: str
     unit: str = ""  # of the number: "tokens", "hours"; empty for ratios and text
@@ -51,7 +50,7 @@ def settings_of(cls: type) -> dict[str, Setting]:
     """The explanations of the fields of a settings dataclass: {field: Setting}.
 
     Raises:
-        TypeError: a field is not `Annotated` with exactly one Setting; the message names it.
+        TypeError: a field is not `Annotated` with exactly one Setting.
     """
     settings = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
@@ -67,7 +66,6 @@ def check_ranges(section: str, values: Any) -> None:
 
     Args:
         section: the name of the section, for the message: "model", "train", ...
-        values: the dataclass.
 
     Raises:
         ValueError: a number is out of range; the message names the first such setting, its range and its meaning.

@@ -37,11 +37,8 @@ def shard_dimension(name: str) -> int | None:
 
 
 def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
-    """The part of the parameter `name` that rank `rank` of `size` ranks holds.
-
-    Args:
-        full: the whole parameter, or a tensor of its shape, such as its gradient.
-    """
+    """The part of a parameter, or of a tensor of its shape such as its gradient, that rank `rank` of `size` ranks
+    holds."""
     dim = shard_dimension(name)
     if dim is None or size == 1:
         return full
@@ -51,7 +48,7 @@ def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
 
 
 def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
-    """The whole parameter `name` from the parts of all ranks, in the order of ranks; the inverse of `shard`."""
+    """The whole parameter from the parts of all ranks, in the order of ranks; the inverse of `shard`."""
     dim = shard_dimension(name)
     if dim is None or len(parts) == 1:
         return parts[0]
@@ -61,7 +58,7 @@ def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
 
 
 def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
-    """The shape of the whole parameter `name`, whose part on one of `size` ranks has the shape `shape`."""
+    """The shape of the whole parameter, whose part on one of `size` ranks has the shape `shape`."""
     return [n * size if i == shard_dimension(name) else n for i, n in enumerate(shape)]
 
 
@@ -85,17 +82,17 @@ class Ranks:
         return linear(x, weight_VD)
 
     def draw_dropout_by_rank(self, attend: Any) -> Any:
-        """Wrap the attention function `attend` so that its dropout is drawn anew on each rank: the heads of different
-        ranks must not drop the same probabilities."""
+        """Wrap an attention function so that its dropout is drawn anew on each rank: the heads of different ranks must
+        not drop the same probabilities."""
         return attend
 
     def gather(self, name: str, part: Tensor) -> Tensor:
-        """The whole parameter `name` (or its gradient) from `part`, what this rank holds of it, and the parts of the
-        other ranks. All ranks call it together."""
+        """The whole parameter (or its gradient) from the parts of all ranks, of which this rank gives `part`. All call
+        it together."""
         return part
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """The `value` that each rank gave, in the order of ranks. All ranks call it together."""
+        """The values that the ranks give, in their order. All call it together."""
         return [value]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ablations.config import resolve
-from eval.export import convert
+from eval.export_tokenizer import convert
 from eval.tasks import harness, mirror
 from eval.tasks.definitions import definitions
 from eval.tasks.scorer import Scorer
@@ -90,7 +90,7 @@ def main() -> int:
     logging.disable(logging.WARNING)
     data, run = mirror.Mirror(args.data), resolve([("size", "14m"), ("train.precision", "fp32")])
     names = [name for each in TASKS.values() for name in each]
-    built = {name: harness.build(definition, data) for name, definition in definitions(names).items()}
+    built = {name: harness.build_task(definition, data) for name, definition in definitions(names).items()}
     for task in built.values():
         task.build_all_requests(limit=args.items, rank=0, world_size=1)
 

@@ -79,8 +79,8 @@ def main() -> None:
         checkpoint = trainer.Checkpoint(Path(place), steps=0)
         setting = train.Setting(epochs=1, pooling="first")
         for name in args.tasks:
-            examples = tasks.load(name, "train", trainer.FOLDERS)[: args.items]
-            judged = tasks.load(name, "dev", trainer.FOLDERS)[: args.items]
+            examples = tasks.load_split(name, "train", trainer.FOLDERS)[: args.items]
+            judged = tasks.load_split(name, "dev", trainer.FOLDERS)[: args.items]
             seconds: dict[str, list[float]] = {"ours": [], **{words: [] for words in PADDINGS}}
             for _ in range(args.rounds):
                 for words, times in seconds.items():

@@ -100,7 +100,7 @@ def kernels(device: str) -> list[str]:
     plain attention would take its place unseen (`attention.unbiased`)."""
     run = resolve([*LONG, ("model.pos", "rotary")])
     model = GPT(run.model, run.seed).to(device, torch.bfloat16)
-    return list(attention_kernel.timed(model, run.layout.micro_batch))
+    return list(attention_kernel.time_kernels(model, run.layout.micro_batch))
 
 
 def lacks_fp8(device: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ablations import rundir
+from data import execute
 from data.disk import locked, write_whole
 from launch.processes import RANK_VARIABLES
 
@@ -21,9 +22,12 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ.setdefault(variable, "1")
 os.environ["DS_ACCELERATOR"] = "cpu"
+# Otherwise each process that compiles starts a pool of further processes, which import torch, to compile in.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # A process has one server that its tests fork from: it imports what takes long, once.
 multiprocessing.set_forkserver_preload(
     ["torch", "deepspeed", "launch.train", "launch.engine", "model.gpt", "model.proof", "model.parallel"]
+    + ["sklearn.metrics", "pandas"]  # lm-eval's; nothing of Hugging Face, which reads the environment as it is imported
 )
 
 
@@ -46,6 +50,15 @@ def environment_as_before() -> Iterator[None]:
     for name in LEFT_BEHIND & os.environ.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_worker() -> Iterator[None]:
+    """Data is prepared in the test's own process, which is cheaper to do than to fork. Commands that tests start as
+    processes of their own prepare data with a worker for each core, and give the same files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "cores", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ablations import rundir
 from ablations.config import resolve
 from ablations.criteria import METRICS, Criteria
 from ablations.registration import FIXED, UNTIL_DECIDED
+from eval.report.gather import gather
+from eval.report.record import terminal_text, write
 from eval.report.sections import published
 
 ARMS = {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}, "pos=none": {"model.pos": "none"}}
@@ -183,11 +186,11 @@ def rewrite(folder: Path, edit, task: str = "pydocs/bits_per_byte") -> None:
     rows = [edit(dict(row)) if row["task"] == task else row for row in rows]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "samples.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-    own = [row for row in rows if row["task"] == task]
-    if "nats" in own[0]:
-        value = sum(row["nats"] for row in own) / np.log(2) / sum(row["bytes"] for row in own)
+    edited = [row for row in rows if row["task"] == task]
+    if "nats" in edited[0]:
+        value = sum(row["nats"] for row in edited) / np.log(2) / sum(row["bytes"] for row in edited)
     else:
-        value = np.mean([row["value"] for row in own])
+        value = np.mean([row["value"] for row in edited])
     change(folder / "eval.json", "tasks", task, "value", to=float(value))
     rescore(folder)
 
@@ -205,6 +208,13 @@ def rescore(folder: Path) -> None:
 def shift(folder: Path, bits_per_byte: float) -> None:
     """Makes every held-out document of a run worse by so much."""
     rewrite(folder, lambda row: row | {"nats": row["nats"] + bits_per_byte * row["bytes"] * float(np.log(2))})
+
+
+def report(study: Any, out: Path, noise: Sequence[Path] = ()) -> str:
+    """Writes the record of a study to `out`. Returns the text for the terminal."""
+    findings = gather(study, list(noise))
+    write(findings, out)
+    return terminal_text(findings)
 
 
 def section(text: str, head: str) -> str:

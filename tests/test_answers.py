@@ -21,7 +21,7 @@ from eval.finetune import __main__ as finetune
 from eval.report import __main__ as report_command
 from eval.report import calibration, noise
 from eval.report.blocks import Section, Table
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.outcome import EXIT_CODES, outcome
 from eval.report.request import Request
 from eval.tasks import fetch

@@ -17,13 +17,20 @@ import pytest
 
 from ablations.config import ConfigError
 from ablations.rundir import last_step, read_attempts
-from ablations.site import find, site
+from ablations.site import find_site_file, read_site
 from ablations.status import state
 from ablations.study import from_args
 from launch.slurm import attempts as launch_attempts
 from launch.slurm import submit as submit_command
-from launch.slurm.attempts import PREEMPTED, REQUEUED, attempts_without_progress, end, start, write
-from launch.slurm.submit import _ranges, in_queue, is_judged, resources_of, sbatch, submit, with_mtbf
+from launch.slurm.attempts import (
+    PREEMPTED,
+    REQUEUED,
+    attempts_without_progress,
+    end_attempt,
+    record_attempt,
+    start_attempt,
+)
+from launch.slurm.submit import _ranges, in_queue, is_fully_evaluated, resources_of, sbatch, submit, with_mtbf
 from tests.conftest import trained
 from tests.schemas import checked
 
@@ -34,9 +41,9 @@ def began(folder: Path, job: str, step: int, *hows: str) -> None:
     """Attempts that began at `step` and ended so; "" is an end without a word."""
     folder.mkdir(parents=True, exist_ok=True)
     for how in hows:
-        write(folder, event="start", job=job, step=step)
+        record_attempt(folder, event="start", job=job, step=step)
         if how:
-            write(folder, event="end", job=job, step=step, how=how, again=True)
+            record_attempt(folder, event="end", job=job, step=step, how=how, again=True)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +79,9 @@ def running(monkeypatch: pytest.MonkeyPatch, **said: Any) -> list[tuple[str, set
     """What Slurm says of the job; returns the requeues that are asked for."""
     asked: list[tuple[str, set[str]]] = []
     now = {"state": "RUNNING", "reason": "None", "restarts": 0, "preempted": False, "excluded": set()} | said
-    monkeypatch.setattr(launch_attempts, "slurm", lambda job: now)
+    monkeypatch.setattr(launch_attempts, "job_state", lambda job: now)
     monkeypatch.setattr(launch_attempts, "requeue", lambda job, nodes: asked.append((job, nodes)))
-    monkeypatch.setattr(launch_attempts, "expand", lambda nodes: set(nodes.split(",")) - {""})
+    monkeypatch.setattr(launch_attempts, "node_names", lambda nodes: set(nodes.split(",")) - {""})
     monkeypatch.setenv("SLURM_JOB_NODELIST", "node1,node2")
     return asked
 
@@ -117,11 +124,11 @@ def test_what_is_next(
     asked = running(monkeypatch, **said)
     cell.dir.mkdir(parents=True)
     (cell.dir / "train.log").write_text("0: error: of an attempt before\n")
-    assert start("7_1", cell, cell.dir.parents[1]) == 0
+    assert start_attempt("7_1", cell, cell.dir.parents[1]) == 0
     for name in files:
         with open(cell.dir / name, "a") as f:
             f.write(content.get(name, name))
-    assert (end("7_1", cell.dir, code, told) == 0) == (how == "finished")
+    assert (end_attempt("7_1", cell.dir, code, told) == 0) == (how == "finished")
     last = read_attempts(cell.dir)[0][-1]
     assert (last["how"], last["again"]) == (how, again)
     requeued = again and told != "LIMIT"  # that was done at once
@@ -133,14 +140,14 @@ def test_what_is_next(
 def test_nothing_starts_that_is_finished_or_killed_or_hopeless(cell: Any, capsys: pytest.CaptureFixture) -> None:
     out = cell.dir.parents[1]
     (out / "stop").write_text("fire")
-    assert start("7_1", cell, out) == 76 and not cell.dir.exists()
+    assert start_attempt("7_1", cell, out) == 76 and not cell.dir.exists()
     (out / "stop").unlink()
     began(cell.dir, "7_1", 0, "", "", "")
-    assert start("7_1", cell, out) == 1 and "3 attempts" in (cell.dir / "failed").read_text()
-    assert start("8_1", cell, out) == 0 and not (cell.dir / "failed").exists()
+    assert start_attempt("7_1", cell, out) == 1 and "3 attempts" in (cell.dir / "failed").read_text()
+    assert start_attempt("8_1", cell, out) == 0 and not (cell.dir / "failed").exists()
     assert capsys.readouterr().out.strip() == str(cell.dir)
     trained(cell.dir)
-    assert start("8_1", cell, out) == 0
+    assert start_attempt("8_1", cell, out) == 0
     assert capsys.readouterr().out == ""
 
 
@@ -160,26 +167,26 @@ def test_a_second_job_leaves_a_run_alone(cell: Any, monkeypatch: pytest.MonkeyPa
     with training(cell.dir, "8"):
         (cell.dir / "stop").touch()  # the other job is asked to save and leave
         before = sorted(p.name for p in cell.dir.iterdir())
-        assert start("9_1", cell, out) == 1
+        assert start_attempt("9_1", cell, out) == 1
         assert sorted(p.name for p in cell.dir.iterdir()) == before
-    assert start("9_1", cell, out) == 0  # it is gone
+    assert start_attempt("9_1", cell, out) == 0  # it is gone
     with training(cell.dir, "9"):
-        assert start("9_1", cell, out) == 0  # an attempt before of the same job, on its way out
+        assert start_attempt("9_1", cell, out) == 0  # an attempt before of the same job, on its way out
 
 
 def test_what_a_second_job_says_is_not_taken_for_the_firsts(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both began at the same moment, and write one train.log."""
     asked, out = running(monkeypatch), cell.dir.parents[1]
-    assert start("8_1", cell, out) == 0 and start("9_1", cell, out) == 0
+    assert start_attempt("8_1", cell, out) == 0 and start_attempt("9_1", cell, out) == 0
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     with training(cell.dir, "8"):
-        assert end("9_1", cell.dir, 75, "") == 75
+        assert end_attempt("9_1", cell.dir, 75, "") == 75
         assert read_attempts(cell.dir)[0][-1]["how"] == "another job trains this run" and not asked
         began(cell.dir, "9_1", 0, "", "")
         monkeypatch.setattr(launch_attempts, "trained_by_another_job", lambda folder: False)
-        assert start("9_1", cell, out) == 1 and not (cell.dir / "failed").exists()
+        assert start_attempt("9_1", cell, out) == 1 and not (cell.dir / "failed").exists()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert end("8_1", cell.dir, 75, "USR1") == 75 and asked == [("8_1", set())]
+    assert end_attempt("8_1", cell.dir, 75, "USR1") == 75 and asked == [("8_1", set())]
 
 
 def test_a_machine_without_slurm_is_named_before_any_data_is_prepared(
@@ -208,7 +215,7 @@ echo "JobId=7 JobState=RUNNING Reason=None Restarts=2"
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(launch_attempts, "PAUSE", 0.0)
-    assert launch_attempts.slurm("7")["restarts"] == 2
+    assert launch_attempts.job_state("7")["restarts"] == 2
     (tmp_path / "asked").unlink()
     launch_attempts.requeue("7", set())
     assert (tmp_path / "asked").read_text() == "requeue 7\n" * 3
@@ -218,8 +225,8 @@ def test_where_slurm_says_nothing_a_run_goes_back_all_the_same(cell: Any, monkey
     """How often the job was requeued before is not known then."""
     monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
     asked = running(monkeypatch, state="unknown", restarts=0)
-    assert start("7_1", cell, cell.dir.parents[1]) == 0
-    assert end("7_1", cell.dir, 143, "") == 143 and asked == [("7_1", set())]
+    assert start_attempt("7_1", cell, cell.dir.parents[1]) == 0
+    assert end_attempt("7_1", cell.dir, 143, "") == 143 and asked == [("7_1", set())]
 
 
 @pytest.fixture
@@ -319,16 +326,18 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
     assert evaluated(other) == nothing and evaluated(other, *tasks) == "judged"
     five = {"lm_eval_tasks": {"asked": ["copa", "rte"], "shots": 5}}
     assert evaluated(five, *tasks) == "judged"  # asked with other examples in the prompts
-    other_shots = {n: is_judged(from_args([*words, *tasks, f"SHOTS={n}"]), from_args(words).cells[1]) for n in (0, 5)}
+    other_shots = {
+        n: is_fully_evaluated(from_args([*words, *tasks, f"SHOTS={n}"]), from_args(words).cells[1]) for n in (0, 5)
+    }
     assert other_shots == {0: False, 5: True}
     kept = from_args(words).cells[1].dir / "checkpoints/weights_8/checkpoint.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
     assert evaluated({}) == "judged"
     kept.unlink()
-    assert is_judged(from_args([*words, *tasks]), cell := from_args(words).cells[1])
+    assert is_fully_evaluated(from_args([*words, *tasks]), cell := from_args(words).cells[1])
     os.utime(cell.dir / "eval.json", (1, 1))
-    assert not is_judged(from_args([*words, *tasks]), cell)  # data of tasks has come since
+    assert not is_fully_evaluated(from_args([*words, *tasks]), cell)  # data of tasks has come since
 
 
 def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
@@ -396,8 +405,8 @@ def test_the_sites_mtbf_reaches_the_runs_unless_they_name_one() -> None:
 
 def test_a_site_that_does_not_exist_is_named_with_those_that_do() -> None:
     with pytest.raises(ConfigError, match="generic, jean-zay"):
-        find("marenostrum")
-    assert site("jean-zay")["SBATCH_GPUS_PER_NODE"] == "8"
+        find_site_file("marenostrum")
+    assert read_site("jean-zay")["SBATCH_GPUS_PER_NODE"] == "8"
 
 
 def test_without_slurm_submission_says_so(tmp_path: Path) -> None:

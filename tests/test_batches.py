@@ -2,8 +2,6 @@
 
 import hashlib
 import struct
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ import torch
 
 from ablations.config import resolve
 from data.batches import Batches
+from tests.test_parallel import on
 
 ROOT = Path(__file__).parents[1]
 SEQ, BATCH = 16, 6
@@ -211,39 +210,17 @@ def test_seeds_and_epochs_differ(sources, batches):
     assert not torch.equal(Batches(sources, SEQ, seed=2).batch(at(0)), batches.batch(at(0)))
 
 
-RANK = """
-import hashlib, sys, torch
-sys.path.insert(0, sys.argv[1])
-from data.batches import Batches
-rank, world, rendezvous, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-torch.distributed.init_process_group("gloo", init_method="file://" + rendezvous, rank=rank, world_size=world)
-batches = Batches([(sys.argv[6], 0.7), (sys.argv[7], 0.3)], 16, seed=1)
-rows = slice(rank * 6 // world, (rank + 1) * 6 // world)
-torch.save([batches.batch(range(step * 6, step * 6 + 6)[rows]) for step in (0, 3, 40, 1, 17)], out)
-"""
+def _read(folder, sources):
+    """What a rank of several reads, into a file."""
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    batches = Batches(sources, SEQ, seed=1)
+    rows = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
+    torch.save([batches.batch(at(step))[rows] for step in STEPS], folder / f"{rank}.pt")
 
 
 def test_two_processes_read_what_one_reads(tmp_path, sources, batches):
-    outs = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    ranks = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                RANK,
-                ROOT,
-                str(rank),
-                "2",
-                tmp_path / "rendezvous",
-                out,
-                sources[0][0],
-                sources[1][0],
-            ]
-        )
-        for rank, out in enumerate(outs)
-    ]
-    assert [process.wait(240) for process in ranks] == [0, 0]
-    read = [torch.load(out, weights_only=True) for out in outs]
+    on(2, _read, tmp_path, sources)
+    read = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for step, halves in zip(STEPS, zip(*read, strict=True), strict=True):
         assert torch.equal(torch.cat(halves), batches.batch(at(step)))
 

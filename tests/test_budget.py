@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ablations import budget
+from ablations.build_study import build_study
 from ablations.config import HERE, ConfigError, bundles, resolve, without_effect
 from ablations.strict_yaml import read_yaml
-from ablations.study import build
 from ablations.values import flatten
 
 ROOT = Path(__file__).parents[1]
@@ -177,7 +177,7 @@ def trained(setting: dict[str, Any], corpus: str, folder: Path) -> tuple[Any, li
     from launch.train import train
 
     names = {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}
-    cell = build("t", "?", "?", list((setting | names).items()), [("train.beta1", 0.8)], [1], folder).cells[0]
+    cell = build_study("t", "?", "?", list((setting | names).items()), [("train.beta1", 0.8)], [1], folder).cells[0]
     cell.dir.mkdir(parents=True)
     train(cell, folder)
     rows = [json.loads(line) for line in (cell.dir / "metrics.jsonl").read_text().splitlines()]

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from ablations.factorial import factorial
-from eval.report import calibration
+from eval.report import calibration, error_rates
 from eval.report.contrasts import contrast_part
-from eval.report.findings import corrected
 from eval.report.formats import markdown_table
+from eval.report.gather import corrected
 from eval.report.sections import published
 from eval.statistics import simulation
-from eval.statistics.comparison import compare, family
+from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.items import Stratum, item_part
 from eval.statistics.parts import Part
 from eval.statistics.seeds import seed_part
@@ -35,7 +35,7 @@ def table(x: np.ndarray) -> dict[str, dict[int, float]]:
 
 def one_by_one(x: np.ndarray, margin: float | None, floor: Part | None, portion: float) -> list[int]:
     """The decisions of a study as the report makes them."""
-    compared = family(
+    compared = corrected_family(
         {
             str(a): compare(
                 float(x[a].mean() - x[0].mean()), seed_part(table(x), str(a), "0", floor), NO_ITEMS, share=portion
@@ -127,7 +127,7 @@ def rates(cells: list[str]) -> list[float]:
 def test_the_words_of_the_page_are_those_of_the_command():
     words = ("HEAD", "FIXED", "POWER", "SEQUENTIAL", "FACTORIALS", "CLUSTERS", "FLOOR", "LADDER", "PUBLISHED", "SAVES")
     assert [name for name in words if getattr(calibration, name) not in PAGE] == []
-    for table in (calibration.published_pairs(), calibration.spending(), calibration.saves()):
+    for table in (calibration.published_table(), calibration.spending_table(), calibration.saves_table()):
         assert markdown_table(table) in PAGE
 
 
@@ -156,7 +156,7 @@ def test_no_stated_rate_of_wrong_verdicts_is_above_five_percent():
 def test_rates_of_a_fixed_number_of_seeds_are_as_stated(arms, seeds):
     """The same studies again: to the digit, but for one of another version of scipy."""
     expected = stated("How often a verdict is wrong")[str(arms), str(seeds)]
-    got = calibration.fixed_rates(arms, seeds, calibration.STUDIES)
+    got = error_rates.fixed_rates(arms, seeds, calibration.STUDIES)
     assert [100 * rate for rate in got] == pytest.approx(rates(expected), abs=0.1)
 
 
@@ -164,9 +164,9 @@ def test_rates_of_a_fixed_number_of_seeds_are_as_stated(arms, seeds):
 def test_rates_of_added_seeds_are_as_stated(most):
     """Of two arms the same studies again; of five fewer, with other random numbers."""
     table = stated("Seeds added until it is decided")
-    got = calibration.sequential_rates(2, most, calibration.STUDIES)
+    got = error_rates.sequential_rates(2, most, calibration.STUDIES)
     assert [100 * rate for rate in got] == pytest.approx(rates(table["2", str(most)]), abs=0.1)
-    got, expected = calibration.sequential_rates(5, most, 3000, key=14), rates(table["5", str(most)])
+    got, expected = error_rates.sequential_rates(5, most, 3000, key=14), rates(table["5", str(most)])
     assert all(close(rate, value, 3000) for rate, value in zip(got, expected, strict=True)), (got, expected)
 
 
@@ -178,7 +178,7 @@ def test_rates_of_factorials_are_as_stated(seeds):
     for design, row in zip(calibration.DESIGNS, table.values(), strict=True):
         few = design[0] == 2
         studies = calibration.STUDIES if few else 1500
-        got, expected = calibration.factorial_rates(*design, seeds, studies, key=7 if few else 15), rates(row)
+        got, expected = error_rates.factorial_rates(*design, seeds, studies, key=7 if few else 15), rates(row)
         if few:
             assert [100 * rate for rate in got] == pytest.approx(expected, abs=0.1)
         assert all(close(rate, value, 1500) for rate, value in zip(got, expected, strict=True)), (design, got, expected)
@@ -187,9 +187,9 @@ def test_rates_of_factorials_are_as_stated(seeds):
 def test_saves_of_one_published_run_are_called_different_in_5_percent():
     """Numbers of others: 27 tasks, three runs. As many as the simulation of normal ones lets one expect."""
     for seeds in calibration.SEEDS:
-        verdicts = calibration.saves_judged(seeds)
+        verdicts = error_rates.saves_judged(seeds)
         assert len(verdicts) == 27 * sum(n // (2 * seeds) for n in (63, 34, 63))
-        assert calibration.any_wrong(verdicts) <= 0.05 + 2.5 * (0.05 * 0.95 / len(verdicts)) ** 0.5
+        assert error_rates.any_wrong(verdicts) <= 0.05 + 2.5 * (0.05 * 0.95 / len(verdicts)) ** 0.5
     known = published.load()["per_task"]
     for i, name in enumerate(known["columns"][1:], start=1):  # the last save is the one that the table has
         assert list(published.saves()[name][-1]) == [row[i] for row in known["rows"].values()]
@@ -205,14 +205,14 @@ def test_other_studies_have_the_rates_that_are_stated():
     """Of each table a row, with other random numbers and fewer studies."""
     studies = 2000
     cases = [
-        (calibration.fixed_rates(5, 3, studies, key=11), stated("How often a verdict is wrong")["5", "3"]),
-        (calibration.power_rates(5, 5, studies, key=12), stated("What a study sees")["5", "5"]),
-        (calibration.sequential_rates(5, 5, studies, key=13), stated("Seeds added until it is decided")["5", "5"]),
+        (error_rates.fixed_rates(5, 3, studies, key=11), stated("How often a verdict is wrong")["5", "3"]),
+        (error_rates.power_rates(5, 5, studies, key=12), stated("What a study sees")["5", "5"]),
+        (error_rates.sequential_rates(5, 5, studies, key=13), stated("Seeds added until it is decided")["5", "5"]),
         (
-            calibration.wrong_verdicts_with_clusters(10, True, 5, 1000),
+            error_rates.wrong_verdicts_with_clusters(10, True, 5, 1000),
             stated("Items that share a passage")["10", "log-normal", "5"],
         ),
-        (calibration.floor_rates(2, 5, studies), stated("A stored noise floor")["2", "5"]),
+        (error_rates.floor_rates(2, 5, studies), stated("A stored noise floor")["2", "5"]),
     ]
     for got, expected in cases:
         assert len(got) == len(expected)
@@ -223,9 +223,9 @@ def test_ladders_have_the_rates_that_are_stated():
     """A row of each kind, with other random numbers and fewer ladders; the arms of a ladder count as one verdict, since
     they share a baseline."""
     ladders, table = 300, stated("A ladder of sizes")
-    assert len(table) == len(calibration.WORLDS) * len(calibration.LADDER_SEEDS)
-    for name in calibration.WORLDS:
-        got, expected = calibration.ladder_rates(name, 3, ladders, key=17), rates(table[name, "3"])
+    assert len(table) == len(error_rates.WORLDS) * len(calibration.LADDER_SEEDS)
+    for name in error_rates.WORLDS:
+        got, expected = error_rates.ladder_rates(name, 3, ladders, key=17), rates(table[name, "3"])
         assert len(got) == len(expected) == 7
         assert all(close(rate, value, ladders) for rate, value in zip(got, expected, strict=True)), (got, expected)
     wrong = {row: rates(cells)[1] for row, cells in table.items()}
@@ -238,5 +238,5 @@ def test_one_seed_decides_nothing():
     for _ in range(300):
         difference, items = float(rng.normal(0, 5)), Part(float(rng.choice([0.0, 0.1])), 30)
         seeds = None if rng.random() < 0.5 else Part(float(rng.choice([0.0, 0.01])), 8)
-        c = family({"a": compare(difference, seeds, items, replicated=False)})["a"]
+        c = corrected_family({"a": compare(difference, seeds, items, replicated=False)})["a"]
         assert not verdict(c, bool(rng.integers(2)), margin=float(rng.choice([0.01, 100.0]))).decided

@@ -8,9 +8,8 @@ import pytest
 
 from ablations.__main__ import main
 from ablations.plan.hardware import peak_flops
-from eval.report.expense import spent
-from eval.report.record import report
-from tests.made_study import Study, change, make, section
+from eval.report.expense import cost_so_far
+from tests.made_study import Study, change, make, report, section
 
 GLUE_ENTRY = {
     kind: {"median": 50.0, "lowest": 49.0, "highest": 51.0, "seeds": 5, "metric": "matthews", "chance": 0.0}
@@ -54,7 +53,7 @@ def test_a_day_of_an_a6000_is_13_4_exaflop(tmp_path: Path, capsys: pytest.Captur
     folder = study.cell("pos=alibi", 1).dir
     run = json.loads((folder / "run.json").read_text())
     run["hardware"] = {"device": "NVIDIA RTX A6000", "ranks": 8, "threads": 4}
-    expense = spent({"run": run, "metrics": [{"seconds": 48 * 3600.0, "tokens": 10**9}]})
+    expense = cost_so_far({"run": run, "metrics": [{"seconds": 48 * 3600.0, "tokens": 10**9}]})
     assert expense["peak"] == pytest.approx(214e18, rel=1e-3)  # eight for two days; printed as 208, from a rounded 13
     words = ["STUDY=cram", "SIZE=crammed-v2", "SEEDS=1", f"OUT={tmp_path}", "ON=1 a6000"]
     assert main(["plan", *words, "FORMAT=json"]) == 0

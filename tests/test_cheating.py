@@ -13,8 +13,8 @@ from ablations.criteria import Criteria
 from ablations.registration import FIXED, UNTIL_DECIDED, changes
 from eval.report.contents import contents
 from eval.report.criteria import seeds_planned
-from eval.report.findings import gather
 from eval.report.formats import markdown
+from eval.report.gather import gather
 from eval.report.record import terminal_text
 from tests import made_study
 

@@ -17,7 +17,7 @@ from torch import multiprocessing
 from ablations import rundir
 from launch import checkpoint
 from launch.checkpoint import KINDS, CheckpointError, Checkpoints, Fragment
-from launch.manifest import Failed
+from launch.manifest import RunFailed
 
 SIZES = {"embed": 70, "a.weight": 33, "a.bias": 1, "b": 128}  # elements
 
@@ -211,7 +211,7 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path, alone: None) -> 
     mine.save(1, pieces(state(1), 0, 1), {})
     mine.wait()
     for identity in ({"fingerprint": "b"}, {"fingerprint": "a", "corpus sha256": "2"}):
-        with pytest.raises(Failed, match="step_1 is of another run"):
+        with pytest.raises(RunFailed, match="step_1 is of another run"):
             Checkpoints(tmp_path, 2, identity=identity).load(pieces(state(0), 0, 1))
     found = mine.load(pieces(state(0), 0, 1))
     assert found == {"step": 1}

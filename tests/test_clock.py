@@ -9,9 +9,10 @@ import pytest
 from ablations import rundir, safe_files
 from ablations.__main__ import main
 from ablations.budget import learning_rate
-from ablations.cells import Cell, build
+from ablations.build_study import build_study
+from ablations.cells import Cell
 from ablations.config import ConfigError, resolve
-from ablations.plan.reading import reading
+from ablations.plan.epochs import epochs_of_text
 from ablations.study import from_args
 from launch import local
 from launch import train as training
@@ -57,7 +58,7 @@ def a_cell(corpus: str, folder: Path, store: Path, **change: Any) -> Cell:
     folder.mkdir(exist_ok=True)
     if not (folder / "data").exists():
         (folder / "data").symlink_to(store / "data")
-    cell = build("t", "?", "?", list(setting.items()), [("train.beta1", 0.8)], [1], folder).cells[0]
+    cell = build_study("t", "?", "?", list(setting.items()), [("train.beta1", 0.8)], [1], folder).cells[0]
     cell.dir.mkdir(parents=True, exist_ok=True)
     return cell
 
@@ -126,14 +127,14 @@ def test_runs_by_the_clock_do_not_share_processors(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("MEGAHOUR_GPU", "0")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     clock = ["STUDY=cram_schedule", "SIZE=nano", "SET=train.budget=10m", f"OUT={tmp_path}"]
-    assert local.jobs(from_args(clock)) == local.jobs(from_args([*clock, "JOBS=2"])) == 2
-    assert local.jobs(from_args([*clock, "JOBS=1"])) == 1
+    assert local.runs_at_a_time(from_args(clock)) == local.runs_at_a_time(from_args([*clock, "JOBS=2"])) == 2
+    assert local.runs_at_a_time(from_args([*clock, "JOBS=1"])) == 1
     with pytest.raises(ConfigError, match="JOBS=3: a wall clock ends these runs.*2 cores can train 2 at a time"):
-        local.jobs(from_args([*clock, "JOBS=3"]))
-    assert local.jobs(from_args(["POS=alibi", "SIZE=nano", "JOBS=3", f"OUT={tmp_path}"])) == 3
+        local.runs_at_a_time(from_args([*clock, "JOBS=3"]))
+    assert local.runs_at_a_time(from_args(["POS=alibi", "SIZE=nano", "JOBS=3", f"OUT={tmp_path}"])) == 3
     monkeypatch.setenv("MEGAHOUR_GPU", "1")
     with pytest.raises(ConfigError, match="a GPU machine can train 1 at a time"):
-        local.jobs(from_args([*clock, "JOBS=2"]))
+        local.runs_at_a_time(from_args([*clock, "JOBS=2"]))
 
 
 def test_compiling_counts_and_a_budget_of_tokens_does_not_see_the_clock(
@@ -198,12 +199,12 @@ def test_how_often_text_is_read_under_a_clock_is_not_said(
     (source,) = record["data"]["epochs"]
     assert source.keys() == {"corpus", "share", "tokens", "unused"} and source["unused"] == (source["tokens"] - 1) % 32
     names = {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}
-    study = build("t", "?", "?", list((TINY | names).items()), [("train.beta1", 0.8)], [1], tmp_path)
-    (line,) = reading(study)
+    study = build_study("t", "?", "?", list((TINY | names).items()), [("train.beta1", 0.8)], [1], tmp_path)
+    (line,) = epochs_of_text(study)
     assert "100.0% of as many tokens as 10s allow, of its " in line and "epochs" not in line
     assert f"{source['unused']:,} tokens at its end fill no sequence of 32" in line
     tokens = TINY | names | {"train.budget": "tokens", "train.tokens": 12800}
-    (line,) = reading(build("t", "?", "?", list(tokens.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    (line,) = epochs_of_text(build_study("t", "?", "?", list(tokens.items()), [("train.beta1", 0.8)], [1], tmp_path))
     assert f"12.8K tokens is {12800 / source['tokens']:.3g} epochs" in line and "fill no sequence" in line
 
 

@@ -210,7 +210,7 @@ def test_check_is_light():
     ],
 )
 def test_what_is_missing_of_a_numbered_family_is_counted(names, said):
-    assert readers.incomplete(names) == said
+    assert readers.missing_numbered_files(names) == said
 
 
 def test_an_incomplete_corpus_is_said_once_and_before_any_work(tmp_path):

@@ -36,7 +36,7 @@ def rewrite(path, content):
 
 
 def test_a_file_changed_in_place_with_size_and_time_kept_is_another_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "RACY", -1e9)  # as if all were old: a young file is read again anyway
+    monkeypatch.setattr(store, "RACY_SECONDS", -1e9)  # as if all were old: a young file is read again anyway
     path = Path(save(tmp_path / "a.jsonl", WORKABLE))
     where = Store(tmp_path / "store")
     old = path.read_bytes()
@@ -52,11 +52,11 @@ def test_a_young_file_is_read_again(tmp_path, monkeypatch):
     """Two writes within a tick of the clock leave the same times; here the time is given back with the inode's."""
     path = Path(save(tmp_path / "a.jsonl", WORKABLE))
     where = Store(tmp_path / "store")
-    monkeypatch.setattr(store, "_state", lambda path: [str(path)])  # nothing tells that it changed
+    monkeypatch.setattr(store, "_file_state", lambda path: [str(path)])  # nothing tells that it changed
     before = store.content_hash(path, where)
     path.write_bytes(path.read_bytes().replace(b"m\\u00e9", b"m\\u00e8"))
     assert store.content_hash(path, where) != before
-    monkeypatch.setattr(store, "RACY", -1e9)
+    monkeypatch.setattr(store, "RACY_SECONDS", -1e9)
     changed = store.content_hash(path, where)
     path.write_bytes(path.read_bytes()[:-9])
     assert store.content_hash(path, where) == changed  # an old one is remembered
@@ -298,7 +298,7 @@ def test_judging_does_not_read_damaged_text(tmp_path, whole, damage):
 def test_what_nobody_touched_is_not_read_again(tmp_path, whole, monkeypatch):
     shutil.copytree(whole / "store", tmp_path / "store")
     path = str(whole / "a.jsonl")
-    monkeypatch.setattr(store, "RACY", -1e9)  # as if all were old
+    monkeypatch.setattr(store, "RACY_SECONDS", -1e9)  # as if all were old
     prepare.prepare(path, path, VOCAB, tmp_path / "store")
     read = []
     monkeypatch.setattr(store, "_sha256", lambda path: read.append(path) or "")

@@ -159,7 +159,7 @@ def test_second_call_builds_nothing(made, store):
 
 
 def test_bytes_do_not_depend_on_store_or_cores(made, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 1)
+    monkeypatch.setattr(execute, "cores", lambda: 3)
     prepare.prepare("some", "some", VOCAB, tmp_path)
     built = contents(tmp_path)
     assert built and built.items() <= contents(store).items()
@@ -312,7 +312,7 @@ def test_what_was_lost_between_two_stages_is_missed(tmp_path, monkeypatch):
 
     for name in ("00000.jsonl", "00000.digests"):
         with monkeypatch.context() as dark, pytest.raises(RuntimeError, match="no power"):
-            dark.setattr(dedup, "keep_first", power_fails)
+            dark.setattr(dedup, "choose_removals", power_fails)
             prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, where)
         (half,) = where.path.glob(f"partial-*/scratch/read/{name}")
         os.truncate(half, half.stat().st_size // 34 * 17)

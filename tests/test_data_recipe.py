@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data import corpus, filters, prepare, readers, sources
-from data.dedup import MERSENNE, SHINGLES_AT_ONCE, signature
+from data.dedup import MERSENNE, SHINGLES_AT_ONCE, signatures
 from data.filters import Recipe
-from data.text import not_as_listed
+from data.text import checksum_problems
 from data.tokenizer import load_tokenizer
 from tests.test_data_prepare import VOCAB, prose, save, tokens, train_documents, valid_documents
 
@@ -137,7 +137,7 @@ def test_c4_takes_lines_and_says_how_many_documents_it_shortened(tmp_path, store
 @real
 def test_real_c4_passes_c4s_rules():
     """It went through them once, with another sentence splitter. Rules a word or a sentence stricter cut much more."""
-    why = filters.quality("c4", 0)
+    why = filters.quality_filter("c4", 0)
     from datatrove.data import Document
 
     path = SHARED / "pretrain_samples/c4/c4-train.00000-of-01024.json.gz"
@@ -200,10 +200,10 @@ def test_real_overlap_is_found(tmp_path):
         shutil.copy(source, tmp_path / "tasks" / task)
         with gzip.open(source, "rt") as file:
             rows[task] = [grams(" ".join(v for v in json.loads(line).values() if isinstance(v, str))) for line in file]
-    about = filters.index(str(tmp_path / "tasks"), tmp_path / "index")
+    about = filters.index_tasks(str(tmp_path / "tasks"), tmp_path / "index")
     from datatrove.data import Document
 
-    why = filters.decontaminate(tmp_path / "index", 0)
+    why = filters.decontamination_filter(tmp_path / "index", 0)
     wanted, seen = {gram for each in rows.values() for row in each for gram in row}, set()
     for domain in ("wikinews", "wikipedia"):
         for name, text, _ in readers.documents(
@@ -211,7 +211,7 @@ def test_real_overlap_is_found(tmp_path):
         ):
             why(Document(text, name))
             seen |= grams(text) & wanted
-    found = filters.contamination(about, tmp_path / "index")
+    found = filters.count_contaminated(about, tmp_path / "index")
     for task, each in rows.items():
         expected[task] = sum(bool(row & seen) for row in each)
         assert expected[task] <= found[task]["found"] <= expected[task] + 2
@@ -381,7 +381,7 @@ def test_checksums_of_oscar(tmp_path, store, texts):
 @real
 def test_the_placeholders_of_the_oscar_samples_are_no_hashes():
     spec = corpus.load(str(SHARED / "pretrain_samples/oscar_v1/en_dedup"))
-    assert not_as_listed(spec, sources.source_files(spec), ["0" * 64])[0].endswith(
+    assert checksum_problems(spec, sources.source_files(spec), ["0" * 64])[0].endswith(
         "the list beside it says insert_hash_here"
     )
 
@@ -510,7 +510,7 @@ def test_a_signature_is_that_of_datatrove(tmp_path, language):
 
     words = prose(language, 700)  # more shingles than are hashed at once
     text = {"ascii": words, "accents": words.replace("e", "é"), "Chinese": "".join(map(chr, range(0x4E00, 0x5100)))}
-    step = signature(tmp_path)
+    step = signatures(tmp_path)
     shingles = step.get_shingles(text[language])
     np.testing.assert_array_equal(shingles, MinhashDedupSignature.get_shingles(step, text[language]))
     assert len(shingles) > 2 * SHINGLES_AT_ONCE

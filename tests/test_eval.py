@@ -332,6 +332,16 @@ def test_numbers_and_ids(made):
     assert probes.chance([{"target": "a"}, {"target": "b"}, {"target": "a"}], "commonest") == pytest.approx(2 / 3)
 
 
+def test_a_task_that_stands_in_one_of_its_two_places_alone_is_named(monkeypatch):
+    tasks = probes.specification()["tasks"]
+    cloze = {"cloze": tasks["cloze"]}
+    others = {name: spec for name, spec in tasks.items() if name != "cloze"}
+    for name, changed in (("word_order", others | cloze | {"word_order": tasks["cloze"]}), ("cloze", others)):
+        monkeypatch.setattr(probes, "specification", lambda changed=changed: {"version": 1, "tasks": changed})
+        with pytest.raises(ValueError, match=f"^{name}: in one of eval/tasks/tasks.yaml"):
+            probes.items([], 64)
+
+
 def test_held_out_text_is_cut_but_not_changed():
     texts = ["é" * 3000, "x" * 50, "", "y" * 5000]
     rows = probes.held_out([each for each in texts if each], most=4200)
@@ -450,7 +460,7 @@ def test_loss_by_position_against_a_plain_loop_in_float64(pos):
     gpt, letters = model(pos, seq), Letters()
     texts = [text(random.Random(i), 30) for i in range(6)]
     pieces = position.pieces(texts, letters, seq)
-    assert len(pieces) == 6 and all(len(piece.ids) == position.length(seq) == 45 for piece in pieces)
+    assert len(pieces) == 6 and all(len(piece.ids) == position.piece_length(seq) == 45 for piece in pieces)
     assert all("".join(map(chr, piece.ids)) in each for piece, each in zip(pieces, texts, strict=True))
     asked = []
 
@@ -458,7 +468,7 @@ def test_loss_by_position_against_a_plain_loop_in_float64(pos):
         asked.extend(pairs)
         return Scorer(gpt, letters, seq, batch=200).score(pairs)
 
-    got = position.curve(pieces, seq, gpt.max_length, score)
+    got = position.loss_by_position(pieces, seq, gpt.max_length, score)
     bins = 2 if pos == "learned" else 8  # there are no learned positions beyond
     assert got["positions"] == [2.0 + 4 * b for b in range(bins)]
 
@@ -482,7 +492,7 @@ def test_loss_by_position_against_a_plain_loop_in_float64(pos):
 
 
 def test_text_for_positions_is_long_documents_first_and_others_joined():
-    letters, n = Letters(), position.length(8)
+    letters, n = Letters(), position.piece_length(8)
     short, long = ["a" * 20, "b" * 30, "c" * 5], ["d" * 400, "e" * 225]
     found = position.pieces([*short, *long], letters, 8)
     assert [bytes(i % 256 for i in piece.ids) for piece in found] == [
@@ -491,17 +501,20 @@ def test_text_for_positions_is_long_documents_first_and_others_joined():
         b"a" * 20 + b"\0" + b"b" * (n - 21),
     ]
     assert [piece.size for piece in found] == [16, 16, 16]
-    assert position.pieces(short[2:], letters, 8) == [] and position.curve([], 8, None, lambda pairs: []) is None
+    assert (
+        position.pieces(short[2:], letters, 8) == []
+        and position.loss_by_position([], 8, None, lambda pairs: []) is None
+    )
     assert set(position.BEYOND) == set(POSITIONS)
     one, two = ({"positions": [2.0], "bits_per_byte": [x], "stderr": [x], "tokens": 8, "bytes": 9} for x in (3.0, 4.0))
-    assert position.mean([one, None, two]) == {
+    assert position.mean_curve([one, None, two]) == {
         "positions": [2.0],
         "bits_per_byte": [3.5],
         "stderr": [2.5],
         "tokens": 16,
         "bytes": 18,
     }
-    assert position.mean([None]) is None
+    assert position.mean_curve([None]) is None
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -608,10 +621,10 @@ def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
     assert main([str(run)]) == 0 and (run / "eval.json").stat().st_mtime_ns == stamp
     for stale in ({"version": 0}, {"weights_sha256": "others"}, {"corpora": []}):
         (run / "eval.json").write_text(json.dumps({**result, **stale}))
-        assert results.current(run, record, *weights_of(run)) is None
+        assert results.current_result(run, record, *weights_of(run)) is None
     (run / "eval.json").write_text(json.dumps(result))
     (run / "samples.jsonl.gz").unlink()
-    assert results.current(run, record, *weights_of(run)) is None
+    assert results.current_result(run, record, *weights_of(run)) is None
     (run / "eval.json").unlink()
     for words in (["--processes", "-1"], ["--processes", "2", "--rank", "2"]):
         with pytest.raises(SystemExit):  # shares of the work that leave some of it to nobody

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.tokenizer import AWKWARD, WordPiece, load_tokenizer, train
-from eval import export
+from eval import export, export_tokenizer
 from eval.finetune.classifier import encoder
 from tests.test_hub import ENCODER, LLAMA, run_directory
 
@@ -36,7 +36,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
 @pytest.fixture(scope="module")
 def theirs(ours: WordPiece, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("converted")
-    export.convert(ours, 24, causal=False).save_pretrained(folder)
+    export_tokenizer.convert(ours, 24, causal=False).save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -63,16 +63,16 @@ def test_special_tokens_are_found_in_a_text_to_be_filled_in(ours: WordPiece, the
 
 def test_a_tokenizer_that_differs_is_seen(ours: WordPiece) -> None:
     texts = ["der Hund läuft", "漢字"]
-    theirs = export.convert(ours, causal=False)
-    export.compare(ours, theirs, texts, ours.encode_batch(texts))
+    theirs = export_tokenizer.convert(ours, causal=False)
+    export_tokenizer.compare(ours, theirs, texts, ours.encode_batch(texts))
     theirs.backend_tokenizer.normalizer = None
     with pytest.raises(ValueError, match="gives other ids, after 'der"):
-        export.compare(ours, theirs, texts, ours.encode_batch(texts))
+        export_tokenizer.compare(ours, theirs, texts, ours.encode_batch(texts))
 
 
 def test_bert_tokenizer_fast_would_give_other_ids(ours: WordPiece, tmp_path: Path) -> None:
     """Why it is not that class: loaded again, it splits and normalises as BERT's own vocabulary wants it."""
-    theirs = export.convert(ours, causal=False)
+    theirs = export_tokenizer.convert(ours, causal=False)
     transformers.BertTokenizerFast(tokenizer_object=theirs.backend_tokenizer).save_pretrained(tmp_path)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert type(again).__name__.startswith("BertTokenizer")

@@ -85,7 +85,7 @@ def test_a_study_is_trained_judged_and_exported_once(
     begun = []
     monkeypatch.setattr(local, "_succeeds", lambda *_: True)
     monkeypatch.setattr(local, "prepare", lambda *_: None)
-    monkeypatch.setattr(local, "finish", lambda study, cell, *_: begun.append(cell.name))
+    monkeypatch.setattr(local, "finish_run", lambda study, cell, *_: begun.append(cell.name))
     assert local.run(study) == [] and begun == []
     (cell.dir / rundir.HUB / "config.json").unlink()
     assert local.run(from_args(study.words[:-1])) == [] and begun == []
@@ -135,7 +135,7 @@ def test_on_slurm_the_job_that_judges_exports(
 ) -> None:
     command(commands, "sbatch", f"cat > {tmp_path}/script.$(ls {tmp_path} | grep -c script); echo 7")
     command(commands, "stand-in", f'echo "$*" >> "{tmp_path}/started"')
-    monkeypatch.setattr(submit, "_python", lambda: f"{commands}/stand-in")
+    monkeypatch.setattr(submit, "PYTHON", f"{commands}/stand-in")
     monkeypatch.setattr(submit, "prepare", lambda *_: None)
     out = tmp_path / "a b"
     with pytest.raises(ConfigError, match="not every run can be exported"):
@@ -160,9 +160,9 @@ def test_a_run_that_is_judged_and_not_exported_is_submitted_again(tmp_path: Path
     cell = study.cells[1]
     trained(cell.dir)
     (cell.dir / rundir.EVAL).write_text(json.dumps(submit._versions()))
-    assert submit.is_judged(from_args(["POS=rotary", *NANO[:2], f"OUT={tmp_path}"]), cell)
-    assert not submit.is_judged(study, cell)
+    assert submit.is_fully_evaluated(from_args(["POS=rotary", *NANO[:2], f"OUT={tmp_path}"]), cell)
+    assert not submit.is_fully_evaluated(study, cell)
     (cell.dir / rundir.HUB).mkdir()
     weights = json.loads((cell.dir / rundir.DONE).read_text())["weights"]["sha256"]
     (cell.dir / rundir.HUB / "config.json").write_text(json.dumps({"trained_by": {"weights": weights}}))
-    assert submit.is_judged(study, cell)
+    assert submit.is_fully_evaluated(study, cell)

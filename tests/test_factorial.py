@@ -13,9 +13,9 @@ from ablations.factorial import Factorial, factorial, order
 from ablations.study import from_args
 from ablations.values import ConfigError, difference
 from eval.report.contrasts import contrast_part
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import terminal_text, write
-from eval.statistics.comparison import compare, family
+from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import LEVEL, Part, quantile
 from tests import made_study
 
@@ -160,7 +160,7 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
             covered.append(abs(error) <= quantile(LEVEL, part, Part(0.0, np.inf)))
             if order(effect) > 1:
                 interactions[str(effect)] = compare(float(by_seed.mean()), part, Part(0.0, np.inf))
-        called += any(c.counts for c in family(interactions).values())
+        called += any(c.counts for c in corrected_family(interactions).values())
     assert np.mean(covered) > 0.94
     assert called / studies < LEVEL + 2 * np.sqrt(LEVEL * (1 - LEVEL) / studies)
 

@@ -76,17 +76,19 @@ def glue(tmp_path: Path) -> Path:
 def test_every_format_gives_the_rows_that_were_written(glue: Path) -> None:
     rows = pairs(16, 2)
     for name in ("rte", "mrpc", "qnli", "stsb"):
-        got = tasks.load(name, "dev", [glue])
+        got = tasks.load_split(name, "dev", [glue])
         assert [(item.text_a, item.text_b) for item in got] == [(a, b) for a, b, _ in rows], name
         # entailment is class 0 in RTE and QNLI, the paraphrase class 1 in MRPC
         expected = {"rte": [1 - y for *_, y in rows], "qnli": [1 - y for *_, y in rows]}
         scores = {"mrpc": [y for *_, y in rows], "stsb": [5.0 * y for *_, y in rows]}
         assert [item.label for item in got] == (expected | scores)[name], name
         assert len({item.id for item in got}) == 16
-    assert [item.text_b for item in tasks.load("cola", "dev", [glue])] == [""] * 16
-    assert [item.label for item in tasks.load("mnli", "dev_mismatched", [glue])] == [0.0, 1.0, 2.0] * 4
-    assert tasks.find("qnli", "dev", [glue / "nyu-mll__glue"]) == tasks.find("qnli", "dev", [glue])  # either folder
-    assert tasks.find("sst2", "dev", [glue]) is None and tasks.find("rte", "dev", [glue / "no", glue])
+    assert [item.text_b for item in tasks.load_split("cola", "dev", [glue])] == [""] * 16
+    assert [item.label for item in tasks.load_split("mnli", "dev_mismatched", [glue])] == [0.0, 1.0, 2.0] * 4
+    assert tasks.find_split("qnli", "dev", [glue / "nyu-mll__glue"]) == tasks.find_split(
+        "qnli", "dev", [glue]
+    )  # either folder
+    assert tasks.find_split("sst2", "dev", [glue]) is None and tasks.find_split("rte", "dev", [glue / "no", glue])
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_a_file_of_another_kind_is_named(glue: Path, file: str, content: str, wh
     (glue / file).write_text(content)
     name = {"RTE": "rte", "MRPC": "mrpc", "STS-B": "stsb"}[file.split("/")[0]]
     with pytest.raises(ValueError, match=why) as error:
-        tasks.load(name, "dev", [glue])
+        tasks.load_split(name, "dev", [glue])
     assert file in str(error.value)
 
 
@@ -143,9 +145,9 @@ def test_constant_outputs_score_exactly_chance_and_count_as_collapsed(classes: i
 
 def test_both_means_have_their_name_and_mnli_its_weight() -> None:
     scores = dict.fromkeys(metrics.NINE, 50.0) | {"mnli": 80.0, "mnli-mm": 60.0}
-    got = metrics.means(scores)
+    got = metrics.glue_means(scores)
     assert got == {"nine_numbers": pytest.approx(490 / 9), "eight_tasks": pytest.approx(420 / 8), "numbers": 9}
-    assert metrics.means({})["nine_numbers"] is None
+    assert metrics.glue_means({})["nine_numbers"] is None
 
 
 def test_the_table_is_of_medians_with_the_spread_and_the_collapsed() -> None:
@@ -155,8 +157,8 @@ def test_the_table_is_of_medians_with_the_spread_and_the_collapsed() -> None:
     table = train.summarise({"cola": [result(0.5), result(0.0, True), result(0.1), result(0.4), result(0.3)]})
     study = table["scores"]["cola"]["study"]
     assert (study["median"], study["lowest"], study["highest"]) == (30.0, 0.0, 50.0)
-    assert table["scores"]["cola"]["collapsed"] == 1 and "1 COLLAPSED" in command.text(table)
-    assert "ONLY 1 OF nine numbers 30.0" in command.text(table)
+    assert table["scores"]["cola"]["collapsed"] == 1 and "1 COLLAPSED" in command.table_text(table)
+    assert "ONLY 1 OF nine numbers 30.0" in command.table_text(table)
 
 
 # ------------------------------------------------------------------------------------------------ models

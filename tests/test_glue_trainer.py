@@ -15,7 +15,7 @@ import torch
 
 from data.tokenizer import load_tokenizer
 from data.tokenizer import train as train_tokenizer
-from eval import export
+from eval import export_tokenizer
 from eval.finetune import metrics, tasks, train
 from eval.finetune.classifier import Classifier, Ours, encoder
 from model import hub
@@ -61,7 +61,9 @@ class Checkpoint:
     """A small encoder that saw a little masked text, with its tokenizer; and the same as `export` writes it."""
 
     def __init__(self, folder: Path, steps: int = 30):
-        texts = [text for name in NAMES for item in tasks.load(name, "train", FOLDERS) for text in item[1:3] if text]
+        texts = [
+            text for name in NAMES for item in tasks.load_split(name, "train", FOLDERS) for text in item[1:3] if text
+        ]
         file = folder / "ours/tokenizer.json"
         file.parent.mkdir(parents=True)
         file.write_bytes(train_tokenizer(texts, sum(map(len, texts)), CFG.vocab, "wordpiece"))
@@ -81,7 +83,7 @@ class Checkpoint:
         self.folder = folder / "theirs"
         self.folder.mkdir()
         hub.save(CFG, self.state, self.folder, self.tokenizer.eod, pad=self.tokenizer.pad)
-        export.convert(self.tokenizer, LONGEST, causal=False).save_pretrained(self.folder)
+        export_tokenizer.convert(self.tokenizer, LONGEST, causal=False).save_pretrained(self.folder)
 
     def ours(self, seed: int, dropout: float) -> Classifier:
         model = GPT(replace(CFG, dropout=dropout, attn_dropout=dropout))
@@ -170,7 +172,7 @@ def both(
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
     from transformers import AutoTokenizer
 
-    examples, judged = tasks.load(name, "train", FOLDERS)[:items], tasks.load(name, "dev", FOLDERS)
+    examples, judged = tasks.load_split(name, "train", FOLDERS)[:items], tasks.load_split(name, "dev", FOLDERS)
     encode, tokenizer = encoder(checkpoint.tokenizer, LONGEST), AutoTokenizer.from_pretrained(checkpoint.folder)
     rows, dev = ([encode(item.text_a, item.text_b) for item in part] for part in (examples, judged))
     labels = [item.label for item in examples]

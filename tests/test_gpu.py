@@ -112,7 +112,7 @@ def test_the_proofs_judge_the_kernel_that_trains(pos: str, kernel: str, monkeypa
 def test_kernels_that_a_device_lacks_are_left_out_and_the_fastest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of these a CPU has flash; Flex has no backward there."""
     model = GPT(replace(SMALL, pos="rotary")).bfloat16()
-    assert list(attention_kernel.timed(model, 2)) == ["flash"]
+    assert list(attention_kernel.time_kernels(model, 2)) == ["flash"]
     assert attention_kernel.choose(model, 2) == {} and model.attention_kernel is None  # a CPU has no choice
     monkeypatch.setattr(attention_kernel.dist, "get_world_size", lambda: 1)
     seconds = {"cudnn": 3.0, "flash": 1.0, attention.FLEX: 2.0}
@@ -121,7 +121,7 @@ def test_kernels_that_a_device_lacks_are_left_out_and_the_fastest_is_taken(monke
         assert [x.shape for x in inputs] == [(2, 6, 32, 8)] * 3 and all(x.requires_grad for x in inputs)
         return seconds.pop(next(iter(seconds)))
 
-    monkeypatch.setattr(attention_kernel, "_least_seconds", least)
+    monkeypatch.setattr(attention_kernel, "_step_seconds", least)
     monkeypatch.setattr(
         attention, "TORCH_KERNELS", {name: attention.TORCH_KERNELS[name] for name in ("cudnn", "flash")}
     )

@@ -23,7 +23,7 @@ from tokenizers import normalizers
 from ablations import rundir
 from data.sentencepiece_model import SPACE, SentencePiece
 from data.tokenizer import load_tokenizer, train
-from eval import export
+from eval import export, export_tokenizer
 from model import hub
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -457,7 +457,7 @@ def ours(model: Path) -> SentencePiece:
 @pytest.fixture(scope="module")
 def theirs(ours: SentencePiece, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = saved(SMALL, tmp_path_factory.mktemp("converted"))
-    export.convert(ours, 24).save_pretrained(folder)
+    export_tokenizer.convert(ours, 24).save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -484,16 +484,16 @@ def test_the_same_ids_where_pieces_overlap_in_many_ways(seed: int, tmp_path: Pat
     (tmp_path / "m").write_bytes(proto.SerializeToString())
     ours = load_tokenizer(tmp_path / "m")
     texts = ["".join(rng.choices("ab ", k=rng.randint(1, 60))) for _ in range(3000)]
-    assert export.convert(ours)(texts).input_ids == ours.encode_batch(texts)
+    assert export_tokenizer.convert(ours)(texts).input_ids == ours.encode_batch(texts)
 
 
 @pytest.mark.parametrize(
     "cfg", [replace(SMALL, pos="alibi", embnorm=True), replace(SMALL, pos="rotary"), LLAMA, ENCODER], ids=name
 )
 def test_every_format_gets_the_same_tokenizer(cfg: ModelConfig, ours: SentencePiece, tmp_path: Path) -> None:
-    export.convert(ours, causal=cfg.objective == "causal").save_pretrained(saved(cfg, tmp_path))
+    export_tokenizer.convert(ours, causal=cfg.objective == "causal").save_pretrained(saved(cfg, tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    export.compare(ours, theirs, [*TEXTS, *export.AWKWARD], ours.encode_batch([*TEXTS, *export.AWKWARD]))
+    export_tokenizer.compare(ours, theirs, [*TEXTS, *export.AWKWARD], ours.encode_batch([*TEXTS, *export.AWKWARD]))
     assert theirs.eos_token_id == ours.eod and set(theirs("a b")) == {"input_ids", "attention_mask"}
     assert theirs.mask_token_id == (ours.mask if cfg.objective == "mlm" else None)
 
@@ -507,11 +507,11 @@ def test_bytes_that_are_no_text(ours: SentencePiece, theirs: Any) -> None:
 
 
 def test_a_tokenizer_that_differs_is_seen(ours: SentencePiece) -> None:
-    theirs = export.convert(ours)
-    export.compare(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
+    theirs = export_tokenizer.convert(ours)
+    export_tokenizer.compare(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
     theirs.backend_tokenizer.normalizer = normalizers.Replace("  ", " ")
     with pytest.raises(ValueError, match="gives other ids, after 'of the"):
-        export.compare(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
+        export_tokenizer.compare(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
 
 
 # ------------------------------------------------------------------------------------------------ a whole run

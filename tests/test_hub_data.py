@@ -19,6 +19,7 @@ from data.prepare import prepare
 from data.tokenizer import load_tokenizer
 from eval.__main__ import main
 from eval.tasks import mirror
+from tests.forked import Command, without_pauses
 from tests.hub_server import Hub
 from tests.test_data_prepare import VOCAB, contents, prose
 from tests.test_eval import prepared, run  # noqa: F401  # fixtures
@@ -26,8 +27,6 @@ from tests.test_eval import prepared, run  # noqa: F401  # fixtures
 ROOT = Path(__file__).parents[1]
 NOWHERE = "http://127.0.0.1:9"  # the port that discards: nothing listens there
 PINNED = "ba9859b96b35e568abafa59cbff44dcfccea2c3b"  # of data/corpora/c4.yaml
-# The clients' waits between attempts, 1 to 8 s, are left out: five attempts stay five.
-RUN = "import runpy, sys, time; time.sleep = lambda s: None; runpy.run_module(sys.argv.pop(1), {}, '__main__')"
 
 
 def shard(number):
@@ -68,14 +67,7 @@ def hub(files):
 def call(module, hub, home, *arguments):
     address = hub if isinstance(hub, str) else hub.address
     env = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", RUN, module, *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        timeout=120,
-        capture_output=True,
-        env=os.environ | env,
-    )
+    return Command(home.parent / "printed", module, arguments, env, without_pauses).wait()
 
 
 def c4(hub, store, *more):
@@ -251,7 +243,7 @@ def test_planning_never_asks_the_hub(tmp_path, monkeypatch):
     ],
 )
 def test_the_folder_of_a_pattern(pattern, folder):
-    assert sources._folder_of(pattern) == folder
+    assert sources._fixed_folder(pattern) == folder
 
 
 def test_the_pile_from_the_hub_is_the_same_as_from_disk(tmp_path):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from eval.__main__ import main
 from eval.tasks import choice, harness, mirror, position, probes
+from eval.tasks.choice import Requested
 from eval.tasks.definitions import definitions
 from eval.tasks.scorer import Scorer
 from model.config import ModelConfig
@@ -257,7 +258,7 @@ def test_documents_of_one_package_are_one_cluster(tmp_path):
         for i, text in enumerate(texts):
             labels = {"package": f"p{i % 3}"} if i < 20 else {}
             file.write(json.dumps({"text": text, "id": str(i), "metadata": labels}) + "\n")
-    clusters = probes.sources([tmp_path / "valid.jsonl.gz"])
+    clusters = probes.clusters_of([tmp_path / "valid.jsonl.gz"])
     assert list(clusters) == probes.documents([tmp_path / "valid.jsonl.gz"]) and len(set(clusters.values())) == 13
     made = probes.items(list(clusters), 256, clusters)
     assert {row["cluster"] for row in made["bits_per_byte"]} == set(clusters.values())
@@ -282,7 +283,7 @@ def test_bytes_are_counted_and_not_characters():
     pieces = position.pieces(texts, Utf8(), seq)
     # 16 tokens of one byte each, about 9 characters; a character that is cut decodes to another of three bytes
     assert len(pieces) == 2 and all(abs(piece.size - 16) <= 4 for piece in pieces)
-    curve = position.curve(pieces, seq, None, scorer.score)
+    curve = position.loss_by_position(pieces, seq, None, scorer.score)
     assert curve is not None and curve["bytes"] == sum(piece.size for piece in pieces)
 
 
@@ -363,7 +364,7 @@ def test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked(tmp_path)
     for shots, expected in ((None, 5), (0, 0), (2, 2)):
         (definition,) = definitions(["gsm8k"], shots).values()
         assert definition.shots == expected and len(definition.sources) == (2 if expected else 1)
-        built = harness.build(definition, data)
+        built = harness.build_task(definition, data)
         built.build_all_requests(rank=0, world_size=1)
         prompts = [instance.args[0] for instance in built.instances]
         assert {prompt.count("Question:") for prompt in prompts} == {expected + 1}
@@ -375,8 +376,8 @@ def test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked(tmp_path)
         assert prompts == [instance.args[0] for instance in theirs.instances]
     (tmp_path / "openai__gsm8k/main/train.jsonl.gz").unlink()
     with pytest.raises(ValueError, match="train.jsonl.gz is gone"):
-        choice.available(["gsm8k"], data)
-    assert choice.available(["gsm8k"], data, shots=0)
+        choice.available(Requested(["gsm8k"], data))
+    assert choice.available(Requested(["gsm8k"], data, shots=0))
 
 
 def test_the_number_of_examples_is_in_the_result_and_another_number_is_another_evaluation(run, tmp_path):
@@ -499,10 +500,10 @@ def test_a_pattern_names_all_that_it_matches():
 
 def test_standard_errors_that_are_not_known_are_none(run):
     """Of a single item there is none, and NaN is no JSON."""
-    from eval.judge import loss, mean
+    from eval.entries import loss, mean_over_tasks
 
     assert loss([{"nats": 3.0, "bytes": 4}])["stderr"] is None
-    assert mean([{"stderr": None}, {"stderr": 1.0}], "stderr") is None
-    assert mean([{"stderr": 3.0}, {"stderr": 4.0}], "stderr") == pytest.approx(2.5)
+    assert mean_over_tasks([{"stderr": None}, {"stderr": 1.0}], "stderr") is None
+    assert mean_over_tasks([{"stderr": 3.0}, {"stderr": 4.0}], "stderr") == pytest.approx(2.5)
     two = loss([{"nats": math.log(2) * 8, "bytes": 1}, {"nats": 0.0, "bytes": 3}])
     assert two["value"] == 2.0 and np.isfinite(two["stderr"])  # 8 bits of 4 bytes; the mean of the ratios would be 4

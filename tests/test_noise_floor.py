@@ -14,7 +14,7 @@ from ablations.criteria import Criteria
 from ablations.noise_floor import NoiseFloor, read_noise_floor
 from ablations.study import from_args
 from eval.report import noise
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import write
 from eval.statistics.parts import Part
 from eval.statistics.seeds import with_floor

@@ -15,7 +15,7 @@ from model import attention, proof
 from model.gpt import GPT
 from model.objective import Batch, Objective, Prefix
 from model.position import POSITIONS
-from model.proofs.attention import predictions, visible
+from model.proofs.attention import expected_predictions, visible_keys
 from tests.test_model import SMALL, next_tokens, scrambled, tokens
 
 PREFIX = replace(SMALL, objective="prefix")
@@ -259,9 +259,9 @@ def test_targets_that_are_not_the_next_tokens_fire(monkeypatch: MonkeyPatch) -> 
 
 def test_an_objective_without_a_definition_of_its_own_in_the_proof_is_named() -> None:
     """As after the first steps of docs/extending.md: the class is there, its definition for the proof is not."""
-    with pytest.raises(ValueError, match="second-half: its definition is missing in `visible`"):
-        visible("second-half", 4, 1)
+    with pytest.raises(ValueError, match="second-half: its definition is missing in `visible_keys`"):
+        visible_keys("second-half", 4, 1)
     model = SimpleNamespace(cfg=SimpleNamespace(objective="second-half"))
     rows = torch.arange(5)[None]
-    with pytest.raises(ValueError, match="second-half: its definition is missing in .* or `predictions`"):
-        predictions(model, rows.numpy(), next_tokens(rows))
+    with pytest.raises(ValueError, match="second-half: its definition is missing in .* or `expected_predictions`"):
+        expected_predictions(model, rows.numpy(), next_tokens(rows))

@@ -273,8 +273,8 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
 def test_a_study_is_trained_judged_on_the_way_and_drawn(corpus: str, store: Path, tmp_path: Path) -> None:
     """As `make ablation` does, each in a process of its own."""
     from ablations.status import table
-    from eval.report.record import report
     from launch.local import run as execute
+    from tests.made_study import report
 
     study = from_args(words(corpus, folder(tmp_path / "out", store), **{"layout.eval_at": "0.25,0.5"}))
     assert execute(study) == []

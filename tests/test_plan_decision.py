@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ablations.__main__ import main
 from ablations.plan import decision, decision_report, first_studies, reliability, shapes
 from ablations.plan.hardware import hardware
-from ablations.plan.pipeline_memory import verdict
+from ablations.plan.pipeline_memory import fit_in_words
 from ablations.plan.resources import parse_budget
 from ablations.values import ConfigError
 
@@ -43,7 +43,7 @@ def test_shapes_keep_to_the_rules_and_fit(nodes: int, low: float, name: str) -> 
     assert [each.step.seconds for each in found] == sorted(each.step.seconds for each in found)
     for each in found:
         shape, layout = each.shape, each.layout
-        assert low <= shape.parameters <= 1.5 * low and verdict(each.gib, gpu) == "fits"
+        assert low <= shape.parameters <= 1.5 * low and fit_in_words(each.gib, gpu) == "fits"
         assert layout.dp * layout.tp * layout.pp == 8 * nodes and (shape.layers + 2) % layout.pp == 0
         assert shape.hidden % (128 * layout.tp) == 0 and shape.heads % layout.tp == 0
         # heads x micro-batch on a rank is BigScience's rule; its own rows say that heads alone count (104 at 26 a rank)
@@ -110,7 +110,7 @@ BUDGETS = st.builds(
 @given(BUDGETS)
 def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> None:
     made = decision.decide(parse_budget(text))
-    hours = made.split
+    hours = made.gpu_hours_by_use
     assert sum(hours.values()) == pytest.approx(made.machines.gpu_hours) and min(hours.values()) >= 0
     assert (
         hours["ablations first"] + hours["ablations of unknown effect"]
@@ -118,7 +118,7 @@ def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> N
     )
     if chosen := made.chosen:
         training = made.training(chosen)
-        assert verdict(chosen.gib, made.machines.gpu) == "fits"
+        assert fit_in_words(chosen.gib, made.machines.gpu) == "fits"
         assert chosen.layout.tp <= made.machines.per_node
         assert training.tokens * 6 * chosen.shape.parameters <= made.compute * (1 + 1e-9)
         assert training.fast <= training.seconds <= training.slow and training.seconds <= made.machines.seconds
@@ -151,7 +151,7 @@ def test_tokens_that_take_longer_than_there_is_are_not_planned() -> None:
     planned = made.planned_tokens(made.chosen)
     assert planned < 0.9 * made.compute / (6 * made.chosen.shape.parameters)
     assert "at a speed that is not expected" in decision_report.document(made).markdown()
-    assert made.split["left"] / made.machines.gpu_hours == pytest.approx(0.07, abs=0.01)
+    assert made.gpu_hours_by_use["left"] / made.machines.gpu_hours == pytest.approx(0.07, abs=0.01)
 
 
 def test_a_number_of_nodes_that_nothing_divides_is_told_one_that_does() -> None:
@@ -163,13 +163,17 @@ def test_a_number_of_nodes_that_nothing_divides_is_told_one_that_does() -> None:
 def test_hardware_that_holds_no_run_of_a_study_has_a_report_all_the_same() -> None:
     made = decision.decide(parse_budget("1 year, 4x1 2080ti"))
     text = decision_report.document(made).markdown()
-    assert "GPU-hours: unknown, 1b3 does not fit on 1 2080ti" in text and not made.first and not made.open
+    assert (
+        "GPU-hours: unknown, 1b3 does not fit on 1 2080ti" in text
+        and not made.first_studies
+        and not made.unknown_studies
+    )
 
 
 def test_a_large_cluster_is_simulated_no_longer_than_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     failures = []
 
-    def counted(cluster: reliability.Cluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
+    def counted(cluster: reliability.UnreliableCluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
         history = reliability.simulate(cluster, seconds, interval, seed)
         failures.append(history["failures"])
         return history
@@ -177,7 +181,7 @@ def test_a_large_cluster_is_simulated_no_longer_than_a_small_one(monkeypatch: py
     monkeypatch.setattr(decision, "simulate", counted)
     machines = parse_budget("20 years, 125000x8 h100, 30000 spare").cluster
     assert machines
-    line = decision.timeline(machines, machines.spare)
+    line = decision.simulate_timeline(machines, machines.spare)
     assert sum(failures) < 1.2 * decision.MOST_FAILURES
     # the number that is shown is of the whole time: failures happen while it runs, at the rate of all nodes together
     running = sum(line.shares[name] for name in ("trained", "saving", "redone"))

@@ -11,7 +11,7 @@ import pytest
 
 from ablations.config import resolve
 from ablations.plan import best_size, laws, published_laws
-from ablations.plan.law_fit import CannotTell, Point, error_on_the_largest, fit
+from ablations.plan.law_fit import CannotTell, Point, as_hoffmann, error_on_the_largest, fit
 from ablations.plan.published_laws import BESIROGLU
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError
@@ -40,7 +40,7 @@ def test_published_optima_at_4500_pf_days() -> None:
 
 def test_the_rounding_of_printed_constants_is_a_range_around_the_optimum() -> None:
     compute = 4500 * PF_DAY
-    ranges = {law.name: law.rounding(compute) for law in published_laws.LAWS}
+    ranges = {law.name: law.size_range(compute) for law in published_laws.LAWS}
     for law in published_laws.LAWS:
         low, high = ranges[law.name]
         assert low < law.optimum(compute)[0] < high
@@ -60,8 +60,8 @@ def test_the_optimum_is_the_least_loss_at_its_compute(law: published_laws.Hoffma
     n, d = law.optimum(1e22)
     assert 6 * n * d == pytest.approx(1e22)
     others = [law.loss(n * factor, d / factor) for factor in (0.5, 0.9, 1.1, 2)]
-    assert law.loss(n, d) < min(others) and law.after(1e22) == law.loss(n, d)
-    assert law.compute_for(law.after(1e22)) == pytest.approx(1e22, rel=1e-6)
+    assert law.loss(n, d) < min(others) and law.least_loss(1e22) == law.loss(n, d)
+    assert law.compute_for(law.least_loss(1e22)) == pytest.approx(1e22, rel=1e-6)
 
 
 def test_laws_without_noise_are_recovered() -> None:
@@ -81,9 +81,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         law = fit(simulated(BESIROGLU.loss, 0.003, seed), resamples=40, seed=seed)
         low, high = law.interval(lambda values: values["alpha"])
         hits["alpha"] += low <= BESIROGLU.alpha <= high
-        low, high = law.optimum_interval(1e22)
+        low, high = law.interval(lambda values: as_hoffmann(values).optimum(1e22)[0])
         hits["optimum"] += low <= BESIROGLU.optimum(1e22)[0] <= high
-        _, low, high = law.predict(*target)
+        low, high = law.interval(lambda values, law=law: law.loss(*target, values))
         hits["loss"] += low <= BESIROGLU.loss(*target) <= high
     assert min(hits.values()) >= 8, hits
 

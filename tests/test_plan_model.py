@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ablations.config import resolve
 from ablations.plan import calibrate
 from ablations.plan.hardware import GPUS, hardware
-from ablations.plan.pipeline_memory import peak, verdict
+from ablations.plan.pipeline_memory import fit_in_words, peak_memory
 from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, parse_budget
 from ablations.plan.throughput import CALIBRATION, Layout, Shape, predict
 from ablations.values import ConfigError
@@ -199,7 +199,7 @@ def test_the_coverage_of_an_interval_is_that_of_rows_which_had_no_part_in_it() -
 
 def test_final_round_shapes_are_predicted_by_weights_that_never_saw_them() -> None:
     group = "Megatron-DeepSpeed, a100-80"
-    rows = [row for row in calibrate.published() if row.seconds and row.group == group and not row.checks]
+    rows = [row for row in calibrate.published_rows() if row.seconds and row.group == group and not row.checks]
     predicted = calibrate.held_out(rows, calibrate.HOLD_OUT[group])
     errors = sorted(abs(p / (row.seconds or 1) - 1) for p, row in zip(predicted, rows, strict=True))
     assert len(rows) == 17 and errors[8] < 0.02 and errors[-1] < 0.10
@@ -211,7 +211,7 @@ def test_final_round_shapes_are_predicted_by_weights_that_never_saw_them() -> No
 
 def test_rows_of_other_layouts_and_days_are_within_a_tenth_and_make_the_interval() -> None:
     """29 rows of tensor parallel 1 to 8 and pipelines of 1 to 48 stages, which no fit has seen."""
-    rows = [row for row in calibrate.published() if row.checks]
+    rows = [row for row in calibrate.published_rows() if row.checks]
     ratios = []
     for row in rows:
         prediction = predict(row.shape, row.layout, hardware(row.gpu), row.stack)
@@ -258,10 +258,10 @@ def test_other_stacks_are_near(shape, layout, gpu, tokens_per_second, tolerance)
 
 
 def test_memory_of_published_layouts_and_those_that_ran_out() -> None:
-    rows = [row for row in calibrate.published() if row.gib or not row.fits]
+    rows = [row for row in calibrate.published_rows() if row.gib or not row.fits]
     told = {}
     for row in rows:
-        told[row] = verdict(peak(row.shape, row.layout, row.flash, row.fp32_sums), GPUS[row.gpu])
+        told[row] = fit_in_words(peak_memory(row.shape, row.layout, row.flash, row.fp32_sums), GPUS[row.gpu])
     ran_out = [row for row in rows if not row.fits]
     assert len(ran_out) == 7
     # 82 x 14336 is not: the published 94 x 13312, as large, took 67 GB in the same layout

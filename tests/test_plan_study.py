@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from ablations.__main__ import main
 from ablations.config import resolve
 from ablations.plan import power, site_speed
-from ablations.plan.command import machines, split
+from ablations.plan.command import parse_hardware, split_words
 from ablations.plan.hardware import GPUS, accelerator, hardware
-from ablations.plan.layouts import best_few, memory, search
+from ablations.plan.layouts import best_few, fitting_layouts, rank_memory
 from ablations.plan.study_cost import cost, detectable_text, figure
 from ablations.plan.throughput import Layout, Shape, predict
 from ablations.study import from_args
@@ -35,14 +35,14 @@ def no_disk_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_layouts_of_the_1b3_are_those_that_were_found_best() -> None:
     """BigScience on 8 V100 of 32 GB: tensor parallel 1, no recomputation, 23 s; with recomputation 28 s; TP 2 39 s."""
     run = resolve([("size", "1b3"), ("train.precision", "fp16")])
-    found, _ = search([run], hardware("v100-32"), 8)
+    found, _ = fitting_layouts([run], hardware("v100-32"), 8)
     assert found[0].layout.tp == 1 and not found[0].layout.recompute
     one = next(c for c in found if c.layout.micro_batch == 1 and c.layout.tp == 1 and not c.layout.recompute)
     assert one.seconds == pytest.approx(23, rel=0.1)
     again = min(candidate.seconds for candidate in found if candidate.layout.recompute and candidate.layout.tp == 1)
     assert again == pytest.approx(28, rel=0.12)
     assert min(candidate.seconds for candidate in found if candidate.layout.tp == 2) > 1.2 * found[0].seconds
-    assert not search([run], hardware("v100-16"), 1)[0]
+    assert not fitting_layouts([run], hardware("v100-16"), 1)[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -54,11 +54,11 @@ def test_the_layouts_of_the_1b3_are_those_that_were_found_best() -> None:
 def test_layouts_that_are_shown_fit_and_divide_the_batch(size: str, gpu: str, gpus: int) -> None:
     overrides = [("size", size)] if size.startswith("big") else [("size", size), ("train.precision", "bf16")]
     run = resolve(overrides)
-    found, reasons = search([run], hardware(gpu), gpus)
+    found, reasons = fitting_layouts([run], hardware(gpu), gpus)
     assert found or reasons
     for candidate in best_few(found):
         layout = candidate.layout
-        assert memory(run, layout) == candidate.gib < hardware(gpu).memory
+        assert rank_memory(run, layout) == candidate.gib < hardware(gpu).memory
         assert layout.dp * layout.tp == gpus and run.train.batch % (layout.dp * layout.micro_batch) == 0
         if run.train.ramp:
             assert run.train.ramp[0] % (layout.dp * layout.micro_batch) == 0
@@ -136,10 +136,10 @@ def test_a_full_disk_is_refused_where_the_runs_will_be(monkeypatch: pytest.Monke
     assert "has 10 GB free" in refused(*words, f"OUT={tmp_path}")
     # from a laptop a plan for a cluster is not refused for the laptop's disk, but says what is needed
     monkeypatch.setattr("ablations.plan.study_cost.sees_gpu", lambda: False)
-    monkeypatch.setattr("ablations.plan.study_cost.find_site", lambda: None)
+    monkeypatch.setattr("ablations.plan.study_cost.find_site_file", lambda: None)
     planned = cost(from_args(words), hardware("a100"), 8)
     assert not planned.refused and any("has 10 GB free" in note for note in planned.notes)
-    for where in ("sees_gpu", "find_site"):
+    for where in ("sees_gpu", "find_site_file"):
         with monkeypatch.context() as here:
             here.setattr(f"ablations.plan.study_cost.{where}", lambda: tmp_path)
             assert "has 10 GB free" in refused(*words)
@@ -180,7 +180,7 @@ def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> 
     here = cost(study, hardware("h100"), 8, path)
     assert here.runs[0].hours == pytest.approx(1.25 * published.runs[0].hours)
     assert "measured here: 2 rows" in here.candidates[0].steps[0].basis
-    assert site_speed.read(hardware("a100"), path) is None
+    assert site_speed.read_site_speed(hardware("a100"), path) is None
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> 
 def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "bench-gpu.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError, match="bench-gpu.jsonl"):
-        site_speed.read(hardware("h100"), tmp_path / "bench-gpu.jsonl")
+        site_speed.read_site_speed(hardware("h100"), tmp_path / "bench-gpu.jsonl")
 
 
 def test_devices_are_known_by_what_torch_calls_them() -> None:
@@ -214,15 +214,15 @@ def test_a_refusal_is_said_in_every_format(how: str, capsys: pytest.CaptureFixtu
 
 
 def test_hardware_is_named_in_several_ways() -> None:
-    assert machines("a100") == (GPUS["a100-80"], 8)
-    assert machines("8x4 v100") == (GPUS["v100-32"], 32)
-    assert machines("4 H100") == (GPUS["h100"], 4)
+    assert parse_hardware("a100") == (GPUS["a100-80"], 8)
+    assert parse_hardware("8x4 v100") == (GPUS["v100-32"], 32)
+    assert parse_hardware("4 H100") == (GPUS["h100"], 4)
     for text in ("0 h100", "-2x8 a100", "abacus", "8x8"):
         with pytest.raises(ConfigError):
-            machines(text)
-    assert split(["ON=a100", "POS=alibi"]) == ({"ON": "a100"}, ["POS=alibi"])
+            parse_hardware(text)
+    assert split_words(["ON=a100", "POS=alibi"]) == ({"ON": "a100"}, ["POS=alibi"])
     with pytest.raises(ConfigError, match="twice"):
-        split(["ON=a100", "ON=h100"])
+        split_words(["ON=a100", "ON=h100"])
 
 
 @pytest.mark.parametrize(

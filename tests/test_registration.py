@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from ablations import rundir
-from ablations.prediction import predict, predictions_about
+from ablations.prediction import parse_prediction, predictions_about
 from ablations.registration import NOTHING_EXPECTED, changes, content
 from ablations.study import Study, from_args, study_names
 from ablations.values import ConfigError
-from eval.report import track_record
+from eval.report import predictions, track_record
 from eval.report.__main__ import main
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import write
-from eval.report.sections import registered
 from eval.statistics.comparison import compare
 from eval.statistics.parts import Part
 from launch import local
@@ -28,10 +27,10 @@ ARMS = ["pos=learned", "pos=alibi", "pos=rotary"]
 
 
 def test_a_prediction_is_an_order_or_an_interval() -> None:
-    order = predict("alibi < pos=rotary < baseline", ARMS)
+    order = parse_prediction("alibi < pos=rotary < baseline", ARMS)
     assert order.arms == ("pos=alibi", "pos=rotary", "pos=learned") and order.interval is None
     assert order.metric == "bits/byte"
-    interval = predict("zero-shot: alibi - learned in [-inf, 0.5]", ARMS)
+    interval = parse_prediction("zero-shot: alibi - learned in [-inf, 0.5]", ARMS)
     assert (interval.metric, interval.arms) == ("zero-shot", ("pos=alibi", "pos=learned"))
     assert interval.interval == (-np.inf, 0.5)
 
@@ -53,7 +52,7 @@ def test_a_prediction_is_an_order_or_an_interval() -> None:
 )
 def test_what_is_no_prediction_is_refused_by_what_would_be(text: str, named: str) -> None:
     with pytest.raises(ConfigError, match="(?s)" + named.replace("[", "\\[")):
-        predict(text, ARMS)
+        parse_prediction(text, ARMS)
     with pytest.raises(ConfigError):
         from_args(["POS=alibi,rotary", "SIZE=nano", f"PREDICT={text}"])
 
@@ -61,8 +60,8 @@ def test_what_is_no_prediction_is_refused_by_what_would_be(text: str, named: str
 def test_a_name_that_two_arms_share_is_refused() -> None:
     arms = ["tied=true", "tied=false", "embnorm=false"]
     with pytest.raises(ConfigError, match="not one arm"):
-        predict("false < tied=true", arms)
-    assert predict("tied=false < tied=true", arms).arms == ("tied=false", "tied=true")
+        parse_prediction("false < tied=true", arms)
+    assert parse_prediction("tied=false < tied=true", arms).arms == ("tied=false", "tied=true")
     assert predictions_about(["false < tied=true", "baseline < embnorm=false"], arms)[0].arms[1] == "embnorm=false"
 
 
@@ -119,7 +118,7 @@ def test_a_refused_command_registers_nothing_in_finished_runs(
     monkeypatch.setattr(local, "prepare", refuse)
     assert local.main(words) == 2 and lines() == 0
     monkeypatch.setattr(local, "prepare", lambda study, cells: None)
-    monkeypatch.setattr(local, "finish", lambda *_: None)
+    monkeypatch.setattr(local, "finish_run", lambda *_: None)
     assert local.run(study) == [] and lines() == 2
     assert [line["step"] for line in rundir.read_registered(study.cells[0].dir)[0]] == [7]
 
@@ -165,7 +164,7 @@ def test_what_was_changed_is_told_in_words_and_after_how_many_runs() -> None:
 
 def registering(study: Any, lines: list[str], steps: dict[str, int]) -> Any:
     """A study of tests/made_study.py that expects `lines`, registered in its runs at these steps by arm."""
-    study.predictions = [predict(line, study.arms) for line in lines]
+    study.predictions = [parse_prediction(line, study.arms) for line in lines]
     study.registration = {"study": "position", "metric": "bits/byte", "predictions": lines}
     for arm, step in steps.items():
         for seed in study.seeds:
@@ -174,7 +173,7 @@ def registering(study: Any, lines: list[str], steps: dict[str, int]) -> Any:
 
 
 def outcomes(study: Any) -> dict[str, str]:
-    return {row.text: row.outcome for row in registered.checked_predictions(gather(study))}
+    return {row.text: row.outcome for row in predictions.checked_predictions(gather(study))}
 
 
 def test_predictions_hold_fail_or_stay_open_as_a_t_test_says(tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def test_an_order_of_null_differences_is_called_right_or_wrong_in_few_studies() 
         rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
         part = Part(float((rest**2).sum()) / 6 * 2 / 4, 6)
         neighbours = [compare(float(x[i].mean() - x[i + 1].mean()), part, Part(0.0, np.inf)) for i in (0, 1)]
-        calls.append(registered.judged_order(neighbours))
+        calls.append(predictions.judged_order(neighbours))
     assert calls.count("held") / studies < 0.025 and calls.count("failed") / studies < 0.05
 
 
@@ -218,7 +217,7 @@ def test_an_interval_that_ends_at_the_truth_is_called_held_in_5_percent() -> Non
     for _ in range(studies):
         d = rng.normal(0.0, 1.0, 5)
         c = compare(float(d.mean()), Part(float(d.var(ddof=1)) / 5, 4), Part(0.0, np.inf))
-        calls.append(registered.judged_interval(c, (-np.inf, 0.0)))
+        calls.append(predictions.judged_interval(c, (-np.inf, 0.0)))
     assert calls.count("held") / studies == pytest.approx(0.05, abs=0.012)
     assert calls.count("failed") / studies == pytest.approx(0.025, abs=0.008)
 
@@ -246,13 +245,13 @@ def test_a_prediction_that_came_after_its_arms_is_no_registered_one(tmp_path: Pa
     study = made_study.make(made_study.Study(tmp_path))
     registering(study, ["alibi < learned"], {"pos=learned": 0, "pos=alibi": 0})
     late = dataclasses.replace(study)
-    late.predictions = [predict("learned < alibi", study.arms)]  # written when the results were known
+    late.predictions = [parse_prediction("learned < alibi", study.arms)]  # written when the results were known
     late.registration = study.registration | {"predictions": ["learned < alibi"]}
     for arm in study.arms:
         for seed in study.seeds:
             rundir.register(study.cell(arm, seed).dir, late.registration, 512)
-    assert [row.registered for row in registered.checked_predictions(gather(study))] == [True]
-    assert [row.registered for row in registered.checked_predictions(gather(late))] == [False]
+    assert [row.registered for row in predictions.checked_predictions(gather(study))] == [True]
+    assert [row.registered for row in predictions.checked_predictions(gather(late))] == [False]
 
 
 def test_a_registration_that_is_not_the_one_of_run_json_is_named(tmp_path: Path) -> None:

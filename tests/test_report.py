@@ -9,8 +9,7 @@ import shutil
 import numpy as np
 
 from eval.report.__main__ import main
-from eval.report.record import report
-from tests.made_study import ARMS, EFFECT, FILES, TASK, Cell, Study, change, full, make, section, study, values  # noqa: F401  # a fixture
+from tests.made_study import ARMS, EFFECT, FILES, TASK, Cell, Study, change, full, make, report, section, study, values  # noqa: F401  # a fixture
 
 
 def test_the_table_has_the_shape_of_the_example(study, tmp_path):
@@ -128,16 +127,16 @@ def test_domains_have_a_table(tmp_path):
     study = make(Study(tmp_path / "runs", seeds=[1, 2]))
     for arm in study.arms:
         for seed in study.seeds:
-            each = {"value": 2.0 + seed / 10 + EFFECT[arm], "stderr": 0.05, "bytes": 9, "n": 3}
-            to = {"pile": {"Github": each, "ArXiv": {**each, "value": 3.0}}}
+            entry = {"value": 2.0 + seed / 10 + EFFECT[arm], "stderr": 0.05, "bytes": 9, "n": 3}
+            to = {"pile": {"Github": entry, "ArXiv": {**entry, "value": 3.0}}}
             change(study.cell(arm, seed).dir / "eval.json", "by_domain", to=to)
     report(study, tmp_path / "out")
-    found = section((tmp_path / "out/report.md").read_text(), "Loss by domain")
-    assert "| Github | 2.150 ± 0.050 | 2.090 ± 0.050 | 3 |" in found and "| ArXiv | 3.000 ± 0.050 |" in found
-    change(study.cell("pos=alibi", 1).dir / "eval.json", "by_domain", to={"own": {"ArXiv": each}})
+    table = section((tmp_path / "out/report.md").read_text(), "Loss by domain")
+    assert "| Github | 2.150 ± 0.050 | 2.090 ± 0.050 | 3 |" in table and "| ArXiv | 3.000 ± 0.050 |" in table
+    change(study.cell("pos=alibi", 1).dir / "eval.json", "by_domain", to={"own": {"ArXiv": entry}})
     report(study, tmp_path / "out")
-    found = section((tmp_path / "out/report.md").read_text(), "Loss by domain")
-    assert "| ArXiv, of own | - | 2.140 ± 0.050 | 3 |" in found
+    table = section((tmp_path / "out/report.md").read_text(), "Loss by domain")
+    assert "| ArXiv, of own | - | 2.140 ± 0.050 | 3 |" in table
 
 
 def test_what_stands_beyond_the_training_length_is_said(tmp_path):
@@ -146,11 +145,11 @@ def test_what_stands_beyond_the_training_length_is_said(tmp_path):
         for seed in study.seeds:
             n = 2 if arm == "pos=learned" else 8
             values = [2.5 + i * {"pos=none": 0.01}.get(arm, 0.0) + seed / 10 for i in range(n)]
-            found = {"positions": [64.0 + 128 * i for i in range(n)], "bits_per_byte": values, "tokens": 4096}
-            change(study.cell(arm, seed).dir / "eval.json", "by_position", to=found)
+            curve = {"positions": [64.0 + 128 * i for i in range(n)], "bits_per_byte": values, "tokens": 4096}
+            change(study.cell(arm, seed).dir / "eval.json", "by_position", to=curve)
     report(study, tmp_path / "out")
-    said = section((tmp_path / "out/report.md").read_text(), "Beyond the training length")
-    assert "| pos=learned | 2.650 | - | - | - |" in said and "* pos=learned: there is no vector" in said
-    assert "| pos=none | 2.660 | 2.680 | 2.720 | +0.060 |" in said
-    assert "| pos=alibi | 2.650 | 2.650 | 2.650 | +0.000 |" in said
-    assert "* pos=none: nothing has to be extended" in said and "the same 4,096 tokens" in said
+    text = section((tmp_path / "out/report.md").read_text(), "Beyond the training length")
+    assert "| pos=learned | 2.650 | - | - | - |" in text and "* pos=learned: there is no vector" in text
+    assert "| pos=none | 2.660 | 2.680 | 2.720 | +0.060 |" in text
+    assert "| pos=alibi | 2.650 | 2.650 | 2.650 | +0.000 |" in text
+    assert "* pos=none: nothing has to be extended" in text and "the same 4,096 tokens" in text

@@ -10,10 +10,9 @@ import pytest
 
 from eval.report.__main__ import main
 from eval.report.collection import collect_runs
-from eval.report.record import report
 from eval.report.request import parse
 from eval.report.short_names import shortest_ends
-from tests.made_study import ARMS, FILES, Cell, Study, change, config, make, section, study  # noqa: F401  # a fixture
+from tests.made_study import ARMS, FILES, Cell, Study, change, config, make, report, section, study  # noqa: F401  # a fixture
 
 
 def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, monkeypatch):
@@ -86,17 +85,17 @@ class ByPath(Study):
     """Arms that are corpora given by path, each judged on the held-out text of all of them."""
 
     def cell(self, arm: str, seed: int) -> Cell:
-        own = list(ARMS)[self.arms.index(arm)]
+        made_arm = list(ARMS)[self.arms.index(arm)]
         corpora = [arm.removeprefix("corpus=") for arm in self.arms]
-        what = config(own, seed) | {"eval": {"corpora": corpora}}
-        what["model"]["pos"] = "learned"
-        what["data"]["corpus"] = arm.removeprefix("corpus=")
+        settings = config(made_arm, seed) | {"eval": {"corpora": corpora}}
+        settings["model"]["pos"] = "learned"
+        settings["data"]["corpus"] = arm.removeprefix("corpus=")
         delta = {} if arm == self.arms[0] else {"data.corpus": arm.removeprefix("corpus=")}
-        return Cell(self.root / f"{own},seed={seed}", what, delta)
+        return Cell(self.root / f"{made_arm},seed={seed}", settings, delta)
 
 
 def by_path(root: Path, *corpora: str) -> ByPath:
-    study = ByPath(root, [f"corpus={each}" for each in corpora], [1, 2])
+    study = ByPath(root, [f"corpus={entry}" for entry in corpora], [1, 2])
     make(Study(root, list(ARMS)[: len(corpora)], study.seeds))
     for arm in study.arms:
         for seed in study.seeds:
@@ -109,10 +108,10 @@ def by_path(root: Path, *corpora: str) -> ByPath:
                 for corpus in corpora
                 for task, entry in result["tasks"].items()
             }
-            each = {"value": 2.0, "stderr": 0.05, "bytes": 9, "n": 3}
+            entry = {"value": 2.0, "stderr": 0.05, "bytes": 9, "n": 3}
             result |= {
                 "corpora": list(corpora),
-                "by_domain": {corpus: {"Github": each} for corpus in corpora},
+                "by_domain": {corpus: {"Github": entry} for corpus in corpora},
                 "omitted": [f"{corpora[0]}/copy_inside"],
             }
             (cell.dir / "eval.json").write_text(json.dumps(result))
@@ -153,9 +152,9 @@ ONE, OTHER = "/home/someone/corpora of mine/a/web.jsonl", "/home/someone/corpora
 )
 def test_corpora_by_path_have_their_short_names_in_every_table_and_legend(tmp_path, corpora, short):
     study = by_path(tmp_path / "runs", *corpora)
-    shown = report(study, tmp_path / "out")
+    screen = report(study, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
-    assert f"\ncorpus={short[0]} (baseline) " in shown and f"\ncorpus={short[1]} " in shown
+    assert f"\ncorpus={short[0]} (baseline) " in screen and f"\ncorpus={short[1]} " in screen
     assert f"| trained | on {short[0]} | on {short[1]} |" in section(text, "Trained on, evaluated on")
     assert f"| corpus={short[1]}, bits/byte | " in section(text, "Differences from the baseline")
     assert f"| {short[1]}/last_word | acc | 200 | " in section(text, "Task by task")
@@ -167,8 +166,8 @@ def test_corpora_by_path_have_their_short_names_in_every_table_and_legend(tmp_pa
     for file in FILES:
         content = (tmp_path / "out" / file).read_text()
         parts = [differs, fixed] if file == "report.md" else []
-        for each in re.findall(r"<table>.*?</table>", content, re.S) if file == "report.html" else []:
-            parts += [each] * ("in all runs" in each or "data.corpus" in each)
+        for table in re.findall(r"<table>.*?</table>", content, re.S) if file == "report.html" else []:
+            parts += [table] * ("in all runs" in table or "data.corpus" in table)
         for part in parts:
             content = content.replace(part, "")
         assert str(Path(ONE).parent) not in content, file

@@ -10,11 +10,11 @@ from ablations import rundir
 from ablations.criteria import Criteria
 from eval.report.__main__ import main
 from eval.report.contents import contents
-from eval.report.findings import gather
 from eval.report.formats import markdown
-from eval.report.record import report, write
+from eval.report.gather import gather
+from eval.report.record import write
 from eval.statistics.sequential import share
-from tests.made_study import ARMS, Study, make, register, registered, rewrite, section, shift
+from tests.made_study import ARMS, Study, make, register, registered, report, rewrite, section, shift
 
 
 def test_a_margin_makes_equivalent_arms_and_what_is_undecided_says_what_is_missing(tmp_path):
@@ -23,11 +23,11 @@ def test_a_margin_makes_equivalent_arms_and_what_is_undecided_says_what_is_missi
     text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
     assert "**Undecided**: not more than noise. What is missing" in text and "* pos=none, bits/byte: " in text
     assert "pos=alibi, bits/byte: " not in text.split("**Undecided**")[1] and "equivalent" not in text
-    found = gather(replace(study, criteria=Criteria(margins={"bits/byte": 0.05}, seeds=3)))
-    assert found.verdict("pos=none", "bits/byte") == "exploratory: equivalent within 0.05 bits/byte"
-    assert found.verdict("pos=alibi", "bits/byte").startswith("better by 0.0")
-    assert found.verdict("pos=none", "zero-shot").startswith("undecided: about ")
-    write(found, tmp_path / "out")
+    findings = gather(replace(study, criteria=Criteria(margins={"bits/byte": 0.05}, seeds=3)))
+    assert findings.verdict("pos=none", "bits/byte") == "exploratory: equivalent within 0.05 bits/byte"
+    assert findings.verdict("pos=alibi", "bits/byte").startswith("better by 0.0")
+    assert findings.verdict("pos=none", "zero-shot").startswith("undecided: about ")
+    write(findings, tmp_path / "out")
     text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
     assert "* pos=none, bits/byte" not in text and "Margin of bits/byte: 0.05 bits/byte, chosen after the runs" in text
     # a run takes 102.4 s of one core; with less noise than this two more seeds of three arms would be enough
@@ -69,9 +69,9 @@ def test_the_margin_that_was_registered_counts_and_one_that_is_typed_later_is_ex
     assert some.verdict("pos=none", "bits/byte") == "exploratory: equivalent within 0.05 bits/byte"
     write(some, tmp_path / "out")
     entries = json.loads((tmp_path / "out/run.json").read_text())["comparisons"]
-    said = {(e["arm"], e["metric"]): (e["decision"], e["exploratory"]) for e in entries}
-    assert said["pos=none", "bits_per_byte"] == ("equivalent", True)
-    assert said["pos=alibi", "bits_per_byte"] == ("better", False) and said["pos=alibi", "zero_shot"] == (
+    decisions = {(e["arm"], e["metric"]): (e["decision"], e["exploratory"]) for e in entries}
+    assert decisions["pos=none", "bits_per_byte"] == ("equivalent", True)
+    assert decisions["pos=alibi", "bits_per_byte"] == ("better", False) and decisions["pos=alibi", "zero_shot"] == (
         "better",
         True,
     )

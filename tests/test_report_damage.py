@@ -12,8 +12,7 @@ from eval.report.__main__ import main
 from eval.report.blocks import Section, Table
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
-from eval.report.record import report
-from tests.made_study import FILES, change, section, study  # noqa: F401  # a fixture
+from tests.made_study import FILES, change, report, section, study  # noqa: F401  # a fixture
 
 
 def test_what_is_no_run_is_refused_by_name(study, tmp_path, capsys):
@@ -67,8 +66,8 @@ def test_what_is_no_run_is_refused_by_name(study, tmp_path, capsys):
 def test_scores_that_are_not_those_of_the_items_are_refused(study, tmp_path, keys, to, why):
     change(study.cell("pos=alibi", 2).dir / "eval.json", *keys, to=to)
     assert report(study, tmp_path / "out").splitlines()[2].endswith("; 1 of 3 runs missing, 1 damaged")
-    told = section((tmp_path / "out/report.md").read_text(), "What does not match")
-    assert told.startswith("* pos=alibi, seed 2: damaged (") and why in told
+    mismatches = section((tmp_path / "out/report.md").read_text(), "What does not match")
+    assert mismatches.startswith("* pos=alibi, seed 2: damaged (") and why in mismatches
 
 
 @pytest.mark.parametrize(
@@ -95,9 +94,9 @@ def test_a_damaged_file_takes_no_other_run_with_it(study, tmp_path, monkeypatch,
     screen = report(study, tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert "pos=learned (baseline)" in screen and "pos=alibi" in screen and "better by 0.0" in screen
-    told = section(text, "What does not match")
+    mismatches = section(text, "What does not match")
     if not (file == "metrics.jsonl" and damage in ("cut", "empty")) and file != "failed":  # as a kill leaves them
-        line = next(line for line in told.splitlines() if line.startswith("* pos=alibi, seed 2: "))
+        line = next(line for line in mismatches.splitlines() if line.startswith("* pos=alibi, seed 2: "))
         assert file in line and "damaged" in line
     assert str(tmp_path) not in text
     for name in FILES:
@@ -128,10 +127,10 @@ def test_a_strangers_names_cannot_steer_a_terminal_or_a_page(study, tmp_path, ca
     (study.cell("pos=alibi", 3).dir / "failed").write_text(HOSTILE)
     monkeypatch.chdir(tmp_path)
     assert main([f"RUNS={study.root}"]) == 0
-    shown = capsys.readouterr()
+    printed = capsys.readouterr()
     (folder,) = (tmp_path / "ablations/records").iterdir()
     assert "last\\x1b[2J" in (folder / "report.md").read_text()
-    texts = {"screen": shown.out + shown.err, **{path.name: path.read_text() for path in folder.iterdir()}}
+    texts = {"screen": printed.out + printed.err, **{path.name: path.read_text() for path in folder.iterdir()}}
     for name, text in texts.items():
         assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text), name
         assert not re.search("^## Heading", text, re.M), name
@@ -149,8 +148,8 @@ def test_every_format_is_printable_whatever_it_is_given():
         drawing.lines(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
         drawing.heat_map(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
     ]
-    shown = [page(HOSTILE, sections), markdown(HOSTILE, sections), latex(table, HOSTILE), plain_text(table)]
-    for text in [*shown, comma_separated([[HOSTILE, 1]]), *figures]:
+    documents = [page(HOSTILE, sections), markdown(HOSTILE, sections), latex(table, HOSTILE), plain_text(table)]
+    for text in [*documents, comma_separated([[HOSTILE, 1]]), *figures]:
         assert "\\x1b[2J" in text or "textbackslash{}x1b[2J" in text
         assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
     for figure in figures:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from eval.report.__main__ import main
-from eval.report.record import report
 from eval.report.request import parse
 from eval.report.runs import read
 from eval.report.sections.mismatches import mismatches
-from tests.made_study import ARMS, TASK, Study, change, make, rescore, rewrite, section, study  # noqa: F401  # a fixture
+from tests.made_study import ARMS, TASK, Study, change, make, report, rescore, rewrite, section, study  # noqa: F401  # a fixture
 
 
 def test_a_run_that_failed_is_said_to_have_failed(study, tmp_path):
@@ -169,10 +168,10 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
 )
 def test_everything_that_does_not_match_is_said(study, file, keys, to, line):
     change(study.cell("pos=alibi", 2).dir / file, *keys, to=to)
-    found = mismatches(
+    sentences = mismatches(
         study, {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
     )
-    assert [each for each in found if each.startswith(line)], found
+    assert [sentence for sentence in sentences if sentence.startswith(line)], sentences
 
 
 def test_what_all_runs_share_is_said_once(study):
@@ -189,8 +188,8 @@ def test_a_comparison_that_is_refused_is_said_last_and_in_the_exit_code(study, t
     assert main([f"RUNS={study.root}", f"OUT={tmp_path}"]) == 0 and not capsys.readouterr().err
     change(study.cell("pos=alibi", 2).dir / "eval.json", "precision", to="bf16")
     assert main([f"RUNS={study.root}", f"OUT={tmp_path}"]) == 3
-    said = capsys.readouterr().err
-    assert said.startswith("refused: ") and said.endswith("the report is written, and says which\n")
+    error = capsys.readouterr().err
+    assert error.startswith("refused: ") and error.endswith("the report is written, and says which\n")
     assert list(tmp_path.rglob("report.md"))
 
 

@@ -10,12 +10,12 @@ import pytest
 from scipy import stats
 
 from eval.report.contents import contents
-from eval.report.findings import gather, recorded_noise
+from eval.report.findings import recorded_noise
 from eval.report.formats import markdown
-from eval.report.record import report
+from eval.report.gather import gather
 from eval.report.request import parse
 from eval.report.runs import read
-from tests.made_study import ARMS, Study, make, rewrite, section, shift, study, values  # noqa: F401  # a fixture
+from tests.made_study import ARMS, Study, make, report, rewrite, section, shift, study, values  # noqa: F401  # a fixture
 
 
 def test_numbers_equal_scipy_on_the_same_directories(study, tmp_path):
@@ -27,11 +27,11 @@ def test_numbers_equal_scipy_on_the_same_directories(study, tmp_path):
             rewrite(folder, lambda row, value=value: row | {"nats": row["bytes"] * value * float(np.log(2))})
     report(study, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    got = next(c for c in record["comparisons"] if c["metric"] == "bits_per_byte")
+    comparison = next(c for c in record["comparisons"] if c["metric"] == "bits_per_byte")
     x = values(study, "bits_per_byte")
-    assert got["p"] == pytest.approx(stats.ttest_rel(x[1], x[0]).pvalue, rel=1e-3)
-    assert got["noise"] == pytest.approx(stats.sem(x[1] - x[0]), rel=1e-3)
-    assert got["difference"] == pytest.approx((x[1] - x[0]).mean())
+    assert comparison["p"] == pytest.approx(stats.ttest_rel(x[1], x[0]).pvalue, rel=1e-3)
+    assert comparison["noise"] == pytest.approx(stats.sem(x[1] - x[0]), rel=1e-3)
+    assert comparison["difference"] == pytest.approx((x[1] - x[0]).mean())
 
 
 def test_the_items_are_paired(study, tmp_path):
@@ -47,17 +47,17 @@ def test_the_items_are_paired(study, tmp_path):
             lines = map(json.loads, gzip.open(study.cell(arm, seed).dir / "samples.jsonl.gz", "rt"))
             per_seed.append([(line["nats"] / np.log(2), line["bytes"]) for line in lines if "nats" in line])
         bits[arm], bits_of[arm] = np.array(per_seed).mean(0), per_seed
-    apart, sizes = bits["pos=alibi"][:, 0] - bits["pos=learned"][:, 0], bits["pos=alibi"][:, 1]
+    differences, sizes = bits["pos=alibi"][:, 0] - bits["pos=learned"][:, 0], bits["pos=alibi"][:, 1]
     drawn = np.random.default_rng(0).integers(0, 60, (4000, 60))
-    known = np.std(apart[drawn].sum(1) / sizes[drawn].sum(1))
+    bootstrapped = np.std(differences[drawn].sum(1) / sizes[drawn].sum(1))
     # what is left of single documents at single seeds is in the seeds' part, not here
-    each = np.array([[b for b, _ in seed] for seed in bits_of["pos=alibi"]]) - [
+    by_seed = np.array([[b for b, _ in seed] for seed in bits_of["pos=alibi"]]) - [
         [b for b, _ in s] for s in bits_of["pos=learned"]
     ]
-    rest = each / sizes - (each / sizes).mean(0)
+    rest = by_seed / sizes - (by_seed / sizes).mean(0)
     alone = np.sqrt((rest**2 * sizes**2).sum() / (2 * 3)) / sizes.sum()
-    assert float(row.split(" | ")[3]) == pytest.approx(np.sqrt(max(0, known**2 - alone**2)), abs=0.0008)
-    assert known < 0.01 < 0.03 < np.std(bits["pos=alibi"][:, 0] / sizes) / 60**0.5
+    assert float(row.split(" | ")[3]) == pytest.approx(np.sqrt(max(0, bootstrapped**2 - alone**2)), abs=0.0008)
+    assert bootstrapped < 0.01 < 0.03 < np.std(bits["pos=alibi"][:, 0] / sizes) / 60**0.5
 
 
 def test_several_arms_are_corrected_for_being_several(tmp_path):
@@ -105,14 +105,14 @@ def test_recorded_noise_counts_the_seeds_that_two_arms_share(tmp_path):
     for seed in (3, 4, 5):
         shutil.rmtree(study.cell("pos=alibi", seed).dir)
     report(study, tmp_path / "out")
-    got = json.loads((tmp_path / "out/run.json").read_text())["noise"]["bits/byte"]
+    noise = json.loads((tmp_path / "out/run.json").read_text())["noise"]["bits/byte"]
     # without seeds one degree of freedom would be left, so it is the variance within arms (eval/statistics/seeds.py)
     rows = [
         [json.loads((study.cell(arm, seed).dir / "eval.json").read_text())["bits_per_byte"]["value"] for seed in seeds]
         for arm, seeds in zip(study.arms, (study.seeds, (1, 2)), strict=True)
     ]
     pooled = (4 * np.var(rows[0], ddof=1) + np.var(rows[1], ddof=1)) / 5
-    assert got["dof"] == 5 and got["seed_sd"] == pytest.approx(np.sqrt(pooled))
+    assert noise["dof"] == 5 and noise["seed_sd"] == pytest.approx(np.sqrt(pooled))
 
 
 def test_an_arm_whose_seeds_scatter_more_is_named(tmp_path):
@@ -192,7 +192,7 @@ def test_runs_without_common_seeds_are_not_paired(tmp_path):
             shutil.rmtree(study.cell(arm, seed).dir)
     one = parse([f"RUNS={study.root}"]).study
     report(one, tmp_path / "out")
-    got = json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"][0]
+    comparison = json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"][0]
     x = {
         arm: [
             json.loads(path.read_text())["bits_per_byte"]["value"]
@@ -200,26 +200,30 @@ def test_runs_without_common_seeds_are_not_paired(tmp_path):
         ]
         for arm in ARMS
     }
-    assert got["difference"] == pytest.approx(np.mean(x["pos=learned"]) - np.mean(x["pos=alibi"]))
+    assert comparison["difference"] == pytest.approx(np.mean(x["pos=learned"]) - np.mean(x["pos=alibi"]))
     seeds = np.sqrt((np.var(x["pos=learned"], ddof=1) + np.var(x["pos=alibi"], ddof=1)) / 2)
-    assert got["noise"] >= seeds * 0.999
+    assert comparison["noise"] >= seeds * 0.999
 
 
 def test_noise_runs_tell_the_noise_of_a_study_with_one_seed(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS), seeds=[1]))
     more = make(Study(tmp_path / "noise", arms=["pos=learned"], seeds=[5, 6, 7, 8]))
     alone = report(study, tmp_path / "one")
-    known = report(study, tmp_path / "two", [more.cell("pos=learned", seed).dir for seed in more.seeds])
+    with_noise = report(study, tmp_path / "two", [more.cell("pos=learned", seed).dir for seed in more.seeds])
     assert [line.split("    ")[-1].strip() for line in alone.splitlines()[2:4]] == [
         "undecided: one seed, not replicated",
         "undecided: one seed, within noise",
     ]
-    assert known.splitlines()[2].endswith("one seed, not replicated") and known.splitlines()[3].endswith("within noise")
-    said = "these arms if they have several seeds: runs (seeds 5, 6, 7, 8); nano, 1,048,576 tokens."
-    assert said in (tmp_path / "two/report.md").read_text() and said not in (tmp_path / "one/report.md").read_text()
-    got = json.loads((tmp_path / "two" / "run.json").read_text())["comparisons"][0]
+    assert with_noise.splitlines()[2].endswith("one seed, not replicated") and with_noise.splitlines()[3].endswith(
+        "within noise"
+    )
+    source = "these arms if they have several seeds: runs (seeds 5, 6, 7, 8); nano, 1,048,576 tokens."
+    assert source in (tmp_path / "two/report.md").read_text() and source not in (tmp_path / "one/report.md").read_text()
+    comparison = json.loads((tmp_path / "two" / "run.json").read_text())["comparisons"][0]
     sd = np.std(values(more, "bits_per_byte")[0], ddof=1)
-    assert got["noise"] >= np.sqrt(2) * sd and got["counts_above"] >= stats.t.isf(0.025, 3) * np.sqrt(2) * sd
+    assert (
+        comparison["noise"] >= np.sqrt(2) * sd and comparison["counts_above"] >= stats.t.isf(0.025, 3) * np.sqrt(2) * sd
+    )
 
 
 def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):

@@ -14,21 +14,20 @@ import pytest
 from ablations import drawing
 from ablations.values import human
 from eval.report.blocks import Figure, Section, Table
-from eval.report.curves import BINS, binned, curve, subtract
+from eval.report.curves import BINS, average_in_bins, loss_curve, subtract
 from eval.report.formats import latex, markdown
 from eval.report.page import page
-from eval.report.record import report
 from eval.report.runs import budget_seconds
-from tests.made_study import ARMS, FILES, Study, full, make
+from tests.made_study import ARMS, FILES, Study, full, make, report
 
 
 def test_curves_are_averaged_over_the_tokens_that_all_seeds_have():
     tokens = np.arange(1, 101) * 2048
     line = {1: (tokens, np.full(100, 2.0)), 2: (tokens[:60], np.full(60, 3.0))}
-    x, means = binned(line)
+    x, means = average_in_bins(line)
     assert x[-1] <= tokens[59] and (np.diff(x) > 0).all() and len(x) <= BINS
     assert (means[1] == 2).all() and (means[2] == 3).all()
-    straight = binned({1: (tokens, tokens.astype(float))})
+    straight = average_in_bins({1: (tokens, tokens.astype(float))})
     assert np.allclose(straight[1][1], straight[0])  # a mean of losses stands at the mean of its tokens
     t, d = subtract((tokens[5:], np.full(95, 2.5)), (tokens[:50], np.full(50, 2.0)))
     assert list(t) == list(tokens[5:50]) and (d == 0.5).all()
@@ -44,10 +43,10 @@ def test_runs_by_the_clock_are_compared_at_the_same_time():
     assert (
         budget_seconds(cells[1]) == 20 and budget_seconds({"run": {"config": {"train": {"budget": "twenty"}}}}) is None
     )
-    x, means = binned({seed: curve(cell, clock=True) for seed, cell in cells.items()})
+    x, means = average_in_bins({seed: loss_curve(cell, clock=True) for seed, cell in cells.items()})
     assert 1.1 <= x[0] < 1.5 and 18 < x[-1] <= 20  # where both have lines in their logs
     assert means[1] == pytest.approx(5 - x / 10) and means[2] == pytest.approx(means[1])
-    t, d = subtract(curve(cells[1], clock=True), curve(cells[2], clock=True))
+    t, d = subtract(loss_curve(cells[1], clock=True), loss_curve(cells[2], clock=True))
     assert len(t) > 100 and d == pytest.approx(0.0, abs=1e-9)
 
 
@@ -96,8 +95,8 @@ def inspect(tmp_path: Path, text: str, width: int, dark: bool = False) -> tuple[
     if dark:
         command.insert(1, "--blink-settings=preferredColorScheme=0")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return json.loads(html.unescape(re.findall(r"<title>(\{.*?\})</title>", done.stdout)[0])), said
+    messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(html.unescape(re.findall(r"<title>(\{.*?\})</title>", done.stdout)[0])), messages
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs chromium (apt-get install chromium)")
@@ -108,9 +107,9 @@ def test_a_browser_shows_every_figure_and_reports_no_error(tmp_path):
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:)|@import|url\(""", text)  # nothing is fetched
     colours = set()
     for width, dark in ((1100, False), (390, False), (390, True)):
-        seen, said = inspect(tmp_path, text, width, dark)
-        assert said == [] and seen["asked"] == 0
-        titles = [f["title"] for f in seen["found"]]
+        rendered, messages = inspect(tmp_path, text, width, dark)
+        assert messages == [] and rendered["asked"] == 0
+        titles = [f["title"] for f in rendered["found"]]
         for words in (
             "bits/byte: difference",
             "zero-shot: difference",
@@ -126,12 +125,12 @@ def test_a_browser_shows_every_figure_and_reports_no_error(tmp_path):
             "Accuracy in %",
         ):
             assert any(words in title for title in titles), words
-        assert all(f["width"] > 300 and f["height"] > 60 for f in seen["found"]), seen["found"]
-        assert [f["out"] for f in seen["found"] if f["out"]] == []  # no word is cut off
-        assert seen["width"] <= width  # nothing makes the page itself scroll sideways
-        assert seen["sorted"] == seen["tables"] > 8
-        assert seen["up"] == sorted(seen["up"]) and seen["down"] == seen["up"][::-1]
-        colours.add(seen["ink"])
+        assert all(f["width"] > 300 and f["height"] > 60 for f in rendered["found"]), rendered["found"]
+        assert [f["out"] for f in rendered["found"] if f["out"]] == []  # no word is cut off
+        assert rendered["width"] <= width  # nothing makes the page itself scroll sideways
+        assert rendered["sorted"] == rendered["tables"] > 8
+        assert rendered["up"] == sorted(rendered["up"]) and rendered["down"] == rendered["up"][::-1]
+        colours.add(rendered["ink"])
     assert len(colours) == 2  # light and dark
 
 
@@ -142,11 +141,11 @@ def test_every_figure_is_well_formed_and_drawn_the_same_every_time(tmp_path):
     text = (tmp_path / "one" / "report.html").read_text()
     figures = re.findall(r"<figure>(<svg.*?</svg>)(?:<figcaption>|</figure>)", text, re.S)
     assert len(figures) >= 11
-    for each in [*figures, (tmp_path / "one" / "figure.svg").read_text()]:
+    for figure in [*figures, (tmp_path / "one" / "figure.svg").read_text()]:
         xml.dom.minidom.parseString(
-            each.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) if "xmlns" not in each else each
+            figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) if "xmlns" not in figure else figure
         )
-        assert "nan" not in each.lower().replace("nano", "") and "inf " not in each
+        assert "nan" not in figure.lower().replace("nano", "") and "inf " not in figure
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -186,8 +185,12 @@ def test_the_same_words_in_three_formats():
     sections = [Section("Head", ["a <b> **c**", table, Figure("", "nothing drawn")])]
     text = markdown("Title", sections)
     assert "| p\\|q | - | `key` |" in text and "## Head" in text and "nothing drawn" not in text
-    shown = page("Title", sections)
-    assert "a &lt;b&gt; <strong>c</strong>" in shown and "<code>key</code>" in shown and "nothing drawn" not in shown
+    html_page = page("Title", sections)
+    assert (
+        "a &lt;b&gt; <strong>c</strong>" in html_page
+        and "<code>key</code>" in html_page
+        and "nothing drawn" not in html_page
+    )
     tex = latex(table, "100 % of x_1")
     assert r"a\&b & 1 $\pm$ 2 & \textbf{better} by 5 \% \\" in tex and r"\caption{100 \% of x\_1}" in tex
     assert tex.count(r"\begin") == tex.count(r"\end") == 2 and r"\toprule" in tex and "{lrl}" in tex
@@ -195,12 +198,12 @@ def test_the_same_words_in_three_formats():
 
 def test_names_that_are_cut_keep_their_ends():
     long = [f"{'settings-that-all-have-' * 4}{i}=value" for i in (1, 2)]
-    seen = {
+    figures = {
         "map": drawing.heat_map("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
         "legend": drawing.lines("t", [drawing.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"),
         "forest": drawing.forest("t", [(name, 0.1, 0.2, "same", "undecided") for name in long], "x"),
     }
-    for kind, svg in seen.items():
+    for kind, svg in figures.items():
         cut = re.findall(r">…([^<]*)</text>", svg)
         assert len(cut) == (4 if kind == "map" else 2), kind
         for name in long:

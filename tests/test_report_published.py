@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eval.report import expense
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import write
 from eval.report.sections import published
 from eval.report.sections.scaling import power_law
@@ -16,8 +16,8 @@ from tests.made_study import FILES, section, study, values  # noqa: F401  # a fi
 def test_published_c4_and_pile_differ_by_less_than_the_noise():
     """The accuracies that the BigScience repository stores for its 1.3B models at 112B tokens, of 27 tasks:
     bigscience-workshop/bigscience @ 9e64ede, evaluation/results/{tr3,tr12}/*_agg.json."""
-    known = published.load()["per_task"]
-    numbers = np.array(list(known["rows"].values()), float)
+    table = published.load()["per_task"]
+    numbers = np.array(list(table["rows"].values()), float)
     assert numbers.shape == (27, 4)
     assert numbers[:, 1:].mean(0) == pytest.approx([41.24, 42.53, 42.32], abs=0.006)
     p = numbers[:, 1:] / 100
@@ -33,12 +33,18 @@ def test_published_c4_and_pile_differ_by_less_than_the_noise():
 
 
 def test_every_published_number_has_a_mark_and_a_source():
-    known = published.load()
-    for each in [*known["tables"], *known["external"], known["trajectories"], known["per_task"], known["scaling"]]:
-        assert each["mark"] in ("published", "computed", "unverified") and each["source"], each
-    for table in known["tables"]:
-        assert all(len(numbers) == len(published.columns(table)) for _, numbers in published.rows(table))
-    paths = known["trajectories"]
+    content = published.load()
+    for part in [
+        *content["tables"],
+        *content["external"],
+        content["trajectories"],
+        content["per_task"],
+        content["scaling"],
+    ]:
+        assert part["mark"] in ("published", "computed", "unverified") and part["source"], part
+    for table in content["tables"]:
+        assert all(len(numbers) == len(published.table_columns(table)) for _, numbers in published.table_rows(table))
+    paths = content["trajectories"]
     assert all(len(row) == len(paths["tokens"]) for row in paths["rows"].values())
 
 
@@ -52,9 +58,9 @@ def test_published_figures_stand_beside_a_study_of_the_same_factor(study, tmp_pa
     write(gather(study, beside="all"), tmp_path / "out")
     text = section((tmp_path / "out" / "report.md").read_text(), "Beside the BigScience study")
     assert "unverified, Table 2" in text and "Unverified" in text
-    own = values(study, "zero_shot").mean(1)
+    scores = values(study, "zero_shot").mean(1)
     line = next(line for line in text.splitlines() if line.startswith("| alibi | 43.70 | +1.99 |"))
-    assert f"| {own[1]:.1f} | {own[1] - own[0]:+.1f} |" in line
+    assert f"| {scores[1]:.1f} | {scores[1] - scores[0]:+.1f} |" in line
     assert "| rotary | 41.46 | -0.25 | - | - | - |" in text
     assert "| difference from learned | here" in text  # as ours are
     assert "Embedding norm" not in text
@@ -83,7 +89,7 @@ def test_hours_and_energy(device, ranks, threads, unit, hours, kwh):
         "run": {"hardware": hardware, "config": {"model": {"pos": "x"}}},
         "metrics": [{"tokens": 5, "seconds": 3600.0}],
     }
-    spent = expense.spent(cell)
+    spent = expense.cost_so_far(cell)
     assert (spent["unit"], spent["hours"]) == (unit, hours)
     assert spent["kwh"] == (pytest.approx(kwh) if kwh else None)
     assert spent["flops"] is None  # a configuration of another version

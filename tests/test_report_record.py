@@ -47,9 +47,9 @@ def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys,
     assert reported(two, [1, 2]) == (True, False) and "stays" not in capsys.readouterr().out
     assert reported(two, [1, 2, 3]) == (True, False)  # more
     assert reported(two, [1, 2]) == (False, True)  # fewer
-    said = capsys.readouterr().out
-    assert f"{Path('out/records', made.name, 'report.md')}\n" in said
-    assert "it has runs that this report lacks: pos=learned (seed 3); pos=alibi (seed 3)." in said
+    printed = capsys.readouterr().out
+    assert f"{Path('out/records', made.name, 'report.md')}\n" in printed
+    assert "it has runs that this report lacks: pos=learned (seed 3); pos=alibi (seed 3)." in printed
     again = make(Study(tmp_path / "again"))
     assert reported(two, [1, 2, 3], again.root) == (True, False)  # the same runs, made again
     (again.cell("pos=alibi", 2).dir / "done").unlink()
@@ -95,8 +95,8 @@ def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, c
     monkeypatch.setattr(name, full)
     capsys.readouterr()
     assert main([f"RUNS={study.root}"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: the report cannot be written: ") and "Make room" in said
+    error = capsys.readouterr().err
+    assert error.startswith("error: the report cannot be written: ") and "Make room" in error
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -112,6 +112,6 @@ def test_a_read_only_checkout_has_its_report_in_out(study, tmp_path, monkeypatch
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     assert main([f"RUNS={study.root}", "OUT=elsewhere"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     (folder,) = Path("elsewhere/records").iterdir()
-    assert "the report is in elsewhere/records instead" in said and (folder / "report.md").exists()
+    assert "the report is in elsewhere/records instead" in printed and (folder / "report.md").exists()

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,25 +17,26 @@ import pytest
 from ablations.config import resolve
 from ablations.safe_files import Damaged
 from ablations.study import from_args
+from tests.forked import Command
 from tests.tiny_run import in_process, study, words
 
 
 def test_one_process_owns_a_run(tmp_path: Path) -> None:
     from ablations.config import ConfigError
-    from launch.lock import locked
+    from launch.lock import run_lock
 
-    with locked(tmp_path), pytest.raises(ConfigError, match="another process is training"), locked(tmp_path):
+    with run_lock(tmp_path), pytest.raises(ConfigError, match="another process is training"), run_lock(tmp_path):
         pass
 
 
 def test_who_looks_whether_a_run_is_locked_is_no_other_trainer(tmp_path: Path) -> None:
     """A shared lock for a moment, as in ablations/status.py."""
-    from launch.lock import locked
+    from launch.lock import run_lock
 
     look = open(tmp_path / "lock", "w")  # noqa: SIM115
     fcntl.flock(look, fcntl.LOCK_SH)
     threading.Timer(0.3, look.close).start()
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
@@ -44,51 +44,39 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     """There is none here to try it on; this is what flock(2) says on Lustre, as it was mounted by default for long."""
     from ablations.config import ConfigError
     from data import disk
-    from launch.lock import locked
+    from launch.lock import run_lock
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"), locked(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"), run_lock(tmp_path):
         pass
     with pytest.raises(ValueError, match="cannot be locked"), disk.locked(tmp_path / "store/.lock"):
         pass
 
 
-ROOT = Path(__file__).parents[1]
-SLOW_DISK = """
-import os, sys, time
-from launch import checkpoint, train, watch
-save = checkpoint.save_file
-def slowly(*what):
-    if os.environ.get("RANK", "0") == "0":
-        time.sleep(4)
-    save(*what)
-checkpoint.save_file = slowly
-sys.exit(train.main(sys.argv[1:]))
-"""
+def slow_disk() -> None:
+    """Each file of a checkpoint that the first rank writes takes 3 s."""
+    from launch import checkpoint
 
+    save = checkpoint.save_file
 
-def on_a_slow_disk(argv: list[str], rank: int = 0, ranks: int = 1, port: int = 0) -> subprocess.Popen:
-    env = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW_DISK, "--cell", "1", *argv],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | ({k: str(v) for k, v in env.items()} if ranks > 1 else {}),
-    )
+    def slowly(*what: Any) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            time.sleep(3)
+        save(*what)
+
+    checkpoint.save_file = slowly
 
 
 def test_a_storage_slower_than_patience_is_no_hang(corpus: str, store: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(store / "data")
-    change = {"layout.patience": 1, "layout.hang": 2, "layout.save_every": 8}
-    process = on_a_slow_disk(words(corpus, tmp_path, **change))
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and "hang" not in said, said
+    change = {"layout.patience": 2, "layout.hang": 2, "layout.save_every": 8, "train.tokens": 12 * 4 * 32}
+    argv = ["--cell", "1", *words(corpus, tmp_path, **change)]
+    done = Command(tmp_path / "printed", "launch.train", argv, prepare=slow_disk).wait()
+    assert done.returncode == 0 and "hang" not in done.stdout + done.stderr, done
 
 
 def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Path, tmp_path: Path) -> None:
@@ -100,17 +88,30 @@ def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Pat
     run = from_args(argv).cells[1].dir
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    both = [on_a_slow_disk(argv, rank, 2, port) for rank in range(2)]
-    end = time.monotonic() + 100
-    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 5):
-        assert time.monotonic() < end and all(p.poll() is None for p in both)
-        time.sleep(0.02)
-    (run / "stop").write_text("leave")
-    while all(p.poll() is None for p in both):
-        time.sleep(0.01)
-    assert list(run.glob("checkpoints/step_*/checkpoint.json"))
-    assert [(p.communicate(timeout=60), p.returncode)[1] for p in both] == [75, 75]
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1])}
+    both = [
+        Command(
+            tmp_path / f"printed {rank}",
+            "launch.train",
+            ["--cell", "1", *argv],
+            group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            slow_disk,
+        )
+        for rank in range(2)
+    ]
+    try:
+        end = time.monotonic() + 100
+        while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 5):
+            assert time.monotonic() < end and all(process.running() for process in both)
+            time.sleep(0.02)
+        (run / "stop").write_text("leave")
+        while all(process.running() for process in both):
+            time.sleep(0.01)
+        assert list(run.glob("checkpoints/step_*/checkpoint.json"))
+        assert [process.wait(60).returncode for process in both] == [75, 75]
+    finally:
+        for process in both:
+            process.kill()
 
 
 def test_lines_that_a_power_loss_has_torn_are_written_anew(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_strangers_links_are_not_followed(tmp_path: Path, capsys: pytest.Captu
     from launch.log import Log
     from launch.processes import Processes
     from launch.train import main
-    from launch.watch import Watch, event
+    from launch.watch import Watch, record_event
 
     words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]
     run, mine = from_args(words).cells[1].dir, tmp_path / "mine"
@@ -144,7 +145,7 @@ def test_a_strangers_links_are_not_followed(tmp_path: Path, capsys: pytest.Captu
     (run / "metrics.jsonl").unlink()
     Log(run, resolve(), "a run", 0).close()
     with Watch(run, tmp_path, 9, 0, ["a"], hang=100, patience=100):
-        event(run, 1, "slow", "said")
+        record_event(run, 1, "slow", "said")
     with pytest.raises(OSError):
         Processes().run([sys.executable, "-c", "print('overwritten')"], run / "train.log", 1, threads=1)
     assert mine.read_text() == "private"
@@ -161,14 +162,14 @@ def test_two_output_roots_are_two_runs_to_wandb(tmp_path: Path) -> None:
 def test_a_node_that_cannot_write_gets_as_far_as_preflight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which names it. On a real file system that is read-only."""
     from launch import preflight
-    from launch.lock import locked
+    from launch.lock import run_lock
 
     if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {tmp_path}"):
         pytest.skip("needs root to mount a file system")
     try:
         monkeypatch.setenv("RANK", "3")
-        with locked(tmp_path):
-            assert preflight._write(tmp_path) == "Read-only file system"
+        with run_lock(tmp_path):
+            assert preflight._write_problem(tmp_path) == "Read-only file system"
     finally:
         os.system(f"umount {tmp_path}")
 
@@ -180,7 +181,7 @@ def test_what_counts_is_on_the_disk_first(
     cell = dataclasses.replace(study(corpus, tmp_path).cells[1], dir=tmp_path / "run")
     cell.dir.mkdir()
     settled: dict[str, str] = {}
-    seen, finished, fsync, replace = [], [], os.fsync, os.replace
+    saves, finished, fsync, replace = [], [], os.fsync, os.replace
 
     def spy(file: int) -> None:
         name = os.readlink(f"/proc/self/fd/{file}")
@@ -190,7 +191,7 @@ def test_what_counts_is_on_the_disk_first(
     def check(old: Any, new: Any) -> None:
         if Path(new).name == "checkpoint.json":
             lines = settled.get(str(cell.dir / "metrics.jsonl"), "").count("\n")
-            seen.append((json.loads(Path(old).read_text())["step"], lines))
+            saves.append((json.loads(Path(old).read_text())["step"], lines))
         replace(old, new)
 
     class Mirror:
@@ -203,4 +204,4 @@ def test_what_counts_is_on_the_disk_first(
     monkeypatch.setattr(os, "replace", check)
     monkeypatch.setattr("launch.log._wandb", lambda *_: Mirror())
     in_process(cell, store)
-    assert seen == [(8, 8), (16, 16), (24, 24)] and finished == [True]
+    assert saves == [(8, 8), (16, 16), (24, 24)] and finished == [True]

@@ -66,7 +66,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
         (folder / name).symlink_to(secret)
     with pytest.raises(OSError):
         safe_files.append_row(folder / rundir.METRICS, {"step": 1})
-    with pytest.raises(OSError), rundir.hold(folder):
+    with pytest.raises(OSError), rundir.lock(folder):
         pass
     safe_files.write_json(folder / rundir.RUN, {"a": 1})
     assert secret.read_text() == "mine" and json.loads((folder / rundir.RUN).read_text()) == {"a": 1}
@@ -83,7 +83,7 @@ def test_a_link_a_pipe_and_a_folder_are_not_read(tmp_path: Path) -> None:
         assert "mine" not in safe_files.read_text(tmp_path / name)
         assert safe_files.read_lines(tmp_path / name)[0] == [] and safe_files.last_line(tmp_path / name) == ({}, "")
     os.mkfifo(tmp_path / "lock")
-    assert not rundir.locked(tmp_path)
+    assert not rundir.is_locked(tmp_path)
 
 
 def test_what_leads_out_of_a_folder_is_refused(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def test_what_leads_out_of_a_folder_is_refused(tmp_path: Path) -> None:
     (folder / "checkpoints").symlink_to(tmp_path)
     for name in ("checkpoints", "../x", "/etc/passwd"):
         with pytest.raises(Damaged, match="leads out of"):
-            safe_files.inside(folder, name)
-    assert safe_files.inside(folder, "a/b") == folder / "a/b"
+            safe_files.path_inside(folder, name)
+    assert safe_files.path_inside(folder, "a/b") == folder / "a/b"
     with contextlib.chdir(tmp_path):
-        assert safe_files.inside(Path("run"), "a") == Path("run/a")
+        assert safe_files.path_inside(Path("run"), "a") == Path("run/a")
 
 
 @pytest.mark.parametrize(
@@ -232,12 +232,12 @@ def test_weights_that_are_missing_cut_or_changed_are_not_trained_ones(tmp_path: 
 
 
 def test_a_lock_is_one_process_at_a_time(tmp_path: Path) -> None:
-    assert not rundir.locked(tmp_path)
-    with rundir.hold(tmp_path):
-        assert rundir.locked(tmp_path)
-        with pytest.raises(BlockingIOError), rundir.hold(tmp_path):
+    assert not rundir.is_locked(tmp_path)
+    with rundir.lock(tmp_path):
+        assert rundir.is_locked(tmp_path)
+        with pytest.raises(BlockingIOError), rundir.lock(tmp_path):
             pass
-    assert not rundir.locked(tmp_path)
+    assert not rundir.is_locked(tmp_path)
 
 
 def test_a_piece_is_found_by_its_name() -> None:

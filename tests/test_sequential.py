@@ -11,11 +11,11 @@ from ablations import rundir
 from ablations.criteria import Criteria
 from ablations.study import from_args
 from eval.report import undecided as undecided_command
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.request import Request
 from eval.report.undecided import undecided
 from eval.statistics import sequential, simulation
-from eval.statistics.comparison import compare, family
+from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import LEVEL, Part, quantile
 from eval.statistics.sequential import levels, share
 from eval.statistics.verdicts import seeds_to_decide
@@ -56,7 +56,7 @@ def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypat
 
 def test_there_is_no_look_before_the_second_seed_and_none_beyond_the_last():
     assert share(1, 10) == share(11, 10) == 0.0 and 0 < share(2, 10) < share(10, 10) < 1
-    c = family({"a": compare(99.0, Part(1.0, 2), NO_ITEMS, share=0.0)})["a"]
+    c = corrected_family({"a": compare(99.0, Part(1.0, 2), NO_ITEMS, share=0.0)})["a"]
     assert not c.counts and not c.equivalent(1000.0) and c.threshold == np.inf
 
 
@@ -64,7 +64,9 @@ def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivale
     seeds = Part(1.0, 4)
     for part in (0.05, 0.4):
         edge = quantile(part * LEVEL, seeds, NO_ITEMS)
-        below, above = (family({"a": compare(edge * x, seeds, NO_ITEMS, share=part)})["a"] for x in (0.999, 1.001))
+        below, above = (
+            corrected_family({"a": compare(edge * x, seeds, NO_ITEMS, share=part)})["a"] for x in (0.999, 1.001)
+        )
         assert above.counts and not below.counts and above.threshold == pytest.approx(edge)
         inside = quantile(2 * part * LEVEL, seeds, NO_ITEMS)
         assert below.equivalent(below.difference + 1.001 * inside)

@@ -13,7 +13,7 @@ from ablations.__main__ import main
 from ablations.config import KEYS, SETTINGS, ConfigError, resolve
 from ablations.run import SECTIONS
 from ablations.schedule import SCHEDULES
-from ablations.study import HELP
+from ablations.words import HELP
 from model.setting import Setting, check_ranges, settings_of
 
 NANO = resolve([("size", "nano")])

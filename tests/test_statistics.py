@@ -11,7 +11,7 @@ from ablations.factorial import factorial
 from ablations.plan import power
 from eval.statistics import simulation
 from eval.statistics.bootstrap import bootstrap, interval
-from eval.statistics.comparison import Comparison, compare, family, holm
+from eval.statistics.comparison import Comparison, compare, corrected_family, holm
 from eval.statistics.items import (
     FEWEST_ITEMS,
     Stratum,
@@ -22,8 +22,16 @@ from eval.statistics.items import (
     ratio_stderr,
     stderr_of_mean,
 )
-from eval.statistics.parts import LEVEL, Part, add, quantile
-from eval.statistics.seeds import level_stderr, noise_floor, outstanding, residual, seed_part, welch, without_each
+from eval.statistics.parts import LEVEL, Part, quantile, sum_of_parts
+from eval.statistics.seeds import (
+    arms_that_scatter_more,
+    level_stderr,
+    noise_floor,
+    residual_squares,
+    seed_part,
+    welch,
+    without_each,
+)
 from eval.statistics.verdicts import possible_places, seeds_to_decide, verdict
 
 NO_ITEMS = Part(0.0, np.inf)
@@ -114,7 +122,7 @@ def test_items_are_stratified_by_task():
     assert sqrt(part.variance) == pytest.approx(sqrt(stats.sem(a) ** 2 + stats.sem(b) ** 2) / 2)
     # the difference of two independent means has the same variance and degrees of freedom as their sum
     assert part.dof == pytest.approx(stats.ttest_ind(a, b, equal_var=False).df)
-    assert add([NO_ITEMS, NO_ITEMS]) == NO_ITEMS
+    assert sum_of_parts([NO_ITEMS, NO_ITEMS]) == NO_ITEMS
 
 
 def cluster_bootstrap(values: np.ndarray, sizes: np.ndarray, clusters: list, rng, draws: int = 4000) -> np.ndarray:
@@ -210,7 +218,7 @@ def null_family(rng, arms, seeds, true, item_sd=0.0) -> dict[str, Comparison]:
         items = item_part([Stratum(d_N[None], np.ones(40))])
         difference = float(x[a].mean() - x[0].mean() + d_N.mean())
         found[str(a)] = compare(difference, seed_part(table(x), str(a), "0"), items)
-    return family(found)
+    return corrected_family(found)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +283,7 @@ def test_few_independent_items_give_no_verdict():
         assert (
             not c.counts and verdict(c, False).words == f"undecided: {n} independent item{'s' * (n > 1)}, 3 are needed"
         )
-        both = family({"few": c, "enough": compare(0.5, seeds, Part(0.0, 9.0))})
+        both = corrected_family({"few": c, "enough": compare(0.5, seeds, Part(0.0, 9.0))})
         assert not both["few"].counts and both["enough"].adjusted == pytest.approx(compare(0.5, seeds, Part(0.0, 9)).p)
     assert compare(0.5, seeds, Part(0.0, 2.0), independent=FEWEST_ITEMS).counts
     one_passage = by_cluster(np.full((3, 50), 0.5), np.ones(50), ["the same"] * 50)
@@ -306,7 +314,7 @@ def test_holm():
     """Worked by hand: .005 x 4, .01 x 3, .03 x 2, .04 x 1, then none below the one before."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, nan, 0.6]) == pytest.approx([1.0, nan, 1.0], nan_ok=True)
-    both = family({"a": compare(1.0, Part(0.01, 4), NO_ITEMS), "b": compare(0.0, Part(0.01, 4), NO_ITEMS)})
+    both = corrected_family({"a": compare(1.0, Part(0.01, 4), NO_ITEMS), "b": compare(0.0, Part(0.01, 4), NO_ITEMS)})
     assert both["a"].adjusted == pytest.approx(2 * both["a"].p)
 
 
@@ -445,16 +453,20 @@ def test_an_arm_stands_out_by_the_f_test_of_its_contrast_with_the_others():
         others = x[:3] - x[:3].mean(0) - x[:3].mean(1, keepdims=True) + x[:3].mean()
         contrast = (x[3] - x[:3].mean(0)).var(ddof=1) * 3 / 4
         p = 4 * stats.f.sf(contrast / ((others**2).sum() / 8), 4, 8)
-        assert outstanding(table(x)).get("3") == (pytest.approx(p) if p <= LEVEL else None)
-        chance += bool(outstanding(table(x)))
+        assert arms_that_scatter_more(table(x)).get("3") == (pytest.approx(p) if p <= LEVEL else None)
+        chance += bool(arms_that_scatter_more(table(x)))
     assert 0.02 < chance / 400 < 0.08
     noisy = np.vstack([x, 9 * rng.normal(size=5)])
-    assert outstanding(table(noisy)).keys() == {"4"}
-    assert outstanding({**table(noisy), "4": {0: 0.1, 1: 90.0, 2: -70.0}}).keys() == {"4"}  # with cells missing too
+    assert arms_that_scatter_more(table(noisy)).keys() == {"4"}
+    assert arms_that_scatter_more({**table(noisy), "4": {0: 0.1, 1: 90.0, 2: -70.0}}).keys() == {
+        "4"
+    }  # with cells missing too
     assert seed_part(table(noisy), "4", "0") == Part(pytest.approx((noisy[4] - noisy[0]).var(ddof=1) / 5), 4)
     assert seed_part(table(noisy), "1", "0").dof == 16  # of all arms: it is overstated
-    assert not outstanding(table(noisy[3:])) and not outstanding(table(0 * x))
-    assert not outstanding(table(np.tile([[2.7], [2.5], [2.6]], (1, 3)) + [[0.1, 0.2, 0.3]]))  # rounding is no noise
+    assert not arms_that_scatter_more(table(noisy[3:])) and not arms_that_scatter_more(table(0 * x))
+    assert not arms_that_scatter_more(
+        table(np.tile([[2.7], [2.5], [2.6]], (1, 3)) + [[0.1, 0.2, 0.3]])
+    )  # rounding is no noise
 
 
 @pytest.mark.parametrize("noisy, seeds, at_most", [(1, 5, 0.055), (0, 5, 0.065), (1, 3, 0.1), (1, 2, 0.1)])
@@ -464,7 +476,7 @@ def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(n
     for _ in range(1500):
         x = rng.normal(size=(4, seeds)) + rng.normal(size=(1, seeds))
         x[noisy] += sqrt(24) * rng.normal(size=seeds)
-        left, dof = residual(table(x))
+        left, dof = residual_squares(table(x))
         for one in (False, True):
             found = {
                 str(a): compare(
@@ -474,7 +486,7 @@ def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(n
                 )
                 for a in range(1, 4)
             }
-            counts = any(c.counts for c in family(found).values())
+            counts = any(c.counts for c in corrected_family(found).values())
             pooled, wrong = pooled + (one and counts), wrong + (counts and not one)
     assert wrong / 1500 <= at_most and pooled / 1500 > 0.075 and wrong <= pooled
 
@@ -483,7 +495,7 @@ def test_welch_satterthwaite_would_be_wrong_too_often():
     """Why `compare` uses Banerjee's interval: see the docstring of the module."""
     wrong = []
     for c in studies(np.random.default_rng(11), 2, 3, 40, 1.0, 1.0, 3000):
-        both = add([c.seeds, c.items])
+        both = sum_of_parts([c.seeds, c.items])
         wrong.append(abs(c.difference) > stats.t.ppf(0.975, both.dof) * sqrt(both.variance))
     assert np.mean(wrong) > 0.065
 
@@ -508,7 +520,9 @@ def test_verdicts_in_words():
     assert not compare(99.0, floor, NO_ITEMS, replicated=False).counts and compare(99.0, floor, NO_ITEMS).counts
     alone = compare(0.1, Part(0.001, 4), NO_ITEMS)
     assert alone.p < 0.05 < 3 * alone.p  # real alone, not among three
-    three = family({"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)})
+    three = corrected_family(
+        {"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)}
+    )
     assert isinstance(three["a"], Comparison) and verdict(three["a"], True).words == "undecided: within noise"
     assert abs(three["a"].difference) < three["a"].threshold  # what it counts above says the same
 
@@ -519,12 +533,12 @@ def test_a_difference_of_several_counts_exactly_above_its_threshold():
     for _ in range(200):
         seeds = Part(1.0, int(rng.integers(2, 12)))
         several = {str(i): compare(float(d), seeds, Part(0.1, 50)) for i, d in enumerate(rng.normal(0, 5, 4))}
-        found = family(several)
+        found = corrected_family(several)
         assert all(c.counts == (abs(c.difference) > c.threshold) for c in found.values())
         first = max(found.values(), key=lambda c: abs(c.difference))
         assert first.threshold == pytest.approx(quantile(LEVEL / 4, seeds, Part(0.1, 50)))
     alone = compare(1.0, seeds, NO_ITEMS)
-    assert family({"a": alone})["a"].threshold == alone.threshold
+    assert corrected_family({"a": alone})["a"].threshold == alone.threshold
 
 
 def test_any_wrong_verdict_among_four_arms_is_as_rare():
@@ -536,7 +550,7 @@ def test_any_wrong_verdict_among_four_arms_is_as_rare():
             str(a): compare(float(x[a].mean() - x[0].mean()), seed_part(table(x), str(a), "0"), NO_ITEMS)
             for a in range(1, 5)
         }
-        wrong += any(c.counts for c in family(found).values())
+        wrong += any(c.counts for c in corrected_family(found).values())
     assert wrong / 1500 <= 0.062
 
 
@@ -605,8 +619,8 @@ def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
     for name, content in broken:
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(content)
-    assert power.recorded("nano", 2 * 10**6, tmp_path)["record"] == "a"
-    assert power.recorded("nano", 8 * 10**6, tmp_path)["record"] == "b"
+    assert power.recorded_noise("nano", 2 * 10**6, tmp_path)["record"] == "a"
+    assert power.recorded_noise("nano", 8 * 10**6, tmp_path)["record"] == "b"
     said = power.describe_detectable("nano", 10**6, 2, 3, tmp_path)
     assert f"{power.detectable(0.01, 0, 2, 3):.2g} bits/byte;" in said and "of a, 1,000,000 tokens" in said
     assert said.endswith("the items of bits/byte count as no noise there, so it takes more")
@@ -636,16 +650,19 @@ def test_places_share_what_noise_does_not_tell_apart():
 def test_a_tie_is_no_verdict_even_where_nothing_scatters(higher_is_better):
     """As of tasks that two arms answer alike at every seed: an interval of no width touches zero."""
     for seeds, items in ((Part(0.0, 2), NO_ITEMS), (Part(0.0, 2), Part(0.0, 9)), (Part(0.01, 2), Part(0.1, 9))):
-        c = family({"a": compare(0.0, seeds, items), "b": compare(-0.0, seeds, items)})["b"]
+        c = corrected_family({"a": compare(0.0, seeds, items), "b": compare(-0.0, seeds, items)})["b"]
         assert c.p == 1.0 and not c.counts
         assert verdict(c, higher_is_better).words == "undecided: within noise"
-    assert verdict(family({"a": compare(0.0, Part(0.0, 2), NO_ITEMS)})["a"], True, margin=0.01).kind == "equivalent"
+    assert (
+        verdict(corrected_family({"a": compare(0.0, Part(0.0, 2), NO_ITEMS)})["a"], True, margin=0.01).kind
+        == "equivalent"
+    )
 
 
 def test_results_that_are_equal_in_all_arms_and_seeds_have_no_verdict_and_no_arm_stands_out():
     results = {f"arm {i}": dict.fromkeys((1, 2, 3), 2.5) for i in range(4)}
-    assert outstanding(results) == {} and seed_part(results, "arm 1", "arm 0") == Part(0.0, 6)
-    c = family({"a": compare(0.0, seed_part(results, "arm 1", "arm 0"), NO_ITEMS)})["a"]
+    assert arms_that_scatter_more(results) == {} and seed_part(results, "arm 1", "arm 0") == Part(0.0, 6)
+    c = corrected_family({"a": compare(0.0, seed_part(results, "arm 1", "arm 0"), NO_ITEMS)})["a"]
     assert verdict(c, False).kind == "undecided"
 
 
@@ -664,20 +681,20 @@ def test_full_designs_in_closed_form_are_those_of_least_squares(arms, seeds):
     x = np.random.default_rng([arms, seeds]).normal(2.5, 0.1, (arms, seeds))
     x[-1] *= 3
     results = {f"größe={a}": dict(enumerate(map(float, row))) for a, row in enumerate(x)}
-    assert residual(results) == (pytest.approx(least_squares(results)[0]), least_squares(results)[1])
-    left, dof = residual(results, seeds=False)
+    assert residual_squares(results) == (pytest.approx(least_squares(results)[0]), least_squares(results)[1])
+    left, dof = residual_squares(results, seeds=False)
     assert (left, dof) == (pytest.approx(float(((x - x.mean(1, keepdims=True)) ** 2).sum())), arms * (seeds - 1))
     for arm, (rest, others) in without_each(results).items():
         expected = least_squares({name: row for name, row in results.items() if name != arm})
         assert (rest, others) == (pytest.approx(expected[0], abs=1e-12), expected[1])
     del results["größe=0"][0]  # a cell is missing
     if results["größe=0"]:
-        assert residual(results) == (pytest.approx(least_squares(results)[0]), least_squares(results)[1])
+        assert residual_squares(results) == (pytest.approx(least_squares(results)[0]), least_squares(results)[1])
 
 
 def test_one_arm_that_scatters_among_equal_ones_stands_out():
     results = {f"arm {i}": {1: 2.0, 2: 2.1, 3: 2.2} for i in range(4)} | {"wild": {1: 2.0, 2: 3.0, 3: 1.0}}
-    assert list(outstanding(results)) == ["wild"] and outstanding(results)["wild"] < 1e-10
+    assert list(arms_that_scatter_more(results)) == ["wild"] and arms_that_scatter_more(results)["wild"] < 1e-10
 
 
 def test_a_thousand_arms_are_judged():
@@ -689,4 +706,4 @@ def test_a_thousand_arms_are_judged():
         arm: compare(float(np.mean(list(results[arm].values())) - x[0].mean()), seed_part(results, arm, "0"), NO_ITEMS)
         for arm in [*list(results)[1:40], "999"]
     }
-    assert [arm for arm, c in family(compared).items() if c.counts] == ["999"]
+    assert [arm for arm, c in corrected_family(compared).items() if c.counts] == ["999"]

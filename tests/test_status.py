@@ -22,9 +22,10 @@ from ablations.config import ConfigError
 from ablations.rundir import State
 from ablations.safe_files import last_line
 from ablations.status import duration, state, table
-from ablations.study import from_anywhere, from_args
+from ablations.study import from_args
+from ablations.words import change_to_checkout
 from launch import local, train
-from launch.processes import Failed, Processes, environment, gpus
+from launch.processes import CommandFailed, Processes, environment, gpus
 from tests.conftest import trained
 
 ROOT = Path(__file__).parents[1]
@@ -156,11 +157,11 @@ def test_of_two_commands_that_begin_a_run_at_once_one_waits(tmp_path: Path, monk
                 lock.close()
 
             threading.Timer(0.2, finish).start()
-            raise Failed("another process is training")
+            raise CommandFailed("another process is training")
 
     processes = Processes()
     monkeypatch.setattr(processes, "run", command)
-    local.finish(study, cell, {}, processes)
+    local.finish_run(study, cell, {}, processes)
     assert asked == ["launch.train", "eval"]
 
 
@@ -172,7 +173,7 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
         trained(cell.dir)
         (cell.dir / "eval.json").write_text("{}")
     monkeypatch.setattr(local, "prepare", lambda *_: None)
-    monkeypatch.setattr(local, "reading", lambda _: [])
+    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
     failures = sorted(local.run(study))
     assert [line.split(":")[0] for line in failures] == ["pos=alibi, seed 1", "pos=learned, seed 1"]
     assert all("has no run.json" in line for line in failures)
@@ -249,11 +250,11 @@ def test_ctrl_c_stops_all_runs_and_a_second_one_at_once(
 import signal, sys
 from launch import local
 signal.signal(signal.SIGINT, signal.default_int_handler)
-local.prepare, local.reading, local.jobs = lambda *_: None, lambda _: [], lambda _: 1
+local.prepare, local.epochs_of_text, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
 def finish(study, cell, phases, processes):
     cell.dir.mkdir(parents=True)
     processes.run([sys.executable, "-c", {LEAVES!r}, str(cell.dir), "{kind}"], cell.dir / "train.log", 1, 1)
-local.finish = finish
+local.finish_run = finish
 sys.exit(local.main({study.words!r}))
 """
     command = subprocess.Popen(
@@ -352,7 +353,7 @@ def test_an_out_that_cannot_be_written_is_named_with_what_to_do(
     if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {disk}"):
         pytest.skip("needs root to mount a file system")
     monkeypatch.setattr(local, "prepare", lambda *_: None)
-    monkeypatch.setattr(local, "reading", lambda _: [])
+    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
     try:
         words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={disk}"]
         assert from_plan(["status", *words]) == 0
@@ -373,10 +374,10 @@ def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:
     for out, where in ((["OUT=mine"], f"{tmp_path}/mine/nano"), ([], " runs/nano"), (["OUT="], " runs/nano")):
         done = subprocess.run([*command, *out], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
         assert done.stdout.count(f"{where}/baseline,seed=1") == 1
-    words = from_anywhere(["OUT=runs", "SET=train.lr=1e-3"])
+    words = change_to_checkout(["OUT=runs", "SET=train.lr=1e-3"])
     assert words == ["OUT=runs", "SET=train.lr=1e-3"] and not list(tmp_path.iterdir())
     with contextlib.chdir(tmp_path):
-        assert from_anywhere(["RUNS=a /b", "NOISE=c"]) == [f"RUNS={tmp_path}/a /b", f"NOISE={tmp_path}/c"]
+        assert change_to_checkout(["RUNS=a /b", "NOISE=c"]) == [f"RUNS={tmp_path}/a /b", f"NOISE={tmp_path}/c"]
         assert Path.cwd() == ROOT
 
 
@@ -463,8 +464,10 @@ def test_damage_is_named_and_takes_down_no_other_run(
 
     worked = []
     monkeypatch.setattr(local, "prepare", lambda *_: None)
-    monkeypatch.setattr(local, "reading", lambda _: [])
-    monkeypatch.setattr(local, "finish", lambda study, cell, phases, processes: worked.append(study.cells.index(cell)))
+    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
+    monkeypatch.setattr(
+        local, "finish_run", lambda study, cell, phases, processes: worked.append(study.cells.index(cell))
+    )
     failures = sorted(local.run(study))
     assert len(failures) == 2 and sorted(worked) == [1, 2, 3, 4, 6, 7, 8, 9]
     assert f"{folders[5]}/weights.safetensors" in failures[0] and f"{folders[0]}/run.json is damaged" in failures[1]

@@ -109,12 +109,12 @@ def test_under_slurm_a_run_that_another_job_holds_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ablations.rundir import Exit
-    from launch.lock import locked
+    from launch.lock import run_lock
     from launch.watch import Stop
 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr("launch.lock.time.sleep", lambda _: None)
-    with locked(tmp_path), pytest.raises(Stop, match="another process is training") as stop, locked(tmp_path):
+    with run_lock(tmp_path), pytest.raises(Stop, match="another process is training") as stop, run_lock(tmp_path):
         pass
     assert stop.value.code == Exit.RESUBMIT
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from ablations import strict_yaml, study_file
 from ablations.config import KEYS, ConfigError, resolve
 from ablations.criteria import Criteria
-from ablations.study import FACTORS, HELP, Study, at_home, folders, from_anywhere, from_args
+from ablations.study import Study, from_args
 from ablations.study_file import StudyFile, read_study
 from ablations.values import did_you_mean, difference
+from ablations.words import FACTORS, HELP, change_to_checkout, expand_home, folders_in
 
 ROOT = Path(__file__).parents[1]
 GOOD = "question: Besser?\nexpect: Ja, über 2 %.\narms:\n  - model.pos: alibi\n"
@@ -230,7 +231,7 @@ def test_a_name_is_proposed_whatever_its_case_or_section() -> None:
 @pytest.mark.parametrize(("typed", "value"), [("~/läufe", "{}/läufe"), ("a/~b", "a/~b"), ("~you/x", "~you/x")])
 def test_a_home_that_the_shell_has_left_is_the_users(typed: str, value: str) -> None:
     expected = value.format(Path.home())
-    assert at_home(typed) == expected and at_home(f"{typed},~") == f"{expected},{Path.home()}"
+    assert expand_home(typed) == expected and expand_home(f"{typed},~") == f"{expected},{Path.home()}"
     assert str(from_args(["POS=alibi", f"OUT={typed}"]).out) == expected
 
 
@@ -320,25 +321,25 @@ def test_names_of_folders_stay_within_what_file_systems_take(tmp_path: Path) -> 
 def test_runs_are_named_by_a_glob_or_from_home_and_not_with_commas(tmp_path: Path) -> None:
     for name in ("pos=alibi,seed=1", "pos=alibi,seed=2", "größe [2]"):
         (tmp_path / name).mkdir()
-    assert folders(f"{tmp_path}/pos=* x") == [*(f"{tmp_path}/pos=alibi,seed={seed}" for seed in (1, 2)), "x"]
-    assert folders(f"{tmp_path}/pos=alibi,seed=1") == [f"{tmp_path}/pos=alibi,seed=1"]
-    assert folders(f"'{tmp_path}/größe [2]' {tmp_path}/none*") == [f"{tmp_path}/größe [2]", f"{tmp_path}/none*"]
-    assert folders("~/läufe") == [f"{Path.home()}/läufe"]
+    assert folders_in(f"{tmp_path}/pos=* x") == [*(f"{tmp_path}/pos=alibi,seed={seed}" for seed in (1, 2)), "x"]
+    assert folders_in(f"{tmp_path}/pos=alibi,seed=1") == [f"{tmp_path}/pos=alibi,seed=1"]
+    assert folders_in(f"'{tmp_path}/größe [2]' {tmp_path}/none*") == [f"{tmp_path}/größe [2]", f"{tmp_path}/none*"]
+    assert folders_in("~/läufe") == [f"{Path.home()}/läufe"]
     with pytest.raises(ConfigError, match="spaces between them, and no commas"):
-        folders(f"x {tmp_path},{tmp_path}")
+        folders_in(f"x {tmp_path},{tmp_path}")
 
 
 def test_runs_may_lie_in_folders_with_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "my runs é"
     folder.mkdir()
-    assert folders(str(folder)) == [str(folder)]
-    assert folders(f'"{folder}" other') == [str(folder), "other"]
-    assert folders("a b") == ["a", "b"]
+    assert folders_in(str(folder)) == [str(folder)]
+    assert folders_in(f'"{folder}" other') == [str(folder), "other"]
+    assert folders_in("a b") == ["a", "b"]
     with pytest.raises(ConfigError, match="closing quotation"):
-        folders('"a b')
+        folders_in('"a b')
     monkeypatch.chdir(tmp_path)
-    (word,) = from_anywhere(["RUNS='my runs é' b"])
-    assert folders(word.removeprefix("RUNS=")) == [str(folder), str(tmp_path / "b")]
+    (word,) = change_to_checkout(["RUNS='my runs é' b"])
+    assert folders_in(word.removeprefix("RUNS=")) == [str(folder), str(tmp_path / "b")]
 
 
 # ------------------------------------------------------------------------------------------------ fuzzing

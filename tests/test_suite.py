@@ -102,7 +102,7 @@ def test_more_to_score_than_the_longest_input_is_scored_in_pieces():
     gpt, ids = model("learned", "causal"), [random.Random(2).randrange(257) for _ in range(70)]
     nats, _ = score.likelihoods(gpt, [(ids[:5], ids[5:])])[0]
     parts = [score.likelihoods(gpt, [(ids[:at], ids[at : at + 12])])[0][0] for at in range(5, 70, 12)]
-    assert nats == pytest.approx(sum(parts), abs=1e-4) and not score.cut([1], [2] * 24, 24)[1:]
+    assert nats == pytest.approx(sum(parts), abs=1e-4) and not score.split_to_fit([1], [2] * 24, 24)[1:]
 
 
 @pytest.mark.parametrize("pos,objective", MODELS)
@@ -238,7 +238,7 @@ def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, env=env, capture_output=True)
     after = {path: path.stat().st_mtime_ns for path in to.rglob("*.gz")}
     assert sum(before[path] != after[path] for path in before) == 1  # the harmed one is made again, the other kept
-    assert not mirror.Mirror(to).lacks(min(ours.entries))
+    assert not mirror.Mirror(to).why_unusable(min(ours.entries))
 
 
 def test_logiqa_is_read_as_the_hubs_script_did():

@@ -133,7 +133,7 @@ def test_byte_bpe_is_compared_with_its_reference(byte_bpe, monkeypatch):
 def test_a_new_encoder_gives_the_same_ids(byte_bpe, monkeypatch):
     before = [byte_bpe.encode(text) for text in TEXTS]
     monkeypatch.setattr("data.byte_bpe.CACHED_BYTES", 1)
-    byte_bpe._left = 0
+    byte_bpe._bytes_left = 0
     coders = []
     for text, ids in zip(TEXTS, before, strict=True):
         assert byte_bpe.encode(text) == ids
@@ -321,9 +321,9 @@ def test_t5s_vocabulary_with_and_without_its_extra_ids(tmp_path):
     prefix = made[32100]["train"][0]["prefix"]
     assert made[32000]["train"][0]["prefix"] == prefix  # the same tokens
     assert made[32100]["tokenizer"]["vocab"] == 32100
-    flat = np.fromfile(f"{prefix}.bin", tokens.read(prefix)[0])
+    flat = np.fromfile(f"{prefix}.bin", tokens.read_index(prefix)[0])
     loaded = load_tokenizer(made[32100]["tokenizer"]["path"])
-    assert loaded.vocab_size == 32000 and flat.max() < 500 and (flat == 1).sum() == len(tokens.read(prefix)[1])
+    assert loaded.vocab_size == 32000 and flat.max() < 500 and (flat == 1).sum() == len(tokens.read_index(prefix)[1])
     ids = loaded.encode("def a word")
     assert loaded.decode([*ids, 32099, 32000]) == loaded.decode(ids) == "def a word"  # a model may say an extra id
     for vocab in (31999, 32001, 32128):
@@ -350,7 +350,7 @@ def test_a_vocabulary_of_250000(byte_bpe, tmp_path):
     large = load_tokenizer(tmp_path)
     assert (large.vocab_size, large.eod) == (250_000, 249_999)
     tokens.write(tmp_path / "train", [(text, "") for text in TEXTS], large)  # compares ids with Hugging Face's
-    kind, lengths = tokens.read(tmp_path / "train")
+    kind, lengths = tokens.read_index(tmp_path / "train")
     flat = np.fromfile(tmp_path / "train.bin", kind)
     ours = [[vocab[order[token]] for token in ids] + [249_999] for ids in byte_bpe.encode_batch(TEXTS)]
     assert kind.itemsize == 4 and flat.tolist() == sum(ours, []) and lengths.tolist() == list(map(len, ours))
@@ -420,18 +420,18 @@ def test_pieces_are_the_vocabulary(bpe):
 
 @pytest.mark.parametrize("kind", ["bpe", "byte-bpe"])
 def test_exported_to_hugging_face(paths, kind):
-    from eval import export
+    from eval import export, export_tokenizer
 
     tokenizer = load_tokenizer(paths[kind])
     texts = [*TEXTS, *AWKWARD, *export.AWKWARD]
-    export.compare(tokenizer, export.convert(tokenizer), texts, tokenizer.encode_batch(texts))
+    export_tokenizer.compare(tokenizer, export_tokenizer.convert(tokenizer), texts, tokenizer.encode_batch(texts))
 
 
 def test_what_is_not_exported_is_refused(paths, tmp_path):
-    from eval import export
+    from eval import export_tokenizer
 
     with pytest.raises(ValueError, match="unigram is not exported"):
-        export.convert(load_tokenizer(paths["unigram"]))
+        export_tokenizer.convert(load_tokenizer(paths["unigram"]))
 
 
 def test_width_of_the_arrays(byte_bpe):
@@ -513,7 +513,7 @@ def test_other_ways_to_split_text_are_those_of_hugging_face(tmp_path, kind):
     """RoBERTa's space before a text stays when it is decoded; gigatoken does not know StarCoder's single digits."""
     from tokenizers import pre_tokenizers
 
-    from eval import export
+    from eval import export_tokenizer
 
     spaced = kind == "a space before"
     split = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
@@ -526,7 +526,7 @@ def test_other_ways_to_split_text_are_those_of_hugging_face(tmp_path, kind):
     assert ours.arrays(texts)[0].tolist() == [token for ids in expected for token in ids]
     assert ours.lossless == (not spaced) == ([ours.decode(ids) for ids in expected] == texts)
     module.check_parity(ours)
-    export.compare(ours, export.convert(ours), texts, expected)
+    export_tokenizer.compare(ours, export_tokenizer.convert(ours), texts, expected)
 
 
 def test_a_tokenizer_that_is_not_hugging_faces_is_refused_before_training(tmp_path, monkeypatch):

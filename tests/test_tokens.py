@@ -37,7 +37,7 @@ def test_the_bytes_are_those_of_megatron_lm(tmp_path, tokenizer):
 def test_megatron_lms_own_file_loads(tokenizer):
     from data.batches import Batches
 
-    kind, lengths = tokens.read(RECORDED / "theirs")
+    kind, lengths = tokens.read_index(RECORDED / "theirs")
     flat = np.fromfile(RECORDED / "theirs.bin", kind)
     documents = np.split(flat, np.cumsum(lengths)[:-1])
     assert [tokenizer.decode(document[:-1]) for document in documents] == TEXTS
@@ -56,7 +56,7 @@ def test_megatron_core_reads_ours(tmp_path, tokenizer):
 
 @pytest.mark.skipif("MEGATRON_LM" not in os.environ, reason="MEGATRON_LM names a checkout of Megatron-LM")
 def test_against_megatron_lms_tool(tmp_path, tokenizer):
-    from eval.export import convert
+    from eval.export_tokenizer import convert
 
     converted = convert(tokenizer)
     converted.split_special_tokens = False
@@ -134,7 +134,7 @@ def test_damaged_files_are_refused(tmp_path, tokenizer):
     tokens.write(tmp_path / "x", [(text, "") for text in TEXTS], tokenizer)
     (tmp_path / "x.bin").write_bytes((tmp_path / "x.bin").read_bytes()[:-2])
     with pytest.raises(ValueError, match="but its index says 270"):
-        tokens.read(tmp_path / "x")
+        tokens.read_index(tmp_path / "x")
     (tmp_path / "x.idx").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is not an index of Megatron's"):
         tokens.join([tmp_path / "x"], tmp_path / "y")

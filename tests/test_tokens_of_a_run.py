@@ -38,7 +38,7 @@ def another(run):
 
 
 def stops(run, match):
-    with pytest.raises(manifest.Failed, match=match):
+    with pytest.raises(manifest.RunFailed, match=match):
         train(run.cell, run.store)
     assert not (run.cell.dir / "run.json").exists() and not (run.cell.dir / "metrics.jsonl").exists()
 
@@ -70,7 +70,7 @@ def test_it_is_made_again_as_the_message_says_and_then_the_run_starts(run):
     before = {path: path.read_bytes() for path in (run.store / "data").rglob("*.model")}
     (path,) = before
     path.write_bytes(before[path][:-1])
-    with pytest.raises(manifest.Failed, match=f"Remove {path.parent}"):
+    with pytest.raises(manifest.RunFailed, match=f"Remove {path.parent}"):
         train(run.cell, run.store)
     shutil.rmtree(path.parent)
     train(run.cell, run.store)
@@ -99,5 +99,5 @@ def test_a_file_with_another_number_of_pieces_than_the_model(run, tmp_path, voca
     change = {"data.tokenizer": run.made["tokenizer"]["path"], "data.tokenizer_kind": "file", "model.vocab": vocab}
     cell = study(run.corpus, tmp_path / "other", change).cells[0]
     cell.dir.mkdir(parents=True)
-    with pytest.raises(manifest.Failed, match=f"512 pieces.*model.vocab={vocab}"):
+    with pytest.raises(manifest.RunFailed, match=f"512 pieces.*model.vocab={vocab}"):
         train(cell, run.store)

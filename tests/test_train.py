@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ablations import rundir
 from ablations.budget import learning_rate
 from ablations.config import resolve
 from ablations.study import from_args
+from tests.conftest import Launch
 from tests.tiny_run import TINY, in_process, result, same_initial_weights, study, words
 
 ROOT = Path(__file__).parents[1]
@@ -97,9 +99,7 @@ def test_the_layout_leaves_no_trace(corpus: str, store: Path, tmp_path: Path) ->
     assert [r[2] for r in rows] == pytest.approx([sum(losses[a:b]) / (b - a) for a, b in spans], rel=1e-12)
 
 
-def test_two_ranks_train_what_one_does(corpus: str, store: Path, tmp_path: Path) -> None:
-    from launch.processes import Processes
-
+def test_two_ranks_train_what_one_does(launch: Callable[..., Launch], corpus: str, store: Path, tmp_path: Path) -> None:
     losses = {}
     for ranks in (1, 2):
         out = tmp_path / str(ranks)
@@ -108,9 +108,8 @@ def test_two_ranks_train_what_one_does(corpus: str, store: Path, tmp_path: Path)
         change = {"layout.processes": ranks, "layout.micro_batch": 2}
         argv = words(corpus, out, **change)
         cell = from_args(argv).cells[1]
-        cell.dir.mkdir(parents=True)
-        command = [sys.executable, "-m", "launch.train", "--cell", "1", *argv]
-        Processes().run(command, cell.dir / "train.log", ranks, threads=1)
+        process = launch(["--cell", "1", *argv], out / "log", ranks)
+        assert process.wait() == 0, process.said
         losses[ranks] = [r[2] for r in result(cell.dir)[1]]
         assert json.loads((cell.dir / "done").read_text())["ranks"] == ranks
     assert losses[2] == pytest.approx(losses[1], rel=2e-5)
@@ -219,14 +218,18 @@ def test_our_adamw_is_torchs() -> None:
 
 def test_a_run_that_is_not_compiled_does_not_load_the_compiler() -> None:
     """It takes seconds: DeepSpeed, megatron-core and decorators of ours would load it as they are imported, and torch's
-    optimizers when they are called. Of megatron-core only the compiled helpers are loaded."""
+    optimizers when they are called. Nor does it load sympy for gradients, or more of megatron-core than its compiled
+    helpers."""
     code = (
         "import sys, torch\nfrom launch import deepspeed_setup, engine\n"
         "from data import batches\nfrom model import gpt\n"
         "deepspeed_setup.import_deepspeed()\nbatches._helpers()\n"
         "weight = torch.nn.Parameter(torch.ones(2))\nadamw = engine.AdamW([weight], fused=True)\n"
         "weight.grad = torch.ones(2)\nadamw.step()\nadamw.zero_grad()\n"
-        "print(sorted(sys.modules.keys() & {'torch._dynamo', 'torch._inductor.compile_fx', 'megatron.core'}))"
+        "from ablations.config import resolve\nfrom model import proof\n"
+        "proof.prove(gpt.GPT(resolve([('size', 'atto')]).model))\n"
+        "unwanted = {'torch._dynamo', 'torch._inductor.compile_fx', 'sympy', 'megatron.core'}\n"
+        "print(sorted(sys.modules.keys() & unwanted))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert printed.splitlines()[-1] == "[]"

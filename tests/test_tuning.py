@@ -12,9 +12,9 @@ from ablations.study import from_args
 from ablations.tuning import TUNE, Tuning
 from ablations.values import ConfigError, difference
 from eval.report import tuned
-from eval.report.findings import gather
+from eval.report.gather import gather
 from eval.report.record import terminal_text, write
-from eval.report.sections.tuning import agree
+from eval.report.sections.tuning import agreement_text
 from eval.report.tuned import Candidates, Task
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import LEVEL
@@ -93,12 +93,12 @@ def test_a_choice_uses_neither_the_seed_nor_the_text_that_it_is_judged_by() -> N
     (task,) = c.tasks
     for seed in range(3):
         for half in (0, 1):
-            before = tuned.chosen(c, "a", seed, half)
+            before = tuned.chosen_label(c, "a", seed, half)
             values = {label: v.copy() for label, v in task.values.items()}
             for v in values.values():
                 v[seed] += rng.normal(0, 1e4, v.shape[1])
                 v[:, task.half == half] += rng.normal(0, 1e4, v[:, task.half == half].shape)
-            assert tuned.chosen(c._replace(tasks=[task._replace(values=values)]), "a", seed, half) == before
+            assert tuned.chosen_label(c._replace(tasks=[task._replace(values=values)]), "a", seed, half) == before
 
 
 def test_a_cross_fitted_difference_is_that_of_a_loop_written_out() -> None:
@@ -120,7 +120,7 @@ def test_a_cross_fitted_difference_is_that_of_a_loop_written_out() -> None:
                 best = min(scores, key=scores.__getitem__)
                 total[arm] += sum(task.values[best][seed, d] for d in range(40) if task.half[d] == half)
         by_seed.append((total["a"] - total["b"]) / task.weights.sum())
-    assert tuned.difference(c, c.tasks, "a", "b", True, results).difference == pytest.approx(np.mean(by_seed))
+    assert tuned.compare_at_best(c, c.tasks, "a", "b", True, results).difference == pytest.approx(np.mean(by_seed))
 
 
 BASINS = {
@@ -148,7 +148,7 @@ def test_arms_that_are_as_good_at_their_best_are_called_different_in_5_percent(
     means = dict(zip("ab", map(list, BASINS[basin]), strict=True))
     for _ in range(studies):
         c, results = drawn(rng, seeds, means, dict(zip(("seeds", "items"), noise, strict=True)), documents)
-        called += tuned.difference(c, c.tasks, "a", "b", True, results).p <= LEVEL
+        called += tuned.compare_at_best(c, c.tasks, "a", "b", True, results).p <= LEVEL
     assert called / studies < LEVEL + 2 * (LEVEL * (1 - LEVEL) / studies) ** 0.5
 
 
@@ -158,7 +158,7 @@ def test_the_variance_that_choosing_adds_is_counted() -> None:
     told: list[Comparison] = []
     for _ in range(400):
         c, results = drawn(rng, 2, {"a": [0, 1.0, 1.0], "b": [0, 1.0, 1.0]}, {"seeds": 1.0, "items": 0.0})
-        told.append(tuned.difference(c, c.tasks, "a", "b", True, results))
+        told.append(tuned.compare_at_best(c, c.tasks, "a", "b", True, results))
     scatter = float(np.std([x.difference for x in told]))
     counted = float(np.mean([x.noise**2 for x in told])) ** 0.5
     assert scatter > 1.15  # of two means over two seeds it would be 1
@@ -255,13 +255,13 @@ def test_a_rate_at_which_a_run_failed_is_none_to_choose(tmp_path: Path) -> None:
         (folder / name).unlink()
     (folder / "failed").write_text("diverged")
     f = gather(study)
-    assert list(tuned.basin(f, "pos=alibi")) == [0.001, 0.002]
+    assert list(tuned.losses_by_rate(f, "pos=alibi")) == [0.001, 0.002]
     assert tuned.at_best(f, "bits/byte")["pos=alibi"].difference == pytest.approx(0.06, abs=0.02)
 
 
 def test_verdicts_agree_differ_or_contradict() -> None:
-    assert agree("better", "better") == "yes" and "contradict" in agree("better", "worse")
-    assert agree("undecided", "better") == "no: undecided at the common rate, better at each arm's best"
+    assert agreement_text("better", "better") == "yes" and "contradict" in agreement_text("better", "worse")
+    assert agreement_text("undecided", "better") == "no: undecided at the common rate, better at each arm's best"
 
 
 def test_a_corpus_of_four_sources_is_enough_to_choose_and_to_judge(tmp_path: Path) -> None:

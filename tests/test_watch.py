@@ -16,7 +16,7 @@ import pytest
 from ablations import safe_files
 from ablations.config import ConfigError, resolve
 from launch import preflight
-from launch.preflight import CLOCK, SHARED, Node, check_memory, checkpoint_bytes, verdict
+from launch.preflight import CLOCK, SHARED, Node, check_memory, checkpoint_bytes, unfit_nodes
 from launch.watch import STORAGE, Watch, stop_file
 from model.memory import estimate
 from tests.test_checkpoint import alone  # noqa: F401  # a fixture
@@ -43,14 +43,14 @@ GOOD = Node("n", matmul=1e12, link=1e9, memory=1.0, shared=1 << 30, disk=1 << 40
 )
 def test_a_bad_node_is_named_and_good_ones_are_not(change: dict, why: str) -> None:
     nodes = [dataclasses.replace(GOOD, host=f"node{i}", matmul=1e12 * (1 + 0.05 * i)) for i in range(4)]
-    assert verdict(nodes) == {}
-    found = verdict([*nodes, dataclasses.replace(GOOD, host="bad", **change)])
+    assert unfit_nodes(nodes) == {}
+    found = unfit_nodes([*nodes, dataclasses.replace(GOOD, host="bad", **change)])
     assert list(found) == ["bad"] and found["bad"].startswith(why[:20])
 
 
 def test_one_node_alone_is_judged_by_what_needs_no_comparison() -> None:
-    assert verdict([GOOD]) == {} == verdict([dataclasses.replace(GOOD, link=0.0)])
-    assert verdict([dataclasses.replace(GOOD, shared=0)])
+    assert unfit_nodes([GOOD]) == {} == unfit_nodes([dataclasses.replace(GOOD, link=0.0)])
+    assert unfit_nodes([dataclasses.replace(GOOD, shared=0)])
 
 
 def test_what_cannot_fit_is_refused_by_arithmetic_and_told_what_fits() -> None:
@@ -83,7 +83,7 @@ def test_a_run_that_goes_on_needs_no_room_for_what_it_has(
 
     def free(copies: float) -> list[Node]:
         monkeypatch.setattr(preflight, "measure", lambda _: dataclasses.replace(GOOD, disk=int(copies * one)))
-        return preflight.check(run, tmp_path, tmp_path)
+        return preflight.check_nodes(run, tmp_path, tmp_path)
 
     assert free(3.5)
     with pytest.raises(ConfigError, match="GB free; 3 more checkpoints and the weights at 1 shares"):
@@ -106,7 +106,7 @@ def test_the_heartbeat_says_where_a_run_is_and_goes_with_it(tmp_path: Path) -> N
     with watch(tmp_path) as w:
         beat = json.loads(path.read_text())
         assert beat["step"] == 0 and beat["steps"] == 100 and beat["nodes"] == ["a", "b"] and beat["pid"] == os.getpid()
-        w.stepped(7)
+        w.step_ended(7)
         w._beat()
         assert json.loads(path.read_text())["step"] == 7
     assert not path.exists()
@@ -160,7 +160,7 @@ def waits_for_ever():
 with Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 100, 3, ["a"] * 4, hang=5, patience=1.0) as w:
     for step in range(1, 20):
         time.sleep(0.02)
-        w.stepped(step)
+        w.step_ended(step)
     waits_for_ever()
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -185,7 +185,7 @@ from launch import watch
 watch.DUMP_TIMEOUT = 1.0
 with watch.Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 9, 3, ["a"] * 4, hang=5, patience=0.2) as w:
     for step in range(1, 9):
-        w.stepped(step)
+        w.step_ended(step)
     time.sleep(60)
 """
     process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
@@ -197,7 +197,7 @@ def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
     with watch(tmp_path, patience=0.5) as w:
         for step in range(1, 6):
             time.sleep(0.3)
-            w.stepped(step)
+            w.step_ended(step)
         assert w.limit == 5 * statistics.median(w.durations) and w.limit >= 5 * 0.3
         time.sleep(1.0)  # and still here
 
@@ -205,10 +205,10 @@ def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
 def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
     hangs: list[float] = []
     with watch(tmp_path, patience=0.5) as w:
-        w._hung = hangs.append  # type: ignore[method-assign]  # it would end this process
+        w._end_hung_process = hangs.append  # type: ignore[method-assign]  # it would end this process
         for step in range(1, 6):
             time.sleep(0.01)
-            w.stepped(step)
+            w.step_ended(step)
         with w.storing():
             assert w.limit == STORAGE
             began = w.last_progress

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ablations.study import Study, build
+from ablations.build_study import build_study
+from ablations.study import Study
 
 TINY = {
     "model.layers": 2,
@@ -33,7 +34,7 @@ def words(corpus: str, out: Path, **change: Any) -> list[str]:
 def study(corpus: str, out: Path, change: dict[str, Any] | None = None) -> Study:
     """One arm beside the baseline; the data store lies in `out`."""
     setting = list((TINY | {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}).items())
-    return build("t", "?", "?", setting + list((change or {}).items()), [("model.pos", "alibi")], [1], out)
+    return build_study("t", "?", "?", setting + list((change or {}).items()), [("model.pos", "alibi")], [1], out)
 
 
 def result(folder: Path) -> tuple[bytes, list[tuple]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.plan.hardware import GPUS
-from ablations.plan.pipeline_memory import FITTED, parts, peak, verdict
+from ablations.plan.pipeline_memory import FITTED, fit_in_words, memory_parts, peak_memory
 from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, terms
 
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -57,9 +57,9 @@ class Row:
         return terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
 
 
-def published(path: Path = PUBLISHED) -> list[Row]:
+def published_rows() -> list[Row]:
     rows = []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(PUBLISHED, encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             number = {key: int(value) for key, value in line.items() if value.isdigit()}
             hidden = number["hidden"]
@@ -96,7 +96,7 @@ def published(path: Path = PUBLISHED) -> list[Row]:
 
 
 def fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the weights of the terms of a step's time to measurements: {term: weight}. The weights are not negative, and
+    """Fit the weights of the terms of a step's time to measurements: {term: weight}. They are not negative, and
     minimise the relative errors, with a slight pull towards PRIOR."""
     import numpy as np
     from scipy.optimize import nnls
@@ -114,12 +114,8 @@ def seconds_of(row: Row, weights: dict[str, float]) -> float:
 
 
 def held_out(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The prediction for each row with weights that were fitted to other rows only.
-
-    Args:
-        rows: the measurements.
-        key: the group of a row; a row is predicted without all rows of its group.
-    """
+    """The predicted seconds for each row, with weights that were fitted without the rows of its group. `key`: the group
+    of a row."""
     weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
     return [seconds_of(row, weights[key(row)]) for row in rows]
 
@@ -142,13 +138,8 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 
 
 def _coverage(keys: Sequence[object], ratio: Any) -> float:
-    """The share of rows whose ratio lies in the interval that is computed from the rows of other keys. (The interval
-    in calibration.json is computed from all rows, and contains 80% of them by construction.)
-
-    Args:
-        keys: the group of each row.
-        ratio: actual / predicted of each row.
-    """
+    """The share of rows whose ratio, actual / predicted, lies in the interval of the rows with other keys. (That in
+    calibration.json is computed from all rows, and contains 80% of them by construction.)"""
     import numpy as np
 
     inside = []
@@ -165,8 +156,8 @@ def calibrate() -> dict[str, Any]:
     from scipy.stats import spearmanr
 
     result: dict[str, Any] = {"memory": calibrate_memory()}
-    timed = [row for row in published() if row.seconds and not row.checks]
-    checks = [row for row in published() if row.checks]
+    timed = [row for row in published_rows() if row.seconds and not row.checks]
+    checks = [row for row in published_rows() if row.checks]
     for group, key in HOLD_OUT.items():
         rows = [row for row in timed if row.group == group]
         actual = np.array([row.seconds for row in rows])
@@ -198,25 +189,25 @@ def calibrate() -> dict[str, Any]:
 
 
 def memory_fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. The values are not
-    negative, and minimise the relative errors. The published memory is that of the first pipeline stage, since it was
-    read on the first node, which has that stage in Megatron's order of ranks."""
+    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. They are not
+    negative, and minimise the relative errors. The published memory was read on the first node, which has the first
+    pipeline stage in Megatron's order of ranks."""
     import numpy as np
     from scipy.optimize import nnls
 
     actual = np.array([row.gib for row in rows])
-    design = np.array([parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False) for row in rows])
+    design = np.array([memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False) for row in rows])
     values, _ = nnls(design[:, 1:] / actual[:, None], 1 - design[:, 0] / actual)
     return {name: float(value) for name, value in zip(FITTED, values, strict=True)}
 
 
 def calibrate_memory() -> dict[str, Any]:
     """The fitted constants of the memory estimate, and the errors on rows that were held out one at a time."""
-    rows = [row for row in published() if row.gib]
+    rows = [row for row in published_rows() if row.gib]
     errors = []
     for row in rows:
         fitted = memory_fit([another for another in rows if another is not row])
-        counted, *measured = parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
+        counted, *measured = memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
         total = counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
         errors.append(abs(total / (row.gib or 1) - 1))
     errors.sort()
@@ -228,7 +219,7 @@ def calibrate_memory() -> dict[str, Any]:
     }
 
 
-def transfer(source: str, target: str) -> tuple[float, float]:
+def transfer_error(source: str, target: str) -> tuple[float, float]:
     """How well the weights of one GPU predict the measurements of another: (the median relative error, the median of
     predicted / actual).
 
@@ -238,18 +229,15 @@ def transfer(source: str, target: str) -> tuple[float, float]:
     """
     import numpy as np
 
-    timed = [row for row in published() if row.seconds and row.stack == "llm-foundry"]
+    timed = [row for row in published_rows() if row.seconds and row.stack == "llm-foundry"]
     weights = fit([row for row in timed if row.gpu == source])
     ratio = np.array([seconds_of(row, weights) / row.seconds for row in timed if row.gpu == target and row.seconds])
     return float(np.median(np.abs(ratio - 1))), float(np.median(ratio))
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The table of a calibration for docs/planning.md, as lines of Markdown: a row for each software stack and GPU.
-
-    Args:
-        result: what `calibrate` returns.
-    """
+    """The table of a calibration (what `calibrate` returns) for docs/planning.md, as lines of Markdown: a row for each
+    software stack and GPU."""
     head = "stack, GPU | rows | median error, held out | largest | rank correlation | 80% of actual / predicted"
     lines = [f"| {head} | inside, held out |", "|---|---:|---:|---:|---:|---|---:|"]
     for group in HOLD_OUT:
@@ -276,17 +264,17 @@ def main() -> None:
             print(
                 f"\n{group}: {summary['checks']} rows never fitted: median error {error:.1%}, rank correlation {rank}"
             )
-    error, bias = transfer("a100-80", "h100")
+    error, bias = transfer_error("a100-80", "h100")
     print(f"\nh100 by the weights of a100-80: median error {error:.0%}, predicted / actual {bias:.2f}")
     memory = result["memory"]
     print(
         f"memory: median error {memory['median error']:.1%} of {memory['rows']} rows, held out one at a time; "
         f"largest {memory['largest error']:.0%}"
     )
-    for row in published():
+    for row in published_rows():
         if row.gib or not row.fits:
-            need = peak(row.shape, row.layout, row.flash, row.fp32_sums)
-            if (verdict(need, GPUS[row.gpu]) == "does not fit") == row.fits:
+            need = peak_memory(row.shape, row.layout, row.flash, row.fp32_sums)
+            if (fit_in_words(need, GPUS[row.gpu]) == "does not fit") == row.fits:
                 print(f"  {'ran' if row.fits else 'out of memory'}, predicted {need:.1f} GiB: {row.gpu} {row.layout}")
 
 

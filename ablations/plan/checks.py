@@ -25,27 +25,27 @@ def check_request(study: Study) -> None:
             read(path)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    if tasks := _tasks(study.eval_options):
-        _ask("-m", "eval", "--tasks", tasks)
-    if tasks := _tasks(study.glue_options):
-        _ask("-m", "eval.finetune", "--tasks", tasks)
+    if tasks := _tasks_option(study.eval_options):
+        _run_check("-m", "eval", "--tasks", tasks)
+    if tasks := _tasks_option(study.glue_options):
+        _run_check("-m", "eval.finetune", "--tasks", tasks)
     if study.exports:
-        _ask("-m", "eval.exportable", *study.words)
+        _run_check("-m", "eval.exportable", *study.words)
 
 
-def _tasks(options: list[str]) -> str:
+def _tasks_option(options: list[str]) -> str:
     """The value of --tasks among command-line options; "" where they have none."""
     return options[options.index("--tasks") + 1] if "--tasks" in options else ""
 
 
-def _ask(*words: str) -> None:
+def _run_check(*words: str) -> None:
     """Run `python words`, which checks something and exits with an error where it refuses.
 
     Raises:
         ConfigError: it refuses; the message is what it printed to standard error.
     """
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.splitlines()
+    process = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    if process.returncode:
+        lines = process.stderr.splitlines()
         first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), 0)
         raise ConfigError("\n".join(line.removeprefix("error: ") for line in lines[first:]))

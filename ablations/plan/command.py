@@ -16,8 +16,9 @@ from ablations import answers
 from ablations.plan.checks import check_request
 from ablations.plan.hardware import GPU, hardware
 from ablations.plan.resources import MOST_GPUS, MOST_TOKENS, SCALES, Budget, amount, check_text, parse_budget, positive
-from ablations.study import FACTORS, from_args
+from ablations.study import from_args
 from ablations.values import ConfigError, did_you_mean, human
+from ablations.words import FACTORS
 
 OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
 FORMATS = ("table", "json", "svg")
@@ -25,7 +26,7 @@ PRICES = (1e-3, 1e5)  # of a GPU-hour; beyond them a slip is likelier than a pla
 LEAST_TOKENS = 1e6  # below them a slip is likelier than a plan: a unit is missing
 
 
-def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Divide NAME=VALUE words into those that only the plan uses and those of the study.
 
     Returns:
@@ -49,7 +50,7 @@ def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
     return options, study_words
 
 
-def machines(text: str) -> tuple[GPU, int]:
+def parse_hardware(text: str) -> tuple[GPU, int]:
     """The hardware that the word ON names: (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100"
     eight nodes of eight, "4 h100" four H100s.
 
@@ -68,19 +69,21 @@ def machines(text: str) -> tuple[GPU, int]:
     return gpu, nodes * per_node
 
 
-def run(words: list[str]) -> int | None:
+def plan_elsewhere(words: list[str]) -> int | None:
     """Print the plan for the hardware or budget that the words name. Returns the exit code; None where the words have
     neither ON nor BUDGET, so that the plan is for this machine.
 
     Raises:
         ConfigError: a word or value is not allowed; the message names what is.
     """
-    options, study_words = split(words)
+    options, study_words = split_words(words)
     if not options:
         return None
-    how = options.get("FORMAT", "table")
-    if how not in FORMATS:
-        raise ConfigError(f"FORMAT={how} is not one of {', '.join(FORMATS)}{did_you_mean(how, FORMATS)}")
+    answer_format = options.get("FORMAT", "table")
+    if answer_format not in FORMATS:
+        raise ConfigError(
+            f"FORMAT={answer_format} is not one of {', '.join(FORMATS)}{did_you_mean(answer_format, FORMATS)}"
+        )
     budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
     if "PRICE" in options:
@@ -100,12 +103,12 @@ def run(words: list[str]) -> int | None:
             )
         if study_words:
             raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(study_words)} ON=a100")
-        return _decision(budget, options, how)
+        return _plan_budget(budget, options, answer_format)
     if unused := [name for name in ("NEED", "TO") if name in options]:
         raise ConfigError(f"{' and '.join(unused)}: only for what to train with a BUDGET, without ON and a study")
     from ablations.plan import study_cost
 
-    gpu, gpus = machines(options["ON"])
+    gpu, gpus = parse_hardware(options["ON"])
     hours = budget.gpu_hours(price) if budget else None
     os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
     study = from_args(study_words)
@@ -115,42 +118,37 @@ def run(words: list[str]) -> int | None:
         need, limit = amount(answer.most_gpu_hours), amount(hours)
         seeds = f" with all {answer.study.criteria.seeds} seeds (MAX_SEEDS)" if answer.at_most else ""
         answer.refused.append(f"the study needs {need} GPU-hours{seeds}, and the budget has {limit}")
-    if how == "json":
+    if answer_format == "json":
         print(answers.answer("study-cost", answer.as_json(hours)))
-    elif how == "svg":
+    elif answer_format == "svg":
         from ablations.drawing import combined_figures
         from ablations.plan.schedules import figure
 
         print(combined_figures([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.lines(answer, hours), sep="\n")
-    if how != "table":  # whose last lines they are
+    if answer_format != "table":  # whose last lines they are
         for reason in answer.refused:
             print(f"refused: {reason}", file=sys.stderr)
     return 2 if answer.refused else 0
 
 
-def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
-    """Write the document that says what to train with a budget. Returns the exit code.
-
-    Args:
-        budget: what can be spent.
-        options: {name: value} of the words that only the plan uses, such as NEED and TO.
-        how: the value of FORMAT, such as "table" or "json".
-    """
+def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str) -> int:
+    """Write the document that says what to train with a budget. Returns the exit code. `options`: the words that only
+    the plan uses; `answer_format`: the value of FORMAT."""
     from ablations.plan import decision, decision_report
     from ablations.plan.document import make_folder
 
-    if how == "svg":
+    if answer_format == "svg":
         raise ConfigError("FORMAT=svg is for a study on hardware; the figures of a decision are written with it")
-    need = _need(options["NEED"]) if "NEED" in options else None
-    if how == "json" and "TO" in options:
+    need = _token_range(options["NEED"]) if "NEED" in options else None
+    if answer_format == "json" and "TO" in options:
         raise ConfigError("TO is where the report is written; FORMAT=json writes none")
     folder = Path(options.get("TO", "runs/plan"))
-    if how == "table":
+    if answer_format == "table":
         make_folder(folder)  # before anything is computed
     answer = decision.decide(budget, need)
-    if how == "json":
+    if answer_format == "json":
         words = [f"{name}={shlex.quote(options[name])}" for name in ("BUDGET", "NEED") if name in options]
         command = {"command": " ".join(["make plan", *words])}
         print(answers.answer("budget-plan", command | decision.as_json(answer)))
@@ -162,13 +160,9 @@ def _decision(budget: Budget, options: dict[str, str], how: str) -> int:
     return 0
 
 
-def _need(text: str) -> tuple[float, float]:
-    """The range of tokens, (least, most), that the word NEED names, such as "300B-400B". A single number stands for
-    the range from 10% below to 10% above it.
-
-    Raises:
-        ConfigError: the text is not such a range.
-    """
+def _token_range(text: str) -> tuple[float, float]:
+    """The range of tokens that the word NEED names: "300B-400B", or a number, for 10% below to 10% above it. Raises
+    ConfigError for other texts."""
     check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]
     if len(parts) > 2 or not all(re.fullmatch(r"\d[\d._]*(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
@@ -182,14 +176,7 @@ def _need(text: str) -> tuple[float, float]:
 
 
 def _tokens(text: str, whole: str) -> float:
-    """The number that a text such as "300B" stands for.
-
-    Args:
-        text: the number.
-        whole: what the number is a part of, for the message.
-
-    Raises:
-        ConfigError: the text is no number above 0.
-    """
+    """The number that a text such as "300B" stands for. `whole`: what it is a part of, for the message. Raises
+    ConfigError where it is no number above 0."""
     number = text.rstrip("kmbtKMBT ")
     return positive(number, whole) * SCALES[text[len(number) :].strip().lower()]

@@ -11,9 +11,8 @@ from typing import Any
 
 from ablations.plan import published_laws, shapes
 from ablations.plan.first_studies import first_studies
-from ablations.plan.reliability import GUESS, NODE_MTBF, Cluster, save_interval, simulate
-from ablations.plan.resources import PF_DAY, TIMES, Budget
-from ablations.plan.resources import Cluster as Machines
+from ablations.plan.reliability import ASSUMED, NODE_MTBF, UnreliableCluster, save_interval, simulate
+from ablations.plan.resources import PF_DAY, TIMES, Budget, Cluster
 from ablations.values import ConfigError
 
 PLANNED_SHARE = 100 / 312  # of the peak: 100 model TFLOP/s on an A100, which BigScience planned with (unverified)
@@ -40,7 +39,7 @@ class Timeline:
     histories: int  # that were simulated
 
 
-def timeline(machines: Machines, spare: int) -> Timeline:
+def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
     """Simulate how a job on all working nodes uses its time, with BLOOM's failure rate (published).
 
     Args:
@@ -48,7 +47,7 @@ def timeline(machines: Machines, spare: int) -> Timeline:
         spare: the number of spare nodes.
     """
     working = machines.nodes - spare
-    cluster = Cluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **GUESS)
+    cluster = UnreliableCluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **ASSUMED)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
     between = cluster.mtbf + cluster.detect + cluster.restart  # failures
     histories = max(LEAST_HISTORIES, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / between))))
@@ -88,13 +87,13 @@ class Decision:
     """What to train with a budget, as `decide` finds it; ablations/plan/decision_report.py makes the document of it."""
 
     budget: Budget
-    machines: Machines
+    machines: Cluster
     compute: float  # FLOPs that are planned with
     optima: list[Optimum]
     tokens: tuple[float, float]
     tokens_why: str  # what is said of them, a colon, and what kind of number that is
     sizes: tuple[float, float]
-    candidates: list[shapes.Candidate]
+    candidates: list[shapes.ShapeCandidate]
     reason: str  # why there are no shapes; ""
     goodput: Timeline
     without_spares: Timeline
@@ -102,14 +101,14 @@ class Decision:
     study_basis: str
 
     @property
-    def chosen(self) -> shapes.Candidate | None:
+    def chosen(self) -> shapes.ShapeCandidate | None:
         """The fastest candidate shape that breaks no rule; None where there is none, or where failures leave no time
         to train."""
         if not self.goodput.shares["trained"]:
             return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
-    def tokens_in_time(self, candidate: shapes.Candidate) -> tuple[float, float, float]:
+    def tokens_in_time(self, candidate: shapes.ShapeCandidate) -> tuple[float, float, float]:
         """The tokens that the candidate trains in the whole time, at its predicted speed and with the simulated
         failures: (expected, lower end, upper end)."""
         step = candidate.step
@@ -120,14 +119,14 @@ class Decision:
             token_seconds / step.low * self.goodput.high,
         )
 
-    def planned_tokens(self, candidate: shapes.Candidate) -> float:
+    def planned_tokens(self, candidate: shapes.ShapeCandidate) -> float:
         """The tokens to train the candidate on: those that the planned FLOPs come to at its size, but no more than it
         can train in the time that the ablations leave, with the same reserve for what is not foreseen."""
-        ablations = sum(entry["gpu_hours"] for entry in [*self.first, *self.open])
+        ablations = sum(entry["gpu_hours"] for entry in [*self.first_studies, *self.unknown_studies])
         time = SAFETY * (1 - ablations / self.machines.gpu_hours)
         return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
 
-    def training(self, candidate: shapes.Candidate) -> Training:
+    def training(self, candidate: shapes.ShapeCandidate) -> Training:
         """The time that the candidate takes to train on the planned tokens."""
         tokens = self.planned_tokens(candidate)
         mean, slow, fast = (
@@ -137,23 +136,23 @@ class Decision:
         return Training(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
 
     @property
-    def first(self) -> list[dict[str, Any]]:
+    def first_studies(self) -> list[dict[str, Any]]:
         """The studies to run first, as rows of `first_studies`: those that can detect their published effect, within
         STUDY_SHARE of the budget."""
         return [entry for entry in self.studies if entry["within"] and entry["sees"]]
 
     @property
-    def open(self) -> list[dict[str, Any]]:
+    def unknown_studies(self) -> list[dict[str, Any]]:
         """The studies of unknown effect that fit into STUDY_SHARE of the budget together with those of `first`."""
         return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
 
     @property
-    def split(self) -> dict[str, float]:
+    def gpu_hours_by_use(self) -> dict[str, float]:
         """How the GPU-hours of the budget are divided: {use: GPU-hours}, adding up to those of the budget."""
         hours = {
             "training": self.training(self.chosen).gpu_hours if self.chosen else 0.0,
-            "ablations first": sum(entry["gpu_hours"] for entry in self.first),
-            "ablations of unknown effect": sum(entry["gpu_hours"] for entry in self.open),
+            "ablations first": sum(entry["gpu_hours"] for entry in self.first_studies),
+            "ablations of unknown effect": sum(entry["gpu_hours"] for entry in self.unknown_studies),
         }
         return hours | {"left": self.machines.gpu_hours - sum(hours.values())}
 
@@ -175,10 +174,10 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
             "e.g. '18 weeks, 52x8 A100-80, 4 spare'"
         )
     compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY
-    optima = [Optimum(law, *law.optimum(compute), *law.rounding(compute)) for law in published_laws.LAWS]
+    optima = [Optimum(law, *law.optimum(compute), *law.size_range(compute)) for law in published_laws.LAWS]
     tokens, why = (tokens, "asked for: NEED") if tokens else needed_tokens(compute)
     sizes = (compute / (6 * tokens[1]), compute / (6 * tokens[0]))
-    candidates: list[shapes.Candidate] = []
+    candidates: list[shapes.ShapeCandidate] = []
     reason = ""
     if sizes[1] < LEAST_SIZE:
         reason = f"models below {LEAST_SIZE / 1e9:g}B parameters need no pipeline, and the rules are for those that do"
@@ -197,15 +196,15 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         sizes,
         candidates,
         reason,
-        timeline(machines, machines.spare),
-        timeline(machines, 0),
+        simulate_timeline(machines, machines.spare),
+        simulate_timeline(machines, 0),
         *first_studies(machines),
     )
 
 
 def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
-    """The range of tokens to train on with `compute` FLOPs, where the user asks for none, and the reason: ((least,
-    most), sentence). The range grows with the compute, and with it the sizes that follow."""
+    """The range of tokens to train on with `compute` FLOPs, where the user asks for none, and the reason. The range
+    grows with the compute, and with it the sizes that follow."""
     if compute / (6 * NEED[0]) < LEAST_SIZE:
         optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(NEED[1] / NEED[0])
         return (optimum / spread, optimum * spread), "around 20 a parameter: secondary"
@@ -217,14 +216,9 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
     return (least * math.sqrt(growth), most * math.sqrt(growth)), why
 
 
-def fewer_nodes(sizes: tuple[float, float], machines: Machines) -> str:
-    """The end of a complaint that no shape fits: it names the nearest smaller number of nodes for which there is a
-    shape; "" where there is none nearby.
-
-    Args:
-        sizes: the range of parameters.
-        machines: the cluster.
-    """
+def fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
+    """The end of a complaint that no shape of these sizes fits: the nearest smaller number of nodes for which there is
+    one; "" where there is none nearby."""
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(FEWER_NODES * working), working - MOST_TRIES) - 1, -1):
         try:
@@ -272,7 +266,9 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "chosen": chosen.words if chosen else None,
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
         "training": _training_as_json(decision, chosen) if chosen else None,
-        "gpu_hours_by_use": {use: hours if math.isfinite(hours) else None for use, hours in decision.split.items()},
+        "gpu_hours_by_use": {
+            use: hours if math.isfinite(hours) else None for use, hours in decision.gpu_hours_by_use.items()
+        },
         "goodput": decision.goodput.shares,
         "studies": [
             {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in entry.items()}
@@ -281,7 +277,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _training_as_json(decision: Decision, chosen: shapes.Candidate) -> dict[str, Any]:
+def _training_as_json(decision: Decision, chosen: shapes.ShapeCandidate) -> dict[str, Any]:
     training, layout = decision.training(chosen), chosen.layout
     return {
         "tokens": training.tokens,

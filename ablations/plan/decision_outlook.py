@@ -56,7 +56,7 @@ def time_line(out: Document, decision: Decision) -> None:
         f"{human(mean)} tokens could be ({human(low)} to {human(high)}). Low and high: "
         "the ends of the step time's interval, each with the 10th or 90th percentile of the histories."
     )
-    if bloom := _bloom(decision):
+    if bloom := _bloom_progress(decision):
         out.text(
             f"BLOOM, this shape on these GPUs, saw {human(BLOOM_TOKENS)} tokens in {BLOOM_DAYS} days (secondary): "
             f"{bloom[0]:.0%} of what is expected here for that time, and {bloom[1]:.0%} of the low end. The batch "
@@ -64,7 +64,7 @@ def time_line(out: Document, decision: Decision) -> None:
         )
 
 
-def _bloom(decision: Decision) -> tuple[float, float] | None:
+def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
     """BLOOM's published progress as shares of what is expected here for its time: (share of the mean, share of the low
     end). None where the decision is about another model or another machine."""
     chosen, machines = decision.chosen, decision.machines
@@ -82,7 +82,7 @@ def risks(out: Document, decision: Decision) -> None:
     if chosen:
         training = decision.training(chosen)
         slower = f"at the slow end {weeks(training.slow)} weeks for {human(training.tokens)} tokens (predicted)"
-        if bloom := _bloom(decision):
+        if bloom := _bloom_progress(decision):
             slower += f"; at BLOOM's pace {weeks(training.seconds / bloom[0])} (computed)"
         rows.append(["Slower than predicted", slower, "an hour on all nodes before the plan is fixed"])
         rows.append(
@@ -140,7 +140,7 @@ def studies(out: Document, decision: Decision) -> None:
     for entry in decision.studies:
         total += entry["gpu_hours"]
         effect = "unknown" if entry["effect"] is None else f"{entry['effect']:g} points"
-        cost, share = f"{entry['gpu_hours']:,.0f}", _share(total / machines.gpu_hours)
+        cost, share = f"{entry['gpu_hours']:,.0f}", _share_in_words(total / machines.gpu_hours)
         if not math.isfinite(total):
             cost = share = "unknown"
         runs = f"{entry['arms']} x {entry['seeds']}"
@@ -155,7 +155,7 @@ def studies(out: Document, decision: Decision) -> None:
         out.text(f"GPU-hours: unknown, {decision.study_basis}.")
 
 
-def _share(ratio: float) -> str:
+def _share_in_words(ratio: float) -> str:
     """A cost, given as its ratio to the budget, as text."""
     return f"{ratio:.1%}" if ratio < 10 or not math.isfinite(ratio) else f"{human(round(ratio))} times"
 

@@ -40,7 +40,7 @@ def document(decision: Decision) -> Document:
     risks(out, decision)
     studies(out, decision)
     out.heading("Where the numbers come from")
-    measured = any("measured here" in basis for basis in _bases(decision))
+    measured = any("measured here" in basis for basis in _speed_bases(decision))
     out.text(
         "Published: in a source that was read. Secondary: as others quote it. Unverified: recalled, not read. Assumed: "
         "by us. Predicted: by a model fitted to published measurements. Computed: from the others. "
@@ -50,8 +50,7 @@ def document(decision: Decision) -> Document:
         [
             f"{decision.machines.gpu.name}: {decision.machines.gpu.source}",
             "step times and memory: ablations/plan/published.csv (published), fitted by ablations/plan/calibrate.py; "
-            "how "
-            "good they are: docs/planning.md",
+            "how good they are: docs/planning.md",
             "laws: ablations/plan/published_laws.py; constants as quoted (secondary)",
             "failures: BLOOM's paper, section 3.4 (published); everything else about failures is assumed",
             "100 TFLOP/s, 4,500 of 4,838 PF-days, and effects of ablations: the paper's, not read (unverified)",
@@ -60,13 +59,13 @@ def document(decision: Decision) -> Document:
     return out
 
 
-def _bases(decision: Decision) -> list[str]:
+def _speed_bases(decision: Decision) -> list[str]:
     """Sentences on what the predicted times are based on."""
     steps = [candidate.step.basis for candidate in decision.candidates[:1]]
     return [*steps, decision.study_basis]
 
 
-def _sizes(decision: Decision) -> str:
+def _sizes_in_words(decision: Decision) -> str:
     """A sentence on the range of sizes, and what it follows from."""
     return (
         f"{billions(decision.sizes[0])} to {billions(decision.sizes[1])} parameters, which follow from "
@@ -104,21 +103,27 @@ def _summary(out: Document, decision: Decision) -> None:
                 f"{weeks(machines.seconds)}",
                 "predicted: step time and failures",
             ],
-            ["What loss to expect", _loss_words(decision), "computed from two laws (secondary, unverified)"],
+            ["What loss to expect", _losses_in_words(decision), "computed from two laws (secondary, unverified)"],
         ]
     else:
-        rows += [["What to train", f"{_sizes(decision)}; no shape is named: {decision.reason or NO_SHAPE}", "computed"]]
-    first = "; ".join(map(_first_words, decision.first)) or (
+        rows += [
+            [
+                "What to train",
+                f"{_sizes_in_words(decision)}; no shape is named: {decision.reason or NO_SHAPE}",
+                "computed",
+            ]
+        ]
+    first = "; ".join(map(_study_in_words, decision.first_studies)) or (
         f"none: those with a published effect do not see it, or cost more than {STUDY_SHARE:.0%} of the budget"
     )
     rows.append(["Which ablations first", first, "predicted; effects unverified"])
-    if decision.open:
-        names = ", ".join(entry["study"] for entry in decision.open)
-        hours = decision.split["ablations of unknown effect"]
+    if decision.unknown_studies:
+        names = ", ".join(entry["study"] for entry in decision.unknown_studies)
+        hours = decision.gpu_hours_by_use["ablations of unknown effect"]
         cost = f"{amount(hours)} GPU-hours, {hours / machines.gpu_hours:.1%}"
         rows.append(["Ablations of unknown effect", f"{names}: {cost} together", "predicted"])
     if chosen:
-        left = decision.split["left"]
+        left = decision.gpu_hours_by_use["left"]
         words = f"{amount(left)} GPU-hours, {left / machines.gpu_hours:.0%} of the budget"
         rows.append(["What is left", words, "computed"])
     least, most = (of(optimum.parameters for optimum in decision.optima) for of in (min, max))
@@ -126,15 +131,14 @@ def _summary(out: Document, decision: Decision) -> None:
         [
             "What is least certain",
             f"the size: the laws' optima differ by a factor of {most / least:.0f}. It follows from the tokens, which "
-            "are "
-            f"{decision.tokens_why.rpartition(':')[0]}; NEED= plans for others",
+            f"are {decision.tokens_why.rpartition(':')[0]}; NEED= plans for others",
             "computed from published laws",
         ]
     )
     out.table(["question", "answer", "source"], rows)
 
 
-def _tokens_source(decision: Decision, chosen: shapes.Candidate) -> str:
+def _tokens_source(decision: Decision, chosen: shapes.ShapeCandidate) -> str:
     """A sentence on where the number of planned tokens comes from."""
     days = amount(decision.compute / PF_DAY)
     if decision.compute / (6 * chosen.shape.parameters) <= decision.planned_tokens(chosen):
@@ -147,10 +151,10 @@ def _losses(decision: Decision) -> dict[str, tuple[float, float]]:
     this compute)}."""
     assert decision.chosen
     n, d = decision.chosen.shape.parameters, decision.planned_tokens(decision.chosen)
-    return {name: (law.loss(n, d), law.after(decision.compute)) for name, law in LOSS_LAWS.items()}
+    return {name: (law.loss(n, d), law.least_loss(decision.compute)) for name, law in LOSS_LAWS.items()}
 
 
-def _loss_words(decision: Decision) -> str:
+def _losses_in_words(decision: Decision) -> str:
     """The losses of `_losses` as text: their range over the laws, and how far they are above the laws' optima."""
     losses = _losses(decision).values()
     low, high = min(loss for loss, _ in losses), max(loss for loss, _ in losses)
@@ -161,12 +165,8 @@ def _loss_words(decision: Decision) -> str:
 NO_SHAPE = "something speaks against each"
 
 
-def _first_words(entry: dict[str, Any]) -> str:
-    """One of the studies to run first as text: its runs, its cost, and what it can detect.
-
-    Args:
-        entry: a row of `first_studies`.
-    """
+def _study_in_words(entry: dict[str, Any]) -> str:
+    """One of the studies to run first, a row of `first_studies`, as text."""
     return (
         f"{entry['study']}, {entry['runs']} runs at {STUDY_SIZE}: {entry['gpu_hours']:,.0f} GPU-hours; sees "
         f"{entry['least']:.2g} points where {entry['effect']:g} are expected"
@@ -206,7 +206,7 @@ def _budget(out: Document, decision: Decision) -> None:
     out.table(["what", "amount", "source"], rows)
     if decision.chosen:
         total = machines.gpu_hours
-        uses = [[use, amount(hours), f"{hours / total:.1%}"] for use, hours in decision.split.items()]
+        uses = [[use, amount(hours), f"{hours / total:.1%}"] for use, hours in decision.gpu_hours_by_use.items()]
         out.text("What the GPU-hours at work go to, if ablations run on the same machines:")
         out.table(["use", "GPU-hours", "share"], [*uses, ["in all", amount(total), "100.0%"]])
         out.text("Left are the evaluations of the model, slower days, work by hand, and what these pages do not know.")
@@ -251,35 +251,41 @@ def _optimum(out: Document, decision: Decision) -> None:
     title = "Loss at this compute, by size"
     out.figure("loss", draw(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
     if chosen:
-        n = chosen.shape.parameters
-        d = decision.planned_tokens(chosen)
-        besiroglu, losses = published_laws.BESIROGLU, _losses(decision)
-        saved = besiroglu.compute_for(losses["Besiroglu"][0]) / (6 * n * d)
-        by_law = "; ".join(f"{loss:.3f}, at its optimum {least:.3f} ({name})" for name, (loss, least) in losses.items())
-        smaller, longer = besiroglu.optimum(saved * 6 * n * d)
-        out.text(
-            f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {by_law}, in nats a token on their text "
-            "with their tokenizer (computed). On other text losses differ by more than that."
-        )
-        out.text(
-            f"What the number of tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
-            f"{billions(smaller)} parameters on {human(longer)} tokens, if there is so much text (computed). What "
-            "other numbers of tokens give at the planned compute, by both laws of the loss:"
-        )
-        choices = [("the chosen size", float(n), compute / (6 * n))]
-        choices += [(optimum.law.name, optimum.parameters, optimum.tokens) for optimum in decision.optima]
-        choices.sort(key=lambda choice: choice[2])
-        out.table(
-            ["", "tokens", "parameters", *(f"loss, {name}" for name in LOSS_LAWS)],
-            [
-                [name, human(tokens), billions(size), *(f"{law.loss(size, tokens):.3f}" for law in LOSS_LAWS.values())]
-                for name, size, tokens in choices
-            ],
-            strong=[name for name, *_ in choices].index("the chosen size"),
-        )
+        _expected_loss(out, decision, chosen)
 
 
-def _accuracy(gpu: GPU) -> str:
+def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandidate) -> None:
+    """Add what loss the published laws expect of the chosen shape, and of other sizes at the same compute."""
+    compute = decision.compute
+    n = chosen.shape.parameters
+    d = decision.planned_tokens(chosen)
+    besiroglu, losses = published_laws.BESIROGLU, _losses(decision)
+    saved = besiroglu.compute_for(losses["Besiroglu"][0]) / (6 * n * d)
+    by_law = "; ".join(f"{loss:.3f}, at its optimum {least:.3f} ({name})" for name, (loss, least) in losses.items())
+    smaller, longer = besiroglu.optimum(saved * 6 * n * d)
+    out.text(
+        f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {by_law}, in nats a token on their text "
+        "with their tokenizer (computed). On other text losses differ by more than that."
+    )
+    out.text(
+        f"What the number of tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
+        f"{billions(smaller)} parameters on {human(longer)} tokens, if there is so much text (computed). What "
+        "other numbers of tokens give at the planned compute, by both laws of the loss:"
+    )
+    choices = [("the chosen size", float(n), compute / (6 * n))]
+    choices += [(optimum.law.name, optimum.parameters, optimum.tokens) for optimum in decision.optima]
+    choices.sort(key=lambda choice: choice[2])
+    out.table(
+        ["", "tokens", "parameters", *(f"loss, {name}" for name in LOSS_LAWS)],
+        [
+            [name, human(tokens), billions(size), *(f"{law.loss(size, tokens):.3f}" for law in LOSS_LAWS.values())]
+            for name, size, tokens in choices
+        ],
+        strong=[name for name, *_ in choices].index("the chosen size"),
+    )
+
+
+def _accuracy_in_words(gpu: GPU) -> str:
     """Text on how good the predicted speed and memory of pipelines are on this GPU, from the calibration."""
     fits = calibration()
     speed = fits[f"Megatron-DeepSpeed, {'v100' if gpu.name.startswith('v100') else 'a100-80'}"]
@@ -308,7 +314,7 @@ def _shapes(out: Document, decision: Decision) -> None:
         out.text(
             f"The fastest of {len(decision.candidates)} shapes of these sizes that keep to the rules "
             "(ablations/plan/shapes.py), each in its fastest layout. Speed: "
-            f"{decision.candidates[0].step.basis}. {_accuracy(gpu)}"
+            f"{decision.candidates[0].step.basis}. {_accuracy_in_words(gpu)}"
         )
         head = ["layers x width x heads", "size", "dp / tp / pp", "micro-batch", "GiB", "s a step", "80% interval"]
         out.table(

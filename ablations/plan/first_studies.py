@@ -9,9 +9,8 @@ from typing import Any
 
 from ablations.config import resolve
 from ablations.plan import power, site_speed
-from ablations.plan.layouts import search
-from ablations.plan.resources import HOUR
-from ablations.plan.resources import Cluster as Machines
+from ablations.plan.layouts import fitting_layouts
+from ablations.plan.resources import HOUR, Cluster
 from ablations.study_file import read_study, study_names
 
 STUDY_SIZE, STUDY_SEEDS, STUDY_SHARE = "1b3", 2, 0.1  # ablations: size, seeds at least, share of the budget (assumed)
@@ -21,7 +20,7 @@ MOST_SEEDS = 8  # more are not considered; with so many the items of the tasks d
 EFFECTS = {"position": 2.0, "embedding_norm": 1.2, "corpus": 1.1, "activation": 0.16}
 
 
-def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
+def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
     """The cost of each study of decoders in ablations/studies at STUDY_SIZE, with one node for each run, and what it
     can detect.
 
@@ -34,7 +33,7 @@ def first_studies(machines: Machines) -> tuple[list[dict[str, Any]], str]:
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
     run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
-    layouts, _ = search([run], gpu, machines.per_node, site_speed.read(gpu))
+    layouts, _ = fitting_layouts([run], gpu, machines.per_node, site_speed.read_site_speed(gpu))
     usable = [candidate for candidate in layouts if not candidate.layout.recompute]
     hours, basis = math.inf, f"{STUDY_SIZE} does not fit on {machines.per_node} {gpu.name}"
     if usable:

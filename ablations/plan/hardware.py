@@ -32,9 +32,7 @@ class GPU:
     watts: float  # at most
     bf16: bool
     source: str
-    switched: bool = (
-        True  # any GPU of the node can be reached at the rate of `link`; False: each at an equal part of it
-    )
+    switched: bool = True  # whether any GPU of the node can be reached at the rate of `link`, or at a part of it
 
     def link_among(self, ranks: int) -> float:
         """The bandwidth in bytes per second from a GPU to `ranks` - 1 other GPUs of its node together, in one
@@ -180,13 +178,7 @@ def accelerator(device: str) -> str:
 
 
 def peak_flops(device: str, devices: int, seconds: float) -> float | None:
-    """The FLOPs that GPUs could do at the peak of their data sheet, the unit in which "Cramming" states its budgets.
-    None for a device that the table does not have.
-
-    Args:
-        device: the GPU's name in torch.
-        devices: the number of GPUs.
-        seconds: for how long they work.
-    """
+    """The FLOPs that GPUs could do in some seconds at the peak of their data sheet, the unit in which "Cramming" states
+    its budgets; None for a device that the table does not have. `device`: the GPU's name in torch."""
     name = accelerator(device)
     return hardware(name).peak * devices * seconds if name else None

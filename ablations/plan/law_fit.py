@@ -54,52 +54,34 @@ class Fit:
     points: list[Point]
 
     def loss(self, n: float, d: float, values: dict[str, float] | None = None) -> float:
+        """The loss with n parameters and d tokens, by the constants `values`, or those of the fit."""
         v = values or self.values
         if self.form == "hoffmann":
-            return Hoffmann(v["E"], v["A"], v["B"], v["alpha"], v["beta"]).loss(n, d)
+            return as_hoffmann(v).loss(n, d)
         if self.form == "kaplan":
             return float(((v["Nc"] / n) ** (v["aN"] / v["aD"]) + v["Dc"] / d) ** v["aD"])
         return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
 
-    def interval(self, of: Callable[[dict[str, float]], float]) -> tuple[float, float]:
+    def interval(self, quantity: Callable[[dict[str, float]], float]) -> tuple[float, float]:
         """The interval that contains the share COVERAGE of the bootstrap values of a quantity.
 
         Args:
-            of: computes the quantity from the law's constants, {name: value}.
+            quantity: computes the quantity from the law's constants, {name: value}.
         """
         import numpy as np
 
         tail = (1 - COVERAGE) / 2
-        low, high = np.quantile([of(sample) for sample in self.samples], [tail, 1 - tail])
+        low, high = np.quantile([quantity(sample) for sample in self.samples], [tail, 1 - tail])
         return float(low), float(high)
 
-    def predict(self, n: float, d: float) -> tuple[float, float, float]:
-        """The predicted loss with n parameters and d tokens: (loss, lower end, upper end of its interval)."""
-        return (self.loss(n, d), *self.interval(lambda values: self.loss(n, d, values)))
 
-    def optimum(self, compute: float) -> tuple[float, float]:
-        """The parameters and tokens of least loss for `compute` FLOPs: (N, D). Only for the form "hoffmann"."""
-        return _hoffmann(self.values).optimum(compute)
-
-    def optimum_interval(self, compute: float) -> tuple[float, float]:
-        """The interval of the number of parameters of least loss for `compute` FLOPs."""
-        return self.interval(lambda values: _hoffmann(values).optimum(compute)[0])
-
-
-def _hoffmann(values: dict[str, float]) -> Hoffmann:
+def as_hoffmann(values: dict[str, float]) -> Hoffmann:
+    """The law with these constants, {name: value}."""
     return Hoffmann(*(values[name] for name in ("E", "A", "B", "alpha", "beta")))
 
 
 def check(points: Sequence[Point], form: str) -> None:
-    """Check that runs can determine a law.
-
-    Args:
-        points: the runs.
-        form: the form of the law: "hoffmann", "kaplan" or "compute".
-
-    Raises:
-        CannotTell: they cannot; the message says what is missing.
-    """
+    """Raise CannotTell, which says what is missing, where runs cannot determine a law of this form."""
     for point in points:
         if not all(math.isfinite(value) and value > 0 for value in (point.n, point.d, point.loss)):
             raise CannotTell(f"parameters, tokens and losses must be above 0 and finite, not {point}")
@@ -150,8 +132,8 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
     check(points, form)
     scale = math.exp(sum(math.log(point.loss) for point in points) / len(points))
     data = np.array([[math.log(point.n), math.log(point.d), math.log(point.loss / scale)] for point in points])
-    begun = sorted((_descend(data, start, form, FEW) for start in _starts(data, form)), key=lambda end: end[1])
-    best = min((_descend(data, theta, form) for theta, _ in begun[:FINISHED]), key=lambda end: end[1])
+    begun = sorted((_minimise(data, start, form, FEW) for start in _starts(data, form)), key=lambda end: end[1])
+    best = min((_minimise(data, theta, form) for theta, _ in begun[:FINISHED]), key=lambda end: end[1])
     by_run: dict[str, list[int]] = {}
     for i, point in enumerate(points):
         by_run.setdefault(point.run or f"point {i}", []).append(i)
@@ -164,8 +146,8 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
             check([points[i] for i in drawn], form)
         except CannotTell:
             continue  # of three sizes one may be missing: such a draw has no law either
-        samples.append(_named(_settle(data[drawn], best[0], form), scale, form))
-    return Fit(form, _named(best[0], scale, form), samples, list(points))
+        samples.append(_named_constants(_refine(data[drawn], best[0], form), scale, form))
+    return Fit(form, _named_constants(best[0], scale, form), samples, list(points))
 
 
 def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
@@ -198,7 +180,7 @@ def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
     return ad * log_sum, np.stack(gradient, 1)
 
 
-def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
+def _minimise(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
     """Minimise the sum of Huber losses with L-BFGS from the constants `start`. Returns (the constants, the sum). The
     other arguments are those of `_log_loss`."""
     import numpy as np
@@ -218,9 +200,9 @@ def _descend(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[
     return result.x, float(result.fun)
 
 
-def _settle(data: Any, start: Any, form: str) -> Any:
+def _refine(data: Any, start: Any, form: str) -> Any:
     """The constants at which the sum of Huber losses is least, found by a trust-region method from constants `start`
-    near them. For a bootstrap resample that takes a tenth of the time of `_descend`. The other arguments are those of
+    near them. For a bootstrap resample that takes a tenth of the time of `_minimise`. The other arguments are those of
     `_log_loss`."""
     from scipy.optimize import least_squares
 
@@ -270,14 +252,9 @@ def _starts(data: Any, form: str) -> list[Any]:
     return starts
 
 
-def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """The constants of a law by name, in the original unit of the loss.
-
-    Args:
-        theta: the constants, as `_log_loss` takes them.
-        scale: the number by which the losses were divided before the fit.
-        form: the form of the law: "hoffmann", "kaplan" or "compute".
-    """
+def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
+    """The constants of a law by name, in the original unit of the loss. `theta`: as `_log_loss` takes them; `scale`: by
+    what the losses were divided."""
     t = [float(value) for value in theta]
     if form == "compute":
         return {"Cc": math.exp(t[0] + math.log(scale) / t[1]), "alpha": t[1]}
@@ -290,14 +267,8 @@ def _named(theta: Any, scale: float, form: str) -> dict[str, float]:
 
 
 def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """Check a law on the runs of the largest size: fit it to the other runs, and predict these.
-
-    Args:
-        points: the runs.
-        form: the form of the law: "hoffmann", "kaplan" or "compute".
-
-    Returns:
-        (the runs of the largest size, the relative error of the prediction for each).
+    """Check a law on the runs of the largest size: fit it to the other runs, and predict these. Returns the runs of the
+    largest size, and the relative error of the prediction for each.
 
     Raises:
         CannotTell: the other runs do not determine the law.

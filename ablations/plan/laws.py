@@ -116,11 +116,7 @@ def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
 
 
 def describe_ways(ways: dict[str, tuple[float, float] | str]) -> list[str]:
-    """The best sizes by Hoffmann's ways 1 and 2 as lines of text.
-
-    Args:
-        ways: what `other_ways` returns.
-    """
+    """What `other_ways` returns, as lines of text."""
     return [
         f"{name}: cannot be told: {way}" if isinstance(way, str) else f"{name}: N = {way[0]:.3g} C^{way[1]:.3f}"
         for name, way in ways.items()
@@ -134,13 +130,7 @@ def has_no_floor(law: Fit) -> bool:
 
 
 def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
-    """The answer of `make laws` as an object for JSON.
-
-    Args:
-        law: the fitted law.
-        left_out: the runs of the largest size, as `error_on_the_largest` returns them.
-        errors: the relative errors in predicting them from the other runs, as `error_on_the_largest` returns them.
-    """
+    """The answer of `make laws` as an object for JSON. `left_out`, `errors`: what `error_on_the_largest` returns."""
     intervals = {name: law.interval(lambda values, name=name: values[name]) for name in law.values}  # type: ignore[misc]
     ways = other_ways(law.points) if law.form == "hoffmann" else {}
     return {
@@ -201,9 +191,7 @@ def main(argv: list[str] | None = None) -> int:
         worst = max(errors, key=abs)
         print(f"without its largest size, {human(left_out[0].n)} parameters, it is off there by {worst:+.2%} at most")
     except ConfigError as error:
-        if as_json:
-            print(answers.error(str(error)))
-        print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
+        answers.print_error(str(error), as_json)
         return 2
     return 0
 

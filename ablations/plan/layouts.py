@@ -16,10 +16,11 @@ from ablations.plan.throughput import Layout, Prediction, Shape, calibration
 from model.memory import estimate
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Candidate:
+class FittingLayout:
     """A parallel layout for all arms of a study, with the seconds of a step for each arm, and the memory of the arm
     that needs the most."""
 
@@ -47,9 +48,8 @@ class Candidate:
         )
 
 
-def memory(run: Run, layout: Layout) -> float:
-    """The memory of one rank in GiB: tensors according to model/memory.py, and the overhead of a process (fitted to
-    published rows)."""
+def rank_memory(run: Run, layout: Layout) -> float:
+    """The memory of one rank in GiB: its tensors, and the overhead of a process (fitted to published rows)."""
     precision = run.train.precision
     tensors = estimate(
         run.model,
@@ -65,9 +65,9 @@ def memory(run: Run, layout: Layout) -> float:
     return tensors / GIB + float(calibration()["memory"]["fitted"]["GiB for each process"])
 
 
-def search(
+def fitting_layouts(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
-) -> tuple[list[Candidate], list[str]]:
+) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study share a layout, so that they
     differ only in the question.
 
@@ -80,7 +80,7 @@ def search(
     Returns:
         (layouts, the fastest first; sentences on why other kinds of layouts were refused).
     """
-    fitting: list[Candidate] = []
+    fitting: list[FittingLayout] = []
     refused: dict[str, str] = {}
     least_memory = float("inf")
     for tp, zero, recompute, micro in itertools.product((1, 2, 4, 8), (1, 2), (False, True), MICRO_BATCHES):
@@ -94,13 +94,13 @@ def search(
             refused.setdefault(f"dp {dp}", reason)
             continue
         layout = Layout(gpus, tp, 1, micro, runs[0].train.batch, zero, recompute)
-        need = max(memory(run, layout) for run in runs)
+        need = max(rank_memory(run, layout) for run in runs)
         least_memory = min(least_memory, need)
         if need * (1 + EDGE) > gpu.memory:
             refused.setdefault("memory", "")
             continue
         steps = tuple(expected(Shape.of(run.model), layout, gpu, site) for run in runs)
-        fitting.append(Candidate(layout, steps, need))
+        fitting.append(FittingLayout(layout, steps, need))
     if not fitting and "memory" in refused:
         refused["memory"] = (
             f"does not fit: the least of all layouts is {least_memory:.1f} GiB on each of {gpus} {gpu.name}, "
@@ -129,11 +129,11 @@ def _uneven(run: Run, dp: int, micro: int) -> str:
     return ""
 
 
-def best_few(candidates: list[Candidate], count: int = 4) -> list[Candidate]:
-    """Up to `count` candidates to show: the fastest of all, and the fastest of each other kind (tensor parallel,
+def best_few(candidates: list[FittingLayout]) -> list[FittingLayout]:
+    """Up to SHOWN candidates: the fastest of all, and the fastest of each other kind (tensor parallel,
     recomputation)."""
-    kinds: dict[tuple[int, bool], Candidate] = {}
+    kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)
     shown = candidates[:2] + [candidate for candidate in kinds.values() if candidate not in candidates[:2]]
-    return sorted(shown[:count], key=lambda candidate: candidate.seconds)
+    return sorted(shown[:SHOWN], key=lambda candidate: candidate.seconds)

@@ -13,7 +13,7 @@ FITTED = ("bytes for each weight", "activations", "bytes for each logit", "GiB f
 EDGE = 0.03  # median error of the rows held out; within it of the limit, a layout may fit or not
 
 
-def parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> list[float]:
+def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> list[float]:
     """The memory of the first or the last pipeline stage in GiB, as summands: the part that is counted, then the
     factors of the values of FITTED.
 
@@ -39,19 +39,19 @@ def parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool
     return [part / GIB for part in (counted, weights, stored, logits, GIB)]
 
 
-def peak(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bool = True) -> float:
+def peak_memory(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bool = True) -> float:
     """The peak memory in GiB of the pipeline stage that needs the most. The arguments are those of `parts`."""
-    return max(stage(shape, layout, flash, fp32_sums, last) for last in (False, True))
+    return max(stage_memory(shape, layout, flash, fp32_sums, last) for last in (False, True))
 
 
-def stage(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> float:
+def stage_memory(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> float:
     """The peak memory in GiB of the first or the last pipeline stage. The arguments are those of `parts`."""
     fitted = calibration()["memory"]["fitted"]
-    counted, *measured = parts(shape, layout, flash, fp32_sums, last)
+    counted, *measured = memory_parts(shape, layout, flash, fp32_sums, last)
     return counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
 
 
-def verdict(gib: float, gpu: GPU) -> str:
+def fit_in_words(gib: float, gpu: GPU) -> str:
     """Whether `gib` GiB fit into the GPU's memory: "fits", "at the edge" or "does not fit"."""
     if gib * (1 + EDGE) <= gpu.memory:
         return "fits"

@@ -113,11 +113,8 @@ def detectable(
 
 
 def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
-    """The x >= 0 at which the increasing function `rising` has the given value, to five digits.
-
-    Args:
-        start: where the search begins.
-    """
+    """The x >= 0 at which the increasing function `rising` has the given value, to five digits; searched from
+    `start`."""
     low, high = 0.0, start
     while rising(high) < value:
         low, high = high, 2 * high
@@ -127,7 +124,9 @@ def solve(rising: Callable[[float], float], value: float, start: float = 1.0) ->
     return high
 
 
-def recorded(size: str, tokens: int | None, records: Path = RECORDS, budget: str = "tokens") -> dict[str, Any] | None:
+def recorded_noise(
+    size: str, tokens: int | None, records: Path = RECORDS, budget: str = "tokens"
+) -> dict[str, Any] | None:
     """The noise that an earlier study of this size recorded; None where there is none. Of several studies, the one
     whose budget is the nearest.
 
@@ -190,7 +189,7 @@ def describe_detectable(
         tests: the number of comparisons; None: one for each arm besides the baseline.
         effects: {name: `squares` of `detectable`} of the effects of a factorial.
     """
-    known = recorded(size, tokens, records, budget)
+    known = recorded_noise(size, tokens, records, budget)
     if not known:
         return (
             f"what it can see: unknown, no record in {records.parent.name}/{records.name} has the noise at size {size}"
@@ -218,8 +217,8 @@ def describe_detectable(
 
 
 def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
-    """A line of `make plan` on the differences that a study of `arms` arms and `seeds` seeds can detect with the noise
-    of published runs of this size; "" where there are none."""
+    """A line of `make plan` on the differences that a study can detect with the noise of published runs of its size; ""
+    where there are none."""
     if run.size not in SUITE_SIZES or run.by_clock or run.model.masks or min(arms, seeds) < 2:
         return ""
     least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)

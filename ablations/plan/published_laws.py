@@ -31,7 +31,7 @@ class Hoffmann:
         n = scale * (compute / 6) ** (self.beta / (self.alpha + self.beta))
         return n, compute / (6 * n)
 
-    def after(self, compute: float) -> float:
+    def least_loss(self, compute: float) -> float:
         return self.loss(*self.optimum(compute))
 
     def compute_for(self, loss: float) -> float:
@@ -39,7 +39,7 @@ class Hoffmann:
         low, high = 1.0, 1e40
         while high / low > 1 + 1e-9:
             middle = math.sqrt(low * high)
-            low, high = (low, middle) if self.after(middle) < loss else (middle, high)
+            low, high = (low, middle) if self.least_loss(middle) < loss else (middle, high)
         return high
 
 
@@ -101,7 +101,7 @@ class PublishedLaw:
         """The parameters and tokens of least loss for `compute` FLOPs: (N, D)."""
         return self.best(compute, *(value for value, _ in self.constants))
 
-    def rounding(self, compute: float) -> tuple[float, float]:
+    def size_range(self, compute: float) -> tuple[float, float]:
         """The smallest and the largest number of parameters of least loss for `compute` FLOPs, given that the
         constants were published rounded."""
         corners = itertools.product(*((value - half, value + half) for value, half in self.constants))

@@ -31,14 +31,9 @@ def save_interval(stall: float, mtbf: float) -> float:
     return math.sqrt(2 * stall * mtbf) * (1 + math.sqrt(x) / 3 + x / 9) - stall
 
 
-def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
-    """A line of the plan: how often a run will save, from the cost of saves in earlier runs.
-
-    Args:
-        checkpoints: checkpoints of earlier runs of this kind, if there are any.
-        mtbf: the mean hours between two failures of a node.
-        nodes: the number of nodes of the run.
-    """
+def describe_saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
+    """A line of the plan: how often a run will save, from the cost of saves in earlier checkpoints of such runs.
+    `mtbf`: the mean hours between two failures of a node."""
     cost = None
     for folder in sorted(checkpoints, key=lambda folder: folder.stat().st_mtime, reverse=True):
         with suppress(Damaged):
@@ -52,7 +47,7 @@ def saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class UnreliableCluster:
     """A cluster with failures, for the simulation of a long job. Times are in seconds.
 
     `nodes` are in use, `spares` stand by. A node fails every `node_mtbf` on average (exponentially distributed). The
@@ -77,11 +72,11 @@ class Cluster:
         return self.node_mtbf / self.nodes
 
 
-def simulate(c: Cluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
+def simulate(cluster: UnreliableCluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
     """Simulate training on a cluster with failures, with the policies of launch/.
 
     Args:
-        c: the cluster.
+        cluster: the cluster.
         seconds: how long the job lasts.
         interval: seconds of training between two saves.
         seed: the seed of the random failures.
@@ -94,7 +89,7 @@ def simulate(c: Cluster, seconds: float, interval: float, seed: int) -> dict[str
     rng = random.Random(seed)
     spent = dict.fromkeys(("trained", "saving", "redone", "detecting", "restarting", "waiting"), 0.0)
     now, failures = 0.0, 0
-    ready = c.nodes + c.spares
+    ready = cluster.nodes + cluster.spares
     repairs: list[float] = []  # when broken nodes come back
 
     def spend(what: str, amount: float) -> None:
@@ -107,28 +102,32 @@ def simulate(c: Cluster, seconds: float, interval: float, seed: int) -> dict[str
         while repairs and repairs[0] <= now:
             heapq.heappop(repairs)
             ready += 1
-        if ready < c.nodes:
+        if ready < cluster.nodes:
             spend("waiting", repairs[0] - now)
             continue
-        life = min(rng.expovariate(1 / c.mtbf), seconds - now)  # until the next failure, or the end
-        cycle = interval + c.stall
+        life = min(rng.expovariate(1 / cluster.mtbf), seconds - now)  # until the next failure, or the end
+        cycle = interval + cluster.stall
         saves = int(life // cycle)
         # the last save counts only when it was whole before the failure
-        surviving = saves - 1 if saves and life - saves * cycle < c.write - c.stall and now + life < seconds else saves
+        surviving = (
+            saves - 1
+            if saves and life - saves * cycle < cluster.write - cluster.stall and now + life < seconds
+            else saves
+        )
         ended = now + life >= seconds
-        work = life - saves * c.stall
+        work = life - saves * cluster.stall
         good = work if ended else surviving * interval
         spend("trained", good)
         spend("redone", work - good)
-        spend("saving", saves * c.stall)
+        spend("saving", saves * cluster.stall)
         if ended:
             break
         failures += 1
-        if rng.random() < c.broken:
+        if rng.random() < cluster.broken:
             ready -= 1
-            heapq.heappush(repairs, now + c.repair)
-        spend("detecting", c.detect)
-        spend("restarting", c.restart)
+            heapq.heappush(repairs, now + cluster.repair)
+        spend("detecting", cluster.detect)
+        spend("restarting", cluster.restart)
     return {k: v / seconds for k, v in spent.items()} | {"failures": failures}
 
 
@@ -138,13 +137,13 @@ WEEK = 7 * 86400.0
 NODE_MTBF = {"BLOOM": 48 * WEEK / 1.5, "Llama 3": 2048 * 54 * 86400 / 419}
 # Of these only the rates above are published. Repair takes days on a shared cluster; the rest are guesses on the
 # careful side: a hang noticed by the watchdog, start-up with a warm cache, 20 GB a node to a parallel file system.
-GUESS = {"broken": 0.5, "repair": 2 * 86400.0, "detect": 300.0, "restart": 300.0, "stall": 1.0, "write": 60.0}
+ASSUMED = {"broken": 0.5, "repair": 2 * 86400.0, "detect": 300.0, "restart": 300.0, "stall": 1.0, "write": 60.0}
 CLUSTERS = [
-    ("52 nodes (48 + 4 spares), BLOOM's rate", Cluster(48, 4, NODE_MTBF["BLOOM"], **GUESS)),
-    ("52 nodes (52 + 0 spares), BLOOM's rate", Cluster(52, 0, NODE_MTBF["BLOOM"], **GUESS)),
-    ("52 nodes (48 + 4 spares), Llama 3's rate", Cluster(48, 4, NODE_MTBF["Llama 3"], **GUESS)),
-    ("1,000 nodes + 20 spares, BLOOM's rate", Cluster(1000, 20, NODE_MTBF["BLOOM"], **GUESS)),
-    ("1,000 nodes + 20 spares, Llama 3's rate", Cluster(1000, 20, NODE_MTBF["Llama 3"], **GUESS)),
+    ("52 nodes (48 + 4 spares), BLOOM's rate", UnreliableCluster(48, 4, NODE_MTBF["BLOOM"], **ASSUMED)),
+    ("52 nodes (52 + 0 spares), BLOOM's rate", UnreliableCluster(52, 0, NODE_MTBF["BLOOM"], **ASSUMED)),
+    ("52 nodes (48 + 4 spares), Llama 3's rate", UnreliableCluster(48, 4, NODE_MTBF["Llama 3"], **ASSUMED)),
+    ("1,000 nodes + 20 spares, BLOOM's rate", UnreliableCluster(1000, 20, NODE_MTBF["BLOOM"], **ASSUMED)),
+    ("1,000 nodes + 20 spares, Llama 3's rate", UnreliableCluster(1000, 20, NODE_MTBF["Llama 3"], **ASSUMED)),
 ]
 
 

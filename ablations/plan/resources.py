@@ -6,7 +6,7 @@ the hardware at its peak), of tokens, or of optimizer steps. An amount has no ra
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ablations.plan.hardware import GPU, hardware
 from ablations.values import ConfigError, did_you_mean
@@ -89,10 +89,7 @@ class Budget:
     currency: str = ""
 
     def gpu_hours(self, price: float | None = None) -> float:
-        """The GPU-hours of the budget, without those of spare nodes.
-
-        Args:
-            price: the price of a GPU-hour, where the budget is money.
+        """The GPU-hours of the budget, without those of spare nodes. `price`: of a GPU-hour, where the budget is money.
 
         Raises:
             ConfigError: GPU-hours do not follow from the budget; the message says what is missing.
@@ -112,11 +109,8 @@ class Budget:
         )
 
     def flops(self, per_gpu: float | None = None, price: float | None = None) -> float:
-        """The model FLOPs of the budget.
-
-        Args:
-            per_gpu: the model FLOPs per second and GPU, where the budget is hardware.
-            price: the price of a GPU-hour, where the budget is money.
+        """The model FLOPs of the budget. `per_gpu`: model FLOPs per second and GPU, where the budget is hardware;
+        `price`: of a GPU-hour, where it is money.
 
         Raises:
             ConfigError: FLOPs do not follow from the budget; the message says what is missing.
@@ -152,14 +146,10 @@ def amount(number: float) -> str:
 
 
 def positive(text: str, whole: str) -> float:
-    """The number in a text such as 18, 4500, 1e21 or 1_000, in the digits 0 to 9. A comma is never part of a number.
-
-    Args:
-        text: the number.
-        whole: what the number is a part of, for the message.
+    """The number in a text such as 18, 4500, 1e21 or 1_000. `whole`: what it is a part of, for the message.
 
     Raises:
-        ConfigError: the text is no number, or one that is not above 0 or too large for a floating-point number.
+        ConfigError: it is no number in the digits 0 to 9, is not above 0, or is too large for a floating-point number.
     """
     number = _number(text, whole)
     if not number > 0:
@@ -168,11 +158,7 @@ def positive(text: str, whole: str) -> float:
 
 
 def _number(text: str, whole: str) -> float:
-    """The finite number in `text`, which is a part of `whole`.
-
-    Raises:
-        ConfigError: the text is no number, or one that is too large for a floating-point number.
-    """
+    """The finite number in `text`, which is a part of `whole`. Raises ConfigError where there is none."""
     try:
         number = float(text) if text.isascii() else math.nan
     except ValueError:
@@ -185,11 +171,8 @@ def _number(text: str, whole: str) -> float:
 
 
 def check_text(text: str, word: str) -> None:
-    """Check a text before numbers are read from it. `word` is the name of the NAME=VALUE word, for the message.
-
-    Raises:
-        ConfigError: the text is too long, or has digits other than 0 to 9, which Python would read as numbers.
-    """
+    """Raise ConfigError where a text, the value of the NAME=VALUE word `word`, is too long, or has digits other than 0
+    to 9, which Python would read as numbers."""
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"{word}={text[:40]}... has more than {MOST_CHARACTERS} characters")
     if digits := [character for character in text if character.isnumeric() and not character.isascii()]:
@@ -220,61 +203,106 @@ def parse_budget(text: str) -> Budget:
     parts = [part.strip() for part in re.split("[,;]", text) if part.strip()]
     if not parts:
         raise ConfigError(f"BUDGET={text!r} is empty: e.g. '18 weeks, 52x8 A100-80, 4 spare' or '4500 PF-days'")
+    parsed = _Parts(text)
+    for part in parts:
+        parsed.add(part)
+    return parsed.budget()
+
+
+@dataclass
+class _Parts:
+    """What has been read of the parts of a budget's text."""
+
+    text: str
     seconds: float | None = None
-    nodes: tuple[int, int] | None = None
+    nodes: tuple[int, int] | None = None  # how many, and the GPUs in each
     spare: int | None = None
     gpu: GPU | None = None
-    amounts: list[tuple[str, float, str]] = []
-    for part in parts:
+    amounts: list[tuple[str, float, str]] = field(default_factory=list)  # as `_amount` returns them
+
+    @property
+    def word(self) -> str:
+        """The whole budget, for messages."""
+        return f"BUDGET={self.text!r}"
+
+    def add(self, part: str) -> None:
+        """Read one part, such as "18 weeks", "52x8 A100-80" or "4 spare". Raises ConfigError where it is none."""
         machines = re.fullmatch(r"(-?\d+)\s*(?:nodes?\s*)?[x×*]\s*(-?\d+)\s+(?:GPUs?\s+)?(\S.*)", part, re.I)
         if machines:
-            if nodes or gpu:
-                raise ConfigError(f"BUDGET={text!r} names {'machines' if nodes else 'hardware'} twice")
-            nodes, gpu = (int(machines[1]), int(machines[2])), hardware(machines[3])
-            if min(nodes) < 1:
-                raise ConfigError(f"BUDGET={text!r}: {part!r} has no GPU: both numbers must be above 0")
-            continue
+            if self.nodes or self.gpu:
+                raise ConfigError(f"{self.word} names {'machines' if self.nodes else 'hardware'} twice")
+            self.nodes, self.gpu = (int(machines[1]), int(machines[2])), hardware(machines[3])
+            if min(self.nodes) < 1:
+                raise ConfigError(f"{self.word}: {part!r} has no GPU: both numbers must be above 0")
+            return
         if re.match(r"[+-]?(inf|nan)", part, re.I):
-            raise ConfigError(f"BUDGET={text!r}: {part!r} has no number that is finite")
+            raise ConfigError(f"{self.word}: {part!r} has no number that is finite")
         match = re.fullmatch(_NUMBER + r"\s*(?P<unit>[^\d\s-].*)?", part, re.I)
         if not match:
-            gpu_alone = hardware(part)  # raises with the list
-            if gpu:
-                raise ConfigError(f"BUDGET={text!r} names hardware twice")
-            gpu = gpu_alone
-            continue
+            gpu = hardware(part)  # raises with the list
+            if self.gpu:
+                raise ConfigError(f"{self.word} names hardware twice")
+            self.gpu = gpu
+            return
         unit = (match["unit"] or "").strip()
         if not unit:
-            raise ConfigError(f"BUDGET={text!r}: the unit of {part} is missing; units: {UNITS}")
+            raise ConfigError(f"{self.word}: the unit of {part} is missing; units: {UNITS}")
+        self._add_number(match["number"], unit)
+
+    def _add_number(self, text: str, unit: str) -> None:
         word = unit.lower()
         if word in ("spare", "spares", "spare nodes", "spare node"):
-            number = _number(match["number"], f"BUDGET={text!r}")
-            if spare is not None or not number.is_integer() or number < 0:
-                raise ConfigError(f"BUDGET={text!r}: one whole number of spare nodes is needed, 0 or more")
-            spare = int(number)
-            continue
-        number = positive(match["number"], f"BUDGET={text!r}")
+            number = _number(text, self.word)
+            if self.spare is not None or not number.is_integer() or number < 0:
+                raise ConfigError(f"{self.word}: one whole number of spare nodes is needed, 0 or more")
+            self.spare = int(number)
+            return
+        number = positive(text, self.word)
         if (time := SHORT_TIMES.get(word, word.removesuffix("s"))) in TIMES:
-            if seconds is not None:
-                raise ConfigError(f"BUDGET={text!r} says a time twice")
-            seconds = number * TIMES[time]
+            if self.seconds is not None:
+                raise ConfigError(f"{self.word} says a time twice")
+            self.seconds = number * TIMES[time]
         else:
-            amounts.append(_amount(number, unit, text))
-    return _assemble(text, seconds, nodes, spare, gpu, amounts)
+            self.amounts.append(_amount(number, unit, self.text))
+
+    def budget(self) -> Budget:
+        """The budget of these parts. Raises ConfigError where some are missing, or do not go together."""
+        if len(self.amounts) > 1 or (self.amounts and (self.seconds is not None or self.nodes)):
+            raise ConfigError(f"{self.word} is two budgets: a cluster for a time, or one amount")
+        return self._amount_budget() if self.amounts else self._cluster_budget()
+
+    def _amount_budget(self) -> Budget:
+        if self.spare is not None:
+            raise ConfigError(f"{self.word}: spare nodes belong to a cluster, e.g. 52x8 A100-80, 4 spare")
+        kind, amount, currency = self.amounts[0]
+        if not LEAST <= amount <= MOST[kind]:
+            raise ConfigError(f"{self.word}: {kind} from {LEAST:g} to {MOST[kind]:g} can be planned with")
+        if kind == "peak-flops" and not self.gpu:
+            raise ConfigError(f"{self.word}: FLOPs at the peak need the hardware, e.g. '1e22 peak FLOP, A100-80'")
+        return Budget(kind, amount, self.text, None, self.gpu, currency)
+
+    def _cluster_budget(self) -> Budget:
+        if self.seconds is None or not self.nodes or not self.gpu:
+            parts = (("a time, e.g. 18 weeks", self.seconds), ("machines, e.g. 52x8 A100-80", self.nodes))
+            missing = [what for what, value in parts if not value]
+            raise ConfigError(f"{self.word} lacks {' and '.join(missing)}")
+        nodes, per_node = self.nodes
+        if (self.spare or 0) >= nodes:
+            raise ConfigError(f"{self.word}: of {nodes} nodes {self.spare} cannot be spare")
+        if self.seconds < SHORTEST:
+            raise ConfigError(f"{self.word}: {self.seconds:.3g} seconds are less than a minute")
+        if self.seconds > LONGEST:
+            years, most = self.seconds / TIMES["year"], LONGEST / TIMES["year"]
+            raise ConfigError(f"{self.word}: {years:.3g} years are more than {most:g}")
+        if nodes * per_node > MOST_GPUS:
+            raise ConfigError(f"{self.word}: more than {MOST_GPUS:,} GPUs")
+        cluster = Cluster(self.gpu, nodes, per_node, self.spare or 0, self.seconds)
+        return Budget("cluster", cluster.gpu_hours, self.text, cluster, self.gpu)
 
 
 def _amount(number: float, unit: str, text: str) -> tuple[str, float, str]:
-    """The kind of a budget and its amount: (kind, amount in the base unit of the kind, currency). The currency is ""
-    unless the budget is money.
-
-    Args:
-        number: the number before the unit.
-        unit: the unit, such as "PF-days".
-        text: the whole budget, for the message.
-
-    Raises:
-        ConfigError: the unit is unknown.
-    """
+    """(kind of the budget, amount in the base unit of the kind, currency or "") of a number and its unit, such as
+    "PF-days". `text`: the whole budget, for the message. Raises ConfigError for an unknown unit."""
     word = re.sub(r"\s+", " ", unit.lower()).strip()
     kind = "model-flops"
     if word.startswith(("peak ", "model ", "hardware ")):
@@ -293,43 +321,3 @@ def _amount(number: float, unit: str, text: str) -> tuple[str, float, str]:
         return "money", number * SCALES[money[1]], "EUR" if money[2][0] in "e€" else "USD"
     words = [*TIMES, *FLOPS, "tokens", "steps", "gpu-hours", "EUR", "USD", "spare"]
     raise ConfigError(f"BUDGET={text!r}: {unit!r} is no unit; units: {UNITS}{did_you_mean(word, words)}")
-
-
-def _assemble(
-    text: str,
-    seconds: float | None,
-    nodes: tuple[int, int] | None,
-    spare: int | None,
-    gpu: GPU | None,
-    amounts: list[tuple[str, float, str]],
-) -> Budget:
-    if len(amounts) > 1 or (amounts and (seconds is not None or nodes)):
-        raise ConfigError(f"BUDGET={text!r} is two budgets: a cluster for a time, or one amount")
-    if amounts:
-        if spare is not None:
-            raise ConfigError(f"BUDGET={text!r}: spare nodes belong to a cluster, e.g. 52x8 A100-80, 4 spare")
-        kind, amount, currency = amounts[0]
-        if not LEAST <= amount <= MOST[kind]:
-            raise ConfigError(f"BUDGET={text!r}: {kind} from {LEAST:g} to {MOST[kind]:g} can be planned with")
-        if kind == "peak-flops" and not gpu:
-            raise ConfigError(f"BUDGET={text!r}: FLOPs at the peak need the hardware, e.g. '1e22 peak FLOP, A100-80'")
-        return Budget(kind, amount, text, None, gpu, currency)
-    if seconds is None or not nodes or not gpu:
-        missing = [
-            what
-            for what, value in (("a time, e.g. 18 weeks", seconds), ("machines, e.g. 52x8 A100-80", nodes))
-            if not value
-        ]
-        raise ConfigError(f"BUDGET={text!r} lacks {' and '.join(missing)}")
-    if (spare or 0) >= nodes[0]:
-        raise ConfigError(f"BUDGET={text!r}: of {nodes[0]} nodes {spare} cannot be spare")
-    if seconds < SHORTEST:
-        raise ConfigError(f"BUDGET={text!r}: {seconds:.3g} seconds are less than a minute")
-    if seconds > LONGEST:
-        raise ConfigError(
-            f"BUDGET={text!r}: {seconds / TIMES['year']:.3g} years are more than {LONGEST / TIMES['year']:g}"
-        )
-    if nodes[0] * nodes[1] > MOST_GPUS:
-        raise ConfigError(f"BUDGET={text!r}: more than {MOST_GPUS:,} GPUs")
-    cluster = Cluster(gpu, nodes[0], nodes[1], spare or 0, seconds)
-    return Budget("cluster", cluster.gpu_hours, text, cluster, gpu)

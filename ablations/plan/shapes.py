@@ -1,4 +1,4 @@
-"""Candidate shapes for a target size on a cluster: those that the rules of thumb of 2022 allow, the fastest first.
+"""ShapeCandidate shapes for a target size on a cluster: those that the rules of thumb of 2022 allow, the fastest first.
 
 The rules are BigScience's (chronicles-prequel.md): widths of whole tiles; heads that divide; embeddings that take a
 layer's place in a pipeline of even stages; a batch that divides; the width to depth ratio of existing models, and the
@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ablations.plan.hardware import GPU
-from ablations.plan.pipeline_memory import peak, verdict
+from ablations.plan.pipeline_memory import fit_in_words, peak_memory
 from ablations.plan.throughput import Layout, Prediction, Shape, predict
 from ablations.values import ConfigError
 
@@ -26,7 +26,7 @@ SEQ = 2048
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ShapeCandidate:
     shape: Shape
     layout: Layout
     step: Prediction
@@ -56,7 +56,7 @@ def levine(parameters: float) -> float:
 
 def candidates(
     low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, per_node: int = 8
-) -> list[Candidate]:
+) -> list[ShapeCandidate]:
     """The shapes of models between `low` and `high` parameters that the rules of thumb allow, each in its fastest
     layout, ordered by seconds of a step.
 
@@ -74,7 +74,7 @@ def candidates(
     """
     if not 0 < low < high:
         raise ConfigError(f"shapes between {low:g} and {high:g} parameters: the first must be the smaller, above 0")
-    best: dict[tuple[int, int, int], Candidate] = {}
+    best: dict[tuple[int, int, int], ShapeCandidate] = {}
     tried = 0
     for tp in TENSOR:
         for pp in range(1, 33):
@@ -99,12 +99,12 @@ def candidates(
                             if batch % (dp * micro):
                                 continue
                             layout = Layout(gpus, tp, pp, micro, batch, 1, True, True)
-                            gib = peak(shape, layout)
-                            if verdict(gib, gpu) != "fits":
+                            gib = peak_memory(shape, layout)
+                            if fit_in_words(gib, gpu) != "fits":
                                 continue
                             step = predict(shape, layout, gpu, "Megatron-DeepSpeed")
                             rejected = f"heads of {head_dim}" if head_dim > HEAD_LIMIT else ""
-                            option = Candidate(shape, layout, step, gib, rejected)
+                            option = ShapeCandidate(shape, layout, step, gib, rejected)
                             key = (layers, hidden, heads)
                             if key not in best or step.seconds < best[key].step.seconds:
                                 best[key] = option
@@ -116,7 +116,7 @@ def candidates(
     return sorted(best.values(), key=lambda candidate: candidate.step.seconds)
 
 
-def why(candidate: Candidate) -> list[str]:
+def why(candidate: ShapeCandidate) -> list[str]:
     """The reasons for a candidate shape, a sentence for each rule that it follows."""
     shape, layout = candidate.shape, candidate.layout
     part = shape.hidden // layout.tp

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ablations.plan.ladder import Pair, Score, extrapolate, order_accuracy
+from ablations.plan.extrapolation import Pair, Score, extrapolate, order_accuracy
 from ablations.plan.published_laws import Hoffmann
 
 SIZES = (1.3e6, 2.8e6, 6e6)  # parameters
@@ -59,14 +59,8 @@ def crossing(rng: np.random.Generator) -> list[Gap]:
 
 def simulated(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
     """Simulate the runs of a ladder. The log losses scatter by `noise`, and in addition by half as much in common with
-    the baseline of the same seed.
-
-    Args:
-        gaps: for each arm a function from the number of parameters to its difference from the baseline.
-        rng: the generator of the noise.
-        seeds: the number of seeds at each size.
-        noise: the standard deviation of a run's log loss.
-    """
+    the baseline of the same seed. `gaps`: each arm's difference from the baseline, a function of the number of
+    parameters."""
     pairs = []
     for n in SIZES:
         for seed in range(seeds):
@@ -90,14 +84,8 @@ class Outcome:
 
 
 def outcome(world: World, seeds: int, ladders: int, key: int = 1) -> Outcome:
-    """Simulate many ladders, and count how often their verdicts are right.
-
-    Args:
-        world: draws the arms of a ladder, such as `crossing`.
-        seeds: the number of seeds at each size.
-        ladders: how many ladders are simulated.
-        key: the seed of the random numbers.
-    """
+    """Simulate many ladders, and count how often their verdicts are right. `world`: draws the arms of a ladder, such as
+    `crossing`; `key`: the seed of the random numbers."""
     rng = np.random.default_rng(key)
     covered, line, single = [], Score(), Score()
     line_orders, single_orders = [], []

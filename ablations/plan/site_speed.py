@@ -31,7 +31,7 @@ class SiteSpeed:
     device: str
 
 
-def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
+def read_site_speed(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
     """The speed of a site with this accelerator, from the measurements in the file `path`; None where there are none.
 
     Raises:
@@ -66,12 +66,7 @@ def read(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
 
 
 def _ratio(row: dict[str, Any], gpu: GPU) -> float:
-    """Measured divided by predicted seconds of a step, for one measurement on one GPU.
-
-    Args:
-        row: a line of the file of measurements.
-        gpu: the accelerator.
-    """
+    """Measured divided by predicted seconds of a step, for one line of the file of measurements."""
     micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])
     if not (math.isfinite(speed) and min(speed, micro, accumulate) > 0):
         raise ValueError("a number is not above 0")
@@ -81,14 +76,7 @@ def _ratio(row: dict[str, Any], gpu: GPU) -> float:
 
 
 def expected(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> Prediction:
-    """The predicted seconds of a step, corrected by the site's own measurements where there are some.
-
-    Args:
-        shape: the dimensions of the model.
-        layout: how a step is divided among GPUs.
-        gpu: the accelerator.
-        site: the measurements of the site; None: none.
-    """
+    """The predicted seconds of a step, corrected by the site's own measurements where there are some."""
     prediction = predict(shape, layout, gpu)
     if site is None:
         return prediction

@@ -14,12 +14,12 @@ from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
-from ablations.plan.layouts import Candidate, best_few, search
-from ablations.plan.reliability import GUESS, NODE_MTBF, save_interval
+from ablations.plan.layouts import FittingLayout, best_few, fitting_layouts
+from ablations.plan.reliability import ASSUMED, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR, amount
 from ablations.plan.schedules import drawn_schedules
 from ablations.plan.throughput import Prediction
-from ablations.site import find as find_site
+from ablations.site import find_site_file
 from ablations.study import Study
 from ablations.values import human
 from model.count import flops_per_token, parameters
@@ -73,7 +73,7 @@ class StudyCost:
     study: Study
     gpu: GPU
     gpus: int
-    candidates: list[Candidate]
+    candidates: list[FittingLayout]
     runs: list[RunCost]
     refused: list[str]
     notes: list[str]
@@ -135,19 +135,13 @@ class StudyCost:
 
 
 def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
-    """The cost of a study on given hardware, and reasons against starting it like that.
-
-    Args:
-        study: the study.
-        gpu: the accelerator.
-        gpus: how many of them each run has.
-        speeds: a file of speeds measured at the site, by which predictions are corrected.
-    """
-    site = site_speed.read(gpu, speeds)
+    """The cost of a study with `gpus` GPUs for each run, and reasons against starting it like that. `speeds`: a file of
+    speeds measured at the site, by which predictions are corrected."""
+    site = site_speed.read_site_speed(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
-    candidates, reasons = search(first, gpu, gpus, site)
+    candidates, reasons = fitting_layouts(first, gpu, gpus, site)
     usable = [candidate for candidate in candidates if not candidate.layout.recompute]
-    refused, notes = _against(study)
+    refused, notes = _objections(study)
     if first[0].train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
@@ -176,16 +170,9 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
     return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
 
 
-def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bool) -> RunCost:
-    """The cost of one run in its layout.
-
-    Args:
-        cell: the run.
-        step: the predicted seconds of a step.
-        best: the layout.
-        gpu: the accelerator.
-        suite: whether the run is also evaluated on the suite of 27 tasks.
-    """
+def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite: bool) -> RunCost:
+    """The cost of one run in the layout `best`, with the predicted seconds of its step. `suite`: whether it is also
+    evaluated on the 27 tasks."""
     run, gpus = cell.run, best.layout.gpus
     per_step = run.train.batch * run.model.seq
     speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast
@@ -199,7 +186,7 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
         low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
     count, flops = parameters(run.model), flops_per_token(run.model)
     mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
-    every = max(save_interval(GUESS["stall"], mtbf), 2 * GUESS["write"])
+    every = max(save_interval(ASSUMED["stall"], mtbf), 2 * ASSUMED["write"])
     read = SUITE_TOKENS if suite else PROBE_TOKENS
     return RunCost(
         arm=cell.arm,
@@ -225,7 +212,7 @@ def _run_cost(cell: Cell, step: Prediction, best: Candidate, gpu: GPU, suite: bo
 def _is_where_it_runs(study: Study) -> bool:
     """Whether the disk of this machine is the one that the study's runs will use: OUT names a folder, a GPU is here,
     or a cluster is set up. False on a laptop, say, where a study is planned for other machines."""
-    return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site() is not None
+    return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:
@@ -258,9 +245,8 @@ def _free(out: Path) -> float | None:
         return None
 
 
-def _against(study: Study) -> tuple[list[str], list[str]]:
-    """What the settings of a study say against starting it: (reasons against it, other notes), each a list of
-    sentences."""
+def _objections(study: Study) -> tuple[list[str], list[str]]:
+    """What the settings of a study say against starting it: (reasons against it, other notes), as sentences."""
     refused: list[str] = []
     notes: list[str] = []
     base = study.cell(study.arms[0], study.seeds[0]).run
@@ -285,9 +271,9 @@ def _against(study: Study) -> tuple[list[str], list[str]]:
         ratio = decay / base.tokens
         statement = f"the learning rate decays over {human(decay)} tokens, the budget is {human(base.tokens)}"
         (notes if 1 / LONGEST_DECAY <= ratio <= LONGEST_DECAY else refused).append(statement)
-    from ablations.plan.reading import reading
+    from ablations.plan.epochs import epochs_of_text
 
-    for line in reading(study):
+    for line in epochs_of_text(study):
         (refused if "more than one epoch" in line else notes).append(line)
     return refused, notes
 
@@ -316,12 +302,7 @@ def figure(cost: StudyCost) -> str:
 
 
 def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """A line on the largest cost that MORE=auto may come to; no line where the number of seeds is fixed.
-
-    Args:
-        cost: the cost of the study.
-        budget_gpu_hours: the GPU-hours that the user has; None: not given.
-    """
+    """A line on the largest cost that MORE=auto may come to; none where the number of seeds is fixed."""
     if not (most := cost.at_most):
         return []
     share = f", {most['gpu_hours'] / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""
@@ -332,12 +313,8 @@ def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[st
 
 
 def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan of a study on given hardware, as lines of text.
-
-    Args:
-        cost: the cost of the study.
-        budget_gpu_hours: the GPU-hours that the user has; None: not given.
-    """
+    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: the GPU-hours that the user has, or
+    None."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:
@@ -374,7 +351,7 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"disk: {amount(disk)} GB of checkpoints and weights",
             *at_most_in_words(cost, budget_gpu_hours),
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
-            f"{GUESS['stall']:g} s; published: BLOOM's failures)",
+            f"{ASSUMED['stall']:g} s; published: BLOOM's failures)",
         ]
     out += [*drawn_schedules(study), detectable_text(study)]
     out += [f"note: {line}" for line in cost.notes]

@@ -21,9 +21,7 @@ CALIBRATION = Path(__file__).parent / "calibration.json"
 TERMS = ("matmul", "small", "attention", "traffic", "tensor", "network", "launch", "update")
 
 SATURATED = 4096 * 3584  # rows x columns of a matrix product at which `small` equals `matmul`; an arbitrary unit
-LAUNCH_SECONDS = (
-    1e-3  # seconds to launch the kernels of a layer for one micro-batch; the unit of `launch`, which is fitted
-)
+LAUNCH_SECONDS = 1e-3  # to launch the kernels of a layer for one micro-batch; the unit of `launch`, which is fitted
 PLAIN_PASSES = (
     18.5  # times that plain attention reads or writes the scores: counted in Megatron's kernels, with dropout
 )

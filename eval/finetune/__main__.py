@@ -10,9 +10,12 @@ import argparse
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations import answers, rundir, safe_files
+
+if TYPE_CHECKING:
+    from eval.finetune.work import Item
 
 SEEDS = 5  # the median of so many counts, as in "Cramming"
 FOLDER = rundir.GLUE  # of results, in a run directory
@@ -61,66 +64,44 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    from eval.finetune.tasks import load, names_of
+    """Fine-tune what the parsed command line asks for. Returns the exit code.
 
+    Raises:
+        ValueError: the command is not valid, or no task could be fine-tuned.
+    """
     if args.run is None and args.external is None and (args.data or args.tasks):
+        from eval.finetune.tasks import names_of
+
         if args.format == "json":
             raise ValueError("FORMAT=json is of results: give the directory of a run")
         names = names_of(args.tasks)
         return check(args.data, names, every=bool(args.tasks)) if args.data else 0
+    check_words(args)
 
     from eval.finetune.source import Source
-    from eval.finetune.train import Setting, identity, summarise
-    from eval.finetune.work import Item, Work, finished, run_all
+    from eval.finetune.train import Setting, summarise
+    from eval.finetune.work import Work, run_all
 
-    if (args.run is None) == (args.external is None):
-        raise ValueError("give the directory of a run, or --external and --to")
-    if args.external and not args.to:
-        raise ValueError("--external needs --to, a folder for its results")
-    if args.external and args.to.resolve() == args.external.resolve():
-        raise ValueError("--to is the folder of the checkpoint: its results need a folder of their own")
-    if args.seeds < 1 or args.jobs < 1:
-        raise ValueError("--seeds and --jobs are numbers from 1 on")
     source = Source(args.run, args.external, args.store)
     setting = Setting(pooling=args.pooling or source.pooling())
     if args.epochs is not None:
         setting = replace(setting, epochs=args.epochs)
     setting = replace(setting, longest=min(setting.longest, source.longest() or setting.longest))
     sha256 = source.sha256()
-    identities: dict[str, dict[str, Any]] = {}
-    for name in names_of(args.tasks):
-        try:
-            identities[name] = identity(name, args.data, setting, sha256)
-        except ValueError as error:
-            if args.tasks:
-                raise
-            print(f"missing: {error}", file=sys.stderr)
-    if not identities:
-        raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
+    identities = identities_of_tasks(args, setting, sha256)
     if args.run:
-        safe_files.inside(args.run, FOLDER)
+        safe_files.path_inside(args.run, FOLDER)
     folder = args.to if args.external else args.run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict[tuple[str, int], dict[str, Any]] = {}
-    todo = []
-    for name, depends in identities.items():
-        steps = setting.steps(len(load(name, "train", args.data)))
-        for seed in range(1, args.seeds + 1):
-            item = Item(name, seed, depends, steps)
-            if (result := finished(item.file(folder), depends | {"seed": seed})) is None:
-                todo.append(item)
-            else:
-                results[name, seed] = result
+    results, todo = stored_and_missing(args, setting, identities, folder)
     failed = run_all(Work(folder, source, args.data, setting), todo, args.jobs, results)
-    by_task = {
-        name: [results[name, seed] for seed in range(1, args.seeds + 1) if (name, seed) in results]
-        for name in identities
-    }
     for why in failed:
         print(f"error: {why}", file=sys.stderr)
     if not results:
         raise ValueError("no task could be fine-tuned; the reasons stand above")
-    table = summarise({name: seeds for name, seeds in by_task.items() if seeds})
+    seeds = range(1, args.seeds + 1)
+    by_task = {name: [results[name, seed] for seed in seeds if (name, seed) in results] for name in identities}
+    table = summarise({name: of_seeds for name, of_seeds in by_task.items() if of_seeds})
     conditions = {
         "model_sha256": sha256,
         "setting": asdict(setting),
@@ -131,27 +112,84 @@ def command(args: argparse.Namespace) -> int:
     if args.format == "json":
         print(answers.answer("glue", {"written": str(folder), "failed": failed, **conditions, **table}))
     else:
-        print(text(table))
+        print(table_text(table))
     return 1 if failed else 0
+
+
+def check_words(args: argparse.Namespace) -> None:
+    """Check the words of a command that names a run or a checkpoint. Raises ValueError where they are not valid."""
+    if (args.run is None) == (args.external is None):
+        raise ValueError("give the directory of a run, or --external and --to")
+    if args.external and not args.to:
+        raise ValueError("--external needs --to, a folder for its results")
+    if args.external and args.to.resolve() == args.external.resolve():
+        raise ValueError("--to is the folder of the checkpoint: its results need a folder of their own")
+    if args.seeds < 1 or args.jobs < 1:
+        raise ValueError("--seeds and --jobs are numbers from 1 on")
+
+
+def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> dict[str, dict[str, Any]]:
+    """What the results of each task depend on besides the seed, {task: identity}, of the tasks whose data is there.
+
+    Args:
+        setting: the eval.finetune.train.Setting.
+        sha256: of the pretrained model.
+
+    Raises:
+        ValueError: a task that the user named, or every task, lacks its data.
+    """
+    from eval.finetune.tasks import names_of
+    from eval.finetune.train import identity
+
+    identities = {}
+    for name in names_of(args.tasks):
+        try:
+            identities[name] = identity(name, args.data, setting, sha256)
+        except ValueError as error:
+            if args.tasks:
+                raise
+            print(f"missing: {error}", file=sys.stderr)
+    if not identities:
+        raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
+    return identities
+
+
+def stored_and_missing(
+    args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
+) -> tuple[dict[tuple[str, int], dict[str, Any]], list["Item"]]:
+    """The results that are stored in a folder, {(task, seed): result}, and the items that are still to be made."""
+    from eval.finetune.tasks import load_split
+    from eval.finetune.work import Item, stored_result
+
+    results, missing = {}, []
+    for name, depends in identities.items():
+        steps = setting.steps(len(load_split(name, "train", args.data)))
+        for seed in range(1, args.seeds + 1):
+            item = Item(name, seed, depends, steps)
+            if (result := stored_result(item.file(folder), depends | {"seed": seed})) is None:
+                missing.append(item)
+            else:
+                results[name, seed] = result
+    return results, missing
 
 
 def check(folders: list[Path], names: list[str], every: bool = False) -> int:
     """Print on which tasks of GLUE a run could be fine-tuned, without a run. Returns the exit code 0.
 
     Args:
-        folders: folders with data of GLUE.
+        folders: with data of GLUE.
         names: the tasks to look for.
-        every: whether each of the tasks must have its data, because the user named them.
+        every: whether each of them must have its data, because the user named them.
 
     Raises:
         ValueError: a folder does not exist, a file is damaged, no task has its data, or with `every` not all have it.
     """
-    from eval.finetune.tasks import TASKS, find, load
+    from eval.finetune.tasks import TASKS, find_split, load_split
 
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; one with GLUE's files is needed, such as CoLA/train.tsv")
-    lacking = {name: [s for s in ("train", *TASKS[name].splits) if not find(name, s, folders)] for name in names}
+    lacking = {name: [s for s in ("train", *TASKS[name].splits) if not find_split(name, s, folders)] for name in names}
     there = [name for name in names if not lacking[name]]
     if not there:
         raise ValueError(
@@ -162,14 +200,18 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
         raise ValueError(f"{', '.join(map(str, folders))}: no data of {'; '.join(missing)}")
     for name in there:  # what is damaged is said before anything is trained
         for split in ("train", *TASKS[name].splits):
-            load(name, split, folders)
+            load_split(name, split, folders)
     print(f"fine-tuning: {', '.join(there)}")
     return 0
 
 
-def text(table: dict[str, Any]) -> str:
+def table_text(table: dict[str, Any]) -> str:
     """The results as text for a terminal: for each task the median and the spread over seeds, and for each kind of
-    metric the two means over GLUE. `table`: the result of `eval.finetune.train.summarise`."""
+    metric the two means over GLUE.
+
+    Args:
+        table: from `eval.finetune.train.summarise`.
+    """
     lines = []
     for name, entry in table["scores"].items():
         study = entry["study"]

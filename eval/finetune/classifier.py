@@ -16,22 +16,20 @@ POOLINGS = ("first", "mean", "last")  # of the hidden states of real tokens
 
 
 class Encoded(NamedTuple):
-    """The padded sequences of a batch: token ids [B, T], and bool [B, T], False for padding."""
+    """A batch of padded sequences: token ids [B, T], and bool [B, T], False for padding."""
 
     tokens_BT: Tensor
     real_BT: Tensor
 
 
-def pad(rows: Sequence[Sequence[int]], side: str = "right", filler: int = 0) -> Encoded:
-    """Rows of token ids as one batch.
+def pad(rows: Sequence[Sequence[int]], side: str = "right") -> Encoded:
+    """Rows of token ids as one batch, padded with id 0.
 
     Args:
-        rows: the token ids of each sequence.
         side: where padding goes, "right" or "left".
-        filler: the id of padding.
     """
     B, T = len(rows), max(map(len, rows))
-    tokens_BT, real_BT = torch.full((B, T), filler), torch.zeros(B, T, dtype=torch.bool)
+    tokens_BT, real_BT = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, T, dtype=torch.bool)
     for b, row in enumerate(rows):
         place = slice(0, len(row)) if side == "right" else slice(T - len(row), T)
         tokens_BT[b, place] = torch.tensor(row)
@@ -48,7 +46,7 @@ class Ours(nn.Module):
         self.width = model.cfg.hidden
 
     def forward(self, batch: Encoded) -> Tensor:
-        """The hidden states [B, T, D] of a batch of B padded sequences."""
+        """The hidden states [B, T, D] of a batch."""
         from model.attention import Arrangement
 
         objective, (B, T) = self.model.objective, batch.tokens_BT.shape
@@ -109,7 +107,7 @@ class Classifier(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, batch: Encoded) -> Tensor:
-        """The logits [B, outputs], in fp32, of a batch of B padded sequences."""
+        """The logits [B, outputs] of a batch, in fp32."""
         x_BTD, real_BT = self.backbone(batch).float(), batch.real_BT
         if self.pooling == "mean":
             weight_BT1 = real_BT[:, :, None].float()
@@ -131,8 +129,7 @@ def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
     Inputs of more than `longest` tokens are truncated like by Hugging Face's tokenizers ("longest_first"): the longer
     text is cut, and where that is not enough both texts to half the length.
 
-    When these inputs change, rundir.GLUE_INPUTS_VERSION is increased, so that earlier results are not used. In version
-    1 the odd token of a pair that was cut to halves was given to the other text.
+    When these inputs change, rundir.GLUE_INPUTS_VERSION is increased, so that earlier results are not used.
     """
     start = getattr(tokenizer, "cls", None)
     separator = getattr(tokenizer, "sep", None)
@@ -150,8 +147,7 @@ def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
 
 
 def is_causal(folder: Path) -> bool:
-    """Whether a checkpoint of Hugging Face's, in the folder `folder`, is a decoder, in which only the last token sees
-    the whole text.
+    """Whether a checkpoint of Hugging Face's is a decoder, in which only the last token sees the whole text.
 
     Models for which transformers has a masked language model are encoders, unless their settings say otherwise. The
     names in `architectures` are not enough: a decoder that was saved without its head is called GPT2Model.
@@ -165,13 +161,8 @@ def is_causal(folder: Path) -> bool:
 
 
 def external_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
-    """A function (text_a, text_b) -> token ids that makes the input of a classifier with the tokenizer of a Hugging
-    Face checkpoint, by that tokenizer's own template for one or two texts.
-
-    Args:
-        folder: the checkpoint.
-        longest: the number of tokens to which inputs are truncated.
-    """
+    """As `encoder`, with the tokenizer of a Hugging Face checkpoint and that tokenizer's own template for one or two
+    texts."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

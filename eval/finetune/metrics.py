@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 
-def shares(logits_NC: np.ndarray) -> np.ndarray:
+def predicted_shares(logits_NC: np.ndarray) -> np.ndarray:
     """The predicted class of each item as weights [N, C]: 1 for the class with the largest logit, or 1/k for each of k
     tied classes."""
     best_NC = logits_NC == logits_NC.max(1, keepdims=True)
@@ -23,10 +23,9 @@ def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
     correlation).
 
     Args:
-        logits_NC: the logits of each item, [items, classes].
         labels_N: the true class of each item.
     """
-    share_NC = shares(logits_NC)
+    share_NC = predicted_shares(logits_NC)
     scores = {"accuracy": float(share_NC[np.arange(len(labels_N)), labels_N].mean())}
     if logits_NC.shape[1] == 2:
         true = labels_N == 1
@@ -40,8 +39,7 @@ def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
 
 
 def regression(predictions_N: np.ndarray, targets_N: np.ndarray) -> dict[str, float]:
-    """The metrics of a regression, the correlations {"pearson", "spearman"} of predictions and targets; 0 where all
-    predictions are equal."""
+    """The correlations {"pearson", "spearman"} of predictions and targets; 0 where all predictions are equal."""
     from scipy.stats import rankdata
 
     return {
@@ -61,7 +59,7 @@ def chance(labels: Sequence[float], classes: int) -> dict[str, float]:
 
     Args:
         labels: the true class, or the target, of each item.
-        classes: the number of classes; 0 for a regression.
+        classes: how many there are; 0 for a regression.
     """
     if not classes:
         return {"pearson": 0.0, "spearman": 0.0}
@@ -69,26 +67,25 @@ def chance(labels: Sequence[float], classes: int) -> dict[str, float]:
 
 
 def collapsed(outputs: np.ndarray) -> bool:
-    """Whether training failed: a classifier predicts the same class for every item, or a regression the same score.
-    `outputs`: logits [N, C], or the predictions [N] of a regression."""
+    """Whether training failed: the same class is predicted for every item, or in a regression (outputs [N]) the same
+    score."""
     if outputs.ndim == 1:
         return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
-    share_NC = shares(outputs)
+    share_NC = predicted_shares(outputs)
     return bool((share_NC == share_NC[0]).all())
 
 
 NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli", "rte")
 
 
-def means(scores: dict[str, float]) -> dict[str, Any]:
+def glue_means(scores: dict[str, float]) -> dict[str, Any]:
     """The two means over GLUE: of nine numbers, in which MNLI counts twice, as in "Cramming"; and of eight tasks, in
     which MNLI's two evaluation sets are averaged first, as on the leaderboard.
 
     Args:
-        scores: {name of NINE: score}; some of the nine names may be missing.
+        scores: {name of NINE: score}; some may be missing.
 
-    Returns: {"nine_numbers", "eight_tasks": a mean, or None without scores; "numbers": how many of the nine scores
-    there are}.
+    Returns: {"nine_numbers", "eight_tasks": a mean, or None without scores; "numbers": how many scores there are}.
     """
     there = {name: scores[name] for name in NINE if name in scores}
     if not there:

@@ -13,8 +13,8 @@ CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weight
 
 
 class Source:
-    """The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's. A Source can
-    be pickled, for worker processes.
+    """The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's. It can be
+    pickled, for worker processes.
 
     Args:
         run: the run directory; None for a checkpoint.
@@ -36,8 +36,7 @@ class Source:
             self.store = location.data_store(run, store)
 
     def sha256(self) -> str:
-        """The sha256 of the weights; for a checkpoint of Hugging Face's that of all its files, including the
-        tokenizer's.
+        """The sha256 of a run's weights, or of all files of a checkpoint, including the tokenizer's.
 
         Raises:
             ValueError: the weights of the run are damaged.
@@ -66,7 +65,7 @@ class Source:
         return "last" if classifier.is_causal(self.external) else "first"
 
     def longest(self) -> int | None:
-        """The longest input that the model can read, in tokens; None where there is no limit."""
+        """The longest input that the model can read, in tokens; None: unlimited."""
         if self.run:
             model = self.record["config"]["model"]
             return model["seq"] if model["pos"] == "learned" else None
@@ -87,9 +86,9 @@ class Source:
         """A new backbone (classifier.py) with the pretrained weights.
 
         Args:
-            setting: the `train.Setting`, whose dropout a run's model gets; a model of Hugging Face's has the dropout of
-                its own configuration.
-            seed: the seed of the initial weights of a run's model, which are replaced by the pretrained ones.
+            setting: the `train.Setting`, whose dropout a run's model gets; a model of Hugging Face's has that of its
+                own configuration.
+            seed: of the initial weights of a run's model, which are replaced by the pretrained ones.
         """
         from eval.finetune import classifier
 

@@ -22,8 +22,8 @@ from ablations.values import did_you_mean
 
 
 class Example(NamedTuple):
-    """An item of a task: text_a and text_b, which is "" in tasks with single sentences; and its label, a class index,
-    or a score in STS-B."""
+    """An item of a task. text_b is "" in tasks with single sentences; the label is a class index, or in STS-B a
+    score."""
 
     id: str
     text_a: str
@@ -93,8 +93,11 @@ HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mis
 
 
 def names_of(text: str) -> list[str]:
-    """The task names in a text with commas between them; the names of all tasks where the text is empty. Raises
-    ValueError for a name that is not a task of GLUE."""
+    """The task names in a text with commas between them; all where it is empty.
+
+    Raises:
+        ValueError: a name is not a task of GLUE.
+    """
     names = [part.strip() for part in text.split(",") if part.strip()] or list(TASKS)
     for name in names:
         if name not in TASKS:
@@ -103,13 +106,11 @@ def names_of(text: str) -> list[str]:
     return names
 
 
-def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
+def find_split(name: str, split: str, folders: Sequence[Path]) -> Path | None:
     """The file of a split of a task, in the first of the folders that has one; None where none has.
 
     Args:
-        name: the name of the task, a key of TASKS.
         split: "train", "dev", "dev_matched" or "dev_mismatched".
-        folders: folders with data of GLUE.
     """
     patterns = [f"{split}.tsv", f"{split}.jsonl"] + (["train_*.jsonl"] if split == "train" else [])
     for folder in folders:
@@ -126,19 +127,14 @@ def find(name: str, split: str, folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def load(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
-    """The items of a split of a task.
-
-    Args:
-        name: the name of the task, a key of TASKS.
-        split: "train", "dev", "dev_matched" or "dev_mismatched".
-        folders: folders with data of GLUE.
+def load_split(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
+    """The items of a split of a task, from the first of the folders that has it.
 
     Raises:
         ValueError: no folder has the split, or its file is damaged, has no rows or has a row in another format; the
             message names file and row.
     """
-    path = find(name, split, folders)
+    path = find_split(name, split, folders)
     if path is None:
         places = ", ".join(map(str, folders)) or "no folder"
         raise ValueError(f"{name}: {TASKS[name].folder}/{split}.tsv or .jsonl is not in {places}")
@@ -156,8 +152,11 @@ def load(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
 
 
 def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
-    """(text_a, text_b, label) of each row of the file `path` of a task. The label is as it is written in the file, a
-    name or a number. Raises ValueError where a row or the header lacks a column."""
+    """(text_a, text_b, label) of each row of a file, the label as it is written there.
+
+    Raises:
+        ValueError: a row or the header lacks a column.
+    """
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
         if ".jsonl" in path.name:
             names = ("text_a", "text_b", "label")
@@ -193,8 +192,7 @@ def _label(task: Task, label: Any, where: str) -> float:
     """The label of an item as a number: the index of its class, or in a regression its score.
 
     Args:
-        task: the task.
-        label: the label as it is written in the file, a class name, a class number or a score.
+        label: as it is written in the file: a class name, a class number or a score.
         where: file and row, for the message.
 
     Raises:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ablations import rundir
 from eval.finetune import metrics
 from eval.finetune.classifier import Classifier, pad
-from eval.finetune.tasks import TASKS, Example, find, load
+from eval.finetune.tasks import TASKS, Example, find_split, load_split
 
 MOST_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one setting for all tasks
 
@@ -42,7 +42,7 @@ class Setting:
     pooling: str = "last"
 
     def steps(self, items: int) -> int:
-        """The number of optimizer steps for a task with this number of training items."""
+        """The number of optimizer steps for so many training items."""
         return self.epochs * -(-items // self.batch)
 
     def __post_init__(self) -> None:
@@ -53,13 +53,8 @@ class Setting:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate of a step as a share of the peak: linear warm-up, then a cosine to 0.
-
-    Args:
-        step: the number of the step, counted from 0.
-        steps: the number of steps of this task.
-        warmup: the share of the steps that is warm-up.
-    """
+    """The learning rate of a step (from 0) as a share of the peak: linear warm-up over a share of the steps, then a
+    cosine to 0."""
     rising = int(warmup * steps)
     if step < rising:
         return step / max(1, rising)
@@ -75,8 +70,6 @@ def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[li
     Args:
         lengths: the number of tokens of each item.
         size: items in a batch.
-        seed: the seed of the order.
-        epoch: the number of the epoch.
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
@@ -93,8 +86,7 @@ POOL = 50  # batches that are sorted by length together; untuned
 
 
 def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """The training loss of a batch, a scalar: cross-entropy; for a regression, where logits_BC has one column, the mean
-    squared error."""
+    """The training loss of a batch: cross-entropy; for a regression, which has one output, the mean squared error."""
     if logits_BC.shape[1] == 1:
         return F.mse_loss(logits_BC[:, 0], labels_B)
     return F.cross_entropy(logits_BC, labels_B.long())
@@ -108,14 +100,12 @@ def train(
     seed: int,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> list[float]:
-    """Fine-tune `model` in place; returns the loss of each step.
+    """Fine-tune a classifier in place; returns the loss of each step.
 
     Args:
-        model: the classifier.
         rows: the token ids of each training item.
         labels: the class index, or the target, of each training item.
-        setting: how to fine-tune.
-        seed: the seed of the order of items and of dropout.
+        seed: of the order of items and of dropout.
         progress: called after every step with the number of finished steps and of all steps.
 
     Raises:
@@ -153,7 +143,6 @@ def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right
     """Logits [N, C] of N items, computed in batches of similar length.
 
     Args:
-        model: the classifier.
         rows: the token ids of each item.
         side: where padding goes, "right" or "left".
         batch: items in a batch.
@@ -179,10 +168,6 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     The value of an item is the weight of its true class in the prediction: 1, or 1/k where k classes are tied, or 0. In
     a regression it is the negative squared error.
 
-    Args:
-        logits_NC: the outputs of the classifier, [items, classes]; of a regression [items, 1].
-        examples: the items, with their labels.
-
     Raises:
         ValueError: a logit is NaN or infinite.
     """
@@ -196,7 +181,7 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     else:
         outputs, classes = logits_NC, logits_NC.shape[1]
         classes_N = np.array(labels, int)
-        values = metrics.shares(outputs)[np.arange(len(labels)), classes_N]
+        values = metrics.predicted_shares(outputs)[np.arange(len(labels)), classes_N]
         scores = metrics.classification(outputs, classes_N)
     return {
         "metrics": scores,
@@ -210,20 +195,14 @@ def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256:
     """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "setting",
     "inputs_version", "model_sha256", "data_sha256": {split: sha256}}.
 
-    Args:
-        name: the name of the task.
-        folders: folders with data of GLUE.
-        setting: how to fine-tune.
-        model_sha256: the hash of the pretrained model.
-
     Raises:
         ValueError: the data of a split is missing.
     """
     data = {}
     for split in ("train", *TASKS[name].splits):
-        path = find(name, split, folders)
+        path = find_split(name, split, folders)
         if path is None:
-            load(name, split, folders)  # raises, and says where it was sought
+            load_split(name, split, folders)  # raises, and says where it was sought
         assert path is not None
         with open(path, "rb") as file:
             data[split] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -250,18 +229,15 @@ def finetune(
     items}.
 
     Args:
-        name: the name of the task.
-        folders: folders with data of GLUE.
+        folders: with data of GLUE.
         make: a function of the seed that returns a new backbone with the pretrained weights.
         encode: a function that returns the token ids for text_a and text_b.
-        setting: how to fine-tune.
-        seed: the seed of the classifier's initial weights, of the order of items and of dropout.
-        device: where to compute.
+        seed: of the classifier's initial weights, of the order of items and of dropout.
         progress: called after every step with the number of finished steps and of all steps.
     """
     task = TASKS[name]
-    examples = load(name, "train", folders)
-    evaluated = {split: load(name, split, folders) for split in task.splits}
+    examples = load_split(name, "train", folders)
+    evaluated = {split: load_split(name, split, folders) for split in task.splits}
     model = Classifier(make(seed), max(1, len(task.labels)), setting.pooling, setting.dropout, seed).to(device)
     rows = [encode(example.text_a, example.text_b) for example in examples]
     train(model, rows, [example.label for example in examples], setting, seed, progress)
@@ -272,15 +248,14 @@ def finetune(
 
 
 def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The table of GLUE from the results of each task's seeds.
+    """The table of GLUE, in points (percent).
 
     Args:
         results: {task: [result of `finetune` for each seed]}.
 
     Returns: {"scores": {name: {"study" and "leaderboard", by whose metrics: {"median", "lowest", "highest", "seeds",
     "metric", "chance"}, "collapsed": number of seeds whose training failed}}, "study" and "leaderboard": the two means
-    over GLUE of the medians, from `metrics.means`}, in points (percent). "mnli-mm" is the name of MNLI's mismatched
-    set.
+    over GLUE of the medians, from `metrics.glue_means`}. "mnli-mm" is the name of MNLI's mismatched set.
     """
     table: dict[str, Any] = {}
     for name, seeds in results.items():
@@ -302,7 +277,7 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     medians = {
         kind: {name: entry[kind]["median"] for name, entry in table.items()} for kind in ("study", "leaderboard")
     }
-    return {"scores": table, **{kind: metrics.means(values) for kind, values in medians.items()}}
+    return {"scores": table, **{kind: metrics.glue_means(values) for kind, values in medians.items()}}
 
 
 def digest(value: Any) -> str:

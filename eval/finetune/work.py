@@ -19,22 +19,15 @@ REFRESH = 0.5  # seconds between looks at what the processes have done
 
 
 class Item(NamedTuple):
-    """One task and seed to fine-tune on.
+    """One task and seed to fine-tune on."""
 
-    Args:
-        name: the name of the task.
-        seed: the seed.
-        depends: everything else that the result depends on, from `eval.finetune.train.identity`.
-        steps: the number of optimizer steps.
-    """
-
-    name: str
+    name: str  # of the task
     seed: int
-    depends: dict[str, Any]
-    steps: int
+    depends: dict[str, Any]  # what else the result depends on, from `eval.finetune.train.identity`
+    steps: int  # of the optimizer
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         return f"{self.name}, seed {self.seed}"
 
     def file(self, folder: Path) -> Path:
@@ -42,7 +35,7 @@ class Item(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The settings that all items share. It can be pickled, for worker processes."""
+    """What all items share. It can be pickled, for worker processes."""
 
     folder: Path  # of the results
     source: Any  # the pretrained model: eval.finetune.source.Source
@@ -50,12 +43,11 @@ class Work(NamedTuple):
     setting: Any  # eval.finetune.train.Setting
 
 
-def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
+def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
     """The stored result of a task and seed, if it is undamaged and of the same model, data and setting; else None.
 
     Args:
-        path: the file of the result.
-        depends: everything that the result depends on, from `eval.finetune.train.identity`, and the seed.
+        depends: everything that the result depends on, the seed included.
     """
     try:
         result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
@@ -66,9 +58,11 @@ def finished(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Fine-tune on the task and with the seed of `item`, write the result to its file, and return it. `work`: the
-    settings that all items share. `progress`: called after every step with the number of finished steps and of all
-    steps."""
+    """Fine-tune on one task and seed, write the result to its file, and return it.
+
+    Args:
+        progress: called after every step with the number of finished steps and of all steps.
+    """
     import torch
 
     from eval.finetune.train import finetune
@@ -87,13 +81,11 @@ def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) 
 
 
 def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
-    """Fine-tune on all items, and add their results to `results`. Returns a sentence for each failure.
+    """Fine-tune on all items, and add their results to `results`, {(task, seed): result}. Returns a sentence for each
+    failure.
 
     Args:
-        work: the settings that all items share.
-        items: the tasks and seeds.
         jobs: how many items run at a time, each in a process of its own; with 1 they run in this process.
-        results: {(task, seed): result}.
     """
     failed: list[str] = []
 
@@ -101,19 +93,19 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
         try:
             results[item.name, item.seed] = make()
         except (ValueError, RuntimeError) as error:
-            failed.append(f"{item.words}: {error}")
+            failed.append(f"{item.label}: {error}")
 
-    with shown(items) as show:
+    with show_progress(items) as show:
         if jobs == 1:
             for number, item in enumerate(items):
                 before = sum(earlier.steps for earlier in items[:number])
                 done(item, partial(finetune_item, work, item, partial(_show_step, show, before)))
-                show(before + item.steps, item.words)
+                show(before + item.steps, item.label)
             return failed
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
         context = multiprocessing.get_context("spawn")
         steps = context.Value("q", 0)
-        with ProcessPoolExecutor(jobs, context, _begin, (steps,)) as pool:
+        with ProcessPoolExecutor(jobs, context, _set_up_worker, (steps,)) as pool:
             try:
                 started = {pool.submit(_finetune_in_pool, work, item): item for item in items}
                 left = set(started)
@@ -121,7 +113,7 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
                     ended, left = wait(left, REFRESH, FIRST_COMPLETED)
                     for future in ended:
                         done(started[future], future.result)
-                        show(steps.value, started[future].words)
+                        show(steps.value, started[future].label)
                     show(steps.value, "")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -138,9 +130,9 @@ def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int)
 _steps: Any = None  # in a process of the pool: the steps that all of them have done
 
 
-def _begin(steps: Any) -> None:
-    """Set up a worker process: give it the counter of finished steps, and have the kernel kill it when its parent dies
-    (Linux: PR_SET_PDEATHSIG). `steps`: a shared integer, to which all workers add their steps."""
+def _set_up_worker(steps: Any) -> None:
+    """Set up a worker process: give it the counter of finished steps, shared by all, and have the kernel kill it when
+    its parent dies (Linux: PR_SET_PDEATHSIG)."""
     global _steps
     _steps = steps
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -155,9 +147,8 @@ def _finetune_in_pool(work: Work, item: Item) -> dict[str, Any]:
 
 
 @contextmanager
-def shown(items: list[Item]) -> Iterator[Callable[[int, str], None]]:
-    """A context that shows the progress of fine-tuning on `items`. On a terminal a bar shows the number of finished
-    items and the remaining time; elsewhere a line with both is printed for each item.
+def show_progress(items: list[Item]) -> Iterator[Callable[[int, str], None]]:
+    """A context that shows the progress of fine-tuning: on a terminal a bar, elsewhere a line for each item.
 
     Yields a function (steps, words): the number of finished optimizer steps, and the name of the item that has just
     ended, or "".

@@ -1,1 +1,11 @@
-"""The report of a study: reads run directories, writes a record. The same run directories give the same bytes."""
+"""The report of a study: its run directories are read, compared, and written up.
+
+Arguments that many functions here share:
+
+    f        the findings of a study (findings.py)
+    study    an ablations.study.Study, or a Collection (collection.py)
+    cells    {(arm, seed): content of the run directory} (runs.py); a `cell` is one of these
+    metric   the name of a metric, a key of METRICS (compare.py)
+    results  {arm: {seed: result on the metric}}
+    strata   the items of each task of the metric (eval/statistics/items.py)
+"""

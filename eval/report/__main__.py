@@ -18,7 +18,8 @@ from ablations import answers
 from ablations.rundir import Exit
 from ablations.safe_files import printable, storage_error
 from eval.report import record, request, track_record
-from eval.report.findings import gather
+from eval.report.findings import Findings
+from eval.report.gather import gather
 from eval.report.outcome import EXIT_CODES, outcome
 
 RECORDS = Path("ablations/records")
@@ -50,23 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         findings = gather(requested.study, requested.noise, requested.beside, requested.external)
     except ValueError as error:
         return refuse(error, as_json)
-    record_folder, note = RECORDS / requested.study.name, ""
-    elsewhere = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs") / "records"
-    if lost := record.lost_runs(findings, record_folder):
-        note = (
-            f"{record_folder} stays as it is: it has runs that this report lacks: {lost}. "
-            "Remove it to have this one there."
-        )
     try:
-        out = elsewhere / requested.study.name if lost else record_folder
-        try:
-            record.write(findings, out)
-        except OSError as error:
-            if lost or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise
-            note = f"{printable(str(error))}: the report is in {elsewhere} instead."
-            out = elsewhere / requested.study.name
-            record.write(findings, out)
+        out, note = write_record(findings, words)
     except OSError as error:
         why = f"the report cannot be written: {storage_error(error) or printable(str(error))}"
         if as_json:
@@ -86,17 +72,43 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{verdict['outcome']}, by {verdict['metric']}")
         return EXIT_CODES[verdict["outcome"]]
     if findings.refusals:
-        number = f"{len(findings.refusals)} comparison{'s' * (len(findings.refusals) > 1)}"
+        number = len(findings.refusals)
+        comparisons = "1 comparison" if number == 1 else f"{number} comparisons"
         print(
-            f"refused: {number} of runs that were evaluated differently; the report is written, and says which",
+            f"refused: {comparisons} of runs that were evaluated differently; the report is written, and says which",
             file=sys.stderr,
         )
         return Exit.REFUSED
     return 0
 
 
+def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
+    """Write the record of a study: to ablations/records, or else to OUT/records.
+
+    Returns: its folder, and a sentence on why it is not in ablations/records ("" where it is).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    name = findings.study.name
+    folder, elsewhere = RECORDS / name, request.out_folder(words) / "records"
+    if lost := record.lost_runs(findings, folder):
+        record.write(findings, elsewhere / name)
+        return elsewhere / name, (
+            f"{folder} stays as it is: it has runs that this report lacks: {lost}. Remove it to have this one there."
+        )
+    try:
+        record.write(findings, folder)
+        return folder, ""
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        record.write(findings, elsewhere / name)
+        return elsewhere / name, f"{printable(str(error))}: the report is in {elsewhere} instead."
+
+
 def refuse(error: ValueError, as_json: bool) -> int:
-    """Print why a request is refused, as JSON where `as_json` is true. Returns the exit code."""
+    """Print why a request is refused. Returns the exit code."""
     if as_json:
         print(answers.error(str(error)))
     print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -107,11 +119,9 @@ def predicted(words: list[str], as_json: bool = False) -> int:
     """Print the predictions in all records, and how often they came true. Returns the exit code.
 
     Args:
-        words: the NAME=VALUE words of the command; OUT= says where further records are.
-        as_json: print JSON in place of text.
+        words: of the command; OUT= says where further records are.
     """
-    out = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
-    lines, damaged = track_record.predictions([RECORDS, out / "records"])
+    lines, damaged = track_record.predictions([RECORDS, request.out_folder(words) / "records"])
     for sentence in damaged:
         print(f"left out: {printable(sentence)}", file=sys.stderr)
     if as_json:
@@ -125,6 +135,6 @@ def predicted(words: list[str], as_json: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    from ablations.study import from_anywhere
+    from ablations.words import change_to_checkout
 
-    sys.exit(main(from_anywhere(sys.argv[1:])))
+    sys.exit(main(change_to_checkout(sys.argv[1:])))

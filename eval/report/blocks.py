@@ -46,5 +46,5 @@ class Section(NamedTuple):
 
 def plus_minus(value: float, error: float, digits: int) -> str:
     """A number with its standard error as text, such as "1.234 ± 0.012"; the number alone where the standard error is
-    NaN (unknown). `digits`: decimals."""
+    NaN (unknown)."""
     return f"{value:.{digits}f}" if isnan(error) else f"{value:.{digits}f} ± {error:.{digits}f}"

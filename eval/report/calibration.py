@@ -1,54 +1,49 @@
-"""Error rates and power of the verdicts, from simulated studies; `make calibrate` writes them to docs/statistics.md.
+"""`make calibrate`: writes docs/statistics.md, on the error rates and the power of the verdicts (error_rates.py).
 
-The seeds of the random numbers are fixed, so that the page is always the same. tests/test_calibration.py checks it.
+tests/test_calibration.py checks the page.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ablations import answers
-from ablations.factorial import factorial, order
-from ablations.plan.ladder import Score
-from ablations.plan.simulated_ladders import crossing, kept_order, outcome
+from ablations.factorial import factorial
 from ablations.safe_files import write_text
 from eval.report.blocks import Section, Table
+from eval.report.error_rates import (
+    EFFECTS,
+    ITEMS_PER_CLUSTER,
+    MARGINS,
+    WORLDS,
+    any_wrong,
+    factorial_rates,
+    fixed_rates,
+    floor_rates,
+    ladder_rates,
+    power_rates,
+    saves_judged,
+    sequential_rates,
+    simulated_results,
+    wrong_verdicts_with_clusters,
+)
 from eval.report.formats import markdown
 from eval.report.sections import published
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL
 from eval.statistics.sequential import share
-from eval.statistics.simulation import (
-    BETTER,
-    EQUIVALENT,
-    WORSE,
-    Noise,
-    contrast_noise,
-    decide_all,
-    decisions,
-    item_noise,
-    judged_factorial,
-    quantiles,
-    seed_noise,
-    sequence,
-)
+from eval.statistics.simulation import BETTER, EQUIVALENT, sequence
 from eval.statistics.verdicts import verdict
 
 PAGE = Path("docs/statistics.md")
 STUDIES = 20_000  # of each kind: a rate of 5 % has a standard error of 0.15 %
 ARMS, SEEDS, MOST_SEEDS = (2, 5), (2, 3, 5, 10), (2, 3, 5, 10, 20)
-EFFECTS = (1.0, 2.0, 4.0)  # in standard deviations of a run
-MARGINS = (1.0, 2.0)
-ITEMS_PER_CLUSTER = 5
 STUDIES_OF_ITEMS = 4000  # of each kind: five times as many numbers each; standard error 0.35 %
 
 DESIGNS = ((2, "1"), (3, "1"), (4, "1/2"), (4, "1"))  # factors, and which fraction of their combinations
 SEEDS_OF_DESIGNS = (2, 3, 5)
 LADDERS = 2000  # of each kind, three arms each
-WORLDS = {"differences keep their sign": kept_order, "differences change their sign": crossing}
 LADDER_SEEDS = (2, 3, 5)
 
 HEAD = """\
@@ -141,96 +136,30 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
 
 
-def runs(key: tuple[int, ...], studies: int, arms: int, seeds: int, shared: float = 1.0) -> np.ndarray:
-    """Simulated results of arms that do not differ, [studies, arms, seeds].
-
-    Args:
-        key: the seed of the random numbers.
-        studies, arms, seeds: the shape.
-        shared: the standard deviation of what the arms of a seed have in common; that of a run's own noise is 1.
-    """
-    rng = np.random.default_rng(key)
-    return rng.normal(size=(studies, arms, seeds)) + shared * rng.normal(size=(studies, 1, seeds))
-
-
-def any_wrong(verdicts: np.ndarray) -> float:
-    """The share of studies of equal arms with at least one verdict of better or worse. `verdicts`: decisions [studies,
-    comparisons]."""
-    return float(((verdicts == BETTER) | (verdicts == WORSE)).any(1).mean())
-
-
-def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
-    """Rates over simulated studies with a fixed number of seeds: of any wrong verdict; of wrong equivalence at each of
-    MARGINS; and of confidence intervals that contain the true difference.
-
-    Args:
-        arms, seeds: of each study.
-        studies: the number of studies.
-        key: part of the seed of the random numbers.
-    """
-    x = runs((key, arms, seeds), studies, arms, seeds)
-    rates = [any_wrong(decide_all(x))]
-    for margin in MARGINS:
-        y = x.copy()
-        y[:, 1:] += margin
-        rates.append(float((decide_all(y, margin) == EQUIVALENT).any(1).mean()))
-    half = quantiles(LEVEL, [seed_noise(x)])[:, 0]
-    return [*rates, float((abs(x[:, 1].mean(1) - x[:, 0].mean(1)) <= half).mean())]
-
-
-def fixed(studies: int) -> Table:
+def fixed_seeds_table() -> Table:
     head = ["arms", "seeds", "any wrong verdict", *(f"wrongly equivalent, margin {m:g}" for m in MARGINS), "covered"]
-    rows = [[str(a), str(n), *map(percent, fixed_rates(a, n, studies))] for a in ARMS for n in SEEDS]
+    rows = [[str(a), str(n), *map(percent, fixed_rates(a, n, STUDIES))] for a in ARMS for n in SEEDS]
     return Table(head, rows)
 
 
-def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float]:
-    x, rates = runs((key, arms, seeds), studies, arms, seeds), []
-    for effect in EFFECTS:
-        y = x.copy()
-        y[:, 1] += effect
-        rates.append(float((decide_all(y)[:, 0] == BETTER).mean()))
-    return [*rates, float((decide_all(x, 2.0) == EQUIVALENT).all(1).mean())]
-
-
-def power(studies: int) -> Table:
+def power_table() -> Table:
     head = ["arms", "seeds", *(f"sees {effect:g}" for effect in EFFECTS), "all equivalent within 2"]
-    rows = [[str(a), str(n), *map(percent, power_rates(a, n, studies))] for a in ARMS for n in SEEDS]
+    rows = [[str(a), str(n), *map(percent, power_rates(a, n, STUDIES))] for a in ARMS for n in SEEDS]
     return Table(head, rows)
 
 
-def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
-    """Rates over simulated studies that add seeds, four numbers: of any wrong verdict at any look, without a margin;
-    with a margin of 2; without alpha spending; and of wrong equivalence at any look.
-
-    Args:
-        arms: of each study.
-        most: the largest number of seeds.
-        studies: the number of studies.
-        key: part of the seed of the random numbers.
-    """
-    x = runs((key, arms, most), studies, arms, most)
-    wrong = [
-        float(sequence(x, *options).ever[..., :2].any((1, 2)).mean())
-        for options in ((), (2.0,), (None, lambda seeds, most, tests: 1.0))
-    ]
-    y = x.copy()
-    y[:, 1:] += 2.0
-    return [*wrong, float(sequence(y, 2.0).ever[..., 2].any(1).mean())]
-
-
-def sequential(studies: int) -> Table:
+def sequential_table() -> Table:
     head = ["arms", "most seeds", "any wrong verdict", "with a margin", "without alpha spending", "wrongly equivalent"]
-    rows = [[str(a), str(n), *map(percent, sequential_rates(a, n, studies))] for a in ARMS for n in MOST_SEEDS]
+    rows = [[str(a), str(n), *map(percent, sequential_rates(a, n, STUDIES))] for a in ARMS for n in MOST_SEEDS]
     return Table(head, rows)
 
 
-def stopping(studies: int) -> Table:
+def stopping_table() -> Table:
     rows = []
     for most in MOST_SEEDS:
         line = [str(most)]
         for effect in (0.0, *EFFECTS, 10.0):
-            x = runs((4, most), studies, 2, most)
+            x = simulated_results((4, most), STUDIES, 2, most)
             x[:, 1] += effect
             ended = sequence(x, 2.0)
             kind = EQUIVALENT if effect == 0 else BETTER
@@ -239,74 +168,18 @@ def stopping(studies: int) -> Table:
     return Table(["most seeds", "equal: equivalent", *(f"sees {effect:g}" for effect in (*EFFECTS, 10.0))], rows)
 
 
-def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: int = 7) -> list[float]:
-    """Rates over simulated factorials, six numbers: of any wrong verdict where all decisions are corrected as one
-    family; the same as three families; of a wrong interaction where there are only main effects; of confidence
-    intervals of an interaction that contain its true value; and how often a main effect of 2 is found, and an
-    interaction of 4.
-
-    Args:
-        factors: the number of factors with two values each.
-        fraction: the fraction of the combinations that is run, such as "1/2".
-        seeds: of each study.
-        studies: the number of studies.
-        key: part of the seed of the random numbers.
-    """
-    design = factorial([f"f{i}=x" for i in range(factors)], fraction)
-    weights = np.array([list(design.coefficients(effect).values()) for effect in design.effects])
-    arms = len(design.combinations)
-    x = runs((key, factors, arms, seeds), studies, arms, seeds)
-    columns = {effect: arms - 1 + i for i, effect in enumerate(design.effects)}  # of the decisions
-    main = [column for effect, column in columns.items() if order(effect) == 1]
-    interactions = [column for effect, column in columns.items() if order(effect) > 1]
-    every = [list(range(arms - 1 + len(weights)))]
-    wrong = [
-        any_wrong(judged_factorial(x, weights, families))
-        for families in (every, [list(range(arms - 1)), main, interactions])
-    ]
-
-    def moved(effects: dict[int, float]) -> np.ndarray:
-        """The decisions in studies with true effects. `effects`: {bit mask of the effect's factors: its size}."""
-        shift = [
-            sum(s / 2 ** order(e) * (-1) ** order(e & ~combination) for e, s in effects.items())
-            for combination in design.combinations
-        ]
-        return judged_factorial(x + np.array(shift)[:, None], weights, every)
-
-    beside = any_wrong(moved({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
-    first = next(i for i, effect in enumerate(design.effects) if order(effect) == 2)
-    half = quantiles(LEVEL, [contrast_noise(x, weights)])[:, first]
-    covered = float((abs(x.mean(2) @ weights[first]) <= half).mean())
-    pair = design.effects[first]
-    detected = [float((moved({e: s})[:, columns[e]] == BETTER).mean()) for e, s in ((1, 2.0), (pair, 4.0))]
-    return [*wrong, beside, covered, *detected]
-
-
-def factorials(studies: int) -> Table:
+def factorial_table() -> Table:
     rates = ["any wrong verdict", "three families", "only main effects", "covered", "sees a main effect", "interaction"]
     rows = []
     for factors, fraction in DESIGNS:
         design = factorial([f"f{i}=x" for i in range(factors)], fraction)
         for n in SEEDS_OF_DESIGNS:
             name = design.in_words.partition(",")[0].removeprefix("all ")
-            rows.append([name, str(n), *map(percent, factorial_rates(factors, fraction, n, studies))])
+            rows.append([name, str(n), *map(percent, factorial_rates(factors, fraction, n, STUDIES))])
     return Table(["combinations", "seeds", *rates], rows)
 
 
-def saves_judged(seeds: int) -> np.ndarray:
-    """Decisions on published results in which both arms of a study are saves of the same run, so that every verdict is
-    wrong: [studies, 1]; SAVES explains how the saves are paired. `seeds`: of each arm."""
-    verdicts = []
-    for accuracies_NT in published.saves().values():
-        number = len(accuracies_NT) // (2 * seeds)  # the latest saves, which change the least
-        pairs = accuracies_NT[len(accuracies_NT) - number * 2 * seeds :].reshape(number, seeds, 2, -1)
-        swapped = [bool(i.bit_count() % 2) for i in range(seeds)]
-        pairs[:, swapped] = pairs[:, swapped, ::-1]
-        verdicts.append(decide_all(pairs.transpose(0, 3, 2, 1).reshape(-1, 2, seeds)))
-    return np.concatenate(verdicts)
-
-
-def saves() -> Table:
+def saves_table() -> Table:
     rows = []
     for seeds in SEEDS:
         verdicts = saves_judged(seeds)
@@ -316,38 +189,13 @@ def saves() -> Table:
     return Table(["seeds", "studies", "wrong verdicts"], rows)
 
 
-def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
-    """Rates of wrong verdicts in studies of questions that share passages, two numbers: where passages count as the
-    independent items, and where single questions do.
-
-    Args:
-        passages: the number of passages.
-        unequal: whether passages have weights of different (log-normal) sizes.
-        seeds: of each arm.
-        studies: the number of studies.
-    """
-    rng = np.random.default_rng((5, passages, unequal, seeds))
-    shape = (studies, 2, seeds, passages, ITEMS_PER_CLUSTER)
-    y = rng.normal(size=shape) + rng.normal(size=(studies, 2, 1, passages, 1))
-    y += rng.normal(size=(studies, 2, 1, passages, ITEMS_PER_CLUSTER)) + rng.normal(size=(studies, 2, seeds, 1, 1))
-    sizes = rng.lognormal(sigma=1.0 if unequal else 0.0, size=(studies, passages, 1))
-    weights = np.broadcast_to(sizes, (studies, passages, ITEMS_PER_CLUSTER))
-    y = y * weights[:, None, None]
-    x = y.sum((3, 4)) / weights.sum((1, 2))[:, None, None]
-    difference, noise = x[:, 1:].mean(2) - x[:, :1].mean(2), seed_noise(x)
-    d = y[:, 1] - y[:, 0]
-    by_passage = item_noise(d.sum(3), weights.sum(2))
-    by_question = item_noise(d.reshape(studies, seeds, -1), weights.reshape(studies, -1))
-    return [any_wrong(decisions(difference, [noise, part])) for part in (by_passage, by_question)]
-
-
-def clusters(studies: int) -> Table:
+def cluster_table() -> Table:
     rows = [
         [
             str(n),
             "log-normal" if unequal else "equal",
             str(seeds),
-            *map(percent, wrong_verdicts_with_clusters(n, unequal, seeds, studies)),
+            *map(percent, wrong_verdicts_with_clusters(n, unequal, seeds, STUDIES_OF_ITEMS)),
         ]
         for n in (3, 10, 40)
         for unequal in (False, True)
@@ -356,61 +204,20 @@ def clusters(studies: int) -> Table:
     return Table(["passages", "sizes", "seeds", "any wrong verdict", "questions alone"], rows)
 
 
-def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
-    """Rates over simulated studies of two arms with a stored noise floor, six numbers: of any wrong verdict where all
-    runs scatter alike, where the runs of a seed have noise in common, and where one arm scatters twice as much; the
-    last one again without the floor; and how often a difference of 3 is found with the floor and without.
-
-    Args:
-        seeds: of each arm.
-        aa: the number of runs of the noise floor.
-        studies: the number of studies.
-    """
-    rng = np.random.default_rng((6, seeds, aa))
-    floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
-    alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
-    x = rng.normal(size=(studies, 2, seeds))
-    together = x + rng.normal(size=(studies, 1, seeds))
-    noisy = x * np.array([[[1.0], [2.0]]])
-    moved = x + np.array([[[0.0], [3.0]]])
-    wrong = [any_wrong(decide_all(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
-    detected = [float((decide_all(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
-    return [*wrong, any_wrong(decide_all(noisy)), *detected]
-
-
-def floors(studies: int) -> Table:
+def noise_floor_table() -> Table:
     head = ["seeds", "A/A runs", "all alike", "shared seeds", "arm noisier", "the same, no floor", "sees 3", "no floor"]
-    rows = [[str(n), str(aa), *map(percent, floor_rates(n, aa, studies))] for n in (2, 3, 5) for aa in (3, 5, 10)]
+    rows = [[str(n), str(aa), *map(percent, floor_rates(n, aa, STUDIES))] for n in (2, 3, 5) for aa in (3, 5, 10)]
     return Table(head, rows)
 
 
-def ladder_rates(differences: str, seeds: int, ladders: int, key: int = 1) -> list[float]:
-    """Rates over simulated ladders of sizes, seven numbers: of right, wrong and undecided verdicts by the fitted line;
-    the same by the largest size alone; and of confidence intervals that contain the true difference.
-
-    Args:
-        differences: which kind of arms is simulated, a key of WORLDS.
-        seeds: of each size and arm.
-        ladders: the number of ladders.
-        key: the seed of the random numbers.
-    """
-    result = outcome(WORLDS[differences], seeds, ladders, key)
-
-    def shares(score: Score) -> list[float]:
-        counts = (score.hits, score.misses, score.open)
-        return [count / sum(counts) for count in counts]
-
-    return [*shares(result.line), *shares(result.single), result.covered]
-
-
-def ladders(number: int) -> Table:
+def ladder_table() -> Table:
     kinds = ("right", "wrong", "undecided")
     head = ["truth", "seeds", *(f"{rule}: {kind}" for rule in ("line", "largest size") for kind in kinds), "covered"]
-    rows = [[name, str(n), *map(percent, ladder_rates(name, n, number))] for name in WORLDS for n in LADDER_SEEDS]
+    rows = [[name, str(n), *map(percent, ladder_rates(name, n, LADDERS))] for name in WORLDS for n in LADDER_SEEDS]
     return Table(head, rows)
 
 
-def published_pairs() -> Table:
+def published_table() -> Table:
     names = published.load()["per_task"]["columns"][1:]
     rows = []
     for i, one in enumerate(names):
@@ -422,21 +229,23 @@ def published_pairs() -> Table:
     return Table(["", "points", "noise of the items", "verdict", "95 % over tasks"], rows)
 
 
-def sections(studies: int = STUDIES, of_items: int = STUDIES_OF_ITEMS, of_sizes: int = LADDERS) -> list[Section]:
+def sections() -> list[Section]:
     return [
         Section("", [HEAD]),
-        Section("How often a verdict is wrong", [FIXED, fixed(studies)]),
-        Section("What a study sees", [POWER, power(studies)]),
-        Section("Seeds added until it is decided", [SEQUENTIAL, sequential(studies), stopping(studies), spending()]),
-        Section("Factorials", [FACTORIALS, factorials(studies)]),
-        Section("Items that share a passage", [CLUSTERS, clusters(of_items)]),
-        Section("A stored noise floor", [FLOOR, floors(studies)]),
-        Section("A ladder of sizes", [LADDER, ladders(of_sizes)]),
-        Section("On numbers that others published", [PUBLISHED, published_pairs(), SAVES, saves()]),
+        Section("How often a verdict is wrong", [FIXED, fixed_seeds_table()]),
+        Section("What a study sees", [POWER, power_table()]),
+        Section(
+            "Seeds added until it is decided", [SEQUENTIAL, sequential_table(), stopping_table(), spending_table()]
+        ),
+        Section("Factorials", [FACTORIALS, factorial_table()]),
+        Section("Items that share a passage", [CLUSTERS, cluster_table()]),
+        Section("A stored noise floor", [FLOOR, noise_floor_table()]),
+        Section("A ladder of sizes", [LADDER, ladder_table()]),
+        Section("On numbers that others published", [PUBLISHED, published_table(), SAVES, saves_table()]),
     ]
 
 
-def spending() -> Table:
+def spending_table() -> Table:
     """A table of the significance level of each look at a study that adds seeds."""
     rows = [
         [str(most), *(f"{100 * LEVEL * share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
@@ -446,8 +255,7 @@ def spending() -> Table:
 
 
 def tables(parts: list[Section]) -> list[dict[str, Any]]:
-    """The tables of docs/statistics.md as JSON, for programs: [{"section", "title", "head", "rows"}]. `parts`: the
-    sections of that page."""
+    """The tables of a page as JSON, for programs: [{"section", "title", "head", "rows"}]."""
     return [
         {"section": section.title, "title": block.title, "head": block.head, "rows": block.rows}
         for section in parts

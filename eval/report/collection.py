@@ -14,30 +14,23 @@ from ablations.registration import NOTHING_EXPECTED
 from ablations.safe_files import Damaged
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
-from eval.report.runs import in_one_line, manifest
+from eval.report.runs import in_one_line, read_manifest
 
 LOOKED_AT_FIRST = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
 
 
 @dataclass(frozen=True)
 class CollectedRun:
-    """A run of a collection: `dir`, its directory; `config`, its configuration; and `delta`, {setting: value} of the
-    settings in which it differs from the baseline."""
+    """A run of a collection."""
 
     dir: Path
     config: dict[str, Any]
-    delta: dict[str, Any]
+    delta: dict[str, Any]  # {setting: value} of the settings in which it differs from the baseline
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs to compare, with the properties of a study that a report uses.
-
-    Args:
-        controlled: whether each arm differs from the baseline in one line, as in a study. Otherwise the runs are
-            compared as they are.
-        damaged: a sentence for each run directory that could not be read.
-    """
+    """Runs to compare, with the properties of a study that a report uses."""
 
     name: str
     title: str
@@ -47,8 +40,8 @@ class Collection:
     command: str
     question: str = "How do these runs compare?"
     expect: str = NOTHING_EXPECTED
-    controlled: bool = False
-    damaged: list[str] = field(default_factory=list)
+    controlled: bool = False  # whether each arm differs from the baseline in one line, as in a study
+    damaged: list[str] = field(default_factory=list)  # a sentence for each run directory that could not be read
     criteria: Criteria = field(default_factory=Criteria)
     factorial: Factorial | None = None  # ablations/factorial.py
     tuning: Tuning | None = None  # ablations/tuning.py
@@ -57,14 +50,14 @@ class Collection:
 
     @property
     def compared(self) -> list[str]:
-        """The names of the arms that are compared with the baseline; where the learning rate was tuned, only those at
-        the common rate."""
+        """The arms that are compared with the baseline; where the learning rate was tuned, only those at the common
+        rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
-    def tests(self) -> int:
-        """The number of comparisons on a metric that the multiple-comparison correction counts: the arms, and the
-        effects of a factorial."""
+    def number_of_tests(self) -> int:
+        """How many comparisons on a metric the multiple-comparison correction counts: the arms, and the effects of a
+        factorial."""
         return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:
@@ -76,7 +69,7 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
     configurations differ only in seed and layout.
 
     Args:
-        directories: pairs of a name for the origin of the run, or "", and the run directory.
+        directories: pairs (origin, run directory), where an origin is a name such as that of a study, or "".
         command: the command that made the report.
 
     Raises:
@@ -87,7 +80,7 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
     damaged = []
     for origin, directory in directories:
         try:
-            run = manifest(directory)
+            run = read_manifest(directory)
         except Damaged as error:
             damaged.append((str(error), directory))
             continue
@@ -126,15 +119,14 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
 
 
 def changed_settings(base: dict, config: dict) -> dict[str, Any]:
-    """The settings in which two configurations differ: {setting: its value in `config`}. Seed, layout and the name of
-    the size do not count as settings. `base`: the other configuration."""
+    """The settings in which a configuration differs from `base`: {setting: its value in `config`}."""
     changes = difference(flatten(base), flatten(config))
     return {key: value for key, value in changes.items() if is_setting(key)}
 
 
 def is_setting(key: str) -> bool:
-    """Whether runs whose configurations differ in this key belong to different arms: true of all keys except the seed,
-    the layout, and the name of the size."""
+    """Whether runs that differ in this key of the configuration belong to different arms: true of all keys but the
+    seed, the layout and the name of the size."""
     return not key.startswith("layout.") and key not in ("seed", "size")
 
 
@@ -144,7 +136,7 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
 
     Args:
         groups: {hash of the arm: {seed: run}}.
-        origins: {hash of the arm: a name for where its runs come from, or ""}, which is used where no setting differs.
+        origins: {hash of the arm: the origin of its runs}, which is the name where no setting differs.
     """
     configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
     flat_configs = list(configs.values())
@@ -157,7 +149,7 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
     ]
     values = {key: [in_one_line(config[key]) for config in flat_configs] for key in keys}
     differing = [key for key in keys if len(set(values[key])) > 1]
-    differing.sort(key=lambda key: (key != "size", importance(key)))
+    differing.sort(key=lambda key: (key != "size", rank_of_setting(key)))
 
     def distinct(chosen: list[str]) -> int:
         """The number of arms that differ from each other in at least one of the chosen settings."""
@@ -183,18 +175,16 @@ def short_setting(key: str, value: Any) -> str:
     return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"
 
 
-def importance(key: str) -> int:
-    """The rank of a setting in names of arms; the settings that readers look for first have the lowest rank. `key`: the
-    setting."""
+def rank_of_setting(key: str) -> int:
+    """The rank of a setting in names of arms: lowest for those that readers look for first."""
     return LOOKED_AT_FIRST.index(key) if key in LOOKED_AT_FIRST else len(LOOKED_AT_FIRST)
 
 
 def run_directories(name: str) -> list[Path]:
-    """The run directories at a path: the path itself if it is a run directory, else all run directories in this folder
-    and its subfolders. `name`: the path.
+    """The path itself if it is a run directory, else all run directories in this folder and its subfolders.
 
     Raises:
-        ValueError: the path is no run directory and contains none.
+        ValueError: there is none.
     """
     folder = Path(name)
     if (folder / rundir.RUN).exists():

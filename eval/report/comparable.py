@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import combinations
 from typing import Any
 
-from eval.report.runs import Cells, in_one_line, named
+from eval.report.runs import Cells, in_one_line, runs_in_words
 
 WHOLE = ("version", "lm_eval", "precision")  # of an evaluation
 TASK = ("metric", "version", "chance", "mean", "suite", "higher_is_better")  # of a task in eval.json
@@ -22,12 +22,7 @@ Run = tuple[str, int]  # arm, seed
 
 def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
     """Everything about a task that has to be equal in two runs for a comparison of their scores, as {name: value}:
-    version, items, prompts, number of examples and so on.
-
-    Args:
-        cell: the content of the directory of an evaluated run, from `runs.read`.
-        task: the name of the task.
-    """
+    version, items, prompts, number of examples and so on."""
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
     identity = {key: entry[key] for key in TASK if key in entry}
     if isinstance(entry.get("data"), dict):
@@ -48,8 +43,8 @@ def digest(value: Any) -> str:
 
 
 def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The `task_identity` of every task of an evaluated run: {task: identity}. It is cached in `cell`, since tasks have
-    up to 40,000 items."""
+    """The `task_identity` of every task of an evaluated run: {task: identity}. Cached in `cell`, since tasks have up to
+    40,000 items."""
     if "identities" not in cell:
         cell["identities"] = {task: task_identity(cell, task) for task in cell["eval"]["tasks"]}
     return cell["identities"]
@@ -61,9 +56,8 @@ def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
-def counts_for(entry: dict[str, Any], metric: str) -> bool:
-    """Whether a metric, which is a mean over tasks, includes this task. `entry`: the task's entry in eval.json;
-    `metric`: a key of compare.METRICS."""
+def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
+    """Whether the mean that a metric is includes this task, given by its entry in eval.json."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
         "zero-shot": bool(entry.get("mean")),
@@ -72,18 +66,12 @@ def counts_for(entry: dict[str, Any], metric: str) -> bool:
 
 
 def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
-    return [task for task, entry in cell["eval"]["tasks"].items() if counts_for(entry, metric)]
+    return [task for task, entry in cell["eval"]["tasks"].items() if is_in_metric(entry, metric)]
 
 
 def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
     """The tasks of a metric that can be compared over all these runs, in the order of evaluation; none where the
-    evaluations of the runs differ in general.
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        runs: the (arm, seed) of each run, at least one.
-        metric: a key of compare.METRICS.
-    """
+    evaluations of the runs differ in general."""
     first, *others = (cells[run] for run in runs)
     if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in WHOLE):
         return []
@@ -99,19 +87,13 @@ def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
 
 
 def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
-    """The tasks of a metric that at least one of these runs was evaluated on.
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        runs: the (arm, seed) of each run.
-        metric: a key of compare.METRICS.
-    """
+    """The tasks of a metric that at least one of these runs was evaluated on."""
     return list(dict.fromkeys(task for run in runs for task in tasks_of(cells[run], metric)))
 
 
-def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
+def flat_evaluation(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything about a run's evaluation that has to be equal in two runs for a comparison, as a flat dictionary:
-    {"version", ..., "TASK: chance", ...}. `cell`: the content of the directory of an evaluated run."""
+    {"version", ..., "TASK: chance", ...}."""
     flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
     for task, identity in task_identities(cell).items():
         flat |= {f"{task}: {key}": value for key, value in identity.items()}
@@ -119,16 +101,14 @@ def evaluation(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs were evaluated in the same way, on every task. `one`, `other`: the contents of their run
-    directories."""
+    """Whether two evaluated runs were evaluated in the same way, on every task."""
     ours, theirs = task_identities(one), task_identities(other)
     whole = all(one["eval"].get(key) == other["eval"].get(key) for key in WHOLE)
     return whole and ours.keys() == theirs.keys() and all(same_task(ours[task], theirs[task]) for task in ours)
 
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
-    """The evaluated runs in groups of (arm, seed), such that the runs of a group were evaluated in the same way on
-    every task. `cells`: {(arm, seed): content of the run directory}."""
+    """The evaluated runs in groups, such that the runs of a group were evaluated in the same way on every task."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -141,13 +121,12 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
 
 
 def refusals(cells: Cells) -> list[str]:
-    """A sentence for each group of runs that were evaluated in another way than the first evaluated run, and are
-    therefore not compared with it: which runs these are, and what differs. `cells`: {(arm, seed): content of the run
-    directory}."""
+    """A sentence for each group of runs that are not compared with the first evaluated run, because they were evaluated
+    differently: which runs these are, and what differs."""
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:
-        first, other = evaluation(cells[first_class[0]]), evaluation(cells[runs[0]])
+        first, other = flat_evaluation(cells[first_class[0]]), flat_evaluation(cells[runs[0]])
         reasons: list[str] = []
         lacking: list[str] = []
         additional: list[str] = []
@@ -166,16 +145,16 @@ def refusals(cells: Cells) -> list[str]:
             reasons.append(f"without {', '.join(lacking)}")
         if additional:
             reasons.append(f"with {', '.join(additional)}")
-        lines.append(f"{named(runs)}: {'; '.join(reasons)}")
+        lines.append(f"{runs_in_words(runs)}: {'; '.join(reasons)}")
     return lines
 
 
 # ------------------------------------------------------------------------------------------------ the text
 
 
-def sources(cell: dict[str, Any]) -> dict[str, str]:
-    """What a run read, as {description of corpus and preparation, or of the tokenizer: its sha256}. Two runs can be
-    compared only where the values of the keys that both have are equal. `cell`: the content of the run directory."""
+def texts_read(cell: dict[str, Any]) -> dict[str, str]:
+    """What a run read: {description of corpus and preparation, or of the tokenizer: its sha256}. Two runs can be
+    compared only where the values of the keys that both have are equal."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
     declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
@@ -188,31 +167,27 @@ def sources(cell: dict[str, Any]) -> dict[str, str]:
 
 def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
     """Whether all runs that declare the same corpus have read the same text, and all that declare the same tokenizer
-    have used the same one.
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        runs: the (arm, seed) of each run.
-    """
+    have used the same one."""
     read: dict[str, str] = {}
     return all(
-        read.setdefault(declared, sha256) == sha256 for run in runs for declared, sha256 in sources(cells[run]).items()
+        read.setdefault(declared, sha256) == sha256
+        for run in runs
+        for declared, sha256 in texts_read(cells[run]).items()
     )
 
 
-def other_text(cells: Cells, baseline: str) -> list[str]:
-    """The arms that are not compared with the baseline because they declare the same corpus or tokenizer as the
-    baseline, and read another text or used another tokenizer. `cells`: {(arm, seed): content of the run directory}."""
+def arms_with_other_text(cells: Cells, baseline: str) -> list[str]:
+    """The arms that are not compared with the baseline, because under the name of the same corpus or tokenizer they
+    read another text or used another tokenizer."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
     return [arm for arm in arms if base and not same_text(cells, [*base, *(run for run in evaluated if run[0] == arm)])]
 
 
-def same_runs(cells: Cells) -> dict[str, str]:
+def arms_without_effect(cells: Cells) -> dict[str, str]:
     """The arms that trained exactly like an earlier arm, so that the setting in which the two differ had no effect:
-    {arm: the earlier arm}. At every common seed, all losses and gradient norms in their logs are equal. `cells`: {(arm,
-    seed): content of the run directory}."""
+    {arm: the earlier arm}. At every common seed, all losses and gradient norms in their logs are equal."""
     logs: dict[str, dict[int, list]] = {}
     for (arm, seed), cell in cells.items():
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):

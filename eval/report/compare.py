@@ -9,7 +9,7 @@ import numpy as np
 from ablations.criteria import Criteria
 from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.runs import Cells
-from eval.statistics.comparison import Comparison, compare, family
+from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
 from eval.statistics.parts import Part
 from eval.statistics.seeds import Results, noise_floor, seed_part, welch
@@ -43,14 +43,7 @@ class Items(NamedTuple):
 
 def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
     """The items of a task that the runs of an arm have in common, with their values in each run. Items without weight,
-    such as a document of no bytes, are left out.
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        arm: the arm.
-        seeds: the seeds of its runs.
-        task: the name of the task.
-    """
+    such as a document of no bytes, are left out."""
     rows = [cells[arm, seed]["samples"].get(task, {}) for seed in seeds]
     names = sorted(set.intersection(*map(set, rows))) if rows else []
     names = [name for name in names if rows[0][name].weight > 0]
@@ -59,27 +52,20 @@ def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Item
     return Items(names, values, weights, [rows[0][name].cluster or f"item {name}" for name in names])
 
 
-def arm_strata(cells: Cells, arm: str, seeds: list[int], name: str) -> list[Stratum]:
-    """The results of one arm on the items of each task of a metric, averaged over seeds: a Stratum [1, items or
-    clusters] for each task.
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        arm: the arm.
-        seeds: the seeds of its runs.
-        name: the metric, a key of METRICS.
-    """
+def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[Stratum]:
+    """The results of an arm on the items of each task, averaged over seeds: a Stratum [1, items or clusters] for each
+    task."""
     strata = []
-    for task in all_tasks(cells, [(arm, seed) for seed in seeds], name):
+    for task in all_tasks(cells, [(arm, seed) for seed in seeds], metric):
         items = item_scores(cells, arm, seeds, task)
         if items.names:
-            means = METRICS[name].scale * items.values.mean(0, keepdims=True)
+            means = METRICS[metric].scale * items.values.mean(0, keepdims=True)
             strata.append(by_cluster(means, items.weights, items.clusters))
     return strata
 
 
 class Pairing(NamedTuple):
-    """Which seeds of an arm and of the baseline are compared, on which tasks, and whether the seeds are paired."""
+    """Which seeds of an arm and of the baseline are compared, and on which tasks."""
 
     seeds: tuple[list[int], list[int]]  # of the arm and of the baseline
     paired: bool  # the same seeds, at least one
@@ -87,17 +73,11 @@ class Pairing(NamedTuple):
     left_out: list[str]  # tasks of the metric that only one was asked, or that were asked differently
 
 
-def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) -> Pairing | None:
-    """The seeds and tasks with which two arms are compared on a metric; None where an arm has no result.
+def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str) -> Pairing | None:
+    """The seeds and tasks with which two arms are compared; None where an arm has no result.
 
     The seeds that both arms have are paired. Where they share no seed, or only one although both have several, the
     comparison is unpaired, with all seeds of each.
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        results: {arm: {seed: result on the metric}}.
-        arm, baseline: the two arms.
-        name: the metric, a key of METRICS.
     """
     ours, theirs = results[arm], results[baseline]
     shared = sorted(ours.keys() & theirs.keys())
@@ -106,28 +86,21 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, name: str) 
     unpaired = not shared or (len(shared) < 2 and min(len(ours), len(theirs)) > 1)
     seeds = (sorted(ours), sorted(theirs)) if unpaired else (shared, shared)
     runs: list[Run] = [(arm, seed) for seed in seeds[0]] + [(baseline, seed) for seed in seeds[1]]
-    tasks = shared_tasks(cells, runs, name) if same_text(cells, runs) else []
-    left_out = [task for task in all_tasks(cells, runs, name) if task not in tasks]
+    tasks = shared_tasks(cells, runs, metric) if same_text(cells, runs) else []
+    left_out = [task for task in all_tasks(cells, runs, metric) if task not in tasks]
     return Pairing(seeds, not unpaired, tasks, left_out)
 
 
-def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> Results:
-    """The results of arms as means over some of the tasks of a metric, {arm: {seed: result}}, for the arms whose runs
-    all have these tasks. Where these are all tasks that an arm has, its results are unchanged.
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        results: {arm: {seed: result over all tasks of the metric}}.
-        name: the metric, a key of METRICS.
-        tasks: the names of the tasks.
-    """
+def results_on_tasks(cells: Cells, results: Results, metric: str, tasks: list[str]) -> Results:
+    """The results as means over these tasks alone, for the arms whose runs all have them. Where these are all tasks
+    that an arm has, its results are unchanged."""
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]
-        if all(set(tasks_of(cells[run], name)) == set(tasks) for run in runs):
+        if all(set(tasks_of(cells[run], metric)) == set(tasks) for run in runs):
             on_tasks[arm] = row
-        elif tasks and set(tasks) <= set(shared_tasks(cells, runs, name)):
-            scale = METRICS[name].scale
+        elif tasks and set(tasks) <= set(shared_tasks(cells, runs, metric)):
+            scale = METRICS[metric].scale
             on_tasks[arm] = {
                 seed: scale * float(np.mean([cells[arm, seed]["eval"]["tasks"][task]["value"] for task in tasks]))
                 for seed in row
@@ -135,17 +108,9 @@ def results_on(cells: Cells, results: Results, name: str, tasks: list[str]) -> R
     return on_tasks
 
 
-def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> list[Stratum]:
+def difference_strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, metric: str) -> list[Stratum]:
     """The differences of two arms on the items of each task: a Stratum [seeds, items or clusters] for each task. Where
-    the seeds of the arms are not paired, the results are averaged over seeds before they are subtracted, [1, items or
-    clusters].
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        arm, baseline: the two arms.
-        pairs: the seeds and tasks that are compared, from `pairing`.
-        name: the metric, a key of METRICS.
-    """
+    the seeds are not paired, results are averaged over seeds before they are subtracted: [1, items or clusters]."""
     differences = []
     for task in pairs.tasks:
         ours, theirs = item_scores(cells, arm, pairs.seeds[0], task), item_scores(cells, baseline, pairs.seeds[1], task)
@@ -156,40 +121,36 @@ def strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, name: str) -> 
         else:
             d_SN = (ours.values.mean(0) - theirs.values.mean(0))[None]
         clusters = [a if not a.startswith("item ") else b for a, b in zip(ours.clusters, theirs.clusters, strict=True)]
-        differences.append(by_cluster(METRICS[name].scale * d_SN, ours.weights, clusters))
+        differences.append(by_cluster(METRICS[metric].scale * d_SN, ours.weights, clusters))
     return differences
 
 
-def pair(
+def compare_pair(
     cells: Cells,
     results: Results,
     arm: str,
     baseline: str,
-    name: str,
+    metric: str,
     controlled: bool,
     floor: Part | None,
     share: Callable[[int], float] = lambda seeds: 1.0,
     borrowed: Part | None = None,
 ) -> Comparison | None:
-    """The comparison of two arms on a metric, without multiple-comparison correction; None where an arm has no result
-    or the arms have no task in common that was evaluated in the same way.
+    """The comparison of two arms (`arm` minus `baseline`), without multiple-comparison correction; None where an arm
+    has no result or the arms have no task in common that was evaluated in the same way.
 
     Args:
-        cells: {(arm, seed): content of the run directory}.
-        results: {arm: {seed: result on the metric}}.
-        arm, baseline: the two arms; the difference is that of `arm` minus `baseline`.
-        name: the metric, a key of METRICS.
         controlled: whether the other arms in `results` may be used to estimate the noise.
         floor: the variance between runs that differ only in the seed, used where the two arms share a single seed; None
             where it is unknown.
         share: a function of the number of seeds: the share of alpha (LEVEL) that a test at this number may use.
         borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the
-            seeds; None: it is not used.
+            seeds.
     """
-    pairs = pairing(cells, results, arm, baseline, name)
+    pairs = pairing(cells, results, arm, baseline, metric)
     if pairs is None or not pairs.tasks:
         return None
-    on_tasks = results_on(cells, results, name, pairs.tasks)
+    on_tasks = results_on_tasks(cells, results, metric, pairs.tasks)
     ours, theirs = on_tasks[arm], on_tasks[baseline]
     mean = float(np.mean([ours[s] for s in pairs.seeds[0]]) - np.mean([theirs[s] for s in pairs.seeds[1]]))
     pool = on_tasks if controlled else {arm: ours, baseline: theirs}
@@ -198,7 +159,7 @@ def pair(
         if pairs.paired
         else welch(ours.values(), theirs.values())
     )
-    parts = strata(cells, arm, baseline, pairs, name)
+    parts = difference_strata(cells, arm, baseline, pairs, metric)
     items, independent = item_part(parts), independent_items(parts)
     if part is None and floor:
         part = Part(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
@@ -211,77 +172,66 @@ def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
     1 where the number of seeds was fixed before the runs, so that there is only one test.
 
     Args:
-        criteria: the criteria of the study, which say whether seeds are added until it is decided.
         tests: the number of arms that are compared.
     """
     return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
 
-def comparisons(
-    study: Any, cells: Cells, results: Results, name: str, noise: Results | None = None, borrowed: Part | None = None
+def compare_with_baseline(
+    study: Any, cells: Cells, results: Results, metric: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
-    """The comparison of each arm of a study with the baseline on a metric, {arm: Comparison}, without
-    multiple-comparison correction. Arms that cannot be compared are left out.
+    """The comparison of each arm with the baseline, {arm: Comparison}, without multiple-comparison correction. Arms
+    that cannot be compared are left out.
 
     Args:
-        study: a Collection.
-        cells: {(arm, seed): content of the run directory}.
-        results: {arm: {seed: result on the metric}}.
-        name: the metric, a key of METRICS.
-        noise: {name of a group: {seed: result}} of other runs that differ only in the seed within a group. They add to
-            the estimate of the noise where an arm shares a single seed with the baseline.
+        noise: {group: {seed: result}} of other runs, which within a group differ only in the seed. They add to the
+            estimate of the noise where an arm shares a single seed with the baseline.
         borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the
-            seeds; None: it is not used.
+            seeds.
     """
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
     spending = share_of_alpha(study.criteria, len(study.compared))
     compared = {
-        arm: pair(cells, results, arm, study.arms[0], name, study.controlled, floor, spending, borrowed)
+        arm: compare_pair(cells, results, arm, study.arms[0], metric, study.controlled, floor, spending, borrowed)
         for arm in study.compared
         if arm in results
     }
     return {arm: comparison for arm, comparison in compared.items() if comparison}
 
 
-def ranking(study: Any, cells: Cells, results: Results, name: str) -> list[tuple[dict[str, str], dict[str, float]]]:
-    """Rankings of the arms by a metric, one for each group of arms that can be ranked together: [({arm: its place or
-    range of places}, {arm: its mean})].
+def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tuple[dict[str, str], dict[str, float]]]:
+    """Rankings of the arms, one for each group of arms that can be ranked together: [({arm: its place or range of
+    places}, {arm: its mean})].
 
     In a group, of any two arms one was evaluated on all tasks of the other; means are over the tasks that all arms of
-    the group have. Every pair of arms is compared, with a multiple-comparison correction for the number of pairs.
-
-    Args:
-        study: a Collection.
-        cells: {(arm, seed): content of the run directory}.
-        results: {arm: {seed: result on the metric}}.
-        name: the metric, a key of METRICS.
+    the group have. Every pair of arms is compared, corrected for the number of pairs.
     """
-    floor, rankings = noise_floor(results), []
+    floor, groups = noise_floor(results), []
     left = [arm for arm in study.arms if results[arm]]
     while left:
         first, *others = left
         runs: list[Run] = [(first, seed) for seed in results[first]]
-        tasks = shared_tasks(cells, runs, name)
+        tasks = shared_tasks(cells, runs, metric)
         same = [first]
         for arm in others:
             arm_runs: list[Run] = [(arm, seed) for seed in results[arm]]
-            shared = shared_tasks(cells, [*runs, *arm_runs], name)
+            shared = shared_tasks(cells, [*runs, *arm_runs], metric)
             if (
                 shared
-                and set(shared) in (set(tasks), set(tasks_of(cells[arm_runs[0]], name)))
+                and set(shared) in (set(tasks), set(tasks_of(cells[arm_runs[0]], metric)))
                 and same_text(cells, [*runs, *arm_runs])
             ):
                 tasks, same, runs = shared, [*same, arm], [*runs, *arm_runs]
         left = [arm for arm in left if arm not in same]
-        means = results_on(cells, {arm: results[arm] for arm in same}, name, tasks)
+        means = results_on_tasks(cells, {arm: results[arm] for arm in same}, metric, tasks)
         both = list(combinations(same, 2))
         spending = share_of_alpha(study.criteria, len(both))
-        pairs = {(a, b): pair(cells, results, a, b, name, False, floor, spending) for a, b in both}
-        adjusted = family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
+        pairs = {(a, b): compare_pair(cells, results, a, b, metric, False, floor, spending) for a, b in both}
+        adjusted = corrected_family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
         counts = {key: adjusted[f"{i}"].counts if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}
         if values.keys() >= set(same):
-            rankings.append((possible_places(values, counts, METRICS[name].higher_is_better), values))
-    return rankings
+            groups.append((possible_places(values, counts, METRICS[metric].higher_is_better), values))
+    return groups

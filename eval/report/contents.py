@@ -33,8 +33,8 @@ SECTIONS = (
     overview.section,
     registered.section,
     places.section,
-    settings.differing,
-    settings.fixed,
+    settings.what_differs,
+    settings.held_fixed,
     differences.section,
     factorial.section,
     tuning.section,
@@ -56,6 +56,6 @@ SECTIONS = (
 
 
 def contents(f: Findings) -> list[Section]:
-    """The sections of a report in order, without empty ones. `f`: the findings of the study."""
+    """The sections of a report in order, without empty ones."""
     sections = [section(f) for section in SECTIONS]
     return [section for section in sections if not section.is_empty]

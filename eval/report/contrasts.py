@@ -5,99 +5,76 @@ import numpy as np
 
 from ablations.factorial import Factorial
 from eval.report.comparable import Run, same_text, shared_tasks
-from eval.report.compare import METRICS, item_scores, results_on
+from eval.report.compare import METRICS, item_scores, results_on_tasks
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
 from eval.statistics.parts import LEVEL, Part, quantile
-from eval.statistics.seeds import Results, outstanding, residual
+from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
 
 Coefficients = dict[str, float]  # {arm: its weight}
 
 
 def effects(
-    design: Factorial | None, baseline: str, cells: Cells, results: Results, name: str
+    design: Factorial | None, baseline: str, cells: Cells, results: Results, metric: str
 ) -> dict[int, Comparison]:
-    """The effects of a factorial on a metric, {bit mask of the effect's factors: Comparison with 0}, without
-    multiple-comparison correction. Empty while a combination of factors has no result.
-
-    Args:
-        design: the factorial; None for another study, which has no effects.
-        baseline: the arm in which no factor is changed.
-        cells: {(arm, seed): content of the run directory}.
-        results: {arm: {seed: result on the metric}}.
-        name: the metric, a key of compare.METRICS.
-    """
+    """The effects of a factorial, {bit mask of the effect's factors: Comparison with 0}, without multiple-comparison
+    correction. Empty while a combination of factors has no result, and for a study that is no factorial (`design` is
+    None)."""
     if not design:
         return {}
     results = {arm: row for arm, row in results.items() if row}
     estimates = {}
     for effect in design.effects:
         weights = {design.label(c) or baseline: w for c, w in design.coefficients(effect).items()}
-        if comparison := contrast(cells, results, weights, name):
+        if comparison := contrast(cells, results, weights, metric):
             estimates[effect] = comparison
     return estimates
 
 
-def contrast(cells: Cells, results: Results, weights: Coefficients, name: str) -> Comparison | None:
+def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
     """The weighted sum of arms as a Comparison with 0, over the seeds that all of them have and the tasks on which all
-    were evaluated in the same way; None where there are no such seeds or tasks.
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        results: {arm: {seed: result on the metric}}.
-        weights: {arm: its weight}.
-        name: the metric, a key of compare.METRICS.
-    """
+    were evaluated in the same way; None where there are none."""
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
     runs: list[Run] = [(arm, seed) for arm in weights for seed in seeds]
-    tasks = shared_tasks(cells, runs, name) if runs and same_text(cells, runs) else []
+    tasks = shared_tasks(cells, runs, metric) if runs and same_text(cells, runs) else []
     if not tasks:
         return None
-    on_tasks = {arm: row for arm, row in results_on(cells, results, name, tasks).items() if arm in weights}
+    on_tasks = {arm: row for arm, row in results_on_tasks(cells, results, metric, tasks).items() if arm in weights}
     shared = {arm: {seed: row[seed] for seed in seeds} for arm, row in on_tasks.items()}
     by_seed = np.array([sum(w * shared[arm][seed] for arm, w in weights.items()) for seed in seeds])
-    strata = contrast_strata(cells, seeds, tasks, weights, name)
+    strata = contrast_strata(cells, seeds, tasks, weights, metric)
     seed_noise = contrast_part(shared, weights, by_seed)
     return compare(float(by_seed.mean()), seed_noise, item_part(strata), independent=independent_items(strata))
 
 
 def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) -> Part | None:
-    """The variance that the seeds give to the mean of a contrast; None with one seed. As
-    `eval.statistics.seeds.seed_part` does for two arms, it uses the residual variance after fitting arms and seeds,
+    """The variance that the seeds give to the mean of a contrast; None with one seed.
+
+    As `eval.statistics.seeds.seed_part` does for two arms, it uses the residual variance after fitting arms and seeds,
     pooled over arms; or, where an arm scatters more than the others and this gives a wider interval, the variance of
     the contrast between seeds.
 
     Args:
-        results: {arm: {seed: result}}.
-        weights: {arm: its weight}.
         by_seed: the contrast for each seed, [seeds].
     """
     seeds = len(by_seed)
     if seeds < 2:
         return None
-    left, dof = residual(results)
+    left, dof = residual_squares(results)
     pooled = Part(left / dof * sum(w * w for w in weights.values()) / seeds, dof)
-    if not outstanding(results):
+    if not arms_that_scatter_more(results):
         return pooled
     contrast_alone = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
     return max(pooled, contrast_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
 
 
 def contrast_strata(
-    cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, name: str
+    cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, metric: str
 ) -> list[Stratum]:
-    """The weighted sum of arms on the items of each task: a Stratum [seeds, items or clusters] for each task.
-
-    Args:
-        cells: {(arm, seed): content of the run directory}.
-        seeds: the seeds that all arms have.
-        tasks: the names of the tasks.
-        weights: {arm: its weight}.
-        name: the metric, a key of compare.METRICS.
-    """
+    """The weighted sum of arms on the items of each task: a Stratum [seeds, items or clusters] for each task."""
     strata = []
     for task in tasks:
         items = {arm: item_scores(cells, arm, seeds, task) for arm in weights}
@@ -105,5 +82,5 @@ def contrast_strata(
         if not first.names:
             continue
         values = sum(w * items[arm].values for arm, w in weights.items())
-        strata.append(by_cluster(METRICS[name].scale * np.asarray(values), first.weights, first.clusters))
+        strata.append(by_cluster(METRICS[metric].scale * np.asarray(values), first.weights, first.clusters))
     return strata

@@ -14,16 +14,11 @@ from eval.report.runs import Cells
 
 
 def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
-    """The criteria to decide by, and the set of metrics whose margin was named before the runs.
+    """The criteria to decide by, and the metrics whose margin was named before the runs.
 
-    A margin among the words of the report is used, but counts as named before only where the runs of all arms but one
-    registered the same margin. (That arm may be from an earlier study, since studies share their baseline.) Without
-    such a word the registered margins are used, whatever the study file says now. Where seeds were added until the
-    study was decided, the study is judged as one that adds seeds, with or without MORE= among the words.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
+    A margin among the words of the report is used, but counts as named before only where the runs registered the same.
+    Without such a word the registered margins are used, whatever the study file says now. Where seeds were added until
+    the study was decided, it is judged so, with or without MORE= among the words.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
@@ -37,20 +32,14 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
         late = {arm for arm, seed in runs if margins.get((arm, seed), {}).get(metric) != margin}
         if margins and len(late) <= 1:
             before.add(metric)
-    most = [seeds for content in registered.values() if (seeds := most_seeds(content))]
+    most = [seeds for content in registered.values() if (seeds := registered_most_seeds(content))]
     if most:
         criteria = replace(criteria, sequential=True, seeds=max(most))
     return criteria, frozenset(before)
 
 
 def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
-    """Whether the noise floor that the study uses was registered in the runs before their first step, in all arms but
-    one at most, whose runs may be from an earlier study, since studies share their baseline.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    """Whether the noise floor that the study uses was registered before the runs."""
     floor = study.criteria.noise_floor
     registered = registered_contents(study, cells)
     runs = [run for run, cell in cells.items() if "run" in cell]
@@ -59,25 +48,15 @@ def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
 
 
 def registered_metric(study: Any, cells: Cells) -> str:
-    """The primary metric that was registered in the runs before their first step; the default where no run registered
-    one; "" where the runs registered different ones.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    """The primary metric that was registered before the runs; the default where no run registered one; "" where the
+    runs registered different ones."""
     metrics = {str(content.get("metric")) for content in registered_contents(study, cells).values()} or {PRIMARY}
     return metrics.pop() if len(metrics) == 1 else ""
 
 
 def chosen_late(study: Any, cells: Cells) -> list[str]:
-    """Which of "metric", "margin" and "noise floor" were chosen after the runs had begun, in more than one arm.
-    Verdicts that depend on these are exploratory, however many seeds are added.
-
-    Args:
-        study: a Collection with the criteria from `criteria_of`.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    """Which of "metric", "margin" and "noise floor" were chosen after the runs had begun. Verdicts that depend on these
+    are exploratory, however many seeds are added."""
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
     runs = [run for run, cell in cells.items() if "run" in cell]
@@ -100,14 +79,8 @@ def chosen_late(study: Any, cells: Cells) -> list[str]:
 
 
 def seeds_planned(study: Any, cells: Cells) -> int | None:
-    """The number of seeds that the first runs of a study registered, if the study has more seeds by now without a rule
-    for adding them; else None. It is also None where only one arm has more seeds, which may be from another study,
-    since studies share their baseline. A plan of one seed does not count, since its results decide nothing.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    """The number of seeds that the runs registered, if the study has more by now without a rule for adding them; else
+    None. A plan of one seed does not count, since its results decide nothing."""
     last_seeds: dict[str, int] = {}
     numbers: dict[int, int] = {}
     for (arm, _), content in registered_contents(study, cells).items():
@@ -122,26 +95,25 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
     return planned if planned > 1 else None
 
 
-def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
-    """What each run registered about a study before its first step: {(arm, seed): content of the registration}, of the
-    runs that registered it.
-
-    Args:
-        study: an ablations.study.Study or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+def first_registrations(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
+    """The first registration of a study in each run that has one: {(arm, seed): line of registered.jsonl}."""
     name = getattr(study, "registration", {}).get("study")
-    contents = {}
-    for run, cell in cells.items():
-        lines = [line for line in cell.get("registered", []) if line["content"].get("study") == name]
-        if lines and lines[0]["step"] == 0:
-            contents[run] = lines[0]["content"]
-    return contents
+    first = {
+        run: next((line for line in cell.get("registered", []) if line["content"].get("study") == name), None)
+        for run, cell in cells.items()
+    }
+    return {run: line for run, line in first.items() if line}
+
+
+def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
+    """What each run registered about a study before its first step: {(arm, seed): content of the registration}."""
+    lines = first_registrations(study, cells)
+    return {run: line["content"] for run, line in lines.items() if line["step"] == 0}
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
-    """The margins in the content of a registration: {metric: margin}. Entries that are not numbers, which a foreign
-    file may have, are left out."""
+    """The margins in a registration, {metric: margin}. Entries that are not numbers, which a foreign file may have, are
+    left out."""
     margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}
@@ -153,9 +125,9 @@ def registered_margins(content: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def most_seeds(content: dict[str, Any]) -> int | None:
-    """The largest number of seeds that a registration allows for a study that adds seeds until it is decided; None
-    where the number of seeds was fixed. `content`: the content of the registration."""
+def registered_most_seeds(content: dict[str, Any]) -> int | None:
+    """The largest number of seeds that a registration allows to a study that adds seeds until it is decided; None where
+    their number was fixed."""
     seeds = content.get("seeds")
     if content.get("stopping") != UNTIL_DECIDED or not isinstance(seeds, list) or len(seeds) != 2:
         return None

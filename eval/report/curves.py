@@ -12,16 +12,11 @@ BINS = 48  # equal in log tokens; one training batch is far noisier than the dif
 Curve = tuple[np.ndarray, np.ndarray]  # x, y
 
 
-def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
-    """The training loss in the log of a run, as two arrays [lines of the log]: the tokens so far, and the loss.
+def loss_curve(cell: dict[str, Any], clock: bool = False) -> Curve:
+    """The training loss in the log of a run: (the tokens so far, the loss), arrays [lines of the log].
 
-    With `clock` the arrays are seconds of training and loss, for runs whose budget is a wall clock. Such runs are
-    logged at different times: their losses are interpolated linearly between lines of the log, at times that all runs
-    of one budget have in common.
-
-    Args:
-        cell: the content of the run directory, from `runs.read`.
-        clock: use seconds in place of tokens.
+    With `clock`, for runs whose budget is a wall clock: (seconds of training, the loss). Such runs are logged at
+    different times, so their losses are interpolated linearly at times that all runs of one budget have in common.
     """
     rows = cell["metrics"]
     loss = np.array([row["loss"] for row in rows])
@@ -35,8 +30,8 @@ def curve(cell: dict[str, Any], clock: bool = False) -> Curve:
     return times, np.interp(times, seconds, loss)
 
 
-def binned(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Curves of one arm, averaged in common bins: tokens or seconds [bins], and {seed: values [bins]}. Only points that
+def average_in_bins(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Curves of one arm, averaged in common bins: (tokens or seconds [bins], {seed: values [bins]}). Only points that
     every curve has are used, so that all seeds are averaged over the same points.
 
     Args:

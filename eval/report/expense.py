@@ -25,13 +25,15 @@ MOST_FLOPS = 1e18  # for a token: of 10**17 weights; more is no model, but a dam
 GPUS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
 
 
-def spent(cell: dict[str, Any]) -> dict[str, Any]:
-    """The cost of a run so far: {"unit": "GPU" or "core", "processors", "seconds", "hours", "kwh", "watts", "power",
-    "tokens", "flops", "peak"}.
+def cost_so_far(cell: dict[str, Any]) -> dict[str, Any]:
+    """The cost of a run so far.
 
-    "hours" are those of all processors together. "kwh" is None where no power is known. "peak" is the number of FLOPs
-    that the devices could have done in this time, None where their peak is not known. "power" is the source of "watts".
-    `cell`: the content of the run directory, from `runs.read`.
+    Returns:
+        unit: "GPU" or "core"; processors: how many of these.
+        seconds, tokens, flops: of training; flops None for a model that this version does not know.
+        hours: of all processors together.
+        kwh, watts, power: estimated energy, the power of a processor, and the source of that; None where it is unknown.
+        peak: FLOPs that the devices could have done in this time; None where their peak is unknown.
     """
     hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
     device = hardware["device"]
@@ -56,8 +58,8 @@ def spent(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def flops_per_token(model: dict[str, Any]) -> int | None:
-    """The training FLOPs per token of a model; None for a configuration that this version does not know, since the run
-    may have been made by an older or newer version. `model`: the model's part of the configuration."""
+    """The training FLOPs per token of a model, given by its part of a configuration; None where this version does not
+    know it, since the run may have been made by an older or newer one."""
     from model.config import ModelConfig
     from model.count import flops_per_token
 

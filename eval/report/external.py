@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ablations import rundir
 from ablations.safe_files import Damaged, printable
-from eval.report.runs import glue_table, in_one_line
+from eval.report.runs import in_one_line, read_glue_table
 
 # What of a setting follows from the model: which token has seen all of a text, and how many tokens it can read.
 OF_THE_MODEL = ("pooling", "longest")
@@ -14,29 +14,22 @@ REASONS = 3  # that are written out
 
 
 class External(NamedTuple):
-    """The GLUE results of a checkpoint that is not a run.
+    """The GLUE results of a checkpoint that is not a run."""
 
-    Args:
-        name: the name of the folder with the results.
-        table: the content of glue.json; empty where the file is damaged.
-        damage: what is wrong with glue.json; "" where nothing is.
-    """
-
-    name: str
-    table: dict[str, Any]
-    damage: str = ""
+    name: str  # of the folder with the results
+    table: dict[str, Any]  # the content of glue.json; empty where it is damaged
+    damage: str = ""  # what is wrong with glue.json
 
 
 def read_external(folder: Path) -> External:
-    """The GLUE results of a checkpoint, from a folder that eval.finetune has written. Where glue.json is damaged the
-    result says so, and no error is raised.
+    """The GLUE results in a folder that eval.finetune has written.
 
     Raises:
-        ValueError: the folder has no glue.json.
+        ValueError: the folder has no glue.json. Where it is damaged, the result says so.
     """
     name, damage = printable(folder.absolute().name), ""
     try:
-        table = glue_table(folder / rundir.GLUE_TABLE)
+        table = read_glue_table(folder / rundir.GLUE_TABLE)
     except Damaged as error:
         table, damage = {}, printable(str(error).replace(f"{folder}/", "")).rstrip(".")
     if table is None:
@@ -48,7 +41,7 @@ def read_external(folder: Path) -> External:
 
 
 def read_all_external(folders: list[str]) -> list[External]:
-    """The GLUE results of several checkpoints, from the given folders and in their order.
+    """The GLUE results of several checkpoints, in the order of the folders.
 
     Raises:
         ValueError: a folder has no glue.json, or two folders have the same name.
@@ -65,7 +58,6 @@ def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
 
     Args:
         table: the content of a glue.json.
-        task: the name of the task.
     """
     entry, setting = table["scores"][task], table.get("setting") or {}
     return {
@@ -84,7 +76,6 @@ def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], tas
     Args:
         table: the content of the checkpoint's glue.json.
         runs: the contents of the runs' glue.json.
-        task: the name of the task.
     """
     having = [run for run in runs if task in run["scores"]]
     if not having:
@@ -109,7 +100,7 @@ def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str])
     Args:
         table: the content of the checkpoint's glue.json.
         runs: the contents of the runs' glue.json.
-        tasks: the names of the tasks that are shown.
+        tasks: those that are shown.
     """
     lines = []
     for name in OF_THE_MODEL:
@@ -125,12 +116,7 @@ def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str])
 
 
 def value_beside_runs(name: str, value: Any, others: list[Any]) -> str:
-    """A value of a checkpoint and the values of the runs, in words.
-
-    Args:
-        name: what the values are.
-        value: that of the checkpoint; None: not recorded.
-        others: those of the runs; None: not recorded.
-    """
+    """A value of a checkpoint and the values of the runs in words, such as "pooling mean, of the runs first". None: not
+    recorded."""
     words = dict.fromkeys("not recorded" if other is None else in_one_line(other)[:60] for other in others)
     return f"{name} {'not recorded' if value is None else in_one_line(value)[:60]}, of the runs {' and '.join(words)}"

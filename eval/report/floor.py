@@ -14,10 +14,10 @@ from eval.statistics.seeds import noise_floor
 REASONS_SHOWN = 6
 
 
-def description(cell: dict[str, Any]) -> dict[str, Any]:
+def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything that has to be equal in two runs so that a noise floor measured with one holds for the other:
     {"settings", "text", "evaluation"}, a dictionary each. Settings that the run's version did not have get the value
-    that was in effect. `cell`: the content of the directory of an evaluated run."""
+    that was in effect."""
     data, config = cell["run"]["data"], ABSENT | flatten(cell["run"]["config"])
     settings = {key: value for key, value in config.items() if is_setting(key)}
     text = {"text": data["sha256"], "tokenizer": data["tokenizer"]["sha256"]}
@@ -25,24 +25,18 @@ def description(cell: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "text": text, "evaluation": evaluation}
 
 
-def tasks_digest(cell: dict[str, Any], name: str) -> str:
+def tasks_digest(cell: dict[str, Any], metric: str) -> str:
     identities = task_identities(cell)
-    return digest([[task, identities[task]] for task in tasks_of(cell, name)])
+    return digest([[task, identities[task]] for task in tasks_of(cell, metric)])
 
 
-def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
-    """Why a study may not use a noise floor: the settings in which its baseline differs from the floor's runs; "" where
-    it may use the floor, or no run of the baseline is evaluated yet.
-
-    Args:
-        floor: the noise floor.
-        cells: {(arm, seed): content of the run directory} of the study.
-        baseline: the arm that is the baseline.
-    """
+def reason_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
+    """Why a study may not use a noise floor: what its baseline differs in from the floor's runs; "" where it may, or
+    where no run of the baseline is evaluated yet."""
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
         return ""
-    here, there = description(judged[0]), floor.content
+    here, there = identity_of_runs(judged[0]), floor.content
     size = judged[0]["run"]["config"].get("size")
     reasons = [f"size: {there['size']} there, {size} here"] if there["size"] != size else []
     for part in ("settings", "text", "evaluation"):
@@ -54,21 +48,14 @@ def mismatch(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
     return "; ".join(reasons[:REASONS_SHOWN]) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
 
 
-def noise_floor_part(floor: NoiseFloor, cells: Cells, baseline: str, name: str) -> Part | None:
-    """The variance of a single run on a metric, from the runs of a noise floor that are not part of the study; None
-    where there are fewer than two such runs, or they were evaluated on other tasks.
-
-    Args:
-        floor: the noise floor.
-        cells: {(arm, seed): content of the run directory} of the study.
-        baseline: the arm that is the baseline.
-        name: the metric.
-    """
-    metric = floor.content["metrics"].get(name)
+def noise_floor_part(floor: NoiseFloor, cells: Cells, baseline: str, metric: str) -> Part | None:
+    """The variance of a single run, from the runs of a noise floor that are not part of the study; None where there are
+    fewer than two such runs, or they were evaluated on other tasks."""
+    stored = floor.content["metrics"].get(metric)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
-    if not metric or not judged or metric["tasks"] != tasks_digest(judged[0], name):
+    if not stored or not judged or stored["tasks"] != tasks_digest(judged[0], metric):
         return None
     study_runs = {cell["run"].get("fingerprint") for cell in cells.values() if "run" in cell}
     return noise_floor(
-        {"floor": {i: x for i, (run, x) in enumerate(metric["results"].items()) if run not in study_runs}}
+        {"floor": {i: x for i, (run, x) in enumerate(stored["results"].items()) if run not in study_runs}}
     )

@@ -13,7 +13,7 @@ from eval.report.blocks import Code, Figure, Image, Section, Table
 
 
 def markdown(title: str, sections: list[Section]) -> str:
-    """A report as Markdown. Figures are left out, since they are only on the HTML page."""
+    """A report as Markdown, without its figures, which only the HTML page shows."""
     parts = [f"# {printable(title)}"]
     for section in sections:
         if all(isinstance(block, Figure) for block in section.blocks):
@@ -73,7 +73,7 @@ LATEX = {
 
 
 def latex(table: Table, caption: str) -> str:
-    """A table as LaTeX for a paper, with a caption; it needs the package booktabs."""
+    """A table as LaTeX for a paper; it needs the package booktabs."""
 
     def words(cell: str) -> str:
         escaped = "".join(LATEX.get(character, character) for character in printable(cell))
@@ -100,7 +100,7 @@ def latex(table: Table, caption: str) -> str:
 
 
 def comma_separated(lines: list[list]) -> str:
-    """Lines of values as CSV text, without control characters."""
+    """Lines of values as CSV, without control characters."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     for line in lines:

@@ -13,11 +13,13 @@ from typing import Any
 from ablations import answers, safe_files
 from ablations.rundir import Exit
 from ablations.safe_files import printable
-from ablations.study import from_anywhere, from_args
+from ablations.study import from_args
+from ablations.words import change_to_checkout
 from eval.report import request
 from eval.report.compare import METRICS
-from eval.report.findings import Findings, gather
-from eval.report.floor import description, tasks_digest
+from eval.report.findings import Findings
+from eval.report.floor import identity_of_runs, tasks_digest
+from eval.report.gather import gather
 from eval.statistics.seeds import noise_floor
 
 FOLDER = Path("ablations/noise")
@@ -28,19 +30,16 @@ FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 def measured(f: Findings) -> dict[str, Any]:
     """The noise floor of a study's baseline, as the JSON object that is stored.
 
-    Args:
-        f: the findings of a study whose runs of the baseline differ only in the seed.
-
     Raises:
-        ValueError: fewer than FEWEST_SEEDS runs are finished and evaluated, or the runs were not trained and evaluated
-            in the same way.
+        ValueError: fewer than FEWEST_SEEDS runs are finished and evaluated, or they were not trained and evaluated in
+            the same way.
     """
     cells = {run: cell for run, cell in f.cells.items() if run[0] == f.baseline and "eval" in cell}
     if len(cells) < FEWEST_SEEDS:
         raise ValueError(f"{len(cells)} runs of {f.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
     first, *others = cells.values()
     for other in others:
-        if description(first) != description(other):
+        if identity_of_runs(first) != identity_of_runs(other):
             raise ValueError("the runs were not made and judged alike: the report of STUDY=baseline has what differs")
     config = first["run"]["config"]
     commits: list[dict[str, Any]] = []  # of all runs: one may have been trained by other code than the next
@@ -64,7 +63,7 @@ def measured(f: Findings) -> dict[str, Any]:
     return {
         "size": config.get("size"),
         "tokens": config["train"]["tokens"],
-        **description(first),
+        **identity_of_runs(first),
         "metrics": metrics,
         "runs": {cell["run"]["fingerprint"]: seed for (_, seed), cell in cells.items()},
         **{key: first["run"][key] for key in ("commit", "versions", "hardware")},
@@ -74,7 +73,7 @@ def measured(f: Findings) -> dict[str, Any]:
 
 def main(words: list[str]) -> int:
     """Write the noise floor of a study's baseline; with --check as the first word, only check the words. Exit codes: 0;
-    1, the noise floor cannot be written; 2, the words are not valid or no noise floor can be measured."""
+    1, it cannot be written; 2, the words are not valid or no noise floor can be measured."""
     as_json = answers.asks_for_json(words)
     try:
         check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]
@@ -90,8 +89,7 @@ def main(words: list[str]) -> int:
             print(answers.error(str(error)))
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
-    elsewhere = Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs") / "noise"
-    for folder in (FOLDER, elsewhere):
+    for folder in (FOLDER, request.out_folder(words) / "noise"):
         path = folder / f"{study.name}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,4 +112,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(from_anywhere(sys.argv[1:])))
+    sys.exit(main(change_to_checkout(sys.argv[1:])))

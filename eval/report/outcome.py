@@ -11,9 +11,6 @@ EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "
 def outcome(f: Findings) -> dict[str, Any]:
     """The verdict on each arm by the primary metric, and the outcome of the study.
 
-    Args:
-        f: the findings of the study.
-
     Returns:
         {"metric"; "arms": {arm: {"kind", "words", "exploratory"}}; "outcome": one of EXIT_CODES}. The outcome is
         "refused" where arms have results that cannot be compared. It is "undecided" where an arm is undecided, has no

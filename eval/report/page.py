@@ -98,7 +98,7 @@ def section(part: Section) -> str:
         if isinstance(block, Figure):
             if block.svg:
                 caption = f"<figcaption>{marked_up(block.caption)}</figcaption>" if block.caption else ""
-                figures.append(f"<figure>{fitted(block.svg)}{caption}</figure>")
+                figures.append(f"<figure>{scrollable_figure(block.svg)}{caption}</figure>")
             continue
         if figures:
             row = "\n".join(figures)
@@ -117,21 +117,20 @@ def section(part: Section) -> str:
     return f"<section>{head}\n{body}\n</section>"
 
 
-def fitted(svg: str) -> str:
-    """A figure as HTML. One that is wider than the others gets a scroll bar and is not shrunk. `svg`: the figure as an
-    <svg>."""
+def scrollable_figure(svg: str) -> str:
+    """A figure as HTML. One that is wider than the others gets a scroll bar and is not shrunk."""
     width = float(re.findall(r'viewBox="0 0 ([\d.]+)', svg)[0])
     return svg if width <= 420 else svg.replace("<svg ", f'<svg style="min-width:{0.85 * width:.0f}px" ', 1)
 
 
 def table(part: Table) -> str:
     head = "".join(f'<th scope="col"><button>{marked_up(cell)}</button></th>' for cell in part.head)
-    rows = "\n".join("<tr>" + "".join(cell_of(cell) for cell in row) + "</tr>" for row in part.rows)
+    rows = "\n".join("<tr>" + "".join(cell_html(cell) for cell in row) + "</tr>" for row in part.rows)
     caption = f"<caption>{marked_up(part.title)}</caption>" if part.title else ""
     return f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
 
 
-def cell_of(cell: str) -> str:
+def cell_html(cell: str) -> str:
     kind = ' class="n"' if len(cell.replace("*", "")) < 34 else ' class="w"'
     return f"<td{kind}>{marked_up(cell)}</td>"
 
@@ -149,8 +148,7 @@ def marked_up(text: str) -> str:
 
 
 def escape(text: str, quote: bool = True) -> str:
-    """A text escaped for HTML, with its quotation marks where `quote` is true, and without control characters, which
-    foreign run directories may contain."""
+    """A text escaped for HTML, without the control characters that foreign run directories may contain."""
     return html.escape(printable(text), quote)
 
 

@@ -12,10 +12,11 @@ from ablations.safe_files import Damaged, printable
 from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.contents import contents
-from eval.report.findings import Findings, gather, recorded_noise
+from eval.report.findings import Findings, recorded_noise
 from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
-from eval.report.runs import Cells, named
+from eval.report.predictions import checked_predictions
+from eval.report.runs import Cells, runs_in_words
 from eval.report.sections import factorial, overview, registered, tuning
 from eval.report.sections.differences import forest
 from eval.report.sections.training import loss_curves, paired_curves
@@ -23,23 +24,12 @@ from eval.report.sections.training import loss_curves, paired_curves
 REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
-def report(study: Any, out: Path, noise: list[Path] = []) -> str:  # noqa: B006
-    """Write the record of a study to the directory `out`. Runs that are missing, damaged, unfinished or not evaluated
-    are named, and the others are reported. Returns the text for the terminal.
-
-    Args:
-        study: an ablations.study.Study, or a Collection.
-        out: the directory of the record.
-        noise: directories of other runs that differ only in the seed, for the noise between seeds.
-    """
-    findings = gather(study, noise)
-    write(findings, out)
-    return terminal_text(findings)
-
-
 def write(f: Findings, out: Path) -> None:
-    """Write the files of a record to the directory `out`, all of them or none. Raises OSError where they cannot be
-    written. `f`: the findings of the study."""
+    """Write the files of a record, all of them or none.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     sections = contents(f)
     figures = [*loss_curves(f)[:1], forest(f, "bits/byte"), *paired_curves(f), forest(f, "zero-shot")]
     write_together(
@@ -57,11 +47,13 @@ def write(f: Findings, out: Path) -> None:
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
     """Write several files so that a failure leaves the existing ones unchanged: all are written under temporary names
-    before the first one is renamed. Raises OSError where they cannot be written.
+    before the first one is renamed.
 
     Args:
-        folder: where the files go.
         texts: {name of a file: its content}.
+
+    Raises:
+        OSError: they cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
@@ -79,10 +71,9 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 
 
 def terminal_text(f: Findings) -> str:
-    """The text of a report for the terminal: the table, and the sentences that explain it. `f`: the findings of the
-    study."""
+    """A report for the terminal: the table, and the sentences that explain it."""
     table: Table = overview.table(f, f.study.title)
-    notes = [*overview.no_effect(f), *overview.footnotes(f)]
+    notes = [*overview.arms_without_effect(f), *overview.footnotes(f)]
     if f.refusals:
         more = "; ..." if len(f.refusals) > REASONS_SHOWN else ""
         notes.append(f"Evaluated differently, so not compared: {'; '.join(f.refusals[:REASONS_SHOWN])}{more}")
@@ -96,9 +87,8 @@ def terminal_text(f: Findings) -> str:
 
 
 def lost_runs(f: Findings, out: Path) -> str:
-    """The names of finished runs that the record in the folder `out` has and this report lacks, as one text; "" where
-    there are none or there is no record. Runs are identified by their configurations, wherever they were trained. `f`:
-    the findings of the study."""
+    """The finished runs of the record in the folder `out` that this report lacks, in words; "" where there are none or
+    there is no record. Runs are identified by their configurations, wherever they were trained."""
     try:
         earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:
@@ -106,7 +96,7 @@ def lost_runs(f: Findings, out: Path) -> str:
     if earlier is None:
         return ""
     fingerprints = {run.get("fingerprint") for run in record(f)["runs"] if run["state"] == "finished"}
-    return named(
+    return runs_in_words(
         [
             (run["arm"], run["seed"])
             for run in earlier["runs"]
@@ -116,8 +106,7 @@ def lost_runs(f: Findings, out: Path) -> str:
 
 
 def csv_lines(cells: Cells) -> list[list]:
-    """The lines of results.csv: a head, then one line per run and task, and for each run one per overall result.
-    `cells`: {(arm, seed): content of the run directory}."""
+    """The lines of results.csv: a head, then one line per run and task, and for each run one per overall result."""
     lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
@@ -130,7 +119,7 @@ def csv_lines(cells: Cells) -> list[list]:
     return lines
 
 
-def length(f: Findings) -> dict[str, Any]:
+def run_length(f: Findings) -> dict[str, Any]:
     """The length of the runs, taken from the first one: {"tokens"}; for runs whose budget is a wall clock {"budget",
     "tokens": the tokens that were trained, None before the end of the run}."""
     cell = next((cell for cell in f.cells.values() if "run" in cell), None)
@@ -143,8 +132,7 @@ def length(f: Findings) -> dict[str, Any]:
 
 
 def record(f: Findings) -> dict[str, Any]:
-    """The content of run.json of the record: the study, its runs, and their results and comparisons. `f`: the findings
-    of the study."""
+    """The content of the record's run.json: the study, its runs, and their results and comparisons."""
     from_run = ("fingerprint", "commit", "versions", "hardware")
     configs = [cell["run"]["config"] for cell in f.cells.values() if "run" in cell]
     runs = []
@@ -159,7 +147,7 @@ def record(f: Findings) -> dict[str, Any]:
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
             line |= {"decision": f.decision(arm, name).kind, "verdict": f.verdict(arm, name)}
             line["exploratory"] = f.exploratory(arm, name)
-            if left_out := f.left_out(arm, name):
+            if left_out := f.tasks_left_out(arm, name):
                 line["without"] = left_out
             if name in f.margins:
                 line["margin"] = f.margins[name]
@@ -169,13 +157,13 @@ def record(f: Findings) -> dict[str, Any]:
     return {
         **{key: getattr(f.study, key) for key in ("name", "title", "question", "expect", "command")},
         "size": configs[0].get("size") if configs else None,
-        **length(f),
+        **run_length(f),
         "noise": recorded_noise(f),
         "registration": registered.summary(f),
         "design": f.study.registration.get("design", ""),
         "learning_rates": tuning.recorded(f),
         "effects": factorial.recorded(f),
-        "predictions": [checked._asdict() for checked in registered.checked_predictions(f)],
+        "predictions": [checked._asdict() for checked in checked_predictions(f)],
         "bit_for_bit_the_same": f.same,
         "runs": runs,
         "comparisons": comparisons,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ablations import rundir
 from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.words import folders_in
 from eval.report.collection import collect_runs, run_directories
 from eval.report.external import External, read_all_external
 
@@ -40,8 +41,12 @@ class Request(NamedTuple):
 
 
 def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
-    """Take VERDICT= out of the words of a report: whether VERDICT=1 asks for the verdict as the exit code, and the
-    other words. Raises ValueError where VERDICT has another value than 0 or 1, or is given twice."""
+    """Take VERDICT= out of the words of a report: (whether VERDICT=1 asks for the verdict as the exit code, the other
+    words).
+
+    Raises:
+        ValueError: VERDICT has another value than 0 or 1, or is given twice.
+    """
     values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(values) > 1 or (values and values[0] not in ("0", "1")):
         raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
@@ -49,14 +54,13 @@ def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
 
 
 def parse(words: list[str]) -> Request:
-    """Parse the words of a report: the study, or the collection of runs, that they ask for, and what is shown beside
-    it.
+    """Parse the words of a report: which study or collection of runs it is about, and what is shown beside it.
 
     Raises:
         ValueError: a word is not valid, a directory is not that of a run, or no run has begun.
     """
-    from ablations.study import HELP as STUDY_WORDS
-    from ablations.study import folders, from_args
+    from ablations.study import from_args
+    from ablations.words import HELP as STUDY_WORDS
 
     known = {**STUDY_WORDS, **HELP}
     for word in words:
@@ -69,9 +73,9 @@ def parse(words: list[str]) -> Request:
     beside = values.get("BESIDE", "").strip() or "checked"
     if beside not in BESIDE:
         raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
-    noise = [path for name in folders(values.get("NOISE", "")) for path in run_directories(name)]
-    external = read_all_external(folders(values.get("EXTERNAL", "")))
-    others = [("", path) for name in folders(values.get("RUNS", "")) for path in run_directories(name)]
+    noise = [path for name in folders_in(values.get("NOISE", "")) for path in run_directories(name)]
+    external = read_all_external(folders_in(values.get("EXTERNAL", "")))
+    others = [("", path) for name in folders_in(values.get("RUNS", "")) for path in run_directories(name)]
     studies = [name for name in values.get("STUDY", "").split(",") if name]
     study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE=", "EXTERNAL="))]
     if not others and len(studies) < 2:
@@ -87,25 +91,31 @@ def parse(words: list[str]) -> Request:
     runs += others
     if not runs:
         raise ValueError("no run of these studies has begun")
-    command = " ".join(["make report", *map(as_typed, sorted(words))])
-    return Request(replace(collect_runs(runs, command), criteria=criteria(values)), noise, beside, external)
+    command = " ".join(["make report", *map(word_in_report, sorted(words))])
+    return Request(replace(collect_runs(runs, command), criteria=collection_criteria(values)), noise, beside, external)
 
 
-def criteria(values: dict[str, str]) -> Criteria:
-    """The criteria by which a collection of runs is judged, from the words METRIC and MARGIN. Raises ValueError where a
-    value is not valid. `values`: {name of a word: its value}."""
+def collection_criteria(values: dict[str, str]) -> Criteria:
+    """The criteria by which a collection of runs is judged, from the words METRIC and MARGIN.
+
+    Raises:
+        ValueError: a value is not valid.
+    """
     metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
     return Criteria(metric, margins_of_word(values.get("MARGIN", "")))
 
 
-def as_typed(word: str) -> str:
-    """A word of the command line as it is shown in a report, in which each path is reduced to its last name: reports do
-    not show the folders of this machine."""
-    from ablations.study import folders
+def out_folder(words: list[str]) -> Path:
+    """The folder that OUT= names among the words of a command."""
+    return Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
 
+
+def word_in_report(word: str) -> str:
+    """A word of the command line as a report shows it: paths are reduced to their last names, since reports do not show
+    the folders of this machine."""
     name, _, value = word.partition("=")
     if name in ("RUNS", "NOISE", "EXTERNAL"):
-        value = shlex.join(Path(folder).name or folder for folder in folders(value))
+        value = shlex.join(Path(folder).name or folder for folder in folders_in(value))
     elif name == "OUT":
         value = Path(value).name or value
     return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"

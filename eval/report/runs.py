@@ -6,6 +6,7 @@ needs.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,33 +73,32 @@ GLUE_TABLE = {
 GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
 
 
-def misfit(value: Any, shape: Any, name: str = "") -> str:
+def misfit(value: Any, shape: Any, path: str = "") -> str:
     """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit.
 
     Args:
-        value: the JSON value.
         shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
             RUN is an example.
-        name: the path of `value` itself, in recursive calls.
+        path: of `value` itself, in recursive calls.
     """
     if not isinstance(shape, dict):
         wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
-        return name if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
+        return path if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
     if not isinstance(value, dict):
-        return name or "all of it"
+        return path or "all of it"
     for key, inner in shape.items():
         optional, key = key.endswith("?"), key.removesuffix("?")
         if value.get(key) is None and optional:
             continue
-        inner_name = f"{name}.{key}" if name else key
+        inner_path = f"{path}.{key}" if path else key
         if key not in value:
-            return inner_name
-        if inner_misfit := misfit(value[key], inner, inner_name):
+            return inner_path
+        if inner_misfit := misfit(value[key], inner, inner_path):
             return inner_misfit
     return ""
 
 
-def manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> dict[str, Any]:
     """The content of run.json of a run directory.
 
     Raises:
@@ -119,9 +119,12 @@ def manifest(directory: Path) -> dict[str, Any]:
     return run
 
 
-def evaluation(path: Path) -> dict[str, Any]:
-    """The content of eval.json, or of eval-step_N.json for weights saved during training. Raises Damaged where the file
-    is missing or damaged, or a score is not finite."""
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """The content of eval.json, or of eval-step_N.json.
+
+    Raises:
+        Damaged: the file is missing or damaged, or a score is not finite.
+    """
     result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
@@ -145,9 +148,12 @@ def evaluation(path: Path) -> dict[str, Any]:
     return result | {"tasks": tasks, "by_domain": domains}
 
 
-def samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is not that of
-    an item."""
+def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}.
+
+    Raises:
+        Damaged: a line is not that of an item.
+    """
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
@@ -162,19 +168,18 @@ def samples(path: Path) -> dict[str, dict[str, Outcome]]:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The content of a run directory, as a dictionary. Damage is reported in the result, and no error is raised.
+    """The content of a run directory. Damage is reported in the result, and no error is raised.
 
     Returns:
         state: "" for a run that is finished and evaluated; else a sentence on what is missing or wrong.
         damage: a sentence for each damaged file without which the run can still be reported.
-        run, metrics, done, registered, checkpoints, eval, samples, glue: the contents of the files, where they exist.
-            "registered" are the lines of registered.jsonl, "checkpoints" the evaluations of weights saved during
-            training, by tokens.
+        run, metrics, done, registered, eval, samples, glue: the contents of the files, where they exist.
+        checkpoints: the evaluations of weights saved during training, by tokens.
     """
     try:
         return _read(directory)
     except Damaged as error:
-        return {"state": f"damaged ({_relative(error, directory)})"}
+        return {"state": f"damaged ({_without_path(error, directory)})"}
 
 
 def _read(directory: Path) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def _read(directory: Path) -> dict[str, Any]:
     failed = f"failed ({why})" if (directory / rundir.FAILED).exists() else ""
     if not (directory / rundir.RUN).exists():
         return {"state": failed or "not started"}
-    cell: dict[str, Any] = {"state": failed or "not finished", "run": manifest(directory), "damage": []}
+    cell: dict[str, Any] = {"state": failed or "not finished", "run": read_manifest(directory), "damage": []}
     if (directory / rundir.METRICS).exists():
         keys = ("step", "tokens", "loss", "seconds", "tokens_per_second")
         rows, damage = safe_files.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
@@ -193,52 +198,58 @@ def _read(directory: Path) -> dict[str, Any]:
     if not damage and cell["run"].get("registered", first) != first:
         damage = f"{rundir.REGISTERED} does not begin with what {rundir.RUN} says was registered first"
     cell["damage"] += [damage] if damage else []
-    cell["checkpoints"] = []
-    for path in sorted(directory.glob("eval-*.json")):
+
+    def whole(read: Callable[[Path], Any], path: Path) -> Any:
+        """What `read` makes of a file; None where it is missing, or damaged, which is noted."""
         try:
-            result = evaluation(path)
-            if isinstance(result.get("tokens"), int):
-                cell["checkpoints"].append(result)
+            return read(path) if path.exists() else None
         except Damaged as error:
             cell["damage"].append(str(error))
+
+    of_steps = [whole(read_evaluation, path) for path in sorted(directory.glob("eval-*.json"))]
+    checkpoints = [result for result in of_steps if result and isinstance(result.get("tokens"), int)]
+    cell["checkpoints"] = sorted(checkpoints, key=lambda result: result["tokens"])
+    if (done := whole(_training_summary, directory / rundir.DONE)) is not None:
+        cell["done"] = done
     if (directory / rundir.DONE).exists():
         try:
-            cell["done"] = _training_summary(directory / rundir.DONE)
+            cell |= _evaluated(directory)
         except Damaged as error:
-            cell["damage"].append(str(error))
-    cell["checkpoints"].sort(key=lambda result: result["tokens"])
-    try:
-        if (directory / rundir.DONE).exists():
-            if (directory / rundir.EVAL).exists() and (directory / rundir.SAMPLES).exists():
-                result, outcomes = evaluation(directory / rundir.EVAL), samples(directory / rundir.SAMPLES)
-                if result.get("samples_sha256") not in (None, safe_files.sha256(directory / rundir.SAMPLES)):
-                    raise Damaged(f"{rundir.SAMPLES} is not the file that {rundir.EVAL} was written with")
-                cell |= {"eval": checked_scores(result, outcomes), "samples": outcomes, "state": ""}
-            else:
-                cell["state"] = "not evaluated"
-    except Damaged as error:
-        cell["state"] = f"damaged ({_relative(error, directory)})"
-    try:
-        if table := glue_table(directory / rundir.GLUE / rundir.GLUE_TABLE):
-            cell["glue"] = table
-    except Damaged as error:
-        cell["damage"].append(str(error))
-    cell["damage"] = [_relative(damage, directory) for damage in cell["damage"]]
+            cell["state"] = f"damaged ({_without_path(error, directory)})"
+    if table := whole(read_glue_table, directory / rundir.GLUE / rundir.GLUE_TABLE):
+        cell["glue"] = table
+    cell["damage"] = [_without_path(damage, directory) for damage in cell["damage"]]
     return cell
 
 
+def _evaluated(directory: Path) -> dict[str, Any]:
+    """The entries "eval", "samples" and "state" of a run that is finished.
+
+    Raises:
+        Damaged: a file is damaged, or the scores are not those of the items.
+    """
+    if not (directory / rundir.EVAL).exists() or not (directory / rundir.SAMPLES).exists():
+        return {"state": "not evaluated"}
+    result, outcomes = read_evaluation(directory / rundir.EVAL), read_samples(directory / rundir.SAMPLES)
+    if result.get("samples_sha256") not in (None, safe_files.sha256(directory / rundir.SAMPLES)):
+        raise Damaged(f"{rundir.SAMPLES} is not the file that {rundir.EVAL} was written with")
+    return {"eval": checked_scores(result, outcomes), "samples": outcomes, "state": ""}
+
+
 def _training_summary(path: Path) -> dict[str, Any]:
-    """The content of the file `done`, which training writes at its end. Raises Damaged where it is not what training
-    writes."""
+    """The content of the file `done`, which training writes at its end."""
     done = safe_files.read_json(path) or {}
     if key := misfit(done, DONE):
         raise Damaged(f"{path} is damaged: {key}")
     return done
 
 
-def glue_table(path: Path) -> dict[str, Any] | None:
-    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist. Raises
-    Damaged where it is not such a table."""
+def read_glue_table(path: Path) -> dict[str, Any] | None:
+    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist.
+
+    Raises:
+        Damaged: it is not such a table.
+    """
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
@@ -250,13 +261,13 @@ def glue_table(path: Path) -> dict[str, Any] | None:
     return table
 
 
-def _relative(message: Damaged | str, directory: Path) -> str:
-    """A message about a file of a run directory, in which the path of the run directory is removed."""
+def _without_path(message: Damaged | str, directory: Path) -> str:
+    """A message about a file of a run directory, without the path of that directory."""
     return printable(str(message).replace(f"{directory}/", "")).rstrip(".")
 
 
 def read_all(study: Any) -> Cells:
-    """The contents of the run directories of all runs of a study or collection: {(arm, seed): content, from `read`}."""
+    """The contents of the run directories of all runs of a study or collection."""
     planned = {(arm, seed): study.cell(arm, seed) for arm in study.arms for seed in study.seeds}
     return {key: read(cell.dir) for key, cell in planned.items() if cell}
 
@@ -272,8 +283,8 @@ def in_one_line(value: Any) -> str:
     return printable(str(value)).replace("\n", " ")
 
 
-def named(runs: list[tuple[str, int]]) -> str:
-    """Runs in words, by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)". `runs`: the (arm, seed) of each run."""
+def runs_in_words(runs: list[tuple[str, int]]) -> str:
+    """Runs in words, by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)"."""
     seeds: dict[str, list[str]] = {}
     for arm, seed in runs:
         seeds.setdefault(arm, []).append(str(seed))
@@ -283,14 +294,13 @@ def named(runs: list[tuple[str, int]]) -> str:
 
 
 def by_clock(cell: dict[str, Any]) -> bool:
-    """Whether the budget of a run is anything but a number of tokens: a wall clock, or what this version does not know.
-    `cell`: the content of the run directory."""
+    """Whether the budget of a run is not in tokens: a wall clock, or something that this version does not know."""
     return "run" in cell and cell["run"]["config"]["train"].get("budget", "tokens") != "tokens"
 
 
 def budget_seconds(cell: dict[str, Any]) -> float | None:
     """The wall clock that a run was given, in seconds; None where its budget is none, or not one that this version
-    knows. `cell`: the content of the run directory."""
+    knows."""
     try:
         return clock_seconds(cell["run"]["config"]["train"]["budget"]) if by_clock(cell) else None
     except (ValueError, TypeError):

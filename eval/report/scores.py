@@ -7,7 +7,7 @@ import numpy as np
 
 from ablations.rundir import EVAL, SAMPLES
 from ablations.safe_files import Damaged
-from eval.statistics.items import by_cluster, ratio_stderr
+from eval.statistics.items import by_cluster, finite, ratio_stderr
 from eval.tasks.suite import suite
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
@@ -51,7 +51,7 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
         claimed = result.get(key)
         if claimed and not abs(claimed["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
             raise disagreement(key, claimed["value"], value)
-        if claimed and any(clustered(outcomes.get(name, {})) for name, entry in tasks.items() if entry in entries):
+        if claimed and any(has_clusters(outcomes.get(name, {})) for name, entry in tasks.items() if entry in entries):
             scale = 1.0 if key == "bits_per_byte" else 100.0
             errors = np.array([entry.get("stderr") for entry in entries], float)  # None becomes nan
             result[key] = claimed | {"stderr": finite(scale * float(np.sqrt((errors**2).sum())) / len(errors))}
@@ -67,27 +67,21 @@ def checked_task(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcom
     value = float(values.sum() / weights.sum())
     if not abs(entry["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
         raise disagreement(name, entry["value"], value)
-    if not clustered(outcomes):
+    if not has_clusters(outcomes):
         return entry
     names = [row.cluster or f"item {item}" for item, row in outcomes.items()]
     sums, sizes = by_cluster(values[None], weights, names)
     return entry | {"stderr": finite(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
 
 
-def finite(value: float) -> float | None:
-    """A number, or None where it is NaN or infinite. The standard error of a single passage is NaN."""
-    return value if np.isfinite(value) else None
-
-
-def clustered(outcomes: Mapping[str, Outcome]) -> bool:
-    """Whether some items of a task share a passage or a document, according to their clusters. `outcomes`: {id of the
-    item: outcome}."""
+def has_clusters(outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether some items of a task share a passage or a document."""
     names = [row.cluster for row in outcomes.values() if row.cluster]
     return len(set(names)) < len(names)
 
 
 def mean(entries: list[dict[str, Any]]) -> float:
-    """The unweighted mean of the scores of tasks; NaN without any task. `entries`: the tasks' entries in eval.json."""
+    """The unweighted mean of the scores of tasks; NaN without any."""
     return float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
 
 

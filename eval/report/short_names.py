@@ -14,8 +14,8 @@ COPIED = ("name", "title", "seeds", "command", "question", "expect", "criteria")
 
 
 def shortest_ends(names: Iterable[str]) -> dict[str, str]:
-    """A short name for each path: {path: its shortest end that is not the end of another path}. The end has at least
-    one part without a wildcard."""
+    """A short name for each path: {path: its shortest end, with a part that is no wildcard, that is not the end of
+    another}."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
     for name, parts in parts_of.items():
@@ -27,12 +27,7 @@ def shortest_ends(names: Iterable[str]) -> dict[str, str]:
 
 def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
     """A study as a Collection, and the contents of its run directories, with short names of corpora, tokenizers and
-    task folders in the names of arms, tasks and domains. Configurations keep the whole paths.
-
-    Args:
-        study: an ablations.study.Study, or a Collection.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    task folders in the names of arms, tasks and domains. Configurations keep the whole paths."""
     corpora: set[str] = set()
     for key, cell in cells.items():
         config = study.cell(*key).config

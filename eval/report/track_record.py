@@ -7,7 +7,7 @@ from ablations import safe_files
 from ablations.safe_files import Damaged
 from eval.report.blocks import Table
 from eval.report.formats import plain_text
-from eval.report.sections.registered import FAILED, HELD, UNDECIDED
+from eval.report.predictions import FAILED, HELD, UNDECIDED
 
 
 def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -35,13 +35,12 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def counts(lines: list[dict[str, Any]]) -> dict[str, int]:
-    """The number of predictions with each outcome, {outcome: number}. `lines`: predictions from `predictions`."""
+    """{outcome: how many predictions have it}."""
     return {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in (HELD, FAILED, UNDECIDED)}
 
 
 def summary(lines: list[dict[str, Any]]) -> str:
-    """Two sentences: how many predictions came true, of those that were registered before the runs, and of all.
-    `lines`: predictions from `predictions`."""
+    """Two sentences: how many predictions came true, of those that were registered before the runs, and of all."""
     sentences = []
     for words, some in (("Registered before the runs", [x for x in lines if x["registered"]]), ("All", lines)):
         number = counts(some)

@@ -21,10 +21,10 @@ import numpy as np
 from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
-from eval.statistics.comparison import Comparison, compare, family
+from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_part
 from eval.statistics.parts import LEVEL, Part, quantile
-from eval.statistics.seeds import Results, outstanding, residual
+from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
 
 # {rates to choose from: the most by which choosing multiplies a variance}: see above
 CHOICE = {1: 1.0, 2: 1.75, 3: 2.15, 4: 2.3, 5: 2.5, 6: 2.65, 7: 2.75, 8: 2.85, 9: 2.9}
@@ -33,23 +33,21 @@ JUDGED = ("bits/byte", "suite")  # not zero-shot: its questions are made from th
 
 
 class Task(NamedTuple):
-    """The outcomes of a task in the runs of several labels (an arm at a learning rate is a label), summed by
-    cluster."""
+    """The outcomes of a task, summed by cluster, in the runs of several labels (an arm at a rate is a label)."""
 
     values: dict[str, np.ndarray]  # {label: [seeds, clusters]}
     weights: np.ndarray  # [clusters]
     half: np.ndarray  # [clusters], 0 or 1
 
     def losses(self, label: str, half: int) -> np.ndarray:
-        """The loss of each seed of a label over one half of the documents, [seeds], as the ratio of sums over clusters.
-        `half`: 0 or 1."""
+        """The loss of each seed of a label over one half (0 or 1) of the documents, [seeds]."""
         chosen = self.half == half
         return self.values[label][:, chosen].sum(1) / self.weights[chosen].sum()
 
 
 def halves(names: list[str]) -> np.ndarray:
-    """The half that each name belongs to, an array of 0 and 1. The order of the names' hashes divides them into two
-    halves of equal size."""
+    """The half, 0 or 1, that each name belongs to: the order of the names' hashes divides them into two halves of equal
+    size."""
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     half = np.zeros(len(names), int)
     half[np.argsort(digests, kind="stable")[1::2]] = 1
@@ -57,22 +55,19 @@ def halves(names: list[str]) -> np.ndarray:
 
 
 class Candidates(NamedTuple):
-    """The runs of several arms at all learning rates, from which each arm's best rate is chosen, with the seeds that
-    all these runs have."""
+    """The runs of several arms at all learning rates, from which each arm's best rate is chosen."""
 
     labels: dict[str, list[str]]  # {arm: its labels, by rising rate}
     seeds: list[int]
     tasks: list[Task]  # of CHOSEN_BY
 
 
-def candidates(f: Findings, arms: list[str], name: str = CHOSEN_BY) -> Candidates | None:
+def candidates(f: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
     """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
     the common rate is missing, or there are too few documents for two halves.
 
     Args:
-        f: the findings of the study.
-        arms: the arms.
-        name: the metric whose tasks are read.
+        metric: whose tasks are read.
     """
     tuning, results = f.study.tuning, f.distinct_results(CHOSEN_BY)
     if not tuning or not all(results.get(arm) for arm in arms):
@@ -84,14 +79,14 @@ def candidates(f: Findings, arms: list[str], name: str = CHOSEN_BY) -> Candidate
     }
     flat = [label for of_arm in labels.values() for label in of_arm]
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
-    names = shared_tasks(f.cells, runs, name) if runs and same_text(f.cells, runs) else []
-    tasks = [task_of(f, flat, seeds, task, METRICS[name].scale) for task in names]
-    too_few = name == CHOSEN_BY and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
+    names = shared_tasks(f.cells, runs, metric) if runs and same_text(f.cells, runs) else []
+    tasks = [task_of(f, flat, seeds, task, METRICS[metric].scale) for task in names]
+    too_few = metric == CHOSEN_BY and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
     return None if too_few or not tasks else Candidates(labels, seeds, tasks)
 
 
-def task_of(f: Findings, labels: list[str], seeds: list[int], name: str, scale: float) -> Task:
-    items = {label: item_scores(f.cells, label, seeds, name) for label in labels}
+def task_of(f: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
+    items = {label: item_scores(f.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
     strata = {label: by_cluster(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
     clusters = sorted(set(first.clusters))
@@ -100,12 +95,10 @@ def task_of(f: Findings, labels: list[str], seeds: list[int], name: str, scale: 
     return Task({label: s.differences for label, s in strata.items()}, weights, halves(names))
 
 
-def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
+def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
     """The label of an arm at the learning rate that is best for the other seeds on the other half of the documents.
 
     Args:
-        c: the runs to choose from.
-        arm: the arm.
         seed: the index of the seed that is judged. Where there is only one seed, it is used for the choice too.
         half: the half of the documents that is judged; None: both halves are used for the choice.
     """
@@ -120,13 +113,12 @@ def chosen(c: Candidates, arm: str, seed: int, half: int | None) -> str:
 
 def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
     """The outcomes of an arm for each task, [seeds, clusters], each at the learning rate that was chosen without this
-    seed and, with `by_half`, without this half of the documents.
+    seed.
 
     Args:
-        c: the runs to choose from.
-        arm: the arm.
         tasks: the tasks that are judged.
-        by_half: whether the tasks consist of the same documents that the choice is made by.
+        by_half: whether these consist of the documents that the choice is made by; it is then made without this half of
+            them.
     """
     outcomes = []
     for task in tasks:
@@ -134,38 +126,37 @@ def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> l
         for seed in range(len(c.seeds)):
             for half in (0, 1):
                 judged = task.half == half
-                label = chosen(c, arm, seed, half if by_half else None)
+                label = chosen_label(c, arm, seed, half if by_half else None)
                 values[seed, judged] = task.values[label][seed, judged]
         outcomes.append(values)
     return outcomes
 
 
-def at_best(f: Findings, name: str) -> dict[str, Comparison]:
-    """The comparisons of arms with the baseline on a metric, each arm at its own best learning rate: {arm: Comparison},
-    after multiple-comparison correction. Empty where learning rates are not tuned. `name`: the metric."""
+def at_best(f: Findings, metric: str) -> dict[str, Comparison]:
+    """The comparisons of arms with the baseline, each arm at its own best learning rate: {arm: Comparison}, after
+    multiple-comparison correction. Empty where learning rates are not tuned."""
     compared = {}
-    for arm in f.study.compared if f.study.tuning and name in JUDGED else ():
-        c, judged = candidates(f, [arm, f.baseline]), candidates(f, [arm, f.baseline], name)
+    for arm in f.study.compared if f.study.tuning and metric in JUDGED else ():
+        c, judged = candidates(f, [arm, f.baseline]), candidates(f, [arm, f.baseline], metric)
         if c and judged and c.seeds == judged.seeds:
-            compared[arm] = difference(c, judged.tasks, arm, f.baseline, name == CHOSEN_BY, results_of(f, c, name))
-    return family(compared)
+            compared[arm] = compare_at_best(
+                c, judged.tasks, arm, f.baseline, metric == CHOSEN_BY, results_of(f, c, metric)
+            )
+    return corrected_family(compared)
 
 
-def results_of(f: Findings, c: Candidates, name: str) -> Results:
+def results_of(f: Findings, c: Candidates, metric: str) -> Results:
     flat = [label for labels in c.labels.values() for label in labels]
-    return {label: {seed: f.results[name][label][seed] for seed in c.seeds} for label in flat}
+    return {label: {seed: f.results[metric][label][seed] for seed in c.seeds} for label in flat}
 
 
-def difference(
+def compare_at_best(
     c: Candidates, tasks: list[Task], arm: str, baseline: str, by_half: bool, results: Results
 ) -> Comparison:
     """The comparison of two arms, each at its own best learning rate, without multiple-comparison correction.
 
     Args:
-        c: the runs to choose the rates from.
-        tasks: the tasks that are judged.
-        arm, baseline: the two arms.
-        by_half: whether the tasks consist of the same documents that the choice is made by.
+        tasks, by_half: as in `cross_fitted`.
         results: {label: {seed: result}} of all these runs, for the noise.
     """
     ours, theirs = (cross_fitted(c, name, tasks, by_half) for name in (arm, baseline))
@@ -190,9 +181,9 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | N
     n = len(by_seed)
     if n < 2:
         return None
-    left, dof = residual(results)
+    left, dof = residual_squares(results)
     pooled = Part(choice * left / dof * 2 / n, dof)
-    if not outstanding(results):
+    if not arms_that_scatter_more(results):
         return pooled
     difference_alone = Part(choice * float(by_seed.var(ddof=1)) / n, n - 1)
     return max(pooled, difference_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
@@ -201,7 +192,7 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | N
 # ------------------------------------------------------------------------------------------------ the basin
 
 
-def basin(f: Findings, arm: str) -> dict[float, float]:
+def losses_by_rate(f: Findings, arm: str) -> dict[float, float]:
     """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}, of the rates at which
     all seeds of the common rate are finished."""
     tuning, results = f.study.tuning, f.results[CHOSEN_BY]

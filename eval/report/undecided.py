@@ -11,12 +11,12 @@ from ablations.rundir import Exit
 from ablations.safe_files import printable
 from eval.report import request
 from eval.report.criteria import chosen_late
-from eval.report.findings import Findings, gather
+from eval.report.findings import Findings
+from eval.report.gather import gather
 
 
 def undecided(f: Findings) -> dict[str, str]:
-    """The arms that are undecided for lack of seeds: {arm: its verdict in words}. Arms that are undecided because a
-    task has too few items are left out.
+    """The arms that are undecided for lack of seeds, and not of items: {arm: its verdict in words}.
 
     Raises:
         ValueError: the baseline has no result in the primary metric.
@@ -32,8 +32,11 @@ def undecided(f: Findings) -> dict[str, str]:
 
 
 def check_criteria(f: Findings) -> None:
-    """Check that verdicts of these runs can be more than exploratory if seeds are added. Raises ValueError where the
-    metric, the margin or the noise floor was chosen after the runs had begun."""
+    """Check that verdicts of these runs can be more than exploratory if seeds are added.
+
+    Raises:
+        ValueError: the metric, the margin or the noise floor was chosen after the runs had begun.
+    """
     if late := chosen_late(f.study, f.cells):
         fresh = f.study.seeds[0] + f.study.criteria.seeds
         verb = "were" if len(late) > 1 else "was"
@@ -62,6 +65,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from ablations.study import from_anywhere
+    from ablations.words import change_to_checkout
 
-    sys.exit(main(from_anywhere(sys.argv[1:])))
+    sys.exit(main(change_to_checkout(sys.argv[1:])))

@@ -11,17 +11,15 @@ DRAWS = 4000  # of the bootstrap: the ends of a 95 % interval to some 3 % of its
 
 
 def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Bootstrap draws of the mean difference over strata, [draws]. Items are resampled, or with `tasks` whole strata.
+    """Bootstrap draws of the mean difference over strata, [draws].
 
     Items, or clusters of items (`by_cluster`), are resampled with replacement within each stratum, both arms with the
-    same items (paired), averaged over seeds. Whole strata are resampled as a sample of the tasks that there could be;
-    the noise of their items is contained in the differences that are drawn.
+    same items (paired), averaged over seeds. With `tasks` whole strata are resampled instead, as a sample of the tasks
+    that there could be; the noise of their items is contained in the differences that are drawn. Of a single stratum
+    these draws are NaN.
 
     Args:
         strata: the differences of two arms, a stratum for each task.
-        tasks: resample strata in place of items. With a single stratum the draws are NaN.
-        draws: the number of draws.
-        seed: the seed of the random numbers.
     """
     rng, T = np.random.default_rng(seed), len(strata)
     if tasks:
@@ -40,7 +38,6 @@ def interval(draws: np.ndarray, n: float = inf) -> tuple[float, float]:
     """The 95 % interval of bootstrap draws, (low, high).
 
     Args:
-        draws: the draws.
         n: how many values were resampled, where they are few: resampling n values lacks a factor sqrt(1 - 1/n) of their
             spread and ignores Student's t, so the percentiles are taken further out (Hesterberg 2015, arXiv:1411.5279,
             the expanded percentile interval).

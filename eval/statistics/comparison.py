@@ -28,8 +28,7 @@ Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of an arm with the baseline. `difference` is the result of the arm minus that of the baseline, in
-    the units of the metric."""
+    """The comparison of an arm with the baseline, in the units of the metric."""
 
     difference: float
     seeds: Part | None  # None: one seed, and no noise floor is known
@@ -49,12 +48,11 @@ class Comparison:
 
     @property
     def enough_items(self) -> bool:
-        """Whether there are enough independent items to estimate the variance that the items give to the difference."""
+        """Whether there are enough independent items to know the noise that they give."""
         return self.independent is None or self.independent >= FEWEST_ITEMS
 
     def equivalent(self, margin: float | None) -> bool:
-        """Whether the difference is smaller than a margin, by two one-sided tests. `margin`: in the units of the
-        metric; None: never."""
+        """Whether the difference is smaller than a margin (None: never), by two one-sided tests."""
         if margin is None or not self.seeds or not self.replicated or not self.enough_items or not self.share:
             return False
         level = self.share * LEVEL / self.family
@@ -80,7 +78,6 @@ def compare(
     is the level at which the confidence interval of the difference just touches zero.
 
     Args:
-        difference: the mean difference of the two arms.
         seeds: the variance from the seeds; None where it is unknown. p-value and threshold then count the items only,
             and are too small.
         items: the variance from the items.
@@ -122,17 +119,12 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparison]:
-    """The comparisons after Holm's multiple-comparison correction over all of them, with corrected p-values and
-    matching thresholds.
+def corrected_family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparison]:
+    """The comparisons, {name: comparison}, with p-values after Holm's multiple-comparison correction over all of them,
+    and matching thresholds.
 
     A threshold is the one at the level of its comparison's step in Holm's procedure, or of the first step that fails.
     Before the correction each p-value is divided by the share of alpha that its look at the results may use.
-
-    Args:
-        comparisons: {name: comparison}, such as all arms against the baseline.
-
-    Returns: {name: corrected comparison}.
     """
     p_values = {arm: min(1.0, c.p / c.share) if c.share else 1.0 for arm, c in comparisons.items()}
     p_values |= {arm: nan for arm, c in comparisons.items() if np.isnan(c.p)}

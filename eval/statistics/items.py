@@ -17,12 +17,12 @@ F'' of Clark 1973). The rest is taken from the items' part, and a part is never 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, isinf, nan, sqrt
+from math import inf, isfinite, isinf, nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
 
-from eval.statistics.parts import Part, add
+from eval.statistics.parts import Part, sum_of_parts
 
 LN2 = float(np.log(2))
 FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can tell its noise: see the head of this file
@@ -32,7 +32,7 @@ class Stratum(NamedTuple):
     """The results of one task, usually differences of two arms. For a seed, sum(differences) / sum(weights) is the
     difference of the arms on this task.
 
-    The items are taken as independent. Items that share a passage or a document are therefore summed into one before
+    The items are taken as independent, so items that share a passage or a document are summed into one before
     (`by_cluster`).
     """
 
@@ -50,8 +50,8 @@ def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> St
 
     Args:
         d_SN: results or differences, [seeds, items].
-        w_N: the weights of the items, [items].
-        clusters: the name of each item's cluster, [items].
+        w_N: the weights of the items.
+        clusters: the name of each item's cluster.
     """
     names, index = np.unique(np.asarray(clusters, dtype=object), return_inverse=True)
     if len(names) == len(w_N):
@@ -66,8 +66,8 @@ def independent_items(strata: list[Stratum]) -> int | None:
 
 
 def effective_number(weights: np.ndarray) -> float:
-    """The effective number of items with these weights, sum(w)**2 / sum(w**2): the number of items of equal weight that
-    would give an equally good estimate of the variance (Kish 1965, Survey Sampling, section 11.2)."""
+    """The number of items of equal weight that would give an equally good estimate of the variance as items with these
+    weights, sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling, section 11.2)."""
     w = np.asarray(weights, float)
     return float(w.sum() ** 2 / (w**2).sum())
 
@@ -77,17 +77,18 @@ def stderr_of_mean(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1) / sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
+def finite(error: float) -> float | None:
+    """A standard error for JSON, which has neither NaN nor infinity: None in their place."""
+    return error if isfinite(error) else None
+
+
 def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
     """The standard error of the ratio sum(numerators) / sum(denominators) over independent items, by the jackknife; NaN
-    for fewer than two items. For bits per byte the items are documents of different lengths.
+    for fewer than two. For bits per byte the items are documents of different lengths.
 
     Leaving item i out moves the ratio r by -(a_i - r b_i) / (sum(b) - b_i), with numerators a and denominators b. With
     equal denominators this is the standard error of the mean. The linearised error (Cochran 1977, Sampling Techniques,
     section 6.3) divides by sum(b) alone and is too small where a few items are large: see the head of this file.
-
-    Args:
-        numerators: [items], such as bits.
-        denominators: [items], such as bytes.
     """
     n, a, b = len(numerators), np.asarray(numerators, float), np.asarray(denominators, float)
     if n < 2:
@@ -96,14 +97,12 @@ def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
 
 
 def influences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The influence of each item on the ratio sum(a) / sum(b): minus the change of the ratio when the item is left out.
-    It is infinite for an item that makes up all of sum(b).
+    """The influence of each item on the ratio sum(a) / sum(b), [..., items]: minus the change of the ratio when the
+    item is left out. It is infinite for an item that makes up all of sum(b).
 
     Args:
         a: numerators, [..., items].
         b: denominators, [items].
-
-    Returns: [..., items].
     """
     total = b.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -114,8 +113,7 @@ def item_part(strata: list[Stratum]) -> Part:
     """The variance that the items give to the unweighted mean over strata (tasks, corpora) of sum(differences) /
     sum(weights). It does not include the interaction of seeds and items, which is part of the variance from the seeds.
 
-    For accuracy the strata hold differences of outcomes with weights 1, for bits per byte bits and bytes. A stratum
-    with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
+    A stratum with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
     """
     whole, rest = item_part_with_rest(strata)
     if isinf(whole.variance):
@@ -124,11 +122,10 @@ def item_part(strata: list[Stratum]) -> Part:
 
 
 def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
-    """The variance from the items for the given seeds, and how much of it is the interaction of seeds and items (with
-    the residual): (Part, float).
+    """The variance from the items for the given seeds, and how much of it is the interaction of seeds and items.
 
     Where the second number is as large as the first, it is not known how much the items contribute by themselves:
-    anything from nothing to the first number. `strata`: the differences of two arms, a stratum for each task.
+    anything from nothing to the first number.
     """
     parts, rest, T = [], 0.0, len(strata)
     for d_SN, w_N in strata:
@@ -140,4 +137,4 @@ def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
             e_SN = influences(d_SN, w_N)
             e_SN -= e_SN.mean(0)
             rest += (n - 1) / n * float((e_SN**2).sum()) / ((S - 1) * S * T**2)
-    return add(parts), rest
+    return sum_of_parts(parts), rest

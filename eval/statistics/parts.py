@@ -21,7 +21,7 @@ class Part:
     dof: float
 
 
-def add(parts: list[Part]) -> Part:
+def sum_of_parts(parts: list[Part]) -> Part:
     """The sum of independent variances, with Satterthwaite's degrees of freedom. It is used for strata, which all have
     many degrees of freedom."""
     variance = sum(part.variance for part in parts)
@@ -31,8 +31,8 @@ def add(parts: list[Part]) -> Part:
 
 
 def quantile(alpha: float, seeds: Part, items: Part) -> float:
-    """The half-width of the 1 - alpha confidence interval of a difference whose variance is the sum of a variance from
-    the seeds and one from the items (Banerjee 1960)."""
+    """The half-width of the 1 - alpha confidence interval of a difference, whose variance is the sum of one from the
+    seeds and one from the items (Banerjee 1960)."""
     from scipy.special import stdtrit  # the quantile of Student's t
 
     return sqrt(

@@ -26,7 +26,7 @@ from math import inf, sqrt
 
 import numpy as np
 
-from eval.statistics.parts import LEVEL, Part, add, quantile
+from eval.statistics.parts import LEVEL, Part, quantile, sum_of_parts
 
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
 ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
@@ -34,22 +34,20 @@ ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
 
 def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = None) -> Part | None:
     """The variance that the seeds give to the mean difference of two arms over their common seeds; None with fewer than
-    two common seeds, since a difference that was seen once is not replicated.
+    two, since a difference that was seen once is not replicated.
 
     Args:
-        results: {arm: {seed: result}} of all arms over which the variance is pooled.
-        arm, baseline: the two arms.
-        floor: the variance of single runs from a stored noise floor, measured with other runs than these; None: it is
-            not used.
+        results: of all arms over which the variance is pooled.
+        floor: the variance of single runs from a stored noise floor, measured with other runs than these.
     """
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
         return None
-    left, dof = residual(results)
+    left, dof = residual_squares(results)
     if dof < 2:
-        left, dof = residual(results, seeds=False)
+        left, dof = residual_squares(results, seeds=False)
     pooled = Part(left / dof * 2 / shared, dof)
-    if not {arm, baseline} & outstanding(results).keys():
+    if not {arm, baseline} & arms_that_scatter_more(results).keys():
         return with_floor(pooled, 2 / shared, floor) if floor else pooled
     differences = np.array(
         [results[arm][s] - results[baseline][s] for s in results[arm].keys() & results[baseline].keys()]
@@ -82,7 +80,7 @@ def with_floor(part: Part, share: float, floor: Part) -> Part:
 
 
 def full_table(results: Results) -> np.ndarray | None:
-    """The results as an array [arms, seeds], where every arm has the same seeds; None where a result is missing."""
+    """The results as an array [arms, seeds]; None where an arm lacks a seed that another has."""
     rows = list(results.values())
     if not rows or not rows[0] or any(row.keys() != rows[0].keys() for row in rows):
         return None
@@ -94,13 +92,9 @@ def centred(table: np.ndarray) -> np.ndarray:
     return table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
 
 
-def residual(results: Results, seeds: bool = True) -> tuple[float, int]:
-    """The residual sum of squares of results after fitting means by least squares, and its degrees of freedom.
-
-    Args:
-        results: {arm: {seed: result}}.
-        seeds: fit means of arms and of seeds; otherwise of arms only.
-    """
+def residual_squares(results: Results, seeds: bool = True) -> tuple[float, int]:
+    """The residual sum of squares of results after fitting the means of arms and, with `seeds`, of seeds by least
+    squares; and its degrees of freedom."""
     cells = [(arm, seed) for arm in results for seed in results[arm]]
     if not cells:
         return 0.0, 0
@@ -115,7 +109,7 @@ def residual(results: Results, seeds: bool = True) -> tuple[float, int]:
     return float(rest @ rest), len(cells) - int(np.linalg.matrix_rank(design))
 
 
-def outstanding(results: Results) -> dict[str, float]:
+def arms_that_scatter_more(results: Results) -> dict[str, float]:
     """The arms whose results scatter significantly more between seeds than those of the other arms: {arm: p-value,
     corrected for the number of arms}.
 
@@ -125,7 +119,7 @@ def outstanding(results: Results) -> dict[str, float]:
     from scipy.special import fdtrc
 
     p_values = {}
-    whole, dof = residual(results)
+    whole, dof = residual_squares(results)
     if whole <= ROUNDING**2 * sum(value**2 for row in results.values() for value in row.values()):
         return {}
     for arm, (rest, others) in without_each(results).items():
@@ -136,11 +130,10 @@ def outstanding(results: Results) -> dict[str, float]:
 
 
 def without_each(results: Results) -> dict[str, tuple[float, int]]:
-    """For each arm, the residual sum of squares of all other arms and its degrees of freedom: {arm: (sum, degrees of
-    freedom)}, as `residual` gives them."""
+    """The `residual_squares` of all arms but one, for each arm that can be left out."""
     table = full_table(results)
     if table is None or len(table) < 3:
-        return {arm: residual({a: row for a, row in results.items() if a != arm}) for arm in results}
+        return {arm: residual_squares({a: row for a, row in results.items() if a != arm}) for arm in results}
     arms, seeds = table.shape
     of_arm = (centred(table) ** 2).sum(1)
     # the means of seeds change with the arm that is left out, by its residuals / (arms - 1)
@@ -151,34 +144,24 @@ def without_each(results: Results) -> dict[str, tuple[float, int]]:
 
 def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:
     """The variance of the difference of two means over runs that share no seeds (Welch); None where an arm has a single
-    run. Where neither arm has any variance, the degrees of freedom are the smaller of the two.
-
-    Args:
-        ours, theirs: the results of the runs of the two arms.
-    """
+    run. Where neither arm has any variance, the degrees of freedom are the smaller of the two."""
     rows = [np.array(list(row), float) for row in (ours, theirs)]
     if min(map(len, rows)) < 2:
         return None
     parts = [Part(float(row.var(ddof=1)) / len(row), len(row) - 1) for row in rows]
-    return add(parts) if any(part.variance for part in parts) else Part(0.0, min(part.dof for part in parts))
+    return sum_of_parts(parts) if any(part.variance for part in parts) else Part(0.0, min(part.dof for part in parts))
 
 
 def noise_floor(results: Results) -> Part | None:
     """The variance between runs that differ only in the seed, pooled over the arms with several seeds; None where there
-    is no such arm. `results`: {arm: {seed: result}}."""
+    is no such arm."""
     rows = [np.array(list(row.values()), float) for row in results.values() if len(row) > 1]
     dof = sum(len(row) - 1 for row in rows)
     return Part(sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / dof, dof) if dof else None
 
 
 def level_stderr(results: Results, arm: str, items: Part) -> float:
-    """The standard error of an arm's mean over seeds, from the variance between seeds within arms, pooled over the
-    arms, and from the variance of the items.
-
-    Args:
-        results: {arm: {seed: result}} of the arms over which the variance is pooled.
-        arm: the arm.
-        items: the variance that the items give to its mean.
-    """
+    """The standard error of an arm's mean over seeds, from the variance between seeds within arms, pooled over all arms
+    in `results`, and from the variance that the items give to its mean."""
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

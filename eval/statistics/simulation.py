@@ -25,15 +25,15 @@ class Noise:
 
 
 def quantiles(level: float, parts: list[Noise]) -> np.ndarray:
-    """Half-widths of 1 - level confidence intervals of differences: `parts.quantile` for arrays. `parts`: the variances
-    that add up to that of a difference."""
+    """Half-widths of 1 - level confidence intervals of differences whose variances are sums of parts: `parts.quantile`
+    for arrays."""
     from scipy.special import stdtrit
 
     return np.sqrt(sum(stdtrit(part.dof, level / 2) ** 2 * part.variance for part in parts))
 
 
 def residuals(x: np.ndarray) -> np.ndarray:
-    """The residual sum of squares of each arm, [studies, arms], after fitting means of arms and of seeds. `x`: results
+    """The residual sum of squares of each arm, [studies, arms], after fitting means of arms and of seeds to results x,
     [studies, arms, seeds]."""
     rest = x - x.mean(2, keepdims=True) - x.mean(1, keepdims=True) + x.mean((1, 2), keepdims=True)
     return (rest**2).sum(2)
@@ -41,7 +41,7 @@ def residuals(x: np.ndarray) -> np.ndarray:
 
 def stands_out(x: np.ndarray) -> np.ndarray:
     """Whether an arm scatters significantly more between seeds than the others, bool [studies, arms]:
-    `seeds.outstanding` for arrays. `x`: results [studies, arms, seeds]."""
+    `seeds.arms_that_scatter_more` for arrays of results x, [studies, arms, seeds]."""
     from scipy.special import fdtrc
 
     R, A, n = x.shape
@@ -59,7 +59,7 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
 
     Args:
         x: results [studies, arms, seeds], the baseline first.
-        floor: the variance of single runs of a stored noise floor, [studies, 1]; None: it is not used.
+        floor: the variance of single runs of a stored noise floor, [studies, 1].
     """
     from scipy.special import fdtrc
 
@@ -111,8 +111,7 @@ def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
 
 
 def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
-    """The variance that the items of one task give to the difference of two arms: `items.item_part` for arrays of
-    studies.
+    """The variance that the items of one task give to the difference of two arms: `items.item_part` for arrays.
 
     Args:
         d: differences of two arms, [studies, seeds, items].
@@ -134,8 +133,8 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
 
 
 def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
-    """Two-sided p-values of differences by Student's t; 1 for a difference of exactly 0, also where there is no noise.
-    `noise`: the variances of the differences."""
+    """Two-sided p-values of differences by Student's t; 1 for a difference of exactly 0, also where there is no
+    noise."""
     from scipy.special import stdtr
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -144,8 +143,7 @@ def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
 
 
 def holm(p: np.ndarray, level: float) -> np.ndarray:
-    """Which p-values are significant at `level` after Holm's multiple-comparison correction within each study. `p`:
-    [studies, tests]; the result is bool [studies, tests]."""
+    """Which p-values, [studies, tests], are significant at `level` after Holm's correction within each study."""
     order = p.argsort(1)
     passes = np.take_along_axis(p, order, 1) * np.arange(p.shape[1], 0, -1) <= level
     rejected = np.empty(p.shape, bool)
@@ -162,7 +160,7 @@ def decisions(
     Args:
         differences: arms minus baseline, [studies, arms - 1].
         parts: the variances that add up to that of a difference.
-        margin: differences within it count as equivalent; None: there is no margin.
+        margin: differences within it count as equivalent.
         portion: the share of alpha (LEVEL) that this look at the results may use.
     """
     tests, size = differences.shape[1], abs(differences)
@@ -188,10 +186,8 @@ def decide_all(
     """The decisions on all arms of simulated studies without noise of items, [studies, arms - 1].
 
     Args:
-        x: results [studies, arms, seeds], the baseline first.
-        margin: differences within it count as equivalent; None: there is no margin.
-        floor: the variance of single runs of a stored noise floor, [studies, 1]; None: it is not used.
-        portion: the share of alpha (LEVEL) that this look at the results may use.
+        x, floor: as in `seed_noise`.
+        margin, portion: as in `decisions`.
     """
     means = x.mean(2)
     return decisions(means[:, 1:] - means[:, :1], [seed_noise(x, floor)], margin, portion)
@@ -228,12 +224,11 @@ class Sequence:
 
 
 def sequence(x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = share) -> Sequence:
-    """Simulate studies that add seeds until every arm is decided: the decisions at the end and at any look, and the
-    number of seeds at the end.
+    """Simulate studies that add seeds until every arm is decided.
 
     Args:
         x: results [studies, arms, seeds] for the largest possible number of seeds.
-        margin: differences within it count as equivalent; None: there is no margin.
+        margin: differences within it count as equivalent.
         portion: a function of (seeds so far, most seeds, tests) for the share of alpha (LEVEL) that a look may use.
     """
     R, A, most = x.shape

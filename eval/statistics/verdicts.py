@@ -39,12 +39,11 @@ def seeds_to_decide(
     difference and the noise of a seed stay the same; None where the largest number of seeds would not be enough.
 
     Args:
-        c: the comparison, undecided so far.
         arms: the number of arms of the study.
         seeds: the number of seeds of the comparison.
-        margin: differences within it count as equivalent; None: there is no margin.
-        most: the largest number of seeds of a study that adds seeds until it is decided; None: the number of seeds is
-            fixed, and MOST_SEEDS is the largest number that is tried.
+        margin: differences within it count as equivalent.
+        most: the largest number of seeds of a study that adds seeds until it is decided; None: their number is fixed,
+            and MOST_SEEDS is the largest that is tried.
     """
     if not c.seeds or not c.enough_items or seeds < 2:
         return None
@@ -62,7 +61,7 @@ def seeds_to_decide(
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
     """The degrees of freedom of the variance between seeds in a study where every arm has every seed (formula:
-    seeds.py). `arms`, `seeds`: how many there are."""
+    seeds.py)."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 
@@ -78,13 +77,12 @@ def verdict(
     ratio to the noise; equivalent, where there is a margin; or undecided, with the reason.
 
     Args:
-        comparison: the comparison.
         higher_is_better: whether a positive difference is an improvement.
         digits: the decimals of the difference in the text.
-        margin: differences within it count as equivalent; None: there is no margin.
-        unit: the unit of the margin, for the text.
-        missing: the reason in the text of an undecided verdict, what would be needed to decide; not used where there is
-            one seed or a task has fewer than FEWEST_ITEMS independent items, which is then the reason.
+        margin: differences within it count as equivalent.
+        unit: of the margin, for the text.
+        missing: what would be needed to decide, for the text of an undecided verdict; not used where there is one seed
+            or a task has fewer than FEWEST_ITEMS independent items, which is then the reason.
     """
     count = comparison.independent
     if not comparison.enough_items:
@@ -114,7 +112,6 @@ def possible_places(
     Args:
         results: {arm: its result}.
         counts: {(arm, another arm): whether they differ significantly}, with every pair once.
-        higher_is_better: whether the highest result has place 1.
     """
 
     def beats(a: str, b: str) -> bool:

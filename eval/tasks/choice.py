@@ -1,24 +1,27 @@
-"""Which of the requested evaluation tasks can be run: lm-eval knows them, and their data is on disk and undamaged."""
+"""The tasks of lm-eval that an evaluation is asked for, and those of them that can be run."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from eval.tasks import mirror
+from eval.tasks.mirror import Mirror, names
 
 if TYPE_CHECKING:
     from eval.tasks.definitions import Definition
 
 
-def available(
-    tasks: list[str], data: mirror.Mirror, shots: int | None = None, tell: bool = True
-) -> tuple[dict[str, "Definition"], list[str]]:
+class Requested(NamedTuple):
+    """The tasks of lm-eval that an evaluation is asked for."""
+
+    names: list[str]  # of tasks, groups or tags; or patterns such as mmlu_*
+    data: Mirror  # the folder of task data
+    shots: int | None = None  # examples in each prompt; None: as each task's definition says
+
+
+def available(requested: Requested, tell: bool = True) -> tuple[dict[str, "Definition"], list[str]]:
     """The tasks that can be run, because their data is in the folder and undamaged: {task: lm-eval's definition}; and
     the names of the requested tasks that cannot be run.
 
     Args:
-        tasks: names of tasks, groups or tags, or patterns such as mmlu_*.
-        data: the folder of task data.
-        shots: the number of examples in each prompt; None: as each task's definition says.
         tell: whether to print which tasks of a group are left out, and why.
 
     Raises:
@@ -26,13 +29,16 @@ def available(
     """
     from eval.tasks.definitions import definitions as defined
 
-    requested = {name: defined(mirror.names([name]), shots) for name in tasks}
-    definitions = {task: definition for members in requested.values() for task, definition in members.items()}
-    lacking = {task: why for task, definition in definitions.items() if (why := data.lacks_any(definition.sources))}
-    unable = [f"{name}: {lacking[name]}" for name in requested if name in lacking]
+    members_of = {name: defined(names([name]), requested.shots) for name in requested.names}
+    definitions = {task: definition for members in members_of.values() for task, definition in members.items()}
+    data = requested.data
+    lacking = {
+        task: why for task, definition in definitions.items() if (why := data.why_any_unusable(definition.sources))
+    }
+    unable = [f"{name}: {lacking[name]}" for name in members_of if name in lacking]
     unable += [
         f"{name}: {data.folder} has the data of none of its {len(members)} tasks"
-        for name, members in requested.items()
+        for name, members in members_of.items()
         if name not in members and members.keys() <= lacking.keys()
     ]
     if unable:
@@ -42,14 +48,9 @@ def available(
     return {task: definition for task, definition in definitions.items() if task not in lacking}, list(lacking)
 
 
-def check(tasks: list[str], data: mirror.Mirror, shots: int | None = None) -> int:
+def check(requested: Requested) -> int:
     """Check that tasks can be run, by making the first requests of each as in the evaluation of a trained run. Returns
     the number of tasks that can be run.
-
-    Args:
-        tasks: names of tasks, groups or tags, or patterns such as mmlu_*.
-        data: the folder of task data.
-        shots: the number of examples in each prompt; None: as each task's definition says.
 
     Raises:
         ValueError: a task that was requested by its own name cannot be run, no task of a group can, or a task's own
@@ -57,8 +58,8 @@ def check(tasks: list[str], data: mirror.Mirror, shots: int | None = None) -> in
     """
     from eval.tasks import harness
 
-    definitions, _ = available(tasks, data, shots)
-    unable = [f"{name}: {why}" for name in definitions if (why := harness.reason_not_to_run(definitions[name], data))]
-    if unable:
+    definitions, _ = available(requested)
+    reasons = {name: harness.reason_not_to_run(definition, requested.data) for name, definition in definitions.items()}
+    if unable := [f"{name}: {why}" for name, why in reasons.items() if why]:
         raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))
     return len(definitions)

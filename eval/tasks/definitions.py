@@ -22,8 +22,7 @@ FAILURES = (Exception, SystemExit)
 
 
 class Definition(NamedTuple):
-    """A task of lm-eval: `config`, its resolved YAML, with `num_fewshot` as requested; and `source`, the split on which
-    it is evaluated."""
+    """A task of lm-eval: its resolved YAML, with `num_fewshot` as requested, and the split on which it is evaluated."""
 
     config: dict
     source: Source
@@ -35,28 +34,27 @@ class Definition(NamedTuple):
 
     @property
     def examples(self) -> Source | None:
-        """The split from which the examples in the prompts are taken; None where the definition itself contains the
-        examples, or there are none."""
+        """The split from which the examples in the prompts are taken; None where the definition itself contains them,
+        or there are none."""
         split = _examples_split(self.config) if self.shots else None
         return self.source._replace(split=split) if split else None
 
     @property
     def sources(self) -> list[Source]:
-        """The splits that the task reads: those of the items and of the examples."""
+        """The splits that the task reads: that of the items and that of the examples."""
         return [self.source] + ([self.examples] if self.examples and self.examples != self.source else [])
 
 
 def definitions(names: list[str], shots: int | None = None) -> dict[str, Definition]:
-    """The definitions of tasks of lm-eval: {task: definition}. Tasks that match a pattern and cannot be run here are
+    """The definitions of tasks of lm-eval, {task: definition}. Tasks that match a pattern and cannot be run here are
     left out, and named on the terminal.
 
     Tasks of the suite are read directly. For other tasks lm-eval's index of its 14,000 files is built first, which
     takes 7 s.
 
     Args:
-        names: names of tasks, groups or tags, or patterns such as mmlu_*.
-        shots: the number of examples in each prompt; None: as many as the definition says, which for most tasks is
-            none.
+        names: of tasks, groups or tags, or patterns such as mmlu_*.
+        shots: examples in each prompt; None: as the definition says, which for most tasks is none.
 
     Raises:
         ValueError: lm-eval does not know a name, or a task cannot be run here.
@@ -93,10 +91,9 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
     """The definition of one task of lm-eval.
 
     Args:
-        name: the name of the task.
         path: lm-eval's file with its definition.
         spec: the task's entry in eval/tasks/tasks.yaml; None where it has none.
-        shots: the number of examples in each prompt; None: as many as the definition says.
+        shots: examples in each prompt; None: as the definition says.
 
     Raises:
         ValueError: the task cannot be run here, or is not the version that tasks.yaml names.
@@ -104,7 +101,7 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
     try:
         config = load_yaml(path)
     except FAILURES as error:  # it may import what is not installed, or include itself
-        raise ValueError(f"{name} cannot be loaded: {one_line(error)}") from error
+        raise ValueError(f"{name} cannot be loaded: {error_in_one_line(error)}") from error
     if "class" in config or config.get("output_type") not in KINDS:
         raise ValueError(f"{name} is a task with code of its own in lm-eval, and cannot be run here")
     split = config.get("test_split") or config.get("validation_split")
@@ -127,8 +124,7 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
 
 
 def _examples_split(config: dict) -> str | None:
-    """The split from which lm-eval takes the examples of a prompt; None where the definition contains the examples
-    itself. `config`: the definition."""
+    """The split from which lm-eval takes the examples of a prompt; None where the definition contains them itself."""
     fewshot = config.get("fewshot_config") or {}
     if split := fewshot.get("split") or config.get("fewshot_split"):
         return split
@@ -144,11 +140,10 @@ def _index() -> dict:
 
 
 def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
-    """The names of the tasks that a name stands for: the members of a group or tag, the tasks that match a pattern, or
-    the name itself.
+    """The tasks that a name stands for: the members of a group or tag, the tasks that match a pattern, or the name
+    itself.
 
     Args:
-        name: the name.
         index: lm-eval's index of tasks.
         above: the groups that contain this one, to detect groups that contain themselves.
 
@@ -188,13 +183,10 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
 
 
 def _source(name: str, config: dict, split: str) -> Source:
-    """The split on the hub from which a task reads its items. Raises ValueError where the task reads data that is not
-    on the hub.
+    """The split on the hub from which a task reads its items.
 
-    Args:
-        name: the name of the task, for messages.
-        config: its definition.
-        split: the name of the split.
+    Raises:
+        ValueError: the task reads data that is not on the hub.
     """
     path = config.get("dataset_path")
     if not isinstance(path, str):
@@ -208,12 +200,11 @@ def _source(name: str, config: dict, split: str) -> Source:
     return Source(path, str(config.get("dataset_name") or "default"), split)
 
 
-def greedy(settings: dict) -> bool:
-    """Whether the generation settings of a task, `generation_kwargs` in lm-eval, ask for greedy decoding, the only kind
-    that is implemented."""
+def is_greedy(settings: dict) -> bool:
+    """Whether the generation settings of a task ask for greedy decoding, the only kind that is implemented."""
     return not settings.get("do_sample") and settings.get("num_beams", 1) == 1
 
 
-def one_line(error: BaseException) -> str:
+def error_in_one_line(error: BaseException) -> str:
     """The message of an error of lm-eval or of a task's code in one line, at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -20,15 +20,12 @@ LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{fi
 
 
 def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | None]:
-    """Read a split from the hub. Returns it as a datasets.Dataset, and its revision; the revision is None for a local
-    copy.
+    """Read a split from the hub: (a datasets.Dataset, its revision, None for a local copy).
 
     Args:
-        source: the split.
         spec: the task's entry in tasks.yaml. It has "revision" (None: the newest one); and where the library datasets
             cannot read the data set, "files" (a pattern in the repository) with "format", or "github".
-        local: a folder with copies of repositories of the hub, named organisation__name, to read from instead; None:
-            the hub is read.
+        local: a folder with copies of repositories of the hub, named organisation__name, to read from instead.
     """
     from datasets import Dataset, load_dataset
 
@@ -56,8 +53,8 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
 def logiqa(text: str) -> list[dict]:
     """The rows of LogiQA, {"label", "context", "question", "options"}, from the text of its authors' file, which has
-    blocks of eight lines. The hub's copy cannot be loaded, since it needs a script (EleutherAI/logiqa), which datasets
-    does not run from version 4 on."""
+    blocks of eight lines. The hub's copy needs a script (EleutherAI/logiqa), which datasets does not run from version 4
+    on."""
     lines = text.split("\n")
     rows = []
     for at in range(0, len(lines) - 7, 8):  # the first line is empty, the last four begin with "A." to "D."
@@ -72,7 +69,7 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
     with the right revision, is kept.
 
     Args:
-        splits: {name of the task: (split, the task's entry in tasks.yaml)}.
+        splits: {task: (split, the task's entry in tasks.yaml)}.
         to: the folder of task data.
         local: a folder with copies of repositories of the hub to read from; None: the hub is read.
 
@@ -85,7 +82,7 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
     for task, (source, spec) in splits.items():
         entry = entries.get(source)
         pinned = None if local else spec.get("revision")
-        if entry and pinned in (None, entry.get("revision")) and not Mirror(to).lacks(source):
+        if entry and pinned in (None, entry.get("revision")) and not Mirror(to).why_unusable(source):
             continue
         print(f"{task}: {source}", file=sys.stderr, flush=True)
         try:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as lm_evaluate
 
-from eval.tasks.definitions import FAILURES, Definition, greedy, one_line
+from eval.tasks.definitions import FAILURES, Definition, error_in_one_line, is_greedy
 from eval.tasks.definitions import definitions as definitions  # for those who `from eval import harness`
 from eval.tasks.mirror import Mirror, Source
 from eval.tasks.probes import digest
@@ -28,13 +28,12 @@ PASSAGES = ("paragraph", "passage", "article", "context", "story", "premise")
 # ------------------------------------------------------------------------------------------------ our tasks
 
 
-def task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
+def lm_eval_task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
     """A task made from held-out text as an lm-eval task.
 
     Args:
-        name: the name of the task.
         spec: its entry in tasks.yaml, which says how it is scored.
-        items: its items, as eval/tasks/probes.py makes them.
+        items: as eval/tasks/probes.py makes them.
     """
     kind = spec["output_type"]
     metrics = {spec["metric"]: "bits_per_byte" if kind == "loglikelihood_rolling" else "mean"}
@@ -81,7 +80,7 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
             "nats", "bytes", and "unknown_bytes" where there are any}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    lm_tasks = {name: task(name, spec, items) for name, (spec, items) in tasks.items()}
+    lm_tasks = {name: lm_eval_task(name, spec, items) for name, (spec, items) in tasks.items()}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
     results = {}
     for name, (spec, items) in tasks.items():
@@ -113,15 +112,9 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
 # ------------------------------------------------------------------------------------------------ lm-eval's tasks
 
 
-def build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
-    """A task of lm-eval that reads only the data on this machine.
-
-    Splits that are not needed are removed from the definition, since lm-eval would load them.
-
-    Args:
-        definition: the task's definition.
-        mirror: the folder of task data.
-    """
+def build_task(definition: Definition, mirror: Mirror) -> ConfigurableTask:
+    """A task of lm-eval that reads only the data on this machine. Splits that are not needed are removed from the
+    definition, since lm-eval would load them."""
     config, shots, examples = definition.config, definition.shots, definition.examples
     tables = {split.split: mirror.table(split) for split in definition.sources}
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
@@ -140,19 +133,17 @@ def build(definition: Definition, mirror: Mirror) -> ConfigurableTask:
 
 
 def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
-    """Why the task with this definition cannot be run on the data in the folder `mirror`; "" where it can.
-
-    The task and its first requests are built without a model, so that errors are found before a run is trained.
-    """
+    """Why a task cannot be run on the data in the folder; "" where it can. The task and its first requests are built
+    without a model, so that errors are found before a run is trained."""
     settings = definition.config.get("generation_kwargs") or {}
-    if not isinstance(settings, dict) or not greedy(settings):
+    if not isinstance(settings, dict) or not is_greedy(settings):
         return "it asks for sampled answers, or several beams, and only greedy ones are made here"
     try:
-        lm_task = build(definition, mirror)
+        lm_task = build_task(definition, mirror)
         lm_task.build_all_requests(limit=FIRST_REQUESTS, rank=0, world_size=1)
         return "" if lm_task.instances else "it has no items"
     except FAILURES as error:
-        return one_line(error)
+        return error_in_one_line(error)
 
 
 def evaluate_named(
@@ -171,8 +162,7 @@ def evaluate_named(
         n: the number of items.
         chance, guess: the scores of two ways to answer without knowing anything.
         data, examples: the files of the items and of the examples in the prompts.
-        context_tokens: [smallest, largest] number of tokens of an item's context.
-        prompts_sha256, items_sha256: hashes of the prompts and of the items.
+        context_tokens, prompts_sha256, items_sha256: as in `evaluate`.
         samples: [{"id", "value", "cluster"}, ...], one for each item.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -180,11 +170,11 @@ def evaluate_named(
     lm_tasks: dict[str, ConfigurableTask] = {}
     for name, definition in tasks.items():
         try:
-            lm_tasks[name] = build(definition, mirror)
+            lm_tasks[name] = build_task(definition, mirror)
         except OSError:
             raise
         except FAILURES as error:
-            failed[name] = one_line(error)
+            failed[name] = error_in_one_line(error)
     results: dict[str, dict] = {}
     try:
         results = _run(scorer, lm_tasks)
@@ -193,12 +183,12 @@ def evaluate_named(
     except FAILURES:  # one of them fails: run each alone; the journal has what was scored already
         for name in lm_tasks:
             try:
-                lm_tasks[name] = build(tasks[name], mirror)
+                lm_tasks[name] = build_task(tasks[name], mirror)
                 results |= _run(scorer, {name: lm_tasks[name]})
             except OSError:
                 raise
             except FAILURES as error:
-                failed[name] = one_line(error)
+                failed[name] = error_in_one_line(error)
     for name, result in results.items():
         result["shots"] = tasks[name].shots
         result["data"] = _origin(mirror, tasks[name].source)
@@ -217,7 +207,7 @@ def _run(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dic
 
 
 def _origin(mirror: Mirror, source: Source) -> dict:
-    """Where the data of a split comes from: a dictionary of its name on the hub, number of rows, hash and revision."""
+    """Where the data of a split comes from: its name on the hub, number of rows, hash and revision."""
     entry = mirror.entries[source]
     return {**source._asdict(), **{key: entry.get(key) for key in ("rows", "sha256", "revision")}}
 
@@ -226,10 +216,7 @@ def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> d
     """The result of one task, in the form of `evaluate_named`.
 
     Args:
-        scorer: the model.
-        lm_task: the task.
         run: what lm-eval returned for all tasks that were run together.
-        name: the name of the task.
 
     Raises:
         ValueError: the metric of the task is not finite.
@@ -281,8 +268,8 @@ def sha256(value: Any) -> str:
 
 
 def cluster(doc: Any) -> dict[str, str]:
-    """The cluster of an item: {"cluster": the hash of its passage, article or premise}, which other items may share; {}
-    for an item without such a text. `doc`: the item's row of the data set."""
+    """The cluster of an item, {"cluster": the hash of its passage, article or premise}, which other items may share; {}
+    for a row of a data set without such a text."""
     if not isinstance(doc, dict):
         return {}
     for column in PASSAGES:
@@ -292,18 +279,17 @@ def cluster(doc: Any) -> dict[str, str]:
 
 
 def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
-    """The scores of two ways to answer without knowing anything, from lm-eval's logged samples: {"chance", "guess"}.
+    """The scores of two ways to answer without knowing anything, {"chance", "guess"}; None for metrics other than
+    accuracy and exact match.
 
     "chance" is the score of a random option: the mean over items of 1 / number of options; 0 where the answer is free
     text. "guess" is the score of always giving the most common answer, or chance where that is better. With options,
     the most common answer is the option number that is right most often: with yes and no it is the more common of the
     two, also where each item words them differently, as in MultiRC; where each item has its own options, its score is a
-    little above chance. With free text it is the most common text. "chance" and "guess" are None for metrics other than
-    accuracy and exact match.
+    little above chance. With free text it is the most common text.
 
     Args:
         kind: lm-eval's output_type.
-        metric: the metric of the task.
         rows: lm-eval's logged samples, one for each item.
     """
     written_out = metric == "exact_match" or kind == "loglikelihood"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 
-def digest(context: Sequence[int], continuation: Sequence[int]) -> str:
+def request_key(context: Sequence[int], continuation: Sequence[int]) -> str:
     """The key of a request in the journal: a hash of the token ids of context and continuation."""
     return hashlib.sha256(np.array([len(context), *context, *continuation], np.int64).tobytes()).hexdigest()[:24]
 
@@ -54,13 +54,12 @@ class Journal:
         return key in self.known
 
     def get(self, key: str, default: Any) -> Any:
-        """The outcome of the request `key`. Where it is unknown, ranks above 0 get `default`: they do not have the
-        outcomes of other ranks, and their results are not used. On rank 0 an unknown key raises KeyError."""
+        """The outcome of the request `key`. Where it is unknown, ranks above 0, whose results are not used, get
+        `default`; on rank 0 it raises KeyError."""
         return self.known.get(key, default) if self.rank else self.known[key]
 
     def share(self, batches: list[Any]) -> list[Any]:
-        """Those of the batches that this process scores: every `ranks`-th one, so that each process gets long and short
-        ones."""
+        """The batches that this process scores: every `ranks`-th one, so that each process gets long and short ones."""
         return batches[self.rank :: self.ranks]
 
     def add(self, outcomes: dict[str, Any]) -> None:
@@ -74,8 +73,8 @@ class Journal:
         self.file.flush()
 
     def refresh(self) -> None:
-        """Read the outcomes that all processes have written since the last call. Incomplete lines, which a kill may
-        leave, are ignored."""
+        """Read the outcomes that all processes have written since the last call, but for incomplete lines, which a kill
+        may leave."""
         assert self.folder is not None
         head = json.dumps({"identity": self.identity}).encode() + b"\n"
         for path in sorted(self.folder.glob("*.jsonl")):
@@ -90,8 +89,8 @@ class Journal:
 
     def complete(self, keys: list[str]) -> bool:
         """On rank 0: wait until the outcomes of all keys are known, and return True. Returns False where another
-        process has ended without finishing its share, which this process then has to score itself. On other ranks
-        returns True at once, since their results are not used."""
+        process has ended without finishing its share, which this process then has to score itself. Other ranks, whose
+        results are not used, return True at once."""
         if self.rank:
             return True
         while self.ranks > 1 and not all(key in self.known for key in keys):

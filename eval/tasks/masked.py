@@ -35,13 +35,10 @@ def masked_loss(
 
     Args:
         model: a GPT with objective mlm, in evaluation mode, on any device.
-        texts: the held-out texts.
-        tokenizer: the model's tokenizer.
-        mask: the id of the mask token.
         specials: ids to which no text is encoded; they are never masked.
         progress: called after every forward pass with the number of finished tokens and of all tokens.
 
-    Returns: a dictionary:
+    Returns:
         nats: the loss per masked token.
         bits_per_byte: the loss per byte of masked text.
         mask_rate: the share of tokens that are masked.
@@ -73,7 +70,7 @@ def masked_loss(
         if not len(flat_N):
             continue
         inputs_BT = tokens_BT.flatten().index_fill(0, flat_N, mask).view_as(tokens_BT).to(device)
-        logits_NV = model.project(model.hidden(inputs_BT, only=flat_N.to(device))).float()
+        logits_NV = model.project(model.hidden(inputs_BT, wanted_N=flat_N.to(device))).float()
         targets_N = tokens_BT.flatten()[flat_N].to(device)
         nats_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none").double().cpu().numpy()
         np.add.at(nats_of_text, owners[first : first + step].flatten()[flat_N.numpy()], nats_N)
@@ -101,9 +98,8 @@ def masked_loss(
 
 
 def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarray, np.ndarray]:
-    """The texts joined and cut into sequences, each text after an end-of-document token: the token ids, int64
-    [sequences, seq], and for each token the number of its text, int64 [sequences, seq]; -1 for end-of-document
-    tokens."""
+    """The texts joined and cut into sequences, each text after an end-of-document token: (token ids, for each token the
+    number of its text), both int64 [sequences, seq]. End-of-document tokens have the number -1."""
     ids: list[int] = []
     owners: list[int] = []
     for number, encoded in enumerate(tokenizer.encode_batch(list(texts))):
@@ -121,7 +117,7 @@ def masked_positions(row: np.ndarray, number: int, count: int, specials: Sequenc
 
     Args:
         row: the token ids of the sequence.
-        number: the number of the sequence, which decides on the positions.
+        number: of the sequence, which decides on the positions.
         count: how many positions are masked.
         specials: ids to which no text is encoded.
     """

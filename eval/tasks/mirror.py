@@ -63,12 +63,12 @@ class Mirror:
             self.entries[Source(entry["dataset_path"], entry["config"], entry["split"])] = entry
 
     def changed(self, read: dict[str, Any]) -> bool:
-        """Whether the data of a task has changed since an evaluation. A split that is no longer in the folder counts as
-        unchanged. `read`: the entry "data" or "examples" of the task in eval.json."""
+        """Whether the data of a task has changed since an evaluation, whose entry "data" or "examples" in eval.json is
+        given. A split that is no longer in the folder counts as unchanged."""
         entry = self.entries.get(Source(read["path"], read["config"], read["split"]))
         return entry is not None and entry["sha256"] != read["sha256"]
 
-    def lacks(self, source: Source) -> str:
+    def why_unusable(self, source: Source) -> str:
         """Why a split cannot be used: its file is missing, differs from the manifest, or has no rows. "" where it can
         be used."""
         entry = self.entries.get(source)
@@ -89,14 +89,17 @@ class Mirror:
         except (OSError, EOFError, zlib.error) as error:
             return f"{path} is damaged: {error}"
 
-    def lacks_any(self, sources: Iterable[Source]) -> str:
+    def why_any_unusable(self, sources: Iterable[Source]) -> str:
         """Why one of several splits cannot be used; "" where all of them can."""
-        return next((why for source in sources if (why := self.lacks(source))), "")
+        return next((why for source in sources if (why := self.why_unusable(source))), "")
 
     def table(self, source: Source) -> Any:
-        """The rows of a split as a typed datasets.Dataset. Raises ValueError where the file is missing or does not have
-        the hash in the manifest."""
-        if why := self.lacks(source):
+        """The rows of a split as a typed datasets.Dataset.
+
+        Raises:
+            ValueError: the file is missing or does not have the hash in the manifest.
+        """
+        if why := self.why_unusable(source):
             raise ValueError(why)
         from datasets import Dataset, Features
         from datasets.info import DatasetInfosDict
@@ -125,11 +128,11 @@ def groups() -> dict[str, Any]:
     return {name: content[name]["tasks"] for name in ("suite", "multilingual")}
 
 
-def listed() -> set[str]:
+def names_in_groups() -> set[str]:
     """The names of the tasks in all groups of tasks.yaml."""
     return {task for tasks in groups().values() for task in tasks}
 
 
 def names(requested: Iterable[str]) -> list[str]:
-    """Requested names of tasks, with the groups `suite` and `multilingual` replaced by the names of their tasks."""
+    """The names with the groups `suite` and `multilingual` replaced by those of their tasks."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

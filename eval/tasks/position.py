@@ -33,16 +33,16 @@ BEYOND = {
 
 
 class Piece(NamedTuple):
-    """A piece of held-out text: its `length(seq)` token ids, and `size`, the UTF-8 bytes of its scored blocks, without
-    end-of-document tokens."""
+    """A piece of held-out text: its token ids, and the UTF-8 bytes of its scored blocks, without end-of-document
+    tokens."""
 
-    ids: list[int]
+    ids: list[int]  # [piece_length(seq)]
     size: int
 
 
-def length(seq: int) -> int:
-    """The number of tokens of a piece for the training length `seq`: the scored blocks, the context of the first one in
-    the longest window, and a token at the beginning, which is never predicted."""
+def piece_length(seq: int) -> int:
+    """The tokens of a piece for the training length `seq`: the scored blocks, the context of the first one in the
+    longest window, and a token at the beginning, which is never predicted."""
     return (TIMES * PARTS - 1 + BLOCKS) * (seq // PARTS) + 1
 
 
@@ -59,7 +59,7 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
         seq: the training length in tokens.
     """
     unknown = getattr(tokenizer, "unknown", None)
-    n, w = length(seq), seq // PARTS
+    n, w = piece_length(seq), seq // PARTS
     most = int(MANY_BYTES * n)
     long = [text for text in texts if len(text.encode()) >= most]
     chosen, ids = list[Piece](), list[int]()
@@ -77,7 +77,7 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
     return chosen
 
 
-def curve(
+def loss_by_position(
     pieces: Sequence[Piece],
     seq: int,
     longest: int | None,
@@ -121,9 +121,9 @@ def curve(
     }
 
 
-def mean(curves: list[dict | None]) -> dict | None:
-    """The unweighted mean of the curves of several corpora, in the form of `curve`, just as the held-out loss is
-    averaged over corpora. None where there is no curve."""
+def mean_curve(curves: list[dict | None]) -> dict | None:
+    """The unweighted mean of the curves of several corpora, just as the held-out loss is averaged over corpora. None
+    where there is no curve."""
     present = [curve for curve in curves if curve]
     if not present:
         return None

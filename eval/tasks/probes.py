@@ -38,6 +38,7 @@ FEWEST = 20  # a task with fewer items is left out: its standard error would be 
 # of 50,000 and more.
 FEW_BYTES, MANY_BYTES = 1.5, 5.0
 
+PASSES = 20  # over the documents, at most, to make items; untuned
 PIECE_BYTES = 4096  # of a document, of which the held-out loss is taken at a time; untuned
 # Labels of a document (its metadata in the corpus) that name a group of documents, which is then their cluster.
 GROUPS = ("package", "repository", "repo_name")
@@ -62,10 +63,10 @@ def specification() -> dict:
 
 def documents(paths: Iterable[str | Path]) -> list[str]:
     """The texts of the documents in .jsonl.gz files, each text once, in the order of their hashes."""
-    return list(sources(paths))
+    return list(clusters_of(paths))
 
 
-def sources(paths: Iterable[str | Path]) -> dict[str, str]:
+def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
     """The clusters of the documents in .jsonl.gz files: {text of a document: the package or repository that it belongs
     to, or else the hash of the text}, in the order of `documents`.
 
@@ -81,7 +82,11 @@ def sources(paths: Iterable[str | Path]) -> dict[str, str]:
 
 
 def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
-    """The documents {"text", "metadata", ...} of .jsonl.gz files. Raises ValueError where a file is damaged."""
+    """The documents {"text", "metadata", ...} of .jsonl.gz files.
+
+    Raises:
+        ValueError: a file is damaged; the message names it.
+    """
     for path in paths:
         try:
             with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -94,7 +99,7 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
 
 def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
-    """The items for the held-out loss of each domain: {domain: items, in the form of `held_out`}. Empty where there is
+    """The items for the held-out loss of each domain, {domain: items}, as `held_out` makes them. Empty where there is
     only one domain.
 
     The domain of a document is the one that its corpus names (The Pile's pile_set_name). In a blend of corpora without
@@ -116,13 +121,16 @@ def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list
 
 
 def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) -> dict[str, list[dict]]:
-    """The items of every task of tasks.yaml: {task: items}. A task has no items where fewer than FEWEST could be made,
+    """The items of every task of tasks.yaml, {task: items}. A task has none where fewer than FEWEST could be made,
     since there is little text or `seq` is very short.
 
     Args:
         texts: documents in the order of `documents`.
         seq: the training length in tokens, on which only the copying tasks depend.
-        clusters: {text of a document: its cluster}, from `sources`; None: each document is a cluster.
+        clusters: {text of a document: its cluster}; None: each document is a cluster.
+
+    Raises:
+        ValueError: a task is in tasks.yaml and not made here, or made here and not in tasks.yaml.
     """
     tasks = specification()["tasks"]
     inside = {"longest": int(FEW_BYTES * seq)}
@@ -134,6 +142,10 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
         "copy_beyond": copying(texts, between=int(MANY_BYTES * seq)),
         "copy_absent": ((text, without_source(item)) for text, item in copying(texts, **inside)),
     }
+    if differing := sorted(tasks.keys() ^ {"bits_per_byte", *drawn}):
+        raise ValueError(
+            f"{', '.join(differing)}: in one of eval/tasks/tasks.yaml and `items` of probes.py, not in both"
+        )
     by_task = {name: distinct(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
     return {
         "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"], clusters),
@@ -144,12 +156,11 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
 def held_out(
     texts: list[str], most: int, clusters: dict[str, str] | None = None, piece: int = PIECE_BYTES
 ) -> list[dict]:
-    """The items of the held-out loss: pieces of documents.
+    """The items of the held-out loss: pieces of documents, of whole characters.
 
     The next piece is always taken from the cluster with the fewest bytes so far, so that no large source dominates; the
     standard error is estimated from the differences between clusters. Within a cluster, the first pieces of all its
-    documents come first, then the second pieces, and so on. A few long documents thus give many items. Pieces consist
-    of whole characters.
+    documents come first, then the second pieces, and so on. A few long documents thus give many items.
 
     Args:
         texts: documents in the order of `documents`.
@@ -185,8 +196,7 @@ def held_out(
 
 
 def cluster(text: str, clusters: dict[str, str] | None) -> str:
-    """The cluster of a document with this text, from {text: cluster}; the hash of the text where `clusters` does not
-    name one."""
+    """The cluster of a document; the hash of its text where `clusters` does not name one."""
     return (clusters or {}).get(text) or digest(text)
 
 
@@ -199,7 +209,6 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
     giving the most common answer scores little.
 
     Args:
-        texts: documents in the order of `documents`.
         n: the number of items that will be used.
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
@@ -223,8 +232,7 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
 
 def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
     """Pairs (document, item) of the task to choose the true continuation of a text from four. The other three are
-    pieces of other documents, whose lengths in bytes differ from that of the true one by a tenth at most. `texts`:
-    documents in the order of `documents`."""
+    pieces of other documents, whose lengths in bytes differ from that of the true one by a tenth at most."""
     pieces = {text: list(piece_spans(text)) for text in texts}
     usable = [text for text in texts if pieces[text]]
     for text, rng in passes(usable):
@@ -260,7 +268,7 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
     followed by the same text.
 
     As in the Children's Book Test (Hill et al. 2015) the wrong words are taken from the same document; here they are
-    also about as common as the true one. `texts`: documents in the order of `documents`.
+    also about as common as the true one.
     """
     common: Counter[str] = Counter()
     for text in texts:
@@ -286,8 +294,7 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
     snippet shows which one is right. Either `longest` or `between` is given.
 
     Args:
-        texts: documents in the order of `documents`.
-        longest: the largest number of bytes of a whole item; 0: `between` is used.
+        longest: the largest number of bytes of a whole item.
         between: the number of bytes of the text between snippet and question.
     """
     for text, rng in passes(texts):
@@ -312,10 +319,8 @@ def other_text(texts: list[str], but: str, without: set[str], size: int, rng: ra
     """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40.
 
     Args:
-        texts: documents to take the text from.
         but: a document that is not used.
         without: words that are left out.
-        size: the number of bytes.
         rng: chooses the documents.
     """
     avoided = {word.lower() for word in without}
@@ -336,17 +341,17 @@ def without_source(item: dict) -> dict:
 
 
 def question(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
-    """An item whose choices are the true answer and the wrong ones, in random order: {"context", "choices", "target":
-    the index of the true answer}."""
+    """An item whose choices are the true answer and the wrong ones, in random order. Its target is the index of the
+    true one."""
     choices = [*wrong, true]
     rng.shuffle(choices)
     return {"context": context, "choices": choices, "target": choices.index(true)}
 
 
-def passes(texts: list[str], most: int = 20) -> Iterator[tuple[str, random.Random]]:
-    """Pairs (document, random number generator) that go `most` times over all documents, so that every document gives
+def passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
+    """Pairs (document, random number generator) that go PASSES times over all documents, so that every document gives
     one item before any gives a second one."""
-    for turn in range(most):
+    for turn in range(PASSES):
         for text in texts:
             yield text, random.Random(f"{turn}/{digest(text)}")
 
@@ -356,7 +361,6 @@ def distinct(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, st
 
     Args:
         rows: pairs (document, item).
-        most: the largest number of items.
         clusters: {text of a document: its cluster}; None: each document is a cluster.
     """
     items_by_id: dict[str, dict] = {}
@@ -382,7 +386,6 @@ def chance(rows: list[dict], rule: float | str) -> float:
     """The accuracy of guessing on items with choices.
 
     Args:
-        rows: the items.
         rule: the accuracy itself, as tasks.yaml states it; or "commonest", for the share of items whose right choice
             has the most common number.
     """

@@ -20,11 +20,10 @@ Tokens = tuple[int, ...]
 
 
 class Input(NamedTuple):
-    """A sequence of token ids that a model reads. `extent`: the length of the prefix, from `Objective.extent`; 0 where
-    the objective is causal."""
+    """A sequence of token ids that a model reads."""
 
     tokens: Tokens
-    extent: int
+    extent: int  # the length of the prefix, from `Objective.extent`; 0 where the objective is causal
 
 
 class Row(NamedTuple):
@@ -39,8 +38,7 @@ class Row(NamedTuple):
 
 def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
     """For each input, the input whose forward pass it shares: {input: a longer input of which it is a prefix, or
-    itself}. In lexicographic order a prefix comes right before the inputs that it begins.
-    """
+    itself}. In lexicographic order a prefix comes right before the inputs that it begins."""
     representative: dict[Input, Input] = {}
     after = Input((), 0)
     for sequence in sorted(set(inputs), key=lambda x: (x.extent, x.tokens), reverse=True):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.tasks.journal import Journal, digest
+from eval.tasks.journal import Journal, request_key
 from eval.tasks.rows import Input, Tokens, arrange, batches, representatives, rows
 from model.attention import Arrangement
 
@@ -42,7 +42,6 @@ def likelihoods(
 
     Args:
         model: a GPT in evaluation mode, on any device.
-        pairs: the pairs (context, continuation).
         batch: the number of tokens of a forward pass, including padding; None: a default for the device.
         progress: called after every forward pass with the number of finished tokens and of all tokens.
         journal: scores that are known already; new ones are added to it.
@@ -53,11 +52,11 @@ def likelihoods(
     longest, objective = model.max_length, model.objective
     journal = journal or Journal()
     if longest and any(len(continuation) > longest for _, continuation in pairs):
-        pieces = [cut(context, continuation, longest) for context, continuation in pairs]
+        pieces = [split_to_fit(context, continuation, longest) for context, continuation in pairs]
         scores = iter(likelihoods(model, [piece for parts in pieces for piece in parts], batch, progress, journal))
         scored = [[next(scores) for _ in parts] for parts in pieces]
         return [(sum(nats for nats, _ in parts), all(best for _, best in parts)) for parts in scored]
-    keys = [digest(context, continuation) for context, continuation in pairs]
+    keys = [request_key(context, continuation) for context, continuation in pairs]
     inputs: dict[int, Input] = {}  # of each pair; the last token of a continuation is predicted, and never read
     for i, (context, continuation) in enumerate(pairs):
         tokens = (*context, *continuation)[:-1]
@@ -87,7 +86,7 @@ def likelihoods(
         if all(keys[i] in journal for i in numbers):
             continue
         outputs, index = np.unique(np.concatenate(positions), return_inverse=True)
-        x_ND = model.hidden(*arrange(group, device, objective), only=torch.from_numpy(outputs).to(device))
+        x_ND = model.hidden(*arrange(group, device, objective), wanted_N=torch.from_numpy(outputs).to(device))
         logp, greedy = token_scores(model, x_ND, index, np.concatenate([np.asarray(pairs[i][1]) for i in numbers]))
         starts = np.cumsum([0] + [len(pairs[i][1]) for i in numbers])[:-1]
         nats, best = np.add.reduceat(logp, starts), np.logical_and.reduceat(greedy, starts)
@@ -100,10 +99,11 @@ def likelihoods(
     return [(nats, best) for nats, best in (journal.get(key, (0.0, False)) for key in keys)]
 
 
-def cut(context: Sequence[int], continuation: Sequence[int], longest: int) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """Pairs (context, continuation) that fit the model's longest input: the given pair alone; or, where its
-    continuation is longer than `longest` tokens, a pair for each piece of half that length, with everything before the
-    piece as the context."""
+def split_to_fit(
+    context: Sequence[int], continuation: Sequence[int], longest: int
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """The pair (context, continuation) alone where its continuation has at most `longest` tokens; else a pair for each
+    piece of half that length, with everything before the piece as the context."""
     if len(continuation) <= longest:
         return [(context, continuation)]
     half = max(1, longest // 2)
@@ -116,7 +116,6 @@ def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray
     two arrays [targets]. An output that several targets use is multiplied with the output matrix once.
 
     Args:
-        model: a GPT.
         x_ND: outputs of the model's last layer.
         index: [targets], the row of `x_ND` that predicts each target.
         target: [targets], their token ids.
@@ -168,19 +167,16 @@ def continuations(
     The beginning of a context is cut off where context and `new` tokens would be longer than the model's longest input.
 
     Args:
-        model: a GPT in evaluation mode, on any device.
         contexts: token ids, at least one each.
         new: the largest number of tokens of a continuation.
         ended: a function of the ids of a continuation so far: whether it ends here.
-        batch: the number of tokens of a forward pass, including padding; None: a default for the device.
-        progress: called after every batch with the number of finished tokens and of all tokens of contexts.
-        journal: continuations that are known already; new ones are added to it.
+        model, batch, progress, journal: as in `likelihoods`.
     """
     longest, journal = model.max_length, journal or Journal()
     device = next(model.parameters()).device
     batch = batch or (BATCH_GPU if device.type == "cuda" else BATCH_CPU)
     fitting = [tuple(ids[-(longest - new) :] if longest else ids) for ids in contexts]
-    keys = [digest(ids, (-new,)) for ids in fitting]
+    keys = [request_key(ids, (-new,)) for ids in fitting]
     requests = sorted(set(zip(fitting, keys, strict=True)), key=lambda request: (-len(request[0]), request))
     done, total = 0, sum(len(ids) for ids, _ in requests)
     groups: list[list[tuple[Tokens, str]]] = []
@@ -192,7 +188,7 @@ def continuations(
         done += sum(len(ids) for ids, _ in group)
         if all(key in journal for _, key in group):
             continue
-        decoded = extend(model, [ids for ids, _ in group], new, ended)
+        decoded = decode_batch(model, [ids for ids, _ in group], new, ended)
         journal.add({key: ids for (_, key), ids in zip(group, decoded, strict=True)})
         progress(done, total)
     if not journal.complete(keys):
@@ -200,15 +196,9 @@ def continuations(
     return [journal.get(key, []) for key in keys]
 
 
-def extend(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
-    """The greedy continuations of the contexts of one batch, as token ids.
-
-    Args:
-        model: a GPT in evaluation mode.
-        group: the contexts, the longest first.
-        new: the largest number of tokens of a continuation.
-        ended: a function of the ids of a continuation so far: whether it ends here.
-    """
+def decode_batch(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
+    """The greedy continuations of the contexts of one batch, the longest context first. The arguments are those of
+    `continuations`."""
     device, objective = next(model.parameters()).device, model.objective
     decoded: list[list[int]] = [[] for _ in group]
     length, P = torch.tensor([len(ids) for ids in group], device=device), len(group[0])

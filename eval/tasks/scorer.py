@@ -12,7 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from eval.statistics.items import LN2
 from eval.tasks import score
-from eval.tasks.definitions import greedy
+from eval.tasks.definitions import is_greedy
 from eval.tasks.journal import Journal
 
 NEW = 256  # tokens of a continuation where the task names no number; lm-eval's own
@@ -26,9 +26,7 @@ class Scorer(TemplateLM):
         tokenizer: has `encode(text) -> ids`, `decode(ids) -> text` and `eod`, the id that begins a document.
         window: the number of tokens that the model reads at a time for held-out loss: the training length, in every
             arm.
-        batch: the number of tokens of a forward pass, including padding; None: a default for the device.
-        progress: called after every forward pass with the number of finished tokens and of all tokens.
-        journal: stores outcomes while they are computed (eval/tasks/journal.py); None: they are kept in memory.
+        batch, progress, journal: as in `score.likelihoods`.
     """
 
     def __init__(
@@ -62,8 +60,7 @@ class Scorer(TemplateLM):
         one after the end-of-document token.
 
         Each byte of a text that the tokenizer cannot represent counts 8 bits, the cost of writing it out. Otherwise a
-        tokenizer without pieces for the script of a text would have almost nothing to predict. `requests`: lm-eval's
-        requests, each with a text as its only argument.
+        tokenizer without pieces for the script of a text would have almost nothing to predict.
         """
         windows = [
             [
@@ -85,7 +82,7 @@ class Scorer(TemplateLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
         """The greedy continuation of each context as text, up to the first of the task's stop strings or the end of
-        document. `requests`: lm-eval's requests, each with a context and generation settings.
+        document.
 
         Raises:
             ValueError: a task asks for sampling or for several beams.
@@ -96,7 +93,7 @@ class Scorer(TemplateLM):
         answers = [""] * len(requests)
         for settings_json, numbers in numbers_by_settings.items():
             settings = json.loads(settings_json)
-            if not greedy(settings):
+            if not is_greedy(settings):
                 raise ValueError(f"only greedy continuations can be made, not {settings_json}")
             stops = settings.get("until") or []
             stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
@@ -117,8 +114,7 @@ class Scorer(TemplateLM):
         return self.decode(ids[: ids.index(self.eod)] if self.eod in ids else ids)
 
     def _ended(self, ids: list[int], stops: list[str]) -> bool:
-        """Whether a continuation, as token ids, has reached the end of the document or contains one of the stop
-        strings."""
+        """Whether a continuation has reached the end of the document or contains one of the stop strings."""
         return ids[-1] == self.eod or any(stop in self._text(ids) for stop in stops)
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
@@ -128,6 +124,6 @@ class Scorer(TemplateLM):
         return self.score([(context or [self.eod], continuation) for _, context, continuation in requests])
 
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """The log-likelihood in nats of each continuation given its context, and whether greedy decoding would give it.
-        `pairs`: (context, continuation) as token ids."""
+        """The log-likelihood in nats of each continuation given its context, both as token ids, and whether greedy
+        decoding would give it."""
         return score.likelihoods(self.model, pairs, **self.options)

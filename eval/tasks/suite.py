@@ -11,16 +11,14 @@ STANDARD_ERRORS_ABOVE_GUESS = 2
 
 
 def suite(evaluations: list[dict]) -> dict[str, Any] | None:
-    """The scores of the suite, averaged over tasks and over evaluations (of one run, or of all runs compared), in
-    points.
-
-    Only tasks that every evaluation has are counted.
+    """The scores of the suite in points, averaged over the tasks that every evaluation has, and over the evaluations
+    (of one run, or of all runs compared).
 
     Args:
         evaluations: contents of eval.json; a task of the suite has "suite": true, and "value", "stderr", "chance" and
             "guess" as fractions of 1.
 
-    Returns None where the evaluations share no task of the suite, else a dictionary:
+    Returns None where the evaluations share no task of the suite, else:
         value, stderr, chance: unweighted means over the tasks; stderr is the standard error over items.
         corrected, corrected_stderr: the mean of (value - chance) / (1 - chance), and its standard error.
         tasks, of: the number of tasks that were counted, and the number of tasks in the suite.

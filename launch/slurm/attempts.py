@@ -17,20 +17,20 @@ from typing import Any
 
 from ablations import rundir, safe_files
 from ablations.config import ConfigError
-from ablations.rundir import Exit, last_step, locked
+from ablations.rundir import Exit, is_locked, last_step
 from ablations.status import SILENT
 from ablations.study import Cell, Study, from_args
 from launch.local import prepare
 from launch.repair import is_trained, repair
 from launch.watch import stop_file
 
-LIMIT = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
+MAX_ATTEMPTS = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
 LEAVING = SILENT + 15  # seconds to wait for another job's attempt to leave the run, or for its heartbeat to fall silent
 TRIES, PAUSE = 30, 20.0  # how often a Slurm controller that does not answer is asked, and the seconds between; untuned
 PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not count against the run
 
 
-def start(job: str, cell: Cell, out: Path) -> int:
+def start_attempt(job: str, cell: Cell, out: Path) -> int:
     """Begin an attempt of a job to train a run: record it, and print the run directory for launch/run.sh to train.
     Prints nothing when the run is finished or must not start.
 
@@ -60,7 +60,7 @@ def start(job: str, cell: Cell, out: Path) -> int:
         time.sleep(1)
     cell.dir.mkdir(parents=True, exist_ok=True)
     step = last_step(cell.dir)
-    if (n := attempts_without_progress(cell.dir, job, step)) >= LIMIT:
+    if (n := attempts_without_progress(cell.dir, job, step)) >= MAX_ATTEMPTS:
         print_with_time(give_up(cell.dir, job, n, "without a word, as when a node loses its power"))
         return 1
     for old in (rundir.STOP, rundir.FAILED):
@@ -69,13 +69,13 @@ def start(job: str, cell: Cell, out: Path) -> int:
     log = cell.dir / rundir.TRAIN_LOG
     safe_files.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
     read = log.stat().st_size
-    write(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
+    record_attempt(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
     print_with_time(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
     print(cell.dir)
     return 0
 
 
-def ready(job: str, cell: Cell, study: Study) -> bool:
+def prepare_data(job: str, cell: Cell, study: Study) -> bool:
     """Prepare the data of a run that is about to start, where they are missing. Returns whether the run can start.
 
     Normally `make ablation ON=slurm` has prepared them on the login node. Where it has not, this one process does it
@@ -94,12 +94,12 @@ def ready(job: str, cell: Cell, study: Study) -> bool:
         print_with_time(f"error: {error}")
         cell.dir.mkdir(parents=True, exist_ok=True)
         why = f"the data cannot be prepared, see {study.out}/slurm/{job}.log"
-        write(cell.dir, event="end", job=job, step=last_step(cell.dir), how="failed", why=why, again=False)
+        record_attempt(cell.dir, event="end", job=job, step=last_step(cell.dir), how="failed", why=why, again=False)
         return False
     return True
 
 
-def end(job: str, folder: Path, code: int, signal: str) -> int:
+def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
     """Record how an attempt ended, and requeue the job when the run needs another attempt.
 
     Args:
@@ -114,45 +114,47 @@ def end(job: str, folder: Path, code: int, signal: str) -> int:
     """
     out = folder.parent.parent
     step, why, again = last_step(folder), "", False
-    now = slurm(job)
+    now = job_state(job)
     if unfit := dict.fromkeys(printed_by_ranks(folder, job, "unfit: (.*)")):  # such a node cannot write it there itself
         safe_files.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
-    bad = bad_nodes(out) & expand(os.environ.get("SLURM_JOB_NODELIST", ""))
+    bad = bad_nodes(out) & node_names(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / rundir.DONE).exists():
-        how = "finished"
+        ending = "finished"
     elif (out / rundir.STOP).exists():
-        how, why = "killed", f"by the file {out / rundir.STOP}"
+        ending, why = "killed", f"by the file {out / rundir.STOP}"
     elif signal != "LIMIT" and now["state"] not in ("RUNNING", "unknown") and now["reason"] != "TimeLimit":
         # Slurm has ended the job and will start it again by itself, or it was cancelled and must not come back
-        how = REQUEUED if now["restarts"] > restarts() else "cancelled"
+        ending = REQUEUED if now["restarts"] > restarts() else "cancelled"
     elif (folder / rundir.FAILED).exists():
-        how, why = "failed", safe_files.read_text(folder / rundir.FAILED)
+        ending, why = "failed", safe_files.read_text(folder / rundir.FAILED)
     elif trained_by_another_job(folder):  # and left alone: what is written here would be read as that job's
-        how = "another job trains this run"
+        ending = "another job trains this run"
     elif code == 2 or last_configuration_error(
         folder, job
     ):  # a wrong configuration: the same again would end the same way
-        how, why = "failed", last_configuration_error(folder, job) or "see train.log"
+        ending, why = "failed", last_configuration_error(folder, job) or "see train.log"
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     else:
-        how, again = f"srun's exit code {code}", True
+        ending, again = f"srun's exit code {code}", True
         if bad:
-            how = f"bad nodes: {','.join(sorted(bad))}"
+            ending = f"bad nodes: {','.join(sorted(bad))}"
         elif signal == "LIMIT" or now["reason"] == "TimeLimit":
-            how = "time limit"
+            ending = "time limit"
         elif signal == "TERM" or now["preempted"]:
-            how = PREEMPTED
+            ending = PREEMPTED
         elif signal:
-            how = "warned of the time limit"
-        if how != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= LIMIT:
-            how, why, again = "failed", give_up(folder, job, n, how), False
-    write(folder, event="end", job=job, step=step, code=code, how=how, **({"why": why} if why else {}), again=again)
+            ending = "warned of the time limit"
+        if ending != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= MAX_ATTEMPTS:
+            ending, why, again = "failed", give_up(folder, job, n, ending), False
+    record_attempt(
+        folder, event="end", job=job, step=step, code=code, how=ending, **({"why": why} if why else {}), again=again
+    )
     print_with_time(
-        f"step {step}: {how}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}"
+        f"step {step}: {ending}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}"
     )
     if again and (now["restarts"] == restarts() or now["state"] == "unknown" and signal != "LIMIT"):
         requeue(job, now["excluded"] | bad)
-    return 0 if how == "finished" else code or 1
+    return 0 if ending == "finished" else code or 1
 
 
 def trained_by_another_job(folder: Path) -> bool:
@@ -161,32 +163,18 @@ def trained_by_another_job(folder: Path) -> bool:
     was just killed."""
     heartbeat = rundir.read_heartbeat(folder)
     recent = time.time() - heartbeat.get("time", 0.0) < SILENT
-    return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and locked(folder)
+    return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and is_locked(folder)
 
 
 def last_configuration_error(folder: Path, job: str) -> str:
     """The last configuration error that a rank of the job's last attempt printed into train.log; "" without one. The
-    exit code of the attempt does not show it: that may be the code of another rank, which was killed when the first one
-    ended.
-
-    Args:
-        folder: the run directory.
-        job: the id of the Slurm job.
-    """
+    exit code of the attempt does not show it: that may be another rank's, which was killed when the first one ended."""
     return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")
 
 
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
-    """The lines of train.log that ranks of the job's last attempt printed and that begin with a pattern.
-
-    Args:
-        folder: the run directory.
-        job: the id of the Slurm job.
-        what: the pattern, a regular expression, without the rank's number that srun puts before each line.
-
-    Returns:
-        The text that the pattern matched in each line, or the text of its group where it has one.
-    """
+    """What the pattern `what`, or its group where it has one, matches at the beginning of the lines of train.log that
+    ranks of the job's last attempt printed; srun puts the rank's number before each line."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:
@@ -197,31 +185,18 @@ def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
         return []
 
 
-def give_up(folder: Path, job: str, n: int, how: str) -> str:
-    """Mark a run as failed after several attempts without progress. Returns the reason, which is also written to the
-    file `failed`.
-
-    Args:
-        folder: the run directory.
-        job: the id of the Slurm job.
-        n: the number of attempts.
-        how: how the last of them ended, in words.
-    """
-    why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {how}. See train.log"
-    if not locked(folder):  # else another job trains it, and it is not failed
+def give_up(folder: Path, job: str, n: int, ending: str) -> str:
+    """Mark a run as failed after `n` attempts of a job without progress, the last of which ended with `ending`. Returns
+    the reason, which is also written to the file `failed`."""
+    why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {ending}. See train.log"
+    if not is_locked(folder):  # else another job trains it, and it is not failed
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     return why
 
 
 def attempts_without_progress(folder: Path, job: str, step: int) -> int:
-    """The number of attempts of a job that began at `step` and so made no progress. Attempts that Slurm preempted or
-    requeued do not count.
-
-    Args:
-        folder: the run directory.
-        job: the id of the Slurm job.
-        step: the step of the newest checkpoint.
-    """
+    """The number of attempts of a job that began at `step`, that of the newest checkpoint, and so made no progress.
+    Attempts that Slurm preempted or requeued do not count."""
     starts: list[dict[str, Any]] = []
     for line in rundir.read_attempts(folder)[0]:
         if line["event"] == "start" and line["job"] == job and line.get("step") == step:
@@ -234,16 +209,16 @@ def attempts_without_progress(folder: Path, job: str, step: int) -> int:
 def requeue(job: str, excluded: set[str]) -> None:
     """Put the job back into the queue under the same id, without the nodes `excluded`. Slurm then ends the calling job
     with SIGTERM, which launch/run.sh must ignore by now."""
-    done = scontrol("requeue", job)
-    if done.returncode and slurm(job)["state"] in ("RUNNING", "unknown"):
-        print_with_time(f"the job could not be requeued ({done.stderr.strip()}): submit it again")
+    process = scontrol("requeue", job)
+    if process.returncode and job_state(job)["state"] in ("RUNNING", "unknown"):
+        print_with_time(f"the job could not be requeued ({process.stderr.strip()}): submit it again")
     if excluded:  # takes effect on a job that is pending, which the requeued job now is
         nodes = ",".join(sorted(excluded))
-        done = scontrol("update", f"JobId={job}", f"ExcNodeList={nodes}")
-        print_with_time(f"from now on without {nodes}{done.stderr and ': Slurm refused: '}{done.stderr.strip()}")
+        process = scontrol("update", f"JobId={job}", f"ExcNodeList={nodes}")
+        print_with_time(f"from now on without {nodes}{process.stderr and ': Slurm refused: '}{process.stderr.strip()}")
 
 
-def slurm(job: str) -> dict[str, Any]:
+def job_state(job: str) -> dict[str, Any]:
     """The state of a job as Slurm reports it: {"state", "reason", "restarts": number, "preempted": bool, "excluded":
     set of nodes}; "state" is "unknown" where Slurm does not answer."""
     text = scontrol("-o", "show", "job", job).stdout
@@ -254,7 +229,7 @@ def slurm(job: str) -> dict[str, Any]:
         "reason": fields.get("Reason", ""),
         "restarts": int(fields.get("Restarts", "0")),
         "preempted": fields.get("PreemptTime", "None") not in ("None", "N/A"),
-        "excluded": set() if excluded == "(null)" else expand(excluded),
+        "excluded": set() if excluded == "(null)" else node_names(excluded),
     }
 
 
@@ -262,12 +237,12 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
     """Run scontrol with the arguments `words`; try again while Slurm's controller does not answer because it is
     restarting or overloaded."""
     for tries_left in reversed(range(TRIES)):
-        done = subprocess.run(["scontrol", *words], capture_output=True, text=True)
-        if not done.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", done.stderr):
+        process = subprocess.run(["scontrol", *words], capture_output=True, text=True)
+        if not process.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", process.stderr):
             break
         if tries_left:
             time.sleep(PAUSE)
-    return done
+    return process
 
 
 def bad_nodes(out: Path) -> set[str]:
@@ -276,7 +251,7 @@ def bad_nodes(out: Path) -> set[str]:
     return {line.split()[0] for line in safe_files.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 
 
-def expand(nodes: str) -> set[str]:
+def node_names(nodes: str) -> set[str]:
     """The names in a list of nodes in Slurm's notation: "node[1-2]" -> {"node1", "node2"}."""
     if not nodes:
         return set()
@@ -289,7 +264,7 @@ def restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def write(folder: Path, **row: Any) -> None:
+def record_attempt(folder: Path, **row: Any) -> None:
     """Append a row, with the time, to attempts.jsonl of a run directory."""
     safe_files.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
 
@@ -313,13 +288,13 @@ def main(argv: list[str]) -> int:
     finish.add_argument("--signal", default="")
     args = parser.parse_args(argv)
     if args.command == "end":
-        return end(args.job, args.run, args.code, args.signal)
+        return end_attempt(args.job, args.run, args.code, args.signal)
     try:
         study = from_args(args.words)
         if args.cell not in range(len(study.cells)):
             raise ConfigError(f"the array's index {args.cell}: the plan has the runs 0 to {len(study.cells) - 1}")
         cell = study.cells[args.cell]
-        return start(args.job, cell, study.out) if ready(args.job, cell, study) else Exit.INVALID
+        return start_attempt(args.job, cell, study.out) if prepare_data(args.job, cell, study) else Exit.INVALID
     except ConfigError as error:
         print_with_time(f"error: {safe_files.printable(str(error))}")
         return Exit.INVALID

@@ -22,12 +22,13 @@ from ablations import answers, rundir, safe_files
 from ablations.config import ConfigError, spread
 from ablations.rundir import Exit, steps_to_evaluate
 from ablations.safe_files import Damaged
-from ablations.site import find, site
+from ablations.site import find_site_file, read_site
 from ablations.strict_yaml import read_yaml
-from ablations.study import ROOT, Cell, Study, from_anywhere, from_args
+from ablations.study import ROOT, Cell, Study, from_args
+from ablations.words import change_to_checkout
 from launch.local import check_tasks, prepare
 from launch.repair import is_trained
-from launch.slurm.attempts import bad_nodes, write
+from launch.slurm.attempts import bad_nodes, record_attempt
 from launch.watch import stop_file
 
 NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm cluster?"
@@ -58,21 +59,8 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     Raises:
         ConfigError: something is wrong with the study, before anything is submitted; or sbatch refuses.
     """
-    if study.criteria.sequential:
-        seeds, most = len(study.seeds), study.criteria.seeds
-        print(f"MORE=auto: a queue adds no seeds. If the report says undecided: SEEDS={min(seeds + 1, most)}")
-    if not shutil.which("sbatch"):  # before hours of preparing data
-        raise ConfigError(NO_SLURM)
-    for cell in study.cells:
-        try:
-            cell.check_recorded()
-        except Damaged as error:  # the run's job repairs it, or fails alone
-            print(f"warning: {cell.name}: {error}", file=sys.stderr)
-        spread(cell.run, max(1, ranks // cell.run.layout.tp))
-    if reason := stop_file(study.out):
-        raise ConfigError(f"nothing starts until this file is removed: {reason}")
-    check_tasks(study)
-    todo = [i for i, c in enumerate(study.cells) if not is_judged(study, c)]
+    _check(study, ranks)
+    todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
     busy = in_queue(study)
     for i in sorted(busy):
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
@@ -83,43 +71,74 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         print("nothing to submit: every run is finished or in the queue")
         return []
     prepare(study, [study.cells[i] for i in todo])
-    logs = _logs(study)
-    logs.mkdir(parents=True, exist_ok=True)
+    _logs(study).mkdir(parents=True, exist_ok=True)
 
     if bad := sorted(bad_nodes(study.out)):  # of two such options sbatch reads the last
         excluded = [o.removeprefix("--exclude=") for o in options if o.startswith("--exclude=")]
         options = [o for o in options if not o.startswith("--exclude=")] + [f"--exclude={','.join([*excluded, *bad])}"]
     jobs: list[Job] = []
     if train:
-        words = with_mtbf(study.words, variables)
-        from_args(words)  # an error of the site's is said here, and not by the first job hours later
-        command = [f"--job-name={study.name}", *options, f"--array={_ranges(train)}", "launch/run.sh", *words]
-        job = sbatch(command, variables)
-        for i in train:
-            study.cells[i].dir.mkdir(parents=True, exist_ok=True)
-            write(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
-        jobs.append({"job": job, "does": "train", "runs": train})
-        print(f"job {job}: trains {len(train)} run{'s' * (len(train) > 1)}: array indices {_ranges(train)}")
-        after = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"]
-        jobs.append(evaluate(study, train, variables, options, after, "each when it is trained"))
+        jobs.append(submit_training(study, train, variables, options))
+        after = [f"--dependency=aftercorr:{jobs[0]['job']}", "--kill-on-invalid-dep=yes"]
+        jobs.append(submit_evaluation(study, train, variables, options, after, "each when it is trained"))
     if trained:
-        jobs.append(evaluate(study, trained, variables, options, [], "what is trained"))
+        jobs.append(submit_evaluation(study, trained, variables, options, [], "what is trained"))
     if going_on:
         what = "what runs that go on have kept on the way (layout.eval_at)"
-        jobs.append(evaluate(study, going_on, variables, options, [], what))
-    waited_for = ":".join(job["job"] for job in jobs if job["does"] == "evaluate")
-    report = _job("report", options) + [f"--dependency=afterany:{waited_for}", f"--output={logs}/%j.log"]
-    job = sbatch(report, variables, f"exec {PYTHON} -m eval.report {shlex.join(study.words)}")
-    print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
+        jobs.append(submit_evaluation(study, going_on, variables, options, [], what))
+    jobs.append(submit_report(study, [job["job"] for job in jobs if job["does"] == "evaluate"], variables, options))
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
-    print(f"logs:            {logs}/JOB.log, and train.log in each run's folder under {study.out / study.stage}")
+    print(
+        f"logs:            {_logs(study)}/JOB.log, and train.log in each run's folder under {study.out / study.stage}"
+    )
     print(
         f"to stop it all:  touch {study.out / rundir.STOP}    (runs save and leave the queue; remove it, submit again)"
     )
-    return [*jobs, {"job": job, "does": "report", "runs": list(range(len(study.cells)))}]
+    return jobs
 
 
-def is_judged(study: Study, cell: Cell) -> bool:
+def _check(study: Study, ranks: int) -> None:
+    """Check what can be checked before hours of preparing data. Raises ConfigError where something is wrong."""
+    if study.criteria.sequential:
+        seeds, most = len(study.seeds), study.criteria.seeds
+        print(f"MORE=auto: a queue adds no seeds. If the report says undecided: SEEDS={min(seeds + 1, most)}")
+    if not shutil.which("sbatch"):
+        raise ConfigError(NO_SLURM)
+    for cell in study.cells:
+        try:
+            cell.check_recorded()
+        except Damaged as error:  # the run's job repairs it, or fails alone
+            print(f"warning: {cell.name}: {error}", file=sys.stderr)
+        spread(cell.run, max(1, ranks // cell.run.layout.tp))
+    if reason := stop_file(study.out):
+        raise ConfigError(f"nothing starts until this file is removed: {reason}")
+    check_tasks(study)
+
+
+def submit_training(study: Study, cells: list[int], variables: dict[str, str], options: list[str]) -> Job:
+    """Submit the job array that trains runs of a study. The arguments are those of `submit_evaluation`."""
+    words = with_mtbf(study.words, variables)
+    from_args(words)  # an error of the site's is said here, and not by the first job hours later
+    command = [f"--job-name={study.name}", *options, f"--array={_ranges(cells)}", "launch/run.sh", *words]
+    job = sbatch(command, variables)
+    for i in cells:
+        study.cells[i].dir.mkdir(parents=True, exist_ok=True)
+        record_attempt(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
+    print(f"job {job}: trains {len(cells)} run{'s' * (len(cells) > 1)}: array indices {_ranges(cells)}")
+    return {"job": job, "does": "train", "runs": cells}
+
+
+def submit_report(study: Study, after: list[str], variables: dict[str, str], options: list[str]) -> Job:
+    """Submit the job that writes the report, whether the jobs `after` which it runs succeeded or not."""
+    logs = _logs(study)
+    waiting = [f"--dependency=afterany:{':'.join(after)}", f"--output={logs}/%j.log"]
+    script = f"exec {PYTHON} -m eval.report {shlex.join(study.words)}"
+    job = sbatch([*_single_task_options("report", options), *waiting], variables, script)
+    print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
+    return {"job": job, "does": "report", "runs": list(range(len(study.cells)))}
+
+
+def is_fully_evaluated(study: Study, cell: Cell) -> bool:
     """Whether a run needs no further evaluation: its eval.json holds the results of all tasks of the study, and the
     run is exported where the study asks for that. Also False where task data was added since, because `python -m eval`
     then has to find out whether another task can be run."""
@@ -152,7 +171,7 @@ def _versions() -> dict[str, Any]:
     return {"version": tasks["version"], "lm_eval": importlib.metadata.version("lm_eval")}
 
 
-def evaluate(
+def submit_evaluation(
     study: Study, cells: list[int], variables: dict[str, str], options: list[str], after: list[str], what: str
 ) -> Job:
     """Submit a job array that evaluates runs of a study, and exports them where the study asks for that.
@@ -177,18 +196,14 @@ def evaluate(
     array = [f"--array={_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in variables or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []
-    job = sbatch(_job("evaluation", options) + gpu + array + after, variables, script)
+    job = sbatch(_single_task_options("evaluation", options) + gpu + array + after, variables, script)
     print(f"job {job}: evaluates {what}")
     return {"job": job, "does": "evaluate", "runs": cells}
 
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
-    """Submit a job to Slurm with sbatch. Returns the job's id.
-
-    Args:
-        arguments: arguments of sbatch: its options, and the file to run unless `script` is given.
-        variables: environment variables for sbatch.
-        script: what the job runs, a text for bash; None: the file that `arguments` name.
+    """Submit a job to Slurm with sbatch. Returns the job's id. `arguments`: its options, and the file to run unless
+    `script`, a text for bash, is given.
 
     Raises:
         ConfigError: there is no sbatch, or it refuses the job; the message is sbatch's own.
@@ -202,15 +217,15 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
         # as launch/run.sh does: what jobs need besides, such as modules and folders, is in the site file too
         begin = f'#!/bin/bash\npython={shlex.quote(sys.executable)}\n[ -z "${{SITE:-}}" ] || . "$SITE"\n'
         text = f"{begin}{script}\n" if script else None
-        done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
+        process = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
     except FileNotFoundError:
         raise ConfigError(NO_SLURM) from None
-    if done.returncode:
-        raise ConfigError(f"{shlex.join(command)}: {done.stderr.strip()}")
-    return done.stdout.strip().partition(";")[0]
+    if process.returncode:
+        raise ConfigError(f"{shlex.join(command)}: {process.stderr.strip()}")
+    return process.stdout.strip().partition(";")[0]
 
 
-def _job(name: str, options: list[str]) -> list[str]:
+def _single_task_options(name: str, options: list[str]) -> list[str]:
     """Options of sbatch for a job with a single task. Of `options`, those of the training array, it keeps those that
     say where a job runs, such as partition and account, and leaves out those that say how large it is."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
@@ -229,12 +244,12 @@ def in_queue(study: Study) -> dict[int, str]:
     if not last:
         return {}
     try:
-        done = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
+        process = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
     except FileNotFoundError:
         return {}
-    if done.returncode:  # no answer is not an empty queue: a run would be submitted twice
-        raise ConfigError(f"squeue: {done.stderr.strip()}")
-    return {i: job for i, job in last.items() if job in done.stdout.split()}
+    if process.returncode:  # no answer is not an empty queue: a run would be submitted twice
+        raise ConfigError(f"squeue: {process.stderr.strip()}")
+    return {i: job for i, job in last.items() if job in process.stdout.split()}
 
 
 def resources_of(job: str) -> list[str]:
@@ -271,13 +286,8 @@ def resources_of(job: str) -> list[str]:
 
 
 def with_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """Add the site's mean time between failures to the words of a study, as the setting layout.mtbf in SET, unless the
-    words set it already.
-
-    Args:
-        words: the NAME=VALUE words of the study.
-        variables: the variables of the site file.
-    """
+    """Add the site's mean time between failures, among `variables` of the site file, to the words of a study, as the
+    setting layout.mtbf in SET, unless the words set it already."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
     settings = next((w for w in words if w.startswith("SET=")), "SET=")
@@ -312,28 +322,20 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     as_json = answers.asks_for_json(args.words)
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
-        code, answer = submitted(args, as_json)
+        code, answer = submit_request(args)
     if as_json:
         print(answer)
     return code
 
 
-def submitted(args: argparse.Namespace, as_json: bool) -> tuple[Exit, str]:
-    """Submit the study that the command line asks for.
-
-    Args:
-        args: the parsed command line.
-        as_json: whether FORMAT=json is asked for.
-
-    Returns:
-        (exit code, the answer as JSON text).
-    """
+def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
+    """Submit the study that the parsed command line asks for. Returns the exit code, and the answer as JSON text."""
     try:
         _, args.words = answers.take_format(args.words)
-        variables, path = site(args.site), find(args.site)
+        variables, path = read_site(args.site), find_site_file(args.site)
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
-        study = from_args(from_anywhere(args.words))
+        study = from_args(change_to_checkout(args.words))
         if study.glue_options:
             raise ConfigError(
                 "GLUE is no part of a study on Slurm: leave it out, and give `make glue RUN=...` afterwards"

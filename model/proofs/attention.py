@@ -38,7 +38,7 @@ def expected_scores(pos: str, heads: int, head_dim: int, T: int, base: float) ->
 ADDED = ("learned", "sinusoidal", "scaled-sinusoidal")  # schemes that add a row to each token's embedding
 
 
-def added_rows(model: Any, T: int) -> Tensor:
+def position_rows(model: Any, T: int) -> Tensor:
     """The rows that the configured position scheme adds to the embeddings of T tokens, [T, D] in float64; zeros for a
     scheme that adds none.
 
@@ -72,8 +72,6 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
     output projection is the attention matrix itself.
 
     Args:
-        model: a model.gpt.GPT.
-        T: tokens of the input.
         extent: with the prefix objective the length of the prefix.
     """
     H, K = len(probe.heads(model)), model.cfg.head_dim
@@ -112,7 +110,7 @@ def position(model: Any) -> Proof:
     expected = expected_scores(cfg.pos, cfg.heads, cfg.head_dim, T, cfg.rotary_base)[probe.heads(model)]
     expected = expected - np.diagonal(expected, axis1=1, axis2=2)[:, :, None]
     extent = T // 2 if cfg.objective == "prefix" else 1
-    sees = visible(cfg.objective, T, extent)
+    sees = visible_keys(cfg.objective, T, extent)
     wrong, worst = [], 0.0
     for i, score in enumerate(measured_scores(model, T, extent)):
         if np.isfinite(score[:, ~sees]).any():
@@ -125,7 +123,7 @@ def position(model: Any) -> Proof:
             wrong.append(f"layer {i}, heads {heads.tolist()}: scores are not those of {cfg.pos}")
     x_BTD = probe.embedded(model, T)
     moved = x_BTD - x_BTD[:, :1]
-    rows_TD = added_rows(model, T)
+    rows_TD = position_rows(model, T)
     expected_move = (rows_TD - rows_TD[:1]).expand_as(moved)
     if not expected_move.any():
         if moved.any():
@@ -143,16 +141,11 @@ def position(model: Any) -> Proof:
     return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or measured)
 
 
-UNDEFINED = "its definition is missing in `visible` or `predictions` of model/proofs/attention.py"
+UNDEFINED = "its definition is missing in `visible_keys` or `expected_predictions` of model/proofs/attention.py"
 
 
-def visible(objective: str, T: int, extent: int) -> np.ndarray:
-    """Which keys each query sees, bool [T, T], by the definition of the objective.
-
-    Args:
-        objective: the value of model.objective.
-        T: tokens of the sequence.
-        extent: the length of the prefix, for the prefix objective.
+def visible_keys(objective: str, T: int, extent: int) -> np.ndarray:
+    """Which keys each query sees, bool [T, T], by the definition of the objective, whose prefix has `extent` tokens.
 
     Raises:
         ValueError: this function does not define the objective.
@@ -167,14 +160,13 @@ def visible(objective: str, T: int, extent: int) -> np.ndarray:
     return sees
 
 
-def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int, int]]]:
+def expected_predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int, int]]]:
     """For each row of token ids the predictions that enter the loss, as pairs (position of the output, token to
     predict), by the definition of the objective.
 
     Only what the objective draws at random is taken from the batch: the lengths of prefixes and the masked positions.
 
     Args:
-        model: a model.gpt.GPT.
         rows: token ids, [B, T + 1].
         batch: the batch that the model's objective made of these rows.
 
@@ -193,18 +185,14 @@ def predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int
     return [[(t - 1, rows[r, t]) for t in range(extents[r], T + 1)] for r in range(R)]
 
 
-def masking(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
-    """Check the inputs that the MLM objective makes. In each row round(mask_rate x T) positions must be predicted; 80
-    % of them must hold the mask token, at most 10 % another token; and all other positions must be unchanged.
+def masking_faults(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
+    """Check the inputs that the MLM objective makes. In each row round(mask_rate x T) positions must be predicted; 80 %
+    of them must hold the mask token, at most 10 % another token; and all other positions must be unchanged. Returns a
+    sentence for each fault.
 
     Args:
-        model: a model.gpt.GPT.
-        rows: token ids, [B, T + 1].
-        batch: the batch that the model's objective made of these rows.
+        rows, batch: as in `expected_predictions`.
         mask: the id of the mask token.
-
-    Returns:
-        A sentence for each fault.
     """
     T = rows.shape[1] - 1
     count = round(model.cfg.mask_rate * T)
@@ -237,17 +225,17 @@ def objective(model: Any) -> Proof:
     wrong: list[str] = []
     for extent in sorted({1, T // 2 if cfg.objective == "prefix" else 1}):
         for i, score in enumerate(measured_scores(model, T, extent)):
-            if not (np.isfinite(score) == visible(cfg.objective, T, extent)).all():
+            if not (np.isfinite(score) == visible_keys(cfg.objective, T, extent)).all():
                 wrong.append(f"layer {i}: attention does not see what {cfg.objective} says (extent {extent} of {T})")
     device = model.embed.weight.device
     rows = torch.arange(R * (T + 1), device=device).view(R, T + 1) % (cfg.vocab - 1)
     mask = cfg.vocab - 1
     batch = model.objective.batch(rows.cpu(), 1, range(R), SpecialTokens(mask)).to(device)
     if cfg.objective == "mlm":
-        wrong += masking(model, rows.cpu().numpy(), batch, mask)
-    expected = predictions(model, rows.cpu().numpy(), batch)
+        wrong += masking_faults(model, rows.cpu().numpy(), batch, mask)
+    expected = expected_predictions(model, rows.cpu().numpy(), batch)
     total = sum(map(len, expected))
-    matrix = probe.whole(model, "embed.weight" if model.head is None else "head.weight")
+    matrix = probe.whole_parameter(model, "embed.weight" if model.head is None else "head.weight")
     favoured = matrix[cfg.vocab - 1]
     y_D = 30 * favoured / favoured.square().sum()
     logits = matrix.double() @ y_D.double()

@@ -1,4 +1,4 @@
-"""Activity proofs of what is in a layer, and of the head: norms, block, precision, MLP, biases, tied matrix, dropout.
+"""Activity proofs of what is in a layer, and of the head: norms, block, precision, MLP, biases, tied matrix.
 
 See model/proof.py. Each proof takes a freshly initialised GPT, and returns a `Proof` with what it measured.
 """
@@ -7,10 +7,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.proofs import probe
-from model.proofs.attention import ADDED, added_rows
+from model.proofs.attention import ADDED, position_rows
 from model.proofs.probe import Proof
 
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -38,8 +38,8 @@ def embedding_norm(model: Any) -> Proof:
     some = torch.arange(8, device=model.embed.weight.device) * (cfg.vocab - 1) // 7  # from the first row to the last
     tokens = some[:, None].expand(8, 2)
     x_BD = probe.embedded(model, 2, tokens)[:, 0]
-    x_BD = x_BD - added_rows(model, 1)[0]  # positions come after the norm
-    raw_BD = probe.whole(model, "embed.weight")[some].double()
+    x_BD = x_BD - position_rows(model, 1)[0]  # positions come after the norm
+    raw_BD = probe.whole_parameter(model, "embed.weight")[some].double()
     expected = _layernorm(raw_BD, cfg.norm_eps) if cfg.embnorm else raw_BD
     # sinusoids are as large as 1, and in bf16 they round the small embeddings that they are added to
     ok = probe.close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDED else cfg.init_std)
@@ -150,16 +150,24 @@ def precision(model: Any) -> Proof:
         x, g = (torch.randn(16, n, generator=random).to(layer.weight) for n in (layer.in_features, layer.out_features))
         with torch.enable_grad():
             y = layer(x.requires_grad_())
-            x_grad, w_grad = torch.autograd.grad(y, [x, layer.weight], g)
+            # the same as grad(y, ..., g), for which torch would first load a library of symbols, half a second
+            x_grad, w_grad = torch.autograd.grad((y * g).sum(), [x, layer.weight])
         y = y.double() - (0.0 if layer.bias is None else layer.bias.double())
         operands = x.detach().double(), layer.weight.double(), g.double()
-        rounded = probe.rounded(operands[0], 4), probe.rounded(operands[1], 4), probe.rounded(operands[2], 3)
+        rounded = (
+            probe.round_to_bits(operands[0], 4),
+            probe.round_to_bits(operands[1], 4),
+            probe.round_to_bits(operands[2], 3),
+        )
         for what, product, of in (
             ("output", y, lambda x, w, g: x @ w.T),
             ("input gradient", x_grad, lambda x, w, g: g @ w),
             ("weight gradient", w_grad, lambda x, w, g: g.T @ x),
         ):
-            error = {dtype: probe.relative(product, of(*operands)), "fp8": probe.relative(product, of(*rounded))}
+            error = {
+                dtype: probe.relative_error(product, of(*operands)),
+                "fp8": probe.relative_error(product, of(*rounded)),
+            }
             nearest = min(error, key=error.__getitem__)
             worst = max(worst, error[nearest])
             kind = nearest if error[nearest] < probe.TOLERANCE else "neither"
@@ -233,7 +241,9 @@ def tied(model: Any) -> Proof:
     tokens = probe.tokens(model, 8)
     x = model.transform(probe.hidden(model, tokens)).double()
     outside = (n for n, _ in model.named_parameters() if not n.startswith(("blocks.", "position.")))
-    rows = {n: p for n in outside if (p := probe.whole(model, n)).shape[0] == cfg.padded_vocab and p.dim() == 2}
+    rows = {
+        n: p for n in outside if (p := probe.whole_parameter(model, n)).shape[0] == cfg.padded_vocab and p.dim() == 2
+    }
     output = rows.get("embed.weight" if cfg.tied else "head.weight")
     ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})
     logits = model(tokens, **probe.extents(model, tokens))
@@ -271,75 +281,3 @@ def head(model: Any) -> Proof:
     value = f"{cfg.head_transform}, output bias {str(cfg.output_bias).lower()}"
     measured = f"{len(names)} parameters; formula errs by {float((out.double() - expected).abs().max()):.1e} at most"
     return Proof("model.head_transform, model.output_bias", value, not wrong, "; ".join(wrong) or measured)
-
-
-def dropout(model: Any) -> Proof:
-    """model.dropout and attn_dropout: in training, each dropout sets the configured share p of known values to zero and
-    multiplies the others by 1 / (1 - p); in evaluation it changes none."""
-    cfg, T = model.cfg, min(model.cfg.seq, 64)
-    H, K = len(probe.heads(model)), cfg.head_dim
-    tokens = probe.tokens(model, T).expand(8, T)
-    into: list[Tensor] = []  # what enters each layer
-    added: list[Tensor] = []  # what each layer adds when attention and MLP return ones
-    heads: list[Tensor] = []  # what each head returns when all values are 1: 1, unless probabilities are dropped
-
-    def ones(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        return torch.ones_like(out)
-
-    def values(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        qkv = out.view(*out.shape[:2], 3, H, K).clone()
-        qkv[:, :, 2] = 1
-        return qkv.view_as(out)
-
-    def measure() -> dict[str, float]:
-        for record in (into, added, heads):
-            record.clear()
-        with probe.hooks() as on:
-            for layer in model.blocks:
-                on(layer.register_forward_pre_hook(lambda m, a: into.append(a[0])))
-                on(layer.attn.qkv.register_forward_hook(values))
-                on(layer.attn.proj.register_forward_pre_hook(lambda m, a: heads.append(a[0].double())))
-                on(layer.attn.register_forward_hook(ones))
-                on(layer.mlp.register_forward_hook(ones))
-                on(layer.drop.register_forward_hook(lambda m, a, out: added.append(out.double())))
-            probe.hidden(model, tokens)
-        survivors = [float((a > 0).double().mean()) for a in added] or [1.0]
-        sizes = [float(a[a > 0].mean()) for a in added] or [1.0]
-        # With the first token's single probability dropped, its head returns nothing.
-        first = [float((h[:, 0].view(8, H, K)[:, :, 0] == 0).double().mean()) for h in heads]
-        return {
-            "fewest": min(survivors),
-            "most": max(survivors),
-            "size": sum(sizes) / len(sizes),
-            "sites": len(added),
-            "first": sum(first) / len(first),
-            "spread": max(float((h - 1).abs().mean()) for h in heads),
-        }
-
-    off, plain = measure(), into[0]
-    model.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the share that is dropped is then the same at every launch
-        on, dropped = measure(), into[0]
-    model.eval()
-    on["embedding"] = float(((dropped == 0) & (plain != 0)).double().mean())
-    p, q = cfg.dropout, cfg.attn_dropout
-    wrong = []
-    if on["sites"] != 2 * cfg.layers:
-        wrong.append(f"{on['sites']} places drop what is added, not {2 * cfg.layers}")
-    if abs(on["embedding"] - p) > 0.05 or not (abs(on["fewest"] - 1 + p) < 0.05 and abs(on["most"] - 1 + p) < 0.05):
-        wrong.append(f"{on['embedding']:.2f} of the embeddings and {1 - on['fewest']:.2f} of what is added are dropped")
-    if abs(on["size"] - 1 / (1 - p)) > probe.TOLERANCE:
-        wrong.append(f"what is left is enlarged {on['size']:.2f} times")
-    if abs(on["first"] - q) > 4 * math.sqrt(max(q * (1 - q), 1e-9) / (8 * H * cfg.layers)) + 1e-6:
-        wrong.append(f"{on['first']:.2f} of the attention probabilities are dropped")
-    if (on["spread"] > probe.TOLERANCE) != (q > 0):
-        wrong.append("attention drops" if q == 0 else "attention drops nothing")
-    if off["fewest"] < 1 or off["spread"] > probe.TOLERANCE:
-        wrong.append("something is dropped in evaluation")
-    value = f"{p:g}, attention {q:g}"
-    measured = (
-        f"measured {on['embedding']:.3f} of embeddings, {1 - on['fewest']:.3f} of additions, "
-        f"{on['first']:.3f} of attention"
-    )
-    return Proof("model.dropout, model.attn_dropout", value, not wrong, "; ".join(wrong) or measured)

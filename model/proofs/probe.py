@@ -43,9 +43,9 @@ def heads(model: Any) -> range:
     return range(model.tp.rank * H, (model.tp.rank + 1) * H)
 
 
-def whole(model: Any, name: str) -> Tensor:
-    """The parameter `name` of the model, gathered from all ranks where tensor parallelism divides it. All ranks call
-    it together."""
+def whole_parameter(model: Any, name: str) -> Tensor:
+    """A parameter of the model, gathered from all ranks where tensor parallelism divides it. All ranks call it
+    together."""
     return model.tp.gather(name, model.get_parameter(name))
 
 
@@ -55,31 +55,21 @@ def tokens(model: Any, T: int) -> Tensor:
 
 
 def extents(model: Any, tokens: Tensor, extent: int = 1) -> dict[str, Tensor]:
-    """The keyword arguments that the model needs beside the tokens: with the prefix objective {"extents_B": the length
-    `extent` of the prefix of each sequence} (1: the same as causal); none for other objectives."""
+    """The keyword argument `extents_B` that a model with the prefix objective needs (an extent of 1 is the same as
+    causal); none for other objectives."""
     if model.cfg.objective != "prefix":
         return {}
     return {"extents_B": torch.full((len(tokens),), extent, device=tokens.device)}
 
 
 def hidden(model: Any, tokens: Tensor, extent: int = 1) -> Tensor:
-    """The outputs [B, T, D] of the model's last norm.
-
-    Args:
-        tokens: token ids, [B, T].
-        extent: with the prefix objective the length of the prefix of each sequence.
-    """
+    """The outputs [B, T, D] of the model's last norm for token ids [B, T]."""
     return model.hidden(tokens, **extents(model, tokens, extent))
 
 
 def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
-    """The sum of token embeddings and positions, before its norm, [B, T, D] in float64. `norms` in
-    model/proofs/layers.py proves that this sum is what enters the first layer.
-
-    Args:
-        T: the number of positions.
-        tokens: token ids, [B, T]; None: token 0 at all positions.
-    """
+    """The sum of token embeddings and positions, before its norm, [B, T, D] in float64; without `tokens` of T times
+    token 0. `norms` in model/proofs/layers.py proves that this sum is what enters the first layer."""
     sums: list[Tensor] = []  # inputs of the norm of the sum
     first_inputs: list[Tensor] = []  # inputs of the first layer, used where a model has no such norm
     with hooks() as on:
@@ -98,12 +88,12 @@ def close(x: Tensor, expected: Tensor, scale: float) -> bool:
     return bool(((x.double() - expected.double()).abs() <= TOLERANCE * (scale + expected.double().abs())).all())
 
 
-def rounded(x: Tensor, bits: int) -> Tensor:
+def round_to_bits(x: Tensor, bits: int) -> Tensor:
     """`x` rounded to `bits` significant bits, ties to even."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
 
 
-def relative(x: Tensor, exact: Tensor) -> float:
+def relative_error(x: Tensor, exact: Tensor) -> float:
     """The relative error of `x` as an approximation of `exact`, in the Euclidean norm of all elements."""
     return float((x.double() - exact).norm() / exact.norm())

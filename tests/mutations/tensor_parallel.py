@@ -61,11 +61,11 @@ MUTATIONS = [
         "",
         "",
         PARALLEL,
-        "class Column(_Bare,",
+        "class Column(_WithoutExtraState,",
         "    def forward(self, ids: Tensor) -> Tensor:\n"
         "        from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region as reduce\n"
         "        return reduce(nn.functional.embedding(ids % len(self.weight), self.weight), self.tp_group)\n\n\n"
-        "class Column(_Bare,",
+        "class Column(_WithoutExtraState,",
         RANKS,
     ),
     one(

@@ -206,22 +206,27 @@ def test_a_bad_node_is_left_out_from_then_on(slurm: Cluster, code: Path) -> None
 
 
 def test_a_node_that_does_not_see_the_code_gives_its_work_to_another(slurm: Cluster, code: Path) -> None:
-    """As where a file system is not mounted; of the node that the script runs on, and of another."""
+    """As where a file system is not mounted; of the node that the script runs on, and of another.
+
+    On a loaded machine Slurm itself may requeue a job once more, as where a node answers too late (the cluster of these
+    tests waits seconds); no job meets the node without the code a second time.
+    """
     (code / "runs").mkdir()
     for node, nodes, others in (("node1", 1, "node[2-4]"), ("node2", 3, "node4")):
         slurm.on(node, "mount", "-t", "tmpfs", "tmpfs", str(code))
         slurm.run("scontrol", "update", f"NodeName={others}", "State=drain", "Reason=the others shall be asked first")
         job = sbatch(slurm, code, f"--nodes={nodes}", f"--array={nodes}", "launch/run.sh", *STUDY) + f"_{nodes}"
         try:
-            until(lambda job=job: slurm.job(job)["Restarts"] == "1")  # type: ignore[misc]
+            until(lambda job=job: slurm.job(job)["Restarts"] != "0")  # type: ignore[misc]
         finally:
             slurm.run("scontrol", "update", f"NodeName={others}", "State=resume")
         assert slurm.wait(job)["JobState"] == "COMPLETED", log(code, job)
         slurm.on(node, "umount", str(code))
         now = slurm.job(job)
-        assert (now["Restarts"], now["ExcNodeList"]) == ("1", node)
+        assert now["ExcNodeList"] == node, log(code, job)
         assert node not in slurm.run("scontrol", "show", "hostnames", now["NodeList"]).split()
-    assert ends(folder(code, 1)) == ["finished"] and ends(folder(code, 3)) == ["bad nodes: node2", "finished"]
+    assert ends(folder(code, 1))[-1] == ends(folder(code, 3))[-1] == "finished"
+    assert ends(folder(code, 3)).count("bad nodes: node2") == 1, log(code, job)
     assert (code / "runs/bad_nodes").read_text() == "node2 cannot run .venv/bin/python\n"
 
 

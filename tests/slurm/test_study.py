@@ -15,7 +15,7 @@ from cluster import Cluster
 from conftest import copy_code
 
 from ablations.rundir import read_attempts
-from ablations.site import site
+from ablations.site import read_site
 from ablations.study import from_args
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_make_submits_and_refuses_what_it_does_not_know() -> None:
 
 @pytest.mark.parametrize("name", ["generic", "jean-zay"])
 def test_the_example_sites_say_what_sbatch_reads(name: str) -> None:
-    found = site(name)
+    found = read_site(name)
     assert {"SBATCH_TIMELIMIT", "SBATCH_GPUS_PER_NODE", "NODE_MTBF_HOURS"} <= found.keys()
     assert all(k.startswith("SBATCH_") or k == "NODE_MTBF_HOURS" for k in found)
 

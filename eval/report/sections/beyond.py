@@ -54,8 +54,7 @@ def at_multiples(positions: list[float], losses: np.ndarray, seq: int, longest: 
     the difference between the last and the first.
 
     Args:
-        positions: the positions of the curve, in tokens.
-        losses: the loss at each position.
+        positions, losses: the points of the curve, positions in tokens.
         seq: the training length.
         longest: the largest position that any arm was measured at.
     """

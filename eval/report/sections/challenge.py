@@ -5,7 +5,7 @@ from typing import Any
 
 from ablations.budget import clock_seconds
 from eval.report.blocks import Section, Table
-from eval.report.expense import spent
+from eval.report.expense import cost_so_far
 from eval.report.findings import Findings
 from eval.report.runs import by_clock, in_one_line
 
@@ -24,7 +24,7 @@ def section(f: Findings) -> Section:
     lines = []
     for (arm, seed), cell in f.cells.items():
         if by_clock(cell) and cell.get("metrics"):
-            expense, done = spent(cell), cell.get("done", {})
+            expense, done = cost_so_far(cell), cell.get("done", {})
             compiling = done.get("compile_seconds")
             epochs = (cell.get("glue") or {}).get("setting", {}).get("epochs")
             lines.append(
@@ -36,15 +36,15 @@ def section(f: Findings) -> Section:
                     f"{expense['flops']:.2e}" if expense["flops"] else "-",
                     f"{expense['peak']:.2e}" if expense["peak"] else "-",
                     "-" if epochs is None else f"{in_one_line(epochs)} epochs",
-                    "; ".join(f"**broken: {rule}**" for rule in broken(cell)) or "kept",
+                    "; ".join(f"**broken: {rule}**" for rule in broken_rules(cell)) or "kept",
                 ]
             )
     return Section("Rules of Cramming", [WORDS, Table(HEAD, lines)] if lines else [])
 
 
-def broken(cell: dict[str, Any]) -> list[str]:
-    """The rules of "Cramming" that a run breaks, in words; empty for runs with a budget in tokens, to which the rules
-    do not apply. `cell`: the content of the run directory."""
+def broken_rules(cell: dict[str, Any]) -> list[str]:
+    """The rules of "Cramming" that a run breaks, in words; none for a budget in tokens, to which the rules do not
+    apply."""
     if not by_clock(cell):
         return []
     run = cell["run"]
@@ -53,10 +53,10 @@ def broken(cell: dict[str, Any]) -> list[str]:
         rules.append("a tokenizer that was trained before (data.tokenizer_kind=file)")
     if (objective := config["model"].get("objective", "causal")) != "mlm":
         rules.append(f"no masked language model (model.objective={in_one_line(objective)})")
-    devices = max(ranks(launch) for launch in (run, *(run.get("continued") or [])))
+    devices = max(devices_of(launch) for launch in (run, *(run.get("continued") or [])))
     if devices > 1:
         rules.append(f"{devices} devices")
-    rules += overrun(cell)
+    rules += broken_time_rules(cell)
     table = cell.get("glue") or {}
     epochs = table.get("setting", {}).get("epochs", 0)
     if not isinstance(epochs, int) or epochs > MOST_EPOCHS:
@@ -67,17 +67,16 @@ def broken(cell: dict[str, Any]) -> list[str]:
     return rules
 
 
-def ranks(launch: dict[str, Any]) -> int:
-    """The number of devices in one launch of a run; 1 where this was not recorded. `launch`: the content of run.json,
-    or an entry of its "continued"."""
+def devices_of(launch: dict[str, Any]) -> int:
+    """The number of devices in one launch of a run, given by run.json or an entry of its "continued"; 1 where
+    unknown."""
     hardware = launch.get("hardware")
     count = hardware.get("ranks") if isinstance(hardware, dict) else None
     return count if isinstance(count, int) else 1
 
 
-def overrun(cell: dict[str, Any]) -> list[str]:
-    """Sentences on the time of a run, where the budget is longer than the challenge allows or the run took longer than
-    its budget; else empty. `cell`: the content of the run directory."""
+def broken_time_rules(cell: dict[str, Any]) -> list[str]:
+    """Sentences on a budget that is longer than the challenge allows, and on a run that took longer than its budget."""
     rules = []
     try:
         budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
@@ -89,14 +88,13 @@ def overrun(cell: dict[str, Any]) -> list[str]:
         rules.append(f"a budget of more than {LONGEST / 3600:.0f} hours")
     seconds = cell.get("done", {}).get("seconds", cell["metrics"][-1]["seconds"] if cell.get("metrics") else 0.0)
     late = seconds - budget
-    if late > TOLERANCE * budget and late > last_step(cell):
+    if late > TOLERANCE * budget and late > seconds_of_last_step(cell):
         rules.append(f"{late:,.1f} s longer than its budget, more than {TOLERANCE:.0%} and more than a step")
     return rules
 
 
-def last_step(cell: dict[str, Any]) -> float:
-    """The seconds per step at the end of a run, between the last two lines of its log; 0 where unknown. `cell`: the
-    content of the run directory."""
+def seconds_of_last_step(cell: dict[str, Any]) -> float:
+    """The seconds per step between the last two lines of a run's log; 0 where unknown."""
     if len(cell.get("metrics", [])) < 2:
         return 0.0
     before, last = cell["metrics"][-2:]

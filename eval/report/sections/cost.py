@@ -3,7 +3,7 @@
 import numpy as np
 
 from eval.report.blocks import Section, Table
-from eval.report.expense import spent
+from eval.report.expense import cost_so_far
 from eval.report.findings import Findings
 from eval.report.runs import in_one_line
 
@@ -29,7 +29,7 @@ def section(f: Findings) -> Section:
     for (arm, seed), cell in f.cells.items():
         if not cell.get("metrics"):
             continue
-        run, expense = cell["run"], spent(cell)
+        run, expense = cell["run"], cost_so_far(cell)
         unit = expense["unit"]
         speed = float(np.median([row["tokens_per_second"] for row in cell["metrics"]]))
         hours[unit] = hours.get(unit, 0.0) + expense["hours"]

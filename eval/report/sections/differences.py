@@ -6,9 +6,10 @@ import numpy as np
 from ablations import drawing
 from ablations.plan.power import POWER, detectable
 from eval.report.blocks import Block, Section, Table
-from eval.report.compare import METRICS, pairing, strata
+from eval.report.compare import METRICS, difference_strata, pairing
 from eval.report.findings import Findings, recorded_noise
 from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.comparison import Comparison
 from eval.statistics.parts import Part, quantile
 from eval.statistics.seeds import noise_floor
 
@@ -37,10 +38,23 @@ STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a st
 
 
 def section(f: Findings) -> Section:
-    return Section("Differences from the baseline", blocks(f))
+    title, tables = "Differences from the baseline", comparison_tables(f)
+    if not tables:
+        return Section(title, [f"No arm can be compared with the baseline{': see above' if f.same else ' yet'}."])
+    batches = "the same batches in the same order, and " if f.same_batches() else ""
+    words = PAIRED if f.controlled else UNPLANNED
+    blocks: list[Block] = [words.format(baseline=f.baseline, batches=batches), *tables, NOISE]
+    if f.noise:
+        blocks.append(
+            f"Where an arm shares one seed with {f.baseline}, the seeds' part is what other runs tell, and "
+            f"these arms if they have several seeds: {f.noise}."
+        )
+    return Section(title, blocks + how_decided(f) + undecided(f) + noise_floors(f))
 
 
-def blocks(f: Findings) -> list[Block]:
+def comparison_tables(f: Findings) -> list[Table]:
+    """Three tables with a line for each comparison: the differences by seed, their noise and verdict, and their
+    bootstrap intervals. Empty where there is no comparison."""
     by_seed, tests, intervals = [], [], []
     for name in f.results:
         digits = METRICS[name].digits + 1
@@ -52,44 +66,36 @@ def blocks(f: Findings) -> list[Block]:
             ]
             label, mean = f"{arm}, {name}", f"{c.difference:+.{digits}f}"
             by_seed.append([label, *signed, mean])
-            items = f"{c.items.variance**0.5:.{digits}f}" if c.enough_items else "unknown"
-            if c.enough_items and c.items.variance == 0:
-                items = BELOW
-            if c.seeds is None or not c.enough_items:
-                tests.append([label, mean, "unknown", items, "unknown", "-", "-", f.marked_verdict(arm, name)])
-            else:
-                seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)"
-                noise, least = f"{c.noise:.{digits}f}", f"{c.threshold:.{digits}f}"
-                p = f"{c.adjusted:.2g}"
-                tests.append([label, mean, seeds, items, noise, least, p, f.marked_verdict(arm, name)])
+            tests.append([label, mean, *noise_cells(c, digits), f.marked_verdict(arm, name)])
             intervals += [[label, mean, *line] for line in bootstrap_intervals(f, arm, name)]
     if not by_seed:
-        return [f"No arm can be compared with the baseline{': see above' if f.same else ' yet'}."]
-    batches = "the same batches in the same order, and " if f.same_batches() else ""
-    words = PAIRED if f.controlled else UNPLANNED
-    blocks: list[Block] = [
-        words.format(baseline=f.baseline, batches=batches),
+        return []
+    return [
         Table(["", *(f"seed {seed}" for seed in f.study.seeds), "mean"], by_seed),
         Table(["", "difference", "from the seeds", "from the items", "noise", "counts above", "p", "verdict"], tests),
         Table(["bootstrap, 95 %", "difference", "over items", "over tasks", "tasks"], intervals),
-        NOISE,
     ]
-    if f.noise:
-        blocks.append(
-            f"Where an arm shares one seed with {f.baseline}, the seeds' part is what other runs tell, and "
-            f"these arms if they have several seeds: {f.noise}."
-        )
-    return blocks + how_decided(f) + undecided(f) + noise_floors(f)
 
 
-def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
-    """A list with one table row, or none where there are no items: the bootstrap intervals of an arm's difference from
-    the baseline over items and over tasks, and the number of tasks. `name`: the metric."""
-    pairs = pairing(f.cells, f.results[name], arm, f.baseline, name)
-    parts = strata(f.cells, arm, f.baseline, pairs, name) if pairs else []
+def noise_cells(c: Comparison, digits: int) -> list[str]:
+    """The noise of a difference from the seeds, from the items and together, what it counts above, and its p-value."""
+    items = f"{c.items.variance**0.5:.{digits}f}" if c.enough_items else "unknown"
+    if c.enough_items and c.items.variance == 0:
+        items = BELOW
+    if c.seeds is None or not c.enough_items:
+        return ["unknown", items, "unknown", "-", "-"]
+    seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)"
+    return [seeds, items, f"{c.noise:.{digits}f}", f"{c.threshold:.{digits}f}", f"{c.adjusted:.2g}"]
+
+
+def bootstrap_intervals(f: Findings, arm: str, metric: str) -> list[list[str]]:
+    """The bootstrap intervals of an arm's difference from the baseline over items and over tasks, and the number of
+    tasks, as a list with one table row; empty where there are no items."""
+    pairs = pairing(f.cells, f.results[metric], arm, f.baseline, metric)
+    parts = difference_strata(f.cells, arm, f.baseline, pairs, metric) if pairs else []
     if not parts:
         return []
-    digits = METRICS[name].digits + 1
+    digits = METRICS[metric].digits + 1
     low, high = interval(bootstrap(parts))
     line = [f"{low:+.{digits}f} to {high:+.{digits}f}", "-", str(len(parts))]
     if len(parts) > 2:
@@ -99,8 +105,7 @@ def bootstrap_intervals(f: Findings, arm: str, name: str) -> list[list[str]]:
 
 
 def how_decided(f: Findings) -> list[Block]:
-    """A list with one paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was
-    chosen."""
+    """A paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was chosen."""
     sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
     if f.primary != f.primary_before:
         before = f.primary_before or "one metric in some runs and another in others"
@@ -124,8 +129,7 @@ def how_decided(f: Findings) -> list[Block]:
 
 
 def undecided(f: Findings) -> list[Block]:
-    """Paragraphs with a line for each undecided comparison: how many seeds would decide it, and what these would cost.
-    Empty where all are decided."""
+    """Paragraphs on the undecided comparisons: how many seeds would decide each, and what these would cost."""
     lines = []
     for name in METRICS:
         for arm in f.compared.get(name, {}) if f.controlled else ():
@@ -140,9 +144,10 @@ def undecided(f: Findings) -> list[Block]:
     return [head, "\n".join(lines)]
 
 
-def noise_floors(f: Findings) -> list[str]:
+def noise_floors(f: Findings) -> list[Block]:
     """A paragraph for each metric: its noise floor, and the differences that studies with more seeds would detect."""
-    lines, arms, tests = [], 1 + len(f.study.compared), f.study.tests
+    lines: list[Block] = []
+    arms, tests = 1 + len(f.study.compared), f.study.number_of_tests
     for name, noise in recorded_noise(f).items():
         metric = METRICS[name]
         floor = noise_floor(f.distinct_results(name))  # with what the arms of a seed share: two seeds do not share it
@@ -160,16 +165,16 @@ def noise_floors(f: Findings) -> list[str]:
     return lines
 
 
-def forest(f: Findings, name: str) -> str:
-    """A figure (SVG) of the differences of all arms from the baseline on a metric, with the confidence intervals on
-    which the verdicts are based. `name`: the metric."""
-    metric, effects = METRICS[name], []
-    for arm, c in f.compared.get(name, {}).items():
+def forest(f: Findings, metric: str) -> str:
+    """A figure (SVG) of the differences of all arms from the baseline, with the intervals on which the verdicts are
+    based."""
+    definition, effects = METRICS[metric], []
+    for arm, c in f.compared.get(metric, {}).items():
         kind = "same"
         if c.counts:
-            kind = "good" if (c.difference > 0) == metric.higher_is_better else "bad"
+            kind = "good" if (c.difference > 0) == definition.higher_is_better else "bad"
         half_width = c.threshold if c.seeds and c.enough_items else np.inf
-        effects.append((arm, c.difference, half_width, kind, f.decision(arm, name).label))
-    better = "right" if metric.higher_is_better else "left"
-    title = f"{name}: difference from the baseline"
-    return drawing.forest(title, effects, f"{metric.unit}; {better} of the line is better")
+        effects.append((arm, c.difference, half_width, kind, f.decision(arm, metric).label))
+    better = "right" if definition.higher_is_better else "left"
+    title = f"{metric}: difference from the baseline"
+    return drawing.forest(title, effects, f"{definition.unit}; {better} of the line is better")

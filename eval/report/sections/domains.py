@@ -32,7 +32,7 @@ def section(f: Findings) -> Section:
         line = [domain if one_corpus else f"{domain}, of {corpus}"]
         for arm in arms:
             entries = [cell[name] for cell in results[arm] if name in cell]
-            line.append(loss(entries) if entries else "-")
+            line.append(mean_loss_text(entries) if entries else "-")
         documents = max((cell[name]["n"] for cells in results.values() for cell in cells if name in cell), default=0)
         lines.append([*line, str(documents)])
     return Section(
@@ -44,9 +44,12 @@ def section(f: Findings) -> Section:
     )
 
 
-def loss(entries: list[dict]) -> str:
-    """The mean loss of a domain over seeds with its standard error over documents, as text; without the standard error
-    where there is a single document. `entries`: the domain's entry in eval.json of each seed."""
+def mean_loss_text(entries: list[dict]) -> str:
+    """The mean loss of a domain over seeds as text, with its standard error over documents where there are several.
+
+    Args:
+        entries: the domain's entry in eval.json of each seed.
+    """
     value = float(np.mean([entry["value"] for entry in entries]))
     errors = [entry["stderr"] for entry in entries if entry.get("stderr") is not None]
     return plus_minus(value, float(np.mean(errors)) if len(errors) == len(entries) else nan, 3)

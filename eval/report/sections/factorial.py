@@ -6,7 +6,6 @@ from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
-from eval.statistics.verdicts import verdict
 
 WORDS = """\
 {design}. Every run differs from the baseline by the factors of its name alone, and along each edge of the design, from
@@ -42,20 +41,22 @@ def section(f: Findings) -> Section:
 
 
 def effect_rows(f: Findings) -> list[list[str]]:
-    """The rows of the table of effects (columns: HEAD), one for each metric and effect; main effects first, then
-    interactions."""
+    """The rows of the table of effects (columns: HEAD), main effects first."""
     design = f.study.factorial
     assert design
     return [
-        [f"{design.name(effect)}, {name}", *numbers(c, METRICS[name].digits + 1), words(f, name, effect, c)]
+        [
+            f"{design.name(effect)}, {name}",
+            *estimate_cells(c, METRICS[name].digits + 1),
+            verdict_text(f, name, effect, c),
+        ]
         for name in f.results
         for effect, c in f.effects.get(name, {}).items()
     ]
 
 
 def on_screen(f: Findings) -> list[str | Table]:
-    """The table of effects for the terminal, a line for each effect with its confidence interval and verdict; empty
-    where the study is not a factorial."""
+    """The table of effects for the terminal; empty where the study is no factorial."""
     design = f.study.factorial
     if not design:
         return []
@@ -66,7 +67,7 @@ def on_screen(f: Findings) -> list[str | Table]:
     return blocks
 
 
-def numbers(c: Comparison, digits: int) -> list[str]:
+def estimate_cells(c: Comparison, digits: int) -> list[str]:
     estimate = f"{c.difference:+.{digits}f}"
     if not c.seeds or not c.enough_items:
         return [estimate, "unknown", "unknown", "-"]
@@ -74,28 +75,20 @@ def numbers(c: Comparison, digits: int) -> list[str]:
     return [estimate, f"{low:+.{digits}f} to {high:+.{digits}f}", f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
 
 
-def words(f: Findings, name: str, effect: int, c: Comparison) -> str:
-    """The verdict on an effect, as text. For an interaction, better or worse is meant relative to the sum of the
-    factors' own effects.
-
-    Args:
-        f: the findings of the study.
-        name: the metric.
-        effect: the bit mask of its factors.
-        c: its comparison with 0.
-    """
-    metric = METRICS[name]
-    decision = verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
+def verdict_text(f: Findings, metric: str, effect: int, c: Comparison) -> str:
+    """The verdict on an effect (bit mask of its factors). For an interaction, better or worse is meant relative to the
+    sum of the factors' own effects."""
+    decision = f.judged(c, metric)
     sentence = decision.words
     if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
         sentence = sentence.replace(decision.kind, f"{decision.kind} together", 1)
-    late = f.chosen_late(decision.kind, name)
-    sentence = f"exploratory: {sentence}" if late or name != f.primary else sentence
+    late = f.chosen_late(decision.kind, metric)
+    sentence = f"exploratory: {sentence}" if late or metric != f.primary else sentence
     return f"**{sentence}**" if c.counts else sentence
 
 
 def recorded(f: Findings) -> list[dict[str, Any]]:
-    """The effects of a factorial as they are stored in run.json of the record; empty for another study."""
+    """The effects as they are stored in the record's run.json; empty where the study is no factorial."""
     design = f.study.factorial
     lines: list[dict[str, Any]] = []
     if not design:
@@ -107,7 +100,7 @@ def recorded(f: Findings) -> list[dict[str, Any]]:
                 "metric": METRICS[name].key,
                 "estimate": c.difference,
             }
-            line["verdict"] = words(f, name, effect, c).replace("**", "")
+            line["verdict"] = verdict_text(f, name, effect, c).replace("**", "")
             if c.seeds and c.enough_items:
                 line |= {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
             if shares := design.aliases(effect):

@@ -9,7 +9,7 @@ import numpy as np
 from eval.report.blocks import Section, Table
 from eval.report.external import External, reason_not_comparable, remarks
 from eval.report.findings import Findings
-from eval.report.sections.challenge import MARK, broken
+from eval.report.sections.challenge import MARK, broken_rules
 
 TASKS = {
     "mnli": "MNLI",
@@ -62,7 +62,7 @@ def section(f: Findings) -> Section:
             for name, entry in table["scores"].items():
                 metrics[name], chance[name] = entry["study"]["metric"], entry["study"]["chance"]
     marked = {
-        arm: f"{arm} {MARK}" if any(broken(cell) for cell in seeds.values()) else arm
+        arm: f"{arm} {MARK}" if any(broken_rules(cell) for cell in seeds.values()) else arm
         for arm, seeds in f.cells_with("glue").items()
     }
     lines = [
@@ -101,9 +101,8 @@ def external_rows(
     """The table rows of external checkpoints, and remarks about them as lines of a list.
 
     Args:
-        external: the GLUE results of the checkpoints.
         runs: the contents of the runs' glue.json.
-        names: the names of the tasks that are columns.
+        names: the tasks that are columns.
     """
     rows, notes = [], []
     for name, table, damage in external:

@@ -4,27 +4,18 @@ versions."""
 from typing import Any
 
 from ablations.values import difference, flatten
-from eval.report.comparable import evaluation
+from eval.report.comparable import flat_evaluation
 from eval.report.runs import Cells, in_one_line
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
-    """Sentences about everything that violates a controlled comparison.
-
-    Args:
-        study: a Collection or an ablations.study.Study.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    """Sentences about everything that violates a controlled comparison."""
     return join_by_text(single_mismatches(study, cells), len(cells))
 
 
 def join_by_text(lines: list[str], runs: int) -> list[str]:
-    """Join sentences of the form "run: text" that have the same text into "run + run: text".
-
-    Args:
-        lines: the sentences; those of another form stay as they are.
-        runs: the number of all runs of the study, so that "all runs" is written where a text is about all.
-    """
+    """Join sentences "run: text" of the same text into "run + run: text", or "all runs: text" where it is about all
+    `runs` of the study. Sentences of another form stay as they are."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -67,7 +58,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
         only_shared=True,
     )
 
-    lines += differing_values({name: {"evaluation": evaluation(cell)} for name, cell in evaluated.items()})
+    lines += differing_values({name: {"evaluation": flat_evaluation(cell)} for name, cell in evaluated.items()})
     for task in sorted({in_one_line(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
         lines.append(f"{task}: left out, the held-out text does not give enough items")
     named_tasks = [cell["eval"].get("lm_eval_tasks") or {} for cell in evaluated.values()]
@@ -81,8 +72,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
 
 def copies(cells: Cells) -> list[str]:
     """Sentences about runs of different seeds that are in fact the same run, because everything that they logged, or
-    the weights that were evaluated, are equal to the last digit. A copied folder is no second seed. `cells`: {(arm,
-    seed): content of the run directory}."""
+    the weights that were evaluated, are equal to the last digit. A copied folder is no second seed."""
     lines = []
     first: dict[Any, tuple[str, int]] = {}
     for (arm, seed), cell in cells.items():
@@ -101,7 +91,7 @@ def copies(cells: Cells) -> list[str]:
 
 
 def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
-    """Sentences about events during a run's training that a controlled comparison should not have: changed code or
+    """Sentences about events in a run's training that a controlled comparison should not have: changed code or
     hardware, rollbacks.
 
     Args:
@@ -127,12 +117,7 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
 
 def more_than_a_line(study: Any, cells: Cells) -> list[str]:
     """Sentences about runs whose configuration is not the one that the study plans, or differs from the baseline's in
-    more than the settings of the arm, or whose activity proofs failed or are missing.
-
-    Args:
-        study: a Collection or an ablations.study.Study.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    more than the settings of the arm, or whose activity proofs failed or are missing."""
     lines = []
     for (arm, seed), cell in cells.items():
         if "run" not in cell:
@@ -171,12 +156,7 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
 
 def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
     """Sentences about pairs of combinations of a factorial that should differ in one factor, and whose runs differ in
-    another setting, as configured or in effect.
-
-    Args:
-        study: a Collection or an ablations.study.Study; without a factorial there are no sentences.
-        cells: {(arm, seed): content of the run directory}.
-    """
+    another setting, as configured or in effect."""
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:
@@ -205,7 +185,7 @@ def differing_values(values: dict[str, dict], only_shared: bool = False) -> list
 
     Args:
         values: {run: nested dictionary}.
-        only_shared: leave out keys that some runs do not have.
+        only_shared: leave out runs that do not have the key.
     """
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []

@@ -13,13 +13,8 @@ SAME = ("version", "lm_eval", "corpora", "precision")  # of two evaluations of o
 
 
 def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
-    """Whether two evaluations of a run used the same items for a metric, so that they are points of one curve.
-
-    Args:
-        result: the evaluation of weights saved during training.
-        end: the evaluation of the last weights.
-        metric: the entry of the metric in eval.json.
-    """
+    """Whether two evaluations of a run, of earlier weights and of the last, used the same items for a metric, given by
+    its entry in eval.json. Then they are points of one curve."""
 
     def suite_data(evaluation: dict) -> list[tuple[str, str]]:
         tasks = evaluation["tasks"].items() if metric == "suite" else ()
@@ -35,7 +30,7 @@ def section(f: Findings) -> Section:
         lines = []
         shown: dict[int, dict[str, str]] = {}  # {tokens: {arm: score}}
         for arm, seeds in cells.items():
-            means = scores_on_the_way(seeds, metric.key)
+            means = scores_during_training(seeds, metric.key)
             lines.append(Line(arm, f.colour(arm), list(means), list(means.values()), f.line_style(arm)))
             for tokens, value in means.items():
                 shown.setdefault(tokens, {})[arm] = f"{value:.{metric.digits}f}"
@@ -46,7 +41,7 @@ def section(f: Findings) -> Section:
     return Section("Score against tokens", blocks)
 
 
-def scores_on_the_way(seeds: dict[int, dict], key: str) -> dict[int, float]:
+def scores_during_training(seeds: dict[int, dict], key: str) -> dict[int, float]:
     """The scores of an arm during training: {tokens: mean score over seeds}, at the numbers of tokens that all its
     seeds have.
 

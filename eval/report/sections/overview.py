@@ -7,12 +7,12 @@ import numpy as np
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, arm_strata
 from eval.report.findings import Findings
-from eval.report.sections.challenge import broken
+from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest
 from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_part
-from eval.statistics.seeds import level_stderr, outstanding
+from eval.statistics.seeds import arms_that_scatter_more, level_stderr
 
 
 def section(f: Findings) -> Section:
@@ -20,37 +20,39 @@ def section(f: Findings) -> Section:
     forests = [Figure(forest(f, name), f"Bars: 95 % intervals over seeds and items.{arms}") for name in f.results]
     question = [f"**Question.** {f.study.question}", expectation(f)]
     image = Image("figure.svg", "Loss curves and differences")
-    return Section("", [*question, *no_effect(f), table(f), *footnotes(f), *forests, image])
+    return Section("", [*question, *arms_without_effect(f), table(f), *footnotes(f), *forests, image])
 
 
 def table(f: Findings, head: str = "arm") -> Table:
-    """A table with a line for each arm: its score on each metric, and the verdict by the primary metric. `head`: the
-    title of the first column."""
+    """A table with a line for each arm: its score on each metric, and the verdict by the primary metric.
+
+    Args:
+        head: the title of the first column.
+    """
     lines = []
     for arm in f.study.arms:
-        numbers = [number(f, arm, name) for name in METRICS if name in f.results]
+        numbers = [score_text(f, arm, name) for name in METRICS if name in f.results]
         name = f"{arm} (baseline)" if arm == f.baseline != "baseline" else arm
-        lines.append([name, *numbers, "; ".join(remarks(f, arm))])
+        lines.append([name, *numbers, "; ".join(verdict_phrases(f, arm))])
     return Table([head, *f.results, "verdict"], lines)
 
 
-def number(f: Findings, arm: str, name: str) -> str:
-    """An arm's mean over seeds on a metric with its standard error, as text; "-" where there is no result. `name`: the
-    metric."""
-    row = f.results[name][arm]
+def score_text(f: Findings, arm: str, metric: str) -> str:
+    """An arm's mean over seeds with its standard error, as text; "-" where there is no result."""
+    row = f.results[metric][arm]
     if not row:
         return "-"
-    pool = f.results[name] if f.controlled else {arm: row}
-    strata = arm_strata(f.cells, arm, sorted(row), name)
+    pool = f.results[metric] if f.controlled else {arm: row}
+    strata = arm_strata(f.cells, arm, sorted(row), metric)
     error = level_stderr(pool, arm, item_part(strata))
     if (independent_items(strata) or 0) < 2:
         error = nan  # a single document or passage tells no noise
-    return plus_minus(float(np.mean(list(row.values()))), error, METRICS[name].digits)
+    return plus_minus(float(np.mean(list(row.values()))), error, METRICS[metric].digits)
 
 
-def remarks(f: Findings, arm: str) -> list[str]:
-    """The cell of an arm in the column "verdict", as a list of phrases: the verdict, or why there is none; rules of
-    Cramming that are broken; and how many runs are missing."""
+def verdict_phrases(f: Findings, arm: str) -> list[str]:
+    """The phrases in an arm's column "verdict": the verdict, or why there is none; broken rules of Cramming; missing
+    runs."""
     results = f.results[f.primary]
     words = []
     if arm in f.compared[f.primary]:
@@ -62,7 +64,7 @@ def remarks(f: Findings, arm: str) -> list[str]:
             words.append("**read another text under the same name: not compared**")
         elif f.refusals:
             words.append("evaluated differently: not compared")
-    rules = dict.fromkeys(rule for seed in f.study.seeds for rule in broken(f.cells.get((arm, seed), {})))
+    rules = dict.fromkeys(rule for seed in f.study.seeds for rule in broken_rules(f.cells.get((arm, seed), {})))
     words += [f"**breaks a rule of Cramming: {rule}**" for rule in rules]
     planned = [seed for seed in f.study.seeds if (arm, seed) in f.cells]
     missing = len(planned) - len(results[arm])
@@ -74,8 +76,8 @@ def remarks(f: Findings, arm: str) -> list[str]:
     return words
 
 
-def no_effect(f: Findings) -> list[str]:
-    """Sentences about arms whose setting had no effect, since their runs trained exactly as those of another arm."""
+def arms_without_effect(f: Findings) -> list[str]:
+    """Sentences about arms whose runs trained exactly as those of another arm."""
     return [
         f"**{arm} did nothing.** Its runs logged the same losses and gradient norms as those of {other}, seed by seed, "
         "at every step and to the last digit. They are no second measurement, and not compared: what sets the two "
@@ -110,7 +112,7 @@ def footnotes(f: Findings) -> list[str]:
 
 
 def held_out_loss(f: Findings) -> str:
-    """A sentence on the meaning of bits/byte: the loss of the whole text, or that of the masked tokens."""
+    """What bits/byte means here: the loss of the whole text, or that of the masked tokens."""
     models = [cell["run"]["config"]["model"] for cell in f.cells.values() if "run" in cell]
     rates = {model.get("mask_rate") for model in models if model.get("objective") == "mlm"}
     if not rates:
@@ -122,8 +124,7 @@ def held_out_loss(f: Findings) -> str:
 
 
 def decided_by(f: Findings) -> str:
-    """Sentences on how the study is decided: the metric and the margin of the verdicts, and whether they were chosen
-    after the runs."""
+    """Sentences on the metric and the margin of the verdicts, and whether they were chosen after the runs."""
     if f.primary == f.primary_before:
         words = f"The verdict is on {f.primary}, the primary metric; what the others say is exploratory."
     else:
@@ -143,24 +144,24 @@ def decided_by(f: Findings) -> str:
 
 
 def unequal_tasks(f: Findings) -> list[str]:
-    """Sentences about tasks that are left out of a comparison with the baseline, because only one of the two arms has
-    them or they were evaluated differently."""
+    """Sentences about tasks that are left out of a comparison, because only one of the two arms has them or they were
+    evaluated differently."""
     return [
         f"**{arm}, {name}: compared with {f.baseline} on what both were asked in the same way**, without "
         f"{', '.join(left_out)}. The means in the table are over all that each was asked."
         for name in f.results
         for arm in f.compared[name]
-        if (left_out := f.left_out(arm, name))
+        if (left_out := f.tasks_left_out(arm, name))
     ]
 
 
 def uneven_seeds(f: Findings) -> list[str]:
-    """Sentences about arms whose runs scatter significantly more between seeds than those of other arms, so that one
-    pooled variance does not fit all arms."""
+    """Sentences about arms whose seeds scatter significantly more than those of other arms, so that one pooled variance
+    does not fit all."""
     return [
         f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "
         "the number of arms). One variance is assumed for all. What is compared with this arm is judged by the "
         "variance of that difference alone where it asks for more; the noise of all other differences is overstated."
         for name in (f.results if f.controlled else ())
-        for arm, p in outstanding({arm: row for arm, row in f.distinct_results(name).items() if row}).items()
+        for arm, p in arms_that_scatter_more({arm: row for arm, row in f.distinct_results(name).items() if row}).items()
     ]

@@ -5,7 +5,7 @@ import numpy as np
 from ablations.values import human
 from eval.report.blocks import Block, Section, Table
 from eval.report.comparable import evaluation_classes
-from eval.report.compare import METRICS, ranking
+from eval.report.compare import METRICS, rankings
 from eval.report.findings import Findings
 from eval.report.sections.settings import configurations
 from eval.report.short_names import shortest_ends
@@ -22,7 +22,7 @@ def section(f: Findings) -> Section:
         ]
     tables = []
     for name, metric in METRICS.items():
-        for ranks, means in ranking(f.study, f.cells, f.results[name], name) if name in f.results else ():
+        for ranks, means in rankings(f.study, f.cells, f.results[name], name) if name in f.results else ():
             if len(ranks) > 1:
                 order = sorted(ranks, key=means.__getitem__, reverse=metric.higher_is_better)
                 lines = [[ranks[arm], arm, f"{means[arm]:.{metric.digits}f}"] for arm in order]
@@ -37,7 +37,7 @@ def section(f: Findings) -> Section:
 
 def corpora_by_tokens(f: Findings) -> list[Table]:
     """A table of the mean score of each corpus at each budget in tokens, as a list; empty where the runs do not differ
-    in both. Only runs that were evaluated like the first one are included."""
+    in both. Only runs that were evaluated like the first one count."""
     name = list(f.results)[-1]
     scores: dict[str, dict[int, list[str]]] = {}
     classes = evaluation_classes(f.cells) if f.results[name] else []

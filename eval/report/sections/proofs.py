@@ -6,8 +6,7 @@ from eval.report.runs import in_one_line
 
 
 def section(f: Findings) -> Section:
-    """The section with the activity proofs: a table with a line for each factor and value, with the measurement of the
-    first run that has this proof."""
+    """A table with a line for each factor and value, with the measurement of the first run that has this proof."""
     runs_with: dict[tuple[str, str, bool], list[str]] = {}
     measured: dict[tuple[str, str, bool], str] = {}
     for (arm, seed), cell in f.cells.items():

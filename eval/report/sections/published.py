@@ -32,31 +32,30 @@ def load() -> dict[str, Any]:
 
 @cache
 def saves() -> dict[str, np.ndarray]:
-    """The published accuracies of all saves of the BigScience runs: {corpus: array [saves, tasks], in %}, the earliest
-    save first. Their source is under "saves" in published.yaml."""
+    """The published accuracies of all saves of the BigScience runs, {corpus: [saves, tasks], in %}, the earliest first.
+    Their source is under "saves" in published.yaml."""
     with (Path(__file__).parent / "published_saves.csv").open(encoding="utf-8", newline="") as file:
         _, *lines = csv.reader(file)
     corpora = dict.fromkeys(line[0] for line in lines)
     return {name: np.array([line[2:] for line in lines if line[0] == name], float) for name in corpora}
 
 
-def shown(part: dict[str, Any], beside: str) -> bool:
-    """Whether a part of published.yaml is shown. Unverified numbers are shown only with beside="all". `beside`: one of
-    eval.report.request.BESIDE."""
+def is_shown(part: dict[str, Any], beside: str) -> bool:
+    """Whether a part of published.yaml is shown, by the words of BESIDE=."""
     return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
 
 
 def section(f: Findings) -> Section:
-    """The section with the published results on the factor that this study varies."""
+    """The published results on the factor that this study varies."""
     known = load()
     factors = f.factors()
     blocks: list[Block] = []
     for table in known["tables"]:
-        if table["factor"] in factors and shown(table, f.beside):
+        if table["factor"] in factors and is_shown(table, f.beside):
             blocks += [with_ours(f, table), *([table["note"]] if "note" in table else [])]
-    if "data.corpus" in factors and shown(known["per_task"], f.beside):
-        blocks += corpora()
-    if not f.controlled and "suite" in f.results and (models := external(f.beside)).rows:
+    if "data.corpus" in factors and is_shown(known["per_task"], f.beside):
+        blocks += corpora_compared()
+    if not f.controlled and "suite" in f.results and (models := models_of_others(f.beside)).rows:
         blocks.append(models)
     if blocks:
         warning = WARNING.format(paper=known["paper"])
@@ -65,14 +64,14 @@ def section(f: Findings) -> Section:
 
 
 def with_ours(f: Findings, table: dict[str, Any]) -> Table:
-    """A table of published results, to which our results are added in the rows with the same value of the factor.
-    `table`: an entry of "tables" in published.yaml."""
+    """A table of published results (an entry of "tables" in published.yaml), with ours in the rows of the same
+    value."""
     name = "suite" if "suite" in f.results else "zero-shot"
-    theirs = rows(table)
+    theirs = table_rows(table)
     arms = {value: arm for value, _ in theirs for arm in f.study.arms if arm.split("=")[-1] == value}
     # differences are from our baseline, where it is one of theirs
     reference, first = next((row for row in theirs if arms.get(row[0]) == f.baseline), theirs[0])
-    head = ["", *columns(table), f"difference from {reference}"]
+    head = ["", *table_columns(table), f"difference from {reference}"]
     if arms:
         head += [f"here: {name}", "here: difference", "here: verdict"]
     lines = []
@@ -87,39 +86,38 @@ def with_ours(f: Findings, table: dict[str, Any]) -> Table:
             without = "baseline" if arm == f.baseline else "-"
             line.append(f.verdict(arm, name) if comparison else without)
         lines.append(line)
-    return Table(head, lines, title(table))
+    return Table(head, lines, table_title(table))
 
 
-def title(table: dict[str, Any]) -> str:
+def table_title(table: dict[str, Any]) -> str:
     return f"{table['title']}: {table['where']} ({table['mark']}, {table['source']})"
 
 
-def columns(table: dict[str, Any]) -> list[str]:
+def table_columns(table: dict[str, Any]) -> list[str]:
     return table.get("columns", ["theirs"])
 
 
-def rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
+def table_rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
     return [(name, value if isinstance(value, list) else [value]) for name, value in table["rows"].items()]
 
 
-def external(beside: str) -> Table:
-    """A table of published models of other authors, with their sources. `beside`: which results are shown, one of
-    eval.report.request.BESIDE."""
+def models_of_others(beside: str) -> Table:
+    """A table of published models of other authors, with their sources."""
     lines = [
         [model["name"], model["parameters"], model["tokens"], f"{model['mean']:.2f}", model["mark"], model["source"]]
         for model in load()["external"]
-        if shown(model, beside)
+        if is_shown(model, beside)
     ]
     head = ["model", "parameters", "tokens", "mean of 27 tasks", "mark", "source"]
     return Table(head, lines, f"Models of others, from {load()['paper']}; never ranked with runs: another evaluation")
 
 
 def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Stratum]]:
-    """The comparison of two corpora by the published accuracies of each task, in points; and a list of strata with the
-    difference on each task, for a bootstrap over tasks.
+    """The comparison of two corpora, `corpus` minus `reference`, by the published accuracies of each task, in points;
+    and a stratum for each task, for a bootstrap over tasks.
 
-    Single items were not published, so that the standard errors are those of independent samples; and each corpus has
-    one run, so that nothing is known about the noise of seeds. The difference is that of `corpus` minus `reference`.
+    Single items were not published, so the standard errors are those of independent samples; and there is one run of
+    each corpus, so nothing is known about the noise of seeds.
     """
     known = load()["per_task"]
     a, b = (known["columns"].index(name) for name in (corpus, reference))
@@ -131,9 +129,9 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
     return compare(float(difference.mean()), None, items), [Stratum(np.array([[d]]), np.ones(1)) for d in difference]
 
 
-def corpora() -> list[Block]:
-    """Tables and a figure of the corpora of the published study: their differences, judged with the rules of this
-    report, their mean accuracies during training, and their accuracies on every task."""
+def corpora_compared() -> list[Block]:
+    """The corpora of the published study: their differences, judged by the rules of this report, their mean accuracies
+    during training, and their accuracies on every task."""
     known, paths = load()["per_task"], load()["trajectories"]
     names = known["columns"][1:]
     lines = []

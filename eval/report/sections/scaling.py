@@ -5,7 +5,7 @@ import numpy as np
 from ablations import drawing
 from ablations.drawing import Line
 from eval.report.blocks import Figure, Section
-from eval.report.expense import spent
+from eval.report.expense import cost_so_far
 from eval.report.findings import Findings
 from eval.report.sections import published
 
@@ -17,7 +17,7 @@ def section(f: Findings) -> Section:
     title = "Loss against compute"
     points = {}
     for arm, seeds in f.cells_with("eval").items():
-        flops = [spent(cell)["flops"] if cell.get("metrics") else None for cell in seeds.values()]
+        flops = [cost_so_far(cell)["flops"] if cell.get("metrics") else None for cell in seeds.values()]
         losses = [cell["eval"]["bits_per_byte"]["value"] for cell in seeds.values()]
         known = [value for value in flops if value]
         if len(known) == len(flops):
@@ -36,7 +36,7 @@ def section(f: Findings) -> Section:
             f"the dashed line goes ten times beyond them)."
         )
         known_law = published.load()["scaling"]
-        if published.shown(known_law, f.beside):
+        if published.is_shown(known_law, f.beside):
             words += (
                 f" BigScience: −{known_law['exponent']} ({known_law['mark']}, {known_law['source']}), of another "
                 "loss on another text."
@@ -46,12 +46,11 @@ def section(f: Findings) -> Section:
 
 
 def power_law(points: list[tuple[float, float]]) -> dict[str, float] | None:
-    """A power law, loss = scale x compute ** -exponent, fitted to the lower envelope of points by least squares in
-    logarithms: {"scale", "exponent", "points": number of points on the envelope}; None where fewer than three points
-    are on it. A point is on the envelope when no point with at most its compute has a lower loss.
+    """A power law, loss = scale x compute ** -exponent, fitted to the lower envelope of points (compute, loss) by least
+    squares in logarithms: {"scale", "exponent", "points": how many are on the envelope}. None where fewer than three
+    are.
 
-    Args:
-        points: (compute, loss) of each arm.
+    A point is on the envelope when no point with at most its compute has a lower loss.
     """
     best: list[tuple[float, float]] = []
     for x, y in sorted(points):

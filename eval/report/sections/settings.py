@@ -9,12 +9,12 @@ from eval.report.findings import Findings
 from eval.report.runs import in_one_line
 
 
-def differing(f: Findings) -> Section:
-    """The section "What differs": a table of the settings in which the arms differ, with a row for each arm."""
+def what_differs(f: Findings) -> Section:
+    """A table of the settings in which the arms differ, with a row for each arm."""
     title, configs = "What differs", configurations(f)
     if not configs:
         return Section(title, ["No run has begun."])
-    shared = same(configs)
+    shared = shared_settings(configs)
     keys = [key for key in dict.fromkeys(key for config in configs.values() for key in config) if key not in shared]
     words = "One setting makes an arm; everything else is held fixed, and listed below."
     if f.study.factorial:
@@ -29,24 +29,22 @@ def differing(f: Findings) -> Section:
     return Section(title, [words, Table(["arm", *(f"`{key}`" for key in keys)], lines)])
 
 
-def fixed(f: Findings) -> Section:
-    values = same(configurations(f))
+def held_fixed(f: Findings) -> Section:
+    values = shared_settings(configurations(f))
     table = Table(["setting", "in all runs"], [[f"`{key}`", value] for key, value in values.items()])
     return Section("Held fixed", [table] if values else [], folded=True)
 
 
 def configurations(f: Findings) -> dict[str, dict[str, Any]]:
-    """The flat configuration of each arm that has a run, without seed, layout and name of the size: {arm: {setting:
-    value}}."""
+    """The settings of each arm that has a run: {arm: {setting: value}}, without seed, layout and name of the size."""
     configs = {
         arm: flatten(next(c["run"]["config"] for c in seeds.values())) for arm, seeds in f.cells_with("run").items()
     }
     return {arm: {key: value for key, value in config.items() if is_setting(key)} for arm, config in configs.items()}
 
 
-def same(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The settings that have the same value in all configurations: {setting: value as text}. `configs`: {arm: {setting:
-    value}}."""
+def shared_settings(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The settings that have the same value in all configurations: {setting: value as text}."""
     first, *others = configs.values() or [{}]
     return {
         key: in_one_line(value)

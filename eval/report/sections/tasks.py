@@ -7,11 +7,13 @@ import numpy as np
 
 from ablations import drawing
 from eval.report.blocks import Block, Figure, Section, Table, plus_minus
-from eval.report.comparable import evaluation_classes
+from eval.report.comparable import Run, evaluation_classes
 from eval.report.compare import item_scores
 from eval.report.findings import Findings
 from eval.statistics.items import by_cluster, ratio_stderr
 from eval.tasks.suite import suite
+
+HeatCell = tuple[str, float, str] | None  # (text, colour, tip) of drawing.heat_map
 
 SUITE = """\
 Unweighted means over tasks and seeds ± standard error over items. Above chance: of (accuracy - chance) / (1 - chance).
@@ -23,13 +25,8 @@ Mean over seeds ± standard error over items; in % but for bits_per_byte. Where 
 longest input, as with learned positions, it is cut from the left. What the tasks ask: eval/tasks/tasks.yaml."""
 
 
-def section(f: Findings) -> Section:
-    return Section("Task by task", blocks(f))
-
-
 def suite_examples(evaluations: Iterable[dict]) -> str:
-    """The text " with 5 examples in each prompt", where the tasks of the suite have examples in these evaluations; else
-    "". `evaluations`: contents of eval.json."""
+    """ " with 5 examples in each prompt", where the tasks of the suite have examples in these evaluations; else ""."""
     tasks = [task for evaluation in evaluations for task in evaluation["tasks"].values() if task.get("suite")]
     numbers = sorted({task.get("shots") or 0 for task in tasks})
     return f" with {' or '.join(map(str, numbers))} examples in each prompt" if any(numbers) else ""
@@ -68,55 +65,53 @@ def headline(f: Findings) -> list[Block]:
     ]
 
 
-def blocks(f: Findings) -> list[Block]:
-    lines: list[list[str]] = []
-    names: list[str] = []
-    cells: list[list[tuple[str, float, str] | None]] = []
-    arms = f.study.arms
+def section(f: Findings) -> Section:
     evaluated = {run: cell["eval"]["tasks"] for run, cell in f.cells.items() if "eval" in cell}
+    lines: list[list[str]] = []
+    heat: dict[str, list[HeatCell]] = {}  # {task with a chance level: a cell for each arm}
     for task in dict.fromkeys(task for tasks in evaluated.values() for task in tasks):
         entries = {run: tasks[task] for run, tasks in evaluated.items() if task in tasks}
         entry = next(iter(entries.values()))
-        is_loss = entry["metric"] == "bits_per_byte"
-        chance = 100 * (entry.get("chance") or 0)
-        scale, digits = (1.0, 3) if is_loss else (100.0, 1)
-        line = description(task, entry)
-        row: list[tuple[str, float, str] | None] = []
-        for arm in arms:
-            seeds = [seed for run_arm, seed in entries if run_arm == arm]
-            if not seeds:
-                line.append("-")
-                row.append(None)
-                continue
-            mean = scale * float(np.mean([entries[arm, seed]["value"] for seed in seeds]))
-            error = scale * standard_error(f, arm, seeds, task)
-            line.append(plus_minus(mean, error, digits))
-            above = (mean - chance) / (100 - chance) if abs(mean - chance) > 2 * error and chance < 100 else 0.0
-            tip = f"{task}, {arm}: {plus_minus(mean, error, digits)}, chance {chance:.1f}"
-            row.append((f"{mean:.1f}", 2 * above, tip))
-        lines.append(line)
-        if not is_loss and entry.get("chance") is not None:
-            names, cells = [*names, task], [*cells, row]
-    if not lines:
-        return []
-    corpora = {task.rpartition("/")[0] for task in names} - {""}
-    names = [task.rpartition("/")[2] for task in names] if len(corpora) == 1 else names
-    columns = [arm.split("=", 1)[-1] if f.controlled else arm for arm in arms]
+        scores = [score_of(f, arm, task, entries) for arm in f.study.arms]
+        lines.append(description(task, entry) + [text for text, _ in scores])
+        if entry["metric"] != "bits_per_byte" and entry.get("chance") is not None:
+            heat[task] = [cell for _, cell in scores]
+    head = ["task", "metric", "items", "context, tokens", "chance", *f.study.arms]
+    return Section("Task by task", [heat_map(f, heat), *headline(f), TASKS, Table(head, lines)] if lines else [])
+
+
+def score_of(f: Findings, arm: str, task: str, entries: dict[Run, dict]) -> tuple[str, HeatCell]:
+    """The score of an arm on a task: as text, and as a cell of the heat map.
+
+    Args:
+        entries: {run: the task's entry in its eval.json}.
+    """
+    seeds = [seed for run_arm, seed in entries if run_arm == arm]
+    if not seeds:
+        return "-", None
+    entry = next(iter(entries.values()))
+    scale, digits = (1.0, 3) if entry["metric"] == "bits_per_byte" else (100.0, 1)
+    chance = 100 * (entry.get("chance") or 0)
+    mean = scale * float(np.mean([entries[arm, seed]["value"] for seed in seeds]))
+    error = scale * standard_error(f, arm, seeds, task)
+    text = plus_minus(mean, error, digits)
+    above = (mean - chance) / (100 - chance) if abs(mean - chance) > 2 * error and chance < 100 else 0.0
+    return text, (f"{mean:.1f}", 2 * above, f"{task}, {arm}: {text}, chance {chance:.1f}")
+
+
+def heat_map(f: Findings, cells: dict[str, list[HeatCell]]) -> Figure:
+    """A figure of the accuracies against chance, {task: a cell for each arm}."""
+    corpora = {task.rpartition("/")[0] for task in cells} - {""}
+    names = [task.rpartition("/")[2] if len(corpora) == 1 else task for task in cells]
+    columns = [arm.split("=", 1)[-1] if f.controlled else arm for arm in f.study.arms]
+    title, rows = "Accuracy in %, coloured by its distance from chance", list(cells.values())
     note = "Blue above chance, orange below; grey: within two standard errors of it."
-    figure = (
-        drawing.heat_map("Accuracy in %, coloured by its distance from chance", names, columns, cells) if names else ""
-    )
-    head = ["task", "metric", "items", "context, tokens", "chance", *arms]
-    return [Figure(figure, note), *headline(f), TASKS, Table(head, lines)]
+    return Figure(drawing.heat_map(title, names, columns, rows) if names else "", note)
 
 
 def description(task: str, entry: dict) -> list[str]:
-    """The columns of a task that are the same for all arms: name, metric, number of items, tokens of context, chance.
-
-    Args:
-        task: the name of the task.
-        entry: its entry in eval.json.
-    """
+    """The columns of a task that are the same for all arms: name, metric, number of items, tokens of context,
+    chance."""
     counted = entry["metric"] == "bits_per_byte" or entry.get("mean") or entry.get("suite")
     name = task if counted else f"{task} (not in the mean)"
     if entry.get("shots") is not None and "data" in entry:  # one of lm-eval's: ours have no examples
@@ -130,7 +125,7 @@ def description(task: str, entry: dict) -> list[str]:
 
 
 def standard_error(f: Findings, arm: str, seeds: list[int], task: str) -> float:
-    """The standard error of an arm's score on a task, averaged over `seeds`; over items, or over clusters of items that
+    """The standard error of an arm's score on a task, averaged over seeds: over items, or over clusters of items that
     are not independent. NaN where there are no items."""
     items = item_scores(f.cells, arm, seeds, task)
     if not items.names:

@@ -7,8 +7,8 @@ import numpy as np
 from ablations import drawing
 from ablations.drawing import Line
 from eval.report.blocks import Figure, Section
-from eval.report.curves import binned, curve, subtract
-from eval.report.expense import spent
+from eval.report.curves import average_in_bins, loss_curve, subtract
+from eval.report.expense import cost_so_far
 from eval.report.findings import Findings
 from eval.report.runs import budget_seconds
 
@@ -17,12 +17,12 @@ AXES_BY_CLOCK = ("seconds", "tokens", "FLOPs")  # where the budget of all runs i
 
 
 def section(f: Findings) -> Section:
-    return Section("Training", [*f.caution(), *map(Figure, loss_curves(f)), *map(Figure, paired_curves(f))])
+    return Section("Training", [*f.caution_on_losses(), *map(Figure, loss_curves(f)), *map(Figure, paired_curves(f))])
 
 
 def loss_curves(f: Findings) -> list[str]:
-    """A figure (SVG) of the training loss of all arms for each axis, such as tokens and FLOPs. Thin lines are seeds,
-    thick ones their mean."""
+    """Figures (SVG) of the training loss of all arms, one for each axis. Thin lines are seeds, thick ones their
+    mean."""
     cells = f.cells_with("metrics")
     clock = all_by_clock(cells)
     figures = []
@@ -33,13 +33,13 @@ def loss_curves(f: Findings) -> list[str]:
             known = [factor for factor in factors.values() if factor]
             if len(known) < len(factors):
                 continue
-            x, means = binned({seed: curve(cell, clock) for seed, cell in seeds.items()})
+            x, means = average_in_bins({seed: loss_curve(cell, clock) for seed, cell in seeds.items()})
             for seed, mean in means.items():
                 lines.append(Line(f"{arm}, seed {seed}", f.colour(arm), x * factors[seed], mean, "thin"))
             if len(x):
                 mean_loss = np.mean(list(means.values()), axis=0)
                 lines.append(Line(arm, f.colour(arm), x * float(np.mean(known)), mean_loss, f.line_style(arm)))
-        units = {spent(cell)["unit"] for seeds in cells.values() for cell in seeds.values()}
+        units = {cost_so_far(cell)["unit"] for seeds in cells.values() for cell in seeds.values()}
         label = f"{'-'.join(sorted(units))}-hours" if axis == "hours" else f"training {axis}"
         label = "seconds of training" if axis == "seconds" else label
         figures.append(drawing.lines(f"Training loss against {axis}", lines, label, "nats per token", logx=True))
@@ -47,21 +47,18 @@ def loss_curves(f: Findings) -> list[str]:
 
 
 def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
-    """Whether the budget of all runs is a wall clock, so that their curves are over seconds. `cells`: {arm: {seed:
-    content of the run directory}}."""
+    """Whether the budget of all runs, {arm: {seed: run}}, is a wall clock."""
     return all(budget_seconds(cell) for seeds in cells.values() for cell in seeds.values())
 
 
 def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
-    """The cost of one token of a run, or with `clock` of one second of training, in the unit of an axis; None where it
-    is unknown. It is the mean over the whole run, so that pauses do not show.
+    """The cost of a token of a run (with `clock` of a second of training), averaged over the whole run; None where
+    unknown.
 
     Args:
-        cell: the content of the run directory.
-        axis: "tokens", "seconds", "FLOPs" or "hours" (of all processors).
-        clock: whether the curve of the run is over seconds.
+        axis: the unit of the cost: "tokens", "seconds", "FLOPs" or "hours" (of all processors).
     """
-    expense = spent(cell)
+    expense = cost_so_far(cell)
     total = expense[axis.lower()]
     return total / expense["seconds" if clock else "tokens"] if total else None
 
@@ -70,20 +67,20 @@ def paired_curves(f: Findings) -> list[str]:
     """A list with one figure (SVG) of the differences in training loss between each arm and the baseline at the same
     seed; empty where training losses cannot be compared."""
     cells = f.cells_with("metrics")
-    if f.caution() or f.baseline not in cells:
+    if f.caution_on_losses() or f.baseline not in cells:
         return []
     clock = all_by_clock(cells)
     lines = []
     for arm, seeds in cells.items():
         differences = {
-            seed: subtract(curve(cell, clock), curve(cells[f.baseline][seed], clock))
+            seed: subtract(loss_curve(cell, clock), loss_curve(cells[f.baseline][seed], clock))
             for seed, cell in seeds.items()
             if arm != f.baseline and seed in cells[f.baseline]
         }
         differences = {seed: difference for seed, difference in differences.items() if len(difference[0])}
         if not differences:
             continue
-        x, means = binned(differences)
+        x, means = average_in_bins(differences)
         lines += [Line(f"{arm}, seed {seed}", f.colour(arm), x, mean, "thin") for seed, mean in means.items()]
         if len(x):
             lines.append(Line(arm, f.colour(arm), x, np.mean(list(means.values()), axis=0), f.line_style(arm)))

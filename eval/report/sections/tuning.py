@@ -7,9 +7,8 @@ from ablations.drawing import Line
 from eval.report.blocks import Block, Figure, Section, Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
-from eval.report.tuned import CHOSEN_BY, at_best, basin, sensitivity
+from eval.report.tuned import CHOSEN_BY, at_best, losses_by_rate, sensitivity
 from eval.statistics.comparison import Comparison
-from eval.statistics.verdicts import Verdict, verdict
 
 WORDS = """\
 Every arm was run at the same learning rates, so with the same budget: {rates}. At {common:g}, the baseline's, an arm
@@ -32,7 +31,7 @@ def section(f: Findings) -> Section:
         return Section(title, [])
     rates = ", ".join(f"{rate:g}" for rate in tuning.rates)
     blocks: list[Block] = [WORDS.format(rates=rates, common=tuning.common)]
-    basins = {arm: losses for arm in tuning.factors if (losses := basin(f, arm))}
+    basins = {arm: losses for arm in tuning.factors if (losses := losses_by_rate(f, arm))}
     digits = METRICS[CHOSEN_BY].digits + 1
     rows = [
         [
@@ -45,7 +44,7 @@ def section(f: Findings) -> Section:
     ]
     if rows:
         blocks += [BASIN, Table(["arm", *(f"{rate:g}" for rate in tuning.rates), "best", "sensitivity"], rows)]
-        blocks.append(Figure(figure(f, basins), "A curve that is low over many rates is easy to tune."))
+        blocks.append(Figure(loss_figure(f, basins), "A curve that is low over many rates is easy to tune."))
     for name in f.results:
         lines = [verdict_line(f, arm, name, c) for arm, c in at_best(f, name).items()]
         head = [name, "at the common rate", "verdict", "each at its best", "counts above", "verdict", "do they agree"]
@@ -57,10 +56,10 @@ def section(f: Findings) -> Section:
 
 
 def on_screen(f: Findings) -> list[str | Table]:
-    """A table for the terminal of the verdicts on the primary metric with each arm at its own best learning rate, as a
-    list. These verdicts may contradict those of the main table, which are at the common learning rate."""
+    """A table for the terminal of the verdicts with each arm at its own best learning rate, which may contradict those
+    of the main table, at the common rate."""
     rows = [
-        [arm, f"{c.difference:+.{METRICS[f.primary].digits + 1}f}", decided(f, f.primary, c).words, agreement]
+        [arm, f"{c.difference:+.{METRICS[f.primary].digits + 1}f}", f.judged(c, f.primary).words, agreement]
         for arm, c in at_best(f, f.primary).items()
         for agreement in [verdict_line(f, arm, f.primary, c)[-1].replace("**", "")]
     ]
@@ -69,13 +68,8 @@ def on_screen(f: Findings) -> list[str | Table]:
 
 
 def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
-    """The learning rate with the least loss, as text. Where it is at an end of the grid the text says so, since the
-    best rate may be outside.
-
-    Args:
-        losses: {learning rate: loss}.
-        rates: the grid, in ascending order.
-    """
+    """The learning rate with the least loss, from {learning rate: loss}. Where it is at an end of the grid, the text
+    says so."""
     best = min(losses, key=losses.__getitem__)
     return (
         f"{best:g}, at an end of the grid: a better one may lie beyond"
@@ -84,7 +78,7 @@ def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
     )
 
 
-def figure(f: Findings, basins: dict[str, dict[float, float]]) -> str:
+def loss_figure(f: Findings, basins: dict[str, dict[float, float]]) -> str:
     curves = [
         Line(arm, f.colour(arm), list(losses), list(losses.values()), f.line_style(arm))
         for arm, losses in basins.items()
@@ -94,24 +88,19 @@ def figure(f: Findings, basins: dict[str, dict[float, float]]) -> str:
     return drawing.lines("Loss by learning rate", curves, "learning rate", "bits per byte", logx=True, xticks=rates)
 
 
-def decided(f: Findings, name: str, c: Comparison) -> Verdict:
-    metric = METRICS[name]
-    return verdict(c, metric.higher_is_better, metric.digits, f.margins.get(name), metric.unit)
-
-
-def verdict_line(f: Findings, arm: str, name: str, c: Comparison) -> list[str]:
-    digits = METRICS[name].digits + 1
-    common, best = f.compared[name].get(arm), decided(f, name, c)
-    ours = [f"{common.difference:+.{digits}f}", f.decision(arm, name).words] if common else ["-", "not compared"]
+def verdict_line(f: Findings, arm: str, metric: str, c: Comparison) -> list[str]:
+    digits = METRICS[metric].digits + 1
+    common, best = f.compared[metric].get(arm), f.judged(c, metric)
+    ours = [f"{common.difference:+.{digits}f}", f.decision(arm, metric).words] if common else ["-", "not compared"]
     threshold = f"{c.threshold:.{digits}f}" if c.seeds and c.enough_items else "unknown"
-    agreement = agree(f.decision(arm, name).kind, best.kind) if common else "-"
+    agreement = agreement_text(f.decision(arm, metric).kind, best.kind) if common else "-"
     words = f"**{best.words}**" if c.counts else best.words
     return [arm, *ours, f"{c.difference:+.{digits}f}", threshold, words, agreement]
 
 
-def agree(common: str, best: str) -> str:
-    """Whether the verdict at the common learning rate and that at each arm's best rate are the same, in words.
-    `common`, `best`: the kinds of the two verdicts."""
+def agreement_text(common: str, best: str) -> str:
+    """Whether the verdicts at the common learning rate and at each arm's best rate, given by their kinds, are the
+    same."""
     if common == best:
         return "yes"
     if {common, best} == {"better", "worse"}:
@@ -120,21 +109,21 @@ def agree(common: str, best: str) -> str:
 
 
 def recorded(f: Findings) -> list[dict[str, Any]]:
-    """For each arm the loss at each learning rate, and the verdicts with each arm at its best rate, as they are stored
-    in run.json of the record; empty where learning rates were not tuned."""
+    """The loss of each arm at each learning rate, and the verdicts at its best rate, as they are stored in the record's
+    run.json; empty where learning rates were not tuned."""
     if not (tuning := f.study.tuning):
         return []
     best = {name: at_best(f, name) for name in f.results}
     lines = []
     for arm in tuning.factors:
-        losses = basin(f, arm)
+        losses = losses_by_rate(f, arm)
         line: dict[str, Any] = {"arm": arm, "bits_per_byte": {f"{rate:g}": loss for rate, loss in losses.items()}}
         if losses:
             line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": sensitivity(losses)}
         line["at_best"] = {
-            METRICS[name].key: {"difference": c[arm].difference, "verdict": decided(f, name, c[arm]).words}
+            METRICS[name].key: {"difference": c[arm].difference, "verdict": f.judged(c[arm], name).words}
             | (
-                {"agrees": agree(f.decision(arm, name).kind, decided(f, name, c[arm]).kind) == "yes"}
+                {"agrees": agreement_text(f.decision(arm, name).kind, f.judged(c[arm], name).kind) == "yes"}
                 if arm in f.compared[name]
                 else {}
             )

@@ -1,0 +1,211 @@
+"""Makes a study: the baseline and its arms, each at every seed, checked to differ in nothing but what they declare."""
+
+from pathlib import Path
+from typing import Any
+
+from ablations.cells import Cell, Study
+from ablations.config import ConfigError, Run, parse, resolve, without_effect
+from ablations.criteria import Criteria
+from ablations.factorial import Factorial, factorial
+from ablations.parts import PARTS, settings_of_part
+from ablations.stage import Recipe, path_part, stage_of_begun_study, value_text
+from ablations.tuning import Tuning
+from ablations.values import difference
+
+MAX_SHOWN = 3  # factors of a study, up to which the baseline is named after its values of them
+Deltas = dict[str, dict[str, Any]]  # {label of an arm: {setting: value} in which it differs}, the baseline first
+# Settings of which another number may have the same effect: with the values that follow from them.
+ROUNDED_SETTINGS = {"train.tokens", "train.budget", "train.decay_tokens", "train.ramp_share", "model.vocab_multiple"}
+
+
+def build_study(
+    factor: str,
+    question: str,
+    expect: str,
+    setting: list[tuple[str, Any]],
+    arm_values: list[tuple[str, Any]],
+    seeds: list[int],
+    out: Path,
+    jobs: int | None = None,
+    words: list[str] | None = None,
+    criteria: Criteria | None = None,
+    cross: str = "",
+    multiples: tuple[float, ...] = (),
+    recipe: Recipe | None = None,
+) -> Study:
+    """Make a study of the baseline and of one arm for each pair in `arm_values`, each at every seed.
+
+    Args:
+        factor: the name of what is varied, such as "position".
+        question: the question of the study.
+        expect: what was expected before any run.
+        setting: (key, value) of the settings of all runs.
+        arm_values: (key, value) of the setting that makes each arm, or a part of a recipe and the preset to take it
+            from.
+        seeds: the seeds of each arm.
+        out: the output root.
+        jobs: how many runs to train at a time; None: as many as the machine allows.
+        words: the NAME=VALUE words of the command line that asked for the study.
+        criteria: what the study is decided by.
+        cross: "1": the arms are all combinations of the pairs in `arm_values`; "1/2", "1/4" or "1/8": a fraction of
+            these; "": each pair is an arm.
+        multiples: factors of the baseline's learning rate, at each of which every arm is run; empty: the baseline's
+            alone.
+        recipe: (name, settings) of a recipe whose settings are among `setting`: in names of folders the name stands for
+            them.
+
+    Raises:
+        ConfigError: a setting is not allowed or has no effect, or two runs would be equal.
+    """
+    if any(k == "seed" for k, _ in setting + arm_values):
+        raise ConfigError("seed is not a setting of a study: use SEEDS")
+    values = [(k, parse(k, v)) for k, v in setting]
+    base = resolve(values)
+    stage, base = stage_of_begun_study(base, values, recipe, seeds, out)
+    for corpus in base.corpora:
+        check_corpus(corpus)
+    deltas = _deltas(base, arm_values)
+    if cross and any(key in PARTS for key, _ in arm_values):
+        raise ConfigError("CROSS combines single settings, and a part of a preset is several")
+    design = _crossed(deltas, cross) if cross else None
+    tuning = _tuned(deltas, multiples, base.train.lr) if multiples else None
+    cells = _cells(base, values, deltas, seeds, out / stage)
+    criteria = criteria or Criteria(seeds=len(seeds))
+    arms, typed = list(deltas), list(words or [])
+    study = Study(factor, question, expect, base, arms, cells, seeds, stage, out, jobs, typed, criteria, design, tuning)
+    _check_edges(study)
+    return study
+
+
+def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
+    """The arms of a study without a design: the baseline, and one for each pair (key, value).
+
+    Raises:
+        ConfigError: a setting cannot make an arm, has no effect, or makes the baseline or another arm.
+    """
+    flat = base.flat()
+    keys = list(dict.fromkeys(key for key, _ in arm_values))
+    shown = [key for key in keys if key in flat] if len(keys) <= MAX_SHOWN else []
+    baseline = ",".join(f"{key.split('.')[-1]}={value_text(flat[key])}" for key in shown) or "baseline"
+    deltas: Deltas = {baseline: {}}
+    for key, value in arm_values:
+        if key in PARTS:
+            deltas[f"{key}={value}"] = settings_of_part(key, value, base.size, flat)
+            continue
+        value = parse(key, value)
+        if key.startswith(("layout.", "eval.")) or key == "size":
+            raise ConfigError(f"{key} cannot make an arm: it is no part of what is trained, or many lines at once")
+        if missing := without_effect(key, flat):
+            raise ConfigError(f"{key} does nothing without {missing}: an arm of it would be the baseline")
+        label = f"{key.split('.')[-1]}={value_text(value)}"
+        if value == flat[key] or label in deltas:
+            equal = "the baseline" if value == flat[key] else "there twice"
+            raise ConfigError(f"two equal runs: {key}={value_text(value)} is {equal}")
+        if key == "data.corpus":
+            check_corpus(value)
+        deltas[label] = {key: value}
+    return deltas
+
+
+def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list[int], folder: Path) -> list[Cell]:
+    """The runs of a study, every arm at the first seed, then at the next. `values`: (key, value) of the settings of all
+    runs; `folder`: that of the run directories.
+
+    Raises:
+        ConfigError: an arm differs from the baseline in more than its delta, or two runs are equal.
+    """
+    cells = []
+    names: dict[str, str] = {}  # of the cells by fingerprint
+    for seed in seeds:
+        common = [*values, ("size", base.size), ("train.precision", base.train.precision), ("seed", seed)]
+        reference = resolve(common).flat()
+        for arm, delta in deltas.items():
+            run = resolve([*common, *delta.items()])
+            if difference(reference, run.flat()) != delta:
+                raise ConfigError(f"{arm} differs from the baseline in {difference(reference, run.flat())}")
+            name = path_part(arm) if delta else "baseline"
+            cell = Cell(arm, seed, run, delta, folder / f"{name},seed={seed}")
+            if delta.keys() & ROUNDED_SETTINGS and _rounded(run) == _rounded(base):
+                raise ConfigError(
+                    f"two equal runs: {arm} comes to the same budget, batch sizes, number of steps, and rows of the "
+                    "embedding as the baseline"
+                )
+            if run.fingerprint in names:
+                raise ConfigError(f"two equal runs: {cell.name} and {names[run.fingerprint]}")
+            names[run.fingerprint] = cell.name
+            cells.append(cell)
+    return cells
+
+
+def _crossed(deltas: Deltas, cross: str) -> Factorial:
+    """Make a factorial of arms that differ in one setting each; afterwards `deltas` holds an arm for each of its
+    combinations. `cross`: the value of the word CROSS, such as "1/2".
+
+    Raises:
+        ConfigError: a factor has two values, or the factors do not allow this fraction.
+    """
+    baseline, *labels = deltas
+    singles = [deltas[label] for label in labels]
+    keys = [key for delta in singles for key in delta]
+    if repeated := next((key for key in keys if keys.count(key) > 1), ""):
+        raise ConfigError(f"CROSS takes one value of each factor, and {repeated} has {keys.count(repeated)}")
+    design = factorial(labels, cross)
+    deltas.clear()
+    for combination in design.combinations:
+        lines = [single for i, single in enumerate(singles) if combination >> i & 1]
+        deltas[design.label(combination) or baseline] = {k: v for line in lines for k, v in line.items()}
+    return design
+
+
+def _tuned(deltas: Deltas, multiples: tuple[float, ...], common: float) -> Tuning:
+    """Run every arm at several learning rates: `multiples` of the baseline's, which is `common`. The arms at the other
+    rates are added to `deltas`.
+
+    Raises:
+        ConfigError: an arm changes train.lr itself.
+    """
+    if any("train.lr" in delta for delta in deltas.values()):
+        raise ConfigError("LR runs every arm at several learning rates: train.lr cannot be an arm too")
+    rates = {multiple: common if multiple == 1 else float(f"{common * multiple:.6g}") for multiple in multiples}
+    arms = {}
+    for factor, delta in list(deltas.items()):
+        for multiple, rate in rates.items():
+            label = factor
+            if multiple != 1:
+                label = f"{factor}+lr={value_text(rate)}" if delta else f"lr={value_text(rate)}"
+                deltas[label] = delta | {"train.lr": rate}
+            arms[label] = (factor, rate)
+    return Tuning(tuple(rates.values()), common, {label: arms[label] for label in deltas})
+
+
+def _check_edges(study: Study) -> None:
+    """Raise ConfigError where two combinations of a factorial that differ in one factor differ in other settings than
+    that factor's."""
+    if not (design := study.factorial):
+        return
+    for combination, changed, number in design.edges:
+        first, second = (design.label(c) or study.arms[0] for c in (combination, changed))
+        (key,) = study.cell(design.factors[number], study.seeds[0]).delta
+        for seed in study.seeds:
+            changes = difference(study.cell(first, seed).run.flat(), study.cell(second, seed).run.flat())
+            if changes.keys() != {key}:
+                raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
+
+
+def _rounded(run: Run) -> tuple[Any, ...]:
+    """The budget, length, batch sizes and embedding rows of a run: what follows from the ROUNDED_SETTINGS."""
+    by_clock = run.train.ramp_share if run.by_clock else 0.0  # else it is part of the batch sizes
+    return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
+
+
+def check_corpus(corpus: str) -> None:
+    """Raise ConfigError where a corpus, given by its name or a path or glob of its files, is not there or cannot be
+    read."""
+    from data.corpus import check
+
+    try:
+        check(corpus)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"data.corpus={corpus}: {error.filename or corpus}: {error.strerror}") from None

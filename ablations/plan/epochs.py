@@ -1,0 +1,53 @@
+"""How often the runs of a study read their text: the epochs of each source, and the tokens that fill no sequence."""
+
+from typing import Any
+
+from ablations.run import Run
+from ablations.rundir import DATA
+from ablations.study import Study
+from ablations.values import ConfigError, human
+
+
+def epochs_of_text(study: Study) -> list[str]:
+    """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that
+    are not prepared are named.
+
+    Raises:
+        ConfigError: the prepared data are damaged, or cannot be used as the study asks.
+    """
+    from data.corpus import Missing
+    from data.prepare import epochs, prepare
+
+    lines: list[str] = []
+    distinct = {repr((run.data_request, run.model.seq, _tokens(run))): run for run in (c.run for c in study.cells)}
+    for run in distinct.values():
+        data = run.data
+        try:
+            manifest = prepare(**run.data_request, store=study.out / DATA, build=False)
+        except Missing:
+            lines.append(f"{data.corpus} is not prepared yet: how often it is read is said before the first run")
+            continue
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        lines += [_line(source, run) for source in epochs(manifest, _tokens(run), run.model.seq)]
+        plain = data.recipe == type(data.recipe)()
+        lines += [f"note: {note}" for note in manifest["notes"] if not (plain and "removed nothing" in note)]
+    return list(dict.fromkeys(lines))
+
+
+def _line(source: dict[str, Any], run: Run) -> str:
+    """How often a run reads one source, an entry of `data.prepare.epochs`."""
+    tokens = _tokens(run)
+    blend = "" if source["corpus"] == run.data.corpus else f" of {run.data.corpus}"
+    text = f"{source['corpus']}{blend}: {source['share']:.1%} of"
+    left = f"; {source['unused']:,} tokens at its end fill no sequence of {run.model.seq}" if source["unused"] else ""
+    if tokens is None:
+        return f"{text} as many tokens as {run.train.budget} allow, of its {human(source['tokens'])}{left}"
+    repeated = "; NOTE: more than one epoch, so text is repeated" if source["epochs"] > 1 else ""
+    epochs = f"{source['epochs']:.3g} epochs of its {human(source['tokens'])}"
+    return f"{text} {human(tokens)} tokens is {epochs}{repeated}{left}"
+
+
+def _tokens(run: Run) -> int | None:
+    """The tokens that a run is trained on; None where a wall clock ends the run."""
+    return None if run.by_clock else run.tokens

@@ -1,0 +1,190 @@
+"""The difference of arms from the baseline, measured at several sizes, extrapolated to a larger run.
+
+Arms with the same seed at the same size see the same batches, so that what is fitted is the difference of each pair:
+log(loss of the arm / loss of the baseline), a line in the logarithm of compute. That is exact where both losses are
+powers of compute, and near it where they share what cannot be learned. The noise is pooled over the arms; intervals are
+Student's. Beside it stands the rule that is hard to beat: the order at the largest size that was run.
+"""
+
+import functools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ablations.plan import power
+from ablations.values import ConfigError
+
+LEVEL = 0.1  # of intervals: 90%
+LEAST_SIZES = 3  # a line through two has nothing that could contradict it
+LEAST_SEEDS = 2
+ONE_SEED = "a ladder needs two seeds or more: with one the noise is not known"
+MOST_SEEDS = 1000  # more would not be run: "never"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The losses of an arm and of the baseline at the same size and seed."""
+
+    arm: str
+    size: str
+    seed: int
+    compute: float  # FLOPs of one of the runs
+    loss: float
+    baseline: float
+
+    @property
+    def gap(self) -> float:
+        """The relative difference from the baseline, log(loss / loss of the baseline); below 0 the arm is better."""
+        return math.log(self.loss / self.baseline)
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """The extrapolated difference of one arm at the target. Differences are relative: -0.02 is a loss 2% below the
+    baseline's."""
+
+    arm: str
+    at_target: float
+    low: float
+    high: float
+    slope: float  # for each factor e of compute
+    single: float  # at the largest size that was run
+    single_low: float
+    single_high: float
+    seeds_needed: int | None  # of the same ladder, for an interval that leaves out 0; None: not with MOST_SEEDS
+    sign_unseen: bool = False  # at_target has the opposite sign of the mean difference at every size that was run
+
+    @property
+    def verdict(self) -> str:
+        """The verdict on the arm at the target. It is undecided where the predicted sign was not seen at any size,
+        since on a line a difference that shrinks towards 0 looks as if it went through 0."""
+        return "undecided" if self.sign_unseen else _verdict(self.low, self.high)
+
+    @property
+    def single_verdict(self) -> str:
+        """The verdict from the runs of the largest size alone."""
+        return _verdict(self.single_low, self.single_high)
+
+
+def _verdict(low: float, high: float) -> str:
+    return "better" if high < 0 else "worse" if low > 0 else "undecided"
+
+
+_quantile = functools.cache(power.quantile)
+
+
+@dataclass(frozen=True)
+class FittedLine:
+    """The straight line that was fitted to an arm's gaps, against the logarithm of compute."""
+
+    level: float  # at the target
+    slope: float  # for each factor e of compute
+
+
+def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
+    """Extrapolate the difference of every arm from the baseline to a run of `target` FLOPs, from the pairs of several
+    sizes and seeds.
+
+    Raises:
+        ConfigError: there are fewer than three sizes or two seeds, or an arm lacks a pair that other arms have.
+    """
+    arms = list(dict.fromkeys(pair.arm for pair in pairs))
+    by_arm = {
+        arm: sorted((p for p in pairs if p.arm == arm), key=lambda pair: (pair.compute, pair.seed)) for arm in arms
+    }
+    computes = sorted({pair.compute for pair in pairs})
+    seeds = sorted({pair.seed for pair in pairs})
+    _check_complete(by_arm, computes, seeds)
+    lines, error = _fit_lines(by_arm, target)
+    count = len(by_arm[arms[0]])
+    t = _quantile(count - 2, LEVEL)
+    gaps = {arm: [pair.gap for pair in by_arm[arm] if pair.compute == computes[-1]] for arm in arms}
+    pooled = statistics.fmean(statistics.variance(values) for values in gaps.values())
+    half = _quantile(len(seeds) - 1, LEVEL) * math.sqrt(pooled / len(seeds))
+    result = []
+    for arm, line in lines.items():
+        single = statistics.fmean(gaps[arm])
+        means = [statistics.fmean(p.gap for p in by_arm[arm] if p.compute == compute) for compute in computes]
+        result.append(
+            Extrapolation(
+                arm,
+                line.level,
+                line.level - t * error,
+                line.level + t * error,
+                line.slope,
+                single,
+                single - half,
+                single + half,
+                _seeds_needed(line.level, error, len(seeds)),
+                all(mean * line.level < 0 for mean in means),
+            )
+        )
+    return result
+
+
+def _check_complete(by_arm: dict[str, list[Pair]], computes: Sequence[float], seeds: Sequence[int]) -> None:
+    """Raise ConfigError where there are too few sizes or seeds, or an arm lacks a pair that others have."""
+    if len(computes) < LEAST_SIZES:
+        raise ConfigError(f"a ladder needs {LEAST_SIZES} sizes or more, and {len(computes)} are there")
+    if len(seeds) < LEAST_SEEDS:
+        raise ConfigError(ONE_SEED)
+    expected = [(compute, seed) for compute in computes for seed in seeds]
+    for arm, pairs in by_arm.items():
+        if [(pair.compute, pair.seed) for pair in pairs] != expected:
+            raise ConfigError(f"{arm} has not been run at every size and seed that others were")
+
+
+def _fit_lines(by_arm: dict[str, list[Pair]], target: float) -> tuple[dict[str, FittedLine], float]:
+    """Fit a line to the gaps of each arm by least squares: ({arm: line}, the standard error of a line at the target,
+    pooled over the arms)."""
+    pairs = next(iter(by_arm.values()))  # all arms have the same sizes and seeds
+    x = [math.log(pair.compute / target) for pair in pairs]
+    middle = statistics.fmean(x)
+    spread = sum((value - middle) ** 2 for value in x)
+    lines, residuals = {}, 0.0
+    for arm, arm_pairs in by_arm.items():
+        y = [pair.gap for pair in arm_pairs]
+        slope = sum((a - middle) * b for a, b in zip(x, y, strict=True)) / spread
+        level = statistics.fmean(y) - slope * middle  # at the target, where x is 0
+        residuals += sum((b - level - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+        lines[arm] = FittedLine(level, slope)
+    # the arms share a baseline, so that their residuals are not independent: the degrees of freedom are those of one
+    variance = residuals / (len(by_arm) * (len(x) - 2))
+    return lines, math.sqrt(variance * (1 / len(x) + middle**2 / spread))
+
+
+def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
+    """The number of seeds with which the same ladder would detect the difference `level` at the target with
+    probability power.POWER, if its standard error is `error` with `seeds` seeds; None where MOST_SEEDS are not
+    enough."""
+    z = _quantile(math.inf, LEVEL) + _quantile(math.inf, 2 * (1 - power.POWER))
+    needed = seeds * (z * error / abs(level)) ** 2 if level else math.inf
+    return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
+
+
+@dataclass
+class Score:
+    """How often verdicts agree with the true differences: the numbers of right (hits), wrong (misses) and undecided
+    (open) verdicts."""
+
+    hits: int = 0
+    misses: int = 0
+    open: int = 0
+
+    def count(self, verdict: str, truth: float) -> None:
+        """Add a verdict to the score, given the true difference `truth` at the target."""
+        if verdict == "undecided":
+            self.open += 1
+        elif (verdict == "better") == (truth < 0):
+            self.hits += 1
+        else:
+            self.misses += 1
+
+
+def order_accuracy(predicted: Sequence[float], true: Sequence[float]) -> float:
+    """DataDecide's decision accuracy: the share of pairs of arms, the baseline among them, whose order by `predicted`
+    differences from the baseline is that by the `true` ones. NaN where all true differences are equal."""
+    p, t = [0.0, *predicted], [0.0, *true]
+    pairs = [(i, j) for i in range(len(p)) for j in range(i) if t[i] != t[j]]
+    return statistics.fmean((p[i] < p[j]) == (t[i] < t[j]) for i, j in pairs) if pairs else math.nan

@@ -1,0 +1,95 @@
+"""`make plan` without ON= and BUDGET=: the runs of a study on this machine, and what they cost, as text."""
+
+from typing import Any
+
+from ablations import answers, rundir
+from ablations.config import spread
+from ablations.factorial import Factorial
+from ablations.machine import has_gpu
+from ablations.study import Study, arms_left_out
+from ablations.values import human
+
+
+def plan_here(study: Study) -> list[str]:
+    """The plan of a study as lines of text: its runs, then what they need and which differences they can detect."""
+    from ablations.plan.epochs import epochs_of_text
+    from ablations.plan.reliability import describe_saves
+    from ablations.plan.schedules import drawn_schedules
+    from ablations.plan.study_cost import detectable_text
+
+    plan = answers.plan(study)
+    out = [study.title, f"  question  {study.question}", f"  expected  {study.expect}"]
+    if already := arms_left_out(study):
+        out.append(f"  left out, the baseline has it already: {', '.join(already)}")
+    out.append("")
+    if study.design:
+        out += [study.design, *_aliasing(study.factorial), ""]
+    out += [*_runs(study, plan["cells"]), "", _size(study, plan["cells"])]
+    if study.criteria.sequential:
+        flops = "" if study.base.by_clock else f", {plan['at_most']['flops']:.2e} FLOPs in all"
+        out.append(
+            f"MORE=auto: seeds are added until every arm is decided, at most {study.criteria.seeds} of each arm "
+            f"(MAX_SEEDS): {study.max_runs} runs{flops}"
+        )
+    layout = study.base.layout
+    known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
+    every = layout.save_every
+    out.append(f"checkpoints: every {every} steps" if every else describe_saves(known, layout.mtbf, 1))
+    if at := study.base.milestones:
+        out.append(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
+    return [*out, *drawn_schedules(study), *epochs_of_text(study), detectable_text(study)]
+
+
+def _aliasing(design: Factorial | None) -> list[str]:
+    """Which effects of a fractional factorial cannot be told apart; no line for other designs."""
+    if not design or not design.generators:
+        return []
+    return ["What is told together, and how much of the other is in it:", *(f"  {line}" for line in design.aliasing)]
+
+
+def _runs(study: Study, cells: list[dict[str, Any]]) -> list[str]:
+    """A table of the runs. `cells`: those of `answers.plan`."""
+    deltas = {cell.arm: cell.delta for cell in study.cells}
+    names = {arm: arm if delta or arm == "baseline" else f"{arm} (baseline)" for arm, delta in deltas.items()}
+    width = max(map(len, names.values()))
+    out = [f"{'cell':>4}  {'arm':{width}} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory"]
+    for cell in cells:
+        tokens = flops = "by clock"  # only training tells
+        if cell["tokens"] is not None:
+            tokens, flops = human(cell["tokens"]), f"{cell['flops']:.1e}"
+        out.append(
+            f"{cell['index']:4}  {names[cell['arm']]:{width}} {cell['seed']:4}  "
+            f"{cell['parameters']:12,}  {tokens:>8}  {flops:>8}  {cell['directory']}  [{cell['state']}]"
+        )
+    return out
+
+
+def _size(study: Study, cells: list[dict[str, Any]]) -> str:
+    """A sentence on how long the runs are, and how much memory they need."""
+    from model.memory import estimate
+
+    layout = study.base.layout
+    replicas = max(layout.processes // layout.tp, 1)
+    base = spread(study.base, replicas)
+    micro_batch = base.layout.micro_batch
+    accumulate = base.train.batch // (micro_batch * replicas)
+    memory = max(
+        estimate(
+            cell.run.model,
+            micro_batch,
+            cell.run.train.precision,
+            layout.zero,
+            replicas,
+            accumulate,
+            has_gpu(),
+            layout.tp,
+        )["total"]
+        for cell in study.cells
+    )
+    length = f"{base.train.budget} of wall clock each, of as many steps and tokens as it allows"
+    if not base.by_clock:
+        length = f"{base.steps} steps, {sum(cell['flops'] for cell in cells):.2e} FLOPs in all"
+    return (
+        f"{len(study.cells)} runs of {length}, {base.train.precision}, "
+        f"size {base.size}; at most {memory / 1e9:.3g} GB of tensors on each rank, by estimate"
+    )

@@ -1,0 +1,87 @@
+"""What tokenizers of every kind have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.coverage import Coverage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Tokenizer:
+    """A tokenizer, read from the content of one file. No text is encoded as a special token, whatever it contains.
+
+    Args:
+        path: where the file is, for error messages.
+        content: the bytes of the file.
+
+    Raises:
+        ValueError: the content is not a tokenizer of this kind; or, when encoding, a text is not valid Unicode.
+    """
+
+    kind: str
+    path: Path
+    sha256: str  # of the content
+    vocab_size: int  # the largest id, plus 1
+    eod: int  # the id that ends a document
+    specials: list[int]  # the ids that no text is encoded as
+    mask: int | None  # the one of them that can stand for a masked token; see data.tokenizer.mask_id
+    lossless: bool  # whether decoding gives every text back
+
+    def __init__(self, path: str | Path, content: bytes):
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, without an end-of-document token."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """The token ids of each text. The number of threads changes the time, not the result."""
+        raise NotImplementedError
+
+    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
+        [texts]."""
+        import numpy as np  # not by those who only plan
+
+        batch = self.encode_batch(texts)
+        counts = np.fromiter(map(len, batch), np.int64, len(batch))
+        ids = np.empty(counts.sum(), np.int32)
+        for end, text in zip(accumulate(counts.tolist()), batch, strict=True):
+            ids[end - len(text) : end] = text
+        return ids, counts
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids. The end-of-document token and ids beyond the vocabulary give no text."""
+        raise NotImplementedError
+
+    def coverage(self, texts: Sequence[str]) -> Coverage:
+        """How many of the texts' tokens are unknown, and how many bytes these stand for."""
+        raise NotImplementedError
+
+    def unknown(self, text: str) -> tuple[int, int]:
+        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for."""
+        if self.lossless:
+            return 0, 0
+        counts = self.coverage([text])
+        return counts.unknown, counts.unknown_bytes
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Compare the ids of the texts with those of Hugging Face's tokenizers, where another library encodes.
+
+        Raises:
+            RuntimeError: the ids differ for a text.
+        """
+
+
+def valid_unicode(texts: Iterable[str]) -> list[bytes]:
+    """The texts as UTF-8 bytes. Raises ValueError for half of a surrogate pair, which is not valid Unicode."""
+    try:
+        return [text.encode() for text in texts]
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not valid Unicode (a lone surrogate): {error}") from error

@@ -1,0 +1,140 @@
+"""Tokenizers as Hugging Face's: converted, and compared with the originals."""
+
+import os
+from typing import Any
+
+from data.tokenizer import unexportable
+
+
+def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
+    """Convert a tokenizer of data/tokenizer.py to a transformers.PreTrainedTokenizerFast that gives the same ids for
+    every text.
+
+    The name of a special token within a text is encoded as ordinary characters (`split_special_tokens`). Only with
+    WordPiece are special tokens recognised in a text, as in every BERT, so that a text may contain [MASK].
+
+    The two differ in decoding ids whose bytes together are not UTF-8, which no text gives: the converted tokenizer
+    decodes each of these bytes as U+FFFD, the original only the invalid ones.
+
+    Args:
+        longest: the longest input, in tokens; None: unlimited.
+        causal: whether the model is a decoder. For an encoder the mask token is declared, where there is one.
+    """
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerFast
+
+    if hasattr(tokenizer, "definition"):  # byte-level BPE is in Hugging Face's format already
+        backend = Backend.from_str(tokenizer.definition)
+        end = backend.id_to_token(tokenizer.eod)
+    else:
+        backend, end = from_sentencepiece(tokenizer), tokenizer.pieces[tokenizer.eod].text
+    if tokenizer.kind == "wordpiece":
+        return from_wordpiece(tokenizer, backend, longest)
+    names = {} if causal or tokenizer.mask is None else {"mask_token": backend.id_to_token(tokenizer.mask)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=end,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **names,
+        **({"model_max_length": longest} if longest else {}),
+    )
+
+
+def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
+    """Convert a WordPiece tokenizer to a transformers.PreTrainedTokenizerFast. The result encodes a text as [CLS] text
+    [SEP], and a pair as [CLS] text [SEP] second text [SEP], as eval/finetune does, without token types.
+
+    BertTokenizerFast is not used: when it is loaded, it replaces the file's normaliser and word splitting by BERT's
+    own, which gives other ids (transformers 5.23).
+
+    Args:
+        tokenizer: the WordPiece of data/wordpiece.py.
+        backend: the same as a tokenizers.Tokenizer, which is changed.
+        longest: the longest input, in tokens; None: unlimited.
+    """
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    pad, unk, cls, sep, mask = (
+        backend.id_to_token(i) for i in (tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask)
+    )
+    backend.no_padding()
+    backend.no_truncation()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B {sep}",
+        special_tokens=[(cls, tokenizer.cls), (sep, tokenizer.sep)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=pad,
+        unk_token=unk,
+        cls_token=cls,
+        sep_token=sep,
+        mask_token=mask,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **({"model_max_length": longest} if longest else {}),
+    )
+
+
+def from_sentencepiece(tokenizer: Any) -> Any:
+    """A tokenizers.Tokenizer with a BPE model that has the vocabulary of a SentencePiece model trained here.
+
+    The pieces contain spaces themselves, and U+2581 is encoded as bytes like any character without a piece, so no pre-
+    or post-processing is needed.
+
+    Raises:
+        ValueError: the tokenizer cannot be exported.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models
+
+    if why := unexportable(tokenizer):
+        raise ValueError(why)
+    pieces = [piece._replace(text=piece.text.replace("\u2581", " ")) for piece in tokenizer.pieces]
+    scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}
+    vocab = {piece.text: i for i, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges(scores), byte_fallback=True))
+    newline = decoders.Replace(Regex("^<0x0A>$"), "\n")  # always a byte; a broken character after it leaves it whole
+    backend.decoder = decoders.Sequence([newline, decoders.ByteFallback(), decoders.Fuse()])
+    return backend
+
+
+def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """The list of BPE merges, best first, for a vocabulary of which only scores are known, {piece: score}: every way to
+    cut each piece in two pieces of the vocabulary.
+
+    SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. As long
+    as nothing was joined across the borders of a stretch of text, it is joined as if it stood alone. So a piece always
+    results from the same two parts, whatever its context; its other cuts never occur, and their order does not matter.
+    """
+    best = sorted(scores, key=lambda piece: -scores[piece])
+    cuts = ((piece[:i], piece[i:]) for piece in best for i in range(1, len(piece)))
+    return [(left, right) for left, right in cuts if left in scores and right in scores]
+
+
+def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
+    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts,
+    or where the original is lossy to what the original decodes.
+
+    Args:
+        encoded: the ids of each text by the original tokenizer.
+
+    Raises:
+        ValueError: the two differ; the message shows where.
+    """
+    name, end = (
+        ("separator", theirs.sep_token_id) if ours.kind == "wordpiece" else ("end of document", theirs.eos_token_id)
+    )
+    if end != ours.eod:
+        raise ValueError(f"the tokenizer's {name} is {end}, not {ours.eod}")
+    alone = {"add_special_tokens": False, "split_special_tokens": True} if ours.kind == "wordpiece" else {}
+    for text, ids, their_ids in zip(texts, encoded, theirs(texts, **alone).input_ids, strict=True):
+        if ids != their_ids:
+            same = os.path.commonprefix([ids, their_ids])
+            raise ValueError(f"the converted tokenizer gives other ids, after {ours.decode(same)[-40:]!r}")
+        back = text if ours.lossless else ours.decode(ids)  # which leaves out what is unknown
+        if theirs.decode(ids, skip_special_tokens=not ours.lossless) != back:
+            raise ValueError(f"the converted tokenizer does not give back {text[:40]!r}")

@@ -1,0 +1,82 @@
+"""The held-out text of a run as tasks, and their scores."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eval import location
+from eval.entries import Tasks
+from eval.tasks import probes
+
+
+class HeldOut(NamedTuple):
+    """The held-out text of the corpora in eval.corpora.
+
+    tasks: {"corpus/task": (its entry in tasks.yaml, items)}.
+    domains: {"corpus/domain": (the entry of bits_per_byte, items)}, for the loss of each domain.
+    documents: {corpus: its held-out documents}.
+    """
+
+    tasks: Tasks
+    domains: Tasks
+    documents: dict[str, list[str]]
+
+    def masked(self, mask_rate: float) -> "HeldOut":
+        """The same text for a masked language model, of which only the loss can be measured. Names contain the mask
+        rate, since losses at different rates cannot be compared."""
+
+        def losses(tasks: Tasks) -> Tasks:
+            rate = f"masked_{mask_rate:.0%}"
+            return {f"{name}_{rate}": task for name, task in tasks.items() if task[0]["metric"] == "bits_per_byte"}
+
+        return self._replace(tasks=losses(self.tasks), domains=losses(self.domains))
+
+    @property
+    def omitted(self) -> list[str]:
+        """The tasks that the text does not give enough items for."""
+        return [name for name, (_, items) in self.tasks.items() if not items]
+
+
+def held_out(run: dict[str, Any], store: Path) -> HeldOut:
+    """The held-out text of a run.
+
+    Args:
+        run: the content of run.json.
+        store: the store of prepared data.
+    """
+    spec = probes.specification()["tasks"]
+    text = HeldOut({}, {}, {})
+    for corpus in run["config"]["eval"]["corpora"]:
+        files = location.held_out_files(corpus, run, store)
+        clusters = probes.clusters_of(files)
+        text.documents[corpus] = list(clusters)
+        for name, items in probes.items(list(clusters), run["config"]["model"]["seq"], clusters).items():
+            text.tasks[f"{corpus}/{name}"] = (spec[name], items)
+        for name, items in probes.held_out_by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
+            text.domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)
+    return text
+
+
+def masked_outcomes(
+    model: Any, tokenizer: Any, tasks: Tasks, progress: Callable[[int, int], None]
+) -> dict[str, dict[str, Any]]:
+    """The held-out loss on masked tokens of each task, in the form of `harness.evaluate`.
+
+    Args:
+        model: a GPT with objective mlm.
+        progress: called with the number of finished tokens and of all tokens.
+    """
+    from eval.tasks.harness import sha256
+    from eval.tasks.masked import masked_loss
+
+    outcomes = {}
+    for name, (_, items) in tasks.items():
+        texts = [item["target"] for item in items]
+        outcome = masked_loss(model, texts, tokenizer, tokenizer.mask, tokenizer.specials, progress)
+        samples = [
+            {"id": item["id"], "cluster": item["cluster"], **sample}
+            for item, sample in zip(items, outcome.pop("samples"), strict=True)
+        ]
+        digest = sha256([item["id"] for item in items])
+        outcomes[name] = {"value": outcome.pop("bits_per_byte"), **outcome, "items_sha256": digest, "samples": samples}
+    return outcomes

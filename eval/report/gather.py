@@ -1,0 +1,151 @@
+"""Reads the runs of a study and compares them: makes its findings."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eval.report.collection import Collection, collect_runs
+from eval.report.comparable import arms_with_other_text, arms_without_effect, refusals
+from eval.report.compare import METRICS, compare_with_baseline
+from eval.report.contrasts import effects
+from eval.report.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
+from eval.report.external import External
+from eval.report.findings import Findings
+from eval.report.floor import noise_floor_part, reason_not_usable
+from eval.report.runs import Cells, in_one_line, read_all, runs_in_words
+from eval.report.sections.mismatches import mismatches
+from eval.report.short_names import shortened
+from eval.statistics.comparison import Comparison, corrected_family
+from eval.statistics.parts import Part
+from eval.statistics.seeds import Results
+
+
+def gather(
+    study: Any,
+    noise: list[Path] = [],  # noqa: B006
+    beside: str = "checked",
+    external: list[External] = [],  # noqa: B006
+) -> Findings:
+    """Read the runs of a study and compare them.
+
+    Args:
+        noise: directories of other runs that differ only in the seed, for the noise between seeds.
+        beside: which published results to show, one of `eval.report.request.BESIDE`.
+        external: GLUE results of external checkpoints.
+
+    Raises:
+        ValueError: a directory in `noise` is damaged, or the stored noise floor is not that of this study.
+    """
+    cells = read_all(study)
+    criteria, named_before = criteria_of(study, cells)
+    primary_before, floor_before = registered_metric(study, cells), noise_floor_was_registered(study, cells)
+    planned = seeds_planned(study, cells)
+    study, cells = shortened(study, cells)
+    study = replace(study, criteria=criteria)
+    results = all_results(study, cells)
+    noise_words, noise_results = noise_of(noise, list(results)) if noise else ("", {})
+    findings = Findings(
+        study,
+        cells,
+        results,
+        compared={},
+        mismatches=[
+            *mismatches(study, cells),
+            *(f"{row.name} (external): {row.damage}" for row in external if row.damage),
+        ],
+        refusals=refusals(cells),
+        noise=noise_words,
+        same=arms_without_effect(cells),
+        other_text=arms_with_other_text(cells, study.arms[0]),
+        beside=beside,
+        external=external,
+        named_before=named_before,
+        primary_before=primary_before,
+        floor_before=floor_before,
+        seeds_planned=planned,
+    )
+    borrowed = noise_floor_parts(study, cells, list(results))
+    compared, of_factorial = {}, {}
+    for metric in results:
+        distinct = findings.distinct_results(metric)
+        arms = compare_with_baseline(study, cells, distinct, metric, noise_results.get(metric), borrowed.get(metric))
+        estimates = effects(study.factorial, study.arms[0], cells, distinct, metric)
+        compared[metric], of_factorial[metric] = corrected(arms, estimates)
+    return findings._replace(compared=compared, effects=of_factorial)
+
+
+def all_results(study: Collection, cells: Cells) -> dict[str, Results]:
+    """The results of a study on each metric that a run has, {metric: results}; also on the metrics that every study of
+    its objective should have, and on its primary metric, where no run has one."""
+    objectives = {cell["run"]["config"]["model"].get("objective") for cell in cells.values() if "run" in cell}
+    zero_shot = set() if objectives == {"mlm"} else {"zero-shot"}  # an encoder has no likelihood of a continuation
+    expected = {"bits/byte", study.criteria.metric} | zero_shot
+    results = {metric: results_of(study, cells, metric) for metric in METRICS}
+    return {metric: rows for metric, rows in results.items() if any(rows.values()) or metric in expected}
+
+
+def results_of(study: Collection, cells: Cells, metric: str) -> Results:
+    """The results of a study on a metric, of the runs that have one."""
+    key = METRICS[metric].key
+    return {
+        arm: {
+            seed: cells[arm, seed]["eval"][key]["value"]
+            for seed in study.seeds
+            if cells.get((arm, seed), {}).get("eval", {}).get(key)
+        }
+        for arm in study.arms
+    }
+
+
+def noise_of(directories: list[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
+    """What other runs tell of the noise between seeds: the runs in words, and their results, {metric: results}.
+
+    Raises:
+        ValueError: a run directory is damaged.
+    """
+    group = collect_runs([("", path) for path in directories], "")
+    if group.damaged:
+        raise ValueError("; ".join(group.damaged))
+    sizes = dict.fromkeys(
+        f"{place.config.get('size')}, {length(place.config['train'])}" for place in group.places.values()
+    )
+    cells = read_all(group)
+    words = f"{runs_in_words(list(group.places))}; {' and '.join(sizes)}"
+    return words, {metric: results_of(group, cells, metric) for metric in metrics}
+
+
+def length(train: dict[str, Any]) -> str:
+    """The length of a run in words, such as "1,000,000 tokens", from the training part of its configuration."""
+    budget = train.get("budget", "tokens")
+    return f"{train['tokens']:,} tokens" if budget == "tokens" else in_one_line(budget)
+
+
+def corrected(
+    arms: dict[str, Comparison], effects: dict[int, Comparison]
+) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
+    """All comparisons of a study on a metric after multiple-comparison correction together, as one family: arms against
+    the baseline, and in a factorial main effects and interactions. With three families of 5 % each, 8 to 12 % of
+    factorials whose combinations do not differ would have a wrong verdict (docs/statistics.md).
+
+    Args:
+        arms: {arm: comparison with the baseline}.
+        effects: {bit mask of the effect's factors: comparison with 0}; empty where the study is not a factorial.
+    """
+    both = corrected_family(arms | effects)
+    return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
+
+
+def noise_floor_parts(study: Collection, cells: Cells, metrics: list[str]) -> dict[str, Part]:
+    """The variance of single runs by the study's stored noise floor, {metric: variance}, for the metrics that the floor
+    has. Empty where the study uses no noise floor.
+
+    Raises:
+        ValueError: the floor was measured with another baseline, text, budget or evaluation.
+    """
+    floor = study.criteria.noise_floor
+    if floor is None:
+        return {}
+    if reason := reason_not_usable(floor, cells, study.arms[0]):
+        raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
+    parts = {metric: noise_floor_part(floor, cells, study.arms[0], metric) for metric in metrics}
+    return {metric: part for metric, part in parts.items() if part}

@@ -1,0 +1,25 @@
+"""How long a piece of work takes on a device."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def least_seconds(work: Callable[[], object], device: torch.device, repetitions: int, warm_up: int = 0) -> float:
+    """Do some work several times, `warm_up` times before that, and return the seconds of the fastest repetition."""
+    least = float("inf")
+    for i in range(warm_up + repetitions):
+        wait_for(device)
+        began = time.perf_counter()
+        work()
+        wait_for(device)
+        if i >= warm_up:
+            least = min(least, time.perf_counter() - began)
+    return least
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU has done it already."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,97 @@
+"""The activity proof of dropout. See model/proof.py."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.proofs import probe
+from model.proofs.probe import Proof
+
+ROWS = 8  # sequences, so that enough is dropped to tell a share
+
+
+class Measured(NamedTuple):
+    """What dropout does where attention and MLP are made to return ones, and all values to be 1."""
+
+    first_input: Tensor  # of the first layer
+    places: int  # that drop what is added to the residual stream
+    least_kept: float  # share of what is added that is kept, in the place that keeps the least of it
+    most_kept: float
+    size: float  # of what is kept, which was 1
+    attention: float  # share of the attention probabilities that is dropped
+    deviation: float  # of what heads return from 1, which it is where no probability is dropped
+
+
+def measure(model: Any) -> Measured:
+    cfg, T = model.cfg, min(model.cfg.seq, 64)
+    H, K = len(probe.heads(model)), cfg.head_dim
+    inputs: list[Tensor] = []  # of each layer
+    added: list[Tensor] = []  # what each layer adds to the residual stream
+    heads: list[Tensor] = []  # what each head returns
+
+    def ones(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        return torch.ones_like(out)
+
+    def values(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        qkv = out.view(*out.shape[:2], 3, H, K).clone()
+        qkv[:, :, 2] = 1
+        return qkv.view_as(out)
+
+    with probe.hooks() as on:
+        for layer in model.blocks:
+            on(layer.register_forward_pre_hook(lambda m, a: inputs.append(a[0])))
+            on(layer.attn.qkv.register_forward_hook(values))
+            on(layer.attn.proj.register_forward_pre_hook(lambda m, a: heads.append(a[0].double())))
+            on(layer.attn.register_forward_hook(ones))
+            on(layer.mlp.register_forward_hook(ones))
+            on(layer.drop.register_forward_hook(lambda m, a, out: added.append(out.double())))
+        probe.hidden(model, probe.tokens(model, T).expand(ROWS, T))
+    kept = [float((a > 0).double().mean()) for a in added] or [1.0]
+    sizes = [float(a[a > 0].mean()) for a in added] or [1.0]
+    # the first token has a single probability: where it is dropped, its head returns nothing
+    first = [float((h[:, 0].view(ROWS, H, K)[:, :, 0] == 0).double().mean()) for h in heads]
+    return Measured(
+        inputs[0],
+        len(added),
+        min(kept),
+        max(kept),
+        sum(sizes) / len(sizes),
+        sum(first) / len(first),
+        max(float((h - 1).abs().mean()) for h in heads),
+    )
+
+
+def dropout(model: Any) -> Proof:
+    """model.dropout and attn_dropout: in training, each dropout sets the configured share p of known values to zero and
+    multiplies the others by 1 / (1 - p); in evaluation it changes none."""
+    cfg = model.cfg
+    off = measure(model)
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the share that is dropped is then the same at every launch
+        on = measure(model)
+    model.eval()
+    of_embeddings = float(((on.first_input == 0) & (off.first_input != 0)).double().mean())
+    p, q = cfg.dropout, cfg.attn_dropout
+    wrong = []
+    if on.places != 2 * cfg.layers:
+        wrong.append(f"{on.places} places drop what is added, not {2 * cfg.layers}")
+    if abs(of_embeddings - p) > 0.05 or not (abs(on.least_kept - 1 + p) < 0.05 and abs(on.most_kept - 1 + p) < 0.05):
+        wrong.append(f"{of_embeddings:.2f} of the embeddings and {1 - on.least_kept:.2f} of what is added are dropped")
+    if abs(on.size - 1 / (1 - p)) > probe.TOLERANCE:
+        wrong.append(f"what is left is enlarged {on.size:.2f} times")
+    single = ROWS * len(probe.heads(model)) * cfg.layers  # probabilities of first tokens: 4 standard errors are allowed
+    if abs(on.attention - q) > 4 * math.sqrt(max(q * (1 - q), 1e-9) / single) + 1e-6:
+        wrong.append(f"{on.attention:.2f} of the attention probabilities are dropped")
+    if (on.deviation > probe.TOLERANCE) != (q > 0):
+        wrong.append("attention drops" if q == 0 else "attention drops nothing")
+    if off.least_kept < 1 or off.deviation > probe.TOLERANCE:
+        wrong.append("something is dropped in evaluation")
+    value = f"{p:g}, attention {q:g}"
+    measured = (
+        f"measured {of_embeddings:.3f} of embeddings, {1 - on.least_kept:.3f} of additions, "
+        f"{on.attention:.3f} of attention"
+    )
+    return Proof("model.dropout, model.attn_dropout", value, not wrong, "; ".join(wrong) or measured)
