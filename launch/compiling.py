@@ -1,11 +1,13 @@
 """torch.compile of the model that is trained, and the proof that the compiled graph is the model."""
 
 import time
+import traceback
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from launch.manifest import RunFailed
 from model import attention, proof
 from model.fp8 import weights_cast
 from model.gpt import prepare_to_compile
@@ -19,8 +21,13 @@ def compile_model(engine: Any) -> None:
 
     Args:
         engine: a launch.engine.Engine before its first step.
+
+    Raises:
+        RunFailed: torch cannot compile the model.
     """
     began, run, loss = time.perf_counter(), engine.run, engine.ds.module
+    from torch._dynamo.exc import TorchDynamoException
+
     on_cpu = engine.device.type == "cpu"
     if on_cpu:
         from torch._functorch import config
@@ -46,11 +53,19 @@ def compile_model(engine: Any) -> None:
         with weights_cast(engine.model):
             return loss(batch)
 
-    if run.model.dropout or run.model.attn_dropout:
-        # first what training calls, then a graph that drops nothing, to compare
-        torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
-        loss.eval()
-    engine.proofs = [proof.compiled(engine.model, graph, loss.forward, batch)]
+    try:
+        if run.model.dropout or run.model.attn_dropout:
+            # first what training calls, then a graph that drops nothing, to compare
+            torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
+            loss.eval()
+        engine.proofs = [proof.compiled(engine.model, graph, loss.forward, batch)]
+    except TorchDynamoException as error:
+        traceback.print_exc()  # into the run's log
+        cause = getattr(error, "inner_exception", error)
+        reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
+        raise RunFailed(
+            f"torch.compile: {reason}. layout.compile=never trains without it, in all runs of the study"
+        ) from None
     loss.train()
     if not on_cpu:
         torch.cuda.synchronize()
